@@ -1,0 +1,164 @@
+"""The search: a folder of images in, a registered champion out.
+
+The command ``thawline search`` runs this very flow; so can a deployment, a schedule or a Python program::
+
+    from thawline.config import SearchConfig
+    from thawline.flows.search import search
+
+    outcome = search(SearchConfig.build({"data": {"path": "photos"}}))
+
+It needs no server started by hand: without ``PREFECT_API_URL`` Prefect starts one for as long as the flow runs.
+"""
+
+from thawline import environment
+
+environment.prepare()  # before Prefect and MLflow are imported: they read their switches then
+
+import time  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+from prefect import State, flow, task  # noqa: E402
+from prefect.artifacts import create_markdown_artifact, create_table_artifact  # noqa: E402
+from prefect.cache_policies import NO_CACHE  # noqa: E402
+from prefect.futures import PrefectFuture, as_completed  # noqa: E402
+from prefect.states import Completed, Failed  # noqa: E402
+from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
+
+from thawline.config import SearchConfig  # noqa: E402
+from thawline.data import Manifest  # noqa: E402
+from thawline.search import (  # noqa: E402
+    Prepared,
+    SearchOutcome,
+    Study,
+    TrialRecord,
+    TrialResult,
+    TrialSpec,
+    check_backbones,
+    check_config,
+    complete,
+    conduct,
+    decode_images,
+    next_trial,
+    prepare_workers,
+    read_data,
+    trial_name,
+)
+from thawline.search.leaderboard import leaderboard_rows  # noqa: E402
+from thawline.search.recorder import Recorder  # noqa: E402
+from thawline.search.winner import promote_best  # noqa: E402
+
+__all__ = ["search"]
+
+
+@flow(name="search", task_runner=ThreadPoolTaskRunner(max_workers=64), validate_parameters=True)
+def search(config: SearchConfig) -> SearchOutcome:
+    """Search for the best freeze depth and learning rate, then register and perhaps promote the best trial.
+
+    Args:
+        config: everything; see :class:`thawline.config.SearchConfig`.
+
+    Returns:
+        What came of it: leaderboard, model version, decision, test metrics, and what could not be kept.
+
+    Raises:
+        ThawlineError: for bad input, before anything expensive starts.
+    """
+    home = environment.home()
+    check_config(config)
+    prepare_workers()
+    recorder = Recorder.connect(config, home)
+    prepared = prepare(config, home)
+    study = Study.open(home, prepared.study, prepared.config, prepared.depths, prepared.fingerprint)
+    with study.exclusive(), recorder.study_run(prepared, study):
+        run_trials(prepared, study, recorder, home)
+        recorder.log_leaderboard(study)
+        publish_leaderboard(study)
+        outcome = promote(prepared, study, recorder, home)
+        publish_decision(outcome)
+    return outcome
+
+
+def prepare(config: SearchConfig, home: Path) -> Prepared:
+    """Read the data, try the backbones, decode the images."""
+    manifest = data_task(config)
+    completed, fingerprint = complete(config, manifest)
+    depths = backbones_task(config, len(manifest.classes))
+    images = decode_task(config, manifest, home)
+    return Prepared(completed, manifest, depths, images, fingerprint)
+
+
+def run_trials(prepared: Prepared, study: Study, recorder: Recorder, home: Path) -> None:
+    """Ask, submit, tell, until the budget is spent; ``study.workers`` trials at a time."""
+    budget = prepared.config.study
+    deadline = time.time() + 60 * budget.timeout_minutes if budget.timeout_minutes else None
+    waiting, started = study.unfinished(), study.finished()
+    running: dict[PrefectFuture[Any], int] = {}
+    recorder.announce(study, started)
+    while True:
+        while len(running) < budget.workers:
+            asked = next_trial(study, waiting, started, budget.trials, deadline)
+            if asked is None:
+                break
+            started += 1
+            spec = recorder.spec(prepared, asked, home)
+            name = trial_name(asked.number, asked.hyperparameters)
+            running[trial_task.with_options(task_run_name=name).submit(spec, prepared.depths, deadline)] = asked.number
+        if not running:
+            return
+        future = next(iter(as_completed(list(running))))
+        study.tell(trial_outcome(future, running.pop(future)))
+        recorder.log_leaderboard(study)
+
+
+@task(name="read data", cache_policy=NO_CACHE)
+def data_task(config: SearchConfig) -> Manifest:
+    """Scan the folder of images."""
+    return read_data(config)
+
+
+@task(name="check backbones", cache_policy=NO_CACHE)
+def backbones_task(config: SearchConfig, num_classes: int) -> dict[str, int]:
+    """Build every backbone once."""
+    return check_backbones(config, num_classes)
+
+
+@task(name="decode images", cache_policy=NO_CACHE)
+def decode_task(config: SearchConfig, manifest: Manifest, home: Path) -> dict[str, Path]:
+    """Decode and resize every image once."""
+    return decode_images(config, manifest, home)
+
+
+@task(name="trial", cache_policy=NO_CACHE)
+def trial_task(spec: TrialSpec, depths: dict[str, int], deadline: float | None) -> State[TrialResult]:
+    """Train one trial in a process of its own; its end is the state's name."""
+    result = conduct(spec, Study.load(spec.home, spec.study, spec.config, depths), deadline)
+    if result.state == "failed":
+        return Failed(message=result.reason, data=result)
+    return Completed(name=result.state.capitalize(), message=result.reason or None, data=result)
+
+
+def trial_outcome(future: PrefectFuture[Any], number: int) -> TrialResult:
+    """The value of a trial's task; a task that itself broke (cancelled, timed out) is a failed trial."""
+    value = future.result(raise_on_failure=False)
+    if isinstance(value, TrialResult):
+        return value
+    return TrialResult.without_result(number, reason=f"{future.state.name}: {value}")
+
+
+@task(name="register and promote", cache_policy=NO_CACHE)
+def promote(prepared: Prepared, study: Study, recorder: Recorder, home: Path) -> SearchOutcome:
+    """Package the best trial, score it and the champion on the test split, move the alias if it is better."""
+    return promote_best(prepared, study, recorder, home)
+
+
+def publish_leaderboard(study: Study) -> None:
+    """The leaderboard as a Prefect table."""
+    create_table_artifact(
+        key="leaderboard", table=leaderboard_rows(study.records()), description=f"Trials of the study {study.name}"
+    )
+
+
+def publish_decision(outcome: SearchOutcome) -> None:
+    """The promotion's decision as a Prefect page."""
+    create_markdown_artifact(key="decision", markdown=outcome.as_markdown(), description="Promotion decision")

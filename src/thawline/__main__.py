@@ -1,0 +1,5 @@
+"""``python -m thawline`` is the same as the command ``thawline``."""
+
+from thawline.cli import main
+
+main()

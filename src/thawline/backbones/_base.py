@@ -1,0 +1,73 @@
+"""The types that the rest of Thawline knows a pretrained network by."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+__all__ = ["Backbone", "BackboneInfo", "Interpolation", "LayerGroup", "Preprocessing"]
+
+Interpolation = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Neighbouring layers that are frozen or trained together."""
+
+    name: str
+    """Taken from the paths of its modules: ``layer1``, ``features.4-6``."""
+    tensors: tuple[str, ...]
+    """Names of its parameters and buffers, as in the module's ``state_dict``."""
+    modules: tuple[str, ...]
+    """Names of the modules that go to ``eval()`` when it is frozen: those with their last operation in it."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image before the network sees it: resize, crop the centre, scale to [0, 1], normalise."""
+
+    image_size: int
+    """Side in pixels of the square that is cut from the centre, and that the network sees."""
+    resize_size: int
+    """Length in pixels that the shorter side is resized to before."""
+    mean: tuple[float, float, float]
+    """Per channel (red, green, blue), of values in [0, 1]; subtracted."""
+    std: tuple[float, float, float]
+    """Per channel, of values in [0, 1]; divided by."""
+    interpolation: Interpolation
+    """How pixels are weighed when resizing."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained network, cut into ordered layer groups, with a new head.
+
+    ``module`` takes images ``[N, 3, image_size, image_size]`` (preprocessed) to logits ``[N, num_classes]``. The groups
+    are disjoint and ordered from input to head, and with the head hold every parameter and buffer exactly once. At every
+    border between groups one single tensor is passed on.
+    """
+
+    name: str
+    module: nn.Module
+    layer_groups: tuple[LayerGroup, ...]
+    head: LayerGroup
+    preprocessing: Preprocessing
+    weights_digest: str
+    """Sixteen hex digits of the tensors that it was loaded with, the head left out; random ones have a digest too."""
+    architecture: dict[str, Any]
+    """What rebuilds the module without Thawline: ``torchvision.models.get_model(a["builder"], weights=None,
+    **a["kwargs"])``."""
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What is known of a backbone without building it."""
+
+    name: str
+    parameters: int
+    """Number of parameters, with a head for 1000 classes."""
+    layer_groups: tuple[str, ...]
+    weights: tuple[str, ...]
+    """Pretrained weights that can be asked for: ``default`` (torchvision's own), ``starter`` (shipped with Thawline)."""
+    image_size: int
+    """Side in pixels of the images that the default weights were trained for."""

@@ -1,0 +1,150 @@
+"""Every classification network of torchvision, built, sized, loaded and cut in one way."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision import models
+
+from thawline.backbones._base import Backbone, BackboneInfo, LayerGroup, Preprocessing
+from thawline.backbones._graph import build_without_memory
+from thawline.backbones._groups import layer_groups_of
+from thawline.backbones._weights import STARTER, digest_of, load_into, read_weights, starter_metadata
+from thawline.exceptions import BackboneError
+
+__all__ = ["create", "inspect", "list_names", "preprocessing_of"]
+
+# How torchvision itself calls these two when it loads their weights, less the heads that are only for training from
+# scratch; init_weights would take minutes to no purpose.
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    name: {"transform_input": True, "aux_logits": False, "init_weights": False} for name in ("googlenet", "inception_v3")
+}
+# Networks that must be told the size of their images when they are built.
+_SIZE_ARGUMENT = {
+    "torchvision.models.vision_transformer": lambda size: {"image_size": size},
+    "torchvision.models.maxvit": lambda size: {"input_size": [size, size]},
+}
+_STARTER_SIZE = 64
+"""Side in pixels that the shipped weights' card suggests; they were trained at 48 to 80."""
+
+
+def list_names() -> list[str]:
+    """Names of the classification networks that the installed torchvision has."""
+    return models.list_models(module=models)
+
+
+def preprocessing_of(name: str, *, weights: str, image_size: int | None) -> Preprocessing:
+    """What the weights were trained on; for files and random weights, what the architecture's default weights were.
+
+    Raises:
+        BackboneError: if ``image_size`` is not positive.
+        WeightsError: if ``weights`` is ``starter`` and none are shipped for ``name``.
+    """
+    transforms = models.get_model_weights(name).DEFAULT.transforms()
+    size, resize = transforms.crop_size[0], transforms.resize_size[0]
+    mean, std, interpolation = transforms.mean, transforms.std, transforms.interpolation.value
+    if weights == "starter":
+        metadata = starter_metadata(name)
+        mean, std = ([float(value) for value in metadata[key].split(",")] for key in ("mean", "std"))
+        size, resize, interpolation = _STARTER_SIZE, _STARTER_SIZE, "bilinear"
+    if image_size is not None:
+        if image_size < 1:
+            raise BackboneError(f"`image_size >= 1` must hold, but got image_size={image_size}.")
+        size, resize = image_size, round(resize * image_size / size)
+    return Preprocessing(size, resize, tuple(mean), tuple(std), interpolation)
+
+
+def create(name: str, *, num_classes: int, weights: str, image_size: int | None, seed: int) -> Backbone:
+    """See :func:`thawline.backbones.create`."""
+    if num_classes < 1:
+        raise BackboneError(f"`num_classes >= 1` must hold, but got num_classes={num_classes}.")
+    preprocessing = preprocessing_of(name, weights=weights, image_size=image_size)
+    arguments = _arguments(name, preprocessing.image_size) | {"num_classes": num_classes}
+    _check_size(name, arguments, preprocessing.image_size)
+    groups, head, _ = _cut(name)
+
+    state = None if weights == "none" else read_weights(name, weights, models.get_model_weights(name).DEFAULT)
+    # Not torch.manual_seed, which would reach into the GPUs' generators too.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        module = models.get_model(name, weights=None, **arguments)
+    if state is not None:
+        load_into(module, head.name, state, repr(weights))
+    return Backbone(
+        name=name,
+        module=module,
+        layer_groups=groups,
+        head=head,
+        preprocessing=preprocessing,
+        weights_digest=digest_of(module, head.name),
+        architecture={"builder": name, "kwargs": arguments},
+    )
+
+
+def inspect(name: str) -> BackboneInfo:
+    """What is known of a network, found out from the network itself, without its memory; takes up to a few seconds."""
+    groups, _, parameters = _cut(name)
+    return BackboneInfo(
+        name=name,
+        parameters=parameters,
+        layer_groups=tuple(group.name for group in groups),
+        weights=("default", "starter") if name == STARTER else ("default",),
+        image_size=preprocessing_of(name, weights="default", image_size=None).image_size,
+    )
+
+
+def _arguments(name: str, image_size: int) -> dict[str, Any]:
+    """What the builder is called with, apart from the number of classes; plain JSON."""
+    sized = _SIZE_ARGUMENT.get(models.get_model_builder(name).__module__)
+    return dict(_ARGUMENTS.get(name, {})) | (sized(image_size) if sized else {})
+
+
+def _cut(name: str) -> tuple[tuple[LayerGroup, ...], LayerGroup, int]:
+    """Layer groups, head and number of parameters (of 1000 classes).
+
+    Always of the size that the network was made for, so that the groups are the same for all sizes of images.
+    """
+    default = models.get_model_weights(name).DEFAULT
+    classes = len(default.meta["categories"])
+    image_size = preprocessing_of(name, weights="default", image_size=None).image_size
+    arguments = _arguments(name, image_size) | {"num_classes": classes}
+    module = build_without_memory(lambda: models.get_model(name, weights=None, **arguments))
+    heads = [path for path, layer in module.named_modules() if _outputs(layer) == classes]
+    if len(heads) != 1:
+        raise BackboneError(f"Exactly one layer of {name!r} must have {classes} outputs, its head, but got {heads}.")
+    groups, head = layer_groups_of(module, heads[0], image_size)
+    return groups, head, sum(parameter.numel() for parameter in module.parameters())
+
+
+def _outputs(layer: nn.Module) -> int | None:
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else None
+
+
+def _check_size(name: str, arguments: dict[str, Any], image_size: int) -> None:
+    """Build the network and show it one image, all without memory or numbers: takes milliseconds, fails where it would.
+
+    Raises:
+        BackboneError: if it does not take images of that size.
+    """
+    try:
+        module = build_without_memory(lambda: models.get_model(name, weights=None, **arguments))
+        with torch.no_grad():
+            module(torch.empty(1, 3, image_size, image_size, device="meta"))
+    except (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
+        raise BackboneError(
+            f"{name} does not take images of {image_size} x {image_size} pixels. {_size_rule(name)} "
+            f"({str(error).strip().splitlines()[0]})"
+        ) from None
+
+
+def _size_rule(name: str) -> str:
+    default = models.get_model_weights(name).DEFAULT
+    height = default.meta["min_size"][0]
+    match models.get_model_builder(name).__module__.rpartition(".")[2]:
+        case "vision_transformer":
+            return f"It must be a multiple of its patch size, {name.rpartition('_')[2]}."
+        case "maxvit":
+            return f"It must be a multiple of {height}."
+    return f"It must be at least {height} x {height}."

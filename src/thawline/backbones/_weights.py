@@ -1,0 +1,205 @@
+"""Pretrained tensors, from wherever the user has them, into a network. Nothing here falls back to random weights."""
+
+import contextlib
+import hashlib
+import pickle
+import re
+import sys
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum
+from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+
+from thawline.exceptions import WeightsError
+
+__all__ = ["STARTER", "STARTER_FILE", "digest_of", "load_into", "read_weights", "starter_metadata"]
+
+STARTER = "mobilenet_v3_small"
+"""The one architecture whose weights are shipped with Thawline."""
+STARTER_FILE = Path(__file__).parent / "starter" / f"{STARTER}.safetensors"
+
+# Networks trained with auxiliary heads (GoogLeNet, Inception) are built without them: they are only for training from
+# scratch, and they would leave the network with more than one output.
+_AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
+# Files of torchvision's DenseNets still have the names of 2017, with a dot that module names may no longer hold.
+_OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)")
+_ALTERNATIVES = "Or give a file of your own (--weights FILE), or train from random weights (--weights none)."
+
+
+def read_weights(name: str, weights: str, default: WeightsEnum) -> dict[str, Tensor]:
+    """The tensors that ``weights`` stands for: ``default``, ``starter`` or a file.
+
+    Raises:
+        WeightsError: if they cannot be had, are torn, or would run code when loaded.
+    """
+    if weights == "default":
+        return _read_default(name, default)
+    if weights == "starter":
+        starter_metadata(name)
+        return _read_file(STARTER_FILE)
+    return _read_file(Path(weights).expanduser())
+
+
+def starter_metadata(name: str) -> dict[str, str]:
+    """What the file of shipped weights says about itself.
+
+    Raises:
+        WeightsError: if none are shipped for the architecture ``name``, or the file is torn.
+    """
+    if name != STARTER:
+        raise WeightsError(
+            f"Starter weights are shipped for {STARTER!r} only, but the backbone is {name!r}. "
+            f"Use --backbone {STARTER}, or --weights default."
+        )
+    try:
+        with safe_open(STARTER_FILE, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"The shipped weights {STARTER_FILE} cannot be read: {error}. Install again.") from None
+
+
+def _read_default(name: str, default: WeightsEnum) -> dict[str, Tensor]:
+    file = Path(torch.hub.get_dir()) / "checkpoints" / default.url.rpartition("/")[2]
+    if file.exists():
+        _check_hash(file)
+    try:
+        # torch.hub announces a download on stdout, where --json writes.
+        with contextlib.redirect_stdout(sys.stderr):
+            state = default.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
+    except (URLError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise WeightsError(
+            f"The pretrained weights of {name!r} cannot be had: {_first_line(error)}.\n"
+            f"Put the file {file.name} (from {default.url}) into {file.parent}, which TORCH_HOME moves. "
+            f"{_ALTERNATIVES}" + (" Or use --weights starter, shipped with Thawline." if name == STARTER else "")
+        ) from None
+    return dict(_tensors_in(state, file))
+
+
+def _check_hash(file: Path) -> None:
+    """Compare a cached file with the hash in its name: PyTorch does so for downloads only."""
+    promised = re.search(r"-([0-9a-f]{8,})\.", file.name)
+    if promised is None:
+        return
+    with file.open("rb") as content:
+        actual = hashlib.file_digest(content, "sha256").hexdigest()
+    if not actual.startswith(promised[1]):
+        raise WeightsError(
+            f"The SHA-256 of {file} must begin with {promised[1]}, but it is {actual[:16]}…: the file is torn or another "
+            "one. Delete it, and it is fetched again."
+        )
+
+
+def _read_file(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise WeightsError(
+            f"Weights must be 'default', 'starter', 'none' or a file, but there is no file {str(file)!r}."
+        )
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" in str(error) and zipfile.is_zipfile(file):
+            raise WeightsError(
+                f"{file} holds more than tensors, and loading it could run any code. Save its state_dict alone: "
+                "torch.save(model.state_dict(), FILE), or as safetensors."
+            ) from None
+        raise WeightsError(_torn(file, error)) from None
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(_torn(file, error)) from None
+    return dict(_tensors_in(state, file))
+
+
+def _torn(file: Path, error: Exception) -> str:
+    return f"{file} must be .safetensors or a state_dict saved by torch.save, but cannot be read: {_first_line(error)}."
+
+
+def _tensors_in(state: Any, file: Path) -> Iterable[tuple[str, Tensor]]:
+    """The named tensors of a loaded file, out of the wrappings that training scripts put around them."""
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{file} must hold a state_dict (names to tensors), but holds a {type(state).__name__}.")
+    wrapped = all(name.startswith("module.") for name in state)  # by DataParallel
+    for name, value in state.items():
+        yield name.removeprefix("module.") if wrapped else name, value
+
+
+def load_into(module: nn.Module, head: str, tensors: dict[str, Tensor], source: str) -> None:
+    """Copy pretrained tensors into ``module``, all but the head's; they are cast to the module's own precision.
+
+    Args:
+        module: with a fresh head, which is left as it is.
+        head: path of the last layer.
+        tensors: by torchvision's names, with any head or none.
+        source: what the tensors are, for the error.
+
+    Raises:
+        WeightsError: naming every tensor that is missing, unexpected or of another shape.
+    """
+    wanted = {name: value for name, value in module.state_dict().items() if not name.startswith(f"{head}.")}
+    given = {
+        _OLD_DENSENET.sub(r"\1\2", name): value
+        for name, value in tensors.items()
+        if not name.startswith((f"{head}.", *_AUXILIARY))
+    }
+    if isinstance(module, VisionTransformer):
+        given = _with_interpolated_positions(module, given)
+    shapes = [
+        f"{name}: {list(value.shape)} instead of {list(wanted[name].shape)}"
+        for name, value in given.items()
+        if name in wanted and value.shape != wanted[name].shape
+    ]
+    fitting = {name: value for name, value in given.items() if name not in wanted or value.shape == wanted[name].shape}
+    # Only the root's version: MNASNet insists on one. Without those of its parts, batch-norms of old files do without
+    # the counter that they did not have, and vision transformers take the old names of their linear layers.
+    fitting = _StateDict(fitting)
+    fitting._metadata = {"": module.state_dict()._metadata[""]}  # type: ignore[attr-defined]
+    missing, unexpected = module.load_state_dict(fitting, strict=False)
+    missing = [name for name in missing if name in wanted and name not in given]
+    problems = [
+        f"  {title} ({len(names)}): {', '.join(names[:8])}{', …' if len(names) > 8 else ''}"
+        for title, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        raise WeightsError(f"The weights {source} do not fit a {type(module).__name__}:\n" + "\n".join(problems))
+
+
+class _StateDict(dict[str, Tensor]):
+    """A dict that may carry the versions of the modules (``_metadata``), as ``module.state_dict()`` does."""
+
+    _metadata: dict[str, Any]
+
+
+def _with_interpolated_positions(module: VisionTransformer, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Position embeddings for the module's image size, interpolated between those that were learned at another."""
+    if "encoder.pos_embedding" not in given:
+        return given
+    try:
+        return dict(interpolate_embeddings(module.image_size, module.patch_size, dict(given)))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise WeightsError(f"encoder.pos_embedding cannot be interpolated: {error}") from None
+
+
+def digest_of(module: nn.Module, head: str) -> str:
+    """Sixteen hex digits of all parameters and buffers but the head's: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if not name.startswith(f"{head}."):
+            digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

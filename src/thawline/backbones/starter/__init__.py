@@ -1,0 +1,1 @@
+"""The starter backbone: small weights pretrained on images drawn by formula, shipped with the project."""

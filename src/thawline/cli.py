@@ -1,0 +1,326 @@
+"""The command line: verbs only. Each parses, calls and prints; heavy libraries are imported where they are needed."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from thawline import __version__, environment
+from thawline.exceptions import ThawlineError
+
+if TYPE_CHECKING:
+    from thawline.search import SearchOutcome
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="thawline",
+    help="Turn a folder of labelled images into a served classifier: search freeze depth and learning rate, "
+    "compare the trials in MLflow, promote the best.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    rich_markup_mode="markdown",
+)
+recipes_app = typer.Typer(help="List the shipped recipes, or copy one to edit it.", invoke_without_command=True)
+app.add_typer(recipes_app, name="recipes")
+
+_out = Console()
+_debug = False
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any key of a recipe, such as train.optimizer=sgd; repeatable."),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(metavar="default|starter|none|FILE", help="Pretrained weights; a .safetensors or state_dict file."),
+]
+
+
+def main() -> None:
+    """Run the command line. A known error is one message and exit code 2; ``--debug`` shows its traceback."""
+    environment.prepare()
+    try:
+        app()
+    except ThawlineError as error:
+        if _debug:
+            raise
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("stopped. The same command goes on where it stopped.", code=130)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"thawline {__version__}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    global _debug  # noqa: PLW0603  read once, by main()
+    _debug = debug
+
+
+@app.command()
+def search(
+    data: Annotated[Path, typer.Argument(help="Folder of images: DATA/<class>/…, or DATA/train/<class>/… and so on.")],
+    recipe: Annotated[Path | None, typer.Option(help="Recipe file; see `thawline recipes`.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Pretrained network; see `thawline backbones`.")] = None,
+    weights: Weights = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all, over every time the study is run.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images per trial, at most.")] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="MINUTES", help="Start no trial after this time.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side in pixels of what the network sees.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per optimizer step.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name in the model registry; default: the folder's name.")] = None,
+    study: Annotated[str | None, typer.Option(help="Name of the study; the same name goes on where it stopped.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of sampling, initialisation and batch order.")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
+    assignments: SetOption = None,
+    as_json: Json = False,
+) -> None:
+    """Search for the best fine-tuned classifier, register it, and make it champion if it is better."""
+    from thawline.config import SearchConfig, load_recipe, parse_assignments
+
+    options = {
+        "data.path": str(data),
+        "backbone.name": backbone,
+        "backbone.weights": weights,
+        "backbone.image_size": image_size,
+        "train.epochs": epochs,
+        "train.batch_size": batch_size,
+        "study.trials": trials,
+        "study.timeout_minutes": timeout,
+        "study.name": study,
+        "study.seed": seed,
+        "promotion.model": model,
+        "tracking.uri": tracking_uri,
+    }
+    config = SearchConfig.build(
+        load_recipe(recipe) if recipe else {}, _nested(options), parse_assignments(assignments or [])
+    )
+    outcome = _run_search(config, quiet=as_json)
+    if as_json:
+        _print_json(outcome.as_dict())
+    else:
+        _print_outcome(outcome)
+    if not outcome.everything_kept:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo() -> None:
+    """Run the whole search on scikit-learn's handwritten digits with the starter weights: no download, a few minutes."""
+    from thawline.config import SearchConfig, load_recipe
+    from thawline.data import write_digits
+    from thawline.recipes import recipe_path
+
+    folder = write_digits(environment.home() / "demo" / "digits")
+    config = SearchConfig.build(load_recipe(recipe_path("demo")), {"data": {"path": str(folder)}})
+    outcome = _run_search(config, quiet=False)
+    _print_outcome(outcome)
+    _out.print(
+        "\n[bold]Look further[/bold]\n"
+        "  thawline ui                                  compare the trials in MLflow and TensorBoard\n"
+        f"  thawline predict {outcome.model} {_short(folder / '7')}   ask the champion\n"
+        "  thawline search PATH/TO/YOUR/FOLDER          the same on your own images",
+        highlight=False,
+    )
+
+
+@app.command()
+def check(
+    data: Annotated[Path, typer.Argument(help="Folder of images.")], assignments: SetOption = None, as_json: Json = False
+) -> None:
+    """Read and report the data without training: classes, splits, bad files by name, duplicates, leaks, digest."""
+    from thawline.config import SearchConfig, parse_assignments
+    from thawline.data import report, report_json, scan
+
+    config = SearchConfig.build({"data": {"path": str(data)}}, parse_assignments(assignments or []))
+    manifest = scan(config.data)
+    if as_json:
+        _print_json(report_json(manifest))
+    else:
+        _out.print(report(manifest))
+
+
+@app.command()
+def backbones(
+    pattern: Annotated[str | None, typer.Argument(help="Part of a name, or a pattern such as 'resnet*'.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the backbones with their layer groups, parameters and weights."""
+    from thawline import backbones as registry
+
+    infos = [registry.describe(name) for name in registry.names(pattern)]
+    if not infos:
+        _fail(f"No backbone matches {pattern!r}. `thawline backbones` lists all.")
+    if as_json:
+        _print_json([registry.info_json(info) for info in infos])
+    else:
+        _out.print(registry.listing(infos))
+
+
+@app.command()
+def summary(
+    backbone: Annotated[str, typer.Argument(help="Name in the list of `thawline backbones`.")],
+    freeze_depth: Annotated[int, typer.Option(help="Layer groups frozen, counted from the input.")] = 0,
+    image_size: Annotated[int | None, typer.Option(help="Side in pixels of what the network sees.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a backbone's layers, and what is frozen and trainable at a freeze depth."""
+    from thawline import backbones as registry
+
+    built = registry.create(backbone, num_classes=10, weights="none", image_size=image_size)
+    if as_json:
+        _print_json(registry.summary_json(built, freeze_depth))
+    else:
+        print(registry.summary_text(built, freeze_depth))  # noqa: T201  as wide as it is, for a pager
+
+
+@app.command()
+def leaderboard(
+    study: Annotated[str | None, typer.Argument(help="Name of a study; default: the latest.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Rank the trials of a study."""
+    from thawline.search.leaderboard import leaderboard_rows, leaderboard_table
+    from thawline.search.study import latest_study, load_records
+
+    name = study or latest_study(environment.home())
+    metric, records = load_records(environment.home(), name)
+    if as_json:
+        _print_json({"study": name, "metric": metric, "trials": leaderboard_rows(records)})
+    else:
+        _out.print(leaderboard_table(records, metric, title=f"Study {name}"))
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL[@ALIAS]", help="Registered model; default alias: champion.")],
+    paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Name the class of image files, with probabilities, by a model from the registry."""
+    from thawline.predict import predict_files, predictions_table
+
+    predictions = predict_files(model, paths, tracking_uri=tracking_uri, home=environment.home())
+    if as_json:
+        _print_json(predictions)
+    else:
+        _out.print(predictions_table(predictions))
+    if any("error" in prediction for prediction in predictions):
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
+    mlflow_port: Annotated[int | None, typer.Option(help="Port of the MLflow UI; default: a free one from 5000.")] = None,
+    tensorboard_port: Annotated[int | None, typer.Option(help="Port of TensorBoard; default: a free one from 6006.")] = None,
+) -> None:
+    """Start the MLflow UI and TensorBoard on this project's store; Ctrl-C stops both."""
+    from thawline.ui import serve_ui
+
+    raise typer.Exit(serve_ui(environment.home(), tracking_uri, mlflow_port, tensorboard_port, _out.print))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check versions, home, devices and the weights cache, and say what to do."""
+    from thawline.doctor import diagnose, findings_table
+
+    findings = diagnose(environment.home())
+    if as_json:
+        _print_json([finding.as_dict() for finding in findings])
+    else:
+        _out.print(findings_table(findings))
+    if any(finding.status == "wrong" for finding in findings):
+        raise typer.Exit(1)
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context, as_json: Json = False) -> None:
+    """List the shipped recipes."""
+    from thawline.recipes import shipped_recipes
+
+    if context.invoked_subcommand is not None:
+        return
+    listed = shipped_recipes()
+    if as_json:
+        _print_json([{"name": recipe.name, "purpose": recipe.purpose, "command": recipe.command} for recipe in listed])
+        return
+    for recipe in listed:
+        _out.print(f"[bold]{recipe.name}[/bold]  {recipe.purpose}\n    {recipe.command}", highlight=False)
+
+
+@recipes_app.command("copy")
+def copy_recipe(
+    name: Annotated[str, typer.Argument(help="Name of a shipped recipe.")],
+    to: Annotated[Path, typer.Option(help="Folder or file to write; never overwrites.")] = Path(),
+) -> None:
+    """Copy a shipped recipe here, to edit it."""
+    from thawline.recipes import copy
+
+    target = copy(name, to)
+    _out.print(f"Wrote {target}. Use it with: thawline search DATA --recipe {target}", highlight=False)
+
+
+def _run_search(config: Any, *, quiet: bool) -> "SearchOutcome":
+    environment.quiet_prefect()
+    from thawline.terminal import watch
+
+    with watch(Console(stderr=True), quiet=quiet):
+        from thawline.flows.search import search as search_flow
+
+        outcome: SearchOutcome = search_flow(config)
+    return outcome
+
+
+def _print_outcome(outcome: "SearchOutcome") -> None:
+    from thawline.search.leaderboard import leaderboard_table
+
+    _out.print(leaderboard_table(outcome.records, outcome.metric, title=f"Study {outcome.study}"))
+    _out.print()
+    for line in outcome.lines():
+        _out.print(line, highlight=False)
+
+
+def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"train.epochs": 3}`` to ``{"train": {"epochs": 3}}``, without what was not given."""
+    nested: dict[str, Any] = {}
+    for key, value in options.items():
+        if value is not None:
+            section, _, name = key.partition(".")
+            nested.setdefault(section, {})[name] = value
+    return nested
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False, default=str))  # noqa: T201
+
+
+def _short(path: Path) -> str:
+    """Relative to the working directory where that is shorter to type."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    print(f"Error: {message}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)

@@ -1,0 +1,358 @@
+"""One set of frozen models is the recipe file, the command line, the Prefect form and the logged configuration.
+
+A recipe is YAML with these keys; every key may be left out. Precedence: defaults, then the recipe, then the command
+line's options, then ``--set key=value``. All mistakes are reported at once, with the path of each key.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from thawline.exceptions import ConfigError
+
+__all__ = [
+    "BackboneConfig",
+    "DataConfig",
+    "PromotionConfig",
+    "SearchConfig",
+    "SearchSpace",
+    "StudyConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "flatten",
+    "load_recipe",
+    "parse_assignments",
+]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def _plain_name(value: str) -> str:
+    """Names become folder names, MLflow names and URL parts: letters, digits, ``.``, ``_``, ``-`` only."""
+    if not _NAME.fullmatch(value):
+        raise ValueError(
+            "must start with a letter or a digit and hold at most 100 letters, digits, '.', '_' or '-', "
+            f"but got {value!r}"
+        )
+    return value
+
+
+def _pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"must be a regular expression, but got {value!r}: {error}") from None
+    return value
+
+
+PlainName = Annotated[str, AfterValidator(_plain_name)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class DataConfig(_Model):
+    """The folder of labelled images and how it is read."""
+
+    path: Path
+    """Folder with one subfolder of images per class, or with train/, validation/ and test/ above the classes."""
+    validation_fraction: float = Field(0.15, gt=0, lt=0.5)
+    """Share of the images split off for validation where the folder has no validation/ of its own."""
+    test_fraction: float = Field(0.15, gt=0, lt=0.5)
+    """Share of the images held out for the final test where the folder has no test/ of its own."""
+    group_pattern: Annotated[str, AfterValidator(_pattern)] | None = None
+    """Regular expression searched in each file's relative path; files with the same match (its first group, if it has
+    one) stay on one side of the split: a patient, a camera, a video."""
+    group_column: str | None = None
+    """Column of DATA/metadata.csv (beside its column ``file_name``) that names each file's group."""
+    max_bad_fraction: float = Field(0.05, ge=0, le=1)
+    """Share of unreadable files above which nothing is trained."""
+    max_pixels: int = Field(64_000_000, ge=1)
+    """Images with more pixels (width times height) are refused before they are decoded."""
+    workers: int | None = Field(None, ge=1)
+    """Processes that decode; by default one per CPU core."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_group(self) -> Self:
+        if self.group_pattern is not None and self.group_column is not None:
+            raise ValueError("group_pattern and group_column cannot both be set")
+        if self.validation_fraction + self.test_fraction >= 0.8:
+            raise ValueError("validation_fraction + test_fraction must be less than 0.8, to leave something to train on")
+        return self
+
+
+class BackboneConfig(_Model):
+    """The pretrained network."""
+
+    name: str = "resnet18"
+    """Name in the list of ``thawline backbones``."""
+    weights: str = "default"
+    """``default`` (torchvision's own), ``starter`` (shipped with Thawline), ``none`` (random), or a file:
+    .safetensors, or a state_dict saved by torch.save."""
+    image_size: int | None = Field(None, ge=8, le=2048)
+    """Side in pixels of the square that the network sees; by default what its weights were trained for."""
+
+
+class TrainConfig(_Model):
+    """How one trial trains."""
+
+    epochs: int = Field(8, ge=1)
+    """Passes over the training images, at most."""
+    batch_size: int = Field(32, ge=1)
+    """Images per optimizer step."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """``adamw``, or ``sgd`` with Nesterov momentum 0.9."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled (adamw) or L2 (sgd); never applied to biases and normalisation layers."""
+    head_learning_rate_factor: float = Field(1.0, gt=0)
+    """The head learns this many times faster than the thawed layer groups."""
+    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of all steps in which the learning rate rises linearly, before it falls as a cosine."""
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    """Probability mass spread over the other classes in the training loss."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """``balanced`` weighs each class's loss by the inverse of its share of the training images."""
+    gradient_clip: float | None = Field(1.0, gt=0)
+    """Largest norm of the whole gradient; ``null`` clips nothing."""
+    early_stopping: int | None = Field(None, ge=1)
+    """Stop after this many epochs without a better value; ``null`` trains all epochs."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """``auto`` is bf16 autocast on a GPU that has it, fp16 on an older one, and fp32 elsewhere."""
+    channels_last: bool = True
+    """Keep images and convolutions in channels-last memory order: faster on CPU and GPU."""
+    device: str = "auto"
+    """``auto`` (cuda, then mps, then cpu), or a torch device such as ``cpu`` or ``cuda:1``."""
+    keep_checkpoints: int = Field(1, ge=1)
+    """How many of the best checkpoints of a trial are kept, beside the last."""
+
+
+class SearchSpace(_Model):
+    """What Optuna may choose. A two-item list is a range; ``null`` keeps TrainConfig's value for every trial."""
+
+    freeze_depth: tuple[int, int] | None = None
+    """Smallest and largest number of frozen layer groups; by default from 0 (train everything) to all (head alone)."""
+    learning_rate: tuple[float, float] = (1e-5, 1e-2)
+    """Range of the learning rate, sampled on a log scale."""
+    weight_decay: tuple[float, float] | None = None
+    """Range of the weight decay, sampled on a log scale."""
+    head_learning_rate_factor: tuple[float, float] | None = None
+    """Range of the head's learning-rate factor, sampled on a log scale."""
+    optimizer: tuple[Literal["adamw", "sgd"], ...] | None = None
+    """Optimizers to choose from."""
+    backbone: tuple[str, ...] | None = None
+    """Backbones to choose from, each with a freeze-depth range of its own."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        problems = []
+        if self.freeze_depth is not None and not 0 <= self.freeze_depth[0] <= self.freeze_depth[1]:
+            problems.append(f"freeze_depth: 0 <= low <= high must hold, but got {list(self.freeze_depth)}")
+        for name in ("learning_rate", "weight_decay", "head_learning_rate_factor"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value[0] <= value[1]:
+                problems.append(f"{name}: 0 < low <= high must hold, but got {list(value)}")
+        for name in ("optimizer", "backbone"):
+            value = getattr(self, name)
+            if value is not None and (not value or len(set(value)) != len(value)):
+                problems.append(f"{name}: must list at least one choice, each once, but got {list(value)}")
+        if self.backbone is not None and self.freeze_depth is not None:
+            problems.append("freeze_depth cannot be set together with backbone: each backbone has a range of its own")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class StudyConfig(_Model):
+    """The search as a whole."""
+
+    name: PlainName | None = None
+    """Name of the study; the same name goes on where it stopped. By default made from data, backbone and settings."""
+    trials: int = Field(20, ge=1)
+    """Trials in all, counted over every time that the study was run."""
+    timeout_minutes: float | None = Field(None, gt=0)
+    """No trial is started after this many minutes, and a running one stops at its next epoch."""
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"] = "accuracy"
+    """Validation metric that the search optimises (``loss`` is minimised, the others are maximised)."""
+    sampler: str = "GPSampler"
+    """Any of Optuna's samplers, by class name."""
+    sampler_options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the sampler."""
+    pruner: str = "MedianPruner"
+    """Any of Optuna's pruners, by class name; ``NopPruner`` prunes nothing."""
+    pruner_options: dict[str, Any] = Field(default_factory=lambda: {"n_startup_trials": 4, "n_warmup_steps": 1})
+    """Keyword arguments of the pruner."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Seed of sampling, initialisation and batch order."""
+    workers: int = Field(1, ge=1)
+    """Trials that run at the same time, each in a process of its own. More than one makes the order of results, and
+    so the sampler's choices, depend on timing."""
+
+
+class TrackingConfig(_Model):
+    """Where results are recorded."""
+
+    uri: str | None = None
+    """MLflow tracking URI; by default MLFLOW_TRACKING_URI, else a SQLite database in Thawline's home."""
+    experiment: PlainName = "thawline"
+    """MLflow experiment that the study's runs belong to."""
+    tensorboard: bool = True
+    """Write TensorBoard event files beside MLflow."""
+    system_metrics: bool = True
+    """Record CPU, memory and GPU use of every trial."""
+
+
+class PromotionConfig(_Model):
+    """What happens to the best trial."""
+
+    model: PlainName | None = None
+    """Name in the MLflow model registry; by default the name of the data folder."""
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1"] = "accuracy"
+    """Metric on the test split by which a challenger must beat the champion."""
+
+
+class SearchConfig(_Model):
+    """Everything that ``thawline search`` does, as one value."""
+
+    data: DataConfig
+    backbone: BackboneConfig = BackboneConfig()
+    train: TrainConfig = TrainConfig()
+    space: SearchSpace = SearchSpace()
+    study: StudyConfig = StudyConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    promotion: PromotionConfig = PromotionConfig()
+
+    @classmethod
+    def build(cls, *layers: Mapping[str, Any]) -> "SearchConfig":
+        """Merge layers of nested mappings, later ones winning, and validate the whole.
+
+        Raises:
+            ConfigError: naming every wrong key and value at once.
+        """
+        merged: dict[str, Any] = {}
+        for layer in layers:
+            _merge(merged, layer)
+        try:
+            return cls.model_validate(merged)
+        except ValidationError as error:
+            raise ConfigError(_describe(error)) from None
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """Names of all backbones that the study may train."""
+        return self.space.backbone or (self.backbone.name,)
+
+    def fingerprint(self, data_digest: str) -> str:
+        """Sixteen hex digits that change when trials of two searches could not be compared.
+
+        Budget (trials, timeout, workers), names, tracking and promotion may change between two runs of one study;
+        data, backbone, training and search space may not.
+        """
+        study = self.study.model_dump(mode="json", include={"metric", "sampler", "sampler_options", "seed"})
+        relevant = {
+            "data": data_digest,
+            "backbone": self.backbone.model_dump(mode="json"),
+            "train": self.train.model_dump(mode="json", exclude={"device", "keep_checkpoints"}),
+            "space": self.space.model_dump(mode="json"),
+            "study": study,
+        }
+        return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_recipe(path: Path) -> dict[str, Any]:
+    """Read a recipe file: YAML with the keys of :class:`SearchConfig`, any of them left out.
+
+    Raises:
+        ConfigError: if the file is missing, is not YAML or is not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the recipe {path}: {error}. `thawline recipes` lists those shipped.") from None
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The recipe {path} is not valid YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"The recipe {path} must be a mapping of keys, but it is a {type(content).__name__}.")
+    return content
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """Turn ``["train.epochs=3", …]`` into ``{"train": {"epochs": 3}, …}``; values are YAML scalars or lists.
+
+    Raises:
+        ConfigError: if an assignment has no ``=``, an empty key or a value that is not YAML.
+    """
+    result: dict[str, Any] = {}
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        parts = key.strip().split(".")
+        if not separator or not all(parts):
+            raise ConfigError(f"--set takes key=value such as train.epochs=3, but got {assignment!r}.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        nested: dict[str, Any] = {parts[-1]: value}
+        for part in reversed(parts[:-1]):
+            nested = {part: nested}
+        _merge(result, nested)
+    return result
+
+
+def flatten(config: BaseModel, prefix: str = "") -> dict[str, str]:
+    """The configuration as flat ``{"train.epochs": "3", …}``, in the order of declaration."""
+    flat: dict[str, str] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = str(value)
+    return flat
+
+
+def _merge(target: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        if isinstance(value, Mapping) and isinstance(target.get(key), dict) and not key.endswith("_options"):
+            _merge(target[key], value)
+        else:
+            target[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _describe(error: ValidationError) -> str:
+    """Every mistake of a configuration, a line each: the key, the rule, the value."""
+    lines = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"]) or "configuration"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{key}: there is no such key.{_suggest(item['loc'])}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            value = "" if item["type"] in {"missing", "value_error"} else f" (got {item['input']!r})"
+            lines.append(f"{key}: {message}{value}")
+    return "The configuration is wrong:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _suggest(location: tuple[int | str, ...]) -> str:
+    import difflib  # noqa: PLC0415  only needed after a mistake
+
+    model: type[BaseModel] = SearchConfig
+    for part in location[:-1]:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ""
+        model = annotation
+    close = difflib.get_close_matches(str(location[-1]), list(model.model_fields), n=1)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    return f" Known keys: {', '.join(model.model_fields)}."

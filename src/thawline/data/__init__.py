@@ -1,0 +1,28 @@
+"""From a folder of labelled images to arrays that are ready to train on.
+
+``scan`` reads a folder into a ``Manifest``; ``decoded`` turns a manifest into ``DecodedImages``; ``report`` says for
+people what was found.
+"""
+
+from thawline.data.cache import DecodedImages, decoded
+from thawline.data.digits import write_digits
+from thawline.data.folder import Manifest, Problem, Row, Split, scan
+from thawline.data.images import BadImage, decode, resize_and_crop
+from thawline.data.report import report, report_json, report_text
+
+__all__ = [
+    "BadImage",
+    "DecodedImages",
+    "Manifest",
+    "Problem",
+    "Row",
+    "Split",
+    "decode",
+    "decoded",
+    "report",
+    "report_json",
+    "report_text",
+    "resize_and_crop",
+    "scan",
+    "write_digits",
+]

@@ -1,0 +1,90 @@
+"""What a scan found, for people and for programs."""
+
+import io
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from thawline.data.folder import Manifest, Problem
+
+if TYPE_CHECKING:  # the processes that decode import this package and print nothing
+    from rich.console import RenderableType
+
+__all__ = ["report", "report_json", "report_text"]
+
+_NAMED = 10  # problems of one kind that are named; bad files are named all
+_SPLITS = ("train", "validation", "test")
+_TITLES = {
+    "bad": "Cannot be decoded, left out",
+    "conflict": "The same image under two classes, left out",
+    "leak": "Also in a split that is held out more, left out",
+    "class": "Classes to look at",
+    "duplicate": "Copies of another image, kept on the same side",
+    "stray": "Not read",
+}
+
+
+def report(manifest: Manifest) -> "RenderableType":
+    """A table of classes and splits, then every kind of problem with its files, then the data digest."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("class", overflow="fold")
+    for title in (*_SPLITS, "all", "share"):
+        table.add_column(title, justify="right")
+    counts = manifest.counts()
+    total = len(manifest.rows)
+    for name, by_split in counts.items():
+        own = sum(by_split.values())
+        table.add_row(Text(_printable(name)), *(f"{n:,}" for n in by_split.values()), f"{own:,}", f"{own / total:.1%}")
+    sums = [sum(by_split[split] for by_split in counts.values()) for split in ("train", "validation", "test")]
+    table.add_row("all", *(f"{n:,}" for n in sums), f"{total:,}", "", style="bold")
+
+    parts: list[Any] = [Text(_printable(f"{manifest.root}: {manifest.layout}")), Text(), table]
+    for kind, title in _TITLES.items():
+        problems = [problem for problem in manifest.problems if problem.kind == kind]
+        if problems:
+            shown = problems if kind == "bad" else problems[:_NAMED]
+            lines = [_printable(f"{problem.path}: {problem.reason}") for problem in shown]
+            if len(shown) < len(problems):
+                lines.append(f"and {len(problems) - len(shown):,} more")
+            parts += [Text(), Text(f"{title}: {len(problems):,}", style="bold")]
+            parts += [Padding(Text(line), (0, 0, 0, 2)) for line in lines]
+    parts += [Text(), Text(f"data digest {manifest.digest}")]
+    return Group(*parts)
+
+
+def report_text(manifest: Manifest, *, width: int = 100) -> str:
+    """:func:`report` as plain text, for logs and notes."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    with console.capture() as capture:
+        console.print(report(manifest))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def report_json(manifest: Manifest) -> dict[str, Any]:
+    """The same for programs: JSON types only, every problem in full."""
+
+    def of(kind: str) -> list[Problem]:
+        return [problem for problem in manifest.problems if problem.kind == kind]
+
+    splits = Counter(row.split for row in manifest.rows)
+    return {
+        "path": str(manifest.root),
+        "layout": manifest.layout,
+        "digest": manifest.digest,
+        "images": len(manifest.rows),
+        "splits": {split: splits[split] for split in ("train", "validation", "test")},
+        "classes": {name: dict(by_split) for name, by_split in manifest.counts().items()},
+        "problems": {kind: [{"path": p.path, "reason": p.reason} for p in of(kind)] for kind in _TITLES},
+    }
+
+
+def _printable(text: str) -> str:
+    """File names may hold line breaks, escape sequences and bytes that are no UTF-8; a terminal must not obey them."""
+    safe = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in safe)

@@ -1,0 +1,54 @@
+"""Where state lives, and the switches of the libraries that must be set before they are imported.
+
+This module imports none of them. It is the only one that writes to ``os.environ``.
+"""
+
+import os
+from pathlib import Path
+
+__all__ = ["home", "prepare", "quiet_prefect"]
+
+# Prefect reads DO_NOT_TRACK, MLflow wants the word "true" there; the others are named for those who look for them.
+_SWITCHES = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    # Models are safetensors; nothing that we load needs a pickle, and nothing may bring one in.
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    # The first start of Prefect's own server migrates its database; its default of 20 s is too short on a busy laptop.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    # Training must not wait for minutes on a tracking server that is down: the tracker buffers and tries again itself.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+def home() -> Path:
+    """The folder that holds all of Thawline's state: ``THAWLINE_HOME``, else ``.thawline`` in the working directory."""
+    return Path(os.environ.get("THAWLINE_HOME") or ".thawline").expanduser().absolute()
+
+
+def prepare() -> Path:
+    """Set the libraries' switches, unless the user has, and return :func:`home`.
+
+    Must run before MLflow or Prefect is imported: both read their environment on import. No telemetry leaves the
+    machine, and Prefect's database lies in :func:`home` unless ``PREFECT_HOME`` or ``PREFECT_API_URL`` says otherwise.
+    """
+    root = home()
+    for name, value in _SWITCHES.items():
+        os.environ.setdefault(name, value)
+    if "PREFECT_API_URL" not in os.environ:
+        os.environ.setdefault("PREFECT_HOME", str(root / "prefect"))
+    return root
+
+
+def quiet_prefect() -> None:
+    """Keep Prefect's own log off the terminal, where the search shows itself; its UI still gets all of it.
+
+    Must run before Prefect is imported.
+    """
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "thawline")

@@ -1,0 +1,60 @@
+"""Every error that Thawline raises on purpose, with a sentence of *when*.
+
+::
+
+    ThawlineError                 anything below; the command line prints it without a traceback and exits 2
+    ├── ConfigError               a recipe, an option or a ``--set`` is wrong; all mistakes at once, by key
+    ├── DataError                 the data folder cannot be trained on
+    │   └── BadImageError         one file cannot be decoded; collected into the report, never hidden
+    ├── BackboneError             an unknown backbone, or one that cannot be cut or sized as asked
+    │   └── WeightsError          pretrained weights cannot be had, or do not fit
+    ├── TrainingError             a trial cannot go on (loss is not finite, a device is missing)
+    ├── CheckpointError           a checkpoint is torn, foreign or from another configuration
+    ├── StudyError                a study is in use, unknown, or was made with another configuration
+    ├── TrackingError             the tracking server cannot be reached at the start
+    └── RegistryError             a model, version or alias is missing, or a promotion is refused
+"""
+
+
+class ThawlineError(Exception):
+    """Any error that names the rule, the value and the next step."""
+
+
+class ConfigError(ThawlineError):
+    """A recipe, an option or a ``--set`` is wrong."""
+
+
+class DataError(ThawlineError):
+    """The data folder cannot be trained on."""
+
+
+class BadImageError(DataError):
+    """One file cannot be decoded; ``str(error)`` is the reason without the file's name."""
+
+
+class BackboneError(ThawlineError):
+    """An unknown backbone, or one that cannot be cut or sized as asked."""
+
+
+class WeightsError(BackboneError):
+    """Pretrained weights cannot be had, or do not fit the backbone."""
+
+
+class TrainingError(ThawlineError):
+    """A trial cannot go on; the trial is recorded as failed with this text."""
+
+
+class CheckpointError(ThawlineError):
+    """A checkpoint is torn, foreign or from another configuration."""
+
+
+class StudyError(ThawlineError):
+    """A study is in use, unknown, or was made with another configuration."""
+
+
+class TrackingError(ThawlineError):
+    """The tracking server cannot be reached at the start of a search."""
+
+
+class RegistryError(ThawlineError):
+    """A model, version or alias is missing, or a promotion is refused."""

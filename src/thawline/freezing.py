@@ -1,0 +1,66 @@
+"""Freezing a backbone down to a depth, and what "frozen" must mean for batch-norms and dropout.
+
+*Freeze depth* is the number of layer groups frozen, counted from the input: 0 trains everything, ``len(layer_groups)``
+trains the head alone.
+"""
+
+from torch import nn
+
+from thawline.backbones import Backbone
+from thawline.exceptions import BackboneError
+
+__all__ = ["freeze_to", "train_mode", "trainable_parameters"]
+
+
+def freeze_to(backbone: Backbone, depth: int) -> None:
+    """Let gradients reach the parameters from layer group ``depth`` on, the head included, and no others.
+
+    Call it before the optimizer is made, with ``trainable_parameters(backbone)``: a frozen parameter that is given to an
+    optimizer with an old gradient is still moved, by momentum and by weight decay.
+
+    This is half of freezing. Batch-norms update their running statistics in every forward pass in training mode, whether
+    or not anything requires gradients: they are buffers. :func:`train_mode` is the other half.
+
+    Raises:
+        BackboneError: unless ``0 <= depth <= len(backbone.layer_groups)``.
+    """
+    _check(backbone, depth)
+    frozen = {name for group in backbone.layer_groups[:depth] for name in group.tensors}
+    for name, parameter in backbone.module.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+        if name in frozen:
+            parameter.grad = None
+
+
+def train_mode(backbone: Backbone, depth: int) -> None:
+    """Put the layer groups from ``depth`` on into training mode, and the frozen ones into evaluation mode.
+
+    Use it in place of ``module.train()``, at the beginning of every epoch (and after every evaluation). With
+    ``module.train()`` alone a "frozen" group
+
+    * still moves the running mean and variance of its batch-norms, so the frozen network is another one after each epoch;
+    * normalises by the statistics of the batch, so its results depend on which images happen to be together;
+    * still applies dropout and stochastic depth, so the same image gives other activations each time.
+
+    In evaluation mode its activations are a function of the image alone, and so could be stored. (Batch-norm's part of
+    this is what timm's ``freeze`` does by swapping the layers; here they stay what they are.)
+
+    Raises:
+        BackboneError: unless ``0 <= depth <= len(backbone.layer_groups)``.
+    """
+    _check(backbone, depth)
+    backbone.module.train()
+    for group in backbone.layer_groups[:depth]:
+        for name in group.modules:
+            backbone.module.get_submodule(name).eval()
+
+
+def trainable_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
+    """The parameters that require gradients, by name, in the order of the module."""
+    return {name: parameter for name, parameter in backbone.module.named_parameters() if parameter.requires_grad}
+
+
+def _check(backbone: Backbone, depth: int) -> None:
+    deepest = len(backbone.layer_groups)
+    if not 0 <= depth <= deepest:
+        raise BackboneError(f"`0 <= depth <= {deepest}` must hold, but got depth={depth}.")

@@ -1,0 +1,71 @@
+"""``thawline predict``: classes and probabilities for files, by a model from the registry."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from thawline.config import TrackingConfig
+from thawline.data import image_files
+from thawline.exceptions import DataError
+from thawline.registry import load_model
+from thawline.tracking import connect, resolve_uri
+
+__all__ = ["predict_files", "predictions_table"]
+
+_CHUNK = 64
+"""Files read into memory at once."""
+
+
+def predict_files(model: str, paths: Sequence[Path], *, tracking_uri: str | None, home: Path) -> list[dict[str, Any]]:
+    """Classify image files.
+
+    Args:
+        model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
+        paths: image files, or folders that are searched for them.
+        tracking_uri: where the registry is; by default as for a search.
+        home: Thawline's home.
+
+    Returns:
+        A mapping for each file: ``path``, and ``class``, ``probability``, ``probabilities``, or ``error``.
+
+    Raises:
+        RegistryError: if the model or alias is missing.
+        DataError: if a path does not exist or holds no image.
+    """
+    files = [file for path in paths for file in _files(path)]
+    store = connect(resolve_uri(TrackingConfig(uri=tracking_uri), home), home=home, experiment=TrackingConfig().experiment)
+    loaded = load_model(store, model)
+    predictions = []
+    for start in range(0, len(files), _CHUNK):
+        chunk = files[start : start + _CHUNK]
+        answers = loaded.classify([file.read_bytes() for file in chunk])
+        predictions += [{"path": str(file), **answer} for file, answer in zip(chunk, answers, strict=True)]
+    return predictions
+
+
+def predictions_table(predictions: Sequence[dict[str, Any]]) -> Table:
+    """Predictions for the terminal: the class, its probability, and the runner-up."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("file", "class", "probability", "next"):
+        table.add_column(name, overflow="fold")
+    for prediction in predictions:
+        if "error" in prediction:
+            table.add_row(prediction["path"], f"[red]{prediction['error']}[/]", "", "")
+            continue
+        ranked = sorted(prediction["probabilities"].items(), key=lambda item: -item[1])
+        runner_up = f"{ranked[1][0]} {ranked[1][1]:.3f}" if len(ranked) > 1 else ""
+        table.add_row(prediction["path"], prediction["class"], f"{prediction['probability']:.3f}", runner_up)
+    return table
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path} does not exist. Give image files, or folders that hold them.")
+    files = image_files(path)
+    if not files:
+        raise DataError(f"{path} holds no image file.")
+    return files

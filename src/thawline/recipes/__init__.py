@@ -1,0 +1,63 @@
+"""Shipped recipes: complete, commented examples. The first line of each is the command that runs it."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from thawline.exceptions import ConfigError
+
+__all__ = ["Recipe", "copy", "recipe_path", "shipped_recipes"]
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A shipped recipe."""
+
+    name: str
+    command: str
+    """The command that runs it."""
+    purpose: str
+    """One sentence: when to take it."""
+
+
+def shipped_recipes() -> list[Recipe]:
+    """All shipped recipes by name; command and purpose are the first two comment lines of the file."""
+    recipes = []
+    for path in sorted(_FOLDER.glob("*.yaml")):
+        command, purpose = (line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines()[:2])
+        recipes.append(Recipe(path.stem, command, purpose))
+    return recipes
+
+
+def recipe_path(name: str) -> Path:
+    """File of a shipped recipe.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    names = [recipe.name for recipe in shipped_recipes()]
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(names)}."
+        raise ConfigError(f"There is no recipe {name!r}. {hint}")
+    return _FOLDER / f"{name}.yaml"
+
+
+def copy(name: str, to: Path) -> Path:
+    """Copy a recipe into a folder, or to a file that does not exist yet; returns the file written.
+
+    Raises:
+        ConfigError: if there is no such recipe, or the file exists already.
+    """
+    source = recipe_path(name)
+    target = to / source.name if to.is_dir() else to
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(source.read_text(encoding="utf-8"))
+    except FileExistsError:
+        raise ConfigError(f"{target} exists already and is not overwritten. Give another place with --to.") from None
+    except OSError as error:
+        raise ConfigError(f"Cannot write {target}: {error.strerror}.") from None
+    return target

@@ -1,0 +1,75 @@
+"""The trials of a study, ranked: as rows, as a table for the terminal, as markdown for MLflow."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from thawline.search.study import TrialRecord
+
+__all__ = ["leaderboard_markdown", "leaderboard_rows", "leaderboard_table"]
+
+
+def leaderboard_rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    """One flat mapping of plain values a trial, best first."""
+    rows = []
+    for rank, record in enumerate(records, 1):
+        result = record.result
+        rows.append(
+            {
+                "rank": rank if record.state == "complete" else None,
+                "trial": record.number,
+                "state": record.state,
+                "value": record.value,
+                **record.hyperparameters.as_dict(),
+                "best_epoch": result.best_epoch if result else None,
+                "epochs": result.epochs if result else None,
+                "seconds": round(result.seconds, 1) if result else None,
+                "run_id": result.run_id if result else None,
+                "reason": result.reason if result else "",
+            }
+        )
+    return rows
+
+
+def leaderboard_table(records: Sequence[TrialRecord], metric: str, *, title: str | None = None) -> Table:
+    """A table for the terminal; hyperparameters that no trial varies are left out."""
+    varied = _varied(records)
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for name in ["rank", "trial", "state"]:
+        table.add_column(name, justify="right" if name != "state" else "left")
+    table.add_column(f"val/{metric}", justify="right")
+    for name in [*varied, "epochs", "seconds"]:
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_column("MLflow run", overflow="fold")
+    for row in leaderboard_rows(records):
+        style = {"complete": "", "pruned": "dim", "failed": "red", "running": "cyan"}[row["state"]]
+        table.add_row(*_cells(row, varied), row["run_id"] or "-", style=style)
+    return table
+
+
+def leaderboard_markdown(records: Sequence[TrialRecord], metric: str) -> str:
+    """A markdown table, for MLflow's note and other pages."""
+    varied = _varied(records)
+    header = ["rank", "trial", "state", f"val/{metric}", *(name.replace("_", " ") for name in varied), "epochs", "seconds"]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(_cells(row, varied)) + " |" for row in leaderboard_rows(records)]
+    return "\n".join(lines)
+
+
+def _varied(records: Sequence[TrialRecord]) -> list[str]:
+    """Freeze depth and learning rate, and whatever else differs between trials."""
+    always = ["freeze_depth", "learning_rate"]
+    rows = [record.hyperparameters.as_dict() for record in records]
+    return [name for name in rows[0] if name in always or len({row[name] for row in rows}) > 1] if rows else always
+
+
+def _cells(row: dict[str, Any], varied: Sequence[str]) -> list[str]:
+    cells = [_text(row["rank"]), _text(row["trial"]), row["state"]]
+    cells.append("-" if row["value"] is None else f"{row['value']:.4f}")
+    cells += [f"{row[name]:.2e}" if isinstance(row[name], float) else _text(row[name]) for name in varied]
+    return [*cells, _text(row["epochs"]), _text(row["seconds"])]
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else str(value)

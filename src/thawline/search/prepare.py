@@ -1,0 +1,134 @@
+"""Everything that must hold before the first trial: found out in the order of its cost, the cheapest first."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from thawline import backbones
+from thawline.config import SearchConfig
+from thawline.data import Manifest, decoded, scan
+from thawline.search.events import Note, emit
+from thawline.search.space import check_space
+from thawline.search.study import check_sampling
+from thawline.training import runtime_for
+
+__all__ = ["Prepared", "check_backbones", "check_config", "complete", "decode_images", "read_data"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A search that is ready to run."""
+
+    config: SearchConfig
+    """With the names of study and model filled in."""
+    manifest: Manifest
+    depths: dict[str, int]
+    """Number of layer groups of each backbone."""
+    images: dict[str, Path]
+    """File of decoded images for each backbone."""
+    fingerprint: str
+
+    @property
+    def study(self) -> str:
+        """Name of the study."""
+        assert self.config.study.name is not None  # noqa: S101  complete() filled it in
+        return self.config.study.name
+
+    @property
+    def model(self) -> str:
+        """Name of the registered model."""
+        assert self.config.promotion.model is not None  # noqa: S101  complete() filled it in
+        return self.config.promotion.model
+
+
+def check_config(config: SearchConfig) -> None:
+    """Refuse what can be known without reading data or weights: sampler, pruner, device.
+
+    Raises:
+        ConfigError: naming the key, the value and what is possible.
+    """
+    check_sampling(config.study)
+    runtime_for(config.train)
+
+
+def check_backbones(config: SearchConfig, num_classes: int) -> dict[str, int]:
+    """Build every backbone once: its weights are fetched, its size is tried; returns its number of layer groups.
+
+    Raises:
+        BackboneError: if a backbone is unknown or does not take the image size.
+        WeightsError: if its weights cannot be had or do not fit.
+        ConfigError: if the freeze-depth range is not one of the backbone.
+    """
+    depths = {}
+    for name in config.backbones:
+        backbone = backbones.create(
+            name, num_classes=num_classes, weights=config.backbone.weights, image_size=config.backbone.image_size
+        )
+        depths[name] = len(backbone.layer_groups)
+    check_space(config, depths)
+    return depths
+
+
+def read_data(config: SearchConfig) -> Manifest:
+    """Scan the folder; bad files are named in the log.
+
+    Raises:
+        DataError: if the folder cannot be trained on.
+    """
+    manifest = scan(config.data)
+    counts = {split: len(manifest.of(split)) for split in ("train", "validation", "test")}
+    emit(
+        Note(
+            f"{len(manifest.classes)} classes; images: {counts['train']} train, {counts['validation']} validation, "
+            f"{counts['test']} test; data digest {manifest.digest[:12]}"
+        )
+    )
+    for problem in manifest.problems:
+        if problem.kind != "stray":
+            emit(Note(f"{problem.path}: {problem.reason}", "warning" if problem.kind == "bad" else "info"))
+    return manifest
+
+
+def decode_images(config: SearchConfig, manifest: Manifest, home: Path) -> dict[str, Path]:
+    """Decode and resize every image once; returns the file of each backbone (backbones of one view share one)."""
+    files = {}
+    for name in config.backbones:
+        view = backbones.preprocessing_of(
+            name, weights=config.backbone.weights, image_size=config.backbone.image_size
+        )
+        files[name] = decoded(
+            manifest,
+            resize_size=view.resize_size,
+            crop_size=view.image_size,
+            interpolation=view.interpolation,
+            cache_dir=home / "cache" / "decoded",
+            max_pixels=config.data.max_pixels,
+            workers=config.data.workers,
+        ).path
+    return files
+
+
+def complete(config: SearchConfig, manifest: Manifest) -> tuple[SearchConfig, str]:
+    """Fill in the names of study and model that were left out; returns the fingerprint too.
+
+    A study's default name ends in its fingerprint: the same command goes on with the same study, and a command with
+    other settings begins one of its own.
+    """
+    fingerprint = config.fingerprint(manifest.digest)
+    folder = _plain(config.data.path.resolve().name)
+    model = config.promotion.model or folder
+    study = config.study.name or f"{folder}-{_plain('+'.join(config.backbones))}-{fingerprint[:6]}"
+    return (
+        config.model_copy(
+            update={
+                "study": config.study.model_copy(update={"name": study}),
+                "promotion": config.promotion.model_copy(update={"model": model}),
+            }
+        ),
+        fingerprint,
+    )
+
+
+def _plain(text: str) -> str:
+    """Letters, digits, ``.``, ``_`` and ``-`` only, beginning with a letter or a digit, at most 60."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:60] or "images"

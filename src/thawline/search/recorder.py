@@ -1,0 +1,192 @@
+"""The study's own record: its MLflow parent run, what it was made of, and its leaderboard."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import yaml
+
+from thawline import __version__, backbones
+from thawline.config import SearchConfig, flatten
+from thawline.data import report_json
+from thawline.search.events import Note, SearchStarted, emit
+from thawline.search.leaderboard import leaderboard_markdown, leaderboard_rows
+from thawline.search.prepare import Prepared
+from thawline.search.study import Asked, Study
+from thawline.search.trial import TrialSpec
+from thawline.tracking import (
+    MlflowStore,
+    MlflowTracker,
+    RunStatus,
+    TrackingReport,
+    connect,
+    git_state,
+    library_versions,
+    replay_unsent,
+    resolve_uri,
+    start_study_run,
+)
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """Records one study in MLflow; the trials record themselves as child runs of it."""
+
+    def __init__(self, store: MlflowStore, config: SearchConfig) -> None:
+        self.store = store
+        self._config = config
+        self._adopt = os.environ.get("MLFLOW_RUN_ID")
+        self._tracker: MlflowTracker | None = None
+        self.report = TrackingReport()
+        """What became of the study's own records; known when the run is closed."""
+
+    @classmethod
+    def connect(cls, config: SearchConfig, home: Path) -> "Recorder":
+        """Open the tracking store, and send what an earlier search could not.
+
+        Raises:
+            TrackingError: if the store cannot be reached now.
+        """
+        store = connect(
+            resolve_uri(config.tracking, home),
+            home=home,
+            experiment=config.tracking.experiment,
+            adopt_run_id=os.environ.get("MLFLOW_RUN_ID"),
+        )
+        if replayed := replay_unsent(store):
+            emit(Note(f"sent {replayed} records that an earlier search could not send"))
+        return cls(store, config)
+
+    @property
+    def tracker(self) -> MlflowTracker:
+        """Tracker of the parent run, inside :meth:`study_run`."""
+        assert self._tracker is not None, "only inside study_run()"  # noqa: S101  a mistake of ours
+        return self._tracker
+
+    @property
+    def run_id(self) -> str:
+        """Id of the parent run."""
+        run_id = self.tracker.run_id
+        assert run_id is not None  # noqa: S101  start_study_run made it
+        return run_id
+
+    @contextmanager
+    def study_run(self, prepared: Prepared, study: Study) -> Iterator[None]:
+        """Have a parent run for the time of the block; its status tells how the block was left."""
+        run_id = start_study_run(
+            self.store,
+            study=study.name,
+            params=_params(prepared.config),
+            tags=_tags(prepared),
+            adopt_run_id=self._adopt,
+        )
+        self._tracker = MlflowTracker.for_study(self.store, run_id=run_id, study=study.name)
+        self._log_provenance(prepared)
+        status: RunStatus = "FAILED"
+        try:
+            yield
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            self.report = self.tracker.close(status)
+
+    def announce(self, study: Study, finished: int) -> None:
+        """Say that the trials begin."""
+        config = self._config
+        emit(SearchStarted(study.name, config.study.trials, finished, config.train.epochs, config.study.metric))
+
+    def spec(self, prepared: Prepared, asked: Asked, home: Path) -> TrialSpec:
+        """Everything that a trial's process must know."""
+        workers = prepared.config.study.workers
+        return TrialSpec(
+            number=asked.number,
+            hyperparameters=asked.hyperparameters,
+            config=prepared.config,
+            study=prepared.study,
+            classes=prepared.manifest.classes,
+            images=prepared.images[asked.hyperparameters.backbone],
+            home=home,
+            store=self.store,
+            parent_run_id=self.run_id,
+            # Slots that share the cores must not each start as many threads as there are cores.
+            threads=max(1, torch.get_num_threads() // workers),
+        )
+
+    def log_leaderboard(self, study: Study) -> None:
+        """Write the leaderboard into the parent run's note and as a table; called after every trial."""
+        records = study.records()
+        metric = self._config.study.metric
+        note = f"## Study {study.name}\n\n{leaderboard_markdown(records, metric)}\n\n{_how_to_look(study.name)}"
+        self.tracker.log_tags({"mlflow.note.content": note})
+        self.tracker.log_text(_csv(leaderboard_rows(records)), "leaderboard.csv")
+        best = study.best()
+        if best is not None and best.value is not None:
+            self.tracker.log_metrics({f"best/{metric}": best.value}, step=study.finished())
+
+    def _log_provenance(self, prepared: Prepared) -> None:
+        """What would reproduce this: configuration, data, versions, command, model."""
+        tracker, manifest = self.tracker, prepared.manifest
+        tracker.log_text(yaml.safe_dump(prepared.config.model_dump(mode="json"), sort_keys=False), "config.yaml")
+        tracker.log_text(yaml.safe_dump(library_versions(), sort_keys=False), "environment.yaml")
+        tracker.log_text(yaml.safe_dump(report_json(manifest), sort_keys=False, allow_unicode=True), "data.yaml")
+        for name in prepared.config.backbones:
+            built = backbones.create(
+                name,
+                num_classes=len(manifest.classes),
+                weights="none",
+                image_size=prepared.config.backbone.image_size,
+            )
+            tracker.log_text(backbones.summary_text(built, 0), f"summary-{name}.txt")
+        counts = {split: len(manifest.of(split)) for split in ("train", "validation", "test")}
+        for context in counts:
+            tracker.log_dataset(
+                name=prepared.config.data.path.resolve().name,
+                digest=manifest.digest,
+                source=manifest.root,
+                profile=counts,
+                context=context,
+            )
+
+
+def _params(config: SearchConfig) -> dict[str, str]:
+    flat = flatten(config)
+    return {key: value for key, value in flat.items() if key != "tracking.uri"}  # it may hold a password
+
+
+def _tags(prepared: Prepared) -> dict[str, str]:
+    tags = {
+        "thawline.version": __version__,
+        "thawline.fingerprint": prepared.fingerprint,
+        "thawline.data_digest": prepared.manifest.digest,
+        "thawline.command": " ".join(sys.argv),
+        "thawline.bad_files": str(len(prepared.manifest.bad)),
+    }
+    git = git_state(Path.cwd())
+    if git is not None:
+        tags |= {"mlflow.source.git.commit": git.commit, "thawline.git.dirty": str(git.dirty).lower()}
+    return tags
+
+
+def _how_to_look(study: str) -> str:
+    return (
+        "Select the child runs and press *Compare* for parallel coordinates over freeze_depth and learning_rate. "
+        f"In the terminal: `thawline leaderboard {study}`."
+    )
+
+
+def _csv(rows: list[dict[str, object]]) -> str:
+    import csv
+    import io
+
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()

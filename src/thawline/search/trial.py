@@ -1,0 +1,313 @@
+"""One trial: a function from values to a value.
+
+``run_trial`` builds the backbone, trains it, records it, and returns what came of it. A pruned, failed or out-of-memory
+trial *returns*; only a fault of the infrastructure raises.
+"""
+
+import gc
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from thawline import backbones
+from thawline.config import SearchConfig, flatten
+from thawline.data import DecodedImages
+from thawline.exceptions import CheckpointError, ThawlineError
+from thawline.tracking import (
+    CompositeTracker,
+    MlflowStore,
+    MlflowTracker,
+    TensorBoardTracker,
+    Tracker,
+    TrackingReport,
+    run_status,
+)
+from thawline.training import (
+    METRIC_DIRECTIONS,
+    CheckpointFolder,
+    Decision,
+    EpochResult,
+    FitResult,
+    Hyperparameters,
+    LabelledImages,
+    Runtime,
+    fit,
+    is_out_of_memory,
+    load_checkpoint,
+    per_class_recall,
+    predict,
+    runtime_for,
+    set_up_process,
+)
+
+__all__ = ["TrialResult", "TrialSpec", "run_trial", "trial_folder", "trial_name"]
+
+_log = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """Everything that a trial needs, small and picklable: it is sent to another process."""
+
+    number: int
+    hyperparameters: Hyperparameters
+    config: SearchConfig
+    study: str
+    classes: tuple[str, ...]
+    images: Path
+    """File of the decoded images, see :mod:`thawline.data.cache`."""
+    home: Path
+    store: MlflowStore
+    parent_run_id: str
+    threads: int | None
+    """CPU threads of this trial; ``None`` leaves torch's own choice."""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What came of a trial."""
+
+    number: int
+    state: Literal["complete", "pruned", "failed"]
+    value: float | None
+    """Best validation value of the study's metric; ``None`` if no epoch was finished."""
+    best_epoch: int | None
+    epochs: int
+    """Epochs that were trained, over all restarts."""
+    seconds: float
+    """Wall time of the process that ended it."""
+    reason: str
+    """Why it ended before its last epoch, or failed; else empty."""
+    run_id: str | None
+    """MLflow run; ``None`` if the tracking server was never reached."""
+    checkpoint: str | None
+    """Best checkpoint's file, relative to Thawline's home."""
+    unsent: int = 0
+    """Records that could not be sent to the tracking server and are kept in Thawline's home."""
+
+    @classmethod
+    def without_result(
+        cls, number: int, *, reason: str, epochs: int = 0, seconds: float = 0.0, run_id: str | None = None
+    ) -> "TrialResult":
+        """A failed trial whose process ended before it could say anything."""
+        return cls(number, "failed", None, None, epochs, seconds, reason, run_id, None)
+
+
+def trial_name(number: int, hyperparameters: Hyperparameters) -> str:
+    """``trial-07 depth=3 lr=1.2e-3``, as it is shown in Prefect, MLflow and logs."""
+    mantissa, _, exponent = f"{hyperparameters.learning_rate:.1e}".partition("e")
+    return f"trial-{number:02d} depth={hyperparameters.freeze_depth} lr={mantissa}e{int(exponent)}"
+
+
+def trial_folder(home: Path, study: str, number: int) -> Path:
+    """Where a trial keeps its checkpoints."""
+    return home / "studies" / study / f"trial-{number:03d}"
+
+
+def run_trial(spec: TrialSpec, on_epoch: Callable[[EpochResult], Decision]) -> TrialResult:
+    """Train one trial, or go on with one that was stopped.
+
+    Args:
+        spec: what to train, on what, and where to record it.
+        on_epoch: told each epoch's result; answers whether to go on.
+
+    Returns:
+        The result, also of a trial that was pruned, ran out of memory twice, or whose loss is not finite.
+    """
+    started = time.perf_counter()
+    # One seed for all trials of a study: they differ in their hyperparameters, not in luck.
+    set_up_process(threads=spec.threads, seed=spec.config.study.seed)
+    mlflow_tracker, tracker = _trackers(spec)
+    tracker.log_params(_params(spec))
+    folder = _checkpoint_folder(spec)
+    try:
+        outcome, result = _train(spec, folder, tracker, on_epoch)
+    except (ThawlineError, FloatingPointError) as error:
+        outcome, result = _failed(str(error)), None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            _log.exception("trial %d failed", spec.number)
+        outcome, result = _failed(_reason(error)), None
+    reached = _what_was_reached(spec, folder, result)
+    seconds = time.perf_counter() - started
+    report = _record_end(spec, tracker, outcome, reached, seconds)
+    return TrialResult(
+        number=spec.number,
+        state=outcome.state,
+        value=reached.value,
+        best_epoch=reached.best_epoch,
+        epochs=reached.epochs,
+        seconds=seconds,
+        reason=outcome.reason,
+        run_id=mlflow_tracker.run_id,
+        checkpoint=str(reached.checkpoint.relative_to(spec.home)) if reached.checkpoint else None,
+        unsent=report.unsent,
+    )
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    state: Literal["complete", "pruned", "failed"]
+    reason: str = ""
+
+
+def _failed(reason: str) -> _Outcome:
+    return _Outcome("failed", reason)
+
+
+def _train(
+    spec: TrialSpec, folder: CheckpointFolder, tracker: Tracker, on_epoch: Callable[[EpochResult], Decision]
+) -> tuple[_Outcome, FitResult]:
+    data = DecodedImages.open(spec.images)
+    train, validation = (LabelledImages(*data.split(split)) for split in ("train", "validation"))
+    runtime = runtime_for(spec.config.train)
+
+    def announce(result: EpochResult) -> Decision:
+        tracker.log_metrics(result.metrics, step=result.epoch, timestamp_ms=result.finished_at)
+        return on_epoch(result)
+
+    def attempt(accumulation: int) -> FitResult:
+        return fit(
+            _backbone(spec),
+            train,
+            validation,
+            hyperparameters=spec.hyperparameters,
+            config=spec.config.train,
+            metric=spec.config.study.metric,
+            runtime=runtime,
+            checkpoints=folder,
+            seed=spec.config.study.seed,
+            accumulation=accumulation,
+            on_epoch=announce,
+        )
+
+    result = _with_less_memory(attempt, tracker, runtime)
+    _log_recall(spec, folder, validation, runtime, tracker)
+    if result.decision is Decision.PRUNE:
+        return _Outcome("pruned", f"pruned after epoch {result.history[-1].epoch}"), result
+    if result.decision is Decision.STOP:
+        return _Outcome("complete", f"stopped by the time limit after epoch {result.history[-1].epoch}"), result
+    reason = f"no better for {spec.config.train.early_stopping} epochs" if result.stopped_early else ""
+    return _Outcome("complete", reason), result
+
+
+def _with_less_memory(attempt: Callable[[int], FitResult], tracker: Tracker, runtime: Runtime) -> FitResult:
+    """Try once; when memory runs out, once more at half the batch with gradients accumulated over two parts."""
+    try:
+        return attempt(1)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    # Outside the except block: the exception's traceback would keep the first attempt's tensors alive.
+    gc.collect()
+    if runtime.device.type == "cuda":
+        torch.cuda.empty_cache()
+    tracker.log_tags({"thawline.out_of_memory": "retried at half the batch size, gradients accumulated over 2 parts"})
+    return attempt(2)
+
+
+def _backbone(spec: TrialSpec) -> backbones.Backbone:
+    return backbones.create(
+        spec.hyperparameters.backbone,
+        num_classes=len(spec.classes),
+        weights=spec.config.backbone.weights,
+        image_size=spec.config.backbone.image_size,
+        seed=spec.config.study.seed,
+    )
+
+
+def _log_recall(
+    spec: TrialSpec, folder: CheckpointFolder, validation: LabelledImages, runtime: Runtime, tracker: Tracker
+) -> None:
+    """Per-class recall of the best epoch: which classes the trial gives up."""
+    best = folder.best()
+    if best is None:
+        return
+    backbone = _backbone(spec)
+    checkpoint = load_checkpoint(best)
+    backbone.module.load_state_dict(checkpoint.model)
+    predicted = predict(backbone, validation.images, runtime, spec.config.train.batch_size).argmax(1).numpy()
+    recalls = per_class_recall(predicted, validation.labels, len(spec.classes))
+    metrics = {f"val_recall/{name}": float(recall) for name, recall in zip(spec.classes, recalls, strict=True)}
+    metrics = {name: value for name, value in metrics.items() if value == value}  # a class that validation lacks is NaN
+    tracker.log_metrics(metrics, step=checkpoint.epoch)
+
+
+def _checkpoint_folder(spec: TrialSpec) -> CheckpointFolder:
+    return CheckpointFolder(
+        trial_folder(spec.home, spec.study, spec.number),
+        keep=spec.config.train.keep_checkpoints,
+        maximise=METRIC_DIRECTIONS[spec.config.study.metric] == "maximize",
+    )
+
+
+def _trackers(spec: TrialSpec) -> tuple[MlflowTracker, CompositeTracker]:
+    """MLflow's tracker, whose run id is wanted at the end, and all trackers as one."""
+    mlflow_tracker = MlflowTracker.for_trial(
+        spec.store,
+        parent_run_id=spec.parent_run_id,
+        study=spec.study,
+        number=spec.number,
+        run_name=trial_name(spec.number, spec.hyperparameters),
+        system_metrics=spec.config.tracking.system_metrics,
+    )
+    trackers: list[Tracker] = [mlflow_tracker]
+    if spec.config.tracking.tensorboard:
+        trackers.append(TensorBoardTracker.for_trial(spec.home, study=spec.study, number=spec.number))
+    return mlflow_tracker, CompositeTracker(trackers)
+
+
+def _params(spec: TrialSpec) -> dict[str, str]:
+    """The same keys for every trial, so that MLflow's charts can compare them."""
+    sampled = {name: str(value) for name, value in spec.hyperparameters.as_dict().items()}
+    fixed = flatten(spec.config.train, "train.") | flatten(spec.config.backbone, "backbone.")
+    replaced = {"train.optimizer", "train.weight_decay", "train.head_learning_rate_factor", "backbone.name"}
+    return sampled | {k: v for k, v in fixed.items() if k not in replaced} | {"seed": str(spec.config.study.seed)}
+
+
+@dataclass(frozen=True)
+class _Reached:
+    value: float | None = None
+    best_epoch: int | None = None
+    epochs: int = 0
+    checkpoint: Path | None = None
+
+
+def _what_was_reached(spec: TrialSpec, folder: CheckpointFolder, result: FitResult | None) -> _Reached:
+    """Best value and its epoch and checkpoint, and the epochs trained; of a failed trial, what its checkpoints hold."""
+    best, last = folder.best(), folder.last()
+    if result is not None:
+        return _Reached(result.value, result.best_epoch, len(result.history), best)
+    if best is None or last is None:
+        return _Reached()
+    try:
+        checkpoint = load_checkpoint(best)
+    except CheckpointError:
+        return _Reached(epochs=last.epoch)
+    return _Reached(float(checkpoint.state["value"]), checkpoint.epoch, last.epoch, best)
+
+
+def _record_end(
+    spec: TrialSpec, tracker: Tracker, outcome: _Outcome, reached: _Reached, seconds: float
+) -> TrackingReport:
+    summary = {"time/seconds": seconds}
+    if reached.value is not None:
+        summary[f"best/{spec.config.study.metric}"] = reached.value
+    tracker.log_metrics(summary, step=reached.epochs)
+    tracker.log_tags({"thawline.state": outcome.state, "thawline.reason": outcome.reason})
+    if reached.checkpoint is not None:
+        tracker.log_artifact(reached.checkpoint, "checkpoints")
+    return tracker.close(run_status(outcome.state))
+
+
+def _reason(error: Exception) -> str:
+    if is_out_of_memory(error):
+        return (
+            "out of memory, also at half the batch size. Lower train.batch_size or --image-size, "
+            "or raise the lower end of space.freeze_depth."
+        )
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,172 @@
+"""What a search shows while it runs: a live table on a terminal, plain lines in a pipe."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from thawline.search.events import EpochEnded, Event, Note, SearchStarted, TrialEnded, TrialStarted
+
+__all__ = ["SearchView", "watch"]
+
+_ROWS = 12
+"""Trials shown at once: those that run, and the latest to end."""
+
+
+@contextmanager
+def watch(console: Console, *, quiet: bool) -> Iterator[None]:
+    """Show the events of a search on ``console`` until the block ends.
+
+    With ``quiet``, only warnings are shown: standard output is for a program to read.
+    """
+    logger = logging.getLogger("thawline")
+    handler = _LineHandler(console) if quiet or not console.is_terminal else _LiveHandler(console)
+    handler.setLevel(logging.WARNING if quiet else logging.INFO)
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        with handler:
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+class _Handler(logging.Handler):
+    """A log handler that is open for the time of a block."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def __enter__(self) -> "_Handler":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _LineHandler(_Handler):
+    """One line an event, with the time of day."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        mark = "warning: " if record.levelno >= logging.WARNING else ""
+        self.console.print(f"{clock} {mark}{record.getMessage()}", highlight=False, markup=False, soft_wrap=True)
+
+
+class _LiveHandler(_Handler):
+    """A table that follows the trials; notes scroll by above it."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._view = SearchView()
+        self._live = Live(self._view, console=console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> "_Handler":
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+        self.close()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event: Event | None = getattr(record, "event", None)
+        if event is None or isinstance(event, Note):
+            style = "yellow" if record.levelno >= logging.WARNING else "dim"
+            self._live.console.print(Text(record.getMessage(), style=style))
+        else:
+            self._view.update(event)
+
+
+class SearchView:
+    """The state of a search as a rich renderable; fed with events."""
+
+    def __init__(self) -> None:
+        self._search: SearchStarted | None = None
+        self._began = time.monotonic()
+        self._running: dict[int, tuple[TrialStarted, EpochEnded | None]] = {}
+        self._ended: list[tuple[TrialStarted, TrialEnded]] = []
+        self._best: float | None = None
+
+    def update(self, event: Event) -> None:
+        """Take in one event."""
+        if isinstance(event, SearchStarted):
+            self._search, self._began = event, time.monotonic()
+        elif isinstance(event, TrialStarted):
+            self._running[event.number] = (event, None)
+        elif isinstance(event, EpochEnded):
+            self._running[event.number] = (self._running[event.number][0], event)
+            self._improve(event.value)
+        elif isinstance(event, TrialEnded):
+            started, _ = self._running.pop(event.result.number)
+            self._ended.append((started, event))
+
+    def __rich__(self) -> RenderableType:
+        if self._search is None:
+            return Text("preparing …", style="dim")
+        return Group(self._headline(self._search), self._table(self._search))
+
+    def _improve(self, value: float) -> None:
+        if self._search is None:
+            return
+        better = min if self._search.metric == "loss" else max
+        self._best = value if self._best is None else better(self._best, value)
+
+    def _headline(self, search: SearchStarted) -> Text:
+        done = search.finished + len(self._ended)
+        best = "-" if self._best is None else f"{self._best:.4f}"
+        parts = [f"study {search.study}", f"trial {done} of {search.trials}", f"best val/{search.metric} {best}"]
+        left = self._seconds_left(search)
+        if left is not None:
+            parts.append(f"about {_duration(left)} left")
+        return Text("  ·  ".join(parts), style="bold")
+
+    def _seconds_left(self, search: SearchStarted) -> float | None:
+        """By the mean pace of this run's trials so far; running ones count by their share of epochs."""
+        share = sum(epoch.epoch / epoch.epochs for _, epoch in self._running.values() if epoch)
+        progress = len(self._ended) + share
+        if progress == 0:
+            return None
+        remaining = search.trials - search.finished - progress
+        return max(0.0, remaining) * (time.monotonic() - self._began) / progress
+
+    def _table(self, search: SearchStarted) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name, justify in (("trial", "right"), ("depth", "right"), ("learning rate", "right"), ("epoch", "right")):
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column(f"val/{search.metric}", justify="right")
+        table.add_column("state")
+        rows = max(0, _ROWS - len(self._running))
+        for started, ended in self._ended[-rows:] if rows else []:
+            result = ended.result
+            style = {"complete": "", "pruned": "dim", "failed": "red"}[result.state]
+            state = f"{result.state} {result.reason}".strip()
+            table.add_row(*_first_cells(started), str(result.epochs), _value(result.value), state, style=style)
+        for started, epoch in self._running.values():
+            count = f"{epoch.epoch if epoch else 0}/{search.epochs}"
+            table.add_row(*_first_cells(started), count, _value(epoch.value if epoch else None), "running", style="cyan")
+        return table
+
+
+def _first_cells(started: TrialStarted) -> tuple[str, str, str]:
+    hyperparameters = started.hyperparameters
+    return str(started.number), str(hyperparameters.freeze_depth), f"{hyperparameters.learning_rate:.2e}"
+
+
+def _value(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,100 @@
+"""What every tracker does, whatever it writes to."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+__all__ = ["CompositeTracker", "RunStatus", "Tracker", "TrackingReport", "run_status"]
+
+_log = logging.getLogger(__name__)
+
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+@dataclass(frozen=True)
+class TrackingReport:
+    """What became of everything that was logged."""
+
+    unsent: int = 0
+    """Records that could not be delivered."""
+    where: Path | None = None
+    """File that keeps them until the next start; ``None`` if there are none, or if not even that could be written."""
+    problem: str | None = None
+    """The first failure, as one sentence; ``None`` if nothing failed. Delivered late is a problem without unsent."""
+
+
+class Tracker(Protocol):
+    """Records one trial (or the study as a whole).
+
+    Failure: no method raises because a server, disk or network fails; :meth:`close` reports what was lost.
+    Thread safety: the methods of one tracker are called from one thread.
+    After :meth:`close` nothing may be logged; closing twice returns the same report.
+    """
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        """Record hyperparameters and settings: the same keys for every trial, so that the UI can compare them."""
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Record free texts that may change later."""
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Record values by name, such as ``val/accuracy``, at a step (the epoch, counted from 1)."""
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """Record a file, or all that a directory holds, into a folder among the run's artifacts."""
+
+    def close(self, status: RunStatus) -> TrackingReport:
+        """Deliver what is waiting, set how the run ended, and say what could not be delivered."""
+
+
+def run_status(state: Literal["complete", "pruned", "failed"]) -> RunStatus:
+    """MLflow's word for the state of a trial: a pruned one was stopped on purpose, which MLflow calls killed."""
+    words: dict[str, RunStatus] = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+    return words[state]
+
+
+class CompositeTracker:
+    """Several trackers as one; one that fails is remembered in the report and never stops training or the others."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self._trackers = tuple(trackers)
+        self._problem: str | None = None
+        self._report: TrackingReport | None = None
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        """See :class:`Tracker`."""
+        self._each(lambda tracker: tracker.log_params(params))
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """See :class:`Tracker`."""
+        self._each(lambda tracker: tracker.log_tags(tags))
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """See :class:`Tracker`."""
+        self._each(lambda tracker: tracker.log_metrics(metrics, step=step))
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """See :class:`Tracker`."""
+        self._each(lambda tracker: tracker.log_artifact(path, folder))
+
+    def close(self, status: RunStatus) -> TrackingReport:
+        """Close all; the report adds up their unsent records and names the first problem and the first file."""
+        if self._report is None:
+            reports: list[TrackingReport] = []
+            self._each(lambda tracker: reports.append(tracker.close(status)))
+            self._report = TrackingReport(
+                unsent=sum(report.unsent for report in reports),
+                where=next((report.where for report in reports if report.where is not None), None),
+                problem=next((report.problem for report in reports if report.problem), self._problem),
+            )
+        return self._report
+
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        for tracker in self._trackers:
+            try:
+                call(tracker)
+            except Exception as error:  # whatever a tracker's library raises, the trial goes on
+                _log.debug("a tracker failed", exc_info=True)
+                self._problem = self._problem or f"{type(tracker).__name__}: {type(error).__name__}: {error}"

@@ -1,0 +1,427 @@
+"""MLflow: the store, the study's parent run, the trials' child runs.
+
+Everything goes through ``MlflowClient`` and run ids. The fluent API's active run and its global tracking URI belong to
+the user's process (and to ``mlflow run``, which sets ``MLFLOW_RUN_ID``); they are neither read nor written.
+
+MLflow takes seconds to import, so it is imported inside the functions.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from thawline.config import TrackingConfig
+from thawline.exceptions import TrackingError
+from thawline.tracking._base import RunStatus
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = [
+    "MlflowStore",
+    "close_dead_run",
+    "connect",
+    "find_study_run",
+    "find_trial_run",
+    "metric_key",
+    "resolve_uri",
+    "start_study_run",
+]
+
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_SERVERS = ("http", "https", "databricks")
+_PARAM_LIMIT, _TAG_LIMIT = 6000, 8000
+"""Characters that MLflow keeps of a parameter and of a tag."""
+
+
+@dataclass(frozen=True)
+class MlflowStore:
+    """An opened MLflow store and the experiment that the study belongs to; plain values, so it can go to a child."""
+
+    uri: str
+    """Tracking URI; may hold a password, see :attr:`name`."""
+    registry_uri: str
+    """Model registry URI: the tracking URI, unless ``MLFLOW_REGISTRY_URI`` says otherwise."""
+    experiment_id: str
+    home: Path
+    """Thawline's home: artifacts of a local store, and what could not be sent."""
+
+    @property
+    def client(self) -> "MlflowClient":
+        """A client of this store; making one is cheap, MLflow keeps the connection."""
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri, registry_uri=self.registry_uri)
+
+    @property
+    def name(self) -> str:
+        """The tracking URI without a password, for messages and files."""
+        return _without_password(self.uri)
+
+
+def resolve_uri(config: TrackingConfig, home: Path) -> str:
+    """The tracking URI: the configuration's, else ``MLFLOW_TRACKING_URI``, else a SQLite database in ``home``.
+
+    Raises:
+        TrackingError: for a folder (MLflow's file store, which MLflow 3 no longer opens) or an unknown scheme.
+    """
+    default = f"sqlite:///{home}/mlflow.db"
+    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    scheme = uri.partition(":")[0].partition("+")[0] if ":" in uri or uri == "databricks" else ""
+    if scheme in ("", "file"):
+        raise TrackingError(
+            f"{uri!r} is a folder, and MLflow no longer records in folders. Use a database such as {default} "
+            "(`mlflow migrate-filestore` copies what the folder holds), or the address of a server."
+        )
+    if scheme not in _DATABASES + _SERVERS:
+        raise TrackingError(
+            f"{_without_password(uri)!r} is no MLflow tracking URI. It must start with one of "
+            f"{', '.join(f'{known}:' for known in _DATABASES + _SERVERS)}."
+        )
+    return uri
+
+
+def connect(uri: str, *, home: Path, experiment: str, adopt_run_id: str | None = None) -> MlflowStore:
+    """Open the store, creating and migrating a database where needed, and find or create the experiment.
+
+    Args:
+        uri: see :func:`resolve_uri`.
+        home: created if it is missing. A local store keeps the artifacts of the experiment in ``home/artifacts``;
+            a server decides itself.
+        experiment: name of the MLflow experiment.
+        adopt_run_id: a run made by ``mlflow run``; then the experiment is that run's, whatever its name, because
+            MLflow's UI nests a trial under its study only within one experiment.
+
+    Raises:
+        TrackingError: if the store cannot be opened now.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrackingError(
+            f"Cannot create {home}: {error.strerror}. Set THAWLINE_HOME to a writable folder."
+        ) from None
+    database = _sqlite_file(uri)
+    registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
+    try:
+        with quiet_mlflow():
+            from mlflow import MlflowClient
+
+            if database is not None:
+                database.parent.mkdir(parents=True, exist_ok=True)
+            client = MlflowClient(tracking_uri=uri, registry_uri=registry_uri)
+            if adopt_run_id is not None:
+                experiment_id = str(client.get_run(adopt_run_id).info.experiment_id)
+            else:
+                location = (home / "artifacts" / experiment).absolute().as_uri() if database is not None else None
+                experiment_id = _experiment(client, experiment, location)
+            if database is not None:
+                _write_ahead(database)
+    except TrackingError:
+        raise
+    except Exception as error:  # MLflow raises its own, SQLAlchemy's, requests' and alembic's exceptions here
+        raise TrackingError(_unreachable(uri, error, home, adopt_run_id)) from error
+    return MlflowStore(uri, registry_uri, experiment_id, home)
+
+
+def start_study_run(
+    store: MlflowStore,
+    *,
+    study: str,
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+    adopt_run_id: str | None = None,
+) -> str:
+    """The id of the study's parent run, now running: the one it has, else the adopted one, else a new one.
+
+    MLflow's parameters cannot be changed. On resume those that are missing are added, and one whose value is another
+    now (a larger number of trials, say) keeps its first value and gets the new one as tag ``thawline.changed.<key>``.
+
+    Raises:
+        TrackingError: if the store fails.
+    """
+    try:
+        client = store.client
+        run_id = find_study_run(store, study)
+        if run_id is None and adopt_run_id is not None:
+            run_id = adopt_run_id
+        elif run_id is None:
+            run_id = str(client.create_run(store.experiment_id, run_name=study).info.run_id)
+        elif adopt_run_id not in (None, run_id):
+            # The trials stay where they are; the run that `mlflow run` made anew points there.
+            client.set_tag(adopt_run_id, "thawline.continues_run", run_id)
+        client.update_run(run_id, status="RUNNING")
+        own = {"thawline.study": study, "thawline.role": "study"}
+        send(client, run_id, {"kind": "tags", "tags": {**tags, **own}})
+        send(client, run_id, {"kind": "params", "params": dict(params)})
+    except Exception as error:
+        raise TrackingError(_unreachable(store.uri, error, store.home, adopt_run_id)) from error
+    return run_id
+
+
+def find_study_run(store: MlflowStore, study: str) -> str | None:
+    """The id of the study's parent run, or ``None``; deleted runs do not count."""
+    return _find(store, f"tags.`thawline.study` = '{study}' AND tags.`thawline.role` = 'study'")
+
+
+def find_trial_run(store: MlflowStore, *, parent_run_id: str, number: int) -> str | None:
+    """The id of a trial's child run, or ``None``; deleted runs do not count."""
+    return _find(store, f"tags.`mlflow.parentRunId` = '{parent_run_id}' AND tags.`thawline.trial` = '{number}'")
+
+
+def close_dead_run(
+    store: MlflowStore, *, parent_run_id: str, number: int, status: RunStatus, reason: str = ""
+) -> str | None:
+    """End the run of a trial whose process died before it could; returns its id, ``None`` if there is none.
+
+    A run that has ended keeps its status. ``reason`` becomes the tag ``thawline.reason``.
+
+    Raises:
+        TrackingError: if the store fails.
+    """
+    try:
+        run_id = find_trial_run(store, parent_run_id=parent_run_id, number=number)
+        if run_id is not None and store.client.get_run(run_id).info.status == "RUNNING":
+            if reason:
+                send(store.client, run_id, {"kind": "tags", "tags": {"thawline.reason": reason}})
+            store.client.set_terminated(run_id, status)
+    except Exception as error:
+        raise TrackingError(f"Cannot close the run of trial {number}: {first_line(error)}") from error
+    return run_id
+
+
+def metric_key(name: str) -> str:
+    """``name`` with all that MLflow refuses in a metric's name replaced by ``_``.
+
+    Class names come from folder names, which may hold anything: ``test/recall/T-shirt & top`` becomes
+    ``test/recall/T-shirt _ top``.
+    """
+    parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
+    return "/".join("_" if part in ("", ".", "..") else part for part in parts)[:250]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What the tracker's thread and the replay share
+
+
+@dataclass(frozen=True)
+class RunAddress:
+    """Which run something is for, in words that outlive this process."""
+
+    study: str
+    trial: int | None
+    """Number of the trial; ``None`` for the study's own run."""
+    run_id: str | None
+    """Known for the study's own run; a trial's run is found, or created, by its parent and number."""
+    parent_run_id: str | None
+    run_name: str
+
+
+Record = dict[str, Any]
+"""One thing to send, as JSON values: its ``kind`` (see :func:`send`) and its content."""
+
+
+def open_run(store: MlflowStore, address: RunAddress) -> str:
+    """The id of the addressed run. A trial's run is created unless there is one, so asking again gives the same."""
+    if address.run_id is not None:
+        return address.run_id
+    if address.parent_run_id is None or address.trial is None:
+        raise ValueError("a run without id needs parent_run_id and trial to be found by")
+    found = find_trial_run(store, parent_run_id=address.parent_run_id, number=address.trial)
+    if found is not None:
+        store.client.update_run(found, status="RUNNING")
+        return found
+    tags = {
+        "mlflow.parentRunId": address.parent_run_id,
+        "thawline.study": address.study,
+        "thawline.role": "trial",
+        "thawline.trial": str(address.trial),
+    }
+    return str(store.client.create_run(store.experiment_id, run_name=address.run_name, tags=tags).info.run_id)
+
+
+def send(client: "MlflowClient", run_id: str, record: Record) -> None:
+    """Deliver one record. Sending it twice is the same as sending it once.
+
+    MLflow's SQL store ignores a metric of which key, step, timestamp and value are all known; files and tags are
+    overwritten, a dataset is an input once.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+
+    kind: Literal["params", "tags", "metrics", "artifact", "text", "dataset", "status"] = record["kind"]
+    match kind:
+        case "params":
+            params = {metric_key(key): str(value)[:_PARAM_LIMIT] for key, value in record["params"].items()}
+            known = client.get_run(run_id).data.params
+            new = [Param(key, value) for key, value in params.items() if key not in known]
+            changed = [
+                RunTag(f"thawline.changed.{key}", value)
+                for key, value in params.items()
+                if known.get(key, value) != value
+            ]
+            client.log_batch(run_id, params=new, tags=changed)
+        case "tags":
+            tags = {metric_key(key): str(value)[:_TAG_LIMIT] for key, value in record["tags"].items()}
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        case "metrics":
+            client.log_batch(
+                run_id,
+                metrics=[Metric(key, value, timestamp, step) for key, value, timestamp, step in record["metrics"]],
+            )
+        case "artifact":
+            path, folder = Path(record["path"]), record["folder"] or None
+            if path.is_dir():
+                client.log_artifacts(run_id, str(path), folder)
+            else:
+                client.log_artifact(run_id, str(path), folder)
+        case "text":
+            client.log_text(run_id, record["text"], record["file"])
+        case "dataset":
+            # Entities, not mlflow.data: its MetaDataset opens the source and warns that several kinds would fit.
+            dataset = Dataset(
+                name=record["name"],
+                digest=record["digest"],
+                source_type="local",
+                source=record["source"],
+                profile=record["profile"],
+            )
+            client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", record["context"])])])
+        case "status":
+            client.set_terminated(run_id, record["status"], record["end_time"])
+
+
+def is_permanent(error: Exception) -> bool:
+    """True if sending the same again cannot help: MLflow refuses the value, the run was deleted, the file is gone."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+    return isinstance(error, FileNotFoundError)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, shortened and without passwords, or its type if it has none."""
+    lines = str(error).strip().splitlines()
+    return (_without_password(lines[0].strip())[:300] if lines else "") or type(error).__name__
+
+
+@contextmanager
+def quiet_mlflow() -> Iterator[None]:
+    """Hold back MLflow's notes about creating and upgrading a database."""
+    names = ("mlflow.store.db.utils", "alembic", "alembic.runtime.migration")
+    before = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def _find(store: MlflowStore, condition: str) -> str | None:
+    # The oldest, should two processes ever have created one at the same moment: then all agree on the same.
+    runs = store.client.search_runs(
+        [store.experiment_id], condition, max_results=1, order_by=["attributes.start_time ASC"]
+    )
+    return str(runs[0].info.run_id) if runs else None
+
+
+def _experiment(client: "MlflowClient", name: str, location: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(name)  # another process was faster
+    if experiment is None or experiment.lifecycle_stage == "deleted":
+        hint = f" (`mlflow experiments restore --experiment-id {experiment.experiment_id}`)" if experiment else ""
+        raise TrackingError(
+            f"The MLflow experiment {name!r} is deleted. Restore it{hint}, or choose another name with "
+            "--set tracking.experiment=NAME."
+        )
+    return str(experiment.experiment_id)
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    """The database file of a SQLite URI, ``None`` for other URIs."""
+    if not uri.startswith("sqlite"):
+        return None
+    from sqlalchemy.engine import make_url
+
+    database = make_url(uri).database
+    return Path(database) if database and database != ":memory:" else None
+
+
+def _write_ahead(database: Path) -> None:
+    """Let readers and one writer work at the same time: writes take a third of the time. Kept in the file.
+
+    A network file system cannot do it; then SQLite stays as it was.
+    """
+    with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=20)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+
+
+def _unreachable(uri: str, error: Exception, home: Path, adopt_run_id: str | None) -> str:
+    name, reason = _without_password(uri), first_line(error)
+    if adopt_run_id is not None and getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+        return (
+            f"MLFLOW_RUN_ID names the run {adopt_run_id}, which {name} does not hold. Unset MLFLOW_RUN_ID, or set "
+            "MLFLOW_TRACKING_URI to where that run is."
+        )
+    if uri.startswith("http"):
+        return (
+            f"The MLflow server at {name} cannot be reached: {reason}. Start it or correct --tracking-uri; without one "
+            f"(and without MLFLOW_TRACKING_URI) results go to a SQLite database in {home}."
+        )
+    return f"The MLflow database {name} cannot be opened: {reason}. Correct --tracking-uri, or leave it out."
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"(://[^/@:]*):[^@/]*@", r"\1:***@", uri)
+
+
+def uri_digest(uri: str) -> str:
+    """Sixteen hex digits that tell stores apart without naming a password."""
+    return hashlib.sha256(uri.encode()).hexdigest()[:16]
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970, MLflow's unit of time."""
+    return time.time_ns() // 1_000_000
+
+
+class _NotOurThread(logging.Filter):
+    """Drops what a library logs from the sending thread: that a server is down is said once, in the report."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.threadName or "").startswith("thawline-tracking")
+
+
+_filter_lock = threading.Lock()
+_filter: _NotOurThread | None = None
+
+
+def hold_back_connection_warnings() -> None:
+    """Keep urllib3's "Retrying …" of the sending thread off the terminal; other threads keep theirs."""
+    global _filter  # noqa: PLW0603  installed once per process
+    with _filter_lock:
+        if _filter is None:
+            _filter = _NotOurThread()
+            logging.getLogger("urllib3.connectionpool").addFilter(_filter)

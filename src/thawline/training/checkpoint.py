@@ -1,0 +1,196 @@
+"""Checkpoints: one safetensors file each, its tensors checksummed, everything else as JSON in its header.
+
+A checkpoint is written beside its final name, synced and renamed, so a reader sees a whole one or none; after a power
+cut the one before it is still there. Nothing in it is a pickle.
+"""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from thawline.exceptions import CheckpointError
+
+__all__ = ["Checkpoint", "CheckpointFolder", "load_optimizer", "pack_optimizer"]
+
+_FORMAT = "thawline-checkpoint-1"
+_FILE = re.compile(r"epoch-(\d{4,})\.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that training needs to go on as if it had never stopped."""
+
+    epoch: int
+    """Epochs that were finished; the next to train has this index."""
+    model: dict[str, Tensor]
+    """The module's ``state_dict``."""
+    optimizer: dict[str, Tensor]
+    """Tensors of the optimizer's state, see :func:`pack_optimizer`."""
+    random_states: dict[str, Tensor]
+    state: dict[str, Any]
+    """JSON: optimizer groups, scheduler, scaler, freeze depth, value, history of metrics, resolved configuration."""
+
+
+class CheckpointFolder:
+    """The checkpoints of one trial: the last, and the best ``keep`` by value. Older ones are removed."""
+
+    def __init__(self, path: Path, *, keep: int, maximise: bool) -> None:
+        self.path = path
+        self._keep = keep
+        self._sign = 1.0 if maximise else -1.0
+        path.mkdir(parents=True, exist_ok=True)
+        for leftover in path.glob("*.tmp"):
+            leftover.unlink()
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint atomically, then remove those that are neither last nor among the best.
+
+        Raises:
+            OSError: if the disk is full or not writable; the checkpoints that were there are untouched.
+        """
+        tensors = {
+            f"{part}/{name}": tensor.detach().cpu().contiguous()
+            for part in ("model", "optimizer", "random_states")
+            for name, tensor in getattr(checkpoint, part).items()
+        }
+        header = {
+            "format": _FORMAT,
+            "epoch": str(checkpoint.epoch),
+            "sha256": _digest(tensors, checkpoint.state),
+            "state": json.dumps(checkpoint.state),
+        }
+        target = self.path / f"epoch-{checkpoint.epoch:04d}.safetensors"
+        temporary = target.with_suffix(".tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(save(tensors, metadata=header))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(self.path)
+        self._remove_surplus(last=target)
+        return target
+
+    def last(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; torn ones are passed over. ``None`` if there is none."""
+        for path in reversed(self._files()):
+            try:
+                return load(path)
+            except CheckpointError:
+                continue
+        return None
+
+    def best(self) -> Path | None:
+        """The whole checkpoint with the best value; the earlier one of two equals."""
+        readable = [(path, self._value(path)) for path in self._files()]
+        ranked = [(value, path) for path, value in readable if value is not None]
+        return max(ranked, key=lambda item: item[0])[1] if ranked else None
+
+    def _files(self) -> list[Path]:
+        return sorted((path for path in self.path.iterdir() if _FILE.fullmatch(path.name)), key=_epoch_of)
+
+    def _value(self, path: Path) -> float | None:
+        try:
+            with safe_open(path, "pt") as file:
+                return self._sign * float(json.loads(file.metadata()["state"])["value"])
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+            return None
+
+    def _remove_surplus(self, last: Path) -> None:
+        values = {path: self._value(path) for path in self._files()}
+        ranked = sorted((p for p, v in values.items() if v is not None), key=lambda p: (-(values[p] or 0.0), _epoch_of(p)))
+        for path in set(values) - set(ranked[: self._keep]) - {last}:
+            path.unlink()
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint and verify it.
+
+    Raises:
+        CheckpointError: if the file is missing, torn, changed, or not one of ours.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"The checkpoint {path} cannot be read: {error}") from None
+    if header.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of this version: its format is {header.get('format')!r}.")
+    state = json.loads(header["state"])
+    if _digest(tensors, state) != header["sha256"]:
+        raise CheckpointError(f"The checkpoint {path} is damaged: its checksum does not match its content.")
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random_states": {}}
+    for name, tensor in tensors.items():
+        part, _, key = name.partition("/")
+        parts[part][key] = tensor
+    return Checkpoint(epoch=int(header["epoch"]), state=state, **parts)
+
+
+def pack_optimizer(optimizer: Optimizer, schedule: LambdaLR, scaler: GradScaler) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split the states of optimizer, schedule and scaler into tensors and JSON."""
+    content = optimizer.state_dict()
+    tensors, plain = {}, {}
+    for index, entries in content["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}/{key}"] = value
+            else:
+                plain[f"{index}/{key}"] = value
+    schedule_state = {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"}
+    return tensors, {
+        "optimizer_groups": content["param_groups"],
+        "optimizer_values": plain,
+        "schedule": schedule_state,
+        "scaler": scaler.state_dict(),
+    }
+
+
+def load_optimizer(checkpoint: Checkpoint, optimizer: Optimizer, schedule: LambdaLR, scaler: GradScaler) -> None:
+    """Undo :func:`pack_optimizer` on freshly built objects of the same configuration."""
+    entries: dict[int, dict[str, Any]] = {}
+    for key, value in {**checkpoint.optimizer, **checkpoint.state["optimizer_values"]}.items():
+        index, _, name = key.partition("/")
+        entries.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": entries, "param_groups": checkpoint.state["optimizer_groups"]})
+    schedule.load_state_dict({**checkpoint.state["schedule"], "lr_lambdas": [None] * len(optimizer.param_groups)})
+    scaler.load_state_dict(checkpoint.state["scaler"])
+
+
+def _digest(tensors: dict[str, Tensor], state: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _epoch_of(path: Path) -> int:
+    match = _FILE.fullmatch(path.name)
+    assert match is not None  # noqa: S101  callers pass only files that matched
+    return int(match.group(1))
+
+
+def _sync_folder(path: Path) -> None:
+    """A rename is on disk only when its folder is; Windows has no such call and needs none."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,47 @@
+"""Metrics of a classifier from its logits, by scikit-learn."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["METRIC_DIRECTIONS", "classification_metrics", "per_class_recall"]
+
+METRIC_DIRECTIONS = {"accuracy": "maximize", "balanced_accuracy": "maximize", "macro_f1": "maximize", "loss": "minimize"}
+"""Every metric that a study can optimise, with Optuna's word for its better side."""
+
+
+def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Loss, accuracy, balanced accuracy, macro F1 and, with more than five classes, top-5 accuracy.
+
+    Args:
+        logits: ``[N, num_classes]``, fp32, on the CPU.
+        labels: ``[N]``, int64.
+
+    Balanced accuracy is the mean recall of the classes that occur in ``labels``; macro F1 counts every class, one that
+    is neither present nor predicted as 0 is left out.
+    """
+    from sklearn.metrics import f1_score
+
+    truth, predicted = labels.numpy(), logits.argmax(1).numpy()
+    recalls = per_class_recall(predicted, truth, logits.shape[1])
+    metrics = {
+        "loss": float(F.cross_entropy(logits, labels)),
+        "accuracy": float((predicted == truth).mean()),
+        "balanced_accuracy": float(np.nanmean(recalls)),
+        "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0.0)),
+    }
+    if logits.shape[1] > 5:
+        hits = (logits.topk(5, dim=1).indices == labels[:, None]).any(1)
+        metrics["top5_accuracy"] = float(hits.float().mean())
+    return metrics
+
+
+def per_class_recall(predicted: Sequence[int] | np.ndarray, truth: Sequence[int] | np.ndarray, classes: int) -> np.ndarray:
+    """Recall of each class, ``[classes]``; NaN for a class that does not occur in ``truth``."""
+    from sklearn.metrics import confusion_matrix
+
+    matrix = confusion_matrix(truth, predicted, labels=range(classes))
+    support = matrix.sum(1)
+    return np.divide(matrix.diagonal(), support, out=np.full(classes, np.nan), where=support > 0)

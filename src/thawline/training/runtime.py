@@ -1,0 +1,121 @@
+"""The device and precision that training runs in. The only place that touches torch's global state."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thawline.config import TrainConfig
+from thawline.exceptions import ConfigError
+
+__all__ = ["Runtime", "is_out_of_memory", "random_states", "restore_random_states", "runtime_for", "set_up_process"]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how tensors are computed."""
+
+    device: torch.device
+    autocast_dtype: torch.dtype | None
+    """``None`` computes in fp32."""
+    channels_last: bool
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Memory order of images and convolution weights."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    @property
+    def needs_loss_scaling(self) -> bool:
+        """Only fp16 has so small a range that gradients underflow without a loss scaler."""
+        return self.autocast_dtype == torch.float16
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Run the forward pass in :attr:`autocast_dtype`."""
+        with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            yield
+
+    def __str__(self) -> str:
+        precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.autocast_dtype]
+        return f"{self.device} {precision}"
+
+
+def runtime_for(config: TrainConfig) -> Runtime:
+    """Pick device and precision.
+
+    Raises:
+        ConfigError: if the device that was asked for is not there, or cannot compute in the asked precision.
+    """
+    device = _device(config.device)
+    if config.precision == "auto":
+        dtype = _fast_dtype(device)
+    else:
+        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
+    if dtype == torch.float16 and device.type != "cuda":
+        raise ConfigError(f"train.precision=fp16 needs a CUDA device, but the device is {device}. Use fp32 or bf16.")
+    return Runtime(device, dtype, config.channels_last)
+
+
+def set_up_process(*, threads: int | None, seed: int) -> None:
+    """Make this process's results reproducible: seeds, deterministic kernels, and its share of the CPU's cores.
+
+    On CPU the same seed and the same number of threads give bit-equal results. Deterministic kernels cost up to
+    some ten per cent on CUDA; the few operations that have none warn instead of failing.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    # The fused attention of inference mode differs from the one of training in the last bits.
+    torch.backends.mha.set_fastpath_enabled(False)  # type: ignore[no-untyped-call,unused-ignore]
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """States of the generators that training draws from, as uint8 tensors."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_random_states(states: dict[str, Tensor], device: torch.device) -> None:
+    """Undo :func:`random_states`. A checkpoint made on another kind of device restores what both have."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the device or the machine has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"train.device={name} cannot be used: {reason} Use auto or cpu.") from None
+    return device
+
+
+def _fast_dtype(device: torch.device) -> torch.dtype | None:
+    if device.type != "cuda":
+        return None
+    # bf16 without matrix units (before Ampere, compute capability 8.0) is emulated and slower than fp32.
+    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16

@@ -1,0 +1,108 @@
+"""The configuration is one value, and its mistakes are all named at once."""
+
+from pathlib import Path
+
+import pytest
+
+from thawline.config import SearchConfig, flatten, load_recipe, parse_assignments
+from thawline.exceptions import ConfigError
+from thawline.recipes import copy, recipe_path, shipped_recipes
+
+DATA = {"data": {"path": "photos"}}
+
+
+def test_every_mistake_is_reported_at_once_with_the_path_of_its_key() -> None:
+    with pytest.raises(ConfigError) as caught:
+        SearchConfig.build(
+            DATA, {"train": {"epoch": 3, "batch_size": 0}, "space": {"learning_rate": [1, 0.1]}, "studdy": {}}
+        )
+    message = str(caught.value)
+    assert "train.epoch: there is no such key. Did you mean 'epochs'?" in message
+    assert "train.batch_size" in message
+    assert "got 0" in message
+    assert "0 < low <= high must hold, but got [1.0, 0.1]" in message
+    assert "studdy: there is no such key. Did you mean 'study'?" in message
+
+
+def test_later_layers_win_and_leave_other_keys_alone() -> None:
+    config = SearchConfig.build(
+        DATA, {"train": {"epochs": 3, "batch_size": 8}}, {"train": {"epochs": 5}}, parse_assignments(["study.seed=7"])
+    )
+    assert (config.train.epochs, config.train.batch_size, config.study.seed) == (5, 8, 7)
+
+
+def test_options_of_a_pruner_are_replaced_as_a_whole() -> None:
+    config = SearchConfig.build(DATA, {"study": {"pruner": "HyperbandPruner", "pruner_options": {"max_resource": 8}}})
+    assert config.study.pruner_options == {"max_resource": 8}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 1e-3), ("0.5", 0.5), ("2", 2.0)],
+)
+def test_numbers_are_read_as_people_write_them(text: str, value: float) -> None:
+    config = SearchConfig.build(DATA, parse_assignments([f"train.weight_decay={text}"]))
+    assert config.train.weight_decay == value
+
+
+@pytest.mark.parametrize("text", ["epochs", "=3", "train..epochs=3"])
+def test_an_assignment_without_key_or_value_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--set takes key=value"):
+        parse_assignments([text])
+
+
+@pytest.mark.parametrize("name", ["../up", "a b", "", "-x", "a/b", "x" * 101])
+def test_names_that_could_leave_a_folder_or_break_a_url_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"study\.name"):
+        SearchConfig.build(DATA, {"study": {"name": name}})
+
+
+def test_a_recipe_that_is_missing_or_no_mapping_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Cannot read the recipe"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
+    with pytest.raises(ConfigError, match="must be a mapping of keys, but it is a list"):
+        load_recipe(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize("name", [recipe.name for recipe in shipped_recipes()])
+def test_every_shipped_recipe_is_valid_and_names_its_command(name: str) -> None:
+    recipe = next(recipe for recipe in shipped_recipes() if recipe.name == name)
+    SearchConfig.build(DATA, load_recipe(recipe_path(name)))
+    assert recipe.command.startswith("thawline ")
+    assert recipe.purpose.endswith(".")
+
+
+def test_a_copied_recipe_never_overwrites(tmp_path: Path) -> None:
+    target = copy("quick", tmp_path)
+    assert target.read_text() == recipe_path("quick").read_text()
+    target.write_text("mine")
+    with pytest.raises(ConfigError, match="exists already and is not overwritten"):
+        copy("quick", tmp_path)
+    assert target.read_text() == "mine"
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'quick'"):
+        recipe_path("quikc")
+
+
+def test_the_fingerprint_changes_with_what_makes_trials_incomparable_and_only_then() -> None:
+    def fingerprint(digest: str = "d", **sections: object) -> str:
+        return SearchConfig.build(DATA, sections).fingerprint(digest)  # type: ignore[arg-type]
+
+    known = fingerprint()
+    for budget in ({"trials": 99}, {"timeout_minutes": 5}, {"workers": 2}, {"name": "other"}):
+        assert fingerprint(study=budget) == known
+    assert fingerprint(promotion={"model": "m"}) == known
+    assert fingerprint("other data") != known
+    assert fingerprint(train={"epochs": 3}) != known
+    assert fingerprint(space={"learning_rate": [1e-4, 1e-3]}) != known
+    assert fingerprint(backbone={"name": "resnet34"}) != known
+
+
+def test_the_flat_configuration_holds_every_key() -> None:
+    flat = flatten(SearchConfig.build(DATA))
+    assert flat["data.path"] == "photos"
+    assert flat["train.epochs"] == "8"
+    assert all("." in key for key in flat)

@@ -31,7 +31,6 @@ from thawline.search import (  # noqa: E402
     Prepared,
     SearchOutcome,
     Study,
-    TrialRecord,
     TrialResult,
     TrialSpec,
     check_backbones,
@@ -51,7 +50,10 @@ from thawline.search.winner import promote_best  # noqa: E402
 __all__ = ["search"]
 
 
-@flow(name="search", task_runner=ThreadPoolTaskRunner(max_workers=64), validate_parameters=True)
+_RUNNER: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
+
+
+@flow(name="search", task_runner=_RUNNER, validate_parameters=True)
 def search(config: SearchConfig) -> SearchOutcome:
     """Search for the best freeze depth and learning rate, then register and perhaps promote the best trial.
 

@@ -85,7 +85,9 @@ def search(
     image_size: Annotated[int | None, typer.Option(help="Side in pixels of what the network sees.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per optimizer step.")] = None,
     model: Annotated[str | None, typer.Option(help="Name in the model registry; default: the folder's name.")] = None,
-    study: Annotated[str | None, typer.Option(help="Name of the study; the same name goes on where it stopped.")] = None,
+    study: Annotated[
+        str | None, typer.Option(help="Name of the study; the same name goes on where it stopped.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of sampling, initialisation and batch order.")] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
     assignments: SetOption = None,
@@ -122,7 +124,7 @@ def search(
 
 @app.command()
 def demo() -> None:
-    """Run the whole search on scikit-learn's handwritten digits with the starter weights: no download, a few minutes."""
+    """Run the whole search on scikit-learn's handwritten digits with the starter weights: nothing is downloaded."""
     from thawline.config import SearchConfig, load_recipe
     from thawline.data import write_digits
     from thawline.recipes import recipe_path
@@ -142,7 +144,9 @@ def demo() -> None:
 
 @app.command()
 def check(
-    data: Annotated[Path, typer.Argument(help="Folder of images.")], assignments: SetOption = None, as_json: Json = False
+    data: Annotated[Path, typer.Argument(help="Folder of images.")],
+    assignments: SetOption = None,
+    as_json: Json = False,
 ) -> None:
     """Read and report the data without training: classes, splits, bad files by name, duplicates, leaks, digest."""
     from thawline.config import SearchConfig, parse_assignments
@@ -229,8 +233,12 @@ def predict(
 @app.command()
 def ui(
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
-    mlflow_port: Annotated[int | None, typer.Option(help="Port of the MLflow UI; default: a free one from 5000.")] = None,
-    tensorboard_port: Annotated[int | None, typer.Option(help="Port of TensorBoard; default: a free one from 6006.")] = None,
+    mlflow_port: Annotated[
+        int | None, typer.Option(help="Port of the MLflow UI; default: a free one from 5000.")
+    ] = None,
+    tensorboard_port: Annotated[
+        int | None, typer.Option(help="Port of TensorBoard; default: a free one from 6006.")
+    ] = None,
 ) -> None:
     """Start the MLflow UI and TensorBoard on this project's store; Ctrl-C stops both."""
     from thawline.ui import serve_ui

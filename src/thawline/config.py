@@ -84,7 +84,9 @@ class DataConfig(_Model):
         if self.group_pattern is not None and self.group_column is not None:
             raise ValueError("group_pattern and group_column cannot both be set")
         if self.validation_fraction + self.test_fraction >= 0.8:
-            raise ValueError("validation_fraction + test_fraction must be less than 0.8, to leave something to train on")
+            raise ValueError(
+                "validation_fraction + test_fraction must be less than 0.8, to leave something to train on"
+            )
         return self
 
 
@@ -186,8 +188,8 @@ class StudyConfig(_Model):
     """Keyword arguments of the sampler."""
     pruner: str = "MedianPruner"
     """Any of Optuna's pruners, by class name; ``NopPruner`` prunes nothing."""
-    pruner_options: dict[str, Any] = Field(default_factory=lambda: {"n_startup_trials": 4, "n_warmup_steps": 1})
-    """Keyword arguments of the pruner."""
+    pruner_options: dict[str, Any] = Field(default_factory=lambda: {"n_startup_trials": 4, "n_warmup_steps": 2})
+    """Keyword arguments of the pruner. Steps are epochs, counted from 1: two warm-up steps spare the first epoch."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of sampling, initialisation and batch order."""
     workers: int = Field(1, ge=1)
@@ -344,7 +346,7 @@ def _describe(error: ValidationError) -> str:
 
 
 def _suggest(location: tuple[int | str, ...]) -> str:
-    import difflib  # noqa: PLC0415  only needed after a mistake
+    import difflib
 
     model: type[BaseModel] = SearchConfig
     for part in location[:-1]:

@@ -15,11 +15,11 @@ __all__ = ["freeze_to", "train_mode", "trainable_parameters"]
 def freeze_to(backbone: Backbone, depth: int) -> None:
     """Let gradients reach the parameters from layer group ``depth`` on, the head included, and no others.
 
-    Call it before the optimizer is made, with ``trainable_parameters(backbone)``: a frozen parameter that is given to an
-    optimizer with an old gradient is still moved, by momentum and by weight decay.
+    Call it before the optimizer is made, with ``trainable_parameters(backbone)``: a frozen parameter that is given to
+    an optimizer with an old gradient is still moved, by momentum and by weight decay.
 
-    This is half of freezing. Batch-norms update their running statistics in every forward pass in training mode, whether
-    or not anything requires gradients: they are buffers. :func:`train_mode` is the other half.
+    This is half of freezing. Batch-norms update their running statistics in every forward pass in training mode,
+    whether or not anything requires gradients: they are buffers. :func:`train_mode` is the other half.
 
     Raises:
         BackboneError: unless ``0 <= depth <= len(backbone.layer_groups)``.
@@ -38,7 +38,7 @@ def train_mode(backbone: Backbone, depth: int) -> None:
     Use it in place of ``module.train()``, at the beginning of every epoch (and after every evaluation). With
     ``module.train()`` alone a "frozen" group
 
-    * still moves the running mean and variance of its batch-norms, so the frozen network is another one after each epoch;
+    * still moves the running mean and variance of its batch-norms, so that it is another network after each epoch;
     * normalises by the statistics of the batch, so its results depend on which images happen to be together;
     * still applies dropout and stochastic depth, so the same image gives other activations each time.
 

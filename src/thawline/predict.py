@@ -9,13 +9,10 @@ from rich.table import Table
 from thawline.config import TrackingConfig
 from thawline.data import image_files
 from thawline.exceptions import DataError
-from thawline.registry import load_model
+from thawline.registry import MlflowRegistry, Prediction, parse_model
 from thawline.tracking import connect, resolve_uri
 
 __all__ = ["predict_files", "predictions_table"]
-
-_CHUNK = 64
-"""Files read into memory at once."""
 
 
 def predict_files(model: str, paths: Sequence[Path], *, tracking_uri: str | None, home: Path) -> list[dict[str, Any]]:
@@ -34,15 +31,12 @@ def predict_files(model: str, paths: Sequence[Path], *, tracking_uri: str | None
         RegistryError: if the model or alias is missing.
         DataError: if a path does not exist or holds no image.
     """
+    name = parse_model(model)
     files = [file for path in paths for file in _files(path)]
-    store = connect(resolve_uri(TrackingConfig(uri=tracking_uri), home), home=home, experiment=TrackingConfig().experiment)
-    loaded = load_model(store, model)
-    predictions = []
-    for start in range(0, len(files), _CHUNK):
-        chunk = files[start : start + _CHUNK]
-        answers = loaded.classify([file.read_bytes() for file in chunk])
-        predictions += [{"path": str(file), **answer} for file, answer in zip(chunk, answers, strict=True)]
-    return predictions
+    uri = resolve_uri(TrackingConfig(uri=tracking_uri), home)
+    store = connect(uri, home=home, experiment=TrackingConfig().experiment)
+    answers = MlflowRegistry(store).load(name).predict(files)
+    return [{"path": str(file), **_plain(answer)} for file, answer in zip(files, answers, strict=True)]
 
 
 def predictions_table(predictions: Sequence[dict[str, Any]]) -> Table:
@@ -69,3 +63,9 @@ def _files(path: Path) -> list[Path]:
     if not files:
         raise DataError(f"{path} holds no image file.")
     return files
+
+
+def _plain(answer: Prediction | str) -> dict[str, Any]:
+    if isinstance(answer, str):
+        return {"error": answer}
+    return {"class": answer.class_name, "probability": answer.probability, "probabilities": answer.probabilities}

@@ -154,7 +154,9 @@ class SearchView:
             table.add_row(*_first_cells(started), str(result.epochs), _value(result.value), state, style=style)
         for started, epoch in self._running.values():
             count = f"{epoch.epoch if epoch else 0}/{search.epochs}"
-            table.add_row(*_first_cells(started), count, _value(epoch.value if epoch else None), "running", style="cyan")
+            table.add_row(
+                *_first_cells(started), count, _value(epoch.value if epoch else None), "running", style="cyan"
+            )
         return table
 
 

@@ -39,9 +39,9 @@ def create(
         name: one of :func:`names`.
         num_classes: number of logits of the new head, at least 1.
         weights: ``default`` (torchvision's own, downloaded into ``TORCH_HOME`` unless they lie there already),
-            ``starter`` (shipped with Thawline, for one architecture), ``none`` (random), or a file: ``.safetensors``, or
-            a ``state_dict`` saved by ``torch.save``. Half-precision files are cast to single precision. A head in the
-            file is left out.
+            ``starter`` (shipped with Thawline, for one architecture), ``none`` (random), or a file:
+            ``.safetensors``, or a ``state_dict`` saved by ``torch.save``. Half-precision files are cast to single
+            precision. A head in the file is left out.
         image_size: side in pixels of the images that it will see; by default what the weights were trained for.
         seed: of the head, and with ``weights="none"`` of all parameters: the same seed, the same numbers. The global
             random state is left as it was.
@@ -57,7 +57,7 @@ def create(
 
 
 def names(pattern: str | None = None) -> list[str]:
-    """Names of all backbones, in order; with ``pattern``, of those that hold it, or match it as a wildcard (``vgg*``)."""
+    """Names of all backbones, in order; with ``pattern``, of those that hold it or match it (``vgg*``)."""
     if _catalogue.is_of_installed_torchvision():
         found = list(_catalogue.catalogued())
     else:

@@ -1,9 +1,12 @@
 """The types that the rest of Thawline knows a pretrained network by."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from __future__ import annotations
 
-from torch import nn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:  # the catalogue answers without torch, whose import takes seconds
+    from torch import nn
 
 __all__ = ["Backbone", "BackboneInfo", "Interpolation", "LayerGroup", "Preprocessing"]
 
@@ -42,9 +45,9 @@ class Preprocessing:
 class Backbone:
     """A pretrained network, cut into ordered layer groups, with a new head.
 
-    ``module`` takes images ``[N, 3, image_size, image_size]`` (preprocessed) to logits ``[N, num_classes]``. The groups
-    are disjoint and ordered from input to head, and with the head hold every parameter and buffer exactly once. At every
-    border between groups one single tensor is passed on.
+    ``module`` takes images ``[N, 3, image_size, image_size]`` (preprocessed) to logits ``[N, num_classes]``. The
+    groups are disjoint and ordered from input to head, and with the head hold every parameter and buffer exactly once.
+    At every border between groups one single tensor is passed on.
     """
 
     name: str
@@ -68,6 +71,6 @@ class BackboneInfo:
     """Number of parameters, with a head for 1000 classes."""
     layer_groups: tuple[str, ...]
     weights: tuple[str, ...]
-    """Pretrained weights that can be asked for: ``default`` (torchvision's own), ``starter`` (shipped with Thawline)."""
+    """Pretrained weights that it has: ``default`` (torchvision's own), ``starter`` (shipped with Thawline)."""
     image_size: int
     """Side in pixels of the images that the default weights were trained for."""

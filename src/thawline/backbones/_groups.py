@@ -1,9 +1,9 @@
 """Cutting a network into ordered layer groups, the units of freezing: one way for all architectures, no table of names.
 
-The groups are *stages*: a new one begins where the network lowers its spatial resolution, which is how architectures are
-described in their papers. A network that keeps one resolution (a vision transformer) gets a group per repeated block. What
-works on pooled features before the head (VGG's two large layers) is a group of its own. Every border between groups is
-a cut (see :mod:`thawline.backbones._graph`), also where nobody freezes yet.
+The groups are *stages*: a new one begins where the network lowers its spatial resolution, which is how architectures
+are described in their papers. A network that keeps one resolution (a vision transformer) gets a group per repeated
+block. What works on pooled features before the head (VGG's two large layers) is a group of its own. Every border
+between groups is a cut (see :mod:`thawline.backbones._graph`), also where nobody freezes yet.
 
 Layers are counted by their weights of two or more dimensions, so a normalisation is no layer of its own.
 """
@@ -247,7 +247,7 @@ def _with_ancestors(path: str) -> list[str]:
 
 
 def _names(groups: Sequence[Sequence[str]], head: Sequence[str]) -> list[str]:
-    """A readable name for each group of parameters: the shortest paths that are its own, as ``layer1``, ``features.4-6``."""
+    """A readable name for each group: the shortest paths that are its own, ``layer1`` or ``features.4-6``."""
     owners: dict[str, set[int]] = {}
     for number, group in enumerate([*groups, head]):
         for name in group:

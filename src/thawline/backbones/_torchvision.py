@@ -1,5 +1,6 @@
 """Every classification network of torchvision, built, sized, loaded and cut in one way."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,10 +18,11 @@ __all__ = ["create", "inspect", "list_names", "preprocessing_of"]
 # How torchvision itself calls these two when it loads their weights, less the heads that are only for training from
 # scratch; init_weights would take minutes to no purpose.
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-    name: {"transform_input": True, "aux_logits": False, "init_weights": False} for name in ("googlenet", "inception_v3")
+    name: {"transform_input": True, "aux_logits": False, "init_weights": False}
+    for name in ("googlenet", "inception_v3")
 }
 # Networks that must be told the size of their images when they are built.
-_SIZE_ARGUMENT = {
+_SIZE_ARGUMENT: dict[str, Callable[[int], dict[str, Any]]] = {
     "torchvision.models.vision_transformer": lambda size: {"image_size": size},
     "torchvision.models.maxvit": lambda size: {"input_size": [size, size]},
 }
@@ -30,7 +32,7 @@ _STARTER_SIZE = 64
 
 def list_names() -> list[str]:
     """Names of the classification networks that the installed torchvision has."""
-    return models.list_models(module=models)
+    return list(models.list_models(module=models))
 
 
 def preprocessing_of(name: str, *, weights: str, image_size: int | None) -> Preprocessing:
@@ -60,8 +62,8 @@ def create(name: str, *, num_classes: int, weights: str, image_size: int | None,
         raise BackboneError(f"`num_classes >= 1` must hold, but got num_classes={num_classes}.")
     preprocessing = preprocessing_of(name, weights=weights, image_size=image_size)
     arguments = _arguments(name, preprocessing.image_size) | {"num_classes": num_classes}
-    _check_size(name, arguments, preprocessing.image_size)
     groups, head, _ = _cut(name)
+    _check_size(name, arguments, preprocessing.image_size)
 
     state = None if weights == "none" else read_weights(name, weights, models.get_model_weights(name).DEFAULT)
     # Not torch.manual_seed, which would reach into the GPUs' generators too.

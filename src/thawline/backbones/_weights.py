@@ -31,7 +31,10 @@ STARTER_FILE = Path(__file__).parent / "starter" / f"{STARTER}.safetensors"
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 # Files of torchvision's DenseNets still have the names of 2017, with a dot that module names may no longer hold.
 _OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)")
-_ALTERNATIVES = "Or give a file of your own (--weights FILE), or train from random weights (--weights none)."
+_ALTERNATIVES = (
+    "Or give a file of your own (--weights FILE), or take what Thawline ships "
+    f"(--backbone {STARTER} --weights starter), or train from random weights (--weights none)."
+)
 
 
 def read_weights(name: str, weights: str, default: WeightsEnum) -> dict[str, Tensor]:
@@ -78,7 +81,7 @@ def _read_default(name: str, default: WeightsEnum) -> dict[str, Tensor]:
         raise WeightsError(
             f"The pretrained weights of {name!r} cannot be had: {_first_line(error)}.\n"
             f"Put the file {file.name} (from {default.url}) into {file.parent}, which TORCH_HOME moves. "
-            f"{_ALTERNATIVES}" + (" Or use --weights starter, shipped with Thawline." if name == STARTER else "")
+            f"{_ALTERNATIVES}"
         ) from None
     return dict(_tensors_in(state, file))
 
@@ -92,8 +95,8 @@ def _check_hash(file: Path) -> None:
         actual = hashlib.file_digest(content, "sha256").hexdigest()
     if not actual.startswith(promised[1]):
         raise WeightsError(
-            f"The SHA-256 of {file} must begin with {promised[1]}, but it is {actual[:16]}…: the file is torn or another "
-            "one. Delete it, and it is fetched again."
+            f"The SHA-256 of {file} must begin with {promised[1]}, but it is {actual[:16]}…: the file is torn or "
+            "another one. Delete it, and it is fetched again."
         )
 
 
@@ -185,7 +188,7 @@ def _with_interpolated_positions(module: VisionTransformer, given: dict[str, Ten
     if "encoder.pos_embedding" not in given:
         return given
     try:
-        return dict(interpolate_embeddings(module.image_size, module.patch_size, dict(given)))  # type: ignore[arg-type]
+        return dict(interpolate_embeddings(module.image_size, module.patch_size, dict(given)))
     except ValueError as error:
         raise WeightsError(f"encoder.pos_embedding cannot be interpolated: {error}") from None
 

@@ -2,15 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 
-from thawline.backbones._base import Backbone, BackboneInfo, LayerGroup
+from thawline.backbones._base import Backbone, BackboneInfo
 from thawline.exceptions import BackboneError
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["info_json", "listing", "summary_json", "summary_text"]
 
@@ -44,14 +41,14 @@ def info_json(info: BackboneInfo) -> dict[str, Any]:
 def summary_text(backbone: Backbone, freeze_depth: int) -> str:
     """Tables of the layers (by torchinfo) and of the layer groups, with what is frozen and trainable at a depth.
 
-    The backbone is left frozen to that depth.
+    The parameters' ``requires_grad`` is left as at that depth.
 
     Raises:
         BackboneError: unless ``0 <= freeze_depth <= len(backbone.layer_groups)``.
     """
     import torchinfo
 
-    _freeze(backbone, freeze_depth)
+    rows = _rows(backbone, freeze_depth)
     size = backbone.preprocessing.image_size
     layers = torchinfo.summary(
         backbone.module,
@@ -63,10 +60,9 @@ def summary_text(backbone: Backbone, freeze_depth: int) -> str:
         mode="eval",
         verbose=0,
     )
-    rows = _rows(backbone, freeze_depth)
-    width = max(len("head"), *(len(row["name"]) for row in rows))
+    width = max(len(row["name"]) for row in rows)
     lines = [
-        f"{'' if row['depth'] is None else row['depth']!s:>5}  {row['name']:<{width}}  {row['parameters']:>13,}  "
+        f"{row['name']:<{width}}  {row['parameters']:>13,}  {row['frozen_from_depth'] or 'never':>17}  "
         f"{'frozen' if row['frozen'] else 'trainable'}"
         for row in rows
     ]
@@ -75,7 +71,7 @@ def summary_text(backbone: Backbone, freeze_depth: int) -> str:
             str(layers),
             "",
             f"{backbone.name} at freeze depth {freeze_depth} of {len(backbone.layer_groups)}",
-            f"depth  {'layer group':<{width}}  {'parameters':>13}",
+            f"{'layer group':<{width}}  {'parameters':>13}  {'frozen from depth':>17}  now",
             *lines,
         ]
     )
@@ -97,3 +93,25 @@ def summary_json(backbone: Backbone, freeze_depth: int) -> dict[str, Any]:
         "layer_groups": rows[:-1],
         "head": rows[-1],
     }
+
+
+def _rows(backbone: Backbone, freeze_depth: int) -> list[dict[str, Any]]:
+    """One row for each layer group and, last, the head; sets ``requires_grad`` to match."""
+    deepest = len(backbone.layer_groups)
+    if not 0 <= freeze_depth <= deepest:
+        raise BackboneError(f"`0 <= depth <= {deepest}` must hold, but got depth={freeze_depth}.")
+    parameters = dict(backbone.module.named_parameters())
+    rows = []
+    for number, group in enumerate([*backbone.layer_groups, backbone.head], start=1):
+        own = [parameters[name] for name in group.tensors if name in parameters]
+        for parameter in own:
+            parameter.requires_grad_(number > freeze_depth)
+        rows.append(
+            {
+                "name": group.name if group is not backbone.head else f"{group.name} (head)",
+                "parameters": sum(parameter.numel() for parameter in own),
+                "frozen": number <= freeze_depth,
+                "frozen_from_depth": number if number <= deepest else None,
+            }
+        )
+    return rows

@@ -4,9 +4,10 @@
 people what was found.
 """
 
+from thawline.data._files import printable
 from thawline.data.cache import DecodedImages, decoded
 from thawline.data.digits import write_digits
-from thawline.data.folder import Manifest, Problem, Row, Split, scan
+from thawline.data.folder import Manifest, Problem, Row, Split, image_files, scan
 from thawline.data.images import BadImage, decode, resize_and_crop
 from thawline.data.report import report, report_json, report_text
 
@@ -19,6 +20,8 @@ __all__ = [
     "Split",
     "decode",
     "decoded",
+    "image_files",
+    "printable",
     "report",
     "report_json",
     "report_text",

@@ -1,10 +1,10 @@
-"""Writing a file so that a reader never sees half of it."""
+"""Writing files so that a reader never sees half of one, and printing their names."""
 
 import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["write_atomically"]
+__all__ = ["printable", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -21,3 +21,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def printable(text: str) -> str:
+    """The text with what steers a terminal written out: names may hold line breaks, escapes and bytes of no UTF-8."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

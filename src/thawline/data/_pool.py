@@ -1,5 +1,6 @@
 """Map a function over files in other processes, so that a decoder that crashes takes down one file, not the run."""
 
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -11,12 +12,15 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
+from thawline.exceptions import ThawlineError
+
 __all__ = ["map_files"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _CHUNK = 16  # files per message: some 100 ms of decoding, beside which sending costs nothing
+_FILES_PER_WORKER = 128  # a process takes about a second to start, in which one alone decodes as many photographs
 
 
 def map_files(
@@ -27,13 +31,16 @@ def map_files(
     crashed: Callable[[Item], Result],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Result]:
-    """``[function(item) for item in items]`` in ``workers`` processes (by default one per core), in that order.
+    """``[function(item) for item in items]``, in order, in at most ``workers`` processes (by default one per core).
 
     An item whose process dies (a segmentation fault, the kernel's out-of-memory killer) is tried once more alone; if
     its process dies again, ``crashed(item)`` stands in for its result. Exceptions of ``function`` are raised here.
 
     The processes are spawned, not forked: forking a process that has run torch's threads can deadlock, and
     multiprocessing's one fork server is left to the trials, which need it preloaded with torch.
+
+    Raises:
+        ThawlineError: if no process can be started, as in a script without ``if __name__ == "__main__":``.
     """
     results: dict[int, Result] = {}
 
@@ -42,14 +49,16 @@ def map_files(
         if on_progress is not None:
             on_progress(len(results), len(items))
 
+    workers = min(workers or _cores(), math.ceil(len(items) / _FILES_PER_WORKER))
     chunks = [range(start, min(start + _CHUNK, len(items))) for start in range(0, len(items), _CHUNK)]
     while chunks:
-        unfinished = _run(function, items, chunks, min(workers or _cores(), len(chunks)), report)
-        for chunk in unfinished:  # no more than two per worker: one of their files broke the pool
-            for index in chunk:
-                alone = _run(function, items, [range(index, index + 1)], 1, report)
-                if alone:
-                    report({index: crashed(items[index])})
+        # Two chunks per worker keep all busy and say closely which files were being read when a process died.
+        suspects = _run(function, items, chunks, workers, 2 * workers, report)
+        alone = [range(index, index + 1) for chunk in suspects for index in chunk]
+        while alone:
+            for guilty in _run(function, items, alone, 1, 1, report):
+                report({guilty[0]: crashed(items[guilty[0]])})
+            alone = [chunk for chunk in alone if chunk[0] not in results]
         chunks = [chunk for chunk in chunks if chunk[0] not in results]
     return [results[index] for index in range(len(items))]
 
@@ -59,16 +68,17 @@ def _run(
     items: Sequence[Item],
     chunks: Sequence[range],
     workers: int,
+    at_once: int,
     report: Callable[[dict[int, Result]], None],
 ) -> list[range]:
-    """Run the chunks; if the pool breaks, return those that were under way and leave the rest undone."""
+    """Run the chunks, ``at_once`` of them; if the pool breaks, return those under way and leave the rest undone."""
     waiting = iter(chunks)
     under_way: dict[Future[list[Result]], range] = {}
     broken: list[range] = []
     with _pool(workers) as pool:
+        started = pool.submit(os.getpid)  # the first to be answered by any process that starts at all
         while True:
-            # Two chunks per worker keep all busy and say closely which files were being read when a process died.
-            while not broken and len(under_way) < 2 * workers and (chunk := next(waiting, None)) is not None:
+            while not broken and len(under_way) < at_once and (chunk := next(waiting, None)) is not None:
                 try:
                     future = pool.submit(_apply, function, [items[index] for index in chunk])
                 except BrokenProcessPool:
@@ -76,6 +86,12 @@ def _run(
                 else:
                     under_way[future] = chunk
             if not under_way:
+                if broken and started.exception() is not None:
+                    raise ThawlineError(
+                        "The processes that decode images end as soon as they start. A script that calls Thawline must "
+                        'do so below `if __name__ == "__main__":`, because each process imports the script; else see '
+                        "what they wrote above."
+                    )
                 return broken
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                 chunk = under_way.pop(future)

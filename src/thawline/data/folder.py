@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from thawline.data import images
-from thawline.data._files import write_atomically
+from thawline.data._files import printable, write_atomically
 from thawline.data._pool import map_files
 from thawline.data.splits import Split, assign, keys
 from thawline.exceptions import DataError
@@ -22,7 +22,7 @@ from thawline.exceptions import DataError
 if TYPE_CHECKING:  # the processes that decode import this module and need no pydantic
     from thawline.config import DataConfig
 
-__all__ = ["Manifest", "Problem", "ProblemKind", "Row", "Split", "scan"]
+__all__ = ["Manifest", "Problem", "ProblemKind", "Row", "Split", "image_files", "scan"]
 
 ProblemKind = Literal["bad", "stray", "duplicate", "leak", "conflict", "class"]
 
@@ -40,6 +40,7 @@ _HELD_OUT: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
 _METADATA = "metadata.csv"
 _UNREAD = {".heic", ".heif", ".svg", ".psd", ".eps", ".pdf", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".jxl"}
+_HIDDEN = "hidden, or left behind by a program"
 _NAMED = 10  # how many files an error lists
 
 
@@ -147,6 +148,8 @@ class _File:
 class _Layout:
     files: list[_File]
     problems: list[Problem]
+    given: dict[Split, Path]
+    """Split folders; empty where the class folders are at the top."""
     missing: frozenset[Split]
     """Splits without a folder of their own, which the hash takes from the training files."""
     text: str
@@ -188,7 +191,7 @@ def scan(config: "DataConfig", *, on_progress: Callable[[int, int], None] | None
     classes = tuple(sorted({file.class_name for file in layout.files}))
     rows = _rows(files, classes, layout.missing, config)
     problems = [*layout.problems, *bad, *conflicts, *leaks, *_duplicates(rows)]
-    problems += _check_counts(rows, classes, layout.missing, config)
+    problems += _check_counts(rows, classes, layout, problems, config)
     kinds = get_args(ProblemKind)
     return Manifest(
         root=root,
@@ -198,6 +201,15 @@ def scan(config: "DataConfig", *, on_progress: Callable[[int, int], None] | None
         digest=_manifest_digest(classes, rows),
         layout=layout.text,
     )
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All image files below a folder, by their extension, in order; hidden ones are passed over.
+
+    Raises:
+        DataError: if a folder cannot be read.
+    """
+    return [folder / path for path in _images_below(folder, folder, set(), [])]
 
 
 # ---------------------------------------------------------------------------------------------- finding the files
@@ -211,33 +223,38 @@ def _find_layout(root: Path, config: "DataConfig") -> _Layout:
     if not _children(root):
         raise DataError(f"The folder {root} is empty: put one subfolder of images per class into it.")
     given = _split_folders(root)
-    problems: list[Problem] = []
+    folders: dict[Split, Path] = given or {"train": root}
+    problems = list(_strays(root, root, config, beside=given)) if given else []
     files: list[_File] = []
-    if given:
-        problems += _strays(root, root, config, beside=given)
     trained: set[str] = set()
-    for split, folder in sorted((given or {"train": root}).items(), key=lambda item: _HELD_OUT[item[0]]):
-        problems += _strays(folder, root, config)
-        by_class: dict[str, list[str]] = {}
-        for class_folder in _folders(folder):
-            seen = {_identity(root), _identity(folder)}
-            found = list(_images_below(class_folder, root, seen, problems))
-            # macOS writes "é" as two characters and others as one; a class must be the same class on both.
-            by_class.setdefault(unicodedata.normalize("NFC", class_folder.name), []).extend(found)
-            if not found:
-                problems.append(Problem(_relative(class_folder, root), "a class folder without images", "class"))
+    for split in sorted(folders, key=_HELD_OUT.__getitem__):  # training first: it says which classes there are
+        problems += _strays(folders[split], root, config)
+        by_class = _classes_below(folders[split], root, problems)
         if split == "train":
-            trained = {name for name, paths in by_class.items() if paths}
+            trained = set(by_class)
         for name, paths in by_class.items():
             if name in trained:
                 files += [_File(path, name, split) for path in paths]
-            elif paths:
+            else:
                 reason = f"{given['train'].name}/ has no image of this class: {_images(len(paths))} left out"
-                problems.append(Problem(f"{_relative(folder, root)}/{name}", reason, "class"))
+                problems.append(Problem(f"{_relative(folders[split], root)}/{name}", reason, "class"))
     if len(trained) < 2:
-        raise DataError(_too_few_classes(root, given.get("train", root), trained))
-    missing = frozenset(split for split in _SPLITS if split not in (given or {"train": root}))
-    return _Layout(files, problems, missing, _describe(given, missing, config))
+        raise DataError(_too_few_classes(root, folders["train"], trained))
+    missing = frozenset(split for split in _SPLITS if split not in folders)
+    return _Layout(files, problems, given, missing, _describe(given, missing, config))
+
+
+def _classes_below(folder: Path, root: Path, problems: list[Problem]) -> dict[str, list[str]]:
+    """Relative paths of the images of each class that has any."""
+    by_class: dict[str, list[str]] = defaultdict(list)
+    for class_folder in _folders(folder):
+        found = list(_images_below(class_folder, root, {_identity(root), _identity(folder)}, problems))
+        if found:
+            # macOS writes "é" as two characters and others as one; a class must be the same class on both.
+            by_class[unicodedata.normalize("NFC", class_folder.name)] += found
+        else:
+            problems.append(Problem(_relative(class_folder, root), "a class folder without images", "class"))
+    return by_class
 
 
 def _split_folders(root: Path) -> dict[Split, Path]:
@@ -303,9 +320,6 @@ def _strays(
             yield Problem(path, "an image outside every class folder", "stray")
         elif not (config.group_column is not None and path == _METADATA):
             yield Problem(path, _by_extension(child), "stray")
-
-
-_HIDDEN = "hidden, or left behind by a program"
 
 
 def _by_extension(file: Path) -> str:
@@ -394,7 +408,7 @@ def _above(fraction: float) -> str:
 
 def _listed(lines: list[str]) -> str:
     more = [f"and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
-    return "\n".join(f"  {line}" for line in lines[:_NAMED] + more)
+    return "\n".join(f"  {printable(line)}" for line in lines[:_NAMED] + more)
 
 
 def _images(count: int) -> str:
@@ -541,39 +555,46 @@ def _manifest_digest(classes: tuple[str, ...], rows: tuple[Row, ...]) -> str:
 
 
 def _check_counts(
-    rows: tuple[Row, ...], classes: tuple[str, ...], missing: frozenset[Split], config: "DataConfig"
+    rows: tuple[Row, ...], classes: tuple[str, ...], layout: _Layout, problems: list[Problem], config: "DataConfig"
 ) -> list[Problem]:
     """Refuse an empty split and a class without training images; warn of a class that a held-out split lacks."""
-    counter = Counter((classes[row.label], row.split) for row in rows)
-    totals = Counter(row.split for row in rows)
-    units = len({row.group or row.digest for row in rows})
-    for split in ("validation", "test"):
-        if totals[split]:
+    by_class = Counter((classes[row.label], row.split) for row in rows)
+    fractions: dict[Split, float] = {"validation": config.validation_fraction, "test": config.test_fraction}
+    for split, fraction in fractions.items():
+        if any(row.split == split for row in rows):
             continue
-        if split not in missing:
+        if split in layout.given:
+            folder = layout.given[split].name
             raise DataError(
-                f"The {split} folder holds no usable image of a class that is trained on. Add images to it, or remove "
-                "it to have the split taken from the training images. `thawline check` names what was left out."
+                f"{folder}/ holds no usable image of a class that is trained on. Add images to it, or remove it to "
+                f"have a {split} split taken from the training images." + _left_out(problems, folder)
             )
-        option = f"data.{split}_fraction"
-        fraction = config.validation_fraction if split == "validation" else config.test_fraction
+        units = len({row.group or row.digest for row in rows})
         raise DataError(
-            f"No image fell into the {split} split: {_images(len(rows))} in {units} groups of their own at "
-            f"{option}={fraction:g}. Add images (or smaller groups), or raise the share: "
-            f"--set {option}={min(0.4, 2 * fraction):g}"
+            f"No image fell into the {split} split at data.{split}_fraction={fraction:g}: there are only "
+            f"{_images(len(rows))}, in {units:,} group{'' if units == 1 else 's'} that must stay together. Add images, "
+            f"or raise the share: --set data.{split}_fraction={min(0.4, 2 * fraction):g}"
         )
-    untrained = [name for name in classes if not counter[name, "train"]]
+    untrained = [name for name in classes if not by_class[name, "train"]]
     if untrained:
+        held_out = [sum(by_class[name, split] for split in _SPLITS) for name in untrained]
+        names = ", ".join(
+            f"{name} ({_images(count)} held out)" for name, count in zip(untrained, held_out, strict=True)
+        )
         raise DataError(
-            "These classes have no usable image to train on: "
-            + ", ".join(
-                f"{name} ({_images(sum(counter[name, split] for split in _SPLITS))} held out)" for name in untrained
-            )
-            + ". Add images to their folders, or remove the folders."
+            f"These classes have no usable image to train on: {names}. Add images to their folders, or remove the "
+            "folders." + _left_out(problems, *untrained)
         )
     return [
         Problem(name, f"no image of this class in the {split} split: nothing is known about it there", "class")
         for name in classes
-        for split in ("validation", "test")
-        if not counter[name, split]
+        for split in fractions
+        if not by_class[name, split]
     ]
+
+
+def _left_out(problems: list[Problem], *folders: str) -> str:
+    """The files in these folders that were left out, for an error that says that nothing is left."""
+    kinds = ("bad", "conflict", "leak", "class")
+    found = [p for p in problems if p.kind in kinds and set(folders) & set(p.path.split("/"))]
+    return f" Left out were:\n{_listed([f'{p.path}: {p.reason}' for p in found])}" if found else ""

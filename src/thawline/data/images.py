@@ -57,7 +57,7 @@ _MAX_ASPECT = 16
 _quiet = threading.Lock()
 
 
-class BadImage(ValueError):  # noqa: N818  a file is bad; that is the word of the reports
+class BadImage(ValueError):
     """A file that cannot be decoded; ``str(error)`` is the reason, for people, without the file's name."""
 
 

@@ -4,6 +4,7 @@ import io
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from thawline.data._files import printable
 from thawline.data.folder import Manifest, Problem
 
 if TYPE_CHECKING:  # the processes that decode import this package and print nothing
@@ -38,16 +39,16 @@ def report(manifest: Manifest) -> "RenderableType":
     total = len(manifest.rows)
     for name, by_split in counts.items():
         own = sum(by_split.values())
-        table.add_row(Text(_printable(name)), *(f"{n:,}" for n in by_split.values()), f"{own:,}", f"{own / total:.1%}")
+        table.add_row(Text(printable(name)), *(f"{n:,}" for n in by_split.values()), f"{own:,}", f"{own / total:.1%}")
     sums = [sum(by_split[split] for by_split in counts.values()) for split in ("train", "validation", "test")]
     table.add_row("all", *(f"{n:,}" for n in sums), f"{total:,}", "", style="bold")
 
-    parts: list[Any] = [Text(_printable(f"{manifest.root}: {manifest.layout}")), Text(), table]
+    parts: list[Any] = [Text(printable(f"{manifest.root}: {manifest.layout}")), Text(), table]
     for kind, title in _TITLES.items():
         problems = [problem for problem in manifest.problems if problem.kind == kind]
         if problems:
             shown = problems if kind == "bad" else problems[:_NAMED]
-            lines = [_printable(f"{problem.path}: {problem.reason}") for problem in shown]
+            lines = [printable(f"{problem.path}: {problem.reason}") for problem in shown]
             if len(shown) < len(problems):
                 lines.append(f"and {len(problems) - len(shown):,} more")
             parts += [Text(), Text(f"{title}: {len(problems):,}", style="bold")]
@@ -82,9 +83,3 @@ def report_json(manifest: Manifest) -> dict[str, Any]:
         "classes": {name: dict(by_split) for name, by_split in manifest.counts().items()},
         "problems": {kind: [{"path": p.path, "reason": p.reason} for p in of(kind)] for kind in _TITLES},
     }
-
-
-def _printable(text: str) -> str:
-    """File names may hold line breaks, escape sequences and bytes that are no UTF-8; a terminal must not obey them."""
-    safe = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in safe)

@@ -26,7 +26,9 @@ def shipped_recipes() -> list[Recipe]:
     """All shipped recipes by name; command and purpose are the first two comment lines of the file."""
     recipes = []
     for path in sorted(_FOLDER.glob("*.yaml")):
-        command, purpose = (line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines()[:2])
+        command, purpose = (
+            line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines()[:2]
+        )
         recipes.append(Recipe(path.stem, command, purpose))
     return recipes
 

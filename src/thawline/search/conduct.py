@@ -2,11 +2,11 @@
 
 import time
 
+from thawline.exceptions import TrackingError
 from thawline.search.events import EpochEnded, Note, TrialEnded, TrialStarted, emit
 from thawline.search.study import Asked, Study
 from thawline.search.trial import TrialResult, TrialSpec
 from thawline.search.worker import TrialCrashed, run_in_process
-from thawline.exceptions import TrackingError
 from thawline.tracking import close_dead_run, run_status
 from thawline.training import Decision, EpochResult
 

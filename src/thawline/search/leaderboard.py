@@ -51,7 +51,15 @@ def leaderboard_table(records: Sequence[TrialRecord], metric: str, *, title: str
 def leaderboard_markdown(records: Sequence[TrialRecord], metric: str) -> str:
     """A markdown table, for MLflow's note and other pages."""
     varied = _varied(records)
-    header = ["rank", "trial", "state", f"val/{metric}", *(name.replace("_", " ") for name in varied), "epochs", "seconds"]
+    header = [
+        "rank",
+        "trial",
+        "state",
+        f"val/{metric}",
+        *(name.replace("_", " ") for name in varied),
+        "epochs",
+        "seconds",
+    ]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(_cells(row, varied)) + " |" for row in leaderboard_rows(records)]
     return "\n".join(lines)

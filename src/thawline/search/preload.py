@@ -1,10 +1,11 @@
 """What the fork server loads once for all trials. It must start no thread and touch no device."""
 
-import mlflow.system_metrics.system_metrics_monitor
+# ruff: noqa: F401  imported for their loading alone
+import mlflow
 import sklearn.metrics
 import torch.utils.tensorboard
 import torchvision.models
 
-import thawline.search.trial  # noqa: F401
+import thawline.search.trial
 
 __all__: list[str] = []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from thawline import backbones
 from thawline.config import SearchConfig
-from thawline.data import Manifest, decoded, scan
+from thawline.data import Manifest, decoded, printable, scan
 from thawline.search.events import Note, emit
 from thawline.search.space import check_space
 from thawline.search.study import check_sampling
@@ -85,7 +85,7 @@ def read_data(config: SearchConfig) -> Manifest:
     )
     for problem in manifest.problems:
         if problem.kind != "stray":
-            emit(Note(f"{problem.path}: {problem.reason}", "warning" if problem.kind == "bad" else "info"))
+            emit(Note(f"{printable(problem.path)}: {problem.reason}", "warning" if problem.kind == "bad" else "info"))
     return manifest
 
 
@@ -93,9 +93,7 @@ def decode_images(config: SearchConfig, manifest: Manifest, home: Path) -> dict[
     """Decode and resize every image once; returns the file of each backbone (backbones of one view share one)."""
     files = {}
     for name in config.backbones:
-        view = backbones.preprocessing_of(
-            name, weights=config.backbone.weights, image_size=config.backbone.image_size
-        )
+        view = backbones.preprocessing_of(name, weights=config.backbone.weights, image_size=config.backbone.image_size)
         files[name] = decoded(
             manifest,
             resize_size=view.resize_size,

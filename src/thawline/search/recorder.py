@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -118,12 +118,15 @@ class Recorder:
             threads=max(1, torch.get_num_threads() // workers),
         )
 
-    def log_leaderboard(self, study: Study) -> None:
-        """Write the leaderboard into the parent run's note and as a table; called after every trial."""
+    def log_leaderboard(self, study: Study, end: Sequence[str] = ()) -> None:
+        """Write the leaderboard into the parent run's note and as a table; called after every trial.
+
+        ``end`` is how the search ended, in sentences, once it has.
+        """
         records = study.records()
         metric = self._config.study.metric
-        note = f"## Study {study.name}\n\n{leaderboard_markdown(records, metric)}\n\n{_how_to_look(study.name)}"
-        self.tracker.log_tags({"mlflow.note.content": note})
+        parts = [f"## Study {study.name}", *end, leaderboard_markdown(records, metric), _how_to_look(study.name)]
+        self.tracker.log_tags({"mlflow.note.content": "\n\n".join(parts)})
         self.tracker.log_text(_csv(leaderboard_rows(records)), "leaderboard.csv")
         best = study.best()
         if best is not None and best.value is not None:

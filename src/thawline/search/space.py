@@ -13,9 +13,14 @@ __all__ = ["Suggest", "check_space", "default_point", "sample"]
 class Suggest(Protocol):
     """The part of Optuna's ``Trial`` that sampling needs."""
 
-    def suggest_int(self, name: str, low: int, high: int) -> int: ...
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float: ...
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        """An integer in [low, high]."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float:
+        """A number in [low, high], on a log scale if asked."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of the choices."""
 
 
 def check_space(config: SearchConfig, depths: Mapping[str, int]) -> None:
@@ -59,9 +64,7 @@ def sample(trial: Suggest, config: SearchConfig, depths: Mapping[str, int]) -> H
             if space.head_learning_rate_factor
             else train.head_learning_rate_factor
         ),
-        optimizer=(
-            trial.suggest_categorical("optimizer", space.optimizer) if space.optimizer else train.optimizer
-        ),
+        optimizer=(trial.suggest_categorical("optimizer", space.optimizer) if space.optimizer else train.optimizer),
     )
 
 

@@ -159,21 +159,23 @@ class Study:
         """Record an epoch's validation value; returns whether the trial should be pruned. Idempotent."""
         trial = self._trial(number)
         value = result.metrics[f"val/{self._config.study.metric}"]
-        if result.epoch not in trial.storage.get_trial(trial._trial_id).intermediate_values:
+        if result.epoch not in self._stored(number).intermediate_values:
             trial.report(value, step=result.epoch)
         return trial.should_prune() and result.epoch < self._config.train.epochs
 
     def reported_epochs(self, number: int) -> int:
         """Epochs of a trial that were reported."""
-        return len(self._trial(number).storage.get_trial(self._trial(number)._trial_id).intermediate_values)
+        return len(self._stored(number).intermediate_values)
 
     def tell(self, result: TrialResult) -> None:
         """Record how a trial ended; a trial that was told already is left as it is."""
         trial = self._trial(result.number)
+        if self._stored(result.number).state.is_finished():
+            return
         trial.set_user_attr("result", asdict(result))
         state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[result.state]
         value = result.value if result.state == "complete" else None
-        self._study.tell(result.number, value, state=state, skip_if_finished=True)
+        self._study.tell(result.number, value, state=state)
 
     def records(self) -> list[TrialRecord]:
         """All trials, best first: complete ones by value, then pruned, running and failed ones."""
@@ -195,9 +197,13 @@ class Study:
         """A value kept by :meth:`set_attribute`, or ``None``."""
         return self._study.user_attrs.get(key)
 
+    def _stored(self, number: int) -> FrozenTrial:
+        """The trial as it stands in the storage."""
+        return self._study.get_trials(deepcopy=False)[number]
+
     def _trial(self, number: int) -> optuna.Trial:
-        trial_id = self._study._storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
-        return optuna.Trial(self._study, trial_id)
+        """Optuna's handle of a trial that may have been asked for by another process."""
+        return optuna.Trial(self._study, self._stored(number)._trial_id)
 
 
 def study_names(home: Path) -> list[str]:

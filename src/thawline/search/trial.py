@@ -49,6 +49,7 @@ __all__ = ["TrialResult", "TrialSpec", "run_trial", "trial_folder", "trial_name"
 
 _log = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True)
 class TrialSpec:
     """Everything that a trial needs, small and picklable: it is sent to another process."""

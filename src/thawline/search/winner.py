@@ -1,17 +1,240 @@
 """From the best trial to a registered model: restore, package, score on the test split, decide."""
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from thawline import backbones
+from thawline.data import Problem, printable
 from thawline.exceptions import StudyError
-from thawline.registry import PromotionOutcome, log_packaged_model, package, promote_if_better
+from thawline.registry import (
+    MlflowRegistry,
+    Outcome,
+    PromotionOutcome,
+    log_packaged_model,
+    package,
+    promote_if_better,
+)
 from thawline.search.events import Note, emit
-from thawline.search.leaderboard import leaderboard_markdown
+from thawline.search.leaderboard import leaderboard_rows
 from thawline.search.prepare import Prepared
 from thawline.search.recorder import Recorder
 from thawline.search.study import Study, TrialRecord
+from thawline.tracking import find_trial_run, replay_unsent
 from thawline.training import load_checkpoint
 
 __all__ = ["SearchOutcome", "promote_best", "restore"]
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    """What came of a search."""
+
+    study: str
+    metric: str
+    records: tuple[TrialRecord, ...]
+    """All trials, best first."""
+    best_trial: int
+    promotion: PromotionOutcome
+    bad_files: tuple[Problem, ...]
+    unsent: int
+    """Records that the tracking server has not got; kept in Thawline's home and sent by the next search."""
+    run_id: str
+    """MLflow's parent run."""
+
+    @property
+    def model(self) -> str:
+        """Name of the registered model."""
+        return self.promotion.name
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the best trial became the champion."""
+        return self.promotion.verdict.outcome is Outcome.PROMOTE
+
+    @property
+    def everything_kept(self) -> bool:
+        """Whether all records arrived."""
+        return self.unsent == 0
+
+    def lines(self) -> list[str]:
+        """The end of a search in sentences."""
+        promotion = self.promotion
+        metrics = promotion.challenger.metrics
+        best = next(record for record in self.records if record.number == self.best_trial)
+        decision = "promoted to champion" if self.promoted else "not promoted"
+        lines = [
+            f"Best trial: {best.number}, freeze depth {best.hyperparameters.freeze_depth}, "
+            f"learning rate {best.hyperparameters.learning_rate:.2e}",
+            f"Test accuracy: {metrics['accuracy']:.4f} "
+            f"(balanced {metrics['balanced_accuracy']:.4f}, macro F1 {metrics['macro_f1']:.4f})",
+            f"Model: {promotion.name} version {promotion.version}, {decision}: {promotion.verdict.reason}",
+        ]
+        if self.bad_files:
+            lines.append(f"Left out, {len(self.bad_files)} unreadable:")
+            lines += [f"  {printable(problem.path)}: {problem.reason}" for problem in self.bad_files]
+        if self.unsent:
+            lines.append(
+                f"{self.unsent} records did not reach the tracking server. They are kept; the next search sends them."
+            )
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON."""
+        promotion = self.promotion
+        return {
+            "study": self.study,
+            "run_id": self.run_id,
+            "metric": self.metric,
+            "best_trial": self.best_trial,
+            "trials": leaderboard_rows(self.records),
+            "model": promotion.name,
+            "version": promotion.version,
+            "promoted": self.promoted,
+            "decision": promotion.verdict.outcome.value,
+            "reason": promotion.verdict.reason,
+            "test": promotion.challenger.metrics,
+            "test_recall": promotion.challenger.recalls,
+            "champion_version": promotion.version if self.promoted else promotion.champion_version,
+            "bad_files": {problem.path: problem.reason for problem in self.bad_files},
+            "unsent": self.unsent,
+        }
+
+    def as_markdown(self) -> str:
+        """The decision as a page."""
+        rows = [f"| {name} | {value:.4f} |" for name, value in self.promotion.challenger.metrics.items()]
+        table = "\n".join(["| test metric | value |", "|---|---|", *rows])
+        return "\n\n".join([f"# {self.model} version {self.promotion.version}", *self.lines()[:3], table])
+
+
+def promote_best(prepared: Prepared, study: Study, recorder: Recorder, home: Path) -> SearchOutcome:
+    """Register the best trial and promote it if it beats the champion. Doing it again registers nothing twice.
+
+    Raises:
+        StudyError: if no trial was completed, with the reasons of those that failed.
+        RegistryError: if the model cannot be packaged or registered.
+    """
+    best = _best(study)
+    run_id = _run_of(best, recorder)
+    registry = MlflowRegistry(recorder.store)
+    model_uri = ""
+    if registry.find_version(prepared.model, study=study.name, run_id=run_id) is None:
+        emit(Note(f"packaging trial {best.number} as model {prepared.model}"))
+        model_uri = _package(prepared, best, run_id, recorder, home)
+    test = prepared.manifest.of("test")
+    emit(Note(f"scoring on {len(test)} test images, and the champion on the same"))
+    promotion = promote_if_better(
+        recorder.store,
+        name=prepared.model,
+        model_uri=model_uri,
+        run_id=run_id,
+        study=study.name,
+        test_images=[prepared.manifest.root / row.path for row in test],
+        test_labels=[prepared.manifest.classes[row.label] for row in test],
+        metric=prepared.config.promotion.metric,
+        tags=_tags(prepared, best),
+    )
+    records = tuple(study.records())
+    outcome = SearchOutcome(
+        study=study.name,
+        metric=prepared.config.study.metric,
+        records=records,
+        best_trial=best.number,
+        promotion=promotion,
+        bad_files=prepared.manifest.bad,
+        unsent=sum(record.result.unsent for record in records if record.result),
+        run_id=recorder.run_id,
+    )
+    _record(outcome, recorder, study)
+    return outcome
+
+
+def restore(prepared: Prepared, record: TrialRecord, home: Path) -> backbones.Backbone:
+    """The backbone of a trial with the weights of its best checkpoint."""
+    result = record.result
+    if result is None or result.checkpoint is None:
+        raise StudyError(f"Trial {record.number} left no checkpoint in {home}.")
+    backbone = backbones.create(
+        record.hyperparameters.backbone,
+        num_classes=len(prepared.manifest.classes),
+        weights="none",
+        image_size=prepared.config.backbone.image_size,
+    )
+    backbone.module.load_state_dict(load_checkpoint(home / result.checkpoint).model)
+    backbone.module.eval()
+    return backbone
+
+
+def _best(study: Study) -> TrialRecord:
+    best = study.best()
+    if best is None:
+        reasons = {record.result.reason for record in study.records() if record.result and record.result.reason}
+        listed = "".join(f"\n  {reason}" for reason in sorted(reasons))
+        raise StudyError(f"No trial of the study {study.name!r} was completed, so there is no model.{listed}")
+    return best
+
+
+def _run_of(best: TrialRecord, recorder: Recorder) -> str:
+    """The trial's MLflow run; it may have been out of reach while the trial ran."""
+    if best.result is not None and best.result.run_id is not None:
+        return best.result.run_id
+    replay_unsent(recorder.store)
+    run_id = find_trial_run(recorder.store, parent_run_id=recorder.run_id, number=best.number)
+    if run_id is None:
+        raise StudyError(
+            f"The best trial, {best.number}, has no MLflow run: the tracking server was out of reach. "
+            "Run the same command again when it is back: nothing is trained twice."
+        )
+    return run_id
+
+
+def _package(prepared: Prepared, best: TrialRecord, run_id: str, recorder: Recorder, home: Path) -> str:
+    backbone = restore(prepared, best, home)
+    example = prepared.manifest.root / prepared.manifest.of("train")[0].path
+    with tempfile.TemporaryDirectory(prefix="thawline-") as folder:
+        package(
+            Path(folder),
+            state_dict=backbone.module.state_dict(),
+            architecture=backbone.architecture,
+            classes=prepared.manifest.classes,
+            # Those of the pretrained weights, which training saw; `restore` built the network without them.
+            preprocessing=backbones.preprocessing_of(
+                best.hyperparameters.backbone,
+                weights=prepared.config.backbone.weights,
+                image_size=prepared.config.backbone.image_size,
+            ),
+            example_image=example.read_bytes(),
+            max_pixels=prepared.config.data.max_pixels,
+            extra=_tags(prepared, best),
+        )
+        return log_packaged_model(recorder.store, run_id, Path(folder), prepared.model)
+
+
+def _tags(prepared: Prepared, best: TrialRecord) -> dict[str, str]:
+    return {
+        "thawline.trial": str(best.number),
+        "thawline.backbone": best.hyperparameters.backbone,
+        "thawline.freeze_depth": str(best.hyperparameters.freeze_depth),
+        "thawline.learning_rate": f"{best.hyperparameters.learning_rate:.6g}",
+        "thawline.data_digest": prepared.manifest.digest,
+    }
+
+
+def _record(outcome: SearchOutcome, recorder: Recorder, study: Study) -> None:
+    """The end of the search on the parent run."""
+    promotion = outcome.promotion
+    recorder.tracker.log_metrics(
+        {f"test/{name}": value for name, value in promotion.challenger.metrics.items()}, step=study.finished()
+    )
+    recorder.tracker.log_tags(
+        {
+            "thawline.model": f"{promotion.name}/{promotion.version}",
+            "thawline.verdict": promotion.verdict.outcome.value,
+            "thawline.reason": promotion.verdict.reason,
+            "thawline.best_trial": str(outcome.best_trial),
+        }
+    )
+    recorder.tracker.log_text(json.dumps(outcome.as_dict(), indent=2), "outcome.json")
+    recorder.log_leaderboard(study, outcome.lines())

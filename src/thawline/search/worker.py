@@ -57,7 +57,9 @@ def run_in_process(
     """
     prepare_workers()
     ours, theirs = multiprocessing.Pipe()
-    process: _Process = _context().Process(target=_main, args=(theirs, spec), name=f"trial-{spec.number:02d}", daemon=True)
+    process: _Process = _context().Process(
+        target=_main, args=(theirs, spec), name=f"trial-{spec.number:02d}", daemon=True
+    )
     process.start()
     theirs.close()
     try:

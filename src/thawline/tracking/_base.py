@@ -39,8 +39,12 @@ class Tracker(Protocol):
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Record free texts that may change later."""
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Record values by name, such as ``val/accuracy``, at a step (the epoch, counted from 1)."""
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int, timestamp_ms: int | None = None) -> None:
+        """Record values by name, such as ``val/accuracy``, at a step (the epoch, counted from 1).
+
+        ``timestamp_ms`` is when they were measured, in milliseconds since 1970; by default now. The same values sent
+        again with the same timestamp are the same record.
+        """
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Record a file, or all that a directory holds, into a folder among the run's artifacts."""
@@ -71,9 +75,9 @@ class CompositeTracker:
         """See :class:`Tracker`."""
         self._each(lambda tracker: tracker.log_tags(tags))
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int, timestamp_ms: int | None = None) -> None:
         """See :class:`Tracker`."""
-        self._each(lambda tracker: tracker.log_metrics(metrics, step=step))
+        self._each(lambda tracker: tracker.log_metrics(metrics, step=step, timestamp_ms=timestamp_ms))
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """See :class:`Tracker`."""

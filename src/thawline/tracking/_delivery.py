@@ -107,9 +107,9 @@ class MlflowTracker:
         """See :class:`Tracker`. ``mlflow.note.content`` is the description that the UI shows, in Markdown."""
         self._put({"kind": "tags", "tags": dict(tags)})
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int, timestamp_ms: int | None = None) -> None:
         """See :class:`Tracker`. NaN and infinite values, which break MLflow's charts, become a tag instead."""
-        timestamp = now_ms()
+        timestamp = now_ms() if timestamp_ms is None else timestamp_ms
         finite = [
             [metric_key(name), float(value), timestamp, step] for name, value in metrics.items() if math.isfinite(value)
         ]

@@ -314,14 +314,25 @@ def first_line(error: BaseException) -> str:
     return (_without_password(lines[0].strip())[:300] if lines else "") or type(error).__name__
 
 
+_NOISE = {
+    # "Creating initial MLflow database tables", and each step of a migration.
+    "mlflow.store.db.utils": logging.WARNING,
+    "alembic": logging.WARNING,
+    "alembic.runtime.migration": logging.WARNING,
+    # "Validating input example against model signature".
+    "mlflow.pyfunc": logging.WARNING,
+    # A warning that pip is not installed, which an environment made by uv does not need.
+    "mlflow.utils.environment": logging.ERROR,
+}
+
+
 @contextmanager
 def quiet_mlflow() -> Iterator[None]:
-    """Hold back MLflow's notes about creating and upgrading a database."""
-    names = ("mlflow.store.db.utils", "alembic", "alembic.runtime.migration")
-    before = {name: logging.getLogger(name).level for name in names}
+    """Hold back what MLflow says of its own doings; its warnings about ours are let through."""
+    before = {name: logging.getLogger(name).level for name in _NOISE}
     try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.WARNING)
+        for name, level in _NOISE.items():
+            logging.getLogger(name).setLevel(level)
         yield
     finally:
         for name, level in before.items():

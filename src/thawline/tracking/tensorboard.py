@@ -41,10 +41,10 @@ class TensorBoardTracker:
         for name, value in tags.items():
             self._writer.add_text(name, value)
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int, timestamp_ms: int | None = None) -> None:
         """Write scalars."""
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+            self._writer.add_scalar(name, value, step, walltime=None if timestamp_ms is None else timestamp_ms / 1000)
             self._last[name] = float(value)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:

@@ -112,7 +112,9 @@ class CheckpointFolder:
 
     def _remove_surplus(self, last: Path) -> None:
         values = {path: self._value(path) for path in self._files()}
-        ranked = sorted((p for p, v in values.items() if v is not None), key=lambda p: (-(values[p] or 0.0), _epoch_of(p)))
+        ranked = sorted(
+            (p for p, v in values.items() if v is not None), key=lambda p: (-(values[p] or 0.0), _epoch_of(p))
+        )
         for path in set(values) - set(ranked[: self._keep]) - {last}:
             path.unlink()
 
@@ -141,7 +143,9 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(epoch=int(header["epoch"]), state=state, **parts)
 
 
-def pack_optimizer(optimizer: Optimizer, schedule: LambdaLR, scaler: GradScaler) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def pack_optimizer(
+    optimizer: Optimizer, schedule: LambdaLR, scaler: GradScaler
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Split the states of optimizer, schedule and scaler into tensors and JSON."""
     content = optimizer.state_dict()
     tensors, plain = {}, {}

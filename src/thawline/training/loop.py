@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -175,7 +176,7 @@ class _Run:
     ) -> None:
         self.backbone, self.config, self.runtime = backbone, config, runtime
         self.depth = hyperparameters.freeze_depth
-        self.module = backbone.module.to(device=runtime.device, memory_format=runtime.memory_format)
+        self.module = backbone.module.to(runtime.device).to(memory_format=runtime.memory_format)
         freeze_to(backbone, self.depth)
         self.optimizer: Optimizer = build_optimizer(backbone, hyperparameters)
         steps = len(_batch_sizes(images, config.batch_size))
@@ -255,7 +256,7 @@ def _to_input(images: np.ndarray, backbone: Backbone, runtime: Runtime) -> Tenso
 
 
 def _batch_sizes(images: int, batch_size: int) -> list[int]:
-    """Sizes of the batches of an epoch. A last batch of a single image would break batch norm: it joins the one before."""
+    """Sizes of an epoch's batches. A last batch of a single image would break batch norm: it joins the one before."""
     sizes = [batch_size] * (images // batch_size)
     rest = images % batch_size
     if rest == 1 and sizes:
@@ -279,7 +280,7 @@ def _parts(size: int, accumulation: int) -> list[slice]:
     """Cut a batch into parts of about equal size, none of a single image unless the batch is one."""
     parts = max(1, min(accumulation, size // 2))
     edges = np.linspace(0, size, parts + 1).astype(int)
-    return [slice(int(a), int(b)) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(int(a), int(b)) for a, b in pairwise(edges)]
 
 
 def _class_weights(labels: np.ndarray, classes: int, config: TrainConfig, runtime: Runtime) -> Tensor | None:

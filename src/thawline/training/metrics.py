@@ -1,6 +1,7 @@
 """Metrics of a classifier from its logits, by scikit-learn."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch.nn.functional as F
@@ -8,7 +9,12 @@ from torch import Tensor
 
 __all__ = ["METRIC_DIRECTIONS", "classification_metrics", "per_class_recall"]
 
-METRIC_DIRECTIONS = {"accuracy": "maximize", "balanced_accuracy": "maximize", "macro_f1": "maximize", "loss": "minimize"}
+METRIC_DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
+    "accuracy": "maximize",
+    "balanced_accuracy": "maximize",
+    "macro_f1": "maximize",
+    "loss": "minimize",
+}
 """Every metric that a study can optimise, with Optuna's word for its better side."""
 
 
@@ -38,10 +44,13 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     return metrics
 
 
-def per_class_recall(predicted: Sequence[int] | np.ndarray, truth: Sequence[int] | np.ndarray, classes: int) -> np.ndarray:
+def per_class_recall(
+    predicted: Sequence[int] | np.ndarray, truth: Sequence[int] | np.ndarray, classes: int
+) -> np.ndarray:
     """Recall of each class, ``[classes]``; NaN for a class that does not occur in ``truth``."""
     from sklearn.metrics import confusion_matrix
 
     matrix = confusion_matrix(truth, predicted, labels=range(classes))
     support = matrix.sum(1)
-    return np.divide(matrix.diagonal(), support, out=np.full(classes, np.nan), where=support > 0)
+    recalls: np.ndarray = np.divide(matrix.diagonal(), support, out=np.full(classes, np.nan), where=support > 0)
+    return recalls

@@ -1,6 +1,5 @@
 """The loop learns, freezes, stops, resumes and accumulates as it says."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -144,7 +143,8 @@ def test_a_resumed_trial_ends_with_the_weights_of_one_that_never_stopped(
 def test_another_seed_gives_other_weights(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The positive control of bit-equality: these weights do depend on the order of batches."""
     first, _ = train(folder="first")
-    monkeypatch.setattr(np.random, "default_rng", lambda seed, original=np.random.default_rng: original([7, seed[1]]) if isinstance(seed, list) else original(seed))
+    original = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: original([7, *seed] if isinstance(seed, list) else seed))
     second, _ = train(folder="second")
     assert not same(weights(first), weights(second))
 
@@ -188,7 +188,6 @@ def test_losses_on_fixed_seeds_are_what_they_were(train: Any) -> None:
     _, result = train()
     losses = [round(epoch.metrics["train/loss"], 4) for epoch in result.history]
     assert losses == pytest.approx(LOSSES, abs=2e-3)
-    assert dataclasses.is_dataclass(result)
 
 
-LOSSES = [0.0, 0.0, 0.0, 0.0]
+LOSSES = [0.9899, 0.6163, 0.3809, 0.2831]

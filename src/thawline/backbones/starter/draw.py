@@ -60,14 +60,14 @@ class Bank:
 class Plan:
     """How many classes of each family to draw, and how many masks of each class."""
 
-    fractals: int = 160
-    contours: int = 80
-    textures: int = 48
-    glyphs: int = 200
-    per_fractal: int = 60
+    fractals: int = 64
+    contours: int = 40
+    textures: int = 24
+    glyphs: int = 128
+    per_fractal: int = 40
     per_contour: int = 40
     per_texture: int = 40
-    per_glyph: int = 70
+    per_glyph: int = 60
 
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
@@ -109,9 +109,7 @@ def _random_systems(count: int, generator: torch.Generator) -> tuple[Tensor, Ten
     return matrices, shifts, weights
 
 
-def _chaos_game(
-    matrices: Tensor, shifts: Tensor, weights: Tensor, generator: torch.Generator
-) -> Tensor:
+def _chaos_game(matrices: Tensor, shifts: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
     """Render one attractor per system: many points walk at once, and visits are counted."""
     systems, walkers, steps, settle = len(matrices), 384, 64, 12
     points = _uniform((systems, walkers, 2), -0.5, 0.5, generator)
@@ -140,8 +138,8 @@ def draw_fractals(classes: int, each: int, generator: torch.Generator) -> Tensor
     while len(kept) < classes:
         matrices, shifts, weights = _random_systems(64, generator)
         fill = (_chaos_game(matrices, shifts, weights, generator) > 0).float().mean((1, 2))
-        for index in torch.nonzero((fill > 0.12) & (fill < 0.75)).flatten().tolist():
-            kept.append((matrices[index], shifts[index], weights[index]))
+        good = torch.nonzero((fill > 0.12) & (fill < 0.75)).flatten().tolist()
+        kept += [(matrices[index], shifts[index], weights[index]) for index in good]
     drawn = []
     for matrix, shift, weight in kept[:classes]:
         matrices = matrix * (1.0 + _normal((each, _MAPS, 2, 2), 0.06, generator))
@@ -189,9 +187,7 @@ def _rescaled(values: Tensor) -> Tensor:
     return (values - low[:, None, None]) / (high - low).clamp_min(1e-6)[:, None, None]
 
 
-def _band_noise(
-    frequency: float, angle: float, stretch: float, each: int, generator: torch.Generator
-) -> Tensor:
+def _band_noise(frequency: float, angle: float, stretch: float, each: int, generator: torch.Generator) -> Tensor:
     """Noise whose spectrum is a ring (or, with stretch, two lobes) around one frequency."""
     noise = torch.fft.fft2(torch.randn((each, SIDE, SIDE), generator=generator))
     cycles = torch.fft.fftfreq(SIDE) * SIDE
@@ -310,9 +306,8 @@ def _outline(character: str, font: ImageFont.FreeTypeFont) -> Tensor | None:
     form = image.crop(box).resize((24, 24), Image.Resampling.BILINEAR)
     values = _as_tensor(form.filter(ImageFilter.GaussianBlur(1.5))).float().flatten()
     values = values - values.mean()
-    if float(values.norm()) < 1e-3:
-        return None
-    return values / values.norm()
+    length = values.square().sum().sqrt()
+    return values / length if float(length) > 1e-3 else None
 
 
 def choose_characters(count: int) -> list[str]:

@@ -30,10 +30,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torchvision.models import mobilenet_v3_small
 
 from thawline.backbones.starter.draw import FAMILIES, Bank, Plan, draw_bank
@@ -45,14 +46,10 @@ STD = (0.229, 0.224, 0.225)
 HEAD = "classifier.3."
 """Where the final classification layer's parameters begin with; they are not shipped."""
 
-EARLY_SIDES = (48,)
-LATE_SIDES = (48, 64, 64, 80)
-"""The sides, in pixels, that a batch is drawn at: small ones first, because they are cheap."""
+SIDES = (40, 48, 56)
+"""The sides, in pixels, that a batch is drawn at; small, because the run is meant for a CPU."""
 
-SWITCH = 0.4
-"""The share of the run after which the late sides take over."""
-
-EASY = 0.2
+EASY = 0.3
 """The share of the run over which the distortions grow to their full strength."""
 
 GLYPH, TEXTURE = FAMILIES.index("glyph"), FAMILIES.index("texture")
@@ -66,11 +63,15 @@ class Settings:
     minutes: float
     seed: int
     threads: int
+    start: Path | None = None
+    """A file of an earlier run to go on from; its classes need not be the same."""
     batch: int = 64
     """Images per process and step."""
     peak_rate: float = 2e-3
     weight_decay: float = 0.03
     smoothing: float = 0.1
+    strength: float = 0.6
+    """How strong the distortions become; a longer run can bear more."""
     warm_up: float = 0.04
     """The share of the run over which the learning rate rises."""
 
@@ -136,19 +137,19 @@ def compose(bank: Bank, chosen: Tensor, side: int, strength: float, generator: t
         shape[texture] = F.grid_sample(masks[texture], grid[texture], padding_mode="reflection", align_corners=False)
 
     light = torch.rand((count, 1), generator=generator)
-    other = (light + _uniform((count, 1), 0.3, 0.7, generator)) % 1.0
+    other = (light + _uniform((count, 1), 0.35, 0.65, generator)) % 1.0
     hue = 0.18 * torch.randn((2, count, 3), generator=generator)
     hue *= torch.rand((count, 1), generator=generator) > 0.25
     pool = torch.nonzero(bank.families == TEXTURE).flatten()
     picks = pool[torch.randint(len(pool), (2, count), generator=generator)]
-    plain = texture | (torch.rand(count, generator=generator) < 1.0 - 0.7 * strength)
+    plain = texture | (torch.rand(count, generator=generator) < 1.0 - 0.5 * strength)
     front, back = (
         _fill(base + hue[index], bank.masks[picks[index]].unsqueeze(1).float() / 255.0, plain, side, generator)
         for index, base in enumerate((light, other))
     )
     images = back + (front - back) * shape
 
-    coarse = torch.rand(count, generator=generator) < 0.3 * strength
+    coarse = torch.rand(count, generator=generator) < 0.4 * strength
     if bool(coarse.any()):
         small = round(side * float(_uniform((1,), 0.15, 0.6, generator)))
         reduced = F.interpolate(images[coarse], size=(small, small), mode="bilinear", antialias=True)
@@ -162,7 +163,7 @@ def compose(bank: Bank, chosen: Tensor, side: int, strength: float, generator: t
 def _shuffled(total: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield batches of mask numbers for ever, every mask once before any comes again."""
     while True:
-        yield from torch.randperm(total, generator=generator).split(batch)
+        yield from torch.split(torch.randperm(total, generator=generator), batch)
 
 
 # --- saving -----------------------------------------------------------------------------------
@@ -183,7 +184,7 @@ def save(model: nn.Module, settings: Settings, *, images: int, classes: int, min
     metadata = {
         "architecture": "torchvision.models.mobilenet_v3_small",
         "left_out": HEAD.rstrip("."),
-        "image_size": "48-80, trained; 64, suggested",
+        "image_size": "48",
         "mean": ",".join(map(str, MEAN)),
         "std": ",".join(map(str, STD)),
         "colour": "RGB in 0..1, then (x - mean) / std; bilinear resize",
@@ -198,7 +199,17 @@ def save(model: nn.Module, settings: Settings, *, images: int, classes: int, min
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     partial = settings.out.with_name(settings.out.name + ".partial")
     save_file(shippable(model), str(partial), metadata=metadata)
+    partial.chmod(0o644)  # the library leaves it readable by its owner only
     partial.replace(settings.out)
+
+
+def load(model: nn.Module, start: Path) -> tuple[int, float]:
+    """Take over an earlier run's weights; give the images it saw and the minutes it took."""
+    with safe_open(str(start), framework="pt") as opened:
+        header = opened.metadata()
+        weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+    model.load_state_dict(weights, strict=False)
+    return int(header["images_seen"]), float(header["minutes"])
 
 
 # --- training ---------------------------------------------------------------------------------
@@ -231,7 +242,7 @@ def _share(gradients: list[Tensor], extra: Tensor) -> Tensor:
     flat /= dist.get_world_size()
     body, shared = flat[: -len(extra)], flat[-len(extra) :]
     body *= (5.0 / body.norm().clamp_min(1e-6)).clamp_max(1.0)
-    for gradient, part in zip(gradients, body.split([g.numel() for g in gradients]), strict=True):
+    for gradient, part in zip(gradients, torch.split(body, [g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
     return shared
 
@@ -241,7 +252,7 @@ def _average_statistics(model: nn.Module) -> None:
     for buffer in model.buffers():
         if buffer.is_floating_point():
             dist.all_reduce(buffer)
-            buffer /= dist.get_world_size()
+            buffer.div_(dist.get_world_size())
 
 
 def train(rank: int, settings: Settings, bank: Bank, meeting_point: str) -> None:
@@ -250,6 +261,7 @@ def train(rank: int, settings: Settings, bank: Bank, meeting_point: str) -> None
     dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=settings.threads)
     torch.manual_seed(settings.seed)
     model = mobilenet_v3_small(weights=None, num_classes=bank.classes).train()
+    earlier_images, earlier_minutes = load(model, settings.start) if settings.start else (0, 0.0)
     optimizer = _optimizer(model, settings)
     sides = torch.Generator().manual_seed(settings.seed)  # the same in every process
     own = torch.Generator().manual_seed(settings.seed * 1000 + 1 + rank)
@@ -260,15 +272,14 @@ def train(rank: int, settings: Settings, bank: Bank, meeting_point: str) -> None
     progress, step, images, saves = 0.0, 0, 0, 0
     recent = torch.zeros(2)
     while progress < 1.0:
-        menu = EARLY_SIDES if progress < SWITCH else LATE_SIDES
-        side = menu[int(torch.randint(len(menu), (1,), generator=sides))]
+        side = SIDES[int(torch.randint(len(SIDES), (1,), generator=sides))]
         chosen = next(batches)
         labels = bank.labels[chosen]
-        strength = min(1.0, 0.2 + progress / EASY)
+        strength = settings.strength * min(1.0, 0.2 + progress / EASY)
         scores = model(compose(bank, chosen, side, strength, own))
         loss = F.cross_entropy(scores, labels, label_smoothing=settings.smoothing)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward([loss])
         right = (scores.detach().argmax(1) == labels).float().mean()
         elapsed = (time.monotonic() - started) / 60.0
         extra = torch.stack((loss.detach(), right, torch.tensor(elapsed / settings.minutes)))
@@ -284,7 +295,8 @@ def train(rank: int, settings: Settings, bank: Bank, meeting_point: str) -> None
             saves = int(progress * settings.minutes)
             _average_statistics(model)
             if rank == 0:
-                save(model, settings, images=images, classes=bank.classes, minutes=elapsed)
+                total, spent = earlier_images + images, earlier_minutes + elapsed
+                save(model, settings, images=total, classes=bank.classes, minutes=spent)
                 print(
                     f"{elapsed:5.1f} min  step {step:6d}  images {images:8d}  side {side}  "
                     f"loss {float(recent[0]):.3f}  accuracy {float(recent[1]):.3f}",
@@ -300,17 +312,19 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40.0, help="how long to train, drawing not included")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="how many single-threaded processes train together")
+    parser.add_argument("--start", type=Path, help="go on from the file of an earlier run")
     given = parser.parse_args()
-    settings = Settings(out=given.out, minutes=given.minutes, seed=given.seed, threads=given.threads)
+    settings = Settings(given.out, given.minutes, given.seed, given.threads, given.start)
 
     torch.set_num_threads(settings.threads)
     bank = draw_bank(Plan(), settings.seed)
     print(f"drew {len(bank.labels)} masks of {bank.classes} classes", flush=True)
     for tensor in (bank.masks, bank.labels, bank.families):
-        tensor.share_memory_()
+        tensor.share_memory_()  # type: ignore[no-untyped-call]
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(train, args=(settings, bank, str(Path(folder) / "meeting")), nprocs=settings.threads)
+        arguments = (settings, bank, str(Path(folder) / "meeting"))
+        spawn(train, args=arguments, nprocs=settings.threads)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

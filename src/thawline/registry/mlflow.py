@@ -1,0 +1,299 @@
+"""MLflow's model registry: versions, aliases, and the packaged model back from it."""
+
+import json
+import os
+import re
+import tempfile
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from thawline.exceptions import RegistryError
+from thawline.tracking import MlflowStore
+from thawline.tracking.mlflow import first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlflow.entities.model_registry import ModelVersion
+
+__all__ = ["CHALLENGER", "CHAMPION", "MlflowRegistry", "ModelName", "PackagedModel", "Prediction", "parse_model"]
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A model as a user names it: exactly one of alias and version is given."""
+
+    name: str
+    alias: str | None = CHAMPION
+    version: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}" if self.version else f"{self.name}@{self.alias}"
+
+
+def parse_model(text: str) -> ModelName:
+    """``name`` (its champion), ``name@alias`` or ``name/3``.
+
+    Raises:
+        RegistryError: for anything else.
+    """
+    match = re.fullmatch(r"(?:models:/)?([^@/:\s]+)(?:@([\w-]+)|/([1-9]\d*))?", text)
+    if match is None:
+        raise RegistryError(f"A model is named as NAME, NAME@ALIAS or NAME/VERSION, but got {text!r}.")
+    name, alias, version = match.groups()
+    return ModelName(name, None if version else alias or CHAMPION, version)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about one image."""
+
+    class_name: str
+    probability: float
+    probabilities: dict[str, float]
+    """Of every class."""
+
+
+class PackagedModel:
+    """A model loaded from the registry. It knows only what MLflow's ``pyfunc`` promises: a table in, a table out."""
+
+    def __init__(self, model: Any, name: ModelName) -> None:
+        self._model = model
+        self.name = name
+
+    def predict(self, images: Sequence[bytes | Path]) -> list[Prediction | str]:
+        """Classify encoded images or image files, in batches; a string is the reason why an image cannot be read."""
+        results: list[Prediction | str] = []
+        for start in range(0, len(images), _BATCH):
+            results += self._batch([_bytes(image) for image in images[start : start + _BATCH]])
+        return results
+
+    def _batch(self, images: list[bytes | OSError]) -> list[Prediction | str]:
+        import pandas as pd
+        from mlflow.exceptions import MlflowException
+
+        readable = [image for image in images if isinstance(image, bytes)]
+        try:
+            table = self._model.predict(pd.DataFrame({"image": readable})) if readable else pd.DataFrame()
+        except MlflowException as error:
+            # One bad image refuses its whole batch: ask again one by one to learn which.
+            if len(images) > 1:
+                return [result for image in images for result in self._batch([image])]
+            return [re.sub(r"^Row \d+: ", "", first_line(error))]
+        rows = iter(table.to_dict(orient="records"))
+        return [
+            _prediction(next(rows)) if isinstance(image, bytes) else image.strerror or type(image).__name__
+            for image in images
+        ]
+
+
+class MlflowRegistry:
+    """The model registry of a store.
+
+    Raises:
+        RegistryError: from every method, if something is missing or the registry fails.
+    """
+
+    def __init__(self, store: MlflowStore) -> None:
+        self._store = store
+        self._client = store.client
+
+    def names(self) -> list[str]:
+        """All registered models, sorted."""
+        with _failures_named():
+            return sorted(model.name for model in self._client.search_registered_models())
+
+    def champion(self, name: str) -> str | None:
+        """The champion's version, or ``None``."""
+        return self._alias(name, CHAMPION)
+
+    def find_version(self, name: str, *, study: str, run_id: str) -> str | None:
+        """The newest version that this study registered from this run, or ``None``: a study that goes on finds it."""
+        with _failures_named():
+            found = [
+                int(version.version)
+                for version in self._client.search_model_versions(f"name = '{name}'")
+                if version.run_id == run_id and version.tags.get("thawline.study") == study
+            ]
+        return str(max(found)) if found else None
+
+    def register(self, name: str, model_uri: str, *, run_id: str, study: str, tags: Mapping[str, str]) -> str:
+        """Add a logged model (``models:/m-…``) as the next version of ``name``, which is made if it is new."""
+        from mlflow.exceptions import MlflowException
+
+        model_id = model_uri.removeprefix("models:/")
+        with _failures_named():
+            try:
+                self._client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            with _as_global_store(self._store):
+                created = self._client.create_model_version(
+                    name, model_uri, run_id=run_id, tags={**tags, "thawline.study": study}, model_id=model_id
+                )
+            # What mlflow.register_model does besides: the UI's page of the logged model names its versions by this tag.
+            known = self._client.get_logged_model(model_id).tags.get("mlflow.modelVersions")
+            versions = [*json.loads(known or "[]"), {"name": name, "version": created.version}]
+            self._client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps(versions)})
+        return str(created.version)
+
+    def set_tags(self, name: str, version: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a version."""
+        with _failures_named():
+            for key, value in tags.items():
+                self._client.set_model_version_tag(name, version, key, value)
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """Point an alias to a version."""
+        with _failures_named():
+            self._client.set_registered_model_alias(name, alias, version)
+
+    def promote(self, name: str, version: str, *, judged_against: str | None) -> None:
+        """Make a version the champion, unless the champion is no longer the one that it was judged against.
+
+        The tag ``thawline.previous_champion`` of the version names whom it replaced. MLflow cannot compare and set an
+        alias in one step; a lock in Thawline's home keeps the promotions of one home apart, and between several homes
+        on one server a gap of milliseconds remains.
+        """
+        lock = self._store.home / "locks" / f"promote-{name}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(lock, timeout=60):
+                champion = self.champion(name)
+                if champion != judged_against:
+                    raise RegistryError(
+                        f"{name}/{version} was judged against {_named(judged_against)}, but the champion is now "
+                        f"{_named(champion)}: it is not promoted. Run the same search again to judge it anew."
+                    )
+                # Tags first, alias last: whoever sees the new champion sees all that is known of it.
+                self.set_tags(name, version, {"thawline.previous_champion": judged_against or "none"})
+                self.set_alias(name, CHAMPION, version)
+        except Timeout:
+            raise RegistryError(f"Another promotion of {name!r} has been going on for a minute ({lock}).") from None
+
+    def load(self, model: ModelName) -> PackagedModel:
+        """Load a model by alias or version; a message lists what there is if it is missing."""
+        import mlflow
+
+        version = self._resolve(model)
+        with _failures_named(f"{model} cannot be loaded"), tempfile.TemporaryDirectory(prefix="thawline-") as folder:
+            path = mlflow.artifacts.download_artifacts(
+                # Where the files lie: a models:/ URI would be looked up in the process's global store.
+                artifact_uri=self._client.get_model_version_download_uri(model.name, version),
+                # A local store answers with the place itself; from a server the files are needed only while loading.
+                dst_path=folder if self._store.uri.startswith("http") else None,
+                tracking_uri=self._store.uri,
+                registry_uri=self._store.registry_uri,
+            )
+            loaded = load_pyfunc(path)
+        return PackagedModel(loaded, ModelName(model.name, None, version))
+
+    def _resolve(self, model: ModelName) -> str:
+        """The version that is meant, which exists."""
+        if model.name not in (names := self.names()):
+            registered = (
+                f"Registered: {', '.join(names)}." if names else "None is registered yet: run `thawline search`."
+            )
+            raise RegistryError(f"No model {model.name!r} in {self._store.name}. {registered}")
+        if model.alias is not None:
+            version = self._alias(model.name, model.alias)
+            if version is None:
+                with _failures_named():
+                    aliases = sorted(self._client.get_registered_model(model.name).aliases)
+                there = f"Its aliases: {', '.join(aliases)}." if aliases else "It has no alias; name a version."
+                raise RegistryError(f"The model {model.name!r} has no alias {model.alias!r}. {there}")
+            return version
+        with _failures_named():
+            found: list[ModelVersion] = self._client.search_model_versions(f"name = '{model.name}'")
+        versions = sorted(int(version.version) for version in found)
+        if int(model.version or 0) not in versions:
+            there = ", ".join(map(str, versions)) or "none"
+            raise RegistryError(f"The model {model.name!r} has no version {model.version}. Its versions: {there}.")
+        return str(model.version)
+
+    def _alias(self, name: str, alias: str) -> str | None:
+        from mlflow.exceptions import MlflowException
+
+        with _failures_named():
+            try:
+                return str(self._client.get_model_version_by_alias(name, alias).version)
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
+
+
+_global_store = threading.RLock()
+
+
+@contextmanager
+def _as_global_store(store: MlflowStore) -> "Iterator[None]":
+    """Make the store the process's tracking URI for a moment, and put back what was there.
+
+    MLflow's SQL registry looks a ``models:/m-…`` up in the global store whatever the client's is (a TODO in its source,
+    3.17). Setting that store also writes MLFLOW_TRACKING_URI, for subprocesses, so this is put back too.
+    """
+    import mlflow
+
+    with _global_store:
+        variable, before = "MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI")
+        mlflow.set_tracking_uri(store.uri)
+        try:
+            yield
+        finally:
+            # Whoever had called set_tracking_uri had thereby set the variable, so that the variable is enough.
+            mlflow.set_tracking_uri(None)  # type: ignore[arg-type, unused-ignore]
+            if before is not None:
+                os.environ[variable] = before
+
+
+def load_pyfunc(folder: str | Path) -> Any:
+    """An MLflow model from its folder, as MLflow's server loads it."""
+    return import_pyfunc().load_model(str(folder))
+
+
+def import_pyfunc() -> Any:
+    """MLflow's module ``pyfunc``; importing it warns about the type hints of classes of MLflow's own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType", category=UserWarning)
+        import mlflow.pyfunc
+    return mlflow.pyfunc
+
+
+@contextmanager
+def _failures_named(what: str = "The model registry failed") -> "Iterator[None]":
+    """Any error of the registry as a :class:`RegistryError` of one line."""
+    try:
+        yield
+    except RegistryError:
+        raise
+    except Exception as error:
+        raise RegistryError(f"{what}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _named(version: str | None) -> str:
+    return "no champion" if version is None else f"version {version}"
+
+
+def _bytes(image: bytes | Path) -> bytes | OSError:
+    if isinstance(image, bytes):
+        return image
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        return error
+
+
+def _prediction(row: Mapping[Any, Any]) -> Prediction:
+    return Prediction(str(row["class"]), float(row["probability"]), dict(row["probabilities"]))

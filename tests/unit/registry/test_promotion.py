@@ -1,0 +1,512 @@
+"""Packaging, the gate, the registry and the promotion, with a small network whose answers are known."""
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import get_model
+
+from thawline.backbones import Preprocessing
+from thawline.exceptions import RegistryError
+from thawline.registry import (
+    MlflowRegistry,
+    ModelName,
+    Outcome,
+    decide,
+    log_packaged_model,
+    package,
+    parse_model,
+    promote_if_better,
+    score,
+)
+from thawline.tracking import MlflowStore, start_study_run
+
+CLASSES = ("red", "green", "blue")
+PREPROCESSING = Preprocessing(32, 36, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bilinear")
+
+
+def picture(colour: str, kind: str = "PNG", size: tuple[int, int] = (50, 40)) -> bytes:
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    pixels[..., CLASSES.index(colour)] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def colour_network(order: tuple[int, int, int] = (0, 1, 2)) -> torch.nn.Module:
+    """An mnasnet0_5 of which every answer is known: its head is fed by the colour that dominates.
+
+    The layers before the head are random; the head is fitted to them, so that class ``i`` is colour ``order[i]``.
+    """
+    torch.manual_seed(0)
+    network = get_model("mnasnet0_5", weights=None, num_classes=3, dropout=0.0).eval()
+    inputs = []
+    for colour in CLASSES:
+        pixels = np.array(Image.open(io.BytesIO(picture(colour))).resize((32, 32)))
+        inputs.append((torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 - 0.5) / 0.25)
+    with torch.no_grad():
+        # Batch statistics of the three pictures, so that a network with random weights tells them apart at all.
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None
+        network.train()(torch.stack(inputs))
+        network.eval()
+        features = network.layers(torch.stack(inputs)).mean((2, 3))
+        target = torch.full((3, 3), -5.0)
+        for output, colour in enumerate(order):
+            target[colour, output] = 5.0
+        network.classifier[1].weight.copy_(torch.linalg.lstsq(features, target).solution.T)
+        network.classifier[1].bias.zero_()
+    return network
+
+
+def make_package(folder: Path, *, order: tuple[int, int, int] = (0, 1, 2), classes: tuple[str, ...] = CLASSES) -> Path:
+    return package(
+        folder,
+        state_dict=colour_network(order).state_dict(),
+        architecture={"builder": "mnasnet0_5", "kwargs": {"num_classes": 3, "dropout": 0.0}},
+        classes=classes,
+        preprocessing=PREPROCESSING,
+        example_image=picture("red"),
+        max_pixels=1_000_000,
+        extra={"study": "birds", "trial": 7},
+    )
+
+
+def trial_run(store: MlflowStore, number: int = 1) -> str:
+    return str(store.client.create_run(store.experiment_id, run_name=f"trial-{number:02d}").info.run_id)
+
+
+def folder_of(store: MlflowStore, uri: str) -> Path:
+    """Where the files of a logged model lie."""
+    location = store.client.get_logged_model(uri.removeprefix("models:/")).artifact_location
+    return Path(location.removeprefix("file://"))
+
+
+IMAGES = [picture("red"), picture("green", "JPEG"), picture("blue"), picture("blue")]
+LABELS = ["red", "green", "blue", "blue"]
+
+# ------------------------------------------------------------------------------------------------------------- the gate
+
+
+@pytest.mark.parametrize(
+    ("challenger", "champion", "error", "outcome", "reason"),
+    [
+        (0.8, None, None, Outcome.PROMOTE, "no champion yet"),
+        (0.8, 0.7, None, Outcome.PROMOTE, "better: accuracy 0.8000 against 0.7000"),
+        (0.7, 0.7, None, Outcome.HOLD, "no better than"),
+        (0.6, 0.7, None, Outcome.HOLD, "worse than"),
+        (float("nan"), None, None, Outcome.REJECT, "nan"),
+        (float("nan"), 0.7, None, Outcome.REJECT, "nan"),
+        (0.8, None, "file is gone", Outcome.HOLD, "file is gone"),
+        (0.8, float("nan"), None, Outcome.HOLD, "nothing can be compared"),
+    ],
+)
+def test_only_a_strictly_better_challenger_is_promoted(
+    challenger: float, champion: float | None, error: str | None, outcome: Outcome, reason: str
+) -> None:
+    verdict = decide(metric="accuracy", challenger=challenger, champion=champion, champion_error=error)
+    assert verdict.outcome is outcome
+    assert reason in verdict.reason
+
+
+def test_a_lower_loss_is_better() -> None:
+    assert decide(metric="loss", challenger=0.1, champion=0.2, higher_is_better=False).outcome is Outcome.PROMOTE
+    assert decide(metric="loss", challenger=0.2, champion=0.1, higher_is_better=False).outcome is Outcome.HOLD
+
+
+def test_a_model_is_named_by_alias_or_version_and_by_default_is_the_champion() -> None:
+    assert parse_model("birds") == ModelName("birds", "champion", None)
+    assert parse_model("birds@challenger") == ModelName("birds", "challenger", None)
+    assert parse_model("models:/birds/3") == ModelName("birds", None, "3")
+    assert [str(parse_model(text)) for text in ("birds", "birds/3")] == ["birds@champion", "birds/3"]
+
+
+@pytest.mark.parametrize("text", ["", "a b", "birds@", "birds/x", "birds/0", "birds@a/3"])
+def test_any_other_name_of_a_model_is_refused_with_the_grammar(text: str) -> None:
+    with pytest.raises(RegistryError, match="NAME, NAME@ALIAS or NAME/VERSION"):
+        parse_model(text)
+
+
+# ------------------------------------------------------------------------------------------------------------ packaging
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_package(tmp_path_factory.mktemp("package"))
+
+
+@pytest.fixture(scope="session")
+def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that takes green for blue and blue for green."""
+    return make_package(tmp_path_factory.mktemp("other"), order=(0, 2, 1))
+
+
+def test_the_packaged_model_answers_as_the_trained_network_does(store: MlflowStore, folder: Path) -> None:
+    uri = log_packaged_model(store, trial_run(store), folder, "birds")
+    registry = MlflowRegistry(store)
+    registry.register("birds", uri, run_id=trial_run(store), study="s", tags={})
+    model = registry.load(ModelName("birds", None, "1"))
+    (answer,) = model.predict([picture("green")])
+    assert not isinstance(answer, str)
+    assert answer.class_name == "green"
+    assert answer.probability == answer.probabilities["green"] == max(answer.probabilities.values())
+    assert sum(answer.probabilities.values()) == pytest.approx(1.0, abs=1e-6)
+
+    from thawline.data import decode, resize_and_crop
+
+    pixels = resize_and_crop(decode(picture("green")), resize_size=36, crop_size=32, interpolation="bilinear")
+    with torch.inference_mode():
+        batch = (torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.25
+        expected = colour_network()(batch).softmax(1)[0].tolist()
+    assert [answer.probabilities[name] for name in CLASSES] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_logged_model_holds_no_pickle_and_all_that_the_registry_shows(store: MlflowStore, folder: Path) -> None:
+    import yaml
+
+    run_id = trial_run(store)
+    uri = log_packaged_model(store, run_id, folder, "birds", tags={"thawline.study": "s"})
+    path = folder_of(store, uri)
+    names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+    (decoder,) = {name for name in names if name.startswith("code/thawline_images_")}
+    assert names == {
+        "MLmodel",
+        "artifacts/model.json",
+        "artifacts/model.safetensors",
+        decoder,
+        "conda.yaml",
+        "input_example.json",
+        "python_env.yaml",
+        "requirements.txt",
+        "servable.py",
+        "serving_input_example.json",
+    }
+    for name in names:
+        assert not (path / name).read_bytes().startswith((b"\x80", b"PK")), f"{name} is a pickle or a zip of pickles"
+    description = yaml.safe_load((path / "MLmodel").read_text())
+    assert json.loads(description["signature"]["inputs"]) == [{"type": "binary", "name": "image", "required": True}]
+    assert [column["name"] for column in json.loads(description["signature"]["outputs"])] == [
+        "class",
+        "probability",
+        "probabilities",
+    ]
+    assert description["metadata"]["classes"] == list(CLASSES)
+    assert description["metadata"]["trial"] == 7
+    requirements = (path / "requirements.txt").read_text().split()
+    assert all("==" in line and "+" not in line for line in requirements)
+    assert {line.partition("==")[0] for line in requirements} >= {"torch", "torchvision", "mlflow", "safetensors"}
+    outputs = store.client.get_run(run_id).outputs.model_outputs
+    assert [f"models:/{output.model_id}" for output in outputs] == [uri]
+    assert store.client.get_logged_model(uri.removeprefix("models:/")).status == "READY"
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_the_model_loads_with_neither_thawline_nor_pickles(store: MlflowStore, folder: Path, tmp_path: Path) -> None:
+
+    uri = log_packaged_model(store, trial_run(store), folder, "birds")
+    path = folder_of(store, uri)
+    (tmp_path / "image.jpg").write_bytes(picture("blue", "JPEG"))
+    program = (
+        "import sys\n"
+        "sys.modules['thawline'] = None  # importing it raises\n"
+        "import pickle, mlflow.pyfunc, pandas\n"
+        "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
+        "print(model.predict(pandas.DataFrame({'image': [open(sys.argv[2], 'rb').read()]}))['class'][0])\n"
+        "assert [name for name in sys.modules if name.startswith('thawline.')] == []\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program, str(path), str(tmp_path / "image.jpg")],
+        env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.strip() == "blue"
+
+
+def test_bytes_and_every_form_of_base64_are_taken_and_a_bad_row_is_named(store: MlflowStore, folder: Path) -> None:
+    import mlflow
+    import pandas as pd
+    from mlflow.exceptions import MlflowException
+
+    uri = log_packaged_model(store, trial_run(store), folder, "birds")
+    model = mlflow.pyfunc.load_model(str(folder_of(store, uri)))
+    raw = picture("green", "JPEG")
+    text = base64.b64encode(raw).decode()
+    plain = b"P3\n1 1\n255\n0 255 0\n"  # an image that is text itself
+    forms = [raw, text.encode(), base64.encodebytes(raw), picture("green", "PPM"), plain]
+    assert list(model.predict(pd.DataFrame({"image": forms}))["class"]) == ["green"] * len(forms)
+    classifier = model.unwrap_python_model()
+    for value in (text, f"data:image/jpeg;base64,{text}", base64.encodebytes(raw).decode()):
+        table = classifier.predict(None, pd.DataFrame({"image": [value]}))
+        assert list(table["class"]) == ["green"]
+    # More than one batch, and the row of the bad one counted over all of them.
+    many = [raw] * 40
+    assert len(model.predict(pd.DataFrame({"image": many}))) == 40
+    for broken in (raw[:200], b"", b"\x00\x01", text[:-3].encode()):
+        many[35] = broken
+        with pytest.raises(MlflowException, match=r"^Row 35: \w") as caught:
+            model.predict(pd.DataFrame({"image": many}))
+        assert caught.value.get_http_status_code() == 400
+    many[35] = picture("red", size=(2000, 2000))
+    with pytest.raises(MlflowException, match=r"Row 35: .*pixels"):
+        model.predict(pd.DataFrame({"image": many}))
+
+
+def test_a_package_that_cannot_answer_is_not_registered(store: MlflowStore, folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in folder.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((broken / "model.json").read_text())
+    settings["architecture"]["kwargs"]["num_classes"] = 4
+    (broken / "model.json").write_text(json.dumps(settings))
+    with pytest.raises(RegistryError, match="could not be packaged"):
+        log_packaged_model(store, trial_run(store), broken, "birds")
+
+
+# ----------------------------------------------------------------------------------------------- registry and promotion
+
+
+def challenge(store: MlflowStore, folder: Path, *, study: str = "s", run_id: str | None = None, **changes: object):  # type: ignore[no-untyped-def]
+    run_id = run_id or trial_run(store)
+    arguments = {
+        "name": "birds",
+        "model_uri": log_packaged_model(store, run_id, folder, "birds"),
+        "run_id": run_id,
+        "study": study,
+        "test_images": IMAGES,
+        "test_labels": LABELS,
+        "metric": "accuracy",
+        "tags": {"backbone": "mnasnet0_5"},
+        **changes,
+    }
+    return promote_if_better(store, **arguments)
+
+
+def test_a_better_challenger_replaces_the_champion_and_a_worse_one_does_not(
+    store: MlflowStore, folder: Path, other_folder: Path
+) -> None:
+    registry = MlflowRegistry(store)
+    first_run = trial_run(store)
+    first = challenge(store, other_folder, run_id=first_run)
+    assert first.verdict.outcome is Outcome.PROMOTE
+    assert (first.version, first.champion_version, first.champion) == ("1", None, None)
+    assert first.challenger.metrics["accuracy"] == 0.25
+    assert first.challenger.predicted == ("red", "blue", "green", "green")
+    assert registry.champion("birds") == "1"
+    metrics = store.client.get_run(first_run).data.metrics
+    assert metrics["test/accuracy"] == 0.25
+    assert metrics["test/recall/red"] == 1.0
+    assert metrics["test/recall/blue"] == 0.0
+
+    better = challenge(store, folder, study="t")
+    assert better.verdict.outcome is Outcome.PROMOTE
+    assert (better.version, better.champion_version) == ("2", "1")
+    assert better.challenger.metrics["accuracy"] == 1.0
+    assert better.champion is not None
+    assert better.champion.metrics["accuracy"] == 0.25
+    assert registry.champion("birds") == "2"
+    version = store.client.get_model_version("birds", "2")
+    assert version.tags["thawline.previous_champion"] == "1"
+    assert version.tags["thawline.verdict"] == "promote"
+    assert version.tags["test/accuracy"] == "1"
+    assert version.tags["champion/accuracy"] == "0.25"
+    assert version.tags["backbone"] == "mnasnet0_5"
+
+    equal = challenge(store, folder, study="u")
+    assert equal.verdict.outcome is Outcome.HOLD
+    assert "no better than" in equal.verdict.reason
+    worse = challenge(store, other_folder, study="v")
+    assert worse.verdict.outcome is Outcome.HOLD
+    assert registry.champion("birds") == "2"
+    aliases = store.client.get_registered_model("birds").aliases
+    assert {alias: str(version) for alias, version in aliases.items()} == {"champion": "2", "challenger": "4"}
+
+
+def test_the_champion_is_scored_now_on_these_images_and_not_remembered(
+    store: MlflowStore, folder: Path, other_folder: Path
+) -> None:
+    challenge(store, folder)  # perfect on the usual images
+    swapped = ["red", "blue", "green", "green"]  # on these the other model is
+    outcome = challenge(store, other_folder, study="t", test_labels=swapped)
+    assert outcome.champion is not None
+    assert outcome.champion.metrics["accuracy"] == 0.25
+    assert outcome.verdict.outcome is Outcome.PROMOTE
+
+
+def test_judging_again_registers_no_second_version(store: MlflowStore, folder: Path) -> None:
+    run_id = trial_run(store)
+    first = challenge(store, folder, run_id=run_id)
+    again = challenge(store, folder, run_id=run_id, model_uri="models:/m-never-used")
+    assert again.version == first.version == "1"
+    assert again.verdict.outcome is Outcome.HOLD
+    assert "champion already" in again.verdict.reason
+    assert store.client.get_model_version("birds", "1").tags["thawline.verdict"] == "promote"
+    registry = MlflowRegistry(store)
+    assert registry.find_version("birds", study="s", run_id=run_id) == "1"
+    assert registry.find_version("birds", study="other", run_id=run_id) is None
+    assert registry.find_version("nothing", study="s", run_id=run_id) is None
+
+
+def test_a_champion_that_cannot_be_loaded_is_not_replaced_and_the_reason_is_said(
+    store: MlflowStore, folder: Path
+) -> None:
+    import mlflow
+
+    first = challenge(store, folder)
+    uri = f"models:/birds/{first.version}"
+    path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=store.uri, registry_uri=store.uri))
+    (path / "artifacts" / "model.safetensors").unlink()
+    second = challenge(store, folder, study="t")
+    assert second.verdict.outcome is Outcome.HOLD
+    assert "could not be scored" in second.verdict.reason
+    assert MlflowRegistry(store).champion("birds") == first.version
+
+
+def test_a_promotion_judged_against_another_champion_is_refused(store: MlflowStore, folder: Path) -> None:
+    registry = MlflowRegistry(store)
+    uri = log_packaged_model(store, trial_run(store), folder, "birds")
+    for _ in range(3):
+        registry.register("birds", uri, run_id=trial_run(store), study="s", tags={})
+    registry.promote("birds", "1", judged_against=None)
+    registry.promote("birds", "2", judged_against="1")
+    with pytest.raises(RegistryError, match="judged against version 1, but the champion is now version 2"):
+        registry.promote("birds", "3", judged_against="1")
+    with pytest.raises(RegistryError, match="judged against no champion"):
+        registry.promote("birds", "3", judged_against=None)
+    assert registry.champion("birds") == "2"
+    assert "thawline.previous_champion" not in store.client.get_model_version("birds", "3").tags
+
+
+def test_a_missing_model_alias_or_version_is_answered_with_what_there_is(store: MlflowStore, folder: Path) -> None:
+    registry = MlflowRegistry(store)
+    with pytest.raises(RegistryError, match="None is registered yet: run `thawline search`"):
+        registry.load(parse_model("birds"))
+    uri = log_packaged_model(store, trial_run(store), folder, "birds")
+    registry.register("birds", uri, run_id=trial_run(store), study="s", tags={})
+    assert registry.names() == ["birds"]
+    with pytest.raises(RegistryError, match=r"No model 'bird' .* Registered: birds\."):
+        registry.load(parse_model("bird"))
+    with pytest.raises(RegistryError, match=r"no alias 'champion'\. It has no alias"):
+        registry.load(parse_model("birds"))
+    registry.set_alias("birds", "challenger", "1")
+    with pytest.raises(RegistryError, match=r"no alias 'champion'\. Its aliases: challenger\."):
+        registry.load(parse_model("birds"))
+    with pytest.raises(RegistryError, match=r"no version 7\. Its versions: 1\."):
+        registry.load(parse_model("birds/7"))
+    assert str(registry.load(parse_model("birds@challenger")).name) == "birds/1"
+
+
+def test_predicting_names_the_images_that_cannot_be_read_and_answers_the_others(
+    store: MlflowStore, folder: Path, tmp_path: Path
+) -> None:
+    registry = MlflowRegistry(store)
+    registry.register(
+        "birds",
+        log_packaged_model(store, trial_run(store), folder, "birds"),
+        run_id=trial_run(store),
+        study="s",
+        tags={},
+    )
+    model = registry.load(parse_model("birds/1"))
+    (tmp_path / "red.png").write_bytes(picture("red"))
+    answers = model.predict([tmp_path / "red.png", b"junk\x00", tmp_path / "gone.png", picture("blue")])
+    assert [answer if isinstance(answer, str) else answer.class_name for answer in answers][::3] == ["red", "blue"]
+    assert answers[2] == "No such file or directory"
+    assert isinstance(answers[1], str)
+    assert "Row" not in answers[1]
+    with pytest.raises(RegistryError, match=r"gone\.png"):
+        score(model, [tmp_path / "gone.png"], ["red"])
+
+
+def test_metrics_agree_with_scikit_learn_and_unknown_classes_are_missed(store: MlflowStore, folder: Path) -> None:
+    from sklearn.metrics import balanced_accuracy_score, log_loss
+
+    registry = MlflowRegistry(store)
+    uri = log_packaged_model(store, trial_run(store), folder, "birds")
+    registry.register("birds", uri, run_id=trial_run(store), study="s", tags={})
+    model = registry.load(parse_model("birds/1"))
+    labels = ["red", "green", "blue", "red"]
+    scores = score(model, IMAGES, labels)
+    assert scores.metrics["accuracy"] == 0.75
+    assert scores.metrics["balanced_accuracy"] == balanced_accuracy_score(labels, scores.predicted)
+    answers = model.predict(IMAGES)
+    table = [
+        [answer.probabilities[name] for name in sorted(CLASSES)] for answer in answers if not isinstance(answer, str)
+    ]
+    assert scores.metrics["loss"] == pytest.approx(log_loss(labels, table, labels=sorted(CLASSES)), rel=1e-6)
+    assert "top5_accuracy" not in scores.metrics
+    new = score(model, IMAGES, ["red", "green", "blue", "violet"])
+    assert new.recalls == {"blue": 1.0, "green": 1.0, "red": 1.0, "violet": 0.0}
+    assert new.metrics["loss"] == pytest.approx(scores.metrics["loss"], abs=30)
+
+
+def test_two_packages_with_different_decoders_work_in_one_process(
+    store: MlflowStore, folder: Path, tmp_path: Path
+) -> None:
+    """A champion made by an older Thawline must be scored as it was made."""
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    for file in folder.iterdir():
+        (changed / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((changed / "model.json").read_text())
+    old = changed / f"{settings['images_module']}.py"
+    old.rename(changed / "thawline_images_old.py")
+    with (changed / "thawline_images_old.py").open("a") as file:
+        file.write("\n\ndef resize_and_crop(image, *, resize_size, crop_size, interpolation):\n")
+        file.write(
+            "    pixels = np.zeros((crop_size, crop_size, 3), np.uint8)\n    pixels[..., 2] = 255\n    return pixels\n"
+        )
+    (changed / "model.json").write_text(json.dumps({**settings, "images_module": "thawline_images_old"}))
+    registry = MlflowRegistry(store)
+    for source in (changed, folder):
+        uri = log_packaged_model(store, trial_run(store), source, "birds")
+        registry.register("birds", uri, run_id=trial_run(store), study="s", tags={})
+    old_model, new_model = (registry.load(parse_model(f"birds/{version}")) for version in (1, 2))
+    (old_answer,), (new_answer,) = old_model.predict([picture("red")]), new_model.predict([picture("red")])
+    assert not isinstance(old_answer, str)
+    assert not isinstance(new_answer, str)
+    assert (old_answer.class_name, new_answer.class_name) == ("blue", "red")
+
+
+def test_registering_puts_the_users_own_tracking_uri_back(
+    store: MlflowStore, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    def register() -> None:
+        uri = log_packaged_model(store, trial_run(store), folder, "birds")
+        MlflowRegistry(store).register("birds", uri, run_id=trial_run(store), study="s", tags={})
+
+    before = mlflow.get_tracking_uri()
+    register()
+    assert mlflow.get_tracking_uri() == before
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mine.db")
+    register()
+    assert mlflow.get_tracking_uri() == os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/mine.db"
+    try:
+        mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/set.db")
+        register()
+        assert mlflow.get_tracking_uri() == f"sqlite:///{tmp_path}/set.db"
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert not list(tmp_path.glob("*.db"))
+
+
+def test_a_study_run_and_a_registered_model_live_in_one_store(store: MlflowStore, folder: Path) -> None:
+    parent = start_study_run(store, study="s", params={}, tags={})
+    outcome = challenge(store, folder, run_id=parent)
+    assert store.client.get_model_version("birds", outcome.version).run_id == parent

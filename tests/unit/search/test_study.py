@@ -1,0 +1,210 @@
+"""The study samples what the space opens, prunes what is bad, and goes on where it stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thawline.config import SearchConfig
+from thawline.exceptions import ConfigError, StudyError
+from thawline.search.study import Study, check_sampling, latest_study, load_records, study_names
+from thawline.search.trial import TrialResult
+from thawline.training import EpochResult
+
+DEPTHS = {"resnet18": 5, "vgg11": 6}
+
+
+def config(**sections: Any) -> SearchConfig:
+    return SearchConfig.build({"data": {"path": "photos"}, "train": {"epochs": 4}}, sections)
+
+
+def open_study(home: Path, name: str = "pets", fingerprint: str = "f", **sections: Any) -> Study:
+    return Study.open(home, name, config(**sections), DEPTHS, fingerprint)
+
+
+def epoch(number: int, value: float) -> EpochResult:
+    return EpochResult(number, {"val/accuracy": value, "val/loss": 1 - value, "train/loss": 1 - value}, 0)
+
+
+def complete(study: Study, value: float) -> int:
+    asked = study.ask()
+    for number in range(1, 5):
+        study.report(asked.number, epoch(number, value * number / 4))
+    study.tell(TrialResult(asked.number, "complete", value, 4, 4, 1.0, "", "run", "file"))
+    return asked.number
+
+
+def test_the_first_trial_trains_the_head_alone_at_a_standard_rate(own_home: Path) -> None:
+    asked = open_study(own_home).ask()
+    assert asked.hyperparameters.freeze_depth == 5
+    assert asked.hyperparameters.learning_rate == 1e-3
+
+
+def test_what_the_space_does_not_open_keeps_the_configuration_s_value(own_home: Path) -> None:
+    study = open_study(own_home, train={"optimizer": "sgd", "weight_decay": 0.02})
+    hyperparameters = [study.ask().hyperparameters for _ in range(4)]
+    assert {h.optimizer for h in hyperparameters} == {"sgd"}
+    assert {h.weight_decay for h in hyperparameters} == {0.02}
+
+
+def test_what_the_space_opens_is_sampled_within_its_range(own_home: Path) -> None:
+    space = {
+        "freeze_depth": [2, 4],
+        "learning_rate": [1e-4, 1e-3],
+        "weight_decay": [1e-3, 1e-1],
+        "head_learning_rate_factor": [1, 10],
+        "optimizer": ["adamw", "sgd"],
+    }
+    study = open_study(own_home, space=space, study={"sampler": "RandomSampler"})
+    sampled = [study.ask().hyperparameters for _ in range(20)]
+    assert {h.freeze_depth for h in sampled} == {2, 3, 4}
+    assert {h.optimizer for h in sampled} == {"adamw", "sgd"}
+    for h in sampled:
+        assert 1e-4 <= h.learning_rate <= 1e-3
+        assert 1e-3 <= h.weight_decay <= 1e-1
+        assert 1 <= h.head_learning_rate_factor <= 10
+    assert len({h.weight_decay for h in sampled}) > 10
+
+
+def test_each_backbone_has_a_depth_range_of_its_own(own_home: Path) -> None:
+    study = open_study(own_home, space={"backbone": ["resnet18", "vgg11"]}, study={"sampler": "RandomSampler"})
+    sampled = [study.ask().hyperparameters for _ in range(40)]
+    deepest = {name: max(h.freeze_depth for h in sampled if h.backbone == name) for name in DEPTHS}
+    assert deepest == DEPTHS
+
+
+def test_a_bad_trial_is_pruned_before_its_last_epoch_and_a_good_one_is_not(own_home: Path) -> None:
+    study = open_study(own_home)
+    for value in (0.8, 0.82, 0.84, 0.86):
+        complete(study, value)
+    bad, good = study.ask(), study.ask()
+    assert [study.report(bad.number, epoch(number, 0.1)) for number in (1, 2)] == [False, True]
+    assert not any(study.report(good.number, epoch(number, 0.9)) for number in (1, 2, 3, 4))
+
+
+def test_a_trial_is_never_pruned_after_its_last_epoch(own_home: Path) -> None:
+    study = open_study(own_home)
+    for value in (0.8, 0.82, 0.84, 0.86):
+        complete(study, value)
+    assert not study.report(study.ask().number, epoch(4, 0.0))
+
+
+def test_a_study_of_losses_prunes_large_ones_and_ranks_small_ones_first(own_home: Path) -> None:
+    study = open_study(own_home, study={"metric": "loss"})
+    for value in (0.4, 0.2, 0.3, 0.5):
+        asked = study.ask()
+        for number in (1, 2, 3, 4):
+            study.report(asked.number, EpochResult(number, {"val/loss": value, "train/loss": value}, 0))
+        study.tell(TrialResult(asked.number, "complete", value, 4, 4, 1.0, "", None, None))
+    assert [record.value for record in study.records()] == [0.2, 0.3, 0.4, 0.5]
+    asked = study.ask()
+    verdicts = [study.report(asked.number, EpochResult(n, {"val/loss": 9.0, "train/loss": 9.0}, 0)) for n in (1, 2)]
+    assert verdicts == [False, True]
+
+
+def test_a_failed_trial_is_failed_and_counts_towards_the_budget_but_never_wins(own_home: Path) -> None:
+    study = open_study(own_home)
+    complete(study, 0.5)
+    asked = study.ask()
+    study.tell(TrialResult.without_result(asked.number, reason="killed by signal 9"))
+    pruned = study.ask()
+    study.tell(TrialResult(pruned.number, "pruned", 0.99, 1, 1, 1.0, "pruned after epoch 1", None, None))
+    assert [record.state for record in study.records()] == ["complete", "pruned", "failed"]
+    assert study.finished() == 3
+    best = study.best()
+    assert best is not None
+    assert best.number == 0
+
+
+def test_telling_twice_keeps_the_first_end(own_home: Path) -> None:
+    study = open_study(own_home)
+    number = complete(study, 0.5)
+    study.tell(TrialResult.without_result(number, reason="late"))
+    assert [record.state for record in study.records()] == ["complete"]
+
+
+def test_the_same_name_goes_on_with_the_same_trials(own_home: Path) -> None:
+    complete(open_study(own_home), 0.5)
+    again = open_study(own_home)
+    assert again.finished() == 1
+    assert again.ask().number == 1
+
+
+def test_trials_of_a_dead_process_are_given_back_in_order(own_home: Path) -> None:
+    first = open_study(own_home)
+    complete(first, 0.5)
+    left = [first.ask(), first.ask()]
+    first.report(left[0].number, epoch(1, 0.3))
+    again = open_study(own_home)
+    waiting = again.unfinished()
+    assert [asked.number for asked in waiting] == [1, 2]
+    assert [asked.hyperparameters for asked in waiting] == [asked.hyperparameters for asked in left]
+    assert all(asked.resumed for asked in waiting)
+    assert again.reported_epochs(1) == 1
+
+
+def test_sampling_goes_on_after_a_restart_as_if_there_had_been_none(own_home: Path, tmp_path: Path) -> None:
+    def run(home: Path, restarts: bool) -> list[float]:
+        study = open_study(home)
+        rates = []
+        for index in range(14):
+            if restarts and index % 3 == 0:
+                study = open_study(home)
+            asked = study.ask()
+            rates.append(asked.hyperparameters.learning_rate)
+            value = 1 - abs(asked.hyperparameters.learning_rate - 2e-3)
+            study.tell(TrialResult(asked.number, "complete", value, 1, 1, 1.0, "", None, None))
+        return rates
+
+    whole = run(tmp_path / "whole", restarts=False)
+    assert run(tmp_path / "restarted", restarts=True) == whole
+    assert len(set(whole)) > 10, "a sampler that draws the same numbers again would repeat itself"
+
+
+def test_another_seed_samples_other_points(own_home: Path) -> None:
+    rates = []
+    for seed in (0, 1):
+        study = open_study(own_home, name=f"seed-{seed}", study={"seed": seed})
+        study.ask()
+        rates.append(study.ask().hyperparameters.learning_rate)
+    assert rates[0] != rates[1]
+
+
+def test_a_study_made_with_other_settings_is_refused_by_naming_them(own_home: Path) -> None:
+    open_study(own_home, train={"batch_size": 16})
+    with pytest.raises(StudyError, match=r"made with train\.batch_size=16, so its trials cannot be compared"):
+        open_study(own_home, fingerprint="g", train={"batch_size": 32})
+
+
+def test_a_study_that_another_process_holds_is_refused(own_home: Path) -> None:
+    study = open_study(own_home)
+    with study.exclusive():
+        other = open_study(own_home)
+        with pytest.raises(StudyError, match="being run by another process"), other.exclusive():
+            pass
+    with open_study(own_home).exclusive():
+        pass
+
+
+def test_studies_are_listed_and_the_latest_is_the_one_that_ran_last(own_home: Path) -> None:
+    assert study_names(own_home) == []
+    with pytest.raises(StudyError, match="no study in"):
+        latest_study(own_home)
+    complete(open_study(own_home, name="zebra"), 0.5)
+    complete(open_study(own_home, name="ant"), 0.5)
+    assert study_names(own_home) == ["zebra", "ant"]
+    assert latest_study(own_home) == "ant"
+    metric, records = load_records(own_home, "ant")
+    assert (metric, len(records)) == ("accuracy", 1)
+    with pytest.raises(StudyError, match=r"no study 'none'.*Known: zebra, ant"):
+        load_records(own_home, "none")
+
+
+def test_a_sampler_or_pruner_that_optuna_lacks_is_refused_with_the_list() -> None:
+    with pytest.raises(ConfigError, match=r"study\.sampler: Optuna has no 'Nope'\. It has .*TPESampler"):
+        check_sampling(config(study={"sampler": "Nope"}).study)
+    with pytest.raises(ConfigError, match=r"study\.pruner: Optuna has no 'BasePruner'"):
+        check_sampling(config(study={"pruner": "BasePruner"}).study)
+    with pytest.raises(ConfigError, match=r"study\.sampler_options: TPESampler does not take"):
+        check_sampling(config(study={"sampler": "TPESampler", "sampler_options": {"wrong": 1}}).study)
+    check_sampling(config(study={"sampler": "TPESampler", "pruner": "NopPruner"}).study)

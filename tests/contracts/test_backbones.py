@@ -62,7 +62,7 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
     return backbones.create(name, num_classes=CLASSES, weights="none", image_size=FAMILIES[name], seed=1)
 
 
-def images_for(backbone: Backbone, count: int = 3) -> Tensor:
+def images_for(backbone: Backbone, count: int = 2) -> Tensor:
     size = backbone.preprocessing.image_size
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
@@ -81,7 +81,7 @@ def train_a_little(backbone: Backbone, depth: int) -> None:
     torch.manual_seed(0)
     freeze_to(backbone, depth)
     optimizer = torch.optim.SGD(trainable_parameters(backbone).values(), lr=0.05)
-    labels = torch.arange(3) % CLASSES
+    labels = torch.arange(2)
     images = images_for(backbone)
     for _ in range(2):
         train_mode(backbone, depth)
@@ -116,7 +116,7 @@ def cut_at(backbone: Backbone, name: str) -> tuple[fx.GraphModule, fx.GraphModul
 def test_images_go_in_and_one_logit_a_class_comes_out(backbone: Backbone) -> None:
     backbone.module.eval()
     with torch.no_grad():
-        assert backbone.module(images_for(backbone)).shape == (3, CLASSES)
+        assert backbone.module(images_for(backbone)).shape == (2, CLASSES)
 
 
 def test_groups_and_head_hold_every_parameter_and_buffer_exactly_once(backbone: Backbone) -> None:

@@ -21,3 +21,11 @@ def store(migrated: Path, own_home: Path) -> MlflowStore:
     own_home.mkdir()
     shutil.copy(migrated, own_home / "mlflow.db")
     return connect(f"sqlite:///{own_home}/mlflow.db", home=own_home, experiment="thawline")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Networks this small are slower on several threads, and by far when the machine is busy."""
+    import torch
+
+    torch.set_num_threads(1)

@@ -363,11 +363,8 @@ def test_judging_again_registers_no_second_version(store: MlflowStore, folder: P
 def test_a_champion_that_cannot_be_loaded_is_not_replaced_and_the_reason_is_said(
     store: MlflowStore, folder: Path
 ) -> None:
-    import mlflow
-
     first = challenge(store, folder)
-    uri = f"models:/birds/{first.version}"
-    path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=store.uri, registry_uri=store.uri))
+    path = Path(store.client.get_model_version_download_uri("birds", first.version).removeprefix("file://"))
     (path / "artifacts" / "model.safetensors").unlink()
     second = challenge(store, folder, study="t")
     assert second.verdict.outcome is Outcome.HOLD

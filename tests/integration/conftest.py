@@ -1,0 +1,114 @@
+"""One whole search by the command line, which many tests look at from all sides."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+CLASSES = ("circle", "square", "stripes")
+
+
+def _draw_pictures(folder: Path, count: int = 24, size: int = 48) -> Path:
+    """Three classes of coloured shapes on noise, one folder each."""
+    random = np.random.default_rng(0)
+    for name in CLASSES:
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            image = Image.fromarray(random.integers(0, 90, (size, size, 3)).astype(np.uint8))
+            draw = ImageDraw.Draw(image)
+            colour = tuple(int(value) for value in random.integers(140, 255, 3))
+            left, top = (int(value) for value in random.integers(4, 14, 2))
+            if name == "circle":
+                draw.ellipse((left, top, left + 26, top + 26), fill=colour)
+            elif name == "square":
+                draw.rectangle((left, top, left + 26, top + 26), fill=colour)
+            else:
+                for line in range(0, size, 8):
+                    draw.line((0, line, size, line), fill=colour, width=3)
+            image.save(folder / name / f"{name}-{index:02d}.png")
+    return folder
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        assert self.code in (0, 1), self.err
+        return json.loads(self.out)
+
+
+def _environment_of(home: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_"))}
+    return {**kept, "THAWLINE_HOME": str(home), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def draw_pictures() -> Callable[..., Path]:
+    return _draw_pictures
+
+
+@pytest.fixture(scope="session")
+def environment_of() -> Callable[[Path], dict[str, str]]:
+    """Environment of a command: a home of its own, and nothing of MLflow's or Prefect's from this process."""
+    return _environment_of
+
+
+@pytest.fixture(scope="session")
+def thawline() -> Callable[..., Finished]:
+    def run(*arguments: str | Path, home: Path, **more: str) -> Finished:
+        command = [sys.executable, "-m", "thawline", *map(str, arguments)]
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=540, env={**_environment_of(home), **more}, cwd=home.parent
+        )
+        return Finished(ended.returncode, ended.stdout, ended.stderr)
+
+    return run
+
+
+SEARCH = [
+    *("--backbone", "mobilenet_v3_small", "--weights", "starter", "--image-size", "32"),
+    *("--trials", "5", "--epochs", "3", "--batch-size", "16", "--model", "shapes", "--study", "shapes"),
+    # A grid, so that a hopeless trial is sure to come, and a pruner that judges after one trial and one epoch.
+    *("--set", "study.sampler=GridSampler"),
+    *("--set", "study.sampler_options={search_space: {freeze_depth: [4, 6], learning_rate: [0.00001, 0.01]}}"),
+    *("--set", "study.pruner_options={n_startup_trials: 1, n_warmup_steps: 1}"),
+    *("--set", "data.workers=1", "--set", "train.device=cpu"),
+]
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A search that was run once for all tests."""
+
+    data: Path
+    home: Path
+    result: Finished
+    options: tuple[str, ...] = tuple(SEARCH)
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.home}/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory, thawline: Callable[..., Finished]) -> Searched:
+    folder = tmp_path_factory.mktemp("search")
+    data = _draw_pictures(folder / "shapes")
+    (data / "circle" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really a photograph")
+    (data / "notes.txt").write_text("a stray file")
+    home = folder / "home"
+    return Searched(data, home, thawline("search", data, *SEARCH, "--json", home=home))

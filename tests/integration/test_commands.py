@@ -1,0 +1,163 @@
+"""The verbs that need no search, and what the command line does with mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("commands")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[..., Path]) -> Path:
+    return draw_pictures(tmp_path_factory.mktemp("commands") / "shapes", count=12)
+
+
+def test_help_and_version_load_no_heavy_library() -> None:
+    code = (
+        "import sys, thawline.cli; from typer.main import get_command; get_command(thawline.cli.app); "
+        "print([name for name in ('torch', 'mlflow', 'optuna', 'prefect', 'torchvision', 'pandas') if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_the_module_and_the_command_are_the_same(thawline: Callable[..., Any], tmp_path: Path) -> None:
+    answer = thawline("--version", home=tmp_path / "home")
+    script = Path(sys.executable).with_name("thawline")
+    assert answer.out == subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout
+    assert answer.out.startswith("thawline ")
+
+
+def test_check_reports_classes_splits_and_digest(data: Path, thawline: Callable[..., Any], tmp_path: Path) -> None:
+    report = thawline("check", data, "--json", home=tmp_path / "home").json
+    text = json.dumps(report)
+    assert {"circle", "square", "stripes"} <= set(report["classes"])
+    assert "digest" in text
+    assert "circle" in thawline("check", data, home=tmp_path / "home").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "nowhere"], "nowhere"),
+        (["search", ".", "--recipe", "none.yaml"], "Cannot read the recipe none.yaml"),
+        (["search", ".", "--set", "train.epoch=3"], "train.epoch: there is no such key. Did you mean 'epochs'?"),
+        (["search", ".", "--set", "study.sampler=Magic"], "study.sampler: Optuna has no 'Magic'"),
+        (["search", ".", "--set", "train.device=cuda:7"], "train.device=cuda:7 cannot be used"),
+        (["search", ".", "--tracking-uri", "./mlruns"], "is a folder, and MLflow no longer records in folders"),
+        (["check", "nowhere"], "nowhere"),
+        (["summary", "resnt50"], "Unknown backbone 'resnt50'. Did you mean 'resnet50'?"),
+        (["summary", "resnet18", "--freeze-depth", "7"], "must hold, but got depth=7"),
+        (["backbones", "nothing-like-it"], "No backbone matches"),
+        (["leaderboard"], "There is no study in"),
+        (["predict", "a@b@c", "."], "A model is named as NAME, NAME@ALIAS or NAME/VERSION"),
+        (["recipes", "copy", "quikc"], "Did you mean 'quick'?"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_clear_message_and_exit_code_two(
+    arguments: list[str], message: str, thawline: Callable[..., Any], tmp_path: Path
+) -> None:
+    answer = thawline(*arguments, home=tmp_path / "home")
+    assert answer.code == 2
+    assert answer.out == ""
+    assert message in answer.err
+    assert "Traceback" not in answer.err
+    assert answer.err.startswith("Error: ")
+
+
+def test_debug_shows_the_traceback(thawline: Callable[..., Any], tmp_path: Path) -> None:
+    answer = thawline("--debug", "check", "nowhere", home=tmp_path / "home")
+    assert answer.code == 1
+    assert "Traceback" in answer.err
+
+
+def test_missing_weights_are_said_before_anything_is_trained(
+    data: Path, thawline: Callable[..., Any], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    answer = thawline("search", data, "--weights", tmp_path / "none.safetensors", home=home)
+    assert answer.code == 2
+    assert "none.safetensors" in answer.err
+    assert "Traceback" not in answer.err
+    assert not (home / "studies").exists()
+
+
+def test_backbones_lists_layer_groups_parameters_and_weights(thawline: Callable[..., Any], tmp_path: Path) -> None:
+    listed = thawline("backbones", "--json", home=tmp_path / "home").json
+    assert len(listed) >= 80
+    resnet = next(row for row in listed if row["name"] == "resnet18")
+    assert resnet["layer_groups"]
+    assert resnet["parameters"] == 11_689_512
+    assert resnet["weights"] == ["default"]
+    only = thawline("backbones", "vit*", home=tmp_path / "home").out
+    assert "vit_b_16" in only
+    assert "resnet18" not in only
+
+
+def test_summary_shows_what_is_frozen_and_trainable(thawline: Callable[..., Any], tmp_path: Path) -> None:
+    text = thawline("summary", "mobilenet_v3_small", "--freeze-depth", "2", home=tmp_path / "home").out
+    assert "frozen" in text
+    assert "trainable" in text
+
+
+def test_recipes_are_listed_and_copied(thawline: Callable[..., Any], tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    names = {row["name"] for row in thawline("recipes", "--json", home=home).json}
+    assert {"demo", "quick", "thorough", "backbones"} <= names
+    answer = thawline("recipes", "copy", "quick", home=home)
+    assert answer.code == 0
+    assert (tmp_path / "quick.yaml").is_file()
+    assert thawline("recipes", "copy", "quick", home=home).code == 2
+
+
+def test_doctor_finds_this_environment_well_and_a_home_that_cannot_be_written_wrong(
+    thawline: Callable[..., Any], tmp_path: Path
+) -> None:
+    well = thawline("doctor", "--json", home=tmp_path / "home")
+    assert well.code == 0
+    assert {"fastapi", "sqlalchemy", "home", "device", "starter weights"} <= {row["subject"] for row in well.json}
+    (tmp_path / "file").write_text("")
+    ill = thawline("doctor", "--json", home=tmp_path / "file" / "home")
+    assert ill.code == 1
+    wrong = [row for row in ill.json if row["status"] == "wrong"]
+    assert [row["subject"] for row in wrong] == ["home"]
+    assert "THAWLINE_HOME" in wrong[0]["advice"]
+
+
+def test_ui_serves_mlflow_and_tensorboard_and_stops_both(environment_of: Any, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with subprocess.Popen(
+        [sys.executable, "-m", "thawline", "ui"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**environment_of(home), "PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            addresses = {}
+            for line in process.stdout:
+                if line.startswith("Ctrl-C"):
+                    break
+                name, address = line.split()
+                addresses[name] = address
+            assert set(addresses) == {"MLflow", "TensorBoard"}
+            for address in addresses.values():
+                assert address.startswith("http://127.0.0.1:")
+                with urllib.request.urlopen(address) as answer:
+                    assert answer.status == 200
+        finally:
+            os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 0
+    for address in addresses.values():
+        with pytest.raises(OSError, match="refused"):
+            urllib.request.urlopen(address, timeout=5)

@@ -1,0 +1,72 @@
+"""Killed with -9 in the middle of a trial, the same command goes on: same study, same trial, same epoch, same run."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thawline.tracking import connect
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
+
+OPTIONS = [
+    *("--backbone", "mobilenet_v3_small", "--weights", "starter", "--image-size", "32", "--trials", "3"),
+    *("--epochs", "3", "--batch-size", "16", "--study", "shapes", "--set", "data.workers=1"),
+    *("--set", "study.pruner=NopPruner", "--set", "train.device=cpu", "--json"),
+]
+
+
+def kill_at(line_start: str, data: Path, home: Path, environment: dict[str, str]) -> None:
+    """Run the search and kill everything that belongs to it when a log line begins like this."""
+    command = [sys.executable, "-m", "thawline", "search", str(data), *OPTIONS]
+    command.remove("--json")
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        seen = []
+        for line in process.stderr:
+            seen.append(line)
+            if line[9:].startswith(line_start):
+                break
+        else:
+            pytest.fail(f"the search ended without saying {line_start!r}:\n{''.join(seen)}")
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_killed_search_goes_on_and_ends_like_one_that_was_never_killed(
+    tmp_path: Path, thawline: Callable[..., Any], draw_pictures: Any, environment_of: Any
+) -> None:
+    data = draw_pictures(tmp_path / "shapes", count=16)
+    whole_home, killed_home = tmp_path / "whole", tmp_path / "killed"
+    whole = thawline("search", data, *OPTIONS, home=whole_home).json
+
+    kill_at("trial-01 epoch 2/3", data, killed_home, environment_of(killed_home))
+    client = connect(f"sqlite:///{killed_home}/mlflow.db", home=killed_home, experiment="thawline").client
+    begun = {run.data.tags.get("thawline.trial"): run.info.run_id for run in _runs(client)}
+    resumed = thawline("search", data, *OPTIONS, home=killed_home)
+    assert "trial-01 depth=" in resumed.err
+    assert "goes on where it stopped" in resumed.err
+
+    def facts(outcome: dict[str, Any]) -> list[Any]:
+        keys = ("trial", "state", "value", "freeze_depth", "learning_rate", "best_epoch", "epochs")
+        return [[row[key] for key in keys] for row in outcome["trials"]]
+
+    assert facts(resumed.json) == facts(whole)
+    assert resumed.json["test"] == whole["test"]
+    runs = {run.data.tags.get("thawline.trial"): run.info.run_id for run in _runs(client)}
+    assert begun.items() <= runs.items(), "the same MLflow runs go on"
+    assert len(_runs(client)) == 4, "a parent and three trials, none doubled"
+    for number in ("0", "1", "2"):
+        history = client.get_metric_history(runs[number], "val/accuracy")
+        assert [metric.step for metric in history] == [1, 2, 3], "no epoch lost, none doubled"
+
+
+def _runs(client: Any) -> list[Any]:
+    experiment = client.get_experiment_by_name("thawline")
+    return list(client.search_runs([experiment.experiment_id]))

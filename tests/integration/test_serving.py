@@ -1,0 +1,151 @@
+"""`mlflow models serve` answers a real photograph sent with curl, as the README shows."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from thawline.backbones import create
+from thawline.registry import MlflowRegistry, log_packaged_model, package, parse_model
+from thawline.tracking import MlflowStore, connect
+
+pytestmark = pytest.mark.slow
+
+CURL = (
+    """printf '{"dataframe_records": [{"image": "%s"}]}' "$(base64 -w0 PHOTO)" | """
+    """curl -s http://127.0.0.1:PORT/invocations -H 'Content-Type: application/json' --data-binary @-"""
+)
+"""The README's command."""
+
+
+@pytest.fixture
+def photograph(shared: Path) -> Path:
+    return min((shared / "data" / "clothing" / "test" / "dress").iterdir())
+
+
+@pytest.fixture
+def store(shared: Path, own_home: Path, photograph: Path) -> MlflowStore:
+    """A registered champion: a real pretrained network with an untrained head."""
+    store = connect(f"sqlite:///{own_home}/mlflow.db", home=own_home, experiment="thawline")
+    classes = sorted(path.name for path in (shared / "data" / "clothing" / "test").iterdir())
+    weights = str(shared / "weights" / "squeezenet1_0_imagenet.safetensors")
+    backbone = create("squeezenet1_0", num_classes=len(classes), weights=weights, image_size=128)
+    folder = package(
+        own_home / "package",
+        state_dict=backbone.module.state_dict(),
+        architecture=backbone.architecture,
+        classes=classes,
+        preprocessing=backbone.preprocessing,
+        example_image=photograph.read_bytes(),
+    )
+    run_id = store.client.create_run(store.experiment_id).info.run_id
+    registry = MlflowRegistry(store)
+    uri = log_packaged_model(store, run_id, folder, "clothing")
+    version = registry.register("clothing", uri, run_id=run_id, study="s", tags={})
+    registry.promote("clothing", version, judged_against=None)
+    return store
+
+
+@pytest.fixture
+def port(store: MlflowStore, tmp_path: Path) -> Iterator[int]:
+    """`mlflow models serve`, up and answering; ended with all its processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    command = [str(Path(sys.executable).with_name("mlflow")), "models", "serve", "-m", "models:/clothing@champion"]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    # Away from the checkout, so that nothing of it can be imported by chance; with the PATH of the environment, in
+    # which MLflow looks for uvicorn.
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": store.uri,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            command, env=environment, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            deadline = time.monotonic() + 400
+            while not answers(port):
+                assert server.poll() is None, (tmp_path / "server.log").read_text()
+                assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
+                time.sleep(0.5)
+            yield port
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+
+
+def post(port: int, body: object) -> tuple[int, str]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("base64")), reason="needs curl and base64")
+def test_the_champion_answers_a_photograph_sent_with_curl_and_refuses_what_is_no_image(
+    port: int, store: MlflowStore, photograph: Path
+) -> None:
+    command = CURL.replace("PHOTO", f"'{photograph}'").replace("PORT", str(port))
+    answered = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=True)
+    (answer,) = json.loads(answered.stdout)["predictions"]
+    (expected,) = MlflowRegistry(store).load(parse_model("clothing")).predict([photograph])
+    assert not isinstance(expected, str)
+    assert answer["class"] == expected.class_name
+    assert answer["probability"] == pytest.approx(expected.probability, abs=1e-4)
+    assert answer["probabilities"] == pytest.approx(expected.probabilities, abs=1e-4)
+    assert list(answer["probabilities"]) == list(expected.probabilities)
+    assert len(answer["probabilities"]) == 10
+
+    import base64
+
+    image = base64.b64encode(photograph.read_bytes()).decode()
+    other_forms = [
+        {"instances": [{"image": image}, {"image": image}]},
+        {"inputs": {"image": [image]}},
+        {"dataframe_split": {"columns": ["image"], "data": [[image]]}},
+    ]
+    for body in other_forms:
+        status, text = post(port, body)
+        assert status == 200, text
+        assert {row["class"] for row in json.loads(text)["predictions"]} == {expected.class_name}
+
+    broken = base64.b64encode(photograph.read_bytes()[:300]).decode()
+    bad_bodies = [
+        ({"dataframe_records": [{"image": image}, {"image": broken}]}, "Row 1: "),
+        ({"dataframe_records": [{"image": "bm8gaW1hZ2U="}]}, "Row 0: "),
+        ({"dataframe_records": [{"image": ""}]}, "Row 0: "),
+        ({"inputs": {"image": ["no image"]}}, "Row 0: "),
+    ]
+    for bad, row in bad_bodies:
+        status, text = post(port, bad)
+        assert status == 400, text
+        assert row in json.loads(text)["message"]
+        assert "Traceback" not in text
+        assert "servable.py" not in text
+    assert answers(port)

@@ -1,0 +1,93 @@
+"""A trial that takes seconds: 24 small pictures, the smallest backbone, a local MLflow store."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from thawline.config import SearchConfig
+from thawline.data import decoded, scan
+from thawline.search.trial import TrialSpec
+from thawline.tracking import MlflowStore, connect, start_study_run
+from thawline.training import Hyperparameters
+
+SIZE = 32
+BACKBONE = "mobilenet_v3_small"
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes, bright and dark, that anything can tell apart."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 16), ("validation", 8), ("test", 8)):
+        for name, level in (("bright", 170), ("dark", 0)):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = (random.integers(0, 80, (SIZE, SIZE, 3)) + level).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh MLflow database: migrating one takes seconds, copying it does not."""
+    home = tmp_path_factory.mktemp("mlflow")
+    connect(f"sqlite:///{home}/mlflow.db", home=home, experiment="template")
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def store(migrated: Path, own_home: Path) -> MlflowStore:
+    own_home.mkdir(parents=True)
+    database = own_home / "mlflow.db"
+    import sqlite3
+    from contextlib import closing
+
+    # Through SQLite itself: the template may have pages in its write-ahead log that copying one file would miss.
+    with closing(sqlite3.connect(migrated)) as source, closing(sqlite3.connect(database)) as target:
+        source.backup(target)
+    return connect(f"sqlite:///{database}", home=own_home, experiment="tests")
+
+
+@pytest.fixture
+def make_spec(pictures: Path, store: MlflowStore, own_home: Path) -> Iterator[Callable[..., TrialSpec]]:
+    def make(
+        *, number: int = 0, depth: int = 6, learning_rate: float = 1e-2, epochs: int = 2, study: str = "tests", **more: Any
+    ) -> TrialSpec:
+        config = SearchConfig.build(
+            {
+                "data": {"path": str(pictures), "workers": 1},
+                "backbone": {"name": BACKBONE, "weights": "starter", "image_size": SIZE},
+                "train": {"epochs": epochs, "batch_size": 8, "device": "cpu", **more},
+                "study": {"name": study},
+                "tracking": {"system_metrics": False},
+            }
+        )
+        manifest = scan(config.data)
+        images = decoded(
+            manifest,
+            resize_size=SIZE,
+            crop_size=SIZE,
+            interpolation="bilinear",
+            cache_dir=pictures.parent / "decoded",
+            workers=1,
+        )
+        parent = start_study_run(store, study=study, params={}, tags={})
+        return TrialSpec(
+            number=number,
+            hyperparameters=Hyperparameters(BACKBONE, depth, learning_rate, 0.01, 1.0, "adamw"),
+            config=config,
+            study=study,
+            classes=manifest.classes,
+            images=images.path,
+            home=own_home,
+            store=store,
+            parent_run_id=parent,
+            threads=1,
+        )
+
+    return make

@@ -15,6 +15,7 @@ from thawline import environment
 environment.prepare()  # before Prefect and MLflow are imported: they read their switches then
 
 import time  # noqa: E402
+from collections.abc import Iterable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -41,6 +42,7 @@ from thawline.search import (  # noqa: E402
     next_trial,
     prepare_workers,
     read_data,
+    stop_workers,
     trial_name,
 )
 from thawline.search.leaderboard import leaderboard_rows  # noqa: E402
@@ -108,9 +110,18 @@ def run_trials(prepared: Prepared, study: Study, recorder: Recorder, home: Path)
             running[trial_task.with_options(task_run_name=name).submit(spec, prepared.depths, deadline)] = asked.number
         if not running:
             return
-        future = next(iter(as_completed(list(running))))
+        future = first_done(running)
         study.tell(trial_outcome(future, running.pop(future)))
         recorder.log_leaderboard(study)
+
+
+def first_done(running: Iterable[PrefectFuture[Any]]) -> PrefectFuture[Any]:
+    """Wait for one of the trials; an interrupted wait ends them all, or Prefect would wait for their last epoch."""
+    try:
+        return next(iter(as_completed(list(running))))
+    except BaseException:
+        stop_workers()
+        raise
 
 
 @task(name="read data", cache_policy=NO_CACHE)

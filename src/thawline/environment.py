@@ -22,6 +22,9 @@ _SWITCHES = {
     # Training must not wait for minutes on a tracking server that is down: the tracker buffers and tries again itself.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    # MLflow would print "View run …" into the standard output that `--json` promises to a program, and bars beside it.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 

@@ -23,7 +23,8 @@ def data(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Callable[..., 
 def test_help_and_version_load_no_heavy_library() -> None:
     code = (
         "import sys, thawline.cli; from typer.main import get_command; get_command(thawline.cli.app); "
-        "print([name for name in ('torch', 'mlflow', 'optuna', 'prefect', 'torchvision', 'pandas') if name in sys.modules])"
+        "heavy = ('torch', 'mlflow', 'optuna', 'prefect', 'torchvision', 'pandas'); "
+        "print([name for name in heavy if name in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

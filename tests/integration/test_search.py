@@ -93,7 +93,9 @@ def test_prefect_holds_a_task_run_for_each_trial_and_both_artifacts(searched: An
     steps = {name.rpartition("-")[0] for name in names}
     assert {"read data", "check backbones", "decode images", "register and promote"} <= steps
     for row in trials(searched):
-        name = next(name for name in names if name.startswith(f"trial-{row['trial']:02d} depth={row['freeze_depth']} lr="))
+        name = next(
+            name for name in names if name.startswith(f"trial-{row['trial']:02d} depth={row['freeze_depth']} lr=")
+        )
         assert states[name] == ("Pruned" if row["state"] == "pruned" else "Complete")
     assert {"leaderboard", "decision"} <= keys
 

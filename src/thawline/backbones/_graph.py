@@ -18,7 +18,7 @@ import torchvision
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Step", "build_without_memory", "split", "steps_of", "trace"]
+__all__ = ["Step", "build_without_memory", "steps_of", "trace"]
 
 
 class _EmptyOnMeta(TorchFunctionMode):
@@ -148,29 +148,3 @@ def _tensors_of(module: nn.Module, node: fx.Node) -> list[str]:
         names += [f"{node.target}.{name}" for name in called.state_dict(keep_vars=True)]
     names += [str(source.target) for source in node.all_input_nodes if source.op == "get_attr"]
     return names
-
-
-def split(module: nn.Module, graph: fx.Graph, cut: fx.Node) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """The two parts of ``module`` before and after ``cut``; both share its parameters, buffers and submodules.
-
-    ``tail(prefix(images))`` equals ``module(images)`` bit for bit (on one device, in one mode). Each part follows the
-    mode that the graph was traced in, where the code reads ``self.training`` itself.
-    """
-    nodes = list(graph.nodes)
-    position = nodes.index(cut)
-    prefix, tail = fx.Graph(), fx.Graph()
-    before: dict[fx.Node, fx.Node] = {}
-    after: dict[fx.Node, fx.Node] = {cut: tail.placeholder("activations")}
-    for i, node in enumerate(nodes):
-        if node.op == "get_attr":  # both parts may use it; dropped below where one does not
-            before[node] = prefix.node_copy(node)
-            after[node] = tail.node_copy(node)
-        elif i <= position:
-            before[node] = prefix.node_copy(node, before.__getitem__)
-        else:
-            after[node] = tail.node_copy(node, after.__getitem__)
-    prefix.output(before[cut])
-    for part in (prefix, tail):
-        for node in [n for n in part.nodes if n.op == "get_attr" and not n.users]:
-            part.erase_node(node)
-    return fx.GraphModule(module, prefix), fx.GraphModule(module, tail)

@@ -63,7 +63,8 @@ def create(name: str, *, num_classes: int, weights: str, image_size: int | None,
     preprocessing = preprocessing_of(name, weights=weights, image_size=image_size)
     arguments = _arguments(name, preprocessing.image_size) | {"num_classes": num_classes}
     groups, head, _ = _cut(name)
-    _check_size(name, arguments, preprocessing.image_size)
+    if image_size is not None or weights == "starter":  # else it is what the network was just cut with
+        _check_size(name, arguments, preprocessing.image_size)
 
     state = None if weights == "none" else read_weights(name, weights, models.get_model_weights(name).DEFAULT)
     # Not torch.manual_seed, which would reach into the GPUs' generators too.

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from thawline.exceptions import RegistryError
 from thawline.tracking import MlflowStore
-from thawline.tracking.mlflow import first_line
+from thawline.tracking.mlflow import first_line, quiet_mlflow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,14 +138,16 @@ class MlflowRegistry:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            with _as_global_store(self._store):
+            with _as_global_store(self._store), quiet_mlflow():
                 created = self._client.create_model_version(
                     name, model_uri, run_id=run_id, tags={**tags, "thawline.study": study}, model_id=model_id
                 )
-            # What mlflow.register_model does besides: the UI's page of the logged model names its versions by this tag.
-            known = self._client.get_logged_model(model_id).tags.get("mlflow.modelVersions")
-            versions = [*json.loads(known or "[]"), {"name": name, "version": created.version}]
-            self._client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps(versions)})
+            # By this tag the UI's page of the logged model names its versions. A server sets it; otherwise
+            # mlflow.register_model would, which prints and works on the global store.
+            known = json.loads(self._client.get_logged_model(model_id).tags.get("mlflow.modelVersions") or "[]")
+            if not any(item["name"] == name and str(item["version"]) == str(created.version) for item in known):
+                versions = [*known, {"name": name, "version": created.version}]
+                self._client.set_logged_model_tags(model_id, {"mlflow.modelVersions": json.dumps(versions)})
         return str(created.version)
 
     def set_tags(self, name: str, version: str, tags: Mapping[str, str]) -> None:

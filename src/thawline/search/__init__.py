@@ -6,7 +6,7 @@ from thawline.search.recorder import Recorder
 from thawline.search.study import Asked, Study, TrialRecord
 from thawline.search.trial import TrialResult, TrialSpec, run_trial, trial_name
 from thawline.search.winner import SearchOutcome, promote_best
-from thawline.search.worker import TrialCrashed, prepare_workers, run_in_process
+from thawline.search.worker import TrialCrashed, prepare_workers, run_in_process, stop_workers
 
 __all__ = [
     "Asked",
@@ -29,5 +29,6 @@ __all__ = [
     "read_data",
     "run_in_process",
     "run_trial",
+    "stop_workers",
     "trial_name",
 ]

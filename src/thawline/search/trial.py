@@ -39,6 +39,7 @@ from thawline.training import (
     fit,
     is_out_of_memory,
     load_checkpoint,
+    load_model,
     per_class_recall,
     predict,
     runtime_for,
@@ -230,7 +231,7 @@ def _log_recall(
         return
     backbone = _backbone(spec)
     checkpoint = load_checkpoint(best)
-    backbone.module.load_state_dict(checkpoint.model)
+    load_model(checkpoint, backbone.module)
     predicted = predict(backbone, validation.images, runtime, spec.config.train.batch_size).argmax(1).numpy()
     recalls = per_class_recall(predicted, validation.labels, len(spec.classes))
     metrics = {f"val_recall/{name}": float(recall) for name, recall in zip(spec.classes, recalls, strict=True)}

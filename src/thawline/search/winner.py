@@ -23,7 +23,7 @@ from thawline.search.prepare import Prepared
 from thawline.search.recorder import Recorder
 from thawline.search.study import Study, TrialRecord
 from thawline.tracking import find_trial_run, replay_unsent
-from thawline.training import load_checkpoint
+from thawline.training import load_checkpoint, load_model
 
 __all__ = ["SearchOutcome", "promote_best", "restore"]
 
@@ -162,7 +162,7 @@ def restore(prepared: Prepared, record: TrialRecord, home: Path) -> backbones.Ba
         weights="none",
         image_size=prepared.config.backbone.image_size,
     )
-    backbone.module.load_state_dict(load_checkpoint(home / result.checkpoint).model)
+    load_model(load_checkpoint(home / result.checkpoint), backbone.module)
     backbone.module.eval()
     return backbone
 

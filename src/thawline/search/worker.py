@@ -8,6 +8,7 @@ driver dies, the trial ends itself.
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
@@ -17,7 +18,7 @@ from typing import TypeAlias
 from thawline.search.trial import TrialResult, TrialSpec, run_trial
 from thawline.training import Decision, EpochResult
 
-__all__ = ["TrialCrashed", "prepare_workers", "run_in_process"]
+__all__ = ["TrialCrashed", "TrialStopped", "prepare_workers", "run_in_process", "stop_workers"]
 
 _log = logging.getLogger(__name__)
 _Process: TypeAlias = ForkServerProcess | SpawnProcess
@@ -34,8 +35,25 @@ class TrialCrashed(Exception):
         self.exit_code = exit_code
 
 
+class TrialStopped(Exception):
+    """The driver is leaving; the trial is not over and goes on when the search is run again."""
+
+
+_stopping = threading.Event()
+
+
+def stop_workers() -> None:
+    """End all trials that run now, so that whoever waits for their threads does not wait for their last epoch."""
+    _stopping.set()
+
+
 def prepare_workers() -> None:
     """Start the fork server now, so that it loads the libraries while the data is being read."""
+    _stopping.clear()
+    _start_server()
+
+
+def _start_server() -> None:
     context = _context()
     if isinstance(context, ForkServerContext):
         context.set_forkserver_preload(_PRELOAD)
@@ -54,8 +72,9 @@ def run_in_process(
 
     Raises:
         TrialCrashed: if the process dies without a result.
+        TrialStopped: after :func:`stop_workers`.
     """
-    prepare_workers()
+    _start_server()
     ours, theirs = multiprocessing.Pipe()
     process: _Process = _context().Process(
         target=_main, args=(theirs, spec), name=f"trial-{spec.number:02d}", daemon=True
@@ -75,6 +94,8 @@ def _converse(
     connection: Connection, process: _Process, on_epoch: Callable[[EpochResult], Decision], poll_seconds: float
 ) -> TrialResult:
     while True:
+        if _stopping.is_set():
+            raise TrialStopped
         if not connection.poll(poll_seconds):
             continue
         try:
@@ -97,6 +118,8 @@ def _context() -> ForkServerContext | SpawnContext:
 def _main(connection: Connection, spec: TrialSpec) -> None:
     """The child: train, report each epoch, send the result."""
     _end_with_parent()
+    # Ctrl-C reaches every process of a terminal; the driver hears it too, and ends its trials.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def report(result: EpochResult) -> Decision:
         connection.send(result)

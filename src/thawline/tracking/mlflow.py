@@ -311,7 +311,12 @@ def is_permanent(error: Exception) -> bool:
 def first_line(error: BaseException) -> str:
     """The first line of an exception's text, shortened and without passwords, or its type if it has none."""
     lines = str(error).strip().splitlines()
-    return (_without_password(lines[0].strip())[:300] if lines else "") or type(error).__name__
+    text = _without_password(lines[0].strip()) if lines else ""
+    # MLflow quotes urllib3's account of every attempt; what a person needs of it is which server is silent, and why.
+    if silent := re.match(r"API request to (\w+://[^/]+)\S* failed with exception", text):
+        why = re.search(r"Connection refused|timed out|Failed to resolve|certificate verify failed[^('\"]*", text)
+        return f"{silent[1]} does not answer" + (f" ({why[0].strip()})" if why else "")
+    return text[:300] or type(error).__name__
 
 
 _NOISE = {
@@ -319,6 +324,8 @@ _NOISE = {
     "mlflow.store.db.utils": logging.WARNING,
     "alembic": logging.WARNING,
     "alembic.runtime.migration": logging.WARNING,
+    # "Waiting up to 300 seconds for model version to finish creation".
+    "mlflow.store.model_registry.abstract_store": logging.WARNING,
     # "Validating input example against model signature".
     "mlflow.pyfunc": logging.WARNING,
     # A warning that pip is not installed, which an environment made by uv does not need.

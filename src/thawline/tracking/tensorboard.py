@@ -1,7 +1,6 @@
 """TensorBoard event files: scalars per epoch, and the hyperparameters with the final values."""
 
 import math
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,10 +20,8 @@ class TensorBoardTracker:
         self._params: dict[str, str] = {}
         self._last: dict[str, float] = {}
         self._report: TrackingReport | None = None
-        with warnings.catch_warnings():
-            # torch 2.11 to 2.15 import TensorBoard's protobuf files, whose generated code warns with newer protobufs.
-            warnings.simplefilter("ignore")
-            from torch.utils.tensorboard.writer import SummaryWriter
+        from torch.utils.tensorboard.writer import SummaryWriter  # seconds: only where it is used
+
         self._writer = SummaryWriter(str(folder), flush_secs=10)
 
     @classmethod

@@ -1,6 +1,6 @@
 """Fine-tuning one backbone, frozen to one depth."""
 
-from thawline.training.checkpoint import Checkpoint, CheckpointFolder
+from thawline.training.checkpoint import Checkpoint, CheckpointFolder, load_model
 from thawline.training.checkpoint import load as load_checkpoint
 from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.loop import Decision, EpochResult, FitResult, LabelledImages, fit, predict
@@ -21,6 +21,7 @@ __all__ = [
     "fit",
     "is_out_of_memory",
     "load_checkpoint",
+    "load_model",
     "per_class_recall",
     "predict",
     "runtime_for",

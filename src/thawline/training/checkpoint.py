@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.exceptions import CheckpointError
 
-__all__ = ["Checkpoint", "CheckpointFolder", "load_optimizer", "pack_optimizer"]
+__all__ = ["Checkpoint", "CheckpointFolder", "load", "load_model", "load_optimizer", "pack_optimizer"]
 
 _FORMAT = "thawline-checkpoint-1"
 _FILE = re.compile(r"epoch-(\d{4,})\.safetensors")
@@ -141,6 +141,21 @@ def load(path: Path) -> Checkpoint:
         part, _, key = name.partition("/")
         parts[part][key] = tensor
     return Checkpoint(epoch=int(header["epoch"]), state=state, **parts)
+
+
+def load_model(checkpoint: Checkpoint, module: nn.Module) -> None:
+    """Copy the checkpoint's tensors into a freshly built module of the same architecture.
+
+    Raises:
+        CheckpointError: if it is of another architecture.
+    """
+    state = module.state_dict()
+    if state.keys() != checkpoint.model.keys():
+        differing = sorted(state.keys() ^ checkpoint.model.keys())
+        raise CheckpointError(f"The checkpoint is of another network: {', '.join(differing[:5])} are not in both.")
+    # Into the module's own state_dict: it carries the version numbers that MNASNet insists on.
+    state.update(checkpoint.model)
+    module.load_state_dict(state)
 
 
 def pack_optimizer(

@@ -25,7 +25,7 @@ from thawline.backbones import Backbone
 from thawline.config import TrainConfig
 from thawline.exceptions import CheckpointError, TrainingError
 from thawline.freezing import freeze_to, train_mode
-from thawline.training.checkpoint import Checkpoint, CheckpointFolder, load_optimizer, pack_optimizer
+from thawline.training.checkpoint import Checkpoint, CheckpointFolder, load_model, load_optimizer, pack_optimizer
 from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.metrics import METRIC_DIRECTIONS, classification_metrics
 from thawline.training.optim import build_optimizer, build_schedule
@@ -333,7 +333,7 @@ def _resume(run: _Run, checkpoints: CheckpointFolder, fingerprint: dict[str, Any
             f"{checkpoints.path} holds checkpoints of another configuration. "
             "Give the study another name, or remove that folder."
         )
-    run.module.load_state_dict(checkpoint.model)
+    load_model(checkpoint, run.module)
     load_optimizer(checkpoint, run.optimizer, run.schedule, run.scaler)
     restore_random_states(checkpoint.random_states, run.runtime.device)
     return [EpochResult(**entry) for entry in checkpoint.state["history"]]

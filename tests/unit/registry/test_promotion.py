@@ -154,6 +154,8 @@ def test_the_packaged_model_answers_as_the_trained_network_does(store: MlflowSto
     uri = log_packaged_model(store, trial_run(store), folder, "birds")
     registry = MlflowRegistry(store)
     registry.register("birds", uri, run_id=trial_run(store), study="s", tags={})
+    versions = json.loads(store.client.get_logged_model(uri.removeprefix("models:/")).tags["mlflow.modelVersions"])
+    assert [(item["name"], str(item["version"])) for item in versions] == [("birds", "1")]
     model = registry.load(ModelName("birds", None, "1"))
     (answer,) = model.predict([picture("green")])
     assert not isinstance(answer, str)
@@ -225,7 +227,7 @@ def test_the_model_loads_with_neither_thawline_nor_pickles(store: MlflowStore, f
     )
     answer = subprocess.run(
         [sys.executable, "-c", program, str(path), str(tmp_path / "image.jpg")],
-        env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+        env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "OMP_NUM_THREADS": "1"},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -56,7 +56,13 @@ def store(migrated: Path, own_home: Path) -> MlflowStore:
 @pytest.fixture
 def make_spec(pictures: Path, store: MlflowStore, own_home: Path) -> Iterator[Callable[..., TrialSpec]]:
     def make(
-        *, number: int = 0, depth: int = 6, learning_rate: float = 1e-2, epochs: int = 2, study: str = "tests", **more: Any
+        *,
+        number: int = 0,
+        depth: int = 6,
+        learning_rate: float = 1e-2,
+        epochs: int = 2,
+        study: str = "tests",
+        **more: Any,
     ) -> TrialSpec:
         config = SearchConfig.build(
             {

@@ -35,8 +35,8 @@ class Recorder:
     def log_tags(self, tags: Mapping[str, str]) -> None:
         self._keep(dict(tags))
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        self._keep((dict(metrics), step))
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int, timestamp_ms: int | None = None) -> None:
+        self._keep((dict(metrics), step, timestamp_ms))
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         self._keep((path, folder))
@@ -51,10 +51,10 @@ def test_a_tracker_that_fails_stops_neither_training_nor_the_others() -> None:
     both = CompositeTracker([broken, good])
     both.log_params({"a": "1"})
     both.log_tags({"b": "2"})
-    both.log_metrics({"c": 3.0}, step=1)
+    both.log_metrics({"c": 3.0}, step=1, timestamp_ms=5)
     both.log_artifact(Path("f"))
     report = both.close("FINISHED")
-    assert good.calls == [{"a": "1"}, {"b": "2"}, ({"c": 3.0}, 1), (Path("f"), ""), "FINISHED"]
+    assert good.calls == [{"a": "1"}, {"b": "2"}, ({"c": 3.0}, 1, 5), (Path("f"), ""), "FINISHED"]
     assert report == TrackingReport(unsent=1, where=Path("x"), problem="Recorder: OSError: disk full")
     assert both.close("FAILED") is report
     assert CompositeTracker([good]).close("FINISHED").problem is None

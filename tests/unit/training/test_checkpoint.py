@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from thawline.exceptions import CheckpointError
-from thawline.training import Checkpoint, CheckpointFolder, load_checkpoint
+from thawline.training import Checkpoint, CheckpointFolder, load_checkpoint, load_model
 
 
 def checkpoint(epoch: int, value: float) -> Checkpoint:
@@ -97,6 +97,16 @@ def test_a_write_that_fails_leaves_the_older_checkpoint_and_no_leftover(
 
 def _disk_full(handle: int) -> None:
     raise OSError(28, "No space left on device")
+
+
+def test_a_checkpoint_of_another_network_is_refused_and_one_that_wants_a_version_is_loaded() -> None:
+    from torchvision.models import mnasnet0_5
+
+    network = mnasnet0_5(weights=None)  # refuses a state_dict without a version number
+    tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    load_model(Checkpoint(1, tensors, {}, {}, {}), mnasnet0_5(weights=None))
+    with pytest.raises(CheckpointError, match="of another network"):
+        load_model(Checkpoint(1, {"other": torch.zeros(1)}, {}, {}, {}), network)
 
 
 def test_a_leftover_of_a_killed_write_is_removed(tmp_path: Path) -> None:

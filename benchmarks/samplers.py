@@ -1,0 +1,156 @@
+"""Value against trials for Optuna's samplers and pruners, on a measured surface of freeze depth and learning rate.
+
+First a grid of real trials is trained once: scikit-learn's digits, the starter backbone, every freeze depth, learning
+rates half a decade apart, each with its whole curve of epochs. Then every pair of sampler and pruner searches that
+surface many times: a trial's curve is the grid's, interpolated in (depth, log rate), plus noise of the size that seeds
+make. This costs milliseconds a trial, so the comparison is over many repetitions of the same question.
+
+    python benchmarks/samplers.py [--surface FILE] [--repetitions N]
+"""
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from rich.console import Console
+from rich.progress import track
+from sklearn.datasets import load_digits
+
+from thawline import backbones
+from thawline.config import TrainConfig
+from thawline.training import (
+    CheckpointFolder,
+    Decision,
+    Hyperparameters,
+    LabelledImages,
+    fit,
+    runtime_for,
+    set_up_process,
+)
+
+RATES = [10 ** (exponent / 2) for exponent in range(-10, -2)]
+EPOCHS, SIZE, BACKBONE = 6, 32, "mobilenet_v3_small"
+NOISE = 0.008
+"""Standard deviation of validation accuracy over seeds, as found on this surface's best rows."""
+
+SAMPLERS = ("GPSampler", "TPESampler", "RandomSampler")
+PRUNERS: dict[str, dict[str, Any]] = {
+    "NopPruner": {},
+    "MedianPruner": {"n_startup_trials": 4, "n_warmup_steps": 2},
+    "SuccessiveHalvingPruner": {},
+    "HyperbandPruner": {"max_resource": EPOCHS},
+}
+
+
+def main() -> None:
+    """Measure, and print a markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--surface", type=Path, default=Path(".thawline/benchmarks/surface.json"))
+    parser.add_argument("--repetitions", type=int, default=20)
+    arguments = parser.parse_args()
+    if not arguments.surface.exists():
+        arguments.surface.parent.mkdir(parents=True, exist_ok=True)
+        arguments.surface.write_text(json.dumps(measure_surface()))
+    surface = np.array(json.loads(arguments.surface.read_text()))
+    print(f"surface: {surface.shape[0]} depths x {surface.shape[1]} rates x {surface.shape[2]} epochs")
+    print(f"best value on the grid: {surface[:, :, -1].max():.4f}; median {np.median(surface[:, :, -1]):.4f}\n")
+    print(markdown(surface, arguments.repetitions))
+
+
+def measure_surface() -> list[list[list[float]]]:
+    """Validation accuracy ``[depth, rate, epoch]`` of real trials."""
+    digits = load_digits()
+    pixels = np.kron(digits.images * (255 / 16), np.ones((4, 4)))
+    images = np.repeat(pixels[..., None], 3, axis=3).round().astype(np.uint8)
+    order = np.random.default_rng(0).permutation(len(images))
+    train, validation = order[:600], order[600:1000]
+    config = TrainConfig(epochs=EPOCHS, batch_size=32, device="cpu")
+    set_up_process(threads=None, seed=0)
+
+    def curve(depth: int, rate: float) -> list[float]:
+        with tempfile.TemporaryDirectory() as folder:
+            result = fit(
+                backbones.create(BACKBONE, num_classes=10, weights="starter", image_size=SIZE),
+                LabelledImages(images[train], digits.target[train].astype(np.int64)),
+                LabelledImages(images[validation], digits.target[validation].astype(np.int64)),
+                hyperparameters=Hyperparameters(BACKBONE, depth, rate, 0.01, 1.0, "adamw"),
+                config=config,
+                metric="accuracy",
+                runtime=runtime_for(config),
+                checkpoints=CheckpointFolder(Path(folder), keep=1, maximise=True),
+                seed=0,
+                on_epoch=lambda result: Decision.CONTINUE,
+            )
+        return [epoch.metrics["val/accuracy"] for epoch in result.history]
+
+    depths = range(backbones.depth_of(BACKBONE) + 1)
+    grid = [(depth, rate) for depth in depths for rate in RATES]
+    curves = [curve(*point) for point in track(grid, "training the grid", console=Console(stderr=True))]
+    return np.array(curves).reshape(len(depths), len(RATES), EPOCHS).tolist()  # type: ignore[no-any-return]
+
+
+def interpolated(surface: np.ndarray, depth: int, rate: float) -> np.ndarray:
+    """The curve ``[epoch]`` of a depth and a rate between two of the grid."""
+    place = (math.log10(rate) - math.log10(RATES[0])) * 2
+    left = min(int(place), len(RATES) - 2)
+    share = place - left
+    return np.asarray((1 - share) * surface[depth, left] + share * surface[depth, left + 1])
+
+
+def search(surface: np.ndarray, sampler: str, pruner: str, trials: int, seed: int) -> tuple[float, float]:
+    """One search: the true final value of the trial that it would pick, and the share of epochs that it trained."""
+    random = np.random.default_rng(seed)
+    study = optuna.create_study(
+        direction="maximize",
+        sampler=getattr(optuna.samplers, sampler)(seed=seed),
+        pruner=getattr(optuna.pruners, pruner)(**PRUNERS[pruner]),
+    )
+    depth = surface.shape[0] - 1
+    study.enqueue_trial({"freeze_depth": depth, "learning_rate": 1e-3})
+    epochs = 0
+    for _ in range(trials):
+        trial = study.ask()
+        point = (
+            trial.suggest_int("freeze_depth", 0, depth),
+            trial.suggest_float("learning_rate", RATES[0], RATES[-1], log=True),
+        )
+        curve = interpolated(surface, *point)
+        seen = np.clip(curve + random.normal(0, NOISE), 0, 1)
+        for epoch, value in enumerate(seen, 1):
+            epochs += 1
+            trial.report(float(value), epoch)
+            if epoch < EPOCHS and trial.should_prune():
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                break
+        else:
+            study.tell(trial, float(seen.max()))
+    best = study.best_trial.params
+    return float(interpolated(surface, best["freeze_depth"], best["learning_rate"]).max()), epochs / (trials * EPOCHS)
+
+
+def markdown(surface: np.ndarray, repetitions: int) -> str:
+    """True value of the chosen trial (mean and range over repetitions) and share of epochs, by sampler and pruner."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    lines = ["| sampler | pruner | 10 trials | 20 trials | epochs trained |", "|---|---|---|---|---|"]
+    pairs = [(sampler, pruner) for sampler in SAMPLERS for pruner in PRUNERS]
+    for sampler, pruner in track(pairs, "searching", console=Console(stderr=True)):
+        cells, share = [], 0.0
+        for trials in (10, 20):
+            results = [search(surface, sampler, pruner, trials, seed) for seed in range(repetitions)]
+            values = [value for value, _ in results]
+            cells.append(f"{statistics.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})")
+            share = statistics.mean(epochs for _, epochs in results)
+        lines.append(f"| {sampler} | {pruner} | {cells[0]} | {cells[1]} | {share:.0%} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

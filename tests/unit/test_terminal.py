@@ -1,0 +1,102 @@
+"""What a search shows: plain lines in a pipe, a table on a terminal."""
+
+import io
+import logging
+
+import pytest
+from rich.console import Console
+
+from thawline.search.events import EpochEnded, Note, SearchStarted, TrialEnded, TrialStarted, emit
+from thawline.search.trial import TrialResult
+from thawline.terminal import SearchView, watch
+from thawline.training import Hyperparameters
+
+DEEP = Hyperparameters("resnet18", 5, 1.2e-3, 0.01, 1.0, "adamw")
+ENDED = TrialResult(0, "complete", 0.9, 2, 2, 12.3, "", "run", "file")
+
+
+def events() -> list[SearchStarted | TrialStarted | EpochEnded | TrialEnded]:
+    return [
+        SearchStarted("pets", trials=4, finished=0, epochs=2, metric="accuracy"),
+        TrialStarted(0, DEEP, resumed=False),
+        EpochEnded(0, 1, 2, "accuracy", 0.5, 1.0),
+        EpochEnded(0, 2, 2, "accuracy", 0.9, 0.5),
+        TrialEnded(ENDED),
+        TrialStarted(1, DEEP, resumed=True),
+        EpochEnded(1, 1, 2, "accuracy", 0.7, 0.7),
+    ]
+
+
+def shown(view: SearchView) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(view)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_in_a_pipe_every_event_is_a_line() -> None:
+    out = io.StringIO()
+    with watch(Console(file=out, force_terminal=False), quiet=False):
+        for event in events():
+            emit(event)
+        emit(Note("cat/broken.jpg: truncated", "warning"))
+    lines = [line[9:] for line in out.getvalue().splitlines()]
+    assert lines == [
+        "study pets: 4 trials of up to 2 epochs",
+        "trial-00 depth=5 lr=1.2e-3",
+        "trial-00 epoch 1/2: train/loss 1.0000, val/accuracy 0.5000",
+        "trial-00 epoch 2/2: train/loss 0.5000, val/accuracy 0.9000",
+        "trial-00 complete in 12.3 s, best value 0.9000",
+        "trial-01 depth=5 lr=1.2e-3 goes on where it stopped",
+        "trial-01 epoch 1/2: train/loss 0.7000, val/accuracy 0.7000",
+        "warning: cat/broken.jpg: truncated",
+    ]
+
+
+def test_when_a_program_reads_the_output_only_warnings_are_shown() -> None:
+    out = io.StringIO()
+    with watch(Console(file=out, force_terminal=False), quiet=True):
+        emit(Note("a step"))
+        emit(Note("a bad file", "warning"))
+    assert [line[9:] for line in out.getvalue().splitlines()] == ["warning: a bad file"]
+
+
+def test_the_view_shows_trials_best_value_and_time_left() -> None:
+    view = SearchView()
+    assert "preparing" in shown(view)
+    for event in events():
+        view.update(event)
+    text = shown(view)
+    assert "study pets" in text
+    assert "trial 1 of 4" in text
+    assert "best val/accuracy 0.9000" in text
+    assert "left" in text
+    assert "complete" in text
+    assert "running" in text
+    assert "1/2" in text
+
+
+def test_the_best_of_a_loss_is_the_smallest() -> None:
+    view = SearchView()
+    view.update(SearchStarted("pets", trials=2, finished=0, epochs=2, metric="loss"))
+    view.update(TrialStarted(0, DEEP, resumed=False))
+    for value in (0.5, 0.3, 0.4):
+        view.update(EpochEnded(0, 1, 2, "loss", value, value))
+    assert "best val/loss 0.3000" in shown(view)
+
+
+@pytest.mark.parametrize("rate", [1e-3, 0.5, 9.96e-5])
+def test_a_learning_rate_is_short_and_readable(rate: float) -> None:
+    from thawline.search.trial import trial_name
+
+    text = trial_name(7, Hyperparameters("resnet18", 3, rate, 0.01, 1.0, "sgd"))
+    assert text.startswith("trial-07 depth=3 lr=")
+    assert float(text.rpartition("=")[2]) == pytest.approx(rate, rel=0.06)
+
+
+def test_logging_is_left_as_it_was() -> None:
+    logger = logging.getLogger("thawline")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    with watch(Console(file=io.StringIO()), quiet=False):
+        pass
+    assert (logger.level, logger.propagate, list(logger.handlers)) == before

@@ -93,7 +93,7 @@ def measure_surface() -> list[list[list[float]]]:
     depths = range(backbones.depth_of(BACKBONE) + 1)
     grid = [(depth, rate) for depth in depths for rate in RATES]
     curves = [curve(*point) for point in track(grid, "training the grid", console=Console(stderr=True))]
-    return np.array(curves).reshape(len(depths), len(RATES), EPOCHS).tolist()  # type: ignore[no-any-return]
+    return np.array(curves).reshape(len(depths), len(RATES), EPOCHS).tolist()
 
 
 def interpolated(surface: np.ndarray, depth: int, rate: float) -> np.ndarray:

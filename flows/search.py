@@ -52,10 +52,11 @@ from thawline.search.winner import promote_best  # noqa: E402
 __all__ = ["search"]
 
 
-_RUNNER: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
+# Threads that wait for processes: their number limits nothing, `study.workers` does.
+_RUNNER = ThreadPoolTaskRunner[Any](max_workers=64)
 
 
-@flow(name="search", task_runner=_RUNNER, validate_parameters=True)
+@flow(name="search", task_runner=_RUNNER, validate_parameters=True)  # type: ignore[arg-type]  its futures are a subtype
 def search(config: SearchConfig) -> SearchOutcome:
     """Search for the best freeze depth and learning rate, then register and perhaps promote the best trial.
 

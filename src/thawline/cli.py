@@ -1,9 +1,11 @@
 """The command line: verbs only. Each parses, calls and prints; heavy libraries are imported where they are needed."""
 
 import json
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -46,6 +48,7 @@ Weights = Annotated[
 def main() -> None:
     """Run the command line. A known error is one message and exit code 2; ``--debug`` shows its traceback."""
     environment.prepare()
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except ThawlineError as error:
@@ -60,6 +63,11 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"thawline {__version__}")  # noqa: T201
         raise typer.Exit
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave as on Ctrl-C: runs are closed, servers and trials ended, and the same command goes on later."""
+    raise KeyboardInterrupt
 
 
 @app.callback()

@@ -98,15 +98,29 @@ def _converse(
             raise TrialStopped
         if not connection.poll(poll_seconds):
             continue
-        try:
-            message = connection.recv()
-        except (EOFError, ConnectionResetError):
-            process.join()
-            raise TrialCrashed(process.exitcode) from None
+        message = _received(connection, process)
         if isinstance(message, TrialResult):
             process.join()
             return message
-        connection.send(on_epoch(message))
+        answer = on_epoch(message)
+        try:
+            connection.send(answer)
+        except OSError:
+            raise _crash(process) from None
+
+
+def _received(connection: Connection, process: _Process) -> EpochResult | TrialResult:
+    try:
+        message = connection.recv()
+    except (EOFError, OSError):
+        raise _crash(process) from None
+    assert isinstance(message, EpochResult | TrialResult)  # noqa: S101  narrows the type
+    return message
+
+
+def _crash(process: _Process) -> TrialCrashed:
+    process.join()
+    return TrialCrashed(process.exitcode)
 
 
 def _context() -> ForkServerContext | SpawnContext:

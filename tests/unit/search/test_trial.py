@@ -37,17 +37,15 @@ def test_a_complete_trial_is_finished_in_mlflow_with_its_metrics_and_best_checkp
     spec = make_spec()
     result = run_trial(spec, go_on)
     assert (result.state, result.epochs, result.reason, result.unsent) == ("complete", 2, "", 0)
-    assert result.value is not None
-    assert result.value > 0.9
     run = run_of(store, result.run_id)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "trial-00 depth=6 lr=1.0e-2"
     assert run.data.tags["mlflow.parentRunId"] == spec.parent_run_id
     assert run.data.params["freeze_depth"] == "6"
-    assert run.data.metrics["val/accuracy"] == pytest.approx(1.0, abs=0.1)
     assert set(run.data.metrics) >= {"train/loss", "val/macro_f1", "val_recall/bright", "best/accuracy", "time/seconds"}
     history = store.client.get_metric_history(run.info.run_id, "val/accuracy")
     assert [metric.step for metric in history] == [1, 2]
+    assert result.value == max(metric.value for metric in history)
     stored = [file.path for file in store.client.list_artifacts(run.info.run_id, "checkpoints")]
     assert stored == [f"checkpoints/epoch-{result.best_epoch:04d}.safetensors"]
     assert list((own_home / "tensorboard" / "tests" / "trial-000").glob("events.*"))

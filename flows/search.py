@@ -12,7 +12,7 @@ It needs no server started by hand: without ``PREFECT_API_URL`` Prefect starts o
 
 from thawline import environment
 
-environment.prepare()  # before Prefect and MLflow are imported: they read their switches then
+environment.prepare_flows()  # before Prefect and MLflow are imported: they read their switches then
 
 import time  # noqa: E402
 from collections.abc import Iterable  # noqa: E402

@@ -1,15 +1,21 @@
 """Fixtures that every test may use."""
 
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+# Networks this small are slower on several threads, and by far when tests run side by side. Before torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 from thawline import environment
 
 environment.prepare()
+
+from thawline.tracking import MlflowStore, connect  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +35,21 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     return home
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh MLflow database, made once: the first opening of a new one costs seconds, copying it does not."""
+    home = tmp_path_factory.mktemp("migrated")
+    connect(f"sqlite:///{home}/mlflow.db", home=home, experiment="template")
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def store(migrated: Path, own_home: Path) -> MlflowStore:
+    """An empty local store in the test's own home."""
+    own_home.mkdir(parents=True)
+    # By SQLite itself: the template may have pages in its write-ahead log, which copying the file would miss.
+    with closing(sqlite3.connect(migrated)) as source, closing(sqlite3.connect(own_home / "mlflow.db")) as target:
+        source.backup(target)
+    return connect(f"sqlite:///{own_home}/mlflow.db", home=own_home, experiment="thawline")

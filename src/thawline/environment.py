@@ -1,12 +1,14 @@
 """Where state lives, and the switches of the libraries that must be set before they are imported.
 
-This module imports none of them. It is the only one that writes to ``os.environ``.
+This module imports none of those libraries. It is the only one that writes to ``os.environ``.
 """
 
 import os
 from pathlib import Path
 
-__all__ = ["home", "prepare", "quiet_prefect"]
+from thawline.exceptions import ConfigError
+
+__all__ = ["home", "prepare", "prepare_flows", "quiet_prefect"]
 
 # Prefect reads DO_NOT_TRACK, MLflow wants the word "true" there; the others are named for those who look for them.
 _SWITCHES = {
@@ -45,6 +47,23 @@ def prepare() -> Path:
         os.environ.setdefault(name, value)
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(root / "prefect"))
+    return root
+
+
+def prepare_flows() -> Path:
+    """:func:`prepare`, and the folder of Prefect's database, which its server does not make itself.
+
+    Raises:
+        ConfigError: if the folder cannot be made.
+    """
+    root = prepare()
+    folder = Path(os.environ.get("PREFECT_HOME", root))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot make the folder {folder}: {error.strerror}. Set THAWLINE_HOME to a folder you may write to."
+        ) from None
     return root
 
 

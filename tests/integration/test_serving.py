@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from thawline.backbones import create
 from thawline.registry import MlflowRegistry, log_packaged_model, package, parse_model
 from thawline.tracking import MlflowStore, connect
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("serving")]
 
 CURL = (
     """printf '{"dataframe_records": [{"image": "%s"}]}' "$(base64 -w0 PHOTO)" | """
@@ -71,28 +71,29 @@ def port(store: MlflowStore, tmp_path: Path) -> Iterator[int]:
         "MLFLOW_TRACKING_URI": store.uri,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            command, env=environment, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    with subprocess.Popen(
+        command,
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as server:
+        assert server.stdout is not None
         try:
-            deadline = time.monotonic() + 400
-            while not answers(port):
-                assert server.poll() is None, (tmp_path / "server.log").read_text()
-                assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
-                time.sleep(0.5)
+            log = []
+            for line in server.stdout:
+                log.append(line)
+                if "Application startup complete" in line:
+                    break
+            else:
+                pytest.fail("the server ended by itself:\n" + "".join(log))
+            # Somebody must read what it says, or a full pipe would stop it.
+            threading.Thread(target=server.stdout.read, daemon=True).start()
             yield port
         finally:
             os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-
-
-def answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
-        return False
 
 
 def post(port: int, body: object) -> tuple[int, str]:
@@ -105,6 +106,11 @@ def post(port: int, body: object) -> tuple[int, str]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode()
+
+
+def test_the_readme_shows_the_command_that_is_tested_here() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert CURL.replace("PHOTO", "photo.jpg").replace("PORT", "5001") in readme
 
 
 @pytest.mark.skipif(not (shutil.which("curl") and shutil.which("base64")), reason="needs curl and base64")
@@ -148,4 +154,5 @@ def test_the_champion_answers_a_photograph_sent_with_curl_and_refuses_what_is_no
         assert row in json.loads(text)["message"]
         assert "Traceback" not in text
         assert "servable.py" not in text
-    assert answers(port)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=30) as still_there:
+        assert still_there.status == 200

@@ -27,7 +27,7 @@ def next_trial(study: Study, waiting: list[Asked], started: int, budget: int, de
         return None
     if waiting:
         return waiting.pop(0)
-    return study.ask() if started < budget else None
+    return study.ask() if started < budget and not study.exhausted else None
 
 
 def conduct(spec: TrialSpec, study: Study, deadline: float | None) -> TrialResult:

@@ -175,7 +175,13 @@ class Study:
         trial.set_user_attr("result", asdict(result))
         state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[result.state]
         value = result.value if result.state == "complete" else None
-        self._study.tell(result.number, value, state=state)
+        try:
+            self._study.tell(result.number, value, state=state)
+        except RuntimeError as error:
+            # Samplers of finite sequences (grid, brute force) end a study like this. The trial is stored by then.
+            if "Study.stop" not in str(error):
+                raise
+            self._study.set_user_attr("exhausted", True)
 
     def records(self) -> list[TrialRecord]:
         """All trials, best first: complete ones by value, then pruned, running and failed ones."""
@@ -185,17 +191,14 @@ class Study:
         """Trials that ended, however they did: what the budget counts."""
         return sum(record.state != "running" for record in self.records())
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether the sampler has nothing left to try, as a grid does."""
+        return bool(self._study.user_attrs.get("exhausted"))
+
     def best(self) -> TrialRecord | None:
         """The best complete trial."""
         return next((record for record in self.records() if record.state == "complete"), None)
-
-    def set_attribute(self, key: str, value: Any) -> None:
-        """Keep a JSON value with the study."""
-        self._study.set_user_attr(key, value)
-
-    def attribute(self, key: str) -> Any:
-        """A value kept by :meth:`set_attribute`, or ``None``."""
-        return self._study.user_attrs.get(key)
 
     def _stored(self, number: int) -> FrozenTrial:
         """The trial as it stands in the storage."""

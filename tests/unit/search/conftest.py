@@ -11,7 +11,7 @@ from PIL import Image
 from thawline.config import SearchConfig
 from thawline.data import decoded, scan
 from thawline.search.trial import TrialSpec
-from thawline.tracking import MlflowStore, connect, start_study_run
+from thawline.tracking import MlflowStore, start_study_run
 from thawline.training import Hyperparameters
 
 SIZE = 32
@@ -30,27 +30,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = (random.integers(0, 80, (SIZE, SIZE, 3)) + level).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
     return folder
-
-
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh MLflow database: migrating one takes seconds, copying it does not."""
-    home = tmp_path_factory.mktemp("mlflow")
-    connect(f"sqlite:///{home}/mlflow.db", home=home, experiment="template")
-    return home / "mlflow.db"
-
-
-@pytest.fixture
-def store(migrated: Path, own_home: Path) -> MlflowStore:
-    own_home.mkdir(parents=True)
-    database = own_home / "mlflow.db"
-    import sqlite3
-    from contextlib import closing
-
-    # Through SQLite itself: the template may have pages in its write-ahead log that copying one file would miss.
-    with closing(sqlite3.connect(migrated)) as source, closing(sqlite3.connect(database)) as target:
-        source.backup(target)
-    return connect(f"sqlite:///{database}", home=own_home, experiment="tests")
 
 
 @pytest.fixture

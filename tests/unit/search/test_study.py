@@ -7,6 +7,7 @@ import pytest
 
 from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError, StudyError
+from thawline.search.conduct import next_trial
 from thawline.search.study import Study, check_sampling, latest_study, load_records, study_names
 from thawline.search.trial import TrialResult
 from thawline.training import EpochResult
@@ -159,6 +160,22 @@ def test_sampling_goes_on_after_a_restart_as_if_there_had_been_none(own_home: Pa
     whole = run(tmp_path / "whole", restarts=False)
     assert run(tmp_path / "restarted", restarts=True) == whole
     assert len(set(whole)) > 10, "a sampler that draws the same numbers again would repeat itself"
+
+
+def test_a_grid_ends_the_study_when_all_of_it_was_tried(own_home: Path) -> None:
+    grid = {"freeze_depth": [4, 5], "learning_rate": [1e-3]}
+    sections = {"study": {"sampler": "GridSampler", "sampler_options": {"search_space": grid}}}
+    study = open_study(own_home, **sections)
+    depths = set()
+    for _ in range(10):
+        asked = next_trial(study, [], study.finished(), budget=10, deadline=None)
+        if asked is None:
+            break
+        depths.add(asked.hyperparameters.freeze_depth)
+        study.tell(TrialResult(asked.number, "complete", 0.5, 1, 1, 1.0, "", None, None))
+    assert depths == {4, 5}
+    assert study.finished() < 10
+    assert open_study(own_home, **sections).exhausted, "also after a restart"
 
 
 def test_another_seed_samples_other_points(own_home: Path) -> None:

@@ -70,7 +70,7 @@ def search(config: SearchConfig) -> SearchOutcome:
         ThawlineError: for bad input, before anything expensive starts.
     """
     home = environment.home()
-    check_config(config)
+    check_config(config, home)
     prepare_workers()
     recorder = Recorder.connect(config, home)
     prepared = prepare(config, home)
@@ -85,10 +85,10 @@ def search(config: SearchConfig) -> SearchOutcome:
 
 
 def prepare(config: SearchConfig, home: Path) -> Prepared:
-    """Read the data, try the backbones, decode the images."""
+    """Try the backbones, read the data, decode the images: the cheapest first."""
+    depths = backbones_task(config)
     manifest = data_task(config)
     completed, fingerprint = complete(config, manifest)
-    depths = backbones_task(config, len(manifest.classes))
     images = decode_task(config, manifest, home)
     return Prepared(completed, manifest, depths, images, fingerprint)
 
@@ -132,9 +132,9 @@ def data_task(config: SearchConfig) -> Manifest:
 
 
 @task(name="check backbones", cache_policy=NO_CACHE)
-def backbones_task(config: SearchConfig, num_classes: int) -> dict[str, int]:
+def backbones_task(config: SearchConfig) -> dict[str, int]:
     """Build every backbone once."""
-    return check_backbones(config, num_classes)
+    return check_backbones(config)
 
 
 @task(name="decode images", cache_policy=NO_CACHE)

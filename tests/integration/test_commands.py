@@ -127,7 +127,7 @@ def test_doctor_finds_this_environment_well_and_a_home_that_cannot_be_written_wr
     assert well.code == 0
     assert {"fastapi", "sqlalchemy", "home", "device", "starter weights"} <= {row["subject"] for row in well.json}
     (tmp_path / "file").write_text("")
-    ill = thawline("doctor", "--json", home=tmp_path / "file" / "home")
+    ill = thawline("doctor", "--json", home=tmp_path / "home", THAWLINE_HOME=str(tmp_path / "file" / "home"))
     assert ill.code == 1
     wrong = [row for row in ill.json if row["status"] == "wrong"]
     assert [row["subject"] for row in wrong] == ["home"]

@@ -50,8 +50,6 @@ def test_a_killed_search_goes_on_and_ends_like_one_that_was_never_killed(
     client = connect(f"sqlite:///{killed_home}/mlflow.db", home=killed_home, experiment="thawline").client
     begun = {run.data.tags.get("thawline.trial"): run.info.run_id for run in _runs(client)}
     resumed = thawline("search", data, *OPTIONS, home=killed_home)
-    assert "trial-01 depth=" in resumed.err
-    assert "goes on where it stopped" in resumed.err
 
     def facts(outcome: dict[str, Any]) -> list[Any]:
         keys = ("trial", "state", "value", "freeze_depth", "learning_rate", "best_epoch", "epochs")
@@ -64,7 +62,7 @@ def test_a_killed_search_goes_on_and_ends_like_one_that_was_never_killed(
     assert len(_runs(client)) == 4, "a parent and three trials, none doubled"
     for number in ("0", "1", "2"):
         history = client.get_metric_history(runs[number], "val/accuracy")
-        assert [metric.step for metric in history] == [1, 2, 3], "no epoch lost, none doubled"
+        assert [metric.step for metric in history] == [1, 2, 3], "no epoch lost, and none trained twice"
 
 
 def _runs(client: Any) -> list[Any]:

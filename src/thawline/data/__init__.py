@@ -7,7 +7,7 @@ people what was found.
 from thawline.data._files import printable
 from thawline.data.cache import DecodedImages, decoded
 from thawline.data.digits import write_digits
-from thawline.data.folder import Manifest, Problem, Row, Split, image_files, scan
+from thawline.data.folder import Manifest, Problem, Row, Split, check_folder, image_files, scan
 from thawline.data.images import BadImage, decode, resize_and_crop
 from thawline.data.report import report, report_json, report_text
 
@@ -18,6 +18,7 @@ __all__ = [
     "Problem",
     "Row",
     "Split",
+    "check_folder",
     "decode",
     "decoded",
     "image_files",

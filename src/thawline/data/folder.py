@@ -22,7 +22,7 @@ from thawline.exceptions import DataError
 if TYPE_CHECKING:  # the processes that decode import this module and need no pydantic
     from thawline.config import DataConfig
 
-__all__ = ["Manifest", "Problem", "ProblemKind", "Row", "Split", "image_files", "scan"]
+__all__ = ["Manifest", "Problem", "ProblemKind", "Row", "Split", "check_folder", "image_files", "scan"]
 
 ProblemKind = Literal["bad", "stray", "duplicate", "leak", "conflict", "class"]
 
@@ -201,6 +201,15 @@ def scan(config: "DataConfig", *, on_progress: Callable[[int, int], None] | None
         digest=_manifest_digest(classes, rows),
         layout=layout.text,
     )
+
+
+def check_folder(config: "DataConfig") -> None:
+    """Refuse a folder that holds no classes, by listing it; reads no file.
+
+    Raises:
+        DataError: as :func:`scan` does for what lies where.
+    """
+    _find_layout(config.path.expanduser().absolute(), config)
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from thawline import backbones
 from thawline.config import SearchConfig
-from thawline.data import Manifest, decoded, printable, scan
+from thawline.data import Manifest, check_folder, decoded, printable, scan
 from thawline.search.events import Note, emit
 from thawline.search.space import check_space
 from thawline.search.study import check_sampling
+from thawline.tracking import resolve_uri
 from thawline.training import runtime_for
 
 __all__ = ["Prepared", "check_backbones", "check_config", "complete", "decode_images", "read_data"]
@@ -41,18 +42,26 @@ class Prepared:
         return self.config.promotion.model
 
 
-def check_config(config: SearchConfig) -> None:
-    """Refuse what can be known without reading data or weights: sampler, pruner, device.
+def check_config(config: SearchConfig, home: Path) -> None:
+    """Refuse what can be known in a moment: folder, backbones, sampler, pruner, device, tracking URI.
 
     Raises:
-        ConfigError: naming the key, the value and what is possible.
+        ThawlineError: naming the key or the path, the value, and what is possible.
     """
+    check_folder(config.data)
+    for name in config.backbones:
+        backbones.preprocessing_of(name, weights=config.backbone.weights, image_size=config.backbone.image_size)
+        if config.space.freeze_depth is not None:
+            check_space(config, {name: backbones.depth_of(name)})
     check_sampling(config.study)
     runtime_for(config.train)
+    resolve_uri(config.tracking, home)
 
 
-def check_backbones(config: SearchConfig, num_classes: int) -> dict[str, int]:
+def check_backbones(config: SearchConfig) -> dict[str, int]:
     """Build every backbone once: its weights are fetched, its size is tried; returns its number of layer groups.
+
+    The number of classes does not matter, so this is done before the data is read.
 
     Raises:
         BackboneError: if a backbone is unknown or does not take the image size.
@@ -62,7 +71,7 @@ def check_backbones(config: SearchConfig, num_classes: int) -> dict[str, int]:
     depths = {}
     for name in config.backbones:
         backbone = backbones.create(
-            name, num_classes=num_classes, weights=config.backbone.weights, image_size=config.backbone.image_size
+            name, num_classes=2, weights=config.backbone.weights, image_size=config.backbone.image_size
         )
         depths[name] = len(backbone.layer_groups)
     check_space(config, depths)

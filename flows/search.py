@@ -52,11 +52,11 @@ from thawline.search.winner import promote_best  # noqa: E402
 __all__ = ["search"]
 
 
-# Threads that wait for processes: their number limits nothing, `study.workers` does.
+# Threads that wait for processes: their number limits nothing, `study.workers` does. (Prefect types runners invariantly.)
 _RUNNER = ThreadPoolTaskRunner[Any](max_workers=64)
 
 
-@flow(name="search", task_runner=_RUNNER, validate_parameters=True)  # type: ignore[arg-type]  its futures are a subtype
+@flow(name="search", task_runner=_RUNNER, validate_parameters=True)  # type: ignore[arg-type]
 def search(config: SearchConfig) -> SearchOutcome:
     """Search for the best freeze depth and learning rate, then register and perhaps promote the best trial.
 

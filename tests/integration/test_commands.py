@@ -49,11 +49,14 @@ def test_check_reports_classes_splits_and_digest(data: Path, thawline: Callable[
     ("arguments", "message"),
     [
         (["search", "nowhere"], "nowhere"),
-        (["search", ".", "--recipe", "none.yaml"], "Cannot read the recipe none.yaml"),
-        (["search", ".", "--set", "train.epoch=3"], "train.epoch: there is no such key. Did you mean 'epochs'?"),
-        (["search", ".", "--set", "study.sampler=Magic"], "study.sampler: Optuna has no 'Magic'"),
-        (["search", ".", "--set", "train.device=cuda:7"], "train.device=cuda:7 cannot be used"),
-        (["search", ".", "--tracking-uri", "./mlruns"], "is a folder, and MLflow no longer records in folders"),
+        (["search", "DATA", "--recipe", "none.yaml"], "Cannot read the recipe none.yaml"),
+        (["search", "DATA", "--set", "train.epoch=3"], "train.epoch: there is no such key. Did you mean 'epochs'?"),
+        (["search", "DATA", "--set", "study.sampler=Magic"], "study.sampler: Optuna has no 'Magic'"),
+        (["search", "DATA", "--set", "train.device=cuda:7"], "train.device=cuda:7 cannot be used"),
+        (["search", "DATA", "--tracking-uri", "./mlruns"], "is a folder, and MLflow no longer records in folders"),
+        (["search", "DATA", "--backbone", "resnt50"], "Unknown backbone 'resnt50'. Did you mean 'resnet50'?"),
+        (["search", "DATA", "--weights", "starter"], "Starter weights are shipped for 'mobilenet_v3_small' only"),
+        (["search", "DATA", "--set", "space.freeze_depth=[0,9]"], "because resnet18 has 5 layer groups"),
         (["check", "nowhere"], "nowhere"),
         (["summary", "resnt50"], "Unknown backbone 'resnt50'. Did you mean 'resnet50'?"),
         (["summary", "resnet18", "--freeze-depth", "7"], "must hold, but got depth=7"),
@@ -65,9 +68,9 @@ def test_check_reports_classes_splits_and_digest(data: Path, thawline: Callable[
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
 def test_a_mistake_is_one_clear_message_and_exit_code_two(
-    arguments: list[str], message: str, thawline: Callable[..., Any], tmp_path: Path
+    arguments: list[str], message: str, data: Path, thawline: Callable[..., Any], tmp_path: Path
 ) -> None:
-    answer = thawline(*arguments, home=tmp_path / "home")
+    answer = thawline(*(data if word == "DATA" else word for word in arguments), home=tmp_path / "home")
     assert answer.code == 2
     assert answer.out == ""
     assert message in answer.err

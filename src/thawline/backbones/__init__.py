@@ -18,6 +18,7 @@ __all__ = [
     "Interpolation",
     "LayerGroup",
     "Preprocessing",
+    "check_weights",
     "create",
     "depth_of",
     "describe",
@@ -54,6 +55,19 @@ def create(
     from thawline.backbones import _torchvision
 
     return _torchvision.create(name, num_classes=num_classes, weights=weights, image_size=image_size, seed=seed)
+
+
+def check_weights(name: str, weights: str) -> None:
+    """Refuse weights that are not there, in a moment: nothing is read or downloaded.
+
+    Raises:
+        BackboneError: if there is no such backbone.
+        WeightsError: if no starter weights are shipped for it, or there is no such file.
+    """
+    _known(name)
+    from thawline.backbones import _weights
+
+    _weights.check_weights(name, weights)
 
 
 def names(pattern: str | None = None) -> list[str]:

@@ -51,6 +51,18 @@ def read_weights(name: str, weights: str, default: WeightsEnum) -> dict[str, Ten
     return _read_file(Path(weights).expanduser())
 
 
+def check_weights(name: str, weights: str) -> None:
+    """Refuse weights that are not there, without reading them or asking the network.
+
+    Raises:
+        WeightsError: if no starter weights are shipped for ``name``, or there is no such file.
+    """
+    if weights == "starter":
+        starter_metadata(name)
+    elif weights not in ("default", "none"):
+        _check_file(Path(weights).expanduser())
+
+
 def starter_metadata(name: str) -> dict[str, str]:
     """What the file of shipped weights says about itself.
 
@@ -100,11 +112,15 @@ def _check_hash(file: Path) -> None:
         )
 
 
-def _read_file(file: Path) -> dict[str, Tensor]:
+def _check_file(file: Path) -> None:
     if not file.is_file():
         raise WeightsError(
             f"Weights must be 'default', 'starter', 'none' or a file, but there is no file {str(file)!r}."
         )
+
+
+def _read_file(file: Path) -> dict[str, Tensor]:
+    _check_file(file)
     try:
         if file.suffix == ".safetensors":
             return load_file(file)

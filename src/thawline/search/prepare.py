@@ -50,7 +50,7 @@ def check_config(config: SearchConfig, home: Path) -> None:
     """
     check_folder(config.data)
     for name in config.backbones:
-        backbones.preprocessing_of(name, weights=config.backbone.weights, image_size=config.backbone.image_size)
+        backbones.check_weights(name, config.backbone.weights)
         if config.space.freeze_depth is not None:
             check_space(config, {name: backbones.depth_of(name)})
     check_sampling(config.study)

@@ -52,7 +52,7 @@ from thawline.search.winner import promote_best  # noqa: E402
 __all__ = ["search"]
 
 
-# Threads that wait for processes: their number limits nothing, `study.workers` does. (Prefect types runners invariantly.)
+# Threads that wait for processes: their number limits nothing, `study.workers` does.
 _RUNNER = ThreadPoolTaskRunner[Any](max_workers=64)
 
 

@@ -56,7 +56,8 @@ def main() -> None:
             raise
         _fail(str(error))
     except KeyboardInterrupt:
-        _fail("stopped. The same command goes on where it stopped.", code=130)
+        print("Stopped.", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
 
 
 def _print_version(wanted: bool) -> None:
@@ -305,7 +306,11 @@ def _run_search(config: Any, *, quiet: bool) -> "SearchOutcome":
     with watch(Console(stderr=True), quiet=quiet):
         from thawline.flows.search import search as search_flow
 
-        outcome: SearchOutcome = search_flow(config)
+        try:
+            outcome: SearchOutcome = search_flow(config)
+        except KeyboardInterrupt:
+            print("The same command goes on where it stopped.", file=sys.stderr)  # noqa: T201
+            raise
     return outcome
 
 

@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from thawline.tracking import connect
@@ -21,8 +23,9 @@ OPTIONS = [
 ]
 
 
-def kill_at(line_start: str, data: Path, home: Path, environment: dict[str, str]) -> None:
-    """Run the search and kill everything that belongs to it when a log line begins like this."""
+@contextmanager
+def search_until(line_start: str, data: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """Run the search, in a process group of its own, until a log line begins like this."""
     command = [sys.executable, "-m", "thawline", "search", str(data), *OPTIONS]
     command.remove("--json")
     with subprocess.Popen(
@@ -36,7 +39,11 @@ def kill_at(line_start: str, data: Path, home: Path, environment: dict[str, str]
                 break
         else:
             pytest.fail(f"the search ended without saying {line_start!r}:\n{''.join(seen)}")
-        os.killpg(process.pid, signal.SIGKILL)
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_killed_search_goes_on_and_ends_like_one_that_was_never_killed(
@@ -46,7 +53,8 @@ def test_a_killed_search_goes_on_and_ends_like_one_that_was_never_killed(
     whole_home, killed_home = tmp_path / "whole", tmp_path / "killed"
     whole = thawline("search", data, *OPTIONS, home=whole_home).json
 
-    kill_at("trial-01 epoch 2/3", data, killed_home, environment_of(killed_home))
+    with search_until("trial-01 epoch 2/3", data, environment_of(killed_home)):
+        pass  # and kill everything that belongs to it
     client = connect(f"sqlite:///{killed_home}/mlflow.db", home=killed_home, experiment="thawline").client
     begun = {run.data.tags.get("thawline.trial"): run.info.run_id for run in _runs(client)}
     resumed = thawline("search", data, *OPTIONS, home=killed_home)
@@ -63,6 +71,26 @@ def test_a_killed_search_goes_on_and_ends_like_one_that_was_never_killed(
     for number in ("0", "1", "2"):
         history = client.get_metric_history(runs[number], "val/accuracy")
         assert [metric.step for metric in history] == [1, 2, 3], "no epoch lost, and none trained twice"
+
+
+def test_a_search_that_is_asked_to_stop_leaves_at_once_closes_its_run_and_leaves_no_process_behind(
+    tmp_path: Path, draw_pictures: Any, environment_of: Any
+) -> None:
+    data, home = draw_pictures(tmp_path / "shapes", count=16), tmp_path / "home"
+    with search_until("trial-00 epoch 1/3", data, environment_of(home)) as process:
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert any("forkserver" in " ".join(child.cmdline()) for child in family)
+        process.terminate()
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait(60) == 130
+    assert "The same command goes on where it stopped." in said
+    assert "Traceback" not in said
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive
+    client = connect(f"sqlite:///{home}/mlflow.db", home=home, experiment="thawline").client
+    statuses = {run.data.tags["thawline.role"]: run.info.status for run in _runs(client)}
+    assert statuses == {"study": "KILLED", "trial": "RUNNING"}, "the trial is not over: it goes on later"
 
 
 def _runs(client: Any) -> list[Any]:

@@ -243,8 +243,8 @@ _global_store = threading.RLock()
 def _as_global_store(store: MlflowStore) -> "Iterator[None]":
     """Make the store the process's tracking URI for a moment, and put back what was there.
 
-    MLflow's SQL registry looks a ``models:/m-…`` up in the global store whatever the client's is (a TODO in its source,
-    3.17). Setting that store also writes MLFLOW_TRACKING_URI, for subprocesses, so this is put back too.
+    MLflow's SQL registry looks a ``models:/m-…`` up in the global store whatever the client's is (an open point in its
+    source, 3.17). Setting that store also writes MLFLOW_TRACKING_URI, for subprocesses, so this is put back too.
     """
     import mlflow
 

@@ -86,12 +86,12 @@ class Recorder:
         )
         self._tracker = MlflowTracker.for_study(self.store, run_id=run_id, study=study.name)
         self._log_provenance(prepared)
-        status: RunStatus = "FAILED"
+        status: RunStatus = "KILLED"  # Ctrl-C, SIGTERM, Prefect's cancellation: none of them is an Exception
         try:
             yield
             status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
+        except Exception:
+            status = "FAILED"
             raise
         finally:
             self.report = self.tracker.close(status)

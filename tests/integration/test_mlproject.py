@@ -27,7 +27,10 @@ def test_mlflow_run_searches_and_the_study_is_the_run_that_mlflow_made(
         "weights": "starter",
         "trials": "1",
         "epochs": "1",
-        "options": "--image-size 32 --model shapes --set data.workers=1 --set train.device=cpu",
+        # Not listed in MLproject: MLflow passes them on as options.
+        "image-size": "32",
+        "model": "shapes",
+        "set": "data.workers=1",
     }
     command = [sys.executable, "-m", "mlflow", "run", str(PROJECT), "-e", "search", "--env-manager", "local"]
     command += ["--experiment-name", "projects"]

@@ -1,6 +1,7 @@
 """The command line: verbs only. Each parses, calls and prints; heavy libraries are imported where they are needed."""
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Mapping
@@ -31,7 +32,8 @@ app = typer.Typer(
 recipes_app = typer.Typer(help="List the shipped recipes, or copy one to edit it.", invoke_without_command=True)
 app.add_typer(recipes_app, name="recipes")
 
-_out = Console()
+# A pipe has no width of its own, and rich's 80 columns would cut ids and break sentences.
+_out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 _debug = False
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -142,12 +144,15 @@ def demo() -> None:
     config = SearchConfig.build(load_recipe(recipe_path("demo")), {"data": {"path": str(folder)}})
     outcome = _run_search(config, quiet=False)
     _print_outcome(outcome)
+    ask = f"thawline predict {outcome.model} {_short(folder / '7')}"
+    width = max(len(ask), 40)
     _out.print(
         "\n[bold]Look further[/bold]\n"
-        "  thawline ui                                  compare the trials in MLflow and TensorBoard\n"
-        f"  thawline predict {outcome.model} {_short(folder / '7')}   ask the champion\n"
-        "  thawline search PATH/TO/YOUR/FOLDER          the same on your own images",
+        f"  {'thawline ui':<{width}}  compare the trials in MLflow and TensorBoard\n"
+        f"  {ask:<{width}}  ask the champion\n"
+        f"  {'thawline search PATH/TO/YOUR/FOLDER':<{width}}  the same on your own images",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -320,7 +325,7 @@ def _print_outcome(outcome: "SearchOutcome") -> None:
     _out.print(leaderboard_table(outcome.records, outcome.metric, title=f"Study {outcome.study}"))
     _out.print()
     for line in outcome.lines():
-        _out.print(line, highlight=False)
+        _out.print(line, highlight=False, soft_wrap=True)
 
 
 def _nested(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,13 +35,14 @@ def leaderboard_rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
 def leaderboard_table(records: Sequence[TrialRecord], metric: str, *, title: str | None = None) -> Table:
     """A table for the terminal; hyperparameters that no trial varies are left out."""
     varied = _varied(records)
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ["rank", "trial", "state"]:
-        table.add_column(name, justify="right" if name != "state" else "left")
-    table.add_column(f"val/{metric}", justify="right")
+        table.add_column(name, justify="right" if name != "state" else "left", no_wrap=True)
+    table.add_column(f"val/{metric}", justify="right", no_wrap=True)
     for name in [*varied, "epochs", "seconds"]:
-        table.add_column(name.replace("_", " "), justify="right")
-    table.add_column("MLflow run", overflow="fold")
+        table.add_column(name.replace("_", "\n", 1).replace("_", " "), justify="right", no_wrap=True)
+    # The one column that gives way where the terminal is narrow, so that a trial stays one line.
+    table.add_column("MLflow run", overflow="ellipsis", min_width=8)
     for row in leaderboard_rows(records):
         style = {"complete": "", "pruned": "dim", "failed": "red", "running": "cyan"}[row["state"]]
         table.add_row(*_cells(row, varied), row["run_id"] or "-", style=style)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Mapping
@@ -144,13 +145,14 @@ def demo() -> None:
     config = SearchConfig.build(load_recipe(recipe_path("demo")), {"data": {"path": str(folder)}})
     outcome = _run_search(config, quiet=False)
     _print_outcome(outcome)
-    ask = f"thawline predict {outcome.model} {_short(folder / '7')}"
+    program = _program()
+    ask = f"{program} predict {outcome.model} {_short(folder / '7')}"
     width = max(len(ask), 40)
     _out.print(
         "\n[bold]Look further[/bold]\n"
-        f"  {'thawline ui':<{width}}  compare the trials in MLflow and TensorBoard\n"
+        f"  {program + ' ui':<{width}}  compare the trials in MLflow and TensorBoard\n"
         f"  {ask:<{width}}  ask the champion\n"
-        f"  {'thawline search PATH/TO/YOUR/FOLDER':<{width}}  the same on your own images",
+        f"  {program + ' search PATH/TO/YOUR/FOLDER':<{width}}  the same on your own images",
         highlight=False,
         soft_wrap=True,
     )
@@ -348,6 +350,13 @@ def _short(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+
+
+def _program() -> str:
+    """How to type this command in this shell: ``make demo`` does not put the environment on the PATH."""
+    here = Path(sys.executable).parent / "thawline"
+    found = shutil.which("thawline")
+    return "thawline" if found and Path(found).samefile(here) else _short(here)
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

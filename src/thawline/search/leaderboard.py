@@ -35,7 +35,7 @@ def leaderboard_rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
 def leaderboard_table(records: Sequence[TrialRecord], metric: str, *, title: str | None = None) -> Table:
     """A table for the terminal; hyperparameters that no trial varies are left out."""
     varied = _varied(records)
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0))
     for name in ["rank", "trial", "state"]:
         table.add_column(name, justify="right" if name != "state" else "left", no_wrap=True)
     table.add_column(f"val/{metric}", justify="right", no_wrap=True)

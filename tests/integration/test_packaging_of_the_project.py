@@ -54,8 +54,8 @@ def _copy(target: Path) -> Path:
 
 
 def readme_commands() -> list[str]:
-    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S | re.M)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S | re.M)
+    lines = [line.split("  #")[0].strip() for kind, block in blocks if not kind for line in block.splitlines()]
     return sorted({line for line in lines if line.startswith("thawline ")})
 
 

@@ -150,8 +150,7 @@ class SearchView:
         for started, ended in self._ended[-rows:] if rows else []:
             result = ended.result
             style = {"complete": "", "pruned": "dim", "failed": "red"}[result.state]
-            state = f"{result.state} {result.reason}".strip()
-            table.add_row(*_first_cells(started), str(result.epochs), _value(result.value), state, style=style)
+            table.add_row(*_first_cells(started), str(result.epochs), _value(result.value), result.ending, style=style)
         for started, epoch in self._running.values():
             count = f"{epoch.epoch if epoch else 0}/{search.epochs}"
             table.add_row(

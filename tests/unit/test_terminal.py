@@ -1,7 +1,9 @@
 """What a search shows: plain lines in a pipe, a table on a terminal."""
 
+import dataclasses
 import io
 import logging
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -46,7 +48,7 @@ def test_in_a_pipe_every_event_is_a_line() -> None:
         "trial-00 depth=5 lr=1.2e-3",
         "trial-00 epoch 1/2: train/loss 1.0000, val/accuracy 0.5000",
         "trial-00 epoch 2/2: train/loss 0.5000, val/accuracy 0.9000",
-        "trial-00 complete in 12.3 s, best value 0.9000",
+        "trial-00 ended after 12.3 s, best value 0.9000: complete",
         "trial-01 depth=5 lr=1.2e-3 goes on where it stopped",
         "trial-01 epoch 1/2: train/loss 0.7000, val/accuracy 0.7000",
         "warning: cat/broken.jpg: truncated",
@@ -100,3 +102,22 @@ def test_logging_is_left_as_it_was() -> None:
     with watch(Console(file=io.StringIO()), quiet=False):
         pass
     assert (logger.level, logger.propagate, list(logger.handlers)) == before
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "words"),
+    [
+        ("complete", "", "complete"),
+        ("complete", "no better for 3 epochs", "complete: no better for 3 epochs"),
+        ("pruned", "pruned after epoch 2", "pruned after epoch 2"),
+        ("failed", "out of memory", "failed: out of memory"),
+    ],
+)
+def test_how_a_trial_ended_is_said_once(state: Any, reason: str, words: str) -> None:
+    ended = TrialEnded(dataclasses.replace(ENDED, state=state, reason=reason))
+    assert str(ended).endswith(f"0.9000: {words}")
+    view = SearchView()
+    for event in [*events()[:2], ended]:
+        view.update(event)
+    assert f" {words}" in shown(view)
+    assert shown(view).count(state) == 1

@@ -69,8 +69,7 @@ class TrialEnded:
 
     def __str__(self) -> str:
         value = "" if self.result.value is None else f", best value {self.result.value:.4f}"
-        reason = f": {self.result.reason}" if self.result.reason else ""
-        return f"trial-{self.result.number:02d} {self.result.state} in {self.result.seconds:.1f} s{value}{reason}"
+        return f"trial-{self.result.number:02d} ended after {self.result.seconds:.1f} s{value}: {self.result.ending}"
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,13 @@ class TrialResult:
     unsent: int = 0
     """Records that could not be sent to the tracking server and are kept in Thawline's home."""
 
+    @property
+    def ending(self) -> str:
+        """State and reason in words, such as ``pruned after epoch 2`` or ``failed: out of memory``."""
+        if not self.reason or self.reason.startswith(self.state):
+            return self.reason or self.state
+        return f"{self.state}: {self.reason}"
+
     @classmethod
     def without_result(
         cls, number: int, *, reason: str, epochs: int = 0, seconds: float = 0.0, run_id: str | None = None

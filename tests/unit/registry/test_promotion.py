@@ -63,7 +63,9 @@ def colour_network(order: tuple[int, int, int] = (0, 1, 2)) -> torch.nn.Module:
         target = torch.full((3, 3), -5.0)
         for output, colour in enumerate(order):
             target[colour, output] = 5.0
-        network.classifier[1].weight.copy_(torch.linalg.lstsq(features, target).solution.T)
+        # numpy's: torch 2.11's gives zeros for features of such a range.
+        solution = np.linalg.lstsq(features.double().numpy(), target.double().numpy(), rcond=None)[0]
+        network.classifier[1].weight.copy_(torch.from_numpy(solution.T))
         network.classifier[1].bias.zero_()
     return network
 

@@ -50,6 +50,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
 PRUNERS: dict[str, dict[str, Any]] = {
     "NopPruner": {},
     "MedianPruner": {"n_startup_trials": 4, "n_warmup_steps": 2},
+    "MedianPruner, 8 trials first": {"n_startup_trials": 8, "n_warmup_steps": 2},
     "SuccessiveHalvingPruner": {},
     "HyperbandPruner": {"max_resource": EPOCHS},
 }
@@ -117,7 +118,7 @@ def search(surface: np.ndarray, sampler: str, pruner: str, trials: int, seed: in
     study = optuna.create_study(
         direction="maximize",
         sampler=getattr(optuna.samplers, name)(seed=seed, **options),
-        pruner=getattr(optuna.pruners, pruner)(**PRUNERS[pruner]),
+        pruner=getattr(optuna.pruners, pruner.partition(",")[0])(**PRUNERS[pruner]),
     )
     depth = surface.shape[0] - 1
     study.enqueue_trial({"freeze_depth": depth, "learning_rate": 1e-3})

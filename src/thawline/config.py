@@ -184,12 +184,13 @@ class StudyConfig(_Model):
     """Validation metric that the search optimises (``loss`` is minimised, the others are maximised)."""
     sampler: str = "GPSampler"
     """Any of Optuna's samplers, by class name."""
-    sampler_options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the sampler."""
+    sampler_options: dict[str, Any] = Field(default_factory=lambda: {"n_startup_trials": 4})
+    """Keyword arguments of the sampler. The default sampler draws four trials at random before it models them."""
     pruner: str = "MedianPruner"
     """Any of Optuna's pruners, by class name; ``NopPruner`` prunes nothing."""
-    pruner_options: dict[str, Any] = Field(default_factory=lambda: {"n_startup_trials": 4, "n_warmup_steps": 2})
-    """Keyword arguments of the pruner. Steps are epochs, counted from 1: two warm-up steps spare the first epoch."""
+    pruner_options: dict[str, Any] = Field(default_factory=lambda: {"n_startup_trials": 8, "n_warmup_steps": 2})
+    """Keyword arguments of the pruner. Steps are epochs, counted from 1: two warm-up steps spare the first epoch. The
+    default sampler does not learn from pruned trials, so the first eight run to their end."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of sampling, initialisation and batch order."""
     workers: int = Field(1, ge=1)

@@ -310,6 +310,8 @@ def _sampler(config: StudyConfig, trials: int) -> BaseSampler:
     One sampler for all trials would, after a restart, draw the numbers of the first trials again.
     """
     options = dict(config.sampler_options)
+    if config.sampler != "GPSampler" and options == StudyConfig().sampler_options:
+        options = {}  # the default options are those of the default sampler
     kind = _class_of(optuna.samplers, config.sampler, BaseSampler, "study.sampler")
     if "seed" in inspect.signature(kind).parameters:
         offset = 0 if config.sampler in _ONE_SEED else trials

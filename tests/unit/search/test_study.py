@@ -76,28 +76,36 @@ def test_each_backbone_has_a_depth_range_of_its_own(own_home: Path) -> None:
 
 def test_a_bad_trial_is_pruned_before_its_last_epoch_and_a_good_one_is_not(own_home: Path) -> None:
     study = open_study(own_home)
-    for value in (0.8, 0.82, 0.84, 0.86):
+    for value in (0.8, 0.82, 0.84, 0.86) * 2:
         complete(study, value)
     bad, good = study.ask(), study.ask()
     assert [study.report(bad.number, epoch(number, 0.1)) for number in (1, 2)] == [False, True]
     assert not any(study.report(good.number, epoch(number, 0.9)) for number in (1, 2, 3, 4))
 
 
+def test_no_trial_is_pruned_before_the_sampler_has_eight_whole_ones_to_learn_from(own_home: Path) -> None:
+    study = open_study(own_home)
+    for value in (0.8, 0.82, 0.84, 0.86, 0.8, 0.82, 0.84):
+        complete(study, value)
+    bad = study.ask()
+    assert not any(study.report(bad.number, epoch(number, 0.1)) for number in (1, 2, 3))
+
+
 def test_a_trial_is_never_pruned_after_its_last_epoch(own_home: Path) -> None:
     study = open_study(own_home)
-    for value in (0.8, 0.82, 0.84, 0.86):
+    for value in (0.8, 0.82, 0.84, 0.86) * 2:
         complete(study, value)
     assert not study.report(study.ask().number, epoch(4, 0.0))
 
 
 def test_a_study_of_losses_prunes_large_ones_and_ranks_small_ones_first(own_home: Path) -> None:
     study = open_study(own_home, study={"metric": "loss"})
-    for value in (0.4, 0.2, 0.3, 0.5):
+    for value in (0.4, 0.2, 0.3, 0.5) * 2:
         asked = study.ask()
         for number in (1, 2, 3, 4):
             study.report(asked.number, EpochResult(number, {"val/loss": value, "train/loss": value}, 0))
         study.tell(TrialResult(asked.number, "complete", value, 4, 4, 1.0, "", None, None))
-    assert [record.value for record in study.records()] == [0.2, 0.3, 0.4, 0.5]
+    assert [record.value for record in study.records()] == [0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.5, 0.5]
     asked = study.ask()
     verdicts = [study.report(asked.number, EpochResult(n, {"val/loss": 9.0, "train/loss": 9.0}, 0)) for n in (1, 2)]
     assert verdicts == [False, True]

@@ -25,6 +25,7 @@ from sklearn.datasets import load_digits
 
 from thawline import backbones
 from thawline.config import TrainConfig
+from thawline.search import study as study_module
 from thawline.training import (
     CheckpointFolder,
     Decision,
@@ -43,6 +44,7 @@ NOISE = 0.008
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "GPSampler": ("GPSampler", {}),
     "GPSampler, 4 random trials first": ("GPSampler", {"n_startup_trials": 4}),
+    "GPSampler that counts pruned trials, 4 random trials first": ("GPSamplerWithPruned", {"n_startup_trials": 4}),
     "TPESampler": ("TPESampler", {}),
     "TPESampler, 4 random trials first": ("TPESampler", {"n_startup_trials": 4}),
     "RandomSampler": ("RandomSampler", {}),
@@ -117,7 +119,7 @@ def search(surface: np.ndarray, sampler: str, pruner: str, trials: int, seed: in
     name, options = SAMPLERS[sampler]
     study = optuna.create_study(
         direction="maximize",
-        sampler=getattr(optuna.samplers, name)(seed=seed, **options),
+        sampler=getattr(study_module if name == "GPSamplerWithPruned" else optuna.samplers, name)(seed=seed, **options),
         pruner=getattr(optuna.pruners, pruner.partition(",")[0])(**PRUNERS[pruner]),
     )
     depth = surface.shape[0] - 1

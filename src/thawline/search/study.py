@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import optuna
 from filelock import FileLock, Timeout
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
@@ -304,6 +305,38 @@ def _storage(home: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(_journal(home))))
 
 
+class GPSamplerWithPruned(optuna.samplers.GPSampler):
+    """Optuna's ``GPSampler``, which also learns from pruned trials.
+
+    Optuna's own sees complete and running trials alone: where trials are pruned it learns nothing, and asks for the
+    very same point again. Here a pruned trial counts with the last value it reported, a little less than it would have
+    reached: it was below the median all the same.
+    """
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The parameters that are modelled together."""
+        return super().infer_relative_search_space(*_pruned_as_complete(study, trial))
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Ask the model."""
+        return super().sample_relative(*_pruned_as_complete(study, trial), search_space)
+
+
+def _pruned_as_complete(study: optuna.Study, asking: FrozenTrial) -> tuple[optuna.Study, FrozenTrial]:
+    """A copy of the study in memory in which pruned trials are complete, and that copy of the trial that asks."""
+    copy = optuna.create_study(direction=study.direction)
+    others = [t for t in study.get_trials(deepcopy=True) if t.number != asking.number]
+    for trial in others:
+        if trial.state is TrialState.PRUNED and trial.value is not None:
+            trial.state = TrialState.COMPLETE
+        if trial.state is not TrialState.WAITING:
+            copy.add_trial(trial)
+    copy.add_trial(asking)
+    return copy, copy.get_trials(deepcopy=False)[-1]
+
+
 def _sampler(config: StudyConfig, trials: int) -> BaseSampler:
     """A sampler seeded by the study's seed and the number of trials so far.
 
@@ -313,6 +346,8 @@ def _sampler(config: StudyConfig, trials: int) -> BaseSampler:
     if config.sampler != "GPSampler" and options == StudyConfig().sampler_options:
         options = {}  # the default options are those of the default sampler
     kind = _class_of(optuna.samplers, config.sampler, BaseSampler, "study.sampler")
+    if kind is optuna.samplers.GPSampler:
+        kind = GPSamplerWithPruned
     if "seed" in inspect.signature(kind).parameters:
         offset = 0 if config.sampler in _ONE_SEED else trials
         options.setdefault("seed", (config.seed * 100_003 + offset) % 2**32)

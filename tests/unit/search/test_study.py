@@ -67,6 +67,20 @@ def test_what_the_space_opens_is_sampled_within_its_range(own_home: Path) -> Non
     assert len({h.weight_decay for h in sampled}) > 10
 
 
+def test_the_default_sampler_learns_from_pruned_trials_and_never_asks_for_the_same_again(own_home: Path) -> None:
+    """Optuna's own GPSampler sees no pruned trials: with nothing learnt, it asks for one point over and over."""
+    study = open_study(own_home)
+    for value in (0.5, 0.6, 0.7, 0.8):
+        complete(study, value)
+    asked = []
+    for _ in range(6):
+        trial = study.ask()
+        study.report(trial.number, epoch(1, 0.1))
+        study.tell(TrialResult(trial.number, "pruned", 0.1, 1, 1, 1.0, "pruned after epoch 1", None, None))
+        asked.append((trial.hyperparameters.freeze_depth, round(trial.hyperparameters.learning_rate, 6)))
+    assert len(set(asked)) == len(asked)
+
+
 def test_each_backbone_has_a_depth_range_of_its_own(own_home: Path) -> None:
     study = open_study(own_home, space={"backbone": ["resnet18", "vgg11"]}, study={"sampler": "RandomSampler"})
     sampled = [study.ask().hyperparameters for _ in range(40)]

@@ -190,7 +190,7 @@ class StudyConfig(_Model):
     """Any of Optuna's pruners, by class name; ``NopPruner`` prunes nothing."""
     pruner_options: dict[str, Any] = Field(default_factory=lambda: {"n_startup_trials": 8, "n_warmup_steps": 2})
     """Keyword arguments of the pruner. Steps are epochs, counted from 1: two warm-up steps spare the first epoch. The
-    default sampler does not learn from pruned trials, so the first eight run to their end."""
+    first eight trials run to their end: with fewer to compare with, a median says little."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of sampling, initialisation and batch order."""
     workers: int = Field(1, ge=1)

@@ -348,6 +348,8 @@ def _sampler(config: StudyConfig, trials: int) -> BaseSampler:
     kind = _class_of(optuna.samplers, config.sampler, BaseSampler, "study.sampler")
     if kind is optuna.samplers.GPSampler:
         kind = GPSamplerWithPruned
+        # With several backbones each has a depth of its own, which the model cannot hold: drawn at random, as meant.
+        options.setdefault("warn_independent_sampling", False)
     if "seed" in inspect.signature(kind).parameters:
         offset = 0 if config.sampler in _ONE_SEED else trials
         options.setdefault("seed", (config.seed * 100_003 + offset) % 2**32)

@@ -14,18 +14,21 @@ import math
 import statistics
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from rich.console import Console
 from rich.progress import track
 from sklearn.datasets import load_digits
 
 from thawline import backbones
 from thawline.config import TrainConfig
-from thawline.search import study as study_module
+from thawline.search.study import GPSamplerWithPruned
 from thawline.training import (
     CheckpointFolder,
     Decision,
@@ -41,20 +44,20 @@ EPOCHS, SIZE, BACKBONE = 4, 32, "mobilenet_v3_small"
 NOISE = 0.008
 """Standard deviation of validation accuracy over seeds, as found on this surface's best rows."""
 
-SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "GPSampler": ("GPSampler", {}),
-    "GPSampler, 4 random trials first": ("GPSampler", {"n_startup_trials": 4}),
-    "GPSampler that counts pruned trials, 4 random trials first": ("GPSamplerWithPruned", {"n_startup_trials": 4}),
-    "TPESampler": ("TPESampler", {}),
-    "TPESampler, 4 random trials first": ("TPESampler", {"n_startup_trials": 4}),
-    "RandomSampler": ("RandomSampler", {}),
+SAMPLERS: dict[str, tuple[Callable[..., BaseSampler], dict[str, Any]]] = {
+    "GPSampler": (GPSampler, {}),
+    "GPSampler, 4 random trials first": (GPSampler, {"n_startup_trials": 4}),
+    "GPSampler that counts pruned trials, 4 random trials first": (GPSamplerWithPruned, {"n_startup_trials": 4}),
+    "TPESampler": (TPESampler, {}),
+    "TPESampler, 4 random trials first": (TPESampler, {"n_startup_trials": 4}),
+    "RandomSampler": (RandomSampler, {}),
 }
-PRUNERS: dict[str, dict[str, Any]] = {
-    "NopPruner": {},
-    "MedianPruner": {"n_startup_trials": 4, "n_warmup_steps": 2},
-    "MedianPruner, 8 trials first": {"n_startup_trials": 8, "n_warmup_steps": 2},
-    "SuccessiveHalvingPruner": {},
-    "HyperbandPruner": {"max_resource": EPOCHS},
+PRUNERS: dict[str, tuple[Callable[..., BasePruner], dict[str, Any]]] = {
+    "NopPruner": (NopPruner, {}),
+    "MedianPruner": (MedianPruner, {"n_startup_trials": 4, "n_warmup_steps": 2}),
+    "MedianPruner, 8 trials first": (MedianPruner, {"n_startup_trials": 8, "n_warmup_steps": 2}),
+    "SuccessiveHalvingPruner": (SuccessiveHalvingPruner, {}),
+    "HyperbandPruner": (HyperbandPruner, {"max_resource": EPOCHS}),
 }
 
 
@@ -116,11 +119,12 @@ def interpolated(surface: np.ndarray, depth: int, rate: float) -> np.ndarray:
 def search(surface: np.ndarray, sampler: str, pruner: str, trials: int, seed: int) -> tuple[float, float]:
     """One search: the true final value of the trial that it would pick, and the share of epochs that it trained."""
     random = np.random.default_rng(seed)
-    name, options = SAMPLERS[sampler]
+    sampler_class, sampler_options = SAMPLERS[sampler]
+    pruner_class, pruner_options = PRUNERS[pruner]
     study = optuna.create_study(
         direction="maximize",
-        sampler=getattr(study_module if name == "GPSamplerWithPruned" else optuna.samplers, name)(seed=seed, **options),
-        pruner=getattr(optuna.pruners, pruner.partition(",")[0])(**PRUNERS[pruner]),
+        sampler=sampler_class(seed=seed, **sampler_options),
+        pruner=pruner_class(**pruner_options),
     )
     depth = surface.shape[0] - 1
     study.enqueue_trial({"freeze_depth": depth, "learning_rate": 1e-3})

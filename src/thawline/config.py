@@ -184,18 +184,31 @@ class StudyConfig(_Model):
     """Validation metric that the search optimises (``loss`` is minimised, the others are maximised)."""
     sampler: str = "GPSampler"
     """Any of Optuna's samplers, by class name."""
-    sampler_options: dict[str, Any] = Field(default_factory=lambda: {"n_startup_trials": 4})
-    """Keyword arguments of the sampler. The default sampler draws four trials at random before it models them."""
+    sampler_options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the sampler. GPSampler's default draws four trials at random before it models them."""
     pruner: str = "MedianPruner"
     """Any of Optuna's pruners, by class name; ``NopPruner`` prunes nothing."""
-    pruner_options: dict[str, Any] = Field(default_factory=lambda: {"n_startup_trials": 8, "n_warmup_steps": 2})
-    """Keyword arguments of the pruner. Steps are epochs, counted from 1: two warm-up steps spare the first epoch. The
-    first eight trials run to their end: with fewer to compare with, a median says little."""
+    pruner_options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the pruner. Steps are epochs, counted from 1. MedianPruner's default spares the first epoch
+    of every trial, and lets eight trials run to their end: with fewer to compare with, a median says little."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of sampling, initialisation and batch order."""
     workers: int = Field(1, ge=1)
     """Trials that run at the same time, each in a process of its own. More than one makes the order of results, and
     so the sampler's choices, depend on timing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _measured_options(cls, given: Any) -> Any:
+        """Options that are not given are those measured for the default sampler and pruner, see ADR 1."""
+        if not isinstance(given, Mapping):
+            return given
+        sampler, pruner = given.get("sampler", "GPSampler"), given.get("pruner", "MedianPruner")
+        return {
+            "sampler_options": {"n_startup_trials": 4} if sampler == "GPSampler" else {},
+            "pruner_options": {"n_startup_trials": 8, "n_warmup_steps": 2} if pruner == "MedianPruner" else {},
+            **given,
+        }
 
 
 class TrackingConfig(_Model):

@@ -106,3 +106,16 @@ def test_the_flat_configuration_holds_every_key() -> None:
     assert flat["data.path"] == "photos"
     assert flat["train.epochs"] == "8"
     assert all("." in key for key in flat)
+
+
+def test_options_of_sampler_and_pruner_default_to_the_measured_ones_of_the_default_classes_alone() -> None:
+    default = SearchConfig.build(DATA).study
+    assert default.sampler_options == {"n_startup_trials": 4}
+    assert default.pruner_options == {"n_startup_trials": 8, "n_warmup_steps": 2}
+    others = SearchConfig.build(DATA, {"study": {"sampler": "TPESampler", "pruner": "NopPruner"}}).study
+    assert (others.sampler_options, others.pruner_options) == ({}, {})
+
+
+def test_options_that_are_given_reach_another_sampler_though_they_are_the_defaults_of_this_one() -> None:
+    given = {"sampler": "TPESampler", "sampler_options": {"n_startup_trials": 4}}
+    assert SearchConfig.build(DATA, {"study": given}).study.sampler_options == {"n_startup_trials": 4}

@@ -343,8 +343,6 @@ def _sampler(config: StudyConfig, trials: int) -> BaseSampler:
     One sampler for all trials would, after a restart, draw the numbers of the first trials again.
     """
     options = dict(config.sampler_options)
-    if config.sampler != "GPSampler" and options == StudyConfig().sampler_options:
-        options = {}  # the default options are those of the default sampler
     kind = _class_of(optuna.samplers, config.sampler, BaseSampler, "study.sampler")
     if kind is optuna.samplers.GPSampler:
         kind = GPSamplerWithPruned
@@ -360,10 +358,7 @@ def _sampler(config: StudyConfig, trials: int) -> BaseSampler:
 
 def _pruner(config: StudyConfig) -> BasePruner:
     kind = _class_of(optuna.pruners, config.pruner, BasePruner, "study.pruner")
-    options = config.pruner_options
-    if config.pruner != "MedianPruner" and options == StudyConfig().pruner_options:
-        options = {}  # the default options are those of the default pruner
-    pruner = _built(kind, options, "study.pruner_options")
+    pruner = _built(kind, config.pruner_options, "study.pruner_options")
     assert isinstance(pruner, BasePruner)  # noqa: S101  narrows the type
     return pruner
 

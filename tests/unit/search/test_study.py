@@ -97,7 +97,7 @@ def test_a_bad_trial_is_pruned_before_its_last_epoch_and_a_good_one_is_not(own_h
     assert not any(study.report(good.number, epoch(number, 0.9)) for number in (1, 2, 3, 4))
 
 
-def test_no_trial_is_pruned_before_the_sampler_has_eight_whole_ones_to_learn_from(own_home: Path) -> None:
+def test_no_trial_is_pruned_before_eight_have_run_to_their_end(own_home: Path) -> None:
     study = open_study(own_home)
     for value in (0.8, 0.82, 0.84, 0.86, 0.8, 0.82, 0.84):
         complete(study, value)

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torchvision
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from thawline import backbones
-from thawline.backbones import Backbone
-from thawline.backbones._graph import Step, build_without_memory, steps_of, trace
+from thawline.backbones import Backbone, section
+from thawline.backbones._graph import build_without_memory
 from thawline.freezing import freeze_to, train_mode, trainable_parameters
 
 CLASSES = 5
@@ -56,10 +56,25 @@ def one_thread() -> Iterator[None]:
     scope="module",
     params=[pytest.param(name, marks=pytest.mark.slow) if name == "maxvit_t" else name for name in FAMILIES],
 )
-def backbone(request: pytest.FixtureRequest) -> Backbone:
-    """Shared by the tests of one family; each sets what it needs and relies on no numbers that another left."""
+def built(request: pytest.FixtureRequest) -> tuple[Backbone, dict[str, Tensor]]:
+    """Built once for the tests of one family; with it the numbers that it began with."""
     name: str = request.param
-    return backbones.create(name, num_classes=CLASSES, weights="none", image_size=FAMILIES[name], seed=1)
+    backbone = backbones.create(name, num_classes=CLASSES, weights="none", image_size=FAMILIES[name], seed=1)
+    return backbone, snapshot(backbone.module)
+
+
+@pytest.fixture
+def backbone(built: tuple[Backbone, dict[str, Tensor]]) -> Backbone:
+    backbone, start = built
+    restore(backbone.module, start)
+    return backbone
+
+
+def restore(module: nn.Module, start: dict[str, Tensor]) -> None:
+    state = module.state_dict()  # with the version number that MNASNet insists on
+    state.update(start)
+    module.load_state_dict(state)
+    module.zero_grad()
 
 
 def images_for(backbone: Backbone, count: int = 2) -> Tensor:
@@ -89,53 +104,6 @@ def train_a_little(backbone: Backbone, depth: int) -> None:
         nn.functional.cross_entropy(backbone.module(images), labels).backward()
         nn.utils.clip_grad_norm_(trainable_parameters(backbone).values(), 1.0)
         optimizer.step()
-
-
-def steps_without_memory(backbone: Backbone) -> list[Step]:
-    builder, arguments = backbone.architecture["builder"], backbone.architecture["kwargs"]
-    module = build_without_memory(lambda: torchvision.models.get_model(builder, weights=None, **arguments))
-    return steps_of(module, backbone.preprocessing.image_size)
-
-
-def border(backbone: Backbone, steps: list[Step], depth: int) -> str:
-    """Name of the operation after which the network can be cut between the first ``depth`` groups and the others."""
-    before = {name for group in backbone.layer_groups[:depth] for name in group.tensors}
-    last = max(i for i, step in enumerate(steps) if before.intersection(step.tensors))
-    first_after = min(i for i, step in enumerate(steps) if set(step.tensors) - before)
-    assert last < first_after, "a later group is used before this one"
-    cuts = [step for step in steps[last:first_after] if step.is_cut]
-    assert cuts, f"no single tensor is passed on after {backbone.layer_groups[depth - 1].name}"
-    return cuts[0].node.name
-
-
-def split(module: nn.Module, graph: fx.Graph, cut: fx.Node) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """The two parts of ``module`` before and after ``cut``; both share its parameters, buffers and submodules.
-
-    Each part follows the mode that the graph was traced in, where the code reads ``self.training`` itself.
-    """
-    nodes = list(graph.nodes)
-    position = nodes.index(cut)
-    prefix, tail = fx.Graph(), fx.Graph()
-    before: dict[fx.Node, fx.Node] = {}
-    after: dict[fx.Node, fx.Node] = {cut: tail.placeholder("activations")}
-    for i, node in enumerate(nodes):
-        if node.op == "get_attr":  # both parts may use it; dropped below where one does not
-            before[node] = prefix.node_copy(node)
-            after[node] = tail.node_copy(node)
-        elif i <= position:
-            before[node] = prefix.node_copy(node, before.__getitem__)
-        else:
-            after[node] = tail.node_copy(node, after.__getitem__)
-    prefix.output(before[cut])
-    for part in (prefix, tail):
-        for node in [n for n in part.nodes if n.op == "get_attr" and not n.users]:
-            part.erase_node(node)
-    return fx.GraphModule(module, prefix), fx.GraphModule(module, tail)
-
-
-def cut_at(backbone: Backbone, name: str) -> tuple[fx.GraphModule, fx.GraphModule]:
-    graph = trace(backbone.module)
-    return split(backbone.module, graph, next(node for node in graph.nodes if node.name == name))
 
 
 def test_images_go_in_and_one_logit_a_class_comes_out(backbone: Backbone) -> None:
@@ -194,29 +162,71 @@ def test_frozen_batch_norms_are_in_evaluation_mode_and_free_ones_in_training_mod
 
 
 def test_frozen_activations_are_the_same_in_every_pass(backbone: Backbone) -> None:
-    steps = steps_without_memory(backbone)
     images = images_for(backbone)
     depth = len(backbone.layer_groups)
     train_mode(backbone, depth)
-    prefix, _ = cut_at(backbone, border(backbone, steps, depth))
+    prefix = section(backbone, 0, depth)
     with torch.no_grad():
         assert torch.equal(prefix(images), prefix(images))
 
 
 def test_every_border_between_groups_cuts_it_in_two_without_a_bit_of_difference(backbone: Backbone) -> None:
-    steps = steps_without_memory(backbone)
     backbone.module.eval()
     images = images_for(backbone, count=1)
     with torch.no_grad():
         whole = backbone.module(images)
         for depth in range(1, len(backbone.layer_groups) + 1):
-            prefix, tail = cut_at(backbone, border(backbone, steps, depth))
-            stored = prefix(images)
+            stored, tail = section(backbone, 0, depth)(images), section(backbone, depth)
             kept = stored.clone()
             assert torch.equal(tail(stored), whole)
             assert torch.equal(stored, kept), "the tail must not write into stored activations"
             free = {name for group in [*backbone.layer_groups[depth:], backbone.head] for name in group.tensors}
             assert {name for name, _ in tail.named_parameters()} <= free
+
+
+def test_its_sections_one_after_the_other_are_the_whole(backbone: Backbone) -> None:
+    backbone.module.eval()
+    images = images_for(backbone, count=1)
+    deepest = len(backbone.layer_groups)
+    with torch.no_grad():
+        passed_on = images
+        for start in range(deepest):
+            passed_on = section(backbone, start, start + 1)(passed_on)
+        assert torch.equal(section(backbone, deepest)(passed_on), backbone.module(images))
+
+
+def test_a_tail_trains_to_the_very_weights_that_the_whole_does(backbone: Backbone) -> None:
+    depth, start = len(backbone.layer_groups) // 2, snapshot(backbone.module)
+    images, labels = images_for(backbone), torch.arange(2)
+
+    def after_a_step(from_activations: bool) -> dict[str, Tensor]:
+        restore(backbone.module, start)
+        freeze_to(backbone, depth)
+        train_mode(backbone, depth)
+        torch.manual_seed(0)
+        if from_activations:
+            with torch.no_grad():
+                stored = section(backbone, 0, depth)(images)
+            logits = section(backbone, depth)(stored)
+        else:
+            logits = backbone.module(images)
+        parameters = trainable_parameters(backbone).values()
+        optimizer = torch.optim.SGD(parameters, lr=0.05)
+        nn.functional.cross_entropy(logits, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return snapshot(backbone.module)
+
+    whole, tail = after_a_step(from_activations=False), after_a_step(from_activations=True)
+    assert all(torch.equal(value, tail[name]) for name, value in whole.items())
+    assert any(not torch.equal(value, start[name]) for name, value in whole.items())
+
+
+def test_leaving_out_unread_tokens_changes_the_last_bits_alone(backbone: Backbone) -> None:
+    backbone.module.eval()
+    images = images_for(backbone)
+    with torch.no_grad():
+        torch.testing.assert_close(section(backbone, 0, exact=False)(images), backbone.module(images))
 
 
 def test_its_architecture_rebuilds_it_without_thawline(backbone: Backbone) -> None:

@@ -6,11 +6,15 @@ A backbone takes images ``[N, 3, H, W]`` to logits ``[N, num_classes]``. :func:`
 
 import difflib
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from thawline.backbones import _catalogue
 from thawline.backbones._base import Backbone, BackboneInfo, Interpolation, LayerGroup, Preprocessing
 from thawline.backbones.summary import info_json, listing, summary_json, summary_text
 from thawline.exceptions import BackboneError
+
+if TYPE_CHECKING:
+    from torch import fx
 
 __all__ = [
     "Backbone",
@@ -26,6 +30,7 @@ __all__ = [
     "listing",
     "names",
     "preprocessing_of",
+    "section",
     "summary_json",
     "summary_text",
 ]
@@ -55,6 +60,13 @@ def create(
     from thawline.backbones import _torchvision
 
     return _torchvision.create(name, num_classes=num_classes, weights=weights, image_size=image_size, seed=seed)
+
+
+def section(backbone: Backbone, start: int, stop: int | None = None, *, exact: bool = True) -> "fx.GraphModule":
+    """See :func:`thawline.backbones._sections.section`."""
+    from thawline.backbones import _sections
+
+    return _sections.section(backbone, start, stop, exact=exact)
 
 
 def check_weights(name: str, weights: str) -> None:

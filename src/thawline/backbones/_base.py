@@ -23,6 +23,8 @@ class LayerGroup:
     """Names of its parameters and buffers, as in the module's ``state_dict``."""
     modules: tuple[str, ...]
     """Names of the modules that go to ``eval()`` when it is frozen: those with their last operation in it."""
+    output: str
+    """Name of the traced operation whose result, one single tensor, is all that it passes on."""
 
 
 @dataclass(frozen=True)

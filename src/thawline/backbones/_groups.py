@@ -236,7 +236,8 @@ def _name_and_fill(
         modules[next(last_group[p] for p in _with_ancestors(path) if p in last_group)].append(path)
 
     names = _names([[name for atom in group for name in atom.parameters] for group in groups], tensors[-1])
-    made = [LayerGroup(name, tuple(tensors[i]), tuple(modules[i])) for i, name in enumerate([*names, head])]
+    outputs = [steps[end].node.name for end in [*ends, -1]]
+    made = [LayerGroup(name, tuple(tensors[i]), tuple(modules[i]), outputs[i]) for i, name in enumerate([*names, head])]
     return tuple(made[:-1]), made[-1]
 
 

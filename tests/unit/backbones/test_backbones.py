@@ -216,3 +216,25 @@ def test_the_listing_shows_every_backbone_asked_for() -> None:
     infos = [backbones.describe(name) for name in backbones.names("vgg")]
     assert backbones.listing(infos).row_count == len(infos) == 8
     assert json.loads(json.dumps(backbones.info_json(infos[0])))["layer_groups"][0] == "features.0"
+
+
+def test_the_last_block_of_a_transformer_computes_its_class_token_alone_unless_told_to_be_exact() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    backbone = backbones.create("vit_b_32", num_classes=3, weights="none", image_size=128)
+    backbone.module.eval()
+    last = len(backbone.layer_groups) - 1
+    tokens = torch.randn(1, 17, 768)
+
+    def operations(exact: bool) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            backbones.section(backbone, last, exact=exact)(tokens)
+        return counter.get_total_flops()
+
+    assert operations(exact=False) < operations(exact=True) / 4
+
+
+def test_a_section_between_borders_that_are_not_there_is_refused() -> None:
+    backbone = backbones.create("squeezenet1_1", num_classes=3, weights="none", image_size=64)
+    with pytest.raises(BackboneError, match=r"`0 <= start < stop <= \d+` must hold, but got start=3, stop=2"):
+        backbones.section(backbone, 3, 2)

@@ -28,7 +28,9 @@ class TinyNet(nn.Module):
 def _group(module: nn.Module, name: str) -> LayerGroup:
     tensors = tuple(key for key in module.state_dict() if key.startswith(f"{name}."))
     modules = tuple(key for key, _ in module.named_modules() if key == name or key.startswith(f"{name}."))
-    return LayerGroup(name, tensors, modules)
+    return LayerGroup(
+        name, tensors, modules, output=f"{name}_{len(getattr(module, name)) - 1}" if name != "head" else "head"
+    )
 
 
 @pytest.fixture

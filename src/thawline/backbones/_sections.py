@@ -1,0 +1,72 @@
+"""Parts of a backbone between two borders of its layer groups, each a function of the one tensor that crosses."""
+
+from torch import fx
+
+from thawline.backbones._base import Backbone
+from thawline.backbones._graph import trace
+from thawline.backbones._tokens import for_one_token_alone
+from thawline.exceptions import BackboneError
+
+__all__ = ["section"]
+
+
+def section(backbone: Backbone, start: int, stop: int | None = None, *, exact: bool = True) -> fx.GraphModule:
+    """The operations from layer group ``start`` up to, but not including, layer group ``stop``.
+
+    ``section(b, 0, d)`` is the *prefix* of depth ``d``: images ``[N, 3, H, W]`` to activations, whose shape beyond
+    ``N`` depends on the architecture. ``section(b, d)`` is the *tail*: those activations to logits
+    ``[N, num_classes]``. In evaluation mode, on the CPU in single precision, the parts one after the other give the
+    very bits of the whole.
+
+    The section shares parameters, buffers and modules with the backbone, under their names. It never writes into its
+    input. Take it after ``train_mode`` or ``eval()`` and after moving the module: code that reads ``self.training`` by
+    itself is recorded in the mode that it is in now, and bare buffers where they are now.
+
+    Args:
+        backbone: any backbone.
+        start: number of layer groups left out at the input, ``0 <= start <= len(layer_groups)``.
+        stop: number of layer groups after which it ends, more than ``start``; ``None`` includes the head.
+        exact: with False, work that cannot reach the output is left out (the other tokens in the last block of a
+            vision transformer); results then differ in the last bits, as its matrices have other shapes.
+
+    Raises:
+        BackboneError: if there are no such borders.
+    """
+    deepest = len(backbone.layer_groups)
+    if not 0 <= start <= deepest or (stop is not None and not start < stop <= deepest):
+        raise BackboneError(f"`0 <= start < stop <= {deepest}` must hold, but got start={start}, stop={stop}.")
+    whole = trace(backbone.module)
+    nodes = {node.name: node for node in whole.nodes}
+    begin = nodes[backbone.layer_groups[start - 1].output] if start else _images(whole)
+    end = nodes[backbone.layer_groups[stop - 1].output] if stop is not None else _logits(whole)
+
+    part = fx.Graph()
+    copies = {begin: part.placeholder("images" if start == 0 else "activations")}
+    inside = False
+    for node in whole.nodes:
+        if node.op == "get_attr" or inside:
+            copies[node] = part.node_copy(node, copies.__getitem__)
+        if node is begin:
+            inside = True
+        if node is end:
+            break
+    part.output(copies[end])
+    for node in [node for node in part.nodes if node.op == "get_attr" and not node.users]:
+        part.erase_node(node)
+    made = fx.GraphModule(backbone.module, part)
+    if not exact:
+        for_one_token_alone(made)
+    return made
+
+
+def _images(graph: fx.Graph) -> fx.Node:
+    images: fx.Node
+    (images,) = graph.find_nodes(op="placeholder")
+    return images
+
+
+def _logits(graph: fx.Graph) -> fx.Node:
+    logits: fx.Node
+    (output,) = graph.find_nodes(op="output")
+    (logits,) = output.all_input_nodes
+    return logits

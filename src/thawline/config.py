@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from thawline.exceptions import ConfigError
 
 __all__ = [
+    "ActivationsConfig",
     "BackboneConfig",
     "DataConfig",
     "PromotionConfig",
@@ -48,6 +49,21 @@ def _pattern(value: str) -> str:
         re.compile(value)
     except re.error as error:
         raise ValueError(f"must be a regular expression, but got {value!r}: {error}") from None
+    return value
+
+
+def _augmentation(value: str) -> str:
+    if value not in {"none", "fresh"} and not re.fullmatch(r"views\([1-9]\d{0,2}\)", value):
+        raise ValueError(f"must be none, fresh or views(K) with K from 1 to 999, but got {value!r}")
+    return value
+
+
+_SIZE_UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def _size(value: str) -> str:
+    if not re.fullmatch(r"\d+(\.\d+)?(MB|GB|TB)", value):
+        raise ValueError(f"must be a size such as 500MB, 20GB or 1.5TB, but got {value!r}")
     return value
 
 
@@ -125,14 +141,45 @@ class TrainConfig(_Model):
     """Largest norm of the whole gradient; ``null`` clips nothing."""
     early_stopping: int | None = Field(None, ge=1)
     """Stop after this many epochs without a better value; ``null`` trains all epochs."""
+    augmentation: Annotated[str, AfterValidator(_augmentation)] = "none"
+    """``none`` trains on the images as they are; ``fresh`` crops and mirrors them anew in every epoch, so that nothing
+    of the frozen layers can be stored; ``views(K)`` crops and mirrors in K ways that take turns, each stored."""
+    mirror: bool = True
+    """Whether augmentation mirrors left and right; not for digits, text, or whatever has a side."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """``auto`` is bf16 autocast on a GPU that has it, fp16 on an older one, and fp32 elsewhere."""
-    channels_last: bool = True
-    """Keep images and convolutions in channels-last memory order: faster on CPU and GPU."""
+    """``auto`` is bf16 autocast on a GPU that has it, fp16 on an older one; on a CPU bf16 if it is measured to be much
+    faster, else fp32."""
+    channels_last: bool | Literal["auto"] = "auto"
+    """Keep images and convolutions in channels-last memory order; ``auto`` measures which order is faster."""
+    exact: bool = False
+    """Give the bits of plain training in single precision: nothing is stored or computed in a shorter one."""
     device: str = "auto"
     """``auto`` (cuda, then mps, then cpu), or a torch device such as ``cpu`` or ``cuda:1``."""
     keep_checkpoints: int = Field(1, ge=1)
     """How many of the best checkpoints of a trial are kept, beside the last."""
+
+    @model_validator(mode="after")
+    def _exact_is_single_precision(self) -> Self:
+        if self.exact and self.precision not in {"auto", "fp32"}:
+            raise ValueError(f"exact needs precision fp32 or auto, but got precision={self.precision}")
+        return self
+
+
+class ActivationsConfig(_Model):
+    """What the frozen layers give, computed once and stored for all trials."""
+
+    store: bool = True
+    """Store activations where the plan finds that it pays; ``false`` computes them anew in every trial."""
+    budget: Annotated[str, AfterValidator(_size)] | None = None
+    """Disk space of all stored activations, such as ``20GB``; by default half of what they take and what is free. Those
+    that were used longest ago make room."""
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """The budget as a number of bytes; ``None`` for the default."""
+        if self.budget is None:
+            return None
+        return int(float(self.budget[:-2]) * _SIZE_UNITS[self.budget[-2:]])
 
 
 class SearchSpace(_Model):
@@ -193,6 +240,9 @@ class StudyConfig(_Model):
     of every trial, and lets eight trials run to their end: with fewer to compare with, a median says little."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of sampling, initialisation and batch order."""
+    batch: int = Field(4, ge=1)
+    """Trials that are drawn at once, before any of them has a result. The cheapest of a batch run first, and those that
+    train the head alone are trained together."""
     workers: int = Field(1, ge=1)
     """Trials that run at the same time, each in a process of its own. More than one makes the order of results, and
     so the sampler's choices, depend on timing."""
@@ -239,6 +289,7 @@ class SearchConfig(_Model):
     data: DataConfig
     backbone: BackboneConfig = BackboneConfig()
     train: TrainConfig = TrainConfig()
+    activations: ActivationsConfig = ActivationsConfig()
     space: SearchSpace = SearchSpace()
     study: StudyConfig = StudyConfig()
     tracking: TrackingConfig = TrackingConfig()

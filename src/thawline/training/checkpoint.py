@@ -15,16 +15,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from thawline.backbones import Backbone
 from thawline.exceptions import CheckpointError
 
-__all__ = ["Checkpoint", "CheckpointFolder", "load", "load_model", "load_optimizer", "pack_optimizer"]
+__all__ = ["Checkpoint", "CheckpointFolder", "load", "load_model", "load_optimizer", "pack_model", "pack_optimizer"]
 
-_FORMAT = "thawline-checkpoint-1"
+_FORMAT = "thawline-checkpoint-2"
 _FILE = re.compile(r"epoch-(\d{4,})\.safetensors")
 
 
@@ -35,7 +36,7 @@ class Checkpoint:
     epoch: int
     """Epochs that were finished; the next to train has this index."""
     model: dict[str, Tensor]
-    """The module's ``state_dict``."""
+    """Of the module's ``state_dict`` what was not frozen, see :func:`pack_model`."""
     optimizer: dict[str, Tensor]
     """Tensors of the optimizer's state, see :func:`pack_optimizer`."""
     random_states: dict[str, Tensor]
@@ -143,19 +144,31 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(epoch=int(header["epoch"]), state=state, **parts)
 
 
-def load_model(checkpoint: Checkpoint, module: nn.Module) -> None:
-    """Copy the checkpoint's tensors into a freshly built module of the same architecture.
+def pack_model(backbone: Backbone, freeze_depth: int) -> dict[str, Tensor]:
+    """The tensors that training at a freeze depth may change; the frozen ones are those that it was created with."""
+    frozen = {name for group in backbone.layer_groups[:freeze_depth] for name in group.tensors}
+    return {name: tensor for name, tensor in backbone.module.state_dict().items() if name not in frozen}
+
+
+def load_model(checkpoint: Checkpoint, backbone: Backbone) -> None:
+    """Copy the checkpoint's tensors into a freshly created backbone with the same pretrained weights.
 
     Raises:
-        CheckpointError: if it is of another architecture.
+        CheckpointError: if it is of another architecture, or its frozen layers had other weights.
     """
-    state = module.state_dict()
-    if state.keys() != checkpoint.model.keys():
-        differing = sorted(state.keys() ^ checkpoint.model.keys())
+    expected = pack_model(backbone, checkpoint.state["freeze_depth"])
+    if expected.keys() != checkpoint.model.keys():
+        differing = sorted(expected.keys() ^ checkpoint.model.keys())
         raise CheckpointError(f"The checkpoint is of another network: {', '.join(differing[:5])} are not in both.")
+    if checkpoint.state["weights_digest"] != backbone.weights_digest:
+        raise CheckpointError(
+            f"The checkpoint was trained from the weights {checkpoint.state['weights_digest']}, but those at hand are "
+            f"{backbone.weights_digest}. Give the weights that the study was made with."
+        )
     # Into the module's own state_dict: it carries the version numbers that MNASNet insists on.
+    state = backbone.module.state_dict()
     state.update(checkpoint.model)
-    module.load_state_dict(state)
+    backbone.module.load_state_dict(state)
 
 
 def pack_optimizer(

@@ -1,37 +1,37 @@
 """Optimizer and learning-rate schedule."""
 
 import math
+from collections.abc import Container, Mapping
 from typing import Any
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from thawline.backbones import Backbone
 from thawline.training.hyperparameters import Hyperparameters
 
 __all__ = ["build_optimizer", "build_schedule", "schedule_factor"]
 
 
-def build_optimizer(backbone: Backbone, hyperparameters: Hyperparameters) -> Optimizer:
-    """An optimizer over exactly the parameters that require gradients: frozen ones are in no group.
+def build_optimizer(
+    parameters: Mapping[str, nn.Parameter], head: Container[str], hyperparameters: Hyperparameters
+) -> Optimizer:
+    """An optimizer over exactly these parameters, by name, of which ``head`` names those of the head.
 
     Four groups at most: thawed layer groups and head, each with and without weight decay. Biases and normalisation
     scales (tensors of fewer than two dimensions) are not decayed: decay would pull them to 0 without regularising.
     The head learns ``head_learning_rate_factor`` times faster.
     """
-    head = set(backbone.head.tensors)
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in backbone.module.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((name in head, parameter.ndim >= 2), []).append(parameter)
+    for name, parameter in parameters.items():
+        groups.setdefault((name in head, parameter.ndim >= 2), []).append(parameter)
     settings: list[dict[str, Any]] = [
         {
-            "params": parameters,
+            "params": members,
             "lr": hyperparameters.learning_rate * (hyperparameters.head_learning_rate_factor if in_head else 1.0),
             "weight_decay": hyperparameters.weight_decay if decayed else 0.0,
         }
-        for (in_head, decayed), parameters in groups.items()
+        for (in_head, decayed), members in groups.items()
     ]
     if hyperparameters.optimizer == "sgd":
         return SGD(settings, lr=hyperparameters.learning_rate, momentum=0.9, nesterov=True)

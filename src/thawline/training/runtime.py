@@ -45,19 +45,21 @@ class Runtime:
 
 
 def runtime_for(config: TrainConfig) -> Runtime:
-    """Pick device and precision.
+    """Pick device and precision; ``auto`` where nothing was measured is single precision on a CPU, channels last.
 
     Raises:
         ConfigError: if the device that was asked for is not there, or cannot compute in the asked precision.
     """
     device = _device(config.device)
-    if config.precision == "auto":
+    if config.exact:
+        dtype = None
+    elif config.precision == "auto":
         dtype = _fast_dtype(device)
     else:
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
     if dtype == torch.float16 and device.type != "cuda":
         raise ConfigError(f"train.precision=fp16 needs a CUDA device, but the device is {device}. Use fp32 or bf16.")
-    return Runtime(device, dtype, config.channels_last)
+    return Runtime(device, dtype, config.channels_last is not False)
 
 
 def set_up_process(*, threads: int | None, seed: int) -> None:

@@ -1,6 +1,7 @@
 """A backbone of three layer groups that trains in milliseconds, and images that it can tell apart."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from torch import nn
 
 from thawline.backbones import Backbone, LayerGroup, Preprocessing
-from thawline.training import Hyperparameters, LabelledImages
+from thawline.config import TrainConfig
+from thawline.training import Hyperparameters, ImageInputs, runtime_for
 
 CLASSES = 3
 
@@ -44,7 +46,7 @@ def make_backbone() -> Callable[[], Backbone]:
             module=module,
             layer_groups=tuple(_group(module, name) for name in ("stem", "body", "neck")),
             head=_group(module, "head"),
-            preprocessing=Preprocessing(12, 12, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bilinear"),
+            preprocessing=PREPROCESSING,
             weights_digest="0" * 16,
             architecture={},
         )
@@ -52,16 +54,20 @@ def make_backbone() -> Callable[[], Backbone]:
     return make
 
 
+PREPROCESSING = Preprocessing(12, 12, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bilinear")
+
+
 @pytest.fixture
-def images() -> Callable[[int], LabelledImages]:
+def images() -> Callable[..., ImageInputs]:
     """Noisy squares whose brightness in one colour channel tells the class."""
 
-    def make(count: int) -> LabelledImages:
+    def make(count: int, **options: Any) -> ImageInputs:
         random = np.random.default_rng(count)
         labels = np.arange(count) % CLASSES
         pixels = random.integers(0, 120, (count, 12, 12, 3))
         pixels[np.arange(count), :, :, labels] += 100
-        return LabelledImages(pixels.astype(np.uint8), labels.astype(np.int64))
+        runtime = runtime_for(TrainConfig(device="cpu"))
+        return ImageInputs(pixels.astype(np.uint8), labels.astype(np.int64), PREPROCESSING, runtime, **options)
 
     return make
 

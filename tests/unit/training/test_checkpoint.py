@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from thawline import backbones
 from thawline.exceptions import CheckpointError
 from thawline.training import Checkpoint, CheckpointFolder, load_checkpoint, load_model
+from thawline.training.checkpoint import pack_model
 
 
 def checkpoint(epoch: int, value: float) -> Checkpoint:
@@ -99,14 +101,20 @@ def _disk_full(handle: int) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_a_checkpoint_of_another_network_is_refused_and_one_that_wants_a_version_is_loaded() -> None:
-    from torchvision.models import mnasnet0_5
+def test_a_checkpoint_of_another_network_or_other_weights_is_refused() -> None:
+    # MNASNet refuses a state_dict without a version number.
+    network = backbones.create("mnasnet0_5", num_classes=2, weights="none", image_size=32)
+    state = {"freeze_depth": 1, "weights_digest": network.weights_digest}
+    tensors = {name: torch.ones_like(tensor) for name, tensor in pack_model(network, 1).items()}
+    kept = {name: network.module.state_dict()[name].clone() for name in network.layer_groups[0].tensors}
 
-    network = mnasnet0_5(weights=None)  # refuses a state_dict without a version number
-    tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    load_model(Checkpoint(1, tensors, {}, {}, {}), mnasnet0_5(weights=None))
+    load_model(Checkpoint(1, tensors, {}, {}, state), network)
+    loaded = network.module.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in {**tensors, **kept}.items())
     with pytest.raises(CheckpointError, match="of another network"):
-        load_model(Checkpoint(1, {"other": torch.zeros(1)}, {}, {}, {}), network)
+        load_model(Checkpoint(1, {"other": torch.zeros(1)}, {}, {}, state), network)
+    with pytest.raises(CheckpointError, match="trained from the weights 0123"):
+        load_model(Checkpoint(1, tensors, {}, {}, {**state, "weights_digest": "0123"}), network)
 
 
 def test_a_leftover_of_a_killed_write_is_removed(tmp_path: Path) -> None:

@@ -1,0 +1,311 @@
+"""Many heads trained together: one batch of activations, one computation, as many trials as it has heads.
+
+Trials that train the head alone differ in their rates only: they see the same batches in the same order. One after the
+other, each waits for Python far longer than for arithmetic; stacked, they cost about as much as one. Every trial keeps
+an optimizer, a schedule and checkpoints of its own, whose tensors are views of the stack, so that each can be gone on
+with alone.
+
+The idea is that of HFTA (Wang et al., "Horizontally Fused Training Array", MLSys 2021).
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.func import functional_call, vmap
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from thawline.backbones import Backbone, section
+from thawline.config import TrainConfig
+from thawline.exceptions import TrainingError
+from thawline.freezing import freeze_to, train_mode, trainable_parameters
+from thawline.training.checkpoint import CheckpointFolder
+from thawline.training.hyperparameters import Hyperparameters
+from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches
+from thawline.training.loop import class_weights, classes_of, logits_of
+from thawline.training.metrics import classification_metrics
+from thawline.training.optim import build_optimizer, build_schedule, schedule_factor
+from thawline.training.results import (
+    Decision,
+    EpochResult,
+    FitResult,
+    check_finite,
+    checkpoint_of,
+    epoch_result,
+    fingerprint_of,
+    fit_result,
+    no_longer_improves,
+)
+from thawline.training.runtime import Runtime
+
+__all__ = ["HeadTrial", "fit_heads"]
+
+
+@dataclass(frozen=True)
+class HeadTrial:
+    """One of the trials that are trained together."""
+
+    hyperparameters: Hyperparameters
+    checkpoints: CheckpointFolder
+    on_epoch: Callable[[EpochResult], Decision]
+
+
+def fit_heads(
+    backbone: Backbone,
+    train: Inputs,
+    validation: Inputs,
+    trials: Sequence[HeadTrial],
+    *,
+    config: TrainConfig,
+    metric: str,
+    runtime: Runtime,
+    seed: int,
+) -> list[FitResult | TrainingError]:
+    """Train new heads on activations, one for each trial, each as :func:`thawline.training.fit` would alone.
+
+    Results differ from training alone in the last bits of every step (sums are taken in another order).
+
+    Args:
+        backbone: fresh from :func:`thawline.backbones.create`; its head is where every trial begins. Its own head is
+            left at the weights of the last trial that was measured.
+        train: activations behind all layer groups.
+        validation: the same.
+        trials: all of full freeze depth and of one kind of optimizer, none with checkpoints yet.
+        config: as in ``fit``.
+        metric: as in ``fit``.
+        runtime: device and precision; not fp16, which needs a loss scale for each trial.
+        seed: decides the order of batches, and dropout.
+
+    Returns:
+        For each trial its result, or, if its loss was not finite, the error that ``fit`` would have raised.
+
+    Raises:
+        TrainingError: if these trials cannot be trained together.
+    """
+    stack = _Stack(backbone, train, validation, trials, config, runtime)
+    weights = class_weights(train.labels, classes_of(backbone), config, runtime)
+    heads = [_Head(trial, i, *stack.optimizer_of(i)) for i, trial in enumerate(trials)]
+    for epoch in range(config.epochs):
+        for head in heads:
+            if head.goes_on and no_longer_improves(head.history, metric, config.early_stopping):
+                head.stopped_early = True
+        active = [head for head in heads if head.goes_on]
+        if not active:
+            break
+        started = time.perf_counter()
+        training = _train_epoch(stack, train, epoch, seed, weights)
+        seconds = (time.perf_counter() - started) / len(active)
+        for head in active:
+            learning_rate = head.optimizer.param_groups[0]["lr"]
+            stack.settle(head.optimizer, head.schedule, epoch + 1)
+            try:
+                check_finite(training[head.index]["train/loss"], epoch, head.optimizer)
+            except TrainingError as error:
+                head.error = error
+                continue
+            began = time.perf_counter() - seconds
+            backbone.module.eval()
+            logits = stack.predict(head.index, validation)
+            metrics = classification_metrics(logits, torch.from_numpy(validation.labels))
+            result = epoch_result(epoch, training[head.index], metrics, learning_rate, len(train), seconds, began)
+            head.history.append(result)
+            fingerprint = fingerprint_of(head.trial.hyperparameters, config, seed)
+            head.trial.checkpoints.save(
+                checkpoint_of(
+                    backbone, head.optimizer, head.schedule, stack.scaler, runtime, fingerprint, head.history, metric
+                )
+            )
+            head.decision = head.trial.on_epoch(result)
+    return [head.error or fit_result(head.decision, head.history, metric, head.stopped_early) for head in heads]
+
+
+@dataclass
+class _Head:
+    """How far one trial has come."""
+
+    trial: HeadTrial
+    index: int
+    optimizer: Optimizer
+    schedule: LambdaLR
+    history: list[EpochResult] = field(default_factory=list)
+    decision: Decision = Decision.CONTINUE
+    stopped_early: bool = False
+    error: TrainingError | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        return self.error is None and self.decision is Decision.CONTINUE and not self.stopped_early
+
+
+class _Stack:
+    """The heads of all trials, each parameter as one tensor ``[trials, …]``, and their optimizers' state."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        train: Inputs,
+        validation: Inputs,
+        trials: Sequence[HeadTrial],
+        config: TrainConfig,
+        runtime: Runtime,
+    ) -> None:
+        deepest = len(backbone.layer_groups)
+        self.hyperparameters = [trial.hyperparameters for trial in trials]
+        kinds = {(h.freeze_depth, h.optimizer) for h in self.hyperparameters}
+        if len(kinds) != 1 or self.hyperparameters[0].freeze_depth != deepest or runtime.needs_loss_scaling:
+            raise TrainingError(
+                f"Trials can be trained together if all have freeze depth {deepest}, one optimizer and no fp16, "
+                f"but got {sorted(kinds)} in {runtime}."
+            )
+        if (train.boundary, validation.boundary) != (deepest, deepest):
+            raise TrainingError("Trials can be trained together on stored activations alone.")
+        self.backbone, self.config, self.runtime = backbone, config, runtime
+        backbone.module.to(runtime.device).to(memory_format=runtime.memory_format)
+        freeze_to(backbone, deepest)
+        train_mode(backbone, deepest)
+        self.tail = section(backbone, deepest)
+        backbone.module.eval()
+        self.evaluating = section(backbone, deepest)
+        self.optimizer_kind = self.hyperparameters[0].optimizer
+        self.steps_per_epoch = len(batch_sizes(len(train), config.batch_size))
+        self.step = 0
+        self.scaler = GradScaler(runtime.device.type, enabled=False)
+        self.parameters = {
+            name: parameter.detach().expand(len(trials), *parameter.shape).clone().requires_grad_()
+            for name, parameter in trainable_parameters(backbone).items()
+        }
+        self.state = {
+            name: {key: torch.zeros_like(stacked) for key in _STATE[self.optimizer_kind]}
+            for name, stacked in self.parameters.items()
+        }
+        self.rates = self._per_trial([h.learning_rate * h.head_learning_rate_factor for h in self.hyperparameters])
+        self.decays = self._per_trial([h.weight_decay for h in self.hyperparameters])
+
+    def _per_trial(self, values: list[float]) -> Tensor:
+        # Double precision, as torch's own optimizers reckon with Python's numbers.
+        return torch.tensor(values, dtype=torch.float64, device=self.runtime.device)
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.epochs * self.steps_per_epoch
+
+    def optimizer_of(self, index: int) -> tuple[Optimizer, LambdaLR]:
+        """One trial's optimizer and schedule, whose tensors are views of the stack: to be saved, not stepped."""
+        parameters = {name: nn.Parameter(stacked.detach()[index]) for name, stacked in self.parameters.items()}
+        optimizer = build_optimizer(parameters, self.backbone.head.tensors, self.hyperparameters[index])
+        for name, parameter in parameters.items():
+            optimizer.state[parameter] = {key: value[index] for key, value in self.state[name].items()}
+            if self.optimizer_kind == "adamw":
+                optimizer.state[parameter]["step"] = torch.zeros(())
+        schedule = build_schedule(optimizer, total_steps=self.total_steps, warmup_fraction=self.config.warmup_fraction)
+        return optimizer, schedule
+
+    def settle(self, optimizer: Optimizer, schedule: LambdaLR, epochs: int) -> None:
+        """Bring one trial's optimizer and schedule to where they would be had they stepped, for its checkpoint."""
+        steps = epochs * self.steps_per_epoch
+        for state in optimizer.state.values():
+            if "step" in state:
+                state["step"].fill_(steps)
+        factor = schedule_factor(steps, self.total_steps, self.config.warmup_fraction)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        schedule.last_epoch, schedule._step_count = steps, steps + 1
+        schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+    def predict(self, index: int, inputs: Inputs) -> Tensor:
+        """Logits ``[N, num_classes]`` of one trial, whose weights the backbone then has."""
+        with torch.no_grad():
+            for name, stacked in self.parameters.items():
+                self.backbone.module.get_parameter(name).copy_(stacked[index])
+        return logits_of(self.evaluating, inputs, self.runtime, self.config.batch_size)
+
+    def clip(self, gradients: dict[str, Tensor]) -> Tensor:
+        """Scale each trial's gradient to at most the largest norm; returns the norms before, ``[trials]``."""
+        norms: Tensor = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients.values()]).norm(dim=0)
+        scale = (self.config.gradient_clip or math.inf) / (norms + 1e-6)
+        for gradient in gradients.values():
+            gradient.mul_(_broadcast(scale.clamp(max=1.0), gradient))
+        return norms
+
+    @torch.no_grad()
+    def update(self, gradients: dict[str, Tensor]) -> None:
+        """One optimizer step of every trial."""
+        factor = schedule_factor(self.step, self.total_steps, self.config.warmup_fraction)
+        self.step += 1
+        for name, gradient in gradients.items():
+            parameter, state = self.parameters[name], self.state[name]
+            rate = self.rates * factor
+            decay = self.decays if parameter.ndim > 2 else torch.zeros_like(self.decays)  # one dimension is the trial
+            if self.optimizer_kind == "adamw":
+                _adamw_step(parameter, gradient, state["exp_avg"], state["exp_avg_sq"], rate, decay, self.step)
+            else:
+                _sgd_step(parameter, gradient, state["momentum_buffer"], rate, decay)
+
+
+_STATE = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+
+
+def _train_epoch(stack: _Stack, train: Inputs, epoch: int, seed: int, weights: Tensor | None) -> list[dict[str, float]]:
+    """Train all heads for an epoch; returns the metrics of each."""
+    train_mode(stack.backbone, len(stack.backbone.layer_groups))
+    count, device = len(stack.hyperparameters), stack.runtime.device
+    total_loss, correct, total_norm = (torch.zeros(count, device=device) for _ in range(3))
+    order = batch_order(len(train), stack.config.batch_size, seed, epoch)
+
+    def loss_of(parameters: dict[str, Tensor], batch: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = functional_call(stack.tail, parameters, (batch,)).float()
+        loss = F.cross_entropy(logits, labels, weight=weights, label_smoothing=stack.config.label_smoothing)
+        return loss, (logits.detach().argmax(1) == labels).sum()
+
+    # One dropout mask for all: the one that each would draw alone.
+    losses_of = vmap(loss_of, in_dims=(0, None, None), randomness="same")
+    names = list(stack.parameters)
+    for rows, batch in batches(train, order, epoch, stack.runtime):
+        labels = torch.from_numpy(train.labels[rows]).to(device)
+        with stack.runtime.autocast():
+            losses, hits = losses_of(stack.parameters, batch, labels)
+        gradients: Any = torch.autograd.grad(losses.sum(), list(stack.parameters.values()))
+        named = dict(zip(names, gradients, strict=True))
+        total_norm += stack.clip(named)
+        stack.update(named)
+        total_loss += losses.detach() * len(rows)
+        correct += hits
+    return [
+        {
+            "train/loss": float(total_loss[i]) / len(train),
+            "train/accuracy": float(correct[i]) / len(train),
+            "train/gradient_norm": float(total_norm[i]) / len(order),
+        }
+        for i in range(count)
+    ]
+
+
+def _adamw_step(
+    parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, rate: Tensor, decay: Tensor, step: int
+) -> None:
+    """``torch.optim.AdamW`` (Loshchilov and Hutter, 2019) with a rate and a decay for each trial, ``[trials]``."""
+    beta1, beta2, epsilon = 0.9, 0.999, 1e-8
+    parameter.mul_(_broadcast(1 - rate * decay, parameter))
+    mean.lerp_(gradient, 1 - beta1)
+    square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    denominator = (square.sqrt() / math.sqrt(1 - beta2**step)).add_(epsilon)
+    parameter.sub_(_broadcast(rate / (1 - beta1**step), parameter) * (mean / denominator))
+
+
+def _sgd_step(parameter: Tensor, gradient: Tensor, momentum: Tensor, rate: Tensor, decay: Tensor) -> None:
+    """``torch.optim.SGD`` with Nesterov momentum 0.9 with a rate and a decay for each trial, ``[trials]``."""
+    gradient = gradient + _broadcast(decay, parameter) * parameter
+    momentum.mul_(0.9).add_(gradient)  # begins at zero, which makes the first step what torch makes it
+    parameter.sub_(_broadcast(rate, parameter) * (gradient + 0.9 * momentum))
+
+
+def _broadcast(values: Tensor, like: Tensor) -> Tensor:
+    """``[trials]`` as ``[trials, 1, …]`` in the type of ``like``."""
+    return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,120 @@
+"""What a network, or the part of it behind a border, is fed with: a batch at a time, ahead of time where it pays."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thawline.backbones import Preprocessing
+from thawline.training.augmentation import Augmentation
+from thawline.training.runtime import Runtime
+
+__all__ = ["ImageInputs", "Inputs", "batch_order", "batch_sizes", "batches"]
+
+_AHEAD = 2
+"""Batches that are read while one is computed."""
+
+
+class Inputs(Protocol):
+    """Rows that a network is trained on or measured with: images, or what its first layer groups made of them."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 ``[N]``, indices of classes."""
+
+    @property
+    def boundary(self) -> int:
+        """Layer groups that the rows have gone through already; 0 for images."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: np.ndarray, epoch: int) -> Tensor:
+        """Rows as they are stored, on the CPU or, if they are kept there, on the device. May run in another thread."""
+
+    def prepare(self, read: Tensor, rows: np.ndarray, epoch: int) -> Tensor:
+        """What :meth:`read` gave, on the device, as the network takes it."""
+
+
+def batches(
+    inputs: Inputs, parts: Sequence[np.ndarray], epoch: int, runtime: Runtime, *, ahead: bool | None = None
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """The rows of each part and the tensor for the network, in order.
+
+    On a GPU the next parts are read and pinned by a thread while this one is computed. On a CPU that thread would take
+    its time from the computation, so nothing is read ahead.
+    """
+    on_gpu = runtime.device.type == "cuda"
+    if not (on_gpu if ahead is None else ahead):
+        for rows in parts:
+            yield rows, inputs.prepare(inputs.read(rows, epoch), rows, epoch)
+        return
+
+    def read(rows: np.ndarray) -> Tensor:
+        tensor = inputs.read(rows, epoch)
+        return tensor.pin_memory() if on_gpu and tensor.device.type == "cpu" else tensor
+
+    with ThreadPoolExecutor(1, thread_name_prefix="thawline-read") as reader:
+        waiting: list[Future[Tensor]] = [reader.submit(read, rows) for rows in parts[:_AHEAD]]
+        for i, rows in enumerate(parts):
+            tensor = waiting.pop(0).result()
+            if i + _AHEAD < len(parts):
+                waiting.append(reader.submit(read, parts[i + _AHEAD]))
+            yield rows, inputs.prepare(tensor, rows, epoch)
+
+
+def batch_sizes(images: int, batch_size: int) -> list[int]:
+    """Sizes of an epoch's batches. A last batch of a single image would break batch norm: it joins the one before."""
+    sizes = [batch_size] * (images // batch_size)
+    rest = images % batch_size
+    if rest == 1 and sizes:
+        sizes[-1] += 1
+    elif rest:
+        sizes.append(rest)
+    return sizes
+
+
+def batch_order(images: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Indices of each batch; the order depends on seed and epoch alone, so a resumed epoch sees the same."""
+    order = np.random.default_rng([seed, epoch]).permutation(images)
+    ends = np.cumsum(batch_sizes(images, batch_size))[:-1]
+    # Ascending within the batch: a memory map is read forwards, and a batch's order means nothing.
+    return [np.sort(rows) for rows in np.split(order, ends)]
+
+
+class ImageInputs:
+    """Decoded images, normalised and augmented on the device."""
+
+    boundary = 0
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        preprocessing: Preprocessing,
+        runtime: Runtime,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        """Take uint8 images ``[N, S, S, 3]`` (may be a memory map: they are read a batch at a time) and labels [N]."""
+        self.images, self.labels = images, labels
+        self._runtime = runtime
+        self._augmentation = augmentation or Augmentation()
+        self._mean = torch.tensor(preprocessing.mean, device=runtime.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(preprocessing.std, device=runtime.device).view(1, 3, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, rows: np.ndarray, epoch: int) -> Tensor:
+        """uint8 ``[n, S, S, 3]``."""
+        # A copy: a memory map is read-only, and torch would warn that it cannot guard it.
+        return torch.from_numpy(np.array(self.images[rows]))
+
+    def prepare(self, read: Tensor, rows: np.ndarray, epoch: int) -> Tensor:
+        """Normalised fp32 ``[n, 3, S, S]``."""
+        pixels = read.to(self._runtime.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
+        pixels = self._augmentation.apply(pixels, rows, self._augmentation.view_of(epoch))
+        normalised = (pixels - self._mean) / self._std
+        return normalised.contiguous(memory_format=self._runtime.memory_format)

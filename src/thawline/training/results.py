@@ -1,0 +1,149 @@
+"""What epochs and trainings come to, and the checkpoint that keeps it."""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from thawline.backbones import Backbone
+from thawline.config import TrainConfig
+from thawline.exceptions import TrainingError
+from thawline.training.checkpoint import Checkpoint, pack_model, pack_optimizer
+from thawline.training.hyperparameters import Hyperparameters
+from thawline.training.metrics import METRIC_DIRECTIONS
+from thawline.training.runtime import Runtime, random_states
+
+__all__ = [
+    "Decision",
+    "EpochResult",
+    "FitResult",
+    "check_finite",
+    "checkpoint_of",
+    "epoch_result",
+    "fingerprint_of",
+    "fit_result",
+    "no_longer_improves",
+]
+
+
+class Decision(Enum):
+    """The caller's answer to an epoch's result."""
+
+    CONTINUE = "continue"
+    PRUNE = "prune"
+    STOP = "stop"
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch brought."""
+
+    epoch: int
+    """Epochs finished, from 1."""
+    metrics: dict[str, float]
+    """``train/loss``, ``val/accuracy``, …; rates, times and norms too."""
+    finished_at: int
+    """Milliseconds since 1970; kept over a resume, so that a record sent twice is the same record."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training came to."""
+
+    decision: Decision
+    """CONTINUE if all epochs were trained (or training stopped improving), else why it ended early."""
+    value: float
+    """Best validation value of the chosen metric."""
+    best_epoch: int
+    history: tuple[EpochResult, ...]
+    """All epochs, those before a resume included."""
+    stopped_early: bool
+    """Whether early stopping ended it."""
+
+
+def check_finite(loss: float, epoch: int, optimizer: Optimizer) -> None:
+    """Refuse to go on with a loss that is not finite.
+
+    Raises:
+        TrainingError: saying what to change.
+    """
+    if not math.isfinite(loss):
+        rate = max(group["initial_lr"] for group in optimizer.param_groups)
+        raise TrainingError(
+            f"The training loss became {loss} in epoch {epoch + 1} at learning rate {rate:.2g}. "
+            "Lower the upper end of space.learning_rate, or set train.gradient_clip."
+        )
+
+
+def epoch_result(
+    epoch: int,
+    training: dict[str, float],
+    validation: dict[str, float],
+    learning_rate: float,
+    images: int,
+    training_seconds: float,
+    started: float,
+) -> EpochResult:
+    """What one epoch (from 0) brought; ``started`` in seconds of :func:`time.perf_counter`."""
+    return EpochResult(
+        epoch + 1,
+        training
+        | {f"val/{name}": value for name, value in validation.items()}
+        | {
+            "train/learning_rate": learning_rate,
+            "train/images_per_second": images / training_seconds,
+            "time/epoch_seconds": time.perf_counter() - started,
+        },
+        time.time_ns() // 1_000_000,
+    )
+
+
+def fit_result(decision: Decision, history: list[EpochResult], metric: str, stopped_early: bool) -> FitResult:
+    """Sum up a training."""
+    best = _best(history, metric)
+    return FitResult(decision, best.metrics[f"val/{metric}"], best.epoch, tuple(history), stopped_early)
+
+
+def _best(history: list[EpochResult], metric: str) -> EpochResult:
+    """The epoch with the best validation value, the first of equals."""
+    sign = 1 if METRIC_DIRECTIONS[metric] == "maximize" else -1
+    return max(history, key=lambda result: sign * result.metrics[f"val/{metric}"])
+
+
+def no_longer_improves(history: list[EpochResult], metric: str, patience: int | None) -> bool:
+    """Whether the best value is ``patience`` epochs old; never without a patience."""
+    return patience is not None and bool(history) and history[-1].epoch - _best(history, metric).epoch >= patience
+
+
+def fingerprint_of(hyperparameters: Hyperparameters, config: TrainConfig, seed: int) -> dict[str, Any]:
+    """What a checkpoint must have been made with to be gone on with."""
+    return {"hyperparameters": hyperparameters.as_dict(), "train": config.model_dump(mode="json"), "seed": seed}
+
+
+def checkpoint_of(
+    backbone: Backbone,
+    optimizer: Optimizer,
+    schedule: LambdaLR,
+    scaler: GradScaler,
+    runtime: Runtime,
+    fingerprint: dict[str, Any],
+    history: list[EpochResult],
+    metric: str,
+) -> Checkpoint:
+    """Everything to go on from after the last epoch of ``history``."""
+    tensors, plain = pack_optimizer(optimizer, schedule, scaler)
+    depth = fingerprint["hyperparameters"]["freeze_depth"]
+    state = plain | {
+        "fingerprint": fingerprint,
+        "freeze_depth": depth,
+        "weights_digest": backbone.weights_digest,
+        "value": history[-1].metrics[f"val/{metric}"],
+        "loss": history[-1].metrics["train/loss"],
+        "history": [asdict(result) for result in history],
+    }
+    return Checkpoint(len(history), pack_model(backbone, depth), tensors, random_states(runtime.device), state)

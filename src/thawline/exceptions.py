@@ -8,6 +8,7 @@
     │   └── BadImageError         one file cannot be decoded; collected into the report, never hidden
     ├── BackboneError             an unknown backbone, or one that cannot be cut or sized as asked
     │   └── WeightsError          pretrained weights cannot be had, or do not fit
+    ├── ActivationError           activations cannot be stored; they are then computed instead, with a word
     ├── TrainingError             a trial cannot go on (loss is not finite, a device is missing)
     ├── CheckpointError           a checkpoint is torn, foreign or from another configuration
     ├── StudyError                a study is in use, unknown, or was made with another configuration
@@ -38,6 +39,10 @@ class BackboneError(ThawlineError):
 
 class WeightsError(BackboneError):
     """Pretrained weights cannot be had, or do not fit the backbone."""
+
+
+class ActivationError(ThawlineError):
+    """Activations cannot be stored (no room, numbers too large); they are then computed instead, with a word."""
 
 
 class TrainingError(ThawlineError):

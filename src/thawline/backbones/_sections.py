@@ -18,8 +18,8 @@ def section(backbone: Backbone, start: int, stop: int | None = None, *, exact: b
     ``[N, num_classes]``. In evaluation mode, on the CPU in single precision, the parts one after the other give the
     very bits of the whole.
 
-    The section shares parameters, buffers and modules with the backbone, under their names. It never writes into its
-    input. Take it after ``train_mode`` or ``eval()`` and after moving the module: code that reads ``self.training`` by
+    The section shares parameters, buffers and modules with the backbone, under their names. In evaluation mode it
+    never writes into its input; in training mode a dropout in place may. Take it after ``train_mode`` or ``eval()`` and after moving the module: code that reads ``self.training`` by
     itself is recorded in the mode that it is in now, and bare buffers where they are now.
 
     Args:

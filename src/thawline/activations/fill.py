@@ -1,0 +1,151 @@
+"""Filling the store: one pass over the images, a file for every border that it goes through."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from thawline.activations.store import ActivationKey, ActivationStore, ActivationWriter
+from thawline.backbones import Backbone, section
+from thawline.exceptions import ActivationError
+from thawline.training import Inputs, Runtime, batches
+
+__all__ = ["fill"]
+
+_BLOCK_BYTES = 64 * 2**20
+"""Of the largest activations in a block: what is computed again after a builder was killed."""
+
+
+def fill(
+    store: ActivationStore,
+    backbone: Backbone,
+    inputs: Inputs,
+    epoch: int,
+    keys: Mapping[int, ActivationKey],
+    runtime: Runtime,
+    *,
+    batch_size: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[int, str]:
+    """Have the activations of ``inputs`` in the store at every boundary in ``keys``; what is there whole stays.
+
+    All boundaries are filled in the same pass, which goes on where a killed one stopped. Of several processes that
+    want the same, one computes and the others wait for it.
+
+    Args:
+        store: where to.
+        backbone: with the weights that the keys name; its module is left in evaluation mode.
+        inputs: images.
+        epoch: whose view of the images is stored.
+        keys: by boundary, at least 1.
+        runtime: device and precision, as the keys say.
+        batch_size: images at a time.
+        on_progress: called with (images done, images in all).
+
+    Returns:
+        The boundaries that could not be stored, and why: no room, or numbers too large for the type.
+    """
+    missing = {boundary: key for boundary, key in sorted(keys.items()) if not store.verify(key)}
+    if not missing:
+        return {}
+    with store.building(list(missing.values())), torch.inference_mode():
+        missing = {boundary: key for boundary, key in missing.items() if not store.verify(key)}  # another was faster
+        if not missing:
+            return {}
+        backbone.module.to(runtime.device).to(memory_format=runtime.memory_format).eval()
+        return _Pass(store, backbone, inputs, epoch, missing, runtime, batch_size).run(on_progress)
+
+
+class _Pass:
+    """One pass over the images."""
+
+    def __init__(
+        self,
+        store: ActivationStore,
+        backbone: Backbone,
+        inputs: Inputs,
+        epoch: int,
+        keys: Mapping[int, ActivationKey],
+        runtime: Runtime,
+        batch_size: int,
+    ) -> None:
+        self.store, self.inputs, self.epoch, self.keys = store, inputs, epoch, keys
+        self.runtime, self.batch_size = runtime, batch_size
+        self.sections: dict[int, nn.Module] = {
+            stop: section(backbone, start, stop) for start, stop in pairwise([0, *keys])
+        }
+        self.writers: dict[int, ActivationWriter] = {}
+        self.refused: dict[int, str] = {}
+
+    def run(self, on_progress: Callable[[int, int], None] | None) -> dict[int, str]:
+        with ExitStack() as stack:
+            stack.callback(self._close)
+            self._begin()
+            total = len(self.inputs)
+            done = self._go_back_to_common_row()
+            block = self._rows_per_block()
+            while done < total and self.writers:
+                self._block(np.arange(done, min(done + block, total)))
+                done = min(done + block, total)
+                if on_progress is not None:
+                    on_progress(done, total)
+            for boundary in list(self.writers):
+                self.store.publish(self.writers.pop(boundary))
+        return self.refused
+
+    def _begin(self) -> None:
+        """Learn the shapes from two images, and open a file for each boundary."""
+        sample = np.arange(min(2, len(self.inputs)))
+        for _, batch in batches(self.inputs, [sample], self.epoch, self.runtime):
+            for boundary, activations in self._through(batch):
+                try:
+                    self.writers[boundary] = self.store.writer(self.keys[boundary], activations, len(self.inputs))
+                except ActivationError as error:
+                    self.refused[boundary] = str(error)
+
+    def _go_back_to_common_row(self) -> int:
+        """The last row at which all files have a block's end; builders of other boundaries had other blocks."""
+        writers = list(self.writers.values())
+        while len({writer.rows_done for writer in writers}) > 1:
+            least = min(writer.rows_done for writer in writers)
+            for writer in writers:
+                writer.rewind(least)
+        return writers[0].rows_done if writers else len(self.inputs)
+
+    def _rows_per_block(self) -> int:
+        """The same for all files, so that a pass that goes on finds them all at the end of a block."""
+        largest = max((writer.layout.row_bytes for writer in self.writers.values()), default=1)
+        return max(1, _BLOCK_BYTES // largest // self.batch_size) * self.batch_size
+
+    def _block(self, rows: np.ndarray) -> None:
+        parts = np.split(rows, range(self.batch_size, len(rows), self.batch_size))
+        for _, batch in batches(self.inputs, parts, self.epoch, self.runtime):
+            for boundary, activations in self._through(batch):
+                if boundary in self.writers:
+                    self._write(boundary, activations)
+        for writer in self.writers.values():
+            writer.end_block()
+
+    def _write(self, boundary: int, activations: Tensor) -> None:
+        try:
+            self.writers[boundary].write(activations)
+        except (ActivationError, OSError) as error:
+            self.writers.pop(boundary).abandon()
+            self.refused[boundary] = str(error)
+
+    def _through(self, batch: Tensor) -> list[tuple[int, Tensor]]:
+        """The activations of a batch at every boundary."""
+        passed = []
+        for boundary, part in self.sections.items():
+            with self.runtime.autocast():
+                batch = part(batch)
+            passed.append((boundary, batch))
+        return passed
+
+    def _close(self) -> None:
+        """Leave what was not published for the next builder to go on with."""
+        for writer in self.writers.values():
+            writer.close()

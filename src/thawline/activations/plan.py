@@ -1,0 +1,214 @@
+"""What to store: pure arithmetic on what was measured."""
+
+from collections.abc import Collection
+
+from pydantic import BaseModel, ConfigDict
+
+from thawline.activations.store import StoredType
+from thawline.config import TrainConfig
+
+__all__ = ["Plan", "Profile", "make_plan"]
+
+_HALF_PRECISION_LIMIT = 6000.0
+"""A tenth of the largest number in half precision: other images may have larger ones than those profiled."""
+
+
+class Profile(BaseModel):
+    """What one backbone costs on this machine, in the best of the ways to compute it that were tried."""
+
+    model_config = ConfigDict(frozen=True)
+
+    precision: str
+    """``fp32``, ``bf16`` or ``fp16``."""
+    channels_last: bool
+    groups: tuple[str, ...]
+    """Names of the layer groups."""
+    forward: tuple[float, ...]
+    """Seconds an image through each layer group, and through the head, in evaluation mode."""
+    training: tuple[float, ...]
+    """Seconds an image forward and backward, the same."""
+    parameters: tuple[int, ...]
+    """Number of parameters, the same."""
+    numbers: tuple[int, ...]
+    """Numbers an image behind each layer group."""
+    computed_as: tuple[StoredType, ...]
+    """Their type, the same."""
+    largest: tuple[float, ...]
+    """The largest absolute value among them, the same."""
+    image_seconds: float
+    """To read and normalise an image."""
+    step_seconds: float
+    """Of the optimizer, for one parameter."""
+    read_bytes_per_second: float
+    """Stored activations, in the order of training."""
+    write_bytes_per_second: float
+    """Checkpoints and activations, with their checksums."""
+    start_seconds: float
+    """To build the backbone for a trial."""
+
+
+class Plan(BaseModel):
+    """Where the frozen prefix is stored, how training computes, and what that should cost."""
+
+    model_config = ConfigDict(frozen=True)
+
+    profile: Profile
+    boundaries: tuple[int, ...] = ()
+    """Numbers of layer groups behind which activations are stored."""
+    stored_as: dict[int, StoredType] = {}
+    bytes: int = 0
+    train_images: int
+    validation_images: int
+    epochs: int
+    batch_size: int
+    views: int | None
+    """Views of every training image that are stored; ``None`` if each epoch has a new one and none is."""
+    trials: int
+    depths: tuple[int, int]
+    """Smallest and largest freeze depth."""
+
+    def boundary_for(self, depth: int) -> int:
+        """The last stored boundary that a trial of this freeze depth can begin at; 0 for images."""
+        return max((boundary for boundary in self.boundaries if boundary <= depth), default=0)
+
+    def trial_seconds(self, depth: int, epochs: int) -> float:
+        """What a trial of that many epochs should take, from its start to its end."""
+        return self.profile.start_seconds + epochs * self._epoch_seconds(depth, self.boundaries)
+
+    def fill_seconds(self) -> float:
+        """What filling the store should take."""
+        if not self.boundaries:
+            return 0.0
+        forward = self.profile.image_seconds + sum(self.profile.forward[: max(self.boundaries)])
+        passes = self.validation_images + (self.views or 0) * self.train_images
+        return passes * forward + self.bytes / self.profile.write_bytes_per_second
+
+    def search_seconds(self) -> float:
+        """What the whole search should take if every trial trains to its end and all depths are tried equally."""
+        return self.fill_seconds() + self._trials_seconds(self.boundaries)
+
+    def seconds_without_store(self) -> float:
+        """The same if every trial computed everything by itself."""
+        return self._trials_seconds(())
+
+    def lines(self) -> list[str]:
+        """The plan in two sentences."""
+        profile = self.profile
+        way = f"{profile.precision}, {'channels last' if profile.channels_last else 'channels first'}"
+        if not self.boundaries:
+            return [
+                f"plan: stores nothing, trains in {way}",
+                f"plan: search about {_duration(self.search_seconds())} if no trial is stopped early",
+            ]
+        names = ", ".join(profile.groups[boundary - 1] for boundary in self.boundaries)
+        count = f"{len(self.boundaries)} boundar{'y' if len(self.boundaries) == 1 else 'ies'}"
+        return [
+            f"plan: stores {count} (behind {names}), {_size(self.bytes)}; trains in {way}",
+            f"plan: search about {_duration(self.search_seconds())} instead of "
+            f"{_duration(self.seconds_without_store())}, if no trial is stopped early",
+        ]
+
+    def bytes_of(self, boundary: int) -> int:
+        """Size of what is stored behind a boundary."""
+        size = self.profile.numbers[boundary - 1] * (4 if self.stored_as[boundary] == "float32" else 2)
+        return size * (self.validation_images + (self.views or 0) * self.train_images)
+
+    def _trials_seconds(self, boundaries: Collection[int]) -> float:
+        low, high = self.depths
+        each = [self._epoch_seconds(depth, boundaries) for depth in range(low, high + 1)]
+        return self.trials * (self.profile.start_seconds + self.epochs * sum(each) / len(each))
+
+    def _epoch_seconds(self, depth: int, boundaries: Collection[int]) -> float:
+        profile = self.profile
+        stored = max((boundary for boundary in boundaries if boundary <= depth), default=0)
+        from_images = 0 if self.views is None else stored
+        training = self._input_seconds(from_images) + sum(profile.forward[from_images:depth])
+        validation = self._input_seconds(stored) + sum(profile.forward[stored:])
+        free = sum(profile.parameters[depth:])
+        steps = self.train_images / self.batch_size
+        return (
+            self.train_images * (training + sum(profile.training[depth:]))
+            + self.validation_images * validation
+            + steps * free * profile.step_seconds
+            + 12 * free / profile.write_bytes_per_second  # a checkpoint: weights and two moments
+        )
+
+    def _input_seconds(self, boundary: int) -> float:
+        if boundary == 0:
+            return self.profile.image_seconds
+        size = self.profile.numbers[boundary - 1] * (4 if self.stored_as[boundary] == "float32" else 2)
+        return size / self.profile.read_bytes_per_second
+
+
+def make_plan(
+    profile: Profile,
+    config: TrainConfig,
+    *,
+    train_images: int,
+    validation_images: int,
+    views: int | None,
+    trials: int,
+    depths: tuple[int, int],
+    budget: int,
+    store: bool = True,
+) -> Plan:
+    """Choose the boundaries to store: one after the other the one that saves the most time for its bytes.
+
+    Args:
+        profile: what was measured.
+        config: epochs, batch size, and whether results must be exact.
+        train_images: their number.
+        validation_images: their number.
+        views: views of each training image, at least 1; ``None`` if every epoch has a new one.
+        trials: number of trials that are left.
+        depths: smallest and largest freeze depth.
+        budget: bytes that may be stored.
+        store: False stores nothing.
+    """
+    deepest = len(profile.groups)
+    stored_as: dict[int, StoredType] = {b: _stored_as(profile, b, config.exact) for b in range(1, deepest + 1)}
+    plan = Plan(
+        profile=profile,
+        stored_as=stored_as,
+        train_images=train_images,
+        validation_images=validation_images,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        views=views,
+        trials=trials,
+        depths=depths,
+    )
+    candidates = list(range(max(1, depths[0]), depths[1] + 1)) if store else []
+    while candidates:
+        plans = [_with(plan, boundary) for boundary in candidates]
+        paying = [p for p in plans if p.bytes <= budget and p.search_seconds() < plan.search_seconds()]
+        if not paying:
+            break
+        before = plan
+        plan = max(paying, key=lambda p: (before.search_seconds() - p.search_seconds()) / (p.bytes - before.bytes))
+        candidates = [boundary for boundary in candidates if boundary not in plan.boundaries]
+    return plan
+
+
+def _with(plan: Plan, boundary: int) -> Plan:
+    boundaries = tuple(sorted((*plan.boundaries, boundary)))
+    return plan.model_copy(update={"boundaries": boundaries, "bytes": plan.bytes + plan.bytes_of(boundary)})
+
+
+def _stored_as(profile: Profile, boundary: int, exact: bool) -> StoredType:
+    computed, largest = profile.computed_as[boundary - 1], profile.largest[boundary - 1]
+    if exact or computed != "float32" or largest > _HALF_PRECISION_LIMIT:
+        return computed
+    return "float16"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 90 * 60:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,216 @@
+"""Measuring what a backbone costs here: a few batches, a few seconds, on the real images."""
+
+import hashlib
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from thawline.activations.plan import Profile
+from thawline.activations.store import StoredType
+from thawline.backbones import Backbone, section
+from thawline.config import TrainConfig
+from thawline.freezing import freeze_to, train_mode
+from thawline.training import Hyperparameters, ImageInputs, Inputs, Runtime, batches, runtime_for
+from thawline.training.optim import build_optimizer
+
+__all__ = ["profile"]
+
+_MODE_IMAGES = 8
+_SHORTER_PRECISION_GAIN = 1.3
+"""bf16 is taken on a CPU only if it is this many times faster: it costs digits, and a choice that hangs on a few per
+cent would change from run to run."""
+_PASS_SECONDS = 1.5
+_TYPES: dict[torch.dtype, StoredType] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
+_DISK_SAMPLE = 16 * 2**20
+
+
+def profile(
+    make_backbone: Callable[[], Backbone],
+    make_inputs: Callable[[Runtime], ImageInputs],
+    hyperparameters: Hyperparameters,
+    config: TrainConfig,
+    folder: Path,
+) -> Profile:
+    """Measure one backbone.
+
+    Args:
+        make_backbone: builds it; its time counts, as every trial does so.
+        make_inputs: training images for a runtime.
+        hyperparameters: of any trial; the optimizer's kind matters.
+        config: ``auto`` in ``precision`` and ``channels_last`` is settled here, on a CPU by measurement.
+        folder: on the disk that checkpoints and activations go to.
+    """
+    started = time.perf_counter()
+    backbone = make_backbone()
+    start_seconds = time.perf_counter() - started
+    runtime, image_seconds = _fastest(backbone, make_inputs, config)
+    count = int(np.clip(_PASS_SECONDS / image_seconds, 2, config.batch_size))
+    inputs = make_inputs(runtime)
+    rows = np.arange(min(count, len(inputs)))
+    with _settled(backbone, runtime):
+        forward, passed = _forward(backbone, inputs, rows, runtime, config.exact)
+        training = _training(backbone, passed, runtime, config.exact)
+        groups = [*backbone.layer_groups, backbone.head]
+        named = dict(backbone.module.named_parameters())
+        parameters = [sum(named[name].numel() for name in group.tensors if name in named) for group in groups]
+        activations = passed[1:]
+        return Profile(
+            precision={None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[runtime.autocast_dtype],
+            channels_last=runtime.channels_last,
+            groups=tuple(group.name for group in backbone.layer_groups),
+            forward=tuple(forward),
+            training=tuple(training),
+            parameters=tuple(parameters),
+            numbers=tuple(batch[0].numel() for batch in activations),
+            computed_as=tuple(_TYPES[batch.dtype] for batch in activations),
+            largest=tuple(float(batch.abs().max()) for batch in activations),
+            image_seconds=_median(lambda: _read(inputs, rows, runtime), runtime) / len(rows),
+            step_seconds=_step_seconds(backbone, hyperparameters, config, runtime) / sum(parameters),
+            read_bytes_per_second=_read_speed(activations[0]),
+            write_bytes_per_second=_write_speed(folder),
+            start_seconds=start_seconds,
+        )
+
+
+def _fastest(
+    backbone: Backbone, make_inputs: Callable[[Runtime], ImageInputs], config: TrainConfig
+) -> tuple[Runtime, float]:
+    """The fastest way to train all of it, and its seconds an image."""
+    usual = runtime_for(config)
+    measured: dict[Runtime, float] = {}
+    for runtime in _ways(usual, config):
+        with _settled(backbone, runtime):
+            inputs = make_inputs(runtime)
+            ((_, batch),) = batches(inputs, [np.arange(min(_MODE_IMAGES, len(inputs)))], 0, runtime)
+            train_mode(backbone, 0)
+            whole = section(backbone, 0, exact=config.exact)
+            measured[runtime] = _median(lambda: _train(whole, batch, runtime), runtime, repeats=2) / len(batch)  # noqa: B023
+    order = min((r for r in measured if r.autocast_dtype == usual.autocast_dtype), key=measured.__getitem__)
+    best = min(measured, key=measured.__getitem__)
+    chosen = best if measured[order] > _SHORTER_PRECISION_GAIN * measured[best] else order
+    return chosen, measured[chosen]
+
+
+def _ways(usual: Runtime, config: TrainConfig) -> list[Runtime]:
+    """Combinations of precision and memory order to try; GPUs are known to like what ``runtime_for`` takes."""
+    free = usual.device.type == "cpu" and not config.exact
+    types = [usual.autocast_dtype]
+    if free and config.precision == "auto":
+        types.append(torch.bfloat16)
+    orders = [True, False] if free and config.channels_last == "auto" else [usual.channels_last]
+    return [replace(usual, autocast_dtype=kind, channels_last=order) for kind, order in product(types, orders)]
+
+
+@contextmanager
+def _settled(backbone: Backbone, runtime: Runtime) -> Iterator[None]:
+    """Everything thawed, on the device and in the memory order of ``runtime``."""
+    backbone.module.to(runtime.device).to(memory_format=runtime.memory_format)
+    freeze_to(backbone, 0)
+    yield
+    backbone.module.zero_grad(set_to_none=True)
+
+
+def _forward(
+    backbone: Backbone, inputs: Inputs, rows: np.ndarray, runtime: Runtime, exact: bool
+) -> tuple[list[float], list[Tensor]]:
+    """Seconds an image through each group and the head; what goes into each."""
+    backbone.module.eval()
+    ((_, batch),) = batches(inputs, [rows], 0, runtime)
+    seconds, passed = [], [batch]
+    with torch.inference_mode():
+        for part in _parts(backbone, exact):
+            seconds.append(_median(lambda: _run(part, passed[-1], runtime), runtime) / len(batch))  # noqa: B023
+            passed.append(_run(part, passed[-1], runtime))
+    return seconds, passed[:-1]
+
+
+def _training(backbone: Backbone, passed: list[Tensor], runtime: Runtime, exact: bool) -> list[float]:
+    """Seconds an image forward and backward through each group and the head."""
+    train_mode(backbone, 0)
+    return [
+        _median(lambda: _train(part, batch, runtime), runtime) / len(batch)  # noqa: B023
+        for part, batch in zip(_parts(backbone, exact), passed, strict=True)
+    ]
+
+
+def _parts(backbone: Backbone, exact: bool) -> list[nn.Module]:
+    deepest = len(backbone.layer_groups)
+    groups: list[nn.Module] = [section(backbone, i, i + 1, exact=exact) for i in range(deepest)]
+    return [*groups, section(backbone, deepest, exact=exact)]
+
+
+def _run(part: nn.Module, batch: Tensor, runtime: Runtime) -> Tensor:
+    with runtime.autocast():
+        result: Tensor = part(batch)
+    return result
+
+
+def _train(part: nn.Module, batch: Tensor, runtime: Runtime) -> None:
+    # Cloned twice: what was computed in inference mode takes no gradient, and dropout in place would write into a leaf.
+    result = _run(part, batch.clone().requires_grad_().clone(), runtime)
+    result.backward(torch.ones_like(result))  # type: ignore[no-untyped-call]
+
+
+def _read(inputs: Inputs, rows: np.ndarray, runtime: Runtime) -> None:
+    for _ in batches(inputs, [rows], 0, runtime):
+        pass
+
+
+def _step_seconds(backbone: Backbone, hyperparameters: Hyperparameters, config: TrainConfig, runtime: Runtime) -> float:
+    """One optimizer step over everything, clipping included. At no rate: the weights stay what they are."""
+    parameters = {name: p for name, p in backbone.module.named_parameters() if p.grad is not None}
+    optimizer = build_optimizer(parameters, backbone.head.tensors, replace(hyperparameters, learning_rate=0.0))
+
+    def step() -> None:
+        nn.utils.clip_grad_norm_(parameters.values(), config.gradient_clip or float("inf"))
+        optimizer.step()
+
+    return _median(step, runtime)
+
+
+def _read_speed(batch: Tensor) -> float:
+    """Bytes a second from memory into a batch: stored activations that the machine's page cache holds."""
+    rows = batch.detach().float().cpu().contiguous()
+    seconds = _median(lambda: rows[torch.randperm(len(rows))], None)
+    return rows.numel() * rows.element_size() / max(seconds, 1e-9)
+
+
+def _write_speed(folder: Path) -> float:
+    """Bytes a second through a checksum onto the disk."""
+    data = os.urandom(_DISK_SAMPLE)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write() -> None:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            hashlib.sha256(data).digest()
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    return _DISK_SAMPLE / _median(write, None)
+
+
+def _median(run: Callable[[], object], runtime: Runtime | None, *, repeats: int = 3) -> float:
+    """Median seconds of a few runs, after one that warms up."""
+    seconds = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        run()
+        if runtime is not None and runtime.device.type == "cuda":
+            torch.cuda.synchronize(runtime.device)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])

@@ -1,0 +1,113 @@
+"""The training and validation images of a study behind a border: which files they are, filling and opening them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision
+
+from thawline.activations.fill import fill
+from thawline.activations.inputs import ActivationInputs
+from thawline.activations.plan import Plan
+from thawline.activations.store import ActivationKey, Activations, ActivationStore
+from thawline.backbones import Backbone, Preprocessing
+from thawline.data import DecodedImages
+from thawline.training import Augmentation, ImageInputs, Inputs, Runtime
+
+__all__ = ["StoredSplits"]
+
+
+@dataclass(frozen=True)
+class StoredSplits:
+    """What a study has stored of one backbone. Small and picklable: every trial is sent it."""
+
+    folder: Path
+    """Of the store."""
+    budget: int | None
+    """Of the store, in bytes."""
+    plan: Plan
+    data: str
+    """Digest of the manifest."""
+    images: Path
+    """File of the decoded images."""
+    backbone: str
+    weights: str
+    """Digest of the pretrained weights."""
+    preprocessing: Preprocessing
+    augmentation: Augmentation
+
+    def fill(
+        self,
+        backbone: Backbone,
+        runtime: Runtime,
+        *,
+        batch_size: int,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> dict[int, str]:
+        """Compute what is not in the store yet; returns the boundaries that could not be stored, and why."""
+        store = ActivationStore(self.folder, budget=self.budget)
+        refused: dict[int, str] = {}
+        for split, epoch, view in self._views():
+            keys = {b: self._key(split, view, b, runtime) for b in self.plan.boundaries if b not in refused}
+            inputs = self._images(split, runtime)
+            refused |= fill(
+                store, backbone, inputs, epoch, keys, runtime, batch_size=batch_size, on_progress=on_progress
+            )
+        return refused
+
+    def open(self, depth: int, runtime: Runtime) -> tuple[Inputs, Inputs]:
+        """Training and validation inputs for a freeze depth, from behind the last border that is stored whole.
+
+        What is not in the store (any more) is computed from images.
+        """
+        store = ActivationStore(self.folder, budget=self.budget)
+        boundaries = [b for b in sorted(self.plan.boundaries, reverse=True) if b <= depth]
+        for boundary in boundaries:
+            validation = store.open(self._key("validation", None, boundary, runtime))
+            views = self._open_views(store, boundary, runtime)
+            if validation is None or views is None:
+                continue
+            labels = {split: DecodedImages.open(self.images).split(split)[1] for split in ("train", "validation")}
+            return (
+                ActivationInputs(views, labels["train"], boundary, runtime, self.augmentation)
+                if views
+                else self._images("train", runtime),
+                ActivationInputs([validation], labels["validation"], boundary, runtime),
+            )
+        return self._images("train", runtime), self._images("validation", runtime)
+
+    def _open_views(self, store: ActivationStore, boundary: int, runtime: Runtime) -> list[Activations] | None:
+        """The training views' files, none if each epoch has a new view; ``None`` if one is missing."""
+        if not self.augmentation.is_storable:
+            return []
+        opened = [store.open(self._key("train", v, boundary, runtime)) for v in self.augmentation.stored_views]
+        whole = [activations for activations in opened if activations is not None]
+        return whole if len(whole) == len(opened) else None
+
+    def _views(self) -> Iterator[tuple[str, int, int | None]]:
+        """Split, an epoch that has the view, and the view, of all that is stored."""
+        yield "validation", 0, None
+        if self.augmentation.is_storable:
+            for view in self.augmentation.stored_views:
+                yield "train", view or 0, view
+
+    def _images(self, split: str, runtime: Runtime) -> ImageInputs:
+        images, labels = DecodedImages.open(self.images).split(split)  # type: ignore[arg-type]
+        augmentation = self.augmentation if split == "train" else None
+        return ImageInputs(images, labels, self.preprocessing, runtime, augmentation)
+
+    def _key(self, split: str, view: int | None, boundary: int, runtime: Runtime) -> ActivationKey:
+        augmentation = self.augmentation
+        return ActivationKey(
+            data=self.data,
+            split=split,
+            view="plain" if view is None else f"view {view} of seed {augmentation.seed}, mirror {augmentation.mirror}",
+            backbone=self.backbone,
+            weights=self.weights,
+            boundary=boundary,
+            preprocessing=self.preprocessing,
+            computed_in=f"{runtime}, {'channels last' if runtime.channels_last else 'channels first'}",
+            stored_as=self.plan.stored_as[boundary],
+            libraries=f"torch {torch.__version__}, torchvision {torchvision.__version__}",
+        )

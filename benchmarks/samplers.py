@@ -33,7 +33,7 @@ from thawline.training import (
     CheckpointFolder,
     Decision,
     Hyperparameters,
-    LabelledImages,
+    ImageInputs,
     fit,
     runtime_for,
     set_up_process,
@@ -84,14 +84,19 @@ def measure_surface() -> list[list[list[float]]]:
     order = np.random.default_rng(0).permutation(len(images))
     train, validation = order[:200], order[200:500]
     config = TrainConfig(epochs=EPOCHS, batch_size=32, device="cpu")
+    preprocessing = backbones.preprocessing_of(BACKBONE, weights="starter", image_size=SIZE)
+
+    def inputs(rows: np.ndarray) -> ImageInputs:
+        return ImageInputs(images[rows], digits.target[rows].astype(np.int64), preprocessing, runtime_for(config))
+
     set_up_process(threads=1, seed=0)
 
     def curve(depth: int, rate: float) -> list[float]:
         with tempfile.TemporaryDirectory() as folder:
             result = fit(
                 backbones.create(BACKBONE, num_classes=10, weights="starter", image_size=SIZE),
-                LabelledImages(images[train], digits.target[train].astype(np.int64)),
-                LabelledImages(images[validation], digits.target[validation].astype(np.int64)),
+                inputs(train),
+                inputs(validation),
                 hyperparameters=Hyperparameters(BACKBONE, depth, rate, 0.01, 1.0, "adamw"),
                 config=config,
                 metric="accuracy",

@@ -26,10 +26,12 @@ from prefect.futures import PrefectFuture, as_completed  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 
+from thawline.activations import StoredSplits  # noqa: E402
 from thawline.config import SearchConfig  # noqa: E402
 from thawline.data import Manifest  # noqa: E402
 from thawline.search import (  # noqa: E402
     Prepared,
+    Queue,
     SearchOutcome,
     Study,
     TrialResult,
@@ -39,10 +41,10 @@ from thawline.search import (  # noqa: E402
     complete,
     conduct,
     decode_images,
-    next_trial,
     prepare_workers,
     read_data,
     stop_workers,
+    store_activations,
     trial_name,
 )
 from thawline.search.leaderboard import leaderboard_rows  # noqa: E402
@@ -76,11 +78,15 @@ def search(config: SearchConfig) -> SearchOutcome:
     prepared = prepare(config, home)
     study = Study.open(home, prepared.study, prepared.config, prepared.depths, prepared.fingerprint)
     with study.exclusive(), recorder.study_run(prepared, study):
-        run_trials(prepared, study, recorder, home)
+        stored = activations_task(prepared, study, home)
+        recorder.log_plan(stored)
+        run_trials(prepared, stored, study, recorder, home)
+        recorder.log_plan_outcome(stored, study)
         recorder.log_leaderboard(study)
         publish_leaderboard(study)
         outcome = promote(prepared, study, recorder, home)
         publish_decision(outcome)
+    stop_workers()
     return outcome
 
 
@@ -93,26 +99,26 @@ def prepare(config: SearchConfig, home: Path) -> Prepared:
     return Prepared(completed, manifest, depths, images, fingerprint)
 
 
-def run_trials(prepared: Prepared, study: Study, recorder: Recorder, home: Path) -> None:
+def run_trials(
+    prepared: Prepared, stored: dict[str, StoredSplits], study: Study, recorder: Recorder, home: Path
+) -> None:
     """Ask, submit, tell, until the budget is spent; ``study.workers`` trials at a time."""
     budget = prepared.config.study
     deadline = time.time() + 60 * budget.timeout_minutes if budget.timeout_minutes else None
-    waiting, started = study.unfinished(), study.finished()
-    running: dict[PrefectFuture[Any], int] = {}
-    recorder.announce(study, started)
+    queue = Queue(study, trials=budget.trials, batch=budget.batch, depths=prepared.depths, deadline=deadline)
+    running: dict[PrefectFuture[Any], list[int]] = {}
+    recorder.announce(study, study.finished())
     while True:
-        while len(running) < budget.workers:
-            asked = next_trial(study, waiting, started, budget.trials, deadline)
-            if asked is None:
-                break
-            started += 1
-            spec = recorder.spec(prepared, asked, home)
-            name = trial_name(asked.number, asked.hyperparameters)
-            running[trial_task.with_options(task_run_name=name).submit(spec, prepared.depths, deadline)] = asked.number
+        while len(running) < budget.workers and (together := queue.next()):
+            specs = [recorder.spec(prepared, stored, asked, home) for asked in together]
+            name = ", ".join(trial_name(spec.number, spec.hyperparameters) for spec in specs)
+            future = trial_task.with_options(task_run_name=name).submit(specs, prepared.depths, deadline)
+            running[future] = [spec.number for spec in specs]
         if not running:
             return
         future = first_done(running)
-        study.tell(trial_outcome(future, running.pop(future)))
+        for result in trial_outcomes(future, running.pop(future)):
+            study.tell(result)
         recorder.log_leaderboard(study)
 
 
@@ -143,21 +149,30 @@ def decode_task(config: SearchConfig, manifest: Manifest, home: Path) -> dict[st
     return decode_images(config, manifest, home)
 
 
+@task(name="store activations", cache_policy=NO_CACHE)
+def activations_task(prepared: Prepared, study: Study, home: Path) -> dict[str, StoredSplits]:
+    """Measure, plan, and compute the frozen layers once."""
+    return store_activations(prepared, study, home)
+
+
 @task(name="trial", cache_policy=NO_CACHE)
-def trial_task(spec: TrialSpec, depths: dict[str, int], deadline: float | None) -> State[TrialResult]:
-    """Train one trial in a process of its own; its end is the state's name."""
-    result = conduct(spec, Study.load(spec.home, spec.study, spec.config, depths), deadline)
-    if result.state == "failed":
-        return Failed(message=result.reason, data=result)
-    return Completed(name=result.state.capitalize(), message=result.reason or None, data=result)
+def trial_task(specs: list[TrialSpec], depths: dict[str, int], deadline: float | None) -> State[list[TrialResult]]:
+    """Train one trial, or several heads together, in another process; how it ended is the state's name."""
+    first = specs[0]
+    results = conduct(specs, Study.load(first.home, first.study, first.config, depths), deadline)
+    reasons = "; ".join(result.reason for result in results if result.reason) or None
+    if all(result.state == "failed" for result in results):
+        return Failed(message=reasons, data=results)
+    state = results[0].state if len(results) == 1 else "complete"
+    return Completed(name=state.capitalize(), message=reasons, data=results)
 
 
-def trial_outcome(future: PrefectFuture[Any], number: int) -> TrialResult:
+def trial_outcomes(future: PrefectFuture[Any], numbers: list[int]) -> list[TrialResult]:
     """The value of a trial's task; a task that itself broke (cancelled, timed out) is a failed trial."""
     value = future.result(raise_on_failure=False)
-    if isinstance(value, TrialResult):
+    if isinstance(value, list):
         return value
-    return TrialResult.without_result(number, reason=f"{future.state.name}: {value}")
+    return [TrialResult.without_result(number, reason=f"{future.state.name}: {value}") for number in numbers]
 
 
 @task(name="register and promote", cache_policy=NO_CACHE)

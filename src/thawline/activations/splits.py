@@ -12,6 +12,7 @@ from thawline.activations.inputs import ActivationInputs
 from thawline.activations.plan import Plan
 from thawline.activations.store import ActivationKey, Activations, ActivationStore
 from thawline.backbones import Backbone, Preprocessing
+from thawline.config import TrainConfig
 from thawline.data import DecodedImages
 from thawline.training import Augmentation, ImageInputs, Inputs, Runtime
 
@@ -26,7 +27,8 @@ class StoredSplits:
     """Of the store."""
     budget: int | None
     """Of the store, in bytes."""
-    plan: Plan
+    plan: Plan | None
+    """``None`` stores nothing."""
     data: str
     """Digest of the manifest."""
     images: Path
@@ -37,6 +39,18 @@ class StoredSplits:
     preprocessing: Preprocessing
     augmentation: Augmentation
 
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """Numbers of layer groups behind which activations are stored."""
+        return self.plan.boundaries if self.plan is not None else ()
+
+    def train_config(self, config: TrainConfig) -> TrainConfig:
+        """The configuration with ``auto`` settled as the plan measured it."""
+        if self.plan is None:
+            return config
+        profile = self.plan.profile
+        return config.model_copy(update={"precision": profile.precision, "channels_last": profile.channels_last})
+
     def fill(
         self,
         backbone: Backbone,
@@ -46,10 +60,12 @@ class StoredSplits:
         on_progress: Callable[[int, int], None] | None = None,
     ) -> dict[int, str]:
         """Compute what is not in the store yet; returns the boundaries that could not be stored, and why."""
-        store = ActivationStore(self.folder, budget=self.budget)
         refused: dict[int, str] = {}
+        if not self.boundaries:
+            return refused
+        store = ActivationStore(self.folder, budget=self.budget)
         for split, epoch, view in self._views():
-            keys = {b: self._key(split, view, b, runtime) for b in self.plan.boundaries if b not in refused}
+            keys = {b: self._key(split, view, b, runtime) for b in self.boundaries if b not in refused}
             inputs = self._images(split, runtime)
             refused |= fill(
                 store, backbone, inputs, epoch, keys, runtime, batch_size=batch_size, on_progress=on_progress
@@ -61,9 +77,8 @@ class StoredSplits:
 
         What is not in the store (any more) is computed from images.
         """
-        store = ActivationStore(self.folder, budget=self.budget)
-        boundaries = [b for b in sorted(self.plan.boundaries, reverse=True) if b <= depth]
-        for boundary in boundaries:
+        for boundary in [b for b in sorted(self.boundaries, reverse=True) if b <= depth]:
+            store = ActivationStore(self.folder, budget=self.budget)
             validation = store.open(self._key("validation", None, boundary, runtime))
             views = self._open_views(store, boundary, runtime)
             if validation is None or views is None:
@@ -98,6 +113,7 @@ class StoredSplits:
         return ImageInputs(images, labels, self.preprocessing, runtime, augmentation)
 
     def _key(self, split: str, view: int | None, boundary: int, runtime: Runtime) -> ActivationKey:
+        assert self.plan is not None  # noqa: S101  else there is no boundary
         augmentation = self.augmentation
         return ActivationKey(
             data=self.data,

@@ -377,7 +377,7 @@ class ActivationWriter:
             raise ActivationError(
                 f"activations of up to {float(physical.abs().max()):.3g} do not fit into half precision"
             )
-        data = memoryview(stored.reshape(-1).view(torch.uint8).numpy())
+        data = stored.reshape(-1).view(torch.uint8).numpy().data
         self._file.write(data)
         self._pending_checksum = zlib.crc32(data, self._pending_checksum)
         self._pending_size += len(data)

@@ -19,8 +19,9 @@ def section(backbone: Backbone, start: int, stop: int | None = None, *, exact: b
     very bits of the whole.
 
     The section shares parameters, buffers and modules with the backbone, under their names. In evaluation mode it
-    never writes into its input; in training mode a dropout in place may. Take it after ``train_mode`` or ``eval()`` and after moving the module: code that reads ``self.training`` by
-    itself is recorded in the mode that it is in now, and bare buffers where they are now.
+    never writes into its input; in training mode a dropout in place may. Take it after ``train_mode`` or ``eval()``
+    and after moving the module: code that reads ``self.training`` by itself is recorded in the mode that it is in now,
+    and bare buffers where they are now.
 
     Args:
         backbone: any backbone.

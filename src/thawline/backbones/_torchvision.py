@@ -1,6 +1,7 @@
 """Every classification network of torchvision, built, sized, loaded and cut in one way."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def create(name: str, *, num_classes: int, weights: str, image_size: int | None,
     arguments = _arguments(name, preprocessing.image_size) | {"num_classes": num_classes}
     groups, head, _ = _cut(name)
     if image_size is not None or weights == "starter":  # else it is what the network was just cut with
-        _check_size(name, arguments, preprocessing.image_size)
+        _check_size(name, preprocessing.image_size)
 
     state = None if weights == "none" else read_weights(name, weights, models.get_model_weights(name).DEFAULT)
     # Not torch.manual_seed, which would reach into the GPUs' generators too.
@@ -102,6 +103,7 @@ def _arguments(name: str, image_size: int) -> dict[str, Any]:
     return dict(_ARGUMENTS.get(name, {})) | (sized(image_size) if sized else {})
 
 
+@lru_cache(maxsize=32)
 def _cut(name: str) -> tuple[tuple[LayerGroup, ...], LayerGroup, int]:
     """Layer groups, head and number of parameters (of 1000 classes).
 
@@ -125,12 +127,14 @@ def _outputs(layer: nn.Module) -> int | None:
     return layer.out_channels if isinstance(layer, nn.Conv2d) else None
 
 
-def _check_size(name: str, arguments: dict[str, Any], image_size: int) -> None:
+@lru_cache(maxsize=32)
+def _check_size(name: str, image_size: int) -> None:
     """Build the network and show it one image, all without memory or numbers: takes milliseconds, fails where it would.
 
     Raises:
         BackboneError: if it does not take images of that size.
     """
+    arguments = _arguments(name, image_size)
     try:
         module = build_without_memory(lambda: models.get_model(name, weights=None, **arguments))
         with torch.no_grad():

@@ -2,18 +2,19 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 import yaml
 
 from thawline import __version__, backbones
+from thawline.activations import StoredSplits
 from thawline.config import SearchConfig, flatten
 from thawline.data import report_json
 from thawline.search.events import Note, SearchStarted, emit
 from thawline.search.leaderboard import leaderboard_markdown, leaderboard_rows
+from thawline.search.materialise import threads_per_trial
 from thawline.search.prepare import Prepared
 from thawline.search.study import Asked, Study
 from thawline.search.trial import TrialSpec
@@ -101,22 +102,44 @@ class Recorder:
         config = self._config
         emit(SearchStarted(study.name, config.study.trials, finished, config.train.epochs, config.study.metric))
 
-    def spec(self, prepared: Prepared, asked: Asked, home: Path) -> TrialSpec:
+    def spec(self, prepared: Prepared, stored: Mapping[str, StoredSplits], asked: Asked, home: Path) -> TrialSpec:
         """Everything that a trial's process must know."""
-        workers = prepared.config.study.workers
+        activations = stored[asked.hyperparameters.backbone]
+        train = activations.train_config(prepared.config.train)
         return TrialSpec(
             number=asked.number,
             hyperparameters=asked.hyperparameters,
-            config=prepared.config,
+            config=prepared.config.model_copy(update={"train": train}),
             study=prepared.study,
             classes=prepared.manifest.classes,
-            images=prepared.images[asked.hyperparameters.backbone],
+            activations=activations,
             home=home,
             store=self.store,
             parent_run_id=self.run_id,
-            # Slots that share the cores must not each start as many threads as there are cores.
-            threads=max(1, torch.get_num_threads() // workers),
+            threads=threads_per_trial(prepared.config),
         )
+
+    def log_plan(self, stored: Mapping[str, StoredSplits]) -> None:
+        """What is stored and what the search should cost, before its first trial."""
+        for name, splits in stored.items():
+            if splits.plan is not None:
+                self.tracker.log_text(
+                    yaml.safe_dump(splits.plan.model_dump(mode="json"), sort_keys=False), f"plan-{name}.yaml"
+                )
+                self.tracker.log_metrics({"plan/search_seconds": splits.plan.search_seconds()}, step=0)
+
+    def log_plan_outcome(self, stored: Mapping[str, StoredSplits], study: Study) -> None:
+        """What the trials took beside what the plan says for the epochs that they trained."""
+        planned = taken = 0.0
+        for record in study.records():
+            splits = stored.get(record.hyperparameters.backbone)
+            if record.result is None or record.state == "failed" or splits is None or splits.plan is None:
+                continue
+            planned += splits.plan.trial_seconds(record.hyperparameters.freeze_depth, record.result.epochs)
+            taken += record.result.seconds
+        if taken:
+            self.tracker.log_metrics({"plan/trial_seconds": planned, "plan/trial_seconds_taken": taken}, step=0)
+            emit(Note(f"plan: {planned:.0f} s for the epochs that were trained; they took {taken:.0f} s"))
 
     def log_leaderboard(self, study: Study, end: Sequence[str] = ()) -> None:
         """Write the leaderboard into the parent run's note and as a table; called after every trial.

@@ -1,13 +1,14 @@
 """One trial: a function from values to a value.
 
-``run_trial`` builds the backbone, trains it, records it, and returns what came of it. A pruned, failed or out-of-memory
-trial *returns*; only a fault of the infrastructure raises.
+``run_trial`` builds the backbone, trains it, records it, and returns what came of it; ``run_together`` does so for
+trials that train the head alone, all at once. A pruned, failed or out-of-memory trial *returns*; only a fault of the
+infrastructure raises.
 """
 
 import gc
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,9 +16,9 @@ from typing import Literal
 import torch
 
 from thawline import backbones
+from thawline.activations import StoredSplits
 from thawline.config import SearchConfig, flatten
-from thawline.data import DecodedImages
-from thawline.exceptions import CheckpointError, ThawlineError
+from thawline.exceptions import CheckpointError, ThawlineError, TrainingError
 from thawline.tracking import (
     CompositeTracker,
     MlflowStore,
@@ -33,10 +34,12 @@ from thawline.training import (
     Decision,
     EpochResult,
     FitResult,
+    HeadTrial,
     Hyperparameters,
-    LabelledImages,
+    Inputs,
     Runtime,
     fit,
+    fit_heads,
     is_out_of_memory,
     load_checkpoint,
     load_model,
@@ -46,7 +49,7 @@ from thawline.training import (
     set_up_process,
 )
 
-__all__ = ["TrialResult", "TrialSpec", "run_trial", "trial_folder", "trial_name"]
+__all__ = ["TrialResult", "TrialSpec", "run_together", "run_trial", "trial_folder", "trial_name"]
 
 _log = logging.getLogger(__name__)
 
@@ -60,8 +63,8 @@ class TrialSpec:
     config: SearchConfig
     study: str
     classes: tuple[str, ...]
-    images: Path
-    """File of the decoded images, see :mod:`thawline.data.cache`."""
+    activations: StoredSplits
+    """Where its inputs are, images and what the frozen layers made of them."""
     home: Path
     store: MlflowStore
     parent_run_id: str
@@ -127,35 +130,32 @@ def run_trial(spec: TrialSpec, on_epoch: Callable[[EpochResult], Decision]) -> T
     Returns:
         The result, also of a trial that was pruned, ran out of memory twice, or whose loss is not finite.
     """
+    (result,) = run_together([spec], lambda number, epoch: on_epoch(epoch))
+    return result
+
+
+def run_together(
+    specs: Sequence[TrialSpec], on_epoch: Callable[[int, EpochResult], Decision]
+) -> tuple[TrialResult, ...]:
+    """Train one trial, or several that train the head alone, as one computation.
+
+    Args:
+        specs: of one study and, if several, of one backbone and full freeze depth, none of them begun before.
+        on_epoch: told the number of a trial and its epoch's result; answers whether it goes on.
+
+    Returns:
+        The results, in the order of ``specs``.
+    """
     started = time.perf_counter()
+    first = specs[0]
     # One seed for all trials of a study: they differ in their hyperparameters, not in luck.
-    set_up_process(threads=spec.threads, seed=spec.config.study.seed)
-    mlflow_tracker, tracker = _trackers(spec)
-    tracker.log_params(_params(spec))
-    folder = _checkpoint_folder(spec)
-    try:
-        outcome, result = _train(spec, folder, tracker, on_epoch)
-    except (ThawlineError, FloatingPointError) as error:
-        outcome, result = _failed(str(error)), None
-    except Exception as error:
-        if not is_out_of_memory(error):
-            _log.exception("trial %d failed", spec.number)
-        outcome, result = _failed(_reason(error)), None
-    reached = _what_was_reached(spec, folder, result)
-    seconds = time.perf_counter() - started
-    report = _record_end(spec, tracker, outcome, reached, seconds)
-    return TrialResult(
-        number=spec.number,
-        state=outcome.state,
-        value=reached.value,
-        best_epoch=reached.best_epoch,
-        epochs=reached.epochs,
-        seconds=seconds,
-        reason=outcome.reason,
-        run_id=mlflow_tracker.run_id,
-        checkpoint=str(reached.checkpoint.relative_to(spec.home)) if reached.checkpoint else None,
-        unsent=report.unsent,
-    )
+    set_up_process(threads=first.threads, seed=first.config.study.seed)
+    trials = [_Trial(spec, on_epoch) for spec in specs]
+    outcomes = _train_heads(trials) if len(trials) > 1 else None
+    if outcomes is None:
+        outcomes = [_guarded(trial) for trial in trials]
+    seconds = (time.perf_counter() - started) / len(trials)
+    return tuple(trial.end(outcome, seconds) for trial, outcome in zip(trials, outcomes, strict=True))
 
 
 @dataclass(frozen=True)
@@ -163,48 +163,130 @@ class _Outcome:
     state: Literal["complete", "pruned", "failed"]
     reason: str = ""
 
+    result: FitResult | None = None
+
 
 def _failed(reason: str) -> _Outcome:
     return _Outcome("failed", reason)
 
 
-def _train(
-    spec: TrialSpec, folder: CheckpointFolder, tracker: Tracker, on_epoch: Callable[[EpochResult], Decision]
-) -> tuple[_Outcome, FitResult]:
-    data = DecodedImages.open(spec.images)
-    train, validation = (LabelledImages(*data.split(split)) for split in ("train", "validation"))
+class _Trial:
+    """A trial that runs: where it records itself, and who is told."""
+
+    def __init__(self, spec: TrialSpec, on_epoch: Callable[[int, EpochResult], Decision]) -> None:
+        self.spec = spec
+        self._on_epoch = on_epoch
+        self.mlflow, self.tracker = _trackers(spec)
+        self.tracker.log_params(_params(spec))
+        self.folder = _checkpoint_folder(spec)
+
+    def announce(self, result: EpochResult) -> Decision:
+        """Record an epoch, and ask whether to go on."""
+        self.tracker.log_metrics(result.metrics, step=result.epoch, timestamp_ms=result.finished_at)
+        return self._on_epoch(self.spec.number, result)
+
+    def outcome(self, result: FitResult) -> _Outcome:
+        """How a training ended, in words."""
+        if result.decision is Decision.PRUNE:
+            return _Outcome("pruned", f"pruned after epoch {result.history[-1].epoch}", result)
+        if result.decision is Decision.STOP:
+            return _Outcome("complete", f"stopped by the time limit after epoch {result.history[-1].epoch}", result)
+        reason = f"no better for {self.spec.config.train.early_stopping} epochs" if result.stopped_early else ""
+        return _Outcome("complete", reason, result)
+
+    def end(self, outcome: _Outcome, seconds: float) -> TrialResult:
+        """Record how it ended, and sum it up."""
+        spec = self.spec
+        reached = _what_was_reached(spec, self.folder, outcome.result)
+        report = _record_end(spec, self.tracker, outcome, reached, seconds)
+        return TrialResult(
+            number=spec.number,
+            state=outcome.state,
+            value=reached.value,
+            best_epoch=reached.best_epoch,
+            epochs=reached.epochs,
+            seconds=seconds,
+            reason=outcome.reason,
+            run_id=self.mlflow.run_id,
+            checkpoint=str(reached.checkpoint.relative_to(spec.home)) if reached.checkpoint else None,
+            unsent=report.unsent,
+        )
+
+
+def _guarded(trial: _Trial) -> _Outcome:
+    """Train one trial; whatever goes wrong is its outcome."""
+    try:
+        return _train(trial)
+    except (ThawlineError, FloatingPointError) as error:
+        return _failed(str(error))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            _log.exception("trial %d failed", trial.spec.number)
+        return _failed(_reason(error))
+
+
+def _train(trial: _Trial) -> _Outcome:
+    spec = trial.spec
     runtime = runtime_for(spec.config.train)
+    train, validation = spec.activations.open(spec.hyperparameters.freeze_depth, runtime)
 
-    def announce(result: EpochResult) -> Decision:
-        tracker.log_metrics(result.metrics, step=result.epoch, timestamp_ms=result.finished_at)
-        return on_epoch(result)
-
-    def attempt(accumulation: int) -> FitResult:
-        return fit(
-            _backbone(spec),
+    def attempt(accumulation: int) -> tuple[backbones.Backbone, FitResult]:
+        backbone = _backbone(spec)
+        return backbone, fit(
+            backbone,
             train,
             validation,
             hyperparameters=spec.hyperparameters,
             config=spec.config.train,
             metric=spec.config.study.metric,
             runtime=runtime,
-            checkpoints=folder,
+            checkpoints=trial.folder,
             seed=spec.config.study.seed,
             accumulation=accumulation,
-            on_epoch=announce,
+            on_epoch=trial.announce,
         )
 
-    result = _with_less_memory(attempt, tracker, runtime)
-    _log_recall(spec, folder, validation, runtime, tracker)
-    if result.decision is Decision.PRUNE:
-        return _Outcome("pruned", f"pruned after epoch {result.history[-1].epoch}"), result
-    if result.decision is Decision.STOP:
-        return _Outcome("complete", f"stopped by the time limit after epoch {result.history[-1].epoch}"), result
-    reason = f"no better for {spec.config.train.early_stopping} epochs" if result.stopped_early else ""
-    return _Outcome("complete", reason), result
+    backbone, result = _with_less_memory(attempt, trial.tracker, runtime)
+    _log_recall(trial, backbone, validation, runtime)
+    return trial.outcome(result)
 
 
-def _with_less_memory(attempt: Callable[[int], FitResult], tracker: Tracker, runtime: Runtime) -> FitResult:
+def _train_heads(trials: Sequence[_Trial]) -> list[_Outcome] | None:
+    """Train heads together; ``None`` if it cannot be done so, and they must train one after the other."""
+    spec = trials[0].spec
+    runtime = runtime_for(spec.config.train)
+    train, validation = spec.activations.open(spec.hyperparameters.freeze_depth, runtime)
+    backbone = _backbone(spec)
+    try:
+        fitted = fit_heads(
+            backbone,
+            train,
+            validation,
+            [HeadTrial(t.spec.hyperparameters, t.folder, t.announce) for t in trials],
+            config=spec.config.train,
+            metric=spec.config.study.metric,
+            runtime=runtime,
+            seed=spec.config.study.seed,
+        )
+    except TrainingError:  # their activations were removed meanwhile
+        return None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    outcomes = []
+    for trial, result in zip(trials, fitted, strict=True):
+        if isinstance(result, TrainingError):
+            outcomes.append(_failed(str(result)))
+        else:
+            _log_recall(trial, backbone, validation, runtime)
+            outcomes.append(trial.outcome(result))
+    return outcomes
+
+
+def _with_less_memory(
+    attempt: Callable[[int], tuple[backbones.Backbone, FitResult]], tracker: Tracker, runtime: Runtime
+) -> tuple[backbones.Backbone, FitResult]:
     """Try once; when memory runs out, once more at half the batch with gradients accumulated over two parts."""
     try:
         return attempt(1)
@@ -229,21 +311,18 @@ def _backbone(spec: TrialSpec) -> backbones.Backbone:
     )
 
 
-def _log_recall(
-    spec: TrialSpec, folder: CheckpointFolder, validation: LabelledImages, runtime: Runtime, tracker: Tracker
-) -> None:
-    """Per-class recall of the best epoch: which classes the trial gives up."""
-    best = folder.best()
+def _log_recall(trial: _Trial, backbone: backbones.Backbone, validation: Inputs, runtime: Runtime) -> None:
+    """Per-class recall of the best epoch, whose weights the backbone then has: which classes the trial gives up."""
+    spec, best = trial.spec, trial.folder.best()
     if best is None:
         return
-    backbone = _backbone(spec)
     checkpoint = load_checkpoint(best)
-    load_model(checkpoint, backbone.module)
-    predicted = predict(backbone, validation.images, runtime, spec.config.train.batch_size).argmax(1).numpy()
+    load_model(checkpoint, backbone)
+    predicted = predict(backbone, validation, runtime, spec.config.train.batch_size).argmax(1).numpy()
     recalls = per_class_recall(predicted, validation.labels, len(spec.classes))
     metrics = {f"val_recall/{name}": float(recall) for name, recall in zip(spec.classes, recalls, strict=True)}
     metrics = {name: value for name, value in metrics.items() if value == value}  # a class that validation lacks is NaN
-    tracker.log_metrics(metrics, step=checkpoint.epoch)
+    trial.tracker.log_metrics(metrics, step=checkpoint.epoch)
 
 
 def _checkpoint_folder(spec: TrialSpec) -> CheckpointFolder:

@@ -159,10 +159,11 @@ def restore(prepared: Prepared, record: TrialRecord, home: Path) -> backbones.Ba
     backbone = backbones.create(
         record.hyperparameters.backbone,
         num_classes=len(prepared.manifest.classes),
-        weights="none",
+        weights=prepared.config.backbone.weights,
         image_size=prepared.config.backbone.image_size,
+        seed=prepared.config.study.seed,
     )
-    load_model(load_checkpoint(home / result.checkpoint), backbone.module)
+    load_model(load_checkpoint(home / result.checkpoint), backbone)
     backbone.module.eval()
     return backbone
 

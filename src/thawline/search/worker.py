@@ -1,11 +1,11 @@
-"""A trial in a process of its own, so that its death, its memory and its crashes stay its own.
+"""Work in a process of its own, so that its death, its memory and its crashes stay its own.
 
-The process comes from a fork server that has the heavy libraries loaded: it starts in a second or two instead of
-twenty. It reports each epoch over a pipe and waits for the answer, so Optuna's study stays with the driver. When the
-driver dies, the trial ends itself.
+Processes come from a fork server that has the heavy libraries loaded, and serve one call after another: the first
+starts in a second or two instead of twenty, the next at once. A call may report over a pipe and wait for the answer, so
+Optuna's study stays with the driver. When the driver dies, its workers end themselves.
 """
 
-import logging
+import gc
 import multiprocessing
 import os
 import signal
@@ -13,21 +13,21 @@ import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from thawline.search.trial import TrialResult, TrialSpec, run_trial
-from thawline.training import Decision, EpochResult
+from thawline.exceptions import ThawlineError
 
-__all__ = ["TrialCrashed", "TrialStopped", "prepare_workers", "run_in_process", "stop_workers"]
+__all__ = ["WorkStopped", "WorkerCrashed", "call_in_worker", "prepare_workers", "stop_workers"]
 
-_log = logging.getLogger(__name__)
 _Process: TypeAlias = ForkServerProcess | SpawnProcess
+_Send: TypeAlias = Callable[[Any], Any]
 
+_LEAVE_SECONDS = 5.0
 _PRELOAD = ["thawline.search.preload"]
 
 
-class TrialCrashed(Exception):
-    """A trial's process ended without a result."""
+class WorkerCrashed(Exception):
+    """The process ended without a result."""
 
     def __init__(self, exit_code: int | None) -> None:
         cause = f"was killed by signal {-exit_code}" if exit_code and exit_code < 0 else f"ended with {exit_code}"
@@ -35,22 +35,123 @@ class TrialCrashed(Exception):
         self.exit_code = exit_code
 
 
-class TrialStopped(Exception):
-    """The driver is leaving; the trial is not over and goes on when the search is run again."""
+class WorkStopped(Exception):
+    """The driver is leaving; what was begun is not over and goes on when the search is run again."""
 
 
 _stopping = threading.Event()
+_idle: list["_Worker"] = []
+_idle_lock = threading.Lock()
 
 
 def stop_workers() -> None:
-    """End all trials that run now, so that whoever waits for their threads does not wait for their last epoch."""
+    """End all calls that run now, so that nobody waits for their last epoch, and all processes that wait for one."""
     _stopping.set()
+    with _idle_lock:
+        waiting, _idle[:] = list(_idle), []
+    for worker in waiting:
+        worker.release()
 
 
 def prepare_workers() -> None:
     """Start the fork server now, so that it loads the libraries while the data is being read."""
     _stopping.clear()
     _start_server()
+
+
+def call_in_worker(
+    function: Callable[..., Any], *args: Any, on_message: _Send = lambda message: None, poll_seconds: float = 0.2
+) -> Any:
+    """Run ``function(*args, send)`` in another process and wait for what it returns.
+
+    The wait is a poll, so that whoever calls can be interrupted (Prefect's time-outs and cancellation); the process is
+    ended when this function leaves without a result, and kept for the next call otherwise.
+
+    Args:
+        function: of a module, since its name is what is sent. It may call ``send(message)``, which returns the answer.
+        args: values that can be pickled.
+        on_message: answers messages.
+        poll_seconds: how soon an interruption is noticed.
+
+    Raises:
+        WorkerCrashed: if the process dies without a result.
+        WorkStopped: after :func:`stop_workers`.
+        ThawlineError: what ``function`` raised.
+    """
+    worker = _take()
+    try:
+        worker.connection.send((function, args))
+        kind, value = worker.converse(on_message, poll_seconds)
+    except BaseException:
+        worker.end()
+        raise
+    _give_back(worker)
+    if kind == "error":
+        raise value
+    return value
+
+
+class _Worker:
+    """A process and the driver's end of its pipe."""
+
+    def __init__(self) -> None:
+        _start_server()
+        self.connection, theirs = multiprocessing.Pipe()
+        self.process: _Process = _context().Process(target=_serve, args=(theirs,), name="thawline-worker", daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def converse(self, on_message: _Send, poll_seconds: float) -> tuple[str, Any]:
+        while True:
+            if _stopping.is_set():
+                raise WorkStopped
+            try:
+                if not self.connection.poll(poll_seconds):
+                    continue
+                kind, value = self.connection.recv()
+                if kind != "message":
+                    return kind, value
+            except (EOFError, OSError):
+                raise self._crash() from None
+            answer = on_message(value)
+            try:
+                self.connection.send(answer)
+            except OSError:
+                raise self._crash() from None
+
+    def release(self) -> None:
+        """Let an idle process leave by itself."""
+        self.connection.close()
+        self.process.join(_LEAVE_SECONDS)
+        self.end()
+
+    def end(self) -> None:
+        self.connection.close()
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join()
+
+    def _crash(self) -> WorkerCrashed:
+        self.process.join()
+        return WorkerCrashed(self.process.exitcode)
+
+
+def _take() -> _Worker:
+    with _idle_lock:
+        while _idle:
+            worker = _idle.pop()
+            if worker.process.is_alive():
+                return worker
+            worker.end()
+    return _Worker()
+
+
+def _give_back(worker: _Worker) -> None:
+    if _stopping.is_set():
+        worker.end()
+        return
+    with _idle_lock:
+        _idle.append(worker)
 
 
 def _start_server() -> None:
@@ -62,87 +163,34 @@ def _start_server() -> None:
         forkserver.ensure_running()
 
 
-def run_in_process(
-    spec: TrialSpec, on_epoch: Callable[[EpochResult], Decision], *, poll_seconds: float = 0.2
-) -> TrialResult:
-    """Run one trial in a child process and wait for it.
-
-    The wait is a poll, so that whoever calls can be interrupted (Prefect's time-outs and cancellation); the child is
-    ended when this function leaves for any reason.
-
-    Raises:
-        TrialCrashed: if the process dies without a result.
-        TrialStopped: after :func:`stop_workers`.
-    """
-    _start_server()
-    ours, theirs = multiprocessing.Pipe()
-    process: _Process = _context().Process(
-        target=_main, args=(theirs, spec), name=f"trial-{spec.number:02d}", daemon=True
-    )
-    process.start()
-    theirs.close()
-    try:
-        return _converse(ours, process, on_epoch, poll_seconds)
-    finally:
-        ours.close()
-        if process.is_alive():
-            process.kill()
-        process.join()
-
-
-def _converse(
-    connection: Connection, process: _Process, on_epoch: Callable[[EpochResult], Decision], poll_seconds: float
-) -> TrialResult:
-    while True:
-        if _stopping.is_set():
-            raise TrialStopped
-        if not connection.poll(poll_seconds):
-            continue
-        message = _received(connection, process)
-        if isinstance(message, TrialResult):
-            process.join()
-            return message
-        answer = on_epoch(message)
-        try:
-            connection.send(answer)
-        except OSError:
-            raise _crash(process) from None
-
-
-def _received(connection: Connection, process: _Process) -> EpochResult | TrialResult:
-    try:
-        message = connection.recv()
-    except (EOFError, OSError):
-        raise _crash(process) from None
-    assert isinstance(message, EpochResult | TrialResult)  # noqa: S101  narrows the type
-    return message
-
-
-def _crash(process: _Process) -> TrialCrashed:
-    process.join()
-    return TrialCrashed(process.exitcode)
-
-
 def _context() -> ForkServerContext | SpawnContext:
     if "forkserver" in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("forkserver")
     return multiprocessing.get_context("spawn")
 
 
-def _main(connection: Connection, spec: TrialSpec) -> None:
-    """The child: train, report each epoch, send the result."""
+def _serve(connection: Connection) -> None:
+    """The child: one call after another, until the driver closes the pipe."""
     _end_with_parent()
     # Ctrl-C reaches every process of a terminal; the driver hears it too, and ends its trials.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def report(result: EpochResult) -> Decision:
-        connection.send(result)
-        answer = connection.recv()
-        assert isinstance(answer, Decision)  # noqa: S101  narrows the type
-        return answer
+    def send(message: Any) -> Any:
+        connection.send(("message", message))
+        return connection.recv()
 
-    connection.send(run_trial(spec, report))
-    connection.close()
+    while True:
+        try:
+            function, args = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = ("result", function(*args, send))
+        except ThawlineError as error:
+            answer = ("error", error)
+        connection.send(answer)
+        del function, args, answer
+        gc.collect()  # a trial's tensors go before the next one's come
 
 
 def _end_with_parent() -> None:

@@ -1,0 +1,162 @@
+"""Before the first trial: measure, plan, and store what the frozen layers make of the images."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from thawline import backbones
+from thawline.activations import ActivationStore, Plan, StoredSplits, make_plan, profile
+from thawline.config import SearchConfig
+from thawline.data import DecodedImages
+from thawline.search.events import Note, emit
+from thawline.search.prepare import Prepared
+from thawline.search.study import Study
+from thawline.search.worker import call_in_worker
+from thawline.training import Augmentation, Hyperparameters, ImageInputs, Runtime, runtime_for, set_up_process
+
+__all__ = ["store_activations", "threads_per_trial"]
+
+_PROGRESS_SECONDS = 10.0
+
+
+def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str, StoredSplits]:
+    """Measure and plan each backbone, and fill the store; the plan is kept with the study, so that it goes on with it.
+
+    Returns:
+        For each backbone, where its trials find their inputs.
+
+    Raises:
+        WorkerCrashed: if the process that does it dies.
+    """
+    stored = {}
+    for name in prepared.config.backbones:
+        request = _Request(
+            config=prepared.config,
+            backbone=name,
+            classes=len(prepared.manifest.classes),
+            images=prepared.images[name],
+            data=prepared.manifest.digest,
+            depths=prepared.config.space.freeze_depth or (0, prepared.depths[name]),
+            trials=max(1, prepared.config.study.trials - study.finished()),
+            threads=threads_per_trial(prepared.config),
+            store=home / "cache" / "activations",
+            plan=home / "studies" / study.name / f"plan-{name}.json",
+        )
+        stored[name] = call_in_worker(_store, request, on_message=emit)
+    return stored
+
+
+def threads_per_trial(config: SearchConfig) -> int:
+    """Trials that share the cores must not each start as many threads as there are cores."""
+    return max(1, torch.get_num_threads() // config.study.workers)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the worker must know."""
+
+    config: SearchConfig
+    backbone: str
+    classes: int
+    images: Path
+    data: str
+    depths: tuple[int, int]
+    trials: int
+    threads: int
+    store: Path
+    plan: Path
+
+
+def _store(request: _Request, send: Callable[[Note], object]) -> StoredSplits:
+    """In the worker."""
+    config = request.config
+    set_up_process(threads=request.threads, seed=config.study.seed)
+    plan = _known_plan(request.plan) or _new_plan(request)
+    request.plan.parent.mkdir(parents=True, exist_ok=True)
+    request.plan.write_text(plan.model_dump_json())
+    for line in plan.lines():
+        send(Note(line))
+    backbone = _backbone(request)
+    splits = StoredSplits(
+        folder=request.store,
+        budget=config.activations.budget_bytes,
+        plan=plan,
+        data=request.data,
+        images=request.images,
+        backbone=request.backbone,
+        weights=backbone.weights_digest,
+        preprocessing=backbone.preprocessing,
+        augmentation=_augmentation(config),
+    )
+    runtime = runtime_for(splits.train_config(config.train))
+    refused = splits.fill(backbone, runtime, batch_size=config.train.batch_size, on_progress=_progress(send))
+    for boundary, reason in refused.items():
+        name = plan.profile.groups[boundary - 1]
+        send(Note(f"not stored behind {name}, computed in every trial instead: {reason}", "warning"))
+    return splits
+
+
+def _known_plan(path: Path) -> Plan | None:
+    """The plan that the study was begun with: other precision in its second half would not be the same study."""
+    try:
+        return Plan.model_validate_json(path.read_text())
+    except (OSError, ValidationError):
+        return None
+
+
+def _new_plan(request: _Request) -> Plan:
+    config, data = request.config, DecodedImages.open(request.images)
+    images, labels = data.split("train")
+    augmentation = _augmentation(config)
+    preprocessing = backbones.preprocessing_of(
+        request.backbone, weights=config.backbone.weights, image_size=config.backbone.image_size
+    )
+
+    def inputs(runtime: Runtime) -> ImageInputs:
+        return ImageInputs(images, labels, preprocessing, runtime, augmentation)
+
+    train = config.train
+    hyperparameters = Hyperparameters(request.backbone, 0, 1e-3, train.weight_decay, 1.0, train.optimizer)
+    measured = profile(lambda: _backbone(request), inputs, hyperparameters, train, request.plan.parent)
+    return make_plan(
+        measured,
+        train,
+        train_images=len(labels),
+        validation_images=len(data.split("validation")[1]),
+        views=len(augmentation.stored_views) if augmentation.is_storable else None,
+        trials=request.trials,
+        depths=request.depths,
+        budget=ActivationStore(request.store, budget=config.activations.budget_bytes).bytes_allowed(),
+        store=config.activations.store,
+    )
+
+
+def _backbone(request: _Request) -> backbones.Backbone:
+    return backbones.create(
+        request.backbone,
+        num_classes=request.classes,
+        weights=request.config.backbone.weights,
+        image_size=request.config.backbone.image_size,
+        seed=request.config.study.seed,
+    )
+
+
+def _augmentation(config: SearchConfig) -> Augmentation:
+    return Augmentation.parse(config.train.augmentation, mirror=config.train.mirror, seed=config.study.seed)
+
+
+def _progress(send: Callable[[Note], object]) -> Callable[[int, int], None]:
+    """A line every ten seconds: a pass over many images takes minutes."""
+    last = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _PROGRESS_SECONDS:
+            last = time.monotonic()
+            send(Note(f"storing activations: {done} of {total} images"))
+
+    return tell

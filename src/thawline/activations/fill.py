@@ -15,9 +15,6 @@ from thawline.training import Inputs, Runtime, batches
 
 __all__ = ["fill"]
 
-_BLOCK_BYTES = 64 * 2**20
-"""Of the largest activations in a block: what is computed again after a builder was killed."""
-
 
 def fill(
     store: ActivationStore,
@@ -28,6 +25,7 @@ def fill(
     runtime: Runtime,
     *,
     batch_size: int,
+    block_bytes: int = 64 * 2**20,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[int, str]:
     """Have the activations of ``inputs`` in the store at every boundary in ``keys``; what is there whole stays.
@@ -43,6 +41,7 @@ def fill(
         keys: by boundary, at least 1.
         runtime: device and precision, as the keys say.
         batch_size: images at a time.
+        block_bytes: of the largest activations in a block, which is what is computed again after a builder was killed.
         on_progress: called with (images done, images in all).
 
     Returns:
@@ -56,7 +55,7 @@ def fill(
         if not missing:
             return {}
         backbone.module.to(runtime.device).to(memory_format=runtime.memory_format).eval()
-        return _Pass(store, backbone, inputs, epoch, missing, runtime, batch_size).run(on_progress)
+        return _Pass(store, backbone, inputs, epoch, missing, runtime, batch_size).run(block_bytes, on_progress)
 
 
 class _Pass:
@@ -80,13 +79,13 @@ class _Pass:
         self.writers: dict[int, ActivationWriter] = {}
         self.refused: dict[int, str] = {}
 
-    def run(self, on_progress: Callable[[int, int], None] | None) -> dict[int, str]:
+    def run(self, block_bytes: int, on_progress: Callable[[int, int], None] | None) -> dict[int, str]:
         with ExitStack() as stack:
             stack.callback(self._close)
             self._begin()
             total = len(self.inputs)
             done = self._go_back_to_common_row()
-            block = self._rows_per_block()
+            block = self._rows_per_block(block_bytes)
             while done < total and self.writers:
                 self._block(np.arange(done, min(done + block, total)))
                 done = min(done + block, total)
@@ -115,10 +114,10 @@ class _Pass:
                 writer.rewind(least)
         return writers[0].rows_done if writers else len(self.inputs)
 
-    def _rows_per_block(self) -> int:
+    def _rows_per_block(self, block_bytes: int) -> int:
         """The same for all files, so that a pass that goes on finds them all at the end of a block."""
         largest = max((writer.layout.row_bytes for writer in self.writers.values()), default=1)
-        return max(1, _BLOCK_BYTES // largest // self.batch_size) * self.batch_size
+        return max(1, block_bytes // largest // self.batch_size) * self.batch_size
 
     def _block(self, rows: np.ndarray) -> None:
         parts = np.split(rows, range(self.batch_size, len(rows), self.batch_size))

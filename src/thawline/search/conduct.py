@@ -33,7 +33,8 @@ class Queue:
             depths: number of layer groups of each backbone.
             deadline: in seconds of :func:`time.time`; no trial starts after it.
         """
-        self._study, self._batch, self._depths, self._deadline = study, batch, depths, deadline
+        self._study, self._depths, self._deadline = study, depths, deadline
+        self._batch = batch if study.draws_ahead else 1
         self._waiting = study.unfinished()
         self._left = trials - study.finished() - len(self._waiting)
 

@@ -36,7 +36,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 _log = logging.getLogger(__name__)
 
 # Their sequence of points hangs on one seed for the whole study; they keep their place in the storage.
-_ONE_SEED = {"QMCSampler", "GridSampler", "BruteForceSampler"}
+_FINITE = {"GridSampler", "BruteForceSampler"}
+_ONE_SEED = _FINITE | {"QMCSampler"}
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,11 @@ class Study:
     def exhausted(self) -> bool:
         """Whether the sampler has nothing left to try, as a grid does."""
         return bool(self._study.user_attrs.get("exhausted"))
+
+    @property
+    def draws_ahead(self) -> bool:
+        """Whether several trials may be drawn before the first has ended. A grid would begin its points anew."""
+        return self._config.study.sampler not in _FINITE
 
     def best(self) -> TrialRecord | None:
         """The best complete trial."""

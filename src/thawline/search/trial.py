@@ -275,7 +275,9 @@ def _train_heads(trials: Sequence[_Trial]) -> list[_Outcome] | None:
             raise
         return None
     outcomes = []
+    together = ", ".join(str(trial.spec.number) for trial in trials)
     for trial, result in zip(trials, fitted, strict=True):
+        trial.tracker.log_tags({"thawline.trained_together": together})
         if isinstance(result, TrainingError):
             outcomes.append(_failed(str(result)))
         else:

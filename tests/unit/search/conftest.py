@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from thawline.activations import StoredSplits
+from thawline.backbones import preprocessing_of
 from thawline.config import SearchConfig
 from thawline.data import decoded, scan
+from thawline.search import worker
 from thawline.search.trial import TrialSpec
 from thawline.tracking import MlflowStore, start_study_run
-from thawline.training import Hyperparameters
+from thawline.training import Augmentation, Hyperparameters
 
 SIZE = 32
 BACKBONE = "mobilenet_v3_small"
@@ -68,7 +71,17 @@ def make_spec(pictures: Path, store: MlflowStore, own_home: Path) -> Iterator[Ca
             config=config,
             study=study,
             classes=manifest.classes,
-            images=images.path,
+            activations=StoredSplits(
+                folder=own_home / "cache" / "activations",
+                budget=None,
+                plan=None,
+                data=manifest.digest,
+                images=images.path,
+                backbone=BACKBONE,
+                weights="0" * 16,
+                preprocessing=preprocessing_of(BACKBONE, weights="starter", image_size=SIZE),
+                augmentation=Augmentation(),
+            ),
             home=own_home,
             store=store,
             parent_run_id=parent,
@@ -76,3 +89,11 @@ def make_spec(pictures: Path, store: MlflowStore, own_home: Path) -> Iterator[Ca
         )
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def no_worker_is_left() -> Iterator[None]:
+    """A process that waits for the next call must not serve the next test."""
+    yield
+    worker.stop_workers()
+    worker._stopping.clear()

@@ -7,7 +7,7 @@ import pytest
 
 from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError, StudyError
-from thawline.search.conduct import next_trial
+from thawline.search.conduct import Queue
 from thawline.search.study import Study, check_sampling, latest_study, load_records, study_names
 from thawline.search.trial import TrialResult
 from thawline.training import EpochResult
@@ -189,10 +189,9 @@ def test_a_grid_ends_the_study_when_all_of_it_was_tried(own_home: Path) -> None:
     sections = {"study": {"sampler": "GridSampler", "sampler_options": {"search_space": grid}}}
     study = open_study(own_home, **sections)
     depths = set()
-    for _ in range(10):
-        asked = next_trial(study, [], study.finished(), budget=10, deadline=None)
-        if asked is None:
-            break
+    queue = Queue(study, trials=10, batch=4, depths=DEPTHS, deadline=None)
+    while together := queue.next():
+        (asked,) = together
         depths.add(asked.hyperparameters.freeze_depth)
         study.tell(TrialResult(asked.number, "complete", 0.5, 1, 1, 1.0, "", None, None))
     assert depths == {4, 5}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from multiprocessing import active_children
@@ -11,15 +12,18 @@ from typing import Any
 import pytest
 import torch
 
+from thawline import backbones
+from thawline.activations import Profile, make_plan
 from thawline.search import trial as trial_module
-from thawline.search.conduct import conduct
+from thawline.search.conduct import _run, conduct
 from thawline.search.study import Study
-from thawline.search.trial import TrialSpec, run_trial, trial_folder
-from thawline.search.worker import TrialCrashed, run_in_process
+from thawline.search.trial import TrialSpec, run_together, run_trial, trial_folder
+from thawline.search.worker import WorkerCrashed, call_in_worker
 from thawline.tracking import MlflowStore
-from thawline.training import Decision, EpochResult
+from thawline.training import Decision, EpochResult, runtime_for
 
 Make = Callable[..., TrialSpec]
+BACKBONE, SIZE = "mobilenet_v3_small", 32
 
 
 def go_on(result: EpochResult) -> Decision:
@@ -137,7 +141,11 @@ def test_a_tracking_server_that_is_down_stops_nothing_and_what_was_not_sent_is_k
 def test_a_trial_in_a_process_of_its_own_returns_the_same_as_in_this_one(make_spec: Make, own_home: Path) -> None:
     here = run_trial(make_spec(number=0), go_on)
     told: list[int] = []
-    there = run_in_process(make_spec(number=1), lambda epoch: (told.append(epoch.epoch), Decision.CONTINUE)[1])
+    (there,) = call_in_worker(
+        _run,
+        [make_spec(number=1)],
+        on_message=lambda message: (told.append(message[1].epoch), Decision.CONTINUE)[1],
+    )
     assert told == [1, 2]
     assert (there.state, there.value, there.best_epoch) == (here.state, here.value, here.best_epoch)
 
@@ -153,7 +161,7 @@ def test_a_killed_process_is_a_failed_trial_and_its_run_is_closed(
     report = study.report
 
     def report_and_kill(number: int, result: EpochResult) -> bool:
-        child = next(process for process in active_children() if process.name == "trial-00")
+        child = next(process for process in active_children() if process.name == "thawline-worker")
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
         child.join()
@@ -161,7 +169,7 @@ def test_a_killed_process_is_a_failed_trial_and_its_run_is_closed(
         return report(number, result)
 
     study.report = report_and_kill  # type: ignore[method-assign]
-    result = conduct(spec, study, deadline=None)
+    (result,) = conduct([spec], study, deadline=None)
     assert killed
     assert (result.state, result.reason) == ("failed", "the trial's process was killed by signal 9")
     study.tell(result)
@@ -172,17 +180,17 @@ def test_a_killed_process_is_a_failed_trial_and_its_run_is_closed(
 
 @pytest.mark.xdist_group("processes")
 def test_an_error_of_the_driver_ends_the_child(make_spec: Make) -> None:
-    def broken(result: EpochResult) -> Decision:
+    def broken(message: object) -> Decision:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_in_process(make_spec(epochs=50), broken)
-    assert not [process for process in active_children() if process.name == "trial-00"]
+        call_in_worker(_run, [make_spec(epochs=50)], on_message=broken)
+    assert not [process for process in active_children() if process.name == "thawline-worker"]
 
 
 def test_the_crash_error_names_the_signal_or_the_exit_code() -> None:
-    assert str(TrialCrashed(-9)) == "the trial's process was killed by signal 9"
-    assert str(TrialCrashed(3)) == "the trial's process ended with 3"
+    assert str(WorkerCrashed(-9)) == "the trial's process was killed by signal 9"
+    assert str(WorkerCrashed(3)) == "the trial's process ended with 3"
 
 
 def test_a_time_limit_ends_a_running_trial_at_its_next_epoch_and_keeps_its_value(
@@ -191,8 +199,75 @@ def test_a_time_limit_ends_a_running_trial_at_its_next_epoch_and_keeps_its_value
     spec = make_spec(epochs=5)
     study = Study.open(own_home, spec.study, spec.config, {spec.hyperparameters.backbone: 6}, "f")
     study.ask()
-    result = conduct(spec, study, deadline=0.0)
+    (result,) = conduct([spec], study, deadline=0.0)
     assert (result.state, result.epochs) == ("complete", 1)
     assert result.reason == "stopped by the time limit after epoch 1"
     assert result.value is not None
     assert trial_folder(own_home, spec.study, 0).is_dir()
+
+
+@pytest.mark.xdist_group("processes")
+def test_heads_that_are_trained_together_are_trials_and_runs_of_their_own(
+    make_spec: Make, store: MlflowStore, own_home: Path
+) -> None:
+    rates = (1e-3, 1e-2, 3e-2)
+    specs = [with_activations(make_spec(number=i, learning_rate=rate)) for i, rate in enumerate(rates)]
+    study = Study.open(own_home, specs[0].study, specs[0].config, {BACKBONE: 6}, "f")
+    for _ in specs:
+        study.ask()
+    results = conduct(specs, study, deadline=None)
+    alone = [run_trial(dataclasses.replace(spec, number=spec.number + 10), go_on) for spec in specs]
+    for result, single, rate in zip(results, alone, rates, strict=True):
+        assert (result.state, result.epochs) == ("complete", 2)
+        assert (result.value, result.best_epoch) == (single.value, single.best_epoch)
+        run, other = run_of(store, result.run_id), run_of(store, single.run_id)
+        assert run.info.status == "FINISHED"
+        assert run.data.params["learning_rate"] == str(rate)
+        assert run.data.metrics["train/loss"] == pytest.approx(other.data.metrics["train/loss"], rel=1e-4)
+        assert run.data.metrics["val_recall/dark"] == other.data.metrics["val_recall/dark"]
+        assert study.reported_epochs(result.number) == 2
+    assert len({result.run_id for result in results}) == 3
+    tags = [run_of(store, result.run_id).data.tags.get("thawline.trained_together") for result in (*results, *alone)]
+    assert tags == ["0, 1, 2"] * 3 + [None] * 3
+
+
+def test_heads_whose_activations_were_removed_are_trained_one_after_the_other(make_spec: Make, own_home: Path) -> None:
+    specs = [with_activations(make_spec(number=i)) for i in range(2)]
+    shutil.rmtree(specs[0].activations.folder)
+    results = run_together(specs, lambda number, result: Decision.CONTINUE)
+    assert [(result.state, result.epochs) for result in results] == [("complete", 2)] * 2
+
+
+def with_activations(spec: TrialSpec) -> TrialSpec:
+    """With what lies behind all layer groups in the store."""
+    backbone = backbones.create(BACKBONE, num_classes=2, weights="starter", image_size=SIZE)
+    runtime = runtime_for(spec.config.train)
+    measured = Profile(
+        precision="fp32",
+        channels_last=True,
+        groups=tuple(group.name for group in backbone.layer_groups),
+        forward=(1e-3,) * 7,
+        training=(1e-3,) * 7,
+        parameters=(1000,) * 7,
+        numbers=(1000,) * 6,
+        computed_as=("float32",) * 6,
+        largest=(1.0,) * 6,
+        image_seconds=1e-6,
+        step_seconds=1e-9,
+        read_bytes_per_second=1e9,
+        write_bytes_per_second=1e9,
+        start_seconds=0.1,
+    )
+    plan = make_plan(
+        measured,
+        spec.config.train,
+        train_images=32,
+        validation_images=16,
+        views=1,
+        trials=3,
+        depths=(6, 6),
+        budget=10**9,
+    )
+    stored = dataclasses.replace(spec.activations, plan=plan, weights=backbone.weights_digest)
+    assert stored.fill(backbone, runtime, batch_size=8) == {}
+    return dataclasses.replace(spec, activations=stored)

@@ -101,6 +101,12 @@ def search(
         str | None, typer.Option(help="Name of the study; the same name goes on where it stopped.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of sampling, initialisation and batch order.")] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Give the bits of plain training in single precision; slower.")
+    ] = False,
+    cache_budget: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Disk space for stored activations, such as 20GB.")
+    ] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
     assignments: SetOption = None,
     as_json: Json = False,
@@ -115,6 +121,8 @@ def search(
         "backbone.image_size": image_size,
         "train.epochs": epochs,
         "train.batch_size": batch_size,
+        "train.exact": exact or None,
+        "activations.budget": cache_budget,
         "study.trials": trials,
         "study.timeout_minutes": timeout,
         "study.name": study,

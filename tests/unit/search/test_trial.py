@@ -265,9 +265,34 @@ def with_activations(spec: TrialSpec) -> TrialSpec:
         validation_images=16,
         views=1,
         trials=3,
-        depths=(6, 6),
+        depths=(spec.hyperparameters.freeze_depth,) * 2,
         budget=10**9,
     )
     stored = dataclasses.replace(spec.activations, plan=plan, weights=backbone.weights_digest)
     assert stored.fill(backbone, runtime, batch_size=8) == {}
     return dataclasses.replace(spec, activations=stored)
+
+
+@pytest.mark.parametrize("depth", [6, 4])
+def test_exact_training_from_stored_activations_gives_the_bits_of_training_from_images(
+    make_spec: Make, store: MlflowStore, depth: int
+) -> None:
+    def losses(spec: TrialSpec) -> list[tuple[float, float]]:
+        told: list[tuple[float, float]] = []
+        run_trial(
+            spec,
+            lambda epoch: (
+                told.append((epoch.metrics["train/loss"], epoch.metrics["val/loss"])),
+                Decision.CONTINUE,
+            )[1],
+        )
+        return told
+
+    exact = [make_spec(number=i, depth=depth, exact=True, epochs=3) for i in range(2)]
+    short = [make_spec(number=i + 2, depth=depth, epochs=3) for i in range(2)]
+    from_images, from_store = losses(exact[0]), losses(with_activations(exact[1]))
+    assert from_store == from_images
+    nearly_images, nearly_store = losses(short[0]), losses(with_activations(short[1]))
+    assert nearly_store != nearly_images, "half precision shows"
+    for one, other in zip(nearly_store, nearly_images, strict=True):
+        assert one == pytest.approx(other, rel=0.15)

@@ -1,0 +1,131 @@
+"""The plan stores what pays, keeps to the budget, and says it in two sentences."""
+
+from typing import Any
+
+import pytest
+
+from thawline.activations import Plan, Profile, make_plan
+from thawline.config import SearchConfig, TrainConfig
+from thawline.exceptions import ConfigError
+
+
+def make_profile(**changes: Any) -> Profile:
+    """Three groups and a head. Behind the first lie as many bytes as time would read them; the head is nearly free."""
+    fields: dict[str, Any] = {
+        "precision": "fp32",
+        "channels_last": True,
+        "groups": ("stem", "body", "neck"),
+        "forward": (0.010, 0.010, 0.010, 0.00001),
+        "training": (0.030, 0.030, 0.030, 0.00003),
+        "parameters": (1_000, 1_000, 1_000, 1_000),
+        "numbers": (200_000, 100_000, 500),
+        "computed_as": ("float32",) * 3,
+        "largest": (10.0, 10.0, 10.0),
+        "image_seconds": 0.001,
+        "step_seconds": 1e-9,
+        "read_bytes_per_second": 2e9,
+        "write_bytes_per_second": 1e9,
+        "start_seconds": 0.5,
+    }
+    return Profile(**fields | changes)
+
+
+def plan(profile: Profile | None = None, **changes: Any) -> Plan:
+    options: dict[str, Any] = {
+        "train_images": 1_000,
+        "validation_images": 200,
+        "views": 1,
+        "trials": 20,
+        "depths": (0, 3),
+        "budget": 10**12,
+    }
+    config = changes.pop("config", TrainConfig(epochs=10))
+    return make_plan(profile or make_profile(), config, **options | changes)
+
+
+def test_with_room_for_all_every_boundary_of_the_space_is_stored() -> None:
+    assert plan().boundaries == (1, 2, 3)
+    assert plan(depths=(2, 3)).boundaries == (2, 3)
+    assert plan(depths=(3, 3)).boundaries == (3,)
+    assert plan(depths=(0, 0)).boundaries == ()
+
+
+def test_a_small_budget_goes_to_what_saves_the_most_time_for_its_bytes() -> None:
+    tight = plan(budget=10_000_000)
+    assert tight.boundaries == (3,)
+    assert tight.bytes <= 10_000_000
+    assert plan(budget=300_000_000).boundaries == (2, 3)
+    assert plan(budget=1_000).boundaries == ()
+
+
+def test_what_takes_longer_to_read_than_to_compute_is_not_stored() -> None:
+    slow_disk = make_profile(read_bytes_per_second=5e6)
+    assert plan(slow_disk).boundaries == (3,)
+
+
+def test_nothing_is_stored_for_one_epoch_of_one_trial() -> None:
+    assert plan(trials=1, depths=(3, 3), config=TrainConfig(epochs=1)).boundaries == ()
+
+
+def test_a_trial_begins_behind_the_last_boundary_that_it_freezes() -> None:
+    stored = plan(budget=10_000_000)
+    assert [stored.boundary_for(depth) for depth in range(4)] == [0, 0, 0, 3]
+
+
+def test_single_precision_is_kept_where_results_must_be_exact_or_numbers_are_large() -> None:
+    assert set(plan().stored_as.values()) == {"float16"}
+    assert set(plan(config=TrainConfig(exact=True)).stored_as.values()) == {"float32"}
+    large = plan(make_profile(largest=(10.0, 50_000.0, 10.0)))
+    assert large.stored_as == {1: "float16", 2: "float32", 3: "float16"}
+    assert set(plan(make_profile(computed_as=("bfloat16",) * 3)).stored_as.values()) == {"bfloat16"}
+
+
+def test_views_multiply_the_training_images_alone() -> None:
+    one, four = plan(depths=(3, 3)), plan(depths=(3, 3), views=4)
+    assert (one.bytes, four.bytes) == (500 * 2 * 1_200, 500 * 2 * 4_200)
+    assert four.fill_seconds() > 3 * one.fill_seconds()
+
+
+def test_with_a_new_view_each_epoch_only_validation_is_stored() -> None:
+    fresh = plan(depths=(3, 3), views=None)
+    assert fresh.bytes == 500 * 2 * 200
+    assert fresh.trial_seconds(3, 10) > 10 * 1_000 * 0.030, "training images go through the frozen layers each time"
+
+
+def test_the_seconds_add_up() -> None:
+    stored = plan(depths=(3, 3))
+    epoch = 1_000 * 0.00003 + 200 * 0.00001 + 1_200 * 1_000 / 2e9 + 32 * 1_000 * 1e-9 + 12_000 / 1e9
+    assert stored.trial_seconds(3, 10) == pytest.approx(0.5 + 10 * epoch, rel=0.01)
+    assert stored.fill_seconds() == pytest.approx(1_200 * 0.031, rel=0.01)
+    assert stored.search_seconds() == pytest.approx(stored.fill_seconds() + 20 * stored.trial_seconds(3, 10))
+    without = 0.5 + 10 * (1_000 * 0.03103 + 200 * 0.03101)
+    assert stored.seconds_without_store() == pytest.approx(20 * without, rel=0.05)
+
+
+def test_it_is_told_in_two_lines() -> None:
+    lines = plan(budget=300_000_000).lines()
+    assert lines == [
+        "plan: stores 2 boundaries (behind body, neck), 0.2 GB; trains in fp32, channels last",
+        "plan: search about 2.9 h instead of 3.7 h, if no trial is stopped early",
+    ]
+    assert plan(store=False).lines()[0] == "plan: stores nothing, trains in fp32, channels last"
+
+
+def test_it_is_kept_as_json() -> None:
+    made = plan(budget=300_000_000)
+    assert Plan.model_validate_json(made.model_dump_json()) == made
+
+
+def test_a_budget_is_a_size() -> None:
+    def budget(text: str) -> int | None:
+        sections = {"data": {"path": "x"}, "activations": {"budget": text}}
+        return SearchConfig.build(sections).activations.budget_bytes
+
+    assert (budget("500MB"), budget("1.5TB")) == (500_000_000, 1_500_000_000_000)
+    with pytest.raises(ConfigError, match=r"activations.budget: must be a size such as 500MB"):
+        budget("20")
+
+
+def test_exact_in_half_precision_is_refused() -> None:
+    with pytest.raises(ConfigError, match="exact needs precision fp32 or auto, but got precision=bf16"):
+        SearchConfig.build({"data": {"path": "x"}, "train": {"exact": True, "precision": "bf16"}})

@@ -1,0 +1,125 @@
+"""What a user would write: an Optuna study around the loop of PyTorch's transfer-learning tutorial.
+
+https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html: ``ImageFolder`` and its transforms,
+``DataLoader`` with worker processes, frozen parameters by ``requires_grad``, ``model.train()``. Optimizer, schedule,
+epochs, seeds and evaluation are Thawline's. Prints a line of JSON for every epoch.
+
+It is run by ``benchmarks/search.py``, as a process of its own.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from torchvision import datasets, models, transforms
+
+BEGAN = time.perf_counter()
+
+
+def main() -> None:
+    """Run the trials that ``--trials`` lists, in order."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--backbone", required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--image-size", type=int, required=True)
+    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trials", type=Path, required=True, help="JSON: [[frozen parameter names, rate], …]")
+    parser.add_argument("--prune", action="store_true")
+    arguments = parser.parse_args()
+    pruner = (
+        optuna.pruners.MedianPruner(n_startup_trials=8, n_warmup_steps=2)
+        if arguments.prune
+        else optuna.pruners.NopPruner()
+    )
+    study = optuna.create_study(direction="maximize", pruner=pruner)
+    for number, (frozen, rate) in enumerate(json.loads(arguments.trials.read_text())):
+        trial = study.ask()
+        value, pruned = run(trial, number, set(frozen), rate, arguments)
+        study.tell(trial, None if pruned else value, state=optuna.trial.TrialState.PRUNED if pruned else None)
+
+
+def run(trial: optuna.Trial, number: int, frozen: set[str], rate: float, arguments: Any) -> tuple[float, bool]:
+    """One trial; returns its best validation accuracy and whether it was pruned."""
+    torch.manual_seed(arguments.seed)
+    train, validation = (loader(arguments, split) for split in ("train", "validation"))
+    model = build(arguments, len(train.dataset.classes))  # type: ignore[attr-defined]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name not in frozen
+    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed = {"params": [p for p in free if p.ndim >= 2], "weight_decay": 0.01}
+    plain = {"params": [p for p in free if p.ndim < 2], "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([decayed, plain], lr=rate)
+    steps = arguments.epochs * len(train)
+    schedule = LambdaLR(optimizer, lambda step: factor(step, steps))
+    best = 0.0
+    for epoch in range(arguments.epochs):
+        model.train()
+        for images, labels in train:
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels, label_smoothing=0.1).backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(free, 1.0)
+            optimizer.step()
+            schedule.step()
+        model.eval()
+        correct = total = 0
+        with torch.no_grad():
+            for images, labels in validation:
+                correct += int((model(images).argmax(1) == labels).sum())
+                total += len(labels)
+        accuracy = correct / total
+        best = max(best, accuracy)
+        seconds = time.perf_counter() - BEGAN
+        print(json.dumps({"trial": number, "epoch": epoch + 1, "value": accuracy, "seconds": seconds}), flush=True)
+        trial.report(accuracy, epoch + 1)
+        if trial.should_prune() and epoch + 1 < arguments.epochs:
+            return best, True
+    return best, False
+
+
+def loader(arguments: Any, split: str) -> DataLoader[Any]:
+    """As in the tutorial, without random crops: every design sees the same pixels."""
+    steps = transforms.Compose(
+        [
+            transforms.Resize(round(256 * arguments.image_size / 224)),
+            transforms.CenterCrop(arguments.image_size),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    data = datasets.ImageFolder(arguments.data / split, steps)
+    return DataLoader(data, batch_size=arguments.batch_size, shuffle=split == "train", num_workers=2)
+
+
+def build(arguments: Any, classes: int) -> nn.Module:
+    """The pretrained network with a new head."""
+    model: nn.Module = models.get_model(arguments.backbone, weights=None, num_classes=classes)
+    state = model.state_dict()
+    pretrained = load_file(arguments.weights)
+    state.update({name: value for name, value in pretrained.items() if value.shape == state[name].shape})
+    model.load_state_dict(state)
+    return model
+
+
+def factor(step: int, steps: int) -> float:
+    """Thawline's schedule: a tenth of the steps warm up, then half a cosine."""
+    warmup = math.ceil(steps * 0.1)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+
+
+if __name__ == "__main__":
+    main()

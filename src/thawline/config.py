@@ -244,7 +244,7 @@ class StudyConfig(_Model):
     """Trials that are drawn at once, before any of them has a result. The cheapest of a batch run first, and those that
     train the head alone are trained together."""
     workers: int = Field(1, ge=1)
-    """Trials that run at the same time, each in a process of its own. More than one makes the order of results, and
+    """Trials that run at the same time, each in another process. More than one makes the order of results, and
     so the sampler's choices, depend on timing."""
 
     @model_validator(mode="before")

@@ -111,8 +111,7 @@ def run_trials(
     while True:
         while len(running) < budget.workers and (together := queue.next()):
             specs = [recorder.spec(prepared, stored, asked, home) for asked in together]
-            name = ", ".join(trial_name(spec.number, spec.hyperparameters) for spec in specs)
-            future = trial_task.with_options(task_run_name=name).submit(specs, prepared.depths, deadline)
+            future = trial_task.with_options(task_run_name=task_name(specs)).submit(specs, prepared.depths, deadline)
             running[future] = [spec.number for spec in specs]
         if not running:
             return
@@ -120,6 +119,13 @@ def run_trials(
         for result in trial_outcomes(future, running.pop(future)):
             study.tell(result)
         recorder.log_leaderboard(study)
+
+
+def task_name(specs: list[TrialSpec]) -> str:
+    """``trial-07 depth=3 lr=1.2e-3``, or ``trials 04, 05, 07: heads together``."""
+    if len(specs) == 1:
+        return trial_name(specs[0].number, specs[0].hyperparameters)
+    return f"trials {', '.join(f'{spec.number:02d}' for spec in specs)}: heads together"
 
 
 def first_done(running: Iterable[PrefectFuture[Any]]) -> PrefectFuture[Any]:

@@ -92,7 +92,8 @@ class _Pass:
                 if on_progress is not None:
                     on_progress(done, total)
             for boundary in list(self.writers):
-                self.store.publish(self.writers.pop(boundary))
+                self._guarded(boundary, self.store.publish)
+                self.writers.pop(boundary, None)
         return self.refused
 
     def _begin(self) -> None:
@@ -124,13 +125,14 @@ class _Pass:
         for _, batch in batches(self.inputs, parts, self.epoch, self.runtime):
             for boundary, activations in self._through(batch):
                 if boundary in self.writers:
-                    self._write(boundary, activations)
-        for writer in self.writers.values():
-            writer.end_block()
+                    self._guarded(boundary, lambda writer: writer.write(activations))  # noqa: B023  called at once
+        for boundary in list(self.writers):
+            self._guarded(boundary, ActivationWriter.end_block)
 
-    def _write(self, boundary: int, activations: Tensor) -> None:
+    def _guarded(self, boundary: int, write: Callable[[ActivationWriter], None]) -> None:
+        """Write; a disk that is full or numbers that do not fit end this file, and no other."""
         try:
-            self.writers[boundary].write(activations)
+            write(self.writers[boundary])
         except (ActivationError, OSError) as error:
             self.writers.pop(boundary).abandon()
             self.refused[boundary] = str(error)

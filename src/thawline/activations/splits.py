@@ -29,10 +29,8 @@ class StoredSplits:
     """Of the store, in bytes."""
     plan: Plan | None
     """``None`` stores nothing."""
-    data: str
-    """Digest of the manifest."""
     images: Path
-    """File of the decoded images."""
+    """File of the decoded images, named after the data, the sizes and the decoder."""
     backbone: str
     weights: str
     """Digest of the pretrained weights."""
@@ -116,7 +114,7 @@ class StoredSplits:
         assert self.plan is not None  # noqa: S101  else there is no boundary
         augmentation = self.augmentation
         return ActivationKey(
-            data=self.data,
+            data=self.images.stem,
             split=split,
             view="plain" if view is None else f"view {view} of seed {augmentation.seed}, mirror {augmentation.mirror}",
             backbone=self.backbone,

@@ -45,7 +45,7 @@ class ActivationKey:
     """Everything that activations depend on: whoever asks for the same key gets the same numbers."""
 
     data: str
-    """Digest of the manifest, which also tells the order of rows."""
+    """Name of the file of decoded images: digest of manifest (and so the order of rows), sizes and decoder."""
     split: str
     view: str
     """How the images were augmented."""

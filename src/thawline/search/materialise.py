@@ -39,7 +39,6 @@ def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str,
             backbone=name,
             classes=len(prepared.manifest.classes),
             images=prepared.images[name],
-            data=prepared.manifest.digest,
             depths=prepared.config.space.freeze_depth or (0, prepared.depths[name]),
             trials=max(1, prepared.config.study.trials - study.finished()),
             threads=threads_per_trial(prepared.config),
@@ -63,7 +62,6 @@ class _Request:
     backbone: str
     classes: int
     images: Path
-    data: str
     depths: tuple[int, int]
     trials: int
     threads: int
@@ -85,7 +83,6 @@ def _store(request: _Request, send: Callable[[Note], object]) -> StoredSplits:
         folder=request.store,
         budget=config.activations.budget_bytes,
         plan=plan,
-        data=request.data,
         images=request.images,
         backbone=request.backbone,
         weights=backbone.weights_digest,

@@ -75,7 +75,6 @@ def make_spec(pictures: Path, store: MlflowStore, own_home: Path) -> Iterator[Ca
                 folder=own_home / "cache" / "activations",
                 budget=None,
                 plan=None,
-                data=manifest.digest,
                 images=images.path,
                 backbone=BACKBONE,
                 weights="0" * 16,

@@ -150,7 +150,6 @@ def make_plan(
     trials: int,
     depths: tuple[int, int],
     budget: int,
-    store: bool = True,
 ) -> Plan:
     """Choose the boundaries to store: one after the other the one that saves the most time for its bytes.
 
@@ -162,8 +161,7 @@ def make_plan(
         views: views of each training image, at least 1; ``None`` if every epoch has a new one.
         trials: number of trials that are left.
         depths: smallest and largest freeze depth.
-        budget: bytes that may be stored.
-        store: False stores nothing.
+        budget: bytes that may be stored; 0 stores nothing.
     """
     deepest = len(profile.groups)
     stored_as: dict[int, StoredType] = {b: _stored_as(profile, b, config.exact) for b in range(1, deepest + 1)}
@@ -178,7 +176,7 @@ def make_plan(
         trials=trials,
         depths=depths,
     )
-    candidates = list(range(max(1, depths[0]), depths[1] + 1)) if store else []
+    candidates = list(range(max(1, depths[0]), depths[1] + 1))
     while candidates:
         plans = [_with(plan, boundary) for boundary in candidates]
         paying = [p for p in plans if p.bytes <= budget and p.search_seconds() < plan.search_seconds()]

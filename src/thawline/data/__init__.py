@@ -4,7 +4,7 @@
 people what was found.
 """
 
-from thawline.data._files import printable
+from thawline.data._files import printable, write_atomically
 from thawline.data.cache import DecodedImages, decoded
 from thawline.data.digits import write_digits
 from thawline.data.folder import Manifest, Problem, Row, Split, check_folder, image_files, scan
@@ -28,5 +28,6 @@ __all__ = [
     "report_text",
     "resize_and_crop",
     "scan",
+    "write_atomically",
     "write_digits",
 ]

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from thawline import backbones
 from thawline.activations import ActivationStore, Plan, StoredSplits, make_plan, profile
 from thawline.config import SearchConfig
-from thawline.data import DecodedImages
+from thawline.data import DecodedImages, write_atomically
 from thawline.search.events import Note, emit
 from thawline.search.prepare import Prepared
 from thawline.search.study import Study
@@ -27,11 +27,14 @@ def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str,
     """Measure and plan each backbone, and fill the store; the plan is kept with the study, so that it goes on with it.
 
     Returns:
-        For each backbone, where its trials find their inputs.
+        For each backbone, where its trials find their inputs; nothing if no trial is left.
 
     Raises:
         WorkerCrashed: if the process that does it dies.
     """
+    left = prepared.config.study.trials - study.finished()
+    if left <= 0:
+        return {}
     stored = {}
     for name in prepared.config.backbones:
         request = _Request(
@@ -40,12 +43,12 @@ def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str,
             classes=len(prepared.manifest.classes),
             images=prepared.images[name],
             depths=prepared.config.space.freeze_depth or (0, prepared.depths[name]),
-            trials=max(1, prepared.config.study.trials - study.finished()),
+            trials=max(1, left // len(prepared.config.backbones)),
             threads=threads_per_trial(prepared.config),
             store=home / "cache" / "activations",
             plan=home / "studies" / study.name / f"plan-{name}.json",
         )
-        stored[name] = call_in_worker(_store, request, on_message=emit)
+        stored[name] = call_in_worker(_plan_and_fill, request, on_message=emit)
     return stored
 
 
@@ -69,13 +72,15 @@ class _Request:
     plan: Path
 
 
-def _store(request: _Request, send: Callable[[Note], object]) -> StoredSplits:
+def _plan_and_fill(request: _Request, send: Callable[[Note], object]) -> StoredSplits:
     """In the worker."""
     config = request.config
     set_up_process(threads=request.threads, seed=config.study.seed)
     plan = _known_plan(request.plan) or _new_plan(request)
-    request.plan.parent.mkdir(parents=True, exist_ok=True)
-    request.plan.write_text(plan.model_dump_json())
+    write_atomically(request.plan, plan.model_dump_json().encode())
+    plan = plan.model_copy(update={"trials": request.trials})
+    if not config.activations.store:
+        plan = plan.model_copy(update={"boundaries": (), "bytes": 0})
     for line in plan.lines():
         send(Note(line))
     backbone = _backbone(request)
@@ -95,6 +100,10 @@ def _store(request: _Request, send: Callable[[Note], object]) -> StoredSplits:
         name = plan.profile.groups[boundary - 1]
         send(Note(f"not stored behind {name}, computed in every trial instead: {reason}", "warning"))
     return splits
+
+
+def _store(request: _Request) -> ActivationStore:
+    return ActivationStore(request.store, budget=request.config.activations.budget_bytes)
 
 
 def _known_plan(path: Path) -> Plan | None:
@@ -127,8 +136,7 @@ def _new_plan(request: _Request) -> Plan:
         views=len(augmentation.stored_views) if augmentation.is_storable else None,
         trials=request.trials,
         depths=request.depths,
-        budget=ActivationStore(request.store, budget=config.activations.budget_bytes).bytes_allowed(),
-        store=config.activations.store,
+        budget=_store(request).bytes_allowed() // len(config.backbones),
     )
 
 

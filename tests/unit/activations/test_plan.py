@@ -108,7 +108,7 @@ def test_it_is_told_in_two_lines() -> None:
         "plan: stores 2 boundaries (behind body, neck), 0.2 GB; trains in fp32, channels last",
         "plan: search about 2.9 h instead of 3.7 h, if no trial is stopped early",
     ]
-    assert plan(store=False).lines()[0] == "plan: stores nothing, trains in fp32, channels last"
+    assert plan(budget=0).lines()[0] == "plan: stores nothing, trains in fp32, channels last"
 
 
 def test_it_is_kept_as_json() -> None:

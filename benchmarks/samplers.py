@@ -66,6 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--surface", type=Path, default=Path(".thawline/benchmarks/surface.json"))
     parser.add_argument("--repetitions", type=int, default=30)
+    parser.add_argument("--batches", action="store_true", help="compare how many trials are drawn at once instead")
     arguments = parser.parse_args()
     if not arguments.surface.exists():
         arguments.surface.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +74,10 @@ def main() -> None:
     surface = np.array(json.loads(arguments.surface.read_text()))
     print(f"surface: {surface.shape[0]} depths x {surface.shape[1]} rates x {surface.shape[2]} epochs")
     print(f"best value on the grid: {surface[:, :, -1].max():.4f}; median {np.median(surface[:, :, -1]):.4f}\n")
-    print(markdown(surface, arguments.repetitions))
+    if arguments.batches:
+        print(batches(surface, arguments.repetitions))
+    else:
+        print(markdown(surface, arguments.repetitions))
 
 
 def measure_surface() -> list[list[list[float]]]:
@@ -121,8 +125,13 @@ def interpolated(surface: np.ndarray, depth: int, rate: float) -> np.ndarray:
     return np.asarray((1 - share) * surface[depth, left] + share * surface[depth, left + 1])
 
 
-def search(surface: np.ndarray, sampler: str, pruner: str, trials: int, seed: int) -> tuple[float, float]:
-    """One search: the true final value of the trial that it would pick, and the share of epochs that it trained."""
+def search(
+    surface: np.ndarray, sampler: str, pruner: str, trials: int, seed: int, batch: int = 1
+) -> tuple[float, float]:
+    """One search: the true final value of the trial that it would pick, and the share of epochs that it trained.
+
+    ``batch`` trials are drawn at once; the deepest frozen, which are the cheapest, run first.
+    """
     random = np.random.default_rng(seed)
     sampler_class, sampler_options = SAMPLERS[sampler]
     pruner_class, pruner_options = PRUNERS[pruner]
@@ -134,22 +143,23 @@ def search(surface: np.ndarray, sampler: str, pruner: str, trials: int, seed: in
     depth = surface.shape[0] - 1
     study.enqueue_trial({"freeze_depth": depth, "learning_rate": 1e-3})
     epochs = 0
-    for _ in range(trials):
-        trial = study.ask()
-        point = (
-            trial.suggest_int("freeze_depth", 0, depth),
-            trial.suggest_float("learning_rate", RATES[0], RATES[-1], log=True),
-        )
-        curve = interpolated(surface, *point)
-        seen = np.clip(curve + random.normal(0, NOISE), 0, 1)
-        for epoch, value in enumerate(seen, 1):
-            epochs += 1
-            trial.report(float(value), epoch)
-            if epoch < EPOCHS and trial.should_prune():
-                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-                break
-        else:
-            study.tell(trial, float(seen.max()))
+    for start in range(0, trials, batch):
+        drawn = []
+        for _ in range(min(batch, trials - start)):
+            trial = study.ask()
+            place = trial.suggest_int("freeze_depth", 0, depth)
+            drawn.append((place, trial.suggest_float("learning_rate", RATES[0], RATES[-1], log=True), trial))
+        for place, rate, trial in sorted(drawn, key=lambda each: -each[0]):
+            curve = interpolated(surface, place, rate)
+            seen = np.clip(curve + random.normal(0, NOISE), 0, 1)
+            for epoch, value in enumerate(seen, 1):
+                epochs += 1
+                trial.report(float(value), epoch)
+                if epoch < EPOCHS and trial.should_prune():
+                    study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                    break
+            else:
+                study.tell(trial, float(seen.max()))
     best = study.best_trial.params
     return float(interpolated(surface, best["freeze_depth"], best["learning_rate"]).max()), epochs / (trials * EPOCHS)
 
@@ -168,6 +178,23 @@ def markdown(surface: np.ndarray, repetitions: int) -> str:
             cells.append(f"{statistics.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})")
             share = statistics.mean(epochs for _, epochs in results)
         lines.append(f"| {sampler} | {pruner} | {cells[0]} | {cells[1]} | {share:.0%} |")
+    return "\n".join(lines)
+
+
+def batches(surface: np.ndarray, repetitions: int) -> str:
+    """The default sampler and pruner with several trials drawn at once."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    sampler, pruner = "GPSampler that counts pruned trials, 4 random trials first", "MedianPruner, 8 trials first"
+    lines = ["| drawn at once | 10 trials | 20 trials | 30 trials | epochs trained |", "|---|---|---|---|---|"]
+    for batch in track((1, 4, 8), "searching", console=Console(stderr=True)):
+        cells, share = [], 0.0
+        for trials in (10, 20, 30):
+            results = [search(surface, sampler, pruner, trials, seed, batch) for seed in range(repetitions)]
+            values = [value for value, _ in results]
+            cells.append(f"{statistics.mean(values):.4f} ({min(values):.4f} to {max(values):.4f})")
+            share = statistics.mean(epochs for _, epochs in results)
+        lines.append(f"| {batch} | {' | '.join(cells)} | {share:.0%} |")
     return "\n".join(lines)
 
 

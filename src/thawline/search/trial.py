@@ -147,9 +147,6 @@ def run_together(
         The results, in the order of ``specs``.
     """
     started = time.perf_counter()
-    first = specs[0]
-    # One seed for all trials of a study: they differ in their hyperparameters, not in luck.
-    set_up_process(threads=first.threads, seed=first.config.study.seed)
     trials = [_Trial(spec, on_epoch) for spec in specs]
     outcomes = _train_heads(trials) if len(trials) > 1 else None
     if outcomes is None:
@@ -162,7 +159,6 @@ def run_together(
 class _Outcome:
     state: Literal["complete", "pruned", "failed"]
     reason: str = ""
-
     result: FitResult | None = None
 
 
@@ -227,7 +223,7 @@ def _guarded(trial: _Trial) -> _Outcome:
 
 def _train(trial: _Trial) -> _Outcome:
     spec = trial.spec
-    runtime = runtime_for(spec.config.train)
+    runtime = _set_up(spec)
     train, validation = spec.activations.open(spec.hyperparameters.freeze_depth, runtime)
 
     def attempt(accumulation: int) -> tuple[backbones.Backbone, FitResult]:
@@ -254,10 +250,10 @@ def _train(trial: _Trial) -> _Outcome:
 def _train_heads(trials: Sequence[_Trial]) -> list[_Outcome] | None:
     """Train heads together; ``None`` if it cannot be done so, and they must train one after the other."""
     spec = trials[0].spec
-    runtime = runtime_for(spec.config.train)
-    train, validation = spec.activations.open(spec.hyperparameters.freeze_depth, runtime)
-    backbone = _backbone(spec)
     try:
+        runtime = _set_up(spec)
+        train, validation = spec.activations.open(spec.hyperparameters.freeze_depth, runtime)
+        backbone = _backbone(spec)
         fitted = fit_heads(
             backbone,
             train,
@@ -271,9 +267,10 @@ def _train_heads(trials: Sequence[_Trial]) -> list[_Outcome] | None:
     except TrainingError:  # their activations were removed meanwhile
         return None
     except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        return None
+        if is_out_of_memory(error):
+            return None
+        _log.exception("trials %s failed", [trial.spec.number for trial in trials])
+        return [_failed(_reason(error))] * len(trials)
     outcomes = []
     together = ", ".join(str(trial.spec.number) for trial in trials)
     for trial, result in zip(trials, fitted, strict=True):
@@ -284,6 +281,12 @@ def _train_heads(trials: Sequence[_Trial]) -> list[_Outcome] | None:
             _log_recall(trial, backbone, validation, runtime)
             outcomes.append(trial.outcome(result))
     return outcomes
+
+
+def _set_up(spec: TrialSpec) -> Runtime:
+    """Threads, and one seed for all trials of a study: they differ in their hyperparameters, not in luck."""
+    set_up_process(threads=spec.threads, seed=spec.config.study.seed)
+    return runtime_for(spec.config.train)
 
 
 def _with_less_memory(

@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--backbone", required=True)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--weights", required=True, help="a file, or none")
     parser.add_argument("--image-size", type=int, required=True)
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -106,6 +106,8 @@ def loader(arguments: Any, split: str) -> DataLoader[Any]:
 def build(arguments: Any, classes: int) -> nn.Module:
     """The pretrained network with a new head."""
     model: nn.Module = models.get_model(arguments.backbone, weights=None, num_classes=classes)
+    if arguments.weights == "none":
+        return model
     state = model.state_dict()
     pretrained = load_file(arguments.weights)
     state.update({name: value for name, value in pretrained.items() if value.shape == state[name].shape})

@@ -22,7 +22,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 SHARED = Path(os.environ.get("THAWLINE_TEST_DATA", HERE.parents[1] / "shared"))
-BACKBONE, CLASSES = "squeezenet1_0", 10
+CLASSES = 10
 THAWLINE = Path(sys.executable).parent / "thawline"
 EPOCH = re.compile(r"trial-(\d+) epoch (\d+)/\d+: .*val/accuracy ([\d.]+)")
 
@@ -51,6 +51,7 @@ class Run:
 def main() -> None:
     """Run all designs, interleaved over the seeds, and print a table; ``--plot`` draws the regret."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backbone", default="squeezenet1_0", help="another one has random weights: times alone count")
     parser.add_argument("--train", type=int, default=200, help="training images")
     parser.add_argument("--validation", type=int, default=100)
     parser.add_argument("--image-size", type=int, default=112)
@@ -62,9 +63,11 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path, help="where to write all curves")
     options = parser.parse_args()
-    weights = SHARED / "weights" / "squeezenet1_0_imagenet.safetensors"
-    if not weights.exists():
+    weights = str(SHARED / "weights" / "squeezenet1_0_imagenet.safetensors")
+    if not Path(weights).exists():
         sys.exit(f"There is no {weights}. Set THAWLINE_TEST_DATA to the folder of photographs and weights.")
+    if options.backbone != "squeezenet1_0":
+        weights = "none"
     with tempfile.TemporaryDirectory() as folder:
         data = subset(Path(folder) / "photographs", options)
         runs = [run for seed in range(options.seeds) for run in designs(data, weights, seed, options, Path(folder))]
@@ -87,7 +90,7 @@ def subset(folder: Path, options: argparse.Namespace) -> Path:
     return folder
 
 
-def designs(data: Path, weights: Path, seed: int, options: argparse.Namespace, folder: Path) -> list[Run]:
+def designs(data: Path, weights: str, seed: int, options: argparse.Namespace, folder: Path) -> list[Run]:
     """All designs with one seed, one after the other."""
     median = ["--set", "study.pruner=MedianPruner"]
 
@@ -104,15 +107,24 @@ def designs(data: Path, weights: Path, seed: int, options: argparse.Namespace, f
 
 
 def thawline(
-    name: str, data: Path, weights: Path, seed: int, options: argparse.Namespace, folder: Path, more: Sequence[str]
+    name: str, data: Path, weights: str, seed: int, options: argparse.Namespace, folder: Path, more: Sequence[str]
 ) -> Run:
     """A search by the command, in a home of its own."""
     home = Path(tempfile.mkdtemp(dir=folder))
-    arguments = ["search", data, "--backbone", BACKBONE, "--weights", weights, "--image-size", options.image_size]
+    arguments = [
+        "search",
+        data,
+        "--backbone",
+        options.backbone,
+        "--weights",
+        weights,
+        "--image-size",
+        options.image_size,
+    ]
     arguments += ["--epochs", options.epochs, "--trials", options.trials, "--seed", seed]
     arguments += ["--set", "study.sampler=RandomSampler", *more]
     if options.head_only:
-        depth = len(layer_groups())
+        depth = len(layer_groups(options.backbone))
         arguments += ["--set", f"space.freeze_depth=[{depth}, {depth}]", "--set", "study.batch=30"]
     began = time.perf_counter()
     curve = []
@@ -150,7 +162,7 @@ def thawline(
 def usual(
     name: str,
     data: Path,
-    weights: Path,
+    weights: str,
     seed: int,
     options: argparse.Namespace,
     folder: Path,
@@ -158,12 +170,21 @@ def usual(
     *more: str,
 ) -> Run:
     """The peer, on the same trials."""
-    groups = layer_groups()
+    groups = layer_groups(options.backbone)
     some = trials[: options.peer_trials or len(trials)]
     listed = folder / "trials.json"
     frozen = [([name for group in groups[:depth] for name in group], rate) for depth, rate in some]
     listed.write_text(json.dumps(frozen))
-    arguments = ["--data", data, "--backbone", BACKBONE, "--weights", weights, "--image-size", options.image_size]
+    arguments = [
+        "--data",
+        data,
+        "--backbone",
+        options.backbone,
+        "--weights",
+        weights,
+        "--image-size",
+        options.image_size,
+    ]
     arguments += ["--epochs", options.epochs, "--seed", seed, "--trials", listed, *more]
     began = time.perf_counter()
     done = subprocess.run(
@@ -175,11 +196,11 @@ def usual(
     return Run(name, seconds, [(epoch["seconds"], epoch["value"]) for epoch in epochs], [])
 
 
-def layer_groups() -> list[tuple[str, ...]]:
+def layer_groups(backbone: str) -> list[tuple[str, ...]]:
     """Names of the parameters and buffers of each layer group."""
     from thawline import backbones
 
-    built = backbones.create(BACKBONE, num_classes=CLASSES, weights="none")
+    built = backbones.create(backbone, num_classes=CLASSES, weights="none")
     return [group.tensors for group in built.layer_groups]
 
 

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
 OPTIONS = [
     *("--backbone", "mobilenet_v3_small", "--weights", "starter", "--image-size", "32", "--trials", "3"),
     *("--epochs", "3", "--batch-size", "16", "--study", "shapes", "--set", "data.workers=1"),
-    *("--set", "study.pruner=NopPruner", "--set", "train.device=cpu", "--json"),
+    *("--exact", "--set", "study.pruner=NopPruner", "--set", "train.device=cpu", "--json"),
 ]
 
 

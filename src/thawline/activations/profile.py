@@ -26,9 +26,9 @@ from thawline.training.optim import build_optimizer
 __all__ = ["profile"]
 
 _MODE_IMAGES = 8
-_SHORTER_PRECISION_GAIN = 1.3
-"""bf16 is taken on a CPU only if it is this many times faster: it costs digits, and a choice that hangs on a few per
-cent would change from run to run."""
+_SHORTER_PRECISION_GAIN, _OTHER_ORDER_GAIN = 1.3, 1.15
+"""How many times faster another way must be to be taken: a choice that hangs on a few per cent would change from run to
+run, and with it the last digits of all results; bf16 costs more digits."""
 _PASS_SECONDS = 1.5
 _TYPES: dict[torch.dtype, StoredType] = {
     torch.float32: "float32",
@@ -99,9 +99,13 @@ def _fastest(
             train_mode(backbone, 0)
             whole = section(backbone, 0, exact=config.exact)
             measured[runtime] = _median(lambda: _train(whole, batch, runtime), runtime, repeats=2) / len(batch)  # noqa: B023
-    order = min((r for r in measured if r.autocast_dtype == usual.autocast_dtype), key=measured.__getitem__)
-    best = min(measured, key=measured.__getitem__)
-    chosen = best if measured[order] > _SHORTER_PRECISION_GAIN * measured[best] else order
+    gains = {
+        runtime: measured[usual] / seconds
+        for runtime, seconds in measured.items()
+        if measured[usual] / seconds
+        > (_OTHER_ORDER_GAIN if runtime.autocast_dtype == usual.autocast_dtype else _SHORTER_PRECISION_GAIN)
+    }
+    chosen = max(gains, key=gains.__getitem__, default=usual)
     return chosen, measured[chosen]
 
 

@@ -31,8 +31,8 @@ class Finding:
 
 
 def diagnose(home: Path) -> list[Finding]:
-    """Look at Python, versions, home, devices, torchvision's weights cache and the starter weights."""
-    return [_python(), *_versions(), _torchvision(), _home(home), _device(), _weights_cache(), _starter()]
+    """Look at Python, versions, home, cache, devices, torchvision's weights cache and the starter weights."""
+    return [_python(), *_versions(), _torchvision(), _home(home), _cache(home), _device(), _weights_cache(), _starter()]
 
 
 def findings_table(findings: list[Finding]) -> Table:
@@ -98,6 +98,17 @@ def _home(home: Path) -> Finding:
     if free < 5:
         return Finding("home", "warning", f"{home}, {free:.1f} GB free", "caches and checkpoints want several GB")
     return Finding("home", "ok", f"{home}, {free:.0f} GB free")
+
+
+def _cache(home: Path) -> Finding:
+    """What decoded images and stored activations take; all of it can be made again."""
+    sizes = []
+    for name in ("decoded", "activations"):
+        folder = home / "cache" / name
+        files = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+        sizes.append(f"{sum(path.stat().st_size for path in files) / 1e9:.1f} GB {name}")
+    advice = "to free it, remove the folder while no search runs; --cache-budget bounds the activations"
+    return Finding("cache", "ok", f"{home / 'cache'}: {', '.join(sizes)}", advice if (home / "cache").is_dir() else "")
 
 
 def _device() -> Finding:

@@ -230,7 +230,10 @@ class ActivationStore:
         return writer
 
     def publish(self, writer: "ActivationWriter") -> None:
-        """Make a file that was written to its end visible under its key."""
+        """Make a file that was written to its end visible under its key.
+
+        It is not synced to the disk, which would cost as long as writing it: after a power cut the checksums tell.
+        """
         blocks = writer.finish()
         path = self._path(writer.key, "bin")
         self._path(writer.key, "partial").replace(path)

@@ -38,6 +38,8 @@ format: setup  ## Format the code and fix what can be fixed
 	$(BIN)/ruff format .
 
 bench: setup  ## Measure what docs/benchmarks.md reports
+	$(BIN)/python benchmarks/search.py --peer-trials 10
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/samplers.py
 	$(BIN)/python benchmarks/starter.py
 

@@ -259,7 +259,11 @@ def _train_epoch(stack: _Stack, train: Inputs, epoch: int, seed: int, weights: T
     total_loss, correct, total_norm = (torch.zeros(count, device=device) for _ in range(3))
     order = batch_order(len(train), stack.config.batch_size, seed, epoch)
 
+    # Under vmap autocast does not reach the layers: the head's one layer is given what autocast would give it.
+    kind = stack.runtime.autocast_dtype or torch.float32
+
     def loss_of(parameters: dict[str, Tensor], batch: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        parameters = {name: parameter.to(kind) for name, parameter in parameters.items()}
         logits = functional_call(stack.tail, parameters, (batch,)).float()
         loss = F.cross_entropy(logits, labels, weight=weights, label_smoothing=stack.config.label_smoothing)
         return loss, (logits.detach().argmax(1) == labels).sum()
@@ -269,8 +273,7 @@ def _train_epoch(stack: _Stack, train: Inputs, epoch: int, seed: int, weights: T
     names = list(stack.parameters)
     for rows, batch in batches(train, order, epoch, stack.runtime):
         labels = torch.from_numpy(train.labels[rows]).to(device)
-        with stack.runtime.autocast():
-            losses, hits = losses_of(stack.parameters, batch, labels)
+        losses, hits = losses_of(stack.parameters, batch.to(kind), labels)
         gradients: Any = torch.autograd.grad(losses.sum(), list(stack.parameters.values()))
         named = dict(zip(names, gradients, strict=True))
         total_norm += stack.clip(named)

@@ -133,6 +133,13 @@ def test_each_learns_what_it_would_learn_alone(alone: Any, together: Any, optimi
         assert (single.value, single.best_epoch) == (fused.value, fused.best_epoch)
 
 
+def test_in_bf16_too_each_learns_nearly_what_it_would_learn_alone(alone: Any, together: Any) -> None:
+    config = CONFIG.model_copy(update={"precision": "bf16"})
+    asked = [head(1e-3), head(1e-2)]
+    for one, fused in zip(asked, together(asked, config), strict=True):
+        assert losses(fused) == pytest.approx(losses(alone(one, config, folder=f"bf16-{one.learning_rate}")), rel=0.01)
+
+
 def test_different_rates_come_to_different_heads(together: Any) -> None:
     slow, fast = together([head(1e-4), head(3e-2)])
     assert losses(fast)[-1] < losses(slow)[-1] - 0.05

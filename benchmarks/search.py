@@ -111,17 +111,7 @@ def thawline(
 ) -> Run:
     """A search by the command, in a home of its own."""
     home = Path(tempfile.mkdtemp(dir=folder))
-    arguments = [
-        "search",
-        data,
-        "--backbone",
-        options.backbone,
-        "--weights",
-        weights,
-        "--image-size",
-        options.image_size,
-    ]
-    arguments += ["--epochs", options.epochs, "--trials", options.trials, "--seed", seed]
+    arguments = ["search", data, *common(options, weights, seed), "--trials", options.trials]
     arguments += ["--set", "study.sampler=RandomSampler", *more]
     if options.head_only:
         depth = len(layer_groups(options.backbone))
@@ -175,17 +165,7 @@ def usual(
     listed = folder / "trials.json"
     frozen = [([name for group in groups[:depth] for name in group], rate) for depth, rate in some]
     listed.write_text(json.dumps(frozen))
-    arguments = [
-        "--data",
-        data,
-        "--backbone",
-        options.backbone,
-        "--weights",
-        weights,
-        "--image-size",
-        options.image_size,
-    ]
-    arguments += ["--epochs", options.epochs, "--seed", seed, "--trials", listed, *more]
+    arguments = ["--data", data, *common(options, weights, seed), "--trials", listed, *more]
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, HERE / "peer.py", *map(str, arguments)], capture_output=True, text=True, check=True
@@ -194,6 +174,12 @@ def usual(
     tell(name, seed, seconds)
     epochs = [json.loads(line) for line in done.stdout.splitlines()]
     return Run(name, seconds, [(epoch["seconds"], epoch["value"]) for epoch in epochs], [])
+
+
+def common(options: argparse.Namespace, weights: str, seed: int) -> list[Any]:
+    """The options that both commands have."""
+    network = ["--backbone", options.backbone, "--weights", weights, "--image-size", options.image_size]
+    return [*network, "--epochs", options.epochs, "--seed", seed]
 
 
 def layer_groups(backbone: str) -> list[tuple[str, ...]]:

@@ -13,7 +13,7 @@ from thawline import environment
 __all__ = ["start_ahead"]
 
 
-def start_ahead() -> Callable[[], None]:
+def start_ahead() -> Callable[[], object]:
     """Begin to start the server, if Prefect would; returns a function that waits until it answers.
 
     A server that does not come up is left to Prefect, which tries again when the flow begins and says what is wrong.
@@ -39,8 +39,4 @@ def start_ahead() -> Callable[[], None]:
 
     # A daemon: a wrong option must not wait for a server that nobody needs.
     threading.Thread(target=start, name="thawline-prefect-server", daemon=True).start()
-
-    def wait() -> None:
-        ready.wait()
-
-    return wait
+    return ready.wait

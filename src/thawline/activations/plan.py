@@ -1,7 +1,5 @@
 """What to store: pure arithmetic on what was measured."""
 
-from collections.abc import Collection
-
 from pydantic import BaseModel, ConfigDict
 
 from thawline.activations.store import StoredType
@@ -73,7 +71,7 @@ class Plan(BaseModel):
 
     def trial_seconds(self, depth: int, epochs: int) -> float:
         """What a trial of that many epochs should take, from its start to its end."""
-        return self.profile.start_seconds + epochs * self._epoch_seconds(depth, self.boundaries)
+        return self.profile.start_seconds + epochs * self._epoch_seconds(depth)
 
     def fill_seconds(self) -> float:
         """What filling the store should take."""
@@ -85,11 +83,18 @@ class Plan(BaseModel):
 
     def search_seconds(self) -> float:
         """What the whole search should take if every trial trains to its end and all depths are tried equally."""
-        return self.fill_seconds() + self._trials_seconds(self.boundaries)
+        low, high = self.depths
+        each = [self._epoch_seconds(depth) for depth in range(low, high + 1)]
+        trials = self.trials * (self.profile.start_seconds + self.epochs * sum(each) / len(each))
+        return self.fill_seconds() + trials
+
+    def without_store(self) -> "Plan":
+        """The same where every trial computes everything by itself."""
+        return self.model_copy(update={"boundaries": (), "bytes": 0})
 
     def seconds_without_store(self) -> float:
-        """The same if every trial computed everything by itself."""
-        return self._trials_seconds(())
+        """What the whole search should take if nothing was stored."""
+        return self.without_store().search_seconds()
 
     def lines(self) -> list[str]:
         """The plan in two sentences."""
@@ -110,17 +115,14 @@ class Plan(BaseModel):
 
     def bytes_of(self, boundary: int) -> int:
         """Size of what is stored behind a boundary."""
-        size = self.profile.numbers[boundary - 1] * (4 if self.stored_as[boundary] == "float32" else 2)
-        return size * (self.validation_images + (self.views or 0) * self.train_images)
+        return self._row_bytes(boundary) * (self.validation_images + (self.views or 0) * self.train_images)
 
-    def _trials_seconds(self, boundaries: Collection[int]) -> float:
-        low, high = self.depths
-        each = [self._epoch_seconds(depth, boundaries) for depth in range(low, high + 1)]
-        return self.trials * (self.profile.start_seconds + self.epochs * sum(each) / len(each))
+    def _row_bytes(self, boundary: int) -> int:
+        return self.profile.numbers[boundary - 1] * (4 if self.stored_as[boundary] == "float32" else 2)
 
-    def _epoch_seconds(self, depth: int, boundaries: Collection[int]) -> float:
+    def _epoch_seconds(self, depth: int) -> float:
         profile = self.profile
-        stored = max((boundary for boundary in boundaries if boundary <= depth), default=0)
+        stored = self.boundary_for(depth)
         from_images = 0 if self.views is None else stored
         training = self._input_seconds(from_images) + sum(profile.forward[from_images:depth])
         validation = self._input_seconds(stored) + sum(profile.forward[stored:])
@@ -136,8 +138,7 @@ class Plan(BaseModel):
     def _input_seconds(self, boundary: int) -> float:
         if boundary == 0:
             return self.profile.image_seconds
-        size = self.profile.numbers[boundary - 1] * (4 if self.stored_as[boundary] == "float32" else 2)
-        return size / self.profile.read_bytes_per_second
+        return self._row_bytes(boundary) / self.profile.read_bytes_per_second
 
 
 def make_plan(

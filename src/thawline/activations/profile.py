@@ -69,7 +69,7 @@ def profile(
         parameters = [sum(named[name].numel() for name in group.tensors if name in named) for group in groups]
         activations = passed[1:]
         return Profile(
-            precision={None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[runtime.autocast_dtype],
+            precision=runtime.precision,
             channels_last=runtime.channels_last,
             groups=tuple(group.name for group in backbone.layer_groups),
             forward=tuple(forward),

@@ -13,7 +13,7 @@ from thawline.activations.plan import Plan
 from thawline.activations.store import ActivationKey, Activations, ActivationStore
 from thawline.backbones import Backbone, Preprocessing
 from thawline.config import TrainConfig
-from thawline.data import DecodedImages
+from thawline.data import DecodedImages, Split
 from thawline.training import Augmentation, ImageInputs, Inputs, Runtime
 
 __all__ = ["StoredSplits"]
@@ -61,10 +61,10 @@ class StoredSplits:
         refused: dict[int, str] = {}
         if not self.boundaries:
             return refused
-        store = ActivationStore(self.folder, budget=self.budget)
+        store, data = ActivationStore(self.folder, budget=self.budget), DecodedImages.open(self.images)
         for split, epoch, view in self._views():
             keys = {b: self._key(split, view, b, runtime) for b in self.boundaries if b not in refused}
-            inputs = self._images(split, runtime)
+            inputs = self._images(data, split, runtime)
             refused |= fill(
                 store, backbone, inputs, epoch, keys, runtime, batch_size=batch_size, on_progress=on_progress
             )
@@ -75,20 +75,18 @@ class StoredSplits:
 
         What is not in the store (any more) is computed from images.
         """
+        store, data = ActivationStore(self.folder, budget=self.budget), DecodedImages.open(self.images)
         for boundary in [b for b in sorted(self.boundaries, reverse=True) if b <= depth]:
-            store = ActivationStore(self.folder, budget=self.budget)
             validation = store.open(self._key("validation", None, boundary, runtime))
             views = self._open_views(store, boundary, runtime)
             if validation is None or views is None:
                 continue
-            labels = {split: DecodedImages.open(self.images).split(split)[1] for split in ("train", "validation")}
+            train = self._images(data, "train", runtime)
             return (
-                ActivationInputs(views, labels["train"], boundary, runtime, self.augmentation)
-                if views
-                else self._images("train", runtime),
-                ActivationInputs([validation], labels["validation"], boundary, runtime),
+                ActivationInputs(views, train.labels, boundary, runtime, self.augmentation) if views else train,
+                ActivationInputs([validation], data.split("validation")[1], boundary, runtime),
             )
-        return self._images("train", runtime), self._images("validation", runtime)
+        return self._images(data, "train", runtime), self._images(data, "validation", runtime)
 
     def _open_views(self, store: ActivationStore, boundary: int, runtime: Runtime) -> list[Activations] | None:
         """The training views' files, none if each epoch has a new view; ``None`` if one is missing."""
@@ -98,15 +96,15 @@ class StoredSplits:
         whole = [activations for activations in opened if activations is not None]
         return whole if len(whole) == len(opened) else None
 
-    def _views(self) -> Iterator[tuple[str, int, int | None]]:
+    def _views(self) -> Iterator[tuple[Split, int, int | None]]:
         """Split, an epoch that has the view, and the view, of all that is stored."""
         yield "validation", 0, None
         if self.augmentation.is_storable:
             for view in self.augmentation.stored_views:
                 yield "train", view or 0, view
 
-    def _images(self, split: str, runtime: Runtime) -> ImageInputs:
-        images, labels = DecodedImages.open(self.images).split(split)  # type: ignore[arg-type]
+    def _images(self, data: DecodedImages, split: Split, runtime: Runtime) -> ImageInputs:
+        images, labels = data.split(split)
         augmentation = self.augmentation if split == "train" else None
         return ImageInputs(images, labels, self.preprocessing, runtime, augmentation)
 

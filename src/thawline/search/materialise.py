@@ -15,6 +15,7 @@ from thawline.data import DecodedImages, write_atomically
 from thawline.search.events import Note, emit
 from thawline.search.prepare import Prepared
 from thawline.search.study import Study
+from thawline.search.trial import build_backbone
 from thawline.search.worker import call_in_worker
 from thawline.training import Augmentation, Hyperparameters, ImageInputs, Runtime, runtime_for, set_up_process
 
@@ -71,6 +72,9 @@ class _Request:
     store: Path
     plan: Path
 
+    def build_backbone(self) -> backbones.Backbone:
+        return build_backbone(self.config, self.backbone, self.classes)
+
 
 def _plan_and_fill(request: _Request, send: Callable[[Note], object]) -> StoredSplits:
     """In the worker."""
@@ -80,10 +84,10 @@ def _plan_and_fill(request: _Request, send: Callable[[Note], object]) -> StoredS
     write_atomically(request.plan, plan.model_dump_json().encode())
     plan = plan.model_copy(update={"trials": request.trials})
     if not config.activations.store:
-        plan = plan.model_copy(update={"boundaries": (), "bytes": 0})
+        plan = plan.without_store()
     for line in plan.lines():
         send(Note(line))
-    backbone = _backbone(request)
+    backbone = request.build_backbone()  # not the profiled one, whose batch-norms have moved
     splits = StoredSplits(
         folder=request.store,
         budget=config.activations.budget_bytes,
@@ -100,10 +104,6 @@ def _plan_and_fill(request: _Request, send: Callable[[Note], object]) -> StoredS
         name = plan.profile.groups[boundary - 1]
         send(Note(f"not stored behind {name}, computed in every trial instead: {reason}", "warning"))
     return splits
-
-
-def _store(request: _Request) -> ActivationStore:
-    return ActivationStore(request.store, budget=request.config.activations.budget_bytes)
 
 
 def _known_plan(path: Path) -> Plan | None:
@@ -126,8 +126,9 @@ def _new_plan(request: _Request) -> Plan:
         return ImageInputs(images, labels, preprocessing, runtime, augmentation)
 
     train = config.train
+    store = ActivationStore(request.store, budget=config.activations.budget_bytes)
     hyperparameters = Hyperparameters(request.backbone, 0, 1e-3, train.weight_decay, 1.0, train.optimizer)
-    measured = profile(lambda: _backbone(request), inputs, hyperparameters, train, request.plan.parent)
+    measured = profile(request.build_backbone, inputs, hyperparameters, train, request.plan.parent)
     return make_plan(
         measured,
         train,
@@ -136,17 +137,7 @@ def _new_plan(request: _Request) -> Plan:
         views=len(augmentation.stored_views) if augmentation.is_storable else None,
         trials=request.trials,
         depths=request.depths,
-        budget=_store(request).bytes_allowed() // len(config.backbones),
-    )
-
-
-def _backbone(request: _Request) -> backbones.Backbone:
-    return backbones.create(
-        request.backbone,
-        num_classes=request.classes,
-        weights=request.config.backbone.weights,
-        image_size=request.config.backbone.image_size,
-        seed=request.config.study.seed,
+        budget=store.bytes_allowed() // len(config.backbones),
     )
 
 

@@ -49,7 +49,7 @@ from thawline.training import (
     set_up_process,
 )
 
-__all__ = ["TrialResult", "TrialSpec", "run_together", "run_trial", "trial_folder", "trial_name"]
+__all__ = ["TrialResult", "TrialSpec", "build_backbone", "run_together", "run_trial", "trial_folder", "trial_name"]
 
 _log = logging.getLogger(__name__)
 
@@ -118,6 +118,17 @@ def trial_name(number: int, hyperparameters: Hyperparameters) -> str:
 def trial_folder(home: Path, study: str, number: int) -> Path:
     """Where a trial keeps its checkpoints."""
     return home / "studies" / study / f"trial-{number:03d}"
+
+
+def build_backbone(config: SearchConfig, name: str, num_classes: int) -> backbones.Backbone:
+    """A backbone as every trial of the study begins with it."""
+    return backbones.create(
+        name,
+        num_classes=num_classes,
+        weights=config.backbone.weights,
+        image_size=config.backbone.image_size,
+        seed=config.study.seed,
+    )
 
 
 def run_trial(spec: TrialSpec, on_epoch: Callable[[EpochResult], Decision]) -> TrialResult:
@@ -307,13 +318,7 @@ def _with_less_memory(
 
 
 def _backbone(spec: TrialSpec) -> backbones.Backbone:
-    return backbones.create(
-        spec.hyperparameters.backbone,
-        num_classes=len(spec.classes),
-        weights=spec.config.backbone.weights,
-        image_size=spec.config.backbone.image_size,
-        seed=spec.config.study.seed,
-    )
+    return build_backbone(spec.config, spec.hyperparameters.backbone, len(spec.classes))
 
 
 def _log_recall(trial: _Trial, backbone: backbones.Backbone, validation: Inputs, runtime: Runtime) -> None:

@@ -22,6 +22,7 @@ from thawline.search.leaderboard import leaderboard_rows
 from thawline.search.prepare import Prepared
 from thawline.search.recorder import Recorder
 from thawline.search.study import Study, TrialRecord
+from thawline.search.trial import build_backbone
 from thawline.tracking import find_trial_run, replay_unsent
 from thawline.training import load_checkpoint, load_model
 
@@ -156,13 +157,7 @@ def restore(prepared: Prepared, record: TrialRecord, home: Path) -> backbones.Ba
     result = record.result
     if result is None or result.checkpoint is None:
         raise StudyError(f"Trial {record.number} left no checkpoint in {home}.")
-    backbone = backbones.create(
-        record.hyperparameters.backbone,
-        num_classes=len(prepared.manifest.classes),
-        weights=prepared.config.backbone.weights,
-        image_size=prepared.config.backbone.image_size,
-        seed=prepared.config.study.seed,
-    )
+    backbone = build_backbone(prepared.config, record.hyperparameters.backbone, len(prepared.manifest.classes))
     load_model(load_checkpoint(home / result.checkpoint), backbone)
     backbone.module.eval()
     return backbone

@@ -31,8 +31,9 @@ class Augmentation:
     @classmethod
     def parse(cls, text: str, *, mirror: bool, seed: int) -> "Augmentation":
         """``none``, ``fresh`` or ``views(K)``, as in :class:`thawline.config.TrainConfig`."""
-        views = {"none": 0, "fresh": None}.get(text, 0) if "(" not in text else int(text[len("views(") : -1])
-        return cls(views, mirror, seed)
+        if text == "fresh":
+            return cls(None, mirror, seed)
+        return cls(0 if text == "none" else int(text.removeprefix("views(").removesuffix(")")), mirror, seed)
 
     @property
     def is_storable(self) -> bool:

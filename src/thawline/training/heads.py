@@ -102,6 +102,7 @@ def fit_heads(
         started = time.perf_counter()
         training = _train_epoch(stack, train, epoch, seed, weights)
         seconds = (time.perf_counter() - started) / len(active)
+        backbone.module.eval()
         for head in active:
             learning_rate = head.optimizer.param_groups[0]["lr"]
             stack.settle(head.optimizer, head.schedule, epoch + 1)
@@ -111,7 +112,6 @@ def fit_heads(
                 head.error = error
                 continue
             began = time.perf_counter() - seconds
-            backbone.module.eval()
             logits = stack.predict(head.index, validation)
             metrics = classification_metrics(logits, torch.from_numpy(validation.labels))
             result = epoch_result(epoch, training[head.index], metrics, learning_rate, len(train), seconds, began)

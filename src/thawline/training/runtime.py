@@ -39,9 +39,13 @@ class Runtime:
         with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
             yield
 
+    @property
+    def precision(self) -> str:
+        """``fp32``, ``bf16`` or ``fp16``, as in :class:`thawline.config.TrainConfig`."""
+        return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.autocast_dtype]
+
     def __str__(self) -> str:
-        precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.autocast_dtype]
-        return f"{self.device} {precision}"
+        return f"{self.device} {self.precision}"
 
 
 def runtime_for(config: TrainConfig) -> Runtime:

@@ -50,11 +50,12 @@ def fill(
     missing = {boundary: key for boundary, key in sorted(keys.items()) if not store.verify(key)}
     if not missing:
         return {}
+    # Outside inference mode: what is moved inside it can never be trained again.
+    backbone.module.to(runtime.device).to(memory_format=runtime.memory_format).eval()
     with store.building(list(missing.values())), torch.inference_mode():
         missing = {boundary: key for boundary, key in missing.items() if not store.verify(key)}  # another was faster
         if not missing:
             return {}
-        backbone.module.to(runtime.device).to(memory_format=runtime.memory_format).eval()
         return _Pass(store, backbone, inputs, epoch, missing, runtime, batch_size).run(block_bytes, on_progress)
 
 

@@ -124,6 +124,13 @@ def test_what_is_read_is_what_the_layers_give_bit_for_bit_at_every_boundary(stor
     assert torch.equal(opened.rows(rows), expected(2)[rows])
 
 
+def test_a_backbone_can_be_trained_after_it_has_filled_the_store(store: ActivationStore) -> None:
+    backbone = make_backbone()
+    fill_store(store, [key(1)], backbone=backbone)
+    section(backbone, 1)(all_rows(store, key(1))).sum().backward()
+    assert backbone.module.get_parameter("body.0.weight").grad is not None
+
+
 def test_one_pass_fills_all_boundaries(store: ActivationStore, monkeypatch: pytest.MonkeyPatch) -> None:
     images = make_images()
     read: list[int] = []

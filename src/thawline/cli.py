@@ -313,18 +313,14 @@ def copy_recipe(
 
 def _run_search(config: Any, *, quiet: bool) -> "SearchOutcome":
     environment.quiet_prefect()
-    from thawline.flows.server import start_ahead
-
-    server_is_up = start_ahead()
     from thawline.search import check_config, prepare_workers
     from thawline.terminal import watch
 
-    check_config(config, environment.home())
+    check_config(config, environment.home())  # before Prefect's server is started, which takes its time
     prepare_workers()
     with watch(Console(stderr=True), quiet=quiet):
         from thawline.flows.search import search as search_flow
 
-        server_is_up()
         try:
             outcome: SearchOutcome = search_flow(config)
         except KeyboardInterrupt:

@@ -37,13 +37,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=Path, required=True, help="JSON: [[frozen parameter names, rate], …]")
-    parser.add_argument("--prune", action="store_true")
+    parser.add_argument("--pruner", default="NopPruner", help="class name of Optuna's")
     arguments = parser.parse_args()
-    pruner = (
-        optuna.pruners.MedianPruner(n_startup_trials=8, n_warmup_steps=2)
-        if arguments.prune
-        else optuna.pruners.NopPruner()
-    )
+    as_thawline = {"n_startup_trials": 8, "n_warmup_steps": 2} if arguments.pruner == "MedianPruner" else {}
+    pruner = getattr(optuna.pruners, arguments.pruner)(**as_thawline)
     study = optuna.create_study(direction="maximize", pruner=pruner)
     for number, (frozen, rate) in enumerate(json.loads(arguments.trials.read_text())):
         trial = study.ask()

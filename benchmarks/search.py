@@ -24,6 +24,16 @@ HERE = Path(__file__).parent
 SHARED = Path(os.environ.get("THAWLINE_TEST_DATA", HERE.parents[1] / "shared"))
 CLASSES = 10
 THAWLINE = Path(sys.executable).parent / "thawline"
+DESIGNS = {
+    "usual": "NopPruner",
+    "usual, median": "MedianPruner",
+    "usual, halving": "SuccessiveHalvingPruner",
+    "exact": "NopPruner",
+    "default": "NopPruner",
+    "default, median": "MedianPruner",
+    "default, halving": "SuccessiveHalvingPruner",
+}
+"""Design and its pruner."""
 EPOCH = re.compile(r"trial-(\d+) epoch (\d+)/\d+: .*val/accuracy ([\d.]+)")
 
 
@@ -58,11 +68,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--designs", nargs="+", default=list(DESIGNS), choices=list(DESIGNS), metavar="DESIGN")
     parser.add_argument("--head-only", action="store_true", help="only trials that train the head alone")
     parser.add_argument("--peer-trials", type=int, help="run only so many of the peer's trials, and scale up its time")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path, help="where to write all curves")
     options = parser.parse_args()
+    if "usual" not in options.designs or all(name.startswith("usual") for name in options.designs):
+        parser.error("--designs needs `usual`, which all are compared with, and one that draws the trials")
     weights = str(SHARED / "weights" / "squeezenet1_0_imagenet.safetensors")
     if not Path(weights).exists():
         sys.exit(f"There is no {weights}. Set THAWLINE_TEST_DATA to the folder of photographs and weights.")
@@ -70,7 +84,8 @@ def main() -> None:
         weights = "none"
     with tempfile.TemporaryDirectory() as folder:
         data = subset(Path(folder) / "photographs", options)
-        runs = [run for seed in range(options.seeds) for run in designs(data, weights, seed, options, Path(folder))]
+        seeds = range(options.first_seed, options.first_seed + options.seeds)
+        runs = [run for seed in seeds for run in designs(data, weights, seed, options, Path(folder))]
     report(runs, options)
     if options.json:
         options.json.write_text(json.dumps([run.__dict__ for run in runs]))
@@ -91,18 +106,17 @@ def subset(folder: Path, options: argparse.Namespace) -> Path:
 
 
 def designs(data: Path, weights: str, seed: int, options: argparse.Namespace, folder: Path) -> list[Run]:
-    """All designs with one seed, one after the other."""
-    median = ["--set", "study.pruner=MedianPruner"]
-
-    def ours(name: str, *more: str) -> Run:
-        return thawline(name, data, weights, seed, options, folder, more)
-
-    default = ours("default", "--set", "study.pruner=NopPruner")
-    peer = usual("usual", data, weights, seed, options, folder, default.trials)
-    runs = [default, peer, ours("default, pruned", *median)]
-    if not options.head_only:
-        runs.append(ours("exact", "--exact", "--set", "study.pruner=NopPruner"))
-        runs.append(usual("usual, pruned", data, weights, seed, options, folder, default.trials, "--prune"))
+    """The designs asked for with one seed, one after the other; the peer trains the trials of the first of ours."""
+    runs: list[Run] = []
+    for name in sorted(options.designs, key=lambda name: name.startswith("usual")):
+        pruner = DESIGNS[name]
+        if name.startswith("usual"):
+            trials = next(run.trials for run in runs if run.trials)
+            runs.append(usual(name, data, weights, seed, options, folder, trials, "--pruner", pruner))
+        else:
+            exact = ["--exact"] if name.startswith("exact") else []
+            more = [*exact, "--set", f"study.pruner={pruner}"]
+            runs.append(thawline(name, data, weights, seed, options, folder, more))
     return runs
 
 

@@ -16,7 +16,7 @@ from thawline.search.events import Note, emit
 from thawline.search.prepare import Prepared
 from thawline.search.study import Study
 from thawline.search.trial import build_backbone
-from thawline.search.worker import call_in_worker
+from thawline.search.worker import WorkerCrashed, call_in_worker
 from thawline.training import Augmentation, Hyperparameters, ImageInputs, Runtime, runtime_for, set_up_process
 
 __all__ = ["store_activations", "threads_per_trial"]
@@ -27,11 +27,10 @@ _PROGRESS_SECONDS = 10.0
 def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str, StoredSplits]:
     """Measure and plan each backbone, and fill the store; the plan is kept with the study, so that it goes on with it.
 
+    Trials do not need it: if the process that does it dies, they compute everything themselves, and a warning says so.
+
     Returns:
         For each backbone, where its trials find their inputs; nothing if no trial is left.
-
-    Raises:
-        WorkerCrashed: if the process that does it dies.
     """
     left = prepared.config.study.trials - study.finished()
     if left <= 0:
@@ -49,7 +48,11 @@ def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str,
             store=home / "cache" / "activations",
             plan=home / "studies" / study.name / f"plan-{name}.json",
         )
-        stored[name] = call_in_worker(_plan_and_fill, request, on_message=emit)
+        try:
+            stored[name] = call_in_worker(_plan_and_fill, request, on_message=emit)
+        except WorkerCrashed as error:
+            emit(Note(f"no activations of {name} are stored, every trial computes them: {error}", "warning"))
+            stored[name] = request.nothing_stored()
     return stored
 
 
@@ -75,6 +78,27 @@ class _Request:
     def build_backbone(self) -> backbones.Backbone:
         return build_backbone(self.config, self.backbone, self.classes)
 
+    def preprocessing(self) -> backbones.Preprocessing:
+        wanted = self.config.backbone
+        return backbones.preprocessing_of(self.backbone, weights=wanted.weights, image_size=wanted.image_size)
+
+    def splits(self, plan: Plan | None, weights: str) -> StoredSplits:
+        return StoredSplits(
+            folder=self.store,
+            budget=self.config.activations.budget_bytes,
+            plan=plan,
+            images=self.images,
+            backbone=self.backbone,
+            weights=weights,
+            preprocessing=self.preprocessing(),
+            augmentation=_augmentation(self.config),
+        )
+
+    def nothing_stored(self) -> StoredSplits:
+        """For trials that compute everything, in the precision that the study was begun with."""
+        plan = _known_plan(self.plan)
+        return self.splits(plan.without_store() if plan is not None else None, weights="")
+
 
 def _plan_and_fill(request: _Request, send: Callable[[Note], object]) -> StoredSplits:
     """In the worker."""
@@ -88,16 +112,7 @@ def _plan_and_fill(request: _Request, send: Callable[[Note], object]) -> StoredS
     for line in plan.lines():
         send(Note(line))
     backbone = request.build_backbone()  # not the profiled one, whose batch-norms have moved
-    splits = StoredSplits(
-        folder=request.store,
-        budget=config.activations.budget_bytes,
-        plan=plan,
-        images=request.images,
-        backbone=request.backbone,
-        weights=backbone.weights_digest,
-        preprocessing=backbone.preprocessing,
-        augmentation=_augmentation(config),
-    )
+    splits = request.splits(plan, backbone.weights_digest)
     runtime = runtime_for(splits.train_config(config.train))
     refused = splits.fill(backbone, runtime, batch_size=config.train.batch_size, on_progress=_progress(send))
     for boundary, reason in refused.items():
@@ -117,10 +132,7 @@ def _known_plan(path: Path) -> Plan | None:
 def _new_plan(request: _Request) -> Plan:
     config, data = request.config, DecodedImages.open(request.images)
     images, labels = data.split("train")
-    augmentation = _augmentation(config)
-    preprocessing = backbones.preprocessing_of(
-        request.backbone, weights=config.backbone.weights, image_size=config.backbone.image_size
-    )
+    augmentation, preprocessing = _augmentation(config), request.preprocessing()
 
     def inputs(runtime: Runtime) -> ImageInputs:
         return ImageInputs(images, labels, preprocessing, runtime, augmentation)

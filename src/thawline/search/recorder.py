@@ -121,12 +121,12 @@ class Recorder:
 
     def log_plan(self, stored: Mapping[str, StoredSplits]) -> None:
         """What is stored and what the search should cost, before its first trial."""
-        for name, splits in stored.items():
-            if splits.plan is not None:
-                self.tracker.log_text(
-                    yaml.safe_dump(splits.plan.model_dump(mode="json"), sort_keys=False), f"plan-{name}.yaml"
-                )
-                self.tracker.log_metrics({"plan/search_seconds": splits.plan.search_seconds()}, step=0)
+        plans = {name: splits.plan for name, splits in stored.items() if splits.plan is not None}
+        for name, plan in plans.items():
+            self.tracker.log_text(yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False), f"plan-{name}.yaml")
+        if plans:
+            seconds = sum(plan.search_seconds() for plan in plans.values())
+            self.tracker.log_metrics({"plan/search_seconds": seconds}, step=0)
 
     def log_plan_outcome(self, stored: Mapping[str, StoredSplits], study: Study) -> None:
         """What the trials took beside what the plan says for the epochs that they trained."""

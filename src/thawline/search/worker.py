@@ -31,7 +31,7 @@ class WorkerCrashed(Exception):
 
     def __init__(self, exit_code: int | None) -> None:
         cause = f"was killed by signal {-exit_code}" if exit_code and exit_code < 0 else f"ended with {exit_code}"
-        super().__init__(f"the trial's process {cause}")
+        super().__init__(f"its process {cause}")
         self.exit_code = exit_code
 
 

@@ -171,7 +171,7 @@ def test_a_killed_process_is_a_failed_trial_and_its_run_is_closed(
     study.report = report_and_kill  # type: ignore[method-assign]
     (result,) = conduct([spec], study, deadline=None)
     assert killed
-    assert (result.state, result.reason) == ("failed", "the trial's process was killed by signal 9")
+    assert (result.state, result.reason) == ("failed", "its process was killed by signal 9")
     study.tell(result)
     assert [record.state for record in study.records()] == ["failed"]
     if result.run_id is not None:  # the child's first record may not have left it yet
@@ -189,8 +189,8 @@ def test_an_error_of_the_driver_ends_the_child(make_spec: Make) -> None:
 
 
 def test_the_crash_error_names_the_signal_or_the_exit_code() -> None:
-    assert str(WorkerCrashed(-9)) == "the trial's process was killed by signal 9"
-    assert str(WorkerCrashed(3)) == "the trial's process ended with 3"
+    assert str(WorkerCrashed(-9)) == "its process was killed by signal 9"
+    assert str(WorkerCrashed(3)) == "its process ended with 3"
 
 
 def test_a_time_limit_ends_a_running_trial_at_its_next_epoch_and_keeps_its_value(

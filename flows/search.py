@@ -20,15 +20,17 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 from prefect import State, flow, task  # noqa: E402
-from prefect.artifacts import create_markdown_artifact, create_table_artifact  # noqa: E402
+from prefect.artifacts import create_table_artifact  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.futures import PrefectFuture, as_completed  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
+from thawline.flows.approval import approved, check_approval, publish_decision  # noqa: E402
 
 from thawline.activations import StoredSplits  # noqa: E402
 from thawline.config import SearchConfig  # noqa: E402
 from thawline.data import Manifest  # noqa: E402
+from thawline.registry import PromotionOutcome, record  # noqa: E402
 from thawline.search import (  # noqa: E402
     Prepared,
     Queue,
@@ -39,8 +41,10 @@ from thawline.search import (  # noqa: E402
     check_backbones,
     check_config,
     complete,
+    conclude,
     conduct,
     decode_images,
+    judge_best,
     prepare_workers,
     read_data,
     stop_workers,
@@ -49,7 +53,6 @@ from thawline.search import (  # noqa: E402
 )
 from thawline.search.leaderboard import leaderboard_rows  # noqa: E402
 from thawline.search.recorder import Recorder  # noqa: E402
-from thawline.search.winner import promote_best  # noqa: E402
 
 __all__ = ["search"]
 
@@ -73,6 +76,7 @@ def search(config: SearchConfig) -> SearchOutcome:
     """
     home = environment.home()
     check_config(config, home)
+    check_approval(config.promotion)
     prepare_workers()
     recorder = Recorder.connect(config, home)
     prepared = prepare(config, home)
@@ -84,8 +88,12 @@ def search(config: SearchConfig) -> SearchOutcome:
         recorder.log_plan_outcome(stored, study)
         recorder.log_leaderboard(study)
         publish_leaderboard(study)
-        outcome = promote(prepared, study, recorder, home)
-        publish_decision(outcome)
+        judged = judge_task(prepared, study, recorder, home)
+        publish_decision(judged)
+        decided = approved(judged, prepared.config.promotion)
+        if decided is not judged:
+            record(recorder.store, decided, prepared.config.promotion.metric)
+        outcome = promote_task(prepared, study, recorder, decided)
     stop_workers()
     return outcome
 
@@ -181,10 +189,16 @@ def trial_outcomes(future: PrefectFuture[Any], numbers: list[int]) -> list[Trial
     return [TrialResult.without_result(number, reason=f"{future.state.name}: {value}") for number in numbers]
 
 
-@task(name="register and promote", cache_policy=NO_CACHE)
-def promote(prepared: Prepared, study: Study, recorder: Recorder, home: Path) -> SearchOutcome:
-    """Package the best trial, score it and the champion on the test split, move the alias if it is better."""
-    return promote_best(prepared, study, recorder, home)
+@task(name="register and judge", cache_policy=NO_CACHE)
+def judge_task(prepared: Prepared, study: Study, recorder: Recorder, home: Path) -> PromotionOutcome:
+    """Package the best trial, and score it and the champion on the test split."""
+    return judge_best(prepared, study, recorder, home)
+
+
+@task(name="promote", cache_policy=NO_CACHE)
+def promote_task(prepared: Prepared, study: Study, recorder: Recorder, decided: PromotionOutcome) -> SearchOutcome:
+    """Move the champion's alias if the verdict says so."""
+    return conclude(prepared, study, recorder, decided)
 
 
 def publish_leaderboard(study: Study) -> None:
@@ -192,8 +206,3 @@ def publish_leaderboard(study: Study) -> None:
     create_table_artifact(
         key="leaderboard", table=leaderboard_rows(study.records()), description=f"Trials of the study {study.name}"
     )
-
-
-def publish_decision(outcome: SearchOutcome) -> None:
-    """The promotion's decision as a Prefect page."""
-    create_markdown_artifact(key="decision", markdown=outcome.as_markdown(), description="Promotion decision")

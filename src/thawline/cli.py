@@ -107,6 +107,9 @@ def search(
     cache_budget: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Disk space for stored activations, such as 20GB.")
     ] = None,
+    approve: Annotated[
+        bool, typer.Option("--approve", help="Ask a person in Prefect's UI before the champion is replaced.")
+    ] = False,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
     assignments: SetOption = None,
     as_json: Json = False,
@@ -128,6 +131,7 @@ def search(
         "study.name": study,
         "study.seed": seed,
         "promotion.model": model,
+        "promotion.approve": approve or None,
         "tracking.uri": tracking_uri,
     }
     config = SearchConfig.build(
@@ -255,6 +259,81 @@ def predict(
 
 
 @app.command()
+def promote(
+    model: Annotated[str, typer.Argument(help="Registered model.")],
+    version: Annotated[str | None, typer.Option(help="Challenger; default: the alias challenger.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder DATA/<class>/… to compare on; default: the study's test split.")
+    ] = None,
+    approve: Annotated[bool, typer.Option("--approve", help="Wait for a person's answer in Prefect's UI.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote without a comparison; needs --reason.")] = False,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why by force; recorded in the registry.")] = "",
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a version against the champion on the same test images, and promote it if it is better."""
+    from thawline.search.challenger import force_challenger
+
+    if force:
+        version = force_challenger(
+            model, version=version, reason=reason, tracking_uri=tracking_uri, home=environment.home()
+        )
+        _say(as_json, {"model": model, "version": version, "decision": "forced", "reason": reason.strip()},
+             f"{model} version {version} is the champion now, by force: {reason.strip()}")  # fmt: skip
+        return
+    if reason:
+        raise ThawlineError("--reason belongs to --force: without it the comparison is the reason.")
+    environment.quiet_prefect()
+    from thawline.flows.promote import promote as promote_flow
+
+    outcome = promote_flow(model, version=version, data=data, approve=approve or None, tracking_uri=tracking_uri)
+    decision = outcome.verdict.outcome.value
+    if as_json:
+        _print_json(outcome.as_dict())
+    else:
+        from thawline.registry.tables import verdict_table
+
+        _out.print(verdict_table(outcome.verdict))
+        _out.print(f"{model} version {outcome.version}, {decision}: {outcome.verdict.reason}", highlight=False)
+    if decision != "promote":
+        raise typer.Exit(1)
+
+
+@app.command()
+def rollback(
+    model: Annotated[str, typer.Argument(help="Registered model.")],
+    to: Annotated[str | None, typer.Option(metavar="V", help="Version; default: the champion before this one.")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make the former champion the champion again; servers follow within seconds."""
+    from thawline.registry import roll_back
+    from thawline.search.challenger import open_store
+
+    before, after = roll_back(open_store(tracking_uri, environment.home()), name=model, to=to)
+    _say(as_json, {"model": model, "from": before, "to": after},
+         f"{model}: version {after} is the champion again, in place of version {before}.")  # fmt: skip
+
+
+@app.command()
+def history(
+    model: Annotated[str, typer.Argument(help="Registered model.")],
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell which version was champion from when to when, on what evidence, and who moved it."""
+    from thawline.registry import MlflowRegistry
+    from thawline.registry.tables import history_rows, history_table
+    from thawline.search.challenger import open_store
+
+    reigns = MlflowRegistry(open_store(tracking_uri, environment.home())).history(model)
+    if as_json:
+        _print_json(history_rows(reigns))
+    else:
+        _out.print(history_table(model, reigns))
+
+
+@app.command()
 def ui(
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
     mlflow_port: Annotated[
@@ -346,6 +425,13 @@ def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
             section, _, name = key.partition(".")
             nested.setdefault(section, {})[name] = value
     return nested
+
+
+def _say(as_json: bool, values: Mapping[str, object], sentence: str) -> None:
+    if as_json:
+        _print_json(values)
+    else:
+        _out.print(sentence, highlight=False, soft_wrap=True)
 
 
 def _print_json(value: object) -> None:

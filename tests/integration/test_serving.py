@@ -52,7 +52,7 @@ def store(shared: Path, own_home: Path, photograph: Path) -> MlflowStore:
     registry = MlflowRegistry(store)
     uri = log_packaged_model(store, run_id, folder, "clothing")
     version = registry.register("clothing", uri, run_id=run_id, study="s", tags={})
-    registry.promote("clothing", version, judged_against=None)
+    registry.promote("clothing", version, judged_against=None, by="me", reason="a test")
     return store
 
 

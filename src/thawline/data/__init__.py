@@ -7,7 +7,7 @@ people what was found.
 from thawline.data._files import printable, write_atomically
 from thawline.data.cache import DecodedImages, decoded
 from thawline.data.digits import write_digits
-from thawline.data.folder import Manifest, Problem, Row, Split, check_folder, image_files, scan
+from thawline.data.folder import Manifest, Problem, Row, Split, check_folder, image_files, labelled_files, scan
 from thawline.data.images import BadImage, decode, resize_and_crop
 from thawline.data.report import report, report_json, report_text
 
@@ -22,6 +22,7 @@ __all__ = [
     "decode",
     "decoded",
     "image_files",
+    "labelled_files",
     "printable",
     "report",
     "report_json",

@@ -22,7 +22,17 @@ from thawline.exceptions import DataError
 if TYPE_CHECKING:  # the processes that decode import this module and need no pydantic
     from thawline.config import DataConfig
 
-__all__ = ["Manifest", "Problem", "ProblemKind", "Row", "Split", "check_folder", "image_files", "scan"]
+__all__ = [
+    "Manifest",
+    "Problem",
+    "ProblemKind",
+    "Row",
+    "Split",
+    "check_folder",
+    "image_files",
+    "labelled_files",
+    "scan",
+]
 
 ProblemKind = Literal["bad", "stray", "duplicate", "leak", "conflict", "class"]
 
@@ -219,6 +229,21 @@ def image_files(folder: Path) -> list[Path]:
         DataError: if a folder cannot be read.
     """
     return [folder / path for path in _images_below(folder, folder, set(), [])]
+
+
+def labelled_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """Image files of ``FOLDER/<class>/…`` and the name of the class of each, in order; nothing is read.
+
+    Raises:
+        DataError: if there is none.
+    """
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}.")
+    root = folder.expanduser().absolute()
+    found = [(root / path, name) for name, paths in _classes_below(root, root, []).items() for path in paths]
+    if not found:
+        raise DataError(f"{folder} holds no images in class folders: FOLDER/<class>/… is looked for.")
+    return [path for path, _ in found], [name for _, name in found]
 
 
 # ---------------------------------------------------------------------------------------------- finding the files

@@ -1,6 +1,7 @@
 """From a trained network to a served champion: packaging, the gate, and MLflow's model registry."""
 
-from thawline.registry.gate import Outcome, Verdict, decide
+from thawline.registry.calibration import Calibration, calibrate
+from thawline.registry.gate import Criterion, Outcome, Verdict, decide
 from thawline.registry.mlflow import (
     CHALLENGER,
     CHAMPION,
@@ -8,26 +9,47 @@ from thawline.registry.mlflow import (
     ModelName,
     PackagedModel,
     Prediction,
+    Reign,
     parse_model,
 )
 from thawline.registry.packaging import log_packaged_model, package
-from thawline.registry.promotion import PromotionOutcome, Scores, promote_if_better, score
+from thawline.registry.promotion import (
+    LabelledImages,
+    PromotionOutcome,
+    force,
+    judge,
+    record,
+    register_challenger,
+    roll_back,
+    settle,
+)
+from thawline.registry.scores import Scores, score
 
 __all__ = [
     "CHALLENGER",
     "CHAMPION",
+    "Calibration",
+    "Criterion",
+    "LabelledImages",
     "MlflowRegistry",
     "ModelName",
     "Outcome",
     "PackagedModel",
     "Prediction",
     "PromotionOutcome",
+    "Reign",
     "Scores",
     "Verdict",
+    "calibrate",
     "decide",
+    "force",
+    "judge",
     "log_packaged_model",
     "package",
     "parse_model",
-    "promote_if_better",
+    "record",
+    "register_challenger",
+    "roll_back",
     "score",
+    "settle",
 ]

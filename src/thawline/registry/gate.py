@@ -1,10 +1,20 @@
-"""May the challenger replace the champion? A pure decision: values in, a verdict out."""
+"""May the challenger replace the champion? A pure decision: measurements in, a verdict with every criterion out."""
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
-__all__ = ["Outcome", "Verdict", "decide"]
+from thawline.config import GateRules
+from thawline.registry.scores import Scores, compare
+from thawline.training import METRIC_DIRECTIONS
+
+__all__ = ["PARITY_TOLERANCE", "Criterion", "Outcome", "Verdict", "decide"]
+
+PARITY_TOLERANCE = 1e-3
+"""Largest difference of a probability between the packaged model and the trained network. Networks of more than a
+hundred layers differ by some 1e-5 between batch sizes; a wrong resize or class order by far more."""
 
 
 class Outcome(StrEnum):
@@ -13,52 +23,176 @@ class Outcome(StrEnum):
     PROMOTE = "promote"
     """It becomes the champion."""
     HOLD = "hold"
-    """It stays the challenger."""
+    """It stays the challenger: it works, but nothing shows that it is better."""
     REJECT = "reject"
-    """It has no usable value; it never becomes the champion."""
+    """It cannot be used in the champion's place, however good it is."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One question, its answer, and what would have been the right one."""
+
+    name: str
+    passed: bool
+    value: str
+    threshold: str
+    essential: bool = False
+    """Whether failing it rejects the challenger instead of holding it."""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value}, required: {self.threshold}"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The decision, with its reason as a sentence for people."""
+    """The decision, its reason as a sentence for people, and every criterion that led to it."""
 
     outcome: Outcome
     reason: str
+    criteria: tuple[Criterion, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON."""
+        criteria = [
+            {"name": each.name, "passed": each.passed, "value": each.value, "threshold": each.threshold}
+            for each in self.criteria
+        ]
+        return {"outcome": self.outcome.value, "reason": self.reason, "criteria": criteria}
+
+    def as_markdown(self) -> str:
+        """The criteria as a table."""
+        rows = [
+            f"| {each.name} | {each.value} | {each.threshold} | {'pass' if each.passed else '**fail**'} |"
+            for each in self.criteria
+        ]
+        return "\n".join(["| criterion | value | required | |", "|---|---|---|---|", *rows])
 
 
 def decide(
+    rules: GateRules,
+    challenger: Scores,
+    champion: Scores | None,
     *,
-    metric: str,
-    challenger: float,
-    champion: float | None,
     champion_error: str | None = None,
-    higher_is_better: bool = True,
+    further: Sequence[tuple[str, Scores, Scores | None]] = (),
 ) -> Verdict:
-    """Promote the challenger if there is no champion, or if it is strictly better on the same test images.
+    """Promote the challenger if there is no champion, or if it is better on the same images and worse in nothing.
 
     Args:
-        metric: its name, for the reason.
-        challenger: its value.
-        champion: the champion's value, measured now on the same images; ``None`` if there is no champion or if it could
-            not be measured.
+        rules: thresholds.
+        challenger: measured now on the test images.
+        champion: measured now on the same images; ``None`` if there is none or if it could not be measured.
         champion_error: why the champion could not be measured. Then the challenger waits: a broken champion is a matter
             for a person.
-        higher_is_better: False for a loss.
+        further: the same two for each further folder of images, with its name.
     """
-    if not math.isfinite(challenger):
-        return Verdict(Outcome.REJECT, f"the challenger's {metric} is {challenger}, which is no usable value")
+    usable = list(_usable(rules, challenger, champion))
+    if failed := [each for each in usable if not each.passed]:
+        return Verdict(Outcome.REJECT, f"the challenger cannot be used: {_listed(failed)}", tuple(usable))
     if champion_error is not None:
-        return Verdict(
-            Outcome.HOLD,
-            f"the champion could not be scored ({champion_error}); repair it or remove its alias, then search again",
-        )
+        reason = f"the champion could not be scored ({champion_error}); take it back with `thawline rollback`"
+        return Verdict(Outcome.HOLD, f"{reason}, or promote by force", tuple(usable))
+    value, metric = challenger.metrics[rules.metric], rules.metric
     if champion is None:
-        return Verdict(Outcome.PROMOTE, f"there is no champion yet; the challenger's {metric} is {challenger:.4f}")
-    if not math.isfinite(champion):
-        return Verdict(Outcome.HOLD, f"the champion's {metric} is {champion}, so that nothing can be compared")
-    better = challenger > champion if higher_is_better else challenger < champion
-    values = f"{metric} {challenger:.4f} against {champion:.4f} on the same test images"
-    if better:
-        return Verdict(Outcome.PROMOTE, f"the challenger is better: {values}")
-    relation = "no better than" if challenger == champion else "worse than"
-    return Verdict(Outcome.HOLD, f"the challenger is {relation} the champion: {values}")
+        return Verdict(
+            Outcome.PROMOTE, f"there is no champion yet; the challenger's {metric} is {value:.4f}", tuple(usable)
+        )
+    before = champion.metrics[metric]
+    if not math.isfinite(before):
+        return Verdict(
+            Outcome.HOLD, f"the champion's {metric} is {before}, so that nothing can be compared", tuple(usable)
+        )
+    criteria = (*usable, *_better(rules, challenger, champion), *_no_worse(rules, challenger, champion, further))
+    values = f"{metric} {value:.4f} against {before:.4f} on the same {len(challenger.labels)} test images"
+    failed = [each for each in criteria if not each.passed]
+    if not failed:
+        return Verdict(Outcome.PROMOTE, f"the challenger is better: {values}", criteria)
+    return Verdict(Outcome.HOLD, f"{values}; not fulfilled: {_listed(failed)}", criteria)
+
+
+def _usable(rules: GateRules, challenger: Scores, champion: Scores | None) -> Iterator[Criterion]:
+    """What a model must fulfil to be in the registry's first place at all."""
+    value = challenger.metrics[rules.metric]
+    yield Criterion(rules.metric, math.isfinite(value), f"{value:.4f}", "a number", essential=True)
+    needed = set(champion.classes if champion is not None else ()) | set(challenger.labels)
+    missing = sorted(needed - set(challenger.classes))
+    yield Criterion(
+        "classes",
+        not missing,
+        f"lacks {', '.join(missing)}" if missing else f"knows {len(challenger.classes)}",
+        "every class of the test images and of the champion",
+        essential=True,
+    )
+    if challenger.parity is not None:
+        yield Criterion(
+            "parity of package and trained network",
+            challenger.parity <= PARITY_TOLERANCE,
+            f"{challenger.parity:.1e}",
+            f"at most {PARITY_TOLERANCE:.0e}",
+            essential=True,
+        )
+
+
+def _better(rules: GateRules, challenger: Scores, champion: Scores) -> Iterator[Criterion]:
+    gain, p_value = compare(rules.metric, challenger, champion)
+    least = f"at least {rules.minimum_gain:g} and more than 0" if rules.minimum_gain else "more than 0"
+    sign = " (lower is better)" if METRIC_DIRECTIONS[rules.metric] == "minimize" else ""
+    enough = gain.value > 0 and gain.value >= rules.minimum_gain - 1e-9  # 0.9 - 0.8 is a little less than 0.1
+    yield Criterion("gain", enough, f"{gain.value:+.4f}{sign}", least)
+    lower = gain.lower(rules.significance)
+    yield Criterion(
+        "evidence of the gain",
+        lower > 0 or rules.significance == 1,
+        f"{lower:+.4f} at least, with {1 - rules.significance:.1%} confidence; McNemar's p is {p_value:.2g}",
+        "more than 0",
+    )
+
+
+def _no_worse(
+    rules: GateRules, challenger: Scores, champion: Scores, further: Sequence[tuple[str, Scores, Scores | None]]
+) -> Iterator[Criterion]:
+    lost = {name: champion.recalls[name] - recall for name, recall in challenger.recalls.items()}
+    worst = max(lost, key=lost.__getitem__)
+    # One image more or less is not a loss, however few there are of its class.
+    images = lost[worst] * challenger.labels.count(worst)
+    yield Criterion(
+        "recall of every class",
+        lost[worst] <= rules.max_recall_loss or images < 1.5,
+        f"{worst} {-lost[worst]:+.3f}",
+        f"no class loses more than {rules.max_recall_loss:g} and one image",
+    )
+    calibration = challenger.metrics["calibration_error"] - champion.metrics["calibration_error"]
+    yield Criterion(
+        "calibration error",
+        calibration <= rules.max_calibration_loss,
+        f"{challenger.metrics['calibration_error']:.3f} against {champion.metrics['calibration_error']:.3f}",
+        f"at most {rules.max_calibration_loss:g} more",
+    )
+    if challenger.seconds_per_image and champion.seconds_per_image:
+        yield Criterion(
+            "seconds for one image",
+            challenger.seconds_per_image <= rules.max_latency_ratio * champion.seconds_per_image,
+            f"{challenger.seconds_per_image:.4f} against {champion.seconds_per_image:.4f}",
+            f"at most {rules.max_latency_ratio:g} times",
+        )
+    if challenger.bytes and champion.bytes:
+        yield Criterion(
+            "size",
+            challenger.bytes <= rules.max_size_ratio * champion.bytes,
+            f"{challenger.bytes / 1e6:.1f} MB against {champion.bytes / 1e6:.1f} MB",
+            f"at most {rules.max_size_ratio:g} times",
+        )
+    for name, ours, theirs in further:
+        if theirs is None:
+            continue
+        gain, _ = compare(rules.metric, ours, theirs)
+        yield Criterion(
+            f"{rules.metric} on {name}",
+            gain.upper(rules.significance) >= 0,
+            f"{ours.metrics[rules.metric]:.4f} against {theirs.metrics[rules.metric]:.4f}",
+            "not worse beyond chance",
+        )
+
+
+def _listed(criteria: Sequence[Criterion]) -> str:
+    return "; ".join(map(str, criteria))

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +17,29 @@ from filelock import FileLock, Timeout
 
 from thawline.exceptions import RegistryError
 from thawline.tracking import MlflowStore
-from thawline.tracking.mlflow import first_line, quiet_mlflow
+from thawline.tracking.mlflow import first_line, now_ms, quiet_mlflow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mlflow.entities.model_registry import ModelVersion
 
-__all__ = ["CHALLENGER", "CHAMPION", "MlflowRegistry", "ModelName", "PackagedModel", "Prediction", "parse_model"]
+__all__ = [
+    "CHALLENGER",
+    "CHAMPION",
+    "MlflowRegistry",
+    "ModelName",
+    "PackagedModel",
+    "Prediction",
+    "Reign",
+    "parse_model",
+]
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 _BATCH = 32
+_HISTORY = "thawline.champion."
+"""Tags of a registered model: this and the time in milliseconds; the value says who became champion, and why."""
+_LONGEST_REASON = 2000
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,19 @@ def parse_model(text: str) -> ModelName:
 
 
 @dataclass(frozen=True)
+class Reign:
+    """A version's time as champion."""
+
+    version: str
+    since: datetime | None
+    """``None`` if the alias was moved by other means than Thawline."""
+    until: datetime | None
+    """``None`` for the present champion."""
+    by: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What a model says about one image."""
 
@@ -67,9 +93,38 @@ class Prediction:
 class PackagedModel:
     """A model loaded from the registry. It knows only what MLflow's ``pyfunc`` promises: a table in, a table out."""
 
-    def __init__(self, model: Any, name: ModelName) -> None:
+    def __init__(self, model: Any, name: ModelName, *, size: int | None = None) -> None:
         self._model = model
         self.name = name
+        self.bytes = size
+        """Of all its files."""
+        described: Mapping[str, Any] = model.metadata.metadata or {}
+        self.parity: float | None = described.get("parity")
+        """Largest difference of a probability from the trained network, measured when it was packaged."""
+        self.calibration: Mapping[str, Any] | None = described.get("calibration")
+        self.study: str | None = described.get("thawline.study")
+
+    @property
+    def unwrapped(self) -> Any:
+        """The object of ``servable.py`` that MLflow wraps."""
+        return self._model.unwrap_python_model()
+
+    def check(self) -> None:
+        """Classify the model's own input example.
+
+        Raises:
+            RegistryError: if it has none, or does not answer.
+        """
+        with _failures_named(f"{self.name} does not answer its own input example"):
+            answer = self.predict([self.example()])[0]
+            if isinstance(answer, str):
+                raise RegistryError(f"{self.name} does not answer its own input example: {answer}")
+
+    def example(self) -> bytes:
+        """The encoded image that was packaged with it."""
+        from thawline.registry.servable import encoded_image
+
+        return encoded_image(self._model.input_example["image"].iloc[0])
 
     def predict(self, images: Sequence[bytes | Path]) -> list[Prediction | str]:
         """Classify encoded images or image files, in batches; a string is the reason why an image cannot be read."""
@@ -117,6 +172,10 @@ class MlflowRegistry:
         """The champion's version, or ``None``."""
         return self._alias(name, CHAMPION)
 
+    def challenger(self, name: str) -> str | None:
+        """The challenger's version, or ``None``."""
+        return self._alias(name, CHALLENGER)
+
     def find_version(self, name: str, *, study: str, run_id: str) -> str | None:
         """The newest version that this study registered from this run, or ``None``: a study that goes on finds it."""
         with _failures_named():
@@ -161,12 +220,19 @@ class MlflowRegistry:
         with _failures_named():
             self._client.set_registered_model_alias(name, alias, version)
 
-    def promote(self, name: str, version: str, *, judged_against: str | None) -> None:
+    def promote(self, name: str, version: str, *, judged_against: str | None, by: str, reason: str) -> None:
         """Make a version the champion, unless the champion is no longer the one that it was judged against.
 
-        The tag ``thawline.previous_champion`` of the version names whom it replaced. MLflow cannot compare and set an
-        alias in one step; a lock in Thawline's home keeps the promotions of one home apart, and between several homes
-        on one server a gap of milliseconds remains.
+        Who was champion when, and why, is kept in tags of the registered model (:meth:`history`). MLflow cannot compare
+        and set an alias in one step; a lock in Thawline's home keeps the promotions of one home apart, and between
+        several homes on one server a gap of milliseconds remains.
+
+        Args:
+            name: registered model.
+            version: what to promote.
+            judged_against: the champion's version when the decision was made.
+            by: who decided, for the history.
+            reason: on what evidence, for the history.
         """
         lock = self._store.home / "locks" / f"promote-{name}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -176,19 +242,80 @@ class MlflowRegistry:
                 if champion != judged_against:
                     raise RegistryError(
                         f"{name}/{version} was judged against {_named(judged_against)}, but the champion is now "
-                        f"{_named(champion)}: it is not promoted. Run the same search again to judge it anew."
+                        f"{_named(champion)}: it is not promoted. Judge it anew: thawline promote {name} "
+                        f"--version {version}"
                     )
                 # Tags first, alias last: whoever sees the new champion sees all that is known of it.
                 self.set_tags(name, version, {"thawline.previous_champion": judged_against or "none"})
+                entry = {"version": version, "previous": judged_against, "by": by, "reason": reason[:_LONGEST_REASON]}
+                with _failures_named():
+                    self._client.set_registered_model_tag(name, f"{_HISTORY}{now_ms():013d}", json.dumps(entry))
                 self.set_alias(name, CHAMPION, version)
         except Timeout:
             raise RegistryError(f"Another promotion of {name!r} has been going on for a minute ({lock}).") from None
+
+    def history(self, name: str) -> tuple[Reign, ...]:
+        """Who was champion from when to when, the oldest first.
+
+        Raises:
+            RegistryError: if there is no such model, listing those there are.
+        """
+        self._exists(name)
+        with _failures_named():
+            tags = self._client.get_registered_model(name).tags
+        entries = [
+            (int(key.removeprefix(_HISTORY)), json.loads(value))
+            for key, value in sorted(tags.items())
+            if key.startswith(_HISTORY)
+        ]
+        return _reigns(entries, self.champion(name))
+
+    def former_champion(self, name: str) -> str | None:
+        """The champion before the present one, or ``None``."""
+        reigns = self.history(name)
+        return reigns[-2].version if len(reigns) > 1 else None
+
+    def run_of(self, name: str, version: str) -> str:
+        """The run that a version was trained by."""
+        with _failures_named():
+            return str(self._client.get_model_version(name, version).run_id)
+
+    def study_file(self, name: str, version: str, file: str) -> str | None:
+        """The text of an artifact of the study run whose trial became this version; ``None`` if there is none."""
+        from mlflow.exceptions import MlflowException
+
+        with _failures_named(), tempfile.TemporaryDirectory(prefix="thawline-") as folder:
+            parent = self._client.get_run(self.run_of(name, version)).data.tags.get("mlflow.parentRunId")
+            if parent is None:
+                return None
+            try:
+                return Path(self._client.download_artifacts(parent, file, folder)).read_text(encoding="utf-8")
+            except (MlflowException, OSError):
+                return None
+
+    def newest(self, name: str) -> str:
+        """The newest version.
+
+        Raises:
+            RegistryError: if there is no such model or version.
+        """
+        self._exists(name)
+        with _failures_named():
+            versions = [int(found.version) for found in self._client.search_model_versions(f"name = '{name}'")]
+        if not versions:
+            raise RegistryError(f"The model {name!r} has no version.")
+        return str(max(versions))
+
+    def tags(self, name: str, version: str) -> dict[str, str]:
+        """Tags of a version."""
+        with _failures_named():
+            return dict(self._client.get_model_version(name, version).tags)
 
     def load(self, model: ModelName) -> PackagedModel:
         """Load a model by alias or version; a message lists what there is if it is missing."""
         import mlflow
 
-        version = self._resolve(model)
+        version = self.resolve(model)
         with _failures_named(f"{model} cannot be loaded"), tempfile.TemporaryDirectory(prefix="thawline-") as folder:
             path = mlflow.artifacts.download_artifacts(
                 # Where the files lie: a models:/ URI would be looked up in the process's global store.
@@ -199,15 +326,23 @@ class MlflowRegistry:
                 registry_uri=self._store.registry_uri,
             )
             loaded = load_pyfunc(path)
-        return PackagedModel(loaded, ModelName(model.name, None, version))
+            size = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
+        return PackagedModel(loaded, ModelName(model.name, None, version), size=size)
 
-    def _resolve(self, model: ModelName) -> str:
-        """The version that is meant, which exists."""
-        if model.name not in (names := self.names()):
+    def _exists(self, name: str) -> None:
+        if name not in (names := self.names()):
             registered = (
                 f"Registered: {', '.join(names)}." if names else "None is registered yet: run `thawline search`."
             )
-            raise RegistryError(f"No model {model.name!r} in {self._store.name}. {registered}")
+            raise RegistryError(f"No model {name!r} in {self._store.name}. {registered}")
+
+    def resolve(self, model: ModelName) -> str:
+        """The version that is meant, which exists.
+
+        Raises:
+            RegistryError: if it does not, with what there is.
+        """
+        self._exists(model.name)
         if model.alias is not None:
             version = self._alias(model.name, model.alias)
             if version is None:
@@ -282,6 +417,30 @@ def _failures_named(what: str = "The model registry failed") -> "Iterator[None]"
         raise
     except Exception as error:
         raise RegistryError(f"{what}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _reigns(entries: Sequence[tuple[int, Mapping[str, Any]]], champion: str | None) -> tuple[Reign, ...]:
+    """From what was written before each move of the alias, and where the alias is now.
+
+    A process may have died between writing and moving. Then the next entry, or the alias, still names the champion that
+    this one was to replace, and the entry is left out.
+    """
+    moved = []
+    for index, (milliseconds, entry) in enumerate(entries):
+        followed_by = entries[index + 1][1]["previous"] if index + 1 < len(entries) else champion
+        if followed_by != entry["previous"]:
+            moved.append((milliseconds, entry))
+    reigns = []
+    for index, (milliseconds, entry) in enumerate(moved):
+        until = _moment(moved[index + 1][0]) if index + 1 < len(moved) else None
+        reigns.append(Reign(entry["version"], _moment(milliseconds), until, entry["by"], entry["reason"]))
+    if champion is not None and (not reigns or reigns[-1].version != champion):
+        reigns.append(Reign(champion, None, None, "unknown", "the alias was moved by other means than Thawline"))
+    return tuple(reigns)
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, tz=UTC)
 
 
 def _named(version: str | None) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from thawline.backbones._base import Preprocessing
 from thawline.data import images
 from thawline.exceptions import RegistryError
+from thawline.registry.calibration import Calibration
 from thawline.registry.mlflow import import_pyfunc, load_pyfunc
 from thawline.tracking import MlflowStore
 from thawline.tracking.mlflow import first_line, quiet_mlflow
@@ -36,6 +37,7 @@ def package(
     preprocessing: Preprocessing,
     example_image: bytes,
     max_pixels: int = 64_000_000,
+    calibration: Calibration | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write all that the served model consists of into ``folder`` and return it.
@@ -51,6 +53,7 @@ def package(
         preprocessing: what the network was trained with.
         example_image: an image file, such as one of the training images; a small copy becomes the input example.
         max_pixels: larger images are refused.
+        calibration: the logits are divided by its temperature; without one they stay as they are.
         extra: JSON values that tell where the model comes from (study, trial, data digest); also shown in the registry.
 
     Raises:
@@ -71,6 +74,8 @@ def package(
         "classes": list(classes),
         "preprocessing": asdict(preprocessing),
         "max_pixels": max_pixels,
+        "temperature": calibration.temperature if calibration else 1.0,
+        "calibration": calibration.as_dict() if calibration else None,
         "images_module": module,
         "thawline": importlib.metadata.version("thawline"),
         "extra": dict(extra or {}),
@@ -89,7 +94,13 @@ def package(
 
 
 def log_packaged_model(
-    store: MlflowStore, run_id: str, folder: Path, name: str, *, tags: Mapping[str, str] | None = None
+    store: MlflowStore,
+    run_id: str,
+    folder: Path,
+    name: str,
+    *,
+    trained: Sequence[tuple[bytes, Sequence[float]]] = (),
+    tags: Mapping[str, str] | None = None,
 ) -> str:
     """Log a folder made by :func:`package` as an output of a run; returns its URI, ``models:/m-…``.
 
@@ -101,6 +112,8 @@ def log_packaged_model(
         run_id: the trial's run, which then lists the model among its outputs.
         folder: see :func:`package`.
         name: shown in the UI: letters, digits, ``.``, ``_``, ``-``.
+        trained: a few encoded images, and for each the probabilities that the trained network gives it; the largest
+            difference is kept in the package, and the gate looks at it.
         tags: of the logged model.
 
     Raises:
@@ -125,7 +138,12 @@ def log_packaged_model(
             artifact_path=logged.artifact_location,
             model_uuid=logged.model_id,
             run_id=run_id,
-            metadata={"thawline": settings["thawline"], "classes": settings["classes"], **settings["extra"]},
+            metadata={
+                "thawline": settings["thawline"],
+                "classes": settings["classes"],
+                "calibration": settings["calibration"],
+                **settings["extra"],
+            },
             model_id=logged.model_id,
         )
         with quiet_mlflow(), warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="thawline-") as temporary:
@@ -142,7 +160,12 @@ def log_packaged_model(
                 pip_requirements=_requirements(),
                 mlflow_model=description,
             )
-            load_pyfunc(path).predict(example)
+            loaded = load_pyfunc(path)
+            loaded.predict(example)
+            if trained:
+                saved = Model.load(str(path))
+                saved.metadata = {**(saved.metadata or {}), "parity": _parity(loaded, settings["classes"], trained)}
+                saved.save(str(path / "MLmodel"))
             client.log_model_artifacts(logged.model_id, str(path))
         client.finalize_logged_model(logged.model_id, "READY")
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
@@ -151,6 +174,18 @@ def log_packaged_model(
             client.finalize_logged_model(logged.model_id, "FAILED")
         raise RegistryError(f"The model could not be packaged for serving: {first_line(error)}") from error
     return f"models:/{logged.model_id}"
+
+
+def _parity(model: Any, classes: Sequence[str], trained: Sequence[tuple[bytes, Sequence[float]]]) -> float:
+    """Largest difference of a probability."""
+    import pandas as pd
+
+    answers = model.predict(pd.DataFrame({"image": [image for image, _ in trained]}))["probabilities"]
+    return max(
+        float(abs(answer[name] - probability))
+        for answer, (_, expected) in zip(answers, trained, strict=True)
+        for name, probability in zip(classes, expected, strict=True)
+    )
 
 
 def _signature() -> Any:

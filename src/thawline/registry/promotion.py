@@ -1,35 +1,41 @@
-"""A challenger against the champion: both scored now, on the same test images."""
+"""A challenger against the champion: both scored now, on the same images; then, perhaps, the champion's alias moves."""
 
-import math
+import getpass
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import numpy as np
-
+from thawline.config import GateRules
 from thawline.exceptions import RegistryError
 from thawline.registry.gate import Outcome, Verdict, decide
-from thawline.registry.mlflow import CHALLENGER, MlflowRegistry, ModelName, PackagedModel, Prediction
+from thawline.registry.mlflow import CHALLENGER, MlflowRegistry, ModelName, PackagedModel
+from thawline.registry.scores import Scores, score, seconds_per_image
 from thawline.tracking import MlflowStore, metric_key
 from thawline.tracking.mlflow import first_line, now_ms
 
-__all__ = ["PromotionOutcome", "Scores", "promote_if_better", "score"]
-
-_SMALLEST_PROBABILITY = 1e-12
-"""What a class counts for in the loss if the model does not know it or gives it nothing."""
+__all__ = [
+    "LabelledImages",
+    "PromotionOutcome",
+    "force",
+    "judge",
+    "record",
+    "register_challenger",
+    "roll_back",
+    "settle",
+]
 
 
 @dataclass(frozen=True)
-class Scores:
-    """How a model did on labelled images, class names being compared with class names."""
+class LabelledImages:
+    """What both models are scored on."""
 
-    metrics: dict[str, float]
-    """``loss``, ``accuracy``, ``balanced_accuracy``, ``macro_f1``; with more than five classes, ``top5_accuracy``."""
-    recalls: dict[str, float]
-    """Recall of every class that occurs among the labels."""
-    predicted: tuple[str, ...]
-    """The class predicted for each image."""
+    name: str
+    images: Sequence[bytes | Path]
+    """Encoded images or image files."""
+    labels: Sequence[str]
+    """Class names, as many."""
 
 
 @dataclass(frozen=True)
@@ -45,130 +51,237 @@ class PromotionOutcome:
     """Of the champion that the challenger was judged against."""
     champion: Scores | None
     """Measured now on the same images; ``None`` if there was no champion, or if it could not be scored."""
+    run_id: str = ""
+    """The run that trained the challenger."""
+    calibration: Mapping[str, Any] | None = None
+    """Of the challenger's package: temperature, and calibration error on validation before and after."""
 
+    def declined(self, reason: str) -> "PromotionOutcome":
+        """The same after a person said no."""
+        return replace(self, verdict=replace(self.verdict, outcome=Outcome.HOLD, reason=reason))
 
-def score(model: PackagedModel, images: Sequence[bytes | Path], labels: Sequence[str]) -> Scores:
-    """Classify images and compare with their labels.
+    def agreed(self, note: str) -> "PromotionOutcome":
+        """The same after a person said yes."""
+        return replace(self, verdict=replace(self.verdict, reason=f"{self.verdict.reason}; a person approved{note}"))
 
-    The labels' classes count, not the model's: a class that the model does not know is always missed. The loss is the
-    mean of ``-log`` of the true class's probability (at least 1e-12), the rest is scikit-learn's.
+    def as_dict(self) -> dict[str, Any]:
+        """The evidence as JSON."""
+        return {
+            "model": self.name,
+            "version": self.version,
+            "judged_against": self.champion_version,
+            **self.verdict.as_dict(),
+            "images": len(self.challenger.labels),
+            "challenger": self.challenger.metrics,
+            "challenger_recall": self.challenger.recalls,
+            "champion": self.champion.metrics if self.champion else None,
+            "champion_recall": self.champion.recalls if self.champion else None,
+            "calibration": self.calibration,
+        }
 
-    Args:
-        model: the model.
-        images: encoded images or image files, at least one.
-        labels: class names, as many as images.
-
-    Raises:
-        RegistryError: if an image cannot be read by the model, naming it.
-    """
-    from sklearn.metrics import f1_score, recall_score
-
-    if not images or len(images) != len(labels):
-        raise RegistryError(f"One label for each of at least one image must hold, got {len(images)} and {len(labels)}.")
-    predictions: list[Prediction] = []
-    for image, answer in zip(images, model.predict(images), strict=True):
-        if isinstance(answer, str):
-            which = image if isinstance(image, Path) else f"image {len(predictions)}"
-            raise RegistryError(f"{model.name} cannot read {which}: {answer}")
-        predictions.append(answer)
-    truth, predicted = np.array(labels), np.array([prediction.class_name for prediction in predictions])
-    classes = sorted(set(labels))
-    recalls = recall_score(truth, predicted, labels=classes, average=None, zero_division=0.0)
-    likelihoods = [
-        max(prediction.probabilities.get(label, 0.0), _SMALLEST_PROBABILITY)
-        for prediction, label in zip(predictions, labels, strict=True)
-    ]
-    metrics = {
-        "loss": -sum(math.log(likelihood) for likelihood in likelihoods) / len(labels),
-        "accuracy": float((truth == predicted).mean()),
-        "balanced_accuracy": float(np.mean(recalls)),
-        "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0.0)),
-    }
-    if max(len(prediction.probabilities) for prediction in predictions) > 5:
-        hits = [
-            label in sorted(prediction.probabilities, key=prediction.probabilities.__getitem__, reverse=True)[:5]
-            for prediction, label in zip(predictions, labels, strict=True)
+    def as_markdown(self) -> str:
+        """The evidence as a page."""
+        against = f"version {self.champion_version}" if self.champion_version else "no champion"
+        parts = [
+            f"# {self.name} version {self.version} against {against}: {self.verdict.outcome.value}",
+            f"{self.verdict.reason}.",
+            self.verdict.as_markdown() if self.verdict.criteria else "",
+            f"## On {len(self.challenger.labels)} test images",
+            _metrics_table(self.challenger, self.champion),
+            "## Recall",
+            _table("class", self.challenger.recalls, self.champion.recalls if self.champion else {}),
         ]
-        metrics["top5_accuracy"] = sum(hits) / len(hits)
-    return Scores(metrics, dict(zip(classes, map(float, recalls), strict=True)), tuple(map(str, predicted)))
+        if self.calibration:
+            parts += ["## Calibration", _calibration_text(self.calibration)]
+        return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def promote_if_better(
-    store: MlflowStore,
-    *,
-    name: str,
-    model_uri: str,
-    run_id: str,
-    study: str,
-    test_images: Sequence[bytes | Path],
-    test_labels: Sequence[str],
-    metric: Literal["accuracy", "balanced_accuracy", "macro_f1"],
-    tags: Mapping[str, str] | None = None,
-) -> PromotionOutcome:
-    """Register the model as challenger, score it and the champion on the test images, and promote it if it is better.
+def register_challenger(
+    store: MlflowStore, *, name: str, model_uri: str, run_id: str, study: str, tags: Mapping[str, str] | None = None
+) -> str:
+    """Register a packaged model and give it the alias ``challenger``; returns its version.
 
-    Both models are the packaged ones, loaded from the registry as a server would load them. Doing it again for the same
-    study and run registers no second version. The challenger's metrics go to its run as ``test/accuracy`` and so on,
-    the verdict to the version's tags.
+    Doing it again for the same study and run registers no second version.
 
     Args:
         store: the MLflow store.
-        name: registered model.
+        name: registered model, made if it is new.
         model_uri: of :func:`~thawline.registry.packaging.log_packaged_model`; not used if the version exists.
-        run_id: the run that trained the challenger.
+        run_id: the run that trained it.
         study: its study.
-        test_images: the held-out test split: encoded images or image files.
-        test_labels: class names, as many.
-        metric: what to compare.
         tags: of the version, such as backbone, freeze depth and data digest.
 
     Raises:
-        RegistryError: if the challenger cannot be scored, the registry fails, or another challenger became champion
-            meanwhile.
+        RegistryError: if the registry fails.
     """
     registry = MlflowRegistry(store)
     version = registry.find_version(name, study=study, run_id=run_id)
     if version is None:
         version = registry.register(name, model_uri, run_id=run_id, study=study, tags=tags or {})
     registry.set_alias(name, CHALLENGER, version)
-    challenger = score(registry.load(ModelName(name, None, version)), test_images, test_labels)
-    _log_test_metrics(store, run_id, challenger)
+    return version
 
+
+def judge(
+    store: MlflowStore,
+    *,
+    name: str,
+    version: str,
+    test: LabelledImages,
+    rules: GateRules | None = None,
+    further: Sequence[LabelledImages] = (),
+) -> PromotionOutcome:
+    """Score a version and the champion on the same images, now, and decide; no alias is moved.
+
+    Both are the packaged models, loaded from the registry as a server would load them. The verdict goes to the
+    version's tags and, as ``promotion/verdict.json`` and ``verdict.md``, to the run that trained it; the metrics go to
+    that run as ``test/accuracy`` and so on.
+
+    Args:
+        store: the MLflow store.
+        name: registered model.
+        version: the challenger.
+        test: the held-out test split.
+        rules: thresholds; those of the configuration's defaults if not given.
+        further: folders beyond it, on which the challenger must not be worse.
+
+    Raises:
+        RegistryError: if the challenger cannot be loaded or scored, or the registry fails.
+    """
+    registry, rules = MlflowRegistry(store), rules or GateRules()
+    model = registry.load(ModelName(name, None, version))
+    challenger = score(model, test.images, test.labels)
     champion_version = registry.champion(name)
-    champion, champion_error = None, None
     if champion_version == version:
-        champion = challenger
-        verdict = Verdict(Outcome.HOLD, f"it is the champion already; its {metric} is {challenger.metrics[metric]:.4f}")
-    else:
-        if champion_version is not None:
-            try:
-                champion = score(registry.load(ModelName(name, None, champion_version)), test_images, test_labels)
-            except Exception as error:  # whatever is registered there, perhaps not even a model of Thawline
-                champion_error = f"{type(error).__name__}: {first_line(error)}"
-        verdict = decide(
-            metric=metric,
-            challenger=challenger.metrics[metric],
-            champion=None if champion is None else champion.metrics[metric],
-            champion_error=champion_error,
+        value = challenger.metrics[rules.metric]
+        verdict = Verdict(Outcome.HOLD, f"it is the champion already; its {rules.metric} is {value:.4f}")
+        outcome = PromotionOutcome(name, version, verdict, challenger, version, challenger)
+        _log_test_metrics(store, registry.run_of(name, version), challenger)
+        return replace(outcome, run_id=registry.run_of(name, version), calibration=model.calibration)
+    champion: Scores | None = None
+    champion_model: PackagedModel | None = None
+    champion_error = None
+    if champion_version is not None:
+        try:
+            champion_model = registry.load(ModelName(name, None, champion_version))
+            champion = score(champion_model, test.images, test.labels)
+        except Exception as error:  # whatever is registered there, perhaps not even a model of Thawline
+            champion_error, champion_model = f"{type(error).__name__}: {first_line(error)}", None
+    if champion_model is not None and champion is not None:
+        ours, theirs = seconds_per_image([model, champion_model], test.images)
+        challenger, champion = replace(challenger, seconds_per_image=ours), replace(champion, seconds_per_image=theirs)
+    verdict = decide(
+        rules,
+        challenger,
+        champion,
+        champion_error=champion_error,
+        further=[
+            (
+                each.name,
+                score(model, each.images, each.labels),
+                score(champion_model, each.images, each.labels) if champion_model is not None else None,
+            )
+            for each in further
+        ],
+    )
+    outcome = PromotionOutcome(
+        name=name,
+        version=version,
+        verdict=verdict,
+        challenger=challenger,
+        champion_version=champion_version,
+        champion=champion,
+        run_id=registry.run_of(name, version),
+        calibration=model.calibration,
+    )
+    record(store, outcome, rules.metric)
+    return outcome
+
+
+def settle(store: MlflowStore, outcome: PromotionOutcome) -> PromotionOutcome:
+    """Move the champion's alias if the verdict says so.
+
+    Raises:
+        RegistryError: if the champion is no longer the one that the challenger was judged against.
+    """
+    if outcome.verdict.outcome is Outcome.PROMOTE:
+        MlflowRegistry(store).promote(
+            outcome.name,
+            outcome.version,
+            judged_against=outcome.champion_version,
+            by=_user(),
+            reason=outcome.verdict.reason,
         )
-        registry.set_tags(name, version, _evidence(verdict, metric, challenger, champion_version, champion))
-        if verdict.outcome is Outcome.PROMOTE:
-            registry.promote(name, version, judged_against=champion_version)
-    return PromotionOutcome(name, version, verdict, challenger, champion_version, champion)
+    return outcome
 
 
-def _evidence(
-    verdict: Verdict, metric: str, challenger: Scores, champion_version: str | None, champion: Scores | None
-) -> dict[str, str]:
+def force(store: MlflowStore, *, name: str, version: str, reason: str) -> None:
+    """Make a version the champion without a comparison, on a person's word, which is recorded.
+
+    It must load and answer its own example all the same.
+
+    Raises:
+        RegistryError: if the reason is empty, the version is missing or does not answer.
+    """
+    if not reason.strip():
+        raise RegistryError("A forced promotion needs a reason: add --reason TEXT. It is recorded in the registry.")
+    registry = MlflowRegistry(store)
+    registry.load(ModelName(name, None, version)).check()
+    champion = registry.champion(name)
+    if champion == version:
+        raise RegistryError(f"{name}/{version} is the champion already.")
+    reason = f"by force: {reason.strip()}"
+    registry.set_tags(name, version, {"thawline.verdict": "forced", "thawline.reason": reason})
+    registry.promote(name, version, judged_against=champion, by=_user(), reason=reason)
+
+
+def roll_back(store: MlflowStore, *, name: str, to: str | None = None) -> tuple[str, str]:
+    """Make the former champion, or version ``to``, the champion again; returns the versions before and after.
+
+    Raises:
+        RegistryError: if there is no former champion, or it does not load and answer any more.
+    """
+    registry = MlflowRegistry(store)
+    now = registry.champion(name)
+    if now is None:
+        raise RegistryError(f"{name!r} has no champion. Choose one: thawline promote {name} --version V")
+    before = to or registry.former_champion(name)
+    if before is None:
+        raise RegistryError(
+            f"{name}/{now} is the first champion, so that there is none to go back to. Name a version with --to V."
+        )
+    if before == now:
+        raise RegistryError(f"{name}/{before} is the champion already.")
+    registry.load(ModelName(name, None, before)).check()
+    registry.promote(name, before, judged_against=now, by=_user(), reason=f"rolled back from version {now}")
+    return now, before
+
+
+def record(store: MlflowStore, outcome: PromotionOutcome, metric: str) -> None:
+    """Write the evidence to the challenger's run and version, before any alias moves."""
+    registry = MlflowRegistry(store)
     evidence = {
-        "thawline.verdict": verdict.outcome.value,
-        "thawline.reason": verdict.reason,
-        "thawline.judged_against": champion_version or "none",
-        **{f"test/{key}": f"{value:.6g}" for key, value in challenger.metrics.items()},
+        "thawline.verdict": outcome.verdict.outcome.value,
+        "thawline.reason": outcome.verdict.reason,
+        "thawline.judged_against": outcome.champion_version or "none",
+        **{f"test/{key}": f"{value:.6g}" for key, value in outcome.challenger.metrics.items()},
     }
-    if champion is not None:
-        evidence[f"champion/{metric}"] = f"{champion.metrics[metric]:.6g}"
-    return evidence
+    if outcome.champion is not None:
+        evidence[f"champion/{metric}"] = f"{outcome.champion.metrics[metric]:.6g}"
+    registry.set_tags(outcome.name, outcome.version, evidence)
+    _log_test_metrics(store, outcome.run_id, outcome.challenger)
+    try:
+        store.client.log_text(outcome.run_id, json.dumps(outcome.as_dict(), indent=2), "promotion/verdict.json")
+        store.client.log_text(outcome.run_id, outcome.as_markdown(), "promotion/verdict.md")
+    except Exception as error:
+        raise RegistryError(f"The verdict could not be recorded: {first_line(error)}") from error
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"
 
 
 def _log_test_metrics(store: MlflowStore, run_id: str, scores: Scores) -> None:
@@ -181,3 +294,25 @@ def _log_test_metrics(store: MlflowStore, run_id: str, scores: Scores) -> None:
         store.client.log_batch(run_id, metrics=[Metric(key, value, timestamp, 0) for key, value in values.items()])
     except Exception as error:
         raise RegistryError(f"The test metrics could not be recorded: {first_line(error)}") from error
+
+
+def _metrics_table(challenger: Scores, champion: Scores | None) -> str:
+    return _table("metric", challenger.metrics, champion.metrics if champion else {})
+
+
+def _table(what: str, challenger: Mapping[str, float], champion: Mapping[str, float]) -> str:
+    rows = [
+        f"| {name} | {value:.4f} | {format(champion[name], '.4f') if name in champion else ''} |"
+        for name, value in challenger.items()
+    ]
+    return "\n".join([f"| {what} | challenger | champion |", "|---|---|---|", *rows])
+
+
+def _calibration_text(calibration: Mapping[str, Any]) -> str:
+    rows = [f"| {row['confidence']} | {row['before']} | {row['after']} |" for row in calibration.get("reliability", ())]
+    table = ["| probability | right before, of images | right after, of images |", "|---|---|---|", *rows]
+    return (
+        f"Logits are divided by {calibration['temperature']:.3f}, fitted on the {calibration['images']} validation "
+        f"images: calibration error there {calibration['error_before']:.4f} before, {calibration['error_after']:.4f} "
+        "after.\n\n" + "\n".join(table)
+    )

@@ -37,6 +37,7 @@ class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]  # MLfl
 
         self.settings = json.loads(Path(context.artifacts["model"]).read_text(encoding="utf-8"))
         self.classes: list[str] = self.settings["classes"]
+        self.temperature: float = self.settings["temperature"]
         # The name holds a digest of the file: a champion and a challenger in one process each decode as they were made.
         self.images = importlib.import_module(self.settings["images_module"])
         architecture = self.settings["architecture"]
@@ -99,7 +100,7 @@ class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]  # MLfl
         with torch.inference_mode():
             batch = torch.from_numpy(np.stack(pixels)).to(self.device).permute(0, 3, 1, 2)
             logits = self.network((batch.float() / 255 - self.mean) / self.std)
-            result: list[list[float]] = logits.double().softmax(1).tolist()
+            result: list[list[float]] = (logits.double() / self.temperature).softmax(1).tolist()
         return result
 
 

@@ -1,16 +1,18 @@
 """The search: what to try, trying it, what came of it, and the best of it."""
 
 from thawline.search.conduct import Queue, conduct
+from thawline.search.events import Note, emit
 from thawline.search.materialise import store_activations
 from thawline.search.prepare import Prepared, check_backbones, check_config, complete, decode_images, read_data
 from thawline.search.recorder import Recorder
 from thawline.search.study import Asked, Study, TrialRecord
 from thawline.search.trial import TrialResult, TrialSpec, run_together, run_trial, trial_name
-from thawline.search.winner import SearchOutcome, promote_best
+from thawline.search.winner import SearchOutcome, conclude, judge_best
 from thawline.search.worker import WorkerCrashed, call_in_worker, prepare_workers, stop_workers
 
 __all__ = [
     "Asked",
+    "Note",
     "Prepared",
     "Queue",
     "Recorder",
@@ -24,10 +26,12 @@ __all__ = [
     "check_backbones",
     "check_config",
     "complete",
+    "conclude",
     "conduct",
     "decode_images",
+    "emit",
+    "judge_best",
     "prepare_workers",
-    "promote_best",
     "read_data",
     "run_together",
     "run_trial",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from thawline import backbones
 from thawline.config import SearchConfig
-from thawline.data import Manifest, check_folder, decoded, printable, scan
+from thawline.data import Manifest, check_folder, decoded, labelled_files, printable, scan
 from thawline.search.events import Note, emit
 from thawline.search.space import check_space
 from thawline.search.study import check_sampling
@@ -49,6 +49,8 @@ def check_config(config: SearchConfig, home: Path) -> None:
         ThawlineError: naming the key or the path, the value, and what is possible.
     """
     check_folder(config.data)
+    for folder in config.promotion.further:
+        labelled_files(folder)
     for name in config.backbones:
         backbones.check_weights(name, config.backbone.weights)
         if config.space.freeze_depth is not None:

@@ -1,21 +1,26 @@
-"""From the best trial to a registered model: restore, package, score on the test split, decide."""
+"""From the best trial to a registered model: restore, calibrate, package, judge, and perhaps promote."""
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from thawline import backbones
-from thawline.data import Problem, printable
+from thawline.data import DecodedImages, Manifest, Problem, labelled_files, printable
 from thawline.exceptions import StudyError
 from thawline.registry import (
+    LabelledImages,
     MlflowRegistry,
     Outcome,
     PromotionOutcome,
+    calibrate,
+    judge,
     log_packaged_model,
     package,
-    promote_if_better,
+    register_challenger,
+    settle,
 )
 from thawline.search.events import Note, emit
 from thawline.search.leaderboard import leaderboard_rows
@@ -24,9 +29,12 @@ from thawline.search.recorder import Recorder
 from thawline.search.study import Study, TrialRecord
 from thawline.search.trial import build_backbone
 from thawline.tracking import find_trial_run, replay_unsent
-from thawline.training import load_checkpoint, load_model
+from thawline.training import ImageInputs, load_checkpoint, load_model, predict, runtime_for
 
-__all__ = ["SearchOutcome", "promote_best", "restore"]
+__all__ = ["SearchOutcome", "conclude", "further_folders", "judge_best", "restore", "test_split"]
+
+_COMPARED_IMAGES = 16
+"""Images on which the package is compared with the trained network."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +118,12 @@ class SearchOutcome:
         return "\n\n".join([f"# {self.model} version {self.promotion.version}", *self.lines()[:3], table])
 
 
-def promote_best(prepared: Prepared, study: Study, recorder: Recorder, home: Path) -> SearchOutcome:
-    """Register the best trial and promote it if it beats the champion. Doing it again registers nothing twice.
+def judge_best(prepared: Prepared, study: Study, recorder: Recorder, home: Path) -> PromotionOutcome:
+    """Register the best trial as challenger, and judge it against the champion. Doing it again registers nothing twice.
 
     Raises:
         StudyError: if no trial was completed, with the reasons of those that failed.
-        RegistryError: if the model cannot be packaged or registered.
+        RegistryError: if the model cannot be packaged, registered or scored.
     """
     best = _best(study)
     run_id = _run_of(best, recorder)
@@ -124,32 +132,67 @@ def promote_best(prepared: Prepared, study: Study, recorder: Recorder, home: Pat
     if registry.find_version(prepared.model, study=study.name, run_id=run_id) is None:
         emit(Note(f"packaging trial {best.number} as model {prepared.model}"))
         model_uri = _package(prepared, best, run_id, recorder, home)
-    test = prepared.manifest.of("test")
-    emit(Note(f"scoring on {len(test)} test images, and the champion on the same"))
-    promotion = promote_if_better(
+    version = register_challenger(
         recorder.store,
         name=prepared.model,
         model_uri=model_uri,
         run_id=run_id,
         study=study.name,
-        test_images=[prepared.manifest.root / row.path for row in test],
-        test_labels=[prepared.manifest.classes[row.label] for row in test],
-        metric=prepared.config.promotion.metric,
         tags=_tags(prepared, best),
     )
+    test = test_split(prepared.manifest)
+    emit(Note(f"scoring on {len(test.labels)} test images, and the champion on the same"))
+    promotion = prepared.config.promotion
+    return judge(
+        recorder.store,
+        name=prepared.model,
+        version=version,
+        test=test,
+        rules=promotion,
+        further=further_folders(promotion.further),
+    )
+
+
+def conclude(prepared: Prepared, study: Study, recorder: Recorder, judged: PromotionOutcome) -> SearchOutcome:
+    """Move the champion's alias if the verdict says so, and record how the search ended.
+
+    Raises:
+        RegistryError: if another challenger became champion meanwhile.
+    """
+    settle(recorder.store, judged)
+    best = _best(study)
     records = tuple(study.records())
     outcome = SearchOutcome(
         study=study.name,
         metric=prepared.config.study.metric,
         records=records,
         best_trial=best.number,
-        promotion=promotion,
+        promotion=judged,
         bad_files=prepared.manifest.bad,
         unsent=sum(record.result.unsent for record in records if record.result),
         run_id=recorder.run_id,
     )
     _record(outcome, recorder, study)
     return outcome
+
+
+def test_split(manifest: Manifest) -> LabelledImages:
+    """The held-out images of a folder."""
+    rows = manifest.of("test")
+    return LabelledImages(
+        name="test",
+        images=[manifest.root / row.path for row in rows],
+        labels=[manifest.classes[row.label] for row in rows],
+    )
+
+
+def further_folders(folders: Sequence[Path]) -> list[LabelledImages]:
+    """Folders of labelled images beyond the test split.
+
+    Raises:
+        DataError: if one does not exist or holds no image.
+    """
+    return [LabelledImages(folder.name, *labelled_files(folder)) for folder in folders]
 
 
 def restore(prepared: Prepared, record: TrialRecord, home: Path) -> backbones.Backbone:
@@ -188,24 +231,42 @@ def _run_of(best: TrialRecord, recorder: Recorder) -> str:
 
 def _package(prepared: Prepared, best: TrialRecord, run_id: str, recorder: Recorder, home: Path) -> str:
     backbone = restore(prepared, best, home)
-    example = prepared.manifest.root / prepared.manifest.of("train")[0].path
+    config, manifest, name = prepared.config, prepared.manifest, best.hyperparameters.backbone
+    example = manifest.root / manifest.of("train")[0].path
+    # Those of the pretrained weights, which training saw; `restore` built the network without them.
+    preprocessing = backbones.preprocessing_of(
+        name, weights=config.backbone.weights, image_size=config.backbone.image_size
+    )
+    images, labels = DecodedImages.open(prepared.images[name]).split("validation")
+    # In the precision of what will be served, whatever the trials were trained in.
+    runtime = runtime_for(config.train.model_copy(update={"precision": "fp32"}))
+    inputs = ImageInputs(images, labels, preprocessing, runtime)
+    logits = predict(backbone, inputs, runtime, config.train.batch_size).double()
+    calibration = calibrate(logits.numpy(), labels)
+    probabilities = (logits / calibration.temperature).softmax(1).tolist()
+    compared = manifest.of("validation")[:_COMPARED_IMAGES]
     with tempfile.TemporaryDirectory(prefix="thawline-") as folder:
         package(
             Path(folder),
             state_dict=backbone.module.state_dict(),
             architecture=backbone.architecture,
-            classes=prepared.manifest.classes,
-            # Those of the pretrained weights, which training saw; `restore` built the network without them.
-            preprocessing=backbones.preprocessing_of(
-                best.hyperparameters.backbone,
-                weights=prepared.config.backbone.weights,
-                image_size=prepared.config.backbone.image_size,
-            ),
+            classes=manifest.classes,
+            preprocessing=preprocessing,
             example_image=example.read_bytes(),
-            max_pixels=prepared.config.data.max_pixels,
+            max_pixels=config.data.max_pixels,
+            calibration=calibration,
             extra=_tags(prepared, best),
         )
-        return log_packaged_model(recorder.store, run_id, Path(folder), prepared.model)
+        return log_packaged_model(
+            recorder.store,
+            run_id,
+            Path(folder),
+            prepared.model,
+            trained=[
+                ((manifest.root / row.path).read_bytes(), expected)
+                for row, expected in zip(compared, probabilities, strict=False)
+            ],
+        )
 
 
 def _tags(prepared: Prepared, best: TrialRecord) -> dict[str, str]:

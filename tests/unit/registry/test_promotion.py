@@ -1,4 +1,4 @@
-"""Packaging, the gate, the registry and the promotion, with a small network whose answers are known."""
+"""Packaging, the registry and the promotion, with a small network whose answers are known."""
 
 import base64
 import io
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,22 @@ from torchvision.models import get_model
 from thawline.backbones import Preprocessing
 from thawline.exceptions import RegistryError
 from thawline.registry import (
+    Calibration,
+    LabelledImages,
     MlflowRegistry,
     ModelName,
     Outcome,
-    decide,
+    PromotionOutcome,
+    calibrate,
+    force,
+    judge,
     log_packaged_model,
     package,
     parse_model,
-    promote_if_better,
+    register_challenger,
+    roll_back,
     score,
+    settle,
 )
 from thawline.tracking import MlflowStore, start_study_run
 
@@ -70,7 +78,13 @@ def colour_network(order: tuple[int, int, int] = (0, 1, 2)) -> torch.nn.Module:
     return network
 
 
-def make_package(folder: Path, *, order: tuple[int, int, int] = (0, 1, 2), classes: tuple[str, ...] = CLASSES) -> Path:
+def make_package(
+    folder: Path,
+    *,
+    order: tuple[int, int, int] = (0, 1, 2),
+    classes: tuple[str, ...] = CLASSES,
+    calibration: Calibration | None = None,
+) -> Path:
     return package(
         folder,
         state_dict=colour_network(order).state_dict(),
@@ -79,6 +93,7 @@ def make_package(folder: Path, *, order: tuple[int, int, int] = (0, 1, 2), class
         preprocessing=PREPROCESSING,
         example_image=picture("red"),
         max_pixels=1_000_000,
+        calibration=calibration,
         extra={"study": "birds", "trial": 7},
     )
 
@@ -95,34 +110,6 @@ def folder_of(store: MlflowStore, uri: str) -> Path:
 
 IMAGES = [picture("red"), picture("green", "JPEG"), picture("blue"), picture("blue")]
 LABELS = ["red", "green", "blue", "blue"]
-
-# ------------------------------------------------------------------------------------------------------------- the gate
-
-
-@pytest.mark.parametrize(
-    ("challenger", "champion", "error", "outcome", "reason"),
-    [
-        (0.8, None, None, Outcome.PROMOTE, "no champion yet"),
-        (0.8, 0.7, None, Outcome.PROMOTE, "better: accuracy 0.8000 against 0.7000"),
-        (0.7, 0.7, None, Outcome.HOLD, "no better than"),
-        (0.6, 0.7, None, Outcome.HOLD, "worse than"),
-        (float("nan"), None, None, Outcome.REJECT, "nan"),
-        (float("nan"), 0.7, None, Outcome.REJECT, "nan"),
-        (0.8, None, "file is gone", Outcome.HOLD, "file is gone"),
-        (0.8, float("nan"), None, Outcome.HOLD, "nothing can be compared"),
-    ],
-)
-def test_only_a_strictly_better_challenger_is_promoted(
-    challenger: float, champion: float | None, error: str | None, outcome: Outcome, reason: str
-) -> None:
-    verdict = decide(metric="accuracy", challenger=challenger, champion=champion, champion_error=error)
-    assert verdict.outcome is outcome
-    assert reason in verdict.reason
-
-
-def test_a_lower_loss_is_better() -> None:
-    assert decide(metric="loss", challenger=0.1, champion=0.2, higher_is_better=False).outcome is Outcome.PROMOTE
-    assert decide(metric="loss", challenger=0.2, champion=0.1, higher_is_better=False).outcome is Outcome.HOLD
 
 
 def test_a_model_is_named_by_alias_or_version_and_by_default_is_the_champion() -> None:
@@ -283,20 +270,25 @@ def test_a_package_that_cannot_answer_is_not_registered(store: MlflowStore, fold
 # ----------------------------------------------------------------------------------------------- registry and promotion
 
 
-def challenge(store: MlflowStore, folder: Path, *, study: str = "s", run_id: str | None = None, **changes: object):  # type: ignore[no-untyped-def]
+def challenge(
+    store: MlflowStore,
+    folder: Path,
+    *,
+    study: str = "s",
+    run_id: str | None = None,
+    model_uri: str | None = None,
+    labels: Sequence[str] = LABELS,
+) -> PromotionOutcome:
     run_id = run_id or trial_run(store)
-    arguments = {
-        "name": "birds",
-        "model_uri": log_packaged_model(store, run_id, folder, "birds"),
-        "run_id": run_id,
-        "study": study,
-        "test_images": IMAGES,
-        "test_labels": LABELS,
-        "metric": "accuracy",
-        "tags": {"backbone": "mnasnet0_5"},
-        **changes,
-    }
-    return promote_if_better(store, **arguments)
+    version = register_challenger(
+        store,
+        name="birds",
+        model_uri=model_uri or log_packaged_model(store, run_id, folder, "birds"),
+        run_id=run_id,
+        study=study,
+        tags={"backbone": "mnasnet0_5"},
+    )
+    return settle(store, judge(store, name="birds", version=version, test=LabelledImages("test", IMAGES, labels)))
 
 
 def test_a_better_challenger_replaces_the_champion_and_a_worse_one_does_not(
@@ -331,7 +323,7 @@ def test_a_better_challenger_replaces_the_champion_and_a_worse_one_does_not(
 
     equal = challenge(store, folder, study="u")
     assert equal.verdict.outcome is Outcome.HOLD
-    assert "no better than" in equal.verdict.reason
+    assert "gain +0.0000, required: more than 0" in equal.verdict.reason
     worse = challenge(store, other_folder, study="v")
     assert worse.verdict.outcome is Outcome.HOLD
     assert registry.champion("birds") == "2"
@@ -344,7 +336,7 @@ def test_the_champion_is_scored_now_on_these_images_and_not_remembered(
 ) -> None:
     challenge(store, folder)  # perfect on the usual images
     swapped = ["red", "blue", "green", "green"]  # on these the other model is
-    outcome = challenge(store, other_folder, study="t", test_labels=swapped)
+    outcome = challenge(store, other_folder, study="t", labels=swapped)
     assert outcome.champion is not None
     assert outcome.champion.metrics["accuracy"] == 0.25
     assert outcome.verdict.outcome is Outcome.PROMOTE
@@ -381,12 +373,13 @@ def test_a_promotion_judged_against_another_champion_is_refused(store: MlflowSto
     uri = log_packaged_model(store, trial_run(store), folder, "birds")
     for _ in range(3):
         registry.register("birds", uri, run_id=trial_run(store), study="s", tags={})
-    registry.promote("birds", "1", judged_against=None)
-    registry.promote("birds", "2", judged_against="1")
+    who = {"by": "me", "reason": "a test"}
+    registry.promote("birds", "1", judged_against=None, **who)
+    registry.promote("birds", "2", judged_against="1", **who)
     with pytest.raises(RegistryError, match="judged against version 1, but the champion is now version 2"):
-        registry.promote("birds", "3", judged_against="1")
+        registry.promote("birds", "3", judged_against="1", **who)
     with pytest.raises(RegistryError, match="judged against no champion"):
-        registry.promote("birds", "3", judged_against=None)
+        registry.promote("birds", "3", judged_against=None, **who)
     assert registry.champion("birds") == "2"
     assert "thawline.previous_champion" not in store.client.get_model_version("birds", "3").tags
 
@@ -511,3 +504,153 @@ def test_a_study_run_and_a_registered_model_live_in_one_store(store: MlflowStore
     parent = start_study_run(store, study="s", params={}, tags={})
     outcome = challenge(store, folder, run_id=parent)
     assert store.client.get_model_version("birds", outcome.version).run_id == parent
+
+
+# ------------------------------------------------------------------------------------------------- history and undoing
+
+
+def test_the_verdict_lies_on_the_challengers_run_for_machines_and_for_people(
+    store: MlflowStore, folder: Path, other_folder: Path, tmp_path: Path
+) -> None:
+    challenge(store, other_folder)
+    run_id = trial_run(store)
+    challenge(store, folder, study="t", run_id=run_id)
+    verdict = json.loads(
+        Path(store.client.download_artifacts(run_id, "promotion/verdict.json", str(tmp_path))).read_text()
+    )
+    assert (verdict["outcome"], verdict["version"], verdict["judged_against"], verdict["images"]) == (
+        "promote",
+        "2",
+        "1",
+        4,
+    )
+    assert {each["name"] for each in verdict["criteria"]} >= {
+        "gain",
+        "evidence of the gain",
+        "size",
+        "recall of every class",
+    }
+    page = Path(store.client.download_artifacts(run_id, "promotion/verdict.md", str(tmp_path))).read_text()
+    assert "# birds version 2 against version 1: promote" in page
+    assert "| gain | +0.7500 | more than 0 | pass |" in page
+
+
+def test_history_tells_who_was_champion_when_and_rollback_returns_to_the_former(
+    store: MlflowStore, folder: Path, other_folder: Path
+) -> None:
+    challenge(store, other_folder)
+    challenge(store, folder, study="t")
+    assert roll_back(store, name="birds") == ("2", "1")
+    registry = MlflowRegistry(store)
+    assert registry.champion("birds") == "1"
+    reigns = registry.history("birds")
+    assert [reign.version for reign in reigns] == ["1", "2", "1"]
+    assert reigns[0].until == reigns[1].since
+    assert reigns[1].until == reigns[2].since
+    assert reigns[2].until is None
+    assert "no champion yet" in reigns[0].reason
+    assert "the challenger is better" in reigns[1].reason
+    assert reigns[2].reason == "rolled back from version 2"
+    assert roll_back(store, name="birds") == ("1", "2")  # and forth again
+    with pytest.raises(RegistryError, match="birds/2 is the champion already"):
+        roll_back(store, name="birds", to="2")
+
+
+def test_a_rollback_needs_a_former_champion_that_still_answers(
+    store: MlflowStore, folder: Path, other_folder: Path
+) -> None:
+    first = challenge(store, other_folder)
+    with pytest.raises(RegistryError, match="is the first champion"):
+        roll_back(store, name="birds")
+    challenge(store, folder, study="t")
+    path = Path(store.client.get_model_version_download_uri("birds", first.version).removeprefix("file://"))
+    (path / "artifacts" / "model.safetensors").unlink()
+    with pytest.raises(RegistryError, match="birds/1 cannot be loaded"):
+        roll_back(store, name="birds")
+    assert MlflowRegistry(store).champion("birds") == "2"
+
+
+def test_a_forced_promotion_needs_a_reason_which_the_history_tells(
+    store: MlflowStore, folder: Path, other_folder: Path
+) -> None:
+    challenge(store, folder)
+    worse = challenge(store, other_folder, study="t")
+    with pytest.raises(RegistryError, match="needs a reason: add --reason"):
+        force(store, name="birds", version=worse.version, reason=" ")
+    force(store, name="birds", version=worse.version, reason="the other confuses berries")
+    registry = MlflowRegistry(store)
+    assert registry.champion("birds") == worse.version
+    assert registry.history("birds")[-1].reason == "by force: the other confuses berries"
+    assert registry.tags("birds", worse.version)["thawline.verdict"] == "forced"
+
+
+def test_a_promotion_that_dies_before_the_alias_moves_leaves_the_champion_and_no_trace_in_its_history(
+    store: MlflowStore, folder: Path, other_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    challenge(store, other_folder)
+
+    set_alias = MlflowRegistry.set_alias
+
+    def killed(self: MlflowRegistry, name: str, alias: str, version: str) -> None:
+        if alias == "champion":
+            raise KeyboardInterrupt
+        set_alias(self, name, alias, version)
+
+    monkeypatch.setattr(MlflowRegistry, "set_alias", killed)
+    with pytest.raises(KeyboardInterrupt):
+        challenge(store, folder, study="t")
+    monkeypatch.undo()
+    registry = MlflowRegistry(store)
+    assert registry.champion("birds") == "1"
+    assert [reign.version for reign in registry.history("birds")] == ["1"]
+    again = judge(store, name="birds", version="2", test=LabelledImages("test", IMAGES, LABELS))
+    settle(store, again)
+    assert [reign.version for reign in registry.history("birds")] == ["1", "2"]
+
+
+def test_an_alias_moved_by_other_means_is_said_to_be(store: MlflowStore, folder: Path, other_folder: Path) -> None:
+    challenge(store, folder)
+    challenge(store, other_folder, study="t")
+    store.client.set_registered_model_alias("birds", "champion", "2")
+    last = MlflowRegistry(store).history("birds")[-1]
+    assert (last.version, last.since, last.by) == ("2", None, "unknown")
+    assert "other means" in last.reason
+
+
+# ---------------------------------------------------------------------------------------------------------- calibration
+
+
+def test_an_overconfident_network_gets_a_temperature_that_changes_no_answer(store: MlflowStore, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 600)
+    logits = 8 * (np.eye(3)[labels] + random.normal(0, 0.9, (600, 3)))
+    calibration = calibrate(logits, labels)
+    assert calibration.temperature > 2
+    assert calibration.error_after < 0.5 * calibration.error_before
+    make_package(tmp_path / "cold")
+    make_package(tmp_path / "warm", calibration=calibration)
+    answers = {}
+    for name in ("cold", "warm"):
+        uri = log_packaged_model(store, trial_run(store), tmp_path / name, "birds")
+        version = MlflowRegistry(store).register("birds", uri, run_id=trial_run(store), study=name, tags={})
+        (answers[name],) = MlflowRegistry(store).load(ModelName("birds", None, version)).predict([IMAGES[0]])
+    cold, warm = answers["cold"], answers["warm"]
+    assert not isinstance(cold, str)
+    assert not isinstance(warm, str)
+    assert cold.class_name == warm.class_name == "red"
+    assert cold.probability > warm.probability
+    expected = np.array(list(cold.probabilities.values())) ** (1 / calibration.temperature)
+    assert list(warm.probabilities.values()) == pytest.approx(list(expected / expected.sum()), rel=1e-6)
+
+
+def test_a_package_that_differs_from_the_trained_network_says_by_how_much_and_is_rejected(
+    store: MlflowStore, folder: Path
+) -> None:
+    good = [(IMAGES[0], [1.0, 0.0, 0.0])]
+    for trained, outcome in ((good, Outcome.PROMOTE), ([(IMAGES[0], [0.9, 0.1, 0.0])], Outcome.REJECT)):
+        run_id = trial_run(store)
+        uri = log_packaged_model(store, run_id, folder, "birds", trained=trained)
+        version = register_challenger(store, name=outcome.value, model_uri=uri, run_id=run_id, study="s")
+        judged = judge(store, name=outcome.value, version=version, test=LabelledImages("test", IMAGES, LABELS))
+        assert judged.verdict.outcome is outcome
+    assert "parity of package and trained network 1.0e-01, required: at most 1e-03" in judged.verdict.reason

@@ -1,0 +1,66 @@
+"""A person's yes or no before the champion is replaced, by Prefect's own pause with input."""
+
+import os
+
+from prefect.artifacts import create_markdown_artifact
+from prefect.exceptions import FlowPauseTimeout
+from prefect.flow_runs import pause_flow_run
+from prefect.input import RunInput
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.settings import PREFECT_UI_URL
+from pydantic import Field
+
+from thawline.config import PromotionConfig
+from thawline.exceptions import ConfigError
+from thawline.registry import Outcome, PromotionOutcome
+from thawline.search import Note, emit
+
+__all__ = ["Approval", "approved", "check_approval", "publish_decision"]
+
+
+class Approval(RunInput):
+    """What the form in Prefect's UI asks."""
+
+    approve: bool = Field(description="Replace the champion by the challenger?")
+    note: str = Field(default="", description="Why; kept with the verdict.")
+
+
+def check_approval(config: PromotionConfig) -> None:
+    """Refuse to wait for an answer that nobody could give.
+
+    Raises:
+        ConfigError: if approval is asked for and no Prefect server outlives this process.
+    """
+    if config.approve and not os.environ.get("PREFECT_API_URL"):
+        raise ConfigError(
+            "promotion.approve waits for an answer in Prefect's UI, and without PREFECT_API_URL there is none. Start "
+            "one with `prefect server start`, set PREFECT_API_URL=http://127.0.0.1:4200/api, and try again."
+        )
+
+
+def approved(judged: PromotionOutcome, config: PromotionConfig) -> PromotionOutcome:
+    """The outcome after a person has answered; at once where nobody needs to be asked.
+
+    The flow run is paused meanwhile. No answer in ``promotion.approve_minutes`` means no.
+    """
+    if not config.approve or judged.verdict.outcome is not Outcome.PROMOTE:
+        return judged
+    where = f"{PREFECT_UI_URL.value()}/runs/flow-run/{flow_run.id}"
+    which = f"{judged.name} version {judged.version}"
+    emit(Note(f"{which} waits for approval, at most {config.approve_minutes:g} min: {where}"))
+    form = Approval.with_initial_data(description=judged.as_markdown(), approve=False)
+    try:
+        answer = pause_flow_run(wait_for_input=form, timeout=round(60 * config.approve_minutes), poll_interval=2)
+    except FlowPauseTimeout:
+        return judged.declined(f"nobody approved it in {config.approve_minutes:g} minutes ({judged.verdict.reason})")
+    note = f": {answer.note}" if answer and answer.note else ""
+    if answer is None or not answer.approve:
+        return judged.declined(f"a person declined{note} ({judged.verdict.reason})")
+    get_run_logger().info("approved%s", note)
+    return judged.agreed(note)
+
+
+def publish_decision(judged: PromotionOutcome) -> None:
+    """The verdict as a page in Prefect's UI."""
+    create_markdown_artifact(key="decision", markdown=judged.as_markdown(), description="Promotion decision")

@@ -1,0 +1,71 @@
+"""The gate by itself: a version of a registered model against its champion, both scored now.
+
+The command ``thawline promote`` runs this very flow. The test images are those of the study that trained the version.
+"""
+
+from thawline import environment
+
+environment.prepare_flows()  # before Prefect and MLflow are imported: they read their switches then
+
+from pathlib import Path  # noqa: E402
+
+from prefect import flow, task  # noqa: E402
+from prefect.cache_policies import NO_CACHE  # noqa: E402
+from thawline.flows.approval import approved, check_approval, publish_decision  # noqa: E402
+
+from thawline.registry import PromotionOutcome, record, settle  # noqa: E402
+from thawline.search.challenger import Challenger, judge_challenger, open_challenger  # noqa: E402
+
+__all__ = ["promote"]
+
+
+@flow(name="promote", validate_parameters=True)
+def promote(
+    model: str,
+    version: str | None = None,
+    data: Path | None = None,
+    approve: bool | None = None,
+    tracking_uri: str | None = None,
+) -> PromotionOutcome:
+    """Judge a version against the champion, and make it champion if it is better.
+
+    Args:
+        model: name of the registered model.
+        version: the challenger; by default the version with the alias ``challenger``, else the newest.
+        data: folder of labelled images, ``DATA/<class>/…``; by default the test split of the study that trained it.
+        approve: whether a person must agree first; by default as in that study, whose thresholds hold too.
+        tracking_uri: where the registry is; by default as for a search.
+
+    Raises:
+        ThawlineError: if the version, its study or its images cannot be found, or another promotion was faster.
+    """
+    challenger = open_task(model, version, data, approve, tracking_uri)
+    check_approval(challenger.rules)
+    judged = judge_task(challenger)
+    publish_decision(judged)
+    decided = approved(judged, challenger.rules)
+    if decided is not judged:
+        record(challenger.store, decided, challenger.rules.metric)
+    return settle_task(challenger, decided)
+
+
+@task(name="find challenger", cache_policy=NO_CACHE)
+def open_task(
+    model: str, version: str | None, data: Path | None, approve: bool | None, tracking_uri: str | None
+) -> Challenger:
+    """The version, its test images and the thresholds."""
+    return open_challenger(
+        model, version=version, data=data, approve=approve, tracking_uri=tracking_uri, home=environment.home()
+    )
+
+
+@task(name="judge", cache_policy=NO_CACHE)
+def judge_task(challenger: Challenger) -> PromotionOutcome:
+    """Score both on the same images, and decide."""
+    return judge_challenger(challenger)
+
+
+@task(name="promote", cache_policy=NO_CACHE)
+def settle_task(challenger: Challenger, decided: PromotionOutcome) -> PromotionOutcome:
+    """Move the alias if the verdict says so."""
+    return settle(challenger.store, decided)

@@ -1,0 +1,128 @@
+"""How a packaged model does on labelled images, measured now, and how two compare on the same ones."""
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from thawline.exceptions import RegistryError
+from thawline.registry.mlflow import PackagedModel, Prediction
+from thawline.registry.statistics import Gain, calibration_error, mcnemar, paired_bootstrap
+
+__all__ = ["Scores", "compare", "score", "seconds_per_image"]
+
+_SMALLEST_PROBABILITY = 1e-12
+"""What a class counts for in the loss if the model does not know it or gives it nothing."""
+_TIMED_IMAGES = 15
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a model did on labelled images, class names being compared with class names."""
+
+    metrics: dict[str, float]
+    """``loss``, ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``calibration_error``; with more than five classes,
+    ``top5_accuracy``."""
+    recalls: dict[str, float]
+    """Recall of every class that occurs among the labels."""
+    labels: tuple[str, ...]
+    """The right class of each image."""
+    predicted: tuple[str, ...]
+    """The class predicted for each image."""
+    losses: npt.NDArray[np.float64] = field(repr=False, compare=False)
+    """Of each image: ``-log`` of the right class's probability."""
+    classes: tuple[str, ...]
+    """That the model knows."""
+    seconds_per_image: float | None = None
+    """Median time of one image on its own, decoding included."""
+    bytes: int | None = None
+    """Of the package."""
+    parity: float | None = None
+    """Largest difference of a probability between the package and the trained network, from when it was packaged."""
+
+
+def score(model: PackagedModel, images: Sequence[bytes | Path], labels: Sequence[str]) -> Scores:
+    """Classify images and compare with their labels.
+
+    The labels' classes count, not the model's: a class that the model does not know is always missed. The loss is the
+    mean of ``-log`` of the true class's probability (at least 1e-12), the rest is scikit-learn's.
+
+    Args:
+        model: the model.
+        images: encoded images or image files, at least one.
+        labels: class names, as many as images.
+
+    Raises:
+        RegistryError: if an image cannot be read by the model, naming it.
+    """
+    from sklearn.metrics import f1_score, recall_score
+
+    if not images or len(images) != len(labels):
+        raise RegistryError(f"One label for each of at least one image must hold, got {len(images)} and {len(labels)}.")
+    predictions: list[Prediction] = []
+    for image, answer in zip(images, model.predict(images), strict=True):
+        if isinstance(answer, str):
+            which = image if isinstance(image, Path) else f"image {len(predictions)}"
+            raise RegistryError(f"{model.name} cannot read {which}: {answer}")
+        predictions.append(answer)
+    truth, predicted = np.array(labels), np.array([prediction.class_name for prediction in predictions])
+    occurring = sorted(set(labels))
+    recalls = recall_score(truth, predicted, labels=occurring, average=None, zero_division=0.0)
+    losses = np.array(
+        [
+            -math.log(max(prediction.probabilities.get(label, 0.0), _SMALLEST_PROBABILITY))
+            for prediction, label in zip(predictions, labels, strict=True)
+        ]
+    )
+    confidence = np.array([prediction.probability for prediction in predictions])
+    metrics = {
+        "loss": float(losses.mean()),
+        "accuracy": float((truth == predicted).mean()),
+        "balanced_accuracy": float(np.mean(recalls)),
+        "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0.0)),
+        "calibration_error": calibration_error(confidence, truth == predicted),
+    }
+    if max(len(prediction.probabilities) for prediction in predictions) > 5:
+        hits = [
+            label in sorted(prediction.probabilities, key=prediction.probabilities.__getitem__, reverse=True)[:5]
+            for prediction, label in zip(predictions, labels, strict=True)
+        ]
+        metrics["top5_accuracy"] = sum(hits) / len(hits)
+    return Scores(
+        metrics=metrics,
+        recalls=dict(zip(occurring, map(float, recalls), strict=True)),
+        labels=tuple(labels),
+        predicted=tuple(map(str, predicted)),
+        losses=losses,
+        classes=tuple(predictions[0].probabilities),
+        bytes=model.bytes,
+        parity=model.parity,
+    )
+
+
+def seconds_per_image(models: Sequence[PackagedModel], images: Sequence[bytes | Path]) -> list[float]:
+    """Median seconds of each model for one image on its own, the models taking turns on a few of the images."""
+    taken: list[list[float]] = [[] for _ in models]
+    for image in [images[0], *images[:_TIMED_IMAGES]]:  # the first one twice: once to warm up
+        for model, seconds in zip(models, taken, strict=True):
+            began = time.perf_counter()
+            model.predict([image])
+            seconds.append(time.perf_counter() - began)
+    return [statistics.median(seconds[1:]) for seconds in taken]
+
+
+def compare(metric: str, challenger: Scores, champion: Scores) -> tuple[Gain, float]:
+    """The challenger's gain over the champion on the same images, and McNemar's p-value."""
+    names = sorted({*challenger.labels, *challenger.predicted, *champion.predicted})
+    numbers = {name: number for number, name in enumerate(names)}
+    labels, ours, theirs = (
+        np.array([numbers[name] for name in each], dtype=np.int64)
+        for each in (challenger.labels, challenger.predicted, champion.predicted)
+    )
+    values = (challenger.losses, champion.losses) if metric == "loss" else (ours, theirs)
+    return paired_bootstrap(metric, labels, *values), mcnemar(labels, ours, theirs)

@@ -1,0 +1,123 @@
+"""A registered version that is judged again: its test images and thresholds, found by its study."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from thawline.config import PromotionConfig, SearchConfig, TrackingConfig
+from thawline.data import Manifest, scan
+from thawline.exceptions import DataError
+from thawline.registry import LabelledImages, MlflowRegistry, ModelName, PromotionOutcome, force, judge
+from thawline.search.winner import further_folders, test_split
+from thawline.tracking import MlflowStore, connect, resolve_uri
+
+__all__ = ["Challenger", "force_challenger", "judge_challenger", "open_challenger", "open_store"]
+
+
+@dataclass(frozen=True)
+class Challenger:
+    """What is needed to judge a version."""
+
+    store: MlflowStore
+    name: str
+    version: str
+    test: LabelledImages
+    rules: PromotionConfig
+
+
+def open_challenger(
+    model: str,
+    *,
+    version: str | None,
+    data: Path | None,
+    approve: bool | None,
+    tracking_uri: str | None,
+    home: Path,
+) -> Challenger:
+    """Find a version and the images that it is to be judged on.
+
+    Args:
+        model: name of the registered model.
+        version: by default the one with the alias ``challenger``, else the newest.
+        data: a folder of labelled images; by default the test split of the study that trained the version.
+        approve: whether a person must agree; by default as in that study, whose thresholds hold too.
+        tracking_uri: where the registry is.
+        home: Thawline's home.
+
+    Raises:
+        RegistryError: if there is no such version.
+        DataError: if the study's images have changed since, or there are none.
+    """
+    store = open_store(tracking_uri, home)
+    registry = MlflowRegistry(store)
+    chosen = _version(registry, model, version)
+    text = registry.study_file(model, chosen, "config.yaml")
+    config = SearchConfig.model_validate(yaml.safe_load(text)) if text else None
+    rules = config.promotion if config else PromotionConfig()
+    return Challenger(
+        store=store,
+        name=model,
+        version=chosen,
+        test=_test_images(registry, model, chosen, config, data),
+        rules=rules if approve is None else rules.model_copy(update={"approve": approve}),
+    )
+
+
+def judge_challenger(challenger: Challenger) -> PromotionOutcome:
+    """Score it and the champion on the same images, and decide.
+
+    Raises:
+        RegistryError: if it cannot be loaded or scored.
+    """
+    return judge(
+        challenger.store,
+        name=challenger.name,
+        version=challenger.version,
+        test=challenger.test,
+        rules=challenger.rules,
+        further=further_folders(challenger.rules.further),
+    )
+
+
+def open_store(tracking_uri: str | None, home: Path) -> MlflowStore:
+    """The store that a search without further options would use."""
+    uri = resolve_uri(TrackingConfig(uri=tracking_uri), home)
+    return connect(uri, home=home, experiment=TrackingConfig().experiment)
+
+
+def force_challenger(model: str, *, version: str | None, reason: str, tracking_uri: str | None, home: Path) -> str:
+    """Make a version champion without a comparison; returns the version.
+
+    Raises:
+        RegistryError: if the reason is empty, or the version is missing or does not answer.
+    """
+    store = open_store(tracking_uri, home)
+    chosen = _version(MlflowRegistry(store), model, version)
+    force(store, name=model, version=chosen, reason=reason)
+    return chosen
+
+
+def _version(registry: MlflowRegistry, model: str, version: str | None) -> str:
+    """That version, or the challenger, or the newest."""
+    newest = registry.newest(model)
+    if version is not None:
+        return registry.resolve(ModelName(model, None, version))
+    return registry.challenger(model) or newest
+
+
+def _test_images(
+    registry: MlflowRegistry, model: str, version: str, config: SearchConfig | None, data: Path | None
+) -> LabelledImages:
+    if data is not None:
+        return further_folders([data])[0]
+    if config is None:
+        raise DataError(f"Which images {model}/{version} was tested on is not recorded: name a folder with --data.")
+    manifest: Manifest = scan(config.data)
+    trained_on = registry.tags(model, version).get("thawline.data_digest")
+    if trained_on not in (None, manifest.digest):
+        raise DataError(
+            f"{config.data.path} has changed since {model}/{version} was trained, so that its test images may be "
+            "among those. Name a folder of labelled images that it has not seen with --data."
+        )
+    return test_split(manifest)

@@ -1,0 +1,212 @@
+"""The gate promotes on evidence alone, and each criterion can stop it."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from thawline.config import GateRules
+from thawline.registry import Outcome, Scores, Verdict, decide
+from thawline.registry.statistics import calibration_error, mcnemar, paired_bootstrap
+
+CLASSES = ("a", "b")
+
+
+def scores(right: int, images: int = 200, *, confidence: float = 0.9, **changes: Any) -> Scores:
+    """A model that is right on the first ``right`` images, of which every second one is of class b."""
+    labels = tuple(CLASSES[index % 2] for index in range(images))
+    predicted = tuple(
+        label if index < right else CLASSES[1 - CLASSES.index(label)] for index, label in enumerate(labels)
+    )
+    correct = np.array([label == answer for label, answer in zip(labels, predicted, strict=True)])
+    losses = -np.log(np.where(correct, confidence, 1 - confidence))
+    metrics = {
+        "accuracy": right / images,
+        "balanced_accuracy": right / images,
+        "macro_f1": right / images,
+        "loss": float(losses.mean()),
+        "calibration_error": calibration_error(np.full(images, confidence), correct),
+    }
+    recalls = {name: float(correct[np.array(labels) == name].mean()) for name in CLASSES}
+    made = Scores(
+        metrics, recalls, labels, predicted, losses, CLASSES, seconds_per_image=0.01, bytes=1_000_000, parity=0.0
+    )
+    return replace(made, **changes)
+
+
+def failed(verdict: Verdict) -> list[str]:
+    return [each.name for each in verdict.criteria if not each.passed]
+
+
+def with_metric(made: Scores, value: float) -> Scores:
+    return replace(made, metrics={**made.metrics, "accuracy": value})
+
+
+def test_the_first_model_is_promoted_and_a_clearly_better_one_too() -> None:
+    assert decide(GateRules(), scores(100), None).outcome is Outcome.PROMOTE
+    verdict = decide(GateRules(), scores(180), scores(160))
+    assert verdict.outcome is Outcome.PROMOTE
+    assert verdict.reason == "the challenger is better: accuracy 0.9000 against 0.8000 on the same 200 test images"
+    assert failed(verdict) == []
+
+
+def test_an_equal_and_a_worse_model_are_held_for_lack_of_gain() -> None:
+    for right in (160, 150):
+        verdict = decide(GateRules(), scores(right), scores(160))
+        assert verdict.outcome is Outcome.HOLD
+        assert "gain" in failed(verdict)
+
+
+def test_a_gain_that_chance_could_have_made_is_held_unless_no_evidence_is_asked_for() -> None:
+    verdict = decide(GateRules(), scores(162), scores(160))
+    assert verdict.outcome is Outcome.HOLD
+    assert failed(verdict) == ["evidence of the gain"]
+    assert decide(GateRules(significance=1), scores(162), scores(160)).outcome is Outcome.PROMOTE
+
+
+def test_a_minimum_gain_is_asked_for() -> None:
+    assert failed(decide(GateRules(minimum_gain=0.2), scores(180), scores(160))) == ["gain"]
+    assert decide(GateRules(minimum_gain=0.1), scores(180), scores(160)).outcome is Outcome.PROMOTE
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_value_that_is_no_number_rejects_the_challenger_and_makes_a_champion_incomparable(value: float) -> None:
+    assert decide(GateRules(), with_metric(scores(180), value), None).outcome is Outcome.REJECT
+    assert decide(GateRules(), with_metric(scores(180), value), scores(160)).outcome is Outcome.REJECT
+    verdict = decide(GateRules(), scores(180), with_metric(scores(160), value))
+    assert verdict.outcome is Outcome.HOLD
+    assert "nothing can be compared" in verdict.reason
+
+
+def test_a_champion_that_cannot_be_scored_is_a_matter_for_a_person() -> None:
+    verdict = decide(GateRules(), scores(180), None, champion_error="its file is gone")
+    assert verdict.outcome is Outcome.HOLD
+    assert "its file is gone" in verdict.reason
+    assert "thawline rollback" in verdict.reason
+
+
+def test_a_lower_loss_is_better() -> None:
+    rules = GateRules(metric="loss", max_calibration_loss=1)
+    surer, less_sure = scores(180, confidence=0.9), scores(180, confidence=0.7)
+    assert decide(rules, surer, less_sure).outcome is Outcome.PROMOTE
+    worse = decide(rules, less_sure, surer)
+    assert worse.outcome is Outcome.HOLD
+    assert "gain" in failed(worse)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"seconds_per_image": 0.06}, "seconds for one image"),
+        ({"bytes": 11_000_000}, "size"),
+        ({"recalls": {"a": 0.69, "b": 1.0}}, "recall of every class"),
+    ],
+)
+def test_a_better_model_that_is_much_worse_in_another_respect_is_held(changes: dict[str, Any], name: str) -> None:
+    assert failed(decide(GateRules(), scores(180, **changes), scores(160))) == [name]
+
+
+def test_one_image_of_a_small_class_is_no_loss_of_recall_and_two_are() -> None:
+    labels = ("a",) * 196 + ("b",) * 4
+    champion = scores(160, recalls={"a": 0.8, "b": 1.0})
+    for recall, stopped_by in ((0.75, []), (0.5, ["recall of every class"])):
+        challenger = replace(scores(180, recalls={"a": 0.9, "b": recall}), labels=labels)
+        verdict = decide(GateRules(significance=1), challenger, replace(champion, labels=labels))
+        assert [name for name in failed(verdict) if name.startswith("recall")] == stopped_by
+
+
+def test_probabilities_that_mean_less_are_held() -> None:
+    challenger = scores(180)
+    challenger.metrics["calibration_error"] = 0.3
+    assert failed(decide(GateRules(), challenger, scores(160))) == ["calibration error"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [({"classes": ("a",)}, "classes"), ({"parity": 0.01}, "parity of package and trained network")],
+)
+def test_a_model_that_lacks_a_class_or_answers_otherwise_than_when_trained_is_rejected(
+    changes: dict[str, Any], name: str
+) -> None:
+    for champion in (None, scores(160)):
+        verdict = decide(GateRules(), scores(190, **changes), champion)
+        assert verdict.outcome is Outcome.REJECT
+        assert failed(verdict) == [name]
+
+
+def test_a_further_folder_stops_a_model_that_is_worse_there_beyond_chance() -> None:
+    better, champion = scores(180), scores(160)
+    assert decide(GateRules(), better, champion, further=[("night", scores(159), champion)]).outcome is Outcome.PROMOTE
+    verdict = decide(GateRules(), better, champion, further=[("night", scores(120), champion)])
+    assert failed(verdict) == ["accuracy on night"]
+
+
+# ----------------------------------------------------------------------------------------------------------- statistics
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "macro_f1"])
+def test_the_gain_is_that_of_scikit_learn_and_so_is_that_of_every_resample(metric: str) -> None:
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+
+    score = {
+        "accuracy": accuracy_score,
+        "balanced_accuracy": balanced_accuracy_score,
+        "macro_f1": lambda truth, answers: f1_score(truth, answers, average="macro"),
+    }[metric]
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 4, 300)
+    first, second = (np.where(random.random(300) < share, labels, random.integers(0, 4, 300)) for share in (0.7, 0.6))
+    gain = paired_bootstrap(metric, labels, first, second)
+    assert gain.value == pytest.approx(score(labels, first) - score(labels, second))
+    drawn = [random.integers(0, 300, 300) for _ in range(1000)]
+    resampled = [score(labels[draw], first[draw]) - score(labels[draw], second[draw]) for draw in drawn]
+    assert gain.lower(0.025) == pytest.approx(np.quantile(resampled, 0.025), abs=0.012)
+    assert gain.upper(0.025) == pytest.approx(np.quantile(resampled, 0.975), abs=0.012)
+
+
+def test_mcnemar_knows_the_images_that_only_one_model_gets_right() -> None:
+    labels = np.zeros(20, dtype=np.int64)
+    champion = np.array([0] * 10 + [1] * 10)
+    challenger = np.array([0] * 18 + [1] * 2)
+    assert mcnemar(labels, challenger, champion) == pytest.approx(2 / 2**8)
+    assert mcnemar(labels, champion, champion) == 1
+
+
+def test_calibration_error_is_the_distance_between_sureness_and_being_right() -> None:
+    sure = np.full(100, 0.9)
+    assert calibration_error(sure, np.arange(100) < 90) == pytest.approx(0)
+    assert calibration_error(sure, np.arange(100) < 60) == pytest.approx(0.3)
+
+
+def simulated(seed: int, better_by: float, images: int = 1000) -> Verdict:
+    """Two trainings of one recipe, of which the second is truly better by a share of the images.
+
+    Four images in five are easy (0.985 right), the others hard (0.3 right): 85 % in all, and two trainings answer 10 %
+    of the images differently, as fine-tuned networks of two seeds do.
+    """
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 5, images)
+    hard = random.random(images) < 0.2
+    made = []
+    for gain in (0.0, better_by):
+        chance = np.where(hard, 0.3 + gain / 0.2, 0.985)
+        correct = random.random(images) < chance
+        predicted = np.where(correct, labels, (labels + random.integers(1, 5, images)) % 5)
+        names = "abcde"
+        recalls = {names[k]: float(correct[labels == k].mean()) for k in range(5)}
+        metrics = {"accuracy": float(correct.mean()), "calibration_error": 0.02}
+        answers = tuple(names[k] for k in predicted)
+        made.append(Scores(metrics, recalls, tuple(names[k] for k in labels), answers, np.zeros(images), tuple(names)))
+    return decide(GateRules(), made[1], made[0])
+
+
+def test_of_200_champions_trained_again_at_most_5_percent_are_promoted() -> None:
+    promoted = sum(simulated(seed, 0.0).outcome is Outcome.PROMOTE for seed in range(200))
+    assert promoted <= 10
+
+
+def test_of_200_models_that_are_3_points_better_on_1000_images_at_least_80_percent_are_promoted() -> None:
+    promoted = sum(simulated(seed, 0.03).outcome is Outcome.PROMOTE for seed in range(200))
+    assert promoted >= 160

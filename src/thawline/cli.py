@@ -259,6 +259,38 @@ def predict(
 
 
 @app.command()
+def score(
+    model: Annotated[str, typer.Argument(metavar="MODEL[@ALIAS]", help="Registered model; default alias: champion.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="FOLDER|LIST", help="Folder of images, or a file that lists their paths.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Table to write, a row for each image.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
+) -> None:
+    """Classify any number of image files into a Parquet file; the same command goes on after an interruption."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from thawline.scoring import score_files
+
+    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("scoring", total=None)
+        summary = score_files(
+            model,
+            source,
+            out,
+            tracking_uri=tracking_uri,
+            home=environment.home(),
+            device=device,
+            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    _out.print(f"{summary}.", highlight=False, soft_wrap=True)
+    if summary.bad:
+        raise typer.Exit(1)
+
+
+@app.command()
 def promote(
     model: Annotated[str, typer.Argument(help="Registered model.")],
     version: Annotated[str | None, typer.Option(help="Challenger; default: the alias challenger.")] = None,
@@ -331,6 +363,52 @@ def history(
         _print_json(history_rows(reigns))
     else:
         _out.print(history_table(model, reigns))
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL[@ALIAS]", help="Registered model; default alias: champion.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, each with the model in memory.")] = 1,
+    max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Images that share a forward pass, at most.")] = 32,
+    max_delay: Annotated[
+        float, typer.Option(metavar="MS", min=0, max=1000, help="How long a batch waits for images being decoded.")
+    ] = 2.0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with a token that clients must send as Authorization: Bearer.")
+    ] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
+) -> None:
+    """Serve a registered model over HTTP, and follow its alias: a new champion is served without a restart."""
+    import logging
+
+    from thawline.config import TrackingConfig
+    from thawline.serving import ServeOptions
+    from thawline.serving import serve as run_server
+    from thawline.tracking import resolve_uri
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("thawline").setLevel(logging.INFO)
+    tracking, home = TrackingConfig(uri=tracking_uri), environment.home()
+    options = ServeOptions(
+        model=model,
+        tracking_uri=resolve_uri(tracking, home),
+        experiment=tracking.experiment,
+        home=home,
+        host=host,
+        port=port,
+        workers=workers,
+        max_batch=max_batch,
+        max_delay_ms=max_delay,
+        device=device,
+        token_file=token_file,
+    )
+    try:
+        run_server(options)
+    except KeyboardInterrupt:  # uvicorn has finished what was in flight, and raises the signal again
+        return
 
 
 @app.command()

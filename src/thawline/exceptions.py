@@ -63,3 +63,7 @@ class TrackingError(ThawlineError):
 
 class RegistryError(ThawlineError):
     """A model, version or alias is missing, or a promotion is refused."""
+
+
+class ServingError(ThawlineError):
+    """The server cannot start: its port, token file or device cannot be used."""

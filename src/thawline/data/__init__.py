@@ -8,7 +8,7 @@ from thawline.data._files import printable, write_atomically
 from thawline.data.cache import DecodedImages, decoded
 from thawline.data.digits import write_digits
 from thawline.data.folder import Manifest, Problem, Row, Split, check_folder, image_files, labelled_files, scan
-from thawline.data.images import BadImage, decode, resize_and_crop
+from thawline.data.images import BadImage, decode, encoded_image, resize_and_crop
 from thawline.data.report import report, report_json, report_text
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "check_folder",
     "decode",
     "decoded",
+    "encoded_image",
     "image_files",
     "labelled_files",
     "printable",

@@ -4,10 +4,13 @@ This module needs Pillow and NumPy alone and imports nothing of Thawline, becaus
 packaged model: what serves a model decodes exactly as what trained it.
 """
 
+import base64
+import binascii
 import contextlib
 import importlib
 import io
 import math
+import re
 import threading
 import warnings
 
@@ -15,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-__all__ = ["EXTENSIONS", "BadImage", "decode", "resize_and_crop"]
+__all__ = ["EXTENSIONS", "BadImage", "decode", "encoded_image", "resize_and_crop"]
 
 # Pillow knows some forty formats. These are the ones that people keep photographs in; the others stay out because
 # they are not pictures (HDF5, MPEG), run other programs (EPS starts Ghostscript) or are read by code that few test.
@@ -104,6 +107,33 @@ def decode(data: bytes, *, max_pixels: int = 64_000_000) -> Image.Image:
             # Pillow's decoders raise whatever their parsers meet: OSError, SyntaxError, ValueError, struct.error,
             # KeyError, ZeroDivisionError … There is no list that holds for the next version.
             raise BadImage(_reason(error)) from None
+
+
+def encoded_image(value: object) -> bytes:
+    """The bytes of an image file from what a client sent: those bytes, or their base64 as text or as bytes.
+
+    MLflow's server decodes base64 for ``dataframe_records`` and ``dataframe_split`` but not for ``instances`` and
+    ``inputs``. A ``data:image/jpeg;base64,`` in front of the text is allowed.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if isinstance(value, str):
+        text = re.sub(r"^data:[^,]*,", "", value)
+        try:
+            return base64.b64decode("".join(text.split()), validate=True)
+        except (binascii.Error, ValueError):
+            raise ValueError("the text is not base64") from None
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise ValueError(f"an image must be bytes or base64 text, but got {type(value).__name__}")
+    data = bytes(value)
+    # Of the image formats only the plain-text ones of the PPM family could be taken for base64.
+    if re.fullmatch(rb"[A-Za-z0-9+/\s]+={0,2}\s*", data) and not re.match(rb"P[1-6]\s", data):
+        try:
+            return base64.b64decode(b"".join(data.split()), validate=True)
+        except binascii.Error:
+            return data
+    return data
 
 
 def resize_and_crop(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from thawline.data import encoded_image
 from thawline.exceptions import RegistryError
 from thawline.tracking import MlflowStore
 from thawline.tracking.mlflow import first_line, now_ms, quiet_mlflow
@@ -122,9 +123,39 @@ class PackagedModel:
 
     def example(self) -> bytes:
         """The encoded image that was packaged with it."""
-        from thawline.registry.servable import encoded_image
-
         return encoded_image(self._model.input_example["image"].iloc[0])
+
+    def images_in(self, body: bytes, content_type: str) -> list[bytes]:
+        """The encoded images of a request in MLflow's scoring protocol (JSON or CSV, in any of its forms).
+
+        MLflow's own server reads the request, so that every client of ``mlflow models serve`` is understood.
+
+        Raises:
+            ValueError: if it cannot be read, with the reason for people.
+        """
+        from mlflow.exceptions import MlflowException
+        from mlflow.pyfunc.scoring_server import invocations
+
+        reader = _Reader(self._model.metadata)
+        try:
+            answer: Any = invocations(  # type: ignore[no-untyped-call, unused-ignore]
+                body, content_type, reader, self._model.metadata.get_input_schema()
+            )
+        except MlflowException as error:
+            raise ValueError(first_line(error)) from None
+        if answer.status != 200:
+            raise ValueError(answer.response)
+        table = reader.table
+        columns = list(table.keys()) if hasattr(table, "keys") else []  # a DataFrame's columns, or a plain mapping
+        if columns != ["image"]:
+            raise ValueError(f"the only column must be 'image', but got {', '.join(map(str, columns)) or 'none'}")
+        images = []
+        for row, value in enumerate(table["image"]):
+            try:
+                images.append(encoded_image(value))
+            except ValueError as error:
+                raise ValueError(f"row {row}: {error}") from None
+        return images
 
     def predict(self, images: Sequence[bytes | Path]) -> list[Prediction | str]:
         """Classify encoded images or image files, in batches; a string is the reason why an image cannot be read."""
@@ -150,6 +181,18 @@ class PackagedModel:
             _prediction(next(rows)) if isinstance(image, bytes) else image.strerror or type(image).__name__
             for image in images
         ]
+
+
+class _Reader:
+    """Stands in for a model in MLflow's server, to have what it read."""
+
+    def __init__(self, metadata: Any) -> None:
+        self.metadata = metadata
+        self.table: Any = None
+
+    def predict(self, data: Any, params: Any = None) -> list[Any]:
+        self.table = data
+        return []
 
 
 class MlflowRegistry:

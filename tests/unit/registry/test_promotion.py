@@ -1,7 +1,6 @@
 """Packaging, the registry and the promotion, with a small network whose answers are known."""
 
 import base64
-import io
 import json
 import os
 import subprocess
@@ -12,13 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torchvision.models import get_model
+from colours import CLASSES, colour_network, folder_of, make_package, picture, trial_run
 
-from thawline.backbones import Preprocessing
 from thawline.exceptions import RegistryError
 from thawline.registry import (
-    Calibration,
     LabelledImages,
     MlflowRegistry,
     ModelName,
@@ -28,7 +24,6 @@ from thawline.registry import (
     force,
     judge,
     log_packaged_model,
-    package,
     parse_model,
     register_challenger,
     roll_back,
@@ -36,77 +31,6 @@ from thawline.registry import (
     settle,
 )
 from thawline.tracking import MlflowStore, start_study_run
-
-CLASSES = ("red", "green", "blue")
-PREPROCESSING = Preprocessing(32, 36, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bilinear")
-
-
-def picture(colour: str, kind: str = "PNG", size: tuple[int, int] = (50, 40)) -> bytes:
-    pixels = np.zeros((size[1], size[0], 3), np.uint8)
-    pixels[..., CLASSES.index(colour)] = 255
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
-    return file.getvalue()
-
-
-def colour_network(order: tuple[int, int, int] = (0, 1, 2)) -> torch.nn.Module:
-    """An mnasnet0_5 of which every answer is known: its head is fed by the colour that dominates.
-
-    The layers before the head are random; the head is fitted to them, so that class ``i`` is colour ``order[i]``.
-    """
-    torch.manual_seed(0)
-    network = get_model("mnasnet0_5", weights=None, num_classes=3, dropout=0.0).eval()
-    inputs = []
-    for colour in CLASSES:
-        pixels = np.array(Image.open(io.BytesIO(picture(colour))).resize((32, 32)))
-        inputs.append((torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 - 0.5) / 0.25)
-    with torch.no_grad():
-        # Batch statistics of the three pictures, so that a network with random weights tells them apart at all.
-        for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = None
-        network.train()(torch.stack(inputs))
-        network.eval()
-        features = network.layers(torch.stack(inputs)).mean((2, 3))
-        target = torch.full((3, 3), -5.0)
-        for output, colour in enumerate(order):
-            target[colour, output] = 5.0
-        # numpy's: torch 2.11's gives zeros for features of such a range.
-        solution = np.linalg.lstsq(features.double().numpy(), target.double().numpy(), rcond=None)[0]
-        network.classifier[1].weight.copy_(torch.from_numpy(solution.T))
-        network.classifier[1].bias.zero_()
-    return network
-
-
-def make_package(
-    folder: Path,
-    *,
-    order: tuple[int, int, int] = (0, 1, 2),
-    classes: tuple[str, ...] = CLASSES,
-    calibration: Calibration | None = None,
-) -> Path:
-    return package(
-        folder,
-        state_dict=colour_network(order).state_dict(),
-        architecture={"builder": "mnasnet0_5", "kwargs": {"num_classes": 3, "dropout": 0.0}},
-        classes=classes,
-        preprocessing=PREPROCESSING,
-        example_image=picture("red"),
-        max_pixels=1_000_000,
-        calibration=calibration,
-        extra={"study": "birds", "trial": 7},
-    )
-
-
-def trial_run(store: MlflowStore, number: int = 1) -> str:
-    return str(store.client.create_run(store.experiment_id, run_name=f"trial-{number:02d}").info.run_id)
-
-
-def folder_of(store: MlflowStore, uri: str) -> Path:
-    """Where the files of a logged model lie."""
-    location = store.client.get_logged_model(uri.removeprefix("models:/")).artifact_location
-    return Path(location.removeprefix("file://"))
-
 
 IMAGES = [picture("red"), picture("green", "JPEG"), picture("blue"), picture("blue")]
 LABELS = ["red", "green", "blue", "blue"]

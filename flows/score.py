@@ -1,0 +1,44 @@
+"""Batch scoring: every image of a folder or a list, by a model from the registry, into a Parquet file.
+
+A schedule that runs this flow scores with whatever is champion then. The command ``thawline score`` does the same
+without Prefect.
+"""
+
+from thawline import environment
+
+environment.prepare_flows()  # before Prefect and MLflow are imported: they read their switches then
+
+from pathlib import Path  # noqa: E402
+
+from prefect import flow, task  # noqa: E402
+from prefect.artifacts import create_markdown_artifact  # noqa: E402
+from prefect.cache_policies import NO_CACHE  # noqa: E402
+
+from thawline.scoring import ScoreSummary, score_files  # noqa: E402
+
+__all__ = ["score"]
+
+
+@flow(name="score", validate_parameters=True)
+def score(model: str, source: Path, out: Path, device: str = "auto", tracking_uri: str | None = None) -> ScoreSummary:
+    """Classify every image file; see :func:`thawline.scoring.score_files`.
+
+    Args:
+        model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
+        source: a folder of images, or a file that lists their paths.
+        out: the Parquet file to write.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        tracking_uri: where the registry is; by default as for a search.
+
+    Raises:
+        ThawlineError: if the model or the images cannot be found.
+    """
+    summary = score_task(model, source, out, device, tracking_uri)
+    create_markdown_artifact(key="score", markdown=f"{summary}.", description="Batch scoring")
+    return summary
+
+
+@task(name="score files", cache_policy=NO_CACHE)
+def score_task(model: str, source: Path, out: Path, device: str, tracking_uri: str | None) -> ScoreSummary:
+    """Score, going on where an interrupted run stopped."""
+    return score_files(model, source, out, tracking_uri=tracking_uri, home=environment.home(), device=device)

@@ -1,0 +1,231 @@
+"""The HTTP application: routes, answers, and what goes wrong said in one sentence."""
+
+import asyncio
+import hmac
+import importlib.metadata
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import resources
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from thawline.serving.batcher import Batcher, Overloaded, UnreadableImage
+from thawline.serving.follower import Follower
+from thawline.serving.metrics import Metrics
+from thawline.serving.requests import BadRequest, images_of, read_body
+from thawline.serving.served import ServedModel
+
+__all__ = ["AppOptions", "create_app"]
+
+_log = logging.getLogger("thawline.serving")
+
+_OPEN = {"/health", "/ping", "/ready", "/"}
+"""Paths that need no token: probes, and the page, which asks for one."""
+
+
+@dataclass(frozen=True)
+class AppOptions:
+    """What one process of the server needs to know."""
+
+    max_batch: int = 32
+    max_delay: float = 0.002
+    """Seconds."""
+    max_waiting: int = 512
+    """Images in the server at once."""
+    max_body: int = 32_000_000
+    """Bytes."""
+    token: str | None = None
+    """What ``Authorization: Bearer`` must say; ``None`` asks for nothing."""
+
+
+class ImagePrediction(BaseModel):
+    """What the model says about one image."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+    """Of the most probable classes, the best first."""
+
+
+class PredictAnswer(BaseModel):
+    """The answer to ``POST /predict``: one prediction for each image, in order."""
+
+    model: str
+    version: str
+    predictions: list[ImagePrediction]
+
+
+def create_app(follower: Follower, options: AppOptions, metrics: Metrics) -> FastAPI:
+    """The application of one process. ``follower`` has loaded its first version; it begins to follow with the app."""
+    batcher = Batcher(
+        max_batch=options.max_batch,
+        max_delay=options.max_delay,
+        max_waiting=options.max_waiting,
+        on_batch=metrics.batch,
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        computing = asyncio.create_task(batcher.run())
+        follower.start()
+        yield
+        await asyncio.to_thread(follower.stop)
+        computing.cancel()
+        batcher.close()
+
+    app = FastAPI(
+        title="Thawline",
+        description="Classifies images by a model from the MLflow registry.",
+        version=importlib.metadata.version("thawline"),
+        lifespan=lifespan,
+    )
+
+    @app.middleware("http")
+    async def guard(request: Request, following: Callable[[Request], Awaitable[Response]]) -> Response:
+        """The token, and the last place where an error can be caught: its trace stays in the log."""
+        with metrics.request(request.url.path) as finished:
+            if options.token is not None and request.url.path not in _OPEN:
+                scheme, _, sent = request.headers.get("authorization", "").partition(" ")
+                if scheme.lower() != "bearer" or not hmac.compare_digest(sent.encode(), options.token.encode()):
+                    finished(401)
+                    sentence = "This server asks for a token: send the header Authorization: Bearer TOKEN."
+                    return JSONResponse({"error": sentence}, 401, {"WWW-Authenticate": "Bearer"})
+            try:
+                response = await following(request)
+            except Exception:
+                _log.exception("%s %s failed", request.method, request.url.path)
+                response = JSONResponse({"error": "The server failed; its log says why."}, 500)
+            finished(response.status_code)
+            return response
+
+    @app.exception_handler(BadRequest)
+    async def bad_request(request: Request, error: BadRequest) -> JSONResponse:
+        return JSONResponse({"error": str(error)}, error.status)
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong_option(request: Request, error: RequestValidationError) -> JSONResponse:
+        problem = error.errors()[0]
+        return JSONResponse({"error": f"{problem['loc'][-1]}: {problem['msg']}, got {problem['input']!r}."}, 400)
+
+    @app.exception_handler(HTTPException)
+    async def no_such_page(request: Request, error: HTTPException) -> JSONResponse:
+        sentence = f"{error.detail}: {request.method} {request.url.path}. What there is, /docs lists."
+        return JSONResponse({"error": sentence}, error.status_code, error.headers)
+
+    @app.exception_handler(Overloaded)
+    async def overloaded(request: Request, error: Overloaded) -> JSONResponse:
+        metrics.refuse()
+        return JSONResponse({"error": "The server is busy: try again in a second."}, 503, {"Retry-After": "1"})
+
+    async def classify(model: ServedModel, images: list[tuple[str, bytes]]) -> list[list[float]]:
+        try:
+            return await batcher.classify(model, [data for _, data in images])
+        except UnreadableImage as error:
+            raise BadRequest(400, f"{images[error.index][0]} cannot be read: {error}.") from None
+
+    @app.post("/predict", response_model=PredictAnswer, openapi_extra=_PREDICT_BODY)
+    async def predict(request: Request, top_k: Annotated[int, Query(ge=1, le=10_000)] = 5) -> PredictAnswer:
+        """Classify one image or several: multipart files, a raw body of type image/*, or JSON with base64."""
+        body = await read_body(request, options.max_body)
+        sent = await images_of(request.headers, body, max_images=options.max_waiting)
+        model = follower.model
+        answers = await classify(model, [(image.name, image.data) for image in sent])
+        return PredictAnswer(
+            model=model.name,
+            version=model.version,
+            predictions=[_prediction(model.classes, answer, top_k) for answer in answers],
+        )
+
+    @app.post("/invocations")
+    async def invocations(request: Request) -> Response:
+        """MLflow's scoring protocol, as `mlflow models serve` speaks it."""
+        body = await read_body(request, options.max_body)
+        model = follower.model
+        kind = request.headers.get("content-type", "")
+        try:
+            images = await asyncio.to_thread(model.images_in, body, kind)
+        except ValueError as error:
+            raise BadRequest(400, f"The request cannot be read: {error}") from None
+        if not images:
+            raise BadRequest(400, "There is no image in the request.")
+        answers = await classify(model, [(f"Row {index}", image) for index, image in enumerate(images)])
+        return JSONResponse({"predictions": [_mlflow_row(model.classes, answer) for answer in answers]})
+
+    @app.get("/health")
+    @app.get("/ping", include_in_schema=False)
+    async def health() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> dict[str, Any]:
+        """What is served, and whether the registry says something else that cannot be served."""
+        return {
+            "ready": True,
+            "model": follower.model.name,
+            "version": follower.model.version,
+            "refused": follower.refused,
+            "registry_error": follower.registry_error,
+        }
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        """Versions of the model and of what serves it."""
+        libraries = {name: importlib.metadata.version(name) for name in ("thawline", "torch", "mlflow")}
+        return {
+            "model": follower.model.name,
+            "version": follower.model.version,
+            "device": follower.model.device,
+            **libraries,
+        }
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        """Counts and times in Prometheus' text format."""
+        return Response(*metrics.exposition(follower.model.version, batcher.inside))
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> str:
+        return resources.files("thawline.serving").joinpath("page.html").read_text(encoding="utf-8")
+
+    return app
+
+
+def _mlflow_row(classes: tuple[str, ...], probabilities: list[float]) -> dict[str, Any]:
+    """As the packaged model itself answers (``servable.py``)."""
+    best = max(range(len(classes)), key=probabilities.__getitem__)
+    named = dict(zip(classes, probabilities, strict=True))
+    return {"class": classes[best], "probability": probabilities[best], "probabilities": named}
+
+
+def _prediction(classes: tuple[str, ...], probabilities: list[float], top_k: int) -> ImagePrediction:
+    ranked = sorted(zip(classes, probabilities, strict=True), key=lambda each: -each[1])[:top_k]
+    return ImagePrediction(label=ranked[0][0], probability=ranked[0][1], probabilities=dict(ranked))
+
+
+_ONE_IMAGE = {"type": "string", "format": "binary"}
+_BASE64 = {"type": "string", "format": "byte"}
+_PREDICT_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"file": {"type": "array", "items": _ONE_IMAGE}}}
+            },
+            "image/*": {"schema": _ONE_IMAGE},
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"image": _BASE64, "images": {"type": "array", "items": _BASE64}},
+                }
+            },
+        },
+    }
+}

@@ -1,0 +1,125 @@
+"""Follow a registry alias: load the new version beside the old one, try it, and swap; never serve nothing."""
+
+import logging
+import threading
+import time
+
+from thawline.exceptions import ThawlineError
+from thawline.registry import MlflowRegistry, ModelName
+from thawline.serving.served import ServedModel
+
+__all__ = ["Follower"]
+
+_log = logging.getLogger("thawline.serving")
+
+_RETRY_SECONDS = 60.0
+"""A version that was refused is tried again after this time: the artifact store may have been out of reach."""
+
+
+class Follower:
+    """Keeps ``model`` at the version that the alias points to.
+
+    Args:
+        registry: where to look.
+        name: with an alias, which is followed, or with a version, which stays.
+        poll_seconds: how often the registry is asked.
+        device: see :class:`ServedModel`.
+
+    Raises:
+        RegistryError: from :meth:`load_first`, if there is nothing to serve.
+    """
+
+    def __init__(
+        self,
+        registry: MlflowRegistry,
+        name: ModelName,
+        *,
+        poll_seconds: float,
+        device: str = "auto",
+    ) -> None:
+        self._registry, self._name, self._poll_seconds, self._device = registry, name, poll_seconds, device
+        self._model: ServedModel | None = None
+        self.refused: dict[str, str] | None = None
+        """Version and reason, if the alias points to one that cannot be served."""
+        self.registry_error: str | None = None
+        """Why the registry cannot be asked now."""
+        self._refused_at = 0.0
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
+
+    @property
+    def model(self) -> ServedModel:
+        """What is served now."""
+        assert self._model is not None  # noqa: S101  load_first() comes first
+        return self._model
+
+    def load_first(self) -> None:
+        """Load what the name means now."""
+        self._model = self._load(self._registry.resolve(self._name))
+
+    def start(self) -> None:
+        """Begin to follow; a model named by its version stays what it is."""
+        if self._name.alias is not None:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Follow no more."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    def look(self) -> None:
+        """Ask the registry now instead of at the next poll."""
+        self._wake.set()
+
+    def _follow(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait(self._poll_seconds)
+            self._wake.clear()
+            if not self._stop.is_set():
+                self._look()
+
+    def _look(self) -> None:
+        try:
+            version = self._registry.resolve(self._name)
+        except Exception as error:
+            if self.registry_error is None:
+                _log.warning("%s stays, the registry does not answer: %s", self._served(), error)
+            self.registry_error = str(error)
+            return
+        if self.registry_error is not None:
+            _log.info("the registry answers again")
+            self.registry_error = None
+        if version == self.model.version:
+            self.refused = None
+        elif not self._refused_lately(version):
+            self._try(version)
+
+    def _try(self, version: str) -> None:
+        try:
+            model = self._load(version)
+        except Exception as error:  # whatever a package does when it is loaded; the old one goes on
+            reason = str(error) if isinstance(error, ThawlineError) else f"{type(error).__name__}: {error}"
+            _log.warning("%s stays, version %s is refused: %s", self._served(), version, reason)
+            self.refused, self._refused_at = {"version": version, "reason": reason}, time.monotonic()
+            return
+        self.refused = None
+        before = self._served()
+        self._model = model  # one assignment: a request has the old one or the new one, for all its images
+        _log.info("%s is served in place of %s", self._served(), before)
+
+    def _load(self, version: str) -> ServedModel:
+        return ServedModel(self._registry.load(ModelName(self._name.name, None, version)), self._device)
+
+    def _refused_lately(self, version: str) -> bool:
+        refused = self.refused
+        return (
+            refused is not None
+            and refused["version"] == version
+            and time.monotonic() - self._refused_at < _RETRY_SECONDS
+        )
+
+    def _served(self) -> str:
+        return f"{self.model.name} version {self.model.version}"

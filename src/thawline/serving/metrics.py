@@ -1,0 +1,94 @@
+"""Counts and times for Prometheus."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+__all__ = ["Metrics"]
+
+_PATHS = {
+    "/predict",
+    "/invocations",
+    "/health",
+    "/ping",
+    "/ready",
+    "/version",
+    "/metrics",
+    "/",
+    "/docs",
+    "/openapi.json",
+}
+"""A label for every path that a scanner tries would grow without end."""
+
+
+class Metrics:
+    """What one process counts; with several processes, ``/metrics`` of any of them is the sum of all.
+
+    Several processes share a folder, named by ``PROMETHEUS_MULTIPROC_DIR`` before ``prometheus_client`` is imported.
+    """
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        seconds = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+        self._requests = Counter("thawline_requests", "Requests answered.", ["path", "status"], registry=self._registry)
+        self._seconds = Histogram(
+            "thawline_request_seconds", "From the request to its answer.", ["path"], buckets=seconds,
+            registry=self._registry,
+        )  # fmt: skip
+        self._batch_images = Histogram(
+            "thawline_batch_images", "Images that shared a forward pass.", buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+            registry=self._registry,
+        )  # fmt: skip
+        self._forward = Histogram(
+            "thawline_forward_seconds", "Of one forward pass.", buckets=seconds, registry=self._registry
+        )
+        self._refused = Counter(
+            "thawline_refused", "Requests refused because the queue was full.", registry=self._registry
+        )
+        self._inside = Gauge(
+            "thawline_images_inside", "Images decoded, waiting or computed now.", registry=self._registry,
+            multiprocess_mode="livesum",
+        )  # fmt: skip
+        self._version = Gauge(
+            "thawline_model_version", "Version of the model that is served.", registry=self._registry,
+            multiprocess_mode="livemin",
+        )  # fmt: skip
+
+    @contextmanager
+    def request(self, path: str) -> Iterator[Callable[[int], None]]:
+        """Time a request; call what is given with its status."""
+        began, path = time.perf_counter(), path if path in _PATHS else "other"
+        status = 499  # the client left before there was an answer
+
+        def finished(value: int) -> None:
+            nonlocal status
+            status = value
+
+        try:
+            yield finished
+        finally:
+            self._requests.labels(path, str(status)).inc()
+            self._seconds.labels(path).observe(time.perf_counter() - began)
+
+    def batch(self, images: int, seconds: float) -> None:
+        """Count a forward pass."""
+        self._batch_images.observe(images)
+        self._forward.observe(seconds)
+
+    def refuse(self) -> None:
+        """Count a request that found the queue full."""
+        self._refused.inc()
+
+    def exposition(self, version: str, inside: int) -> tuple[bytes, int, dict[str, str]]:
+        """Body, status and headers of the answer to Prometheus."""
+        self._inside.set(inside)
+        self._version.set(int(version))
+        registry = self._registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry), 200, {"Content-Type": CONTENT_TYPE_LATEST}

@@ -1,0 +1,48 @@
+"""A loaded version as the server uses it: decoding apart from the forward pass."""
+
+from typing import Any
+
+from thawline.exceptions import RegistryError
+from thawline.registry import PackagedModel
+
+__all__ = ["ServedModel"]
+
+
+class ServedModel:
+    """A version that has answered its own input example.
+
+    Args:
+        packaged: from the registry.
+        device: ``auto`` for a GPU if there is one, or any of PyTorch's.
+
+    Raises:
+        RegistryError: if the package is not one of Thawline's, or does not answer.
+    """
+
+    def __init__(self, packaged: PackagedModel, device: str = "auto") -> None:
+        self._packaged = packaged
+        self._servable: Any = packaged.unwrapped
+        if not hasattr(self._servable, "probabilities"):
+            raise RegistryError(
+                f"{packaged.name} was not packaged by Thawline: serve it with `mlflow models serve` instead."
+            )
+        if device != "auto":
+            self._servable.to(device)
+        packaged.check()
+        self.name = packaged.name.name
+        self.version = str(packaged.name.version)
+        self.classes: tuple[str, ...] = tuple(self._servable.classes)
+        self.device = str(self._servable.device)
+
+    def pixels(self, data: bytes) -> Any:
+        """One encoded image as uint8 ``[S, S, 3]``; ``ValueError`` says for people why it cannot be decoded."""
+        return self._servable.pixels(data)
+
+    def probabilities(self, pixels: list[Any]) -> list[list[float]]:
+        """One forward pass: uint8 images ``[S, S, 3]`` to ``[N][num_classes]``."""
+        answers: list[list[float]] = self._servable.probabilities(pixels)
+        return answers
+
+    def images_in(self, body: bytes, content_type: str) -> list[bytes]:
+        """The encoded images of a request in MLflow's scoring protocol; ``ValueError`` says what is wrong with it."""
+        return self._packaged.images_in(body, content_type)

@@ -1,0 +1,167 @@
+"""``thawline serve``: one or several processes behind one port, each with the model in its memory."""
+
+import json
+import logging
+import os
+import socket
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thawline import environment
+from thawline.config import TrainConfig
+from thawline.exceptions import ServingError
+from thawline.registry import MlflowRegistry, parse_model
+from thawline.serving.follower import Follower
+from thawline.tracking import connect
+from thawline.training import runtime_for, set_up_process
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+__all__ = ["ServeOptions", "serve"]
+
+_log = logging.getLogger("thawline.serving")
+
+_OPTIONS = "THAWLINE_SERVE_OPTIONS"
+"""How several processes learn their options: uvicorn starts them by the name of a function alone."""
+_GRACE_SECONDS = 30
+_SHORTEST_TOKEN = 16
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Everything that ``thawline serve`` can be told."""
+
+    model: str
+    tracking_uri: str
+    """Resolved, see :func:`thawline.tracking.resolve_uri`."""
+    experiment: str
+    home: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+    max_batch: int = 32
+    max_delay_ms: float = 2.0
+    max_waiting: int = 512
+    max_body_mb: float = 32.0
+    poll_seconds: float = 2.0
+    device: str = "auto"
+    token_file: Path | None = None
+
+    def to_json(self) -> str:
+        """For the processes of the server."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ServeOptions":
+        """What :meth:`to_json` wrote."""
+        values: dict[str, Any] = json.loads(text)
+        values["home"] = Path(values["home"])
+        values["token_file"] = Path(values["token_file"]) if values["token_file"] else None
+        return cls(**values)
+
+
+def serve(options: ServeOptions) -> None:
+    """Serve until SIGTERM or Ctrl-C; what is in flight then is finished.
+
+    Raises:
+        RegistryError: if there is no such model, or it does not answer its own example.
+        ServingError: if the port is taken, or the token file or the device cannot be used.
+    """
+    import uvicorn
+
+    _check(options)
+    listening = _listen(options.host, options.port)
+    port = listening.getsockname()[1]
+    more: dict[str, Any] = {"log_config": None, "timeout_graceful_shutdown": _GRACE_SECONDS, "server_header": False}
+    with listening:
+        if options.workers == 1:
+            app = create_app_from(options)
+            _log.info("http://%s:%d answers; Ctrl-C stops it", options.host, port)
+            uvicorn.Server(uvicorn.Config(app, **more)).run(sockets=[listening])
+            return
+        from uvicorn.supervisors import Multiprocess
+
+        _registry(options).resolve(parse_model(options.model))
+        with tempfile.TemporaryDirectory(prefix="thawline-metrics-") as folder:
+            os.environ |= {"PROMETHEUS_MULTIPROC_DIR": folder, _OPTIONS: options.to_json()}
+            config = uvicorn.Config(
+                "thawline.serving.server:create_worker_app", factory=True, workers=options.workers, **more
+            )
+            _log.info("http://%s:%d: starting %d processes", options.host, port, options.workers)
+            Multiprocess(config, sockets=[listening]).run()
+
+
+def create_worker_app() -> "FastAPI":
+    """The application in one of several processes."""
+    environment.prepare()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    options = ServeOptions.from_json(os.environ[_OPTIONS])
+    set_up_process(threads=max(1, (os.cpu_count() or 1) // options.workers), seed=0)
+    return create_app_from(options)
+
+
+def create_app_from(options: ServeOptions) -> "FastAPI":
+    """Load the model, and make the application that follows it.
+
+    Raises:
+        RegistryError: if there is no such model, or it does not answer its own example.
+    """
+    from thawline.serving.app import AppOptions, create_app
+    from thawline.serving.metrics import Metrics
+
+    name = parse_model(options.model)
+    follower = Follower(_registry(options), name, poll_seconds=options.poll_seconds, device=options.device)
+    follower.load_first()
+    model = follower.model
+    following = f", follows the alias {name.alias}" if name.alias else ""
+    _log.info("%s version %s on %s%s", model.name, model.version, model.device, following)
+    app_options = AppOptions(
+        max_batch=options.max_batch,
+        max_delay=options.max_delay_ms / 1000,
+        max_waiting=options.max_waiting,
+        max_body=round(options.max_body_mb * 1e6),
+        token=_token(options.token_file),
+    )
+    return create_app(follower, app_options, Metrics())
+
+
+def _registry(options: ServeOptions) -> MlflowRegistry:
+    return MlflowRegistry(connect(options.tracking_uri, home=options.home, experiment=options.experiment))
+
+
+def _check(options: ServeOptions) -> None:
+    """What can be known before the model is loaded."""
+    parse_model(options.model)
+    _token(options.token_file)
+    runtime_for(TrainConfig(device=options.device))
+
+
+def _token(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        token = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServingError(f"The token file {file} cannot be read: {error}.") from None
+    if len(token) < _SHORTEST_TOKEN:
+        raise ServingError(
+            f"The token in {file} has {len(token)} characters, and at least {_SHORTEST_TOKEN} are needed. Make one: "
+            f"python -c 'import secrets; print(secrets.token_urlsafe())' > {file}"
+        )
+    return token
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The port, taken before the model is loaded, so that a wrong one costs nothing."""
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
+        )
+    except OSError as error:
+        raise ServingError(
+            f"Cannot listen on {host}:{port}: {error.strerror or error}. Choose another one with --port (0 takes any "
+            "free one), or stop what uses it."
+        ) from None

@@ -1,0 +1,133 @@
+"""Batch scoring: a row for every file, bad ones with a reason, and nothing computed twice."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from colours import make_package, picture, register
+
+from thawline import scoring
+from thawline.exceptions import DataError, RegistryError
+from thawline.registry import MlflowRegistry
+from thawline.scoring import ScoreSummary, score_files
+from thawline.serving.served import ServedModel
+from thawline.tracking import MlflowStore
+
+COLOURS = ["red", "green", "blue"]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_package(tmp_path_factory.mktemp("package"))
+
+
+@pytest.fixture
+def store_with_champion(store: MlflowStore, folder: Path) -> MlflowStore:
+    MlflowRegistry(store).set_alias("birds", "champion", register(store, folder))
+    return store
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    for index in range(9):
+        (folder / "deep" / f"{index}.png").write_bytes(picture(COLOURS[index % 3]))
+    (folder / "broken.jpg").write_bytes(picture("red", "JPEG")[:200])
+    return folder
+
+
+def run(store: MlflowStore, source: Path, out: Path, model: str = "birds") -> ScoreSummary:
+    return score_files(model, source, out, tracking_uri=store.uri, home=store.home)
+
+
+def test_every_file_has_a_row_and_a_bad_one_a_reason(
+    store_with_champion: MlflowStore, pictures: Path, tmp_path: Path
+) -> None:
+    summary = run(store_with_champion, pictures, tmp_path / "out.parquet")
+    assert (summary.version, summary.files, summary.bad, summary.resumed) == ("1", 10, 1, 0)
+    table = pd.read_parquet(tmp_path / "out.parquet").set_index("path")
+    bad = table.loc[str(pictures / "broken.jpg")]
+    assert pd.isna(bad["class"])
+    assert "cut off" in bad["error"]
+    good = table.drop(str(pictures / "broken.jpg"))
+    assert list(good["class"]) == COLOURS * 3
+    assert good["error"].isna().all()
+    assert good["probabilities"].iloc[0].keys() == {"red", "green", "blue"}
+    assert good["probability"].iloc[0] == good["probabilities"].iloc[0]["red"]
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.parquet"]
+
+
+def test_a_list_and_a_csv_name_files_relative_to_where_they_lie(
+    store_with_champion: MlflowStore, pictures: Path, tmp_path: Path
+) -> None:
+    (pictures / "list.txt").write_text("deep/2.png\n\ndeep/0.png\n")
+    (pictures / "list.csv").write_text("id,path\n1,deep/2.png\n2,nowhere.png\n")
+    run(store_with_champion, pictures / "list.txt", tmp_path / "out.parquet")
+    assert list(pd.read_parquet(tmp_path / "out.parquet")["class"]) == ["blue", "red"]
+    assert run(store_with_champion, pictures / "list.csv", tmp_path / "out.parquet").bad == 1
+    table = pd.read_parquet(tmp_path / "out.parquet")
+    assert list(table["class"].fillna("")) == ["blue", ""]
+    assert table["error"].iloc[1] == "No such file or directory"
+
+
+def test_an_interrupted_run_is_gone_on_with_and_a_torn_part_is_computed_again(
+    store_with_champion: MlflowStore, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "_PART", 2)
+    computed: list[int] = []
+    probabilities = ServedModel.probabilities
+
+    def counted(self: ServedModel, pixels: list[object]) -> list[list[float]]:
+        computed.append(len(pixels))
+        if sum(computed) > 8:
+            raise KeyboardInterrupt
+        return probabilities(self, pixels)
+
+    out = tmp_path / "out.parquet"
+    out.write_bytes(b"what was there")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ServedModel, "probabilities", counted)
+        run(store_with_champion, pictures, out)
+    assert out.read_bytes() == b"what was there"
+    parts = sorted((tmp_path / "out.parquet.parts").glob("*.parquet"))
+    assert len(parts) == 4
+    parts[1].write_bytes(parts[1].read_bytes()[:100])
+    summary = run(store_with_champion, pictures, out)
+    assert summary.resumed == 6
+    assert summary.bad == 1
+    assert list(pd.read_parquet(out)["class"].dropna()) == COLOURS * 3
+
+
+def test_parts_of_another_version_or_another_list_are_not_taken(
+    store_with_champion: MlflowStore, folder: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.parquet"
+
+    def killed(self: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(scoring._Parts, "join", killed)
+        run(store_with_champion, pictures, out)
+    MlflowRegistry(store_with_champion).set_alias("birds", "champion", register(store_with_champion, folder, study="t"))
+    summary = run(store_with_champion, pictures, out)
+    assert (summary.version, summary.resumed) == ("2", 0)
+
+
+def test_what_cannot_be_scored_is_said_before_anything_is_computed(
+    store_with_champion: MlflowStore, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "wrong.csv").write_text("file\nx.png\n")
+    for source, out, sentence in (
+        (tmp_path / "nowhere", "out.parquet", "does not exist"),
+        (tmp_path / "empty", "out.parquet", "names no image file"),
+        (tmp_path / "wrong.csv", "out.parquet", "needs a column `path`; its columns: file"),
+        (pictures, "out.csv", "must end in .parquet"),
+        (pictures, "no/out.parquet", "There is no folder"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            run(store_with_champion, source, tmp_path / out)
+    with pytest.raises(RegistryError, match="No model 'cats'"):
+        run(store_with_champion, pictures, tmp_path / "out.parquet", model="cats")

@@ -86,9 +86,10 @@ def test_an_interrupted_run_is_gone_on_with_and_a_torn_part_is_computed_again(
 
     out = tmp_path / "out.parquet"
     out.write_bytes(b"what was there")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(ServedModel, "probabilities", counted)
-        run(store_with_champion, pictures, out)
+        with pytest.raises(KeyboardInterrupt):
+            run(store_with_champion, pictures, out)
     assert out.read_bytes() == b"what was there"
     parts = sorted((tmp_path / "out.parquet.parts").glob("*.parquet"))
     assert len(parts) == 4
@@ -107,9 +108,10 @@ def test_parts_of_another_version_or_another_list_are_not_taken(
     def killed(self: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(scoring._Parts, "join", killed)
-        run(store_with_champion, pictures, out)
+        with pytest.raises(KeyboardInterrupt):
+            run(store_with_champion, pictures, out)
     MlflowRegistry(store_with_champion).set_alias("birds", "champion", register(store_with_champion, folder, study="t"))
     summary = run(store_with_champion, pictures, out)
     assert (summary.version, summary.resumed) == ("2", 0)

@@ -1,0 +1,152 @@
+"""A champion's life: first, replaced on evidence, defended, taken back; and a server that follows it under load."""
+
+import http.client
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("champion")]
+
+COMMON = [
+    *("--backbone", "mobilenet_v3_small", "--weights", "starter", "--image-size", "32", "--batch-size", "16"),
+    *("--model", "shapes", "--trials", "1", "--set", "data.workers=1", "--set", "train.device=cpu"),
+    *("--set", "space.freeze_depth=[4, 4]", "--json"),
+]
+POOR = [*COMMON, "--epochs", "1", "--set", "space.learning_rate=[0.000001, 0.000001]"]
+GOOD = [*COMMON, "--epochs", "6", "--set", "space.learning_rate=[0.01, 0.01]"]
+
+
+class Client:
+    """Sends the same photograph without a pause, and keeps what came back."""
+
+    def __init__(self, port: int, image: bytes) -> None:
+        self.statuses: list[int] = []
+        self.seen: list[str] = []
+        self._port, self._image = port, image
+        self._changed = threading.Condition()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._send)
+        self._thread.start()
+
+    def wait_for(self, version: str) -> None:
+        """Until an answer comes from that version."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: version in self.seen[-1:], timeout=120), self.seen
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(60)
+
+    def _send(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        while not self._stop.is_set():
+            connection.request("POST", "/predict", self._image, {"Content-Type": "image/png"})
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+            with self._changed:
+                self.statuses.append(response.status)
+                if answer.get("version") not in self.seen[-1:]:
+                    self.seen.append(str(answer.get("version")))
+                self._changed.notify_all()
+        connection.close()
+
+
+@contextmanager
+def server(home: Path, environment: dict[str, str]) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
+    """`thawline serve` on a free port, up and answering."""
+    command = [sys.executable, "-m", "thawline", "serve", "shapes", "--port", "0"]
+    with subprocess.Popen(command, env=environment, cwd=home.parent, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        log = []
+        try:
+            for line in process.stderr:
+                log.append(line)
+                if found := re.search(r"http://127\.0\.0\.1:(\d+) answers", line):
+                    break
+            else:
+                pytest.fail("the server ended by itself:\n" + "".join(log))
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            yield int(found[1]), process
+        finally:
+            process.kill()
+
+
+def test_a_better_model_replaces_the_champion_under_load_an_equal_one_does_not_and_rollback_undoes_it(
+    tmp_path: Path,
+    thawline: Callable[..., Any],
+    environment_of: Callable[[Path], dict[str, str]],
+    draw_pictures: Callable[..., Path],
+) -> None:
+    home, data = tmp_path / "home", draw_pictures(tmp_path / "shapes", count=40)
+    first = thawline("search", data, *POOR, "--study", "poor", home=home).json
+    assert (first["version"], first["decision"], first["champion_version"]) == ("1", "promote", "1")
+
+    image = (data / "circle" / "circle-00.png").read_bytes()
+    with server(home, environment_of(home)) as (port, process):
+        client = Client(port, image)
+        try:
+            client.wait_for("1")
+            second = thawline("search", data, *GOOD, "--study", "good", home=home).json
+            assert (second["version"], second["decision"]) == ("2", "promote"), second["reason"]
+            assert "the challenger is better: accuracy" in second["reason"]
+            client.wait_for("2")
+
+            third = thawline("search", data, *GOOD, "--study", "good-again", home=home).json
+            assert (third["version"], third["decision"], third["champion_version"]) == ("3", "hold", "2")
+            assert "gain +0.0000" in third["reason"]
+            judged = thawline("promote", "shapes", "--json", home=home)
+            assert (judged.code, judged.json["outcome"], judged.json["version"]) == (1, "hold", "3")
+
+            back = thawline("rollback", "shapes", home=home)
+            assert back.code == 0, back.err
+            assert "version 1 is the champion again, in place of version 2" in back.out
+            client.wait_for("1")
+        finally:
+            client.stop()
+        assert set(client.statuses) == {200}
+        assert client.seen == ["1", "2", "1"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+    reigns = thawline("history", "shapes", "--json", home=home).json
+    assert [reign["version"] for reign in reigns] == ["1", "2", "1"]
+    assert [reign["until"] for reign in reigns] == [reigns[1]["since"], reigns[2]["since"], None]
+    assert "there is no champion yet" in reigns[0]["reason"]
+    assert second["reason"] in reigns[1]["reason"]
+    assert reigns[2]["reason"] == "rolled back from version 2"
+    table = thawline("history", "shapes", home=home)
+    assert "Champions of shapes" in table.out
+
+    scored = thawline("score", "shapes/2", data / "circle", "--out", tmp_path / "out.parquet", home=home)
+    assert scored.code == 0, scored.err
+    assert "40 files scored by shapes version 2" in scored.out
+
+
+def test_what_cannot_be_served_is_said_at_once(tmp_path: Path, thawline: Callable[..., Any]) -> None:
+    home = tmp_path / "home"
+    short = tmp_path / "token"
+    short.write_text("abc")
+    for arguments, sentence in (
+        (("serve", "nothing"), "No model 'nothing'"),
+        (("serve", "a b"), "NAME, NAME@ALIAS or NAME/VERSION"),
+        (("serve", "nothing", "--token-file", short), "has 3 characters, and at least 16 are needed"),
+        (("serve", "nothing", "--host", "203.0.113.1"), "Cannot listen on 203.0.113.1:8000"),
+        (("serve", "nothing", "--device", "toaster"), "toaster"),
+        (("rollback", "nothing"), "No model 'nothing'"),
+        (("history", "nothing"), "No model 'nothing'"),
+        (("promote", "nothing", "--reason", "x"), "--reason belongs to --force"),
+        (("promote", "nothing", "--force"), "No model 'nothing'"),
+    ):
+        ended = thawline(*arguments, home=home)
+        assert ended.code == 2, (arguments, ended.out, ended.err)
+        assert sentence in ended.err, (arguments, ended.err)
+        assert "Traceback" not in ended.err

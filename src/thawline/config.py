@@ -303,6 +303,9 @@ class PromotionConfig(GateRules):
     further: tuple[Path, ...] = ()
     """Further folders of labelled images, ``FOLDER/<class>/…``, on which the challenger must not be worse beyond
     chance."""
+    exports: tuple[Literal["pt2", "onnx"], ...] = ()
+    """Further formats to package the model in, each compared with the network: ``torch.export`` and ONNX (which needs
+    ``pip install 'thawline[onnx]'``)."""
     approve: bool = False
     """Whether a person must agree before the champion is replaced: the flow pauses until somebody answers in Prefect's
     UI."""

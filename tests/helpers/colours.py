@@ -1,7 +1,9 @@
 """A small network whose answers are known: it names the colour of a picture."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -70,10 +72,14 @@ def make_package(
     order: tuple[int, int, int] = (0, 1, 2),
     classes: tuple[str, ...] = CLASSES,
     calibration: Calibration | None = None,
+    exports: Sequence[Literal["pt2", "onnx"]] = (),
 ) -> Path:
+    network = colour_network(order)
     return package(
         folder,
-        state_dict=colour_network(order).state_dict(),
+        state_dict=network.state_dict(),
+        exports=exports,
+        network=network,
         architecture={"builder": "mnasnet0_5", "kwargs": {"num_classes": 3, "dropout": 0.0}},
         classes=classes,
         preprocessing=PREPROCESSING,

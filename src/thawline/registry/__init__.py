@@ -1,6 +1,7 @@
 """From a trained network to a served champion: packaging, the gate, and MLflow's model registry."""
 
 from thawline.registry.calibration import Calibration, calibrate
+from thawline.registry.exports import check_exports
 from thawline.registry.gate import Criterion, Outcome, Verdict, decide
 from thawline.registry.mlflow import (
     CHALLENGER,
@@ -41,6 +42,7 @@ __all__ = [
     "Scores",
     "Verdict",
     "calibrate",
+    "check_exports",
     "decide",
     "force",
     "judge",

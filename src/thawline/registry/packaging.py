@@ -12,12 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from thawline.backbones._base import Preprocessing
 from thawline.data import images
 from thawline.exceptions import RegistryError
 from thawline.registry.calibration import Calibration
+from thawline.registry.exports import ExportFormat, export
 from thawline.registry.mlflow import import_pyfunc, load_pyfunc
 from thawline.tracking import MlflowStore
 from thawline.tracking.mlflow import first_line, quiet_mlflow
@@ -38,6 +40,8 @@ def package(
     example_image: bytes,
     max_pixels: int = 64_000_000,
     calibration: Calibration | None = None,
+    exports: Sequence[ExportFormat] = (),
+    network: nn.Module | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write all that the served model consists of into ``folder`` and return it.
@@ -54,10 +58,13 @@ def package(
         example_image: an image file, such as one of the training images; a small copy becomes the input example.
         max_pixels: larger images are refused.
         calibration: the logits are divided by its temperature; without one they stay as they are.
+        exports: further formats, each compared with the network and written as ``model.pt2`` or ``model.onnx``.
+        network: that ``state_dict`` is of, in evaluation mode; needed for ``exports`` alone.
         extra: JSON values that tell where the model comes from (study, trial, data digest); also shown in the registry.
 
     Raises:
         BadImage: if the example cannot be decoded.
+        RegistryError: if the network cannot be exported, or the export answers otherwise.
     """
     import safetensors.torch
     from PIL import Image
@@ -69,6 +76,23 @@ def package(
     # clone: safetensors refuses tensors that share memory, as tied weights do.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
     safetensors.torch.save_file(tensors, folder / "model.safetensors")
+    pixels = images.resize_and_crop(
+        images.decode(example_image, max_pixels=max_pixels),
+        resize_size=preprocessing.resize_size,
+        crop_size=preprocessing.image_size,
+        interpolation=preprocessing.interpolation,
+    )
+    exported = {}
+    if exports and network is not None:
+        picture = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+        exported = export(
+            network,
+            folder,
+            exports,
+            preprocessing=preprocessing,
+            temperature=calibration.temperature if calibration else 1.0,
+            pixels=torch.stack([picture, picture.flip(2)]),
+        )
     settings = {
         "architecture": dict(architecture),
         "classes": list(classes),
@@ -76,17 +100,12 @@ def package(
         "max_pixels": max_pixels,
         "temperature": calibration.temperature if calibration else 1.0,
         "calibration": calibration.as_dict() if calibration else None,
+        "exports": exported,
         "images_module": module,
         "thawline": importlib.metadata.version("thawline"),
         "extra": dict(extra or {}),
     }
     (folder / "model.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
-    pixels = images.resize_and_crop(
-        images.decode(example_image, max_pixels=max_pixels),
-        resize_size=preprocessing.resize_size,
-        crop_size=preprocessing.image_size,
-        interpolation=preprocessing.interpolation,
-    )
     example = io.BytesIO()
     Image.fromarray(pixels).save(example, format="JPEG", quality=90)
     (folder / "example.jpg").write_bytes(example.getvalue())
@@ -153,7 +172,11 @@ def log_packaged_model(
             import_pyfunc().save_model(
                 str(path),
                 python_model=str(_SERVABLE),
-                artifacts={"weights": str(folder / "model.safetensors"), "model": str(folder / "model.json")},
+                artifacts={
+                    "weights": str(folder / "model.safetensors"),
+                    "model": str(folder / "model.json"),
+                    **{kind: str(folder / f"model.{kind}") for kind in settings["exports"]},
+                },
                 code_paths=[str(folder / f"{settings['images_module']}.py")],
                 signature=_signature(),
                 input_example=example,

@@ -7,6 +7,7 @@ from pathlib import Path
 from thawline import backbones
 from thawline.config import SearchConfig
 from thawline.data import Manifest, check_folder, decoded, labelled_files, printable, scan
+from thawline.registry import check_exports
 from thawline.search.events import Note, emit
 from thawline.search.space import check_space
 from thawline.search.study import check_sampling
@@ -51,6 +52,7 @@ def check_config(config: SearchConfig, home: Path) -> None:
     check_folder(config.data)
     for folder in config.promotion.further:
         labelled_files(folder)
+    check_exports(config.promotion.exports)
     for name in config.backbones:
         backbones.check_weights(name, config.backbone.weights)
         if config.space.freeze_depth is not None:

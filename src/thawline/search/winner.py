@@ -255,6 +255,8 @@ def _package(prepared: Prepared, best: TrialRecord, run_id: str, recorder: Recor
             example_image=example.read_bytes(),
             max_pixels=config.data.max_pixels,
             calibration=calibration,
+            exports=config.promotion.exports,
+            network=backbone.module.cpu(),
             extra=_tags(prepared, best),
         )
         return log_packaged_model(

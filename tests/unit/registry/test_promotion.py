@@ -3,17 +3,21 @@
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from colours import CLASSES, colour_network, folder_of, make_package, picture, trial_run
 
-from thawline.exceptions import RegistryError
+from thawline.data import decode, resize_and_crop
+from thawline.exceptions import ConfigError, RegistryError
 from thawline.registry import (
     LabelledImages,
     MlflowRegistry,
@@ -30,6 +34,8 @@ from thawline.registry import (
     score,
     settle,
 )
+from thawline.registry import exports as exports
+from thawline.registry.mlflow import load_pyfunc
 from thawline.tracking import MlflowStore, start_study_run
 
 IMAGES = [picture("red"), picture("green", "JPEG"), picture("blue"), picture("blue")]
@@ -578,3 +584,47 @@ def test_a_package_that_differs_from_the_trained_network_says_by_how_much_and_is
         judged = judge(store, name=outcome.value, version=version, test=LabelledImages("test", IMAGES, LABELS))
         assert judged.verdict.outcome is outcome
     assert "parity of package and trained network 1.0e-01, required: at most 1e-03" in judged.verdict.reason
+
+
+# -------------------------------------------------------------------------------------------------------------- exports
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::DeprecationWarning:onnxscript")
+def test_exports_answer_as_the_network_does_hold_no_pickle_and_travel_with_the_model(
+    store: MlflowStore, tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    random = np.random.default_rng(0)
+    calibration = calibrate(random.normal(size=(50, 3)), random.integers(0, 3, 50))
+    folder = make_package(tmp_path / "package", calibration=calibration, exports=("pt2", "onnx"))
+    settings = json.loads((folder / "model.json").read_text())
+    assert settings["exports"].keys() == {"pt2", "onnx"}
+    assert max(settings["exports"].values()) < 1e-5
+    uri = log_packaged_model(store, trial_run(store), folder, "birds")
+    artifacts = folder_of(store, uri) / "artifacts"
+    with zipfile.ZipFile(artifacts / "model.pt2") as archive:
+        contents = {each.filename: archive.read(each) for each in archive.infolist()}
+    assert not [name for name, data in contents.items() if re.match(rb"\x80[\2-\5]", data) and data.endswith(b".")]
+    answers = load_pyfunc(folder_of(store, uri)).predict(pd.DataFrame({"image": IMAGES}))["probabilities"]
+    image = resize_and_crop(decode(IMAGES[0]), resize_size=36, crop_size=32, interpolation="bilinear")
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    program = torch.export.load(artifacts / "model.pt2").module()
+    session = onnxruntime.InferenceSession(artifacts / "model.onnx")
+    for answer in (program(pixels).detach().numpy(), session.run(None, {"pixels": pixels.numpy()})[0]):
+        assert answer[0] == pytest.approx(list(answers[0].values()), abs=1e-5)
+
+
+def test_an_export_that_answers_otherwise_stops_the_packaging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(exports._EXPORTERS, "pt2", lambda network, path, pixels: network(pixels) + 0.01)
+    with pytest.raises(RegistryError, match=r"exported as pt2 answers otherwise: a probability differs by 1\.0e-02"):
+        make_package(tmp_path / "package", exports=("pt2",))
+
+
+def test_a_format_that_is_not_installed_is_refused_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    exports.check_exports(("pt2",))
+    with pytest.raises(ConfigError, match=r"pip install 'thawline\[onnx\]'"):
+        exports.check_exports(("onnx",))

@@ -1,0 +1,136 @@
+"""The classifier for other runtimes: ``torch.export`` (``.pt2``) and ONNX, each compared with the network."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from thawline.exceptions import ConfigError, RegistryError
+
+if TYPE_CHECKING:
+    from thawline.backbones import Preprocessing
+
+__all__ = ["EXPORT_TOLERANCE", "ExportFormat", "check_exports", "export"]
+
+ExportFormat = Literal["pt2", "onnx"]
+
+EXPORT_TOLERANCE = 1e-4
+"""Largest difference of a probability between an export and the network."""
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+class _Classifier(nn.Module):
+    """Pixels from 0 to 1 in, probabilities out: nothing that a caller could do differently is left outside."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, preprocessing: "Preprocessing", temperature: float) -> None:
+        super().__init__()
+        self.network, self.temperature = network, temperature
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.network((pixels - self.mean) / self.std)
+        return (logits / self.temperature).softmax(1)
+
+
+def check_exports(formats: Sequence[ExportFormat]) -> None:
+    """Refuse a format whose packages are not installed.
+
+    Raises:
+        ConfigError: with the command that installs them.
+    """
+    missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if "onnx" in formats and missing:
+        raise ConfigError(
+            f"promotion.exports names onnx, which needs {', '.join(missing)}: pip install 'thawline[onnx]'."
+        )
+
+
+def export(
+    network: nn.Module,
+    folder: Path,
+    formats: Sequence[ExportFormat],
+    *,
+    preprocessing: "Preprocessing",
+    temperature: float,
+    pixels: Tensor,
+) -> dict[str, float]:
+    """Write ``model.pt2`` and ``model.onnx`` into a folder, read them back, and compare.
+
+    Both take fp32 ``[N, 3, S, S]`` with pixels from 0 to 1, any ``N``, and give probabilities ``[N, num_classes]``:
+    normalisation and calibration are inside.
+
+    Args:
+        network: on the CPU, in evaluation mode.
+        folder: where to.
+        formats: which.
+        preprocessing: of the network.
+        temperature: of its calibration.
+        pixels: ``[N, 3, S, S]``, at least two images, to compare on.
+
+    Returns:
+        For each format the largest difference of a probability.
+
+    Raises:
+        RegistryError: if a format cannot express the network, or answers otherwise than it does.
+    """
+    classifier = _Classifier(network, preprocessing, temperature).eval()
+    with torch.inference_mode():
+        expected = classifier(pixels)
+    differences: dict[str, float] = {}
+    for kind in formats:
+        path = folder / f"model.{kind}"
+        try:
+            answer = _EXPORTERS[kind](classifier, path, pixels)
+        except Exception as error:  # exporters raise whatever their passes meet
+            reason = str(error).partition("\n")[0]
+            raise RegistryError(
+                f"The network cannot be exported as {kind}: {type(error).__name__}: {reason}"
+            ) from error
+        differences[kind] = float((answer.detach() - expected).abs().max())
+        if differences[kind] > EXPORT_TOLERANCE:
+            raise RegistryError(
+                f"The network exported as {kind} answers otherwise: a probability differs by {differences[kind]:.1e}, "
+                f"and at most {EXPORT_TOLERANCE:.0e} is allowed."
+            )
+    return differences
+
+
+def _pt2(classifier: nn.Module, path: Path, pixels: Tensor) -> Tensor:
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(classifier, (pixels,), dynamic_shapes=({0: batch},))
+    program.example_inputs = None  # kept as a pickle otherwise
+    torch.export.save(program, path)
+    with torch.inference_mode():
+        answer: Tensor = torch.export.load(path).module()(pixels)
+    return answer
+
+
+def _onnx(classifier: nn.Module, path: Path, pixels: Tensor) -> Tensor:
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+    batch = torch.export.Dim("batch", min=1)
+    torch.onnx.export(
+        classifier,
+        (pixels,),
+        path,
+        input_names=["pixels"],
+        output_names=["probabilities"],
+        dynamic_shapes=({0: batch},),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (answer,) = session.run(None, {"pixels": pixels.numpy()})
+    return torch.from_numpy(answer)
+
+
+_EXPORTERS = {"pt2": _pt2, "onnx": _onnx}

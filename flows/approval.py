@@ -1,7 +1,5 @@
 """A person's yes or no before the champion is replaced, by Prefect's own pause with input."""
 
-import os
-
 from prefect.artifacts import create_markdown_artifact
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
@@ -12,11 +10,10 @@ from prefect.settings import PREFECT_UI_URL
 from pydantic import Field
 
 from thawline.config import PromotionConfig
-from thawline.exceptions import ConfigError
 from thawline.registry import Outcome, PromotionOutcome
 from thawline.search import Note, emit
 
-__all__ = ["Approval", "approved", "check_approval", "publish_decision"]
+__all__ = ["Approval", "approved", "publish_decision"]
 
 
 class Approval(RunInput):
@@ -24,19 +21,6 @@ class Approval(RunInput):
 
     approve: bool = Field(description="Replace the champion by the challenger?")
     note: str = Field(default="", description="Why; kept with the verdict.")
-
-
-def check_approval(config: PromotionConfig) -> None:
-    """Refuse to wait for an answer that nobody could give.
-
-    Raises:
-        ConfigError: if approval is asked for and no Prefect server outlives this process.
-    """
-    if config.approve and not os.environ.get("PREFECT_API_URL"):
-        raise ConfigError(
-            "promotion.approve waits for an answer in Prefect's UI, and without PREFECT_API_URL there is none. Start "
-            "one with `prefect server start`, set PREFECT_API_URL=http://127.0.0.1:4200/api, and try again."
-        )
 
 
 def approved(judged: PromotionOutcome, config: PromotionConfig) -> PromotionOutcome:

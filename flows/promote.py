@@ -11,7 +11,7 @@ from pathlib import Path  # noqa: E402
 
 from prefect import flow, task  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
-from thawline.flows.approval import approved, check_approval, publish_decision  # noqa: E402
+from thawline.flows.approval import approved, publish_decision  # noqa: E402
 
 from thawline.registry import PromotionOutcome, record, settle  # noqa: E402
 from thawline.search.challenger import Challenger, judge_challenger, open_challenger  # noqa: E402
@@ -40,7 +40,6 @@ def promote(
         ThawlineError: if the version, its study or its images cannot be found, or another promotion was faster.
     """
     challenger = open_task(model, version, data, approve, tracking_uri)
-    check_approval(challenger.rules)
     judged = judge_task(challenger)
     publish_decision(judged)
     decided = approved(judged, challenger.rules)

@@ -25,7 +25,7 @@ from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.futures import PrefectFuture, as_completed  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
-from thawline.flows.approval import approved, check_approval, publish_decision  # noqa: E402
+from thawline.flows.approval import approved, publish_decision  # noqa: E402
 
 from thawline.activations import StoredSplits  # noqa: E402
 from thawline.config import SearchConfig  # noqa: E402
@@ -76,7 +76,6 @@ def search(config: SearchConfig) -> SearchOutcome:
     """
     home = environment.home()
     check_config(config, home)
-    check_approval(config.promotion)
     prepare_workers()
     recorder = Recorder.connect(config, home)
     prepared = prepare(config, home)

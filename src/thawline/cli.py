@@ -315,6 +315,11 @@ def promote(
         return
     if reason:
         raise ThawlineError("--reason belongs to --force: without it the comparison is the reason.")
+    if approve:
+        from thawline.config import PromotionConfig
+        from thawline.search.prepare import check_approval
+
+        check_approval(PromotionConfig(approve=True))  # before Prefect's server is started, which takes its time
     environment.quiet_prefect()
     from thawline.flows.promote import promote as promote_flow
 

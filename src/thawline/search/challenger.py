@@ -9,6 +9,7 @@ from thawline.config import PromotionConfig, SearchConfig, TrackingConfig
 from thawline.data import Manifest, scan
 from thawline.exceptions import DataError
 from thawline.registry import LabelledImages, MlflowRegistry, ModelName, PromotionOutcome, force, judge
+from thawline.search.prepare import check_approval
 from thawline.search.winner import further_folders, test_split
 from thawline.tracking import MlflowStore, connect, resolve_uri
 
@@ -47,6 +48,7 @@ def open_challenger(
 
     Raises:
         RegistryError: if there is no such version.
+        ConfigError: if a person must agree and no server is there to ask one.
         DataError: if the study's images have changed since, or there are none.
     """
     store = open_store(tracking_uri, home)
@@ -55,12 +57,15 @@ def open_challenger(
     text = registry.study_file(model, chosen, "config.yaml")
     config = SearchConfig.model_validate(yaml.safe_load(text)) if text else None
     rules = config.promotion if config else PromotionConfig()
+    if approve is not None:
+        rules = rules.model_copy(update={"approve": approve})
+    check_approval(rules)
     return Challenger(
         store=store,
         name=model,
         version=chosen,
         test=_test_images(registry, model, chosen, config, data),
-        rules=rules if approve is None else rules.model_copy(update={"approve": approve}),
+        rules=rules,
     )
 
 

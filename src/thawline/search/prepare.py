@@ -1,12 +1,14 @@
 """Everything that must hold before the first trial: found out in the order of its cost, the cheapest first."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from thawline import backbones
-from thawline.config import SearchConfig
+from thawline.config import PromotionConfig, SearchConfig
 from thawline.data import Manifest, check_folder, decoded, labelled_files, printable, scan
+from thawline.exceptions import ConfigError
 from thawline.registry import check_exports
 from thawline.search.events import Note, emit
 from thawline.search.space import check_space
@@ -14,7 +16,7 @@ from thawline.search.study import check_sampling
 from thawline.tracking import resolve_uri
 from thawline.training import runtime_for
 
-__all__ = ["Prepared", "check_backbones", "check_config", "complete", "decode_images", "read_data"]
+__all__ = ["Prepared", "check_approval", "check_backbones", "check_config", "complete", "decode_images", "read_data"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def check_config(config: SearchConfig, home: Path) -> None:
     for folder in config.promotion.further:
         labelled_files(folder)
     check_exports(config.promotion.exports)
+    check_approval(config.promotion)
     for name in config.backbones:
         backbones.check_weights(name, config.backbone.weights)
         if config.space.freeze_depth is not None:
@@ -60,6 +63,19 @@ def check_config(config: SearchConfig, home: Path) -> None:
     check_sampling(config.study)
     runtime_for(config.train)
     resolve_uri(config.tracking, home)
+
+
+def check_approval(config: PromotionConfig) -> None:
+    """Refuse to wait for an answer that nobody could give.
+
+    Raises:
+        ConfigError: if approval is asked for and no Prefect server outlives this process.
+    """
+    if config.approve and not os.environ.get("PREFECT_API_URL"):
+        raise ConfigError(
+            "promotion.approve waits for an answer in Prefect's UI, and without PREFECT_API_URL there is none. Start "
+            "one with `prefect server start`, set PREFECT_API_URL=http://127.0.0.1:4200/api, and try again."
+        )
 
 
 def check_backbones(config: SearchConfig) -> dict[str, int]:

@@ -612,7 +612,7 @@ def test_exports_answer_as_the_network_does_hold_no_pickle_and_travel_with_the_m
     program = torch.export.load(artifacts / "model.pt2").module()
     session = onnxruntime.InferenceSession(artifacts / "model.onnx")
     for answer in (program(pixels).detach().numpy(), session.run(None, {"pixels": pixels.numpy()})[0]):
-        assert answer[0] == pytest.approx(list(answers[0].values()), abs=1e-5)
+        assert answer[0] == pytest.approx(list(answers[0].values()), abs=1e-4)
 
 
 def test_an_export_that_answers_otherwise_stops_the_packaging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

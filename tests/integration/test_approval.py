@@ -1,0 +1,136 @@
+"""A person's yes or no, asked for by Prefect's pause on a real server."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from colours import CLASSES, make_package, picture, register
+
+from thawline.tracking import MlflowStore, connect
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("approval")]
+
+ANSWER = """
+import asyncio, json, sys
+from prefect.client.orchestration import get_client
+from prefect.flow_runs import resume_flow_run
+
+async def answer():
+    async with get_client() as client:
+        while True:
+            paused = [run for run in await client.read_flow_runs() if run.state_name == "Paused"]
+            if paused:
+                break
+            await asyncio.sleep(0.5)
+    await resume_flow_run(paused[0].id, run_input=json.loads(sys.argv[1]))
+
+asyncio.run(answer())
+"""
+"""What the form in Prefect's UI does."""
+
+
+@pytest.fixture
+def store(own_home: Path, tmp_path: Path) -> MlflowStore:
+    """A registered version that is no champion yet."""
+    store = connect(f"sqlite:///{own_home}/mlflow.db", home=own_home, experiment="thawline")
+    register(store, make_package(tmp_path / "package"))
+    return store
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for colour in CLASSES:
+        (tmp_path / "pictures" / colour).mkdir(parents=True)
+        (tmp_path / "pictures" / colour / "a.png").write_bytes(picture(colour))
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def prefect_api(tmp_path: Path, environment_of: Callable[[Path], dict[str, str]]) -> Iterator[str]:
+    """`prefect server start`, up and answering."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    (tmp_path / "prefect").mkdir()
+    environment = {
+        **environment_of(tmp_path),
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "true",
+    }
+    command = [str(Path(sys.executable).with_name("prefect")), "server", "start", "--host", "127.0.0.1"]
+    with subprocess.Popen(
+        [*command, "--port", str(port)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as server:
+        assert server.stdout is not None
+        try:
+            log = []
+            for line in server.stdout:
+                log.append(line)
+                if "Check out the dashboard" in line or "Configure Prefect" in line:
+                    break
+            else:
+                pytest.fail("Prefect's server ended by itself:\n" + "".join(log))
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=60) as healthy:
+                assert healthy.status == 200
+            yield f"http://127.0.0.1:{port}/api"
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def test_without_a_server_that_outlives_the_command_nobody_could_answer_and_nothing_is_done(
+    store: MlflowStore, pictures: Path, thawline: Callable[..., Any]
+) -> None:
+    ended = thawline("promote", "birds", "--data", pictures, "--approve", home=store.home)
+    assert ended.code == 2
+    assert "without PREFECT_API_URL there is none. Start one with `prefect server start`" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_the_champion_is_replaced_only_after_a_person_agreed(
+    store: MlflowStore,
+    pictures: Path,
+    prefect_api: str,
+    thawline: Callable[..., Any],
+    environment_of: Callable[[Path], dict[str, str]],
+    tmp_path: Path,
+) -> None:
+    environment = {
+        **environment_of(store.home),
+        "PREFECT_API_URL": prefect_api,
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+    }
+    for answer, code, outcome, sentence in (
+        ({"approve": False, "note": "not on a Friday"}, 1, "hold", "a person declined: not on a Friday"),
+        ({"approve": True, "note": "go"}, 0, "promote", "a person approved: go"),
+    ):
+        person = subprocess.Popen([sys.executable, "-c", ANSWER, json.dumps(answer)], env=environment)
+        try:
+            ended = thawline(
+                *("promote", "birds", "--data", pictures, "--approve", "--json"),
+                home=store.home,
+                PREFECT_API_URL=prefect_api,
+            )
+            assert person.wait(60) == 0
+        finally:
+            person.kill()
+            person.wait()
+        assert ended.code == code, ended.err
+        assert ended.json["outcome"] == outcome
+        assert sentence in ended.json["reason"]
+        tags = store.client.get_model_version("birds", "1").tags
+        assert (tags["thawline.verdict"], sentence in tags["thawline.reason"]) == (outcome, True)
+    assert store.client.get_model_version_by_alias("birds", "champion").version == 1

@@ -384,6 +384,9 @@ def serve(
     token_file: Annotated[
         Path | None, typer.Option(help="File with a token that clients must send as Authorization: Bearer.")
     ] = None,
+    webhook_secret_file: Annotated[
+        Path | None, typer.Option(help="File with the secret of an MLflow webhook; it is taken at /webhook.")
+    ] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
 ) -> None:
     """Serve a registered model over HTTP, and follow its alias: a new champion is served without a restart."""
@@ -409,6 +412,7 @@ def serve(
         max_delay_ms=max_delay,
         device=device,
         token_file=token_file,
+        webhook_secret_file=webhook_secret_file,
     )
     try:
         run_server(options)

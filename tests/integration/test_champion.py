@@ -2,17 +2,14 @@
 
 import http.client
 import json
-import re
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import server
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("champion")]
 
@@ -60,26 +57,6 @@ class Client:
         connection.close()
 
 
-@contextmanager
-def server(home: Path, environment: dict[str, str]) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
-    """`thawline serve` on a free port, up and answering."""
-    command = [sys.executable, "-m", "thawline", "serve", "shapes", "--port", "0"]
-    with subprocess.Popen(command, env=environment, cwd=home.parent, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        log = []
-        try:
-            for line in process.stderr:
-                log.append(line)
-                if found := re.search(r"http://127\.0\.0\.1:(\d+) answers", line):
-                    break
-            else:
-                pytest.fail("the server ended by itself:\n" + "".join(log))
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            yield int(found[1]), process
-        finally:
-            process.kill()
-
-
 def test_a_better_model_replaces_the_champion_under_load_an_equal_one_does_not_and_rollback_undoes_it(
     tmp_path: Path,
     thawline: Callable[..., Any],
@@ -91,7 +68,7 @@ def test_a_better_model_replaces_the_champion_under_load_an_equal_one_does_not_a
     assert (first["version"], first["decision"], first["champion_version"]) == ("1", "promote", "1")
 
     image = (data / "circle" / "circle-00.png").read_bytes()
-    with server(home, environment_of(home)) as (port, process):
+    with server("shapes", environment_of(home)) as (port, process):
         client = Client(port, image)
         try:
             client.wait_for("1")

@@ -21,13 +21,14 @@ from thawline.serving.follower import Follower
 from thawline.serving.metrics import Metrics
 from thawline.serving.requests import BadRequest, images_of, read_body
 from thawline.serving.served import ServedModel
+from thawline.serving.webhook import is_genuine
 
 __all__ = ["AppOptions", "create_app"]
 
 _log = logging.getLogger("thawline.serving")
 
-_OPEN = {"/health", "/ping", "/ready", "/"}
-"""Paths that need no token: probes, and the page, which asks for one."""
+_OPEN = {"/health", "/ping", "/ready", "/", "/webhook"}
+"""Paths that need no token: probes, the page, which asks for one, and webhooks, which are signed."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class AppOptions:
     """Bytes."""
     token: str | None = None
     """What ``Authorization: Bearer`` must say; ``None`` asks for nothing."""
+    webhook_secret: str | None = None
+    """What MLflow signs its webhooks with; ``None`` takes none."""
 
 
 class ImagePrediction(BaseModel):
@@ -157,6 +160,17 @@ def create_app(follower: Follower, options: AppOptions, metrics: Metrics) -> Fas
             raise BadRequest(400, "There is no image in the request.")
         answers = await classify(model, [(f"Row {index}", image) for index, image in enumerate(images)])
         return JSONResponse({"predictions": [_mlflow_row(model.classes, answer) for answer in answers]})
+
+    if options.webhook_secret is not None:
+
+        @app.post("/webhook", status_code=202)
+        async def webhook(request: Request) -> dict[str, str]:
+            """A word from MLflow that an alias has moved; register it for `model_version_alias.created`."""
+            body = await read_body(request, options.max_body)
+            if not is_genuine(options.webhook_secret or "", request.headers, body):
+                raise BadRequest(403, "The webhook's signature is not that of this server's secret, or it is too old.")
+            follower.look()
+            return {"status": "looking"}
 
     @app.get("/health")
     @app.get("/ping", include_in_schema=False)

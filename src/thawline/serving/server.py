@@ -27,7 +27,7 @@ _log = logging.getLogger("thawline.serving")
 _OPTIONS = "THAWLINE_SERVE_OPTIONS"
 """How several processes learn their options: uvicorn starts them by the name of a function alone."""
 _GRACE_SECONDS = 30
-_SHORTEST_TOKEN = 16
+_SHORTEST_SECRET = 16
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class ServeOptions:
     poll_seconds: float = 2.0
     device: str = "auto"
     token_file: Path | None = None
+    webhook_secret_file: Path | None = None
 
     def to_json(self) -> str:
         """For the processes of the server."""
@@ -59,7 +60,8 @@ class ServeOptions:
         """What :meth:`to_json` wrote."""
         values: dict[str, Any] = json.loads(text)
         values["home"] = Path(values["home"])
-        values["token_file"] = Path(values["token_file"]) if values["token_file"] else None
+        for name in ("token_file", "webhook_secret_file"):
+            values[name] = Path(values[name]) if values[name] else None
         return cls(**values)
 
 
@@ -123,7 +125,8 @@ def create_app_from(options: ServeOptions) -> "FastAPI":
         max_delay=options.max_delay_ms / 1000,
         max_waiting=options.max_waiting,
         max_body=round(options.max_body_mb * 1e6),
-        token=_token(options.token_file),
+        token=_secret(options.token_file),
+        webhook_secret=_secret(options.webhook_secret_file),
     )
     return create_app(follower, app_options, Metrics())
 
@@ -135,23 +138,24 @@ def _registry(options: ServeOptions) -> MlflowRegistry:
 def _check(options: ServeOptions) -> None:
     """What can be known before the model is loaded."""
     parse_model(options.model)
-    _token(options.token_file)
+    _secret(options.token_file)
+    _secret(options.webhook_secret_file)
     runtime_for(TrainConfig(device=options.device))
 
 
-def _token(file: Path | None) -> str | None:
+def _secret(file: Path | None) -> str | None:
     if file is None:
         return None
     try:
-        token = file.read_text(encoding="utf-8").strip()
+        secret = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ServingError(f"The token file {file} cannot be read: {error}.") from None
-    if len(token) < _SHORTEST_TOKEN:
+        raise ServingError(f"{file} cannot be read: {error}.") from None
+    if len(secret) < _SHORTEST_SECRET:
         raise ServingError(
-            f"The token in {file} has {len(token)} characters, and at least {_SHORTEST_TOKEN} are needed. Make one: "
+            f"The secret in {file} has {len(secret)} characters, and at least {_SHORTEST_SECRET} are needed. Make one: "
             f"python -c 'import secrets; print(secrets.token_urlsafe())' > {file}"
         )
-    return token
+    return secret
 
 
 def _listen(host: str, port: int) -> socket.socket:

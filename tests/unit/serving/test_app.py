@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -280,3 +281,29 @@ def test_the_server_sees_what_the_package_sees(client: TestClient, store: Mlflow
         assert not isinstance(expected, str)
         assert answer["predictions"][0]["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
     assert json.dumps(answer)
+
+
+def test_a_signed_webhook_makes_the_server_look_and_another_one_does_not(
+    open_app: Open, follower: Follower, store: MlflowStore, other_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.webhooks.delivery import _generate_hmac_signature
+
+    client = open_app(webhook_secret=TOKEN)
+    looked: list[bool] = []
+    monkeypatch.setattr(follower, "look", lambda: looked.append(True))
+    now, body = str(int(time.time())), '{"event": "model_version_alias.created"}'
+
+    def deliver(secret: str, sent_at: str) -> int:
+        signature = _generate_hmac_signature(secret, "1", sent_at, body)
+        headers = {"X-MLflow-Delivery-Id": "1", "X-MLflow-Timestamp": sent_at, "X-MLflow-Signature": signature}
+        return client.post("/webhook", content=body, headers=headers).status_code
+
+    assert [deliver("another secret", now), deliver(TOKEN, "1700000000")] == [403, 403]
+    assert client.post("/webhook", content=body).status_code == 403
+    assert looked == []
+    assert deliver(TOKEN, now) == 202
+    assert looked == [True]
+
+
+def test_without_a_secret_there_is_no_webhook(client: TestClient) -> None:
+    assert client.post("/webhook", content="{}").status_code == 404

@@ -500,6 +500,11 @@ def _print_outcome(outcome: "SearchOutcome") -> None:
 
     _out.print(leaderboard_table(outcome.records, outcome.metric, title=f"Study {outcome.study}"))
     _out.print()
+    if outcome.promotion.champion is not None and outcome.promotion.verdict.criteria:
+        from thawline.registry.tables import verdict_table
+
+        _out.print(verdict_table(outcome.promotion.verdict))
+        _out.print()
     for line in outcome.lines():
         _out.print(line, highlight=False, soft_wrap=True)
 

@@ -121,13 +121,16 @@ class Batcher:
         """A batch for one version, and the first image for another one, which begins the next batch."""
         batch, deadline = [first], time.monotonic() + self._max_delay
         while len(batch) < self._max_batch:
-            left = deadline - time.monotonic()
-            if self._queue.empty() and (not self._decoding or left <= 0):
-                break
-            try:
-                following = await asyncio.wait_for(self._queue.get(), max(left, 0.001))
-            except TimeoutError:
-                break
+            if self._queue.empty():
+                left = deadline - time.monotonic()
+                if not self._decoding or left <= 0:
+                    break
+                try:
+                    following = await asyncio.wait_for(self._queue.get(), left)
+                except TimeoutError:
+                    break
+            else:
+                following = self._queue.get_nowait()
             if following.model is not first.model:
                 return batch, following
             batch.append(following)

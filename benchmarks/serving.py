@@ -75,9 +75,8 @@ def main() -> None:
         ceiling = in_process_rate(in_process, images, options.seconds)
         print(f"| in process, decoding beside batches of {BATCH} | | {ceiling:.1f} | 1.00 | | | | |")
         alone = single_seconds(in_process, images)
-        print(
-            f"| in process, one image at a time | | {1 / alone:.1f} | {1 / alone / ceiling:.2f} | {1e3 * alone:.1f} | | | |"
-        )
+        shares = f"{1 / alone:.1f} | {1 / alone / ceiling:.2f} | {1e3 * alone:.1f}"
+        print(f"| in process, one image at a time | | {shares} | | | |")
         for name, command, path in (
             ("thawline serve", thawline_command(), "/predict"),
             ("mlflow models serve", mlflow_command(), "/invocations"),

@@ -242,10 +242,10 @@ def roll_back(store: MlflowStore, *, name: str, to: str | None = None) -> tuple[
         RegistryError: if there is no former champion, or it does not load and answer any more.
     """
     registry = MlflowRegistry(store)
-    now = registry.champion(name)
+    former, now = registry.former_champion(name), registry.champion(name)
     if now is None:
         raise RegistryError(f"{name!r} has no champion. Choose one: thawline promote {name} --version V")
-    before = to or registry.former_champion(name)
+    before = to or former
     if before is None:
         raise RegistryError(
             f"{name}/{now} is the first champion, so that there is none to go back to. Name a version with --to V."

@@ -160,12 +160,19 @@ def _secret(file: Path | None) -> str | None:
 
 def _listen(host: str, port: int) -> socket.socket:
     """The port, taken before the model is loaded, so that a wrong one costs nothing."""
+    listening = socket.socket(
+        socket.AF_INET6 if ":" in host else socket.AF_INET,
+        socket.SOCK_STREAM,
+        socket.IPPROTO_TCP,  # named, or asyncio leaves Nagle's algorithm on, and an answer waits 40 ms for its client
+    )
     try:
-        return socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
-        )
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(2048)
     except OSError as error:
+        listening.close()
         raise ServingError(
             f"Cannot listen on {host}:{port}: {error.strerror or error}. Choose another one with --port (0 takes any "
             "free one), or stop what uses it."
         ) from None
+    return listening

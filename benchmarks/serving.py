@@ -30,6 +30,7 @@ import psutil
 
 from thawline import backbones
 from thawline.registry import MlflowRegistry, ModelName, log_packaged_model, package
+from thawline.scoring import score_files
 from thawline.serving.served import ServedModel
 from thawline.tracking import MlflowStore, connect
 
@@ -77,6 +78,8 @@ def main() -> None:
         alone = single_seconds(in_process, images)
         shares = f"{1 / alone:.1f} | {1 / alone / ceiling:.2f} | {1e3 * alone:.1f}"
         print(f"| in process, one image at a time | | {shares} | | | |")
+        rate = scoring_rate(store, photographs, Path(folder))
+        print(f"| thawline score | | {rate:.1f} | {rate / ceiling:.2f} | | | | |", flush=True)
         for name, command, path in (
             ("thawline serve", thawline_command(), "/predict"),
             ("mlflow models serve", mlflow_command(), "/invocations"),
@@ -144,6 +147,22 @@ def in_process_rate(model: ServedModel, images: Sequence[bytes], seconds: float)
             done += BATCH
         elapsed = time.perf_counter() - began
     return done / elapsed
+
+
+def scoring_rate(store: MlflowStore, photographs: Sequence[Path], folder: Path) -> float:
+    """Files a second of a batch scoring, from its first to its last, the table written."""
+    listed = folder / "list.txt"
+    listed.write_text("\n".join(map(str, [*photographs] * 5)))
+    times: list[tuple[float, int]] = []
+    score_files(
+        "clothing",
+        listed,
+        folder / "out.parquet",
+        tracking_uri=store.uri,
+        home=folder,
+        on_progress=lambda done, total: times.append((time.perf_counter(), done)),
+    )
+    return times[-1][1] / (times[-1][0] - times[0][0])
 
 
 def single_seconds(model: ServedModel, images: Sequence[bytes]) -> float:

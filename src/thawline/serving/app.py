@@ -1,10 +1,8 @@
 """The HTTP application: routes, answers, and what goes wrong said in one sentence."""
 
 import asyncio
-import hmac
 import importlib.metadata
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -18,17 +16,13 @@ from starlette.exceptions import HTTPException
 
 from thawline.serving.batcher import Batcher, Overloaded, UnreadableImage
 from thawline.serving.follower import Follower
+from thawline.serving.guard import Guard
 from thawline.serving.metrics import Metrics
 from thawline.serving.requests import BadRequest, images_of, read_body
 from thawline.serving.served import ServedModel
 from thawline.serving.webhook import is_genuine
 
 __all__ = ["AppOptions", "create_app"]
-
-_log = logging.getLogger("thawline.serving")
-
-_OPEN = {"/health", "/ping", "/ready", "/", "/webhook"}
-"""Paths that need no token: probes, the page, which asks for one, and webhooks, which are signed."""
 
 
 @dataclass(frozen=True)
@@ -90,23 +84,7 @@ def create_app(follower: Follower, options: AppOptions, metrics: Metrics) -> Fas
         lifespan=lifespan,
     )
 
-    @app.middleware("http")
-    async def guard(request: Request, following: Callable[[Request], Awaitable[Response]]) -> Response:
-        """The token, and the last place where an error can be caught: its trace stays in the log."""
-        with metrics.request(request.url.path) as finished:
-            if options.token is not None and request.url.path not in _OPEN:
-                scheme, _, sent = request.headers.get("authorization", "").partition(" ")
-                if scheme.lower() != "bearer" or not hmac.compare_digest(sent.encode(), options.token.encode()):
-                    finished(401)
-                    sentence = "This server asks for a token: send the header Authorization: Bearer TOKEN."
-                    return JSONResponse({"error": sentence}, 401, {"WWW-Authenticate": "Bearer"})
-            try:
-                response = await following(request)
-            except Exception:
-                _log.exception("%s %s failed", request.method, request.url.path)
-                response = JSONResponse({"error": "The server failed; its log says why."}, 500)
-            finished(response.status_code)
-            return response
+    app.add_middleware(Guard, token=options.token, metrics=metrics)
 
     @app.exception_handler(BadRequest)
     async def bad_request(request: Request, error: BadRequest) -> JSONResponse:

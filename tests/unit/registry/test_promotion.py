@@ -6,8 +6,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -312,6 +314,28 @@ def test_a_promotion_judged_against_another_champion_is_refused(store: MlflowSto
         registry.promote("birds", "3", judged_against=None, **who)
     assert registry.champion("birds") == "2"
     assert "thawline.previous_champion" not in store.client.get_model_version("birds", "3").tags
+
+
+def test_of_two_promotions_at_once_one_wins_and_the_other_is_refused(store: MlflowStore, folder: Path) -> None:
+    registry = MlflowRegistry(store)
+    uri = log_packaged_model(store, trial_run(store), folder, "birds")
+    versions = [registry.register("birds", uri, run_id=trial_run(store), study="s", tags={}) for _ in range(3)]
+    registry.promote("birds", versions[0], judged_against=None, by="me", reason="a test")
+    barrier = threading.Barrier(2)
+
+    def promote(version: str) -> str:
+        barrier.wait(60)
+        try:
+            registry.promote("birds", version, judged_against=versions[0], by="me", reason="a test")
+        except RegistryError as error:
+            return str(error)
+        return version
+
+    with ThreadPoolExecutor(2) as pool:
+        ended = sorted(pool.map(promote, versions[1:]))
+    assert f"was judged against version {versions[0]}" in ended[1]
+    assert registry.champion("birds") == ended[0]
+    assert [reign.version for reign in registry.history("birds")] == [versions[0], ended[0]]
 
 
 def test_a_missing_model_alias_or_version_is_answered_with_what_there_is(store: MlflowStore, folder: Path) -> None:

@@ -37,11 +37,11 @@ format: setup  ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## Measure what docs/benchmarks.md reports
-	$(BIN)/python benchmarks/search.py --peer-trials 10
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/samplers.py
-	$(BIN)/python benchmarks/starter.py
+bench: setup  ## Measure what docs/benchmarks.md reports, at a small size, in about ten minutes
+	$(BIN)/python benchmarks/search.py --train 100 --validation 50 --peer-trials 6 --designs usual exact default "default, halving"
+	$(BIN)/python benchmarks/memory.py --images 300
+	$(BIN)/python benchmarks/serving.py --seconds 6 --clients 1 32
+	$(BIN)/python benchmarks/samplers.py --batches --repetitions 5
 
 lock: setup  ## Pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate \

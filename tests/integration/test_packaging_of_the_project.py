@@ -33,7 +33,7 @@ def test_the_wheel_holds_every_module_recipe_and_weight(tmp_path: Path) -> None:
     source = {
         f"thawline/{path.relative_to(ROOT / 'src' / 'thawline').as_posix()}"
         for path in (ROOT / "src" / "thawline").rglob("*")
-        if path.suffix in {".py", ".yaml", ".json", ".safetensors", ".md", ".typed"} or path.name == "py.typed"
+        if path.suffix in {".py", ".yaml", ".json", ".safetensors", ".md", ".html", ".typed"} or path.name == "py.typed"
     }
     source |= {f"thawline/flows/{path.name}" for path in (ROOT / "flows").glob("*.py")}
     assert source <= shipped

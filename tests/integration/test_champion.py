@@ -1,8 +1,9 @@
 """A champion's life: first, replaced on evidence, defended, taken back; and a server that follows it under load."""
 
+import base64
 import http.client
 import json
-import signal
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,25 @@ class Client:
         connection.close()
 
 
+def status_of_a_request_in_flight_when(port: int, image: bytes, act: Callable[[], None]) -> int:
+    """Send a request of many images, act while the server is computing it, and wait for its answer."""
+    body = json.dumps({"images": [base64.b64encode(image).decode()] * 512}).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
+    inside = 0.0
+    while not inside:
+        watching = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        watching.request("GET", "/metrics")
+        text = watching.getresponse().read().decode()
+        watching.close()
+        inside = float(re.findall(r"^thawline_images_inside (.*)$", text, re.MULTILINE)[0])
+    act()
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    return response.status
+
+
 def test_a_better_model_replaces_the_champion_under_load_an_equal_one_does_not_and_rollback_undoes_it(
     tmp_path: Path,
     thawline: Callable[..., Any],
@@ -91,7 +111,7 @@ def test_a_better_model_replaces_the_champion_under_load_an_equal_one_does_not_a
             client.stop()
         assert set(client.statuses) == {200}
         assert client.seen == ["1", "2", "1"]
-        process.send_signal(signal.SIGTERM)
+        assert status_of_a_request_in_flight_when(port, image, process.terminate) == 200
         assert process.wait(60) == 0
 
     reigns = thawline("history", "shapes", "--json", home=home).json

@@ -87,7 +87,7 @@ class PromotionOutcome:
             f"{self.verdict.reason}.",
             self.verdict.as_markdown() if self.verdict.criteria else "",
             f"## On {len(self.challenger.labels)} test images",
-            _metrics_table(self.challenger, self.champion),
+            _table("metric", self.challenger.metrics, self.champion.metrics if self.champion else {}),
             "## Recall",
             _table("class", self.challenger.recalls, self.champion.recalls if self.champion else {}),
         ]
@@ -149,15 +149,16 @@ def judge(
         RegistryError: if the challenger cannot be loaded or scored, or the registry fails.
     """
     registry, rules = MlflowRegistry(store), rules or GateRules()
-    model = registry.load(ModelName(name, None, version))
+    model, run_id = registry.load(ModelName(name, None, version)), registry.run_of(name, version)
     challenger = score(model, test.images, test.labels)
     champion_version = registry.champion(name)
     if champion_version == version:
         value = challenger.metrics[rules.metric]
         verdict = Verdict(Outcome.HOLD, f"it is the champion already; its {rules.metric} is {value:.4f}")
-        outcome = PromotionOutcome(name, version, verdict, challenger, version, challenger)
-        _log_test_metrics(store, registry.run_of(name, version), challenger)
-        return replace(outcome, run_id=registry.run_of(name, version), calibration=model.calibration)
+        _log_test_metrics(store, run_id, challenger)
+        return PromotionOutcome(
+            name, version, verdict, challenger, version, challenger, run_id=run_id, calibration=model.calibration
+        )
     champion: Scores | None = None
     champion_model: PackagedModel | None = None
     champion_error = None
@@ -191,7 +192,7 @@ def judge(
         challenger=challenger,
         champion_version=champion_version,
         champion=champion,
-        run_id=registry.run_of(name, version),
+        run_id=run_id,
         calibration=model.calibration,
     )
     record(store, outcome, rules.metric)
@@ -294,10 +295,6 @@ def _log_test_metrics(store: MlflowStore, run_id: str, scores: Scores) -> None:
         store.client.log_batch(run_id, metrics=[Metric(key, value, timestamp, 0) for key, value in values.items()])
     except Exception as error:
         raise RegistryError(f"The test metrics could not be recorded: {first_line(error)}") from error
-
-
-def _metrics_table(challenger: Scores, champion: Scores | None) -> str:
-    return _table("metric", challenger.metrics, champion.metrics if champion else {})
 
 
 def _table(what: str, challenger: Mapping[str, float], champion: Mapping[str, float]) -> str:

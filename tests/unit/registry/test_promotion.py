@@ -187,6 +187,14 @@ def test_bytes_and_every_form_of_base64_are_taken_and_a_bad_row_is_named(store: 
         model.predict(pd.DataFrame({"image": many}))
 
 
+def test_parts_of_a_table_are_answered_row_by_row_as_spark_udf_asks_for_them(store: MlflowStore, folder: Path) -> None:
+    model = load_pyfunc(folder_of(store, log_packaged_model(store, trial_run(store), folder, "birds")))
+    table = pd.DataFrame({"image": IMAGES}, index=[7, 3, 90, 91])
+    answers = pd.concat([model.predict(part) for part in (table.iloc[:1], table.iloc[1:])], ignore_index=True)
+    assert list(answers["class"]) == LABELS
+    assert list(answers.columns) == ["class", "probability", "probabilities"]
+
+
 def test_a_package_that_cannot_answer_is_not_registered(store: MlflowStore, folder: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()

@@ -390,15 +390,11 @@ def serve(
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
 ) -> None:
     """Serve a registered model over HTTP, and follow its alias: a new champion is served without a restart."""
-    import logging
-
     from thawline.config import TrackingConfig
     from thawline.serving import ServeOptions
     from thawline.serving import serve as run_server
     from thawline.tracking import resolve_uri
 
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("thawline").setLevel(logging.INFO)
     tracking, home = TrackingConfig(uri=tracking_uri), environment.home()
     options = ServeOptions(
         model=model,

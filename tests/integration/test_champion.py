@@ -77,6 +77,7 @@ def status_of_a_request_in_flight_when(port: int, image: bytes, act: Callable[[]
     return response.status
 
 
+@pytest.mark.timeout(1500)  # seven commands, each of which starts Python, MLflow and mostly Prefect
 def test_a_better_model_replaces_the_champion_under_load_an_equal_one_does_not_and_rollback_undoes_it(
     tmp_path: Path,
     thawline: Callable[..., Any],

@@ -107,7 +107,8 @@ def create_app(follower: Follower, options: AppOptions, metrics: Metrics) -> Fas
 
     async def classify(model: ServedModel, images: list[tuple[str, bytes]]) -> list[list[float]]:
         try:
-            return await batcher.classify(model, [data for _, data in images])
+            with metrics.inside(len(images)):
+                return await batcher.classify(model, [data for _, data in images])
         except UnreadableImage as error:
             raise BadRequest(400, f"{images[error.index][0]} cannot be read: {error}.") from None
 
@@ -181,7 +182,7 @@ def create_app(follower: Follower, options: AppOptions, metrics: Metrics) -> Fas
     @app.get("/metrics")
     async def prometheus() -> Response:
         """Counts and times in Prometheus' text format."""
-        return Response(*metrics.exposition(follower.model.version, batcher.inside))
+        return Response(*metrics.exposition(follower.model.version))
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> str:

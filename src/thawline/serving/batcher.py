@@ -63,11 +63,6 @@ class Batcher:
         self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
         self._forward = ThreadPoolExecutor(1, thread_name_prefix="forward")
 
-    @property
-    def inside(self) -> int:
-        """Images that are decoded, waiting or computed now."""
-        return self._inside
-
     async def classify(self, model: ServedModel, images: Sequence[bytes]) -> list[list[float]]:
         """Probabilities ``[N][num_classes]`` of encoded images.
 

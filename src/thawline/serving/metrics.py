@@ -55,7 +55,7 @@ class Metrics:
         )  # fmt: skip
         self._version = Gauge(
             "thawline_model_version", "Version of the model that is served.", registry=self._registry,
-            multiprocess_mode="livemin",
+            multiprocess_mode="livemostrecent",
         )  # fmt: skip
 
     @contextmanager
@@ -79,13 +79,21 @@ class Metrics:
         self._batch_images.observe(images)
         self._forward.observe(seconds)
 
+    @contextmanager
+    def inside(self, images: int) -> Iterator[None]:
+        """Count images while they are in the server."""
+        self._inside.inc(images)
+        try:
+            yield
+        finally:
+            self._inside.dec(images)
+
     def refuse(self) -> None:
         """Count a request that found the queue full."""
         self._refused.inc()
 
-    def exposition(self, version: str, inside: int) -> tuple[bytes, int, dict[str, str]]:
+    def exposition(self, version: str) -> tuple[bytes, int, dict[str, str]]:
         """Body, status and headers of the answer to Prometheus."""
-        self._inside.set(inside)
         self._version.set(int(version))
         registry = self._registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:

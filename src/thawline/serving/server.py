@@ -74,6 +74,7 @@ def serve(options: ServeOptions) -> None:
     """
     import uvicorn
 
+    _log_to_terminal()
     _check(options)
     listening = _listen(options.host, options.port)
     port = listening.getsockname()[1]
@@ -99,7 +100,7 @@ def serve(options: ServeOptions) -> None:
 def create_worker_app() -> "FastAPI":
     """The application in one of several processes."""
     environment.prepare()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    _log_to_terminal()
     options = ServeOptions.from_json(os.environ[_OPTIONS])
     set_up_process(threads=max(1, (os.cpu_count() or 1) // options.workers), seed=0)
     return create_app_from(options)
@@ -129,6 +130,12 @@ def create_app_from(options: ServeOptions) -> "FastAPI":
         webhook_secret=_secret(options.webhook_secret_file),
     )
     return create_app(follower, app_options, Metrics())
+
+
+def _log_to_terminal() -> None:
+    """What Thawline says, and warnings of the others: an access log belongs to a proxy."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("thawline").setLevel(logging.INFO)
 
 
 def _registry(options: ServeOptions) -> MlflowRegistry:

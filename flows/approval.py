@@ -10,8 +10,9 @@ from prefect.settings import PREFECT_UI_URL
 from pydantic import Field
 
 from thawline.config import PromotionConfig
-from thawline.registry import Outcome, PromotionOutcome
+from thawline.registry import Outcome, PromotionOutcome, record
 from thawline.search import Note, emit
+from thawline.tracking import MlflowStore
 
 __all__ = ["Approval", "approved", "publish_decision"]
 
@@ -23,13 +24,19 @@ class Approval(RunInput):
     note: str = Field(default="", description="Why; kept with the verdict.")
 
 
-def approved(judged: PromotionOutcome, config: PromotionConfig) -> PromotionOutcome:
-    """The outcome after a person has answered; at once where nobody needs to be asked.
+def approved(store: MlflowStore, judged: PromotionOutcome, config: PromotionConfig) -> PromotionOutcome:
+    """The outcome after a person has answered, which is recorded; at once where nobody needs to be asked.
 
     The flow run is paused meanwhile. No answer in ``promotion.approve_minutes`` means no.
     """
     if not config.approve or judged.verdict.outcome is not Outcome.PROMOTE:
         return judged
+    answered = _ask(judged, config)
+    record(store, answered, config.metric)
+    return answered
+
+
+def _ask(judged: PromotionOutcome, config: PromotionConfig) -> PromotionOutcome:
     where = f"{PREFECT_UI_URL.value()}/runs/flow-run/{flow_run.id}"
     which = f"{judged.name} version {judged.version}"
     emit(Note(f"{which} waits for approval, at most {config.approve_minutes:g} min: {where}"))

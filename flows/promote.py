@@ -13,7 +13,7 @@ from prefect import flow, task  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 from thawline.flows.approval import approved, publish_decision  # noqa: E402
 
-from thawline.registry import PromotionOutcome, record, settle  # noqa: E402
+from thawline.registry import PromotionOutcome, settle  # noqa: E402
 from thawline.search.challenger import Challenger, judge_challenger, open_challenger  # noqa: E402
 
 __all__ = ["promote"]
@@ -42,9 +42,7 @@ def promote(
     challenger = open_task(model, version, data, approve, tracking_uri)
     judged = judge_task(challenger)
     publish_decision(judged)
-    decided = approved(judged, challenger.rules)
-    if decided is not judged:
-        record(challenger.store, decided, challenger.rules.metric)
+    decided = approved(challenger.store, judged, challenger.rules)
     return settle_task(challenger, decided)
 
 

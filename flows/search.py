@@ -30,7 +30,7 @@ from thawline.flows.approval import approved, publish_decision  # noqa: E402
 from thawline.activations import StoredSplits  # noqa: E402
 from thawline.config import SearchConfig  # noqa: E402
 from thawline.data import Manifest  # noqa: E402
-from thawline.registry import PromotionOutcome, record  # noqa: E402
+from thawline.registry import PromotionOutcome  # noqa: E402
 from thawline.search import (  # noqa: E402
     Prepared,
     Queue,
@@ -89,9 +89,7 @@ def search(config: SearchConfig) -> SearchOutcome:
         publish_leaderboard(study)
         judged = judge_task(prepared, study, recorder, home)
         publish_decision(judged)
-        decided = approved(judged, prepared.config.promotion)
-        if decided is not judged:
-            record(recorder.store, decided, prepared.config.promotion.metric)
+        decided = approved(recorder.store, judged, prepared.config.promotion)
         outcome = promote_task(prepared, study, recorder, decided)
     stop_workers()
     return outcome

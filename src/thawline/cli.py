@@ -345,7 +345,7 @@ def rollback(
 ) -> None:
     """Make the former champion the champion again; servers follow within seconds."""
     from thawline.registry import roll_back
-    from thawline.search.challenger import open_store
+    from thawline.tracking import open_store
 
     before, after = roll_back(open_store(tracking_uri, environment.home()), name=model, to=to)
     _say(as_json, {"model": model, "from": before, "to": after},
@@ -361,7 +361,7 @@ def history(
     """Tell which version was champion from when to when, on what evidence, and who moved it."""
     from thawline.registry import MlflowRegistry
     from thawline.registry.tables import history_rows, history_table
-    from thawline.search.challenger import open_store
+    from thawline.tracking import open_store
 
     reigns = MlflowRegistry(open_store(tracking_uri, environment.home())).history(model)
     if as_json:
@@ -390,17 +390,13 @@ def serve(
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
 ) -> None:
     """Serve a registered model over HTTP, and follow its alias: a new champion is served without a restart."""
-    from thawline.config import TrackingConfig
     from thawline.serving import ServeOptions
     from thawline.serving import serve as run_server
-    from thawline.tracking import resolve_uri
 
-    tracking, home = TrackingConfig(uri=tracking_uri), environment.home()
     options = ServeOptions(
         model=model,
-        tracking_uri=resolve_uri(tracking, home),
-        experiment=tracking.experiment,
-        home=home,
+        tracking_uri=tracking_uri,
+        home=environment.home(),
         host=host,
         port=port,
         workers=workers,

@@ -6,11 +6,10 @@ from typing import Any
 
 from rich.table import Table
 
-from thawline.config import TrackingConfig
 from thawline.data import image_files
 from thawline.exceptions import DataError
 from thawline.registry import MlflowRegistry, Prediction, parse_model
-from thawline.tracking import connect, resolve_uri
+from thawline.tracking import open_store
 
 __all__ = ["predict_files", "predictions_table"]
 
@@ -33,8 +32,7 @@ def predict_files(model: str, paths: Sequence[Path], *, tracking_uri: str | None
     """
     name = parse_model(model)
     files = [file for path in paths for file in _files(path)]
-    uri = resolve_uri(TrackingConfig(uri=tracking_uri), home)
-    store = connect(uri, home=home, experiment=TrackingConfig().experiment)
+    store = open_store(tracking_uri, home)
     answers = MlflowRegistry(store).load(name).predict(files)
     return [{"path": str(file), **_plain(answer)} for file, answer in zip(files, answers, strict=True)]
 

@@ -13,12 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thawline.config import TrackingConfig
 from thawline.data import image_files, write_atomically
 from thawline.exceptions import DataError
 from thawline.registry import MlflowRegistry, ModelName, parse_model
 from thawline.serving.served import ServedModel
-from thawline.tracking import connect, resolve_uri
+from thawline.tracking import open_store
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -89,8 +88,7 @@ def score_files(
         raise DataError(f"The output must end in .parquet, but got {out}.")
     if not out.parent.is_dir():
         raise DataError(f"There is no folder {out.parent} to write {out.name} into.")
-    uri = resolve_uri(TrackingConfig(uri=tracking_uri), home)
-    registry = MlflowRegistry(connect(uri, home=home, experiment=TrackingConfig().experiment))
+    registry = MlflowRegistry(open_store(tracking_uri, home))
     version = registry.resolve(name)
     served = ServedModel(registry.load(ModelName(name.name, None, version)), device)
     parts = _Parts(out, served, files)
@@ -175,16 +173,7 @@ def _rows(model: ServedModel, paths: Sequence[Path], on_rows: Callable[[int], No
             if isinstance(pixels, str):
                 rows.append({"path": str(path), "error": pixels})
                 continue
-            answer = next(answers)
-            best = max(range(len(answer)), key=answer.__getitem__)
-            rows.append(
-                {
-                    "path": str(path),
-                    "class": model.classes[best],
-                    "probability": answer[best],
-                    "probabilities": dict(zip(model.classes, answer, strict=True)),
-                }
-            )
+            rows.append({"path": str(path), **model.row(next(answers))})
         on_rows(len(rows))
     return rows
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from thawline.config import TrackingConfig
 from thawline.exceptions import ThawlineError
 
 __all__ = ["serve_ui"]
@@ -35,10 +34,9 @@ def serve_ui(
     Raises:
         ThawlineError: if a port is taken, or a server does not start.
     """
-    from thawline.tracking import connect, resolve_uri
+    from thawline.tracking import open_store
 
-    uri = resolve_uri(TrackingConfig(uri=tracking_uri), home)
-    connect(uri, home=home, experiment=TrackingConfig().experiment)  # makes the database of a fresh home
+    uri = open_store(tracking_uri, home).uri  # which makes the database of a fresh home
     logs = home / "tensorboard"
     logs.mkdir(parents=True, exist_ok=True)
     ports = {"MLflow": _port(mlflow_port, 5000), "TensorBoard": _port(tensorboard_port, 6006)}

@@ -1,6 +1,7 @@
 """`thawline serve` as a process of its own."""
 
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -9,7 +10,14 @@ from contextlib import contextmanager
 
 import pytest
 
-__all__ = ["server"]
+__all__ = ["free_port", "server"]
+
+
+def free_port() -> int:
+    """A port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from colours import CLASSES, make_package, picture, register
+from servers import free_port
 
 from thawline.tracking import MlflowStore, connect
 
@@ -65,9 +65,7 @@ def healthy(port: int) -> bool:
 @pytest.fixture
 def prefect_api(tmp_path: Path, environment_of: Callable[[Path], dict[str, str]]) -> Iterator[str]:
     """`prefect server start`, up and answering."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     (tmp_path / "prefect").mkdir()
     environment = {
         **environment_of(tmp_path),

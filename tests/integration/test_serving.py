@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from servers import free_port
 
 from thawline.backbones import create
 from thawline.registry import MlflowRegistry, log_packaged_model, package, parse_model
@@ -59,9 +59,7 @@ def store(shared: Path, own_home: Path, photograph: Path) -> MlflowStore:
 @pytest.fixture
 def port(store: MlflowStore, tmp_path: Path) -> Iterator[int]:
     """`mlflow models serve`, up and answering; ended with all its processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     command = [str(Path(sys.executable).with_name("mlflow")), "models", "serve", "-m", "models:/clothing@champion"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     # Away from the checkout, so that nothing of it can be imported by chance; with the PATH of the environment, in

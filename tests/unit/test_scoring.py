@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from colours import make_package, picture, register
+from colours import picture, register
 
 from thawline import scoring
 from thawline.exceptions import DataError, RegistryError
@@ -14,11 +14,6 @@ from thawline.serving.served import ServedModel
 from thawline.tracking import MlflowStore
 
 COLOURS = ["red", "green", "blue"]
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_package(tmp_path_factory.mktemp("package"))
 
 
 @pytest.fixture

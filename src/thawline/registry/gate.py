@@ -36,8 +36,6 @@ class Criterion:
     passed: bool
     value: str
     threshold: str
-    essential: bool = False
-    """Whether failing it rejects the challenger instead of holding it."""
 
     def __str__(self) -> str:
         return f"{self.name} {self.value}, required: {self.threshold}"
@@ -113,7 +111,7 @@ def decide(
 def _usable(rules: GateRules, challenger: Scores, champion: Scores | None) -> Iterator[Criterion]:
     """What a model must fulfil to be in the registry's first place at all."""
     value = challenger.metrics[rules.metric]
-    yield Criterion(rules.metric, math.isfinite(value), f"{value:.4f}", "a number", essential=True)
+    yield Criterion(rules.metric, math.isfinite(value), f"{value:.4f}", "a number")
     needed = set(champion.classes if champion is not None else ()) | set(challenger.labels)
     missing = sorted(needed - set(challenger.classes))
     yield Criterion(
@@ -121,7 +119,6 @@ def _usable(rules: GateRules, challenger: Scores, champion: Scores | None) -> It
         not missing,
         f"lacks {', '.join(missing)}" if missing else f"knows {len(challenger.classes)}",
         "every class of the test images and of the champion",
-        essential=True,
     )
     if challenger.parity is not None:
         yield Criterion(
@@ -129,7 +126,6 @@ def _usable(rules: GateRules, challenger: Scores, champion: Scores | None) -> It
             challenger.parity <= PARITY_TOLERANCE,
             f"{challenger.parity:.1e}",
             f"at most {PARITY_TOLERANCE:.0e}",
-            essential=True,
         )
 
 

@@ -103,7 +103,6 @@ class PackagedModel:
         self.parity: float | None = described.get("parity")
         """Largest difference of a probability from the trained network, measured when it was packaged."""
         self.calibration: Mapping[str, Any] | None = described.get("calibration")
-        self.study: str | None = described.get("thawline.study")
 
     @property
     def unwrapped(self) -> Any:

@@ -151,11 +151,11 @@ def judge(
     registry, rules = MlflowRegistry(store), rules or GateRules()
     model, run_id = registry.load(ModelName(name, None, version)), registry.run_of(name, version)
     challenger = score(model, test.images, test.labels)
+    _log_test_metrics(store, run_id, challenger)
     champion_version = registry.champion(name)
     if champion_version == version:
         value = challenger.metrics[rules.metric]
         verdict = Verdict(Outcome.HOLD, f"it is the champion already; its {rules.metric} is {value:.4f}")
-        _log_test_metrics(store, run_id, challenger)
         return PromotionOutcome(
             name, version, verdict, challenger, version, challenger, run_id=run_id, calibration=model.calibration
         )
@@ -270,7 +270,6 @@ def record(store: MlflowStore, outcome: PromotionOutcome, metric: str) -> None:
     if outcome.champion is not None:
         evidence[f"champion/{metric}"] = f"{outcome.champion.metrics[metric]:.6g}"
     registry.set_tags(outcome.name, outcome.version, evidence)
-    _log_test_metrics(store, outcome.run_id, outcome.challenger)
     try:
         store.client.log_text(outcome.run_id, json.dumps(outcome.as_dict(), indent=2), "promotion/verdict.json")
         store.client.log_text(outcome.run_id, outcome.as_markdown(), "promotion/verdict.md")

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import yaml
 
-from thawline.config import PromotionConfig, SearchConfig, TrackingConfig
+from thawline.config import PromotionConfig, SearchConfig
 from thawline.data import Manifest, scan
 from thawline.exceptions import DataError
 from thawline.registry import LabelledImages, MlflowRegistry, ModelName, PromotionOutcome, force, judge
 from thawline.search.prepare import check_approval
 from thawline.search.winner import further_folders, test_split
-from thawline.tracking import MlflowStore, connect, resolve_uri
+from thawline.tracking import MlflowStore, open_store
 
-__all__ = ["Challenger", "force_challenger", "judge_challenger", "open_challenger", "open_store"]
+__all__ = ["Challenger", "force_challenger", "judge_challenger", "open_challenger"]
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,6 @@ def judge_challenger(challenger: Challenger) -> PromotionOutcome:
     )
 
 
-def open_store(tracking_uri: str | None, home: Path) -> MlflowStore:
-    """The store that a search without further options would use."""
-    uri = resolve_uri(TrackingConfig(uri=tracking_uri), home)
-    return connect(uri, home=home, experiment=TrackingConfig().experiment)
-
-
 def force_challenger(model: str, *, version: str | None, reason: str, tracking_uri: str | None, home: Path) -> str:
     """Make a version champion without a comparison; returns the version.
 
@@ -105,10 +99,9 @@ def force_challenger(model: str, *, version: str | None, reason: str, tracking_u
 
 def _version(registry: MlflowRegistry, model: str, version: str | None) -> str:
     """That version, or the challenger, or the newest."""
-    newest = registry.newest(model)
     if version is not None:
         return registry.resolve(ModelName(model, None, version))
-    return registry.challenger(model) or newest
+    return registry.challenger(model) or registry.newest(model)
 
 
 def _test_images(

@@ -138,7 +138,7 @@ def create_app(follower: Follower, options: AppOptions, metrics: Metrics) -> Fas
         if not images:
             raise BadRequest(400, "There is no image in the request.")
         answers = await classify(model, [(f"Row {index}", image) for index, image in enumerate(images)])
-        return JSONResponse({"predictions": [_mlflow_row(model.classes, answer) for answer in answers]})
+        return JSONResponse({"predictions": [model.row(answer) for answer in answers]})
 
     if options.webhook_secret is not None:
 
@@ -189,13 +189,6 @@ def create_app(follower: Follower, options: AppOptions, metrics: Metrics) -> Fas
         return resources.files("thawline.serving").joinpath("page.html").read_text(encoding="utf-8")
 
     return app
-
-
-def _mlflow_row(classes: tuple[str, ...], probabilities: list[float]) -> dict[str, Any]:
-    """As the packaged model itself answers (``servable.py``)."""
-    best = max(range(len(classes)), key=probabilities.__getitem__)
-    named = dict(zip(classes, probabilities, strict=True))
-    return {"class": classes[best], "probability": probabilities[best], "probabilities": named}
 
 
 def _prediction(classes: tuple[str, ...], probabilities: list[float], top_k: int) -> ImagePrediction:

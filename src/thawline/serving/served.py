@@ -46,3 +46,9 @@ class ServedModel:
     def images_in(self, body: bytes, content_type: str) -> list[bytes]:
         """The encoded images of a request in MLflow's scoring protocol; ``ValueError`` says what is wrong with it."""
         return self._packaged.images_in(body, content_type)
+
+    def row(self, probabilities: list[float]) -> dict[str, Any]:
+        """One image's probabilities as the package itself answers: ``class``, ``probability``, ``probabilities``."""
+        best = max(range(len(self.classes)), key=probabilities.__getitem__)
+        named = dict(zip(self.classes, probabilities, strict=True))
+        return {"class": self.classes[best], "probability": probabilities[best], "probabilities": named}

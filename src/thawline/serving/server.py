@@ -14,7 +14,7 @@ from thawline.config import TrainConfig
 from thawline.exceptions import ServingError
 from thawline.registry import MlflowRegistry, parse_model
 from thawline.serving.follower import Follower
-from thawline.tracking import connect
+from thawline.tracking import open_store
 from thawline.training import runtime_for, set_up_process
 
 if TYPE_CHECKING:
@@ -35,9 +35,8 @@ class ServeOptions:
     """Everything that ``thawline serve`` can be told."""
 
     model: str
-    tracking_uri: str
-    """Resolved, see :func:`thawline.tracking.resolve_uri`."""
-    experiment: str
+    tracking_uri: str | None
+    """Where the registry is; ``None`` as for a search."""
     home: Path
     host: str = "127.0.0.1"
     port: int = 8000
@@ -139,7 +138,7 @@ def _log_to_terminal() -> None:
 
 
 def _registry(options: ServeOptions) -> MlflowRegistry:
-    return MlflowRegistry(connect(options.tracking_uri, home=options.home, experiment=options.experiment))
+    return MlflowRegistry(open_store(options.tracking_uri, options.home))
 
 
 def _check(options: ServeOptions) -> None:

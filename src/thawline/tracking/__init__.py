@@ -9,6 +9,7 @@ from thawline.tracking.mlflow import (
     find_study_run,
     find_trial_run,
     metric_key,
+    open_store,
     resolve_uri,
     start_study_run,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "git_state",
     "library_versions",
     "metric_key",
+    "open_store",
     "replay_unsent",
     "resolve_uri",
     "run_status",

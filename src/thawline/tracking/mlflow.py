@@ -90,6 +90,16 @@ def resolve_uri(config: TrackingConfig, home: Path) -> str:
     return uri
 
 
+def open_store(tracking_uri: str | None, home: Path) -> "MlflowStore":
+    """The store that a search with this tracking URI, or with none, would use.
+
+    Raises:
+        TrackingError: if there is no such store, or it cannot be opened now.
+    """
+    config = TrackingConfig(uri=tracking_uri)
+    return connect(resolve_uri(config, home), home=home, experiment=config.experiment)
+
+
 def connect(uri: str, *, home: Path, experiment: str, adopt_run_id: str | None = None) -> MlflowStore:
     """Open the store, creating and migrating a database where needed, and find or create the experiment.
 

@@ -60,17 +60,6 @@ def test_any_other_name_of_a_model_is_refused_with_the_grammar(text: str) -> Non
 # ------------------------------------------------------------------------------------------------------------ packaging
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_package(tmp_path_factory.mktemp("package"))
-
-
-@pytest.fixture(scope="session")
-def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that takes green for blue and blue for green."""
-    return make_package(tmp_path_factory.mktemp("other"), order=(0, 2, 1))
-
-
 def test_the_packaged_model_answers_as_the_trained_network_does(store: MlflowStore, folder: Path) -> None:
     uri = log_packaged_model(store, trial_run(store), folder, "birds")
     registry = MlflowRegistry(store)

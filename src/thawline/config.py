@@ -288,7 +288,7 @@ class GateRules(_Model):
     max_recall_loss: Annotated[float, Field(ge=0, le=1)] = 0.1
     """How much recall any class may lose; a single image of a small class is not counted as a loss."""
     max_calibration_loss: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """How much the expected calibration error may grow."""
+    """How much the expected calibration error may grow, beyond what chance explains on these test images."""
     max_latency_ratio: Annotated[float, Field(gt=0)] = 5.0
     """How many times longer than the champion a single image may take."""
     max_size_ratio: Annotated[float, Field(gt=0)] = 10.0

@@ -17,7 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("champion")]
 COMMON = [
     *("--backbone", "mobilenet_v3_small", "--weights", "starter", "--image-size", "32", "--batch-size", "16"),
     *("--model", "shapes", "--trials", "1", "--set", "data.workers=1", "--set", "train.device=cpu"),
-    *("--set", "space.freeze_depth=[4, 4]", "--json"),
+    # A poor model that names one class always has all of it right: on twenty test images that is a matter of luck.
+    *("--set", "space.freeze_depth=[4, 4]", "--set", "promotion.max_recall_loss=1", "--json"),
 ]
 POOR = [*COMMON, "--epochs", "1", "--set", "space.learning_rate=[0.000001, 0.000001]"]
 GOOD = [*COMMON, "--epochs", "6", "--set", "space.learning_rate=[0.01, 0.01]"]

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from thawline.config import GateRules
-from thawline.registry.scores import Scores, compare
+from thawline.registry.scores import Scores, compare, compare_calibration
 from thawline.training import METRIC_DIRECTIONS
 
 __all__ = ["PARITY_TOLERANCE", "Criterion", "Outcome", "Verdict", "decide"]
@@ -157,12 +157,12 @@ def _no_worse(
         f"{worst} {-lost[worst]:+.3f}",
         f"no class loses more than {rules.max_recall_loss:g} and one image",
     )
-    calibration = challenger.metrics["calibration_error"] - champion.metrics["calibration_error"]
+    chance = min(rules.significance, 0.5)  # 1 asks for no evidence of a gain; of a loss, as measured is enough
     yield Criterion(
         "calibration error",
-        calibration <= rules.max_calibration_loss,
+        compare_calibration(challenger, champion).upper(chance) >= -rules.max_calibration_loss,
         f"{challenger.metrics['calibration_error']:.3f} against {champion.metrics['calibration_error']:.3f}",
-        f"at most {rules.max_calibration_loss:g} more",
+        f"at most {rules.max_calibration_loss:g} more, beyond chance",
     )
     if challenger.seconds_per_image and champion.seconds_per_image:
         yield Criterion(
@@ -184,7 +184,7 @@ def _no_worse(
         gain, _ = compare(rules.metric, ours, theirs)
         yield Criterion(
             f"{rules.metric} on {name}",
-            gain.upper(rules.significance) >= 0,
+            gain.upper(chance) >= 0,
             f"{ours.metrics[rules.metric]:.4f} against {theirs.metrics[rules.metric]:.4f}",
             "not worse beyond chance",
         )

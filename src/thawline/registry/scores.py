@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from thawline.exceptions import RegistryError
 from thawline.registry.mlflow import PackagedModel, Prediction
-from thawline.registry.statistics import Gain, calibration_error, mcnemar, paired_bootstrap
+from thawline.registry.statistics import Gain, calibration_error, calibration_gain, mcnemar, paired_bootstrap
 
-__all__ = ["Scores", "compare", "score", "seconds_per_image"]
+__all__ = ["Scores", "compare", "compare_calibration", "score", "seconds_per_image"]
 
 _SMALLEST_PROBABILITY = 1e-12
 """What a class counts for in the loss if the model does not know it or gives it nothing."""
@@ -36,6 +36,8 @@ class Scores:
     """The class predicted for each image."""
     losses: npt.NDArray[np.float64] = field(repr=False, compare=False)
     """Of each image: ``-log`` of the right class's probability."""
+    confidence: npt.NDArray[np.float64] = field(repr=False, compare=False)
+    """Of each image: probability of the predicted class."""
     classes: tuple[str, ...]
     """That the model knows."""
     seconds_per_image: float | None = None
@@ -99,6 +101,7 @@ def score(model: PackagedModel, images: Sequence[bytes | Path], labels: Sequence
         labels=tuple(labels),
         predicted=tuple(map(str, predicted)),
         losses=losses,
+        confidence=confidence,
         classes=tuple(predictions[0].probabilities),
         bytes=model.bytes,
         parity=model.parity,
@@ -126,3 +129,11 @@ def compare(metric: str, challenger: Scores, champion: Scores) -> tuple[Gain, fl
     )
     values = (challenger.losses, champion.losses) if metric == "loss" else (ours, theirs)
     return paired_bootstrap(metric, labels, *values), mcnemar(labels, ours, theirs)
+
+
+def compare_calibration(challenger: Scores, champion: Scores) -> Gain:
+    """By how much the challenger's probabilities are closer to how often it is right."""
+    ours, theirs = (
+        (each.confidence, np.array(each.predicted) == np.array(each.labels)) for each in (challenger, champion)
+    )
+    return calibration_gain(ours, theirs)

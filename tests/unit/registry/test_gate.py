@@ -31,7 +31,16 @@ def scores(right: int, images: int = 200, *, confidence: float = 0.9, **changes:
     }
     recalls = {name: float(correct[np.array(labels) == name].mean()) for name in CLASSES}
     made = Scores(
-        metrics, recalls, labels, predicted, losses, CLASSES, seconds_per_image=0.01, bytes=1_000_000, parity=0.0
+        metrics,
+        recalls,
+        labels,
+        predicted,
+        losses,
+        np.full(images, confidence),
+        CLASSES,
+        seconds_per_image=0.01,
+        bytes=1_000_000,
+        parity=0.0,
     )
     return replace(made, **changes)
 
@@ -118,9 +127,17 @@ def test_one_image_of_a_small_class_is_no_loss_of_recall_and_two_are() -> None:
 
 
 def test_probabilities_that_mean_less_are_held() -> None:
-    challenger = scores(180)
-    challenger.metrics["calibration_error"] = 0.3
-    assert failed(decide(GateRules(), challenger, scores(160))) == ["calibration error"]
+    champion = scores(160, confidence=0.8)
+    assert failed(decide(GateRules(), scores(180), champion)) == []
+    assert failed(decide(GateRules(), scores(180, confidence=0.6), champion)) == ["calibration error"]
+
+
+def test_probabilities_that_mean_less_by_chance_are_not_held() -> None:
+    """A model right on 17 of 20 images was held, as its error was 0.15 and that of one right on 7 was 0.015."""
+    for times, held_by in ((1, []), (10, ["calibration error"])):
+        challenger, champion = scores(17 * times, 20 * times, confidence=0.999), scores(7 * times, 20 * times)
+        champion = replace(champion, confidence=np.full(20 * times, 0.365))
+        assert failed(decide(GateRules(), challenger, champion)) == held_by
 
 
 @pytest.mark.parametrize(
@@ -198,7 +215,8 @@ def simulated(seed: int, better_by: float, images: int = 1000) -> Verdict:
         recalls = {names[k]: float(correct[labels == k].mean()) for k in range(5)}
         metrics = {"accuracy": float(correct.mean()), "calibration_error": 0.02}
         answers = tuple(names[k] for k in predicted)
-        made.append(Scores(metrics, recalls, tuple(names[k] for k in labels), answers, np.zeros(images), tuple(names)))
+        labelled = tuple(names[k] for k in labels)
+        made.append(Scores(metrics, recalls, labelled, answers, np.zeros(images), chance, tuple(names)))
     return decide(GateRules(), made[1], made[0])
 
 

@@ -14,7 +14,6 @@ from thawline import environment
 
 environment.prepare_flows()  # before Prefect and MLflow are imported: they read their switches then
 
-import time  # noqa: E402
 from collections.abc import Iterable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
@@ -35,6 +34,7 @@ from thawline.search import (  # noqa: E402
     Prepared,
     Queue,
     SearchOutcome,
+    Slots,
     Study,
     TrialResult,
     TrialSpec,
@@ -80,19 +80,20 @@ def search(config: SearchConfig) -> SearchOutcome:
     recorder = Recorder.connect(config, home)
     prepared = prepare(config, home)
     study = Study.open(home, prepared.study, prepared.config, prepared.depths, prepared.fingerprint)
-    with study.exclusive(), recorder.study_run(prepared, study):
+    with study.held(), recorder.study_run(prepared, study):
         stored = activations_task(prepared, study, home)
         recorder.log_plan(stored)
         run_trials(prepared, stored, study, recorder, home)
         recorder.log_plan_outcome(stored, study)
         recorder.log_leaderboard(study)
         publish_leaderboard(study)
-        judged = judge_task(prepared, study, recorder, home)
-        publish_decision(judged)
-        decided = approved(recorder.store, judged, prepared.config.promotion)
-        outcome = promote_task(prepared, study, recorder, decided)
+        with study.alone("conclude"):
+            judged = judge_task(prepared, study, recorder, home)
+            publish_decision(judged)
+            decided = approved(recorder.store, judged, prepared.config.promotion)
+            outcome = promote_task(prepared, study, recorder, decided)
     stop_workers()
-    return outcome
+    return outcome.after_closing(recorder.report)
 
 
 def prepare(config: SearchConfig, home: Path) -> Prepared:
@@ -107,21 +108,26 @@ def prepare(config: SearchConfig, home: Path) -> Prepared:
 def run_trials(
     prepared: Prepared, stored: dict[str, StoredSplits], study: Study, recorder: Recorder, home: Path
 ) -> None:
-    """Ask, submit, tell, until the budget is spent; ``study.workers`` trials at a time."""
-    budget = prepared.config.study
-    deadline = time.time() + 60 * budget.timeout_minutes if budget.timeout_minutes else None
-    queue = Queue(study, trials=budget.trials, batch=budget.batch, depths=prepared.depths, deadline=deadline)
-    running: dict[PrefectFuture[Any], list[int]] = {}
+    """Ask, submit, tell, until the budget is spent; a trial for each slot at a time."""
+    deadline = study.deadline()
+    queue = Queue.of(study, prepared.config, prepared.depths, deadline)
+    slots = Slots(prepared.config)
+    running: dict[PrefectFuture[Any], list[TrialSpec]] = {}
     recorder.announce(study, study.finished())
     while True:
-        while len(running) < budget.workers and (together := queue.next()):
-            specs = [recorder.spec(prepared, stored, asked, home) for asked in together]
+        while len(running) < slots.count and (together := queue.next()):
+            device = slots.take()
+            specs = [recorder.spec(prepared, stored, asked, home, device) for asked in together]
             future = trial_task.with_options(task_run_name=task_name(specs)).submit(specs, prepared.depths, deadline)
-            running[future] = [spec.number for spec in specs]
+            running[future] = specs
         if not running:
+            if queue.wait_for_others():
+                continue
             return
-        future = first_done(running)
-        for result in trial_outcomes(future, running.pop(future)):
+        future = first_done(running, prepared.config.study.grace_seconds)
+        specs = running.pop(future)
+        slots.give_back(specs[0].config.train.device)
+        for result in trial_outcomes(future, [spec.number for spec in specs]):
             study.tell(result)
         recorder.log_leaderboard(study)
 
@@ -133,12 +139,12 @@ def task_name(specs: list[TrialSpec]) -> str:
     return f"trials {', '.join(f'{spec.number:02d}' for spec in specs)}: heads together"
 
 
-def first_done(running: Iterable[PrefectFuture[Any]]) -> PrefectFuture[Any]:
-    """Wait for one of the trials; an interrupted wait ends them all, or Prefect would wait for their last epoch."""
+def first_done(running: Iterable[PrefectFuture[Any]], grace_seconds: float) -> PrefectFuture[Any]:
+    """Wait for one of the trials; an interrupted wait asks them all to leave, with a checkpoint where they stand."""
     try:
         return next(iter(as_completed(list(running))))
     except BaseException:
-        stop_workers()
+        stop_workers(grace_seconds)
         raise
 
 

@@ -2,10 +2,12 @@
 
 import os
 import sqlite3
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from databases import postgres_server
 
 # Networks this small are slower on several threads, and by far when tests run side by side. Before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -34,7 +36,15 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("THAWLINE_HOME", str(home))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    monkeypatch.delenv("THAWLINE_STORAGE", raising=False)
     return home
+
+
+@pytest.fixture(scope="session")
+def new_postgres() -> Iterator[Callable[[], str]]:
+    """Makes a database on a real PostgreSQL server, and returns its URL."""
+    with postgres_server() as make:
+        yield make
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -17,6 +18,7 @@ from thawline import __version__, environment
 from thawline.exceptions import ThawlineError
 
 if TYPE_CHECKING:
+    from thawline.config import SearchConfig
     from thawline.search import SearchOutcome
 
 __all__ = ["app", "main"]
@@ -46,6 +48,14 @@ Weights = Annotated[
     str | None,
     typer.Option(metavar="default|starter|none|FILE", help="Pretrained weights; a .safetensors or state_dict file."),
 ]
+
+
+class Deployable(StrEnum):
+    """The flows that a schedule may run."""
+
+    search = "search"
+    retrain = "retrain"
+    score = "score"
 
 
 def main() -> None:
@@ -291,6 +301,50 @@ def score(
 
 
 @app.command()
+def drift(
+    model: Annotated[str, typer.Argument(metavar="MODEL[@ALIAS]", help="Registered model; default alias: champion.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of new images, without labels.")],
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images to compare with; default: what the model's study held out."),
+    ] = None,
+    alpha: Annotated[
+        float, typer.Option(help="False-alarm rate: how often, at most, images of the same kind are called drift.")
+    ] = 0.01,
+    max_images: Annotated[int, typer.Option(help="Of more images, new or reference, so many are drawn.")] = 2000,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Test whether new images are like those that a model was made for; exit code 1 if they are not."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from thawline.drift import check_drift, drift_table
+
+    columns = (TextColumn("comparing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("comparing", total=None)
+        report = check_drift(
+            model,
+            folder,
+            tracking_uri=tracking_uri,
+            home=environment.home(),
+            reference=reference,
+            alpha=alpha,
+            max_images=max_images,
+            device=device,
+            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        _out.print(drift_table(report))
+        _out.print(str(report), highlight=False, soft_wrap=True)
+    if report.drift:
+        raise typer.Exit(1)
+
+
+@app.command()
 def promote(
     model: Annotated[str, typer.Argument(help="Registered model.")],
     version: Annotated[str | None, typer.Option(help="Challenger; default: the alias challenger.")] = None,
@@ -334,6 +388,84 @@ def promote(
         _out.print(f"{model} version {outcome.version}, {decision}: {outcome.verdict.reason}", highlight=False)
     if decision != "promote":
         raise typer.Exit(1)
+
+
+@app.command()
+def retrain(
+    data: Annotated[str, typer.Argument(help="Folder of images, or its URL.")],
+    recipe: Annotated[Path | None, typer.Option(help="Recipe file; see `thawline recipes`.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name in the model registry; default: the folder's name.")] = None,
+    narrow: Annotated[bool, typer.Option("--narrow", help="Search only near the champion.")] = False,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
+    assignments: SetOption = None,
+    as_json: Json = False,
+) -> None:
+    """Search anew if data or recipe have changed since the last verdict, beginning with the champion's settings."""
+    options = {"promotion.model": model, "retrain.narrow": narrow or None, "tracking.uri": tracking_uri}
+    config = _config_of(data, recipe, options, assignments)
+    environment.quiet_prefect()
+    from thawline.search import check_config
+    from thawline.terminal import watch
+
+    check_config(config, environment.home())  # before Prefect's server is started, which takes its time
+    with watch(Console(stderr=True), quiet=as_json):
+        from thawline.flows.retrain import retrain as retrain_flow
+
+        outcome = retrain_flow(config)
+    if as_json:
+        _print_json(outcome.as_dict())
+    elif outcome.search is None:
+        _out.print(f"{outcome.title}: {outcome.reason}.", highlight=False, soft_wrap=True)
+    else:
+        _print_outcome(outcome.search)
+    if outcome.search is not None and not outcome.search.everything_kept:
+        raise typer.Exit(1)
+
+
+@app.command()
+def deploy(
+    flow: Annotated[Deployable, typer.Argument(help="What to run.")] = Deployable.retrain,
+    data: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Folder of images, or its URL; for score, or a list of paths.")
+    ] = None,
+    cron: Annotated[str | None, typer.Option(metavar="'M H D M W'", help="When; default: only when asked to.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="Of --cron, such as Europe/Berlin; default: UTC.")] = None,
+    on_drift: Annotated[
+        bool, typer.Option("--on-drift", help="Retrain also when `thawline drift` finds that the images changed.")
+    ] = False,
+    pool: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Process work pool to deploy to; default: serve it from here.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the deployment; default: the model's.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Recipe file; see `thawline recipes`.")] = None,
+    model: Annotated[str | None, typer.Option(help="Registered model; default: the folder's name.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="For score: the table to write.")] = None,
+    assignments: SetOption = None,
+) -> None:
+    """Put a flow on a schedule of a Prefect server, and run it here until Ctrl-C or by the workers of a pool."""
+    if data is None:
+        raise ThawlineError("Which images? Name their folder with --data FOLDER.")
+    if (flow is Deployable.score) != (out is not None):
+        raise ThawlineError("score needs --model NAME and --out FILE.parquet; the other flows take no --out.")
+    if on_drift and flow is not Deployable.retrain:
+        raise ThawlineError(f"--on-drift belongs to retrain: {flow.value} does not learn from new images.")
+    from thawline.flows import deployments
+
+    deployments.check_server()
+    schedule = deployments.at(cron, timezone)
+    if flow is Deployable.score:
+        if model is None or out is None or recipe or assignments:
+            raise ThawlineError("score takes --model NAME and --out FILE.parquet, and neither --recipe nor --set.")
+        made = deployments.of_score(model, Path(data), out, name=name, schedule=schedule)
+    else:
+        config = _config_of(data, recipe, {"promotion.model": model}, assignments)
+        made = deployments.of_search(flow.value, config, name=name, schedule=schedule, on_drift=on_drift)
+    if pool is not None:
+        for line in deployments.deploy(made, pool):
+            _out.print(line, highlight=False, soft_wrap=True)
+        return
+    print(f"Serving {made.full_name}; Ctrl-C stops it.", file=sys.stderr)  # noqa: T201
+    deployments.serve(made)
 
 
 @app.command()
@@ -410,6 +542,36 @@ def serve(
         run_server(options)
     except KeyboardInterrupt:  # uvicorn has finished what was in flight, and raises the signal again
         return
+
+
+@app.command()
+def clean(
+    older_than: Annotated[str, typer.Option(metavar="AGE", help="Since the last use: 30d, 12h or 2w.")] = "30d",
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="KIND", help="Of what the list calls by this name; repeatable.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only shown.")] = False,
+    storage: Annotated[str | None, typer.Option(help="Database of the studies; default: THAWLINE_STORAGE.")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what no search needs any more, and remove it if asked to: checkpoints, caches, leftovers, failed runs."""
+    from thawline import cleaning
+
+    age, kinds = cleaning.parse_age(older_than), cleaning.parse_kinds(only or [])
+    found = cleaning.survey(environment.home(), older_than=age, kinds=kinds, storage=storage, tracking_uri=tracking_uri)
+    failures = cleaning.remove(found) if yes else []
+    if as_json:
+        _print_json(found.as_dict() | {"removed": yes, "failures": [str(failure) for failure in failures]})
+    else:
+        if found.items:
+            _out.print(cleaning.clean_table(found))
+        for line in (*found.notes, found.total(removed=yes, failures=len(failures))):
+            _out.print(line, highlight=False, soft_wrap=True)
+        for failure in failures:
+            print(f"Not removed: {failure}", file=sys.stderr)  # noqa: T201
+    if failures:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -499,6 +661,21 @@ def _print_outcome(outcome: "SearchOutcome") -> None:
         _out.print()
     for line in outcome.lines():
         _out.print(line, highlight=False, soft_wrap=True)
+
+
+def _config_of(
+    data: str, recipe: Path | None, options: Mapping[str, Any], assignments: list[str] | None
+) -> "SearchConfig":
+    """The configuration of a recipe, with options and assignments over it."""
+    from thawline.config import SearchConfig, load_recipe, parse_assignments
+    from thawline.data import data_location
+
+    return SearchConfig.build(
+        load_recipe(recipe) if recipe else {},
+        {"data": data_location(data, environment.home())},
+        _nested(options),
+        parse_assignments(assignments or []),
+    )
 
 
 def _nested(options: Mapping[str, Any]) -> dict[str, Any]:

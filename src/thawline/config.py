@@ -20,8 +20,10 @@ __all__ = [
     "ActivationsConfig",
     "BackboneConfig",
     "DataConfig",
+    "ExecutionConfig",
     "GateRules",
     "PromotionConfig",
+    "RetrainConfig",
     "SearchConfig",
     "SearchSpace",
     "StudyConfig",
@@ -30,6 +32,7 @@ __all__ = [
     "flatten",
     "load_recipe",
     "parse_assignments",
+    "without_password",
 ]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -68,6 +71,45 @@ def _size(value: str) -> str:
     return value
 
 
+def _block(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", value):
+        raise ValueError(f"must be a block of Prefect as TYPE/NAME, such as slack-webhook/team, but got {value!r}")
+    return value
+
+
+def _storage_url(value: str) -> str:
+    """The address of a folder on object storage; credentials would end up in logs, recipes and MLflow."""
+    scheme, _, rest = value.partition("://")
+    host, *parts = rest.rstrip("/").split("/")
+    if "::" in value:
+        raise ValueError("must name one folder, without '::'")
+    user_and_port = re.fullmatch(r"([^:@]+@)?[^:@]*(:\d+)?", host)
+    if not user_and_port or "?" in rest or (user_and_port[2] and any("@" in part for part in parts)):
+        raise ValueError(
+            "must hold no password, key or query: credentials belong into the environment, such as AWS_ACCESS_KEY_ID "
+            "and AWS_SECRET_ACCESS_KEY"
+        )
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) or not any((host, *parts)) or not value.isprintable():
+        raise ValueError(f"must be a URL of a folder such as s3://bucket/photos, but got {value!r}")
+    if not {".", ".."}.isdisjoint(parts):
+        raise ValueError(f"must hold no '.' or '..', but got {value!r}")
+    return value.rstrip("/")
+
+
+def _data_url(value: str) -> str:
+    url = _storage_url(value)
+    if url.startswith(("http:", "https:", "file:", "local:")):
+        raise ValueError(f"must be object storage such as s3://bucket/photos, but got {value!r}; give a folder's path")
+    return url
+
+
+def _artifacts_url(value: str) -> str:
+    url = _storage_url(value)
+    if url.startswith(("http:", "https:", "mlflow-artifacts:", "memory:")):
+        raise ValueError(f"must be object storage such as s3://bucket/thawline, or file:///folder, but got {value!r}")
+    return url
+
+
 PlainName = Annotated[str, AfterValidator(_plain_name)]
 
 
@@ -80,6 +122,8 @@ class DataConfig(_Model):
 
     path: Path
     """Folder with one subfolder of images per class, or with train/, validation/ and test/ above the classes."""
+    url: Annotated[str, AfterValidator(_data_url)] | None = None
+    """Folder on object storage, such as ``s3://bucket/photos``, that ``path`` is made a mirror of before it is read."""
     validation_fraction: float = Field(0.15, gt=0, lt=0.5)
     """Share of the images split off for validation where the folder has no validation/ of its own."""
     test_fraction: float = Field(0.15, gt=0, lt=0.5)
@@ -227,7 +271,8 @@ class StudyConfig(_Model):
     trials: int = Field(20, ge=1)
     """Trials in all, counted over every time that the study was run."""
     timeout_minutes: float | None = Field(None, gt=0)
-    """No trial is started after this many minutes, and a running one stops at its next epoch."""
+    """No trial is started after the study was run for this many minutes, counted over every time that it was run, and a
+    running one stops at its next epoch."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"] = "accuracy"
     """Validation metric that the search optimises (``loss`` is minimised, the others are maximised)."""
     sampler: str = "GPSampler"
@@ -244,9 +289,23 @@ class StudyConfig(_Model):
     batch: int = Field(4, ge=1)
     """Trials that are drawn at once, before any of them has a result. The cheapest of a batch run first, and those that
     train the head alone are trained together."""
-    workers: int = Field(1, ge=1)
-    """Trials that run at the same time, each in another process. More than one makes the order of results, and
-    so the sampler's choices, depend on timing."""
+    enqueue: tuple[dict[str, Any], ...] = ()
+    """Points to try first, such as ``[{freeze_depth: 3, learning_rate: 0.002}]``; what a point leaves out is sampled."""
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Trials that run at the same time, each in another process; ``auto`` is ``workers_per_gpu`` for each GPU, and one
+    without. More than one makes the order of results, and so the sampler's choices, depend on timing."""
+    workers_per_gpu: int = Field(1, ge=1)
+    """Trials that share a GPU; two or more pay where little is thawed and a trial leaves it half idle."""
+    retries: int = Field(1, ge=0)
+    """How often a trial whose process died or hung is tried again from its last checkpoint; counted anew after every
+    epoch that it finishes."""
+    hang_minutes: float = Field(30.0, gt=0)
+    """A trial that finishes no batch for so long is stopped, and tried again as if its process had died."""
+    grace_seconds: float = Field(20.0, ge=0)
+    """On SIGTERM or Ctrl-C, how long running trials have to finish their batch and write a checkpoint."""
+    storage: str | None = None
+    """Database of the study, such as ``postgresql://user@host/optuna``, which searches on several machines may share; by
+    default THAWLINE_STORAGE, else a journal file in Thawline's home. Passwords belong into the variable."""
 
     @model_validator(mode="before")
     @classmethod
@@ -262,6 +321,21 @@ class StudyConfig(_Model):
         }
 
 
+class ExecutionConfig(_Model):
+    """Where trials run."""
+
+    kind: Literal["local", "ray", "dask"] = "local"
+    """``local``: processes of this machine. ``ray`` and ``dask``: tasks on a cluster, by Prefect's task runners
+    (``pip install 'thawline[ray]'`` or ``'thawline[dask]'``); ``study.workers`` of them at a time."""
+    address: str | None = None
+    """Address of the cluster, such as ``ray://head:10001``, ``auto`` or ``tcp://scheduler:8786``; without one a small
+    cluster is started on this machine."""
+    cpus: float = Field(1.0, gt=0)
+    """CPU cores that a trial on a cluster takes."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs that a trial on a Ray cluster takes; 0.5 puts two trials on each."""
+
+
 class TrackingConfig(_Model):
     """Where results are recorded."""
 
@@ -269,6 +343,9 @@ class TrackingConfig(_Model):
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI, else a SQLite database in Thawline's home."""
     experiment: PlainName = "thawline"
     """MLflow experiment that the study's runs belong to."""
+    artifacts: Annotated[str, AfterValidator(_artifacts_url)] | None = None
+    """Where a new experiment in a database keeps its files, such as ``s3://bucket/thawline``; by default Thawline's
+    home. A tracking server decides by itself."""
     tensorboard: bool = True
     """Write TensorBoard event files beside MLflow."""
     system_metrics: bool = True
@@ -313,6 +390,23 @@ class PromotionConfig(GateRules):
     """How long the flow waits for that answer; without one the champion stays."""
 
 
+class RetrainConfig(_Model):
+    """What ``thawline retrain`` does around a search."""
+
+    narrow: bool = False
+    """Search only near the champion: one layer group more or less frozen, at a third to three times its learning rate,
+    within the search space. Cheaper; what lies far from the champion is not found."""
+    notify: tuple[Annotated[str, AfterValidator(_block)], ...] = ()
+    """Notification blocks of Prefect that are told how a retraining ended, such as ``slack-webhook/team``."""
+    notify_on: tuple[Literal["promoted", "held", "rejected", "failed", "skipped"], ...] = (
+        "promoted",
+        "held",
+        "rejected",
+        "failed",
+    )
+    """Which ends they are told."""
+
+
 class SearchConfig(_Model):
     """Everything that ``thawline search`` does, as one value."""
 
@@ -322,8 +416,10 @@ class SearchConfig(_Model):
     activations: ActivationsConfig = ActivationsConfig()
     space: SearchSpace = SearchSpace()
     study: StudyConfig = StudyConfig()
+    execution: ExecutionConfig = ExecutionConfig()
     tracking: TrackingConfig = TrackingConfig()
     promotion: PromotionConfig = PromotionConfig()
+    retrain: RetrainConfig = RetrainConfig()
 
     @classmethod
     def build(cls, *layers: Mapping[str, Any]) -> "SearchConfig":
@@ -351,15 +447,32 @@ class SearchConfig(_Model):
         Budget (trials, timeout, workers), names, tracking and promotion may change between two runs of one study;
         data, backbone, training and search space may not.
         """
-        study = self.study.model_dump(mode="json", include={"metric", "sampler", "sampler_options", "seed"})
-        relevant = {
-            "data": data_digest,
+        relevant = {"data": data_digest, **self.comparable()}
+        return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+
+    def comparable(self) -> dict[str, dict[str, Any]]:
+        """The settings, by section, that two trials must share to be comparable."""
+        return {
             "backbone": self.backbone.model_dump(mode="json"),
             "train": self.train.model_dump(mode="json", exclude={"device", "keep_checkpoints"}),
             "space": self.space.model_dump(mode="json"),
-            "study": study,
+            "study": self.study.model_dump(mode="json", include={"metric", "sampler", "sampler_options", "seed"}),
         }
-        return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+
+    def without_passwords(self) -> "SearchConfig":
+        """The same with ``***`` for the passwords of its URLs, for what others may read."""
+        storage, uri = (url and without_password(url) for url in (self.study.storage, self.tracking.uri))
+        return self.model_copy(
+            update={
+                "study": self.study.model_copy(update={"storage": storage}),
+                "tracking": self.tracking.model_copy(update={"uri": uri}),
+            }
+        )
+
+
+def without_password(url: str) -> str:
+    """``postgresql://me:***@host/db``; any other text as it is."""
+    return re.sub(r"(://[^/@:]*):[^@/]*@", r"\1:***@", url)
 
 
 def load_recipe(path: Path) -> dict[str, Any]:

@@ -9,21 +9,27 @@ from thawline.data.cache import DecodedImages, decoded
 from thawline.data.digits import write_digits
 from thawline.data.folder import Manifest, Problem, Row, Split, check_folder, image_files, labelled_files, scan
 from thawline.data.images import BadImage, decode, encoded_image, resize_and_crop
+from thawline.data.remote import MIRROR_STATE, MirrorSummary, check_url, data_location, mirror
 from thawline.data.report import report, report_json, report_text
 
 __all__ = [
+    "MIRROR_STATE",
     "BadImage",
     "DecodedImages",
     "Manifest",
+    "MirrorSummary",
     "Problem",
     "Row",
     "Split",
     "check_folder",
+    "check_url",
+    "data_location",
     "decode",
     "decoded",
     "encoded_image",
     "image_files",
     "labelled_files",
+    "mirror",
     "printable",
     "report",
     "report_json",

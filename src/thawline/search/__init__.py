@@ -5,6 +5,7 @@ from thawline.search.events import Note, emit
 from thawline.search.materialise import store_activations
 from thawline.search.prepare import Prepared, check_backbones, check_config, complete, decode_images, read_data
 from thawline.search.recorder import Recorder
+from thawline.search.slots import Slots
 from thawline.search.study import Asked, Study, TrialRecord
 from thawline.search.trial import TrialResult, TrialSpec, run_together, run_trial, trial_name
 from thawline.search.winner import SearchOutcome, conclude, judge_best
@@ -17,6 +18,7 @@ __all__ = [
     "Queue",
     "Recorder",
     "SearchOutcome",
+    "Slots",
     "Study",
     "TrialRecord",
     "TrialResult",

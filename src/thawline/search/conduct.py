@@ -1,17 +1,23 @@
-"""Trials as their driver sees them: drawn, put together, judged after every epoch, told apart when a process dies."""
+"""Trials as their driver sees them: drawn, put together, judged after every epoch, tried again when a process dies."""
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from thawline.config import SearchConfig
 from thawline.exceptions import TrackingError
 from thawline.search.events import EpochEnded, Note, TrialEnded, TrialStarted, emit
+from thawline.search.storage import LeaseLost
 from thawline.search.study import Asked, Study
 from thawline.search.trial import TrialResult, TrialSpec, run_together
-from thawline.search.worker import WorkerCrashed, call_in_worker
+from thawline.search.worker import Link, WorkerCrashed, call_in_worker
 from thawline.tracking import close_dead_run, run_status
 from thawline.training import Decision, EpochResult
 
 __all__ = ["Queue", "conduct"]
+
+_LOOK_SECONDS = 2.0
+"""How often a search that has nothing left to do looks after the others that share its study."""
 
 
 class Queue:
@@ -21,10 +27,30 @@ class Queue:
     trial is measured against others; those that train the head alone are trained together.
     """
 
+    @classmethod
+    def of(cls, study: Study, config: SearchConfig, depths: dict[str, int], deadline: float | None) -> "Queue":
+        """The queue that a configuration asks for."""
+        budget = config.study
+        return cls(
+            study,
+            trials=budget.trials,
+            batch=budget.batch,
+            depths=depths,
+            deadline=deadline,
+            exact=config.train.exact,
+        )
+
     def __init__(
-        self, study: Study, *, trials: int, batch: int, depths: dict[str, int], deadline: float | None
+        self,
+        study: Study,
+        *,
+        trials: int,
+        batch: int,
+        depths: dict[str, int],
+        deadline: float | None,
+        exact: bool = False,
     ) -> None:
-        """Go on with a study.
+        """Go on with a study, which must be held.
 
         Args:
             study: the study; trials that a dead process had begun come first.
@@ -32,32 +58,64 @@ class Queue:
             batch: how many are drawn at once.
             depths: number of layer groups of each backbone.
             deadline: in seconds of :func:`time.time`; no trial starts after it.
+            exact: whether each trial must have the bits of being trained alone.
         """
         self._study, self._depths, self._deadline = study, depths, deadline
+        self._trials, self._exact = trials, exact
         self._batch = batch if study.draws_ahead else 1
-        self._waiting = study.unfinished()
-        self._left = trials - study.finished() - len(self._waiting)
+        self._waiting = self._in_order(study.unfinished())
+        self._complete_batch()
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is spent."""
+        return self._deadline is not None and time.time() >= self._deadline
 
     def next(self) -> list[Asked]:
         """The trials to start now: one, or several heads; none when the budget or the time is spent."""
-        if self._deadline is not None and time.time() >= self._deadline:
+        if self.over:
             return []
         if not self._waiting:
-            self._draw()
+            self._waiting = self._in_order(self._study.draw(self._batch, trials=self._trials))
         if not self._waiting:
             return []
         first = self._waiting[0]
         together = [asked for asked in self._waiting if self._is_with(asked, first)] or [first]
+        if first.resumed and tuple(asked.number for asked in together) != first.together:
+            together = [first]
+        elif len(together) > 1 and not first.resumed:
+            self._study.join([asked.number for asked in together])
         self._waiting = [asked for asked in self._waiting if asked not in together]
         return together
 
-    def _draw(self) -> None:
-        for _ in range(min(self._batch, self._left)):
-            if self._study.exhausted:
-                break
-            self._waiting.append(self._study.ask())
-            self._left -= 1
-        self._waiting.sort(key=lambda asked: (-self._frozen(asked), asked.number))
+    def wait_for_others(self) -> bool:
+        """When nothing is left to start: wait for the trials of other searches that share the study.
+
+        Returns:
+            Whether there is something to start now, because one of them died; False when all of them have ended.
+        """
+        while not self.over:
+            self._waiting = self._in_order(self._study.unfinished())
+            if self._waiting:
+                return True
+            if not self._study.others_run():
+                return False
+            time.sleep(_LOOK_SECONDS)
+        return False
+
+    def _in_order(self, asked: list[Asked]) -> list[Asked]:
+        return sorted(asked, key=lambda each: (-self._frozen(each), each.number))
+
+    def _complete_batch(self) -> None:
+        """A batch of which nothing was begun was still being drawn when the process died: draw the rest of it.
+
+        Each trial of a batch is drawn without the results of the others, so the rest would come out otherwise later.
+        """
+        drawn = self._study.drawn()
+        of_batch = range(drawn - drawn % self._batch, drawn)
+        if of_batch and set(of_batch) == {each.number for each in self._waiting if not each.resumed}:
+            missing = self._batch - len(of_batch)
+            self._waiting = self._in_order([*self._waiting, *self._study.draw(missing, trials=self._trials)])
 
     def _frozen(self, asked: Asked) -> float:
         """Share of the layer groups that are frozen: what is cheap."""
@@ -65,33 +123,64 @@ class Queue:
 
     def _is_with(self, asked: Asked, first: Asked) -> bool:
         """Whether two trials can be trained as one computation."""
+        if first.resumed or asked.resumed:
+            return asked.number in first.together
         one, other = asked.hyperparameters, first.hyperparameters
         same = (one.backbone, one.optimizer) == (other.backbone, other.optimizer)
-        heads = self._frozen(asked) == self._frozen(first) == 1
-        return heads and same and not asked.resumed and not first.resumed
+        return same and not self._exact and self._frozen(asked) == self._frozen(first) == 1
 
 
 def conduct(specs: Sequence[TrialSpec], study: Study, deadline: float | None) -> list[TrialResult]:
     """Run a trial, or several heads, in another process; prune when the study says so; return how they ended.
 
-    A process that dies is a failed trial, never a pruned one, and never the end of the search.
+    A process that dies or hangs is replaced, and the trial goes on from its last checkpoint; one that dies again
+    without an epoch more is a failed trial, never a pruned one, and never the end of the search. Trials that another
+    search took over have no result here.
     """
-    for spec in specs:
-        emit(TrialStarted(spec.number, spec.hyperparameters, resumed=study.reported_epochs(spec.number) > 0))
-    began = time.perf_counter()
-    try:
-        results = call_in_worker(_run, specs, on_message=_judge(specs[0], study, deadline))
-    except WorkerCrashed as error:
-        seconds = (time.perf_counter() - began) / len(specs)
-        results = [_crashed(spec, study, str(error), seconds) for spec in specs]
+    attempt, began = _Attempt(), time.perf_counter()
+    results: list[TrialResult] | None = None
+    while results is None:
+        for spec in specs:
+            emit(TrialStarted(spec.number, spec.hyperparameters, resumed=study.reported_epochs(spec.number) > 0))
+        try:
+            results = list(
+                call_in_worker(
+                    _run,
+                    specs,
+                    on_message=_judge(specs[0], study, deadline),
+                    silent_seconds=60 * specs[0].config.study.hang_minutes,
+                )
+            )
+        except LeaseLost as error:
+            emit(Note(str(error), "warning"))
+            return []
+        except WorkerCrashed as error:
+            attempt = attempt.after([study.reported_epochs(spec.number) for spec in specs])
+            if attempt.number > specs[0].config.study.retries:
+                seconds = (time.perf_counter() - began) / len(specs)
+                results = [_crashed(spec, study, str(error), seconds) for spec in specs]
+            else:
+                numbers = ", ".join(f"{spec.number:02d}" for spec in specs)
+                emit(Note(f"trial-{numbers}: {error}; it is tried again from its last checkpoint", "warning"))
     for result in results:
         emit(TrialEnded(result))
-    return list(results)
+    return results
 
 
-def _run(specs: Sequence[TrialSpec], send: Callable[[tuple[int, EpochResult]], Decision]) -> tuple[TrialResult, ...]:
+@dataclass(frozen=True)
+class _Attempt:
+    """How often a trial was tried without an epoch more."""
+
+    number: int = 0
+    epochs: tuple[int, ...] = ()
+
+    def after(self, epochs: list[int]) -> "_Attempt":
+        return _Attempt(self.number + 1 if tuple(epochs) == self.epochs or not any(epochs) else 1, tuple(epochs))
+
+
+def _run(specs: Sequence[TrialSpec], link: Link) -> tuple[TrialResult, ...]:
     """In the worker."""
-    return run_together(specs, lambda number, result: send((number, result)))
+    return run_together(specs, lambda number, result: link((number, result)), link.alive)
 
 
 def _judge(spec: TrialSpec, study: Study, deadline: float | None) -> Callable[[tuple[int, EpochResult]], Decision]:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 
 from thawline import backbones
@@ -14,12 +13,13 @@ from thawline.config import SearchConfig
 from thawline.data import DecodedImages, write_atomically
 from thawline.search.events import Note, emit
 from thawline.search.prepare import Prepared
+from thawline.search.slots import threads_per_trial
 from thawline.search.study import Study
 from thawline.search.trial import build_backbone
-from thawline.search.worker import WorkerCrashed, call_in_worker
+from thawline.search.worker import Link, WorkerCrashed, call_in_worker
 from thawline.training import Augmentation, Hyperparameters, ImageInputs, Runtime, runtime_for, set_up_process
 
-__all__ = ["store_activations", "threads_per_trial"]
+__all__ = ["store_activations"]
 
 _PROGRESS_SECONDS = 10.0
 
@@ -27,7 +27,8 @@ _PROGRESS_SECONDS = 10.0
 def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str, StoredSplits]:
     """Measure and plan each backbone, and fill the store; the plan is kept with the study, so that it goes on with it.
 
-    Trials do not need it: if the process that does it dies, they compute everything themselves, and a warning says so.
+    Trials do not need it: if the process that does it dies again and again, they compute everything themselves, and a
+    warning says so.
 
     Returns:
         For each backbone, where its trials find their inputs; nothing if no trial is left.
@@ -48,17 +49,22 @@ def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str,
             store=home / "cache" / "activations",
             plan=home / "studies" / study.name / f"plan-{name}.json",
         )
-        try:
-            stored[name] = call_in_worker(_plan_and_fill, request, on_message=emit)
-        except WorkerCrashed as error:
-            emit(Note(f"no activations of {name} are stored, every trial computes them: {error}", "warning"))
-            stored[name] = request.nothing_stored()
+        stored[name] = _stored(request, tries=1 + prepared.config.study.retries)
     return stored
 
 
-def threads_per_trial(config: SearchConfig) -> int:
-    """Trials that share the cores must not each start as many threads as there are cores."""
-    return max(1, torch.get_num_threads() // config.study.workers)
+def _stored(request: "_Request", tries: int) -> StoredSplits:
+    for left in reversed(range(tries)):
+        try:
+            splits: StoredSplits = call_in_worker(_plan_and_fill, request, on_message=emit)
+            return splits
+        except WorkerCrashed as error:
+            if left:
+                emit(Note(f"storing activations of {request.backbone}: {error}; it is tried again", "warning"))
+            else:
+                note = f"no activations of {request.backbone} are stored, every trial computes them: {error}"
+                emit(Note(note, "warning"))
+    return request.nothing_stored()
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class _Request:
         return self.splits(plan.without_store() if plan is not None else None, weights="")
 
 
-def _plan_and_fill(request: _Request, send: Callable[[Note], object]) -> StoredSplits:
+def _plan_and_fill(request: _Request, send: Link) -> StoredSplits:
     """In the worker."""
     config = request.config
     set_up_process(threads=request.threads, seed=config.study.seed)

@@ -14,8 +14,8 @@ from thawline.config import SearchConfig, flatten
 from thawline.data import report_json
 from thawline.search.events import Note, SearchStarted, emit
 from thawline.search.leaderboard import leaderboard_markdown, leaderboard_rows
-from thawline.search.materialise import threads_per_trial
 from thawline.search.prepare import Prepared
+from thawline.search.slots import threads_per_trial
 from thawline.search.study import Asked, Study
 from thawline.search.trial import TrialSpec
 from thawline.tracking import (
@@ -78,13 +78,14 @@ class Recorder:
     @contextmanager
     def study_run(self, prepared: Prepared, study: Study) -> Iterator[None]:
         """Have a parent run for the time of the block; its status tells how the block was left."""
-        run_id = start_study_run(
-            self.store,
-            study=study.name,
-            params=_params(prepared.config),
-            tags=_tags(prepared),
-            adopt_run_id=self._adopt,
-        )
+        with study.alone("run"):
+            run_id = start_study_run(
+                self.store,
+                study=study.name,
+                params=flatten(prepared.config.without_passwords()),
+                tags=_tags(prepared),
+                adopt_run_id=self._adopt,
+            )
         self._tracker = MlflowTracker.for_study(self.store, run_id=run_id, study=study.name)
         self._log_provenance(prepared)
         status: RunStatus = "KILLED"  # Ctrl-C, SIGTERM, Prefect's cancellation: none of them is an Exception
@@ -102,10 +103,12 @@ class Recorder:
         config = self._config
         emit(SearchStarted(study.name, config.study.trials, finished, config.train.epochs, config.study.metric))
 
-    def spec(self, prepared: Prepared, stored: Mapping[str, StoredSplits], asked: Asked, home: Path) -> TrialSpec:
+    def spec(
+        self, prepared: Prepared, stored: Mapping[str, StoredSplits], asked: Asked, home: Path, device: str
+    ) -> TrialSpec:
         """Everything that a trial's process must know."""
         activations = stored[asked.hyperparameters.backbone]
-        train = activations.train_config(prepared.config.train)
+        train = activations.train_config(prepared.config.train).model_copy(update={"device": device})
         return TrialSpec(
             number=asked.number,
             hyperparameters=asked.hyperparameters,
@@ -157,8 +160,8 @@ class Recorder:
 
     def _log_provenance(self, prepared: Prepared) -> None:
         """What would reproduce this: configuration, data, versions, command, model."""
-        tracker, manifest = self.tracker, prepared.manifest
-        tracker.log_text(yaml.safe_dump(prepared.config.model_dump(mode="json"), sort_keys=False), "config.yaml")
+        tracker, manifest, config = self.tracker, prepared.manifest, prepared.config.without_passwords()
+        tracker.log_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), "config.yaml")
         tracker.log_text(yaml.safe_dump(library_versions(), sort_keys=False), "environment.yaml")
         tracker.log_text(yaml.safe_dump(report_json(manifest), sort_keys=False, allow_unicode=True), "data.yaml")
         for name in prepared.config.backbones:
@@ -178,11 +181,6 @@ class Recorder:
                 profile=counts,
                 context=context,
             )
-
-
-def _params(config: SearchConfig) -> dict[str, str]:
-    flat = flatten(config)
-    return {key: value for key, value in flat.items() if key != "tracking.uri"}  # it may hold a password
 
 
 def _tags(prepared: Prepared) -> dict[str, str]:

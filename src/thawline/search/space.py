@@ -7,7 +7,7 @@ from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError
 from thawline.training import Hyperparameters
 
-__all__ = ["Suggest", "check_space", "default_point", "sample"]
+__all__ = ["Suggest", "check_space", "default_point", "point_of", "sample"]
 
 
 class Suggest(Protocol):
@@ -85,6 +85,44 @@ def default_point(config: SearchConfig, depths: Mapping[str, int]) -> dict[str, 
     if space.optimizer:
         point["optimizer"] = train.optimizer if train.optimizer in space.optimizer else space.optimizer[0]
     return point
+
+
+def point_of(point: Mapping[str, Any], config: SearchConfig, depths: Mapping[str, int]) -> dict[str, Any]:
+    """A point of ``study.enqueue`` under the names and within the ranges of the search space.
+
+    Raises:
+        ConfigError: if it names something that the space does not open, or a value outside of its range.
+    """
+    space = config.space
+    backbone = point.get("backbone", config.backbones[0])
+    ranges: dict[str, Sequence[Any] | None] = {
+        "backbone": space.backbone,
+        "freeze_depth": _depth_range(config, depths, backbone) if backbone in depths else None,
+        "learning_rate": space.learning_rate,
+        "weight_decay": space.weight_decay,
+        "head_learning_rate_factor": space.head_learning_rate_factor,
+        "optimizer": space.optimizer,
+    }
+    problems = []
+    for name, value in point.items():
+        allowed = ranges.get(name)
+        if allowed is None:
+            known = ", ".join(name for name, values in ranges.items() if values is not None)
+            problems.append(f"the space does not open {name!r}, it opens {known}")
+        elif name in {"backbone", "optimizer"} and value not in allowed:
+            problems.append(f"{name} must be one of {', '.join(allowed)}, but got {value!r}")
+        elif name not in {"backbone", "optimizer"} and not _within(value, allowed, whole=name == "freeze_depth"):
+            problems.append(f"{allowed[0]} <= {name} <= {allowed[1]} must hold, but got {value!r}")
+    if problems:
+        raise ConfigError(f"study.enqueue: {dict(point)}: {'; '.join(problems)}.")
+    return {
+        _depth_parameter(config, backbone) if name == "freeze_depth" else name: value for name, value in point.items()
+    }
+
+
+def _within(value: Any, bounds: Sequence[Any], *, whole: bool) -> bool:
+    right_kind = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    return bool(right_kind and bounds[0] <= value <= bounds[1])
 
 
 def _depth_parameter(config: SearchConfig, backbone: str) -> str:

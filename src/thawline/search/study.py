@@ -1,32 +1,30 @@
-"""The study: what was tried, what to try next, what to stop. The one file that imports Optuna.
+"""The study: what was tried, what to try next, what to stop. With ``storage.py``, all that imports Optuna.
 
-Values go in and out; Optuna's handles stay inside. Trials are kept in a journal file in Thawline's home, which several
-processes may append to and which ``optuna-dashboard`` reads.
+Values go in and out; Optuna's handles stay inside.
 """
 
 import inspect
 import json
 import logging
+import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from thawline.config import SearchConfig, StudyConfig
 from thawline.exceptions import ConfigError, StudyError
-from thawline.search.space import default_point, sample
+from thawline.search.space import default_point, point_of, sample
+from thawline.search.storage import PASSING, Claims, LeaseLost, Storage, open_storage, patiently
 from thawline.search.trial import TrialResult
 from thawline.training import METRIC_DIRECTIONS, EpochResult, Hyperparameters
 
@@ -42,11 +40,14 @@ _ONE_SEED = _FINITE | {"QMCSampler"}
 
 @dataclass(frozen=True)
 class Asked:
-    """A trial to run: new, or begun by a process that died."""
+    """A trial to run: new, or drawn by a process that died."""
 
     number: int
     hyperparameters: Hyperparameters
     resumed: bool
+    """Whether it was begun already."""
+    together: tuple[int, ...] = ()
+    """Numbers of the trials that it was trained with as one computation, itself among them."""
 
 
 @dataclass(frozen=True)
@@ -62,47 +63,65 @@ class TrialRecord:
 
 
 class Study:
-    """One search, by name. Opening it does not lock it; :meth:`exclusive` does."""
+    """One search, by name. Opening it claims nothing; :meth:`held` does.
 
-    def __init__(self, study: optuna.Study, config: SearchConfig, depths: Mapping[str, int], home: Path) -> None:
+    What is written survives a storage that is locked, restarted or full for minutes, see :func:`patiently`; reports
+    wait meanwhile, so that training goes on.
+    """
+
+    def __init__(
+        self, study: optuna.Study, claims: Claims, config: SearchConfig, depths: Mapping[str, int], home: Path
+    ) -> None:
         self._study = study
+        self._claims = claims
         self._config = config
         self._depths = depths
         self._home = home
+        self._opened = time.time()
+        self._seconds_before = float(study.user_attrs.get("seconds", 0.0))
+        self._waiting: dict[int, list[EpochResult]] = {}
 
     @classmethod
     def open(cls, home: Path, name: str, config: SearchConfig, depths: Mapping[str, int], fingerprint: str) -> "Study":
         """Create the study, or go on with the one of that name.
 
         Raises:
-            StudyError: if a study of that name was made with other data or settings.
+            StudyError: if a study of that name was made with other data or settings, or the storage cannot be opened.
+            ConfigError: if a point of ``study.enqueue`` is not one of the search space.
         """
-        study = optuna.create_study(
-            study_name=name,
-            storage=_storage(home),
-            direction=METRIC_DIRECTIONS[config.study.metric],
-            pruner=_pruner(config.study),
-            load_if_exists=True,
-        )
-        known = study.user_attrs.get("fingerprint")
-        if known is None:
-            study.set_user_attr("config", config.model_dump(mode="json"))
-            study.set_user_attr("metric", config.study.metric)
-            study.set_user_attr("fingerprint", fingerprint)
-            study.enqueue_trial(default_point(config, depths))
-        elif known != fingerprint:
-            changed = _changes(study.user_attrs["config"], config)
-            raise StudyError(
-                f"The study {name!r} was made with {changed}, so its trials cannot be compared with new ones. "
-                "Give this one another --study name, or go back to the settings it was made with."
+        points = [point_of(point, config, depths) for point in config.study.enqueue]
+        storage = _opened(home, config.study.storage)
+        claims = storage.claims(name)
+        with claims.alone("open"):
+            study = optuna.create_study(
+                study_name=name,
+                storage=storage.optuna,
+                direction=METRIC_DIRECTIONS[config.study.metric],
+                pruner=_pruner(config.study),
+                load_if_exists=True,
             )
-        return cls(study, config, depths, home)
+            known = study.user_attrs.get("fingerprint")
+            if known is None:
+                study.set_user_attr("config", config.without_passwords().model_dump(mode="json"))
+                study.set_user_attr("metric", config.study.metric)
+                if not study.get_trials(deepcopy=False):  # or it died just here the last time
+                    for point in [*points, default_point(config, depths)]:
+                        study.enqueue_trial(point)
+                study.set_user_attr("fingerprint", fingerprint)
+            elif known != fingerprint:
+                changed = _changes(study.user_attrs["config"], config)
+                raise StudyError(
+                    f"The study {name!r} was made with {changed}, so its trials cannot be compared with new ones. "
+                    "Give this one another --study name, or go back to the settings it was made with."
+                )
+        return cls(study, claims, config, depths, home)
 
     @classmethod
     def load(cls, home: Path, name: str, config: SearchConfig, depths: Mapping[str, int]) -> "Study":
         """Open a study that exists, in another thread or process."""
-        study = optuna.load_study(study_name=name, storage=_storage(home), pruner=_pruner(config.study))
-        return cls(study, config, depths, home)
+        storage = _opened(home, config.study.storage)
+        study = optuna.load_study(study_name=name, storage=storage.optuna, pruner=_pruner(config.study))
+        return cls(study, storage.claims(name), config, depths, home)
 
     @property
     def name(self) -> str:
@@ -115,79 +134,160 @@ class Study:
         return self._study.direction == optuna.study.StudyDirection.MAXIMIZE
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Hold the study for this process: whatever is RUNNING in it then is left over from one that died.
+    def held(self) -> Iterator[None]:
+        """Work on the study: keep what this search took from being taken by another, and count the time.
 
         Raises:
-            StudyError: if another process holds it.
+            StudyError: if another process holds it. In a database several may.
         """
-        folder = self._home / "studies" / self.name
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "study.lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise StudyError(
-                f"The study {self.name!r} is being run by another process. "
-                "Wait for it, stop it, or give this one another --study name."
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+        with self._claims.held(self._note_seconds):
+            try:
+                yield
+            finally:
+                with suppress(*PASSING):
+                    self._note_seconds()
+
+    @property
+    def seconds(self) -> float:
+        """For how long the study was run, over all restarts; of a process that was killed, up to its last note."""
+        return self._seconds_before + time.time() - self._opened
+
+    def deadline(self) -> float | None:
+        """When the time is spent, in seconds of :func:`time.time`; ``None`` if there is no limit."""
+        minutes = self._config.study.timeout_minutes
+        return self._opened - self._seconds_before + 60 * minutes if minutes else None
+
+    def _note_seconds(self) -> None:
+        # Of several searches at once the longest counts: this is time, not work.
+        if self.seconds > float(self._study.user_attrs.get("seconds", 0.0)):
+            self._study.set_user_attr("seconds", round(self.seconds, 1))
 
     def unfinished(self) -> list[Asked]:
-        """Trials that a process which died had begun, in order. Call it only while holding the study."""
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        """Trials that a process which died had begun, in order; they are this search's now.
+
+        Call it only inside :meth:`held`.
+        """
+        return patiently(self._unfinished)
+
+    def _unfinished(self) -> list[Asked]:
         asked = []
-        for trial in running:
-            attributes = trial.user_attrs.get("hyperparameters")
-            if attributes is None:  # died while it was being sampled: nothing was trained
-                self._study.tell(trial.number, state=TrialState.FAIL)
-            else:
-                asked.append(Asked(trial.number, Hyperparameters(**attributes), resumed=True))
+        with self._claims.alone("draw"):  # or a trial that is just being drawn would look like one of a dead process
+            for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if not self._claims.take(_lease(trial.number)):
+                    continue
+                attributes = trial.user_attrs.get("hyperparameters")
+                if attributes is None:  # it died while it was being drawn, and is now drawn to its end
+                    asked.append(self._sampled(trial.number))
+                else:
+                    together = tuple(trial.user_attrs.get("together", ()))
+                    begun = bool(trial.intermediate_values) or bool(together)
+                    asked.append(Asked(trial.number, Hyperparameters(**attributes), begun, together))
         return asked
 
-    def ask(self) -> Asked:
-        """Sample the next trial."""
+    def draw(self, count: int, *, trials: int) -> list[Asked]:
+        """Sample the next trials, at most ``count``, while the study has fewer than ``trials`` in all.
+
+        The budget holds for all searches that share the study, over every time that they were run.
+        """
+        asked: list[Asked] = []
+        with self._claims.alone("draw"):
+            for _ in range(count):
+                if self.exhausted or patiently(self.drawn) >= trials:
+                    break
+                asked.append(patiently(self._ask))
+        return asked
+
+    def drawn(self) -> int:
+        """Trials that were drawn so far, however they ended."""
+        return sum(trial.state is not TrialState.WAITING for trial in self._study.get_trials(deepcopy=False))
+
+    def _ask(self) -> Asked:
+        return self._sampled(None)
+
+    def _sampled(self, number: int | None) -> Asked:
+        """Draw a new trial, or, if it has a number already, to its end: seeded by its number, it comes out the same."""
+        trials = self._study.get_trials(deepcopy=False)
+        waiting = [trial.number for trial in trials if trial.state is TrialState.WAITING]
+        drawn = min(waiting, default=len(trials)) if number is None else number
         with _quiet():
-            self._study.sampler = _sampler(self._config.study, len(self._study.get_trials(deepcopy=False)))
-            trial = self._study.ask()
+            self._study.sampler = _sampler(self._config.study, max(drawn, len(self._config.study.enqueue) + 1))
+            trial = self._study.ask() if number is None else self._trial(number)
             hyperparameters = sample(trial, self._config, self._depths)
+        self._claims.take(_lease(trial.number))
         trial.set_user_attr("hyperparameters", hyperparameters.as_dict())
         return Asked(trial.number, hyperparameters, resumed=False)
 
     def report(self, number: int, result: EpochResult) -> bool:
-        """Record an epoch's validation value; returns whether the trial should be pruned. Idempotent."""
-        trial = self._trial(number)
-        value = result.metrics[f"val/{self._config.study.metric}"]
-        if result.epoch not in self._stored(number).intermediate_values:
-            trial.report(value, step=result.epoch)
-        return trial.should_prune() and result.epoch < self._config.train.epochs
+        """Record an epoch's validation value; returns whether the trial should be pruned. Idempotent.
+
+        A storage that cannot be written now gets the value with the next one; the trial goes on meanwhile.
+
+        Raises:
+            LeaseLost: if another search took the trial over, since this one was out of the world for too long.
+        """
+        if self._claims.lost(_lease(number)):
+            raise LeaseLost(f"Another search took trial {number} over.")
+        waiting = self._waiting.setdefault(number, [])
+        waiting.append(result)
+        try:
+            self._report(number)
+            return self._trial(number).should_prune() and result.epoch < self._config.train.epochs
+        except PASSING as error:
+            _log.warning("the study cannot be written (%s); trial %d goes on", error, number)
+            return False
+
+    def _report(self, number: int) -> None:
+        waiting = self._waiting.get(number, [])
+        while waiting:
+            epoch = waiting[0].epoch
+            if epoch not in self._stored(number).intermediate_values:
+                value = waiting[0].metrics[f"val/{self._config.study.metric}"]
+                self._trial(number).report(value, step=epoch)
+            waiting.pop(0)
 
     def reported_epochs(self, number: int) -> int:
         """Epochs of a trial that were reported."""
-        return len(self._stored(number).intermediate_values)
+        return len(patiently(self._stored, number).intermediate_values)
 
     def tell(self, result: TrialResult) -> None:
         """Record how a trial ended; a trial that was told already is left as it is."""
+        patiently(self._tell, result)
+
+    def _tell(self, result: TrialResult) -> None:
         trial = self._trial(result.number)
-        if self._stored(result.number).state.is_finished():
-            return
-        trial.set_user_attr("result", asdict(result))
-        state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[result.state]
-        value = result.value if result.state == "complete" else None
-        try:
-            self._study.tell(result.number, value, state=state)
-        except RuntimeError as error:
-            # Samplers of finite sequences (grid, brute force) end a study like this. The trial is stored by then.
-            if "Study.stop" not in str(error):
-                raise
-            self._study.set_user_attr("exhausted", True)
+        if not self._stored(result.number).state.is_finished():
+            trial.set_user_attr("result", asdict(result))
+            state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+            value = result.value if result.state == "complete" else None
+            try:
+                self._study.tell(result.number, value, state=state[result.state])
+            except RuntimeError as error:
+                # Samplers of finite sequences (grid, brute force) end a study like this. The trial is stored by then.
+                if "Study.stop" not in str(error):
+                    raise
+                self._study.set_user_attr("exhausted", True)
+        self._claims.release(_lease(result.number))
+        self._note_seconds()
+
+    def join(self, numbers: Sequence[int]) -> None:
+        """Note that these trials are trained together: killed, they must go on together to have the same bits."""
+        for number in numbers:
+            patiently(self._trial(number).set_user_attr, "together", list(numbers))
+
+    def others_run(self) -> bool:
+        """Whether another search that lives has a trial of this study."""
+        running = patiently(self._study.get_trials, deepcopy=False, states=(TrialState.RUNNING,))
+        return any(self._claims.taken_by_others(_lease(trial.number)) for trial in running)
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """For the time of the block, no other search that shares the study is in a block of this name."""
+        with self._claims.alone(name):
+            yield
 
     def records(self) -> list[TrialRecord]:
         """All trials, best first: complete ones by value, then pruned, running and failed ones."""
-        return _ranked(self._study)
+        return patiently(_ranked, self._study)
 
     def finished(self) -> int:
         """Trials that ended, however they did: what the budget counts."""
@@ -204,8 +304,9 @@ class Study:
         return self._config.study.sampler not in _FINITE
 
     def best(self) -> TrialRecord | None:
-        """The best complete trial."""
-        return next((record for record in self.records() if record.state == "complete"), None)
+        """The best complete trial whose checkpoint was kept."""
+        complete = (record for record in self.records() if record.state == "complete")
+        return next((record for record in complete if record.result and record.result.checkpoint), None)
 
     def _stored(self, number: int) -> FrozenTrial:
         """The trial as it stands in the storage."""
@@ -216,37 +317,37 @@ class Study:
         return optuna.Trial(self._study, self._stored(number)._trial_id)
 
 
-def study_names(home: Path) -> list[str]:
-    """Names of all studies in Thawline's home, the oldest first."""
-    if not _journal(home).exists():
-        return []
-    return optuna.get_all_study_names(_storage(home))
+def study_names(home: Path, url: str | None = None) -> list[str]:
+    """Names of all studies in a storage, by default Thawline's own, the oldest first."""
+    storage = open_storage(home, url, create=False)
+    return optuna.get_all_study_names(storage.optuna) if storage else []
 
 
-def latest_study(home: Path) -> str:
+def latest_study(home: Path, url: str | None = None) -> str:
     """Name of the study whose last trial began last.
 
     Raises:
         StudyError: if there is none.
     """
-    studies = optuna.get_all_study_summaries(storage=_storage(home)) if _journal(home).exists() else []
+    storage = open_storage(home, url, create=False)
+    studies = optuna.get_all_study_summaries(storage=storage.optuna) if storage else []
     if not studies:
         raise StudyError(f"There is no study in {home} yet. `thawline search DATA` makes one.")
     started = [(s.datetime_start.timestamp() if s.datetime_start else 0.0, s.study_name) for s in studies]
     return max(started)[1]
 
 
-def load_records(home: Path, name: str) -> tuple[str, list[TrialRecord]]:
+def load_records(home: Path, name: str, url: str | None = None) -> tuple[str, list[TrialRecord]]:
     """The metric of a study and its trials, best first.
 
     Raises:
         StudyError: if there is no study of that name.
     """
-    names = study_names(home)
+    names = study_names(home, url)
     if name not in names:
         known = f"Known: {', '.join(names)}." if names else "`thawline search DATA` makes one."
         raise StudyError(f"There is no study {name!r} in {home}. {known}")
-    study = optuna.load_study(study_name=name, storage=_storage(home))
+    study = optuna.load_study(study_name=name, storage=_opened(home, url).optuna)
     return str(study.user_attrs["metric"]), _ranked(study)
 
 
@@ -292,23 +393,23 @@ def _record(trial: FrozenTrial) -> TrialRecord | None:
 
 def _changes(known: Mapping[str, Any], config: SearchConfig) -> str:
     """Which settings a study was made with that differ now, for people."""
-    now = config.model_dump(mode="json")
     differing = [
         f"{section}.{key}={json.dumps(known[section].get(key))}"
-        for section in ("backbone", "train", "space", "study")
-        for key in now[section]
-        if known[section].get(key) != now[section][key] and key not in {"name", "trials", "timeout_minutes", "workers"}
+        for section, values in config.comparable().items()
+        for key, value in values.items()
+        if known[section].get(key) != value
     ]
     return ", ".join(differing) or "other data"
 
 
-def _journal(home: Path) -> Path:
-    return home / "optuna.journal"
+def _opened(home: Path, url: str | None) -> Storage:
+    storage = open_storage(home, url)
+    assert storage is not None  # noqa: S101  it was made if there was none
+    return storage
 
 
-def _storage(home: Path) -> JournalStorage:
-    home.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(str(_journal(home))))
+def _lease(number: int) -> str:
+    return f"trial-{number}"
 
 
 class GPSamplerWithPruned(optuna.samplers.GPSampler):

@@ -37,6 +37,7 @@ from thawline.training import (
     HeadTrial,
     Hyperparameters,
     Inputs,
+    Interrupted,
     Runtime,
     fit,
     fit_heads,
@@ -93,6 +94,8 @@ class TrialResult:
     """Best checkpoint's file, relative to Thawline's home."""
     unsent: int = 0
     """Records that could not be sent to the tracking server and are kept in Thawline's home."""
+    unkept: str = ""
+    """Why its best or last checkpoint is not on disk; else empty."""
 
     @property
     def ending(self) -> str:
@@ -131,34 +134,44 @@ def build_backbone(config: SearchConfig, name: str, num_classes: int) -> backbon
     )
 
 
-def run_trial(spec: TrialSpec, on_epoch: Callable[[EpochResult], Decision]) -> TrialResult:
+def run_trial(
+    spec: TrialSpec, on_epoch: Callable[[EpochResult], Decision], on_batch: Callable[[], bool] = lambda: False
+) -> TrialResult:
     """Train one trial, or go on with one that was stopped.
 
     Args:
         spec: what to train, on what, and where to record it.
         on_epoch: told each epoch's result; answers whether to go on.
+        on_batch: called after every batch; True asks to write a checkpoint and leave.
 
     Returns:
         The result, also of a trial that was pruned, ran out of memory twice, or whose loss is not finite.
     """
-    (result,) = run_together([spec], lambda number, epoch: on_epoch(epoch))
+    (result,) = run_together([spec], lambda number, epoch: on_epoch(epoch), on_batch)
     return result
 
 
 def run_together(
-    specs: Sequence[TrialSpec], on_epoch: Callable[[int, EpochResult], Decision]
+    specs: Sequence[TrialSpec],
+    on_epoch: Callable[[int, EpochResult], Decision],
+    on_batch: Callable[[], bool] = lambda: False,
 ) -> tuple[TrialResult, ...]:
     """Train one trial, or several that train the head alone, as one computation.
 
     Args:
-        specs: of one study and, if several, of one backbone and full freeze depth, none of them begun before.
+        specs: of one study and, if several, of one backbone and full freeze depth; if they were begun before, then
+            together and in this order.
         on_epoch: told the number of a trial and its epoch's result; answers whether it goes on.
+        on_batch: called after every batch; True asks to write checkpoints and leave.
 
     Returns:
         The results, in the order of ``specs``.
+
+    Raises:
+        Interrupted: after ``on_batch`` asked for it.
     """
     started = time.perf_counter()
-    trials = [_Trial(spec, on_epoch) for spec in specs]
+    trials = [_Trial(spec, on_epoch, on_batch) for spec in specs]
     outcomes = _train_heads(trials) if len(trials) > 1 else None
     if outcomes is None:
         outcomes = [_guarded(trial) for trial in trials]
@@ -180,9 +193,12 @@ def _failed(reason: str) -> _Outcome:
 class _Trial:
     """A trial that runs: where it records itself, and who is told."""
 
-    def __init__(self, spec: TrialSpec, on_epoch: Callable[[int, EpochResult], Decision]) -> None:
+    def __init__(
+        self, spec: TrialSpec, on_epoch: Callable[[int, EpochResult], Decision], on_batch: Callable[[], bool]
+    ) -> None:
         self.spec = spec
         self._on_epoch = on_epoch
+        self.on_batch = on_batch
         self.mlflow, self.tracker = _trackers(spec)
         self.tracker.log_params(_params(spec))
         self.folder = _checkpoint_folder(spec)
@@ -217,6 +233,7 @@ class _Trial:
             run_id=self.mlflow.run_id,
             checkpoint=str(reached.checkpoint.relative_to(spec.home)) if reached.checkpoint else None,
             unsent=report.unsent,
+            unkept=self.folder.problem or "",
         )
 
 
@@ -224,6 +241,8 @@ def _guarded(trial: _Trial) -> _Outcome:
     """Train one trial; whatever goes wrong is its outcome."""
     try:
         return _train(trial)
+    except Interrupted:
+        raise
     except (ThawlineError, FloatingPointError) as error:
         return _failed(str(error))
     except Exception as error:
@@ -251,6 +270,7 @@ def _train(trial: _Trial) -> _Outcome:
             seed=spec.config.study.seed,
             accumulation=accumulation,
             on_epoch=trial.announce,
+            on_batch=trial.on_batch,
         )
 
     backbone, result = _with_less_memory(attempt, trial.tracker, runtime)
@@ -274,7 +294,10 @@ def _train_heads(trials: Sequence[_Trial]) -> list[_Outcome] | None:
             metric=spec.config.study.metric,
             runtime=runtime,
             seed=spec.config.study.seed,
+            on_batch=trials[0].on_batch,
         )
+    except Interrupted:
+        raise
     except TrainingError:  # their activations were removed meanwhile
         return None
     except Exception as error:
@@ -379,7 +402,9 @@ def _what_was_reached(spec: TrialSpec, folder: CheckpointFolder, result: FitResu
     """Best value and its epoch and checkpoint, and the epochs trained; of a failed trial, what its checkpoints hold."""
     best, last = folder.best(), folder.last()
     if result is not None:
-        return _Reached(result.value, result.best_epoch, len(result.history), best)
+        # On a full disk the best epoch's checkpoint may be missing; another's has other weights.
+        kept = best if best is not None and load_checkpoint(best).epoch == result.best_epoch else None
+        return _Reached(result.value, result.best_epoch, len(result.history), kept)
     if best is None or last is None:
         return _Reached()
     try:

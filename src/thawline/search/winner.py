@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from thawline.search.prepare import Prepared
 from thawline.search.recorder import Recorder
 from thawline.search.study import Study, TrialRecord
 from thawline.search.trial import build_backbone
-from thawline.tracking import find_trial_run, replay_unsent
+from thawline.tracking import TrackingReport, find_trial_run, replay_unsent
 from thawline.training import ImageInputs, load_checkpoint, load_model, predict, runtime_for
 
 __all__ = ["SearchOutcome", "conclude", "further_folders", "judge_best", "restore", "test_split"]
@@ -50,6 +50,8 @@ class SearchOutcome:
     bad_files: tuple[Problem, ...]
     unsent: int
     """Records that the tracking server has not got; kept in Thawline's home and sent by the next search."""
+    unkept: tuple[str, ...]
+    """What is not on disk, and why: a sentence for each trial whose checkpoints could not be written."""
     run_id: str
     """MLflow's parent run."""
 
@@ -65,8 +67,12 @@ class SearchOutcome:
 
     @property
     def everything_kept(self) -> bool:
-        """Whether all records arrived."""
-        return self.unsent == 0
+        """Whether all records arrived and all checkpoints are on disk."""
+        return self.unsent == 0 and not self.unkept
+
+    def after_closing(self, report: TrackingReport) -> "SearchOutcome":
+        """The same, once it is known what became of the study's own records."""
+        return replace(self, unsent=self.unsent + report.unsent)
 
     def lines(self) -> list[str]:
         """The end of a search in sentences."""
@@ -88,7 +94,7 @@ class SearchOutcome:
             lines.append(
                 f"{self.unsent} records did not reach the tracking server. They are kept; the next search sends them."
             )
-        return lines
+        return lines + [f"Not kept: {sentence}" for sentence in self.unkept]
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON."""
@@ -109,6 +115,7 @@ class SearchOutcome:
             "champion_version": promotion.version if self.promoted else promotion.champion_version,
             "bad_files": {problem.path: problem.reason for problem in self.bad_files},
             "unsent": self.unsent,
+            "unkept": list(self.unkept),
         }
 
     def as_markdown(self) -> str:
@@ -170,6 +177,11 @@ def conclude(prepared: Prepared, study: Study, recorder: Recorder, judged: Promo
         promotion=judged,
         bad_files=prepared.manifest.bad,
         unsent=sum(record.result.unsent for record in records if record.result),
+        unkept=tuple(
+            f"checkpoints of trial {record.number}: {record.result.unkept}"
+            for record in records
+            if record.result and record.result.unkept
+        ),
         run_id=recorder.run_id,
     )
     _record(outcome, recorder, study)

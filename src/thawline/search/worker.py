@@ -2,7 +2,8 @@
 
 Processes come from a fork server that has the heavy libraries loaded, and serve one call after another: the first
 starts in a second or two instead of twenty, the next at once. A call may report over a pipe and wait for the answer, so
-Optuna's study stays with the driver. When the driver dies, its workers end themselves.
+Optuna's study stays with the driver. When the driver dies, its workers end themselves; when it leaves, they are asked
+to leave and have some seconds for it; when one says nothing for too long, it is ended.
 """
 
 import gc
@@ -10,42 +11,74 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from typing import Any, TypeAlias
 
 from thawline.exceptions import ThawlineError
+from thawline.training import Interrupted
 
-__all__ = ["WorkStopped", "WorkerCrashed", "call_in_worker", "prepare_workers", "stop_workers"]
+__all__ = ["Link", "WorkStopped", "WorkerCrashed", "call_in_worker", "prepare_workers", "stop_workers"]
 
 _Process: TypeAlias = ForkServerProcess | SpawnProcess
 _Send: TypeAlias = Callable[[Any], Any]
 
 _LEAVE_SECONDS = 5.0
+_SIGN_SECONDS = 1.0
+"""How often a worker says that it lives, at most."""
 _PRELOAD = ["thawline.search.preload"]
 
 
 class WorkerCrashed(Exception):
-    """The process ended without a result."""
+    """The process ended, or had to be ended, without a result."""
 
-    def __init__(self, exit_code: int | None) -> None:
-        cause = f"was killed by signal {-exit_code}" if exit_code and exit_code < 0 else f"ended with {exit_code}"
-        super().__init__(f"its process {cause}")
-        self.exit_code = exit_code
+    @classmethod
+    def with_exit_code(cls, code: int | None) -> "WorkerCrashed":
+        """It ended by itself, or another ended it."""
+        return cls(
+            f"its process was killed by signal {-code}" if code and code < 0 else f"its process ended with {code}"
+        )
 
 
 class WorkStopped(Exception):
     """The driver is leaving; what was begun is not over and goes on when the search is run again."""
 
 
+class Link:
+    """What a function in a worker may say to its driver, and hear from it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._said = time.monotonic()
+
+    def __call__(self, message: Any) -> Any:
+        """Send a message and wait for the answer."""
+        self._connection.send(("message", message))
+        self._said = time.monotonic()
+        return self._connection.recv()
+
+    def alive(self) -> bool:
+        """Say that there is progress; returns whether this process was asked to leave."""
+        if time.monotonic() - self._said >= _SIGN_SECONDS:
+            self._connection.send(("alive", None))
+            self._said = time.monotonic()
+        return _leaving.is_set()
+
+
+_leaving = threading.Event()
+"""In a worker: it was asked to leave, by its driver or by the system."""
 _stopping = threading.Event()
+_grace_ends = 0.0
 _idle: list["_Worker"] = []
 _idle_lock = threading.Lock()
 
 
-def stop_workers() -> None:
-    """End all calls that run now, so that nobody waits for their last epoch, and all processes that wait for one."""
+def stop_workers(grace_seconds: float = 0.0) -> None:
+    """Ask all calls that run now to leave, end them after ``grace_seconds``, and all processes that wait for one."""
+    global _grace_ends  # noqa: PLW0603  read by the threads that wait for calls
+    _grace_ends = time.monotonic() + grace_seconds
     _stopping.set()
     with _idle_lock:
         waiting, _idle[:] = list(_idle), []
@@ -60,28 +93,36 @@ def prepare_workers() -> None:
 
 
 def call_in_worker(
-    function: Callable[..., Any], *args: Any, on_message: _Send = lambda message: None, poll_seconds: float = 0.2
+    function: Callable[..., Any],
+    *args: Any,
+    on_message: _Send = lambda message: None,
+    silent_seconds: float | None = None,
+    poll_seconds: float = 0.2,
 ) -> Any:
-    """Run ``function(*args, send)`` in another process and wait for what it returns.
+    """Run ``function(*args, link)`` in another process and wait for what it returns.
 
     The wait is a poll, so that whoever calls can be interrupted (Prefect's time-outs and cancellation); the process is
     ended when this function leaves without a result, and kept for the next call otherwise.
 
     Args:
-        function: of a module, since its name is what is sent. It may call ``send(message)``, which returns the answer.
+        function: of a module, since its name is what is sent. It may call ``link(message)``, which returns the answer,
+            and ``link.alive()``; it may raise :class:`Interrupted` when that asks it to leave.
         args: values that can be pickled.
         on_message: answers messages.
+        silent_seconds: a process that says nothing for so long is ended; ``None`` waits for ever.
         poll_seconds: how soon an interruption is noticed.
 
     Raises:
-        WorkerCrashed: if the process dies without a result.
+        WorkerCrashed: if the process dies or leaves without a result, or is ended for its silence.
         WorkStopped: after :func:`stop_workers`.
         ThawlineError: what ``function`` raised.
     """
     worker = _take()
     try:
         worker.connection.send((function, args))
-        kind, value = worker.converse(on_message, poll_seconds)
+        kind, value = worker.converse(on_message, silent_seconds, poll_seconds)
+        if kind == "left":
+            raise WorkStopped if _stopping.is_set() else WorkerCrashed("its process was asked to leave")
     except BaseException:
         worker.end()
         raise
@@ -101,18 +142,28 @@ class _Worker:
         self.process.start()
         theirs.close()
 
-    def converse(self, on_message: _Send, poll_seconds: float) -> tuple[str, Any]:
+    def converse(self, on_message: _Send, silent_seconds: float | None, poll_seconds: float) -> tuple[str, Any]:
+        heard, asked_to_leave = time.monotonic(), False
         while True:
             if _stopping.is_set():
-                raise WorkStopped
+                if time.monotonic() >= _grace_ends:
+                    raise WorkStopped
+                if not asked_to_leave:
+                    self.process.terminate()
+                    asked_to_leave = True
             try:
                 if not self.connection.poll(poll_seconds):
+                    if silent_seconds is not None and time.monotonic() - heard > silent_seconds:
+                        raise WorkerCrashed(f"its process made no progress for {silent_seconds / 60:g} minutes")
                     continue
                 kind, value = self.connection.recv()
-                if kind != "message":
-                    return kind, value
+                heard = time.monotonic()
             except (EOFError, OSError):
                 raise self._crash() from None
+            if kind == "alive":
+                continue
+            if kind != "message":
+                return kind, value
             answer = on_message(value)
             try:
                 self.connection.send(answer)
@@ -133,7 +184,7 @@ class _Worker:
 
     def _crash(self) -> WorkerCrashed:
         self.process.join()
-        return WorkerCrashed(self.process.exitcode)
+        return WorkerCrashed.with_exit_code(self.process.exitcode)
 
 
 def _take() -> _Worker:
@@ -174,20 +225,18 @@ def _serve(connection: Connection) -> None:
     _end_with_parent()
     # Ctrl-C reaches every process of a terminal; the driver hears it too, and ends its trials.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def send(message: Any) -> Any:
-        connection.send(("message", message))
-        return connection.recv()
-
-    while True:
+    signal.signal(signal.SIGTERM, lambda number, frame: _leaving.set())
+    while not _leaving.is_set():
         try:
             function, args = connection.recv()
         except EOFError:
             return
         try:
-            answer = ("result", function(*args, send))
+            answer = ("result", function(*args, Link(connection)))
         except ThawlineError as error:
             answer = ("error", error)
+        except Interrupted:
+            answer = ("left", None)
         connection.send(answer)
         del function, args, answer
         gc.collect()  # a trial's tensors go before the next one's come

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from thawline.config import TrackingConfig
+from thawline.config import TrackingConfig, without_password
 from thawline.exceptions import TrackingError
 from thawline.tracking._base import RunStatus
 
@@ -65,14 +65,15 @@ class MlflowStore:
     @property
     def name(self) -> str:
         """The tracking URI without a password, for messages and files."""
-        return _without_password(self.uri)
+        return without_password(self.uri)
 
 
 def resolve_uri(config: TrackingConfig, home: Path) -> str:
     """The tracking URI: the configuration's, else ``MLFLOW_TRACKING_URI``, else a SQLite database in ``home``.
 
     Raises:
-        TrackingError: for a folder (MLflow's file store, which MLflow 3 no longer opens) or an unknown scheme.
+        TrackingError: for a folder (MLflow's file store, which MLflow 3 no longer opens), an unknown scheme, or a
+            server for which ``artifacts`` is set.
     """
     default = f"sqlite:///{home}/mlflow.db"
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
@@ -84,8 +85,13 @@ def resolve_uri(config: TrackingConfig, home: Path) -> str:
         )
     if scheme not in _DATABASES + _SERVERS:
         raise TrackingError(
-            f"{_without_password(uri)!r} is no MLflow tracking URI. It must start with one of "
+            f"{without_password(uri)!r} is no MLflow tracking URI. It must start with one of "
             f"{', '.join(f'{known}:' for known in _DATABASES + _SERVERS)}."
+        )
+    if config.artifacts is not None and scheme in _SERVERS:
+        raise TrackingError(
+            f"tracking.artifacts is {config.artifacts}, but the server {without_password(uri)} decides by itself where "
+            "files go. Start it with --artifacts-destination, and leave tracking.artifacts out."
         )
     return uri
 
@@ -100,19 +106,23 @@ def open_store(tracking_uri: str | None, home: Path) -> "MlflowStore":
     return connect(resolve_uri(config, home), home=home, experiment=config.experiment)
 
 
-def connect(uri: str, *, home: Path, experiment: str, adopt_run_id: str | None = None) -> MlflowStore:
+def connect(
+    uri: str, *, home: Path, experiment: str, artifacts: str | None = None, adopt_run_id: str | None = None
+) -> MlflowStore:
     """Open the store, creating and migrating a database where needed, and find or create the experiment.
 
     Args:
         uri: see :func:`resolve_uri`.
-        home: created if it is missing. A local store keeps the artifacts of the experiment in ``home/artifacts``;
-            a server decides itself.
+        home: created if it is missing. A database keeps the artifacts of a new experiment in ``home/artifacts``; a
+            server decides itself.
         experiment: name of the MLflow experiment.
+        artifacts: URL of a folder to keep them in instead, such as ``s3://bucket/thawline``. MLflow cannot move those
+            of an experiment that exists, so that one which keeps them elsewhere is refused.
         adopt_run_id: a run made by ``mlflow run``; then the experiment is that run's, whatever its name, because
             MLflow's UI nests a trial under its study only within one experiment.
 
     Raises:
-        TrackingError: if the store cannot be opened now.
+        TrackingError: if the store or ``artifacts`` cannot be opened now.
     """
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -126,14 +136,19 @@ def connect(uri: str, *, home: Path, experiment: str, adopt_run_id: str | None =
         with quiet_mlflow():
             from mlflow import MlflowClient
 
+            if artifacts is not None:
+                _check_reachable(artifacts)
             if database is not None:
                 database.parent.mkdir(parents=True, exist_ok=True)
             client = MlflowClient(tracking_uri=uri, registry_uri=registry_uri)
             if adopt_run_id is not None:
                 experiment_id = str(client.get_run(adopt_run_id).info.experiment_id)
             else:
-                location = (home / "artifacts" / experiment).absolute().as_uri() if database is not None else None
+                root = artifacts or (home / "artifacts").absolute().as_uri()
+                location = f"{root}/{experiment}" if uri.startswith(_DATABASES) else None
                 experiment_id = _experiment(client, experiment, location)
+            if artifacts is not None:
+                _check_location(client, experiment_id, artifacts)
             if database is not None:
                 _write_ahead(database)
     except TrackingError:
@@ -321,7 +336,7 @@ def is_permanent(error: Exception) -> bool:
 def first_line(error: BaseException) -> str:
     """The first line of an exception's text, shortened and without passwords, or its type if it has none."""
     lines = str(error).strip().splitlines()
-    text = _without_password(lines[0].strip()) if lines else ""
+    text = without_password(lines[0].strip()) if lines else ""
     # MLflow quotes urllib3's account of every attempt; what a person needs of it is which server is silent, and why.
     if silent := re.match(r"API request to (\w+://[^/]+)\S* failed with exception", text):
         why = re.search(r"Connection refused|timed out|Failed to resolve|certificate verify failed[^('\"]*", text)
@@ -387,6 +402,33 @@ def _experiment(client: "MlflowClient", name: str, location: str | None) -> str:
     return str(experiment.experiment_id)
 
 
+def _check_reachable(artifacts: str) -> None:
+    """Refuse object storage that cannot be used now, before an experiment is made that would keep its files there."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    try:
+        get_artifact_repository(artifacts).list_artifacts()
+    except ImportError as error:
+        package = "pip install 'thawline[s3]'" if artifacts.startswith("s3:") else first_line(error)
+        raise TrackingError(f"tracking.artifacts, {artifacts}, needs a missing package: {package}") from None
+    except Exception as error:  # MLflow's own, and those of each storage's library
+        raise TrackingError(
+            f"tracking.artifacts, {artifacts}, cannot be read: {first_line(error)}. Correct it, check the credentials "
+            "in the environment (for s3:// other than Amazon's, AWS_ENDPOINT_URL too), or leave it out."
+        ) from error
+
+
+def _check_location(client: "MlflowClient", experiment_id: str, artifacts: str) -> None:
+    """Refuse to write files to another place than was asked for."""
+    experiment = client.get_experiment(experiment_id)
+    if not f"{experiment.artifact_location}/".startswith(f"{artifacts}/"):
+        raise TrackingError(
+            f"The MLflow experiment {experiment.name!r} keeps its files in {experiment.artifact_location}, and MLflow "
+            f"cannot move them to {artifacts}. Leave tracking.artifacts out, or choose another name with "
+            "--set tracking.experiment=NAME."
+        )
+
+
 def _sqlite_file(uri: str) -> Path | None:
     """The database file of a SQLite URI, ``None`` for other URIs."""
     if not uri.startswith("sqlite"):
@@ -407,7 +449,7 @@ def _write_ahead(database: Path) -> None:
 
 
 def _unreachable(uri: str, error: Exception, home: Path, adopt_run_id: str | None) -> str:
-    name, reason = _without_password(uri), first_line(error)
+    name, reason = without_password(uri), first_line(error)
     if adopt_run_id is not None and getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
         return (
             f"MLFLOW_RUN_ID names the run {adopt_run_id}, which {name} does not hold. Unset MLFLOW_RUN_ID, or set "
@@ -419,10 +461,6 @@ def _unreachable(uri: str, error: Exception, home: Path, adopt_run_id: str | Non
             f"(and without MLFLOW_TRACKING_URI) results go to a SQLite database in {home}."
         )
     return f"The MLflow database {name} cannot be opened: {reason}. Correct --tracking-uri, or leave it out."
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"(://[^/@:]*):[^@/]*@", r"\1:***@", uri)
 
 
 def uri_digest(uri: str) -> str:

@@ -8,7 +8,7 @@ from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.inputs import ImageInputs, Inputs, batches
 from thawline.training.loop import fit, predict
 from thawline.training.metrics import METRIC_DIRECTIONS, classification_metrics, per_class_recall
-from thawline.training.results import Decision, EpochResult, FitResult
+from thawline.training.results import Decision, EpochResult, FitResult, Interrupted
 from thawline.training.runtime import Runtime, is_out_of_memory, runtime_for, set_up_process
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Hyperparameters",
     "ImageInputs",
     "Inputs",
+    "Interrupted",
     "Runtime",
     "batches",
     "classification_metrics",

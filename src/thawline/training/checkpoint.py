@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = ["Checkpoint", "CheckpointFolder", "load", "load_model", "load_optimiz
 
 _FORMAT = "thawline-checkpoint-2"
 _FILE = re.compile(r"epoch-(\d{4,})\.safetensors")
+_WITHIN = "within-epoch.safetensors"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Checkpoint:
     """Everything that training needs to go on as if it had never stopped."""
 
     epoch: int
-    """Epochs that were finished; the next to train has this index."""
+    """Epochs that were finished; the next to train, or to go on with, has this index."""
     model: dict[str, Tensor]
     """Of the module's ``state_dict`` what was not frozen, see :func:`pack_model`."""
     optimizer: dict[str, Tensor]
@@ -51,6 +52,9 @@ class CheckpointFolder:
         self.path = path
         self._keep = keep
         self._sign = 1.0 if maximise else -1.0
+        self._owed: list[Checkpoint] = []
+        self.problem: str | None = None
+        """Why checkpoints that training went on without are missing on disk; ``None`` if none is."""
         path.mkdir(parents=True, exist_ok=True)
         for leftover in path.glob("*.tmp"):
             leftover.unlink()
@@ -61,6 +65,44 @@ class CheckpointFolder:
         Raises:
             OSError: if the disk is full or not writable; the checkpoints that were there are untouched.
         """
+        target = self.path / f"epoch-{checkpoint.epoch:04d}.safetensors"
+        self._write(checkpoint, target)
+        self._remove_surplus(last=target)
+        return target
+
+    def keep(self, checkpoint: Checkpoint | None = None) -> None:
+        """Save a checkpoint; if the disk is full, keep it in memory and try again with the next one.
+
+        Of those that wait, the best and the last are kept. Without ``checkpoint``, only those are tried again.
+        """
+        waiting, self._owed, self.problem = [*self._owed, *([checkpoint] if checkpoint else [])], [], None
+        for each in waiting:
+            try:
+                self.save(each)
+            except OSError as error:
+                self.problem = error.strerror or str(error)
+                self._owed.append(_in_memory(each) if each is checkpoint else each)
+        if len(self._owed) > 2:
+            best = max(self._owed, key=lambda each: (self._sign * float(each.state["value"]), -each.epoch))
+            self._owed = [each for each in self._owed if each is best or each is self._owed[-1]]
+
+    def save_within(self, checkpoint: Checkpoint) -> None:
+        """Write where an epoch stands that cannot be finished now; it lasts until the next :meth:`save`.
+
+        Raises:
+            OSError: as :meth:`save`.
+        """
+        self._write(checkpoint, self.path / _WITHIN)
+
+    def within(self, epoch: int) -> Checkpoint | None:
+        """Where the epoch of this index was left; ``None`` if it was not begun, or nothing of it was saved."""
+        try:
+            checkpoint = load(self.path / _WITHIN)
+        except CheckpointError:
+            return None
+        return checkpoint if checkpoint.epoch == epoch else None
+
+    def _write(self, checkpoint: Checkpoint, target: Path) -> None:
         tensors = {
             f"{part}/{name}": tensor.detach().cpu().contiguous()
             for part in ("model", "optimizer", "random_states")
@@ -72,7 +114,6 @@ class CheckpointFolder:
             "sha256": _digest(tensors, checkpoint.state),
             "state": json.dumps(checkpoint.state),
         }
-        target = self.path / f"epoch-{checkpoint.epoch:04d}.safetensors"
         temporary = target.with_suffix(".tmp")
         try:
             with temporary.open("wb") as file:
@@ -83,8 +124,6 @@ class CheckpointFolder:
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(self.path)
-        self._remove_surplus(last=target)
-        return target
 
     def last(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; torn ones are passed over. ``None`` if there is none."""
@@ -118,6 +157,7 @@ class CheckpointFolder:
         )
         for path in set(values) - set(ranked[: self._keep]) - {last}:
             path.unlink()
+        (self.path / _WITHIN).unlink(missing_ok=True)
 
 
 def load(path: Path) -> Checkpoint:
@@ -142,6 +182,20 @@ def load(path: Path) -> Checkpoint:
         part, _, key = name.partition("/")
         parts[part][key] = tensor
     return Checkpoint(epoch=int(header["epoch"]), state=state, **parts)
+
+
+def _in_memory(checkpoint: Checkpoint) -> Checkpoint:
+    """A copy that further training does not change."""
+
+    def copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+    return replace(
+        checkpoint,
+        model=copy(checkpoint.model),
+        optimizer=copy(checkpoint.optimizer),
+        random_states=copy(checkpoint.random_states),
+    )
 
 
 def pack_model(backbone: Backbone, freeze_depth: int) -> dict[str, Tensor]:

@@ -24,9 +24,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.backbones import Backbone, section
 from thawline.config import TrainConfig
-from thawline.exceptions import TrainingError
+from thawline.exceptions import CheckpointError, TrainingError
 from thawline.freezing import freeze_to, train_mode, trainable_parameters
-from thawline.training.checkpoint import CheckpointFolder
+from thawline.training.checkpoint import Checkpoint, CheckpointFolder, load_optimizer
 from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches
 from thawline.training.loop import class_weights, classes_of, logits_of
@@ -36,6 +36,7 @@ from thawline.training.results import (
     Decision,
     EpochResult,
     FitResult,
+    Interrupted,
     check_finite,
     checkpoint_of,
     epoch_result,
@@ -43,7 +44,7 @@ from thawline.training.results import (
     fit_result,
     no_longer_improves,
 )
-from thawline.training.runtime import Runtime
+from thawline.training.runtime import Runtime, restore_random_states
 
 __all__ = ["HeadTrial", "fit_heads"]
 
@@ -67,6 +68,7 @@ def fit_heads(
     metric: str,
     runtime: Runtime,
     seed: int,
+    on_batch: Callable[[], bool] = lambda: False,
 ) -> list[FitResult | TrainingError]:
     """Train new heads on activations, one for each trial, each as :func:`thawline.training.fit` would alone.
 
@@ -77,30 +79,43 @@ def fit_heads(
             left at the weights of the last trial that was measured.
         train: activations behind all layer groups.
         validation: the same.
-        trials: all of full freeze depth and of one kind of optimizer, none with checkpoints yet.
+        trials: all of full freeze depth and of one kind of optimizer. If they have checkpoints, the same trials in the
+            same order as before: they go on from there, with the bits that they would have had.
         config: as in ``fit``.
         metric: as in ``fit``.
         runtime: device and precision; not fp16, which needs a loss scale for each trial.
         seed: decides the order of batches, and dropout.
+        on_batch: called after every batch; True asks to leave after the epoch.
 
     Returns:
         For each trial its result, or, if its loss was not finite, the error that ``fit`` would have raised.
 
     Raises:
+        Interrupted: after ``on_batch`` asked for it.
         TrainingError: if these trials cannot be trained together.
+        CheckpointError: if the checkpoints are of another configuration.
     """
     stack = _Stack(backbone, train, validation, trials, config, runtime)
     weights = class_weights(train.labels, classes_of(backbone), config, runtime)
     heads = [_Head(trial, i, *stack.optimizer_of(i)) for i, trial in enumerate(trials)]
-    for epoch in range(config.epochs):
+    leaving = False
+
+    def after_batch() -> None:
+        nonlocal leaving
+        leaving = on_batch() or leaving
+
+    for epoch in range(_resume(stack, heads, config, seed), config.epochs):
         for head in heads:
             if head.goes_on and no_longer_improves(head.history, metric, config.early_stopping):
                 head.stopped_early = True
-        active = [head for head in heads if head.goes_on]
-        if not active:
+        if not any(head.goes_on for head in heads):
             break
+        for head in heads:
+            if head.ahead is not None and head.ahead.epoch == epoch:
+                stack.load(head.index, head.ahead)
+        active = [head for head in heads if head.goes_on and len(head.history) == epoch]
         started = time.perf_counter()
-        training = _train_epoch(stack, train, epoch, seed, weights)
+        training = _train_epoch(stack, train, epoch, seed, weights, after_batch)
         seconds = (time.perf_counter() - started) / len(active)
         backbone.module.eval()
         for head in active:
@@ -117,12 +132,16 @@ def fit_heads(
             result = epoch_result(epoch, training[head.index], metrics, learning_rate, len(train), seconds, began)
             head.history.append(result)
             fingerprint = fingerprint_of(head.trial.hyperparameters, config, seed)
-            head.trial.checkpoints.save(
+            head.trial.checkpoints.keep(
                 checkpoint_of(
                     backbone, head.optimizer, head.schedule, stack.scaler, runtime, fingerprint, head.history, metric
                 )
             )
             head.decision = head.trial.on_epoch(result)
+        if leaving and epoch + 1 < config.epochs:
+            raise Interrupted
+    for head in heads:
+        head.trial.checkpoints.keep()
     return [head.error or fit_result(head.decision, head.history, metric, head.stopped_early) for head in heads]
 
 
@@ -138,6 +157,8 @@ class _Head:
     decision: Decision = Decision.CONTINUE
     stopped_early: bool = False
     error: TrainingError | None = None
+    ahead: Checkpoint | None = None
+    """Where it stood when its process died; until that epoch it waits for those that had not come so far."""
 
     @property
     def goes_on(self) -> bool:
@@ -207,6 +228,19 @@ class _Stack:
         schedule = build_schedule(optimizer, total_steps=self.total_steps, warmup_fraction=self.config.warmup_fraction)
         return optimizer, schedule
 
+    def load(self, index: int, checkpoint: Checkpoint) -> None:
+        """Put one trial where its checkpoint stood."""
+        optimizer, schedule = self.optimizer_of(index)
+        load_optimizer(checkpoint, optimizer, schedule, self.scaler)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        views = {parameter.data_ptr(): parameter for parameter in parameters}
+        with torch.no_grad():
+            for name, stacked in self.parameters.items():
+                state = optimizer.state[views[stacked.detach()[index].data_ptr()]]
+                stacked[index].copy_(checkpoint.model[name])
+                for key, values in self.state[name].items():
+                    values[index].copy_(state[key])
+
     def settle(self, optimizer: Optimizer, schedule: LambdaLR, epochs: int) -> None:
         """Bring one trial's optimizer and schedule to where they would be had they stepped, for its checkpoint."""
         steps = epochs * self.steps_per_epoch
@@ -252,7 +286,32 @@ class _Stack:
 _STATE = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
 
-def _train_epoch(stack: _Stack, train: Inputs, epoch: int, seed: int, weights: Tensor | None) -> list[dict[str, float]]:
+def _resume(stack: _Stack, heads: Sequence[_Head], config: TrainConfig, seed: int) -> int:
+    """Load what the heads' checkpoints hold; returns the epoch to begin with."""
+    for head in heads:
+        head.ahead = checkpoint = head.trial.checkpoints.last()
+        if checkpoint is None:
+            continue
+        if checkpoint.state["fingerprint"] != fingerprint_of(head.trial.hyperparameters, config, seed):
+            raise CheckpointError(f"{head.trial.checkpoints.path} holds checkpoints of another configuration.")
+        head.history = [EpochResult(**entry) for entry in checkpoint.state["history"]]
+        for known in head.history:
+            head.decision = head.trial.on_epoch(known)
+    # A head that is over keeps its place, or the sums of the others would be taken in another order.
+    epochs = [len(head.history) for head in heads if head.goes_on]
+    first = min(epochs, default=config.epochs)
+    for head in heads:
+        if head.ahead is not None and not head.goes_on:
+            stack.load(head.index, head.ahead)
+        if head.ahead is not None and head.ahead.epoch == first:
+            restore_random_states(head.ahead.random_states, stack.runtime.device)
+    stack.step = first * stack.steps_per_epoch
+    return first
+
+
+def _train_epoch(
+    stack: _Stack, train: Inputs, epoch: int, seed: int, weights: Tensor | None, after_batch: Callable[[], None]
+) -> list[dict[str, float]]:
     """Train all heads for an epoch; returns the metrics of each."""
     train_mode(stack.backbone, len(stack.backbone.layer_groups))
     count, device = len(stack.hyperparameters), stack.runtime.device
@@ -280,6 +339,7 @@ def _train_epoch(stack: _Stack, train: Inputs, epoch: int, seed: int, weights: T
         stack.update(named)
         total_loss += losses.detach() * len(rows)
         correct += hits
+        after_batch()
     return [
         {
             "train/loss": float(total_loss[i]) / len(train),

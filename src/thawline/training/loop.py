@@ -1,15 +1,18 @@
 """The training loop: plain PyTorch, read top to bottom.
 
 ``fit`` trains one backbone frozen to one depth, writes a checkpoint after every epoch and asks its caller after every
-epoch whether to go on. Killed at any point and called again with the same arguments, it goes on at the next epoch and
-ends with bit-equal weights (same machine, CPU, same number of threads).
+epoch whether to go on. Killed at any point and called again with the same arguments, it goes on at the next epoch (at
+the next batch, if it was asked to leave), and ends with bit-equal weights (same machine, CPU, same number of threads).
 """
 
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 import torch
@@ -23,7 +26,7 @@ from thawline.backbones import Backbone, section
 from thawline.config import TrainConfig
 from thawline.exceptions import CheckpointError, TrainingError
 from thawline.freezing import freeze_to, train_mode, trainable_parameters
-from thawline.training.checkpoint import CheckpointFolder, load_model, load_optimizer
+from thawline.training.checkpoint import Checkpoint, CheckpointFolder, load_model, load_optimizer
 from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches
 from thawline.training.metrics import classification_metrics
@@ -32,6 +35,7 @@ from thawline.training.results import (
     Decision,
     EpochResult,
     FitResult,
+    Interrupted,
     check_finite,
     checkpoint_of,
     epoch_result,
@@ -57,6 +61,7 @@ def fit(
     seed: int,
     accumulation: int = 1,
     on_epoch: Callable[[EpochResult], Decision],
+    on_batch: Callable[[], bool] = lambda: False,
 ) -> FitResult:
     """Fine-tune ``backbone`` in place, frozen to ``hyperparameters.freeze_depth``.
 
@@ -74,8 +79,12 @@ def fit(
         accumulation: batches are computed in this many parts to save memory; the gradient is that of the whole.
         on_epoch: told each epoch's result, answers whether to go on. After a resume it is first told those that a
             checkpoint already holds, since nobody knows whether they arrived before the process died.
+        on_batch: called after every batch; True asks to write a checkpoint there and leave.
+
+    A disk that is full stops nothing: see :meth:`CheckpointFolder.keep`.
 
     Raises:
+        Interrupted: after ``on_batch`` asked for it.
         TrainingError: if the loss is not finite, or activations come from behind the freeze depth.
         CheckpointError: if the checkpoints are of another configuration.
     """
@@ -94,21 +103,24 @@ def fit(
         if stopped_early:
             break
         started = time.perf_counter()
-        learning_rate = run.optimizer.param_groups[0]["lr"]
-        training = _train_epoch(run, train, epoch, seed, weights, accumulation)
-        seconds = time.perf_counter() - started
+        begun = _go_on_within(run, checkpoints, epoch, fingerprint)
+        learning_rate = begun.learning_rate or run.optimizer.param_groups[0]["lr"]
+        leave = partial(_leave, run, checkpoints, fingerprint, history, metric)
+        training = _train_epoch(run, train, epoch, seed, weights, accumulation, begun, on_batch, leave)
+        seconds = time.perf_counter() - started + begun.seconds
         backbone.module.eval()
-        logits = logits_of(run.evaluating, validation, runtime, config.batch_size)
+        logits = logits_of(run.evaluating, validation, runtime, config.batch_size, on_batch)
         metrics = classification_metrics(logits, torch.from_numpy(validation.labels))
-        result = epoch_result(epoch, training, metrics, learning_rate, len(train), seconds, started)
+        result = epoch_result(epoch, training, metrics, learning_rate, len(train), seconds, started - begun.seconds)
         history.append(result)
-        checkpoints.save(
+        checkpoints.keep(
             checkpoint_of(backbone, run.optimizer, run.schedule, run.scaler, runtime, fingerprint, history, metric)
         )
         decision = on_epoch(result)
         if decision is not Decision.CONTINUE:
             break
 
+    checkpoints.keep()
     return fit_result(decision, history, metric, stopped_early)
 
 
@@ -119,13 +131,20 @@ def predict(backbone: Backbone, inputs: Inputs, runtime: Runtime, batch_size: in
 
 
 @torch.inference_mode()
-def logits_of(network: nn.Module, inputs: Inputs, runtime: Runtime, batch_size: int) -> Tensor:
+def logits_of(
+    network: nn.Module,
+    inputs: Inputs,
+    runtime: Runtime,
+    batch_size: int,
+    on_batch: Callable[[], object] = lambda: None,
+) -> Tensor:
     """Logits ``[N, num_classes]``, fp32 on the CPU, by a network in evaluation mode that takes such inputs."""
     parts = np.split(np.arange(len(inputs)), range(batch_size, len(inputs), batch_size))
     logits = []
     for _, batch in batches(inputs, parts, 0, runtime):
         with runtime.autocast():
             logits.append(network(batch).float().cpu())
+        on_batch()
     return torch.cat(logits)
 
 
@@ -170,15 +189,38 @@ class _Run:
         return section(self.backbone, boundary, exact=self.config.exact)
 
 
+@dataclass
+class _Begun:
+    """How far an epoch has come: batches, seconds, and sums over its images and batches."""
+
+    batches: int = 0
+    seconds: float = 0.0
+    learning_rate: float = 0.0
+    """At its beginning."""
+    loss: float = 0.0
+    correct: float = 0.0
+    norm: float = 0.0
+
+
 def _train_epoch(
-    run: _Run, train: Inputs, epoch: int, seed: int, weights: Tensor | None, accumulation: int
+    run: _Run,
+    train: Inputs,
+    epoch: int,
+    seed: int,
+    weights: Tensor | None,
+    accumulation: int,
+    begun: _Begun,
+    on_batch: Callable[[], bool],
+    leave: Callable[[_Begun], Never],
 ) -> dict[str, float]:
     train_mode(run.backbone, run.depth)
-    device = run.runtime.device
-    total_loss, correct, total_norm = (torch.zeros((), device=device) for _ in range(3))
+    device, started = run.runtime.device, time.perf_counter()
+    learning_rate = begun.learning_rate or run.optimizer.param_groups[0]["lr"]
+    total_loss, correct, total_norm = (torch.tensor(v, device=device) for v in (begun.loss, begun.correct, begun.norm))
     order = batch_order(len(train), run.config.batch_size, seed, epoch)
-    parts = [(batch, batch[part]) for batch in order for part in _parts(len(batch), accumulation)]
+    parts = [(batch, batch[part]) for batch in order[begun.batches :] for part in _parts(len(batch), accumulation)]
     read = batches(train, [part for _, part in parts], epoch, run.runtime)
+    done = begun.batches
     for (batch, _), (rows, tensor) in zip(parts, read, strict=True):
         labels = torch.from_numpy(train.labels[rows]).to(device)
         with run.runtime.autocast():
@@ -196,6 +238,10 @@ def _train_epoch(
         correct += (logits.detach().argmax(1) == labels).sum()
         if rows[-1] == batch[-1]:
             total_norm += _step(run)
+            done += 1
+            if on_batch() and done < len(order):
+                seconds = begun.seconds + time.perf_counter() - started
+                leave(_Begun(done, seconds, learning_rate, float(total_loss), float(correct), float(total_norm)))
     mean_loss = float(total_loss) / len(train)
     check_finite(mean_loss, epoch, run.optimizer)
     return {
@@ -203,6 +249,32 @@ def _train_epoch(
         "train/accuracy": float(correct) / len(train),
         "train/gradient_norm": float(total_norm) / len(order),
     }
+
+
+def _leave(
+    run: _Run,
+    checkpoints: CheckpointFolder,
+    fingerprint: dict[str, Any],
+    history: list[EpochResult],
+    metric: str,
+    begun: _Begun,
+) -> Never:
+    """Keep where the epoch stands. If that cannot be written, the epoch begins anew when training goes on."""
+    checkpoint = checkpoint_of(
+        run.backbone, run.optimizer, run.schedule, run.scaler, run.runtime, fingerprint, history, metric, asdict(begun)
+    )
+    with suppress(OSError):
+        checkpoints.save_within(checkpoint)
+    raise Interrupted
+
+
+def _go_on_within(run: _Run, checkpoints: CheckpointFolder, epoch: int, fingerprint: dict[str, Any]) -> _Begun:
+    """Load where this epoch was left, if it was."""
+    checkpoint = checkpoints.within(epoch)
+    if checkpoint is None or checkpoint.state["fingerprint"] != fingerprint:
+        return _Begun()
+    _restore(run, checkpoint)
+    return _Begun(**checkpoint.state["within"])
 
 
 def _step(run: _Run) -> Tensor:
@@ -247,7 +319,11 @@ def _resume(run: _Run, checkpoints: CheckpointFolder, fingerprint: dict[str, Any
             f"{checkpoints.path} holds checkpoints of another configuration. "
             "Give the study another name, or remove that folder."
         )
+    _restore(run, checkpoint)
+    return [EpochResult(**entry) for entry in checkpoint.state["history"]]
+
+
+def _restore(run: _Run, checkpoint: Checkpoint) -> None:
     load_model(checkpoint, run.backbone)
     load_optimizer(checkpoint, run.optimizer, run.schedule, run.scaler)
     restore_random_states(checkpoint.random_states, run.runtime.device)
-    return [EpochResult(**entry) for entry in checkpoint.state["history"]]

@@ -22,6 +22,7 @@ __all__ = [
     "Decision",
     "EpochResult",
     "FitResult",
+    "Interrupted",
     "check_finite",
     "checkpoint_of",
     "epoch_result",
@@ -64,6 +65,10 @@ class FitResult:
     """All epochs, those before a resume included."""
     stopped_early: bool
     """Whether early stopping ended it."""
+
+
+class Interrupted(Exception):
+    """Training was asked to leave. What it reached is in its checkpoints, and the same call goes on from there."""
 
 
 def check_finite(loss: float, epoch: int, optimizer: Optimizer) -> None:
@@ -122,7 +127,8 @@ def no_longer_improves(history: list[EpochResult], metric: str, patience: int | 
 
 def fingerprint_of(hyperparameters: Hyperparameters, config: TrainConfig, seed: int) -> dict[str, Any]:
     """What a checkpoint must have been made with to be gone on with."""
-    return {"hyperparameters": hyperparameters.as_dict(), "train": config.model_dump(mode="json"), "seed": seed}
+    train = config.model_dump(mode="json", exclude={"device", "keep_checkpoints"})  # it may go on elsewhere
+    return {"hyperparameters": hyperparameters.as_dict(), "train": train, "seed": seed}
 
 
 def checkpoint_of(
@@ -134,16 +140,18 @@ def checkpoint_of(
     fingerprint: dict[str, Any],
     history: list[EpochResult],
     metric: str,
+    within: dict[str, float] | None = None,
 ) -> Checkpoint:
-    """Everything to go on from after the last epoch of ``history``."""
+    """Everything to go on from after the last epoch of ``history``; with ``within``, from the middle of the next."""
     tensors, plain = pack_optimizer(optimizer, schedule, scaler)
     depth = fingerprint["hyperparameters"]["freeze_depth"]
     state = plain | {
         "fingerprint": fingerprint,
         "freeze_depth": depth,
         "weights_digest": backbone.weights_digest,
-        "value": history[-1].metrics[f"val/{metric}"],
-        "loss": history[-1].metrics["train/loss"],
+        "value": history[-1].metrics[f"val/{metric}"] if history else None,
+        "loss": history[-1].metrics["train/loss"] if history else None,
         "history": [asdict(result) for result in history],
+        "within": within,
     }
     return Checkpoint(len(history), pack_model(backbone, depth), tensors, random_states(runtime.device), state)

@@ -151,12 +151,39 @@ def test_a_trial_in_a_process_of_its_own_returns_the_same_as_in_this_one(make_sp
 
 
 @pytest.mark.xdist_group("processes")
-def test_a_killed_process_is_a_failed_trial_and_its_run_is_closed(
+def test_a_process_that_is_killed_once_is_replaced_and_the_trial_comes_out_the_same(
+    make_spec: Make, store: MlflowStore, own_home: Path
+) -> None:
+    spec, other = make_spec(), make_spec(number=1)
+    whole = run_trial(other, go_on)
+    study = Study.open(own_home, spec.study, spec.config, {spec.hyperparameters.backbone: 6}, "f")
+    study.draw(1, trials=100)
+    report, killed = study.report, []
+
+    def report_and_kill(number: int, result: EpochResult) -> bool:
+        if not killed:
+            child = next(process for process in active_children() if process.name == "thawline-worker")
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+            killed.append(child.pid)
+        return report(number, result)
+
+    study.report = report_and_kill  # type: ignore[method-assign]
+    (result,) = conduct([spec], study, deadline=None)
+    assert killed
+    assert (result.state, result.value, result.epochs) == ("complete", whole.value, whole.epochs)
+    history = store.client.get_metric_history(str(result.run_id), "train/loss")
+    assert [metric.step for metric in history] == [1, 2], "no epoch is missing, and none is there twice"
+
+
+@pytest.mark.xdist_group("processes")
+def test_a_process_that_is_killed_again_and_again_is_a_failed_trial_and_its_run_is_closed(
     make_spec: Make, store: MlflowStore, own_home: Path
 ) -> None:
     spec = make_spec()
     study = Study.open(own_home, spec.study, spec.config, {spec.hyperparameters.backbone: 6}, "f")
-    study.ask()
+    study.draw(1, trials=100)
     killed: list[int] = []
     report = study.report
 
@@ -170,7 +197,7 @@ def test_a_killed_process_is_a_failed_trial_and_its_run_is_closed(
 
     study.report = report_and_kill  # type: ignore[method-assign]
     (result,) = conduct([spec], study, deadline=None)
-    assert killed
+    assert len(killed) == 2
     assert (result.state, result.reason) == ("failed", "its process was killed by signal 9")
     study.tell(result)
     assert [record.state for record in study.records()] == ["failed"]
@@ -189,8 +216,8 @@ def test_an_error_of_the_driver_ends_the_child(make_spec: Make) -> None:
 
 
 def test_the_crash_error_names_the_signal_or_the_exit_code() -> None:
-    assert str(WorkerCrashed(-9)) == "its process was killed by signal 9"
-    assert str(WorkerCrashed(3)) == "its process ended with 3"
+    assert str(WorkerCrashed.with_exit_code(-9)) == "its process was killed by signal 9"
+    assert str(WorkerCrashed.with_exit_code(3)) == "its process ended with 3"
 
 
 def test_a_time_limit_ends_a_running_trial_at_its_next_epoch_and_keeps_its_value(
@@ -198,7 +225,7 @@ def test_a_time_limit_ends_a_running_trial_at_its_next_epoch_and_keeps_its_value
 ) -> None:
     spec = make_spec(epochs=5)
     study = Study.open(own_home, spec.study, spec.config, {spec.hyperparameters.backbone: 6}, "f")
-    study.ask()
+    study.draw(1, trials=100)
     (result,) = conduct([spec], study, deadline=0.0)
     assert (result.state, result.epochs) == ("complete", 1)
     assert result.reason == "stopped by the time limit after epoch 1"
@@ -214,7 +241,7 @@ def test_heads_that_are_trained_together_are_trials_and_runs_of_their_own(
     specs = [with_activations(make_spec(number=i, learning_rate=rate)) for i, rate in enumerate(rates)]
     study = Study.open(own_home, specs[0].study, specs[0].config, {BACKBONE: 6}, "f")
     for _ in specs:
-        study.ask()
+        study.draw(1, trials=100)
     results = conduct(specs, study, deadline=None)
     alone = [run_trial(dataclasses.replace(spec, number=spec.number + 10), go_on) for spec in specs]
     for result, single, rate in zip(results, alone, rates, strict=True):

@@ -1,6 +1,7 @@
 """A worker serves one call after the other, and its end is told apart from its answer."""
 
 import os
+import threading
 from collections.abc import Callable
 from multiprocessing import active_children
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 
 from thawline.exceptions import ThawlineError
 from thawline.search import worker
-from thawline.search.worker import WorkerCrashed, WorkStopped, call_in_worker
+from thawline.search.worker import Link, WorkerCrashed, WorkStopped, call_in_worker
+from thawline.training import Interrupted
 
 pytestmark = pytest.mark.xdist_group("processes")
 
@@ -24,6 +26,17 @@ def _raise(send: Callable[[Any], Any]) -> None:
 
 def _exit(code: int, send: Callable[[Any], Any]) -> None:
     os._exit(code)
+
+
+def _work_until_asked(link: Link) -> None:
+    while not link.alive():
+        link("working")
+    raise Interrupted
+
+
+def _hang(link: Link) -> None:
+    link("working")
+    threading.Event().wait()
 
 
 def _ask(value: int, send: Callable[[Any], Any]) -> Any:
@@ -52,6 +65,39 @@ def test_a_worker_that_ends_is_a_crash_with_its_exit_code_and_the_next_call_has_
 
 def test_messages_are_answered_in_order() -> None:
     assert call_in_worker(_ask, 4, on_message=lambda value: 2 * value) == (8, 10)
+
+
+def test_a_worker_that_is_asked_to_leave_leaves_by_itself_within_its_grace() -> None:
+    def stop(message: object) -> None:
+        if not worker._stopping.is_set():
+            worker.stop_workers(60)
+
+    with pytest.raises(WorkStopped):
+        call_in_worker(_work_until_asked, on_message=stop)
+    assert not [process for process in active_children() if process.name == "thawline-worker"]
+
+
+def test_a_worker_that_does_not_leave_within_its_grace_is_ended() -> None:
+    with pytest.raises(WorkStopped):
+        call_in_worker(_hang, on_message=lambda message: worker.stop_workers(0.5))
+    assert not [process for process in active_children() if process.name == "thawline-worker"]
+
+
+def test_a_worker_that_the_system_asks_to_leave_is_a_crash_after_which_the_next_goes_on() -> None:
+    def terminate(message: object) -> None:
+        for process in active_children():
+            if process.name == "thawline-worker":
+                process.terminate()
+
+    with pytest.raises(WorkerCrashed, match="was asked to leave"):
+        call_in_worker(_work_until_asked, on_message=terminate)
+    assert call_in_worker(_pid) != os.getpid()
+
+
+def test_a_worker_that_says_nothing_for_too_long_is_ended() -> None:
+    with pytest.raises(WorkerCrashed, match=r"made no progress for 0\.005 minutes"):
+        call_in_worker(_hang, silent_seconds=0.3)
+    assert not [process for process in active_children() if process.name == "thawline-worker"]
 
 
 def test_after_a_stop_nothing_runs_and_nobody_is_left() -> None:

@@ -81,6 +81,7 @@ def together(make_backbone: Any, images: Any, tmp_path: Path) -> Callable[..., l
         hyperparameters: list[Hyperparameters],
         config: TrainConfig = CONFIG,
         on_epoch: Callable[[int, EpochResult], Decision] = lambda number, result: Decision.CONTINUE,
+        folder: str = "together",
     ) -> list[FitResult | TrainingError]:
         set_up_process(threads=1, seed=0)
         backbone = make_backbone()
@@ -91,7 +92,7 @@ def together(make_backbone: Any, images: Any, tmp_path: Path) -> Callable[..., l
             [
                 HeadTrial(
                     each,
-                    CheckpointFolder(tmp_path / f"together-{i}", keep=1, maximise=True),
+                    CheckpointFolder(tmp_path / f"{folder}-{i}", keep=1, maximise=True),
                     lambda result, i=i: on_epoch(i, result),  # type: ignore[misc]
                 )
                 for i, each in enumerate(hyperparameters)
@@ -182,6 +183,34 @@ def test_a_head_can_be_gone_on_with_alone(alone: Any, together: Any, tmp_path: P
     assert other is not None
     for name, tensor in other.model.items():
         torch.testing.assert_close(one.model[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("of", "epoch"), [(0, 1), (1, 1), (2, 2)])
+def test_heads_that_were_killed_go_on_together_with_the_bits_of_those_that_were_not(
+    together: Any, tmp_path: Path, of: int, epoch: int
+) -> None:
+    """Killed before, between and after the checkpoints of one epoch are written."""
+    rates = [head(1e-2), head(3e-3), head(1e-3)]
+    whole = together(rates, folder="whole")
+
+    class Killed(Exception):
+        pass
+
+    def kill(number: int, result: EpochResult) -> Decision:
+        if (number, result.epoch) == (of, epoch):
+            raise Killed
+        return Decision.CONTINUE
+
+    with pytest.raises(Killed):
+        together(rates, folder="killed", on_epoch=kill)
+    resumed = together(rates, folder="killed")
+    assert [losses(result) for result in resumed] == [losses(result) for result in whole]
+    for number in range(3):
+        one, other = (next((tmp_path / f"{name}-{number}").glob("epoch-0003*")) for name in ("whole", "killed"))
+        ours, theirs = load_checkpoint(one), load_checkpoint(other)
+        for part in ("model", "optimizer"):
+            for name, tensor in getattr(ours, part).items():
+                assert torch.equal(tensor, getattr(theirs, part)[name]), (number, name)
 
 
 def test_the_checkpoint_of_a_head_holds_the_head_alone(together: Any, tmp_path: Path) -> None:

@@ -12,7 +12,16 @@ import torch
 from thawline.backbones import Backbone
 from thawline.config import TrainConfig
 from thawline.exceptions import CheckpointError, TrainingError
-from thawline.training import CheckpointFolder, Decision, EpochResult, FitResult, fit, runtime_for, set_up_process
+from thawline.training import (
+    CheckpointFolder,
+    Decision,
+    EpochResult,
+    FitResult,
+    Interrupted,
+    fit,
+    runtime_for,
+    set_up_process,
+)
 
 CONFIG = TrainConfig(epochs=4, batch_size=8, device="cpu", label_smoothing=0.0)
 
@@ -30,6 +39,7 @@ def train(make_backbone: Any, images: Any, hyperparameters: Any, tmp_path: Path)
         accumulation: int = 1,
         count: int = 60,
         on_epoch: Callable[[EpochResult], Decision] = lambda result: Decision.CONTINUE,
+        on_batch: Callable[[], bool] = lambda: False,
     ) -> tuple[Backbone, FitResult]:
         set_up_process(threads=1, seed=0)
         backbone = make_backbone()
@@ -45,6 +55,7 @@ def train(make_backbone: Any, images: Any, hyperparameters: Any, tmp_path: Path)
             seed=0,
             accumulation=accumulation,
             on_epoch=on_epoch,
+            on_batch=on_batch,
         )
         return backbone, result
 
@@ -138,6 +149,63 @@ def test_a_resumed_trial_ends_with_the_weights_of_one_that_never_stopped(
     assert told == [1, 2, 3, 4], "epochs that may never have arrived are told again"
     frozen = [name for name, parameter in resumed.module.named_parameters() if not parameter.requires_grad]
     assert set(frozen) == {n for n in resumed.layer_groups[0].tensors if n in dict(resumed.module.named_parameters())}
+
+
+@pytest.mark.parametrize("batch", [1, 8, 11, 16])
+def test_a_trial_that_was_asked_to_leave_goes_on_at_the_next_batch_with_the_same_weights(
+    train: Any, batch: int
+) -> None:
+    """Eight batches of training and four of validation an epoch: in the first, at its end, in the second."""
+    whole, whole_result = train(folder="whole")
+
+    def counting(leave_at: int) -> tuple[list[int], Callable[[], bool]]:
+        seen: list[int] = []
+
+        def on_batch() -> bool:
+            seen.append(len(seen))
+            return len(seen) >= leave_at
+
+        return seen, on_batch
+
+    _, never = counting(10_000)
+    before, leave = counting(batch)
+    with pytest.raises(Interrupted):
+        train(folder="left", on_batch=leave)
+    after, never = counting(10_000)
+    resumed, resumed_result = train(folder="left", on_batch=never)
+    full, never = counting(10_000)
+    train(folder="counted", on_batch=never)
+    assert len(before) + len(after) == len(full), "no batch was trained twice"
+    assert same(weights(whole), weights(resumed))
+    kept = ("train/loss", "train/accuracy", "train/gradient_norm", "train/learning_rate", "val/loss")
+    for one, other in zip(whole_result.history, resumed_result.history, strict=True):
+        assert [one.metrics[name] for name in kept] == [other.metrics[name] for name in kept]
+
+
+def test_a_full_disk_does_not_stop_training_and_the_best_is_kept_once_there_is_room(
+    train: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(self: CheckpointFolder, checkpoint: Any, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    write = CheckpointFolder._write
+
+    def freed(result: EpochResult) -> Decision:
+        if result.epoch == 3:
+            monkeypatch.setattr(CheckpointFolder, "_write", write)
+        return Decision.CONTINUE
+
+    whole, _ = train(folder="whole")
+    with monkeypatch.context() as context:
+        context.setattr(CheckpointFolder, "_write", full)
+        always, result = train(folder="full")
+    assert len(result.history) == 4
+    assert same(weights(whole), weights(always))
+    assert not list((tmp_path / "full").iterdir())
+    monkeypatch.setattr(CheckpointFolder, "_write", full)
+    _, result = train(folder="freed", on_epoch=freed)
+    kept = {int(path.stem.removeprefix("epoch-")) for path in (tmp_path / "freed").glob("epoch-*")}
+    assert kept >= {result.best_epoch, 4}
 
 
 def test_another_seed_gives_other_weights(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:

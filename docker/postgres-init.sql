@@ -1,0 +1,15 @@
+-- Run once by PostgreSQL's image, when its volume is empty: each service has a role and databases of its own.
+\getenv mlflow_password MLFLOW_DB_PASSWORD
+\getenv prefect_password PREFECT_DB_PASSWORD
+\getenv optuna_password OPTUNA_DB_PASSWORD
+
+CREATE ROLE mlflow LOGIN PASSWORD :'mlflow_password';
+CREATE ROLE prefect LOGIN PASSWORD :'prefect_password';
+CREATE ROLE optuna LOGIN PASSWORD :'optuna_password';
+
+CREATE DATABASE mlflow OWNER mlflow;
+CREATE DATABASE mlflow_auth OWNER mlflow;
+CREATE DATABASE prefect OWNER prefect;
+CREATE DATABASE optuna OWNER optuna;
+
+REVOKE CONNECT ON DATABASE mlflow, mlflow_auth, prefect, optuna FROM PUBLIC;

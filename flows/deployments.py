@@ -1,0 +1,287 @@
+"""The flows as Prefect deployments: on a schedule, in this process or in a work pool.
+
+A deployment names its flow by module, not by file, so that it needs this package and no checkout.
+"""
+
+from thawline import environment
+
+environment.prepare_flows()  # before Prefect and MLflow are imported: they read their switches then
+
+import os  # noqa: E402
+import re  # noqa: E402
+from collections.abc import Mapping, Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any, Literal  # noqa: E402
+
+import prefect  # noqa: E402
+from prefect import Flow  # noqa: E402
+from prefect.client.orchestration import SyncPrefectClient, get_client  # noqa: E402
+from prefect.client.schemas.actions import WorkPoolCreate  # noqa: E402
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy  # noqa: E402
+from prefect.client.schemas.schedules import CronSchedule  # noqa: E402
+from prefect.deployments.runner import RunnerDeployment  # noqa: E402
+from prefect.events import DeploymentEventTrigger  # noqa: E402
+from prefect.exceptions import ObjectNotFound  # noqa: E402
+from prefect.schedules import Cron, Schedule  # noqa: E402
+from prefect.types.entrypoint import EntrypointType  # noqa: E402
+from prefect.workers.process import ProcessWorker  # noqa: E402
+from pydantic import TypeAdapter, ValidationError  # noqa: E402
+from thawline.flows.notifications import check_blocks  # noqa: E402
+from thawline.flows.retrain import retrain  # noqa: E402
+from thawline.flows.score import score  # noqa: E402
+from thawline.flows.search import search  # noqa: E402
+
+from thawline.config import PlainName, SearchConfig, without_password  # noqa: E402
+from thawline.exceptions import ConfigError  # noqa: E402
+from thawline.registry import parse_model  # noqa: E402
+from thawline.search import check_config  # noqa: E402
+from thawline.search.retraining import model_of  # noqa: E402
+
+__all__ = ["at", "check_server", "deploy", "of_score", "of_search", "serve"]
+
+_PASSED_ON = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_REGISTRY_URI",
+    "MLFLOW_S3_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL",
+    "THAWLINE_STORAGE",
+    "TORCH_HOME",
+    "DO_NOT_TRACK",
+)
+"""Variables that say where things are. Secrets are none of them: whoever can read Prefect's UI can read these."""
+_LEASES = "prefect.server.concurrency.lease_storage"
+
+
+def check_server() -> None:
+    """Refuse to deploy to a server that ends with this process, or does not answer.
+
+    Raises:
+        ConfigError: saying how to start one.
+    """
+    url = os.environ.get("PREFECT_API_URL")
+    start = (
+        f"Start one with `PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE={_LEASES}.filesystem prefect server start`, set "
+        "PREFECT_API_URL=http://127.0.0.1:4200/api, and try again."
+    )
+    if not url:
+        raise ConfigError(f"A deployment lives in a Prefect server, and without PREFECT_API_URL there is none. {start}")
+    with get_client(sync_client=True) as client:
+        if (error := client.api_healthcheck()) is not None:
+            raise ConfigError(f"The Prefect server at {without_password(url)} does not answer ({error}). {start}")
+
+
+def at(cron: str | None, timezone: str | None) -> Schedule | None:
+    """When a deployment runs by itself; ``None`` if never.
+
+    Args:
+        cron: minute, hour, day, month and weekday.
+        timezone: such as ``Europe/Berlin``; by default UTC.
+
+    Raises:
+        ConfigError: naming the option and what it takes.
+    """
+    if cron is None:
+        if timezone is not None:
+            raise ConfigError("--timezone belongs to --cron: without it there is no time.")
+        return None
+    try:
+        CronSchedule(cron=cron, timezone=timezone)
+    except ValidationError as error:
+        if error.errors()[0]["loc"] == ("cron",):
+            raise ConfigError(
+                "--cron takes minute, hour, day, month and weekday, such as '0 3 * * *' for three at night, but got "
+                f"{cron!r}."
+            ) from None
+        raise ConfigError(f"--timezone takes a name such as Europe/Berlin, but got {timezone!r}.") from None
+    return Cron(cron, timezone=timezone or "UTC")
+
+
+def of_search(
+    kind: Literal["search", "retrain"],
+    config: SearchConfig,
+    *,
+    name: str | None = None,
+    schedule: Schedule | None = None,
+    on_drift: bool = False,
+) -> RunnerDeployment:
+    """A deployment of the flow ``search`` or ``retrain``.
+
+    Args:
+        kind: which flow.
+        config: its parameter; paths become absolute.
+        name: of the deployment; by default that of the model.
+        schedule: when to run, of :func:`at`; by default only when asked to.
+        on_drift: run also when drift of the model's images is detected.
+
+    Raises:
+        ConfigError: if something is wrong with it that can be known now.
+    """
+    config = _absolute(config)
+    if config.without_passwords() != config:
+        raise ConfigError(
+            "tracking.uri or study.storage holds a password, and the parameters of a deployment can be read in "
+            "Prefect's UI. Leave it out, and set MLFLOW_TRACKING_URI or THAWLINE_STORAGE where the runs happen."
+        )
+    check_config(config, environment.home())
+    check_blocks(config.retrain)
+    model = model_of(config)
+    drift = DeploymentEventTrigger(
+        name=f"{model} drifts",
+        expect={"thawline.drift.detected"},
+        match={"prefect.resource.id": f"thawline.model.{model}"},
+    )
+    return _deployment(
+        retrain if kind == "retrain" else search,
+        {"config": config.model_dump(mode="json", exclude_defaults=True)},
+        name=name or model,
+        schedule=schedule,
+        triggers=[drift] if on_drift else [],
+    )
+
+
+def of_score(
+    model: str, source: Path, out: Path, *, name: str | None = None, schedule: Schedule | None = None
+) -> RunnerDeployment:
+    """A deployment of the flow ``score``: every run scores all files with whatever is champion then.
+
+    Args:
+        model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
+        source: a folder of images, or a file that lists their paths.
+        out: the Parquet file to write.
+        name: of the deployment; by default that of the model.
+        schedule: when to run, of :func:`at`; by default only when asked to.
+
+    Raises:
+        RegistryError: if the model is not named as one is.
+        ConfigError: if something else is wrong with it that can be known now.
+    """
+    named = parse_model(model)
+    if out.suffix != ".parquet":
+        raise ConfigError(f"--out must be a .parquet file, but got {out}.")
+    parameters = {"model": model, "source": str(_full(source)), "out": str(_full(out))}
+    return _deployment(score, parameters, name=name or named.name, schedule=schedule)
+
+
+def deploy(deployment: RunnerDeployment, pool: str) -> list[str]:
+    """Put a deployment into a process work pool, which is made if it is new; returns what to know, in sentences.
+
+    Raises:
+        ConfigError: if the pool is of another type, or cannot be named so.
+    """
+    check_server()
+    _check_name("--pool", pool)
+    deployment.work_pool_name = pool
+    deployment.job_variables = {"env": _environment()}
+    with get_client(sync_client=True) as client:
+        _make_pool(client, pool)
+        notes = [*_leases_note(client), *_secrets_note()]
+    deployment.apply()
+    return [
+        f"Deployed {deployment.full_name} to the work pool {pool}.",
+        f"A worker runs it: prefect worker start --pool {pool}",
+        f"Run it now: prefect deployment run {deployment.full_name}",
+        *notes,
+    ]
+
+
+def serve(deployment: RunnerDeployment) -> None:
+    """Keep a deployment up in this process and run it here, one run at a time, until Ctrl-C.
+
+    The schedule stays when this process ends; of what was missed, one run is started when it is back.
+
+    Raises:
+        ConfigError: if there is no server to serve it from.
+    """
+    check_server()
+    prefect.serve(deployment, pause_on_shutdown=False, print_starting_message=False, limit=1)
+
+
+def _deployment(
+    flow: Flow[..., Any],
+    parameters: Mapping[str, Any],
+    *,
+    name: str,
+    schedule: Schedule | None,
+    triggers: Sequence[DeploymentEventTrigger] = (),
+) -> RunnerDeployment:
+    _check_name("--name", name)
+    return RunnerDeployment.from_flow(
+        flow,
+        name=name,
+        parameters=dict(parameters),
+        schedule=schedule,
+        triggers=list(triggers),
+        # What is due while a run goes on is not queued up behind it: the next time comes.
+        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+        tags=["thawline"],
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+
+
+def _check_name(option: str, name: str) -> None:
+    try:
+        TypeAdapter(PlainName).validate_python(name)
+    except ValidationError as error:
+        raise ConfigError(f"{option} {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from None
+
+
+def _absolute(config: SearchConfig) -> SearchConfig:
+    """The same from any working directory."""
+    weights = config.backbone.weights
+    further = tuple(_full(folder) for folder in config.promotion.further)
+    update = {
+        "data": config.data.model_copy(update={"path": _full(config.data.path)}),
+        "promotion": config.promotion.model_copy(update={"further": further}),
+        "tracking": config.tracking.model_copy(update={"uri": _full_database(config.tracking.uri)}),
+        "study": config.study.model_copy(update={"storage": _full_database(config.study.storage)}),
+    }
+    if weights not in {"default", "starter", "none"}:
+        update["backbone"] = config.backbone.model_copy(update={"weights": str(_full(Path(weights)))})
+    return config.model_copy(update=update)
+
+
+def _full(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+def _full_database(uri: str | None) -> str | None:
+    """``sqlite:///runs.db`` is a file in the working directory, ``sqlite:////srv/runs.db`` is not."""
+    return uri and re.sub(r"^(sqlite[^:]*):///(?!/)(?=.)", rf"\1:///{Path.cwd()}/", uri)
+
+
+def _environment() -> dict[str, str]:
+    """What a worker, started anywhere, must be told to use the same home, store and weights."""
+    passed = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
+    places = {name: str(_full_database(value)) for name, value in passed.items() if without_password(value) == value}
+    # Prefect's UI shows what the search says of itself.
+    return {**places, "THAWLINE_HOME": str(environment.home()), "PREFECT_LOGGING_EXTRA_LOGGERS": "thawline"}
+
+
+def _secrets_note() -> list[str]:
+    secret = [name for name in _PASSED_ON if without_password(value := os.environ.get(name, "")) != value]
+    return [f"{name} holds a password and was not passed on: set it where the worker runs." for name in secret]
+
+
+def _leases_note(client: SyncPrefectClient) -> list[str]:
+    """A server that keeps leases in memory loses them when it is restarted, and what they held stays taken."""
+    storage = client.request("GET", "/admin/settings").json()["server"]["concurrency"]["lease_storage"]
+    if storage != f"{_LEASES}.memory":
+        return []
+    return [
+        "Restarted in the middle of a run, this Prefect server would take the run for unfinished and cancel all later "
+        f"ones: start it with PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE={_LEASES}.filesystem"
+    ]
+
+
+def _make_pool(client: SyncPrefectClient, name: str) -> None:
+    try:
+        kind = client.read_work_pool(name).type
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
+        return
+    if kind != "process":
+        raise ConfigError(
+            f"The work pool {name!r} is of type {kind}. Deployments made here need a process pool, whose workers have "
+            "Thawline installed: choose another --pool, or write a prefect.yaml."
+        )

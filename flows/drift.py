@@ -1,0 +1,87 @@
+"""Drift: whether new images are still like those that a model was made for, told as an event that starts what it must.
+
+The event ``thawline.drift.detected`` of the resource ``thawline.model.<name>`` can trigger a deployment, such as one
+that retrains; after a check without drift it is ``thawline.drift.absent``. The command ``thawline drift`` does the same
+without Prefect.
+"""
+
+from thawline import environment
+
+environment.prepare_flows()  # before Prefect and MLflow are imported: they read their switches then
+
+from pathlib import Path  # noqa: E402
+
+from prefect import flow, task  # noqa: E402
+from prefect.artifacts import create_markdown_artifact  # noqa: E402
+from prefect.cache_policies import NO_CACHE  # noqa: E402
+from prefect.events import emit_event  # noqa: E402
+
+from thawline.drift import DriftReport, check_drift  # noqa: E402
+
+__all__ = ["drift"]
+
+
+@flow(name="drift", validate_parameters=True)
+def drift(
+    model: str,
+    folder: Path,
+    reference: Path | None = None,
+    alpha: float = 0.01,
+    max_images: int = 2000,
+    device: str = "auto",
+    tracking_uri: str | None = None,
+) -> DriftReport:
+    """Compare a folder of new images with what a model was made for; see :func:`thawline.drift.check_drift`.
+
+    Args:
+        model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
+        folder: searched for image files.
+        reference: a folder of images to compare with; by default what the model's study held out.
+        alpha: false-alarm rate.
+        max_images: of more, so many are drawn.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        tracking_uri: where the registry is; by default as for a search.
+
+    Raises:
+        ThawlineError: if the model or enough images cannot be found.
+    """
+    report = drift_task(model, folder, reference, alpha, max_images, device, tracking_uri)
+    create_markdown_artifact(key="drift", markdown=report.as_markdown(), description=f"Drift of {report.model}")
+    announce(report)
+    return report
+
+
+@task(name="compare images", cache_policy=NO_CACHE)
+def drift_task(
+    model: str,
+    folder: Path,
+    reference: Path | None,
+    alpha: float,
+    max_images: int,
+    device: str,
+    tracking_uri: str | None,
+) -> DriftReport:
+    """Show both sets of images to the model, and test whether they differ."""
+    return check_drift(
+        model,
+        folder,
+        tracking_uri=tracking_uri,
+        home=environment.home(),
+        reference=reference,
+        alpha=alpha,
+        max_images=max_images,
+        device=device,
+    )
+
+
+def announce(report: DriftReport) -> None:
+    """Tell Prefect's automations."""
+    emit_event(
+        report.event,
+        resource={
+            "prefect.resource.id": f"thawline.model.{report.model}",
+            "prefect.resource.name": report.model,
+            "thawline.version": report.version,
+        },
+        payload=report.as_dict(),
+    )

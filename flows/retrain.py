@@ -1,0 +1,88 @@
+"""Retraining: the search again if data or recipe have changed, begun from the champion; made to run on a schedule.
+
+The command ``thawline retrain`` runs this very flow; ``thawline deploy`` puts it on a schedule.
+"""
+
+from thawline import environment
+
+environment.prepare_flows()  # before Prefect and MLflow are imported: they read their switches then
+
+from pathlib import Path  # noqa: E402
+
+from prefect import State, flow, task  # noqa: E402
+from prefect.artifacts import create_markdown_artifact  # noqa: E402
+from prefect.cache_policies import NO_CACHE  # noqa: E402
+from prefect.states import Completed  # noqa: E402
+from thawline.flows.notifications import check_blocks, tell, tell_failure  # noqa: E402
+from thawline.flows.schedules import alone, drop_missed_runs  # noqa: E402
+from thawline.flows.search import search  # noqa: E402
+
+from thawline.config import SearchConfig  # noqa: E402
+from thawline.data import Manifest  # noqa: E402
+from thawline.search import SearchOutcome, check_config  # noqa: E402
+from thawline.search.retraining import (  # noqa: E402
+    Retraining,
+    RetrainOutcome,
+    conclude_retraining,
+    model_of,
+    plan_retraining,
+    read_changes,
+)
+
+__all__ = ["retrain"]
+
+
+@flow(
+    name="retrain",
+    validate_parameters=True,
+    on_running=[drop_missed_runs],
+    on_failure=[tell_failure],
+    on_crashed=[tell_failure],
+)
+def retrain(config: SearchConfig) -> State[RetrainOutcome]:
+    """Search anew if data or recipe have changed since the last verdict, and promote the best if it is better.
+
+    The run's state is ``Completed``, or ``Skipped`` with the reason.
+
+    Args:
+        config: as for a search; ``config.retrain`` says where it begins and who is told.
+
+    Returns:
+        What came of it; called from Python, the :class:`RetrainOutcome` itself.
+
+    Raises:
+        ThawlineError: for bad input, before anything expensive starts.
+    """
+    home = environment.home()
+    check_config(config, home)
+    check_blocks(config.retrain)
+    manifest = data_task(config, home)
+    with alone(model_of(config), home) as busy:
+        plan = plan_task(config, manifest, home, busy)
+        outcome = conclude_task(plan, None if plan.reason else search(plan.config))
+    publish(outcome)
+    tell(outcome, config.retrain)
+    return Completed(name="Skipped" if outcome.end == "skipped" else None, message=outcome.reason, data=outcome)
+
+
+@task(name="look for changes", cache_policy=NO_CACHE)
+def data_task(config: SearchConfig, home: Path) -> Manifest:
+    """List the folder, and read it if it is not as it was."""
+    return read_changes(config, home)
+
+
+@task(name="plan", cache_policy=NO_CACHE)
+def plan_task(config: SearchConfig, manifest: Manifest, home: Path, busy: str | None) -> Retraining:
+    """Decide whether to search, and where to begin."""
+    return plan_retraining(config, manifest, home, busy=busy)
+
+
+@task(name="conclude", cache_policy=NO_CACHE)
+def conclude_task(plan: Retraining, outcome: SearchOutcome | None) -> RetrainOutcome:
+    """Remember what was trained."""
+    return conclude_retraining(plan, outcome)
+
+
+def publish(outcome: RetrainOutcome) -> None:
+    """The end as a page in Prefect's UI."""
+    create_markdown_artifact(key="retrain", markdown=outcome.as_markdown(), description="Retraining")

@@ -1,0 +1,103 @@
+"""Schedules that are kept up for months: no two runs at once, and no pile of runs that were missed."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect import Flow, State
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas import FlowRun, StateType
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.logging.loggers import flow_run_logger
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Cancelled
+
+from thawline.exceptions import StudyError
+from thawline.search.retraining import alone_at_home
+
+__all__ = ["alone", "drop_missed_runs"]
+
+_PAGE = 200
+"""Runs that Prefect's API returns at a time, at most."""
+
+
+def drop_missed_runs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Cancel the other runs that the schedule of this deployment planned for the past: this one stands for them all.
+
+    A hook for ``on_running``. Prefect keeps every run that nobody started in time, and a worker that was off for a week
+    would start one after the other (prefect#15886).
+    """
+    if flow_run.deployment_id is None:
+        return
+    with get_client(sync_client=True) as client:
+        missed = _missed(client, flow_run)
+        for run in missed:
+            client.set_flow_run_state(run.id, Cancelled(message=f"missed: {flow_run.name} stands for it"))
+    if missed:
+        flow_run_logger(flow_run).info("%d missed runs of this schedule were cancelled", len(missed))
+
+
+def _missed(client: SyncPrefectClient, stands_in: FlowRun) -> list[FlowRun]:
+    late = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[stands_in.deployment_id]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+        expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),
+    )
+    found: list[FlowRun] = []
+    while page := client.read_flow_runs(flow_run_filter=late, limit=_PAGE, offset=len(found)):
+        found += page
+    # A run that a person or an event asked for is somebody's wish, not a missed one.
+    return [run for run in found if run.auto_scheduled and run.id != stands_in.id]
+
+
+@contextmanager
+def alone(model: str, home: Path) -> Iterator[str | None]:
+    """Hold a model's retraining for the time of the block; gives in words who holds it already, and holds nothing then.
+
+    A lock in Thawline's home keeps its processes apart, also without a Prefect server, and is free again when its
+    process dies. With a server, the global concurrency limit ``thawline-<model>`` keeps machines apart.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(alone_at_home(model, home))
+            if PREFECT_API_URL.value():
+                held.enter_context(_alone_at_server(model))
+        except StudyError as busy:
+            reason: str | None = str(busy)
+        else:
+            reason = None
+        yield reason
+
+
+@contextmanager
+def _alone_at_server(model: str) -> Iterator[None]:
+    """Occupy the one slot of the model's global concurrency limit, which is made if it is new.
+
+    Raises:
+        StudyError: if it is occupied.
+    """
+    name = f"thawline-{model}"
+    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):  # another run was faster
+        client.upsert_global_concurrency_limit_by_name(name, limit=1)
+    with ExitStack() as slot:
+        try:
+            # A training is not thrown away because the server was out of reach when the slot's lease was due.
+            slot.enter_context(concurrency(name, max_retries=0, strict=True, raise_on_lease_renewal_failure=False))
+        except Exception as error:
+            if getattr(getattr(error.__cause__, "response", None), "status_code", None) != 423:  # HTTP's "locked"
+                raise
+            raise StudyError(
+                f"{model} is being retrained by another run: Prefect's global concurrency limit {name} is taken. If "
+                f"none is running, free it with: prefect gcl update {name} --active-slots 0"
+            ) from None
+        yield

@@ -1,0 +1,130 @@
+"""What may go of MLflow's records: to its own trash, from which they can be brought back."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from thawline.cleaning._look import Failure, Item, Look
+from thawline.cleaning._store import Mlflow, pages, reading
+from thawline.cleaning._tree import files_below, size
+
+__all__ = ["failed_runs", "unused_models"]
+
+_MODEL_TYPE = "image-classifier"
+
+
+def failed_runs(look: Look) -> Iterator[Item]:
+    """Failed trials that no version of a registered model comes from."""
+    mlflow = look.mlflow
+    if mlflow is None:
+        return
+    ours = _recorded(look, mlflow)
+    by_study: dict[str, list[Any]] = defaultdict(list)
+    ended = f"attributes.end_time < {int(1000 * look.cutoff)}"
+    with reading():
+        for run in mlflow.runs(f"tags.`thawline.role` = 'trial' AND {ended}"):
+            run_id = run.info.run_id
+            if run_id not in mlflow.registered.runs and (ours is None or run_id in ours) and _has_failed(look, run):
+                by_study[run.data.tags["thawline.study"]].append(run)
+    for study, runs in sorted(by_study.items()):
+        _warn(look, mlflow)
+        ids = tuple(run.info.run_id for run in runs)
+        yield Item(
+            kind="runs",
+            name=f"failed trials of the study {study}",
+            parts=ids,
+            bytes=_artifact_bytes(look, [run.info.artifact_uri for run in runs]),
+            why="no registered model comes from them",
+            remove=partial(_delete, mlflow.store.client.delete_run, ids),
+        )
+
+
+def _has_failed(look: Look, run: Any) -> bool:
+    tags = run.data.tags
+    study, number = tags.get("thawline.study", ""), tags.get("thawline.trial", "")
+    if study in look.studies.busy:
+        return False
+    if study in look.studies.names:
+        return any(record.state == "failed" and str(record.number) == number for record in look.studies.records(study))
+    # MLflow calls pruned trials killed; they are results all the same.
+    ended_badly = run.info.status in {"FAILED", "KILLED"} and tags.get("thawline.state") != "pruned"
+    return ended_badly and look.is_gone(study)
+
+
+def unused_models(look: Look) -> Iterator[Item]:
+    """Packages of searches that died before they had registered them, and of versions that somebody deleted."""
+    mlflow = look.mlflow
+    if mlflow is None:
+        return
+    ours = _recorded(look, mlflow)
+    by_name: dict[str, list[Any]] = defaultdict(list)
+    with reading():
+        for model in pages(mlflow.store.client.search_logged_models, experiment_ids=list(mlflow.experiments)):
+            if (
+                model.model_type == _MODEL_TYPE
+                and model.source_run_id is not None
+                and model.last_updated_timestamp < 1000 * look.cutoff
+                and model.model_id not in mlflow.registered.models
+                and model.source_run_id not in mlflow.registered.unclear
+                and (ours is None or model.source_run_id in ours)
+            ):
+                study = mlflow.study_of(model.source_run_id)
+                if study is not None and study not in look.studies.busy:
+                    by_name[model.name].append(model)
+    for name, models in sorted(by_name.items()):
+        _warn(look, mlflow)
+        ids = tuple(model.model_id for model in models)
+        yield Item(
+            kind="models",
+            name=f"packages of the model {name}",
+            parts=ids,
+            bytes=_artifact_bytes(look, [model.artifact_location for model in models]),
+            why="no registered version refers to them",
+            remove=partial(_delete, mlflow.store.client.delete_logged_model, ids),
+        )
+
+
+def _recorded(look: Look, mlflow: Mlflow) -> set[str] | None:
+    """Runs that the studies of this home have recorded; ``None`` for all, where nobody else records."""
+    if mlflow.own:
+        return None
+    results = [record.result for name in look.studies.names for record in look.studies.records(name)]
+    return {result.run_id for result in results if result is not None and result.run_id is not None}
+
+
+def _warn(look: Look, mlflow: Mlflow) -> None:
+    """Say how the files are freed, and what to look at before.
+
+    It is not done here: ``mlflow gc`` cannot be bound to some runs. It destroys all deleted experiments beside them,
+    and does not ask whether a registered model needs what it destroys.
+    """
+    store = mlflow.store
+    command = f"`mlflow gc --backend-store-uri {store.name} --tracking-uri {store.name}`"
+    if store.uri.startswith("http"):
+        command = "`mlflow gc` where the server runs"
+    look.note(
+        "Runs and models go to MLflow's trash; `mlflow runs restore --run-id ID` brings a run back. "
+        f"{command} frees their files, and whatever else is in the trash."
+    )
+    for version in mlflow.registered.in_trash:
+        look.note(f"The package of {version} is in MLflow's trash, too: do not run `mlflow gc` if it is needed.")
+
+
+def _delete(delete: Callable[[str], object], ids: Sequence[str]) -> list[Failure]:
+    failures = []
+    for each in ids:
+        try:
+            delete(each)
+        except Exception as error:  # MLflow's own, and those of the database or the network
+            failures.append(Failure(each, (str(error).splitlines() or [type(error).__name__])[0]))
+    return failures
+
+
+def _artifact_bytes(look: Look, locations: Sequence[str]) -> int | None:
+    """Size of what lies in the home; ``None`` if any of it lies elsewhere."""
+    folders = [Path(location.removeprefix("file://")) for location in locations]
+    if not all(folder.is_relative_to(look.home) for folder in folders):
+        return None
+    return size([file for folder in folders for file in files_below(folder)])

@@ -1,0 +1,134 @@
+"""MLflow's store, and what in it is needed."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thawline.exceptions import ThawlineError, TrackingError
+
+if TYPE_CHECKING:
+    from thawline.tracking import MlflowStore
+
+__all__ = ["Mlflow", "Registered", "pages", "reading"]
+
+_LOGGED_MODEL = re.compile(r"\bm-[0-9a-f]{32}\b")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What the versions of registered models refer to."""
+
+    runs: frozenset[str]
+    models: frozenset[str]
+    unclear: frozenset[str]
+    """Runs of versions of which it cannot be told which package is meant: all of theirs are kept."""
+    in_trash: tuple[str, ...]
+    """Versions whose package somebody deleted, and which cannot be loaded once ``mlflow gc`` has run."""
+
+
+@dataclass(frozen=True)
+class Mlflow:
+    """MLflow's store."""
+
+    store: "MlflowStore"
+    own: bool
+    """Whether its database lies in the home. Another one may hold the runs of others, too."""
+    experiments: tuple[str, ...]
+    storages: Mapping[str, str]
+    """Studies that were kept in another database than the one that was looked at, and in which."""
+
+    @classmethod
+    def open(cls, home: Path, tracking_uri: str | None, studies_url: str | None) -> "Mlflow | None":
+        """Open it as a search would; ``None`` if no search has made one.
+
+        Raises:
+            TrackingError: if it cannot be read now.
+        """
+        from thawline.config import TrackingConfig, without_password
+        from thawline.tracking import open_store, resolve_uri
+
+        uri = resolve_uri(TrackingConfig(uri=tracking_uri), home)
+        own = uri.startswith(f"sqlite:///{home}/")
+        if own and not Path(uri.removeprefix("sqlite:///")).exists():
+            return None
+        with reading():
+            store = open_store(tracking_uri, home)
+            experiments = tuple(found.experiment_id for found in pages(store.client.search_experiments))
+            studies = cls(store, own, experiments, {}).runs("tags.`thawline.role` = 'study'")
+            kept = {run.data.tags["thawline.study"]: run.data.params.get("study.storage", "None") for run in studies}
+        here = {"None", without_password(studies_url or "None")}
+        return cls(store, own, experiments, {study: url for study, url in kept.items() if url not in here})
+
+    @cached_property
+    def registered(self) -> Registered:
+        """What must stay.
+
+        Raises:
+            TrackingError: if the registry cannot be read now.
+        """
+        client = self.store.client
+        runs, models, unclear, in_trash = set(), set(), set(), []
+        with reading():
+            for version in pages(client.search_model_versions):
+                # A version that was copied from another names that one; where its files lie names the package.
+                place = client.get_model_version_download_uri(version.name, version.version)
+                named = set(_LOGGED_MODEL.findall(f"{version.source} {place}"))
+                runs.add(str(version.run_id))
+                models |= named
+                if not named:
+                    unclear.add(str(version.run_id))
+                if any(_found(client.get_logged_model, model_id) is None for model_id in named):
+                    in_trash.append(f"{version.name}/{version.version}")
+        return Registered(frozenset(runs), frozenset(models), frozenset(unclear), tuple(in_trash))
+
+    def runs(self, condition: str) -> Iterator[Any]:
+        """Runs of any experiment that are not deleted."""
+        return pages(
+            self.store.client.search_runs,
+            experiment_ids=list(self.experiments),
+            filter_string=condition,
+            max_results=1000,
+        )
+
+    def study_of(self, run_id: str) -> str | None:
+        """The study that a run belongs to; ``None`` for a run that is none of ours, or destroyed."""
+        run = _found(self.store.client.get_run, run_id)
+        return None if run is None else run.data.tags.get("thawline.study")
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Any error of MLflow's, of its database or of the network as a :class:`TrackingError`."""
+    try:
+        yield
+    except ThawlineError:
+        raise
+    except Exception as error:
+        from thawline.tracking.mlflow import first_line
+
+        raise TrackingError(f"MLflow cannot be read, so that nothing is removed: {first_line(error)}") from error
+
+
+def pages(search: Callable[..., Any], **options: Any) -> Iterator[Any]:
+    """All results of one of MLflow's searches."""
+    token = None
+    while True:
+        page = search(**options, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _found(get: Callable[[str], Any], name: str) -> Any:
+    """What MLflow has under an id, or ``None``; a deleted logged model is not found, a deleted run is."""
+    try:
+        return get(name)
+    except Exception as error:
+        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise

@@ -1,0 +1,141 @@
+"""One look at everything, and the removal of what it has found."""
+
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.filesize import decimal
+from rich.table import Table
+
+from thawline.cleaning._home import cached, checkpoints, leftovers, mirrors, orphans
+from thawline.cleaning._look import Failure, Item, Kind, Look, Used
+from thawline.cleaning._mlflow import failed_runs, unused_models
+from thawline.exceptions import ConfigError
+
+__all__ = ["Survey", "clean_table", "parse_age", "parse_kinds", "remove", "survey"]
+
+_KINDS: tuple[Kind, ...] = get_args(Kind)
+_UNITS = {"h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What would be removed, and what a person should know."""
+
+    items: tuple[Item, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of all items whose size is known."""
+        return sum(item.bytes or 0 for item in self.items)
+
+    def total(self, *, removed: bool, failures: int = 0) -> str:
+        """All of it in a sentence, and how to remove it."""
+        if not self.items:
+            return "There is nothing to remove."
+        amount = f"{sum(len(item.parts) for item in self.items)} files or records, {decimal(self.bytes)}"
+        if removed:
+            return f"Removed: {amount}, all but {failures}." if failures else f"Removed: {amount}."
+        return f"Nothing was removed. The same command with --yes removes all of this: {amount}."
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values by name."""
+        return {"items": [item.as_dict() for item in self.items], "bytes": self.bytes, "notes": list(self.notes)}
+
+
+def parse_age(text: str) -> float:
+    """Seconds of an age such as ``30d``, ``12h`` or ``2w``.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    match = re.fullmatch(r"(\d{1,5})([hdw])", text)
+    if match is None:
+        raise ConfigError(f"--older-than takes an age such as 30d, 12h or 2w, but got {text!r}.")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def parse_kinds(names: Sequence[str]) -> tuple[Kind, ...]:
+    """The kinds of these names; all if there are none.
+
+    Raises:
+        ConfigError: if one is unknown.
+    """
+    unknown = [name for name in names if name not in _KINDS]
+    if unknown:
+        raise ConfigError(f"--only takes {', '.join(_KINDS)}, but got {unknown[0]!r}.")
+    return tuple(kind for kind in _KINDS if kind in names) or _KINDS
+
+
+def survey(
+    home: Path,
+    *,
+    older_than: float,
+    kinds: Collection[Kind] = _KINDS,
+    storage: str | None = None,
+    tracking_uri: str | None = None,
+) -> Survey:
+    """Find what may go; nothing is changed.
+
+    - ``checkpoints`` of finished trials. The best one of the best trial stays, and so do those of trials that are not
+      finished and those that MLflow has not got yet.
+    - ``studies`` and ``tensorboard``: folders of studies that their storage no longer knows.
+    - ``decoded`` images, ``activations`` and ``mirrors`` that no search has used; all can be made again.
+    - ``temporary`` files of processes that died.
+    - ``runs``: failed trials in MLflow; ``models``: packaged ones that no version of a registered model refers to.
+
+    Args:
+        home: Thawline's home.
+        older_than: seconds since the last use.
+        kinds: what to look for.
+        storage: where studies are kept, as for a search.
+        tracking_uri: MLflow's, as for a search.
+
+    Raises:
+        ThawlineError: if the studies or MLflow cannot be read now: then nothing can be decided.
+    """
+    look = Look(home.absolute(), time.time() - older_than, storage, tracking_uri)
+    searches: dict[Kind, Callable[[], Iterable[Item]]] = {
+        "checkpoints": partial(checkpoints, look),
+        "studies": partial(orphans, look, "studies"),
+        "tensorboard": partial(orphans, look, "tensorboard"),
+        "decoded": partial(cached, look, "decoded"),
+        "activations": partial(cached, look, "activations"),
+        "mirrors": partial(mirrors, look),
+        "runs": partial(failed_runs, look),
+        "models": partial(unused_models, look),
+    }
+    items = [item for kind, search in searches.items() if kind in kinds for item in search()]
+    if "temporary" in kinds:
+        items += leftovers(look, taken={part for item in items for part in item.parts})
+    return Survey(tuple(items), tuple(look.notes))
+
+
+def remove(found: Survey) -> list[Failure]:
+    """Remove what a survey has found; what cannot be is named, and the rest goes on."""
+    failures: list[Failure] = []
+    for item in found.items:
+        try:
+            failures += item.remove()
+        except Used as used:
+            failures.append(Failure(item.name, str(used)))
+    return failures
+
+
+def clean_table(found: Survey) -> Table:
+    """The items for the terminal."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("what", "where"):
+        table.add_column(name, overflow="fold")
+    for name in ("how many", "size"):
+        table.add_column(name, justify="right")
+    table.add_column("why", overflow="fold")
+    for item in found.items:
+        size = "?" if item.bytes is None else decimal(item.bytes)
+        table.add_row(item.kind, item.name, str(len(item.parts)), size, item.why)
+    return table

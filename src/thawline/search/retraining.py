@@ -1,0 +1,337 @@
+"""Retraining below its flow: whether anything has changed, and how a search starts from the last champion."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from thawline import backbones
+from thawline.config import SearchConfig, SearchSpace
+from thawline.data import Manifest, mirror
+from thawline.exceptions import DataError, StudyError
+from thawline.registry import MlflowRegistry, Outcome
+from thawline.search.events import Note, emit
+from thawline.search.prepare import complete, read_data
+from thawline.search.winner import SearchOutcome
+from thawline.tracking import MlflowStore, connect, resolve_uri
+
+__all__ = [
+    "RetrainOutcome",
+    "Retraining",
+    "alone_at_home",
+    "conclude_retraining",
+    "model_of",
+    "plan_retraining",
+    "read_changes",
+]
+
+End = Literal["promoted", "held", "rejected", "skipped"]
+
+_ENDS: dict[Outcome, End] = {Outcome.PROMOTE: "promoted", Outcome.HOLD: "held", Outcome.REJECT: "rejected"}
+_RECIPE = "thawline.recipe"
+"""Tag of a version: fingerprint of the data and of the recipe as written, before the space was narrowed."""
+_RACY_SECONDS = 2.0
+"""A file may change again within the resolution of its time stamp, which is two seconds on some file systems."""
+_FACTOR = 3.0
+"""How far a narrowed space reaches from the champion's learning rate."""
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """What is to be done for a model."""
+
+    config: SearchConfig
+    """Of the search: with names filled in, and begun with the champion's hyperparameters."""
+    recipe: str
+    """Fingerprint of the data and of the recipe as written."""
+    store: MlflowStore
+    reason: str | None
+    """Why nothing needs to be trained, in a sentence; ``None`` if something must."""
+
+
+@dataclass(frozen=True)
+class RetrainOutcome:
+    """What came of a retraining."""
+
+    model: str
+    reason: str
+    """Why it was skipped, or the verdict's."""
+    search: SearchOutcome | None
+    """``None`` if it was skipped."""
+
+    @property
+    def end(self) -> End:
+        """How it ended, in a word of ``retrain.notify_on``."""
+        return _ENDS[self.search.promotion.verdict.outcome] if self.search else "skipped"
+
+    @property
+    def title(self) -> str:
+        """``photos version 3: promoted``."""
+        version = f" version {self.search.promotion.version}" if self.search else ""
+        return f"{self.model}{version}: {self.end}"
+
+    def lines(self) -> list[str]:
+        """The end in sentences."""
+        return self.search.lines() if self.search else [f"Skipped: {self.reason}."]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON."""
+        searched = self.search.as_dict() if self.search else None
+        return {"model": self.model, "end": self.end, "reason": self.reason, "search": searched}
+
+    def as_markdown(self) -> str:
+        """The same as a page."""
+        return "\n\n".join([f"# {self.title}", *self.lines()])
+
+
+def read_changes(config: SearchConfig, home: Path) -> Manifest:
+    """The manifest of the data. A folder that is as it was when it was last read is listed, not read again.
+
+    As it was: every file below it has the path, size, modification time and change time that it had. Listing 100,000
+    files takes a second or two, reading them minutes, so that a schedule may look every few minutes. A folder on object
+    storage is mirrored first, which lists it too.
+
+    Raises:
+        DataError: if the folder cannot be trained on.
+    """
+    if config.data.url is not None:
+        mirror(config.data.url, config.data.path)
+    settings = config.data.model_dump_json(exclude={"workers"})
+    folder = home / "cache" / "manifests" / hashlib.sha256(settings.encode()).hexdigest()[:16]
+    listing, newest = _listing(config.data.path)
+    known = folder / f"{listing}.json"
+    if known.exists():
+        try:
+            return Manifest.from_json(known)
+        except DataError as error:
+            emit(Note(f"{error} The folder is read again.", "warning"))
+    began = time.time()
+    manifest = read_data(config)
+    shutil.rmtree(folder, ignore_errors=True)  # of the folder's former states
+    if newest < began - _RACY_SECONDS and _listing(config.data.path)[0] == listing:
+        manifest.to_json(known)
+    return manifest
+
+
+@contextmanager
+def alone_at_home(model: str, home: Path) -> Iterator[None]:
+    """Keep other retrainings of a model that use this home away for the time of the block.
+
+    Raises:
+        StudyError: if one is going on.
+    """
+    lock = FileLock(home / "locks" / f"retrain-{model}.lock", timeout=0)
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise StudyError(f"{model} is being retrained by another process") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def model_of(config: SearchConfig) -> str:
+    """Name of the registered model that a search adds a version to; it depends on the folder, not on what is in it."""
+    anything = Manifest(root=config.data.path, classes=(), rows=(), problems=(), digest="", layout="")
+    return str(complete(config, anything)[0].promotion.model)
+
+
+def plan_retraining(config: SearchConfig, manifest: Manifest, home: Path, *, busy: str | None = None) -> Retraining:
+    """Decide whether anything must be trained, and where the search begins.
+
+    Nothing must, if data and recipe are those of the last study of this model that came to a verdict. A study that died
+    before that is gone on with: the same data and recipe give the same name.
+
+    Args:
+        config: the recipe.
+        manifest: its data.
+        home: Thawline's home.
+        busy: who is retraining the model already, in words; then nothing must be trained either.
+
+    Raises:
+        TrackingError: if the store cannot be reached.
+        RegistryError: if the registry fails.
+    """
+    named, recipe = complete(config, manifest)
+    model = str(named.promotion.model)
+    store = connect(resolve_uri(config.tracking, home), home=home, experiment=config.tracking.experiment)
+    registry = MlflowRegistry(store)
+    known = model in registry.names()
+    reason = busy or (_unchanged(registry, model, recipe, manifest) if known else None)
+    if known and reason is None:
+        config = _from_champion(registry, model, config)
+    return Retraining(_named(config, manifest), recipe, store, reason)
+
+
+def conclude_retraining(plan: Retraining, outcome: SearchOutcome | None) -> RetrainOutcome:
+    """What came of a plan; which recipe came to this verdict is remembered for the next time.
+
+    Args:
+        plan: what was to be done.
+        outcome: of the search; ``None`` if there was a reason not to.
+
+    Raises:
+        RegistryError: if the registry fails.
+    """
+    if outcome is None:
+        return RetrainOutcome(str(plan.config.promotion.model), plan.reason or "", None)
+    MlflowRegistry(plan.store).set_tags(outcome.model, outcome.promotion.version, {_RECIPE: plan.recipe})
+    return RetrainOutcome(outcome.model, outcome.promotion.verdict.reason, outcome)
+
+
+def _unchanged(registry: MlflowRegistry, model: str, recipe: str, manifest: Manifest) -> str | None:
+    """Why there is nothing to train, if there is not. The last study to register a version gave it an alias."""
+    version = registry.challenger(model) or registry.newest(model)
+    tags = registry.tags(model, version)
+    verdict = tags.get("thawline.verdict")
+    if verdict is None:
+        emit(Note(f"{model} version {version} was never judged: its study is gone on with, if nothing has changed"))
+        return None
+    trained = tags.get(_RECIPE) or _recipe_of_study(registry, model, version)
+    if trained == recipe:
+        return (
+            f"nothing has changed since {model} version {version} (verdict: {verdict}): the same recipe, the same data "
+            f"(digest {manifest.digest[:12]})"
+        )
+    same_data = tags.get("thawline.data_digest") == manifest.digest
+    emit(Note(f"the {'recipe' if same_data else 'data'} changed since {model} version {version}"))
+    return None
+
+
+def _recipe_of_study(registry: MlflowRegistry, model: str, version: str) -> str | None:
+    """Fingerprint of the search that trained a version, by the settings that it recorded."""
+    text, digest = registry.study_file(model, version, "config.yaml"), registry.tags(model, version)
+    if text is None or "thawline.data_digest" not in digest:
+        return None
+    try:
+        return SearchConfig.model_validate(yaml.safe_load(text)).fingerprint(digest["thawline.data_digest"])
+    except (yaml.YAMLError, ValidationError):  # of a version of Thawline with other settings
+        return None
+
+
+def _named(config: SearchConfig, manifest: Manifest) -> SearchConfig:
+    """With the names filled in. A study's own name, if it has one, gets an ending that changes with the data."""
+    named, fingerprint = complete(config, manifest)
+    if config.study.name is None:
+        return named
+    name = f"{config.study.name[:90]}-{fingerprint[:6]}"
+    return named.model_copy(update={"study": named.study.model_copy(update={"name": name})})
+
+
+# ---------------------------------------------------------------------------------------- beginning from the champion
+
+
+def _from_champion(registry: MlflowRegistry, model: str, config: SearchConfig) -> SearchConfig:
+    """Try the champion's hyperparameters first and, if the recipe says so, only what is near them."""
+    version = registry.champion(model)
+    if version is None:
+        return config
+    champion = _hyperparameters(registry, model, version)
+    if champion is None or champion["backbone"] not in config.backbones:
+        why = "are not recorded" if champion is None else f"are of the backbone {champion['backbone']}"
+        emit(Note(f"the search begins from scratch: the hyperparameters of {model} version {version} {why}"))
+        return config
+    config = _narrowed(config, champion) if config.retrain.narrow else config
+    point = _point(config, champion)
+    values = ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+                       for name, value in point.items())  # fmt: skip
+    emit(Note(f"the search begins with the champion, {model} version {version}: {values}"))
+    study = config.study.model_copy(update={"enqueue": (point, *config.study.enqueue)})
+    return config.model_copy(update={"study": study})
+
+
+def _hyperparameters(registry: MlflowRegistry, model: str, version: str) -> dict[str, str] | None:
+    """Those of the trial that became a version, by its row of the study's leaderboard."""
+    text, trial = registry.study_file(model, version, "leaderboard.csv"), registry.tags(model, version)
+    rows = csv.DictReader(io.StringIO(text or ""))
+    return next((row for row in rows if row["trial"] == trial.get("thawline.trial")), None)
+
+
+def _point(config: SearchConfig, champion: Mapping[str, str]) -> dict[str, Any]:
+    """What the space opens of the champion's hyperparameters, within its ranges."""
+    space, backbone = config.space, champion["backbone"]
+    low, high = _depths(space, backbone)
+    point: dict[str, Any] = {"freeze_depth": min(max(int(champion["freeze_depth"]), low), high)}
+    if space.backbone is not None:
+        point["backbone"] = backbone
+    for name in ("learning_rate", "weight_decay", "head_learning_rate_factor"):
+        if (bounds := getattr(space, name)) is not None:
+            point[name] = min(max(float(champion[name]), bounds[0]), bounds[1])
+    if space.optimizer is not None and champion["optimizer"] in space.optimizer:
+        point["optimizer"] = champion["optimizer"]
+    return point
+
+
+def _narrowed(config: SearchConfig, champion: Mapping[str, str]) -> SearchConfig:
+    """The space near the champion, of its backbone alone, within the recipe's own."""
+    space, (low, high) = config.space, _depths(config.space, champion["backbone"])
+    slowest, fastest = space.learning_rate
+    depth = min(max(int(champion["freeze_depth"]), low), high)
+    rate = min(max(float(champion["learning_rate"]), slowest), fastest)
+    near = {
+        "backbone": None,
+        "freeze_depth": (max(depth - 1, low), min(depth + 1, high)),
+        "learning_rate": (max(rate / _FACTOR, slowest), min(rate * _FACTOR, fastest)),
+    }
+    return config.model_copy(
+        update={
+            "backbone": config.backbone.model_copy(update={"name": champion["backbone"]}),
+            "space": SearchSpace.model_validate({**space.model_dump(), **near}),
+        }
+    )
+
+
+def _depths(space: SearchSpace, backbone: str) -> tuple[int, int]:
+    return space.freeze_depth or (0, backbones.depth_of(backbone))
+
+
+# ------------------------------------------------------------------------------------------------- looking at a folder
+
+
+def _listing(folder: Path) -> tuple[str, float]:
+    """A digest of what can be known of all files below a folder without opening one, and the latest of their times.
+
+    Times are in seconds since 1970. As for a scan, linked folders count and hidden files do not.
+
+    Raises:
+        DataError: if a folder cannot be read.
+    """
+    root = folder.expanduser().absolute()
+    digest, newest = hashlib.sha256(), 0.0
+    try:
+        for path, status in _files(root, set()):
+            entry = [path, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+            digest.update(json.dumps(entry).encode() + b"\n")
+            newest = max(newest, status.st_mtime, status.st_ctime)
+    except OSError as error:
+        raise DataError(f"Cannot read the folder {error.filename or root}: {error.strerror}.") from None
+    return digest.hexdigest()[:32], newest
+
+
+def _files(folder: Path, above: set[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
+    """Path and status of every file below, in order; a link to a folder that is being listed ends there."""
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        children = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for child in children:
+        if child.is_dir():
+            yield from _files(Path(child.path), above | {here})
+        else:
+            yield child.path, child.stat(follow_symlinks=child.is_file())

@@ -1,0 +1,50 @@
+"""Where trials may run at the same time: a slot for each, on a device of its own where there are several."""
+
+import torch
+
+from thawline.config import SearchConfig
+
+__all__ = ["Slots", "threads_per_trial"]
+
+
+class Slots:
+    """The slots of one search. A trial takes one for as long as it runs, so that no two trials fight for a device.
+
+    Not thread-safe: the one thread that submits trials takes and gives back.
+    """
+
+    def __init__(self, config: SearchConfig, *, gpus: int | None = None) -> None:
+        """Lay out the slots.
+
+        Args:
+            config: ``study.workers``, ``study.workers_per_gpu``, ``train.device`` and ``execution``.
+            gpus: how many this machine has; by default as torch counts them.
+        """
+        self._free = _devices(config, torch.cuda.device_count() if gpus is None else gpus)
+        self.count = len(self._free)
+
+    def take(self) -> str:
+        """The device of a free slot; there is one as long as fewer than :attr:`count` are taken."""
+        return self._free.pop(0)
+
+    def give_back(self, device: str) -> None:
+        """Let the next trial have it."""
+        self._free.append(device)
+
+
+def threads_per_trial(config: SearchConfig) -> int:
+    """CPU threads of one trial: those that share the cores must not each start as many as there are cores."""
+    if config.execution.kind != "local":
+        return max(1, int(config.execution.cpus))
+    return max(1, torch.get_num_threads() // Slots(config).count)
+
+
+def _devices(config: SearchConfig, gpus: int) -> list[str]:
+    """A device for each slot, GPU after GPU in turn."""
+    study, device = config.study, config.train.device
+    if config.execution.kind != "local" or device != "auto" or gpus == 0:
+        share = study.workers_per_gpu if device.startswith("cuda") else 1
+        return [device] * (share if study.workers == "auto" else study.workers)
+    slots = [f"cuda:{gpu}" for _ in range(study.workers_per_gpu) for gpu in range(gpus)]
+    wanted = len(slots) if study.workers == "auto" else study.workers
+    return [slots[i % len(slots)] for i in range(wanted)]

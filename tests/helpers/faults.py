@@ -1,0 +1,181 @@
+"""A small search that can be run to its end, or hurt on its way there, and what must hold of it afterwards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from thawline.tracking import MlflowStore, connect
+
+__all__ = ["OPTIONS", "STUDY", "Life", "Search", "facts"]
+
+STUDY = "shapes"
+OPTIONS = [
+    *("--backbone", "mobilenet_v3_small", "--weights", "starter", "--image-size", "32", "--batch-size", "8"),
+    *("--study", STUDY, "--model", "shapes", "--set", "data.workers=1", "--set", "train.device=cpu"),
+    # Not measured anew in each home, where another answer would mean other bits.
+    *("--set", "train.precision=fp32", "--set", "train.channels_last=false"),
+    *("--set", "tracking.system_metrics=false", "--set", "tracking.tensorboard=false"),
+]
+
+
+@dataclass
+class Life:
+    """One run of the command, from its start to its end, whoever brings that about."""
+
+    process: "subprocess.Popen[str]"
+    lines: list[str] = field(default_factory=list)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _ended: bool = False
+
+    def __post_init__(self) -> None:
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as stderr:
+            for line in stderr:
+                with self._changed:
+                    self.lines.append(line.rstrip())
+                    self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def wait_until(self, reached: Callable[[list[str]], bool], seconds: float = 300) -> bool:
+        """Until the log says so; False if it ended before."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: reached(self.lines) or self._ended, seconds), self.lines
+            return reached(self.lines)
+
+    def says(self, text: str) -> bool:
+        return self.wait_until(lambda lines: any(text in line for line in lines))
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that train, which the fork server has made."""
+        found = []
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if "forkserver" in " ".join(child.parent().cmdline() if child.parent() else []):
+                        found.append(child)
+        return found
+
+    def kill_worker(self) -> bool:
+        """Kill -9 of the processes that train, nothing else."""
+        workers = self.workers()
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
+        return bool(workers)
+
+    def kill_driver(self) -> None:
+        """Kill -9 of the flow, and of it alone."""
+        self.process.kill()
+        self.process.wait(60)
+
+    def kill_everything(self) -> None:
+        """Kill -9 of all at once, as when a machine loses its power."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.end(60)
+
+    def end(self, seconds: float = 300) -> tuple[int, str]:
+        """Wait for its end; exit code and standard output."""
+        assert self.process.stdout is not None
+        with self.process.stdout as stdout:
+            output = "" if stdout.closed else stdout.read()
+        code = self.process.wait(seconds)
+        self._reader.join(30)
+        return code, output
+
+
+@dataclass
+class Search:
+    """A search in a home of its own."""
+
+    data: Path
+    home: Path
+    environment: dict[str, str]
+    options: list[str]
+
+    @property
+    def store(self) -> MlflowStore:
+        uri = self.environment.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home}/mlflow.db"
+        return connect(uri, home=self.home, experiment="thawline")
+
+    def start(self) -> Life:
+        command = [sys.executable, "-m", "thawline", "search", str(self.data), *self.options]
+        return Life(
+            subprocess.Popen(
+                command,
+                env=self.environment,
+                cwd=self.home.parent,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """Run it to its end; what came of it, as a user of ``--json`` reads it."""
+        life = self.start()
+        code, _ = life.end()
+        assert code == 0, "\n".join(life.lines)
+        return self.outcome()
+
+    def outcome(self) -> dict[str, Any]:
+        import mlflow.artifacts
+
+        run = self.parent()
+        text = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/outcome.json")
+        return dict(json.loads(text))
+
+    def runs(self) -> list[Any]:
+        store = self.store
+        return list(store.client.search_runs([store.experiment_id], max_results=1000))
+
+    def parent(self) -> Any:
+        (parent,) = [run for run in self.runs() if run.data.tags["thawline.role"] == "study"]
+        return parent
+
+    def epochs(self) -> dict[tuple[int, int], list[int]]:
+        """When each epoch of each trial was finished, as MLflow has it: more than one time is a doubled record."""
+        client, found = self.store.client, {}
+        trials = [run for run in self.runs() if run.data.tags["thawline.role"] == "trial"]
+        numbers = [run.data.tags["thawline.trial"] for run in trials]
+        assert len(set(numbers)) == len(numbers), "a trial has two runs"
+        for run in trials:
+            for metric in client.get_metric_history(run.info.run_id, "val/accuracy"):
+                key = (int(run.data.tags["thawline.trial"]), metric.step)
+                found.setdefault(key, []).append(metric.timestamp)
+        return found
+
+    def checkpointed(self) -> dict[tuple[int, int], int]:
+        """When each epoch that a checkpoint on disk has recorded was finished."""
+        from thawline.exceptions import CheckpointError
+        from thawline.training import load_checkpoint
+
+        found = {}
+        for file in (self.home / "studies" / STUDY).glob("trial-*/epoch-*.safetensors"):
+            with suppress(CheckpointError):
+                for entry in load_checkpoint(file).state["history"]:
+                    found[int(file.parent.name.removeprefix("trial-")), entry["epoch"]] = entry["finished_at"]
+        return found
+
+
+def facts(outcome: dict[str, Any]) -> list[Any]:
+    """What must be the same to the last bit."""
+    keys = ("trial", "state", "value", "freeze_depth", "learning_rate", "best_epoch", "epochs")
+    return [[row[key] for key in keys] for row in outcome["trials"]]

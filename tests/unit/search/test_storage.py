@@ -1,0 +1,324 @@
+"""A study survives what happens to its storage, and its trials belong to one living search at a time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+import sqlalchemy as sa
+
+from thawline.config import SearchConfig
+from thawline.exceptions import ConfigError, StudyError
+from thawline.search import storage
+from thawline.search.conduct import Queue
+from thawline.search.storage import LeaseLost, _Leases, open_storage, patiently, storage_url
+from thawline.search.study import Asked, Study
+from thawline.search.trial import TrialResult
+from thawline.training import EpochResult
+
+pytestmark = pytest.mark.xdist_group("postgres")
+
+DEPTHS = {"resnet18": 5}
+
+
+def open_study(home: Path, url: str | None = None, **study: object) -> Study:
+    config = SearchConfig.build(
+        {"data": {"path": "photos"}, "train": {"epochs": 4}, "study": {"storage": url, "trials": 12, **study}}
+    )
+    return Study.open(home, "pets", config, DEPTHS, "f")
+
+
+def epoch(number: int, value: float = 0.5) -> EpochResult:
+    return EpochResult(number, {"val/accuracy": value, "train/loss": 1 - value}, 0)
+
+
+def ended(number: int, value: float = 0.5) -> TrialResult:
+    return TrialResult(number, "complete", value, 4, 4, 1.0, "", "run", "file")
+
+
+@pytest.fixture
+def engine(new_postgres: Callable[[], str], own_home: Path) -> Iterator[sa.Engine]:
+    engine = sa.create_engine(str(storage_url(new_postgres())))
+    storage._leases.create(engine)
+    yield engine
+    engine.dispose()
+
+
+def test_a_lease_belongs_to_one_and_is_free_when_given_back(engine: sa.Engine) -> None:
+    first, second = _Leases(engine, "pets"), _Leases(engine, "pets")
+    assert first.take("trial-1")
+    assert first.take("trial-1"), "its own again"
+    assert not second.take("trial-1")
+    assert second.taken_by_others("trial-1")
+    assert second.take("trial-2")
+    first.release("trial-1")
+    assert second.take("trial-1")
+
+
+def test_a_lease_that_is_renewed_is_never_taken_and_one_that_is_not_is(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = _Leases(engine, "pets"), _Leases(engine, "pets")
+    first.take("trial-1")
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE thawline_leases SET renewed = now() - interval '59 seconds'"))
+    assert not second.take("trial-1")
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE thawline_leases SET renewed = now() - interval '61 seconds'"))
+    first.renew()
+    assert not second.take("trial-1"), "late, but before anybody took it"
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE thawline_leases SET renewed = now() - interval '61 seconds'"))
+    assert second.take("trial-1")
+    assert not first.lost("trial-1"), "it has not looked yet"
+    first.renew()
+    assert first.lost("trial-1")
+    assert not second.lost("trial-1")
+
+
+def test_of_two_that_take_over_at_the_same_moment_one_gets_it(engine: sa.Engine) -> None:
+    first, second, third = (_Leases(engine, "pets") for _ in range(3))
+    first.take("trial-1")
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE thawline_leases SET renewed = now() - interval '1 hour'"))
+        row = second._row(connection, "trial-1")
+    with engine.begin() as connection:
+        assert third._take_over(connection, "trial-1", row)
+    with engine.begin() as connection:
+        assert not second._take_over(connection, "trial-1", row)
+
+
+TAKE_AND_HANG = """
+import sys, sqlalchemy as sa
+from thawline.search.storage import _Leases
+_Leases(sa.create_engine(sys.argv[1]), "pets").take("trial-1")
+print("taken", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_lease_of_a_process_of_this_machine_is_free_as_soon_as_that_is_dead(engine: sa.Engine) -> None:
+    url = engine.url.render_as_string(hide_password=False)
+    with subprocess.Popen(
+        [sys.executable, "-c", TAKE_AND_HANG, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "taken\n"
+        mine = _Leases(engine, "pets")
+        assert not mine.take("trial-1")
+        os.kill(process.pid, signal.SIGKILL)
+    assert mine.take("trial-1")
+
+
+def test_a_trial_that_was_taken_over_is_not_reported_any_more(new_postgres: Callable[[], str], own_home: Path) -> None:
+    study = open_study(own_home, new_postgres())
+    (asked,) = study.draw(1, trials=12)
+    study.report(asked.number, epoch(1))
+    claims = study._claims
+    assert isinstance(claims, _Leases)
+    thief = _Leases(claims._engine, "pets")
+    with claims._engine.begin() as connection:
+        connection.execute(sa.text("UPDATE thawline_leases SET renewed = now() - interval '1 hour'"))
+    assert thief.take("trial-0")
+    claims.renew()
+    with pytest.raises(LeaseLost, match="Another search took trial 0 over"):
+        study.report(asked.number, epoch(2))
+
+
+SHARE = """
+import json, sys
+from pathlib import Path
+from thawline.config import SearchConfig
+from thawline.search.conduct import Queue
+from thawline.search.study import Study
+from thawline.search.trial import TrialResult
+from thawline.training import EpochResult
+
+config = SearchConfig.build(
+    {"data": {"path": "photos"}, "train": {"epochs": 4}, "study": {"storage": sys.argv[2], "trials": 12, "batch": 2}}
+)
+study = Study.open(Path(sys.argv[1]), "pets", config, {"resnet18": 5}, "f")
+done = []
+print("ready", flush=True)
+sys.stdin.readline()
+with study.held():
+    queue = Queue.of(study, config, {"resnet18": 5}, None)
+    while together := queue.next():
+        for asked in together:
+            study.report(asked.number, EpochResult(1, {"val/accuracy": 0.5}, 0))
+            study.tell(TrialResult(asked.number, "complete", 0.5, 4, 4, 1.0, "", "run", "file"))
+            done.append(asked.number)
+    assert not queue.wait_for_others()
+print(json.dumps(done))
+"""
+
+
+def test_two_searches_on_postgresql_share_a_study_without_a_lost_or_doubled_trial(
+    new_postgres: Callable[[], str], own_home: Path
+) -> None:
+    command = [sys.executable, "-c", SHARE, str(own_home), new_postgres()]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as one, subprocess.Popen(command, **pipes) as other:  # type: ignore[call-overload]
+        for process in (one, other):
+            assert process.stdout.readline() == "ready\n"
+        for process in (one, other):
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        done = [json.loads(process.communicate(timeout=120)[0]) for process in (one, other)]
+    assert sorted(done[0] + done[1]) == list(range(12))
+    assert all(done), "both had some"
+
+
+def test_what_a_dead_search_had_begun_is_gone_on_with_by_another_that_waits(
+    new_postgres: Callable[[], str], own_home: Path
+) -> None:
+    url = new_postgres()
+    study = open_study(own_home, url)
+    dead = _Leases(study._claims._engine, "pets")  # type: ignore[attr-defined]
+    (asked,) = study.draw(1, trials=12)
+    study.report(asked.number, epoch(1))
+    study._claims.release("trial-0")
+    assert dead.take("trial-0")
+    assert study.unfinished() == []
+    assert study.others_run()
+    with dead._engine.begin() as connection:
+        connection.execute(sa.text("UPDATE thawline_leases SET renewed = now() - interval '1 hour'"))
+    assert [again.number for again in study.unfinished()] == [0]
+    assert not study.others_run()
+
+
+@pytest.mark.parametrize("left", [b'{"op_code": 4, "wor', b'{"op_code": 4, "worker_id": "' + b"x" * 9000])
+def test_a_line_that_was_written_half_does_not_cost_the_study(own_home: Path, left: bytes) -> None:
+    (asked,) = open_study(own_home).draw(1, trials=12)
+    with (own_home / "optuna.journal").open("ab") as file:
+        file.write(left)
+    study = open_study(own_home)
+    assert [again.number for again in study.unfinished()] == [asked.number]
+    study.tell(ended(asked.number))
+    assert [record.state for record in open_study(own_home).records()] == ["complete"]
+
+
+def test_optunas_own_journal_would_be_lost(own_home: Path) -> None:
+    """The positive control of the test above."""
+    open_study(own_home).draw(1, trials=12)
+    journal = own_home / "optuna.journal"
+    with journal.open("ab") as file:
+        file.write(b'{"op_code": 4, "wor')
+    backend = optuna.storages.journal.JournalFileBackend(str(journal))
+    backend.append_logs([{"a": 1}])
+    backend.append_logs([{"a": 2}])
+    with pytest.raises(ValueError, match=r"Expecting|delimiter"):
+        list(backend.read_logs(0))
+
+
+def test_a_storage_that_cannot_be_written_gets_the_reports_later_in_order(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study(own_home)
+    (asked,) = study.draw(1, trials=12)
+    with monkeypatch.context() as context:
+
+        def full(self: object, logs: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        context.setattr(storage._Journal, "append_logs", full)
+        assert study.report(asked.number, epoch(1, 0.1)) is False
+        assert study.report(asked.number, epoch(2, 0.2)) is False
+    study.report(asked.number, epoch(3, 0.3))
+    stored = open_study(own_home)._study.get_trials()[0].intermediate_values
+    assert stored == {1: 0.1, 2: 0.2, 3: 0.3}
+
+
+def test_what_passes_is_tried_again_and_what_does_not_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [OSError(28, "No space left on device"), sa.exc.OperationalError("UPDATE", {}, Exception("locked"))]
+
+    def write() -> str:
+        if failures:
+            raise failures.pop(0)
+        return "written"
+
+    assert patiently(write) == "written"
+    monkeypatch.setattr(storage, "_PATIENCE_SECONDS", 0.0)
+    failures.append(OSError(28, "No space left on device"))
+    with pytest.raises(StudyError, match=r"cannot be written: .*No space left.*the same command goes on"):
+        patiently(write)
+
+
+def test_a_storage_that_is_none_is_refused_with_the_next_step(own_home: Path) -> None:
+    with pytest.raises(StudyError, match="must be the URL of a database such as postgresql://"):
+        open_storage(own_home, "nonsense")
+    with pytest.raises(
+        StudyError, match=r"postgresql\+psycopg://me:\*\*\*@127.0.0.1:1/x cannot be opened: .*THAWLINE_ST"
+    ):
+        open_storage(own_home, "postgresql://me:secret@127.0.0.1:1/x")
+
+
+def test_a_batch_that_was_being_drawn_comes_out_as_if_it_had_not_been_interrupted(own_home: Path) -> None:
+    """The same points for the same trials, wherever in the drawing the process died."""
+
+    def points(home: Path, interruptions: list[int]) -> list[Asked]:
+        for count in interruptions:
+            study = open_study(home, batch=4)
+            Queue.of(study, study._config, DEPTHS, None)
+            study.draw(count, trials=12)
+        study = open_study(home, batch=4)
+        half = study._study.ask()  # died before anything was sampled
+        del half
+        queue = Queue.of(study, study._config, DEPTHS, None)
+        drawn: list[Asked] = []
+        while len(drawn) < 8:
+            for asked in queue.next():
+                drawn.append(asked)
+                study.report(asked.number, epoch(1, asked.hyperparameters.learning_rate * 50))
+                study.tell(ended(asked.number, asked.hyperparameters.learning_rate * 50))
+        return drawn
+
+    def whole(home: Path) -> list[Asked]:
+        study = open_study(home, batch=4)
+        queue = Queue.of(study, study._config, DEPTHS, None)
+        drawn: list[Asked] = []
+        while len(drawn) < 8:
+            for asked in queue.next():
+                drawn.append(asked)
+                study.report(asked.number, epoch(1, asked.hyperparameters.learning_rate * 50))
+                study.tell(ended(asked.number, asked.hyperparameters.learning_rate * 50))
+        return drawn
+
+    def values(drawn: list[Asked]) -> list[tuple[int, object]]:
+        return [(asked.number, asked.hyperparameters) for asked in drawn]
+
+    assert values(points(own_home / "a", [])) == values(whole(own_home / "b"))
+    assert values(points(own_home / "c", [2])) == values(whole(own_home / "d"))
+
+
+def test_the_time_limit_counts_every_time_that_the_study_was_run(own_home: Path) -> None:
+    study = open_study(own_home, timeout_minutes=1)
+    first = study.deadline()
+    assert first is not None
+    study._opened -= 45
+    with study.held():
+        pass
+    again = open_study(own_home, timeout_minutes=1)
+    left = again.deadline()
+    assert left is not None
+    assert 10 < left - again._opened <= 15.1
+    assert open_study(own_home).deadline() is None
+
+
+def test_points_of_the_configuration_come_first_and_wrong_ones_are_refused(own_home: Path) -> None:
+    study = open_study(own_home, enqueue=[{"freeze_depth": 2, "learning_rate": 0.004}, {"freeze_depth": 1}])
+    drawn = [asked.hyperparameters for asked in study.draw(3, trials=12)]
+    assert [h.freeze_depth for h in drawn] == [2, 1, 5]
+    assert (drawn[0].learning_rate, drawn[2].learning_rate) == (0.004, 1e-3)
+    for point, message in (
+        ({"freeze_depth": 6}, "0 <= freeze_depth <= 5 must hold, but got 6"),
+        ({"momentum": 1}, "does not open 'momentum', it opens freeze_depth, learning_rate"),
+        ({"freeze_depth": 1.5}, "must hold, but got 1.5"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            open_study(own_home / "other", enqueue=[point])

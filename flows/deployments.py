@@ -23,6 +23,7 @@ from prefect.deployments.runner import RunnerDeployment  # noqa: E402
 from prefect.events import DeploymentEventTrigger  # noqa: E402
 from prefect.exceptions import ObjectNotFound  # noqa: E402
 from prefect.schedules import Cron, Schedule  # noqa: E402
+from prefect.settings import PREFECT_LOGGING_EXTRA_LOGGERS, temporary_settings  # noqa: E402
 from prefect.types.entrypoint import EntrypointType  # noqa: E402
 from prefect.workers.process import ProcessWorker  # noqa: E402
 from pydantic import TypeAdapter, ValidationError  # noqa: E402
@@ -49,6 +50,8 @@ _PASSED_ON = (
     "DO_NOT_TRACK",
 )
 """Variables that say where things are. Secrets are none of them: whoever can read Prefect's UI can read these."""
+_LOGGERS = "thawline"
+"""Whose log Prefect's UI shows beside its own."""
 _LEASES = "prefect.server.concurrency.lease_storage"
 
 
@@ -193,7 +196,8 @@ def serve(deployment: RunnerDeployment) -> None:
         ConfigError: if there is no server to serve it from.
     """
     check_server()
-    prefect.serve(deployment, pause_on_shutdown=False, print_starting_message=False, limit=1)
+    with temporary_settings({PREFECT_LOGGING_EXTRA_LOGGERS: _LOGGERS}):  # its runs are processes that inherit them
+        prefect.serve(deployment, pause_on_shutdown=False, print_starting_message=False, limit=1)
 
 
 def _deployment(
@@ -253,8 +257,7 @@ def _environment() -> dict[str, str]:
     """What a worker, started anywhere, must be told to use the same home, store and weights."""
     passed = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
     places = {name: str(_full_database(value)) for name, value in passed.items() if without_password(value) == value}
-    # Prefect's UI shows what the search says of itself.
-    return {**places, "THAWLINE_HOME": str(environment.home()), "PREFECT_LOGGING_EXTRA_LOGGERS": "thawline"}
+    return {**places, "THAWLINE_HOME": str(environment.home()), PREFECT_LOGGING_EXTRA_LOGGERS.name: _LOGGERS}
 
 
 def _secrets_note() -> list[str]:

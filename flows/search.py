@@ -23,8 +23,9 @@ from prefect.artifacts import create_table_artifact  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.futures import PrefectFuture, as_completed  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
-from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
+from prefect.task_runners import TaskRunner  # noqa: E402
 from thawline.flows.approval import approved, publish_decision  # noqa: E402
+from thawline.flows.execution import placement, trial_runner  # noqa: E402
 
 from thawline.activations import StoredSplits  # noqa: E402
 from thawline.config import SearchConfig  # noqa: E402
@@ -38,6 +39,8 @@ from thawline.search import (  # noqa: E402
     Study,
     TrialResult,
     TrialSpec,
+    announce_end,
+    announce_start,
     check_backbones,
     check_config,
     complete,
@@ -57,11 +60,7 @@ from thawline.search.recorder import Recorder  # noqa: E402
 __all__ = ["search"]
 
 
-# Threads that wait for processes: their number limits nothing, `study.workers` does.
-_RUNNER = ThreadPoolTaskRunner[Any](max_workers=64)
-
-
-@flow(name="search", task_runner=_RUNNER, validate_parameters=True)  # type: ignore[arg-type]
+@flow(name="search", validate_parameters=True)
 def search(config: SearchConfig) -> SearchOutcome:
     """Search for the best freeze depth and learning rate, then register and perhaps promote the best trial.
 
@@ -114,22 +113,36 @@ def run_trials(
     slots = Slots(prepared.config)
     running: dict[PrefectFuture[Any], list[TrialSpec]] = {}
     recorder.announce(study, study.finished())
-    while True:
-        while len(running) < slots.count and (together := queue.next()):
-            device = slots.take()
-            specs = [recorder.spec(prepared, stored, asked, home, device) for asked in together]
-            future = trial_task.with_options(task_run_name=task_name(specs)).submit(specs, prepared.depths, deadline)
-            running[future] = specs
-        if not running:
-            if queue.wait_for_others():
-                continue
-            return
-        future = first_done(running, prepared.config.study.grace_seconds)
-        specs = running.pop(future)
-        slots.give_back(specs[0].config.train.device)
-        for result in trial_outcomes(future, [spec.number for spec in specs]):
-            study.tell(result)
-        recorder.log_leaderboard(study)
+    with trial_runner(prepared.config.execution) as runner:
+        while True:
+            while len(running) < slots.count and (together := queue.next()):
+                device = slots.take()
+                specs = [recorder.spec(prepared, stored, asked, home, device) for asked in together]
+                running[submit(runner, specs, prepared, deadline)] = specs
+                announce_start(specs, study)
+            if not running:
+                if queue.wait_for_others():
+                    continue
+                return
+            future = first_done(running, prepared.config.study.grace_seconds)
+            specs = running.pop(future)
+            slots.give_back(specs[0].config.train.device)
+            for result in trial_outcomes(future, [spec.number for spec in specs]):
+                study.tell(result)
+                announce_end(result)
+            recorder.log_leaderboard(study)
+
+
+def submit(
+    runner: TaskRunner[Any], specs: list[TrialSpec], prepared: Prepared, deadline: float | None
+) -> PrefectFuture[Any]:
+    """Start a trial, or several heads together."""
+    task = trial_task.with_options(task_run_name=task_name(specs))
+    with placement(prepared.config.execution):
+        future: PrefectFuture[Any] = runner.submit(
+            task, {"specs": specs, "depths": prepared.depths, "deadline": deadline}
+        )
+    return future
 
 
 def task_name(specs: list[TrialSpec]) -> str:

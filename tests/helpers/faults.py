@@ -23,7 +23,14 @@ OPTIONS = [
     *("--backbone", "mobilenet_v3_small", "--weights", "starter", "--image-size", "32", "--batch-size", "8"),
     *("--study", STUDY, "--model", "shapes", "--set", "data.workers=1", "--set", "train.device=cpu"),
     # Not measured anew in each home, where another answer would mean other bits.
-    *("--set", "train.precision=fp32", "--set", "train.channels_last=false"),
+    *(
+        "--set",
+        "space.learning_rate=[0.001, 0.03]",
+        "--set",
+        "train.precision=fp32",
+        "--set",
+        "train.channels_last=false",
+    ),
     *("--set", "tracking.system_metrics=false", "--set", "tracking.tensorboard=false"),
 ]
 

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +67,13 @@ def grow_old(path: Path, days: float = 45) -> None:
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """All files by content; without what SQLite keeps beside a database while it is open."""
+    """All files by content; without locks, which are empty, and what SQLite keeps beside a database that is open."""
     return {
         str(path.relative_to(folder)): os.readlink(path)  # noqa: PTH115
         if path.is_symlink()
         else hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_symlink() or (path.is_file() and not path.name.endswith(("-wal", "-shm")))
+        if path.is_symlink() or (path.is_file() and not path.name.endswith((".lock", "-wal", "-shm")))
     }
 
 
@@ -114,7 +116,7 @@ def test_checkpoints_of_finished_trials_go_but_the_best_one_and_those_of_an_unfi
         f"studies/pets/trial-00{number}/epoch-000{epoch}.safetensors" for number in range(4) for epoch in (1, 2)
     }
     checkpoints -= {"studies/pets/trial-001/epoch-0001.safetensors"}
-    assert gone(before, own_home) - {"studies/pets/study.lock"} == checkpoints
+    assert gone(before, own_home) == checkpoints
     (item,) = found.items
     assert (item.name, set(item.parts), item.bytes) == ("studies/pets", checkpoints, 700)
     assert [path.name for path in sorted((own_home / "studies" / "pets").glob("trial-*"))] == ["trial-001", "trial-004"]
@@ -161,9 +163,13 @@ def test_a_study_in_a_database_is_busy_while_one_of_its_trials_has_a_lease(own_h
     trial(study, own_home, "complete", 0.6)
     trial(study, own_home, None)
     grow_old(own_home)
-    assert named(survey(own_home, older_than=MONTH, storage=url), "checkpoints") == []
-    with study.held():
-        pass  # a search that ends gives its leases back
+    with closing(sqlite3.connect(tmp_path / "studies.db")) as database, database:
+        database.execute("UPDATE thawline_leases SET owner = owner || '-other'")  # a process beside this one
+    found = survey(own_home, older_than=MONTH, storage=url)
+    assert found.items == ()
+    assert found.notes == ("The study pets is being run. It is left alone, and so are the caches.",)
+    with closing(sqlite3.connect(tmp_path / "studies.db")) as database, database:
+        database.execute("DELETE FROM thawline_leases")
     assert named(survey(own_home, older_than=MONTH, storage=url), "checkpoints") == ["studies/pets"]
 
 
@@ -207,7 +213,7 @@ def test_where_the_studies_are_kept_must_be_known_before_a_folder_is_called_orph
         assert named(clean(own_home, "studies", storage=url)[0], "studies") == ["studies/here"]
 
 
-def test_a_study_that_mlflow_knows_in_another_database_is_not_orphaned(pets: Study, store: MlflowStore) -> None:
+def test_a_study_that_mlflow_knows_in_another_database_is_not_orphaned(store: MlflowStore, pets: Study) -> None:
     url = "postgresql://me:***@host/optuna"
     start_study_run(store, study="elsewhere", params={"study.storage": url}, tags={})
     start_study_run(store, study="deleted", params={"study.storage": "None"}, tags={})
@@ -319,7 +325,7 @@ def test_a_mirror_whose_removal_was_killed_is_a_mirror_still(
     mirrored: Callable[[str], Path], own_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = mirrored("old")
-    grow_old(own_home)
+    grow_old(folder / ".thawline-mirror" / "index.json")
     unlink = Path.unlink
 
     def killed(path: Path, missing_ok: bool = False) -> None:
@@ -327,9 +333,10 @@ def test_a_mirror_whose_removal_was_killed_is_a_mirror_still(
             raise KeyboardInterrupt
         unlink(path, missing_ok=missing_ok)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", killed)
-        clean(own_home, "mirrors")
+        with pytest.raises(KeyboardInterrupt):
+            clean(own_home, "mirrors")
     assert not (folder / "cat").exists()
     assert mirror("memory://old", folder).fetched == 1
     assert (folder / "cat" / "a.png").read_bytes() == b"image"
@@ -408,7 +415,7 @@ def alive(store: MlflowStore, run_id: str) -> bool:
     return bool(store.client.get_run(run_id).info.lifecycle_stage == "active")
 
 
-def test_runs_of_failed_trials_go_to_the_trash_and_those_with_a_result_stay(pets: Study, store: MlflowStore) -> None:
+def test_runs_of_failed_trials_go_to_the_trash_and_those_with_a_result_stay(store: MlflowStore, pets: Study) -> None:
     parent = start_study_run(store, study="pets", params={}, tags={})
     store.client.set_terminated(parent, "FAILED", int(1000 * (time.time() - 45 * DAY)))
     failed = run_of(store, "pets", 2, "FAILED", "failed")
@@ -437,7 +444,7 @@ def test_runs_of_failed_trials_go_to_the_trash_and_those_with_a_result_stay(pets
 
 
 def test_what_a_registered_version_comes_from_stays_and_still_predicts(
-    pets: Study, store: MlflowStore, folder: Path, own_home: Path
+    store: MlflowStore, pets: Study, folder: Path, own_home: Path
 ) -> None:
     """All of it is older than the age, and every run has failed: only the registry protects it."""
 
@@ -520,10 +527,10 @@ def test_without_yes_nothing_changes_and_with_it_all_that_was_shown_goes(store: 
     home = store.home
     full_home(home)
     failed = run_of(store, "old", 0, "FAILED", "failed")
-    before = snapshot(home)
+    before, paths = snapshot(home), set(home.rglob("*.lock"))
     shown = CliRunner().invoke(app, ["clean"])
     assert shown.exit_code == 0, shown.output
-    assert gone(before, home) == set()
+    assert (gone(before, home), set(home.rglob("*.lock"))) == (set(), paths)
     assert "Nothing was removed. The same command with --yes removes all of this" in " ".join(shown.output.split())
     for place in ("studies/pets", "studies/old", "tensorboard/old", "cache/decoded/d.npy", "cache/activations/a.bin"):
         assert place in shown.output
@@ -536,7 +543,7 @@ def test_without_yes_nothing_changes_and_with_it_all_that_was_shown_goes(store: 
     parts = {part for item in listed["items"] for part in item["parts"]}
     removed = json.loads(CliRunner().invoke(app, ["clean", "--yes", "--json"]).output)
     assert (removed["removed"], removed["failures"], removed["items"]) == (True, [], listed["items"])
-    assert gone(before, home) - {"studies/pets/study.lock"} == parts - {failed}
+    assert gone(before, home) == parts - {failed}
     assert not alive(store, failed)
     again = CliRunner().invoke(app, ["clean", "--yes"])
     assert (again.exit_code, again.output.strip()) == (0, "There is nothing to remove.")
@@ -575,9 +582,10 @@ def test_a_clean_up_that_was_killed_leaves_a_home_that_works_and_is_gone_on_with
             raise KeyboardInterrupt
         unlink(path, missing_ok=missing_ok)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", killed)
-        clean(own_home)
+        with pytest.raises(KeyboardInterrupt):
+            clean(own_home)
     study = open_study(own_home)
     with study.held():
         best = study.best()
@@ -612,7 +620,7 @@ def test_any_other_age_is_refused(text: str) -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--only takes checkpoints, studies, .* but got 'everything'"):
+    with pytest.raises(ConfigError, match=r"--only takes checkpoints, studies, .* but got 'everything'"):
         parse_kinds(["decoded", "everything"])
 
 

@@ -59,7 +59,9 @@ class Mlflow:
             store = open_store(tracking_uri, home)
             experiments = tuple(found.experiment_id for found in pages(store.client.search_experiments))
             studies = cls(store, own, experiments, {}).runs("tags.`thawline.role` = 'study'")
-            kept = {run.data.tags["thawline.study"]: run.data.params.get("study.storage", "None") for run in studies}
+            kept = {
+                run.data.tags.get("thawline.study", ""): run.data.params.get("study.storage", "None") for run in studies
+            }
         here = {"None", without_password(studies_url or "None")}
         return cls(store, own, experiments, {study: url for study, url in kept.items() if url not in here})
 

@@ -1,6 +1,6 @@
 """The search: what to try, trying it, what came of it, and the best of it."""
 
-from thawline.search.conduct import Queue, conduct
+from thawline.search.conduct import Queue, announce_end, announce_start, conduct
 from thawline.search.events import Note, emit
 from thawline.search.materialise import store_activations
 from thawline.search.prepare import Prepared, check_backbones, check_config, complete, decode_images, read_data
@@ -24,6 +24,8 @@ __all__ = [
     "TrialResult",
     "TrialSpec",
     "WorkerCrashed",
+    "announce_end",
+    "announce_start",
     "call_in_worker",
     "check_backbones",
     "check_config",

@@ -14,7 +14,7 @@ from thawline.search.worker import Link, WorkerCrashed, call_in_worker
 from thawline.tracking import close_dead_run, run_status
 from thawline.training import Decision, EpochResult
 
-__all__ = ["Queue", "conduct"]
+__all__ = ["Queue", "announce_end", "announce_start", "conduct"]
 
 _LOOK_SECONDS = 2.0
 """How often a search that has nothing left to do looks after the others that share its study."""
@@ -140,8 +140,6 @@ def conduct(specs: Sequence[TrialSpec], study: Study, deadline: float | None) ->
     attempt, began = _Attempt(), time.perf_counter()
     results: list[TrialResult] | None = None
     while results is None:
-        for spec in specs:
-            emit(TrialStarted(spec.number, spec.hyperparameters, resumed=study.reported_epochs(spec.number) > 0))
         try:
             results = list(
                 call_in_worker(
@@ -162,9 +160,18 @@ def conduct(specs: Sequence[TrialSpec], study: Study, deadline: float | None) ->
             else:
                 numbers = ", ".join(f"{spec.number:02d}" for spec in specs)
                 emit(Note(f"trial-{numbers}: {error}; it is tried again from its last checkpoint", "warning"))
-    for result in results:
-        emit(TrialEnded(result))
     return results
+
+
+def announce_start(specs: Sequence[TrialSpec], study: Study) -> None:
+    """Tell who watches that these trials begin, or go on."""
+    for spec in specs:
+        emit(TrialStarted(spec.number, spec.hyperparameters, resumed=study.reported_epochs(spec.number) > 0))
+
+
+def announce_end(result: TrialResult) -> None:
+    """Tell who watches how a trial ended."""
+    emit(TrialEnded(result))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from thawline.search.events import Note, SearchStarted, emit
 from thawline.search.leaderboard import leaderboard_markdown, leaderboard_rows
 from thawline.search.prepare import Prepared
 from thawline.search.slots import threads_per_trial
+from thawline.search.storage import storage_url
 from thawline.search.study import Asked, Study
 from thawline.search.trial import TrialSpec
 from thawline.tracking import (
@@ -112,7 +113,15 @@ class Recorder:
         return TrialSpec(
             number=asked.number,
             hyperparameters=asked.hyperparameters,
-            config=prepared.config.model_copy(update={"train": train}),
+            # A trial on another machine does not see this one's variables.
+            config=prepared.config.model_copy(
+                update={
+                    "train": train,
+                    "study": prepared.config.study.model_copy(
+                        update={"storage": storage_url(prepared.config.study.storage)}
+                    ),
+                }
+            ),
             study=prepared.study,
             classes=prepared.manifest.classes,
             activations=activations,

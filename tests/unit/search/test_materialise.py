@@ -32,7 +32,7 @@ def stored(spec: TrialSpec, home: Path) -> StoredSplits:
     return store_activations(prepared, study, home)[backbone]
 
 
-def test_a_process_that_dies_while_it_stores_is_a_warning_and_trials_begin_at_images(
+def test_a_process_that_dies_twice_while_it_stores_is_a_warning_and_trials_begin_at_images(
     make_spec: Callable[..., TrialSpec],
     own_home: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -43,7 +43,8 @@ def test_a_process_that_dies_while_it_stores_is_a_warning_and_trials_begin_at_im
     with caplog.at_level(logging.WARNING, "thawline.search"):
         splits = stored(spec, own_home)
     assert [record.getMessage() for record in caplog.records] == [
-        "no activations of mobilenet_v3_small are stored, every trial computes them: its process was killed by signal 9"
+        "storing activations of mobilenet_v3_small: its process was killed by signal 9; it is tried again",
+        "no activations of mobilenet_v3_small are stored, every trial computes them: its process was killed by signal 9",
     ]
     runtime = runtime_for(splits.train_config(spec.config.train))
     assert [inputs.boundary for inputs in splits.open(6, runtime)] == [0, 0]

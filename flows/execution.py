@@ -1,0 +1,91 @@
+"""Where a search's trials run: processes of this machine, or a cluster, by Prefect's task runners."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from thawline.config import ExecutionConfig
+from thawline.exceptions import ConfigError
+
+__all__ = ["placement", "trial_runner"]
+
+_PASSED_ON = ("MLFLOW_", "AWS_", "THAWLINE_", "TORCH_HOME", "HF_")
+"""Variables that a trial on another machine needs as the search has them: servers, credentials, caches."""
+
+
+@contextmanager
+def trial_runner(config: ExecutionConfig) -> Iterator[TaskRunner[Any]]:
+    """The task runner that trials are submitted to, for the time of the block.
+
+    Raises:
+        ConfigError: if its package is not installed, or the cluster does not answer.
+    """
+    runner = _runner(config)
+    try:
+        runner.__enter__()
+    except (ConnectionError, OSError, TimeoutError) as error:
+        raise ConfigError(
+            f"execution.address={config.address} does not answer: {str(error).splitlines()[0]}. Start the cluster, or "
+            "correct the address."
+        ) from None
+    try:
+        yield runner
+    finally:
+        runner.__exit__(None, None, None)
+
+
+def placement(config: ExecutionConfig) -> Any:
+    """Context in which a submitted trial is given its share of a cluster's machine."""
+    if config.kind != "ray":
+        return nullcontext()
+    from prefect_ray.context import remote_options
+
+    # A node that dies takes its trial along; Ray starts it again on another, where it goes on from its checkpoint.
+    return remote_options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=3)
+
+
+def _runner(config: ExecutionConfig) -> TaskRunner[Any]:
+    try:
+        if config.kind == "ray":
+            return _ray(config)
+        if config.kind == "dask":
+            return _dask(config)
+    except ImportError as error:
+        raise ConfigError(
+            f"execution.kind={config.kind} needs a package that is not installed ({error.name}): "
+            f"pip install 'thawline[{config.kind}]'."
+        ) from None
+    # Threads that wait for processes: their number limits nothing, the search's slots do.
+    return ThreadPoolTaskRunner(max_workers=256)
+
+
+def _ray(config: ExecutionConfig) -> TaskRunner[Any]:
+    from prefect_ray import RayTaskRunner
+
+    passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+    # Ray would print the workers' output among that of the command, and reports its usage to its makers by default.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options: dict[str, Any] = {
+        "runtime_env": {"env_vars": passed_on},
+        "log_to_driver": False,
+        "logging_level": "warning",
+        "configure_logging": True,
+    }
+    if config.address is None:
+        options |= {"include_dashboard": False, "num_gpus": None}
+    elif config.address == "auto":
+        options["address"] = "auto"
+    runner: TaskRunner[Any] = RayTaskRunner(None if config.address == "auto" else config.address, options)
+    return runner
+
+
+def _dask(config: ExecutionConfig) -> TaskRunner[Any]:
+    from prefect_dask.task_runners import DaskTaskRunner
+
+    # Processes, each with one thread: a trial sets its own number of threads, for the whole process.
+    local = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    runner: TaskRunner[Any] = DaskTaskRunner(address=config.address, cluster_kwargs=None if config.address else local)
+    return runner

@@ -21,7 +21,7 @@ def trial_runner(config: ExecutionConfig) -> Iterator[TaskRunner[Any]]:
     """The task runner that trials are submitted to, for the time of the block.
 
     Raises:
-        ConfigError: if its package is not installed, or the cluster does not answer.
+        ConfigError: if the cluster does not answer.
     """
     runner = _runner(config)
     try:
@@ -48,16 +48,10 @@ def placement(config: ExecutionConfig) -> Any:
 
 
 def _runner(config: ExecutionConfig) -> TaskRunner[Any]:
-    try:
-        if config.kind == "ray":
-            return _ray(config)
-        if config.kind == "dask":
-            return _dask(config)
-    except ImportError as error:
-        raise ConfigError(
-            f"execution.kind={config.kind} needs a package that is not installed ({error.name}): "
-            f"pip install 'thawline[{config.kind}]'."
-        ) from None
+    if config.kind == "ray":
+        return _ray(config)
+    if config.kind == "dask":
+        return _dask(config)
     # Threads that wait for processes: their number limits nothing, the search's slots do.
     return ThreadPoolTaskRunner(max_workers=256)
 
@@ -75,7 +69,7 @@ def _ray(config: ExecutionConfig) -> TaskRunner[Any]:
         "configure_logging": True,
     }
     if config.address is None:
-        options |= {"include_dashboard": False, "num_gpus": None}
+        options["include_dashboard"] = False
     elif config.address == "auto":
         options["address"] = "auto"
     runner: TaskRunner[Any] = RayTaskRunner(None if config.address == "auto" else config.address, options)

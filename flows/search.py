@@ -77,20 +77,21 @@ def search(config: SearchConfig) -> SearchOutcome:
     check_config(config, home)
     prepare_workers()
     recorder = Recorder.connect(config, home)
-    prepared = prepare(config, home)
-    study = Study.open(home, prepared.study, prepared.config, prepared.depths, prepared.fingerprint)
-    with study.held(), recorder.study_run(prepared, study):
-        stored = activations_task(prepared, study, home)
-        recorder.log_plan(stored)
-        run_trials(prepared, stored, study, recorder, home)
-        recorder.log_plan_outcome(stored, study)
-        recorder.log_leaderboard(study)
-        publish_leaderboard(study)
-        with study.alone("conclude"):
-            judged = judge_task(prepared, study, recorder, home)
-            publish_decision(judged)
-            decided = approved(recorder.store, judged, prepared.config.promotion)
-            outcome = promote_task(prepared, study, recorder, decided)
+    with trial_runner(config.execution) as runner:
+        prepared = prepare(config, home)
+        study = Study.open(home, prepared.study, prepared.config, prepared.depths, prepared.fingerprint)
+        with study.held(), recorder.study_run(prepared, study):
+            stored = activations_task(prepared, study, home)
+            recorder.log_plan(stored)
+            run_trials(prepared, stored, study, recorder, home, runner)
+            recorder.log_plan_outcome(stored, study)
+            recorder.log_leaderboard(study)
+            publish_leaderboard(study)
+            with study.alone("conclude"):
+                judged = judge_task(prepared, study, recorder, home)
+                publish_decision(judged)
+                decided = approved(recorder.store, judged, prepared.config.promotion)
+                outcome = promote_task(prepared, study, recorder, decided)
     stop_workers()
     return outcome.after_closing(recorder.report)
 
@@ -105,7 +106,12 @@ def prepare(config: SearchConfig, home: Path) -> Prepared:
 
 
 def run_trials(
-    prepared: Prepared, stored: dict[str, StoredSplits], study: Study, recorder: Recorder, home: Path
+    prepared: Prepared,
+    stored: dict[str, StoredSplits],
+    study: Study,
+    recorder: Recorder,
+    home: Path,
+    runner: TaskRunner[Any],
 ) -> None:
     """Ask, submit, tell, until the budget is spent; a trial for each slot at a time."""
     deadline = study.deadline()
@@ -113,24 +119,23 @@ def run_trials(
     slots = Slots(prepared.config)
     running: dict[PrefectFuture[Any], list[TrialSpec]] = {}
     recorder.announce(study, study.finished())
-    with trial_runner(prepared.config.execution) as runner:
-        while True:
-            while len(running) < slots.count and (together := queue.next()):
-                device = slots.take()
-                specs = [recorder.spec(prepared, stored, asked, home, device) for asked in together]
-                running[submit(runner, specs, prepared, deadline)] = specs
-                announce_start(specs, study)
-            if not running:
-                if queue.wait_for_others():
-                    continue
-                return
-            future = first_done(running, prepared.config.study.grace_seconds)
-            specs = running.pop(future)
-            slots.give_back(specs[0].config.train.device)
-            for result in trial_outcomes(future, [spec.number for spec in specs]):
-                study.tell(result)
-                announce_end(result)
-            recorder.log_leaderboard(study)
+    while True:
+        while len(running) < slots.count and (together := queue.next()):
+            device = slots.take()
+            specs = [recorder.spec(prepared, stored, asked, home, device) for asked in together]
+            running[submit(runner, specs, prepared, deadline)] = specs
+            announce_start(specs, study)
+        if not running:
+            if queue.wait_for_others():
+                continue
+            return
+        future = first_done(running, prepared.config.study.grace_seconds)
+        specs = running.pop(future)
+        slots.give_back(specs[0].config.train.device)
+        for result in trial_outcomes(future, [spec.number for spec in specs]):
+            study.tell(result)
+            announce_end(result)
+        recorder.log_leaderboard(study)
 
 
 def submit(

@@ -290,10 +290,11 @@ class StudyConfig(_Model):
     """Trials that are drawn at once, before any of them has a result. The cheapest of a batch run first, and those that
     train the head alone are trained together."""
     enqueue: tuple[dict[str, Any], ...] = ()
-    """Points to try first, such as ``[{freeze_depth: 3, learning_rate: 0.002}]``; what a point leaves out is sampled."""
+    """Points to try first, such as ``[{freeze_depth: 3, learning_rate: 0.002}]``; what one leaves out is sampled."""
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Trials that run at the same time, each in another process; ``auto`` is ``workers_per_gpu`` for each GPU, and one
-    without. More than one makes the order of results, and so the sampler's choices, depend on timing."""
+    """Trials that run at the same time, each in another process; ``auto`` is ``workers_per_gpu`` for each GPU, one
+    without, and ``batch`` of them on a cluster. More than one makes the order of results, and so the sampler's choices,
+    depend on timing."""
     workers_per_gpu: int = Field(1, ge=1)
     """Trials that share a GPU; two or more pay where little is thawed and a trial leaves it half idle."""
     retries: int = Field(1, ge=0)
@@ -304,8 +305,8 @@ class StudyConfig(_Model):
     grace_seconds: float = Field(20.0, ge=0)
     """On SIGTERM or Ctrl-C, how long running trials have to finish their batch and write a checkpoint."""
     storage: str | None = None
-    """Database of the study, such as ``postgresql://user@host/optuna``, which searches on several machines may share; by
-    default THAWLINE_STORAGE, else a journal file in Thawline's home. Passwords belong into the variable."""
+    """Database of the study, such as ``postgresql://user@host/optuna``, which searches on several machines may share;
+    by default THAWLINE_STORAGE, else a journal file in Thawline's home. Passwords belong into the variable."""
 
     @model_validator(mode="before")
     @classmethod

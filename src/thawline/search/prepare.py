@@ -3,15 +3,17 @@
 import os
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from thawline import backbones
-from thawline.config import PromotionConfig, SearchConfig
+from thawline.config import ExecutionConfig, PromotionConfig, SearchConfig
 from thawline.data import Manifest, check_folder, decoded, labelled_files, printable, scan
 from thawline.exceptions import ConfigError
 from thawline.registry import check_exports
 from thawline.search.events import Note, emit
 from thawline.search.space import check_space
+from thawline.search.storage import storage_url
 from thawline.search.study import check_sampling
 from thawline.tracking import resolve_uri
 from thawline.training import runtime_for
@@ -61,8 +63,23 @@ def check_config(config: SearchConfig, home: Path) -> None:
         if config.space.freeze_depth is not None:
             check_space(config, {name: backbones.depth_of(name)})
     check_sampling(config.study)
+    check_execution(config.execution)
+    storage_url(config.study.storage)
     runtime_for(config.train)
     resolve_uri(config.tracking, home)
+
+
+def check_execution(config: ExecutionConfig) -> None:
+    """Refuse a cluster whose package is not installed.
+
+    Raises:
+        ConfigError: saying how to install it.
+    """
+    needed = {"ray": "prefect_ray", "dask": "prefect_dask"}.get(config.kind)
+    if needed is not None and find_spec(needed) is None:
+        raise ConfigError(
+            f"execution.kind={config.kind} needs the package {needed}: pip install 'thawline[{config.kind}]'."
+        )
 
 
 def check_approval(config: PromotionConfig) -> None:

@@ -42,7 +42,9 @@ def threads_per_trial(config: SearchConfig) -> int:
 def _devices(config: SearchConfig, gpus: int) -> list[str]:
     """A device for each slot, GPU after GPU in turn."""
     study, device = config.study, config.train.device
-    if config.execution.kind != "local" or device != "auto" or gpus == 0:
+    if config.execution.kind != "local":  # its machines are told apart there; drawn together, run together
+        return [device] * (study.batch if study.workers == "auto" else study.workers)
+    if device != "auto" or gpus == 0:
         share = study.workers_per_gpu if device.startswith("cuda") else 1
         return [device] * (share if study.workers == "auto" else study.workers)
     slots = [f"cuda:{gpu}" for _ in range(study.workers_per_gpu) for gpu in range(gpus)]

@@ -1,0 +1,94 @@
+"""A search on a real Ray cluster of two nodes, one of which is killed in the middle of a trial."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from faults import Search, facts
+from servers import free_port
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(900)]
+
+TRIALS = ["--trials", "2", "--epochs", "6", "--set", "study.pruner=NopPruner", "--exact"]
+
+
+@contextmanager
+def node(*options: str) -> Iterator["subprocess.Popen[str]"]:
+    """`ray start`, up; killed with all that belongs to it when the block ends."""
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                if "Ray runtime started" in line:
+                    break
+            else:
+                pytest.fail("".join(said))
+            yield process
+        finally:
+            kill(process)
+            process.stdout.read()
+
+
+def kill(node: "subprocess.Popen[str]") -> None:
+    """All processes of a node at once, as when a machine loses its power."""
+    with suppress(ProcessLookupError):
+        os.killpg(node.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def head() -> Iterator[str]:
+    """A head node that computes nothing; its address."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        options = ["--head", "--port", str(port), "--num-cpus", "0", "--include-dashboard", "false"]
+        with node(*options, "--temp-dir", folder, "--node-ip-address", "127.0.0.1"):
+            yield f"127.0.0.1:{port}"
+
+
+def test_a_trial_whose_node_is_killed_is_finished_on_another_one(make_search: Callable[..., Search], head: str) -> None:
+    expected = make_search("here", *TRIALS).finish()
+    on_ray = ["--set", "execution.kind=ray", "--set", f"execution.address={head}"]
+    search = make_search("there", *TRIALS, *on_ray)
+    with node("--address", head, "--num-cpus", "1") as first:
+        life = search.start()
+        checkpoint = search.home / "studies" / "shapes" / "trial-000" / "epoch-0002.safetensors"
+        deadline = time.monotonic() + 300
+        while not checkpoint.exists() and life.process.poll() is None:
+            assert time.monotonic() < deadline, life.lines
+            time.sleep(0.05)  # a trial elsewhere tells its driver nothing before it ends
+        kill(first)
+        with node("--address", head, "--num-cpus", "1"):
+            code, _ = life.end(400)
+    assert code == 0, "\n".join(life.lines)
+    assert facts(search.outcome()) == facts(expected)
+    recorded = search.epochs()
+    assert recorded.keys() == {(trial, epoch) for trial in range(2) for epoch in range(1, 7)}
+    assert {key for key, times in recorded.items() if len(times) > 1} == set()
+
+
+def test_dask_does_the_same_trials(make_search: Callable[..., Search]) -> None:
+    options = ["--trials", "2", "--epochs", "1", "--exact"]
+    expected = make_search("here", *options).finish()
+    outcome = make_search("there", *options, "--set", "execution.kind=dask").finish()
+    assert facts(outcome) == facts(expected)
+
+
+def test_a_cluster_that_does_not_answer_is_said_before_anything_is_trained(make_search: Callable[..., Search]) -> None:
+    search = make_search("nobody", "--set", "execution.kind=dask", "--set", "execution.address=tcp://127.0.0.1:1")
+    life = search.start()
+    code, _ = life.end()
+    assert code == 2, "\n".join(life.lines)
+    assert "execution.address=tcp://127.0.0.1:1 does not answer" in life.lines[-1]

@@ -1,0 +1,197 @@
+"""Servers that fail, locked databases, full disks: training goes on, and nothing is lost or doubled."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+from faults import Search, facts
+from servers import free_port
+from unreliable import unreliable
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+TRIALS = ["--trials", "3", "--epochs", "4", "--set", "study.pruner=NopPruner"]
+
+
+def nothing_lost_or_doubled(search: Search, trials: int = 3, epochs: int = 4) -> None:
+    wanted = {(trial, epoch) for trial in range(trials) for epoch in range(1, epochs + 1)}
+    recorded = search.epochs()
+    assert recorded.keys() == wanted
+    assert {key for key, times in recorded.items() if len(times) > 1} == set()
+    assert {run.info.status for run in search.runs()} == {"FINISHED"}
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """`mlflow server`, up and answering; its port."""
+    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    command = [str(Path(sys.executable).with_name("mlflow")), "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "a")]
+    keep = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment = {**keep, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with subprocess.Popen(
+        [*command, "--workers", "1"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as server:
+        try:
+            while True:
+                assert server.poll() is None, "MLflow's server ended by itself"
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10):
+                        break
+                except OSError:
+                    time.sleep(0.2)  # it says nothing when it begins to answer
+            yield port
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+@pytest.mark.xdist_group("outages-mlflow")
+def test_a_tracking_server_that_is_slow_fails_and_goes_away_gets_every_record_once_and_in_order(
+    make_search: Callable[..., Search], mlflow_server: int
+) -> None:
+    with unreliable(mlflow_server) as server:
+        search = make_search("mlflow", *TRIALS, "--tracking-uri", server.url, MLFLOW_TRACKING_URI=server.url)
+        life = search.start()
+        assert life.says("trial-00 epoch 1/4")
+        server.mood = "500"
+        assert life.says("trial-00 epoch 3/4")
+        server.mood = "down"
+        server.wait_until_refused(2)
+        server.mood = "slow"
+        assert life.says("ended after")
+        server.mood = "down"  # for good, as far as this life is concerned
+        code, _ = life.end()
+        said = "\n".join(life.lines)
+        assert code in (1, 2), said
+        assert "Traceback" not in said
+        assert "does not answer" in said or "did not reach the tracking server" in said
+        server.mood = "well"
+        outcome = search.finish()
+    assert [row["state"] for row in outcome["trials"]] == ["complete"] * 3
+    nothing_lost_or_doubled(search)
+    for run in search.runs():
+        if run.data.tags["thawline.role"] == "trial":
+            history = search.store.client.get_metric_history(run.info.run_id, "train/loss")
+            assert [metric.step for metric in history] == [1, 2, 3, 4]
+
+
+@pytest.mark.xdist_group("outages-databases")
+def test_databases_that_are_locked_for_a_while_are_waited_for(
+    make_search: Callable[..., Search], tmp_path: Path
+) -> None:
+    studies = tmp_path / "studies.db"
+    search = make_search("locked", *TRIALS, "--set", "study.workers=1", THAWLINE_STORAGE=f"sqlite:///{studies}")
+    life = search.start()
+    assert life.says("trial-00 epoch 1/4")
+    locks = [sqlite3.connect(file, timeout=60, isolation_level=None) for file in (studies, search.home / "mlflow.db")]
+    for connection in locks:
+        connection.execute("BEGIN EXCLUSIVE")
+    time.sleep(5)  # for which they are locked: nobody can say that they were tried
+    for connection in locks:
+        connection.execute("ROLLBACK")
+        connection.close()
+    code, _ = life.end()
+    assert code == 0, "\n".join(life.lines)
+    nothing_lost_or_doubled(search)
+    with closing(sqlite3.connect(studies)) as connection:
+        assert connection.execute("SELECT count(*), count(DISTINCT number) FROM trials").fetchone() == (3, 3)
+        assert connection.execute("SELECT count(*) FROM thawline_leases").fetchone() == (0,), (
+            "every lease was given back"
+        )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 120 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(65536))
+        except OSError:
+            pass
+    return ballast
+
+
+@pytest.mark.xdist_group("outages-disk")
+def test_a_disk_that_is_full_does_not_stop_training_and_what_waits_is_written_when_there_is_room(
+    make_search: Callable[..., Search], small_disk: Path
+) -> None:
+    expected = make_search("roomy", *TRIALS, "--exact").finish()
+    search = make_search(
+        "full", *TRIALS, "--exact", home=small_disk / "home", PREFECT_HOME=str(small_disk.parent / "prefect")
+    )
+    life = search.start()
+    assert life.says("trial-00 epoch 1/4")
+    ballast = fill(small_disk)
+    assert life.says("trial-00 epoch 4/4"), "\n".join(life.lines)
+    ballast.unlink()
+    code, _ = life.end()
+    said = "\n".join(life.lines)
+    assert code in (0, 1), said
+    assert "Traceback" not in said
+    if code:
+        assert "did not reach the tracking server" in said or "Not kept" in said
+    outcome = search.finish()
+    assert facts(outcome) == facts(expected)
+    assert outcome["test"] == expected["test"]
+    nothing_lost_or_doubled(search)
+
+
+@pytest.mark.xdist_group("outages-hung")
+def test_a_worker_that_hangs_is_ended_and_its_trial_comes_out_the_same(make_search: Callable[..., Search]) -> None:
+    expected = make_search("lively", *TRIALS, "--exact").finish()
+    search = make_search("hung", *TRIALS, "--exact", "--set", "study.hang_minutes=0.1")
+    life = search.start()
+    assert life.says("trial-00 epoch 2/4")
+    (worker,) = [process for process in life.workers() if process.status() != psutil.STATUS_ZOMBIE]
+    worker.suspend()
+    assert life.says("its process made no progress for 0.1 minutes; it is tried again from its last checkpoint")
+    code, _ = life.end()
+    assert code == 0, "\n".join(life.lines)
+    assert facts(search.outcome()) == facts(expected)
+    nothing_lost_or_doubled(search)
+
+
+@pytest.mark.xdist_group("outages-hung")
+def test_a_search_that_is_asked_to_leave_writes_a_checkpoint_first_and_goes_on_at_the_next_batch(
+    make_search: Callable[..., Search],
+) -> None:
+    options = ["--trials", "1", "--epochs", "2", "--set", "space.freeze_depth=[0, 0]", "--set", "train.batch_size=2"]
+    expected = make_search("whole", *options, "--exact").finish()
+    search = make_search("left", *options, "--exact")
+    life = search.start()
+    assert life.says("trial-00 epoch 1/2")
+    life.process.terminate()
+    code, _ = life.end(60)
+    assert code == 130
+    assert "The same command goes on where it stopped." in "\n".join(life.lines)
+    checkpoint = search.home / "studies" / "shapes" / "trial-000" / "within-epoch.safetensors"
+    assert checkpoint.exists(), "it had nineteen of twenty batches before it"
+    outcome = search.finish()
+    assert facts(outcome) == facts(expected)
+    assert outcome["test"] == expected["test"]
+    assert not checkpoint.exists(), "of no use any more"

@@ -100,8 +100,10 @@ class Life:
     def end(self, seconds: float = 300) -> tuple[int, str]:
         """Wait for its end; exit code and standard output."""
         assert self.process.stdout is not None
-        with self.process.stdout as stdout:
-            output = "" if stdout.closed else stdout.read()
+        output = ""
+        if not self.process.stdout.closed:
+            with self.process.stdout as stdout:
+                output = stdout.read()
         code = self.process.wait(seconds)
         self._reader.join(30)
         return code, output

@@ -388,12 +388,14 @@ def test_nothing_outside_the_home_is_touched(
     (orphan / "trial-000").symlink_to(outside / "trial-000")  # a folder that goes, with links in it
     (orphan / "epoch-0001.safetensors").symlink_to(outside / "precious.tmp")
     grow_old(own_home)
-    for link in (orphan / "trial-000", orphan / "epoch-0001.safetensors"):
+    links = {orphan / "trial-000", orphan / "epoch-0001.safetensors"}
+    for link in (*links, own_home / "studies" / "linked", own_home / "cache" / "decoded"):
         os.utime(link, (0, 0), follow_symlinks=False)
     before = snapshot(outside)
     found, failures = clean(own_home)
     assert failures == []
-    assert named(found, "studies") == ["studies/old"], "a positive control"
+    (item,) = (item for item in found.items if item.kind == "studies")  # a positive control
+    assert (item.name, set(item.parts)) == ("studies/old", {str(link.relative_to(own_home)) for link in links})
     assert not orphan.exists()
     assert snapshot(outside) == before
     assert (own_home / "studies" / "linked").is_symlink()

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from colours import CLASSES, PREPROCESSING, trial_run
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 from scipy.stats import binom
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -332,3 +332,31 @@ def test_too_few_images_and_wrong_options_are_refused_with_the_reason(
         check(champion, same_kind, reference=known, max_images=3)
     with pytest.raises(RegistryError, match="No model 'cats'"):
         check_drift("cats", same_kind, tracking_uri=champion.uri, home=champion.home, reference=known)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("drift-flow")
+def test_the_flow_publishes_the_report_and_tells_prefect_of_drift(
+    champion: MlflowStore, known: Path, same_kind: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    from prefect.client.orchestration import get_client
+    from prefect.testing.utilities import prefect_test_harness
+    from thawline.flows.drift import drift
+
+    darkened = changed(same_kind, tmp_path / "darkened", lambda image: ImageEnhance.Brightness(image).enhance(0.4))
+    with prefect_test_harness(server_startup_timeout=180):
+        options = {"reference": known, "device": "cpu", "tracking_uri": champion.uri}
+        assert not drift("birds", same_kind, **options).drift
+        assert drift("birds", darkened, **options).drift
+        with get_client(sync_client=True) as client:
+            artifacts = client.request("POST", "/artifacts/filter").json()
+            events = []
+            wanted = {"filter": {"event": {"prefix": ["thawline."]}}}
+            while len(events) < 2:  # the test's time limit ends this
+                events = client.request("POST", "/events/filter", json=wanted).json()["events"]
+    assert any(each["key"] == "drift" and "# birds version 1: drift" in each["data"] for each in artifacts)
+    assert sorted(event["event"] for event in events) == ["thawline.drift.absent", "thawline.drift.detected"]
+    detected = max(events, key=lambda event: event["event"])
+    assert detected["resource"]["prefect.resource.id"] == "thawline.model.birds"
+    assert detected["payload"]["drift"] is True

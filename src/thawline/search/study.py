@@ -3,6 +3,7 @@
 Values go in and out; Optuna's handles stay inside.
 """
 
+import copy
 import inspect
 import json
 import logging
@@ -431,17 +432,36 @@ class GPSamplerWithPruned(optuna.samplers.GPSampler):
         return super().sample_relative(*_pruned_as_complete(study, trial), search_space)
 
 
+_MODELLED = 100
+"""Trials that the model is fitted to, at most: the time for it grows with their cube."""
+
+
 def _pruned_as_complete(study: optuna.Study, asking: FrozenTrial) -> tuple[optuna.Study, FrozenTrial]:
-    """A copy of the study in memory in which pruned trials are complete, and that copy of the trial that asks."""
-    copy = optuna.create_study(direction=study.direction)
-    others = [t for t in study.get_trials(deepcopy=True) if t.number != asking.number]
-    for trial in others:
-        if trial.state is TrialState.PRUNED and trial.value is not None:
+    """A copy of the study in memory in which pruned trials are complete, and that copy of the trial that asks.
+
+    Of a large study it holds the best trials and the latest, half of each, and those that run.
+    """
+    trials = [
+        trial for trial in study.get_trials(deepcopy=False) if trial.number != asking.number and trial.state in _SEEN
+    ]
+    running = [trial for trial in trials if trial.state is TrialState.RUNNING]
+    valued = [trial for trial in trials if trial.value is not None and trial.state is not TrialState.RUNNING]
+    if len(valued) > _MODELLED:
+        sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
+        latest = valued[-_MODELLED // 2 :]
+        best = sorted(valued[: -_MODELLED // 2], key=lambda trial: sign * float(trial.value or 0.0))[: _MODELLED // 2]
+        valued = sorted([*best, *latest], key=lambda trial: trial.number)
+    seen = copy.deepcopy([*valued, *running])
+    made = optuna.create_study(direction=study.direction)
+    for trial in sorted(seen, key=lambda trial: trial.number):
+        if trial.state is TrialState.PRUNED:
             trial.state = TrialState.COMPLETE
-        if trial.state is not TrialState.WAITING:
-            copy.add_trial(trial)
-    copy.add_trial(asking)
-    return copy, copy.get_trials(deepcopy=False)[-1]
+        made.add_trial(trial)
+    made.add_trial(asking)
+    return made, made.get_trials(deepcopy=False)[-1]
+
+
+_SEEN = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 
 
 def _sampler(config: StudyConfig, trials: int) -> BaseSampler:

@@ -104,6 +104,9 @@ def search(
     trials: Annotated[int | None, typer.Option(help="Trials in all, over every time the study is run.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images per trial, at most.")] = None,
     timeout: Annotated[float | None, typer.Option(metavar="MINUTES", help="Start no trial after this time.")] = None,
+    workers: Annotated[
+        str | None, typer.Option(metavar="N|auto", help="Trials at the same time; auto: one for each GPU.")
+    ] = None,
     image_size: Annotated[int | None, typer.Option(help="Side in pixels of what the network sees.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per optimizer step.")] = None,
     model: Annotated[str | None, typer.Option(help="Name in the model registry; default: the folder's name.")] = None,
@@ -138,6 +141,7 @@ def search(
         "activations.budget": cache_budget,
         "study.trials": trials,
         "study.timeout_minutes": timeout,
+        "study.workers": int(workers) if workers and workers.isdigit() else workers,
         "study.name": study,
         "study.seed": seed,
         "promotion.model": model,
@@ -235,14 +239,17 @@ def summary(
 @app.command()
 def leaderboard(
     study: Annotated[str | None, typer.Argument(help="Name of a study; default: the latest.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="Database of the study; default: THAWLINE_STORAGE, else the home.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Rank the trials of a study."""
     from thawline.search.leaderboard import leaderboard_rows, leaderboard_table
     from thawline.search.study import latest_study, load_records
 
-    name = study or latest_study(environment.home())
-    metric, records = load_records(environment.home(), name)
+    name = study or latest_study(environment.home(), storage)
+    metric, records = load_records(environment.home(), name, storage)
     if as_json:
         _print_json({"study": name, "metric": metric, "trials": leaderboard_rows(records)})
     else:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from thawline.exceptions import ConfigError
 
@@ -59,6 +59,12 @@ def _pattern(value: str) -> str:
 def _augmentation(value: str) -> str:
     if value not in {"none", "fresh"} and not re.fullmatch(r"views\([1-9]\d{0,2}\)", value):
         raise ValueError(f"must be none, fresh or views(K) with K from 1 to 999, but got {value!r}")
+    return value
+
+
+def _workers(value: object) -> object:
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"must be auto or a whole number from 1, but got {value!r}")
     return value
 
 
@@ -291,7 +297,7 @@ class StudyConfig(_Model):
     train the head alone are trained together."""
     enqueue: tuple[dict[str, Any], ...] = ()
     """Points to try first, such as ``[{freeze_depth: 3, learning_rate: 0.002}]``; what one leaves out is sampled."""
-    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    workers: Annotated[int | Literal["auto"], BeforeValidator(_workers)] = "auto"
     """Trials that run at the same time, each in another process; ``auto`` is ``workers_per_gpu`` for each GPU, one
     without, and ``batch`` of them on a cluster. More than one makes the order of results, and so the sampler's choices,
     depend on timing."""

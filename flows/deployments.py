@@ -7,13 +7,14 @@ from thawline import environment
 
 environment.prepare_flows()  # before Prefect and MLflow are imported: they read their switches then
 
+import asyncio  # noqa: E402
 import os  # noqa: E402
 import re  # noqa: E402
+import signal  # noqa: E402
 from collections.abc import Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, Literal  # noqa: E402
 
-import prefect  # noqa: E402
 from prefect import Flow  # noqa: E402
 from prefect.client.orchestration import SyncPrefectClient, get_client  # noqa: E402
 from prefect.client.schemas.actions import WorkPoolCreate  # noqa: E402
@@ -22,6 +23,7 @@ from prefect.client.schemas.schedules import CronSchedule  # noqa: E402
 from prefect.deployments.runner import RunnerDeployment  # noqa: E402
 from prefect.events import DeploymentEventTrigger  # noqa: E402
 from prefect.exceptions import ObjectNotFound  # noqa: E402
+from prefect.runner import Runner  # noqa: E402
 from prefect.schedules import Cron, Schedule  # noqa: E402
 from prefect.settings import PREFECT_LOGGING_EXTRA_LOGGERS, temporary_settings  # noqa: E402
 from prefect.types.entrypoint import EntrypointType  # noqa: E402
@@ -197,7 +199,26 @@ def serve(deployment: RunnerDeployment) -> None:
     """
     check_server()
     with temporary_settings({PREFECT_LOGGING_EXTRA_LOGGERS: _LOGGERS}):  # its runs are processes that inherit them
-        prefect.serve(deployment, pause_on_shutdown=False, print_starting_message=False, limit=1)
+        asyncio.run(_serve(deployment))
+
+
+async def _serve(deployment: RunnerDeployment) -> None:
+    """What ``prefect.serve`` does, but on SIGTERM and Ctrl-C the run that goes on is ended and said to be cancelled.
+
+    Prefect's own leaves it RUNNING for ever, and what it occupies taken.
+    """
+    runner = Runner(pause_on_shutdown=False, limit=1)
+    await runner.aadd_deployment(deployment)
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    serving = loop.create_task(runner.start())
+    await asyncio.sleep(0)  # the runner has set its own handler by now
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    stop = loop.create_task(stopped.wait())
+    await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
+    if stopped.is_set():
+        await runner.astop()
+    await serving
 
 
 def _deployment(

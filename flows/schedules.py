@@ -16,6 +16,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.logging.loggers import flow_run_logger
@@ -29,6 +30,8 @@ __all__ = ["alone", "drop_missed_runs"]
 
 _PAGE = 200
 """Runs that Prefect's API returns at a time, at most."""
+_LOCKED = 423
+"""HTTP's status of a request for a slot when none is free."""
 
 
 def drop_missed_runs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -87,17 +90,21 @@ def _alone_at_server(model: str) -> Iterator[None]:
         StudyError: if it is occupied.
     """
     name = f"thawline-{model}"
-    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):  # another run was faster
-        client.upsert_global_concurrency_limit_by_name(name, limit=1)
+    taken = StudyError(
+        f"{model} is being retrained by another run: Prefect's global concurrency limit {name} is taken. If none is "
+        f"running, free it with: prefect gcl update {name} --active-slots 0"
+    )
+    with get_client(sync_client=True) as client:
+        with suppress(ObjectAlreadyExists):  # another run made it at the same moment
+            client.upsert_global_concurrency_limit_by_name(name, limit=1)
+        if client.read_global_concurrency_limit_by_name(name).active_slots > 0:
+            raise taken  # by far the most common way to learn it: Prefect logs a slot that it refuses as an error
     with ExitStack() as slot:
         try:
             # A training is not thrown away because the server was out of reach when the slot's lease was due.
             slot.enter_context(concurrency(name, max_retries=0, strict=True, raise_on_lease_renewal_failure=False))
-        except Exception as error:
-            if getattr(getattr(error.__cause__, "response", None), "status_code", None) != 423:  # HTTP's "locked"
-                raise
-            raise StudyError(
-                f"{model} is being retrained by another run: Prefect's global concurrency limit {name} is taken. If "
-                f"none is running, free it with: prefect gcl update {name} --active-slots 0"
-            ) from None
+        except ConcurrencySlotAcquisitionError as error:
+            if getattr(getattr(error.__cause__, "response", None), "status_code", None) == _LOCKED:
+                raise taken from None
+            raise
         yield

@@ -47,6 +47,7 @@ from thawline.search import (  # noqa: E402
     conclude,
     conduct,
     decode_images,
+    fetch_data,
     judge_best,
     prepare_workers,
     read_data,
@@ -99,6 +100,7 @@ def search(config: SearchConfig) -> SearchOutcome:
 def prepare(config: SearchConfig, home: Path) -> Prepared:
     """Try the backbones, read the data, decode the images: the cheapest first."""
     depths = backbones_task(config)
+    fetch_task(config)
     manifest = data_task(config)
     completed, fingerprint = complete(config, manifest)
     images = decode_task(config, manifest, home)
@@ -135,7 +137,7 @@ def run_trials(
         for result in trial_outcomes(future, [spec.number for spec in specs]):
             study.tell(result)
             announce_end(result)
-        recorder.log_leaderboard(study)
+        recorder.update_leaderboard(study)
 
 
 def submit(
@@ -164,6 +166,12 @@ def first_done(running: Iterable[PrefectFuture[Any]], grace_seconds: float) -> P
     except BaseException:
         stop_workers(grace_seconds)
         raise
+
+
+@task(name="fetch data", cache_policy=NO_CACHE)
+def fetch_task(config: SearchConfig) -> None:
+    """Mirror what is on object storage."""
+    fetch_data(config)
 
 
 @task(name="read data", cache_policy=NO_CACHE)

@@ -97,7 +97,12 @@ def _options(
 
 @app.command()
 def search(
-    data: Annotated[Path, typer.Argument(help="Folder of images: DATA/<class>/…, or DATA/train/<class>/… and so on.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER|URL", help="Images: DATA/<class>/…, or DATA/train/<class>/… and so on; or s3://bucket/DATA."
+        ),
+    ],
     recipe: Annotated[Path | None, typer.Option(help="Recipe file; see `thawline recipes`.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Pretrained network; see `thawline backbones`.")] = None,
     weights: Weights = None,
@@ -128,10 +133,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search for the best fine-tuned classifier, register it, and make it champion if it is better."""
-    from thawline.config import SearchConfig, load_recipe, parse_assignments
-
     options = {
-        "data.path": str(data),
         "backbone.name": backbone,
         "backbone.weights": weights,
         "backbone.image_size": image_size,
@@ -148,9 +150,7 @@ def search(
         "promotion.approve": approve or None,
         "tracking.uri": tracking_uri,
     }
-    config = SearchConfig.build(
-        load_recipe(recipe) if recipe else {}, _nested(options), parse_assignments(assignments or [])
-    )
+    config = _config_of(data, recipe, options, assignments)
     outcome = _run_search(config, quiet=as_json)
     if as_json:
         _print_json(outcome.as_dict())
@@ -186,15 +186,17 @@ def demo() -> None:
 
 @app.command()
 def check(
-    data: Annotated[Path, typer.Argument(help="Folder of images.")],
+    data: Annotated[str, typer.Argument(metavar="FOLDER|URL", help="Folder of images.")],
     assignments: SetOption = None,
     as_json: Json = False,
 ) -> None:
     """Read and report the data without training: classes, splits, bad files by name, duplicates, leaks, digest."""
     from thawline.config import SearchConfig, parse_assignments
-    from thawline.data import report, report_json, scan
+    from thawline.data import data_location, mirror, report, report_json, scan
 
-    config = SearchConfig.build({"data": {"path": str(data)}}, parse_assignments(assignments or []))
+    config = SearchConfig.build({"data": data_location(data, environment.home())}, parse_assignments(assignments or []))
+    if config.data.url is not None:
+        mirror(config.data.url, config.data.path)
     manifest = scan(config.data)
     if as_json:
         _print_json(report_json(manifest))

@@ -107,7 +107,7 @@ def _cache(home: Path) -> Finding:
         folder = home / "cache" / name
         files = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
         sizes.append(f"{sum(path.stat().st_size for path in files) / 1e9:.1f} GB {name}")
-    advice = "to free it, remove the folder while no search runs; --cache-budget bounds the activations"
+    advice = "thawline clean shows what can go; --cache-budget bounds the activations"
     return Finding("cache", "ok", f"{home / 'cache'}: {', '.join(sizes)}", advice if (home / "cache").is_dir() else "")
 
 

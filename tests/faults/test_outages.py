@@ -164,12 +164,12 @@ def test_a_disk_that_is_full_does_not_stop_training_and_what_waits_is_written_wh
 @pytest.mark.xdist_group("outages-hung")
 def test_a_worker_that_hangs_is_ended_and_its_trial_comes_out_the_same(make_search: Callable[..., Search]) -> None:
     expected = make_search("lively", *TRIALS, "--exact").finish()
-    search = make_search("hung", *TRIALS, "--exact", "--set", "study.hang_minutes=0.1")
+    search = make_search("hung", *TRIALS, "--exact", "--set", "study.hang_minutes=0.4")
     life = search.start()
     assert life.says("trial-00 epoch 2/4")
     (worker,) = [process for process in life.workers() if process.status() != psutil.STATUS_ZOMBIE]
     worker.suspend()
-    assert life.says("its process made no progress for 0.1 minutes; it is tried again from its last checkpoint")
+    assert life.says("its process made no progress for 0.4 minutes; it is tried again from its last checkpoint")
     code, _ = life.end()
     assert code == 0, "\n".join(life.lines)
     assert facts(search.outcome()) == facts(expected)

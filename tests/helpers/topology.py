@@ -1,14 +1,35 @@
 """What `docker/compose.yaml` starts, so that the same can be started as processes on loopback."""
 
+import os
+import random
 import re
-from collections.abc import Mapping
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
-__all__ = ["COMPOSE", "Service", "compose", "load", "on_loopback", "read_env", "rewire", "substitute"]
+__all__ = [
+    "COMPOSE",
+    "Processes",
+    "Service",
+    "compose",
+    "free_ports",
+    "load",
+    "on_loopback",
+    "processes",
+    "read_env",
+    "rewire",
+    "substitute",
+]
 
 COMPOSE = Path(__file__).parents[2] / "docker" / "compose.yaml"
 
@@ -111,11 +132,109 @@ def rewire(text: str, ports: Mapping[str, int], paths: Mapping[str, str]) -> str
     """A value, or a whole configuration file, with addresses and paths as in :func:`on_loopback`."""
     for address, port in ports.items():
         text = re.sub(rf"(?<![\w.-]){re.escape(address)}(?!\d)", f"127.0.0.1:{port}", text)
-    for inside in sorted(paths, key=len, reverse=True):
-        text = re.sub(rf"(?<![\w./-]){re.escape(inside)}(?![\w.-])", paths[inside], text)
+    if paths:  # all at once: a path that stands for another may begin with a third, such as /tmp
+        known = "|".join(map(re.escape, sorted(paths, key=len, reverse=True)))
+        text = re.sub(rf"(?<![\w./-])(?:{known})(?![\w.-])", lambda found: paths[found[0]], text)
     return text
 
 
 def _split(ports: Mapping[str, int]) -> dict[tuple[str, str], int]:
     """``{"mlflow:5000": 1}`` to ``{("mlflow", "5000"): 1}``."""
     return {(address.rpartition(":")[0], address.rpartition(":")[2]): port for address, port in ports.items()}
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that nobody uses now, and that the system gives to no outgoing connection later."""
+    found: list[int] = []
+    for port in random.sample(range(20_000, 32_000), 1_000):  # below those that Linux and others give
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError(f"No {count} free ports from 20000 to 31999.")
+
+
+class Processes:
+    """Services that run as processes of this machine, each in a session and with a log of its own.
+
+    Args:
+        folder: where they run, and where their logs are, one NAME.log for each.
+        environment: what an image gives its services, such as ``PATH``; nothing else is inherited.
+    """
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self._folder, self._environment = folder, dict(environment)
+        self._running: dict[str, tuple[Service, subprocess.Popen[bytes]]] = {}
+
+    def start(self, name: str, service: Service) -> None:
+        """Start it as its container would; :meth:`wait_until_healthy` says when it is up."""
+        # A shell's background jobs ignore Ctrl-C, and what is started by one of them would for ever.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with (self._folder / f"{name}.log").open("ab") as log:
+                process = subprocess.Popen(
+                    service.command,
+                    env=self._environment | service.environment,
+                    cwd=self._folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        finally:
+            signal.signal(signal.SIGINT, before)
+        self._running[name] = (service, process)
+
+    def wait_until_healthy(self, name: str, seconds: float = 300) -> None:
+        """Until the address of its health check answers with a success."""
+        (service, process), deadline = self._running[name], time.monotonic() + seconds
+        assert service.health is not None
+        while True:
+            assert process.poll() is None, f"{name} ended by itself, with exit code {process.returncode}"
+            with suppress(OSError), urllib.request.urlopen(service.health, timeout=8):
+                return
+            assert time.monotonic() < deadline, f"{name} is not healthy after {seconds:g} seconds"
+            time.sleep(0.2)  # it says nothing when it begins to answer
+
+    def logs(self, lines: int = 40) -> str:
+        """The last lines of every log."""
+        tails = [
+            "\n".join([f"----- {log.stem}", *log.read_text(errors="replace").splitlines()[-lines:]])
+            for log in sorted(self._folder.glob("*.log"))
+        ]
+        return "\n".join(tails)
+
+    def stop(self, name: str, seconds: float = 60) -> None:
+        """SIGTERM, and after that time SIGKILL, to it and to whatever it has started."""
+        _, process = self._running.pop(name)
+        below: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess):
+            below = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        for child in below:
+            with suppress(psutil.NoSuchProcess):  # psutil knows a child from another process of the same number
+                child.kill()
+        process.wait()
+
+    def stop_all(self) -> None:
+        """The last that was started first."""
+        for name in reversed(list(self._running)):
+            self.stop(name)
+
+
+@contextmanager
+def processes(folder: Path, environment: Mapping[str, str]) -> Iterator[Processes]:
+    """:class:`Processes` that are stopped at the end of the block; if it fails, with the end of their logs."""
+    running = Processes(folder, environment)
+    try:
+        yield running
+    except BaseException as error:
+        error.add_note(running.logs())  # pytest shows it below the failure
+        raise
+    finally:
+        running.stop_all()

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -192,6 +193,8 @@ def _open(path: Path, expected: dict[str, Any] | None) -> DecodedImages | None:
         splits: dict[Split, slice] = {split: slice(*rows) for split, rows in description["splits"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or not what we write
         return None
+    with suppress(OSError):  # a cache on a read-only disk
+        os.utime(path.with_suffix(".json"))  # when it was last used, for `thawline clean`
     return DecodedImages(path, array, labels, splits)
 
 

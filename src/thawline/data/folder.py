@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from thawline.data import images
 from thawline.data._files import printable, write_atomically
 from thawline.data._pool import map_files
+from thawline.data.remote import MIRROR_STATE
 from thawline.data.splits import Split, assign, keys
 from thawline.exceptions import DataError
 
@@ -364,7 +365,7 @@ def _by_extension(file: Path) -> str:
 
 def _children(folder: Path) -> list[Path]:
     try:
-        return sorted(folder.iterdir(), key=lambda child: child.name)
+        return sorted((c for c in folder.iterdir() if c.name != MIRROR_STATE), key=lambda child: child.name)
     except OSError as error:
         raise DataError(f"Cannot read the folder {folder}: {error.strerror}.") from None
 

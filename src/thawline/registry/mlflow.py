@@ -359,11 +359,12 @@ class MlflowRegistry:
 
         version = self.resolve(model)
         with _failures_named(f"{model} cannot be loaded"), tempfile.TemporaryDirectory(prefix="thawline-") as folder:
+            # Where the files lie: a models:/ URI would be looked up in the process's global store.
+            location = self._client.get_model_version_download_uri(model.name, version)
             path = mlflow.artifacts.download_artifacts(
-                # Where the files lie: a models:/ URI would be looked up in the process's global store.
-                artifact_uri=self._client.get_model_version_download_uri(model.name, version),
-                # A local store answers with the place itself; from a server the files are needed only while loading.
-                dst_path=folder if self._store.uri.startswith("http") else None,
+                artifact_uri=location,
+                # A local folder answers with the place itself; from elsewhere the files are needed only while loading.
+                dst_path=None if location.startswith(("file:", "/")) else folder,
                 tracking_uri=self._store.uri,
                 registry_uri=self._store.registry_uri,
             )

@@ -3,7 +3,15 @@
 from thawline.search.conduct import Queue, announce_end, announce_start, conduct
 from thawline.search.events import Note, emit
 from thawline.search.materialise import store_activations
-from thawline.search.prepare import Prepared, check_backbones, check_config, complete, decode_images, read_data
+from thawline.search.prepare import (
+    Prepared,
+    check_backbones,
+    check_config,
+    complete,
+    decode_images,
+    fetch_data,
+    read_data,
+)
 from thawline.search.recorder import Recorder
 from thawline.search.slots import Slots
 from thawline.search.study import Asked, Study, TrialRecord
@@ -34,6 +42,7 @@ __all__ = [
     "conduct",
     "decode_images",
     "emit",
+    "fetch_data",
     "judge_best",
     "prepare_workers",
     "read_data",

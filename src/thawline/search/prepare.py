@@ -8,7 +8,7 @@ from pathlib import Path
 
 from thawline import backbones
 from thawline.config import ExecutionConfig, PromotionConfig, SearchConfig
-from thawline.data import Manifest, check_folder, decoded, labelled_files, printable, scan
+from thawline.data import Manifest, check_folder, check_url, decoded, labelled_files, mirror, printable, scan
 from thawline.exceptions import ConfigError
 from thawline.registry import check_exports
 from thawline.search.events import Note, emit
@@ -18,7 +18,16 @@ from thawline.search.study import check_sampling
 from thawline.tracking import resolve_uri
 from thawline.training import runtime_for
 
-__all__ = ["Prepared", "check_approval", "check_backbones", "check_config", "complete", "decode_images", "read_data"]
+__all__ = [
+    "Prepared",
+    "check_approval",
+    "check_backbones",
+    "check_config",
+    "complete",
+    "decode_images",
+    "fetch_data",
+    "read_data",
+]
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,10 @@ def check_config(config: SearchConfig, home: Path) -> None:
     Raises:
         ThawlineError: naming the key or the path, the value, and what is possible.
     """
-    check_folder(config.data)
+    if config.data.url is None:
+        check_folder(config.data)
+    else:
+        check_url(config.data.url)
     for folder in config.promotion.further:
         labelled_files(folder)
     check_exports(config.promotion.exports)
@@ -93,6 +105,16 @@ def check_approval(config: PromotionConfig) -> None:
             "promotion.approve waits for an answer in Prefect's UI, and without PREFECT_API_URL there is none. Start "
             "one with `prefect server start`, set PREFECT_API_URL=http://127.0.0.1:4200/api, and try again."
         )
+
+
+def fetch_data(config: SearchConfig) -> None:
+    """Bring the local mirror up to date, if the data is on object storage.
+
+    Raises:
+        DataError: if it cannot be fetched.
+    """
+    if config.data.url is not None:
+        emit(Note(str(mirror(config.data.url, config.data.path))))
 
 
 def check_backbones(config: SearchConfig) -> dict[str, int]:

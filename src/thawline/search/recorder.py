@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 
 from thawline import __version__, backbones
 from thawline.activations import StoredSplits
-from thawline.config import SearchConfig, flatten
+from thawline.config import SearchConfig, flatten, without_password
 from thawline.data import report_json
 from thawline.search.events import Note, SearchStarted, emit
 from thawline.search.leaderboard import leaderboard_markdown, leaderboard_rows
@@ -35,6 +36,9 @@ from thawline.tracking import (
 __all__ = ["Recorder"]
 
 
+_LEADERBOARD_SECONDS = 5.0
+
+
 class Recorder:
     """Records one study in MLflow; the trials record themselves as child runs of it."""
 
@@ -43,6 +47,7 @@ class Recorder:
         self._config = config
         self._adopt = os.environ.get("MLFLOW_RUN_ID")
         self._tracker: MlflowTracker | None = None
+        self._leaderboard_written = -_LEADERBOARD_SECONDS
         self.report = TrackingReport()
         """What became of the study's own records; known when the run is closed."""
 
@@ -57,6 +62,7 @@ class Recorder:
             resolve_uri(config.tracking, home),
             home=home,
             experiment=config.tracking.experiment,
+            artifacts=config.tracking.artifacts,
             adopt_run_id=os.environ.get("MLFLOW_RUN_ID"),
         )
         if replayed := replay_unsent(store):
@@ -83,7 +89,7 @@ class Recorder:
             run_id = start_study_run(
                 self.store,
                 study=study.name,
-                params=flatten(prepared.config.without_passwords()),
+                params=_params(prepared.config),
                 tags=_tags(prepared),
                 adopt_run_id=self._adopt,
             )
@@ -153,11 +159,17 @@ class Recorder:
             self.tracker.log_metrics({"plan/trial_seconds": planned, "plan/trial_seconds_taken": taken}, step=0)
             emit(Note(f"plan: {planned:.0f} s for the epochs that were trained; they took {taken:.0f} s"))
 
+    def update_leaderboard(self, study: Study) -> None:
+        """Write the leaderboard after a trial, unless it was written just now: it grows with the study."""
+        if time.monotonic() - self._leaderboard_written >= _LEADERBOARD_SECONDS:
+            self.log_leaderboard(study)
+
     def log_leaderboard(self, study: Study, end: Sequence[str] = ()) -> None:
-        """Write the leaderboard into the parent run's note and as a table; called after every trial.
+        """Write the leaderboard into the parent run's note and as a table.
 
         ``end`` is how the search ended, in sentences, once it has.
         """
+        self._leaderboard_written = time.monotonic()
         records = study.records()
         metric = self._config.study.metric
         parts = [f"## Study {study.name}", *end, leaderboard_markdown(records, metric), _how_to_look(study.name)]
@@ -190,6 +202,13 @@ class Recorder:
                 profile=counts,
                 context=context,
             )
+
+
+def _params(config: SearchConfig) -> dict[str, str]:
+    """The configuration, with the storage that the study is really kept in."""
+    storage = storage_url(config.study.storage)
+    named = {"study.storage": without_password(storage)} if storage else {}
+    return flatten(config.without_passwords()) | named
 
 
 def _tags(prepared: Prepared) -> dict[str, str]:

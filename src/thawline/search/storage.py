@@ -131,7 +131,7 @@ def open_storage(home: Path, url: str | None, *, create: bool = True) -> Storage
     failure: Exception | None = None
     for _ in range(2):  # two searches that begin at the same moment make the same tables: the second finds them then
         try:
-            return Storage(_database(url), home)
+            return Storage(_database_of_process(url), home)
         except ImportError:
             raise StudyError(
                 f"The driver of {_named(url)} is not installed. For PostgreSQL: pip install 'thawline[postgres]'."
@@ -144,6 +144,14 @@ def open_storage(home: Path, url: str | None, *, create: bool = True) -> Storage
         f"The study's database {_named(url)} cannot be opened: {reason}. Start it, or correct study.storage or "
         "THAWLINE_STORAGE; without them the study is kept in Thawline's home."
     ) from failure
+
+
+def _database_of_process(url: str) -> RDBStorage:
+    """One for all threads of this process: each has a pool of connections of its own, of which a server has few."""
+    with _one_per_process_lock:
+        if url not in _databases:
+            _databases[url] = _database(url)
+        return _databases[url]
 
 
 def _database(url: str) -> RDBStorage:
@@ -302,6 +310,7 @@ _leases = sa.Table(
 so that the clocks of the machines do not matter."""
 
 
+_databases: dict[str, RDBStorage] = {}
 _one_per_process: dict[tuple[str, str], "_Leases"] = {}
 _one_per_process_lock = threading.Lock()
 """All threads of a search have the same leases: one that conducts a trial must hear that it was lost."""

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
@@ -233,6 +233,8 @@ class Study:
         try:
             self._report(number)
             return self._trial(number).should_prune() and result.epoch < self._config.train.epochs
+        except UpdateFinishedTrialError:
+            raise LeaseLost(f"Another search took trial {number} over, and has ended it.") from None
         except PASSING as error:
             _log.warning("the study cannot be written (%s); trial %d goes on", error, number)
             return False
@@ -255,8 +257,8 @@ class Study:
         patiently(self._tell, result)
 
     def _tell(self, result: TrialResult) -> None:
-        trial = self._trial(result.number)
-        if not self._stored(result.number).state.is_finished():
+        trial, lost = self._trial(result.number), self._claims.lost(_lease(result.number))
+        if not lost and not self._stored(result.number).state.is_finished():
             trial.set_user_attr("result", asdict(result))
             state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
             value = result.value if result.state == "complete" else None

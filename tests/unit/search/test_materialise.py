@@ -44,7 +44,8 @@ def test_a_process_that_dies_twice_while_it_stores_is_a_warning_and_trials_begin
         splits = stored(spec, own_home)
     assert [record.getMessage() for record in caplog.records] == [
         "storing activations of mobilenet_v3_small: its process was killed by signal 9; it is tried again",
-        "no activations of mobilenet_v3_small are stored, every trial computes them: its process was killed by signal 9",
+        "no activations of mobilenet_v3_small are stored, every trial computes them: its process was killed by "
+        "signal 9",
     ]
     runtime = runtime_for(splits.train_config(spec.config.train))
     assert [inputs.boundary for inputs in splits.open(6, runtime)] == [0, 0]

@@ -29,6 +29,7 @@ from prefect.settings import PREFECT_LOGGING_EXTRA_LOGGERS, temporary_settings  
 from prefect.types.entrypoint import EntrypointType  # noqa: E402
 from prefect.workers.process import ProcessWorker  # noqa: E402
 from pydantic import TypeAdapter, ValidationError  # noqa: E402
+from thawline.flows.drift import drift  # noqa: E402
 from thawline.flows.notifications import check_blocks  # noqa: E402
 from thawline.flows.retrain import retrain  # noqa: E402
 from thawline.flows.score import score  # noqa: E402
@@ -40,7 +41,7 @@ from thawline.registry import parse_model  # noqa: E402
 from thawline.search import check_config  # noqa: E402
 from thawline.search.retraining import model_of  # noqa: E402
 
-__all__ = ["at", "check_server", "deploy", "of_score", "of_search", "serve"]
+__all__ = ["at", "check_server", "deploy", "of_drift", "of_score", "of_search", "serve"]
 
 _PASSED_ON = (
     "MLFLOW_TRACKING_URI",
@@ -160,11 +161,31 @@ def of_score(
         RegistryError: if the model is not named as one is.
         ConfigError: if something else is wrong with it that can be known now.
     """
-    named = parse_model(model)
+    named = parse_model(model).name
     if out.suffix != ".parquet":
         raise ConfigError(f"--out must be a .parquet file, but got {out}.")
     parameters = {"model": model, "source": str(_full(source)), "out": str(_full(out))}
-    return _deployment(score, parameters, name=name or named.name, schedule=schedule)
+    return _deployment(score, parameters, name=name or named, schedule=schedule)
+
+
+def of_drift(
+    model: str, folder: Path, *, name: str | None = None, schedule: Schedule | None = None
+) -> RunnerDeployment:
+    """A deployment of the flow ``drift``: every run compares the folder with what the champion was made for.
+
+    Args:
+        model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
+        folder: searched for image files.
+        name: of the deployment; by default that of the model.
+        schedule: when to run, of :func:`at`; by default only when asked to.
+
+    Raises:
+        RegistryError: if the model is not named as one is.
+        ConfigError: if something else is wrong with it that can be known now.
+    """
+    named = parse_model(model).name
+    parameters = {"model": model, "folder": str(_full(folder))}
+    return _deployment(drift, parameters, name=name or named, schedule=schedule)
 
 
 def deploy(deployment: RunnerDeployment, pool: str) -> list[str]:

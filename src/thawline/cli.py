@@ -56,6 +56,7 @@ class Deployable(StrEnum):
     search = "search"
     retrain = "retrain"
     score = "score"
+    drift = "drift"
 
 
 def main() -> None:
@@ -440,7 +441,8 @@ def deploy(
     cron: Annotated[str | None, typer.Option(metavar="'M H D M W'", help="When; default: only when asked to.")] = None,
     timezone: Annotated[str | None, typer.Option(help="Of --cron, such as Europe/Berlin; default: UTC.")] = None,
     on_drift: Annotated[
-        bool, typer.Option("--on-drift", help="Retrain also when `thawline drift` finds that the images changed.")
+        bool,
+        typer.Option("--on-drift", help="Retrain also when a deployment of drift finds that the images changed."),
     ] = False,
     pool: Annotated[
         str | None, typer.Option(metavar="NAME", help="Process work pool to deploy to; default: serve it from here.")
@@ -452,29 +454,33 @@ def deploy(
     assignments: SetOption = None,
 ) -> None:
     """Put a flow on a schedule of a Prefect server, and run it here until Ctrl-C or by the workers of a pool."""
-    if data is None:
-        raise ThawlineError("Which images? Name their folder with --data FOLDER.")
-    if (flow is Deployable.score) != (out is not None):
-        raise ThawlineError("score needs --model NAME and --out FILE.parquet; the other flows take no --out.")
+    trains = flow in (Deployable.search, Deployable.retrain)
+    if data is None or (model is None and not trains) or ((out is not None) != (flow is Deployable.score)):
+        raise ThawlineError(
+            "search and retrain need --data FOLDER, drift needs --model NAME too, and score needs --out FILE.parquet "
+            "besides, which the others do not take."
+        )
+    if not trains and (recipe or assignments):
+        raise ThawlineError(f"--recipe and --set belong to search and retrain: {flow.value} trains nothing.")
     if on_drift and flow is not Deployable.retrain:
-        raise ThawlineError(f"--on-drift belongs to retrain: {flow.value} does not learn from new images.")
+        raise ThawlineError(f"--on-drift belongs to retrain: {flow.value} learns nothing from new images.")
     from thawline.flows import deployments
 
     deployments.check_server()
     schedule = deployments.at(cron, timezone)
-    if flow is Deployable.score:
-        if model is None or out is None or recipe or assignments:
-            raise ThawlineError("score takes --model NAME and --out FILE.parquet, and neither --recipe nor --set.")
-        made = deployments.of_score(model, Path(data), out, name=name, schedule=schedule)
-    else:
+    if trains:
         config = _config_of(data, recipe, {"promotion.model": model}, assignments)
         made = deployments.of_search(flow.value, config, name=name, schedule=schedule, on_drift=on_drift)
-    if pool is not None:
-        for line in deployments.deploy(made, pool):
-            _out.print(line, highlight=False, soft_wrap=True)
+    elif out is not None:
+        made = deployments.of_score(model, Path(data), out, name=name, schedule=schedule)
+    else:
+        made = deployments.of_drift(model, Path(data), name=name, schedule=schedule)
+    if pool is None:
+        print(f"Serving {made.full_name}; Ctrl-C stops it.", file=sys.stderr)  # noqa: T201
+        deployments.serve(made)
         return
-    print(f"Serving {made.full_name}; Ctrl-C stops it.", file=sys.stderr)  # noqa: T201
-    deployments.serve(made)
+    for line in deployments.deploy(made, pool):
+        _out.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()

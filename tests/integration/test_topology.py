@@ -32,7 +32,14 @@ IMAGES = {"train": 12, "validation": 8, "test": 12}
 """Of each class, at first."""
 MORE = 24
 """Training images of each class that come later."""
-TRIALS = 2
+RECIPE: dict[str, Any] = {
+    "data": {"workers": 1},
+    "backbone": {"name": "squeezenet1_0", "image_size": 64},
+    "space": {"freeze_depth": [4, 4], "learning_rate": [0.0005, 0.005]},
+    "train": {"epochs": 3, "batch_size": 16, "device": "cpu", "precision": "fp32", "channels_last": False},
+    "study": {"trials": 2},
+    "tracking": {"tensorboard": False, "system_metrics": False},
+}
 PATHS = ("/var/lib/thawline", "/var/lib/prefect", "/var/lib/mlflow", "/etc/thawline", "/run/secrets", "/tmp")  # noqa: S108
 SERVICES = ("mlflow", "prefect", "worker-cpu", "serve-cpu")
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -197,14 +204,56 @@ def until(found: Callable[[], Any], what: str) -> Any:
     return value
 
 
-def next_run(stack: Stack, since: list[dict[str, Any]], state: str) -> dict[str, Any]:
-    """The first run beyond those that completed so, and none that failed in between."""
+def next_run(stack: Stack, *before: dict[str, Any], name: str) -> dict[str, Any]:
+    """The next run that ended in a state of this name, beyond those that are known; none may fail meanwhile."""
+    known = {run["id"] for run in before}
 
-    def completed() -> dict[str, Any] | None:
+    def found() -> dict[str, Any] | None:
         runs = flow_runs(stack)
-        bad = [run["state"] for run in runs if run["state_type"] in {"FAILED", "CRASHED"}]
-        assert not bad
-        known = {run["id"] for run in since}
-        return next((r for r in runs if r["state_type"] == "COMPLETED" and r["id"] not in known and r["state_name"] == state), None)
+        failed = [run["state"] for run in runs if run["state_type"] in {"FAILED", "CRASHED"}]
+        assert not failed
+        ended = [run for run in runs if run["state_type"] == "COMPLETED" and run["id"] not in known]
+        return next((run for run in ended if run["state_name"] == name), None)
 
-    return until(completed, f"a run that ends as {state}")
+    run: dict[str, Any] = until(found, f"a run that ends as {name}")
+    return run
+
+
+def test_a_schedule_trains_skips_and_trains_again_as_the_folder_grows_and_the_champion_is_served(
+    shared: Path, tmp_path: Path
+) -> None:
+    source, data = shared / "data" / "clothing", tmp_path / "images" / MODEL
+    for split, count in IMAGES.items():
+        add_images(source, data, split, range(count))
+    recipe = tmp_path / "recipe.yaml"
+    weights = shared / "weights" / "squeezenet1_0_imagenet.safetensors"
+    recipe.write_text(yaml.safe_dump(RECIPE | {"backbone": {**RECIPE["backbone"], "weights": str(weights)}}))
+    t0 = time.time()
+    def tick(what):
+        print(f"{time.time()-t0:7.1f} {what}", flush=True)
+    with stack(tmp_path, data.parent) as it:
+        tick("pg")
+        it.up("mlflow"); it.up("prefect"); it.healthy("prefect"); tick("prefect")
+        print(it.in_worker("thawline", "deploy", "retrain", "--data", data, "--cron", "* * * * *", "--pool", "thawline", "--recipe", recipe))
+        tick("deployed")
+        it.healthy("mlflow"); tick("mlflow")
+        until(lambda: len(flow_runs(it)) >= 2, "two due runs"); tick("two due")
+        it.up("worker-cpu"); it.healthy("worker-cpu"); tick("worker")
+        first = next_run(it, name="Completed"); tick(first["state"]["message"])
+        it.up("serve-cpu"); it.healthy("serve-cpu"); tick("serve")
+        photo = min((source/"test"/"dress").iterdir())
+        print(it.predict(photo, None), it.predict(photo, it.token))
+        second = next_run(it, first, name="Skipped"); tick(second["state"]["message"])
+        add_images(source, data, "train", range(IMAGES["train"], IMAGES["train"]+MORE)); tick("grown")
+        third = next_run(it, first, second, name="Completed"); tick(third["state"]["message"])
+        print(it.champion())
+        until(lambda: it.predict(photo, it.token)[1]["version"] == it.champion(), "v"); tick("v")
+        for run in flow_runs(it): print({k: run[k] for k in ("name","expected_start_time","start_time","end_time","state_name","auto_scheduled")}, run["state"]["message"])
+        print(it.mlflow(f"registered-models/alias?name={MODEL}&alias=champion", user=None))
+        print(it.prefect("flow_runs/count", {}, user=None))
+        import subprocess as sp
+        print(sp.run(["ps","-eo","pid,pgid,sid,ppid,args"],capture_output=True,text=True).stdout)
+        t0=time.time()
+        for name in ("serve-cpu","worker-cpu","prefect","mlflow"):
+            it.running.stop(name); tick(f"stopped {name}")
+        print(it.running.logs(400))

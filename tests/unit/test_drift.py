@@ -52,6 +52,8 @@ def alarms(sizes: Sequence[tuple[int, int]], dimensions: int, alpha: float, shif
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("drift-rate")
 @pytest.mark.parametrize(
     ("many", "few", "dimensions"),
     [(120, 60, 32), (60, 120, 256)],  # fewer images than features: principal components of them alone follow chance
@@ -65,7 +67,7 @@ def test_images_of_the_same_kind_raise_at_most_the_stated_rate_of_false_alarms(
 
 
 def test_a_moderate_shift_is_found_nine_times_in_ten() -> None:
-    assert alarms([(120, 60)] * 50, 32, 0.01, shift=0.6) >= 45
+    assert alarms([(120, 60)] * 50, 32, 0.01, shift=0.4) >= 45
 
 
 def test_another_class_mix_is_found_and_rare_classes_alone_are_no_alarm() -> None:

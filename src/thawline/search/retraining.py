@@ -19,11 +19,11 @@ from pydantic import ValidationError
 
 from thawline import backbones
 from thawline.config import SearchConfig, SearchSpace
-from thawline.data import Manifest, mirror
+from thawline.data import Manifest
 from thawline.exceptions import DataError, StudyError
 from thawline.registry import MlflowRegistry, Outcome
 from thawline.search.events import Note, emit
-from thawline.search.prepare import complete, read_data
+from thawline.search.prepare import complete, fetch_data, read_data
 from thawline.search.winner import SearchOutcome
 from thawline.tracking import MlflowStore, connect, resolve_uri
 
@@ -106,8 +106,7 @@ def read_changes(config: SearchConfig, home: Path) -> Manifest:
     Raises:
         DataError: if the folder cannot be trained on.
     """
-    if config.data.url is not None:
-        mirror(config.data.url, config.data.path)
+    fetch_data(config)
     settings = config.data.model_dump_json(exclude={"workers"})
     folder = home / "cache" / "manifests" / hashlib.sha256(settings.encode()).hexdigest()[:16]
     listing, newest = _listing(config.data.path)

@@ -32,6 +32,7 @@ __all__ = [
     "flatten",
     "load_recipe",
     "parse_assignments",
+    "with_driver",
     "without_password",
 ]
 
@@ -475,6 +476,12 @@ class SearchConfig(_Model):
                 "tracking": self.tracking.model_copy(update={"uri": uri}),
             }
         )
+
+
+def with_driver(url: str) -> str:
+    """The URL with the driver that ``thawline[postgres]`` installs: SQLAlchemy 2.0 would take psycopg2, its successor
+    does not."""
+    return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
 
 
 def without_password(url: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from thawline.config import with_driver
 from thawline.tracking import MlflowStore, connect
 
 __all__ = ["OPTIONS", "STUDY", "Life", "Search", "facts"]
@@ -121,7 +122,7 @@ class Search:
     @property
     def store(self) -> MlflowStore:
         uri = self.environment.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home}/mlflow.db"
-        return connect(uri, home=self.home, experiment="thawline")
+        return connect(with_driver(uri), home=self.home, experiment="thawline")
 
     def start(self) -> Life:
         command = [sys.executable, "-m", "thawline", "search", str(self.data), *self.options]

@@ -292,6 +292,21 @@ def test_by_default_the_reference_is_what_the_study_held_out(store: MlflowStore,
     assert report.reference == f"the validation and test images of {known}"
     assert report.reference_images == len(held_out) < 180 == report.new_images
     assert not report.drift
+    assert report.note == ""
+
+
+def test_test_images_unlike_the_validation_images_are_said_to_be_so(
+    store: MlflowStore, folder: Path, same_kind: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    draw(data / "train", (5, 5, 5), seed=4)
+    draw(data / "validation", (20, 20, 20), seed=5)
+    draw(data / "test", (2, 2, 46), seed=6)
+    registered(store, folder, data)
+    report = check(store, same_kind)
+    assert "validation and the test images differ from each other" in report.note
+    assert report.note in report.as_markdown()
+    assert check(store, same_kind, reference=data / "validation").note == ""
 
 
 def test_a_reference_that_cannot_be_had_is_refused_with_what_to_do(

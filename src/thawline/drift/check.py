@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from thawline.config import SearchConfig
-from thawline.data import image_files, scan
+from thawline.data import Split, image_files, scan
 from thawline.drift.comparison import Answers, Floats, class_shares, compare
 from thawline.drift.report import ClassShare, DriftReport, Unusual
 from thawline.exceptions import ConfigError, DataError
@@ -31,6 +31,7 @@ _FEWEST_IMAGES = 20
 _LOWEST_ALPHA, _HIGHEST_ALPHA = 0.001, 0.2
 _BATCH = 32
 _UNUSUAL = 5
+_HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
 
 def check_drift(
@@ -76,14 +77,15 @@ def check_drift(
     files = _images_in(folder)
     registry = MlflowRegistry(open_store(tracking_uri, home))
     version = registry.resolve(name)
-    if reference is not None:
-        known, described = _images_in(reference), f"the images in {reference}"
-    else:
-        known, described = _held_out(registry, name.name, version)
+    compared = (
+        _held_out(registry, name.name, version)
+        if reference is None
+        else _Reference(f"the images in {reference}", _images_in(reference))
+    )
     reader = _Reader(registry.load(ModelName(name.name, None, version)), device)
-    known, files = _drawn(known, max_images), _drawn(files, max_images)
+    known, files = _drawn(compared.files, max_images), _drawn(files, max_images)
     total = len(known) + len(files)
-    before = reader.read(known, described, lambda done: on_progress(done, total))
+    before = reader.read(known, compared.described, lambda done: on_progress(done, total))
     after = reader.read(files, str(folder), lambda done: on_progress(len(known) + done, total))
     found = compare(before.answers, after.answers, alpha=alpha)
     farthest = np.argsort(-found.distances)[:_UNUSUAL]
@@ -91,7 +93,7 @@ def check_drift(
         model=name.name,
         version=version,
         folder=str(folder),
-        reference=described,
+        reference=compared.described,
         alpha=alpha,
         reference_images=len(before.paths),
         new_images=len(after.paths),
@@ -100,7 +102,18 @@ def check_drift(
         unusual=tuple(Unusual(str(after.paths[i]), float(found.distances[i])) for i in farthest),
         copies=after.copies,
         bad={**before.bad, **after.bad},
+        note=_note(before, compared.validation, alpha),
     )
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What new images are compared with."""
+
+    described: str
+    files: list[Path]
+    validation: frozenset[Path] = frozenset()
+    """Those among them that are of the study's validation split; the others are of its test split."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,8 +227,8 @@ def _images_in(folder: Path) -> list[Path]:
     return files
 
 
-def _held_out(registry: MlflowRegistry, model: str, version: str) -> tuple[list[Path], str]:
-    """Validation and test images of the study that trained the version, and what they are in words."""
+def _held_out(registry: MlflowRegistry, model: str, version: str) -> _Reference:
+    """Validation and test images of the study that trained the version."""
     instead = "Name a folder of images like those with --reference."
     text = registry.study_file(model, version, "config.yaml")
     if text is None:
@@ -227,8 +240,23 @@ def _held_out(registry: MlflowRegistry, model: str, version: str) -> tuple[list[
         raise DataError(f"The images that {model}/{version} was trained on cannot be read: {error} {instead}") from None
     if registry.tags(model, version).get("thawline.data_digest") not in (None, manifest.digest):
         raise DataError(f"{config.data.path} has changed since {model}/{version} was trained on it. {instead}")
-    rows = [*manifest.of("validation"), *manifest.of("test")]
-    return [manifest.root / row.path for row in rows], f"the validation and test images of {config.data.path}"
+    validation, test = ([manifest.root / row.path for row in manifest.of(split)] for split in _HELD_OUT)
+    described = f"the validation and test images of {config.data.path}"
+    return _Reference(described, [*validation, *test], frozenset(validation))
+
+
+def _note(reference: _Read, validation: frozenset[Path], alpha: float) -> str:
+    """A word on a reference that is not of one kind, as where the test images come from elsewhere."""
+    rows = np.array([path in validation for path in reference.paths])
+    if min(rows.sum(), (~rows).sum()) < _FEWEST_IMAGES:
+        return ""
+    found = compare(reference.answers.take(rows), reference.answers.take(~rows), alpha=alpha)
+    if not any(test.drift for test in found.tests):
+        return ""
+    return (
+        "The validation and the test images differ from each other by the same tests: new images that are like one of "
+        "them alone may be called drift. Name what to compare with by --reference."
+    )
 
 
 def _drawn(files: Sequence[Path], most: int) -> list[Path]:

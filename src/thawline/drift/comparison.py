@@ -27,6 +27,10 @@ class Answers:
     probabilities: Floats
     """``[N, num_classes]``."""
 
+    def take(self, rows: npt.NDArray[np.bool_]) -> "Answers":
+        """Those of some of the images; ``rows`` is a mask ``[N]``."""
+        return Answers(self.features[rows], self.probabilities[rows])
+
 
 @dataclass(frozen=True)
 class ShiftTest:

@@ -55,6 +55,8 @@ class DriftReport:
     """New files left out because another one has the same content."""
     bad: Mapping[str, str]
     """Files, new or of the reference, that could not be read, with the reason; no number counts them."""
+    note: str = ""
+    """What else there is to know, for people; mostly nothing."""
 
     @property
     def drift(self) -> bool:
@@ -84,7 +86,7 @@ class DriftReport:
         classes = [[_code(each.name), *cells] for each, cells in self._class_rows()]
         parts = [
             f"# {self.model} version {self.version}: {'drift' if self.drift else 'no drift found'}",
-            str(self),
+            f"{self} {self.note}".rstrip(),
             f"New images: {_code(self.folder)}. Reference: {self.reference}.",
             _markdown_table(_TEST_COLUMNS, [[*cells, _verdict(test)] for test, cells in self._test_rows()]),
             _markdown_table(_CLASS_COLUMNS, classes),
@@ -132,7 +134,8 @@ def drift_table(report: DriftReport) -> "RenderableType":
         unusual.add_row(Text(printable(image.path)), f"{image.distance:.1f}")
     heading = f"{report.model} version {report.version}; reference: {report.reference}"
     bad = [Text(f"Cannot be read: {printable(path)}: {reason}", "red") for path, reason in report.bad.items()]
-    return Group(Text(printable(heading), "bold"), "", tests, "", classes, "", unusual, "", *bad)
+    note = [Text(report.note, "yellow")] if report.note else []
+    return Group(Text(printable(heading), "bold"), "", tests, "", classes, "", unusual, "", *bad, *note)
 
 
 def _verdict(test: ShiftTest) -> str:

@@ -23,6 +23,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+from thawline.config import with_driver
 from thawline.exceptions import StudyError
 
 __all__ = ["PASSING", "Claims", "LeaseLost", "Storage", "open_storage", "patiently", "storage_url"]
@@ -104,14 +105,12 @@ def storage_url(configured: str | None) -> str | None:
     if url is None:
         return None
     try:
-        parsed = sa.make_url(url)
+        parsed = sa.make_url(with_driver(url))
     except sa.exc.ArgumentError:
         raise StudyError(
             f"study.storage (or THAWLINE_STORAGE) must be the URL of a database such as "
             f"postgresql://user@host/optuna, but got {url!r}."
         ) from None
-    if parsed.drivername == "postgresql":  # SQLAlchemy 2.0 would take psycopg2, which its own next version gives up
-        parsed = parsed.set(drivername="postgresql+psycopg")
     return parsed.render_as_string(hide_password=False)
 
 

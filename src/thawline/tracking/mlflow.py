@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from thawline.config import TrackingConfig, without_password
+from thawline.config import TrackingConfig, with_driver, without_password
 from thawline.exceptions import TrackingError
 from thawline.tracking._base import RunStatus
 
@@ -93,7 +93,7 @@ def resolve_uri(config: TrackingConfig, home: Path) -> str:
             f"tracking.artifacts is {config.artifacts}, but the server {without_password(uri)} decides by itself where "
             "files go. Start it with --artifacts-destination, and leave tracking.artifacts out."
         )
-    return uri
+    return with_driver(uri)
 
 
 def open_store(tracking_uri: str | None, home: Path) -> "MlflowStore":
@@ -131,7 +131,7 @@ def connect(
             f"Cannot create {home}: {error.strerror}. Set THAWLINE_HOME to a writable folder."
         ) from None
     database = _sqlite_file(uri)
-    registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
+    registry_uri = with_driver(os.environ.get("MLFLOW_REGISTRY_URI") or uri)
     try:
         with quiet_mlflow():
             from mlflow import MlflowClient

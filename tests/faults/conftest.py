@@ -1,7 +1,7 @@
 """Searches of a few seconds, to be hurt."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,18 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_search(shapes: Path, tmp_path: Path) -> Callable[..., Search]:
+def make_search(shapes: Path, tmp_path: Path) -> Iterator[Callable[..., Search]]:
+    made: list[Search] = []
+
     def make(name: str, *options: str, home: Path | None = None, **more: str) -> Search:
         keep = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "THAWLINE_", "CUDA_"))}
         folder = home or tmp_path / name / "home"
         folder.mkdir(parents=True, exist_ok=True)
         environment = {**keep, "THAWLINE_HOME": str(folder), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
-        return Search(shapes, folder, environment, [*OPTIONS, *options])
+        made.append(Search(shapes, folder, environment, [*OPTIONS, *options]))
+        return made[-1]
 
-    return make
+    yield make
+    for search in made:
+        for life in search.lives:
+            life.kill_everything()

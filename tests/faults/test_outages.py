@@ -1,6 +1,7 @@
 """Servers that fail, locked databases, full disks: training goes on, and nothing is lost or doubled."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
@@ -115,10 +116,10 @@ def test_databases_that_are_locked_for_a_while_are_waited_for(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 120 MB."""
+    """A disk of 1.5 GB, in memory: a search wants a gigabyte to spare before it begins."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120m", "tmpfs", str(folder)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500m", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
         pytest.skip("needs the right to mount a small disk")
     yield folder
@@ -126,13 +127,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
+    """A file that takes all that is free, to the last block."""
     ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(65536))
-        except OSError:
-            pass
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free)
+        while True:
+            file.seek(0, os.SEEK_END)
+            file.write(bytes(4096))
     return ballast
 
 

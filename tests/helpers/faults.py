@@ -118,6 +118,7 @@ class Search:
     home: Path
     environment: dict[str, str]
     options: list[str]
+    lives: list[Life] = field(default_factory=list)
 
     @property
     def store(self) -> MlflowStore:
@@ -126,7 +127,7 @@ class Search:
 
     def start(self) -> Life:
         command = [sys.executable, "-m", "thawline", "search", str(self.data), *self.options]
-        return Life(
+        life = Life(
             subprocess.Popen(
                 command,
                 env=self.environment,
@@ -137,6 +138,8 @@ class Search:
                 start_new_session=True,
             )
         )
+        self.lives.append(life)
+        return life
 
     def finish(self) -> dict[str, Any]:
         """Run it to its end; what came of it, as a user of ``--json`` reads it."""

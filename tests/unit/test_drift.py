@@ -247,7 +247,8 @@ def test_another_mix_of_classes_is_drift_of_the_predicted_classes(
     shift = report.tests[-1]
     assert (shift.part, shift.drift) == ("predicted classes", True)
     first = report.classes[0]
-    assert (first.name, first.reference) == ("blue", pytest.approx(1 / 3, abs=0.05))
+    assert first.name == "blue"
+    assert first.reference == pytest.approx(1 / 3, abs=0.05)
     assert first.new == pytest.approx(50 / 60, abs=0.05)
     page = report.as_markdown()
     assert "| `blue` | 33.3% | 83.3% |" in page
@@ -369,7 +370,7 @@ def test_the_flow_publishes_the_report_and_tells_prefect_of_drift(
         assert drift("birds", darkened, **options).drift
         with get_client(sync_client=True) as client:
             artifacts = client.request("POST", "/artifacts/filter").json()
-            events = []
+            events: list[dict[str, Any]] = []
             wanted = {"filter": {"event": {"prefix": ["thawline."]}}}
             while len(events) < 2:  # the test's time limit ends this
                 events = client.request("POST", "/events/filter", json=wanted).json()["events"]

@@ -1,16 +1,26 @@
-"""`thawline serve` as a process of its own."""
+"""`thawline serve`, and Prefect's server and worker, as processes of their own."""
 
+import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-__all__ = ["free_port", "server"]
+__all__ = ["PREFECT", "ask_prefect", "free_port", "prefect_server", "prefect_worker", "server"]
+
+PREFECT = str(Path(sys.executable).with_name("prefect"))
+"""Prefect's own command."""
 
 
 def free_port() -> int:
@@ -38,3 +48,71 @@ def server(model: str, environment: dict[str, str]) -> Iterator[tuple[int, "subp
             yield int(found[1]), process
         finally:
             process.kill()
+
+
+@contextmanager
+def prefect_server(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, str]]:
+    """`prefect server start` on a free port, up and answering; gives the environment of its clients.
+
+    Its database lies in the folder, and who holds its concurrency limits too, as with a server that is to run for long.
+    """
+    port = free_port()
+    folder.mkdir()
+    environment = {
+        **environment,
+        "PREFECT_HOME": str(folder),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "DO_NOT_TRACK": "true",
+    }
+    command = [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with _process_group(command, environment, folder / "server.log") as process:
+        while not _healthy(port):
+            assert process.poll() is None, (folder / "server.log").read_text()
+            time.sleep(0.2)  # it says nothing when it begins to answer
+        yield {
+            "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+            "PREFECT_HOME": str(folder),
+            "DO_NOT_TRACK": "true",
+        }
+
+
+@contextmanager
+def prefect_worker(pool: str, environment: dict[str, str], log: Path) -> Iterator[None]:
+    """`prefect worker start`, working in an empty folder of its own."""
+    with _process_group([PREFECT, "worker", "start", "--pool", pool], environment, log):
+        yield
+
+
+def ask_prefect(client: dict[str, str], path: str, body: object = None) -> Any:
+    """The answer of Prefect's REST API: to a POST if there is a body, else to a GET."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{client['PREFECT_API_URL']}/{path}", data)
+    request.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(request, timeout=120) as response:
+        return json.loads(response.read() or "null")
+
+
+@contextmanager
+def _process_group(command: list[str], environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that is ended with all that it started."""
+    folder = log.with_suffix(".d")
+    folder.mkdir()
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(
+            command, env=environment, stdout=file, stderr=file, start_new_session=True, cwd=folder
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=60) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False

@@ -1,19 +1,15 @@
 """A person's yes or no, asked for by Prefect's pause on a real server."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from colours import CLASSES, make_package, picture, register
-from servers import free_port
+from servers import prefect_server
 
 from thawline.tracking import MlflowStore, connect
 
@@ -54,40 +50,11 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-def healthy(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=60) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
-
-
 @pytest.fixture
-def prefect_api(tmp_path: Path, environment_of: Callable[[Path], dict[str, str]]) -> Iterator[str]:
-    """`prefect server start`, up and answering."""
-    port = free_port()
-    (tmp_path / "prefect").mkdir()
-    environment = {
-        **environment_of(tmp_path),
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "true",
-    }
-    command = [str(Path(sys.executable).with_name("prefect")), "server", "start", "--host", "127.0.0.1"]
-    with subprocess.Popen(
-        [*command, "--port", str(port)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as server:
-        try:
-            while not healthy(port):
-                assert server.poll() is None, "Prefect's server ended by itself"
-                time.sleep(0.2)  # it says nothing when it begins to answer
-            yield f"http://127.0.0.1:{port}/api"
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)
+def prefect(tmp_path: Path, environment_of: Callable[[Path], dict[str, str]]) -> Iterator[dict[str, str]]:
+    """The environment of a Prefect server's clients."""
+    with prefect_server(tmp_path / "prefect", environment_of(tmp_path)) as environment:
+        yield environment
 
 
 def test_without_a_server_that_outlives_the_command_nobody_could_answer_and_nothing_is_done(
@@ -102,16 +69,11 @@ def test_without_a_server_that_outlives_the_command_nobody_could_answer_and_noth
 def test_the_champion_is_replaced_only_after_a_person_agreed(
     store: MlflowStore,
     pictures: Path,
-    prefect_api: str,
+    prefect: dict[str, str],
     thawline: Callable[..., Any],
     environment_of: Callable[[Path], dict[str, str]],
-    tmp_path: Path,
 ) -> None:
-    environment = {
-        **environment_of(store.home),
-        "PREFECT_API_URL": prefect_api,
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-    }
+    environment = {**environment_of(store.home), **prefect}
     for answer, code, outcome, sentence in (
         ({"approve": False, "note": "not on a Friday"}, 1, "hold", "a person declined: not on a Friday"),
         ({"approve": True, "note": "go"}, 0, "promote", "a person approved: go"),
@@ -121,7 +83,7 @@ def test_the_champion_is_replaced_only_after_a_person_agreed(
             ended = thawline(
                 *("promote", "birds", "--data", pictures, "--approve", "--json"),
                 home=store.home,
-                PREFECT_API_URL=prefect_api,
+                **prefect,
             )
             assert person.wait(60) == 0
         finally:

@@ -1,0 +1,140 @@
+"""`thawline retrain`: trains, skips, tells, and is alone."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from servers import ask_prefect, prefect_server
+
+from thawline.search.retraining import alone_at_home
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("retrain"), pytest.mark.timeout(1200)]
+
+RECIPE: dict[str, Any] = {
+    "data": {"workers": 1},
+    "backbone": {"name": "mobilenet_v3_small", "weights": "starter", "image_size": 32},
+    "train": {"epochs": 1, "batch_size": 16, "device": "cpu"},
+    "study": {"trials": 1},
+    "space": {"freeze_depth": [4, 4], "learning_rate": [0.004, 0.004]},
+    "promotion": {"model": "shapes"},
+    "tracking": {"tensorboard": False, "system_metrics": False},
+}
+BLOCK = """
+import sys
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+message = {"subject": "{{subject}}", "body": "{{body}}"}
+CustomWebhookNotificationBlock(name="test", url=sys.argv[1], json_data=message).save("test")
+"""
+"""What a person does in Prefect's UI."""
+
+
+@contextmanager
+def receiver() -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """A service that is told things: its address, and what it was told."""
+    told: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/hook", told
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_it_trains_what_changed_begins_with_the_champion_skips_what_did_not_and_tells_how_it_ended(
+    tmp_path: Path,
+    thawline: Callable[..., Any],
+    environment_of: Callable[[Path], dict[str, str]],
+    draw_pictures: Callable[..., Path],
+) -> None:
+    home, data, more = tmp_path / "home", draw_pictures(tmp_path / "images"), draw_pictures(tmp_path / "more", 30)
+    recipe, wider = tmp_path / "recipe.yaml", tmp_path / "wider.yaml"
+    told_by = {"retrain": {"notify": ["custom-webhook/test"]}}
+    recipe.write_text(yaml.safe_dump(RECIPE | told_by))
+    space = {"freeze_depth": [2, 6], "learning_rate": [0.0001, 0.01]}
+    narrow = {"retrain": {**told_by["retrain"], "narrow": True}}
+    wider.write_text(yaml.safe_dump(RECIPE | {"space": space} | narrow))
+    with receiver() as (url, told), prefect_server(tmp_path / "prefect", environment_of(home)) as client:
+        subprocess.run([sys.executable, "-c", BLOCK, url], env={**environment_of(home), **client}, check=True)
+
+        first = thawline("retrain", data, "--recipe", recipe, "--json", home=home, **client).json
+        assert (first["end"], first["search"]["version"], first["search"]["promoted"]) == ("promoted", "1", True)
+        assert [message["subject"] for message in told] == ["shapes version 1: promoted"]
+        assert "Model: shapes version 1, promoted to champion" in told[0]["body"]
+        assert "/runs/flow-run/" in told[0]["body"]
+
+        second = thawline("retrain", data, "--recipe", recipe, home=home, **client)
+        assert second.code == 0, second.err
+        assert "shapes: skipped: nothing has changed since shapes version 1 (verdict: promote)" in second.out
+        (run,) = ask_prefect(client, "flow_runs/filter", {"flow_runs": {"state": {"name": {"any_": ["Skipped"]}}}})
+        assert run["state_type"] == "COMPLETED"
+        assert run["state"]["message"].startswith("nothing has changed since shapes version 1")
+        assert len(told) == 1
+
+        for file in more.glob("*/*-2[4-9].png"):
+            shutil.copy(file, data / file.parent.name)
+        with alone_at_home("shapes", home):
+            busy = thawline("retrain", data, "--recipe", wider, "--json", home=home, **client).json
+        assert (busy["end"], busy["reason"]) == ("skipped", "shapes is being retrained by another process")
+        slot = {"names": ["thawline-shapes"], "slots": 1}
+        ask_prefect(client, "v2/concurrency_limits/increment", slot)
+        busy = thawline("retrain", data, "--recipe", wider, "--json", home=home, **client).json
+        assert busy["end"] == "skipped"
+        assert "Prefect's global concurrency limit thawline-shapes is taken" in busy["reason"]
+        ask_prefect(client, "v2/concurrency_limits/decrement", slot)
+        assert len(told) == 1
+
+        third = thawline("retrain", data, "--recipe", wider, "--json", home=home, **client).json
+        assert third["search"]["version"] == "2"
+        assert third["search"]["study"] != first["search"]["study"]
+        (trial,) = third["search"]["trials"]
+        assert (trial["freeze_depth"], trial["learning_rate"]) == (4, 0.004)
+        assert [message["subject"] for message in told[1:]] == [f"shapes version 2: {third['end']}"]
+        again = thawline("retrain", data, "--recipe", wider, "--json", home=home, **client).json
+        assert again["end"] == "skipped"  # although the champion, and so what is near it, may be another now
+
+        for file in (data / "circle").iterdir():
+            file.write_bytes(b"not an image")
+        failed = thawline("retrain", data, "--recipe", recipe, home=home, **client)
+        assert failed.code == 2
+        assert "cannot be read" in failed.err or "unreadable" in failed.err, failed.err
+        assert "Traceback" not in failed.err
+        assert [message["subject"] for message in told[2:]] == ["shapes: failed"]
+        assert len(told[2]["body"].splitlines()) >= 2
+
+
+def test_somebody_to_tell_who_does_not_exist_is_named_before_anything_is_trained(
+    tmp_path: Path, thawline: Callable[..., Any], draw_pictures: Callable[..., Path]
+) -> None:
+    data, home = draw_pictures(tmp_path / "shapes"), tmp_path / "home"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE))
+    for block, sentence in (
+        ("team", "retrain.notify.0: must be a block of Prefect as TYPE/NAME, such as slack-webhook/team"),
+        ("slack-webhook/team", "retrain.notify: Prefect has no block 'slack-webhook/team'"),
+    ):
+        ended = thawline("retrain", data, "--recipe", recipe, "--set", f"retrain.notify=[{block}]", home=home)
+        assert ended.code == 2
+        assert sentence in ended.err
+        assert "Traceback" not in ended.err
+    assert not (home / "mlflow.db").exists()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import yaml
@@ -26,6 +26,8 @@ from databases import postgres_at
 from topology import COMPOSE, Processes, Service, free_ports, load, on_loopback, processes, read_env, rewire
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("topology"), pytest.mark.timeout(1500)]
+
+T = TypeVar("T")
 
 MODEL = "clothing"
 CLASSES = ("dress", "hat", "pants", "shoes")
@@ -163,7 +165,7 @@ def ask(url: str, body: object = None, *, user: str | None = None, token: str | 
             return error.code, error.read().decode()
 
 
-def until(what: str, answer: Callable[[], Any]) -> Any:
+def until(what: str, answer: Callable[[], T | None]) -> T:
     """Ask until there is an answer, and return it."""
     deadline = time.monotonic() + PATIENCE
     while not (found := answer()):

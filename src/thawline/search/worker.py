@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
+from types import FrameType
 from typing import Any, TypeAlias
 
 from thawline.exceptions import ThawlineError
@@ -225,12 +226,20 @@ def _serve(connection: Connection) -> None:
     _end_with_parent()
     # Ctrl-C reaches every process of a terminal; the driver hears it too, and ends its trials.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: _leaving.set())
+    busy = False
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        _leaving.set()
+        if not busy:
+            os._exit(0)  # there is nothing to keep, and waiting for the next call would go on after a mere signal
+
+    signal.signal(signal.SIGTERM, leave)
     while not _leaving.is_set():
         try:
             function, args = connection.recv()
         except EOFError:
             return
+        busy = True
         try:
             answer = ("result", function(*args, Link(connection)))
         except ThawlineError as error:
@@ -240,6 +249,7 @@ def _serve(connection: Connection) -> None:
         connection.send(answer)
         del function, args, answer
         gc.collect()  # a trial's tensors go before the next one's come
+        busy = False
 
 
 def _end_with_parent() -> None:

@@ -94,6 +94,14 @@ def test_a_worker_that_the_system_asks_to_leave_is_a_crash_after_which_the_next_
     assert call_in_worker(_pid) != os.getpid()
 
 
+def test_a_worker_that_waits_for_a_call_ends_at_once_when_it_is_asked_to() -> None:
+    pid = call_in_worker(_pid)
+    (process,) = [process for process in active_children() if process.pid == pid]
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == 0
+
+
 def test_a_worker_that_says_nothing_for_too_long_is_ended() -> None:
     with pytest.raises(WorkerCrashed, match=r"made no progress for 0\.005 minutes"):
         call_in_worker(_hang, silent_seconds=0.3)

@@ -1,0 +1,257 @@
+"""`thawline deploy` and prefect.yaml, on a real Prefect server and with a real worker."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from servers import PREFECT, ask_prefect, prefect_server, prefect_worker
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deploy"), pytest.mark.timeout(1200)]
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 400
+"""Seconds until anything must have happened, on a machine that is busy with other things."""
+RECIPE: dict[str, Any] = {
+    "data": {"workers": 1},
+    "backbone": {"name": "mobilenet_v3_small", "weights": "starter", "image_size": 32},
+    "train": {"epochs": 1, "batch_size": 16, "device": "cpu"},
+    "study": {"trials": 1},
+    "space": {"freeze_depth": [6, 6]},
+    "tracking": {"tensorboard": False, "system_metrics": False},
+}
+MISSED = 30
+DRIFT = """
+from prefect.events import emit_event
+emit_event("thawline.drift.detected", resource={"prefect.resource.id": "thawline.model.shapes"})
+"""
+REFUSED = """
+import json, sys
+from thawline import environment
+environment.prepare()
+from thawline.cli import app
+from thawline.exceptions import ThawlineError
+for arguments in json.loads(sys.argv[1]):
+    try:
+        app(arguments, standalone_mode=False)
+    except ThawlineError as error:
+        print(json.dumps(str(error)))
+    else:
+        print(json.dumps("it was deployed"))
+"""
+"""The command line, many times in one process: it takes seconds to start."""
+
+
+@pytest.fixture(scope="module")
+def client(
+    tmp_path_factory: pytest.TempPathFactory, environment_of: Callable[[Path], dict[str, str]]
+) -> Iterator[dict[str, str]]:
+    """The environment of a Prefect server's clients."""
+    folder = tmp_path_factory.mktemp("server")
+    with prefect_server(folder / "prefect", environment_of(folder)) as environment:
+        yield environment
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.fixture
+def shapes(tmp_path: Path, draw_pictures: Callable[..., Path]) -> Path:
+    return draw_pictures(tmp_path / "shapes")
+
+
+def until(found: Callable[[], Any], what: str) -> Any:
+    """What is found, as soon as it is something."""
+    deadline = time.monotonic() + PATIENCE
+    while not (value := found()):
+        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE} seconds"
+        time.sleep(0.3)  # the API tells nobody that something has happened
+    return value
+
+
+def deployment(client: dict[str, str], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = ask_prefect(client, f"deployments/name/{name}")
+    return found
+
+
+def runs_of(client: dict[str, str], which: str, **state: list[str]) -> list[dict[str, Any]]:
+    """Runs of a deployment in a state, the first that was due first."""
+    flow, _, own = which.partition("/")
+    question = {
+        "flows": {"name": {"any_": [flow]}},
+        "deployments": {"name": {"any_": [own]}},
+        "flow_runs": {"state": {key: {"any_": values} for key, values in state.items()}},
+        "sort": "EXPECTED_START_TIME_ASC",
+    }
+    found: list[dict[str, Any]] = ask_prefect(client, "flow_runs/filter", question)
+    return found
+
+
+def test_a_worker_that_was_off_starts_one_run_then_skips_what_did_not_change_and_drift_asks_again(
+    shapes: Path,
+    recipe: Path,
+    tmp_path: Path,
+    client: dict[str, str],
+    thawline: Callable[..., Any],
+    environment_of: Callable[[Path], dict[str, str]],
+) -> None:
+    home = tmp_path / "home"
+    # From the folder that holds the images, by a relative path.
+    made = thawline(
+        *("deploy", "retrain", "--data", "shapes", "--recipe", recipe.name, "--cron", "* * * * *"),
+        *("--pool", "local", "--on-drift"),
+        home=home,
+        **client,
+    )
+    assert made.code == 0, made.err
+    assert "Deployed retrain/shapes to the work pool local." in made.out
+    assert "prefect worker start --pool local" in made.out
+    name = "retrain/shapes"
+    known = deployment(client, name)
+    assert known["parameters"]["config"]["data"]["path"] == str(shapes)
+    assert known["entrypoint"] == "thawline.flows.retrain.retrain"
+    assert ask_prefect(client, "work_pools/local")["type"] == "process"
+
+    # The server plans the runs of an hour in which no worker was up.
+    now = datetime.now(UTC)
+    span = {"start_time": (now - timedelta(minutes=60)).isoformat(), "end_time": now.isoformat()}
+    ask_prefect(client, f"deployments/{known['id']}/schedule", {**span, "min_runs": MISSED, "max_runs": MISSED})
+    planned = runs_of(client, name, type=["SCHEDULED"])
+    missed = {run["id"] for run in planned if datetime.fromisoformat(run["expected_start_time"]) <= now}
+    assert len(missed) >= MISSED
+
+    worker = environment_of(tmp_path / "elsewhere") | client
+    with prefect_worker("local", worker, tmp_path / "worker.log"):
+        trained = until(lambda: runs_of(client, name, name=["Completed"]), "a scheduled run that trains")
+        assert trained[0]["auto_scheduled"]
+        assert trained[0]["state"]["message"].startswith("there is no champion yet")
+        skipped = until(lambda: runs_of(client, name, name=["Skipped"]), "a scheduled run that skips")
+        assert skipped[0]["auto_scheduled"]
+        assert skipped[0]["state"]["message"].startswith("nothing has changed since shapes version 1")
+
+        begun = [run for run in runs_of(client, name, type=["COMPLETED", "RUNNING"]) if run["id"] in missed]
+        assert len(begun) == 1, "one run stands for all that were missed"
+        cancelled = {run["id"] for run in runs_of(client, name, type=["CANCELLED"])}
+        assert missed - {begun[0]["id"]} <= cancelled
+
+        ask_prefect(client, f"deployments/{known['id']}/pause_deployment", {})
+        subprocess.run([sys.executable, "-c", DRIFT], env=worker, check=True)
+        by_drift = until(
+            lambda: [
+                run
+                for run in runs_of(client, name, type=["COMPLETED", "CANCELLED"])
+                if (run["created_by"] or {}).get("type") == "AUTOMATION"
+            ],
+            "a run that drift asked for",
+        )
+        assert by_drift[0]["state_name"] in {"Skipped", "Cancelled"}
+    assert thawline("history", "shapes", "--json", home=home).json[0]["version"] == "1"
+    log = (tmp_path / "worker.log").read_text()
+    assert "Traceback" not in log
+
+
+def test_served_from_here_a_run_that_is_stopped_is_said_to_be_cancelled_and_holds_nothing(
+    shapes: Path,
+    recipe: Path,
+    tmp_path: Path,
+    client: dict[str, str],
+    environment_of: Callable[[Path], dict[str, str]],
+) -> None:
+    command = [sys.executable, "-m", "thawline", "deploy", "--data", shapes, "--recipe", recipe, "--name", "stopped"]
+    longer = ["--set", "train.epochs=1000", "--set", "study.trials=100", "--set", "activations.store=false"]
+    environment = environment_of(tmp_path / "home") | client
+    with subprocess.Popen([*command, *longer], env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            assert "Serving retrain/stopped" in process.stderr.readline()
+            known = until(lambda: _found(client, "retrain/stopped"), "the deployment")
+            asked = ask_prefect(client, f"deployments/{known['id']}/create_flow_run", {})
+            for line in process.stderr:
+                if re.search(r"Task run '(trial|store activations)", line):
+                    break
+            process.send_signal(signal.SIGTERM)
+            _, log = process.communicate(timeout=PATIENCE)
+            assert process.returncode == 0, log
+        finally:
+            process.kill()
+    ended = ask_prefect(client, f"flow_runs/{asked['id']}")
+    assert (ended["state_type"], ended["run_count"]) == ("CANCELLED", 1)
+    limits = {limit["name"]: limit["active_slots"] for limit in ask_prefect(client, "v2/concurrency_limits/filter", {})}
+    assert limits["thawline-shapes"] == 0
+    assert limits[f"deployment:{known['id']}"] == 0
+
+
+def _found(client: dict[str, str], name: str) -> dict[str, Any] | None:
+    try:
+        return deployment(client, name)
+    except OSError:
+        return None
+
+
+def test_prefect_alone_deploys_what_prefect_yaml_names(client: dict[str, str], tmp_path: Path) -> None:
+    environment = {**os.environ, **client}
+    for command in (["work-pool", "create", "thawline", "--type", "process"], ["--no-prompt", "deploy", "--all"]):
+        ended = subprocess.run([PREFECT, *command], env=environment, cwd=ROOT, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    for flow in ("retrain", "search", "promote", "score", "drift"):
+        made = deployment(client, f"{flow}/photos")
+        assert made["entrypoint"] == f"thawline.flows.{flow}.{flow}"
+        assert made["global_concurrency_limit"]["limit"] == 1
+        assert made["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+
+
+def test_a_deployment_without_a_server_that_stays_up_is_refused_with_the_next_step(
+    shapes: Path, tmp_path: Path, thawline: Callable[..., Any]
+) -> None:
+    arguments = ("deploy", "--data", shapes, "--cron", "0 3 * * *")
+    for client, sentence in (
+        ({}, "without PREFECT_API_URL there is none. Start one with"),
+        ({"PREFECT_API_URL": "http://127.0.0.1:9/api"}, "The Prefect server at http://127.0.0.1:9/api does not answer"),
+    ):
+        ended = thawline(*arguments, home=tmp_path / "home", PREFECT_CLIENT_MAX_RETRIES="0", **client)
+        assert ended.code == 2
+        assert sentence in ended.err
+        assert "Traceback" not in ended.err
+
+
+def test_what_cannot_run_is_refused_before_anything_is_deployed(
+    shapes: Path, tmp_path: Path, client: dict[str, str], environment_of: Callable[[Path], dict[str, str]]
+) -> None:
+    ask_prefect(client, "work_pools/", {"name": "containers", "type": "docker"})
+    cases = {
+        "--cron=61 * * * *": "--cron takes minute, hour, day, month and weekday",
+        "--cron=0 3 * * * --timezone=Mars": "--timezone takes a name such as Europe/Berlin, but got 'Mars'",
+        "--timezone=UTC": "--timezone belongs to --cron",
+        "--name=a/b": "--name must start with a letter or a digit",
+        "--pool=a+b": "--pool must start with a letter or a digit",
+        "--pool=containers": "The work pool 'containers' is of type docker",
+        "--set=train.epoch=1": "train.epoch: there is no such key",
+        "--set=space.freeze_depth=[0,99]": "space.freeze_depth: 0 <= low <= high",
+        "--set=tracking.uri=https://me:secret@example.org": "tracking.uri or study.storage holds a password",
+        "--set=retrain.notify=[slack-webhook/team]": "Prefect has no block 'slack-webhook/team'",
+        "--out=a.parquet": "score needs --out FILE.parquet",
+    }
+    calls = [["deploy", "--data", str(shapes), *re.split(" (?=--)", arguments)] for arguments in cases]
+    calls.append(["deploy", "score", "--data", str(shapes), "--model", "shapes", "--out", "a.csv"])
+    sentences = [*cases.values(), "--out must be a .parquet file"]
+    environment = environment_of(tmp_path / "home") | client
+    ended = subprocess.run(
+        [sys.executable, "-c", REFUSED, json.dumps(calls)], env=environment, capture_output=True, text=True, check=True
+    )
+    said = [json.loads(line) for line in ended.stdout.splitlines()]
+    for call, sentence, error in zip(calls, sentences, said, strict=True):
+        assert sentence in error, call
+    made = ask_prefect(client, "deployments/filter", {"deployments": {"name": {"any_": ["shapes", "a/b"]}}})
+    assert not [each for each in made if each["parameters"].get("config", {}).get("data") == {"path": str(shapes)}]

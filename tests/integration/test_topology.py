@@ -136,7 +136,8 @@ class Stack:
 
         def ended() -> dict[str, Any] | None:
             runs = self.scheduled_runs()
-            assert not [run["state"] for run in runs if run["state_type"] in {"FAILED", "CRASHED"}]
+            failed = [run["state"]["message"] for run in runs if run["state_type"] in {"FAILED", "CRASHED"}]
+            assert not failed, "\n".join(failed)
             return next((run for run in runs if run["state_name"] == end and run["id"] not in known), None)
 
         known = {run["id"] for run in before}
@@ -253,7 +254,7 @@ def recipe(shared: Path, tmp_path: Path) -> Path:
 
 
 def test_a_schedule_trains_then_skips_then_trains_on_what_has_come_and_the_better_model_is_served(
-    photographs: Path, recipe: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+    photographs: Path, recipe: Path, tmp_path: Path, record_testsuite_property: Callable[[str, object], None]
 ) -> None:
     data = tmp_path / "images" / MODEL
     add_images(photographs, data, FIRST)
@@ -264,7 +265,7 @@ def test_a_schedule_trains_then_skips_then_trains_on_what_has_come_and_the_bette
         it.healthy("prefect")
         # Prefect needs extensions that not every PostgreSQL server has, see postgres_at.
         in_postgres = "PREFECT_SERVER_DATABASE_CONNECTION_URL" in it.services["prefect"].environment
-        record_property("Prefect's database", "PostgreSQL" if in_postgres else "SQLite")
+        record_testsuite_property("Prefect's database", "PostgreSQL" if in_postgres else "SQLite")
         assert (it.folders["/var/lib/prefect"] / "prefect.db").exists() != in_postgres
 
         command = ["thawline", "deploy", "retrain", "--cron", "* * * * *", "--pool", "thawline"]
@@ -275,6 +276,7 @@ def test_a_schedule_trains_then_skips_then_trains_on_what_has_come_and_the_bette
         # Nobody works yet: two times of the schedule pass.
         until("two runs are due", lambda: len(it.scheduled_runs()) >= 2)
         it.up("worker-cpu")
+        it.healthy("worker-cpu")
 
         first = it.next_run(end="Completed")
         assert re.fullmatch(r"there is no champion yet; .* accuracy is [\d.]+", first["state"]["message"])

@@ -525,3 +525,5 @@ def test_rewiring_changes_whole_addresses_and_paths_alone() -> None:
         "x-mlflow:5000 mlflow:50001 http://127.0.0.1:7/a"
     )
     assert rewire("/data /data/a /database /srv/data", {}, {"/data": "/d"}) == "/d /d/a /database /srv/data"
+    nested = {"/data": "/tests/data", "/tests": "/tests/tests"}
+    assert rewire("/data/a /tests/b", {}, nested) == "/tests/data/a /tests/tests/b", "once moved, it stays there"

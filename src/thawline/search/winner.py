@@ -9,7 +9,7 @@ from typing import Any
 
 from thawline import backbones
 from thawline.data import DecodedImages, Manifest, Problem, labelled_files, printable
-from thawline.exceptions import StudyError
+from thawline.exceptions import StudyError, TrackingError
 from thawline.registry import (
     LabelledImages,
     MlflowRegistry,
@@ -232,13 +232,17 @@ def _run_of(best: TrialRecord, recorder: Recorder) -> str:
     if best.result is not None and best.result.run_id is not None:
         return best.result.run_id
     replay_unsent(recorder.store)
-    run_id = find_trial_run(recorder.store, parent_run_id=recorder.run_id, number=best.number)
-    if run_id is None:
-        raise StudyError(
-            f"The best trial, {best.number}, has no MLflow run: the tracking server was out of reach. "
-            "Run the same command again when it is back: nothing is trained twice."
-        )
-    return run_id
+    reason = "the tracking server was out of reach"
+    try:
+        run_id = find_trial_run(recorder.store, parent_run_id=recorder.run_id, number=best.number)
+        if run_id is not None:
+            return run_id
+    except TrackingError as error:
+        reason = str(error)
+    raise StudyError(
+        f"The best trial, {best.number}, has no MLflow run: {reason.rstrip('.')}. "
+        "Run the same command again when it is back: nothing is trained twice."
+    )
 
 
 def _package(prepared: Prepared, best: TrialRecord, run_id: str, recorder: Recorder, home: Path) -> str:

@@ -199,7 +199,18 @@ def find_study_run(store: MlflowStore, study: str) -> str | None:
 
 
 def find_trial_run(store: MlflowStore, *, parent_run_id: str, number: int) -> str | None:
-    """The id of a trial's child run, or ``None``; deleted runs do not count."""
+    """The id of a trial's child run, or ``None``; deleted runs do not count.
+
+    Raises:
+        TrackingError: if the store fails.
+    """
+    try:
+        return _trial_run(store, parent_run_id, number)
+    except Exception as error:
+        raise TrackingError(_unreachable(store.uri, error, store.home, None)) from error
+
+
+def _trial_run(store: MlflowStore, parent_run_id: str, number: int) -> str | None:
     return _find(store, f"tags.`mlflow.parentRunId` = '{parent_run_id}' AND tags.`thawline.trial` = '{number}'")
 
 
@@ -214,7 +225,7 @@ def close_dead_run(
         TrackingError: if the store fails.
     """
     try:
-        run_id = find_trial_run(store, parent_run_id=parent_run_id, number=number)
+        run_id = _trial_run(store, parent_run_id, number)
         if run_id is not None and store.client.get_run(run_id).info.status == "RUNNING":
             if reason:
                 send(store.client, run_id, {"kind": "tags", "tags": {"thawline.reason": reason}})
@@ -261,7 +272,7 @@ def open_run(store: MlflowStore, address: RunAddress) -> str:
         return address.run_id
     if address.parent_run_id is None or address.trial is None:
         raise ValueError("a run without id needs parent_run_id and trial to be found by")
-    found = find_trial_run(store, parent_run_id=address.parent_run_id, number=address.trial)
+    found = _trial_run(store, address.parent_run_id, address.trial)
     if found is not None:
         store.client.update_run(found, status="RUNNING")
         return found

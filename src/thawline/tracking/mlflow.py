@@ -496,9 +496,13 @@ _filter: _NotOurThread | None = None
 
 
 def hold_back_connection_warnings() -> None:
-    """Keep urllib3's "Retrying …" of the sending thread off the terminal; other threads keep theirs."""
+    """Keep what libraries say of the sending thread's failures off the terminal; other threads keep theirs.
+
+    That is urllib3's "Retrying …", and the traceback that MLflow logs of a database that is locked or full.
+    """
     global _filter  # noqa: PLW0603  installed once per process
     with _filter_lock:
         if _filter is None:
             _filter = _NotOurThread()
-            logging.getLogger("urllib3.connectionpool").addFilter(_filter)
+            for name in ("urllib3.connectionpool", "mlflow.store.db.utils"):
+                logging.getLogger(name).addFilter(_filter)

@@ -141,10 +141,10 @@ def fill(folder: Path) -> Path:
 def test_a_disk_that_is_full_does_not_stop_training_and_what_waits_is_written_when_there_is_room(
     make_search: Callable[..., Search], small_disk: Path
 ) -> None:
-    expected = make_search("roomy", *TRIALS, "--exact").finish()
-    search = make_search(
-        "full", *TRIALS, "--exact", home=small_disk / "home", PREFECT_HOME=str(small_disk.parent / "prefect")
-    )
+    options = [*TRIALS, "--exact", "--set", "space.freeze_depth=[0, 1]"]  # some seconds for each trial
+    expected = make_search("roomy", *options).finish()
+    elsewhere = {"PREFECT_HOME": str(small_disk.parent / "prefect")}
+    search = make_search("full", *options, home=small_disk / "home", **elsewhere)
     life = search.start()
     assert life.says("trial-00 epoch 1/4")
     ballast = fill(small_disk)

@@ -39,6 +39,11 @@ __all__ = [
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SERVERS = ("http", "https", "databricks")
+_TRIES = 15
+_BEING_MADE = re.compile(
+    r"already exists|duplicate key|does not exist|out-of-date database schema|Can't locate revision"
+)
+"""What a database says while another process makes or migrates its tables."""
 _PARAM_LIMIT, _TAG_LIMIT = 6000, 8000
 """Characters that MLflow keeps of a parameter and of a tag."""
 
@@ -134,13 +139,11 @@ def connect(
     registry_uri = with_driver(os.environ.get("MLFLOW_REGISTRY_URI") or uri)
     try:
         with quiet_mlflow():
-            from mlflow import MlflowClient
-
             if artifacts is not None:
                 _check_reachable(artifacts)
             if database is not None:
                 database.parent.mkdir(parents=True, exist_ok=True)
-            client = MlflowClient(tracking_uri=uri, registry_uri=registry_uri)
+            client = _client(uri, registry_uri)
             if adopt_run_id is not None:
                 experiment_id = str(client.get_run(adopt_run_id).info.experiment_id)
             else:
@@ -391,6 +394,22 @@ def _find(store: MlflowStore, condition: str) -> str | None:
         [store.experiment_id], condition, max_results=1, order_by=["attributes.start_time ASC"]
     )
     return str(runs[0].info.run_id) if runs else None
+
+
+def _client(uri: str, registry_uri: str) -> "MlflowClient":
+    """A client of an opened store. Two that open an empty database at the same moment both make its tables: the one that
+    is second waits for those of the first."""
+    from mlflow import MlflowClient
+
+    tries = 0
+    while True:
+        try:
+            return MlflowClient(tracking_uri=uri, registry_uri=registry_uri)
+        except Exception as error:
+            tries += 1
+            if tries == _TRIES or not _BEING_MADE.search(str(error)):
+                raise
+        time.sleep(2)
 
 
 def _experiment(client: "MlflowClient", name: str, location: str | None) -> str:

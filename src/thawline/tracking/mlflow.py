@@ -397,8 +397,10 @@ def _find(store: MlflowStore, condition: str) -> str | None:
 
 
 def _client(uri: str, registry_uri: str) -> "MlflowClient":
-    """A client of an opened store. Two that open an empty database at the same moment both make its tables: the one that
-    is second waits for those of the first."""
+    """A client of an opened store.
+
+    Two that open an empty database at the same moment both make its tables: the second one waits for the first.
+    """
     from mlflow import MlflowClient
 
     tries = 0

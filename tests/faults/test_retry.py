@@ -1,0 +1,49 @@
+"""Prefect's own retry of the flow goes on with the same study."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from faults import Search, facts
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kills"), pytest.mark.timeout(600)]
+
+OPTIONS = ["--trials", "2", "--epochs", "2", "--set", "study.pruner=NopPruner", "--exact"]
+
+FAIL_ONCE = """
+from thawline import environment
+environment.quiet_prefect()
+from thawline import cli
+from thawline.flows import search as module
+
+judge, failures = module.judge_best, [1]
+
+def judge_second_time(*arguments):
+    if failures:
+        failures.pop()
+        raise OSError("the network went away")
+    return judge(*arguments)
+
+module.judge_best = judge_second_time
+module.search = module.search.with_options(retries=1)
+cli.main()
+"""
+
+
+def test_a_flow_that_prefect_tries_again_goes_on_in_the_same_study_and_runs(make_search: Callable[..., Search]) -> None:
+    expected = make_search("whole", *OPTIONS).finish()
+    search = make_search("retried", *OPTIONS)
+    ended = subprocess.run(
+        [sys.executable, "-c", FAIL_ONCE, "search", str(search.data), *search.options],
+        env=search.environment,
+        capture_output=True,
+        text=True,
+        cwd=search.home.parent,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert facts(search.outcome()) == facts(expected)
+    recorded = search.epochs()
+    assert recorded.keys() == {(trial, epoch) for trial in range(2) for epoch in (1, 2)}
+    assert {key for key, times in recorded.items() if len(times) > 1} == set()
+    assert len(search.store.client.search_model_versions("name = 'shapes'")) == 1

@@ -23,8 +23,8 @@ def trial_runner(config: ExecutionConfig) -> Iterator[TaskRunner[Any]]:
     Raises:
         ConfigError: if the cluster does not answer.
     """
-    runner = _runner(config)
     try:
+        runner = _runner(config)
         runner.__enter__()
     except (ConnectionError, OSError, TimeoutError) as error:
         raise ConfigError(
@@ -77,8 +77,11 @@ def _ray(config: ExecutionConfig) -> TaskRunner[Any]:
 
 
 def _dask(config: ExecutionConfig) -> TaskRunner[Any]:
+    from distributed import Client
     from prefect_dask.task_runners import DaskTaskRunner
 
+    if config.address is not None:  # the runner itself would find out at the first trial
+        Client(config.address, timeout="15s", set_as_default=False).close()  # type: ignore[no-untyped-call]
     # Processes, each with one thread: a trial sets its own number of threads, for the whole process.
     local = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}
     runner: TaskRunner[Any] = DaskTaskRunner(address=config.address, cluster_kwargs=None if config.address else local)

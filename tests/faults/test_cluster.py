@@ -1,6 +1,7 @@
 """A search on a real Ray cluster of two nodes, one of which is killed in the middle of a trial."""
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -17,13 +18,15 @@ from servers import free_port
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(900)]
 
 TRIALS = ["--trials", "2", "--epochs", "6", "--set", "study.pruner=NopPruner", "--exact"]
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+"""Who does not know it is not let in, as on a cluster that others can reach."""
 
 
 @contextmanager
 def node(*options: str) -> Iterator["subprocess.Popen[str]"]:
     """`ray start`, up; killed with all that belongs to it when the block ends."""
     command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **TOKEN}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as process:
@@ -61,7 +64,7 @@ def head() -> Iterator[str]:
 def test_a_trial_whose_node_is_killed_is_finished_on_another_one(make_search: Callable[..., Search], head: str) -> None:
     expected = make_search("here", *TRIALS).finish()
     on_ray = ["--set", "execution.kind=ray", "--set", f"execution.address={head}"]
-    search = make_search("there", *TRIALS, *on_ray)
+    search = make_search("there", *TRIALS, *on_ray, **TOKEN)
     with node("--address", head, "--num-cpus", "1") as first:
         life = search.start()
         checkpoint = search.home / "studies" / "shapes" / "trial-000" / "epoch-0002.safetensors"

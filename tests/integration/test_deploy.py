@@ -118,6 +118,7 @@ def test_a_worker_that_was_off_starts_one_run_then_skips_what_did_not_change_and
     assert made.code == 0, made.err
     assert "Deployed retrain/shapes to the work pool local." in made.out
     assert "prefect worker start --pool local" in made.out
+    assert "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE" not in made.out  # this server keeps them on disk
     name = "retrain/shapes"
     known = deployment(client, name)
     assert known["parameters"]["config"]["data"]["path"] == str(shapes)

@@ -8,7 +8,7 @@ infrastructure raises.
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -95,7 +95,7 @@ class TrialResult:
     unsent: int = 0
     """Records that could not be sent to the tracking server and are kept in Thawline's home."""
     unkept: str = ""
-    """Why its best or last checkpoint is not on disk; else empty."""
+    """What of it is lost, and why: checkpoints that are not on disk, records that nobody has; else empty."""
 
     @property
     def ending(self) -> str:
@@ -233,8 +233,16 @@ class _Trial:
             run_id=self.mlflow.run_id,
             checkpoint=str(reached.checkpoint.relative_to(spec.home)) if reached.checkpoint else None,
             unsent=report.unsent,
-            unkept=self.folder.problem or "",
+            unkept="; ".join(_lost(self.folder, report)),
         )
+
+
+def _lost(folder: CheckpointFolder, report: TrackingReport) -> Iterator[str]:
+    """What is neither on disk nor in MLflow, in words."""
+    if folder.problem is not None:
+        yield f"checkpoints could not be written: {folder.problem}"
+    if report.unsent and report.where is None:
+        yield f"{report.unsent} records for MLflow were given up: {report.problem}"
 
 
 def _guarded(trial: _Trial) -> _Outcome:

@@ -28,7 +28,7 @@ from thawline.search.prepare import Prepared
 from thawline.search.recorder import Recorder
 from thawline.search.study import Study, TrialRecord
 from thawline.search.trial import build_backbone
-from thawline.tracking import TrackingReport, find_trial_run, replay_unsent
+from thawline.tracking import TrackingReport, find_trial_run, replay_unsent, unsent_records
 from thawline.training import ImageInputs, load_checkpoint, load_model, predict, runtime_for
 
 __all__ = ["SearchOutcome", "conclude", "further_folders", "judge_best", "restore", "test_split"]
@@ -51,7 +51,7 @@ class SearchOutcome:
     unsent: int
     """Records that the tracking server has not got; kept in Thawline's home and sent by the next search."""
     unkept: tuple[str, ...]
-    """What is not on disk, and why: a sentence for each trial whose checkpoints could not be written."""
+    """What is neither on disk nor recorded, and why: a line for each trial of which something is lost."""
     run_id: str
     """MLflow's parent run."""
 
@@ -176,9 +176,9 @@ def conclude(prepared: Prepared, study: Study, recorder: Recorder, judged: Promo
         best_trial=best.number,
         promotion=judged,
         bad_files=prepared.manifest.bad,
-        unsent=sum(record.result.unsent for record in records if record.result),
+        unsent=unsent_records(recorder.store, study.name),
         unkept=tuple(
-            f"checkpoints of trial {record.number}: {record.result.unkept}"
+            f"trial {record.number}: {record.result.unkept}"
             for record in records
             if record.result and record.result.unkept
         ),

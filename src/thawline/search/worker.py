@@ -68,6 +68,19 @@ class Link:
         return _leaving.is_set()
 
 
+class _Here:
+    """The link of a call in this very process."""
+
+    def __init__(self, on_message: _Send) -> None:
+        self._on_message = on_message
+
+    def __call__(self, message: Any) -> Any:
+        return self._on_message(message)
+
+    def alive(self) -> bool:
+        return False
+
+
 _leaving = threading.Event()
 """In a worker: it was asked to leave, by its driver or by the system."""
 _stopping = threading.Event()
@@ -118,6 +131,8 @@ def call_in_worker(
         WorkStopped: after :func:`stop_workers`.
         ThawlineError: what ``function`` raised.
     """
+    if multiprocessing.current_process().daemon:  # of Dask, which keeps its workers from having children
+        return function(*args, _Here(on_message))
     worker = _take()
     try:
         worker.connection.send((function, args))

@@ -1,7 +1,7 @@
 """Recording what a study and its trials do: MLflow, and TensorBoard beside it."""
 
 from thawline.tracking._base import CompositeTracker, RunStatus, Tracker, TrackingReport, run_status
-from thawline.tracking._delivery import MlflowTracker, replay_unsent
+from thawline.tracking._delivery import MlflowTracker, replay_unsent, unsent_records
 from thawline.tracking.mlflow import (
     MlflowStore,
     close_dead_run,
@@ -37,4 +37,5 @@ __all__ = [
     "resolve_uri",
     "run_status",
     "start_study_run",
+    "unsent_records",
 ]

@@ -29,7 +29,7 @@ from thawline.tracking.mlflow import (
     uri_digest,
 )
 
-__all__ = ["MlflowTracker", "replay_unsent"]
+__all__ = ["MlflowTracker", "replay_unsent", "unsent_records"]
 
 _log = logging.getLogger(__name__)
 
@@ -281,6 +281,15 @@ def replay_unsent(store: MlflowStore) -> int:
         except Exception:  # a store that fails again, or a file that is no longer ours
             _log.debug("%s is kept", path, exc_info=True)
     return sent
+
+
+def unsent_records(store: MlflowStore, study: str) -> int:
+    """How many records of a study wait in Thawline's home for this store."""
+    waiting = 0
+    for path in (store.home / "unsent").glob(f"{study}-*.jsonl"):
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        waiting += sum(line["store"] == uri_digest(store.uri) and line["run"]["study"] == study for line in lines)
+    return waiting
 
 
 def _head(queue: deque[Record], limit: int) -> tuple[int, Record]:

@@ -15,13 +15,14 @@ from prefect import flow, task  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.events import emit_event  # noqa: E402
+from thawline.flows.schedules import drop_missed_runs  # noqa: E402
 
 from thawline.drift import DriftReport, check_drift  # noqa: E402
 
 __all__ = ["drift"]
 
 
-@flow(name="drift", validate_parameters=True)
+@flow(name="drift", validate_parameters=True, on_running=[drop_missed_runs])
 def drift(
     model: str,
     folder: Path,

@@ -13,13 +13,14 @@ from pathlib import Path  # noqa: E402
 from prefect import flow, task  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
+from thawline.flows.schedules import drop_missed_runs  # noqa: E402
 
 from thawline.scoring import ScoreSummary, score_files  # noqa: E402
 
 __all__ = ["score"]
 
 
-@flow(name="score", validate_parameters=True)
+@flow(name="score", validate_parameters=True, on_running=[drop_missed_runs])
 def score(model: str, source: Path, out: Path, device: str = "auto", tracking_uri: str | None = None) -> ScoreSummary:
     """Classify every image file; see :func:`thawline.scoring.score_files`.
 

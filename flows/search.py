@@ -26,6 +26,7 @@ from prefect.states import Completed, Failed  # noqa: E402
 from prefect.task_runners import TaskRunner  # noqa: E402
 from thawline.flows.approval import approved, publish_decision  # noqa: E402
 from thawline.flows.execution import placement, trial_runner  # noqa: E402
+from thawline.flows.schedules import drop_missed_runs  # noqa: E402
 
 from thawline.activations import StoredSplits  # noqa: E402
 from thawline.config import SearchConfig  # noqa: E402
@@ -61,7 +62,7 @@ from thawline.search.recorder import Recorder  # noqa: E402
 __all__ = ["search"]
 
 
-@flow(name="search", validate_parameters=True)
+@flow(name="search", validate_parameters=True, on_running=[drop_missed_runs])
 def search(config: SearchConfig) -> SearchOutcome:
     """Search for the best freeze depth and learning rate, then register and perhaps promote the best trial.
 

@@ -3,6 +3,7 @@
 This module imports none of those libraries. It is the only one that writes to ``os.environ``.
 """
 
+import logging
 import os
 from pathlib import Path
 
@@ -64,6 +65,8 @@ def prepare_flows() -> Path:
         raise ConfigError(
             f"Cannot make the folder {folder}: {error.strerror}. Set THAWLINE_HOME to a folder you may write to."
         ) from None
+    # Prefect's UI shows the log of the loggers that PREFECT_LOGGING_EXTRA_LOGGERS names, at the level that they have.
+    logging.getLogger("thawline").setLevel(logging.INFO)
     return root
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -149,11 +150,10 @@ class Search:
         return self.outcome()
 
     def outcome(self) -> dict[str, Any]:
-        import mlflow.artifacts
-
-        run = self.parent()
-        text = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/outcome.json")
-        return dict(json.loads(text))
+        run_id = self.parent().info.run_id
+        with tempfile.TemporaryDirectory() as folder:
+            file = self.store.client.download_artifacts(run_id, "outcome.json", folder)
+            return dict(json.loads(Path(file).read_text()))
 
     def runs(self) -> list[Any]:
         store = self.store

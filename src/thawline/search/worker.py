@@ -198,8 +198,10 @@ class _Worker:
             self.process.kill()
         self.process.join()
 
-    def _crash(self) -> WorkerCrashed:
+    def _crash(self) -> WorkerCrashed | WorkStopped:
         self.process.join()
+        if _stopping.is_set():  # asked to leave before it could listen
+            return WorkStopped()
         return WorkerCrashed.with_exit_code(self.process.exitcode)
 
 

@@ -178,7 +178,7 @@ class Look:
     def since(self, used: float) -> str:
         """``last used 45 days ago``."""
         days = (time.time() - used) / 86400
-        return f"last used {days:.0f} days ago" if days >= 2 else f"last used {24 * days:.0f} hours ago"
+        return f"last used {days:.0f} days ago" if days >= 2 else f"last used {24 * days:.0f} h ago"
 
     def item(self, kind: Kind, path: Path, files: Sequence[Path], why: str, act: Act) -> Item:
         """An item of files in the home."""

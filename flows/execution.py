@@ -28,8 +28,8 @@ def trial_runner(config: ExecutionConfig) -> Iterator[TaskRunner[Any]]:
         runner.__enter__()
     except (ConnectionError, OSError, TimeoutError) as error:
         raise ConfigError(
-            f"execution.address={config.address} does not answer: {str(error).splitlines()[0]}. Start the cluster, or "
-            "correct the address."
+            f"execution.address={config.address} does not answer: {(str(error) or 'no answer in time').splitlines()[0]}. "
+            "Start the cluster, or correct the address."
         ) from None
     try:
         yield runner
@@ -60,11 +60,9 @@ def _ray(config: ExecutionConfig) -> TaskRunner[Any]:
     from prefect_ray import RayTaskRunner
 
     passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-    # Ray would print the workers' output among that of the command, and reports its usage to its makers by default.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {
         "runtime_env": {"env_vars": passed_on},
-        "log_to_driver": False,
+        "log_to_driver": False,  # the workers' output would come among that of the command
         "logging_level": "warning",
         "configure_logging": True,
     }

@@ -18,6 +18,7 @@ _SWITCHES = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
     # Models are safetensors; nothing that we load needs a pickle, and nothing may bring one in.
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     # The first start of Prefect's own server migrates its database; its default of 20 s is too short on a busy laptop.

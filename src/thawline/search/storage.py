@@ -23,7 +23,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-from thawline.config import with_driver
+from thawline.config import with_driver, without_password
 from thawline.exceptions import StudyError
 
 __all__ = ["PASSING", "Claims", "LeaseLost", "Storage", "open_storage", "patiently", "storage_url"]
@@ -109,7 +109,7 @@ def storage_url(configured: str | None) -> str | None:
     except sa.exc.ArgumentError:
         raise StudyError(
             f"study.storage (or THAWLINE_STORAGE) must be the URL of a database such as "
-            f"postgresql://user@host/optuna, but got {url!r}."
+            f"postgresql://user@host/optuna, but got {without_password(url)!r}."
         ) from None
     return parsed.render_as_string(hide_password=False)
 

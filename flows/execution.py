@@ -27,9 +27,9 @@ def trial_runner(config: ExecutionConfig) -> Iterator[TaskRunner[Any]]:
         runner = _runner(config)
         runner.__enter__()
     except (ConnectionError, OSError, TimeoutError) as error:
+        reason = (str(error) or "no answer in time").splitlines()[0]
         raise ConfigError(
-            f"execution.address={config.address} does not answer: {(str(error) or 'no answer in time').splitlines()[0]}. "
-            "Start the cluster, or correct the address."
+            f"execution.address={config.address} does not answer: {reason}. Start the cluster, or correct the address."
         ) from None
     try:
         yield runner

@@ -81,12 +81,12 @@ def test_a_tracking_server_that_is_slow_fails_and_goes_away_gets_every_record_on
         assert "does not answer" in said or "did not reach the tracking server" in said
         server.mood = "well"
         outcome = search.finish()
-    assert [row["state"] for row in outcome["trials"]] == ["complete"] * 3
-    nothing_lost_or_doubled(search)
-    for run in search.runs():
-        if run.data.tags["thawline.role"] == "trial":
-            history = search.store.client.get_metric_history(run.info.run_id, "train/loss")
-            assert [metric.step for metric in history] == [1, 2, 3, 4]
+        assert [row["state"] for row in outcome["trials"]] == ["complete"] * 3
+        nothing_lost_or_doubled(search)
+        for run in search.runs():
+            if run.data.tags["thawline.role"] == "trial":
+                history = search.store.client.get_metric_history(run.info.run_id, "train/loss")
+                assert [metric.step for metric in history] == [1, 2, 3, 4]
 
 
 @pytest.mark.xdist_group("outages-databases")

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kills"), pytest.mark.ti
 
 KILLS = 30
 OPTIONS = [
-    *("--trials", "8", "--epochs", "4", "--set", "study.retries=100"),
+    *("--trials", "14", "--epochs", "4", "--set", "study.retries=100"),
     *("--set", "space.freeze_depth=[3, 6]", "--set", "study.pruner_options={n_startup_trials: 2, n_warmup_steps: 1}"),
 ]
 
@@ -22,7 +22,7 @@ def hurt(life: Life, chance: random.Random, kills: int) -> tuple[int, bool]:
     """Kill something at random points of one life; returns how often, and whether the life went to its end."""
     done = 0
     while done < kills:
-        seen, wanted = len(life.lines), chance.randint(1, 4)
+        seen, wanted = len(life.lines), chance.randint(1, 3)
         if not life.wait_until(lambda lines, more=seen + wanted: len(lines) >= more):
             return done, True
         time.sleep(chance.uniform(0, 0.4))  # anywhere between two lines

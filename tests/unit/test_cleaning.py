@@ -530,7 +530,7 @@ def test_without_yes_nothing_changes_and_with_it_all_that_was_shown_goes(store: 
     full_home(home)
     failed = run_of(store, "old", 0, "FAILED", "failed")
     before, paths = snapshot(home), set(home.rglob("*.lock"))
-    shown = CliRunner().invoke(app, ["clean"])
+    shown = CliRunner().invoke(app, ["clean"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0, shown.output
     assert (gone(before, home), set(home.rglob("*.lock"))) == (set(), paths)
     assert "Nothing was removed. The same command with --yes removes all of this" in " ".join(shown.output.split())

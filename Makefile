@@ -37,11 +37,12 @@ format: setup  ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## Measure what docs/benchmarks.md reports, at a small size, in about ten minutes
+bench: setup  ## Measure what docs/benchmarks.md reports, at a small size, in about a quarter of an hour
 	$(BIN)/python benchmarks/search.py --train 100 --validation 50 --peer-trials 6 --designs usual exact default "default, halving"
 	$(BIN)/python benchmarks/memory.py --images 300
 	$(BIN)/python benchmarks/serving.py --seconds 6 --clients 1 32
 	$(BIN)/python benchmarks/samplers.py --batches --repetitions 1
+	$(BIN)/python benchmarks/large_study.py --trials 200
 
 lock: setup  ## Pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate \

@@ -2,12 +2,9 @@
 
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -15,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from faults import Search, facts
-from servers import free_port
+from servers import mlflow_server
 from unreliable import unreliable
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -31,39 +28,11 @@ def nothing_lost_or_doubled(search: Search, trials: int = 3, epochs: int = 4) ->
     assert {run.info.status for run in search.runs()} == {"FINISHED"}
 
 
-@pytest.fixture(scope="module")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """`mlflow server`, up and answering; its port."""
-    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    command = [str(Path(sys.executable).with_name("mlflow")), "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "a")]
-    keep = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    environment = {**keep, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with subprocess.Popen(
-        [*command, "--workers", "1"],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as server:
-        try:
-            while True:
-                assert server.poll() is None, "MLflow's server ended by itself"
-                try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10):
-                        break
-                except OSError:
-                    time.sleep(0.2)  # it says nothing when it begins to answer
-            yield port
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)
-
-
 @pytest.mark.xdist_group("outages-mlflow")
 def test_a_tracking_server_that_is_slow_fails_and_goes_away_gets_every_record_once_and_in_order(
-    make_search: Callable[..., Search], mlflow_server: int
+    make_search: Callable[..., Search], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with unreliable(mlflow_server) as server:
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as port, unreliable(port) as server:
         search = make_search("mlflow", *TRIALS, "--tracking-uri", server.url, MLFLOW_TRACKING_URI=server.url)
         life = search.start()
         assert life.says("trial-00 epoch 1/4")

@@ -11,16 +11,16 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-__all__ = ["PREFECT", "ask_prefect", "free_port", "prefect_server", "prefect_worker", "server"]
+__all__ = ["PREFECT", "ask_prefect", "free_port", "mlflow_server", "prefect_server", "prefect_worker", "server"]
 
-PREFECT = str(Path(sys.executable).with_name("prefect"))
-"""Prefect's own command."""
+PREFECT, MLFLOW = (str(Path(sys.executable).with_name(name)) for name in ("prefect", "mlflow"))
+"""Their own commands."""
 
 
 def free_port() -> int:
@@ -67,14 +67,25 @@ def prefect_server(folder: Path, environment: dict[str, str]) -> Iterator[dict[s
     }
     command = [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with _process_group(command, environment, folder / "server.log") as process:
-        while not _healthy(port):
-            assert process.poll() is None, (folder / "server.log").read_text()
-            time.sleep(0.2)  # it says nothing when it begins to answer
+        _wait_until_healthy(f"http://127.0.0.1:{port}/api/health", process, folder / "server.log")
         yield {
             "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
             "PREFECT_HOME": str(folder),
             "DO_NOT_TRACK": "true",
         }
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[int]:
+    """`mlflow server` on a free port, up and answering; gives the port. Runs and artifacts lie in the folder."""
+    port = free_port()
+    keep = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment = {**keep, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command = [MLFLOW, "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "a")]
+    with _process_group(command, environment, folder / "server.log") as process:
+        _wait_until_healthy(f"http://127.0.0.1:{port}/health", process, folder / "server.log")
+        yield port
 
 
 @contextmanager
@@ -110,9 +121,9 @@ def _process_group(command: list[str], environment: dict[str, str], log: Path) -
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _healthy(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=60) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
+def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    while True:
+        assert process.poll() is None, log.read_text()
+        with suppress(OSError), urllib.request.urlopen(url, timeout=60):
+            return
+        time.sleep(0.2)  # it says nothing when it begins to answer

@@ -10,7 +10,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -70,14 +70,11 @@ class Study:
     wait meanwhile, so that training goes on.
     """
 
-    def __init__(
-        self, study: optuna.Study, claims: Claims, config: SearchConfig, depths: Mapping[str, int], home: Path
-    ) -> None:
+    def __init__(self, study: optuna.Study, claims: Claims, config: SearchConfig, depths: Mapping[str, int]) -> None:
         self._study = study
         self._claims = claims
         self._config = config
         self._depths = depths
-        self._home = home
         self._opened = time.time()
         self._seconds_before = float(study.user_attrs.get("seconds", 0.0))
         self._waiting: dict[int, list[EpochResult]] = {}
@@ -115,24 +112,19 @@ class Study:
                     f"The study {name!r} was made with {changed}, so its trials cannot be compared with new ones. "
                     "Give this one another --study name, or go back to the settings it was made with."
                 )
-        return cls(study, claims, config, depths, home)
+        return cls(study, claims, config, depths)
 
     @classmethod
     def load(cls, home: Path, name: str, config: SearchConfig, depths: Mapping[str, int]) -> "Study":
         """Open a study that exists, in another thread or process."""
         storage = _opened(home, config.study.storage)
         study = optuna.load_study(study_name=name, storage=storage.optuna, pruner=_pruner(config.study))
-        return cls(study, storage.claims(name), config, depths, home)
+        return cls(study, storage.claims(name), config, depths)
 
     @property
     def name(self) -> str:
         """Name of the study."""
         return self._study.study_name
-
-    @property
-    def maximises(self) -> bool:
-        """Whether a larger value is better."""
-        return self._study.direction == optuna.study.StudyDirection.MAXIMIZE
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -195,17 +187,14 @@ class Study:
             for _ in range(count):
                 if self.exhausted or patiently(self.drawn) >= trials:
                     break
-                asked.append(patiently(self._ask))
+                asked.append(patiently(self._sampled))
         return asked
 
     def drawn(self) -> int:
         """Trials that were drawn so far, however they ended."""
         return sum(trial.state is not TrialState.WAITING for trial in self._study.get_trials(deepcopy=False))
 
-    def _ask(self) -> Asked:
-        return self._sampled(None)
-
-    def _sampled(self, number: int | None) -> Asked:
+    def _sampled(self, number: int | None = None) -> Asked:
         """Draw a new trial, or, if it has a number already, to its end: seeded by its number, it comes out the same."""
         trials = self._study.get_trials(deepcopy=False)
         waiting = [trial.number for trial in trials if trial.state is TrialState.WAITING]
@@ -282,11 +271,9 @@ class Study:
         running = patiently(self._study.get_trials, deepcopy=False, states=(TrialState.RUNNING,))
         return any(self._claims.taken_by_others(_lease(trial.number)) for trial in running)
 
-    @contextmanager
-    def alone(self, name: str) -> Iterator[None]:
+    def alone(self, name: str) -> AbstractContextManager[None]:
         """For the time of the block, no other search that shares the study is in a block of this name."""
-        with self._claims.alone(name):
-            yield
+        return self._claims.alone(name)
 
     def records(self) -> list[TrialRecord]:
         """All trials, best first: complete ones by value, then pruned, running and failed ones."""

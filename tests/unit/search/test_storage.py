@@ -261,14 +261,7 @@ def test_a_storage_that_is_none_is_refused_with_the_next_step(own_home: Path) ->
 def test_a_batch_that_was_being_drawn_comes_out_as_if_it_had_not_been_interrupted(own_home: Path) -> None:
     """The same points for the same trials, wherever in the drawing the process died."""
 
-    def points(home: Path, interruptions: list[int]) -> list[Asked]:
-        for count in interruptions:
-            study = open_study(home, batch=4)
-            Queue.of(study, study._config, DEPTHS, None)
-            study.draw(count, trials=12)
-        study = open_study(home, batch=4)
-        half = study._study.ask()  # died before anything was sampled
-        del half
+    def eight(study: Study) -> list[Asked]:
         queue = Queue.of(study, study._config, DEPTHS, None)
         drawn: list[Asked] = []
         while len(drawn) < 8:
@@ -278,16 +271,17 @@ def test_a_batch_that_was_being_drawn_comes_out_as_if_it_had_not_been_interrupte
                 study.tell(ended(asked.number, asked.hyperparameters.learning_rate * 50))
         return drawn
 
-    def whole(home: Path) -> list[Asked]:
+    def points(home: Path, interruptions: list[int]) -> list[Asked]:
+        for count in interruptions:
+            study = open_study(home, batch=4)
+            Queue.of(study, study._config, DEPTHS, None)
+            study.draw(count, trials=12)
         study = open_study(home, batch=4)
-        queue = Queue.of(study, study._config, DEPTHS, None)
-        drawn: list[Asked] = []
-        while len(drawn) < 8:
-            for asked in queue.next():
-                drawn.append(asked)
-                study.report(asked.number, epoch(1, asked.hyperparameters.learning_rate * 50))
-                study.tell(ended(asked.number, asked.hyperparameters.learning_rate * 50))
-        return drawn
+        study._study.ask()  # died before anything was sampled
+        return eight(study)
+
+    def whole(home: Path) -> list[Asked]:
+        return eight(open_study(home, batch=4))
 
     def values(drawn: list[Asked]) -> list[tuple[int, object]]:
         return [(asked.number, asked.hyperparameters) for asked in drawn]

@@ -150,6 +150,15 @@ def test_a_trial_in_a_process_of_its_own_returns_the_same_as_in_this_one(make_sp
     assert (there.state, there.value, there.best_epoch) == (here.state, here.value, here.best_epoch)
 
 
+def kill_worker() -> int:
+    """Kill -9 of the process that trains; its id."""
+    child = next(process for process in active_children() if process.name == "thawline-worker")
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    return child.pid
+
+
 @pytest.mark.xdist_group("processes")
 def test_a_process_that_is_killed_once_is_replaced_and_the_trial_comes_out_the_same(
     make_spec: Make, store: MlflowStore, own_home: Path
@@ -162,11 +171,7 @@ def test_a_process_that_is_killed_once_is_replaced_and_the_trial_comes_out_the_s
 
     def report_and_kill(number: int, result: EpochResult) -> bool:
         if not killed:
-            child = next(process for process in active_children() if process.name == "thawline-worker")
-            assert child.pid is not None
-            os.kill(child.pid, signal.SIGKILL)
-            child.join()
-            killed.append(child.pid)
+            killed.append(kill_worker())
         return report(number, result)
 
     study.report = report_and_kill  # type: ignore[method-assign]
@@ -188,11 +193,7 @@ def test_a_process_that_is_killed_again_and_again_is_a_failed_trial_and_its_run_
     report = study.report
 
     def report_and_kill(number: int, result: EpochResult) -> bool:
-        child = next(process for process in active_children() if process.name == "thawline-worker")
-        assert child.pid is not None
-        os.kill(child.pid, signal.SIGKILL)
-        child.join()
-        killed.append(child.pid)
+        killed.append(kill_worker())
         return report(number, result)
 
     study.report = report_and_kill  # type: ignore[method-assign]

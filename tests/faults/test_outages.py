@@ -119,8 +119,8 @@ def test_a_disk_that_is_full_does_not_stop_training_and_what_waits_is_written_wh
     ballast = fill(small_disk)
     assert life.says("trial-00 epoch 4/4"), "\n".join(life.lines)
     ballast.unlink()
-    code, _ = life.end()
-    said = "\n".join(life.lines)
+    code, output = life.end()
+    said = "\n".join([*life.lines, output])
     assert code in (0, 1), said
     assert "Traceback" not in said, said
     if code:

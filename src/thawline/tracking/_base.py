@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from thawline.tracking.media import Media
+
 __all__ = ["CompositeTracker", "RunStatus", "Tracker", "TrackingReport", "run_status"]
 
 _log = logging.getLogger(__name__)
@@ -46,6 +48,15 @@ class Tracker(Protocol):
         again with the same timestamp are the same record.
         """
 
+    def log_media(self, name: str, media: Media, *, step: int) -> None:
+        """Record a picture, distribution, table, figure or shape under a name such as ``val/pictures``.
+
+        A tracker whose system cannot show it leaves it out.
+        """
+
+    def log_text(self, text: str, file: str) -> None:
+        """Record a text as the file ``file``, such as ``config.yaml``."""
+
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Record a file, or all that a directory holds, into a folder among the run's artifacts."""
 
@@ -78,6 +89,14 @@ class CompositeTracker:
     def log_metrics(self, metrics: Mapping[str, float], *, step: int, timestamp_ms: int | None = None) -> None:
         """See :class:`Tracker`."""
         self._each(lambda tracker: tracker.log_metrics(metrics, step=step, timestamp_ms=timestamp_ms))
+
+    def log_media(self, name: str, media: Media, *, step: int) -> None:
+        """See :class:`Tracker`."""
+        self._each(lambda tracker: tracker.log_media(name, media, step=step))
+
+    def log_text(self, text: str, file: str) -> None:
+        """See :class:`Tracker`."""
+        self._each(lambda tracker: tracker.log_text(text, file))
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """See :class:`Tracker`."""

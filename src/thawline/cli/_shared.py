@@ -1,0 +1,108 @@
+"""What several verbs take and print."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from thawline import environment
+
+if TYPE_CHECKING:
+    from thawline.config import SearchConfig
+
+__all__ = [
+    "Json",
+    "Model",
+    "SetOption",
+    "TrackingUri",
+    "Weights",
+    "config_of",
+    "console",
+    "fail",
+    "print_json",
+    "program",
+    "say",
+    "short",
+]
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any key of a recipe, such as train.optimizer=sgd; repeatable."),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(metavar="default|starter|none|FILE", help="Pretrained weights; a .safetensors or state_dict file."),
+]
+TrackingUri = Annotated[str | None, typer.Option(help="MLflow tracking URI.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL[@ALIAS]", help="Registered model; default alias: champion.")]
+
+
+def console() -> Console:
+    """Standard output, as wide as it is now.
+
+    A pipe has no width of its own, and rich's 80 columns would cut ids and break sentences.
+    """
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+
+
+def config_of(
+    data: str, recipe: Path | None, options: Mapping[str, Any], assignments: list[str] | None
+) -> "SearchConfig":
+    """The configuration of a recipe, with options and assignments over it."""
+    from thawline.config import SearchConfig, load_recipe, parse_assignments
+    from thawline.data import data_location
+
+    return SearchConfig.build(
+        load_recipe(recipe) if recipe else {},
+        {"data": data_location(data, environment.home())},
+        _nested(options),
+        parse_assignments(assignments or []),
+    )
+
+
+def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"train.epochs": 3}`` to ``{"train": {"epochs": 3}}``, without what was not given."""
+    nested: dict[str, Any] = {}
+    for key, value in options.items():
+        if value is not None:
+            section, _, name = key.partition(".")
+            nested.setdefault(section, {})[name] = value
+    return nested
+
+
+def say(as_json: bool, values: Mapping[str, object], sentence: str) -> None:
+    if as_json:
+        print_json(values)
+    else:
+        console().print(sentence, highlight=False, soft_wrap=True)
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False, default=str))  # noqa: T201
+
+
+def short(path: Path) -> str:
+    """Relative to the working directory where that is shorter to type."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def program() -> str:
+    """How to type this command in this shell: ``make demo`` does not put the environment on the PATH."""
+    here = Path(sys.executable).parent / "thawline"
+    found = shutil.which("thawline")
+    return "thawline" if found and Path(found).samefile(here) else short(here)
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    print(f"Error: {message}", file=sys.stderr)  # noqa: T201
+    sys.exit(code)

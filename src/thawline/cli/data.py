@@ -1,0 +1,77 @@
+"""Verbs about images: check and drift."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from thawline import environment
+from thawline.cli._app import app
+from thawline.cli._shared import Json, Model, SetOption, TrackingUri, console, print_json
+
+__all__: list[str] = []
+
+
+@app.command()
+def check(
+    data: Annotated[str, typer.Argument(metavar="FOLDER|URL", help="Folder of images.")],
+    assignments: SetOption = None,
+    as_json: Json = False,
+) -> None:
+    """Read and report the data without training: classes, splits, bad files by name, duplicates, leaks, digest."""
+    from thawline.config import SearchConfig, parse_assignments
+    from thawline.data import data_location, mirror, report, report_json, scan
+
+    config = SearchConfig.build({"data": data_location(data, environment.home())}, parse_assignments(assignments or []))
+    if config.data.url is not None:
+        mirror(config.data.url, config.data.path)
+    manifest = scan(config.data)
+    if as_json:
+        print_json(report_json(manifest))
+    else:
+        console().print(report(manifest))
+
+
+@app.command()
+def drift(
+    model: Model,
+    folder: Annotated[Path, typer.Argument(help="Folder of new images, without labels.")],
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images to compare with; default: what the model's study held out."),
+    ] = None,
+    alpha: Annotated[
+        float, typer.Option(help="False-alarm rate: how often, at most, images of the same kind are called drift.")
+    ] = 0.01,
+    max_images: Annotated[int, typer.Option(help="Of more images, new or reference, so many are drawn.")] = 2000,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Test whether new images are like those that a model was made for; exit code 1 if they are not."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from thawline.drift import check_drift, drift_table
+
+    columns = (TextColumn("comparing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("comparing", total=None)
+        report = check_drift(
+            model,
+            folder,
+            tracking_uri=tracking_uri,
+            home=environment.home(),
+            reference=reference,
+            alpha=alpha,
+            max_images=max_images,
+            device=device,
+            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        console().print(drift_table(report))
+        console().print(str(report), highlight=False, soft_wrap=True)
+    if report.drift:
+        raise typer.Exit(1)

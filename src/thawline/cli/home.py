@@ -1,0 +1,103 @@
+"""Verbs about Thawline itself: ui, clean, doctor, recipes."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thawline import environment
+from thawline.cli._app import app
+from thawline.cli._shared import Json, TrackingUri, console, print_json
+
+__all__: list[str] = []
+
+recipes_app = typer.Typer(help="List the shipped recipes, or copy one to edit it.", invoke_without_command=True)
+app.add_typer(recipes_app, name="recipes")
+
+
+@app.command()
+def clean(
+    older_than: Annotated[str, typer.Option(metavar="AGE", help="Since the last use: 30d, 12h or 2w.")] = "30d",
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="KIND", help="Of what the list calls by this name; repeatable.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only shown.")] = False,
+    storage: Annotated[str | None, typer.Option(help="Database of the studies; default: THAWLINE_STORAGE.")] = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Show what no search needs any more, and remove it if asked to: checkpoints, caches, leftovers, failed runs."""
+    from thawline import cleaning
+
+    age, kinds = cleaning.parse_age(older_than), cleaning.parse_kinds(only or [])
+    found = cleaning.survey(environment.home(), older_than=age, kinds=kinds, storage=storage, tracking_uri=tracking_uri)
+    failures = cleaning.remove(found) if yes else []
+    if as_json:
+        print_json(found.as_dict() | {"removed": yes, "failures": [str(failure) for failure in failures]})
+    else:
+        if found.items:
+            console().print(cleaning.clean_table(found))
+        for line in (*found.notes, found.total(removed=yes, failures=len(failures))):
+            console().print(line, highlight=False, soft_wrap=True)
+        for failure in failures:
+            print(f"Not removed: {failure}", file=sys.stderr)  # noqa: T201
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    tracking_uri: TrackingUri = None,
+    mlflow_port: Annotated[
+        int | None, typer.Option(help="Port of the MLflow UI; default: a free one from 5000.")
+    ] = None,
+    tensorboard_port: Annotated[
+        int | None, typer.Option(help="Port of TensorBoard; default: a free one from 6006.")
+    ] = None,
+) -> None:
+    """Start the MLflow UI and TensorBoard on this project's store; Ctrl-C stops both."""
+    from thawline.ui import serve_ui
+
+    raise typer.Exit(serve_ui(environment.home(), tracking_uri, mlflow_port, tensorboard_port, console().print))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check versions, home, devices and the weights cache, and say what to do."""
+    from thawline.doctor import diagnose, findings_table
+
+    findings = diagnose(environment.home())
+    if as_json:
+        print_json([finding.as_dict() for finding in findings])
+    else:
+        console().print(findings_table(findings))
+    if any(finding.status == "wrong" for finding in findings):
+        raise typer.Exit(1)
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context, as_json: Json = False) -> None:
+    """List the shipped recipes."""
+    from thawline.recipes import shipped_recipes
+
+    if context.invoked_subcommand is not None:
+        return
+    listed = shipped_recipes()
+    if as_json:
+        print_json([{"name": recipe.name, "purpose": recipe.purpose, "command": recipe.command} for recipe in listed])
+        return
+    for recipe in listed:
+        console().print(f"[bold]{recipe.name}[/bold]  {recipe.purpose}\n    {recipe.command}", highlight=False)
+
+
+@recipes_app.command("copy")
+def copy_recipe(
+    name: Annotated[str, typer.Argument(help="Name of a shipped recipe.")],
+    to: Annotated[Path, typer.Option(help="Folder or file to write; never overwrites.")] = Path(),
+) -> None:
+    """Copy a shipped recipe here, to edit it."""
+    from thawline.recipes import copy
+
+    target = copy(name, to)
+    console().print(f"Wrote {target}. Use it with: thawline search DATA --recipe {target}", highlight=False)

@@ -1,0 +1,187 @@
+"""Verbs about registered models: predict, score, promote, rollback, history, serve."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from thawline import environment
+from thawline.cli._app import app
+from thawline.cli._shared import Json, Model, TrackingUri, console, print_json, say
+from thawline.exceptions import ThawlineError
+
+__all__: list[str] = []
+
+
+@app.command()
+def predict(
+    model: Model,
+    paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Name the class of image files, with probabilities, by a model from the registry."""
+    from thawline.predict import predict_files, predictions_table
+
+    predictions = predict_files(model, paths, tracking_uri=tracking_uri, home=environment.home())
+    if as_json:
+        print_json(predictions)
+    else:
+        console().print(predictions_table(predictions))
+    if any("error" in prediction for prediction in predictions):
+        raise typer.Exit(1)
+
+
+@app.command()
+def score(
+    model: Model,
+    source: Annotated[
+        Path, typer.Argument(metavar="FOLDER|LIST", help="Folder of images, or a file that lists their paths.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Table to write, a row for each image.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Classify any number of image files into a Parquet file; the same command goes on after an interruption."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from thawline.scoring import score_files
+
+    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("scoring", total=None)
+        summary = score_files(
+            model,
+            source,
+            out,
+            tracking_uri=tracking_uri,
+            home=environment.home(),
+            device=device,
+            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    console().print(f"{summary}.", highlight=False, soft_wrap=True)
+    if summary.bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def promote(
+    model: Annotated[str, typer.Argument(help="Registered model.")],
+    version: Annotated[str | None, typer.Option(help="Challenger; default: the alias challenger.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder DATA/<class>/… to compare on; default: the study's test split.")
+    ] = None,
+    approve: Annotated[bool, typer.Option("--approve", help="Wait for a person's answer in Prefect's UI.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote without a comparison; needs --reason.")] = False,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why by force; recorded in the registry.")] = "",
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a version against the champion on the same test images, and promote it if it is better."""
+    from thawline.search.challenger import force_challenger
+
+    if force:
+        version = force_challenger(
+            model, version=version, reason=reason, tracking_uri=tracking_uri, home=environment.home()
+        )
+        say(as_json, {"model": model, "version": version, "decision": "forced", "reason": reason.strip()},
+             f"{model} version {version} is the champion now, by force: {reason.strip()}")  # fmt: skip
+        return
+    if reason:
+        raise ThawlineError("--reason belongs to --force: without it the comparison is the reason.")
+    if approve:
+        from thawline.config import PromotionConfig
+        from thawline.search.prepare import check_approval
+
+        check_approval(PromotionConfig(approve=True))  # before Prefect's server is started, which takes its time
+    environment.quiet_prefect()
+    from thawline.flows.promote import promote as promote_flow
+
+    outcome = promote_flow(model, version=version, data=data, approve=approve or None, tracking_uri=tracking_uri)
+    decision = outcome.verdict.outcome.value
+    if as_json:
+        print_json(outcome.as_dict())
+    else:
+        from thawline.registry.tables import verdict_table
+
+        console().print(verdict_table(outcome.verdict))
+        console().print(f"{model} version {outcome.version}, {decision}: {outcome.verdict.reason}", highlight=False)
+    if decision != "promote":
+        raise typer.Exit(1)
+
+
+@app.command()
+def rollback(
+    model: Annotated[str, typer.Argument(help="Registered model.")],
+    to: Annotated[str | None, typer.Option(metavar="V", help="Version; default: the champion before this one.")] = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Make the former champion the champion again; servers follow within seconds."""
+    from thawline.registry import roll_back
+    from thawline.tracking import open_store
+
+    before, after = roll_back(open_store(tracking_uri, environment.home()), name=model, to=to)
+    say(as_json, {"model": model, "from": before, "to": after},
+         f"{model}: version {after} is the champion again, in place of version {before}.")  # fmt: skip
+
+
+@app.command()
+def history(
+    model: Annotated[str, typer.Argument(help="Registered model.")],
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Tell which version was champion from when to when, on what evidence, and who moved it."""
+    from thawline.registry import MlflowRegistry
+    from thawline.registry.tables import history_rows, history_table
+    from thawline.tracking import open_store
+
+    reigns = MlflowRegistry(open_store(tracking_uri, environment.home())).history(model)
+    if as_json:
+        print_json(history_rows(reigns))
+    else:
+        console().print(history_table(model, reigns))
+
+
+@app.command()
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, each with the model in memory.")] = 1,
+    max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Images that share a forward pass, at most.")] = 32,
+    max_delay: Annotated[
+        float, typer.Option(metavar="MS", min=0, max=1000, help="How long a batch waits for images being decoded.")
+    ] = 2.0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with a token that clients must send as Authorization: Bearer.")
+    ] = None,
+    webhook_secret_file: Annotated[
+        Path | None, typer.Option(help="File with the secret of an MLflow webhook; it is taken at /webhook.")
+    ] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Serve a registered model over HTTP, and follow its alias: a new champion is served without a restart."""
+    from thawline.serving import ServeOptions
+    from thawline.serving import serve as run_server
+
+    options = ServeOptions(
+        model=model,
+        tracking_uri=tracking_uri,
+        home=environment.home(),
+        host=host,
+        port=port,
+        workers=workers,
+        max_batch=max_batch,
+        max_delay_ms=max_delay,
+        device=device,
+        token_file=token_file,
+        webhook_secret_file=webhook_secret_file,
+    )
+    try:
+        run_server(options)
+    except KeyboardInterrupt:  # uvicorn has finished what was in flight, and raises the signal again
+        return

@@ -1,0 +1,252 @@
+"""Verbs that train: search, demo, retrain, deploy; and the leaderboard of what they trained."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from thawline import environment
+from thawline.cli._app import app
+from thawline.cli._shared import Json, SetOption, TrackingUri, Weights, config_of, console, print_json, program, short
+from thawline.exceptions import ThawlineError
+
+if TYPE_CHECKING:
+    from thawline.search import SearchOutcome
+
+__all__: list[str] = []
+
+
+class Deployable(StrEnum):
+    """The flows that a schedule may run."""
+
+    search = "search"
+    retrain = "retrain"
+    score = "score"
+    drift = "drift"
+
+
+@app.command()
+def search(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER|URL", help="Images: DATA/<class>/…, or DATA/train/<class>/… and so on; or s3://bucket/DATA."
+        ),
+    ],
+    recipe: Annotated[Path | None, typer.Option(help="Recipe file; see `thawline recipes`.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Pretrained network; see `thawline backbones`.")] = None,
+    weights: Weights = None,
+    trials: Annotated[int | None, typer.Option(help="Trials in all, over every time the study is run.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images per trial, at most.")] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="MINUTES", help="Start no trial after this time.")] = None,
+    workers: Annotated[
+        str | None, typer.Option(metavar="N|auto", help="Trials at the same time; auto: one for each GPU.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side in pixels of what the network sees.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per optimizer step.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name in the model registry; default: the folder's name.")] = None,
+    study: Annotated[
+        str | None, typer.Option(help="Name of the study; the same name goes on where it stopped.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of sampling, initialisation and batch order.")] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Give the bits of plain training in single precision; slower.")
+    ] = False,
+    cache_budget: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Disk space for stored activations, such as 20GB.")
+    ] = None,
+    approve: Annotated[
+        bool, typer.Option("--approve", help="Ask a person in Prefect's UI before the champion is replaced.")
+    ] = False,
+    tracking_uri: TrackingUri = None,
+    assignments: SetOption = None,
+    as_json: Json = False,
+) -> None:
+    """Search for the best fine-tuned classifier, register it, and make it champion if it is better."""
+    options = {
+        "backbone.name": backbone,
+        "backbone.weights": weights,
+        "backbone.image_size": image_size,
+        "train.epochs": epochs,
+        "train.batch_size": batch_size,
+        "train.exact": exact or None,
+        "activations.budget": cache_budget,
+        "study.trials": trials,
+        "study.timeout_minutes": timeout,
+        "study.workers": int(workers) if workers and workers.isdigit() else workers,
+        "study.name": study,
+        "study.seed": seed,
+        "promotion.model": model,
+        "promotion.approve": approve or None,
+        "tracking.uri": tracking_uri,
+    }
+    config = config_of(data, recipe, options, assignments)
+    outcome = _run_search(config, quiet=as_json)
+    if as_json:
+        print_json(outcome.as_dict())
+    else:
+        _print_outcome(outcome)
+    if not outcome.everything_kept:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo() -> None:
+    """Run the whole search on scikit-learn's handwritten digits with the starter weights: nothing is downloaded."""
+    from thawline.config import SearchConfig, load_recipe
+    from thawline.data import write_digits
+    from thawline.recipes import recipe_path
+
+    folder = write_digits(environment.home() / "demo" / "digits")
+    config = SearchConfig.build(load_recipe(recipe_path("demo")), {"data": {"path": str(folder)}})
+    outcome = _run_search(config, quiet=False)
+    _print_outcome(outcome)
+    command = program()
+    ask = f"{command} predict {outcome.model} {short(folder / '7')}"
+    width = max(len(ask), 40)
+    console().print(
+        "\n[bold]Look further[/bold]\n"
+        f"  {command + ' ui':<{width}}  compare the trials in MLflow and TensorBoard\n"
+        f"  {ask:<{width}}  ask the champion\n"
+        f"  {command + ' search PATH/TO/YOUR/FOLDER':<{width}}  the same on your own images",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def leaderboard(
+    study: Annotated[str | None, typer.Argument(help="Name of a study; default: the latest.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="Database of the study; default: THAWLINE_STORAGE, else the home.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Rank the trials of a study."""
+    from thawline.search.leaderboard import leaderboard_rows, leaderboard_table
+    from thawline.search.study import latest_study, load_records
+
+    name = study or latest_study(environment.home(), storage)
+    metric, records = load_records(environment.home(), name, storage)
+    if as_json:
+        print_json({"study": name, "metric": metric, "trials": leaderboard_rows(records)})
+    else:
+        console().print(leaderboard_table(records, metric, title=f"Study {name}"))
+
+
+@app.command()
+def retrain(
+    data: Annotated[str, typer.Argument(help="Folder of images, or its URL.")],
+    recipe: Annotated[Path | None, typer.Option(help="Recipe file; see `thawline recipes`.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name in the model registry; default: the folder's name.")] = None,
+    narrow: Annotated[bool, typer.Option("--narrow", help="Search only near the champion.")] = False,
+    tracking_uri: TrackingUri = None,
+    assignments: SetOption = None,
+    as_json: Json = False,
+) -> None:
+    """Search anew if data or recipe have changed since the last verdict, beginning with the champion's settings."""
+    options = {"promotion.model": model, "retrain.narrow": narrow or None, "tracking.uri": tracking_uri}
+    config = config_of(data, recipe, options, assignments)
+    environment.quiet_prefect()
+    from thawline.search import check_config
+    from thawline.terminal import watch
+
+    check_config(config, environment.home())  # before Prefect's server is started, which takes its time
+    with watch(Console(stderr=True), quiet=as_json):
+        from thawline.flows.retrain import retrain as retrain_flow
+
+        outcome = retrain_flow(config)
+    if as_json:
+        print_json(outcome.as_dict())
+    elif outcome.search is None:
+        console().print(f"{outcome.title}: {outcome.reason}.", highlight=False, soft_wrap=True)
+    else:
+        _print_outcome(outcome.search)
+    if outcome.search is not None and not outcome.search.everything_kept:
+        raise typer.Exit(1)
+
+
+@app.command()
+def deploy(
+    flow: Annotated[Deployable, typer.Argument(help="What to run.")] = Deployable.retrain,
+    data: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Folder of images, or its URL; for score, or a list of paths.")
+    ] = None,
+    cron: Annotated[str | None, typer.Option(metavar="'M H D M W'", help="When; default: only when asked to.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="Of --cron, such as Europe/Berlin; default: UTC.")] = None,
+    on_drift: Annotated[
+        bool,
+        typer.Option("--on-drift", help="Retrain also when a deployment of drift finds that the images changed."),
+    ] = False,
+    pool: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Process work pool to deploy to; default: serve it from here.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the deployment; default: the model's.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Recipe file; see `thawline recipes`.")] = None,
+    model: Annotated[str | None, typer.Option(help="Registered model; default: the folder's name.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="For score: the table to write.")] = None,
+    assignments: SetOption = None,
+) -> None:
+    """Put a flow on a schedule of a Prefect server, and run it here until Ctrl-C or by the workers of a pool."""
+    trains = flow in (Deployable.search, Deployable.retrain)
+    if data is None or (model is None and not trains) or ((out is not None) != (flow is Deployable.score)):
+        raise ThawlineError(
+            "search and retrain need --data FOLDER, drift needs --model NAME too, and score needs --out FILE.parquet "
+            "besides, which the others do not take."
+        )
+    if not trains and (recipe or assignments):
+        raise ThawlineError(f"--recipe and --set belong to search and retrain: {flow.value} trains nothing.")
+    if on_drift and flow is not Deployable.retrain:
+        raise ThawlineError(f"--on-drift belongs to retrain: {flow.value} learns nothing from new images.")
+    from thawline.flows import deployments
+
+    deployments.check_server()
+    schedule = deployments.at(cron, timezone)
+    if trains:
+        config = config_of(data, recipe, {"promotion.model": model}, assignments)
+        made = deployments.of_search(flow.value, config, name=name, schedule=schedule, on_drift=on_drift)
+    elif out is not None:
+        made = deployments.of_score(model, Path(data), out, name=name, schedule=schedule)
+    else:
+        made = deployments.of_drift(model, Path(data), name=name, schedule=schedule)
+    if pool is None:
+        print(f"Serving {made.full_name}; Ctrl-C stops it.", file=sys.stderr)  # noqa: T201
+        deployments.serve(made)
+        return
+    for line in deployments.deploy(made, pool):
+        console().print(line, highlight=False, soft_wrap=True)
+
+
+def _run_search(config: Any, *, quiet: bool) -> "SearchOutcome":
+    environment.quiet_prefect()
+    from thawline.search import check_config, prepare_workers
+    from thawline.terminal import watch
+
+    check_config(config, environment.home())  # before Prefect's server is started, which takes its time
+    prepare_workers()
+    with watch(Console(stderr=True), quiet=quiet):
+        from thawline.flows.search import search as search_flow
+
+        try:
+            outcome: SearchOutcome = search_flow(config)
+        except KeyboardInterrupt:
+            print("The same command goes on where it stopped.", file=sys.stderr)  # noqa: T201
+            raise
+    return outcome
+
+
+def _print_outcome(outcome: "SearchOutcome") -> None:
+    from thawline.search.leaderboard import leaderboard_table
+
+    console().print(leaderboard_table(outcome.records, outcome.metric, title=f"Study {outcome.study}"))
+    console().print()
+    if outcome.promotion.champion is not None and outcome.promotion.verdict.criteria:
+        from thawline.registry.tables import verdict_table
+
+        console().print(verdict_table(outcome.promotion.verdict))
+        console().print()
+    for line in outcome.lines():
+        console().print(line, highlight=False, soft_wrap=True)

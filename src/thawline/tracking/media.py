@@ -1,0 +1,107 @@
+"""What can be recorded besides numbers and texts: pictures, distributions, tables, figures, shapes.
+
+Plain values: a tracker writes those that its system can show, and leaves the others out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Embedding", "Figure", "Graph", "GraphNode", "Histogram", "Image", "Media", "Mesh", "Predictions", "Table"]
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture."""
+
+    pixels: np.ndarray
+    """uint8 ``[H, W, 3]``."""
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """A distribution, already counted: what it was counted from may be large and on a GPU."""
+
+    counts: np.ndarray
+    """``[B]``: values in each bin."""
+    edges: np.ndarray
+    """``[B + 1]``, rising."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of the same length, by name."""
+
+    columns: Mapping[str, Sequence[str | int | float | None]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing."""
+
+    svg: str
+    """A whole SVG document that loads nothing."""
+    alt: str
+    """What there is to see, in a sentence or two, for those who cannot see it."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a classifier says of labelled examples, from which curves are drawn."""
+
+    labels: np.ndarray
+    """int64 ``[N]``: index of the true class."""
+    probabilities: np.ndarray
+    """float ``[N, C]``."""
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Points of a feature space."""
+
+    vectors: np.ndarray
+    """float ``[N, D]``."""
+    labels: tuple[str, ...]
+    """Class of each point."""
+    thumbnails: np.ndarray
+    """uint8 ``[N, S, S, 3]``: the picture of each point."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A coloured surface in three dimensions, or points if it has no faces."""
+
+    vertices: np.ndarray
+    """float ``[V, 3]``."""
+    colours: np.ndarray
+    """uint8 ``[V, 3]``."""
+    faces: np.ndarray
+    """int ``[F, 3]``: triangles of vertices; ``[0, 3]`` for points."""
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """An operation of a network."""
+
+    name: str
+    """Its place, such as ``layer1/0/conv1``; unique in the graph."""
+    operation: str
+    """Such as ``Conv2d``."""
+    inputs: tuple[str, ...]
+    """Names of the nodes whose output it takes."""
+    frozen: bool
+    shape: tuple[int, ...] | None = None
+    """Of its output, without the batch."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network as the graph of its operations, in the order in which they are computed."""
+
+    nodes: tuple[GraphNode, ...]
+
+
+Media = Image | Histogram | Table | Figure | Predictions | Embedding | Mesh | Graph

@@ -40,6 +40,10 @@ class Scores:
     """Of each image: probability of the predicted class."""
     classes: tuple[str, ...]
     """That the model knows."""
+    probabilities: npt.NDArray[np.float64] = field(
+        default_factory=lambda: np.empty((0, 0)), repr=False, compare=False
+    )
+    """``[N, num_classes]`` in the order of ``classes``: calibrated, as the model answers."""
     seconds_per_image: float | None = None
     """Median time of one image on its own, decoding included."""
     bytes: int | None = None
@@ -103,6 +107,7 @@ def score(model: PackagedModel, images: Sequence[bytes | Path], labels: Sequence
         losses=losses,
         confidence=confidence,
         classes=tuple(predictions[0].probabilities),
+        probabilities=np.array([list(prediction.probabilities.values()) for prediction in predictions]),
         bytes=model.bytes,
         parity=model.parity,
     )

@@ -6,8 +6,11 @@ from typing import Any
 from rich.table import Table
 
 from thawline.search.study import TrialRecord
+from thawline.training import METRIC_DIRECTIONS
 
-__all__ = ["leaderboard_markdown", "leaderboard_rows", "leaderboard_table"]
+__all__ = ["leaderboard_markdown", "leaderboard_rows", "leaderboard_table", "thaw_line_chart"]
+
+_CHART_WIDTH = 40
 
 
 def leaderboard_rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
@@ -49,8 +52,8 @@ def leaderboard_table(records: Sequence[TrialRecord], metric: str, *, title: str
     return table
 
 
-def leaderboard_markdown(records: Sequence[TrialRecord], metric: str) -> str:
-    """A markdown table, for MLflow's note and other pages."""
+def leaderboard_markdown(records: Sequence[TrialRecord], metric: str, *, most: int | None = None) -> str:
+    """A markdown table, for MLflow's note and other pages; of the best ``most`` trials, if there are more."""
     varied = _varied(records)
     header = [
         "rank",
@@ -62,7 +65,36 @@ def leaderboard_markdown(records: Sequence[TrialRecord], metric: str) -> str:
         "seconds",
     ]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(_cells(row, varied)) + " |" for row in leaderboard_rows(records)]
+    lines += ["| " + " | ".join(_cells(row, varied)) + " |" for row in leaderboard_rows(records)[:most]]
+    if most is not None and len(records) > most:
+        lines += ["", f"and {len(records) - most} trials more"]
+    return "\n".join(lines)
+
+
+def thaw_line_chart(records: Sequence[TrialRecord], metric: str) -> str:
+    """The best value at each freeze depth as a chart of characters, from the worst to the best of them.
+
+    Several backbones have depths that mean other things: each then has lines of its own. Empty without a value.
+    """
+    best: dict[tuple[str, int], list[float]] = {}
+    for record in records:
+        if record.value is not None and record.state in ("complete", "pruned"):
+            point = record.hyperparameters
+            best.setdefault((point.backbone, point.freeze_depth), []).append(record.value)
+    if not best:
+        return ""
+    choose = max if METRIC_DIRECTIONS[metric] == "maximize" else min
+    values = {place: choose(tried) for place, tried in best.items()}
+    low, high = min(values.values()), max(values.values())
+    names = {backbone for backbone, _ in values}
+    width = max(map(len, names)) if len(names) > 1 else 0
+    lines = [f"freeze depth and the best val/{metric} there, from {low:.4f} to {high:.4f}"]
+    for (backbone, depth), value in sorted(values.items()):
+        at = round((value - low) / (high - low) * (_CHART_WIDTH - 1)) if high > low else 0
+        line = "".join("●" if i == at else "·" for i in range(_CHART_WIDTH))
+        trials = len(best[backbone, depth])
+        where = f"{backbone:<{width}} {depth:>2}" if width else f"{depth:>2}"
+        lines.append(f"{where}  {line}  {value:.4f}  {trials} trial{'s' if trials > 1 else ''}")
     return "\n".join(lines)
 
 

@@ -8,7 +8,15 @@ import pytest
 from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError, StudyError
 from thawline.search.conduct import Queue
-from thawline.search.study import Asked, Study, check_sampling, latest_study, load_records, study_names
+from thawline.search.study import (
+    Asked,
+    Study,
+    check_sampling,
+    latest_study,
+    load_importances,
+    load_records,
+    study_names,
+)
 from thawline.search.trial import TrialResult
 from thawline.training import EpochResult
 
@@ -250,3 +258,18 @@ def test_a_sampler_or_pruner_that_optuna_lacks_is_refused_with_the_list() -> Non
     with pytest.raises(ConfigError, match=r"study\.sampler_options: TPESampler does not take"):
         check_sampling(config(study={"sampler": "TPESampler", "sampler_options": {"wrong": 1}}).study)
     check_sampling(config(study={"sampler": "TPESampler", "pruner": "NopPruner"}).study)
+
+
+def test_importances_name_what_made_the_difference_and_say_nothing_of_too_few_trials(own_home: Path) -> None:
+    study = open_study(own_home, study={"sampler": "RandomSampler"})
+    assert study.importances() == {}
+    for _ in range(12):
+        asked = ask(study)
+        value = 0.5 + 0.09 * asked.hyperparameters.freeze_depth  # the rate has no say
+        study.report(asked.number, epoch(4, value))
+        study.tell(TrialResult(asked.number, "complete", value, 4, 4, 1.0, "", "run", "file"))
+    shares = study.importances()
+    assert list(shares)[0] == "freeze_depth"
+    assert shares["freeze_depth"] > 0.8
+    assert abs(sum(shares.values()) - 1) < 1e-6
+    assert load_importances(own_home, "pets") == shares

@@ -15,16 +15,17 @@ from thawline import environment
 environment.prepare_flows()  # before Prefect and MLflow are imported: they read their switches then
 
 from collections.abc import Iterable  # noqa: E402
+from dataclasses import replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 from prefect import State, flow, task  # noqa: E402
-from prefect.artifacts import create_table_artifact  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.futures import PrefectFuture, as_completed  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 from prefect.task_runners import TaskRunner  # noqa: E402
 from thawline.flows.approval import approved, publish_decision  # noqa: E402
+from thawline.flows.artifacts import Progress, publish_leaderboard, publish_outcome  # noqa: E402
 from thawline.flows.execution import placement, trial_runner  # noqa: E402
 from thawline.flows.schedules import drop_missed_runs  # noqa: E402
 
@@ -56,8 +57,8 @@ from thawline.search import (  # noqa: E402
     store_activations,
     trial_name,
 )
-from thawline.search.leaderboard import leaderboard_rows  # noqa: E402
 from thawline.search.recorder import Recorder  # noqa: E402
+from thawline.study_report import publish_report  # noqa: E402
 
 __all__ = ["search"]
 
@@ -94,6 +95,9 @@ def search(config: SearchConfig) -> SearchOutcome:
                 publish_decision(judged)
                 decided = approved(recorder.store, judged, prepared.config.promotion)
                 outcome = promote_task(prepared, study, recorder, decided)
+                if config.tracking.report:
+                    outcome = replace(outcome, report=report_task(prepared, study, recorder, outcome))
+                publish_outcome(outcome, recorder)
     stop_workers()
     return outcome.after_closing(recorder.report)
 
@@ -122,6 +126,7 @@ def run_trials(
     slots = Slots(prepared.config)
     running: dict[PrefectFuture[Any], list[TrialSpec]] = {}
     recorder.announce(study, study.finished())
+    progress = Progress(study, prepared.config.study.trials)
     while True:
         while len(running) < slots.count and (together := queue.next()):
             device = slots.take()
@@ -139,6 +144,7 @@ def run_trials(
             study.tell(result)
             announce_end(result)
         recorder.update_leaderboard(study)
+        progress.update(study)
 
 
 def submit(
@@ -231,8 +237,7 @@ def promote_task(prepared: Prepared, study: Study, recorder: Recorder, decided: 
     return conclude(prepared, study, recorder, decided)
 
 
-def publish_leaderboard(study: Study) -> None:
-    """The leaderboard as a Prefect table."""
-    create_table_artifact(
-        key="leaderboard", table=leaderboard_rows(study.records()), description=f"Trials of the study {study.name}"
-    )
+@task(name="write report", cache_policy=NO_CACHE)
+def report_task(prepared: Prepared, study: Study, recorder: Recorder, outcome: SearchOutcome) -> Path | None:
+    """Gather what the study shows on one page, and record its figures."""
+    return publish_report(prepared, study, recorder, outcome)

@@ -117,6 +117,16 @@ def _artifacts_url(value: str) -> str:
     return url
 
 
+def _wandb_mode(value: object) -> object:
+    return "off" if value is False else value  # as YAML reads the word off
+
+
+def _wandb_project(value: str) -> str:
+    if not 0 < len(value) <= 128 or not value.isprintable() or any(sign in value for sign in "/\\#?%:"):
+        raise ValueError(f"must be 1 to 128 characters without / \\ # ? % and :, but got {value!r}")
+    return value
+
+
 PlainName = Annotated[str, AfterValidator(_plain_name)]
 
 
@@ -356,8 +366,23 @@ class TrackingConfig(_Model):
     home. A tracking server decides by itself."""
     tensorboard: bool = True
     """Write TensorBoard event files beside MLflow."""
+    wandb: Annotated[Literal["off", "offline", "online"], BeforeValidator(_wandb_mode)] = "off"
+    """Record in Weights & Biases too (``pip install 'thawline[wandb]'``): ``online`` needs a login, ``offline`` writes
+    into Thawline's home for ``wandb sync``."""
+    wandb_project: Annotated[str, AfterValidator(_wandb_project)] = "thawline"
+    """W&B project that the study's runs belong to."""
+    wandb_entity: str | None = Field(None, min_length=1)
+    """W&B team or user that the project belongs to; by default the one that W&B itself takes."""
+    plugins: tuple[str, ...] = ()
+    """Further trackers, by the names of their entry points in the group ``thawline.trackers``."""
     system_metrics: bool = True
     """Record CPU, memory and GPU use of every trial."""
+    observe: bool = True
+    """Record gradient flow, histograms and pictures of every trial, in at most 5 % of its time."""
+    report: bool = True
+    """Write the report of a concluded study, and record its figures and tables."""
+    git_diff: bool = True
+    """Record the differences of a changed checkout on every run."""
 
 
 class GateRules(_Model):
@@ -486,7 +511,9 @@ def with_driver(url: str) -> str:
 
 def without_password(url: str) -> str:
     """``postgresql://me:***@host/db``; any other text as it is."""
-    return re.sub(r"(://[^/@:]*):[^@/]*@", r"\1:***@", url)
+    url = re.sub(r"(https?://[^/@:]*):[^/\s]*@", r"\1:***@", url)
+    # Of a database up to the last @: SQLAlchemy takes a slash for part of the password.
+    return re.sub(r"(?<!http)(?<!https)(://[^/@:\s]*):\S*@", r"\1:***@", url)
 
 
 def load_recipe(path: Path) -> dict[str, Any]:

@@ -31,8 +31,18 @@ class Finding:
 
 
 def diagnose(home: Path) -> list[Finding]:
-    """Look at Python, versions, home, cache, devices, torchvision's weights cache and the starter weights."""
-    return [_python(), *_versions(), _torchvision(), _home(home), _cache(home), _device(), _weights_cache(), _starter()]
+    """Look at Python, versions, home, cache, devices, torchvision's weights cache, the starter weights and W&B."""
+    return [
+        _python(),
+        *_versions(),
+        _torchvision(),
+        _home(home),
+        _cache(home),
+        _device(),
+        _weights_cache(),
+        _starter(),
+        _wandb(),
+    ]
 
 
 def findings_table(findings: list[Finding]) -> Table:
@@ -151,3 +161,17 @@ def _starter() -> Finding:
     except WeightsError as error:
         return Finding("starter weights", "wrong", str(error), "install Thawline again")
     return Finding("starter weights", "ok", "load")
+
+
+def _wandb() -> Finding:
+    """What ``tracking.wandb`` may be here; nothing of it is needed."""
+    from thawline.tracking.wandb import is_logged_in
+
+    try:
+        version = importlib.metadata.version("wandb")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("W&B", "ok", "not installed", "pip install 'thawline[wandb]' to record there too")
+    if is_logged_in():
+        return Finding("W&B", "ok", f"{version}, logged in: tracking.wandb may be online or offline")
+    advice = "run `wandb login` or set WANDB_API_KEY to record online"
+    return Finding("W&B", "ok", f"{version}, not logged in: tracking.wandb may be offline", advice)

@@ -1,6 +1,6 @@
 """Where state lives, and the switches of the libraries that must be set before they are imported.
 
-This module imports none of those libraries. It is the only one that writes to ``os.environ``.
+This module imports none of those libraries.
 """
 
 import logging
@@ -30,6 +30,9 @@ _SWITCHES = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
+    # W&B would greet on the terminal, and report its own errors home.
+    "WANDB_SILENT": "true",
+    "WANDB_ERROR_REPORTING": "false",
 }
 
 
@@ -47,6 +50,8 @@ def prepare() -> Path:
     root = home()
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # else in the user's own folders
+        os.environ.setdefault(name, str(root / "wandb"))
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(root / "prefect"))
     return root

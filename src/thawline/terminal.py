@@ -1,4 +1,4 @@
-"""What a search shows while it runs: a live table on a terminal, plain lines in a pipe."""
+"""What a search shows while it runs: a live table on a terminal, plain lines in a pipe, or JSON."""
 
 import logging
 import time
@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from thawline import logs
 from thawline.search.events import EpochEnded, Event, Note, SearchStarted, TrialEnded, TrialStarted
 
 __all__ = ["SearchView", "watch"]
@@ -22,22 +23,32 @@ _ROWS = 12
 def watch(console: Console, *, quiet: bool) -> Iterator[None]:
     """Show the events of a search on ``console`` until the block ends.
 
-    With ``quiet``, only warnings are shown: standard output is for a program to read.
+    With ``quiet``, only warnings are shown: standard output is for a program to read. Structured logs (see
+    :mod:`thawline.logs`) were asked for by a program too, and have every event.
     """
     logger = logging.getLogger("thawline")
-    handler = _LineHandler(console) if quiet or not console.is_terminal else _LiveHandler(console)
-    handler.setLevel(logging.WARNING if quiet else logging.INFO)
     level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
-    logger.propagate = False
-    logger.addHandler(handler)
     try:
-        with handler:
-            yield
+        if logs.chosen() is logs.LogFormat.json:
+            yield  # the root logger's handler writes them, among those of the libraries
+        else:
+            with _handler(console, quiet=quiet) as handler:
+                logger.propagate = False
+                logger.addHandler(handler)
+                try:
+                    yield
+                finally:
+                    logger.removeHandler(handler)
     finally:
-        logger.removeHandler(handler)
         logger.setLevel(level)
         logger.propagate = propagate
+
+
+def _handler(console: Console, *, quiet: bool) -> "_Handler":
+    handler = _LineHandler(console) if quiet or not console.is_terminal else _LiveHandler(console)
+    handler.setLevel(logging.WARNING if quiet else logging.INFO)
+    return handler
 
 
 class _Handler(logging.Handler):

@@ -99,6 +99,8 @@ def _tensorboard_command(logs: Path, port: int) -> list[str]:
     return [
         *(sys.executable, "-m", "tensorboard.main", "--logdir", str(logs)),
         *("--host", "127.0.0.1", "--port", str(port)),
+        # By default it shows ten pictures of a run, drawn by chance, and so leaves out epochs.
+        "--samples_per_plugin=images=100,mesh=30,pr_curves=100",
     ]
 
 

@@ -49,8 +49,8 @@ class Browser:
 
     @property
     def text(self) -> str:
-        """What the page shows, as text; of what lies in web components and frames of its own too."""
-        return str(self.driver.execute_script(_ALL_TEXT))
+        """What the page shows, in one line; of what lies in web components and frames of its own too."""
+        return " ".join(str(self.driver.execute_script(_ALL_TEXT)).split())
 
     def find(self, selector: str) -> list[Any]:
         """Elements by CSS selector."""

@@ -26,7 +26,7 @@ from thawline.exceptions import ConfigError, TrackingError
 from thawline.registry import MlflowRegistry, ModelName, log_packaged_model
 from thawline.search.study import Study
 from thawline.search.trial import TrialResult, trial_folder
-from thawline.tracking import MlflowStore, start_study_run
+from thawline.tracking import MlflowStore, MlflowTracker, start_study_run
 from thawline.training import EpochResult
 
 DAY = 86400.0
@@ -506,6 +506,32 @@ def test_of_a_store_that_others_use_only_what_this_home_has_recorded_goes(
 def test_nothing_is_removed_where_mlflow_does_not_answer(pets: Study, own_home: Path) -> None:
     with pytest.raises(TrackingError, match="cannot be reached"):
         survey(own_home, older_than=MONTH, tracking_uri="http://127.0.0.1:9")
+
+
+def test_a_failed_trials_checkpoints_go_with_its_run_but_for_registered_ones(
+    store: MlflowStore, own_home: Path, tmp_path: Path
+) -> None:
+    open_study(store.home)
+    (tmp_path / "epoch-0001.safetensors").write_bytes(b"x" * 500)
+
+    def checkpointed(number: int) -> tuple[str, str]:
+        run_id = run_of(store, "gone", number, "RUNNING", "failed")
+        tracker = MlflowTracker.for_study(store, run_id=run_id, study="gone")
+        tracker.log_checkpoint(tmp_path / "epoch-0001.safetensors", name=f"trial-{number:02d}", epoch=1, metrics={})
+        assert tracker.close("FAILED").problem is None
+        store.client.set_terminated(run_id, "FAILED", int(1000 * (time.time() - 45 * DAY)))
+        (output,) = store.client.get_run(run_id).outputs.model_outputs
+        return run_id, output.model_id
+
+    run_id, _ = checkpointed(0)
+    registered_run, registered = checkpointed(1)
+    MlflowRegistry(store).register("birds", f"models:/{registered}", run_id=registered_run, study="gone", tags={})
+    found, failures = clean(own_home, "runs", "models", age=-1.0)
+    assert failures == []
+    assert [(item.parts, item.bytes) for item in found.items] == [((run_id,), 1500)]
+    assert not alive(store, run_id)
+    left = store.client.search_logged_models([store.experiment_id])
+    assert [model.model_id for model in left] == [registered]
 
 
 # ------------------------------------------------------------------------------------------------------- the command

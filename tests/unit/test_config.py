@@ -95,6 +95,8 @@ def test_the_fingerprint_changes_with_what_makes_trials_incomparable_and_only_th
     for budget in ({"trials": 99}, {"timeout_minutes": 5}, {"workers": 2}, {"name": "other"}):
         assert fingerprint(study=budget) == known
     assert fingerprint(promotion={"model": "m"}) == known
+    for tracking in ({"wandb": "offline"}, {"observe": False}, {"plugins": ["memory"]}, {"git_diff": False}):
+        assert fingerprint(tracking=tracking) == known
     assert fingerprint("other data") != known
     assert fingerprint(train={"epochs": 3}) != known
     assert fingerprint(space={"learning_rate": [1e-4, 1e-3]}) != known
@@ -119,3 +121,25 @@ def test_options_of_sampler_and_pruner_default_to_the_measured_ones_of_the_defau
 def test_options_that_are_given_reach_another_sampler_though_they_are_the_defaults_of_this_one() -> None:
     given = {"sampler": "TPESampler", "sampler_options": {"n_startup_trials": 4}}
     assert SearchConfig.build(DATA, {"study": given}).study.sampler_options == {"n_startup_trials": 4}
+
+
+def test_off_is_off_as_yaml_reads_it_and_as_it_is_written_back(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("tracking:\n  wandb: off\n")
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert recipe == {"tracking": {"wandb": False}}
+    for layer in (recipe, parse_assignments(["tracking.wandb=off"]), {"tracking": {"wandb": "off"}}):
+        config = SearchConfig.build(DATA, {"tracking": {"wandb": "offline"}}, layer)
+        assert config.tracking.wandb == "off"
+        assert SearchConfig.build(config.model_dump(mode="json")) == config
+    assert SearchConfig.build(DATA, parse_assignments(["tracking.wandb=online"])).tracking.wandb == "online"
+    with pytest.raises(
+        ConfigError, match=r"tracking\.wandb: Input should be 'off', 'offline' or 'online' \(got True\)"
+    ):
+        SearchConfig.build(DATA, parse_assignments(["tracking.wandb=on"]))
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "50 %", "a#b", "a?b", "a:b", "a\\b", "a\nb", "x" * 129])
+def test_a_project_that_wandb_would_refuse_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"tracking\.wandb_project: must be 1 to 128 characters without"):
+        SearchConfig.build(DATA, {"tracking": {"wandb_project": name}})
+    assert SearchConfig.build(DATA, {"tracking": {"wandb_project": "x" * 128}}).tracking.wandb_project == "x" * 128

@@ -9,8 +9,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from thawline.backbones import _catalogue
-from thawline.backbones._base import Backbone, BackboneInfo, Interpolation, LayerGroup, Preprocessing
-from thawline.backbones.summary import info_json, listing, summary_json, summary_text
+from thawline.backbones._base import Backbone, BackboneInfo, Graph, GraphNode, Interpolation, LayerGroup, Preprocessing
+from thawline.backbones.summary import DepthCost, depth_costs, info_json, listing, summary_json, summary_text
 from thawline.exceptions import BackboneError
 
 if TYPE_CHECKING:
@@ -19,16 +19,21 @@ if TYPE_CHECKING:
 __all__ = [
     "Backbone",
     "BackboneInfo",
+    "DepthCost",
+    "Graph",
+    "GraphNode",
     "Interpolation",
     "LayerGroup",
     "Preprocessing",
     "check_weights",
     "create",
+    "depth_costs",
     "depth_of",
     "describe",
     "info_json",
     "listing",
     "names",
+    "outline",
     "preprocessing_of",
     "section",
     "summary_json",
@@ -67,6 +72,13 @@ def section(backbone: Backbone, start: int, stop: int | None = None, *, exact: b
     from thawline.backbones import _sections
 
     return _sections.section(backbone, start, stop, exact=exact)
+
+
+def outline(backbone: Backbone, freeze_depth: int) -> Graph:
+    """See :func:`thawline.backbones._outline.outline`."""
+    from thawline.backbones import _outline
+
+    return _outline.outline(backbone, freeze_depth)
 
 
 def check_weights(name: str, weights: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:  # the catalogue answers without torch, whose import takes seconds
     from torch import nn
 
-__all__ = ["Backbone", "BackboneInfo", "Interpolation", "LayerGroup", "Preprocessing"]
+__all__ = ["Backbone", "BackboneInfo", "Graph", "GraphNode", "Interpolation", "LayerGroup", "Preprocessing"]
 
 Interpolation = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
@@ -76,3 +76,26 @@ class BackboneInfo:
     """Pretrained weights that it has: ``default`` (torchvision's own), ``starter`` (shipped with Thawline)."""
     image_size: int
     """Side in pixels of the images that the default weights were trained for."""
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """An operation of a network."""
+
+    name: str
+    """Its place, such as ``layer1/0/conv1``, the layer group (or head) first; unique in the graph. The images, which
+    are in none, are ``images``."""
+    operation: str
+    """Such as ``Conv2d``."""
+    inputs: tuple[str, ...]
+    """Names of the nodes whose output it takes."""
+    frozen: bool
+    shape: tuple[int, ...] | None = None
+    """Of its output, without the batch; ``None`` if that is not one floating-point tensor."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network as the graph of its operations, in the order in which they are computed."""
+
+    nodes: tuple[GraphNode, ...]

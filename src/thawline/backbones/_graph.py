@@ -86,6 +86,8 @@ class Step:
     """Shape of its result for one image, None if that is not one floating-point tensor."""
     is_cut: bool
     """Whether the network can be cut after it."""
+    is_tensor: bool
+    """Whether its result is a tensor, or several: not a size, or a check of one."""
 
 
 def steps_of(module: nn.Module, image_size: int) -> list[Step]:
@@ -120,7 +122,7 @@ def steps_of(module: nn.Module, image_size: int) -> list[Step]:
         # An operation in place, however far behind and through whatever view, would overwrite a stored result.
         shape = value.shape if isinstance(value, Tensor) and value.is_floating_point() else None
         is_cut = alone and shape is not None and value._version == recorder.versions[node]
-        steps.append(Step(node, _path_of(node), tensors, shape, is_cut))
+        steps.append(Step(node, _path_of(node), tensors, shape, is_cut, _is_tensor(value)))
         needed_until = max(needed_until, last_use[i])
     return steps
 
@@ -138,6 +140,10 @@ class _Recorder(fx.Interpreter):
         self.values[n] = result
         self.versions[n] = result._version if isinstance(result, Tensor) else 0
         return result
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(map(_is_tensor, value)))
 
 
 def _tensors_of(module: nn.Module, node: fx.Node) -> list[str]:

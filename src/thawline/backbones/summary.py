@@ -2,14 +2,44 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from thawline.backbones._base import Backbone, BackboneInfo
 from thawline.exceptions import BackboneError
 
-__all__ = ["info_json", "listing", "summary_json", "summary_text"]
+if TYPE_CHECKING:  # it needs torch, which the listing does not
+    from thawline.backbones._costs import GroupCost
+
+__all__ = ["DepthCost", "depth_costs", "info_json", "listing", "summary_json", "summary_text"]
+
+_ASSUMPTIONS = """\
+FLOPs: a training step of one image, forward through everything and backward through what is trained; an addition and a
+multiplication are two. From the store: the frozen layer groups are not run. MB: what is kept for the backward pass.
+GB: that, all weights, and gradients and AdamW's two averages of what is trained; not what the libraries need besides.
+All in single precision: in bfloat16 about half is kept for the backward pass."""
+
+
+@dataclass(frozen=True)
+class DepthCost:
+    """What training at one freeze depth costs, by arithmetic: the same on every machine, and not a time."""
+
+    freeze_depth: int
+    trainable: int
+    """Parameters that are trained, those of the head included."""
+    flops: int
+    """Floating-point operations of a training step, per image: forward through everything, backward through what is
+    trained. A multiplication and an addition count as two."""
+    flops_from_store: int
+    """The same when what the frozen layer groups give is read from the store, so that they are not run."""
+    state_bytes: int
+    """All weights and buffers, and gradients and AdamW's two averages of those that are trained."""
+    activation_bytes: int
+    """What is kept for the backward pass, per image."""
+    memory_bytes: int
+    """Both, for a batch."""
 
 
 def listing(infos: Sequence[BackboneInfo]) -> Table:
@@ -38,17 +68,34 @@ def info_json(info: BackboneInfo) -> dict[str, Any]:
     return dataclasses.asdict(info) | {"layer_groups": list(info.layer_groups), "weights": list(info.weights)}
 
 
-def summary_text(backbone: Backbone, freeze_depth: int) -> str:
-    """Tables of the layers (by torchinfo) and of the layer groups, with what is frozen and trainable at a depth.
+def depth_costs(backbone: Backbone, batch_size: int = 32) -> tuple[DepthCost, ...]:
+    """What training costs at every freeze depth, from 0 to the deepest; takes seconds and no memory.
 
-    The parameters' ``requires_grad`` is left as at that depth.
+    Batches are in single precision, of ``batch_size`` images of the backbone's own size. The backbone is left as it is.
 
     Raises:
-        BackboneError: unless ``0 <= freeze_depth <= len(backbone.layer_groups)``.
+        BackboneError: unless ``batch_size >= 1``.
+    """
+    if batch_size < 1:
+        raise BackboneError(f"`batch_size >= 1` must hold, but got batch_size={batch_size}.")
+    from thawline.backbones._costs import group_costs
+
+    groups = group_costs(backbone)
+    return tuple(_cost_of(backbone, groups, depth, batch_size) for depth in range(len(groups)))
+
+
+def summary_text(backbone: Backbone, freeze_depth: int, batch_size: int = 32) -> str:
+    """Tables of the layers (by torchinfo), of the layer groups at a depth, and of what every depth costs.
+
+    The parameters' ``requires_grad`` is left as at that depth. Takes seconds.
+
+    Raises:
+        BackboneError: unless ``0 <= freeze_depth <= len(backbone.layer_groups)`` and ``batch_size >= 1``.
     """
     import torchinfo
 
     rows = _rows(backbone, freeze_depth)
+    costs = depth_costs(backbone, batch_size)
     size = backbone.preprocessing.image_size
     layers = torchinfo.summary(
         backbone.module,
@@ -73,15 +120,20 @@ def summary_text(backbone: Backbone, freeze_depth: int) -> str:
             f"{backbone.name} at freeze depth {freeze_depth} of {len(backbone.layer_groups)}",
             f"{'layer group':<{width}}  {'parameters':>13}  {'frozen from depth':>17}  now",
             *lines,
+            "",
+            "What training costs at every freeze depth",
+            *_cost_lines(costs, batch_size),
+            "",
+            _ASSUMPTIONS,
         ]
     )
 
 
-def summary_json(backbone: Backbone, freeze_depth: int) -> dict[str, Any]:
-    """The layer groups, from input to head, with what is frozen and trainable at a depth, as plain JSON.
+def summary_json(backbone: Backbone, freeze_depth: int, batch_size: int = 32) -> dict[str, Any]:
+    """The layer groups with what is frozen and trainable at a depth, and what every depth costs, as plain JSON.
 
     Raises:
-        BackboneError: unless ``0 <= freeze_depth <= len(backbone.layer_groups)``.
+        BackboneError: unless ``0 <= freeze_depth <= len(backbone.layer_groups)`` and ``batch_size >= 1``.
     """
     rows = _rows(backbone, freeze_depth)
     return {
@@ -92,7 +144,46 @@ def summary_json(backbone: Backbone, freeze_depth: int) -> dict[str, Any]:
         "trainable": sum(row["parameters"] for row in rows if not row["frozen"]),
         "layer_groups": rows[:-1],
         "head": rows[-1],
+        "batch_size": batch_size,
+        "freeze_depths": [dataclasses.asdict(cost) for cost in depth_costs(backbone, batch_size)],
     }
+
+
+def _cost_of(backbone: Backbone, groups: Sequence["GroupCost"], depth: int, batch_size: int) -> DepthCost:
+    """Add up the groups: the frozen ones go forward only, and the first trained one gives no gradient on."""
+    frozen, first, others = groups[:depth], groups[depth], groups[depth + 1 :]
+    tail = first.forward + first.backward_first + sum(group.forward + group.backward for group in others)
+    kept = dict(first.kept_first)
+    for group in others:
+        kept |= group.kept
+
+    tensors = backbone.module.state_dict()
+    names = {name for group in [*backbone.layer_groups[depth:], backbone.head] for name in group.tensors}
+    trained = [parameter for name, parameter in backbone.module.named_parameters() if name in names]
+    state = sum(tensor.nbytes for tensor in tensors.values()) + 3 * sum(parameter.nbytes for parameter in trained)
+    activations = sum(kept.values())
+    return DepthCost(
+        freeze_depth=depth,
+        trainable=sum(parameter.numel() for parameter in trained),
+        flops=sum(group.forward for group in frozen) + tail,
+        flops_from_store=tail,
+        state_bytes=state,
+        activation_bytes=activations,
+        memory_bytes=state + batch_size * activations,
+    )
+
+
+def _cost_lines(costs: Sequence[DepthCost], batch_size: int) -> list[str]:
+    batch = f"GB at batch size {batch_size}"
+    lines = [f"depth  {'trainable':>13}  {'GFLOPs/image':>12}  {'from the store':>14}  {'MB/image':>9}  {batch}"]
+    for cost in costs:
+        flops, from_store = cost.flops / 1e9, cost.flops_from_store / 1e9
+        activations, memory = cost.activation_bytes / 1e6, cost.memory_bytes / 1e9
+        lines.append(
+            f"{cost.freeze_depth:>5}  {cost.trainable:>13,}  {flops:>12.3f}  {from_store:>14.3f}  "
+            f"{activations:>9.2f}  {memory:>{len(batch)}.2f}"
+        )
+    return lines
 
 
 def _rows(backbone: Backbone, freeze_depth: int) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 from thawline.cleaning._look import Failure, Item, Look
 from thawline.cleaning._store import Mlflow, pages, reading
 from thawline.cleaning._tree import files_below, size
+from thawline.tracking import CHECKPOINT
 
 __all__ = ["failed_runs", "unused_models"]
 
@@ -31,14 +32,31 @@ def failed_runs(look: Look) -> Iterator[Item]:
     for study, runs in sorted(by_study.items()):
         _warn(look, mlflow)
         ids = tuple(run.info.run_id for run in runs)
+        with reading():
+            checkpoints = [model for run_id in ids for model in _checkpoints(mlflow, run_id)]
+        locations = [run.info.artifact_uri for run in runs] + [model.artifact_location for model in checkpoints]
         yield Item(
             kind="runs",
             name=f"failed trials of the study {study}",
             parts=ids,
-            bytes=_artifact_bytes(look, [run.info.artifact_uri for run in runs]),
+            bytes=_artifact_bytes(look, locations),
             why="no registered model comes from them",
-            remove=partial(_delete, mlflow.store.client.delete_run, ids),
+            remove=partial(_delete_runs, mlflow, ids, [model.model_id for model in checkpoints]),
         )
+
+
+def _checkpoints(mlflow: Mlflow, run_id: str) -> Iterator[Any]:
+    """Checkpoints that a trial recorded, but for those that somebody registered; MLflow keeps them without the run."""
+    theirs = f"source_run_id = '{run_id}' AND model_type = '{CHECKPOINT}'"
+    search = mlflow.store.client.search_logged_models
+    for model in pages(search, experiment_ids=list(mlflow.experiments), filter_string=theirs):
+        if model.model_id not in mlflow.registered.models:
+            yield model
+
+
+def _delete_runs(mlflow: Mlflow, run_ids: Sequence[str], model_ids: Sequence[str]) -> list[Failure]:
+    client = mlflow.store.client
+    return _delete(client.delete_logged_model, model_ids) + _delete(client.delete_run, run_ids)
 
 
 def _has_failed(look: Look, run: Any) -> bool:
@@ -105,7 +123,7 @@ def _warn(look: Look, mlflow: Mlflow) -> None:
     if store.uri.startswith("http"):
         command = "`mlflow gc` where the server runs"
     look.note(
-        "Runs and models go to MLflow's trash; `mlflow runs restore --run-id ID` brings a run back. "
+        "Runs and models go to MLflow's trash; `mlflow runs restore --run-id ID` brings a run back, but no model. "
         f"{command} frees their files, and whatever else is in the trash."
     )
     for version in mlflow.registered.in_trash:

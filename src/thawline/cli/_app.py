@@ -1,5 +1,6 @@
 """The command itself: the options before the verb, and how it ends."""
 
+import logging
 import signal
 import sys
 from types import FrameType
@@ -7,8 +8,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from thawline import __version__, environment
-from thawline.cli._shared import fail
+from thawline import __version__, environment, logs
+from thawline.cli._shared import fail, tell
 from thawline.exceptions import ThawlineError
 
 __all__ = ["app", "main"]
@@ -23,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 _debug = False
+_log = logging.getLogger("thawline.cli")
 
 
 def main() -> None:
@@ -30,14 +32,20 @@ def main() -> None:
     environment.prepare()
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
-    except ThawlineError as error:
-        if _debug:
+        code = app(standalone_mode=False)
+    except typer.TyperException as error:
+        _fail_by_usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        tell("Stopped.", level=logging.WARNING)
+        code = 130
+    except Exception as error:
+        if isinstance(error, ThawlineError) and not _debug:
+            fail(str(error), error=type(error).__name__)
+        if logs.chosen() is logs.LogFormat.text:
             raise
-        fail(str(error))
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
+        _log.error("%s", error, exc_info=True)
+        code = 1
+    sys.exit(code)
 
 
 def _print_version(wanted: bool) -> None:
@@ -51,8 +59,32 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _fail_by_usage(error: typer.TyperException) -> NoReturn:
+    """End as typer ends a command that was typed wrongly."""
+    if logs.chosen() is logs.LogFormat.json:
+        fail(error.format_message(), error.exit_code, error="UsageError")
+    from typer.rich_utils import rich_format_error
+
+    rich_format_error(error)  # type: ignore[arg-type]
+    sys.exit(error.exit_code)
+
+
+def _choose_log_format(chosen: logs.LogFormat) -> logs.LogFormat:
+    logs.choose(chosen)
+    return chosen
+
+
 @app.callback()
 def _options(
+    log_format: Annotated[
+        logs.LogFormat,
+        typer.Option(
+            envvar=logs.VARIABLE,
+            is_eager=True,  # before a verb is looked for that may not exist
+            callback=_choose_log_format,
+            help="Of standard error: for people, or one JSON object a line.",
+        ),
+    ] = logs.LogFormat.text,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)

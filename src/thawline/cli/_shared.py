@@ -1,6 +1,7 @@
 """What several verbs take and print."""
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from thawline import environment
+from thawline import environment, logs
 
 if TYPE_CHECKING:
     from thawline.config import SearchConfig
@@ -20,6 +21,7 @@ __all__ = [
     "Json",
     "Model",
     "SetOption",
+    "Storage",
     "TrackingUri",
     "Weights",
     "config_of",
@@ -29,6 +31,7 @@ __all__ = [
     "program",
     "say",
     "short",
+    "tell",
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -39,6 +42,9 @@ SetOption = Annotated[
 Weights = Annotated[
     str | None,
     typer.Option(metavar="default|starter|none|FILE", help="Pretrained weights; a .safetensors or state_dict file."),
+]
+Storage = Annotated[
+    str | None, typer.Option(metavar="URL", help="Database of the study; default: THAWLINE_STORAGE, else the home.")
 ]
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow tracking URI.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL[@ALIAS]", help="Registered model; default alias: champion.")]
@@ -103,6 +109,16 @@ def program() -> str:
     return "thawline" if found and Path(found).samefile(here) else short(here)
 
 
-def fail(message: str, code: int = 2) -> NoReturn:
-    print(f"Error: {message}", file=sys.stderr)  # noqa: T201
+def tell(message: str, *, level: int = logging.INFO, error: str | None = None) -> None:
+    """A sentence on standard error, in the format of the logs; ``error`` is the name of an exception's class."""
+    if logs.chosen() is logs.LogFormat.json:
+        logs.start()  # a mistake among the first options comes before their format is looked at
+        logging.getLogger("thawline.cli").log(level, "%s", message, extra={"error": error})
+    else:
+        print(message if error is None else f"Error: {message}", file=sys.stderr)  # noqa: T201
+
+
+def fail(message: str, code: int = 2, *, error: str = "ThawlineError") -> NoReturn:
+    """End the command with a message."""
+    tell(message, level=logging.ERROR, error=error)
     sys.exit(code)

@@ -32,13 +32,14 @@ def summary(
     backbone: Annotated[str, typer.Argument(help="Name in the list of `thawline backbones`.")],
     freeze_depth: Annotated[int, typer.Option(help="Layer groups frozen, counted from the input.")] = 0,
     image_size: Annotated[int | None, typer.Option(help="Side in pixels of what the network sees.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per optimizer step, for the memory.")] = 32,
     as_json: Json = False,
 ) -> None:
-    """Show a backbone's layers, and what is frozen and trainable at a freeze depth."""
+    """Show a backbone's layers, what is trainable at a freeze depth, and the work and memory of every depth."""
     from thawline import backbones as registry
 
     built = registry.create(backbone, num_classes=10, weights="none", image_size=image_size)
     if as_json:
-        print_json(registry.summary_json(built, freeze_depth))
+        print_json(registry.summary_json(built, freeze_depth, batch_size))
     else:
-        print(registry.summary_text(built, freeze_depth))  # noqa: T201  as wide as it is, for a pager
+        print(registry.summary_text(built, freeze_depth, batch_size))  # noqa: T201  as wide as it is, for a pager

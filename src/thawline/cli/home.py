@@ -1,6 +1,6 @@
 """Verbs about Thawline itself: ui, clean, doctor, recipes."""
 
-import sys
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +8,7 @@ import typer
 
 from thawline import environment
 from thawline.cli._app import app
-from thawline.cli._shared import Json, TrackingUri, console, print_json
+from thawline.cli._shared import Json, TrackingUri, console, print_json, tell
 
 __all__: list[str] = []
 
@@ -41,7 +41,7 @@ def clean(
         for line in (*found.notes, found.total(removed=yes, failures=len(failures))):
             console().print(line, highlight=False, soft_wrap=True)
         for failure in failures:
-            print(f"Not removed: {failure}", file=sys.stderr)  # noqa: T201
+            tell(f"Not removed: {failure}", level=logging.WARNING)
     if failures:
         raise typer.Exit(1)
 

@@ -1,7 +1,7 @@
-"""Verbs about registered models: predict, score, promote, rollback, history, serve."""
+"""Verbs about registered models: predict, score, explain, promote, rollback, history, serve."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -62,6 +62,45 @@ def score(
         )
     console().print(f"{summary}.", highlight=False, soft_wrap=True)
     if summary.bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def explain(
+    model: Model,
+    paths: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="New or empty folder for the pictures and explanations.json.")
+    ],
+    class_name: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", help="Class to explain; default: the predicted one.")
+    ] = None,
+    method: Annotated[
+        Literal["auto", "grad-cam", "integrated-gradients", "occlusion"],
+        typer.Option(help="auto: grad-cam for convolutional networks, integrated-gradients for transformers."),
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Draw which parts of pictures speak for a class, by a model from the registry."""
+    from thawline.explain import explain_files, explanations_table
+
+    rows = explain_files(
+        model,
+        paths,
+        out,
+        tracking_uri=tracking_uri,
+        home=environment.home(),
+        class_name=class_name,
+        method=method,
+        device=device,
+    )
+    if as_json:
+        print_json(rows)
+    else:
+        console().print(explanations_table(rows))
+    if any("error" in row for row in rows):
         raise typer.Exit(1)
 
 

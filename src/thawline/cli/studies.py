@@ -1,6 +1,5 @@
-"""Verbs that train: search, demo, retrain, deploy; and the leaderboard of what they trained."""
+"""Verbs that train: search, demo, retrain, deploy; and leaderboard and report of what they trained."""
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,19 @@ from rich.console import Console
 
 from thawline import environment
 from thawline.cli._app import app
-from thawline.cli._shared import Json, SetOption, TrackingUri, Weights, config_of, console, print_json, program, short
+from thawline.cli._shared import (
+    Json,
+    SetOption,
+    Storage,
+    TrackingUri,
+    Weights,
+    config_of,
+    console,
+    print_json,
+    program,
+    short,
+    tell,
+)
 from thawline.exceptions import ThawlineError
 
 if TYPE_CHECKING:
@@ -120,9 +131,7 @@ def demo() -> None:
 @app.command()
 def leaderboard(
     study: Annotated[str | None, typer.Argument(help="Name of a study; default: the latest.")] = None,
-    storage: Annotated[
-        str | None, typer.Option(metavar="URL", help="Database of the study; default: THAWLINE_STORAGE, else the home.")
-    ] = None,
+    storage: Storage = None,
     as_json: Json = False,
 ) -> None:
     """Rank the trials of a study."""
@@ -135,6 +144,25 @@ def leaderboard(
         print_json({"study": name, "metric": metric, "trials": leaderboard_rows(records)})
     else:
         console().print(leaderboard_table(records, metric, title=f"Study {name}"))
+
+
+@app.command()
+def report(
+    study: Annotated[str | None, typer.Argument(help="Name of a study; default: the latest.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Page to write; default: STUDY.html in this folder.")
+    ] = None,
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Write the thaw-line report of a study: one page that needs no network."""
+    from thawline.search.study import latest_study
+    from thawline.study_report import write_report
+
+    home = environment.home()
+    name = study or latest_study(home, storage)
+    page = write_report(name, out or Path(f"{name}.html"), home=home, storage=storage, tracking_uri=tracking_uri)
+    console().print(f"Wrote {page}.", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -213,7 +241,7 @@ def deploy(
     else:
         made = deployments.of_drift(model, Path(data), name=name, schedule=schedule)
     if pool is None:
-        print(f"Serving {made.full_name}; Ctrl-C stops it.", file=sys.stderr)  # noqa: T201
+        tell(f"Serving {made.full_name}; Ctrl-C stops it.")
         deployments.serve(made)
         return
     for line in deployments.deploy(made, pool):
@@ -233,7 +261,7 @@ def _run_search(config: Any, *, quiet: bool) -> "SearchOutcome":
         try:
             outcome: SearchOutcome = search_flow(config)
         except KeyboardInterrupt:
-            print("The same command goes on where it stopped.", file=sys.stderr)  # noqa: T201
+            tell("The same command goes on where it stopped.")
             raise
     return outcome
 

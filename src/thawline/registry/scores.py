@@ -40,9 +40,7 @@ class Scores:
     """Of each image: probability of the predicted class."""
     classes: tuple[str, ...]
     """That the model knows."""
-    probabilities: npt.NDArray[np.float64] = field(
-        default_factory=lambda: np.empty((0, 0)), repr=False, compare=False
-    )
+    probabilities: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)), repr=False, compare=False)
     """``[N, num_classes]`` in the order of ``classes``: calibrated, as the model answers."""
     seconds_per_image: float | None = None
     """Median time of one image on its own, decoding included."""

@@ -15,7 +15,7 @@ from thawline.search.events import Note, emit
 from thawline.search.space import check_space
 from thawline.search.storage import storage_url
 from thawline.search.study import check_sampling
-from thawline.tracking import resolve_uri
+from thawline.tracking import check_trackers, check_wandb, resolve_uri
 from thawline.training import runtime_for
 
 __all__ = [
@@ -79,6 +79,8 @@ def check_config(config: SearchConfig, home: Path) -> None:
     storage_url(config.study.storage)
     runtime_for(config.train)
     resolve_uri(config.tracking, home)
+    check_trackers(config.tracking)
+    check_wandb(config.tracking)
 
 
 def check_execution(config: ExecutionConfig) -> None:

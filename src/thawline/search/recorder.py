@@ -9,34 +9,41 @@ from pathlib import Path
 
 import yaml
 
-from thawline import __version__, backbones
+from thawline import backbones
 from thawline.activations import StoredSplits
 from thawline.config import SearchConfig, flatten, without_password
 from thawline.data import report_json
 from thawline.search.events import Note, SearchStarted, emit
-from thawline.search.leaderboard import leaderboard_markdown, leaderboard_rows
+from thawline.search.leaderboard import leaderboard_markdown, leaderboard_rows, thaw_line_chart
 from thawline.search.prepare import Prepared
 from thawline.search.slots import threads_per_trial
 from thawline.search.storage import storage_url
 from thawline.search.study import Asked, Study
 from thawline.search.trial import TrialSpec
 from thawline.tracking import (
+    CompositeTracker,
     MlflowStore,
     MlflowTracker,
+    Provenance,
     RunStatus,
+    TrackerRun,
     TrackingReport,
     connect,
-    git_state,
     library_versions,
+    open_trackers,
     replay_unsent,
     resolve_uri,
     start_study_run,
 )
 
-__all__ = ["Recorder"]
+__all__ = ["REPORT", "Recorder"]
 
+REPORT = "report/report.html"
+"""The report among the artifacts of the study's run."""
 
 _LEADERBOARD_SECONDS = 5.0
+_NOTED_TRIALS = 25
+"""Trials in the note: MLflow cuts it at 8,000 characters."""
 
 
 class Recorder:
@@ -46,8 +53,11 @@ class Recorder:
         self.store = store
         self._config = config
         self._adopt = os.environ.get("MLFLOW_RUN_ID")
-        self._tracker: MlflowTracker | None = None
+        self._mlflow: MlflowTracker | None = None
+        self._tracker: CompositeTracker | None = None
         self._leaderboard_written = -_LEADERBOARD_SECONDS
+        self.provenance = Provenance.collect(Path.cwd(), _command(), diff=config.tracking.git_diff)
+        """What runs here; every run of the study says it."""
         self.report = TrackingReport()
         """What became of the study's own records; known when the run is closed."""
 
@@ -70,15 +80,21 @@ class Recorder:
         return cls(store, config)
 
     @property
-    def tracker(self) -> MlflowTracker:
-        """Tracker of the parent run, inside :meth:`study_run`."""
+    def tracker(self) -> CompositeTracker:
+        """Trackers of the study's own run, inside :meth:`study_run`."""
         assert self._tracker is not None, "only inside study_run()"  # noqa: S101  a mistake of ours
         return self._tracker
 
     @property
+    def mlflow(self) -> MlflowTracker:
+        """MLflow's alone of these, for what only it is to have: what is written again and again."""
+        assert self._mlflow is not None, "only inside study_run()"  # noqa: S101  a mistake of ours
+        return self._mlflow
+
+    @property
     def run_id(self) -> str:
-        """Id of the parent run."""
-        run_id = self.tracker.run_id
+        """Id of MLflow's parent run."""
+        run_id = self.mlflow.run_id
         assert run_id is not None  # noqa: S101  start_study_run made it
         return run_id
 
@@ -93,7 +109,15 @@ class Recorder:
                 tags=_tags(prepared),
                 adopt_run_id=self._adopt,
             )
-        self._tracker = MlflowTracker.for_study(self.store, run_id=run_id, study=study.name)
+        run = TrackerRun(
+            home=self.store.home,
+            study=study.name,
+            trial=None,
+            run_name=study.name,
+            study_run_id=run_id,
+            metric=prepared.config.study.metric,
+        )
+        self._mlflow, self._tracker = open_trackers(run, prepared.config.tracking, self.store)
         self._log_provenance(prepared)
         status: RunStatus = "KILLED"  # Ctrl-C, SIGTERM, Prefect's cancellation: none of them is an Exception
         try:
@@ -135,6 +159,8 @@ class Recorder:
             store=self.store,
             parent_run_id=self.run_id,
             threads=threads_per_trial(prepared.config),
+            dataset=(_dataset(prepared), prepared.manifest.digest),
+            provenance=self.provenance,
         )
 
     def log_plan(self, stored: Mapping[str, StoredSplits]) -> None:
@@ -172,19 +198,53 @@ class Recorder:
         self._leaderboard_written = time.monotonic()
         records = study.records()
         metric = self._config.study.metric
-        parts = [f"## Study {study.name}", *end, leaderboard_markdown(records, metric), _how_to_look(study.name)]
-        self.tracker.log_tags({"mlflow.note.content": "\n\n".join(parts)})
-        self.tracker.log_text(_csv(leaderboard_rows(records)), "leaderboard.csv")
+        chart = thaw_line_chart(records, metric)
+        parts = [
+            f"## Study {study.name}",
+            *end,
+            *([f"```\n{chart}\n```"] if chart else []),
+            leaderboard_markdown(records, metric, most=_NOTED_TRIALS),
+            self._how_to_look(study),
+        ]
+        self.mlflow.log_tags({"mlflow.note.content": "\n\n".join(parts)})
+        self.mlflow.log_text(_csv(leaderboard_rows(records)), "leaderboard.csv")
         best = study.best()
         if best is not None and best.value is not None:
             self.tracker.log_metrics({f"best/{metric}": best.value}, step=study.finished())
 
+    def where_to_look(self) -> str:
+        """Where MLflow shows the study and its report, in markdown: links, or the command that opens the UI."""
+        run = f"{self._page()}/runs/{self.run_id}"
+        if not self.store.uri.startswith("http"):
+            return f"`thawline ui` starts MLflow; the study's run is {self.run_id}, the report its artifact {REPORT}."
+        base = self.store.name.rstrip("/")
+        return f"[The study in MLflow]({base}/{run}) · [its report]({base}/{run}/artifacts/{REPORT})"
+
+    def _how_to_look(self, study: Study) -> str:
+        """For the note, whose links stay within MLflow."""
+        page, best = self._page(), study.best()
+        links = [f"[All trials]({page})"]
+        if best is not None and best.result is not None and best.result.run_id is not None:
+            links.append(f"[best trial: {best.number}]({page}/runs/{best.result.run_id})")
+        links.append(f"[report]({page}/runs/{self.run_id}/artifacts/{REPORT}), once the study is concluded")
+        return (
+            f"{' · '.join(links)}\n\nSelect the child runs and press *Compare* for parallel coordinates over "
+            f"freeze_depth and learning_rate. In the terminal: `thawline leaderboard {study.name}`."
+        )
+
+    def _page(self) -> str:
+        return f"#/experiments/{self.store.experiment_id}"
+
     def _log_provenance(self, prepared: Prepared) -> None:
         """What would reproduce this: configuration, data, versions, command, model."""
         tracker, manifest, config = self.tracker, prepared.manifest, prepared.config.without_passwords()
+        tracker.log_params(_params(prepared.config))
+        tracker.log_tags(_tags(prepared))
+        self.provenance.record(tracker)
         tracker.log_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), "config.yaml")
         tracker.log_text(yaml.safe_dump(library_versions(), sort_keys=False), "environment.yaml")
         tracker.log_text(yaml.safe_dump(report_json(manifest), sort_keys=False, allow_unicode=True), "data.yaml")
+        batch_size = prepared.config.train.batch_size
         for name in prepared.config.backbones:
             built = backbones.create(
                 name,
@@ -192,11 +252,11 @@ class Recorder:
                 weights="none",
                 image_size=prepared.config.backbone.image_size,
             )
-            tracker.log_text(backbones.summary_text(built, 0), f"summary-{name}.txt")
+            tracker.log_text(backbones.summary_text(built, 0, batch_size), f"summary-{name}.txt")
         counts = {split: len(manifest.of(split)) for split in ("train", "validation", "test")}
         for context in counts:
-            tracker.log_dataset(
-                name=prepared.config.data.path.resolve().name,
+            self.mlflow.log_dataset(
+                name=_dataset(prepared),
                 digest=manifest.digest,
                 source=manifest.root,
                 profile=counts,
@@ -211,25 +271,24 @@ def _params(config: SearchConfig) -> dict[str, str]:
     return flatten(config.without_passwords()) | named
 
 
+def _command() -> list[str]:
+    """What was typed: the program by its name if it is Thawline's own, else as it was started."""
+    program = Path(sys.argv[0])
+    ours = program.stem == "thawline" or program.parts[-2:] == ("thawline", "__main__.py")
+    return ["thawline", *sys.argv[1:]] if ours else sys.orig_argv
+
+
 def _tags(prepared: Prepared) -> dict[str, str]:
-    tags = {
-        "thawline.version": __version__,
+    return {
         "thawline.fingerprint": prepared.fingerprint,
         "thawline.data_digest": prepared.manifest.digest,
-        "thawline.command": " ".join(sys.argv),
         "thawline.bad_files": str(len(prepared.manifest.bad)),
     }
-    git = git_state(Path.cwd())
-    if git is not None:
-        tags |= {"mlflow.source.git.commit": git.commit, "thawline.git.dirty": str(git.dirty).lower()}
-    return tags
 
 
-def _how_to_look(study: str) -> str:
-    return (
-        "Select the child runs and press *Compare* for parallel coordinates over freeze_depth and learning_rate. "
-        f"In the terminal: `thawline leaderboard {study}`."
-    )
+def _dataset(prepared: Prepared) -> str:
+    """The name of the data in MLflow."""
+    return prepared.config.data.path.resolve().name
 
 
 def _csv(rows: list[dict[str, object]]) -> str:

@@ -22,6 +22,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from thawline import logs
 from thawline.config import SearchConfig, StudyConfig
 from thawline.exceptions import ConfigError, StudyError
 from thawline.search.space import default_point, point_of, sample
@@ -32,6 +33,9 @@ from thawline.training import METRIC_DIRECTIONS, EpochResult, Hyperparameters
 __all__ = ["Asked", "Study", "TrialRecord", "check_sampling", "latest_study", "study_names"]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+if logs.chosen() is logs.LogFormat.json:
+    optuna.logging.disable_default_handler()
+    optuna.logging.enable_propagation()
 _log = logging.getLogger(__name__)
 
 # Their sequence of points hangs on one seed for the whole study; they keep their place in the storage.

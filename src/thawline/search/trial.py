@@ -8,8 +8,8 @@ infrastructure raises.
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -19,13 +19,16 @@ from thawline import backbones
 from thawline.activations import StoredSplits
 from thawline.config import SearchConfig, flatten
 from thawline.exceptions import CheckpointError, ThawlineError, TrainingError
+from thawline.search.observed import ObservationRecorder, record_classes
 from thawline.tracking import (
     CompositeTracker,
     MlflowStore,
     MlflowTracker,
-    TensorBoardTracker,
+    Provenance,
     Tracker,
+    TrackerRun,
     TrackingReport,
+    open_trackers,
     run_status,
 )
 from thawline.training import (
@@ -38,13 +41,17 @@ from thawline.training import (
     Hyperparameters,
     Inputs,
     Interrupted,
+    Observer,
     Runtime,
+    confusion,
     fit,
     fit_heads,
+    forget_peak_memory,
     is_out_of_memory,
     load_checkpoint,
     load_model,
-    per_class_recall,
+    peak_memory,
+    per_class_scores,
     predict,
     runtime_for,
     set_up_process,
@@ -71,6 +78,10 @@ class TrialSpec:
     parent_run_id: str
     threads: int | None
     """CPU threads of this trial; ``None`` leaves torch's own choice."""
+    dataset: tuple[str, str] | None = None
+    """Name and digest of the data, as the study's run has recorded them."""
+    provenance: Provenance | None = None
+    """What runs, for the trial's own record."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,8 @@ class TrialResult:
     """MLflow run; ``None`` if the tracking server was never reached."""
     checkpoint: str | None
     """Best checkpoint's file, relative to Thawline's home."""
+    memory_bytes: int | None = None
+    """Most memory that its tensors took on the GPU; ``None`` on a CPU, where nobody counts it."""
     unsent: int = 0
     """Records that could not be sent to the tracking server and are kept in Thawline's home."""
     unkept: str = ""
@@ -201,7 +214,10 @@ class _Trial:
         self.on_batch = on_batch
         self.mlflow, self.tracker = _trackers(spec)
         self.tracker.log_params(_params(spec))
+        if spec.provenance is not None:
+            spec.provenance.record(self.tracker)
         self.folder = _checkpoint_folder(spec)
+        self.observer = _observer(spec, self.tracker)
 
     def announce(self, result: EpochResult) -> Decision:
         """Record an epoch, and ask whether to go on."""
@@ -221,6 +237,8 @@ class _Trial:
         """Record how it ended, and sum it up."""
         spec = self.spec
         reached = _what_was_reached(spec, self.folder, outcome.result)
+        if self.observer is not None and self.observer.verdict.findings:
+            self.tracker.log_tags({"mlflow.note.content": "\n\n".join(self.observer.verdict.findings)})
         report = _record_end(spec, self.tracker, outcome, reached, seconds)
         return TrialResult(
             number=spec.number,
@@ -232,6 +250,7 @@ class _Trial:
             reason=outcome.reason,
             run_id=self.mlflow.run_id,
             checkpoint=str(reached.checkpoint.relative_to(spec.home)) if reached.checkpoint else None,
+            memory_bytes=peak_memory(runtime_for(spec.config.train).device),
             unsent=report.unsent,
             unkept="; ".join(_lost(self.folder, report)),
         )
@@ -242,7 +261,7 @@ def _lost(folder: CheckpointFolder, report: TrackingReport) -> Iterator[str]:
     if folder.problem is not None:
         yield f"checkpoints could not be written: {folder.problem}"
     if report.unsent and report.where is None:
-        yield f"{report.unsent} records for MLflow were given up: {report.problem}"
+        yield f"{report.unsent} records were given up: {report.problem}"
 
 
 def _guarded(trial: _Trial) -> _Outcome:
@@ -279,10 +298,11 @@ def _train(trial: _Trial) -> _Outcome:
             accumulation=accumulation,
             on_epoch=trial.announce,
             on_batch=trial.on_batch,
+            observer=trial.observer,
         )
 
     backbone, result = _with_less_memory(attempt, trial.tracker, runtime)
-    _log_recall(trial, backbone, validation, runtime)
+    _log_classes(trial, backbone, validation, runtime, result)
     return trial.outcome(result)
 
 
@@ -320,7 +340,7 @@ def _train_heads(trials: Sequence[_Trial]) -> list[_Outcome] | None:
         if isinstance(result, TrainingError):
             outcomes.append(_failed(str(result)))
         else:
-            _log_recall(trial, backbone, validation, runtime)
+            _log_classes(trial, backbone, validation, runtime, result)
             outcomes.append(trial.outcome(result))
     return outcomes
 
@@ -328,7 +348,9 @@ def _train_heads(trials: Sequence[_Trial]) -> list[_Outcome] | None:
 def _set_up(spec: TrialSpec) -> Runtime:
     """Threads, and one seed for all trials of a study: they differ in their hyperparameters, not in luck."""
     set_up_process(threads=spec.threads, seed=spec.config.study.seed)
-    return runtime_for(spec.config.train)
+    runtime = runtime_for(spec.config.train)
+    forget_peak_memory(runtime.device)
+    return runtime
 
 
 def _with_less_memory(
@@ -352,18 +374,32 @@ def _backbone(spec: TrialSpec) -> backbones.Backbone:
     return build_backbone(spec.config, spec.hyperparameters.backbone, len(spec.classes))
 
 
-def _log_recall(trial: _Trial, backbone: backbones.Backbone, validation: Inputs, runtime: Runtime) -> None:
-    """Per-class recall of the best epoch, whose weights the backbone then has: which classes the trial gives up."""
+def _log_classes(
+    trial: _Trial, backbone: backbones.Backbone, validation: Inputs, runtime: Runtime, result: FitResult
+) -> None:
+    """Which classes the best epoch, whose weights the backbone then has, gives up; in detail unless it was pruned."""
     spec, best = trial.spec, trial.folder.best()
     if best is None:
         return
     checkpoint = load_checkpoint(best)
     load_model(checkpoint, backbone)
     predicted = predict(backbone, validation, runtime, spec.config.train.batch_size).argmax(1).numpy()
-    recalls = per_class_recall(predicted, validation.labels, len(spec.classes))
+    counts = confusion(predicted, validation.labels, len(spec.classes))
+    recalls = per_class_scores(counts)["recall"]
     metrics = {f"val_recall/{name}": float(recall) for name, recall in zip(spec.classes, recalls, strict=True)}
     metrics = {name: value for name, value in metrics.items() if value == value}  # a class that validation lacks is NaN
     trial.tracker.log_metrics(metrics, step=checkpoint.epoch)
+    if result.decision is not Decision.PRUNE:
+        record_classes(trial.tracker, counts, spec.classes, step=checkpoint.epoch)
+
+
+def _observer(spec: TrialSpec, tracker: Tracker) -> Observer | None:
+    if not spec.config.tracking.observe:
+        return None
+    record = ObservationRecorder(
+        tracker, images=spec.activations.images, classes=spec.classes, seed=spec.config.study.seed
+    )
+    return Observer(record)
 
 
 def _checkpoint_folder(spec: TrialSpec) -> CheckpointFolder:
@@ -376,18 +412,15 @@ def _checkpoint_folder(spec: TrialSpec) -> CheckpointFolder:
 
 def _trackers(spec: TrialSpec) -> tuple[MlflowTracker, CompositeTracker]:
     """MLflow's tracker, whose run id is wanted at the end, and all trackers as one."""
-    mlflow_tracker = MlflowTracker.for_trial(
-        spec.store,
-        parent_run_id=spec.parent_run_id,
+    run = TrackerRun(
+        home=spec.home,
         study=spec.study,
-        number=spec.number,
+        trial=spec.number,
         run_name=trial_name(spec.number, spec.hyperparameters),
-        system_metrics=spec.config.tracking.system_metrics,
+        study_run_id=spec.parent_run_id,
+        metric=spec.config.study.metric,
     )
-    trackers: list[Tracker] = [mlflow_tracker]
-    if spec.config.tracking.tensorboard:
-        trackers.append(TensorBoardTracker.for_trial(spec.home, study=spec.study, number=spec.number))
-    return mlflow_tracker, CompositeTracker(trackers)
+    return open_trackers(run, spec.config.tracking, spec.store)
 
 
 def _params(spec: TrialSpec) -> dict[str, str]:
@@ -404,6 +437,8 @@ class _Reached:
     best_epoch: int | None = None
     epochs: int = 0
     checkpoint: Path | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Validation's, of the best epoch."""
 
 
 def _what_was_reached(spec: TrialSpec, folder: CheckpointFolder, result: FitResult | None) -> _Reached:
@@ -412,26 +447,42 @@ def _what_was_reached(spec: TrialSpec, folder: CheckpointFolder, result: FitResu
     if result is not None:
         # On a full disk the best epoch's checkpoint may be missing; another's has other weights.
         kept = best if best is not None and load_checkpoint(best).epoch == result.best_epoch else None
-        return _Reached(result.value, result.best_epoch, len(result.history), kept)
+        metrics = _of_validation(result.history[result.best_epoch - 1].metrics)
+        return _Reached(result.value, result.best_epoch, len(result.history), kept, metrics)
     if best is None or last is None:
         return _Reached()
     try:
         checkpoint = load_checkpoint(best)
     except CheckpointError:
         return _Reached(epochs=last.epoch)
-    return _Reached(float(checkpoint.state["value"]), checkpoint.epoch, last.epoch, best)
+    metrics = _of_validation(checkpoint.state["history"][-1]["metrics"])
+    return _Reached(float(checkpoint.state["value"]), checkpoint.epoch, last.epoch, best, metrics)
+
+
+def _of_validation(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name.startswith("val/")}
 
 
 def _record_end(
-    spec: TrialSpec, tracker: Tracker, outcome: _Outcome, reached: _Reached, seconds: float
+    spec: TrialSpec, tracker: CompositeTracker, outcome: _Outcome, reached: _Reached, seconds: float
 ) -> TrackingReport:
     summary = {"time/seconds": seconds}
     if reached.value is not None:
         summary[f"best/{spec.config.study.metric}"] = reached.value
     tracker.log_metrics(summary, step=reached.epochs)
     tracker.log_tags({"thawline.state": outcome.state, "thawline.reason": outcome.reason})
-    if reached.checkpoint is not None:
-        tracker.log_artifact(reached.checkpoint, "checkpoints")
+    history = trial_folder(spec.home, spec.study, spec.number) / "history.csv"
+    if history.exists():
+        tracker.log_artifact(history)
+    if reached.checkpoint is not None and reached.best_epoch is not None:
+        tracker.log_checkpoint(
+            reached.checkpoint,
+            name=f"{spec.study}-trial-{spec.number:03d}",
+            epoch=reached.best_epoch,
+            metrics=reached.metrics,
+            dataset=spec.dataset,
+            params=_params(spec),
+        )
     return tracker.close(run_status(outcome.state))
 
 

@@ -54,6 +54,8 @@ class SearchOutcome:
     """What is neither on disk nor recorded, and why: a line for each trial of which something is lost."""
     run_id: str
     """MLflow's parent run."""
+    report: Path | None = None
+    """The page that shows all of it; ``None`` if it was not wanted, or could not be written."""
 
     @property
     def model(self) -> str:
@@ -94,7 +96,8 @@ class SearchOutcome:
             lines.append(
                 f"{self.unsent} records did not reach the tracking server. They are kept; the next search sends them."
             )
-        return lines + [f"Not kept: {sentence}" for sentence in self.unkept]
+        lines += [f"Not kept: {sentence}" for sentence in self.unkept]
+        return lines + ([f"Report: {self.report}"] if self.report else [])
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON."""
@@ -116,6 +119,7 @@ class SearchOutcome:
             "bad_files": {problem.path: problem.reason for problem in self.bad_files},
             "unsent": self.unsent,
             "unkept": list(self.unkept),
+            "report": str(self.report) if self.report else None,
         }
 
     def as_markdown(self) -> str:

@@ -18,6 +18,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnC
 from types import FrameType
 from typing import Any, TypeAlias
 
+from thawline import logs
 from thawline.exceptions import ThawlineError
 from thawline.training import Interrupted
 
@@ -241,6 +242,7 @@ def _context() -> ForkServerContext | SpawnContext:
 def _serve(connection: Connection) -> None:
     """The child: one call after another, until the driver closes the pipe."""
     _end_with_parent()
+    logs.start()
     # Ctrl-C reaches every process of a terminal; the driver hears it too, and ends its trials.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     busy = False

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thawline import environment
+from thawline import environment, logs
 from thawline.config import TrainConfig
 from thawline.exceptions import ServingError
 from thawline.registry import MlflowRegistry, parse_model
@@ -133,6 +133,7 @@ def create_app_from(options: ServeOptions) -> "FastAPI":
 
 def _log_to_terminal() -> None:
     """What Thawline says, and warnings of the others: an access log belongs to a proxy."""
+    logs.start()  # if it is JSON; what follows leaves a handler that is there
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("thawline").setLevel(logging.INFO)
 

@@ -4,15 +4,42 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from thawline.tracking.media import Media
 
-__all__ = ["CompositeTracker", "RunStatus", "Tracker", "TrackingReport", "run_status"]
+__all__ = [
+    "CheckpointKeeper",
+    "CompositeTracker",
+    "Delivering",
+    "RunStatus",
+    "Tracker",
+    "TrackerRun",
+    "TrackingReport",
+    "run_status",
+]
 
 _log = logging.getLogger(__name__)
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+@dataclass(frozen=True)
+class TrackerRun:
+    """What a tracker records: a trial, or the study itself."""
+
+    home: Path
+    """Thawline's home, under which files may be written."""
+    study: str
+    trial: int | None
+    """Number of the trial; ``None`` for the study's own run."""
+    run_name: str
+    """How it is shown, such as ``trial-07 depth=3 lr=1.2e-3``."""
+    study_run_id: str
+    """MLflow run of the study: no other study has it, on any machine. With the number of the trial it names a run that
+    a resumed trial must find again."""
+    metric: str
+    """What the study optimises, such as ``accuracy``; validation's is recorded as ``val/accuracy``."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +78,8 @@ class Tracker(Protocol):
     def log_media(self, name: str, media: Media, *, step: int) -> None:
         """Record a picture, distribution, table, figure or shape under a name such as ``val/pictures``.
 
-        A tracker whose system cannot show it leaves it out.
+        A tracker whose system cannot show it leaves it out. Arrays must not be changed afterwards: they may be written
+        later, by another thread.
         """
 
     def log_text(self, text: str, file: str) -> None:
@@ -62,6 +90,31 @@ class Tracker(Protocol):
 
     def close(self, status: RunStatus) -> TrackingReport:
         """Deliver what is waiting, set how the run ended, and say what could not be delivered."""
+
+
+@runtime_checkable
+class CheckpointKeeper(Protocol):
+    """A tracker to which a checkpoint is more than a file."""
+
+    def log_checkpoint(
+        self,
+        path: Path,
+        *,
+        name: str,
+        epoch: int,
+        metrics: Mapping[str, float],
+        dataset: tuple[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> None:
+        """See :meth:`CompositeTracker.log_checkpoint`."""
+
+
+@runtime_checkable
+class Delivering(Protocol):
+    """A tracker that delivers from a thread of its own."""
+
+    def begin_close(self, status: RunStatus) -> None:
+        """Say how the run ended and that nothing more comes; ``close`` then waits for what is under way."""
 
 
 def run_status(state: Literal["complete", "pruned", "failed"]) -> RunStatus:
@@ -102,10 +155,43 @@ class CompositeTracker:
         """See :class:`Tracker`."""
         self._each(lambda tracker: tracker.log_artifact(path, folder))
 
+    def log_checkpoint(
+        self,
+        path: Path,
+        *,
+        name: str,
+        epoch: int,
+        metrics: Mapping[str, float],
+        dataset: tuple[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> None:
+        """Record a checkpoint: in MLflow as a model that can be compared, elsewhere as a file in ``checkpoints``.
+
+        Args:
+            path: the file; it is read when it is sent, so it must stay until :meth:`close`.
+            name: shown in MLflow's UI.
+            epoch: after which it was written; a run has one checkpoint of an epoch.
+            metrics: what it reached, by the names under which the run has them.
+            dataset: name and digest of what that was measured on.
+            params: hyperparameters and settings, as the run has them.
+        """
+
+        def log(tracker: Tracker) -> None:
+            if isinstance(tracker, CheckpointKeeper):
+                tracker.log_checkpoint(path, name=name, epoch=epoch, metrics=metrics, dataset=dataset, params=params)
+            else:
+                tracker.log_artifact(path, "checkpoints")
+
+        self._each(log)
+
     def close(self, status: RunStatus) -> TrackingReport:
-        """Close all; the report adds up their unsent records and names the first problem and the first file."""
+        """Close all; the report adds up their unsent records and names the first problem and the first file.
+
+        Those with a thread of their own finish side by side, so that all together take as long as the slowest.
+        """
         if self._report is None:
             reports: list[TrackingReport] = []
+            self._each(lambda tracker: tracker.begin_close(status) if isinstance(tracker, Delivering) else None)
             self._each(lambda tracker: reports.append(tracker.close(status)))
             self._report = TrackingReport(
                 unsent=sum(report.unsent for report in reports),

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from thawline.tracking._base import RunStatus, TrackingReport
+from thawline.tracking._mlflow_files import MEDIA_KINDS, as_json, media_record
 from thawline.tracking._system import SystemSampler
+from thawline.tracking.media import Media
 from thawline.tracking.mlflow import (
     MlflowStore,
     Record,
@@ -36,6 +38,8 @@ _log = logging.getLogger(__name__)
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 15.0
 _BATCH = 1000
 """Metrics that MLflow's REST API takes at once."""
+_MOST_MEDIA = 64
+"""Pictures and tables that may wait: a hundred megabytes."""
 
 
 class MlflowTracker:
@@ -65,6 +69,8 @@ class MlflowTracker:
         """The last record, the status, is in the queue."""
         self._abandoned = threading.Event()
         """The grace period is over; what is left goes to disk."""
+        self._give_up_at = math.inf
+        """When the grace period is over, by the monotonic clock."""
         self._refused = 0
         self._problem: str | None = None
         self._sampler: SystemSampler | None = None
@@ -127,6 +133,50 @@ class MlflowTracker:
         """Record a text as the artifact ``file``, such as ``config.yaml``."""
         self._put({"kind": "text", "text": text, "file": file})
 
+    def log_media(self, name: str, media: Media, *, step: int) -> None:
+        """See :class:`Tracker`: pictures for the slider over steps, tables, and figures as files.
+
+        A table or a figure takes the place of the one of an earlier step. While MLflow does not answer, 64 pictures and
+        tables wait; further ones are given up.
+        """
+        record = media_record(metric_key(name), media, step=step, timestamp=now_ms())
+        if record is None:
+            return
+        with self._changed:
+            if sum(each["kind"] in MEDIA_KINDS for each in self._queue) < _MOST_MEDIA:
+                self._put(record)
+            else:
+                self._refused += 1
+                self._problem = self._problem or "MLflow is too slow; not all pictures and tables were recorded"
+
+    def log_checkpoint(
+        self,
+        path: Path,
+        *,
+        name: str,
+        epoch: int,
+        metrics: Mapping[str, float],
+        dataset: tuple[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> None:
+        """See :meth:`CompositeTracker.log_checkpoint`: a logged model, which MLflow's models page compares with others.
+
+        Name and digest of the dataset are those given to :meth:`log_dataset`; what is not finite is left out.
+        """
+        finite = {metric_key(key): float(value) for key, value in metrics.items() if math.isfinite(value)}
+        self._put(
+            {
+                "kind": "checkpoint",
+                "path": str(path.absolute()),
+                "name": name,
+                "epoch": epoch,
+                "metrics": finite,
+                "timestamp": now_ms(),
+                "dataset": None if dataset is None else [dataset[0][:500], dataset[1][:36]],
+                "params": {metric_key(key): str(value) for key, value in (params or {}).items()},
+            }
+        )
+
     def log_dataset(
         self, *, name: str, digest: str, source: Path, profile: Mapping[str, int] | None = None, context: str = "train"
     ) -> None:
@@ -150,19 +200,26 @@ class MlflowTracker:
             }
         )
 
+    def begin_close(self, status: RunStatus) -> None:
+        """Say how the run ended and that nothing more comes; the grace period begins."""
+        if self._complete:
+            return
+        with self._changed:
+            self._closing.set()
+            sampler = self._sampler
+        if sampler is not None:
+            sampler.stop()
+        self._give_up_at = time.monotonic() + self._grace_seconds
+        with self._changed:
+            self._queue.append({"kind": "status", "status": status, "end_time": now_ms()})
+            self._complete = True
+            self._changed.notify_all()
+
     def close(self, status: RunStatus) -> TrackingReport:
-        """See :class:`Tracker`. Waits ``grace_seconds`` at most, then keeps on disk what is left."""
+        """See :class:`Tracker`. Waits until the grace period is over at most, then keeps on disk what is left."""
+        self.begin_close(status)
         if self._report is None:
-            with self._changed:
-                self._closing.set()
-                sampler = self._sampler
-            if sampler is not None:
-                sampler.stop()
-            with self._changed:
-                self._queue.append({"kind": "status", "status": status, "end_time": now_ms()})
-                self._complete = True
-                self._changed.notify_all()
-            self._thread.join(self._grace_seconds)
+            self._thread.join(max(0.0, self._give_up_at - time.monotonic()))
             self._abandoned.set()
             self._report = self._keep_unsent()
         return self._report
@@ -315,7 +372,7 @@ def _append_atomically(path: Path, lines: list[dict[str, Any]]) -> None:
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(before + "".join(json.dumps(line, default=str) + "\n" for line in lines))
+        file.write(before + "".join(json.dumps(line, default=as_json) + "\n" for line in lines))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

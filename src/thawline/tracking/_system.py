@@ -30,9 +30,9 @@ class SystemSampler:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop measuring; nothing is recorded after this returns."""
+        """Stop measuring; nothing is recorded after this returns, unless a driver hangs, for which nobody waits."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(5.0)
 
     def _run(self) -> None:
         try:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from thawline.backbones import Graph, GraphNode
+
 __all__ = ["Embedding", "Figure", "Graph", "GraphNode", "Histogram", "Image", "Media", "Mesh", "Predictions", "Table"]
 
 
@@ -80,28 +82,6 @@ class Mesh:
     """uint8 ``[V, 3]``."""
     faces: np.ndarray
     """int ``[F, 3]``: triangles of vertices; ``[0, 3]`` for points."""
-
-
-@dataclass(frozen=True)
-class GraphNode:
-    """An operation of a network."""
-
-    name: str
-    """Its place, such as ``layer1/0/conv1``; unique in the graph."""
-    operation: str
-    """Such as ``Conv2d``."""
-    inputs: tuple[str, ...]
-    """Names of the nodes whose output it takes."""
-    frozen: bool
-    shape: tuple[int, ...] | None = None
-    """Of its output, without the batch."""
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A network as the graph of its operations, in the order in which they are computed."""
-
-    nodes: tuple[GraphNode, ...]
 
 
 Media = Image | Histogram | Table | Figure | Predictions | Embedding | Mesh | Graph

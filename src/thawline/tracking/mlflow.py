@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from thawline.config import TrackingConfig, with_driver, without_password
 from thawline.exceptions import TrackingError
 from thawline.tracking._base import RunStatus
+from thawline.tracking._mlflow_files import send_checkpoint, send_image, send_table
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,12 +32,15 @@ __all__ = [
     "MlflowStore",
     "close_dead_run",
     "connect",
+    "fetch_study_file",
     "find_study_run",
     "find_trial_run",
     "metric_key",
     "resolve_uri",
     "start_study_run",
 ]
+
+_log = logging.getLogger(__name__)
 
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SERVERS = ("http", "https", "databricks")
@@ -201,6 +206,19 @@ def find_study_run(store: MlflowStore, study: str) -> str | None:
     return _find(store, f"tags.`thawline.study` = '{study}' AND tags.`thawline.role` = 'study'")
 
 
+def fetch_study_file(store: MlflowStore, study: str, file: str) -> str | None:
+    """The text of an artifact of the study's run; ``None`` if there is no such run or file, or no answer."""
+    try:
+        run_id = find_study_run(store, study)
+        if run_id is None:
+            return None
+        with tempfile.TemporaryDirectory(prefix="thawline-") as folder:
+            return Path(store.client.download_artifacts(run_id, file, folder)).read_text(encoding="utf-8")
+    except Exception:
+        _log.debug("%s of %s cannot be fetched", file, study, exc_info=True)
+        return None
+
+
 def find_trial_run(store: MlflowStore, *, parent_run_id: str, number: int) -> str | None:
     """The id of a trial's child run, or ``None``; deleted runs do not count.
 
@@ -266,7 +284,7 @@ class RunAddress:
 
 
 Record = dict[str, Any]
-"""One thing to send, as JSON values: its ``kind`` (see :func:`send`) and its content."""
+"""One thing to send: its ``kind`` (see :func:`send`) and its content, as JSON values or what ``as_json`` makes such."""
 
 
 def open_run(store: MlflowStore, address: RunAddress) -> str:
@@ -292,11 +310,13 @@ def send(client: "MlflowClient", run_id: str, record: Record) -> None:
     """Deliver one record. Sending it twice is the same as sending it once.
 
     MLflow's SQL store ignores a metric of which key, step, timestamp and value are all known; files and tags are
-    overwritten, a dataset is an input once.
+    overwritten, a dataset is an input once, a checkpoint is looked for before it is made.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
-    kind: Literal["params", "tags", "metrics", "artifact", "text", "dataset", "status"] = record["kind"]
+    kind: Literal[
+        "params", "tags", "metrics", "artifact", "text", "image", "table", "checkpoint", "dataset", "status"
+    ] = record["kind"]
     match kind:
         case "params":
             params = {metric_key(key): str(value)[:_PARAM_LIMIT] for key, value in record["params"].items()}
@@ -324,6 +344,12 @@ def send(client: "MlflowClient", run_id: str, record: Record) -> None:
                 client.log_artifact(run_id, str(path), folder)
         case "text":
             client.log_text(run_id, record["text"], record["file"])
+        case "image":
+            send_image(client, run_id, record)
+        case "table":
+            send_table(client, run_id, record)
+        case "checkpoint":
+            send_checkpoint(client, run_id, record)
         case "dataset":
             # Entities, not mlflow.data: its MetaDataset opens the source and warns that several kinds would fit.
             dataset = Dataset(
@@ -414,13 +440,17 @@ def _client(uri: str, registry_uri: str) -> "MlflowClient":
         time.sleep(2)
 
 
+_MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""MLflow's UI otherwise takes an experiment for one of agents, and calls models agent versions."""
+
+
 def _experiment(client: "MlflowClient", name: str, location: str | None) -> str:
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, artifact_location=location, tags=_MODEL_TRAINING))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -1,12 +1,25 @@
-"""Where a result came from: the commit, the libraries, the machine."""
+"""Where a result came from: the code, the command, the libraries, the machine."""
 
 import importlib.metadata
+import os
 import platform
+import re
+import shlex
 import subprocess
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Timer
 
-__all__ = ["GitState", "git_state", "library_versions"]
+from thawline import __version__
+from thawline.config import without_password
+from thawline.tracking._base import Tracker
+
+__all__ = ["CHANGES_FILE", "GitState", "Provenance", "command_line", "git_state", "library_versions"]
+
+CHANGES_FILE = "code/changes.diff"
+"""Artifact of a run that holds what its commit does not."""
 
 _LIBRARIES = (
     "thawline",
@@ -21,6 +34,18 @@ _LIBRARIES = (
     "scikit-learn",
     "safetensors",
 )
+_GIT_SECONDS = 10.0
+_SETTINGS = {"core.hooksPath": os.devnull, "core.fsmonitor": "false", "core.quotePath": "false"}
+_VARIABLES = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1"}
+"""No lock that another git could wait for, no question, no network."""
+_DIFF = (
+    *("diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color", "--no-relative", "--full-index"),
+    *("--src-prefix=a/", "--dst-prefix=b/", "--submodule=short", "--ignore-submodules=untracked"),
+)
+"""The same whatever the user's own settings are, and what ``git apply`` takes."""
+_UNTRACKED = ("ls-files", "--others", "--exclude-standard", "--directory", "--no-empty-directory")
+_DIFF_BYTES, _NAMES_BYTES = 1_000_000, 100_000
+_HIDDEN = r"[\w.-]*(?:password|passwd|secret|token|credential|api[_-]?key|access[_-]?key)s?"
 
 
 @dataclass(frozen=True)
@@ -29,22 +54,107 @@ class GitState:
 
     commit: str
     """Full hash of the commit that is checked out."""
+    branch: str | None
+    """``None`` if no branch is checked out."""
+    remote: str | None
+    """URL of the remote ``origin``, else of the first one, without user and password; ``None`` without a remote."""
     dirty: bool
-    """True if a tracked file differs from it; files that git does not track do not count."""
+    """True if a tracked file differs from the commit; files that git does not track do not count."""
+    diff: str = field(repr=False)
+    """How the tracked files differ from the commit, as ``git apply`` takes it; of a binary file and of a submodule only
+    that it does. At most a megabyte: a last line says so if there was more."""
+    untracked: tuple[str, ...] = field(repr=False)
+    """Names of the files and folders that git neither tracks nor ignores, relative to the checkout, as git quotes them;
+    the first of very many."""
+
+    @property
+    def changes(self) -> str:
+        """All that the commit does not hold, as one text that ``git apply`` takes; empty if there is nothing."""
+        if not self.diff and not self.untracked:
+            return ""
+        names = [f"# not tracked, and not kept here: {name}" for name in self.untracked]
+        return "\n".join([f"# changes to {self.commit}", *names, "", self.diff])
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What ran: found out once, for the run of a study and, handed to their processes, for those of its trials."""
+
+    command: str
+    """The command, see :func:`command_line`."""
+    program: str | None
+    """Name of the script or module; ``None`` in a run of ``mlflow run``, which has said already what is run."""
+    code: GitState | None
+    """``None`` outside a repository; see :func:`git_state`."""
+
+    @classmethod
+    def collect(cls, folder: Path, arguments: Sequence[str], *, diff: bool = True) -> "Provenance":
+        """What runs here and now.
+
+        Args:
+            folder: any folder of the checkout whose code runs.
+            arguments: the program and its arguments, such as ``sys.orig_argv``.
+            diff: whether to keep how the checkout differs from its commit; that it does is said anyway.
+        """
+        code = git_state(folder)
+        if code is not None and not diff:
+            code = replace(code, diff="", untracked=())
+        program = None if "MLFLOW_RUN_ID" in os.environ else _program()
+        return cls(command_line(arguments), program, code)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Version, command and commit, by MLflow's own names where it has them."""
+        tags = {"thawline.version": __version__, "thawline.command": self.command}
+        if self.program is not None:
+            tags |= {"mlflow.source.type": "LOCAL", "mlflow.source.name": self.program}
+        if self.code is not None:
+            tags |= {"mlflow.source.git.commit": self.code.commit, "thawline.git.dirty": str(self.code.dirty).lower()}
+            names = {"mlflow.source.git.branch": self.code.branch, "mlflow.source.git.repoURL": self.code.remote}
+            tags |= {key: value for key, value in names.items() if value is not None}
+        return tags
+
+    def record(self, tracker: Tracker) -> None:
+        """Put it on a run: tags, and what the commit does not hold as the file ``code/changes.diff``."""
+        tracker.log_tags(self.tags)
+        if self.code is not None and self.code.changes:
+            tracker.log_text(self.code.changes, CHANGES_FILE)
 
 
 def git_state(folder: Path) -> GitState | None:
-    """The commit checked out in ``folder``, or ``None`` outside a repository, without git, or without a commit."""
+    """The commit checked out in ``folder``, and what was changed since.
 
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    No hook, pager or program of the user's for showing differences is run, and no command takes more than ten seconds;
+    what git cannot say in that time is left out.
 
+    Returns:
+        ``None`` outside a repository, without git, without a commit, and in a repository that belongs to another user,
+        which git does not open.
+    """
     try:
-        commit = git("rev-parse", "--verify", "HEAD")
-        return GitState(commit, dirty=bool(git("status", "--porcelain", "--untracked-files=no")))
+        root = Path(os.fsdecode(_git(folder, "rev-parse", "--show-toplevel").removesuffix(b"\n")))
+        commit = _text(_git(root, "rev-parse", "--verify", "HEAD"))
+        branch = _text(_git(root, "branch", "--show-current"))
+        remote = _remote(root)
+        diff, whole = _beginning(root, *_DIFF, limit=_DIFF_BYTES)
+        names, _ = _beginning(root, *_UNTRACKED, limit=_NAMES_BYTES)
     except (OSError, subprocess.SubprocessError):
         return None
+    if not whole:
+        diff += f"# cut here, at {_DIFF_BYTES:,} bytes or {_GIT_SECONDS:g} seconds: the rest is not kept\n"
+    untracked = tuple(name for name in names.split("\n") if name)
+    return GitState(commit, branch or None, remote, dirty=bool(diff), diff=diff, untracked=untracked)
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """A command that can be pasted into a shell, with ``***`` for passwords, tokens and the users of web addresses."""
+    shown: list[str] = []
+    hide_next = False
+    for argument in arguments:
+        hidden = hide_next and not argument.startswith("-")
+        hide_next = re.fullmatch(f"--?{_HIDDEN}", argument, re.IGNORECASE) is not None
+        shown.append("***" if hidden else _without_secrets(argument))
+    return shlex.join(shown)
 
 
 def library_versions() -> dict[str, str]:
@@ -56,3 +166,69 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _without_secrets(argument: str) -> str:
+    argument = re.sub(r"(https?://)[^/\s]*@", r"\1***@", argument)
+    # Until the last @: SQLAlchemy takes a slash for part of the password.
+    argument = re.sub(r"(?<!http)(?<!https)(://[^/@:\s]*):\S*@", r"\1:***@", argument)
+    return re.sub(rf"^((?:--?)?{_HIDDEN})=.+", r"\1=***", argument, flags=re.IGNORECASE | re.DOTALL)
+
+
+def _program() -> str:
+    """Name of the script or module that runs."""
+    script = Path(sys.argv[0])
+    return script.parent.name if script.name == "__main__.py" else script.name
+
+
+def _remote(root: Path) -> str | None:
+    names = _text(_git(root, "remote")).split("\n")
+    name = "origin" if "origin" in names else names[0]
+    url = _text(_git(root, "config", "--default", "", "--get", f"remote.{name}.url"))
+    if url.startswith(("http://", "https://")):
+        url = re.sub(r"://[^/]*@", "://", url).partition("?")[0]  # a token may stand for user and password
+    return without_password(url) or None
+
+
+def _command(folder: Path, *arguments: str) -> list[str]:
+    settings = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
+    return ["git", "--no-pager", *settings, "-C", str(folder), *arguments]
+
+
+def _git(folder: Path, *arguments: str) -> bytes:
+    """What git prints.
+
+    Raises:
+        OSError: without git.
+        subprocess.SubprocessError: if it fails or takes too long.
+    """
+    command = _command(folder, *arguments)
+    return subprocess.run(
+        command, capture_output=True, timeout=_GIT_SECONDS, check=True, env=os.environ | _VARIABLES
+    ).stdout
+
+
+def _beginning(folder: Path, *arguments: str, limit: int) -> tuple[str, bool]:
+    """The first lines of what git prints, as far as ``limit`` bytes and the time go, and whether that is all."""
+    with subprocess.Popen(
+        _command(folder, *arguments),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | _VARIABLES,
+    ) as process:
+        assert process.stdout is not None  # noqa: S101  narrows the type
+        clock = Timer(_GIT_SECONDS, process.kill)
+        clock.start()
+        printed = process.stdout.read(limit + 1)
+        clock.cancel()
+        if len(printed) > limit:
+            process.kill()
+    if process.returncode == 0 and len(printed) <= limit:
+        return printed.decode(errors="replace"), True
+    lines, _, _ = printed[:limit].rpartition(b"\n")
+    return (lines + b"\n").decode(errors="replace") if lines else "", False
+
+
+def _text(printed: bytes) -> str:
+    return printed.decode(errors="replace").strip()

@@ -1,67 +1,334 @@
-"""TensorBoard event files: scalars per epoch, and the hyperparameters with the final values."""
+"""TensorBoard event files: every tab of TensorBoard that says something of a trial."""
 
 import math
+import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from thawline.tracking._base import RunStatus, TrackingReport
+import numpy as np
+
+from thawline.tracking._base import RunStatus, TrackerRun, TrackingReport
+from thawline.tracking.media import Embedding, Graph, GraphNode, Histogram, Image, Media, Mesh, Predictions
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.graph_pb2 import GraphDef
+    from tensorboard.compat.proto.node_def_pb2 import NodeDef
+    from tensorboard.compat.proto.summary_pb2 import Summary
 
 __all__ = ["TensorBoardTracker"]
+
+_MOST_CURVES = 20
+"""Precision-recall curves, one for each class; with more classes, of those with the most examples."""
+_CHARTS = {
+    "training": {
+        "loss": ["Multiline", ["^train/loss$", "^val/loss$"]],
+        "accuracy": ["Multiline", ["^train/accuracy$", "^val/accuracy$"]],
+    },
+    "layer groups": {"gradient norm of each layer group": ["Multiline", ["^gradient/"]]},
+}
+"""Charts that hold several scalars, by regular expressions; TensorBoard leaves those without scalars empty."""
+_SCENE = {
+    "camera": {"cls": "PerspectiveCamera", "fov": 45},
+    "lights": [
+        {"cls": "AmbientLight", "color": "#ffffff", "intensity": 0.85},
+        {"cls": "DirectionalLight", "color": "#ffffff", "intensity": 0.4, "position": [1, 2, 1]},
+    ],
+    "material": {"cls": "MeshStandardMaterial", "roughness": 1, "metalness": 0, "side": 2},
+}
+"""As three.js names it. A surface is seen from both sides; light that is mostly ambient leaves the colours readable."""
+_POINTS = {"camera": _SCENE["camera"], "material": {"cls": "PointsMaterial", "size": 0.06}}
+_TURNED, _TILTED = np.radians([-35.0, 30.0])
+"""TensorBoard's camera always begins level and straight in front; a surface is turned to be seen from above."""
 
 
 class TensorBoardTracker:
     """Writes one trial to ``<home>/tensorboard/<study>/trial-007``; a resumed trial adds a file to the same folder.
 
-    TensorBoard has no artifacts: :meth:`log_artifact` does nothing, MLflow keeps the files.
+    Scalars have the names that they have in MLflow. Figures and tables are left out, and TensorBoard has no artifacts:
+    :meth:`log_artifact` does nothing, MLflow keeps the files.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._params: dict[str, str] = {}
-        self._last: dict[str, float] = {}
+    def __init__(self, folder: Path, *, metric: str | None = None) -> None:
+        """Open an event file.
+
+        Args:
+            folder: where it is written; its path below TensorBoard's ``--logdir`` is the run's name.
+            metric: what the study optimises, for a trial, which is compared with others in the tab HPARAMS; ``None``
+                for the study's own run.
+        """
+        self._metric = metric
+        self._session = f"{folder.parent.name}/{folder.name}"
+        self._texts: dict[str, str] = {}
+        self._late: set[str] = set()
         self._report: TrackingReport | None = None
         from torch.utils.tensorboard.writer import SummaryWriter  # seconds: only where it is used
 
         self._writer = SummaryWriter(str(folder), flush_secs=10)
+        self._events: Any = self._writer.file_writer  # for what SummaryWriter has no method for
+        if metric is not None:
+            self._writer.add_custom_scalars(_CHARTS)
 
     @classmethod
-    def for_trial(cls, home: Path, *, study: str, number: int) -> "TensorBoardTracker":
-        """The tracker of one trial, at the place that ``thawline ui`` shows."""
-        return cls(home / "tensorboard" / study / f"trial-{number:03d}")
+    def for_run(cls, run: TrackerRun) -> "TensorBoardTracker":
+        """The tracker of a trial or of the study itself, at the place that ``thawline ui`` shows."""
+        study = run.home / "tensorboard" / run.study
+        if run.trial is None:
+            return cls(study / "study")
+        return cls(study / f"trial-{run.trial:03d}", metric=run.metric)
 
     def log_params(self, params: Mapping[str, str]) -> None:
-        """Keep the hyperparameters; they are written at :meth:`close`, together with the values they led to."""
-        self._params |= params
+        """Write a trial's hyperparameters for the tab HPARAMS, all of them at once; the study's as a text.
+
+        TensorBoard keeps the first that it finds, so that a resumed trial changes nothing.
+        """
+        self._check_open()
+        if self._metric is None:
+            self._write_text("params", "\n".join(["name | value", "--- | ---", *map(" | ".join, params.items())]))
+            return
+        values = {name: _number(value) for name, value in params.items()}
+        for summary in (_comparison(values, self._metric), _session_start(values, self._session)):
+            self._events.add_summary(summary)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Write tags as texts."""
+        """Write tags as texts, each when it comes first; what it becomes is written by :meth:`close`."""
+        self._check_open()
         for name, value in tags.items():
-            self._writer.add_text(name, value)
+            self._write_text(name, value)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int, timestamp_ms: int | None = None) -> None:
         """Write scalars."""
+        self._check_open()
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step, walltime=None if timestamp_ms is None else timestamp_ms / 1000)
-            self._last[name] = float(value)
+
+    def log_media(self, name: str, media: Media, *, step: int) -> None:
+        """Write what TensorBoard has a tab for.
+
+        ========================  ==========================================================================
+        :class:`Image`            IMAGES, without its caption
+        :class:`Histogram`        HISTOGRAMS and DISTRIBUTIONS
+        :class:`Predictions`      PR CURVES: one for each class, at most 20
+        :class:`Embedding`        PROJECTOR with thumbnails; MESH: points in three dimensions, a colour a class
+        :class:`Mesh`             MESH
+        :class:`Graph`            GRAPHS; *Color by: Device* tells frozen from trainable too
+        ========================  ==========================================================================
+        """
+        self._check_open()
+        match media:
+            case Image():
+                self._writer.add_image(name, media.pixels, step, dataformats="HWC")
+            case Histogram():
+                self._write_histogram(name, media, step)
+            case Predictions():
+                self._write_curves(name, media, step)
+            case Embedding():
+                self._write_embedding(name, media, step)
+                self._write_mesh(name, _point_cloud(media), step)
+            case Mesh():
+                self._write_mesh(name, media, step)
+            case Graph():
+                self._write_graph(media)
+
+    def log_text(self, text: str, file: str) -> None:
+        """Write a text as it is, under the name of its file; Markdown is laid out. See :meth:`log_tags` for when."""
+        self._check_open()
+        self._write_text(file, text if file.endswith(".md") else _as_it_is(text))
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Do nothing: TensorBoard keeps no files."""
+        self._check_open()
 
     def close(self, status: RunStatus) -> TrackingReport:
-        """Write hyperparameters with the last value of each metric, and close the file."""
+        """Write how it ended and the last state of each text, and close the file."""
         if self._report is None:
             self._report = TrackingReport()
-            finite = {f"hparam/{name}": value for name, value in self._last.items() if math.isfinite(value)}
-            if self._params:
-                # Numbers as numbers, so that TensorBoard draws axes; run_name="." keeps them in this run.
-                hyperparameters = {name: _number(value) for name, value in self._params.items()}
-                self._writer.add_hparams({**hyperparameters, "status": status}, finite, run_name=".")
+            for name in sorted(self._late):
+                self._writer.add_text(name, self._texts[name])
+            if self._metric is not None:
+                self._events.add_summary(_session_end(status))
             self._writer.close()
         return self._report
 
+    def _check_open(self) -> None:
+        if self._report is not None:
+            raise RuntimeError("This tracker is closed; nothing may be logged any more.")
+
+    def _write_text(self, name: str, text: str) -> None:
+        """Write the first state now and the last one at the end: a leaderboard is written after every trial."""
+        if name not in self._texts:
+            self._writer.add_text(name, text)
+        elif self._texts[name] != text:
+            self._late.add(name)
+        self._texts[name] = text
+
+    def _write_histogram(self, name: str, histogram: Histogram, step: int) -> None:
+        counts, edges = histogram.counts.astype(float), histogram.edges.astype(float)
+        middles = (edges[:-1] + edges[1:]) / 2
+        self._writer.add_histogram_raw(
+            name,
+            min=edges[0],
+            max=edges[-1],
+            num=counts.sum(),
+            sum=(counts * middles).sum(),
+            sum_squares=(counts * middles**2).sum(),
+            bucket_limits=edges[1:].tolist(),
+            bucket_counts=counts.tolist(),
+            global_step=step,
+        )
+
+    def _write_curves(self, name: str, predictions: Predictions, step: int) -> None:
+        examples = np.bincount(predictions.labels, minlength=len(predictions.classes))
+        for number in sorted(np.argsort(-examples, kind="stable")[:_MOST_CURVES]):
+            labels, probabilities = predictions.labels == number, predictions.probabilities[:, number]
+            self._writer.add_pr_curve(f"{name}/{predictions.classes[number]}", labels, probabilities, step)
+
+    def _write_embedding(self, name: str, embedding: Embedding, step: int) -> None:
+        import torch
+
+        self._writer.add_embedding(
+            embedding.vectors,
+            metadata=[" ".join(label.split()) for label in embedding.labels],  # a line each
+            label_img=torch.from_numpy(embedding.thumbnails).permute(0, 3, 1, 2) / 255,
+            global_step=step,
+            tag=name,
+        )
+
+    def _write_mesh(self, name: str, mesh: Mesh, step: int) -> None:
+        points = len(mesh.faces) == 0
+        self._writer.add_mesh(
+            name,
+            (mesh.vertices if points else mesh.vertices @ _from_above())[None],
+            colors=mesh.colours[None],
+            faces=None if points else mesh.faces[None],
+            config_dict=_POINTS if points else _SCENE,
+            global_step=step,
+        )
+
+    def _write_graph(self, graph: Graph) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._events.add_event(Event(graph_def=_graph_def(graph).SerializeToString()))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
 
 def _number(text: str) -> str | float:
+    """Numbers as numbers, so that TensorBoard draws axes; what JSON has no number for stays a text."""
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return text
+    return number if math.isfinite(number) else text
+
+
+def _comparison(values: Mapping[str, str | float], metric: str) -> "Summary":
+    """The columns of the tab HPARAMS. Of several trials TensorBoard takes the first's, so they are the same in all.
+
+    Hyperparameters, whose names have no dot as those of settings have (``train.epochs``), stand before these.
+    """
+    from tensorboard.plugins.hparams.api_pb2 import Experiment, HParamInfo, MetricInfo, MetricName
+
+    kinds = {str: "DATA_TYPE_STRING", float: "DATA_TYPE_FLOAT64"}
+    hyperparameters = [
+        HParamInfo(name=name, type=kinds[type(value)], differs="." not in name) for name, value in values.items()
+    ]
+    tags = dict.fromkeys([f"best/{metric}", f"val/{metric}", "val/accuracy", "val/loss", "train/loss", "time/seconds"])
+    metrics = [MetricInfo(name=MetricName(tag=tag)) for tag in tags]
+    return _hparams_summary("EXPERIMENT_TAG", experiment=Experiment(hparam_infos=hyperparameters, metric_infos=metrics))
+
+
+def _session_start(values: Mapping[str, str | float], session: str) -> "Summary":
+    """A trial's own hyperparameters, written as it begins, so that one that runs is shown too."""
+    from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+    summary: Summary = hparams_pb(dict(values), trial_id=session)
+    return summary
+
+
+def _session_end(status: RunStatus) -> "Summary":
+    """How a trial ended. A pruned one is a success, as it was meant to end; the tag ``thawline.state`` tells it."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import SessionEndInfo
+
+    word = "STATUS_FAILURE" if status == "FAILED" else "STATUS_SUCCESS"
+    ended = SessionEndInfo(status=word, end_time_secs=time.time())
+    return _hparams_summary("SESSION_END_INFO_TAG", session_end_info=ended)
+
+
+def _hparams_summary(tag: str, **content: Any) -> "Summary":
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import metadata
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    described = metadata.create_summary_metadata(HParamsPluginData(**content))
+    value = Summary.Value(tag=getattr(metadata, tag), metadata=described, tensor=metadata.NULL_TENSOR)
+    return Summary(value=[value])
+
+
+def _as_it_is(text: str) -> str:
+    """Markdown that shows a text unchanged; its fence is longer than any in it."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
+def _point_cloud(embedding: Embedding) -> Mesh:
+    """The three directions in which the points differ most, with a colour for each class."""
+    from matplotlib import colormaps
+    from sklearn.decomposition import PCA
+
+    found = PCA(min(3, *embedding.vectors.shape), svd_solver="full").fit_transform(embedding.vectors)
+    vertices = np.zeros((len(found), 3), np.float32)
+    vertices[:, : found.shape[1]] = found / (np.abs(found).max() or 1.0)
+    classes, numbers = np.unique(embedding.labels, return_inverse=True)
+    palette = colormaps["tab10" if len(classes) <= 10 else "tab20"]
+    colours = palette(numbers % palette.N, bytes=True)[:, :3]
+    return Mesh(vertices, colours, np.empty((0, 3), int))
+
+
+def _from_above() -> np.ndarray:
+    """Turns rows of x, y (upwards) and z: first about y, then about x."""
+    turn, tilt = (np.cos(_TURNED), np.sin(_TURNED)), (np.cos(_TILTED), np.sin(_TILTED))
+    about_y = np.array([[turn[0], 0, -turn[1]], [0, 1, 0], [turn[1], 0, turn[0]]])
+    about_x = np.array([[1, 0, 0], [0, tilt[0], tilt[1]], [0, -tilt[1], tilt[0]]])
+    rotation: np.ndarray = about_y @ about_x
+    return rotation
+
+
+def _graph_def(graph: Graph) -> "GraphDef":
+    """The graph as TensorFlow writes it: TensorBoard's tab reads nothing else."""
+    from tensorboard.compat.proto.graph_pb2 import GraphDef
+    from tensorboard.compat.proto.versions_pb2 import VersionDef
+
+    places = {node.name: _place(node) for node in graph.nodes}
+    nodes = [_node_def(node, places) for node in graph.nodes]
+    return GraphDef(node=nodes, versions=VersionDef(producer=22))
+
+
+def _place(node: GraphNode) -> str:
+    """``frozen/layer1/0/conv1`` or ``trainable/layer1/0/conv1``; the images, in no layer group, are neither."""
+    if "/" not in node.name:
+        return node.name
+    return f"{'frozen' if node.frozen else 'trainable'}/{node.name}"
+
+
+def _node_def(node: GraphNode, places: Mapping[str, str]) -> "NodeDef":
+    from tensorboard.compat.proto.attr_value_pb2 import AttrValue
+    from tensorboard.compat.proto.node_def_pb2 import NodeDef
+    from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+
+    place = places[node.name]
+    attributes = {}
+    if node.shape is not None:
+        # The batch has no size of its own, which is written -1.
+        sizes = [TensorShapeProto.Dim(size=size) for size in (-1, *node.shape)]
+        attributes["_output_shapes"] = AttrValue(list=AttrValue.ListValue(shape=[TensorShapeProto(dim=sizes)]))
+    return NodeDef(
+        name=place,
+        op=node.operation,
+        input=[places[name] for name in node.inputs],
+        device=place.partition("/")[0] if place != node.name else "",
+        attr=attributes,
+    )

@@ -7,9 +7,17 @@ from thawline.training.heads import HeadTrial, fit_heads
 from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.inputs import ImageInputs, Inputs, batches
 from thawline.training.loop import fit, predict
-from thawline.training.metrics import METRIC_DIRECTIONS, classification_metrics, per_class_recall
+from thawline.training.metrics import METRIC_DIRECTIONS, classification_metrics, confusion, per_class_scores
+from thawline.training.observation import Observation, Observer
 from thawline.training.results import Decision, EpochResult, FitResult, Interrupted
-from thawline.training.runtime import Runtime, is_out_of_memory, runtime_for, set_up_process
+from thawline.training.runtime import (
+    Runtime,
+    forget_peak_memory,
+    is_out_of_memory,
+    peak_memory,
+    runtime_for,
+    set_up_process,
+)
 
 __all__ = [
     "METRIC_DIRECTIONS",
@@ -24,15 +32,20 @@ __all__ = [
     "ImageInputs",
     "Inputs",
     "Interrupted",
+    "Observation",
+    "Observer",
     "Runtime",
     "batches",
     "classification_metrics",
+    "confusion",
     "fit",
     "fit_heads",
+    "forget_peak_memory",
     "is_out_of_memory",
     "load_checkpoint",
     "load_model",
-    "per_class_recall",
+    "peak_memory",
+    "per_class_scores",
     "predict",
     "runtime_for",
     "set_up_process",

@@ -8,7 +8,7 @@ the next batch, if it was asked to leave), and ends with bit-equal weights (same
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
@@ -30,6 +30,7 @@ from thawline.training.checkpoint import Checkpoint, CheckpointFolder, load_mode
 from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches
 from thawline.training.metrics import classification_metrics
+from thawline.training.observation import Observer
 from thawline.training.optim import build_optimizer, build_schedule
 from thawline.training.results import (
     Decision,
@@ -62,6 +63,7 @@ def fit(
     accumulation: int = 1,
     on_epoch: Callable[[EpochResult], Decision],
     on_batch: Callable[[], bool] = lambda: False,
+    observer: Observer | None = None,
 ) -> FitResult:
     """Fine-tune ``backbone`` in place, frozen to ``hyperparameters.freeze_depth``.
 
@@ -80,6 +82,7 @@ def fit(
         on_epoch: told each epoch's result, answers whether to go on. After a resume it is first told those that a
             checkpoint already holds, since nobody knows whether they arrived before the process died.
         on_batch: called after every batch; True asks to write a checkpoint there and leave.
+        observer: watches the training and is told of every epoch before ``on_epoch``; changes nothing of it.
 
     A disk that is full stops nothing: see :meth:`CheckpointFolder.keep`.
 
@@ -88,7 +91,7 @@ def fit(
         TrainingError: if the loss is not finite, or activations come from behind the freeze depth.
         CheckpointError: if the checkpoints are of another configuration.
     """
-    run = _Run(backbone, train, validation, hyperparameters, config, runtime)
+    run = _Run(backbone, train, validation, hyperparameters, config, runtime, observer)
     fingerprint = fingerprint_of(hyperparameters, config, seed)
     history = _resume(run, checkpoints, fingerprint)
     weights = class_weights(train.labels, classes_of(backbone), config, runtime)
@@ -116,6 +119,8 @@ def fit(
         checkpoints.keep(
             checkpoint_of(backbone, run.optimizer, run.schedule, run.scaler, runtime, fingerprint, history, metric)
         )
+        if observer is not None:
+            observer.end_epoch(epoch + 1, logits)
         decision = on_epoch(result)
         if decision is not Decision.CONTINUE:
             break
@@ -159,8 +164,9 @@ class _Run:
         hyperparameters: Hyperparameters,
         config: TrainConfig,
         runtime: Runtime,
+        observer: Observer | None,
     ) -> None:
-        self.backbone, self.config, self.runtime = backbone, config, runtime
+        self.backbone, self.config, self.runtime, self.observer = backbone, config, runtime, observer
         self.depth = hyperparameters.freeze_depth
         if max(train.boundary, validation.boundary) > self.depth:
             raise TrainingError(
@@ -170,7 +176,8 @@ class _Run:
         self.module = backbone.module.to(runtime.device).to(memory_format=runtime.memory_format)
         freeze_to(backbone, self.depth)
         train_mode(backbone, self.depth)
-        self.training = self._network(train.boundary)
+        self.scaler = GradScaler(runtime.device.type, enabled=runtime.needs_loss_scaling)
+        self.training = self._network(train.boundary, observer)
         self.module.eval()
         self.evaluating = self._network(validation.boundary)
         parameters = trainable_parameters(backbone)
@@ -179,14 +186,20 @@ class _Run:
         self.schedule: LambdaLR = build_schedule(
             self.optimizer, total_steps=config.epochs * steps, warmup_fraction=config.warmup_fraction
         )
-        self.scaler = GradScaler(runtime.device.type, enabled=runtime.needs_loss_scaling)
         self.trainable = list(parameters.values())
 
-    def _network(self, boundary: int) -> nn.Module:
+    def _network(self, boundary: int, observer: Observer | None = None) -> nn.Module:
         """What follows a border, in the mode that the module is in now. The whole needs no tracing if exact."""
-        if boundary == 0 and self.config.exact:
+        if boundary == 0 and self.config.exact and observer is None:
             return self.module
-        return section(self.backbone, boundary, exact=self.config.exact)
+        network = section(self.backbone, boundary, exact=self.config.exact)
+        if observer is not None:
+            observer.attach(network, self.backbone, self.depth, self.scaler)
+        return network
+
+    def watching(self, parts: int, steps: range) -> AbstractContextManager[None]:
+        """See :meth:`Observer.watching`."""
+        return nullcontext() if self.observer is None else self.observer.watching(parts, steps)
 
 
 @dataclass
@@ -221,27 +234,22 @@ def _train_epoch(
     parts = [(batch, batch[part]) for batch in order[begun.batches :] for part in _parts(len(batch), accumulation)]
     read = batches(train, [part for _, part in parts], epoch, run.runtime)
     done = begun.batches
-    for (batch, _), (rows, tensor) in zip(parts, read, strict=True):
-        labels = torch.from_numpy(train.labels[rows]).to(device)
-        with run.runtime.autocast():
-            logits = run.training(tensor)
-        # The weight of the whole batch, so that parts of it add up to the gradient of the whole.
-        weight = weights[torch.from_numpy(train.labels[batch]).to(device)].sum() if weights is not None else len(batch)
-        loss = (
-            F.cross_entropy(
-                logits.float(), labels, weight=weights, label_smoothing=run.config.label_smoothing, reduction="sum"
-            )
-            / weight
-        )
-        run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        total_loss += loss.detach() * len(batch)
-        correct += (logits.detach().argmax(1) == labels).sum()
-        if rows[-1] == batch[-1]:
-            total_norm += _step(run)
-            done += 1
-            if on_batch() and done < len(order):
-                seconds = begun.seconds + time.perf_counter() - started
-                leave(_Begun(done, seconds, learning_rate, float(total_loss), float(correct), float(total_norm)))
+    steps = range(epoch * len(order) + done + 1, (epoch + 1) * len(order) + 1)
+    with run.watching(len(parts), steps):
+        for (batch, _), (rows, tensor) in zip(parts, read, strict=True):
+            labels, whole = (torch.from_numpy(train.labels[indices]).to(device) for indices in (rows, batch))
+            with run.runtime.autocast():
+                logits = run.training(tensor)
+            loss = _loss(logits, labels, whole, weights, run.config.label_smoothing)
+            run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total_loss += loss.detach() * len(batch)
+            correct += (logits.detach().argmax(1) == labels).sum()
+            if rows[-1] == batch[-1]:
+                total_norm += _step(run)
+                done += 1
+                if on_batch() and done < len(order):
+                    seconds = begun.seconds + time.perf_counter() - started
+                    leave(_Begun(done, seconds, learning_rate, float(total_loss), float(correct), float(total_norm)))
     mean_loss = float(total_loss) / len(train)
     check_finite(mean_loss, epoch, run.optimizer)
     return {
@@ -249,6 +257,14 @@ def _train_epoch(
         "train/accuracy": float(correct) / len(train),
         "train/gradient_norm": float(total_norm) / len(order),
     }
+
+
+def _loss(logits: Tensor, labels: Tensor, whole: Tensor, weights: Tensor | None, label_smoothing: float) -> Tensor:
+    """Cross-entropy of a part of the batch that has the labels ``whole``."""
+    # The weight of the whole batch, so that parts of it add up to the gradient of the whole.
+    weight = weights[whole].sum() if weights is not None else len(whole)
+    total = F.cross_entropy(logits.float(), labels, weight=weights, label_smoothing=label_smoothing, reduction="sum")
+    return total / weight
 
 
 def _leave(
@@ -280,6 +296,8 @@ def _go_on_within(run: _Run, checkpoints: CheckpointFolder, epoch: int, fingerpr
 def _step(run: _Run) -> Tensor:
     """One optimizer step; returns the norm of the gradient before clipping."""
     run.scaler.unscale_(run.optimizer)
+    if run.observer is not None:
+        run.observer.before_step()
     norm = nn.utils.clip_grad_norm_(run.trainable, run.config.gradient_clip or math.inf)
     run.scaler.step(run.optimizer)
     run.scaler.update()

@@ -7,7 +7,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["METRIC_DIRECTIONS", "classification_metrics", "per_class_recall"]
+__all__ = ["METRIC_DIRECTIONS", "classification_metrics", "confusion", "per_class_scores"]
 
 METRIC_DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
     "accuracy": "maximize",
@@ -31,7 +31,7 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     from sklearn.metrics import f1_score
 
     truth, predicted = labels.numpy(), logits.argmax(1).numpy()
-    recalls = per_class_recall(predicted, truth, logits.shape[1])
+    recalls = per_class_scores(confusion(predicted, truth, logits.shape[1]))["recall"]
     metrics = {
         "loss": float(F.cross_entropy(logits, labels)),
         "accuracy": float((predicted == truth).mean()),
@@ -44,13 +44,28 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     return metrics
 
 
-def per_class_recall(
-    predicted: Sequence[int] | np.ndarray, truth: Sequence[int] | np.ndarray, classes: int
-) -> np.ndarray:
-    """Recall of each class, ``[classes]``; NaN for a class that does not occur in ``truth``."""
+def confusion(predicted: Sequence[int] | np.ndarray, truth: Sequence[int] | np.ndarray, classes: int) -> np.ndarray:
+    """int64 ``[classes, classes]``: how many of each class (row) are taken for which (column)."""
     from sklearn.metrics import confusion_matrix
 
-    matrix = confusion_matrix(truth, predicted, labels=range(classes))
-    support = matrix.sum(1)
-    recalls: np.ndarray = np.divide(matrix.diagonal(), support, out=np.full(classes, np.nan), where=support > 0)
-    return recalls
+    matrix: np.ndarray = confusion_matrix(truth, predicted, labels=range(classes))
+    return matrix
+
+
+def per_class_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """``precision``, ``recall``, ``f1`` and ``support`` of each class, ``[classes]``, from a confusion matrix.
+
+    Precision is NaN for a class that is never named, recall for one that does not occur, F1 for one that is neither.
+    """
+    right, named, support = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
+
+    def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        shares: np.ndarray = np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+        return shares
+
+    return {
+        "precision": share(right, named),
+        "recall": share(right, support),
+        "f1": share(2 * right, named + support),
+        "support": support,
+    }

@@ -11,7 +11,16 @@ from torch import Tensor
 from thawline.config import TrainConfig
 from thawline.exceptions import ConfigError
 
-__all__ = ["Runtime", "is_out_of_memory", "random_states", "restore_random_states", "runtime_for", "set_up_process"]
+__all__ = [
+    "Runtime",
+    "forget_peak_memory",
+    "is_out_of_memory",
+    "peak_memory",
+    "random_states",
+    "restore_random_states",
+    "runtime_for",
+    "set_up_process",
+]
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,17 @@ def restore_random_states(states: dict[str, Tensor], device: torch.device) -> No
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Begin to count anew for :func:`peak_memory`; in a process that trains one trial after the other."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes that this process's tensors took on a GPU at once; ``None`` on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -269,7 +269,7 @@ def test_importances_name_what_made_the_difference_and_say_nothing_of_too_few_tr
         study.report(asked.number, epoch(4, value))
         study.tell(TrialResult(asked.number, "complete", value, 4, 4, 1.0, "", "run", "file"))
     shares = study.importances()
-    assert list(shares)[0] == "freeze_depth"
+    assert next(iter(shares)) == "freeze_depth"
     assert shares["freeze_depth"] > 0.8
     assert abs(sum(shares.values()) - 1) < 1e-6
     assert load_importances(own_home, "pets") == shares

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from thawline.search.trial import TrialSpec, run_together, run_trial, trial_fold
 from thawline.search.worker import WorkerCrashed, call_in_worker
 from thawline.tracking import MlflowStore
 from thawline.training import Decision, EpochResult, runtime_for
+from thawline.training.observation import Allowance
 
 Make = Callable[..., TrialSpec]
 BACKBONE, SIZE = "mobilenet_v3_small", 32
@@ -50,9 +52,60 @@ def test_a_complete_trial_is_finished_in_mlflow_with_its_metrics_and_best_checkp
     history = store.client.get_metric_history(run.info.run_id, "val/accuracy")
     assert [metric.step for metric in history] == [1, 2]
     assert result.value == max(metric.value for metric in history)
-    stored = [file.path for file in store.client.list_artifacts(run.info.run_id, "checkpoints")]
-    assert stored == [f"checkpoints/epoch-{result.best_epoch:04d}.safetensors"]
+    (checkpoint,) = store.client.search_logged_models([run.info.experiment_id])
+    assert (checkpoint.source_run_id, checkpoint.name) == (run.info.run_id, "tests-trial-000")
+    assert checkpoint.tags["thawline.epoch"] == str(result.best_epoch)
+    assert {metric.key: metric.value for metric in checkpoint.metrics}["val/accuracy"] == result.value
+    stored = [file.path for file in store.client.list_logged_model_artifacts(checkpoint.model_id)]
+    assert stored == [f"epoch-{result.best_epoch:04d}.safetensors"]
     assert list((own_home / "tensorboard" / "tests" / "trial-000").glob("events.*"))
+
+
+def test_what_a_trial_looks_like_from_inside_is_recorded_and_a_group_without_gradient_is_named(
+    make_spec: Make, store: MlflowStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = trial_module._backbone
+
+    def with_a_layer_that_lets_nothing_through(spec: TrialSpec) -> backbones.Backbone:
+        backbone = build(spec)
+        with torch.no_grad():
+            backbone.module.get_parameter("classifier.0.weight").mul_(1e-9)
+        return backbone
+
+    monkeypatch.setattr(Allowance, "permits", lambda allowance, seconds=0.0: True)
+    healthy = run_trial(make_spec(depth=4), go_on)
+    monkeypatch.setattr(trial_module, "_backbone", with_a_layer_that_lets_nothing_through)
+    broken = run_trial(make_spec(number=1, depth=4, learning_rate=1e-12), go_on)
+    run, other = run_of(store, healthy.run_id), run_of(store, broken.run_id)
+    groups = ("features.9-12", "classifier.0", "head")
+    assert set(run.data.metrics) >= {f"{kind}/{name}" for kind in ("gradient", "gradient_step") for name in groups}
+    steps = store.client.get_metric_history(run.info.run_id, "gradient_step/head")
+    assert [metric.step for metric in steps] == [1, 2, 3, 4, 5, 6, 7, 8]
+    files = [file.path for file in store.client.list_artifacts(run.info.run_id, "images")]
+    assert {re.search(r"step\W(\d+)", file)[1] for file in files} == {"1", "2"}
+    notes = [each.data.tags.get("mlflow.note.content", "") for each in (run, other)]
+    assert notes[0] == ""
+    assert notes[1].startswith("The gradient vanishes in features.9-12: in 100% of the steps")
+    assert "classifier.0" not in notes[1]
+
+
+def test_a_trial_that_is_not_to_be_observed_has_the_same_losses_and_no_gradients(
+    make_spec: Make, store: MlflowStore
+) -> None:
+    told: list[float] = []
+
+    def tell(result: EpochResult) -> Decision:
+        told.append(result.metrics["train/loss"])
+        return Decision.CONTINUE
+
+    spec, other = make_spec(depth=5), make_spec(number=1, depth=5)
+    tracking = spec.config.tracking.model_copy(update={"observe": False})
+    plain = run_trial(dataclasses.replace(spec, config=spec.config.model_copy(update={"tracking": tracking})), tell)
+    observed = run_trial(other, tell)
+    assert told[:2] == told[2:]
+    names = [set(run_of(store, result.run_id).data.metrics) for result in (plain, observed)]
+    assert {name for name in names[1] - names[0] if "gradient" not in name} == set()
+    assert "gradient/head" in names[1] - names[0]
 
 
 def test_a_pruned_trial_is_killed_in_mlflow_and_says_after_which_epoch(make_spec: Make, store: MlflowStore) -> None:

@@ -3,13 +3,17 @@
 import json
 import logging
 import os
+import re
 import sqlite3
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image as Pillow
 
 from thawline.config import TrackingConfig
 from thawline.exceptions import TrackingError
@@ -26,6 +30,8 @@ from thawline.tracking import (
 )
 from thawline.tracking import _delivery as delivery
 from thawline.tracking import mlflow as store_module
+from thawline.tracking._mlflow_files import media_record
+from thawline.tracking.media import Figure, Histogram, Image, Table
 
 # ------------------------------------------------------------------------------------------------------------ the store
 
@@ -397,3 +403,212 @@ def test_what_is_kept_on_disk_shows_no_password(tmp_path: Path) -> None:
     assert json.loads(text)["record"]["status"] == "FINISHED"
     assert "secret" not in text
     assert "secret" not in str(report.problem)
+
+
+# ------------------------------------------------------------------------------------ pictures, tables, and checkpoints
+
+
+def files_of(store: MlflowStore, run_id: str | None, folder: str) -> list[str]:
+    return sorted(item.path for item in store.client.list_artifacts(run_id, folder))
+
+
+def text_of(store: MlflowStore, run_id: str | None, file: str) -> str:
+    assert run_id is not None
+    location = store.client.get_run(run_id).info.artifact_uri.removeprefix("file://")
+    return (Path(location) / file).read_text(encoding="utf-8")
+
+
+def gradient(height: int = 40, width: int = 600) -> np.ndarray:
+    row = np.linspace(0, 255, width).astype(np.uint8)
+    return np.repeat(np.stack([row, row[::-1], row], axis=-1)[None], height, axis=0)
+
+
+def test_pictures_of_every_step_are_files_from_which_mlflows_page_reads_name_and_step(
+    store: MlflowStore, parent: str
+) -> None:
+    picture = Image(gradient())
+    tracker = tracker_of(store, parent)
+    for step in (1, 2):
+        tracker.log_media("val/pictures & more", picture, step=step)
+    assert tracker.close("FINISHED").problem is None
+    files = files_of(store, tracker.run_id, "images")
+    # As client.log_image names them: "+" separates, "~" stands for "/".
+    pattern = r"images/val~pictures _ more\+step\+([12])\+timestamp\+\d{13}\+[0-9a-f]{16}(\.png|\+compressed\.webp)"
+    found = [re.fullmatch(pattern, file) for file in files]
+    assert sorted(match.groups() for match in found if match) == [
+        ("1", "+compressed.webp"),
+        ("1", ".png"),
+        ("2", "+compressed.webp"),
+        ("2", ".png"),
+    ]
+    folder = Path(store.client.get_run(tracker.run_id).info.artifact_uri.removeprefix("file://"))
+    with Pillow.open(folder / next(file for file in files if file.endswith(".png"))) as whole:
+        assert np.array_equal(np.asarray(whole), picture.pixels)
+    with Pillow.open(folder / next(file for file in files if file.endswith(".webp"))) as small:
+        assert small.size == (256, 17)
+    assert store.client.get_run(tracker.run_id).data.tags["mlflow.loggedImages"] == "True"
+
+
+def test_mlflows_own_call_names_its_pictures_the_same_way(store: MlflowStore, parent: str) -> None:
+    store.client.log_image(parent, gradient(), key="val/pictures", step=3, timestamp=1_700_000_000_000)
+    theirs = [re.sub(r"[0-9a-f-]{36}", "*", file) for file in files_of(store, parent, "images")]
+    record = media_record("val/pictures", Image(gradient()), step=3, timestamp=1_700_000_000_000)
+    assert record is not None
+    other = start_study_run(store, study="other", params={}, tags={})
+    store_module.send(store.client, other, record)
+    ours = [re.sub(r"\+[0-9a-f]{16}", "+*", file) for file in files_of(store, other, "images")]
+    assert ours == theirs
+    tags = [store.client.get_run(run_id).data.tags["mlflow.loggedImages"] for run_id in (parent, other)]
+    assert tags[0] == tags[1]
+
+
+@pytest.mark.filterwarnings("ignore:For backward compatibility, 'str' dtypes")  # MLflow's own call, with pandas 3
+def test_a_table_is_written_as_mlflow_would_and_a_later_one_takes_its_place(store: MlflowStore, parent: str) -> None:
+    columns = {"class": ["T-shirt & top", "café"], "recall": [0.5, None], "images": [3, 4]}
+    store.client.log_table(parent, columns, "tables/validation/classes.json")
+    tracker = tracker_of(store, parent)
+    tracker.log_media("validation/classes", Table({"class": ["T-shirt & top"]}), step=1)
+    computed = {"recall": [np.float32(0.5), float("nan")], "images": [np.int64(3), 4]}
+    tracker.log_media("validation/classes", Table({**columns, **computed}), step=2)
+    assert tracker.close("FINISHED").problem is None
+    theirs, ours = (
+        json.loads(text_of(store, run_id, "tables/validation/classes.json"), parse_constant=pytest.fail)
+        for run_id in (parent, tracker.run_id)
+    )
+    assert ours == theirs
+    assert theirs["data"] == [["T-shirt & top", 0.5, 3], ["café", None, 4]]
+    tags = [store.client.get_run(run_id).data.tags["mlflow.loggedArtifacts"] for run_id in (parent, tracker.run_id)]
+    assert json.loads(tags[0]) == json.loads(tags[1])
+
+
+def test_the_list_of_tables_grows(store: MlflowStore, parent: str) -> None:
+    tracker = tracker_of(store, parent)
+    for name in ("a", "b", "a"):
+        tracker.log_media(name, Table({"x": [1]}), step=1)
+    assert tracker.close("FINISHED").problem is None
+    listed = json.loads(store.client.get_run(tracker.run_id).data.tags["mlflow.loggedArtifacts"])
+    assert [entry["path"] for entry in listed] == ["tables/a.json", "tables/b.json"]
+
+
+def test_a_figure_is_a_file_and_what_mlflow_does_not_show_is_left_out(store: MlflowStore, parent: str) -> None:
+    tracker = tracker_of(store, parent)
+    name = "confusion/" + "ö" * 200  # longer than a file's name may be
+    tracker.log_media(name, Figure("<svg/>", "nothing"), step=1)
+    tracker.log_media("weights/head", Histogram(np.ones(3), np.arange(4)), step=1)
+    assert tracker.close("FINISHED").problem is None
+    (file,) = files_of(store, tracker.run_id, "figures/confusion")
+    assert re.fullmatch(r"figures/confusion/ö{40}-[0-9a-f]{8}\.svg", file)
+    assert text_of(store, tracker.run_id, file) == "<svg/>"
+    assert files_of(store, tracker.run_id, "") == ["figures"]
+
+
+def test_pictures_that_are_none_are_refused_with_the_rule(store: MlflowStore, parent: str) -> None:
+    tracker = tracker_of(store, parent)
+    with pytest.raises(ValueError, match=r"must be uint8 \[H, W, 3\], but a has float64 \[2, 2, 3\]"):
+        tracker.log_media("a", Image(np.zeros((2, 2, 3))), step=1)
+    assert tracker.close("FINISHED").unsent == 0
+
+
+def test_pictures_wait_on_disk_and_are_the_same_when_sent(
+    store: MlflowStore, parent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "_MOST_MEDIA", 2)
+    fail, tried = threading.Event(), threading.Event()
+    failing_send(monkeypatch, fail, tried)
+    fail.set()
+    tracker = tracker_of(store, parent, grace_seconds=0.0)
+    for step in (1, 2, 3):
+        tracker.log_media("val/pictures", Image(gradient()), step=step)
+        tracker.log_metrics({"val/accuracy": 0.5}, step=step)
+    assert tried.wait(60)
+    report = tracker.close("FINISHED")
+    assert report.unsent == 7  # two pictures, three times metrics, the status, and the picture that had no room
+    fail.clear()
+    assert replay_unsent(store) == 6
+    run_id = find_trial_run(store, parent_run_id=parent, number=7)
+    files = [file for file in files_of(store, run_id, "images") if file.endswith(".png")]
+    assert [re.findall(r"step\+(\d)", file) for file in files] == [["1"], ["2"]]
+    folder = Path(store.client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
+    with Pillow.open(folder / files[0]) as whole:
+        assert np.array_equal(np.asarray(whole), gradient())
+
+
+def checkpoints(store: MlflowStore, **options: object) -> list[Any]:
+    found = store.client.search_logged_models([store.experiment_id], "model_type = 'checkpoint'", **options)
+    return list(found)
+
+
+def test_checkpoints_of_trials_are_models_that_mlflow_compares(store: MlflowStore, parent: str, tmp_path: Path) -> None:
+    file = tmp_path / "epoch-0002.safetensors"
+    file.write_bytes(b"weights")
+    for number, accuracy in ((1, 0.25), (2, 0.75)):
+        tracker = tracker_of(store, parent, number=number)
+        tracker.log_metrics({"val/accuracy": accuracy}, step=2, timestamp_ms=1_700_000_000_000)
+        tracker.log_dataset(name="clothing", digest="d" * 64, source=tmp_path)
+        tracker.log_checkpoint(
+            file,
+            name=f"trial-{number:02d} lr=1.2e-3",
+            epoch=2,
+            metrics={"val/accuracy": accuracy, "val/loss": float("nan")},
+            dataset=("clothing", "d" * 64),
+            params={"freeze_depth": str(number)},
+        )
+        assert tracker.close("FINISHED").problem is None
+        # The run has its value once: the checkpoint's is the same record.
+        assert history(store, str(tracker.run_id), "val/accuracy") == [(2, accuracy)]
+        (output,) = store.client.get_run(tracker.run_id).outputs.model_outputs
+        assert output.step == 2
+
+    best, other = checkpoints(
+        store,
+        datasets=[{"dataset_name": "clothing", "dataset_digest": "d" * 36}],
+        order_by=[{"field_name": "metrics.val/accuracy", "ascending": False}],
+    )
+    assert (best.name, other.name) == ("trial-02 lr=1_2e-3", "trial-01 lr=1_2e-3")
+    assert best.params == {"freeze_depth": "2"}
+    assert best.status == "READY"
+    assert best.model_id == output.model_id
+    assert [(metric.key, metric.value, metric.step, metric.dataset_name) for metric in best.metrics] == [
+        ("val/accuracy", 0.75, 2, "clothing")
+    ]
+    assert (Path(best.artifact_location.removeprefix("file://")) / file.name).read_bytes() == b"weights"
+
+
+def test_a_checkpoint_whose_sending_broke_off_anywhere_is_there_once(
+    store: MlflowStore, parent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "epoch-0002.safetensors"
+    file.write_bytes(b"weights")
+    record = {"kind": "checkpoint", "path": str(file), "name": "best", "epoch": 2, "params": {"a": "1"}}
+    record |= {"metrics": {"val/accuracy": 0.5}, "timestamp": 1_700_000_000_000, "dataset": None}
+    steps = ("create_logged_model", "log_model_artifact", "log_batch", "log_outputs", "finalize_logged_model")
+    kind = type(store.client)
+    for step in steps:
+        real = getattr(kind, step)
+
+        def breaks(*arguments: Any, real: Any = real, **options: Any) -> None:
+            real(*arguments, **options)
+            raise ConnectionError("the cable was pulled")
+
+        monkeypatch.setattr(kind, step, breaks)
+        with pytest.raises(ConnectionError):
+            store_module.send(store.client, parent, record)
+        monkeypatch.setattr(kind, step, real)
+    store_module.send(store.client, parent, record)
+    (model,) = checkpoints(store)
+    assert model.status == "READY"
+    assert len(model.metrics) == 1
+    assert len(store.client.get_run(parent).outputs.model_outputs) == 1
+    assert history(store, parent, "val/accuracy") == [(2, 0.5)]
+
+    store_module.send(store.client, parent, {**record, "epoch": 3})
+    assert len(checkpoints(store)) == 2
+
+
+def test_a_checkpoint_that_is_gone_makes_no_model(store: MlflowStore, parent: str, tmp_path: Path) -> None:
+    tracker = tracker_of(store, parent)
+    tracker.log_checkpoint(tmp_path / "gone.safetensors", name="best", epoch=1, metrics={})
+    report = tracker.close("FINISHED")
+    assert report.unsent == 1
+    assert "gone.safetensors" in str(report.problem)
+    assert checkpoints(store) == []

@@ -1,20 +1,28 @@
-"""TensorBoard, several trackers as one, and where results come from."""
+"""Several trackers as one, those of a run, and where results come from."""
 
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from thawline.config import TrackingConfig
+from thawline.exceptions import ConfigError
 from thawline.tracking import (
     CompositeTracker,
-    TensorBoardTracker,
+    MlflowStore,
+    RunStatus,
+    TrackerRun,
     TrackingReport,
+    check_trackers,
+    find_trial_run,
     git_state,
     library_versions,
+    open_trackers,
     run_status,
+    start_study_run,
 )
-from thawline.tracking._base import RunStatus, Tracker
 
 
 class Recorder:
@@ -60,25 +68,93 @@ def test_a_tracker_that_fails_stops_neither_training_nor_the_others() -> None:
     assert CompositeTracker([good]).close("FINISHED").problem is None
 
 
-def test_tensorboard_holds_scalars_by_epoch_and_hyperparameters(tmp_path: Path) -> None:
-    tracker: Tracker = TensorBoardTracker.for_trial(tmp_path, study="birds", number=7)
-    tracker.log_params({"freeze_depth": "3", "optimizer": "adamw"})
-    for epoch in (1, 2):
-        tracker.log_metrics({"val/accuracy": epoch / 4, "train/loss": float("nan")}, step=epoch)
-    tracker.log_artifact(tmp_path)
-    assert tracker.close("KILLED") == TrackingReport()
+def test_a_checkpoint_is_one_to_those_that_know_what_that_is_and_a_file_to_the_others() -> None:
+    class Keeper(Recorder):
+        def log_checkpoint(self, path: Path, **what: object) -> None:
+            self._keep((path, what))
 
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    keeper, other = Keeper(), Recorder()
+    both = CompositeTracker([keeper, other])
+    what = {"name": "trial-07", "epoch": 3, "metrics": {"val/loss": 0.5}, "dataset": ("d", "0"), "params": {"a": "1"}}
+    both.log_checkpoint(Path("best.safetensors"), **what)
+    assert keeper.calls == [(Path("best.safetensors"), what)]
+    assert other.calls == [(Path("best.safetensors"), "checkpoints")]
 
-    folder = tmp_path / "tensorboard" / "birds" / "trial-007"
-    assert [path for path in folder.iterdir() if path.is_dir()] == []
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("val/accuracy")] == [(1, 0.25), (2, 0.5)]
-    assert events.Scalars("hparam/val/accuracy")[0].value == 0.5
-    summary = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    assert b"freeze_depth" in summary
-    assert b"KILLED" in summary
+
+# -------------------------------------------------------------------------------------------------- a run's trackers
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package whose trackers are ``memory``, and ``broken``, which cannot be imported."""
+    described = tmp_path / "site" / "elsewhere-1.0.dist-info"
+    described.mkdir(parents=True)
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
+    (described / "entry_points.txt").write_text(
+        "[thawline.trackers]\nmemory = elsewhere:Kept\nbroken = elsewhere_that_is_missing:Tracker\n"
+    )
+    (tmp_path / "site" / "elsewhere.py").write_text(
+        "from thawline.testing import MemoryTracker\n"
+        "made = []\n"
+        "class Kept(MemoryTracker):\n"
+        "    def __init__(self, run):\n"
+        "        super().__init__(run)\n"
+        "        made.append(self)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.delitem(sys.modules, "elsewhere", raising=False)
+
+
+@pytest.mark.usefixtures("installed")
+def test_plugins_are_checked_by_name_before_anything_else() -> None:
+    check_trackers(TrackingConfig())
+    check_trackers(TrackingConfig(plugins=("memory",)))
+    with pytest.raises(ConfigError, match=r"tracking\.plugins names 'memry'.*there are: broken, memory\."):
+        check_trackers(TrackingConfig(plugins=("memory", "memry")))
+    with pytest.raises(ConfigError, match=r"'broken' of tracking\.plugins cannot be imported: No module"):
+        check_trackers(TrackingConfig(plugins=("broken",)))
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_trial_is_recorded_by_all_that_the_configuration_names(store: MlflowStore) -> None:
+    parent = start_study_run(store, study="birds", params={}, tags={})
+    run = TrackerRun(store.home, "birds", 7, "trial-07 depth=3", parent, "accuracy")
+    config = TrackingConfig(system_metrics=False, plugins=("memory", "broken", "missing"))
+    import torch.utils.tensorboard  # noqa: F401  may take as long as a tracker has at its end
+
+    mlflow, tracker = open_trackers(run, config, store)
+    tracker.log_metrics({"val/accuracy": 0.5}, step=1)
+    report = tracker.close("FINISHED")
+
+    trial = store.client.get_run(mlflow.run_id)
+    assert trial.data.metrics == {"val/accuracy": 0.5}
+    assert (trial.info.run_name, trial.info.status) == ("trial-07 depth=3", "FINISHED")
+    assert mlflow.run_id == find_trial_run(store, parent_run_id=parent, number=7)
+    (kept,) = sys.modules["elsewhere"].made
+    assert kept.run == run
+    assert kept.status == "FINISHED"
+    assert list(kept.metrics) == ["val/accuracy"]
+    assert (store.home / "studies" / "birds" / "trial-007" / "history.csv").is_file()
+    assert list((store.home / "tensorboard" / "birds" / "trial-007").glob("events.*"))
+    assert not (store.home / "wandb").exists()
+    # A plugin that is missing where the trial trains is reported, and stops nothing.
+    assert report.unsent == 4
+    assert report.problem == "broken: No module named 'elsewhere_that_is_missing'"
+
+
+def test_what_is_switched_off_is_not_written_and_the_study_has_no_table_of_epochs(store: MlflowStore) -> None:
+    parent = start_study_run(store, study="birds", params={}, tags={})
+    run = TrackerRun(store.home, "birds", None, "birds", parent, "accuracy")
+    mlflow, tracker = open_trackers(run, TrackingConfig(tensorboard=False), store)
+    tracker.log_metrics({"best/accuracy": 0.5}, step=1)
+    assert tracker.close("FINISHED") == TrackingReport()
+    assert mlflow.run_id == parent
+    assert store.client.get_run(parent).data.metrics == {"best/accuracy": 0.5}
+    assert not (store.home / "studies").exists()
+    assert not (store.home / "tensorboard").exists()
+
+
+# --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("state", "status"), [("complete", "FINISHED"), ("pruned", "KILLED"), ("failed", "FAILED")])

@@ -1,0 +1,170 @@
+"""What a training step costs in each layer group, found out without computing a single number.
+
+The network runs on PyTorch's fake tensors, which have shapes and no memory, so a network of any size takes seconds. It
+runs in parts, cut at the borders between the groups, once with and once without a gradient that goes on to the group
+before: between the two lies what the first thawed group saves.
+"""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from thawline.backbones._base import Backbone
+from thawline.backbones._graph import trace
+
+__all__ = ["GroupCost", "group_costs"]
+
+_IMAGES = 2
+"""Batch-norms in training mode refuse a single image where it has shrunk to one pixel."""
+
+
+@dataclass(frozen=True)
+class GroupCost:
+    """What one image costs in a layer group, or in the head, in single precision."""
+
+    forward: int
+    """Floating-point operations of the forward pass."""
+    backward: int
+    """Those of the backward pass when the group before is trained too."""
+    backward_first: int
+    """Those of the backward pass when it is the first that is trained."""
+    kept: Mapping[object, int]
+    """Bytes of each tensor that the backward pass needs; one that two groups need has the same key in both."""
+    kept_first: Mapping[object, int]
+    """The same when it is the first group that is trained."""
+
+
+def group_costs(backbone: Backbone) -> list[GroupCost]:
+    """The cost of every layer group and, last, of the head. The backbone is left as it is."""
+    borders = [group.output for group in backbone.layer_groups]
+    size = backbone.preprocessing.image_size
+    with FakeTensorMode():
+        module = _without_numbers(backbone.module).train()
+        network = fx.GraphModule(module, trace(module))
+        images = torch.empty(_IMAGES, 3, size, size)
+        trained, first = (_Meter(network, borders, trained_before=before).measure(images) for before in (True, False))
+    return [
+        GroupCost(
+            forward=part.forward // _IMAGES,
+            backward=part.backward // _IMAGES,
+            backward_first=alone.backward // _IMAGES,
+            kept={key: size // _IMAGES for key, size in part.kept.items()},
+            kept_first={key: size // _IMAGES for key, size in alone.kept.items()},
+        )
+        for part, alone in zip(trained, first, strict=True)
+    ]
+
+
+def _without_numbers(module: nn.Module) -> nn.Module:
+    """A copy whose parameters, all to be trained, and buffers are made anew, as the mode in force makes them."""
+    made: dict[int, Any] = {id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype)) for p in module.parameters()}
+    made |= {id(buffer): torch.empty(buffer.shape, dtype=buffer.dtype) for buffer in module.buffers()}
+    return copy.deepcopy(module, made)  # which takes what it finds there for copied already
+
+
+@dataclass
+class _Part:
+    """A layer group, or the head, while it is measured; sizes are those of the whole batch."""
+
+    forward: int = 0
+    backward: int = 0
+    kept: dict[Any, int] = field(default_factory=dict)
+    result: Tensor | None = None
+
+
+class _Meter(fx.Interpreter):
+    """Runs a network in parts, each forward and backward by itself, and counts."""
+
+    def __init__(self, network: fx.GraphModule, borders: Sequence[str], *, trained_before: bool) -> None:
+        super().__init__(network)
+        self._borders, self._trained_before = frozenset(borders), trained_before
+        self._weights = {_storage(tensor) for tensor in (*network.parameters(), *network.buffers())}
+        self._counter = FlopCounterMode(
+            display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}
+        )
+        self._counted = 0
+        self._parts = [_Part()]
+        self._passed_on: dict[int, tuple[str, int]] = {}
+        self._alive: list[Tensor] = []  # else a later tensor could have the address of an earlier one
+
+    def measure(self, images: Tensor) -> list[_Part]:
+        with self._counter, saved_tensors_hooks(self._keep, lambda tensor: tensor):
+            self._end_part(self.run(images))
+            for part in self._parts:
+                assert part.result is not None  # noqa: S101  narrows the type
+                part.result.backward(torch.ones_like(part.result))  # type: ignore[no-untyped-call]
+                part.backward = self._count()
+        for part in self._parts:
+            part.kept = dict(self._named(*item) for item in part.kept.items())
+        return self._parts
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        return self._begin_part(result, n.name) if n.name in self._borders else result
+
+    def _begin_part(self, result: Tensor, border: str) -> Tensor:
+        """Go on with the same numbers as if they were an input."""
+        self._end_part(result)
+        self._parts.append(_Part())
+        # Cloned, since a dropout in place may not write into a leaf; it stands for the same memory.
+        begun = result.detach().requires_grad_(self._trained_before).clone()
+        self._alive.append(begun)
+        name = (border, result.untyped_storage().nbytes())
+        self._passed_on |= {_storage(result): name, _storage(begun): name}
+        return begun
+
+    def _named(self, storage: int, size: int) -> tuple[object, int]:
+        """What is passed on has the border's name on both sides, and its size even if only a piece of it is read."""
+        return self._passed_on.get(storage, ((self._trained_before, storage), size))
+
+    def _end_part(self, result: Tensor) -> None:
+        self._parts[-1].result, self._parts[-1].forward = result, self._count()
+
+    def _count(self) -> int:
+        """Operations since the last call."""
+        total = self._counter.get_total_flops()
+        counted, self._counted = total - self._counted, total
+        return counted
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in self._weights:
+            self._alive.append(tensor)
+            self._parts[-1].kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+
+def _storage(tensor: Tensor) -> int:
+    """Which memory it lies in, wherever in it."""
+    address: int = tensor.untyped_storage()._cdata
+    return address
+
+
+def _convolution_backward(
+    grad_shape: Sequence[int],
+    images_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: int,
+    wanted: Sequence[bool],
+    **_: Any,
+) -> int:
+    """Operations of a convolution's backward pass: each gradient takes as many as the forward pass.
+
+    PyTorch's own formula overlooks that the channels of a grouped convolution see only those of their group, and gives
+    a depthwise one some hundred times too many.
+    """
+    places = math.prod(images_shape if transposed else grad_shape)
+    return 2 * places * math.prod(weight_shape[1:]) * sum(wanted[:2])

@@ -1,0 +1,101 @@
+"""A network as a graph to look at, its frozen part told apart."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from itertools import count
+
+from torch import fx, nn
+from torchvision import models
+
+from thawline.backbones._base import Backbone, Graph, GraphNode, LayerGroup
+from thawline.backbones._graph import Step, build_without_memory, steps_of
+from thawline.exceptions import BackboneError
+
+__all__ = ["outline"]
+
+
+def outline(backbone: Backbone, freeze_depth: int) -> Graph:
+    """The operations on tensors of ``backbone``, as they run in evaluation mode; those on sizes are left out.
+
+    The network is traced a second time without its numbers, once in a process: takes up to a second or two, and for
+    other depths no time. Leaves the backbone as it is. Works for transformers too, unlike PyTorch's own graph for
+    TensorBoard, which runs the network.
+
+    Args:
+        backbone: any backbone.
+        freeze_depth: layer groups that are frozen, ``0 <= freeze_depth <= len(layer_groups)``.
+
+    Raises:
+        BackboneError: if there is no such depth.
+    """
+    deepest = len(backbone.layer_groups)
+    if not 0 <= freeze_depth <= deepest:
+        raise BackboneError(f"`0 <= depth <= {deepest}` must hold, but got depth={freeze_depth}.")
+    made = backbone.architecture
+    nodes = _trainable(
+        made["builder"],
+        json.dumps(made["kwargs"]),
+        backbone.preprocessing.image_size,
+        (*backbone.layer_groups, backbone.head),
+    )
+    frozen = {group.name for group in backbone.layer_groups[:freeze_depth]}
+    return Graph(tuple(replace(node, frozen=node.name.partition("/")[0] in frozen) for node in nodes))
+
+
+@lru_cache(maxsize=32)
+def _trainable(builder: str, arguments: str, image_size: int, groups: tuple[LayerGroup, ...]) -> tuple[GraphNode, ...]:
+    """All nodes, none of them frozen; ``arguments`` of the builder as JSON, the head as the last group."""
+    module = build_without_memory(lambda: models.get_model(builder, weights=None, **json.loads(arguments)))
+    nodes: list[GraphNode] = []
+    names: dict[fx.Node, str] = {}
+    taken: set[str] = set()
+    remaining = iter(groups)
+    group = next(remaining)
+    for step in steps_of(module, image_size):
+        if step.is_tensor:
+            operation = _operation(module, step.node)
+            names[step.node] = next(name for name in _names(step, operation, group.name) if name not in taken)
+            taken.add(names[step.node])
+            inputs = tuple(names[source] for source in step.node.all_input_nodes if source in names)
+            shape = None if step.shape is None else tuple(step.shape[1:])
+            nodes.append(GraphNode(names[step.node], operation, inputs, frozen=False, shape=shape))
+        if step.node.name == group.output:
+            group = next(remaining, group)
+    return tuple(nodes)
+
+
+def _operation(module: nn.Module, node: fx.Node) -> str:
+    match node.op:
+        case "placeholder":
+            return "images"
+        case "call_module":
+            return type(module.get_submodule(str(node.target))).__name__
+        case "call_method":
+            return str(node.target)
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _names(step: Step, operation: str, group: str) -> Iterator[str]:
+    """``layer1/0/conv1`` in the group ``layer1``, ``features.4-6/4/block/0.Conv2d`` in ``features.4-6``.
+
+    Should that be taken, because a module runs twice, the same with a number.
+    """
+    if step.node.op == "placeholder":
+        yield "images"
+        return
+    path = step.path.split(".") if step.path else []
+    inner = path[_shared(path, group.split(".")) :]
+    if step.node.op != "call_module":
+        inner.append(operation)
+    elif path[-1].isdigit():  # a place in a sequence says nothing by itself
+        inner[-1:] = [f"{path[-1]}.{operation}"]
+    name = "/".join([group, *(inner or path[-1:])])
+    yield name
+    yield from (f"{name}_{i}" for i in count(1))
+
+
+def _shared(path: list[str], group: list[str]) -> int:
+    """How many parts both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(path, group, strict=False)) if a != b), min(len(path), len(group)))

@@ -1,0 +1,11 @@
+"""What a network looked at: which parts of a picture speak for a class, by captum.
+
+``explain_files`` is ``thawline explain``; ``explained_pictures`` does the same for a network in memory; ``Explainer``
+gives the numbers and ``overlay`` their colours. See ``docs/explanations.md``.
+"""
+
+from thawline.explain._attribution import Explainer, Method
+from thawline.explain._drawing import explained_pictures, overlay
+from thawline.explain._files import explain_files, explanations_table
+
+__all__ = ["Explainer", "Method", "explain_files", "explained_pictures", "explanations_table", "overlay"]

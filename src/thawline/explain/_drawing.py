@@ -1,0 +1,120 @@
+"""Heat maps as pictures: the picture itself beside the same with the heat map over it."""
+
+import io
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from thawline.explain._attribution import Explainer
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageFont
+
+    from thawline.backbones import Backbone
+
+__all__ = ["explained_pictures", "overlay", "sheet"]
+
+_OPACITY = 0.6
+_LEAST_SIDE = 320
+"""Pixels of a picture on a sheet: a network may see 64, which nobody can."""
+_GAP, _FONT_SIZE, _LINE = 8, 15, 21
+
+
+def overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
+    """Lay a heat map over a picture, from dark violet (0) to yellow (1); equal steps look equally large.
+
+    The picture shows through in grey, so that every colour is the heat map's.
+
+    Args:
+        image: uint8 ``[H, W, 3]``.
+        heatmap: float ``[H, W]``, 0 to 1.
+
+    Returns:
+        uint8 ``[H, W, 3]``.
+    """
+    import matplotlib
+
+    grey = image.astype(np.float64) @ (0.299, 0.587, 0.114)
+    colours = matplotlib.colormaps["plasma"](heatmap)[..., :3] * 255
+    mixed = grey[..., None] * (1 - _OPACITY) + colours * _OPACITY
+    return np.asarray(np.rint(mixed), dtype=np.uint8)
+
+
+def explained_pictures(backbone: "Backbone", pictures: np.ndarray, classes: Sequence[int] | np.ndarray) -> list[bytes]:
+    """Each picture beside what the network looked at in it.
+
+    Args:
+        backbone: in any mode, which it is left in.
+        pictures: uint8 ``[N, S, S, 3]``, resized and cropped as for the backbone.
+        classes: ``[N]``, index of the class to explain in each.
+
+    Returns:
+        ``N`` JPEG files of ``2 S + 8`` by ``S`` pixels.
+    """
+    from PIL import Image
+
+    preprocessing, device = backbone.preprocessing, next(backbone.module.parameters()).device
+    mean, std = (
+        torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std)
+    )
+    images = torch.from_numpy(np.array(pictures)).to(device).permute(0, 3, 1, 2).float() / 255
+    heatmaps = Explainer(backbone.module, pictures.shape[1])((images - mean) / std, classes)
+    files = []
+    for picture, heatmap in zip(pictures, heatmaps, strict=True):
+        gap = np.full((len(picture), _GAP, 3), 255, np.uint8)
+        encoded = io.BytesIO()
+        Image.fromarray(np.hstack([picture, gap, overlay(picture, heatmap)])).save(encoded, "JPEG", quality=88)
+        files.append(encoded.getvalue())
+    return files
+
+
+def sheet(image: np.ndarray, heatmap: np.ndarray, lines: Sequence[str]) -> bytes:
+    """The picture beside its overlay, over lines of text, as PNG; the same bytes for the same values.
+
+    Args:
+        image: uint8 ``[S, S, 3]``, shown enlarged if it is small.
+        heatmap: float ``[S, S]``, 0 to 1.
+        lines: a line that is too long ends in an ellipsis.
+    """
+    from PIL import Image, ImageDraw
+
+    side = max(_LEAST_SIDE, image.shape[0])
+    width = 2 * side + 3 * _GAP
+    drawn = Image.new("RGB", (width, side + 3 * _GAP + len(lines) * _LINE), "white")
+    for number, pixels in enumerate((image, overlay(image, heatmap))):
+        drawn.paste(_enlarged(pixels, side), (_GAP + number * (side + _GAP), _GAP))
+    draw = ImageDraw.Draw(drawn)
+    for number, line in enumerate(lines):
+        place = (_GAP, side + 2 * _GAP + number * _LINE)
+        draw.text(place, _shortened(line, width - 2 * _GAP), fill="black", font=_font())
+    encoded = io.BytesIO()
+    drawn.save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+def _enlarged(pixels: np.ndarray, side: int) -> "Image.Image":
+    from PIL import Image
+
+    return Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def _shortened(line: str, width: int) -> str:
+    """As much of a line as is ``width`` pixels wide."""
+    if _font().getlength(line) <= width:
+        return line
+    while line and _font().getlength(f"{line}…") > width:
+        line = line[:-1]
+    return f"{line.rstrip()}…"
+
+
+@cache
+def _font() -> "ImageFont.FreeTypeFont":
+    """Matplotlib's own, which has Greek and Cyrillic too."""
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", _FONT_SIZE)

@@ -1,0 +1,197 @@
+"""``thawline explain``: image files, a model from the registry, and a folder of explanations."""
+
+import difflib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from thawline.config import TrainConfig
+from thawline.data import image_files, printable, write_atomically
+from thawline.exceptions import ConfigError, DataError
+from thawline.explain._attribution import Explainer, Method
+from thawline.explain._drawing import sheet
+from thawline.registry import MlflowRegistry, parse_model
+from thawline.serving.served import ServedModel
+from thawline.tracking import open_store
+from thawline.training import runtime_for
+
+__all__ = ["explain_files", "explanations_table"]
+
+_BATCH = 16
+_NAME_BYTES = 100
+"""Of the stem and of the class in a file's name, which may have 255 in all."""
+_METHODS = {"grad-cam": "Grad-CAM", "integrated-gradients": "integrated gradients", "occlusion": "occlusion"}
+
+
+def explain_files(
+    model: str,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    tracking_uri: str | None,
+    home: Path,
+    class_name: str | None = None,
+    method: Method = "auto",
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """Draw what speaks for a class in each image, as ``<stem>-<class>.png``, and list all in ``explanations.json``.
+
+    Args:
+        model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
+        paths: image files, or folders that are searched for them.
+        out: a new folder, or an empty one: nothing is overwritten.
+        tracking_uri: where the registry is; by default as for a search.
+        home: Thawline's home.
+        class_name: the class to explain; by default the one that each image is predicted to be.
+        method: see :class:`Explainer`.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Returns:
+        A mapping for each file, as in ``explanations.json``: ``path``, and ``model`` (with its version), ``predicted``,
+        ``probability`` of that class, ``target`` (the class that is explained), ``target_probability``, ``method`` and
+        ``file`` (in ``out``); or ``error``, the reason why it cannot be read.
+
+    Raises:
+        RegistryError: if the model or alias is missing.
+        DataError: if a path does not exist or holds no image, or ``out`` is not empty or cannot be made.
+        ConfigError: if the model has no such class, the method does not fit it, or the device cannot be used.
+    """
+    name = parse_model(model)
+    files = [file for path in paths for file in _files(path)]
+    _check_empty(out)
+    runtime_for(TrainConfig(device=device))  # says for people why a device cannot be used
+    packaged = MlflowRegistry(open_store(tracking_uri, home)).load(name)
+    served = ServedModel(packaged, device)
+    target = None if class_name is None else _index_of(class_name, served.classes, served.name)
+    drawer = _Drawer(served, packaged.unwrapped, target, method, out)
+    rows = [row for start in range(0, len(files), _BATCH) for row in drawer.rows(files[start : start + _BATCH])]
+    write_atomically(out / "explanations.json", json.dumps(rows, indent=2).encode())
+    return rows
+
+
+def explanations_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Explanations for the terminal."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("file", "class", "probability", "explained", "method", "picture"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        if "error" in row:
+            table.add_row(printable(row["path"]), f"[red]{row['error']}[/]", "", "", "", "")
+            continue
+        table.add_row(
+            printable(row["path"]), row["predicted"], f"{row['probability']:.3f}",
+            row["target"], row["method"], printable(row["file"]),
+        )  # fmt: skip
+    return table
+
+
+class _Drawer:
+    """Explains batches of files, and writes a picture for each."""
+
+    def __init__(self, served: ServedModel, servable: Any, target: int | None, method: Method, out: Path) -> None:
+        self._served, self._servable, self._target, self._out = served, servable, target, out
+        size = servable.settings["preprocessing"]["image_size"]
+        self._explainer = Explainer(servable.network, size, method)
+        self._taken: set[str] = set()
+
+    def rows(self, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+        """A row for each file; see :func:`explain_files`."""
+        decoded = [self._pixels(file) for file in files]
+        readable = [pixels for pixels in decoded if not isinstance(pixels, str)]
+        answers = iter(self._explain(np.stack(readable)) if readable else ())
+        for file, pixels in zip(files, decoded, strict=True):
+            if isinstance(pixels, str):
+                yield {"path": str(file), "error": pixels}
+            else:
+                yield self._row(file, pixels, *next(answers))
+
+    def _pixels(self, file: Path) -> np.ndarray | str:
+        try:
+            pixels: np.ndarray = self._served.pixels(file.read_bytes())
+        except OSError as error:
+            return error.strerror or type(error).__name__
+        except ValueError as error:
+            return str(error)
+        return pixels
+
+    def _explain(self, pixels: np.ndarray) -> Iterator[tuple[list[float], int, np.ndarray]]:
+        """Probabilities ``[classes]``, the class that is explained and its heat map ``[S, S]``, for each image."""
+        probabilities = np.array(self._served.probabilities(list(pixels)))
+        targets = probabilities.argmax(1) if self._target is None else np.full(len(pixels), self._target)
+        servable = self._servable
+        images = torch.from_numpy(pixels).to(servable.device).permute(0, 3, 1, 2).float() / 255
+        heatmaps = self._explainer((images - servable.mean) / servable.std, targets)
+        return zip(probabilities.tolist(), targets.tolist(), heatmaps, strict=True)
+
+    def _row(
+        self, file: Path, pixels: np.ndarray, probabilities: list[float], target: int, heatmap: np.ndarray
+    ) -> dict[str, Any]:
+        classes, model = self._served.classes, f"{self._served.name}/{self._served.version}"
+        best, method = int(np.argmax(probabilities)), self._explainer.method
+        name = self._name(file.stem, classes[target])
+        what = "what speaks for" if heatmap.any() else "nothing in the picture speaks for"
+        lines = (
+            f"predicted: {classes[best]}, {probabilities[best]:.3f}, by {model}",
+            f"right: {what} {classes[target]}, {probabilities[target]:.3f}, by {_METHODS[method]}",
+            file.name,
+        )
+        write_atomically(self._out / name, sheet(pixels, heatmap, [printable(line) for line in lines]))
+        return {
+            "path": str(file),
+            "model": model,
+            "predicted": classes[best],
+            "probability": probabilities[best],
+            "target": classes[target],
+            "target_probability": probabilities[target],
+            "method": method,
+            "file": name,
+        }
+
+    def _name(self, stem: str, class_name: str) -> str:
+        """A name that is not taken, also where upper and lower case are the same."""
+        base = f"{_cut(stem)}-{_cut(class_name)}"
+        name, number = f"{base}.png", 1
+        while name.casefold() in self._taken:
+            number += 1
+            name = f"{base}-{number}.png"
+        self._taken.add(name.casefold())
+        return name
+
+
+def _cut(text: str) -> str:
+    return os.fsencode(text)[:_NAME_BYTES].decode("utf-8", "ignore").replace("/", "-")
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path} does not exist. Give image files, or folders that hold them.")
+    files = image_files(path)
+    if not files:
+        raise DataError(f"{path} holds no image file.")
+    return files
+
+
+def _check_empty(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        empty = not any(out.iterdir())
+    except OSError as error:
+        raise DataError(f"The folder {out} cannot be used: {error.strerror}.") from None
+    if not empty:
+        raise DataError(f"{out} must be a new or an empty folder, so that nothing in it is overwritten.")
+
+
+def _index_of(class_name: str, classes: Sequence[str], model: str) -> int:
+    if class_name in classes:
+        return classes.index(class_name)
+    close = difflib.get_close_matches(class_name, classes, n=1)
+    suggestion = f" Did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(f"{model} knows no class {class_name!r}.{suggestion} Its classes: {', '.join(classes)}.")

@@ -1,0 +1,119 @@
+"""How far the metrics of so few test images may be from those of the images to come: 95 % confidence intervals."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thawline.tracking.media import Predictions, Table
+
+__all__ = ["Interval", "class_table", "metric_intervals", "proportion_interval"]
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+_CONFIDENCE = 0.95
+_RESAMPLES = 2000
+_RESAMPLED_AT_ONCE = 2**22
+"""Images: some 100 MB."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A metric and the range in which it lies with 95 % confidence."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def proportion_interval(right: int, images: int) -> Interval:
+    """A share of at least one image, by Wilson's score interval: it says something of 0 and of 1 too."""
+    from scipy.stats import binomtest
+
+    found = binomtest(right, images).proportion_ci(_CONFIDENCE, method="wilson")
+    return Interval(right / images, float(found.low), float(found.high))
+
+
+def metric_intervals(predictions: Predictions) -> dict[str, Interval]:
+    """Accuracy, balanced accuracy and macro F1 of at least one image, as in the metrics of a trial.
+
+    Accuracy's interval is Wilson's, the others' is that of 2,000 bootstrap resamples with a fixed seed (percentiles;
+    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). Where every answer is right there is
+    nothing to resample, and accuracy alone has an interval.
+    """
+    from scipy.stats import bootstrap
+
+    labels, predicted = predictions.labels, predictions.probabilities.argmax(1)
+    right, images = int((labels == predicted).sum()), len(labels)
+    intervals = {"accuracy": proportion_interval(right, images)}
+    if right == images or images == 1:
+        return intervals
+    for name, statistic in _statistics(len(predictions.classes)).items():
+        found = bootstrap(
+            (labels, predicted),
+            statistic,
+            paired=True,
+            vectorized=True,
+            axis=-1,
+            n_resamples=_RESAMPLES,
+            batch=max(1, _RESAMPLED_AT_ONCE // images),
+            confidence_level=_CONFIDENCE,
+            method="percentile",
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+        intervals[name] = Interval(float(statistic(labels, predicted)), float(found.low), float(found.high))
+    return intervals
+
+
+def class_table(predictions: Predictions) -> Table:
+    """Of each class: images, recall with its 95 % interval, precision, F1; ``None`` where nothing can be divided."""
+    labels, predicted = predictions.labels, predictions.probabilities.argmax(1)
+    columns: dict[str, list[str | int | float | None]] = {
+        name: [] for name in ("class", "images", "recall", "recall from", "recall to", "precision", "F1")
+    }
+    for number, name in enumerate(predictions.classes):
+        of, said = labels == number, predicted == number
+        right, actual, answers = int((of & said).sum()), int(of.sum()), int(said.sum())
+        recall = proportion_interval(right, actual) if actual else None
+        row = (
+            name,
+            actual,
+            *((recall.value, recall.low, recall.high) if recall else (None, None, None)),
+            right / answers if answers else None,
+            2 * right / (actual + answers) if actual + answers else None,
+        )
+        for column, value in zip(columns.values(), row, strict=True):
+            column.append(value)
+    return Table(columns)
+
+
+def _statistics(classes: int) -> dict[str, Callable[..., Any]]:
+    """From labels and predictions ``[..., N]`` to a metric ``[...]``."""
+
+    def counted(numbers: Ints, which: npt.NDArray[np.bool_] | None = None) -> Floats:
+        """``[..., classes]``: how often each class occurs in the last axis, where ``which`` is true."""
+        flat = numbers.reshape(-1, numbers.shape[-1])
+        cells = flat + classes * np.arange(len(flat))[:, None]
+        weights = None if which is None else which.reshape(flat.shape).ravel()
+        counts = np.bincount(cells.ravel(), weights, minlength=classes * len(flat))
+        return counts.reshape(*numbers.shape[:-1], classes).astype(float)
+
+    def share(part: Floats, whole: Floats) -> Floats:
+        """Mean over the classes that occur."""
+        shares = np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+        mean: Floats = shares.sum(-1) / (whole > 0).sum(-1)
+        return mean
+
+    def balanced_accuracy(labels: Ints, predicted: Ints, axis: int = -1) -> Floats:
+        return share(counted(labels, labels == predicted), counted(labels))
+
+    def macro_f1(labels: Ints, predicted: Ints, axis: int = -1) -> Floats:
+        return share(2 * counted(labels, labels == predicted), counted(labels) + counted(predicted))
+
+    return {"balanced accuracy": balanced_accuracy, "macro F1": macro_f1}

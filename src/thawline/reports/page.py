@@ -1,0 +1,367 @@
+"""The report of a study as one page that loads nothing: for a browser, a telephone, or paper."""
+
+import base64
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from thawline.data import printable
+from thawline.reports.drawing import plain_rate
+from thawline.reports.intervals import class_table, metric_intervals, proportion_interval
+from thawline.reports.prediction_figures import (
+    confusion_figure,
+    precision_recall_curves,
+    reliability_diagram,
+    roc_curves,
+)
+from thawline.reports.study_figures import (
+    best_trial,
+    hyperparameter_importance,
+    learning_curves,
+    memory_by_depth,
+    optimisation_history,
+    response_surface,
+    thaw_line,
+    time_by_depth,
+)
+from thawline.reports.surface import Surface, fit_surface
+from thawline.reports.values import DataSummary, StudyReport, TrialPoint
+from thawline.tracking.media import Figure, Predictions
+from thawline.training import METRIC_DIRECTIONS
+
+__all__ = ["render", "report_figures", "report_surface"]
+
+_SECTIONS = (
+    ("thaw-line", "Freeze depth"),
+    ("cost", "Time and memory"),
+    ("leaderboard", "Leaderboard"),
+    ("search", "Search"),
+    ("test", "Test results"),
+    ("mistakes", "Mistakes"),
+    ("explanations", "Explanations"),
+    ("promotion", "Promotion"),
+    ("data", "Data"),
+    ("reproduce", "Make it again"),
+)
+_PROBLEMS = {
+    "bad": "Cannot be decoded, left out",
+    "conflict": "The same image under two classes, left out",
+    "leak": "Also in a split that is held out more, left out",
+    "class": "Classes to look at",
+    "duplicate": "Copies of another image, kept on the same side",
+    "stray": "Not read",
+}
+_NAMED = 10  # problems of a kind; bad files are named all
+_WIDE_CLASSES = 14
+_ORDER = ("complete", "pruned", "running", "failed")
+_SPLITS = ("train", "validation", "test")
+
+
+def render(report: StudyReport, figures: Mapping[str, Figure | None] | None = None) -> str:
+    """The page, as HTML.
+
+    It holds its style, drawings and pictures; a browser that opens it asks no server for anything. Whatever comes from
+    outside, such as names of classes and files, is text in it. Sections whose values are missing say why in a sentence.
+
+    Args:
+        report: its values.
+        figures: of :func:`report_figures`, if they are drawn already, which takes most of the time.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"picture": _data_uri, "percent": _percent, "plain": printable}
+    page = environment.from_string(files("thawline.reports").joinpath("page.html").read_text(encoding="utf-8"))
+    best = best_trial(report.trials, report.metric)
+    comparisons = _comparisons(report, best)
+    return page.render(
+        report=report,
+        sections=_SECTIONS,
+        metric=f"val/{report.metric}",
+        words=report.metric.replace("_", " ").replace("f1", "F1"),
+        counted=_counted(report.trials),
+        headline=_headline(report, best, comparisons),
+        cards=_cards(report, best),
+        comparisons=[_compared(*each) for each in comparisons],
+        notes=_notes(report, best),
+        figures=report_figures(report) if figures is None else figures,
+        leaderboard=_leaderboard(report),
+        test=_test(report.test) if report.test else None,
+        data=_data(report.data) if report.data else None,
+    )
+
+
+def report_figures(report: StudyReport) -> dict[str, Figure | None]:
+    """All figures of the report by name, such as ``thaw_line``; ``None`` for those that lack their values.
+
+    Where a study tries several backbones, depths are shown of the best trial's: those of another mean something else.
+    """
+    metric, best = report.metric, best_trial(report.trials, report.metric)
+    trials, deepest = _comparable(report, best), _deepest(report, best)
+    temperature = (
+        report.promotion.calibration.temperature if report.promotion and report.promotion.calibration else None
+    )
+    test = report.test
+    return {
+        "surface": response_surface(trials, report_surface(report), metric, deepest=deepest),
+        "thaw_line": thaw_line(trials, metric, deepest=deepest),
+        "time": time_by_depth(trials, deepest=deepest),
+        "memory": memory_by_depth(trials, report.costs, deepest=deepest),
+        "curves": learning_curves(report.curves, metric),
+        "history": optimisation_history(report.trials, metric),
+        "importance": hyperparameter_importance(report.importance, metric),
+        "confusion": confusion_figure(test) if test else None,
+        "precision_recall": precision_recall_curves(test) if test else None,
+        "roc": roc_curves(test) if test else None,
+        "reliability": reliability_diagram(test, temperature=temperature) if test else None,
+    }
+
+
+def report_surface(report: StudyReport) -> Surface | None:
+    """The metric over freeze depth and learning rate, through the completed trials of the best trial's backbone.
+
+    ``None`` while they are too few; see :func:`~thawline.reports.fit_surface`.
+    """
+    best = best_trial(report.trials, report.metric)
+    complete = [trial for trial in _comparable(report, best) if trial.state == "complete" and trial.value is not None]
+    if not complete:
+        return None
+    columns = zip(*((trial.freeze_depth, trial.learning_rate, trial.value) for trial in complete), strict=True)
+    depths, rates, values = map(np.array, columns)
+    return fit_surface(depths, rates, values, deepest=_deepest(report, best) or int(depths.max()))
+
+
+@dataclass(frozen=True)
+class _Card:
+    name: str
+    value: str
+    note: str = ""
+
+
+def _comparable(report: StudyReport, best: TrialPoint | None) -> list[TrialPoint]:
+    """Trials whose freeze depths mean the same."""
+    backbone = best.backbone if best else report.trials[0].backbone if report.trials else ""
+    return [trial for trial in report.trials if trial.backbone == backbone]
+
+
+def _deepest(report: StudyReport, best: TrialPoint | None) -> int | None:
+    groups = report.layer_groups.get(best.backbone) if best else None
+    return len(groups) if groups else None
+
+
+def _counted(trials: Sequence[TrialPoint]) -> str:
+    states = Counter[str](trial.state for trial in trials)
+    listed = ", ".join(f"{states[state]} {state}" for state in _ORDER if states[state])
+    return f"{_some(len(trials))}{f' ({listed})' if listed else ''}"
+
+
+def _some(trials: int) -> str:
+    return f"{trials} trial{'' if trials == 1 else 's'}"
+
+
+def _headline(
+    report: StudyReport, best: TrialPoint | None, comparisons: Sequence[tuple[str, TrialPoint, float]]
+) -> str:
+    if best is None:
+        reasons = Counter(trial.reason for trial in report.trials if trial.state == "failed" and trial.reason)
+        why = [f"{_some(count)} failed: {reason.rstrip('.')}." for reason, count in reasons.most_common(3)]
+        return " ".join(["No trial has been completed, so nothing is known yet.", *why])
+    backbone = f" of {best.backbone}" if best.backbone else ""
+    ahead = ", ".join(f"of {name} by {gain:.4f}" for name, _, gain in comparisons)
+    return (
+        f"Freeze depth {best.freeze_depth}{backbone} with learning rate {plain_rate(best.learning_rate)} is best: "
+        f"{_number(best.value)} validation {report.metric.replace('_', ' ')} in trial {best.number}"
+        f"{f', ahead {ahead}' if ahead else ''}. "
+        f"{_frozen(report.layer_groups.get(best.backbone), best.freeze_depth)}"
+    )
+
+
+def _frozen(groups: Sequence[str] | None, depth: int) -> str:
+    """What a freeze depth means, in a sentence; empty where the layer groups are not known."""
+    if groups is None:
+        return ""
+    if depth == 0:
+        return "Nothing is frozen."
+    if depth >= len(groups):
+        return "All layer groups are frozen; the head alone is trained."
+    return f"Frozen: {', '.join(groups[:depth])}. Trained: {', '.join(groups[depth:])} and the head."
+
+
+def _cards(report: StudyReport, best: TrialPoint | None) -> list[_Card]:
+    if best is None:
+        return []
+    deepest = _deepest(report, best)
+    cards = [
+        _Card("Freeze depth", f"{best.freeze_depth}{f' of {deepest}' if deepest else ''}", best.backbone),
+        _Card("Learning rate", plain_rate(best.learning_rate), f"trial {best.number}"),
+        _Card(f"Validation {report.metric.replace('_', ' ')}", _number(best.value), _epoch(best)),
+    ]
+    if report.test:
+        labels, predicted = report.test.labels, report.test.probabilities.argmax(1)
+        accuracy = proportion_interval(int((labels == predicted).sum()), len(labels))
+        note = f"95 %: {accuracy.low:.3f} to {accuracy.high:.3f}"
+        cards.append(_Card("Test accuracy", _number(accuracy.value), note))
+    if report.promotion:
+        verdict = {"promote": "promoted", "hold": "not promoted", "reject": "rejected"}
+        name = f"{report.promotion.model} version {report.promotion.version}"
+        cards.append(_Card("Model", verdict.get(report.promotion.outcome, report.promotion.outcome), name))
+    return cards
+
+
+def _epoch(trial: TrialPoint) -> str:
+    if trial.best_epoch is None or trial.epochs is None:
+        return ""
+    return f"epoch {trial.best_epoch} of {trial.epochs}"
+
+
+def _comparisons(report: StudyReport, best: TrialPoint | None) -> list[tuple[str, TrialPoint, float]]:
+    """What the best trial is compared with, if it was tried: its name, the trial, and how much better the best is."""
+    if best is None:
+        return []
+    deepest, others = _deepest(report, best), [trial for trial in report.trials if trial is not best]
+    same = [trial for trial in others if trial.backbone == best.backbone]
+    candidates = [
+        ("all other trials", others),
+        ("other freeze depths", [trial for trial in same if trial.freeze_depth != best.freeze_depth]),
+        ("the head alone", [trial for trial in same if trial.freeze_depth == deepest != best.freeze_depth]),
+        ("full fine-tuning", [trial for trial in same if trial.freeze_depth == 0 != best.freeze_depth]),
+        ("other backbones", [trial for trial in others if trial.backbone != best.backbone]),
+    ]
+    found = [(name, best_trial(trials, report.metric)) for name, trials in candidates]
+    return [(name, trial, _gain(report.metric, best, trial)) for name, trial in found if trial is not None]
+
+
+def _compared(name: str, trial: TrialPoint, gain: float) -> list[str]:
+    """A row."""
+    rate = plain_rate(trial.learning_rate)
+    return [name, str(trial.number), str(trial.freeze_depth), rate, _number(trial.value), _number(gain)]
+
+
+def _gain(metric: str, best: TrialPoint, other: TrialPoint) -> float:
+    """By how much the best trial is better."""
+    difference = (best.value or 0.0) - (other.value or 0.0)
+    return difference if METRIC_DIRECTIONS[metric] == "maximize" else -difference
+
+
+def _notes(report: StudyReport, best: TrialPoint | None) -> list[str]:
+    """What a reader must know to trust the comparison, in sentences."""
+    notes = []
+    images = report.data.images("validation") if report.data else 0
+    if best and best.value is not None and report.metric == "accuracy" and images:
+        interval = proportion_interval(round(best.value * images), images)
+        notes.append(
+            f"On {images} validation images an accuracy of {best.value:.3f} has the 95 % interval {interval.low:.3f} "
+            f"to {interval.high:.3f}: much smaller differences may be chance."
+        )
+    backbones = sorted({trial.backbone for trial in report.trials})
+    if best and len(backbones) > 1:
+        notes.append(f"Backbones tried: {', '.join(backbones)}. Depths are shown of {best.backbone}.")
+    return notes
+
+
+def _leaderboard(report: StudyReport) -> dict[str, Any]:
+    """Columns, and rows of a trial with its cells after its number; further hyperparameters only if they differ."""
+    sign = -1 if METRIC_DIRECTIONS[report.metric] == "maximize" else 1
+    ranked = sorted(
+        report.trials,
+        key=lambda trial: (_ORDER.index(trial.state), sign * (trial.value or 0.0), trial.number),
+    )
+    everything = [_settings(trial) for trial in report.trials]
+    names = dict.fromkeys(name for each in everything for name in each)
+    varied = [name for name in names if len({each.get(name) for each in everything}) > 1]
+    fixed = [("trial", True), ("state", False), (f"val/{report.metric}", True), ("freeze depth", True)]
+    columns = [*fixed, ("learning rate", True), *((name.replace("_", " "), False) for name in varied)]
+    rows = [
+        [
+            trial.state,
+            _number(trial.value),
+            str(trial.freeze_depth),
+            plain_rate(trial.learning_rate),
+            *(_cell(_settings(trial).get(name)) for name in varied),
+            "-" if trial.epochs is None else str(trial.epochs),
+            "-" if trial.seconds is None else f"{trial.seconds:.1f}",
+        ]
+        for trial in ranked
+    ]
+    return {
+        "columns": [
+            {"name": name, "number": number} for name, number in [*columns, ("epochs", True), ("seconds", True)]
+        ],
+        "rows": list(zip(ranked, rows, strict=True)),
+    }
+
+
+def _settings(trial: TrialPoint) -> dict[str, str | int | float]:
+    return {"backbone": trial.backbone, **trial.others}
+
+
+def _test(predictions: Predictions) -> dict[str, Any]:
+    images, classes = len(predictions.labels), len(predictions.classes)
+    intervals = metric_intervals(predictions)
+    wrong = images - round(intervals["accuracy"].value * images)
+    columns = class_table(predictions).columns
+    by_class = sorted(zip(*columns.values(), strict=True), key=lambda row: (row[2] is None, row[2] or 0.0))
+    return {
+        "sentence": f"The best trial's model got {images - wrong} of {images} images right that no trial has seen.",
+        "metrics": [
+            [name, f"{each.value:.4f}", f"{each.low:.3f} to {each.high:.3f}"] for name, each in intervals.items()
+        ],
+        "class_columns": ["class", "images", "recall", "95 % interval", "precision", "F1"],
+        "classes": [
+            [printable(str(name)), images, _share(recall), _range(low, high), _share(precision), _share(f1)]
+            for name, images, recall, low, high, precision, f1 in by_class
+        ],
+        "confusion_caption": "Rows are true classes, columns predicted ones; colours are shares of the row."
+        if classes <= 40
+        else "The pairs of classes that are confused most often.",
+        "wide": _WIDE_CLASSES < classes <= 40,
+        "wrong": wrong,
+    }
+
+
+def _data(data: DataSummary) -> dict[str, Any]:
+    total = sum(data.images(split) for split in _SPLITS)
+    sums = {name: sum(counts.values()) for name, counts in data.classes.items()}
+    rows = [
+        [
+            printable(name),
+            *(f"{counts.get(split, 0):,}" for split in _SPLITS),
+            f"{sums[name]:,}",
+            f"{sums[name] / max(total, 1):.1%}",
+        ]
+        for name, counts in data.classes.items()
+    ]
+    rows.append(["all", *(f"{data.images(split):,}" for split in _SPLITS), f"{total:,}", ""])
+    kinds = [kind for kind in {**_PROBLEMS, **data.problems} if data.problems.get(kind)]
+    shown = {kind: data.problems[kind][: None if kind == "bad" else _NAMED] for kind in kinds}
+    problems = [(_PROBLEMS.get(kind, kind), shown[kind], len(data.problems[kind]) - len(shown[kind])) for kind in kinds]
+    return {"classes": rows, "problems": problems}
+
+
+def _data_uri(picture: bytes) -> str:
+    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _share(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _range(low: Any, high: Any) -> str:
+    return "-" if low is None else f"{low:.3f} to {high:.3f}"
+
+
+def _cell(value: str | int | float | None) -> str:
+    return "-" if value is None else f"{value:.2g}" if isinstance(value, float) else printable(str(value))

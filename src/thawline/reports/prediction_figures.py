@@ -1,0 +1,264 @@
+"""Figures of what a classifier says of labelled images: what it confuses, how well it ranks, how sure it may be."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from thawline.reports.drawing import ACCENT, BAND, COLOURS, FAINT, INK, MAIN, canvas, shorten
+from thawline.tracking.media import Figure, Predictions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["confusion_figure", "precision_recall_curves", "reliability_diagram", "roc_curves"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_READABLE_CLASSES = 40
+_PAIRS = 20
+_NAMED_CLASSES = 5
+_CURVE_POINTS = 101
+_BINS = 15
+"""As in the calibration error of Guo et al., On Calibration of Modern Neural Networks, 2017."""
+
+
+def confusion_figure(predictions: Predictions) -> Figure:
+    """How many images of each class, and what share of them, are taken for which class.
+
+    Up to 40 classes as a matrix, in the order of the classes; above that, the 20 pairs that are confused most often.
+
+    Args:
+        predictions: of at least one image.
+    """
+    from sklearn.metrics import confusion_matrix
+
+    names = [shorten(name) for name in predictions.classes]
+    predicted = predictions.probabilities.argmax(1)
+    counts = confusion_matrix(predictions.labels, predicted, labels=range(len(names)))
+    pairs = _confused(counts)
+    with canvas("confusion", *_confusion_size(len(names), len(pairs))) as drawn:
+        if len(names) <= _READABLE_CLASSES:
+            _draw_matrix(drawn.axes, counts, names)
+        else:
+            _draw_pairs(drawn.axes, counts, pairs[:_PAIRS], names)
+    right, images = int(np.trace(counts)), int(counts.sum())
+    listed = "; ".join(
+        f"{names[true]} taken for {names[said]}, {counts[true, said]} of {counts[true].sum()}"
+        for true, said in pairs[:5]
+    )
+    most = f" Most often confused: {listed}." if pairs else ""
+    return Figure(drawn.svg, f"Confusion of {images} images in {len(names)} classes: {right} are right.{most}")
+
+
+def precision_recall_curves(predictions: Predictions) -> Figure | None:
+    """Precision against recall of each class that occurs, against all others, and their mean.
+
+    ``None`` unless at least two classes occur.
+    """
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    def curve(right: npt.NDArray[np.bool_], score: Floats) -> Floats:
+        precision, recall, _ = precision_recall_curve(right, score)
+        # The best precision at that recall or beyond it: what a threshold can reach.
+        envelope = np.maximum.accumulate(precision)
+        line: Floats = np.interp(_grid(), recall[::-1], envelope[::-1])
+        return line
+
+    def area(right: npt.NDArray[np.bool_], score: Floats) -> float:
+        return float(average_precision_score(right, score))
+
+    return _class_curves(predictions, "precision-recall", ("recall", "precision"), "average precision", curve, area)
+
+
+def roc_curves(predictions: Predictions) -> Figure | None:
+    """True positives against false positives of each class that occurs, against all others, and their mean.
+
+    ``None`` unless at least two classes occur.
+    """
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    def curve(right: npt.NDArray[np.bool_], score: Floats) -> Floats:
+        false, true, _ = roc_curve(right, score)
+        line: Floats = np.interp(_grid(), false, true)
+        return line
+
+    def area(right: npt.NDArray[np.bool_], score: Floats) -> float:
+        return float(roc_auc_score(right, score))
+
+    labels = ("false positives, share of other classes", "true positives, share of the class")
+    return _class_curves(predictions, "roc", labels, "area under the curve", curve, area)
+
+
+def reliability_diagram(predictions: Predictions, *, temperature: float | None = None) -> Figure:
+    """How often answers of each probability are right, and how many answers there are of it.
+
+    Args:
+        predictions: of at least one image, calibrated if the model is.
+        temperature: that its logits were divided by; with it, the diagram shows what was before, too.
+    """
+    labels, probabilities = predictions.labels, predictions.probabilities
+    right = probabilities.argmax(1) == labels
+    name = "as predicted" if temperature is None else "calibrated"
+    series = [(name, probabilities.max(1), MAIN, BAND)]
+    if temperature is not None:
+        series.insert(0, ("before calibration", _uncalibrated(probabilities, temperature).max(1), ACCENT, "none"))
+    errors = {}
+    with canvas("reliability", height=3.9) as drawn:
+        upper, lower = drawn.drawing.subplots(2, sharex=True, height_ratios=(3, 1))
+        upper.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=(0, (3, 2)))
+        for name, confidence, line, fill in series:
+            sure, share, count = _bins(confidence, right)
+            errors[name] = float((count * np.abs(sure - share)).sum() / count.sum())
+            upper.plot(sure, share, color=line, label=f"{name}: error {errors[name]:.3f}")
+            upper.scatter(
+                sure,
+                share,
+                s=8 + 60 * count / count.max(),
+                edgecolors=line,
+                facecolors="white" if fill == "none" else line,
+                zorder=3,
+            )
+            lower.hist(confidence, np.linspace(0, 1, _BINS + 1), edgecolor=line, facecolor=fill, histtype="stepfilled")
+        upper.set_ylabel("share that is right")
+        upper.set_ylim(-0.03, 1.06)
+        upper.legend(loc="upper left")
+        lower.set_ylabel("images")
+        lower.set_xlabel("probability of the predicted class")
+    listed = ", ".join(f"{name} {error:.3f}" for name, error in errors.items())
+    sure = probabilities.max(1).mean()
+    return Figure(
+        drawn.svg,
+        f"Reliability on {len(labels)} images: the model is {sure:.1%} sure on average and right in "
+        f"{right.mean():.1%}. Expected calibration error: {listed}.",
+    )
+
+
+def _class_curves(
+    predictions: Predictions,
+    name: str,
+    labels: tuple[str, str],
+    area_name: str,
+    curve: Callable[[npt.NDArray[np.bool_], Floats], Floats],
+    area: Callable[[npt.NDArray[np.bool_], Floats], float],
+) -> Figure | None:
+    """Curves of all classes, of which the five with the smallest areas are named, and their mean."""
+    occurring = np.unique(predictions.labels)
+    if len(occurring) < 2:
+        return None
+    sides = [(predictions.labels == number, predictions.probabilities[:, number]) for number in occurring]
+    curves, areas = [curve(*side) for side in sides], np.array([area(*side) for side in sides])
+    worst = np.argsort(areas, kind="stable")[:_NAMED_CLASSES]
+    with canvas(name, height=4.1) as drawn:
+        axes = drawn.axes
+        for line in curves:
+            axes.plot(_grid(), line, color=BAND, linewidth=0.8)
+        for place, colour in zip(worst, COLOURS, strict=False):
+            label = f"{shorten(predictions.classes[occurring[place]], 26)}: {areas[place]:.3f}"
+            axes.plot(_grid(), curves[place], color=colour, linewidth=1.1, label=label)
+        axes.plot(
+            _grid(),
+            np.mean(curves, axis=0),
+            color=INK,
+            linewidth=2,
+            label=f"mean of {len(curves)} classes: {areas.mean():.3f}",
+        )
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+        axes.set_xlim(-0.01, 1.01)
+        axes.set_ylim(-0.02, 1.02)
+        drawn.drawing.legend(
+            *axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, title=f"{area_name}, lowest classes"
+        )
+    listed = ", ".join(f"{shorten(predictions.classes[occurring[place]])} {areas[place]:.3f}" for place in worst)
+    across, up = (label.split(",")[0] for label in labels)
+    return Figure(
+        drawn.svg,
+        f"{up.capitalize()} against {across} of {len(curves)} classes. Mean {area_name}: {areas.mean():.3f}. "
+        f"Lowest: {listed}.",
+    )
+
+
+def _grid() -> Floats:
+    return np.linspace(0, 1, _CURVE_POINTS)
+
+
+def _confused(counts: Ints) -> list[tuple[int, int]]:
+    """Pairs of (true, predicted) class, the most often confused first."""
+    wrong = counts * ~np.eye(len(counts), dtype=bool)
+    order = np.argsort(-wrong, axis=None, kind="stable")[: np.count_nonzero(wrong)]
+    return [(int(place // len(counts)), int(place % len(counts))) for place in order]
+
+
+def _confusion_size(classes: int, pairs: int) -> tuple[float, float]:
+    if classes > _READABLE_CLASSES:
+        return 4.4, 0.9 + 0.24 * max(1, min(pairs, _PAIRS))
+    side = max(3.1, 0.24 * classes)
+    return side + 1.3, side + 1.1
+
+
+def _draw_matrix(axes: "Axes", counts: Ints, names: Sequence[str]) -> None:
+    support = counts.sum(1, keepdims=True)
+    shares = np.divide(counts, support, out=np.zeros(counts.shape), where=support > 0)
+    edges = np.arange(len(names) + 1) - 0.5
+    axes.pcolor(edges, edges, np.ma.masked_equal(shares, 0), cmap="Blues", vmin=0, vmax=1)
+    axes.set_aspect("equal")
+    axes.invert_yaxis()
+    few = len(names) <= 12
+    for (true, said), count in np.ndenumerate(counts):
+        if count:
+            share = shares[true, said]
+            text = f"{count}\n{share:.0%}" if few else str(count)
+            axes.text(
+                said,
+                true,
+                text,
+                ha="center",
+                va="center",
+                fontsize=6.5 if few else 5.5,
+                color="white" if share > 0.7 else INK,
+                linespacing=1.0,
+            )
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7.5)
+    axes.set_yticks(range(len(names)), names, fontsize=7.5)
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.set_xticks(np.arange(len(names) - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
+    axes.grid(which="minor")
+    axes.tick_params(which="minor", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true class")
+
+
+def _draw_pairs(axes: "Axes", counts: Ints, pairs: Sequence[tuple[int, int]], names: Sequence[str]) -> None:
+    values = [int(counts[pair]) for pair in pairs]
+    bars = axes.barh(range(len(pairs)), values, color=MAIN, height=0.65)
+    axes.bar_label(
+        bars, [f"{counts[true, said]} of {counts[true].sum()}" for true, said in pairs], padding=3, fontsize=7.5
+    )
+    axes.set_yticks(range(len(pairs)), [f"{names[true]} → {names[said]}" for true, said in pairs], fontsize=7.5)
+    axes.set_ylim(len(pairs) - 0.4, -0.6)
+    axes.set_xlim(0, 1.25 * max(values, default=1))
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("images (true class → predicted)")
+
+
+def _uncalibrated(probabilities: Floats, temperature: float) -> Floats:
+    """What the probabilities were before the logits were divided by the temperature."""
+    from scipy.special import softmax
+
+    undone: Floats = softmax(np.log(np.maximum(probabilities, 1e-30)) * temperature, axis=1)
+    return undone
+
+
+def _bins(confidence: Floats, right: npt.NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
+    """Mean probability, share that is right, and number of images, of each bin that has any."""
+    places = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
+    count = np.bincount(places, minlength=_BINS)
+    filled = count > 0
+    sure, share = (np.bincount(places, each, minlength=_BINS)[filled] / count[filled] for each in (confidence, right))
+    return sure, share, count[filled].astype(float)

@@ -1,0 +1,431 @@
+"""Figures of a search: where the thaw line lies, what trials cost, how the search went."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from thawline.backbones import DepthCost
+from thawline.reports.drawing import (
+    ACCENT,
+    BAND,
+    COLOURS,
+    FAINT,
+    INK,
+    MAIN,
+    canvas,
+    freeze_depth_axis,
+    learning_rate_axis,
+    plain_rate,
+    shorten,
+)
+from thawline.reports.surface import Surface
+from thawline.reports.values import LearningCurve, TrialPoint
+from thawline.tracking.media import Figure
+from thawline.training import METRIC_DIRECTIONS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "best_trial",
+    "hyperparameter_importance",
+    "learning_curves",
+    "memory_by_depth",
+    "optimisation_history",
+    "response_surface",
+    "thaw_line",
+    "time_by_depth",
+]
+
+_HOLLOW: dict[str, dict[str, Any]] = {
+    "pruned": {"marker": "o", "facecolors": "white", "edgecolors": INK, "linewidths": 0.8, "s": 18},
+    "running": {"marker": "^", "facecolors": "white", "edgecolors": INK, "linewidths": 0.8, "s": 20},
+    "failed": {"marker": "x", "color": INK, "linewidths": 0.9, "s": 16},
+}
+_COMPLETE: dict[str, Any] = {"marker": "o", "edgecolors": "white", "linewidths": 0.5, "s": 22}
+_BEST: dict[str, Any] = {
+    "marker": "*",
+    "color": ACCENT,
+    "edgecolors": "white",
+    "linewidths": 0.6,
+    "s": 170,
+    "zorder": 5,
+}
+_DENSE = 400
+"""Points above which a cloud is drawn as a picture, which no longer grows with their number."""
+_CURVES = 4
+
+
+def best_trial(trials: Sequence[TrialPoint], metric: str) -> TrialPoint | None:
+    """The complete trial with the best value, the first of equals; ``None`` without one."""
+    return _best(_complete(trials), metric)
+
+
+def response_surface(
+    trials: Sequence[TrialPoint], surface: Surface | None, metric: str, *, deepest: int | None = None
+) -> Figure | None:
+    """The metric over freeze depth and learning rate: the fitted surface, and every trial where it was tried.
+
+    Args:
+        trials: of one backbone.
+        surface: of :func:`~thawline.reports.fit_surface`; without one the trials stand alone, coloured by value.
+        metric: that the study optimises.
+        deepest: number of layer groups, where it is known.
+
+    Returns:
+        ``None`` if no trial was completed.
+    """
+    complete, best = _complete(trials), best_trial(trials, metric)
+    if best is None:
+        return None
+    colours = _colours(_values(complete), surface, metric)
+    with canvas("response-surface", height=3.7) as drawn:
+        axes = drawn.axes
+        axes.grid(visible=False)
+        if surface is not None:
+            _draw_surface(axes, surface, colours)
+        _marks(axes, trials, lambda trial: trial.learning_rate)
+        depths, rates = zip(*((trial.freeze_depth, trial.learning_rate) for trial in complete), strict=True)
+        green = colours["cmap"](colours["norm"](_values(complete)))[:, 1]
+        edges = np.where(green > 0.5, INK, "white")
+        style: dict[str, Any] = {**_COMPLETE, **colours, "edgecolors": edges, "rasterized": len(complete) > _DENSE}
+        cloud = axes.scatter(depths, rates, c=_values(complete), **style)
+        axes.scatter([best.freeze_depth], [best.learning_rate], label=f"best: trial {best.number}", **_BEST)
+        freeze_depth_axis(axes, [trial.freeze_depth for trial in trials], deepest)
+        learning_rate_axis(axes, [trial.learning_rate for trial in trials])
+        if len(complete) > 1:
+            bar = drawn.drawing.colorbar(cloud, ax=axes, extend="both", pad=0.02, aspect=30)
+            bar.set_label(f"val/{metric}")
+            bar.outline.set_visible(False)
+        _legend(axes)
+    where = "" if surface is None else _peak(surface, metric)
+    return Figure(
+        drawn.svg,
+        f"Validation {_words(metric)} over freeze depth and learning rate, {_counted(trials)}. "
+        f"Best: {best.value:.4f} at freeze depth {best.freeze_depth} and learning rate "
+        f"{plain_rate(best.learning_rate)}, trial {best.number}.{where}",
+    )
+
+
+def thaw_line(trials: Sequence[TrialPoint], metric: str, *, deepest: int | None = None) -> Figure | None:
+    """The best value at each freeze depth, and every trial behind it.
+
+    Args:
+        trials: of one backbone.
+        metric: that the study optimises.
+        deepest: number of layer groups, where it is known.
+
+    Returns:
+        ``None`` if no trial was completed.
+    """
+    best = best_trial(trials, metric)
+    if best is None:
+        return None
+    at_depth = _best_at_depths(trials, metric)
+    with canvas("thaw-line", height=3.7) as drawn:
+        axes = drawn.axes
+        complete = _complete(trials)
+        depths = np.array([trial.freeze_depth for trial in complete])
+        values = _values(complete)
+        aside = _aside(complete, {trial.number for trial in at_depth.values()})
+        axes.scatter(depths + aside, values, color=MAIN, alpha=0.45, rasterized=len(complete) > _DENSE, **_COMPLETE)
+        line = _values(at_depth.values())
+        axes.plot(list(at_depth), line, color=MAIN, label="best at each depth")
+        axes.scatter([best.freeze_depth], _values([best]), label=f"best: trial {best.number}", **_BEST)
+        _marks(axes, trials, lambda trial: trial.value)
+        freeze_depth_axis(axes, [trial.freeze_depth for trial in trials], deepest)
+        axes.set_ylabel(f"val/{metric}")
+        _focus(axes, values, line, metric)
+        _legend(axes)
+    listed = "; ".join(f"depth {depth}: {trial.value:.4f}" for depth, trial in at_depth.items())
+    return Figure(drawn.svg, f"Best validation {_words(metric)} at each freeze depth, {_counted(trials)}. {listed}.")
+
+
+def time_by_depth(trials: Sequence[TrialPoint], *, deepest: int | None = None) -> Figure | None:
+    """Seconds of an epoch at each freeze depth, as they were measured.
+
+    Args:
+        trials: of one backbone.
+        deepest: number of layer groups, where it is known.
+
+    Returns:
+        ``None`` if no trial's time is known.
+    """
+    points = [(trial.freeze_depth, trial.seconds / trial.epochs) for trial in trials if trial.seconds and trial.epochs]
+    return _by_depth("time-by-depth", "seconds of an epoch", "median", _medians(points), points, deepest)
+
+
+def memory_by_depth(
+    trials: Sequence[TrialPoint], costs: Sequence[DepthCost] = (), *, deepest: int | None = None
+) -> Figure | None:
+    """Memory of training at each freeze depth: as computed beforehand, and as measured.
+
+    Args:
+        trials: of one backbone.
+        costs: of the same backbone.
+        deepest: number of layer groups, where it is known.
+
+    Returns:
+        ``None`` if neither is known.
+    """
+    points = [(trial.freeze_depth, trial.memory_bytes / 1e9) for trial in trials if trial.memory_bytes]
+    computed = {cost.freeze_depth: cost.memory_bytes / 1e9 for cost in costs}
+    kind = "computed" if computed else "median"
+    return _by_depth("memory-by-depth", "GB of memory", kind, computed or _medians(points), points, deepest)
+
+
+def optimisation_history(trials: Sequence[TrialPoint], metric: str) -> Figure | None:
+    """The value of every trial in the order in which they were drawn, and the best so far; ``None`` without a value."""
+    complete = sorted(_complete(trials), key=lambda trial: trial.number)
+    if not complete:
+        return None
+    running = [best for i in range(len(complete)) if (best := best_trial(complete[: i + 1], metric)) is not None]
+    with canvas("optimisation-history") as drawn:
+        axes = drawn.axes
+        numbers = [trial.number for trial in complete]
+        values, line = _values(complete), _values(running)
+        axes.scatter(numbers, values, color=MAIN, label="complete", rasterized=len(complete) > _DENSE, **_COMPLETE)
+        _marks(axes, trials, lambda trial: trial.value, across=lambda trial: trial.number)
+        last = max(trial.number for trial in trials)
+        axes.step([*numbers, last], np.append(line, line[-1]), where="post", color=ACCENT, label="best so far")
+        _whole_numbers(axes)
+        axes.set_xlabel("trial")
+        axes.set_ylabel(f"val/{metric}")
+        _focus(axes, values, line[-1:], metric)
+        _legend(axes)
+    steps = [trial for i, trial in enumerate(running) if i == 0 or trial.number != running[i - 1].number]
+    listed = ", ".join(f"{trial.value:.4f} in trial {trial.number}" for trial in steps[-5:])
+    return Figure(drawn.svg, f"Value by trial, {_counted(trials)}. It was bettered {len(steps) - 1} times: {listed}.")
+
+
+def hyperparameter_importance(shares: Mapping[str, float], metric: str) -> Figure | None:
+    """What share of the differences in value each hyperparameter explains, the largest first.
+
+    Args:
+        shares: 0 to 1, by name.
+        metric: that the study optimises.
+
+    Returns:
+        ``None`` without shares.
+    """
+    if not shares:
+        return None
+    ranked = sorted(shares.items(), key=lambda item: -item[1])
+    with canvas("hyperparameter-importance", height=0.75 + 0.32 * len(ranked)) as drawn:
+        axes = drawn.axes
+        names = [shorten(name.replace("_", " "), 28) for name, _ in ranked]
+        bars = axes.barh(range(len(ranked)), [share for _, share in ranked], color=MAIN, height=0.6)
+        axes.bar_label(bars, [f"{share:.0%}" for _, share in ranked], padding=3)
+        axes.set_yticks(range(len(ranked)), names)
+        axes.invert_yaxis()
+        axes.set_xlim(0, max(0.1, 1.15 * ranked[0][1]))
+        axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(f"share of the differences in val/{metric}")
+    listed = ", ".join(f"{name} {share:.0%}" for name, share in ranked)
+    return Figure(drawn.svg, f"What explains the differences in validation {_words(metric)}: {listed}.")
+
+
+def learning_curves(curves: Sequence[LearningCurve], metric: str) -> Figure | None:
+    """Loss and metric by epoch, in training (dashed) and in validation, of the first four trials given.
+
+    Returns:
+        ``None`` without an epoch.
+    """
+    shown = [curve for curve in curves if any(curve.metrics.values())][:_CURVES]
+    kinds = [kind for kind in dict.fromkeys(("loss", metric)) if any(f"val/{kind}" in c.metrics for c in shown)]
+    if not kinds:
+        return None
+    with canvas("learning-curves", height=0.7 + 1.9 * len(kinds)) as drawn:
+        all_axes = drawn.drawing.subplots(len(kinds), sharex=True, squeeze=False)[:, 0]
+        for axes, kind in zip(all_axes, kinds, strict=True):
+            for curve, colour in zip(shown, COLOURS, strict=False):
+                _curve(axes, curve.metrics.get(f"train/{kind}", ()), color=colour, linestyle=(0, (3, 2)), linewidth=1)
+                _curve(axes, curve.metrics.get(f"val/{kind}", ()), color=colour, label=f"trial {curve.trial}")
+            axes.set_title(f"{_words(kind)}")
+            _whole_numbers(axes)
+        all_axes[-1].set_xlabel("epoch (dashed: training, solid: validation)")
+        _legend(all_axes[0])
+    return Figure(drawn.svg, "Learning curves. " + " ".join(_course(curve, metric) for curve in shown))
+
+
+def _colours(values: np.ndarray, surface: Surface | None, metric: str) -> dict[str, Any]:
+    """The scale of colours, bright where the metric is good; a few very bad values do not take it up."""
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+
+    shown = values if surface is None else np.append(values, surface.values[np.isfinite(surface.values)])
+    low, high = np.quantile(shown, [0.05, 0.95]) if len(shown) > 20 else (shown.min(), shown.max())
+    low, high = (low, high) if high > low else (low - 0.01, high + 0.01)
+    return {
+        "cmap": colormaps["cividis" if METRIC_DIRECTIONS[metric] == "maximize" else "cividis_r"],
+        "norm": Normalize(low, high),
+    }
+
+
+def _draw_surface(axes: "Axes", surface: Surface, colours: Mapping[str, Any]) -> None:
+    area = np.ma.masked_invalid(surface.values.T)
+    levels = np.linspace(colours["norm"].vmin, colours["norm"].vmax, 13)
+    axes.contourf(surface.depths, 10**surface.log_rates, area, levels=levels, extend="both", **colours)
+    axes.contour(surface.depths, 10**surface.log_rates, area, levels=levels, colors="white", linewidths=0.3)
+
+
+def _complete(trials: Sequence[TrialPoint]) -> list[TrialPoint]:
+    return [trial for trial in trials if trial.state == "complete" and trial.value is not None]
+
+
+def _values(trials: Iterable[TrialPoint]) -> np.ndarray:
+    return np.array([trial.value for trial in trials], dtype=float)
+
+
+def _best(trials: Sequence[TrialPoint], metric: str) -> TrialPoint | None:
+    sign = 1 if METRIC_DIRECTIONS[metric] == "maximize" else -1
+    return min(trials, key=lambda trial: (-sign * (trial.value or 0.0), trial.number), default=None)
+
+
+def _best_at_depths(trials: Sequence[TrialPoint], metric: str) -> dict[int, TrialPoint]:
+    """By depth, rising."""
+    complete = _complete(trials)
+    depths = sorted({trial.freeze_depth for trial in complete})
+    at_depths = {depth: _best([t for t in complete if t.freeze_depth == depth], metric) for depth in depths}
+    return {depth: trial for depth, trial in at_depths.items() if trial is not None}
+
+
+def _by_depth(
+    name: str,
+    unit: str,
+    kind: str,
+    bars: Mapping[int, float],
+    points: Sequence[tuple[int, float]],
+    deepest: int | None,
+) -> Figure | None:
+    """A bar for each depth, and what was measured as points."""
+    if not bars:
+        return None
+    with canvas(name, height=2.9) as drawn:
+        axes = drawn.axes
+        axes.bar(list(bars), list(bars.values()), color=BAND, width=0.7, label=kind)
+        if points:
+            style = {**_COMPLETE, "rasterized": len(points) > _DENSE}
+            axes.scatter(*zip(*points, strict=True), color=MAIN, alpha=0.6, label="measured in trials", **style)
+        axes.grid(visible=False, axis="x")
+        axes.set_ylabel(unit)
+        axes.set_ylim(bottom=0)
+        freeze_depth_axis(axes, [*bars, *(depth for depth, _ in points)], deepest)
+        _legend(axes)
+    listed = ", ".join(f"{value:.3g} at depth {depth}" for depth, value in bars.items())
+    return Figure(drawn.svg, f"{unit.capitalize().replace('Gb', 'GB')} by freeze depth, {kind}: {listed}.")
+
+
+def _medians(points: Sequence[tuple[int, float]]) -> dict[int, float]:
+    depths = sorted({depth for depth, _ in points})
+    return {depth: float(np.median([value for at, value in points if at == depth])) for depth in depths}
+
+
+def _aside(trials: Sequence[TrialPoint], upright: Set[int]) -> np.ndarray:
+    """``[N]``: a little to the left or the right, so that trials of the same depth can be told apart; some are not."""
+    numbers = np.array([trial.number for trial in trials])
+    return np.where(np.isin(numbers, list(upright)), 0.0, 0.3 * ((0.618 * numbers) % 1 - 0.5))
+
+
+def _marks(
+    axes: "Axes",
+    trials: Sequence[TrialPoint],
+    height: Callable[[TrialPoint], float | None],
+    across: Callable[[TrialPoint], float] = lambda trial: trial.freeze_depth,
+) -> None:
+    """Trials that were not completed: hollow where they stand; at the foot of the plot if they have no height."""
+    from matplotlib.patheffects import AbstractPathEffect, withStroke
+
+    # A cross has no white inside to stand out by.
+    halo: list[AbstractPathEffect] = [withStroke(linewidth=2.4, foreground="white")]
+    for state, style in _HOLLOW.items():
+        points = [(across(trial), height(trial)) for trial in trials if trial.state == state]
+        standing = [(x, y) for x, y in points if y is not None]
+        lying = [(x, 0.015) for x, y in points if y is None]
+        label = state
+        for where, transform in ((standing, axes.transData), (lying, axes.get_xaxis_transform())):
+            if where:
+                marks = axes.scatter(*zip(*where, strict=True), label=label, transform=transform, zorder=3, **style)
+                marks.set_rasterized(len(where) > _DENSE)
+                marks.set_path_effects(halo if state == "failed" else [])
+                label = ""
+
+
+def _focus(axes: "Axes", values: np.ndarray, always: np.ndarray, metric: str) -> None:
+    """Leave out, with a word, values so bad that nothing could be told apart among the good ones (Tukey's fence)."""
+    first, third = np.quantile(values, [0.25, 0.75])
+    fence = max(3 * (third - first), 0.05 * abs(third))  # most values may be the same
+    keep = np.append(values[(values >= first - fence) & (values <= third + fence)], always)
+    low, high = float(keep.min()), float(keep.max())
+    margin = 0.06 * (high - low) or 0.01
+    axes.set_ylim(low - 1.5 * margin, high + margin)
+    outside = int(((values < low) | (values > high)).sum())
+    if outside:
+        side = "lower" if METRIC_DIRECTIONS[metric] == "maximize" else "higher"
+        axes.set_title(
+            f"{outside} trial{'s' if outside > 1 else ''} {side}, not shown", loc="right", weight="normal", color=FAINT
+        )
+
+
+def _whole_numbers(axes: "Axes") -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _legend(axes: "Axes") -> None:
+    """Below the plot, so that it hides no point."""
+    handles, labels = axes.get_legend_handles_labels()
+    drawing = axes.get_figure()
+    if handles and drawing is not None:
+        drawing.legend(
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=len(handles) if len(handles) < 5 else 3,
+            columnspacing=1.2,
+        )
+
+
+def _curve(axes: "Axes", values: Sequence[float | None], **style: Any) -> None:
+    if values:
+        marker = "o" if len(values) == 1 else None  # a line of one point cannot be seen
+        axes.plot(
+            range(1, len(values) + 1),
+            [np.nan if v is None else v for v in values],
+            marker=marker,
+            markersize=4,
+            **style,
+        )
+
+
+def _course(curve: LearningCurve, metric: str) -> str:
+    """A curve in a sentence."""
+    ends = {
+        name: [value for value in curve.metrics.get(name, ()) if value is not None]
+        for name in dict.fromkeys(("train/loss", "val/loss", f"val/{metric}"))
+    }
+    listed = ", ".join(f"{name} {values[0]:.3f} to {values[-1]:.3f}" for name, values in ends.items() if values)
+    return f"Trial {curve.trial}, {max(map(len, curve.metrics.values()))} epochs: {listed}."
+
+
+def _counted(trials: Sequence[TrialPoint]) -> str:
+    states = ", ".join(f"{count} {state}" for state, count in Counter(trial.state for trial in trials).most_common())
+    return f"{len(trials)} trial{'s' if len(trials) > 1 else ''} ({states})"
+
+
+def _words(metric: str) -> str:
+    return metric.replace("_", " ").replace("f1", "F1")
+
+
+def _peak(surface: Surface, metric: str) -> str:
+    """Where the fitted surface is best, in a sentence."""
+    take = np.nanargmax if METRIC_DIRECTIONS[metric] == "maximize" else np.nanargmin
+    depth, rate = np.unravel_index(take(surface.values), surface.values.shape)
+    return (
+        f" The fitted surface is best, {surface.values[depth, rate]:.4f}, at freeze depth {surface.depths[depth]} and "
+        f"learning rate {plain_rate(float(10 ** surface.log_rates[rate]))}."
+    )

@@ -1,0 +1,261 @@
+"""What a report of a study is made from: plain values, which are ``report.json`` too.
+
+Everything but the study's name, its metric and its trials may be missing; the report then does without.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    ValidationError,
+)
+
+from thawline.backbones import DepthCost
+from thawline.exceptions import StudyError
+from thawline.tracking.media import Predictions
+
+__all__ = [
+    "Calibration",
+    "Criterion",
+    "DataSummary",
+    "Explanation",
+    "FileProblem",
+    "LearningCurve",
+    "Mistake",
+    "Promotion",
+    "Provenance",
+    "StudyReport",
+    "TrialPoint",
+]
+
+Address = Annotated[str, Field(pattern=r"^https?://")]
+"""That a reader may follow; a report loads nothing from it."""
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+Measured = Annotated[float | None, AfterValidator(_finite)]
+"""``None`` where there is no value, or none that could be drawn."""
+
+
+class _Value(BaseModel):
+    # Reports are filled from mappings that hold more, such as a verdict's; pictures are base64 in JSON.
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        use_attribute_docstrings=True,
+        ser_json_bytes="base64",
+        val_json_bytes="base64",
+    )
+
+
+class TrialPoint(_Value):
+    """One trial, as figures and leaderboard show it."""
+
+    number: int
+    state: Literal["complete", "pruned", "failed", "running"]
+    freeze_depth: int = Field(ge=0)
+    learning_rate: float = Field(gt=0)
+    value: Measured = None
+    """Best validation value of the study's metric; of a pruned trial, the best before it was stopped."""
+    backbone: str = ""
+    others: dict[str, str | int | float] = Field(default_factory=dict)
+    """Further hyperparameters by name; the leaderboard shows those that differ between trials."""
+    best_epoch: int | None = None
+    epochs: int | None = None
+    seconds: float | None = None
+    memory_bytes: float | None = None
+    """Most memory that was in use while it was trained, if it was measured."""
+    reason: str = ""
+    """Why it ended before its last epoch, or failed."""
+    link: Address | None = None
+    """Where its record can be seen."""
+
+
+class LearningCurve(_Value):
+    """What the epochs of a trial brought."""
+
+    trial: int
+    metrics: dict[str, tuple[Measured, ...]]
+    """``train/loss``, ``val/accuracy`` and so on: a value for each epoch, from the first."""
+
+
+class FileProblem(_Value):
+    """Something about a file or a folder that a person should know."""
+
+    path: str
+    reason: str
+
+
+class DataSummary(_Value):
+    """The data: ``DataSummary.model_validate(thawline.data.report_json(manifest))``."""
+
+    path: str
+    digest: str
+    layout: str = ""
+    """What was found and done, in words."""
+    classes: dict[str, dict[str, int]]
+    """Of each class, the number of images in ``train``, ``validation`` and ``test``."""
+    problems: dict[str, tuple[FileProblem, ...]] = Field(default_factory=dict)
+    """By kind, such as ``bad`` and ``duplicate``."""
+
+    def images(self, split: str) -> int:
+        """Number of images in a split."""
+        return sum(counts.get(split, 0) for counts in self.classes.values())
+
+
+class Calibration(_Value):
+    """The number that logits were divided by, and what that did to the calibration error on validation."""
+
+    temperature: float = Field(gt=0)
+    images: int
+    error_before: float
+    error_after: float
+
+
+class Criterion(_Value):
+    """One question of the promotion, its answer, and what would have been the right one."""
+
+    name: str
+    passed: bool
+    value: str
+    threshold: str
+
+
+class Promotion(_Value):
+    """What became of the best trial's model: ``Promotion.model_validate(promotion_outcome.as_dict())``.
+
+    That mapping is the artifact ``promotion/verdict.json`` of the run too.
+    """
+
+    model: str
+    version: str
+    outcome: str
+    reason: str
+    judged_against: str | None = None
+    """Version of the champion that it was compared with; ``None`` if there was none."""
+    criteria: tuple[Criterion, ...] = ()
+    calibration: Calibration | None = None
+
+
+def _predictions(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        labels, classes = np.asarray(value["labels"], dtype=np.int64), tuple(value["classes"])
+        return Predictions(labels, np.asarray(value["probabilities"], dtype=float), classes)
+    except KeyError as error:
+        raise ValueError(f"has no {error}") from None
+
+
+def _plain_predictions(value: Predictions) -> dict[str, Any]:
+    return {
+        "labels": value.labels.tolist(),
+        "probabilities": value.probabilities.tolist(),
+        "classes": list(value.classes),
+    }
+
+
+_Predictions = Annotated[InstanceOf[Predictions], BeforeValidator(_predictions), PlainSerializer(_plain_predictions)]
+
+
+class Mistake(_Value):
+    """An image that the model got wrong; :func:`~thawline.reports.worst_mistakes` makes them."""
+
+    picture: bytes
+    """Encoded as JPEG or PNG, at most 160 px wide and high."""
+    file: str
+    label: str
+    """Its true class."""
+    predicted: str
+    probability: float
+    """Of the predicted class."""
+    label_probability: float
+    """Of the true class."""
+
+
+class Explanation(_Value):
+    """A picture with what the model looked at."""
+
+    picture: bytes
+    """Encoded as JPEG or PNG."""
+    caption: str
+
+
+class Provenance(_Value):
+    """How to make the same study again."""
+
+    command: str = ""
+    """As it can be pasted into a shell."""
+    config: str = ""
+    """The whole configuration, as a recipe."""
+    commit: str = ""
+    dirty: bool | None = None
+    """Whether tracked files differed from the commit; ``None`` if that is not known."""
+    diff: str = ""
+    """By what they differed."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Of Python, of the platform and of libraries."""
+
+
+class StudyReport(_Value):
+    """All that the report of a study shows."""
+
+    format: Literal[1] = 1
+    study: str
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"]
+    """That the study optimises, on validation."""
+    trials: tuple[TrialPoint, ...]
+    """In any order."""
+    created: str = ""
+    """When the report was made, in words."""
+    links: dict[str, Address] = Field(default_factory=dict)
+    """Further places to look at: addresses by what is there."""
+    layer_groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Of each backbone, the names of its layer groups from the input on."""
+    costs: tuple[DepthCost, ...] = ()
+    """Of the best trial's backbone."""
+    curves: tuple[LearningCurve, ...] = ()
+    """Of a few trials, the best first."""
+    importance: dict[str, float] = Field(default_factory=dict)
+    """What share, 0 to 1, of the differences in value each hyperparameter explains."""
+    test: _Predictions | None = None
+    """What the best trial's model says of the held-out images, at least one: calibrated, as it answers."""
+    mistakes: tuple[Mistake, ...] = ()
+    explanations: tuple[Explanation, ...] = ()
+    promotion: Promotion | None = None
+    data: DataSummary | None = None
+    provenance: Provenance | None = None
+
+    def to_json(self) -> str:
+        """The report as JSON, which :meth:`from_json` reads: arrays as lists, pictures as base64."""
+        return self.model_dump_json(indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "StudyReport":
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            StudyError: if it is no report, naming what is wrong with it.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            wrong = "; ".join(
+                f"{'.'.join(map(str, each['loc'])) or 'the text'}: {each['msg']}"
+                for each in error.errors(include_url=False)
+            )
+            raise StudyError(
+                f"This is no report that this version of Thawline reads: {wrong}. `thawline report` makes a new one."
+            ) from None

@@ -1,0 +1,124 @@
+"""A trial's history as a table that every program reads: one row for each epoch."""
+
+import csv
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from thawline.tracking._base import RunStatus, TrackerRun, TrackingReport
+from thawline.tracking.media import Media
+
+__all__ = ["CsvTracker"]
+
+_NOT_BY_EPOCH = ("gradient_step/", "system/")
+"""Metrics whose step is an optimizer step or a second."""
+
+
+class CsvTracker:
+    """Writes one trial's metrics to ``<home>/studies/<study>/trial-007/history.csv``, as RFC 4180 has it.
+
+    The columns are ``epoch`` and the metrics in the order in which they came; what an epoch lacks is empty. The file is
+    whole at any moment: after each epoch it is written anew and put in place of the old one, which is a matter of
+    kilobytes. A resumed trial adds to the rows that it finds, and repeated epochs replace theirs.
+
+    A table has no room for anything else: texts, media and files are left out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        """The table's file."""
+        self._names: dict[str, None] = {}
+        """Columns after the epoch's, in their order."""
+        self._rows: dict[int, dict[str, str]] = {}
+        self._unread: str | None = None
+        self._unwritten: str | None = None
+        self._report: TrackingReport | None = None
+        try:
+            self._names, self._rows = _read(path)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError, csv.Error) as error:
+            self._unread = f"{path} could not be read and is written anew: {_reason(error)}"
+
+    @classmethod
+    def for_run(cls, run: TrackerRun) -> "CsvTracker":
+        """The tracker of a trial, whose table lies beside its checkpoints."""
+        assert run.trial is not None, "a study has no epochs"  # noqa: S101  a mistake of ours
+        return cls(run.home / "studies" / run.study / f"trial-{run.trial:03d}" / "history.csv")
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        """Do nothing: they are the same in every row."""
+        self._check_open()
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Do nothing: a table of numbers holds no texts."""
+        self._check_open()
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int, timestamp_ms: int | None = None) -> None:
+        """Write the row of an epoch; metrics whose step is no epoch are left out."""
+        self._check_open()
+        values = {name: str(float(value)) for name, value in metrics.items() if not name.startswith(_NOT_BY_EPOCH)}
+        if values:
+            self._names |= dict.fromkeys(values)
+            self._rows[step] = self._rows.get(step, {}) | values
+            self._write()
+
+    def log_media(self, name: str, media: Media, *, step: int) -> None:
+        """Do nothing: a table of numbers holds no pictures."""
+        self._check_open()
+
+    def log_text(self, text: str, file: str) -> None:
+        """Do nothing: MLflow keeps the texts."""
+        self._check_open()
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """Do nothing: MLflow keeps the files."""
+        self._check_open()
+
+    def close(self, status: RunStatus) -> TrackingReport:
+        """See :class:`Tracker`. What the disk had no room for is tried once more."""
+        if self._report is None:
+            if self._unwritten is not None:
+                self._write()
+            self._report = TrackingReport(problem=self._unwritten or self._unread)
+        return self._report
+
+    def _check_open(self) -> None:
+        if self._report is not None:
+            raise RuntimeError("This tracker is closed; nothing may be logged any more.")
+
+    def _write(self) -> None:
+        try:
+            _replace(self.path, self._names, self._rows)
+        except OSError as error:
+            self._unwritten = f"{self.path} could not be written: {_reason(error)}"
+        else:
+            self._unwritten = None
+
+
+def _read(path: Path) -> tuple[dict[str, None], dict[int, dict[str, str]]]:
+    """Names of the columns, and by epoch the values by name; those that are missing are left out."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        first, *names = reader.fieldnames or ["epoch"]
+        if first != "epoch":
+            raise ValueError(f"its first column is {first!r}, not epoch")
+        rows = {int(row.pop("epoch")): {name: str(float(text)) for name, text in row.items() if text} for row in reader}
+    return dict.fromkeys(names), rows
+
+
+def _replace(path: Path, names: Iterable[str], rows: Mapping[int, Mapping[str, str]]) -> None:
+    """Write the table beside its place, then put it there: a reader sees the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["epoch", *names], restval="")
+        writer.writeheader()
+        writer.writerows({"epoch": str(epoch), **rows[epoch]} for epoch in sorted(rows))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,0 +1,353 @@
+"""Weights & Biases: a run for every trial, in a group for every study."""
+
+import hashlib
+import re
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from thawline.config import TrackingConfig, without_password
+from thawline.exceptions import ConfigError
+from thawline.tracking._base import RunStatus, TrackerRun, TrackingReport
+from thawline.tracking.media import Embedding, Figure, Graph, Histogram, Image, Media, Mesh, Predictions, Table
+from thawline.tracking.mlflow import first_line, metric_key
+
+if TYPE_CHECKING:
+    import wandb
+
+__all__ = ["WandbTracker", "check_wandb", "is_logged_in"]
+
+_INIT_SECONDS = 10.0
+"""How long W&B's server has to answer at the start of a run; after that there is still time to keep it on disk."""
+_FINISH_SECONDS = 15.0
+"""How long the end of a run, and so of its process, may wait for what is being sent."""
+_EXIT_CODES: dict[RunStatus, int] = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
+"""W&B's own for a run that was stopped on purpose is that of Ctrl-C."""
+_BY_STEP = "gradient_step/"
+"""Metrics whose step is an optimizer step and no epoch."""
+
+
+def check_wandb(config: TrackingConfig) -> None:
+    """Refuse W&B where it cannot be used; asks no server.
+
+    Raises:
+        ConfigError: if it is not installed, or is to be online without a login.
+    """
+    if config.wandb == "off":
+        return
+    if find_spec("wandb") is None:
+        raise ConfigError(
+            f"tracking.wandb={config.wandb} needs the package wandb: pip install 'thawline[wandb]', or leave "
+            "tracking.wandb out."
+        )
+    if config.wandb == "online" and not is_logged_in():
+        raise ConfigError(
+            "tracking.wandb=online needs a login: run `wandb login`, set WANDB_API_KEY, or record on this machine with "
+            "tracking.wandb=offline and send it later with `wandb sync`."
+        )
+
+
+def is_logged_in() -> bool:
+    """Whether W&B finds an API key or an identity token, in the environment, in .netrc or in its settings.
+
+    Whether it is still valid only the server knows.
+    """
+    from wandb.errors import AuthenticationError
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import wbauth
+
+    host = wandb_setup.singleton().settings.base_url
+    try:
+        found = wbauth.authenticate_session(host=host, source="thawline", prompt=False, update_session=False)
+    except AuthenticationError:  # a key that cannot be one
+        return False
+    return found is not None
+
+
+class WandbTracker:
+    """Writes one trial, or the study itself, as a run of W&B; online, or to ``<home>/wandb`` for ``wandb sync``.
+
+    W&B sends from a process of its own, which ends with the one that started it. Charts are drawn over ``epoch``, those
+    of single optimizer steps over ``global_step``; W&B's own step only counts calls. W&B records code and git as its
+    own settings say, but neither command nor machine if the command holds a password. Stopping a run from its web page
+    does nothing: what runs is Thawline's business.
+    """
+
+    def __init__(self, run: "wandb.Run", *, step_name: str, problem: str | None = None) -> None:
+        """
+        Args:
+            run: has been started.
+            step_name: what charts are drawn over, such as ``epoch``.
+            problem: what went wrong when it was started, for the report.
+        """
+        self._run = run
+        self._step_name = step_name
+        self._problem = problem
+        self._report: TrackingReport | None = None
+        self._families: set[str] = set()
+        """Families of metrics that W&B knows the step of."""
+        self._logged: dict[tuple[str, int], int | None] = {}
+        """When a value was measured, by name and step: W&B would take a repeated one for another."""
+
+    @classmethod
+    def for_run(cls, run: TrackerRun, config: TrackingConfig) -> "WandbTracker":
+        """Start the run of a trial or of the study, or go on with it.
+
+        A resumed trial goes on in the run that it had. Offline, W&B makes a second folder with the same run id, and
+        ``wandb sync`` sends them one after the other.
+
+        If the server does not answer within ten seconds, the run is kept in ``<home>/wandb`` as if it were offline,
+        and the report says so.
+
+        Raises:
+            wandb.Error: if W&B cannot even write.
+        """
+        import wandb
+
+        step_name, run_id = "trials" if run.trial is None else "epoch", _run_id(run)
+        try:
+            return cls(_start(run, config, run_id, config.wandb), step_name=step_name)
+        except wandb.Error as error:
+            if config.wandb != "online":
+                raise
+            # The attempt has taken the id, which W&B's process gives back to nobody.
+            kept = _start(run, config, f"{run_id}-offline", "offline")
+            problem = f"W&B: {first_line(error)}; `wandb sync {kept.settings.sync_dir}` sends the run"
+            return cls(kept, step_name=step_name, problem=problem)
+
+    @property
+    def folder(self) -> Path:
+        """What W&B writes of this run, for ``wandb sync``."""
+        return Path(self._run.settings.sync_dir)
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        """Record them as the run's configuration, numbers as numbers."""
+        with self._recording():
+            values = {name: _number(value) for name, value in params.items()}
+            self._run.config.update(values, allow_val_change=True)  # type: ignore[no-untyped-call]
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Record them in the run's summary; MLflow's note becomes W&B's."""
+        with self._recording():
+            for name, value in tags.items():
+                if name == "mlflow.note.content":
+                    self._run.notes = value
+                else:
+                    self._run.summary[name] = value
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int, timestamp_ms: int | None = None) -> None:
+        """See :class:`Tracker`."""
+        with self._recording():
+            charts: dict[str, dict[str, float]] = defaultdict(dict)
+            for name, value in metrics.items():
+                if timestamp_ms is None or self._logged.get((name, step)) != timestamp_ms:
+                    charts[self._step_of(name)][name] = float(value)
+                    self._logged[name, step] = timestamp_ms
+            when = {} if timestamp_ms is None else {"_timestamp": timestamp_ms / 1000}
+            for step_name, values in charts.items():
+                self._run.log({step_name: step, **values, **when})
+
+    def log_media(self, name: str, media: Media, *, step: int) -> None:
+        """See :class:`Tracker`. A graph is left out."""
+        with self._recording():
+            values = _media(_media_name(name), media)
+            if values:
+                self._run.log({self._step_of(name): step, **values})
+
+    def log_text(self, text: str, file: str) -> None:
+        """Record a text among the run's files."""
+        with self._recording():
+            target = self._place(file)
+            target.write_text(text, encoding="utf-8")
+            self._save(target)
+
+    def log_artifact(self, path: Path, folder: str = "") -> None:
+        """Record a checkpoint as a model, which stays where it is until it is sent; anything else as a copy."""
+        with self._recording():
+            if path.suffix == ".safetensors":
+                self._log_model(path)
+                return
+            files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+            for file in files:
+                target = self._place(str(PurePosixPath(folder) / file.relative_to(path.parent).as_posix()))
+                shutil.copyfile(file, target)
+                self._save(target)
+
+    def close(self, status: RunStatus) -> TrackingReport:
+        """See :class:`Tracker`. What W&B has not taken within 15 s stays in :attr:`folder` for ``wandb sync``."""
+        if self._report is None:
+            try:
+                self._run.finish(exit_code=_EXIT_CODES[status])
+            except Exception as error:
+                reason = "not all was sent in time" if isinstance(error, TimeoutError) else first_line(error)
+                self._problem = self._problem or f"W&B: {reason}; `wandb sync {self.folder}` sends the rest"
+            self._report = TrackingReport(problem=self._problem)
+        return self._report
+
+    def _step_of(self, name: str) -> str:
+        """What the chart of a metric is drawn over; W&B is told when the first of a family such as ``val/`` comes."""
+        step_name = "global_step" if name.startswith(_BY_STEP) else self._step_name
+        family = re.sub("/.*", "/*", name)
+        if family not in self._families:
+            self._families.add(family)
+            if "*" not in family.removesuffix("/*"):  # W&B takes one at the end only
+                self._run.define_metric(family, step_metric=step_name)
+        return step_name
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Remember what fails; whatever that is, training goes on."""
+        if self._report is not None:
+            raise RuntimeError("This tracker is closed; nothing may be logged any more.")
+        try:
+            yield
+        except Exception as error:
+            self._problem = self._problem or f"W&B: {first_line(error)}"
+
+    def _place(self, file: str) -> Path:
+        """Where a file goes; in a folder of its own, since W&B has a ``config.yaml`` too."""
+        target = Path(self._run.dir) / "thawline" / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def _save(self, path: Path) -> None:
+        self._run.save(path, base_path=self._run.dir, policy="now", glob=False)
+
+    def _log_model(self, path: Path) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"checkpoint-{self._run.id}", type="model")
+        artifact.add_file(str(path), policy="immutable", skip_cache=True)  # no second copy in W&B's cache
+        self._run.log_artifact(artifact)
+
+
+def _start(run: TrackerRun, config: TrackingConfig, run_id: str, mode: str) -> "wandb.Run":
+    import wandb
+
+    run.home.mkdir(parents=True, exist_ok=True)
+    # W&B records the command as it was given, beside the machine: then rather neither.
+    secret = any(without_password(argument) != argument for argument in sys.argv)
+    return wandb.init(
+        mode=mode,  # type: ignore[arg-type]  # "online" or "offline"
+        project=config.wandb_project,
+        entity=config.wandb_entity,
+        group=run.study,
+        job_type="study" if run.trial is None else "trial",
+        name=run.run_name,
+        id=run_id,
+        resume="allow",
+        reinit="create_new",  # heads that are trained together have a run each
+        settings=wandb.Settings(
+            root_dir=str(run.home),
+            silent=True,
+            console="off",
+            label_disable=True,
+            x_disable_stats=not config.system_metrics or run.trial is None,
+            init_timeout=_INIT_SECONDS,
+            finish_timeout=_FINISH_SECONDS,
+            finish_timeout_raises=True,
+            stop_fn=_go_on,
+            **({"x_disable_meta": True} if secret else {}),
+        ),
+    )
+
+
+def _run_id(run: TrackerRun) -> str:
+    """The same whenever a trial is resumed, and another for any other trial of the project."""
+    return hashlib.sha256(f"{run.study_run_id} {run.trial}".encode()).hexdigest()[:16]
+
+
+def _media_name(name: str) -> str:
+    """A name that can be a file's, of 60 characters at most: W&B makes a longer one of it, which has 128 at most."""
+    key = metric_key(name)
+    return key if len(key) <= 60 else f"{key[:51]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _go_on() -> None:
+    """Instead of the SIGINT that W&B sends its process when somebody stops a run on the web."""
+
+
+def _number(text: str) -> str | int | float:
+    """A number where the text is a finite one, so that W&B draws axes."""
+    for kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            continue
+        return value if np.isfinite(value) else text
+    return text
+
+
+def _media(name: str, media: Media) -> dict[str, Any]:
+    """What W&B shows for a value, by the names under which it shows it."""
+    import wandb
+
+    rows: list[Iterable[Any]]
+    match media:
+        case Image(pixels, caption):
+            return {name: wandb.Image(pixels, caption=caption or None)}
+        case Histogram(counts, edges):
+            return {name: wandb.Histogram(np_histogram=(counts, edges))}
+        case Table(columns):
+            rows = [list(row) for row in zip(*columns.values(), strict=True)]
+            return {name: wandb.Table(columns=list(columns), data=rows, allow_mixed_types=True)}
+        case Figure(svg):
+            return {name: wandb.Html(svg, inject=False, data_is_not_path=True)}
+        case Predictions():
+            return _curves(name, media)
+        case Embedding(vectors, labels, thumbnails):
+            rows = [
+                [wandb.Image(picture), label, *map(float, vector)]
+                for picture, label, vector in zip(thumbnails, labels, vectors, strict=True)
+            ]
+            dimensions = [f"x{i}" for i in range(vectors.shape[1])]
+            return {name: wandb.Table(columns=["picture", "class", *dimensions], data=rows)}
+        case Mesh():
+            return {name: wandb.Object3D(StringIO(_wavefront(media)), file_type="obj")}
+        case Graph():
+            return {}
+
+
+def _curves(name: str, predictions: Predictions) -> dict[str, Any]:
+    """Precision over recall, ROC and confusions.
+
+    W&B takes the n-th class that occurs for the n-th column, which is wrong where a class does not occur.
+    """
+    import wandb
+
+    present, labels = np.unique(predictions.labels, return_inverse=True)
+    confusion = wandb.plot.confusion_matrix(
+        y_true=predictions.labels.tolist(),
+        probs=predictions.probabilities.tolist(),
+        class_names=list(predictions.classes),
+    )
+    if len(present) < 2:  # a curve tells one class from others
+        return {f"{name}/confusion": confusion}
+    of_present = (
+        labels.tolist(),
+        predictions.probabilities[:, present].tolist(),
+        [predictions.classes[i] for i in present],
+    )
+    return {
+        f"{name}/confusion": confusion,
+        f"{name}/precision_recall": wandb.plot.pr_curve(*of_present),
+        f"{name}/roc": wandb.plot.roc_curve(*of_present),
+    }
+
+
+def _wavefront(mesh: Mesh) -> str:
+    """A mesh as Wavefront OBJ, with the colours behind the coordinates as most viewers read them."""
+    lines = [
+        f"v {x:g} {y:g} {z:g} {r:.3f} {g:.3f} {b:.3f}"
+        for (x, y, z), (r, g, b) in zip(mesh.vertices, mesh.colours / 255, strict=True)
+    ]
+    lines += ["f " + " ".join(str(corner + 1) for corner in face) for face in mesh.faces]
+    return "\n".join(lines) + "\n"

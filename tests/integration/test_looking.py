@@ -1,0 +1,293 @@
+"""What a user sees of a study of real photographs, looked at in a real browser.
+
+``pytest tests/integration/test_looking.py`` keeps the pictures in ``build/screenshots``.
+"""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browsers import Browser, needs_browser, open_browser
+from servers import ask_prefect, free_port, prefect_server
+
+from thawline.tracking import connect
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("looking"), needs_browser]
+
+SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+TRIALS = 8
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A study that was concluded, and the servers that show it."""
+
+    home: Path
+    outcome: dict[str, Any]
+    mlflow: str
+    tensorboard: str
+    prefect: dict[str, str]
+
+    @property
+    def experiment(self) -> str:
+        """Address of the experiment in MLflow's UI."""
+        client = connect(f"sqlite:///{self.home}/mlflow.db", home=self.home, experiment="thawline").client
+        return f"{self.mlflow}/#/experiments/{client.get_run(self.outcome['run_id']).info.experiment_id}"
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The best trial's row."""
+        (row,) = [row for row in self.outcome["trials"] if row["trial"] == self.outcome["best_trial"]]
+        return dict(row)
+
+    def tensorboard_has(self, path: str) -> Any:
+        """The answer of TensorBoard's HTTP API."""
+        with urllib.request.urlopen(f"{self.tensorboard.rstrip('/')}/data/{path}", timeout=120) as response:
+            return json.load(response)
+
+
+@pytest.fixture(scope="module")
+def photographs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty photographs of each class to train on, ten to validate and ten to test on, and one that is none."""
+    folder = tmp_path_factory.mktemp("looking") / "clothing"
+    for split, count in (("train", 20), ("validation", 10), ("test", 10)):
+        for source in sorted((shared / "data" / "clothing" / split).iterdir()):
+            target = folder / split / source.name
+            target.mkdir(parents=True)
+            for file in sorted(source.iterdir())[:count]:
+                shutil.copy(file, target)
+    (folder / "train" / "dress" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not really a photograph")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def looked(
+    photographs: Path, shared: Path, thawline: Callable[..., Any], environment_of: Callable[[Path], dict[str, str]]
+) -> Iterator[Looked]:
+    home = photographs.parent / "home"
+    weights = shared / "weights" / "squeezenet1_0_imagenet.safetensors"
+    with prefect_server(photographs.parent / "prefect", environment_of(home)) as client:
+        ended = thawline(
+            *("search", photographs, "--backbone", "squeezenet1_0", "--weights", weights, "--image-size", "64"),
+            *("--trials", str(TRIALS), "--epochs", "3", "--study", "clothing", "--model", "clothing", "--json"),
+            # Slow enough to learn something in three epochs, on few pictures and small ones.
+            *("--set", "space.learning_rate=[0.0002, 0.002]", "--set", "train.batch_size=16"),
+            *("--set", "data.workers=1", "--set", "train.device=cpu"),
+            home=home,
+            **client,
+        )
+        assert ended.code == 0, ended.err
+        with _ui(home, environment_of(home)) as (mlflow, tensorboard):
+            yield Looked(home, ended.json, mlflow.rstrip("/"), tensorboard, client)
+
+
+@contextmanager
+def _ui(home: Path, environment: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """`thawline ui`, up and answering; gives the addresses that it says."""
+    ports = ("--mlflow-port", str(free_port()), "--tensorboard-port", str(free_port()))
+    command = [sys.executable, "-m", "thawline", "ui", *ports]
+    with subprocess.Popen(command, env=environment, cwd=home.parent, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = ""
+        for line in process.stdout:
+            said += line
+            if "Ctrl-C" in line:
+                break
+        try:
+            mlflow, tensorboard = re.findall(r"http://\S+", said)
+            yield mlflow, tensorboard
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with open_browser(tmp_path_factory.mktemp("browser"), SCREENSHOTS, width=1600) as opened:
+        yield opened
+
+
+# ------------------------------------------------------------------------------------------------------------ MLflow
+
+
+def test_the_experiment_has_the_study_and_its_charts_are_in_groups(looked: Looked, browser: Browser) -> None:
+    browser.open(f"{looked.experiment}/runs")
+    browser.wait_for_text("clothing", "matching runs")
+    browser.keep("mlflow-experiment")
+    browser.open(f"{looked.experiment}/runs?compareRunsMode=CHART")
+    browser.wait_for_text("best (", "test (")
+    browser.keep("mlflow-charts")
+
+
+def test_the_study_tells_how_it_ended_where_the_thaw_line_lies_and_where_to_look(
+    looked: Looked, browser: Browser
+) -> None:
+    browser.open(f"{looked.experiment}/runs/{looked.outcome['run_id']}")
+    browser.wait_for_text("Study clothing", f"Best trial: {looked.best['trial']}")
+    browser.click_text("Show more")
+    text = browser.wait_for_text("freeze depth and the best val/accuracy there", "rank", "Left out, 1 unreadable")
+    assert "broken.jpg" in text
+    browser.keep("mlflow-study")
+    links = {link.get_attribute("href") for link in browser.find("a")}
+    assert any(str(href).endswith(f"/runs/{looked.best['run_id']}") for href in links), "the best trial is a click away"
+
+
+def test_the_report_can_be_read_within_mlflow(looked: Looked, browser: Browser) -> None:
+    browser.open(f"{looked.experiment}/runs/{looked.outcome['run_id']}/artifacts/report/report.html")
+    browser.wait_for_text("report.html", "where the thaw line lies")
+    browser.keep("mlflow-report")
+
+
+def test_a_trial_shows_its_curves_and_its_pictures_step_by_step(looked: Looked, browser: Browser) -> None:
+    deep = max(looked.outcome["trials"], key=lambda row: -row["freeze_depth"])
+    browser.open(f"{looked.experiment}/runs/{deep['run_id']}/model-metrics")
+    browser.wait_for_text("train (", "val (", "gradient (")
+    browser.keep("mlflow-trial")
+    browser.wait(lambda _: browser.find("img[src*='pictures']"))
+    browser.driver.execute_script(
+        "arguments[0].scrollIntoView({block: 'center'})", browser.find("img[src*='pictures']")[0]
+    )
+    browser.keep("mlflow-pictures")
+
+
+def test_trials_can_be_compared_in_parallel_coordinates_scatter_and_contour(looked: Looked, browser: Browser) -> None:
+    runs = json.dumps([row["run_id"] for row in looked.outcome["trials"]])
+    experiment = looked.experiment.rpartition("/")[2]
+    browser.open(f"{looked.mlflow}/#/compare-runs?runs={runs}&experiments={json.dumps([experiment])}")
+    text = browser.wait_for_text(f"Comparing {TRIALS} Runs", "freeze_depth", "learning_rate")
+    assert "Parallel Coordinates Plot" in text
+    browser.wait(lambda _: browser.find(".js-plotly-plot .parcoords, .js-plotly-plot svg"))
+    browser.keep("mlflow-compare-parallel")
+    for tab in ("Scatter Plot", "Contour Plot"):
+        browser.click_text(tab)
+        browser.wait(lambda _: browser.find("[role=tabpanel][data-state=active] .js-plotly-plot svg"))
+        browser.keep(f"mlflow-compare-{tab.split()[0]}")
+
+
+def test_models_can_be_compared_with_their_metrics_on_the_data(looked: Looked, browser: Browser) -> None:
+    browser.open(f"{looked.experiment}/models")
+    text = browser.wait_for_text("clothing-trial-000", f"clothing-trial-{looked.best['trial']:03d}")
+    assert text.count("clothing-trial-") >= TRIALS
+    browser.keep("mlflow-models")
+    browser.open(f"{looked.mlflow}/#/models/clothing/versions/1")
+    browser.wait_for_text("Version 1", "champion", "thawline.verdict")
+    browser.keep("mlflow-model-version")
+
+
+# ------------------------------------------------------------------------------------------------------- TensorBoard
+
+
+def test_every_tab_of_tensorboard_has_something_to_say(looked: Looked, browser: Browser) -> None:
+    study = "clothing/study"
+    deep = f"clothing/trial-{max(looked.outcome['trials'], key=lambda row: -row['freeze_depth'])['trial']:03d}"
+    has = looked.tensorboard_has
+    assert {"train/loss", "val/loss", "val/accuracy"} <= set(has("plugin/scalars/tags")[deep])
+    assert "val/pictures" in has("plugin/images/tags")[deep]
+    assert any(name.startswith("weights/") for name in has("plugin/histograms/tags")[deep])
+    assert any(name.startswith("gradients/") for name in has("plugin/histograms/tags")[deep])
+    assert {"response_surface", "features"} <= {name.partition("/")[0] for name in has("plugin/mesh/tags")[study]}
+    assert len([name for name in has("plugin/pr_curves/tags")[study] if name.startswith("test")]) == 10
+    assert has("plugin/graphs/info")[study]["run_graph"]
+    active = {name for name, plugin in has("plugins_listing").items() if plugin["enabled"]}
+    tabs = ("scalars", "custom_scalars", "images", "graphs", "histograms", "pr_curves", "hparams", "mesh", "text")
+    assert active >= set(tabs)
+    browser.wait(lambda _: has("plugins_listing")["projector"]["enabled"])  # it is looked for in the background
+    for tab in (*tabs, "projector"):
+        browser.open(f"{looked.tensorboard.rstrip('/')}/#{tab}")
+        browser.wait_for_text(*_SHOWN[tab])
+        if tab in ("mesh", "projector"):
+            browser.wait(lambda _: _something_drawn(browser))
+        browser.keep(f"tensorboard-{tab}")
+
+
+_SHOWN = {
+    "scalars": ("train", "val"),
+    "custom_scalars": ("loss",),
+    "images": ("val/pictures",),
+    "graphs": ("frozen", "trainable"),
+    "histograms": ("weights",),
+    "pr_curves": ("test/",),
+    "hparams": ("freeze_depth", "learning_rate"),
+    "mesh": ("Point of view",),
+    "text": ("thawline",),
+    "projector": ("Points: 100",),
+}
+"""Words of each tab."""
+
+
+def _something_drawn(browser: Browser) -> bool:
+    """Whether a canvas is on the page, and not of one colour alone."""
+    return bool(browser.driver.execute_script(_CANVASES))
+
+
+_CANVASES = """
+const found = [];
+const walk = (root) => {
+  for (const element of root.querySelectorAll('*')) {
+    if (element.tagName === 'CANVAS' && element.width > 100) found.push(element);
+    if (element.shadowRoot) walk(element.shadowRoot);
+  }
+};
+walk(document);
+return found.length > 0;
+"""
+
+
+# -------------------------------------------------------------------------------------------------------- the report
+
+
+def test_the_report_is_one_page_that_reads_well_on_a_desk_and_on_a_phone(looked: Looked, browser: Browser) -> None:
+    page = Path(looked.outcome["report"])
+    for name, width in (("desk", 1200), ("phone", 390)):
+        browser.resize(width, 900)
+        browser.open(page.as_uri())
+        text = browser.wait_for_text("where the thaw line lies", "Make it again")
+        height = browser.driver.execute_script("return document.documentElement.scrollHeight")
+        wide = browser.driver.execute_script("return document.documentElement.scrollWidth")
+        assert wide <= width, "nothing is wider than the screen"
+        browser.resize(width, min(int(height), 12000))
+        browser.keep(f"report-{name}")
+    browser.resize(1600, 1000)
+    assert f"Freeze depth {looked.best['freeze_depth']}" in text
+    for section in ("Leaderboard", "Test results", "Mistakes", "Explanations", "Promotion", "Data"):
+        assert section in text
+    assert "broken.jpg" in text
+    assert "thawline search" in text, "how to make it again"
+    assert all(figure.get_attribute("aria-label") for figure in browser.find("[role=img]"))
+
+
+# ----------------------------------------------------------------------------------------------------------- Prefect
+
+
+def test_prefect_shows_the_tasks_by_name_the_progress_the_leaderboard_and_where_to_look(
+    looked: Looked, browser: Browser
+) -> None:
+    (run,) = ask_prefect(looked.prefect, "flow_runs/filter", {"flows": {"name": {"any_": ["search"]}}})
+    tasks = {each["name"] for each in ask_prefect(looked.prefect, "task_runs/filter", {"limit": 100})}
+    assert any(re.match(r"trial-\d\d depth=\d lr=\S+", name) or "heads together" in name for name in tasks), tasks
+    assert {name for name in tasks if name.startswith("write report")}
+    artifacts = {
+        each["key"]: each for each in ask_prefect(looked.prefect, "artifacts/filter", {"limit": 100}) if each["key"]
+    }
+    assert float(artifacts["trials"]["data"]) == 100
+    assert looked.outcome["run_id"] in artifacts["outcome"]["data"]
+    ui = looked.prefect["PREFECT_API_URL"].removesuffix("/api")
+    browser.open(f"{ui}/runs/flow-run/{run['id']}")
+    browser.wait_for_text(run["name"], "Artifacts")
+    browser.keep("prefect-flow-run")
+    browser.open(f"{ui}/artifacts")
+    browser.wait_for_text("leaderboard", "decision", "outcome", "trials")
+    browser.keep("prefect-artifacts")
+    browser.open(f"{ui}/artifacts/key/outcome")
+    browser.wait_for_text("outcome", "See more")
+    browser.keep("prefect-outcome")

@@ -6,8 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from thawline.data import image_files
-from thawline.exceptions import DataError
+from thawline.data import given_files
 from thawline.registry import MlflowRegistry, Prediction, parse_model
 from thawline.tracking import open_store
 
@@ -31,7 +30,7 @@ def predict_files(model: str, paths: Sequence[Path], *, tracking_uri: str | None
         DataError: if a path does not exist or holds no image.
     """
     name = parse_model(model)
-    files = [file for path in paths for file in _files(path)]
+    files = [file for path in paths for file in given_files(path)]
     store = open_store(tracking_uri, home)
     answers = MlflowRegistry(store).load(name).predict(files)
     return [{"path": str(file), **_plain(answer)} for file, answer in zip(files, answers, strict=True)]
@@ -50,17 +49,6 @@ def predictions_table(predictions: Sequence[dict[str, Any]]) -> Table:
         runner_up = f"{ranked[1][0]} {ranked[1][1]:.3f}" if len(ranked) > 1 else ""
         table.add_row(prediction["path"], prediction["class"], f"{prediction['probability']:.3f}", runner_up)
     return table
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"{path} does not exist. Give image files, or folders that hold them.")
-    files = image_files(path)
-    if not files:
-        raise DataError(f"{path} holds no image file.")
-    return files
 
 
 def _plain(answer: Prediction | str) -> dict[str, Any]:

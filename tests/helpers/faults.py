@@ -34,6 +34,7 @@ OPTIONS = [
         "train.channels_last=false",
     ),
     *("--set", "tracking.system_metrics=false", "--set", "tracking.tensorboard=false"),
+    *("--set", "tracking.observe=false", "--set", "tracking.report=false"),
 ]
 
 

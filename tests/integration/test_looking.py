@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from browsers import Browser, needs_browser, open_browser
@@ -39,10 +40,19 @@ class Looked:
     prefect: dict[str, str]
 
     @property
-    def experiment(self) -> str:
-        """Address of the experiment in MLflow's UI."""
-        client = connect(f"sqlite:///{self.home}/mlflow.db", home=self.home, experiment="thawline").client
-        return f"{self.mlflow}/#/experiments/{client.get_run(self.outcome['run_id']).info.experiment_id}"
+    def client(self) -> Any:
+        """MLflow's, of the study's store."""
+        return connect(f"sqlite:///{self.home}/mlflow.db", home=self.home, experiment="thawline").client
+
+    def page(self, place: str, more: str = "") -> str:
+        """Address of a place of the experiment in MLflow's UI."""
+        experiment = self.client.get_run(self.outcome["run_id"]).info.experiment_id
+        return f"{self.mlflow}/#/experiments/{experiment}/{place}?workflowType=machine_learning{more}"
+
+    @property
+    def deepest(self) -> dict[str, Any]:
+        """The row of the trial that trained longest, and more than the head."""
+        return dict(max(self.outcome["trials"], key=lambda row: row["seconds"]))
 
     @property
     def best(self) -> dict[str, Any]:
@@ -78,9 +88,9 @@ def looked(
     weights = shared / "weights" / "squeezenet1_0_imagenet.safetensors"
     with prefect_server(photographs.parent / "prefect", environment_of(home)) as client:
         ended = thawline(
-            *("search", photographs, "--backbone", "squeezenet1_0", "--weights", weights, "--image-size", "64"),
-            *("--trials", str(TRIALS), "--epochs", "3", "--study", "clothing", "--model", "clothing", "--json"),
-            # Slow enough to learn something in three epochs, on few pictures and small ones.
+            *("search", photographs, "--backbone", "squeezenet1_0", "--weights", weights, "--image-size", "96"),
+            *("--trials", str(TRIALS), "--epochs", "8", "--study", "clothing", "--model", "clothing", "--json"),
+            # Enough to learn something from few pictures, and to take the seconds that pictures of a trial must not be more of.
             *("--set", "space.learning_rate=[0.0002, 0.002]", "--set", "train.batch_size=16"),
             *("--set", "data.workers=1", "--set", "train.device=cpu"),
             home=home,
@@ -121,10 +131,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def test_the_experiment_has_the_study_and_its_charts_are_in_groups(looked: Looked, browser: Browser) -> None:
-    browser.open(f"{looked.experiment}/runs")
-    browser.wait_for_text("clothing", "matching runs")
+    browser.open(looked.page("runs"))
+    browser.wait_for_text("clothing", "matching runs", "Model registry")
     browser.keep("mlflow-experiment")
-    browser.open(f"{looked.experiment}/runs?compareRunsMode=CHART")
+    browser.open(looked.page("runs", "&compareRunsMode=CHART"))
     browser.wait_for_text("best (", "test (")
     browser.keep("mlflow-charts")
 
@@ -132,37 +142,41 @@ def test_the_experiment_has_the_study_and_its_charts_are_in_groups(looked: Looke
 def test_the_study_tells_how_it_ended_where_the_thaw_line_lies_and_where_to_look(
     looked: Looked, browser: Browser
 ) -> None:
-    browser.open(f"{looked.experiment}/runs/{looked.outcome['run_id']}")
+    browser.open(looked.page(f"runs/{looked.outcome['run_id']}"))
     browser.wait_for_text("Study clothing", f"Best trial: {looked.best['trial']}")
     browser.click_text("Show more")
     text = browser.wait_for_text("freeze depth and the best val/accuracy there", "rank", "Left out, 1 unreadable")
     assert "broken.jpg" in text
     browser.keep("mlflow-study")
     links = {link.get_attribute("href") for link in browser.find("a")}
-    assert any(str(href).endswith(f"/runs/{looked.best['run_id']}") for href in links), "the best trial is a click away"
+    assert any(f"/runs/{looked.best['run_id']}" in str(href) for href in links), "the best trial is a click away"
+    assert any("/artifacts/report/report.html" in str(href) for href in links)
 
 
 def test_the_report_can_be_read_within_mlflow(looked: Looked, browser: Browser) -> None:
-    browser.open(f"{looked.experiment}/runs/{looked.outcome['run_id']}/artifacts/report/report.html")
-    browser.wait_for_text("report.html", "where the thaw line lies")
+    browser.open(looked.page(f"runs/{looked.outcome['run_id']}/artifacts/report/report.html"))
+    browser.wait(lambda _: browser.find("iframe"))
+    browser.driver.switch_to.frame(browser.find("iframe")[0])
+    browser.wait_for_text("where the thaw line lies")
+    browser.driver.switch_to.default_content()
     browser.keep("mlflow-report")
 
 
 def test_a_trial_shows_its_curves_and_its_pictures_step_by_step(looked: Looked, browser: Browser) -> None:
-    deep = max(looked.outcome["trials"], key=lambda row: -row["freeze_depth"])
-    browser.open(f"{looked.experiment}/runs/{deep['run_id']}/model-metrics")
+    trial = looked.deepest["run_id"]
+    browser.open(looked.page(f"runs/{trial}/model-metrics"))
     browser.wait_for_text("train (", "val (", "gradient (")
     browser.keep("mlflow-trial")
-    browser.wait(lambda _: browser.find("img[src*='pictures']"))
-    browser.driver.execute_script(
-        "arguments[0].scrollIntoView({block: 'center'})", browser.find("img[src*='pictures']")[0]
-    )
+    pictures = [file.path for file in looked.client.list_artifacts(trial, "images") if file.path.endswith(".png")]
+    assert pictures
+    browser.open(looked.page(f"runs/{trial}/artifacts/{quote(pictures[-1], safe='')}"))
+    browser.wait(lambda _: browser.find("img[src^='blob:'], .js-plotly-plot image, canvas"))
     browser.keep("mlflow-pictures")
 
 
 def test_trials_can_be_compared_in_parallel_coordinates_scatter_and_contour(looked: Looked, browser: Browser) -> None:
     runs = json.dumps([row["run_id"] for row in looked.outcome["trials"]])
-    experiment = looked.experiment.rpartition("/")[2]
+    experiment = looked.client.get_run(looked.outcome["run_id"]).info.experiment_id
     browser.open(f"{looked.mlflow}/#/compare-runs?runs={runs}&experiments={json.dumps([experiment])}")
     text = browser.wait_for_text(f"Comparing {TRIALS} Runs", "freeze_depth", "learning_rate")
     assert "Parallel Coordinates Plot" in text
@@ -175,7 +189,7 @@ def test_trials_can_be_compared_in_parallel_coordinates_scatter_and_contour(look
 
 
 def test_models_can_be_compared_with_their_metrics_on_the_data(looked: Looked, browser: Browser) -> None:
-    browser.open(f"{looked.experiment}/models")
+    browser.open(looked.page("models"))
     text = browser.wait_for_text("clothing-trial-000", f"clothing-trial-{looked.best['trial']:03d}")
     assert text.count("clothing-trial-") >= TRIALS
     browser.keep("mlflow-models")
@@ -189,7 +203,7 @@ def test_models_can_be_compared_with_their_metrics_on_the_data(looked: Looked, b
 
 def test_every_tab_of_tensorboard_has_something_to_say(looked: Looked, browser: Browser) -> None:
     study = "clothing/study"
-    deep = f"clothing/trial-{max(looked.outcome['trials'], key=lambda row: -row['freeze_depth'])['trial']:03d}"
+    deep = f"clothing/trial-{looked.deepest['trial']:03d}"
     has = looked.tensorboard_has
     assert {"train/loss", "val/loss", "val/accuracy"} <= set(has("plugin/scalars/tags")[deep])
     assert "val/pictures" in has("plugin/images/tags")[deep]
@@ -288,6 +302,6 @@ def test_prefect_shows_the_tasks_by_name_the_progress_the_leaderboard_and_where_
     browser.open(f"{ui}/artifacts")
     browser.wait_for_text("leaderboard", "decision", "outcome", "trials")
     browser.keep("prefect-artifacts")
-    browser.open(f"{ui}/artifacts/key/outcome")
-    browser.wait_for_text("outcome", "See more")
+    browser.open(f"{ui}/artifacts/artifact/{artifacts['outcome']['id']}")
+    browser.wait_for_text("clothing version 1", "See more", looked.outcome["run_id"])
     browser.keep("prefect-outcome")

@@ -7,7 +7,17 @@ people what was found.
 from thawline.data._files import printable, write_atomically
 from thawline.data.cache import DecodedImages, decoded
 from thawline.data.digits import write_digits
-from thawline.data.folder import Manifest, Problem, Row, Split, check_folder, image_files, labelled_files, scan
+from thawline.data.folder import (
+    Manifest,
+    Problem,
+    Row,
+    Split,
+    check_folder,
+    given_files,
+    image_files,
+    labelled_files,
+    scan,
+)
 from thawline.data.images import BadImage, decode, encoded_image, resize_and_crop
 from thawline.data.remote import MIRROR_STATE, MirrorSummary, check_url, data_location, mirror
 from thawline.data.report import report, report_json, report_text
@@ -27,6 +37,7 @@ __all__ = [
     "decode",
     "decoded",
     "encoded_image",
+    "given_files",
     "image_files",
     "labelled_files",
     "mirror",

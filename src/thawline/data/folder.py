@@ -30,6 +30,7 @@ __all__ = [
     "Row",
     "Split",
     "check_folder",
+    "given_files",
     "image_files",
     "labelled_files",
     "scan",
@@ -230,6 +231,22 @@ def image_files(folder: Path) -> list[Path]:
         DataError: if a folder cannot be read.
     """
     return [folder / path for path in _images_below(folder, folder, set(), [])]
+
+
+def given_files(path: Path) -> list[Path]:
+    """The image files that a user means by a path: itself, or all below it.
+
+    Raises:
+        DataError: if there is none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path} does not exist. Give image files, or folders that hold them.")
+    files = image_files(path)
+    if not files:
+        raise DataError(f"{path} holds no image file.")
+    return files
 
 
 def labelled_files(folder: Path) -> tuple[list[Path], list[str]]:

@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 
 from thawline.config import TrainConfig
-from thawline.data import image_files, printable, write_atomically
+from thawline.data import given_files, printable, write_atomically
 from thawline.exceptions import ConfigError, DataError
 from thawline.explain._attribution import Explainer, Method
 from thawline.explain._drawing import sheet
@@ -63,7 +63,7 @@ def explain_files(
         ConfigError: if the model has no such class, the method does not fit it, or the device cannot be used.
     """
     name = parse_model(model)
-    files = [file for path in paths for file in _files(path)]
+    files = [file for path in paths for file in given_files(path)]
     _check_empty(out)
     runtime_for(TrainConfig(device=device))  # says for people why a device cannot be used
     packaged = MlflowRegistry(open_store(tracking_uri, home)).load(name)
@@ -166,17 +166,6 @@ class _Drawer:
 
 def _cut(text: str) -> str:
     return os.fsencode(text)[:_NAME_BYTES].decode("utf-8", "ignore").replace("/", "-")
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"{path} does not exist. Give image files, or folders that hold them.")
-    files = image_files(path)
-    if not files:
-        raise DataError(f"{path} holds no image file.")
-    return files
 
 
 def _check_empty(out: Path) -> None:

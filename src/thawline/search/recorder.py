@@ -214,26 +214,28 @@ class Recorder:
 
     def where_to_look(self) -> str:
         """Where MLflow shows the study and its report, in markdown: links, or the command that opens the UI."""
-        run = f"{self._page()}/runs/{self.run_id}"
+        run, report = self._page(f"/runs/{self.run_id}"), self._page(f"/runs/{self.run_id}/artifacts/{REPORT}")
         if not self.store.uri.startswith("http"):
             return f"`thawline ui` starts MLflow; the study's run is {self.run_id}, the report its artifact {REPORT}."
         base = self.store.name.rstrip("/")
-        return f"[The study in MLflow]({base}/{run}) · [its report]({base}/{run}/artifacts/{REPORT})"
+        return f"[The study in MLflow]({base}/{run}) · [its report]({base}/{report})"
 
     def _how_to_look(self, study: Study) -> str:
         """For the note, whose links stay within MLflow."""
-        page, best = self._page(), study.best()
-        links = [f"[All trials]({page})"]
+        best = study.best()
+        links = [f"[All runs]({self._page('/runs')})"]
         if best is not None and best.result is not None and best.result.run_id is not None:
-            links.append(f"[best trial: {best.number}]({page}/runs/{best.result.run_id})")
-        links.append(f"[report]({page}/runs/{self.run_id}/artifacts/{REPORT}), once the study is concluded")
+            links.append(f"[best trial: {best.number}]({self._page(f'/runs/{best.result.run_id}')})")
+        report = self._page(f"/runs/{self.run_id}/artifacts/{REPORT}")
+        links.append(f"[report]({report}), once the study is concluded")
         return (
             f"{' · '.join(links)}\n\nSelect the child runs and press *Compare* for parallel coordinates over "
             f"freeze_depth and learning_rate. In the terminal: `thawline leaderboard {study.name}`."
         )
 
-    def _page(self) -> str:
-        return f"#/experiments/{self.store.experiment_id}"
+    def _page(self, place: str) -> str:
+        """A place of the experiment in MLflow's UI, with the side bar of model training and not that of agents."""
+        return f"#/experiments/{self.store.experiment_id}{place}?workflowType=machine_learning"
 
     def _log_provenance(self, prepared: Prepared) -> None:
         """What would reproduce this: configuration, data, versions, command, model."""

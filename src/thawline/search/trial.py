@@ -424,11 +424,21 @@ def _trackers(spec: TrialSpec) -> tuple[MlflowTracker, CompositeTracker]:
 
 
 def _params(spec: TrialSpec) -> dict[str, str]:
-    """The same keys for every trial, so that MLflow's charts can compare them."""
-    sampled = {name: str(value) for name, value in spec.hyperparameters.as_dict().items()}
-    fixed = flatten(spec.config.train, "train.") | flatten(spec.config.backbone, "backbone.")
-    replaced = {"train.optimizer", "train.weight_decay", "train.head_learning_rate_factor", "backbone.name"}
-    return sampled | {k: v for k, v in fixed.items() if k not in replaced} | {"seed": str(spec.config.study.seed)}
+    """The same keys for every trial of a study, so that MLflow's charts can compare them.
+
+    What is searched has a name of its own, and the rest that of its setting, behind it in the alphabet: so MLflow's
+    contour plot, which takes the first two that are numbers, begins with freeze depth and learning rate.
+    """
+    config = spec.config
+    values = {name: str(value) for name, value in spec.hyperparameters.as_dict().items()}
+    always = ("backbone", "freeze_depth", "learning_rate")
+    searched = {name: value for name, value in values.items() if name in always or getattr(config.space, name)}
+    fixed = flatten(config.train, "train.") | {
+        "train.weights": str(config.backbone.weights),
+        "train.image_size": str(config.backbone.image_size or "the backbone's own"),
+        "train.seed": str(config.study.seed),
+    }
+    return searched | {key: value for key, value in fixed.items() if key.removeprefix("train.") not in searched}
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,9 @@ _AROUND_A_HOOK = 3.0
 """How many times its own time a backward hook takes, with what torch does around it."""
 
 _FACTOR = 1000.0
-"""How many times smaller (larger) than the head's in the same step a gradient is that vanishes (explodes). Of twenty of
-torchvision's architectures, with random and with pretrained weights, no layer group was off by more than 120."""
+"""How many times smaller (larger) than the head's in the same step a gradient is that vanishes (explodes). In the first
+steps of nineteen of torchvision's architectures with random weights, and of two with pretrained ones, no group was
+off by more than 120."""
 
 _SHARE_OF_STEPS = 0.25
 """In how many of the steps it must be so. When training begins some are off: a vision transformer's new head is all

@@ -48,6 +48,8 @@ def test_a_complete_trial_is_finished_in_mlflow_with_its_metrics_and_best_checkp
     assert run.info.run_name == "trial-00 depth=6 lr=1.0e-2"
     assert run.data.tags["mlflow.parentRunId"] == spec.parent_run_id
     assert run.data.params["freeze_depth"] == "6"
+    numbers = sorted(key for key, value in run.data.params.items() if re.fullmatch(r"[\d.e-]+", value))
+    assert numbers[:2] == ["freeze_depth", "learning_rate"], "the axes that MLflow's contour plot begins with"
     assert set(run.data.metrics) >= {"train/loss", "val/macro_f1", "val_recall/bright", "best/accuracy", "time/seconds"}
     history = store.client.get_metric_history(run.info.run_id, "val/accuracy")
     assert [metric.step for metric in history] == [1, 2]

@@ -1,0 +1,142 @@
+"""The report of a study that was concluded, of one that was not, and of one that another machine concluded."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thawline import study_report
+from thawline.config import SearchConfig
+from thawline.exceptions import StudyError
+from thawline.search.study import Study
+from thawline.search.trial import TrialResult
+from thawline.study_report import write_report
+from thawline.tracking import connect
+from thawline.training import EpochResult
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("search")]
+
+
+@pytest.fixture(scope="module")
+def client(searched: Any) -> Any:
+    return connect(searched.uri, home=searched.home, experiment="thawline").client
+
+
+def text_of(page: str) -> str:
+    return " ".join(re.sub(r"<style.*?</style>|<[^>]+>", " ", page, flags=re.S).split())
+
+
+def paths(client: Any, run_id: str, folder: str | None = None) -> set[str]:
+    found: set[str] = set()
+    for file in client.list_artifacts(run_id, folder):
+        found |= paths(client, run_id, file.path) if file.is_dir else {file.path}
+    return found
+
+
+def test_a_concluded_study_has_its_report_beside_it_and_in_mlflow_with_figures_and_tables(
+    searched: Any, client: Any
+) -> None:
+    outcome = searched.result.json
+    page = Path(outcome["report"])
+    shown = text_of(page.read_text(encoding="utf-8"))
+    best = next(row for row in outcome["trials"] if row["trial"] == outcome["best_trial"])
+    assert f"Freeze depth {best['freeze_depth']} of mobilenet_v3_small" in shown
+    assert "circle/broken.jpg" in shown
+    assert "thawline search" in shown
+    files = paths(client, outcome["run_id"])
+    assert {"report/report.html", "report/report.json"} <= files
+    assert {"figures/thaw_line.svg", "figures/confusion.svg", "figures/roc.svg", "figures/reliability.svg"} <= files
+    assert {"tables/test/classes.json", "tables/test/predictions.json"} <= files
+    note = client.get_run(outcome["run_id"]).data.tags["mlflow.note.content"]
+    assert "freeze depth and the best val/accuracy there" in note
+    assert f"/runs/{best['run_id']}?" in note
+
+
+def test_every_trial_says_what_ran_and_keeps_its_history_and_its_best_checkpoint_as_a_model(
+    searched: Any, client: Any
+) -> None:
+    outcome = searched.result.json
+    parent = client.get_run(outcome["run_id"])
+    for row in outcome["trials"]:
+        run = client.get_run(row["run_id"])
+        assert run.data.tags["thawline.command"] == parent.data.tags["thawline.command"]
+        assert run.data.tags["thawline.command"].startswith("thawline search ")
+        assert "history.csv" in paths(client, row["run_id"])
+        if row["state"] == "complete":
+            assert "tables/validation/confusion.json" in paths(client, row["run_id"])
+    checkpoints = client.search_logged_models(
+        [parent.info.experiment_id], filter_string="model_type = 'checkpoint'", max_results=50
+    )
+    assert {model.source_run_id for model in checkpoints} == {row["run_id"] for row in outcome["trials"]}
+    measured = {metric.key: metric for model in checkpoints for metric in model.metrics}
+    assert measured["val/accuracy"].dataset_digest == parent.data.tags["thawline.data_digest"][:36]
+
+
+def test_the_command_writes_the_page_again(searched: Any, thawline: Callable[..., Any], tmp_path: Path) -> None:
+    written = thawline("report", "shapes", "--out", tmp_path / "new" / "page.html", home=searched.home)
+    assert written.code == 0, written.err
+    assert "page.html" in written.out
+    again, first = (
+        (text_of(page.read_text(encoding="utf-8")))
+        for page in (tmp_path / "new" / "page.html", Path(searched.result.json["report"]))
+    )
+    assert again.partition("UTC")[2] == first.partition("UTC")[2], "all but the time"
+    unknown = thawline("report", "shape", home=searched.home)
+    assert unknown.code == 2
+    assert "There is no study 'shape'" in unknown.err
+    assert "shapes" in unknown.err
+
+
+def test_what_another_machine_concluded_comes_from_mlflow(searched: Any, tmp_path: Path) -> None:
+    here = Path(searched.result.json["report"]).with_name("report.json")
+    aside = here.rename(tmp_path / "report.json")
+    try:
+        page = write_report(
+            "shapes", tmp_path / "page.html", home=searched.home, storage=None, tracking_uri=searched.uri
+        )
+    finally:
+        aside.rename(here)
+    assert "Worst mistakes" in text_of(page.read_text(encoding="utf-8"))
+
+
+def test_a_study_that_was_not_concluded_has_a_page_of_its_trials_and_says_what_is_missing(
+    own_home: Path, tmp_path: Path
+) -> None:
+    config = SearchConfig.build({"data": {"path": "photos"}, "train": {"epochs": 1}})
+    study = Study.open(own_home, "begun", config, {"resnet18": 5}, "f")
+    (asked,) = study.draw(1, trials=5)
+    study.report(asked.number, EpochResult(1, {"val/accuracy": 0.75, "val/loss": 1.0, "train/loss": 1.0}, 0))
+    study.tell(TrialResult(asked.number, "complete", 0.75, 1, 1, 1.0, "", "run", "file"))
+    shown = text_of(
+        write_report("begun", tmp_path / "page.html", home=own_home, storage=None, tracking_uri=None).read_text()
+    )
+    assert "0.7500" in shown
+    assert "has not been concluded" in shown
+    with pytest.raises(StudyError, match="There is no study 'begin'"):
+        write_report("begin", tmp_path / "page.html", home=own_home, storage=None, tracking_uri=None)
+
+
+def test_a_part_that_cannot_be_made_is_named_and_what_stands_for_it_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> int:
+        raise RuntimeError("no memory")
+
+    assert study_report._part("explanations", fail, 7) == 7
+    assert "the report lacks its explanations: no memory" in caplog.text
+    assert study_report._part("explanations", lambda: 3, 7) == 3
+
+
+def test_a_study_may_go_without(
+    thawline: Callable[..., Any], tmp_path: Path, draw_pictures: Callable[..., Path]
+) -> None:
+    data = draw_pictures(tmp_path / "shapes", 12)
+    ended = thawline(
+        *("search", data, "--backbone", "mobilenet_v3_small", "--weights", "starter", "--image-size", "32"),
+        *("--trials", "1", "--epochs", "1", "--study", "plain", "--set", "data.workers=1", "--set", "train.device=cpu"),
+        *("--set", "tracking.report=false", "--set", "tracking.observe=false", "--json"),
+        home=tmp_path / "home",
+    )
+    assert ended.code == 0, ended.err
+    assert ended.json["report"] is None
+    assert not (tmp_path / "home" / "studies" / "plain" / "report").exists()

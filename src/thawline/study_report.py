@@ -1,6 +1,7 @@
 """The thaw-line report of a study: gathered when it is concluded, kept and recorded, and shown again later."""
 
 import csv
+import io
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,12 @@ from thawline.backbones import Backbone, depth_costs
 from thawline.data import DecodedImages, report_json
 from thawline.drift.check import catch_features
 from thawline.explain import explained_pictures
+from thawline.pictures import label_grid
 from thawline.reports import (
     DataSummary,
     Explanation,
     LearningCurve,
+    Mistake,
     Promotion,
     Provenance,
     StudyReport,
@@ -37,7 +40,7 @@ from thawline.search.study import load_importances, load_records
 from thawline.search.trial import build_backbone, trial_folder
 from thawline.search.winner import restore
 from thawline.tracking import fetch_study_file, library_versions, open_store
-from thawline.tracking.media import Embedding, Figure, Predictions, Table
+from thawline.tracking.media import Embedding, Figure, Image, Predictions, Table
 from thawline.training import ImageInputs, Runtime, batches, runtime_for
 
 __all__ = ["publish_report", "write_report"]
@@ -274,12 +277,27 @@ def _record(
     for name, figure in figures.items():
         if figure is not None:
             tracker.log_media(name, figure, step=step)
+    if report.mistakes:
+        tracker.log_media("test/mistakes", _sheet(report.mistakes), step=step)
     tracker.log_media("test/classes", class_table(test), step=step)
     tracker.log_media("test/predictions", _answers(test, files), step=step)
     tracker.log_media("test", test, step=step)
     surface = report_surface(report)
     if surface is not None:
         tracker.log_media("response_surface", surface_mesh(surface), step=step)
+
+
+def _sheet(mistakes: Sequence[Mistake]) -> Image:
+    """The worst mistakes as one picture, for those who look elsewhere than at the page."""
+    captions = [f"{each.predicted} {each.probability:.0%}\nis {each.label}" for each in mistakes]
+    squares = np.stack([_square(each.picture) for each in mistakes])
+    return Image(label_grid(squares, captions, [True] * len(mistakes), 6), "worst mistakes on the test images")
+
+
+def _square(encoded: bytes) -> np.ndarray:
+    from PIL import Image as Pillow
+
+    return np.asarray(Pillow.open(io.BytesIO(encoded)).convert("RGB").resize((112, 112)))
 
 
 def _answers(test: Predictions, files: Sequence[str]) -> Table:
@@ -329,6 +347,6 @@ def _features(backbone: Backbone, inputs: ImageInputs, runtime: Runtime, batch_s
 
 
 def _small(pixels: np.ndarray) -> np.ndarray:
-    from PIL import Image
+    from PIL import Image as Pillow
 
-    return np.asarray(Image.fromarray(pixels).resize((_THUMBNAIL, _THUMBNAIL)))
+    return np.asarray(Pillow.fromarray(pixels).resize((_THUMBNAIL, _THUMBNAIL)))

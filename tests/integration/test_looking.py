@@ -90,7 +90,7 @@ def looked(
         ended = thawline(
             *("search", photographs, "--backbone", "squeezenet1_0", "--weights", weights, "--image-size", "96"),
             *("--trials", str(TRIALS), "--epochs", "8", "--study", "clothing", "--model", "clothing", "--json"),
-            # Enough to learn something from few pictures, and to take the seconds that pictures of a trial must not be more of.
+            # Enough to learn something from few pictures, and for trials of more than the few seconds without pictures.
             *("--set", "space.learning_rate=[0.0002, 0.002]", "--set", "train.batch_size=16"),
             *("--set", "data.workers=1", "--set", "train.device=cpu"),
             home=home,

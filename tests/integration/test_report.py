@@ -49,6 +49,7 @@ def test_a_concluded_study_has_its_report_beside_it_and_in_mlflow_with_figures_a
     assert {"report/report.html", "report/report.json"} <= files
     assert {"figures/thaw_line.svg", "figures/confusion.svg", "figures/roc.svg", "figures/reliability.svg"} <= files
     assert {"tables/test/classes.json", "tables/test/predictions.json"} <= files
+    assert any(file.startswith("images/test~mistakes") and file.endswith(".png") for file in files)
     note = client.get_run(outcome["run_id"]).data.tags["mlflow.note.content"]
     assert "freeze depth and the best val/accuracy there" in note
     assert f"/runs/{best['run_id']}?" in note
@@ -71,7 +72,14 @@ def test_every_trial_says_what_ran_and_keeps_its_history_and_its_best_checkpoint
     )
     assert {model.source_run_id for model in checkpoints} == {row["run_id"] for row in outcome["trials"]}
     measured = {metric.key: metric for model in checkpoints for metric in model.metrics}
-    assert measured["val/accuracy"].dataset_digest == parent.data.tags["thawline.data_digest"][:36]
+    digest = parent.data.tags["thawline.data_digest"][:36]
+    assert measured["val/accuracy"].dataset_digest == digest
+    (packaged,) = client.search_logged_models(
+        [parent.info.experiment_id], filter_string="model_type = 'image-classifier'"
+    )
+    tested = {metric.key: metric for metric in packaged.metrics}
+    assert tested["test/accuracy"].value == pytest.approx(outcome["test"]["accuracy"])
+    assert tested["test/accuracy"].dataset_digest == digest
 
 
 def test_the_command_writes_the_page_again(searched: Any, thawline: Callable[..., Any], tmp_path: Path) -> None:

@@ -322,6 +322,12 @@ class MlflowRegistry:
         with _failures_named():
             return str(self._client.get_model_version(name, version).run_id)
 
+    def model_of(self, name: str, version: str) -> str | None:
+        """Id of the logged model that became a version; ``None`` if it came from elsewhere."""
+        with _failures_named():
+            model_id = self._client.get_model_version(name, version).model_id
+        return str(model_id) if model_id else None
+
     def study_file(self, name: str, version: str, file: str) -> str | None:
         """The text of an artifact of the study run whose trial became this version; ``None`` if there is none."""
         from mlflow.exceptions import MlflowException

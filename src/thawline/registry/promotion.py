@@ -36,6 +36,8 @@ class LabelledImages:
     """Encoded images or image files."""
     labels: Sequence[str]
     """Class names, as many."""
+    dataset: tuple[str, str] | None = None
+    """Name and digest of what they are part of, as MLflow has it; the metrics are then found by it."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def judge(
     registry, rules = MlflowRegistry(store), rules or GateRules()
     model, run_id = registry.load(ModelName(name, None, version)), registry.run_of(name, version)
     challenger = score(model, test.images, test.labels)
-    _log_test_metrics(store, run_id, challenger)
+    _log_test_metrics(store, run_id, challenger, registry.model_of(name, version), test.dataset)
     champion_version = registry.champion(name)
     if champion_version == version:
         value = challenger.metrics[rules.metric]
@@ -284,14 +286,21 @@ def _user() -> str:
         return "unknown"
 
 
-def _log_test_metrics(store: MlflowStore, run_id: str, scores: Scores) -> None:
+def _log_test_metrics(
+    store: MlflowStore, run_id: str, scores: Scores, model_id: str | None, dataset: tuple[str, str] | None
+) -> None:
+    """On the run, and on the logged model, which MLflow's page of models compares with others."""
     from mlflow.entities import Metric
 
+    name, digest = dataset or (None, None)
+    belongs = {"model_id": model_id, "dataset_name": name, "dataset_digest": digest[:36] if digest else None}
     values = {f"test/{key}": value for key, value in scores.metrics.items()}
     values |= {metric_key(f"test/recall/{key}"): value for key, value in scores.recalls.items()}
     timestamp = now_ms()
     try:
-        store.client.log_batch(run_id, metrics=[Metric(key, value, timestamp, 0) for key, value in values.items()])
+        store.client.log_batch(
+            run_id, metrics=[Metric(key, value, timestamp, 0, **belongs) for key, value in values.items()]
+        )
     except Exception as error:
         raise RegistryError(f"The test metrics could not be recorded: {first_line(error)}") from error
 

@@ -1,6 +1,7 @@
 """The study's own record: its MLflow parent run, what it was made of, and its leaderboard."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -217,7 +218,7 @@ class Recorder:
         run, report = self._page(f"/runs/{self.run_id}"), self._page(f"/runs/{self.run_id}/artifacts/{REPORT}")
         if not self.store.uri.startswith("http"):
             return f"`thawline ui` starts MLflow; the study's run is {self.run_id}, the report its artifact {REPORT}."
-        base = self.store.name.rstrip("/")
+        base = re.sub(r"://[^/@]*@", "://", self.store.uri).rstrip("/")  # a browser asks for name and password
         return f"[The study in MLflow]({base}/{run}) · [its report]({base}/{report})"
 
     def _how_to_look(self, study: Study) -> str:

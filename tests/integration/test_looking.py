@@ -169,7 +169,7 @@ def test_a_trial_shows_its_curves_and_its_pictures_step_by_step(looked: Looked, 
     browser.keep("mlflow-trial")
     pictures = [file.path for file in looked.client.list_artifacts(trial, "images") if file.path.endswith(".png")]
     assert pictures
-    browser.open(looked.page(f"runs/{trial}/artifacts/{quote(pictures[-1], safe='')}"))
+    browser.open(looked.page(f"runs/{trial}/artifacts/{quote(pictures[-1])}"))
     browser.wait(lambda _: browser.find("img[src^='blob:'], .js-plotly-plot image, canvas"))
     browser.keep("mlflow-pictures")
 
@@ -234,7 +234,7 @@ _SHOWN = {
     "hparams": ("freeze_depth", "learning_rate"),
     "mesh": ("Point of view",),
     "text": ("thawline",),
-    "projector": ("Points: 100",),
+    "projector": ("Dimension: 512", "PCA"),
 }
 """Words of each tab."""
 

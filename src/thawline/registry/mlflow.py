@@ -325,8 +325,8 @@ class MlflowRegistry:
     def model_of(self, name: str, version: str) -> str | None:
         """Id of the logged model that became a version; ``None`` if it came from elsewhere."""
         with _failures_named():
-            model_id = self._client.get_model_version(name, version).model_id
-        return str(model_id) if model_id else None
+            source = str(self._client.get_model_version(name, version).source)
+        return source.removeprefix("models:/") if source.startswith("models:/m-") else None
 
     def study_file(self, name: str, version: str, file: str) -> str | None:
         """The text of an artifact of the study run whose trial became this version; ``None`` if there is none."""

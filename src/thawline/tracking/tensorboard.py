@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -187,6 +188,8 @@ class TensorBoardTracker:
     def _write_embedding(self, name: str, embedding: Embedding, step: int) -> None:
         import torch
 
+        # What an earlier run of the study left there: TensorBoard's writer would warn of it on standard output.
+        shutil.rmtree(self._folder / f"{step:05d}" / name.replace("/", "%2f"), ignore_errors=True)
         self._writer.add_embedding(
             embedding.vectors,
             metadata=[" ".join(label.split()) for label in embedding.labels],  # a line each

@@ -319,3 +319,14 @@ def test_nothing_may_be_logged_after_the_end(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [event.value for event in events.Scalars("a")] == [1]
+
+
+def test_points_that_are_written_again_replace_those_before_and_print_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        tracker = TensorBoardTracker(tmp_path / "study")
+        tracker.log_media("test/features", embedding(), step=0)
+        tracker.close("FINISHED")
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "study" / "00000" / "test%2ffeatures" / "tensors.tsv").is_file()

@@ -189,7 +189,7 @@ class TensorBoardTracker:
         import torch
 
         # What an earlier run of the study left there: TensorBoard's writer would warn of it on standard output.
-        shutil.rmtree(self._folder / f"{step:05d}" / name.replace("/", "%2f"), ignore_errors=True)
+        shutil.rmtree(Path(self._writer.log_dir) / f"{step:05d}" / name.replace("/", "%2f"), ignore_errors=True)
         self._writer.add_embedding(
             embedding.vectors,
             metadata=[" ".join(label.split()) for label in embedding.labels],  # a line each

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 from browsers import Browser, needs_browser, open_browser
@@ -169,7 +168,7 @@ def test_a_trial_shows_its_curves_and_its_pictures_step_by_step(looked: Looked, 
     browser.keep("mlflow-trial")
     pictures = [file.path for file in looked.client.list_artifacts(trial, "images") if file.path.endswith(".png")]
     assert pictures
-    browser.open(looked.page(f"runs/{trial}/artifacts/{quote(pictures[-1])}"))
+    browser.open(looked.page(f"runs/{trial}/artifacts/{pictures[-1]}"))
     browser.wait(lambda _: browser.find("img[src^='blob:'], .js-plotly-plot image, canvas"))
     browser.keep("mlflow-pictures")
 

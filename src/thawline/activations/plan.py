@@ -11,6 +11,11 @@ _HALF_PRECISION_LIMIT = 6000.0
 """A tenth of the largest number in half precision: other images may have larger ones than those profiled."""
 
 
+_LARGEST_EXACT = 3
+"""How many times as many numbers as the image a boundary may have that is stored without asking what it saves. Larger
+ones lie behind the first few layers, which cost about as much as reading what they give."""
+
+
 class Profile(BaseModel):
     """What one backbone costs on this machine, in the best of the ways to compute it that were tried."""
 
@@ -151,8 +156,13 @@ def make_plan(
     trials: int,
     depths: tuple[int, int],
     budget: int,
+    image_numbers: int,
 ) -> Plan:
     """Choose the boundaries to store: one after the other the one that saves the most time for its bytes.
+
+    Where results must be exact, nothing that was measured may have a say: a layer that sees another number of images at
+    once may differ in the last bits, so where a trial begins must not depend on how busy the machine was. Then all
+    boundaries are stored that are not much larger than the image, the deepest first.
 
     Args:
         profile: what was measured.
@@ -163,6 +173,7 @@ def make_plan(
         trials: number of trials that are left.
         depths: smallest and largest freeze depth.
         budget: bytes that may be stored; 0 stores nothing.
+        image_numbers: numbers an image has as the network sees it.
     """
     deepest = len(profile.groups)
     stored_as: dict[int, StoredType] = {b: _stored_as(profile, b, config.exact) for b in range(1, deepest + 1)}
@@ -178,6 +189,12 @@ def make_plan(
         depths=depths,
     )
     candidates = list(range(max(1, depths[0]), depths[1] + 1))
+    if config.exact:
+        for boundary in reversed(candidates):
+            small = profile.numbers[boundary - 1] <= _LARGEST_EXACT * image_numbers
+            if small and plan.bytes + plan.bytes_of(boundary) <= budget:
+                plan = _with(plan, boundary)
+        return plan
     while candidates:
         plans = [_with(plan, boundary) for boundary in candidates]
         paying = [p for p in plans if p.bytes <= budget and p.search_seconds() < plan.search_seconds()]

@@ -156,6 +156,7 @@ def _new_plan(request: _Request) -> Plan:
         trials=request.trials,
         depths=request.depths,
         budget=store.bytes_allowed() // len(config.backbones),
+        image_numbers=3 * preprocessing.image_size**2,
     )
 
 

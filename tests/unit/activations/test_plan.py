@@ -38,6 +38,7 @@ def plan(profile: Profile | None = None, **changes: Any) -> Plan:
         "trials": 20,
         "depths": (0, 3),
         "budget": 10**12,
+        "image_numbers": 40_000,
     }
     config = changes.pop("config", TrainConfig(epochs=10))
     return make_plan(profile or make_profile(), config, **options | changes)
@@ -70,6 +71,17 @@ def test_nothing_is_stored_for_one_epoch_of_one_trial() -> None:
 def test_a_trial_begins_behind_the_last_boundary_that_it_freezes() -> None:
     stored = plan(budget=10_000_000)
     assert [stored.boundary_for(depth) for depth in range(4)] == [0, 0, 0, 3]
+
+
+def test_what_exact_results_begin_at_does_not_depend_on_what_was_measured() -> None:
+    exact = TrainConfig(epochs=10, exact=True)
+    busy = make_profile(forward=(1e-9,) * 4, training=(1e-9,) * 4, read_bytes_per_second=1.0)
+    assert plan(busy).boundaries == ()
+    assert plan(busy, config=exact).boundaries == plan(config=exact).boundaries == (2, 3)
+    assert plan(config=exact, image_numbers=70_000).boundaries == (1, 2, 3), "the first is not too large for it"
+    assert plan(config=exact, budget=10_000_000).boundaries == (3,)
+    assert plan(config=exact, budget=0).boundaries == ()
+    assert plan(config=exact, depths=(3, 3)).boundaries == (3,)
 
 
 def test_single_precision_is_kept_where_results_must_be_exact_or_numbers_are_large() -> None:

@@ -350,6 +350,7 @@ def with_activations(spec: TrialSpec) -> TrialSpec:
         trials=3,
         depths=(spec.hyperparameters.freeze_depth,) * 2,
         budget=10**9,
+        image_numbers=3 * 32 * 32,
     )
     stored = dataclasses.replace(spec.activations, plan=plan, weights=backbone.weights_digest)
     assert stored.fill(backbone, runtime, batch_size=8) == {}

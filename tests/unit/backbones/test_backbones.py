@@ -194,7 +194,7 @@ def test_the_summary_says_what_is_frozen_and_what_is_trainable() -> None:
     backbone = backbones.create("resnet18", num_classes=3, weights="none", image_size=32)
     text = backbones.summary_text(backbone, 2)
     assert "layer1.0.conv1" in text or "BasicBlock" in text
-    table = {line.split()[0]: line.split()[-1] for line in text.split("now\n")[1].splitlines()}
+    table = {line.split()[0]: line.split()[-1] for line in text.split("now\n")[1].split("\n\n")[0].splitlines()}
     assert table == {
         "conv1-bn1": "frozen",
         "layer1": "frozen",

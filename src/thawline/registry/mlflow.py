@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 import tempfile
 import threading
 import warnings
@@ -445,8 +446,12 @@ def _as_global_store(store: MlflowStore) -> "Iterator[None]":
 
 
 def load_pyfunc(folder: str | Path) -> Any:
-    """An MLflow model from its folder, as MLflow's server loads it."""
-    return import_pyfunc().load_model(str(folder))
+    """An MLflow model from its folder, as MLflow's server loads it, but without leaving bytecode in the folder."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        return import_pyfunc().load_model(str(folder))
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def import_pyfunc() -> Any:

@@ -87,9 +87,9 @@ def looked(
     weights = shared / "weights" / "squeezenet1_0_imagenet.safetensors"
     with prefect_server(photographs.parent / "prefect", environment_of(home)) as client:
         ended = thawline(
-            *("search", photographs, "--backbone", "squeezenet1_0", "--weights", weights, "--image-size", "96"),
-            *("--trials", str(TRIALS), "--epochs", "8", "--study", "clothing", "--model", "clothing", "--json"),
-            # Enough to learn something from few pictures, and for trials of more than the few seconds without pictures.
+            *("search", photographs, "--backbone", "squeezenet1_0", "--weights", weights, "--image-size", "128"),
+            *("--trials", str(TRIALS), "--epochs", "12", "--study", "clothing", "--model", "clothing", "--json"),
+            # Enough to learn something from few pictures, and for trials of more than the quarter of a minute without pictures.
             *("--set", "space.learning_rate=[0.0002, 0.002]", "--set", "train.batch_size=16"),
             *("--set", "data.workers=1", "--set", "train.device=cpu"),
             home=home,

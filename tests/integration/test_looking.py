@@ -89,7 +89,7 @@ def looked(
         ended = thawline(
             *("search", photographs, "--backbone", "squeezenet1_0", "--weights", weights, "--image-size", "128"),
             *("--trials", str(TRIALS), "--epochs", "12", "--study", "clothing", "--model", "clothing", "--json"),
-            # Enough to learn something from few pictures, and for trials of more than the quarter of a minute without pictures.
+            # Enough to learn something from few pictures, and for trials of more than the time without pictures.
             *("--set", "space.learning_rate=[0.0002, 0.002]", "--set", "train.batch_size=16"),
             *("--set", "data.workers=1", "--set", "train.device=cpu"),
             home=home,

@@ -97,7 +97,10 @@ class SearchOutcome:
                 f"{self.unsent} records did not reach the tracking server. They are kept; the next search sends them."
             )
         lines += [f"Not kept: {sentence}" for sentence in self.unkept]
-        return lines + ([f"Report: {self.report}"] if self.report else [])
+        if self.report is not None:
+            here = self.report.is_relative_to(Path.cwd())
+            lines.append(f"Report: {self.report.relative_to(Path.cwd()) if here else self.report}")
+        return lines
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON."""

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from thawline import backbones
-from thawline.backbones import Backbone, depth_costs
+from thawline.backbones import Backbone
 from thawline.data import DecodedImages, report_json
 from thawline.drift.check import catch_features
 from thawline.explain import explained_pictures
@@ -37,7 +37,7 @@ from thawline.reports import (
 from thawline.search import Note, Prepared, Recorder, SearchOutcome, Study, TrialRecord, emit
 from thawline.search.recorder import REPORT
 from thawline.search.study import load_importances, load_records
-from thawline.search.trial import build_backbone, trial_folder
+from thawline.search.trial import trial_folder
 from thawline.search.winner import restore
 from thawline.tracking import fetch_study_file, library_versions, open_store
 from thawline.tracking.media import Embedding, Figure, Image, Predictions, Table
@@ -155,8 +155,8 @@ def _gather(
         metric=prepared.config.study.metric,
         trials=tuple(map(_point, outcome.records)),
         created=_now(),
-        layer_groups={name: _group_names(prepared, name) for name in prepared.config.backbones},
-        costs=_part("costs", lambda: depth_costs(backbone, prepared.config.train.batch_size), ()),
+        layer_groups={name: backbones.describe(name).layer_groups for name in prepared.config.backbones},
+        costs=recorder.costs.get(backbone.name, ()),
         curves=_curves(recorder.store.home, study.name, outcome.records),
         importance=_part("importance", study.importances, {}),
         test=test,
@@ -209,11 +209,6 @@ def _test_predictions(outcome: SearchOutcome) -> Predictions:
     return Predictions(np.array([numbers[label] for label in scores.labels]), scores.probabilities, scores.classes)
 
 
-def _group_names(prepared: Prepared, name: str) -> tuple[str, ...]:
-    built = build_backbone(prepared.config, name, len(prepared.manifest.classes))
-    return tuple(group.name for group in built.layer_groups)
-
-
 def _curves(home: Path, study: str, records: Sequence[TrialRecord]) -> tuple[LearningCurve, ...]:
     """Of the best trials, those whose history lies here."""
     curves: list[LearningCurve] = []
@@ -238,8 +233,7 @@ def _explanations(
     backbone: Backbone, test: Predictions, pictures: np.ndarray, files: Sequence[str]
 ) -> tuple[Explanation, ...]:
     """What the model looked at where it was most wrong, and, if it seldom was, where it was least sure."""
-    given = test.probabilities[np.arange(len(test.labels)), test.labels]
-    chosen, predicted = np.argsort(given, kind="stable")[:_EXPLAINED], test.probabilities.argmax(1)
+    chosen, predicted = np.argsort(test.given, kind="stable")[:_EXPLAINED], test.predicted
     began = time.monotonic()
     explained = explained_pictures(backbone, pictures[chosen[:1]], predicted[chosen[:1]])
     more = chosen[1 : 1 + int(_EXPLAIN_SECONDS / (time.monotonic() - began))]
@@ -248,7 +242,7 @@ def _explanations(
     return tuple(
         Explanation(
             picture=picture,
-            caption=f"{files[i]}: {test.classes[test.probabilities[i].argmax()]} "
+            caption=f"{files[i]}: {test.classes[predicted[i]]} "
             f"{test.probabilities[i].max():.0%}, is {test.classes[test.labels[i]]}",
         )
         for i, picture in zip(chosen.tolist(), explained, strict=False)
@@ -290,21 +284,19 @@ def _record(
 def _sheet(mistakes: Sequence[Mistake]) -> Image:
     """The worst mistakes as one picture, for those who look elsewhere than at the page."""
     captions = [f"{each.predicted} {each.probability:.0%}\nis {each.label}" for each in mistakes]
-    squares = np.stack([_square(each.picture) for each in mistakes])
-    return Image(label_grid(squares, captions, [True] * len(mistakes), 6), "worst mistakes on the test images")
+    pictures = np.stack([_decoded(each.picture) for each in mistakes])
+    return Image(label_grid(pictures, captions, [True] * len(mistakes), 6), "worst mistakes on the test images")
 
 
-def _square(encoded: bytes) -> np.ndarray:
+def _decoded(picture: bytes) -> np.ndarray:
     from PIL import Image as Pillow
 
-    return np.asarray(Pillow.open(io.BytesIO(encoded)).convert("RGB").resize((112, 112)))
+    return np.asarray(Pillow.open(io.BytesIO(picture)))
 
 
 def _answers(test: Predictions, files: Sequence[str]) -> Table:
     """What the model says of every test image, the most mistaken first."""
-    given = test.probabilities[np.arange(len(test.labels)), test.labels]
-    order = np.argsort(given, kind="stable").tolist()
-    predicted = test.probabilities.argmax(1)
+    order, predicted = np.argsort(test.given, kind="stable").tolist(), test.predicted
     return Table(
         {
             "image": [files[i] for i in order],

@@ -5,7 +5,6 @@ FAMILIES and must pass as it is.
 """
 
 import json
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,6 +18,8 @@ from thawline.backbones._graph import build_without_memory
 from thawline.freezing import freeze_to, train_mode, trainable_parameters
 
 CLASSES = 5
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FAMILIES = {
     "alexnet": 64,
     "convnext_tiny": 32,
@@ -41,15 +42,6 @@ FAMILIES = {
     "vgg11_bn": 32,
     "vit_b_32": 64,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny operations wait longer for a second thread than it saves, and the more so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(

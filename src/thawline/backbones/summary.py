@@ -84,10 +84,12 @@ def depth_costs(backbone: Backbone, batch_size: int = 32) -> tuple[DepthCost, ..
     return tuple(_cost_of(backbone, groups, depth, batch_size) for depth in range(len(groups)))
 
 
-def summary_text(backbone: Backbone, freeze_depth: int, batch_size: int = 32) -> str:
+def summary_text(
+    backbone: Backbone, freeze_depth: int, batch_size: int = 32, costs: Sequence[DepthCost] | None = None
+) -> str:
     """Tables of the layers (by torchinfo), of the layer groups at a depth, and of what every depth costs.
 
-    The parameters' ``requires_grad`` is left as at that depth. Takes seconds.
+    The parameters' ``requires_grad`` is left as at that depth. Takes seconds, unless the costs are known already.
 
     Raises:
         BackboneError: unless ``0 <= freeze_depth <= len(backbone.layer_groups)`` and ``batch_size >= 1``.
@@ -95,7 +97,7 @@ def summary_text(backbone: Backbone, freeze_depth: int, batch_size: int = 32) ->
     import torchinfo
 
     rows = _rows(backbone, freeze_depth)
-    costs = depth_costs(backbone, batch_size)
+    costs = costs if costs is not None else depth_costs(backbone, batch_size)
     size = backbone.preprocessing.image_size
     layers = torchinfo.summary(
         backbone.module,

@@ -5,7 +5,8 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -29,6 +30,7 @@ __all__ = [
     "fail",
     "print_json",
     "program",
+    "progress",
     "say",
     "short",
     "tell",
@@ -81,6 +83,17 @@ def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
             section, _, name = key.partition(".")
             nested.setdefault(section, {})[name] = value
     return nested
+
+
+@contextmanager
+def progress(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error for the time of the block; told (files done, files in all)."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        bar = shown.add_task(doing, total=None)
+        yield lambda done, total: shown.update(bar, completed=done, total=total)
 
 
 def say(as_json: bool, values: Mapping[str, object], sentence: str) -> None:

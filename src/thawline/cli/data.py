@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from thawline import environment
 from thawline.cli._app import app
-from thawline.cli._shared import Json, Model, SetOption, TrackingUri, console, print_json
+from thawline.cli._shared import Json, Model, SetOption, TrackingUri, console, print_json, progress
 
 __all__: list[str] = []
 
@@ -50,13 +49,9 @@ def drift(
     as_json: Json = False,
 ) -> None:
     """Test whether new images are like those that a model was made for; exit code 1 if they are not."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from thawline.drift import check_drift, drift_table
 
-    columns = (TextColumn("comparing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("comparing", total=None)
+    with progress("comparing") as on_progress:
         report = check_drift(
             model,
             folder,
@@ -66,7 +61,7 @@ def drift(
             alpha=alpha,
             max_images=max_images,
             device=device,
-            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            on_progress=on_progress,
         )
     if as_json:
         print_json(report.as_dict())

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from thawline import environment
 from thawline.cli._app import app
-from thawline.cli._shared import Json, Model, TrackingUri, console, print_json, say
+from thawline.cli._shared import Json, Model, TrackingUri, console, print_json, progress, say
 from thawline.exceptions import ThawlineError
 
 __all__: list[str] = []
@@ -44,13 +43,9 @@ def score(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Classify any number of image files into a Parquet file; the same command goes on after an interruption."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from thawline.scoring import score_files
 
-    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("scoring", total=None)
+    with progress("scoring") as on_progress:
         summary = score_files(
             model,
             source,
@@ -58,7 +53,7 @@ def score(
             tracking_uri=tracking_uri,
             home=environment.home(),
             device=device,
-            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            on_progress=on_progress,
         )
     console().print(f"{summary}.", highlight=False, soft_wrap=True)
     if summary.bad:

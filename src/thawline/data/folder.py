@@ -97,6 +97,11 @@ class Manifest:
     layout: str
     """What was found and done, in words."""
 
+    @property
+    def name(self) -> str:
+        """Of the folder, by which the data is shown."""
+        return self.root.resolve().name
+
     def of(self, split: Split) -> tuple[Row, ...]:
         """The rows of one split."""
         return tuple(row for row in self.rows if row.split == split)

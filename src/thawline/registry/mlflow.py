@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from thawline.data import encoded_image
 from thawline.exceptions import RegistryError
 from thawline.tracking import MlflowStore
-from thawline.tracking.mlflow import first_line, now_ms, quiet_mlflow
+from thawline.tracking.mlflow import artifact_text, first_line, now_ms, quiet_mlflow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -333,12 +333,12 @@ class MlflowRegistry:
         """The text of an artifact of the study run whose trial became this version; ``None`` if there is none."""
         from mlflow.exceptions import MlflowException
 
-        with _failures_named(), tempfile.TemporaryDirectory(prefix="thawline-") as folder:
+        with _failures_named():
             parent = self._client.get_run(self.run_of(name, version)).data.tags.get("mlflow.parentRunId")
             if parent is None:
                 return None
             try:
-                return Path(self._client.download_artifacts(parent, file, folder)).read_text(encoding="utf-8")
+                return artifact_text(self._client, parent, file)
             except (MlflowException, OSError):
                 return None
 

@@ -25,8 +25,7 @@ def worst_mistakes(
         picture: gives the uint8 ``[H, W, 3]`` of an image by its number; asked only of those that are shown.
         most: how many, at most.
     """
-    predicted = predictions.probabilities.argmax(1)
-    given = predictions.probabilities[np.arange(len(predictions.labels)), predictions.labels]
+    predicted, given = predictions.predicted, predictions.given
     wrong = np.flatnonzero(predicted != predictions.labels)
     worst = wrong[np.argsort(given[wrong], kind="stable")][:most]
     return tuple(

@@ -49,7 +49,7 @@ def metric_intervals(predictions: Predictions) -> dict[str, Interval]:
     """
     from scipy.stats import bootstrap
 
-    labels, predicted = predictions.labels, predictions.probabilities.argmax(1)
+    labels, predicted = predictions.labels, predictions.predicted
     right, images = int((labels == predicted).sum()), len(labels)
     intervals = {"accuracy": proportion_interval(right, images)}
     if right == images or images == 1:
@@ -73,7 +73,7 @@ def metric_intervals(predictions: Predictions) -> dict[str, Interval]:
 
 def class_table(predictions: Predictions) -> Table:
     """Of each class: images, recall with its 95 % interval, precision, F1; ``None`` where nothing can be divided."""
-    labels, predicted = predictions.labels, predictions.probabilities.argmax(1)
+    labels, predicted = predictions.labels, predictions.predicted
     columns: dict[str, list[str | int | float | None]] = {
         name: [] for name in ("class", "images", "recall", "recall from", "recall to", "precision", "F1")
     }

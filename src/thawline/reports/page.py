@@ -201,7 +201,7 @@ def _cards(report: StudyReport, best: TrialPoint | None) -> list[_Card]:
         _Card(f"Validation {report.metric.replace('_', ' ')}", _number(best.value), _epoch(best)),
     ]
     if report.test:
-        labels, predicted = report.test.labels, report.test.probabilities.argmax(1)
+        labels, predicted = report.test.labels, report.test.predicted
         accuracy = proportion_interval(int((labels == predicted).sum()), len(labels))
         note = f"95 %: {accuracy.low:.3f} to {accuracy.high:.3f}"
         cards.append(_Card("Test accuracy", _number(accuracy.value), note))

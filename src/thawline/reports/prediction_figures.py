@@ -36,7 +36,7 @@ def confusion_figure(predictions: Predictions) -> Figure:
     from sklearn.metrics import confusion_matrix
 
     names = [shorten(name) for name in predictions.classes]
-    predicted = predictions.probabilities.argmax(1)
+    predicted = predictions.predicted
     counts = confusion_matrix(predictions.labels, predicted, labels=range(len(names)))
     pairs = _confused(counts)
     with canvas("confusion", *_confusion_size(len(names), len(pairs))) as drawn:

@@ -183,7 +183,7 @@ def complete(config: SearchConfig, manifest: Manifest) -> tuple[SearchConfig, st
     other settings begins one of its own.
     """
     fingerprint = config.fingerprint(manifest.digest)
-    folder = _plain(config.data.path.resolve().name)
+    folder = _plain(manifest.name)
     model = config.promotion.model or folder
     study = config.study.name or f"{folder}-{_plain('+'.join(config.backbones))}-{fingerprint[:6]}"
     return (

@@ -59,6 +59,8 @@ class Recorder:
         self._leaderboard_written = -_LEADERBOARD_SECONDS
         self.provenance = Provenance.collect(Path.cwd(), _command(), diff=config.tracking.git_diff)
         """What runs here; every run of the study says it."""
+        self.costs: dict[str, tuple[backbones.DepthCost, ...]] = {}
+        """What every freeze depth of each backbone costs; known inside :meth:`study_run`."""
         self.report = TrackingReport()
         """What became of the study's own records; known when the run is closed."""
 
@@ -160,7 +162,7 @@ class Recorder:
             store=self.store,
             parent_run_id=self.run_id,
             threads=threads_per_trial(prepared.config),
-            dataset=(_dataset(prepared), prepared.manifest.digest),
+            dataset=(prepared.manifest.name, prepared.manifest.digest),
             provenance=self.provenance,
         )
 
@@ -255,11 +257,13 @@ class Recorder:
                 weights="none",
                 image_size=prepared.config.backbone.image_size,
             )
-            tracker.log_text(backbones.summary_text(built, 0, batch_size), f"summary-{name}.txt")
+            self.costs[name] = backbones.depth_costs(built, batch_size)
+            summary = backbones.summary_text(built, 0, batch_size, self.costs[name])
+            tracker.log_text(summary, f"summary-{name}.txt")
         counts = {split: len(manifest.of(split)) for split in ("train", "validation", "test")}
         for context in counts:
             self.mlflow.log_dataset(
-                name=_dataset(prepared),
+                name=manifest.name,
                 digest=manifest.digest,
                 source=manifest.root,
                 profile=counts,
@@ -287,11 +291,6 @@ def _tags(prepared: Prepared) -> dict[str, str]:
         "thawline.data_digest": prepared.manifest.digest,
         "thawline.bad_files": str(len(prepared.manifest.bad)),
     }
-
-
-def _dataset(prepared: Prepared) -> str:
-    """The name of the data in MLflow."""
-    return prepared.config.data.path.resolve().name
 
 
 def _csv(rows: list[dict[str, object]]) -> str:

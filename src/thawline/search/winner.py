@@ -202,7 +202,7 @@ def test_split(manifest: Manifest) -> LabelledImages:
         name="test",
         images=[manifest.root / row.path for row in rows],
         labels=[manifest.classes[row.label] for row in rows],
-        dataset=(manifest.root.name, manifest.digest),
+        dataset=(manifest.name, manifest.digest),
     )
 
 

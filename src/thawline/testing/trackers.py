@@ -1,6 +1,7 @@
 """The simplest tracker there is, and the tests that every tracker must pass."""
 
 # ruff: noqa: S101  asserts are what pytest's tests are made of
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -86,7 +87,7 @@ class MemoryTracker:
             raise RuntimeError("This tracker is closed; nothing may be logged any more.")
 
 
-class TrackerContract:
+class TrackerContract(ABC):
     """What every tracker must hold; a subclass says how one is made and how its numbers are read back.
 
     ::
@@ -97,24 +98,25 @@ class TrackerContract:
             def make(self, folder):
                 return MyTracker(folder)
 
-            def read_metrics(self, folder):
+            @abstractmethod
+    def read_metrics(self, folder):
                 return {"val/accuracy": [(1, 0.5)], …}
 
     Trackers are opened as the search opens them: in a thread of their own, which also keeps whatever they raise from
     training.
     """
 
+    @abstractmethod
     def make(self, folder: Path) -> Tracker:
         """A tracker that writes to ``folder``, which may not exist yet; of the same run whenever it is the same."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_metrics(self, folder: Path) -> Mapping[str, Sequence[tuple[int, float]]]:
         """Steps and values by name, in the order of steps, as what was written shows them.
 
         Names may be others than those that were given, if what it writes to does not take them. What its users see as
         one point, such as a record that is there twice, is returned once.
         """
-        raise NotImplementedError
 
     def break_backend(self, folder: Path) -> bool:
         """Make everything that is written to ``folder`` fail; False if there is nothing that can fail.

@@ -59,6 +59,18 @@ class Predictions:
     """float ``[N, C]``."""
     classes: tuple[str, ...]
 
+    @property
+    def predicted(self) -> np.ndarray:
+        """int64 ``[N]``: index of the class with the largest probability."""
+        found: np.ndarray = self.probabilities.argmax(1)
+        return found
+
+    @property
+    def given(self) -> np.ndarray:
+        """float ``[N]``: what the true class of each was given."""
+        found: np.ndarray = self.probabilities[np.arange(len(self.labels)), self.labels]
+        return found
+
 
 @dataclass(frozen=True)
 class Embedding:

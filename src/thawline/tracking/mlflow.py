@@ -206,14 +206,17 @@ def find_study_run(store: MlflowStore, study: str) -> str | None:
     return _find(store, f"tags.`thawline.study` = '{study}' AND tags.`thawline.role` = 'study'")
 
 
+def artifact_text(client: "MlflowClient", run_id: str, file: str) -> str:
+    """The text of an artifact of a run; leaves no copy behind."""
+    with tempfile.TemporaryDirectory(prefix="thawline-") as folder:
+        return Path(client.download_artifacts(run_id, file, folder)).read_text(encoding="utf-8")
+
+
 def fetch_study_file(store: MlflowStore, study: str, file: str) -> str | None:
     """The text of an artifact of the study's run; ``None`` if there is no such run or file, or no answer."""
     try:
         run_id = find_study_run(store, study)
-        if run_id is None:
-            return None
-        with tempfile.TemporaryDirectory(prefix="thawline-") as folder:
-            return Path(store.client.download_artifacts(run_id, file, folder)).read_text(encoding="utf-8")
+        return artifact_text(store.client, run_id, file) if run_id is not None else None
     except Exception:
         _log.debug("%s of %s cannot be fetched", file, study, exc_info=True)
         return None

@@ -16,6 +16,8 @@ from thawline.backbones.summary import depth_costs, summary_json, summary_text
 from thawline.exceptions import BackboneError
 from thawline.freezing import freeze_to, train_mode
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FAMILIES = {
     "convnext_tiny": 32,
     "googlenet": 32,
@@ -24,14 +26,6 @@ FAMILIES = {
     "squeezenet1_1": 64,
     "swin_t": 32,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Tiny(nn.Module):

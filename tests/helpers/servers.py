@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -97,12 +98,23 @@ def prefect_worker(pool: str, environment: dict[str, str], log: Path) -> Iterato
 
 
 def ask_prefect(client: dict[str, str], path: str, body: object = None) -> Any:
-    """The answer of Prefect's REST API: to a POST if there is a body, else to a GET."""
+    """The answer of Prefect's REST API: to a POST if there is a body, else to a GET.
+
+    A server whose SQLite file is locked for longer than its patience answers 503 and has done nothing; Prefect's own
+    client asks again then, and so does this.
+    """
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"{client['PREFECT_API_URL']}/{path}", data)
     request.add_header("Content-Type", "application/json")
-    with urllib.request.urlopen(request, timeout=120) as response:
-        return json.loads(response.read() or "null")
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=120) as response:
+                return json.loads(response.read() or "null")
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
 
 
 @contextmanager

@@ -292,9 +292,14 @@ def _mark(folder: Path) -> None:
         DataError: if it holds something and is no mirror: that would be removed.
     """
     state = folder / MIRROR_STATE
-    if state.is_symlink() or (
-        not state.is_dir() and folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    ):
+    # One look at what is there: asked twice, the mark of another process could come between the answers.
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except FileNotFoundError:
+        names = set()
+    except NotADirectoryError:
+        names = {folder.name}
+    if (names and MIRROR_STATE not in names) or state.is_symlink() or state.is_file():
         raise DataError(f"{folder} is no mirror, and what it holds would be lost. Give data.path an empty folder.")
     state.mkdir(parents=True, exist_ok=True)
 

@@ -147,6 +147,15 @@ def test_an_interrupted_mirror_keeps_what_it_had(photos: str, tmp_path: Path, mo
     assert contents(tmp_path / "photos") == FILES
 
 
+@pytest.fixture
+def often_switched() -> Iterator[None]:
+    """Threads take turns a thousand times more often: what can come between two steps does."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(usual / 1000)
+    yield
+    sys.setswitchinterval(usual)
+
+
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -180,6 +189,13 @@ def test_several_at_once_share_the_work(photos: str, tmp_path: Path) -> None:
     assert sum(summary.fetched for summary in summaries) == 3
     assert [summary.files for summary in summaries] == [3] * 4
     assert contents(tmp_path / "photos") == FILES
+
+
+def test_a_folder_that_another_marks_at_the_same_moment_is_no_foreign_one(tmp_path: Path, often_switched: None) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(100):
+            list(pool.map(remote._mark, [tmp_path / str(number)] * 8))
+            assert (tmp_path / str(number) / STATE).is_dir()
 
 
 def test_a_file_that_changes_while_it_is_fetched_is_listed_and_fetched_again(

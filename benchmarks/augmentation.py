@@ -39,7 +39,13 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--kinds", nargs="+", default=["none", "views(2)", "views(4)", "fresh"])
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        default=["none", "light:2", "light:4", "light", "standard:4", "standard"],
+        help="train.augmentation, and after a colon train.views; without one every epoch has a new view",
+    )
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="such as mixup=0.2, of all kinds")
     parser.add_argument("--depths", nargs="+", type=int, default=[4, 3, 2])
     options = parser.parse_args()
     if not WEIGHTS.exists():
@@ -79,25 +85,28 @@ class Bench:
     def train(self, kind: str, depth: int, seed: int) -> tuple[float, float, float]:
         """Mean accuracy of the last two epochs, seconds to fill the store, median seconds of an epoch."""
         options = self.options
-        config = TrainConfig(epochs=options.epochs, device="cpu", augmentation=kind, precision="bf16")
+        augmentation_kind, _, views = kind.partition(":")
+        settings = {"epochs": options.epochs, "device": "cpu", "precision": "bf16", "augmentation": augmentation_kind}
+        settings |= {"views": views or None} | dict(assignment.split("=", 1) for assignment in options.set)
+        config = TrainConfig.model_validate(settings)
         runtime = runtime_for(config)
         set_up_process(threads=None, seed=seed)
         backbone = backbones.create(
             BACKBONE, num_classes=self.classes, weights=str(WEIGHTS), image_size=options.image_size, seed=seed
         )
-        augmentation = Augmentation.parse(kind, mirror=True, seed=seed)
+        augmentation = Augmentation.of(config, seed)
         train = ImageInputs(*self.images.split("train"), self.preprocessing, runtime, augmentation)
         validation = ImageInputs(*self.images.split("validation"), self.preprocessing, runtime)
         began = time.perf_counter()
-        inputs = [
-            stored(self.folder, backbone, each, depth, runtime, own)
-            for each, own in ((train, augmentation), (validation, Augmentation()))
-        ]
+        inputs = (
+            stored(self.folder, backbone, train, depth, runtime, augmentation),
+            stored(self.folder, backbone, validation, depth, runtime, Augmentation()),
+        )
         filled = time.perf_counter() - began
         with tempfile.TemporaryDirectory(dir=self.folder) as checkpoints:
             result = fit(
                 backbone,
-                *inputs,
+                lambda depth: inputs,
                 hyperparameters=Hyperparameters(BACKBONE, depth, RATES[depth], 0.01, 1.0, "adamw"),
                 config=config,
                 metric="accuracy",

@@ -92,8 +92,7 @@ def measure(folder: Path, images: int, limit: float, queue: Any) -> None:
     inputs = ActivationInputs([opened], labels, BOUNDARY, runtime)
     result = fit(
         backbone,
-        inputs,
-        inputs,
+        lambda depth: (inputs, inputs),
         hyperparameters=Hyperparameters(BACKBONE, BOUNDARY, 1e-3, 0.01, 1.0, "adamw"),
         config=config,
         metric="accuracy",

@@ -99,8 +99,7 @@ def measure_surface() -> list[list[list[float]]]:
         with tempfile.TemporaryDirectory() as folder:
             result = fit(
                 backbones.create(BACKBONE, num_classes=10, weights="starter", image_size=SIZE),
-                inputs(train),
-                inputs(validation),
+                lambda depth: (inputs(train), inputs(validation)),
                 hyperparameters=Hyperparameters(BACKBONE, depth, rate, 0.01, 1.0, "adamw"),
                 config=config,
                 metric="accuracy",

@@ -128,7 +128,7 @@ def register(store: MlflowStore, options: argparse.Namespace, example: bytes) ->
             architecture=backbone.architecture,
             classes=classes,
             preprocessing=backbone.preprocessing,
-            example_image=example,
+            example=example,
         )
         run_id = str(store.client.create_run(store.experiment_id).info.run_id)
         uri = log_packaged_model(store, run_id, Path(folder), "clothing")
@@ -139,10 +139,10 @@ def in_process_rate(model: ServedModel, images: Sequence[bytes], seconds: float)
     """Images a second where nothing but decoding and forward passes happens, decoding one batch ahead."""
     done, began = 0, time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        ahead = [pool.submit(model.pixels, images[index % len(images)]) for index in range(BATCH)]
+        ahead = [pool.submit(model.prepare, images[index % len(images)]) for index in range(BATCH)]
         while time.perf_counter() - began < seconds:
             batch, start = ahead, done + BATCH
-            ahead = [pool.submit(model.pixels, images[(start + index) % len(images)]) for index in range(BATCH)]
+            ahead = [pool.submit(model.prepare, images[(start + index) % len(images)]) for index in range(BATCH)]
             model.probabilities([each.result() for each in batch])
             done += BATCH
         elapsed = time.perf_counter() - began
@@ -170,7 +170,7 @@ def single_seconds(model: ServedModel, images: Sequence[bytes]) -> float:
     taken = []
     for image in images[:100]:
         began = time.perf_counter()
-        model.probabilities([model.pixels(image)])
+        model.probabilities([model.prepare(image)])
         taken.append(time.perf_counter() - began)
     return statistics.median(taken)
 

@@ -120,7 +120,7 @@ def prepare(name: str, data: Path, home: Path, options: argparse.Namespace) -> T
             backbone=name,
             weights="0" * 16,
             preprocessing=preprocessing,
-            augmentation=Augmentation(),
+            augmentations=(Augmentation(),),
         ),
         home=home,
         store=store,

@@ -152,7 +152,7 @@ def of_score(
 
     Args:
         model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
-        source: a folder of images, or a file that lists their paths.
+        source: a folder of images, a file that lists their paths, or for a model of texts a table or .txt of them.
         out: the Parquet file to write.
         name: of the deployment; by default that of the model.
         schedule: when to run, of :func:`at`; by default only when asked to.

@@ -1,6 +1,6 @@
 """The gate by itself: a version of a registered model against its champion, both scored now.
 
-The command ``thawline promote`` runs this very flow. The test images are those of the study that trained the version.
+The command ``thawline promote`` runs this very flow. The test data are those of the study that trained the version.
 """
 
 from thawline import environment
@@ -32,12 +32,12 @@ def promote(
     Args:
         model: name of the registered model.
         version: the challenger; by default the version with the alias ``challenger``, else the newest.
-        data: folder of labelled images, ``DATA/<class>/…``; by default the test split of the study that trained it.
+        data: folder of labelled images, ``DATA/<class>/…``, or table of labelled texts; by default the test split of the study that trained it.
         approve: whether a person must agree first; by default as in that study, whose thresholds hold too.
         tracking_uri: where the registry is; by default as for a search.
 
     Raises:
-        ThawlineError: if the version, its study or its images cannot be found, or another promotion was faster.
+        ThawlineError: if the version, its study or its data cannot be found, or another promotion was faster.
     """
     challenger = open_task(model, version, data, approve, tracking_uri)
     judged = judge_task(challenger)
@@ -50,7 +50,7 @@ def promote(
 def open_task(
     model: str, version: str | None, data: Path | None, approve: bool | None, tracking_uri: str | None
 ) -> Challenger:
-    """The version, its test images and the thresholds."""
+    """The version, its test data and the thresholds."""
     return open_challenger(
         model, version=version, data=data, approve=approve, tracking_uri=tracking_uri, home=environment.home()
     )
@@ -58,7 +58,7 @@ def open_task(
 
 @task(name="judge", cache_policy=NO_CACHE)
 def judge_task(challenger: Challenger) -> PromotionOutcome:
-    """Score both on the same images, and decide."""
+    """Score both on the same data, and decide."""
     return judge_challenger(challenger)
 
 

@@ -26,13 +26,13 @@ def score(model: str, source: Path, out: Path, device: str = "auto", tracking_ur
 
     Args:
         model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
-        source: a folder of images, or a file that lists their paths.
+        source: a folder of images, a file that lists their paths, or for a model of texts a table or .txt of them.
         out: the Parquet file to write.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         tracking_uri: where the registry is; by default as for a search.
 
     Raises:
-        ThawlineError: if the model or the images cannot be found.
+        ThawlineError: if the model or the images or texts cannot be found.
     """
     summary = score_task(model, source, out, device, tracking_uri)
     create_markdown_artifact(key="score", markdown=f"{summary}.", description="Batch scoring")

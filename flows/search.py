@@ -1,4 +1,4 @@
-"""The search: a folder of images in, a registered champion out.
+"""The search: a folder of images or a table of texts in, a registered champion out.
 
 The command ``thawline search`` runs this very flow; so can a deployment, a schedule or a Python program::
 
@@ -35,6 +35,7 @@ from thawline.data import Manifest  # noqa: E402
 from thawline.registry import PromotionOutcome  # noqa: E402
 from thawline.search import (  # noqa: E402
     Prepared,
+    Probe,
     Queue,
     SearchOutcome,
     Slots,
@@ -48,14 +49,16 @@ from thawline.search import (  # noqa: E402
     complete,
     conclude,
     conduct,
-    decode_images,
     fetch_data,
     judge_best,
+    prepare_inputs,
     prepare_workers,
+    rank_backbones,
     read_data,
     stop_workers,
     store_activations,
     trial_name,
+    with_best_backbones,
 )
 from thawline.search.recorder import Recorder  # noqa: E402
 from thawline.study_report import publish_report  # noqa: E402
@@ -103,13 +106,14 @@ def search(config: SearchConfig) -> SearchOutcome:
 
 
 def prepare(config: SearchConfig, home: Path) -> Prepared:
-    """Try the backbones, read the data, decode the images: the cheapest first."""
+    """Try the backbones, read the data, decode or tokenize it, rank the backbones: the cheapest first."""
     depths = backbones_task(config)
     fetch_task(config)
     manifest = data_task(config)
     completed, fingerprint = complete(config, manifest)
-    images = decode_task(config, manifest, home)
-    return Prepared(completed, manifest, depths, images, fingerprint)
+    inputs = inputs_task(config, manifest, home)
+    prepared = Prepared(completed, manifest, depths, inputs, fingerprint)
+    return with_best_backbones(prepared, rank_task(prepared, home))
 
 
 def run_trials(
@@ -183,7 +187,7 @@ def fetch_task(config: SearchConfig) -> None:
 
 @task(name="read data", cache_policy=NO_CACHE)
 def data_task(config: SearchConfig) -> Manifest:
-    """Scan the folder of images."""
+    """Scan the folder or table."""
     return read_data(config)
 
 
@@ -193,10 +197,16 @@ def backbones_task(config: SearchConfig) -> dict[str, int]:
     return check_backbones(config)
 
 
-@task(name="decode images", cache_policy=NO_CACHE)
-def decode_task(config: SearchConfig, manifest: Manifest, home: Path) -> dict[str, Path]:
-    """Decode and resize every image once."""
-    return decode_images(config, manifest, home)
+@task(name="prepare inputs", cache_policy=NO_CACHE)
+def inputs_task(config: SearchConfig, manifest: Manifest, home: Path) -> dict[str, Path]:
+    """Decode and resize every image, or tokenize every text, once."""
+    return prepare_inputs(config, manifest, home)
+
+
+@task(name="rank backbones", cache_policy=NO_CACHE)
+def rank_task(prepared: Prepared, home: Path) -> tuple[Probe, ...]:
+    """Probe each of several backbones on its frozen features."""
+    return rank_backbones(prepared, home)
 
 
 @task(name="store activations", cache_policy=NO_CACHE)

@@ -57,10 +57,24 @@ def _pattern(value: str) -> str:
     return value
 
 
-def _augmentation(value: str) -> str:
-    if value not in {"none", "fresh"} and not re.fullmatch(r"views\([1-9]\d{0,2}\)", value):
-        raise ValueError(f"must be none, fresh or views(K) with K from 1 to 999, but got {value!r}")
+def _column(value: object) -> object:
+    return str(value) if type(value) is int else value  # --set data.text_column=2 is a number to YAML
+
+
+def _augmentation(value: object) -> object:
+    views = re.fullmatch(r"views\((\d+)\)", str(value))
+    if value == "fresh" or views:
+        instead = "augmentation: light" + (f" and views: {views[1]}" if views else "")
+        raise ValueError(f"must be none, light or standard, but got {value!r}; write {instead}")
     return value
+
+
+def _backbone_choices(value: object) -> object:
+    if not isinstance(value, list | tuple):
+        return value
+    if len(set(map(str, value))) != len(value):
+        raise ValueError(f"must list each backbone once, but got {list(value)}")
+    return dict.fromkeys(value)
 
 
 def _workers(value: object) -> object:
@@ -128,6 +142,10 @@ def _wandb_project(value: str) -> str:
 
 
 PlainName = Annotated[str, AfterValidator(_plain_name)]
+ColumnName = Annotated[str, BeforeValidator(_column)]
+Policy = Literal["static", "gradual", "lp_ft"]
+BatchNorm = Literal["frozen_eval", "train_affine", "train_all"]
+AugmentationKind = Literal["none", "light", "standard"]
 
 
 class _Model(BaseModel):
@@ -135,10 +153,11 @@ class _Model(BaseModel):
 
 
 class DataConfig(_Model):
-    """The folder of labelled images and how it is read."""
+    """The folder of labelled images, or the table of labelled texts, and how it is read."""
 
     path: Path
-    """Folder with one subfolder of images per class, or with train/, validation/ and test/ above the classes."""
+    """Folder with one subfolder of images per class, or with train/, validation/ and test/ above the classes; or a
+    table of texts (.csv, .tsv, .jsonl or .parquet), or a folder with a table train, validation and test."""
     url: Annotated[str, AfterValidator(_data_url)] | None = None
     """Folder on object storage, such as ``s3://bucket/photos``, that ``path`` is made a mirror of before it is read."""
     validation_fraction: float = Field(0.15, gt=0, lt=0.5)
@@ -148,14 +167,23 @@ class DataConfig(_Model):
     group_pattern: Annotated[str, AfterValidator(_pattern)] | None = None
     """Regular expression searched in each file's relative path; files with the same match (its first group, if it has
     one) stay on one side of the split: a patient, a camera, a video."""
-    group_column: str | None = None
-    """Column of DATA/metadata.csv (beside its column ``file_name``) that names each file's group."""
+    group_column: ColumnName | None = None
+    """Column that names each row's group: of the table of texts, or of DATA/metadata.csv (beside its column
+    ``file_name``) for images."""
     max_bad_fraction: float = Field(0.05, ge=0, le=1)
-    """Share of unreadable files above which nothing is trained."""
+    """Share of unreadable files or rows above which nothing is trained."""
     max_pixels: int = Field(64_000_000, ge=1)
     """Images with more pixels (width times height) are refused before they are decoded."""
     workers: int | None = Field(None, ge=1)
     """Processes that decode; by default one per CPU core."""
+    text_column: ColumnName | None = None
+    """Column of a table that holds the texts: its name, or its number from 1 where no line names the columns; by
+    default found by usual names, such as text or message, else by what the columns hold."""
+    label_column: ColumnName | None = None
+    """Column of a table that holds the labels; by default found in the same way."""
+    split_column: ColumnName | None = None
+    """Column of a table that says of each row whether it is train, validation or test; by default a column of the name
+    split. What it gives none of is split off the rows to train on."""
 
     @model_validator(mode="after")
     def _one_kind_of_group(self) -> Self:
@@ -173,11 +201,23 @@ class BackboneConfig(_Model):
 
     name: str = "resnet18"
     """Name in the list of ``thawline backbones``."""
-    weights: str = "default"
-    """``default`` (torchvision's own), ``starter`` (shipped with Thawline), ``none`` (random), or a file:
-    .safetensors, or a state_dict saved by torch.save."""
+    weights: str | dict[str, str] = "default"
+    """``default`` (the library's own), ``starter`` (shipped with Thawline), ``none`` (random), or a file: .safetensors,
+    or a state_dict saved by torch.save. For several backbones a mapping from their names to these; those that it leaves
+    out take ``default``."""
     image_size: int | None = Field(None, ge=8, le=2048)
     """Side in pixels of the square that the network sees; by default what its weights were trained for."""
+
+    max_length: int | None = Field(None, ge=8, le=8192)
+    """Tokens of a text that the network sees, at most; by default what it was trained for, up to 512."""
+
+    def weights_of(self, backbone: str) -> str:
+        """What one backbone begins with."""
+        return self.weights if isinstance(self.weights, str) else self.weights.get(backbone, "default")
+
+    def is_random(self, backbone: str) -> bool:
+        """Whether one backbone begins with random weights."""
+        return self.weights_of(backbone) == "none"
 
 
 class TrainConfig(_Model):
@@ -203,11 +243,23 @@ class TrainConfig(_Model):
     """Largest norm of the whole gradient; ``null`` clips nothing."""
     early_stopping: int | None = Field(None, ge=1)
     """Stop after this many epochs without a better value; ``null`` trains all epochs."""
-    augmentation: Annotated[str, AfterValidator(_augmentation)] = "none"
-    """``none`` trains on the images as they are; ``fresh`` crops and mirrors them anew in every epoch, so that nothing
-    of the frozen layers can be stored; ``views(K)`` crops and mirrors in K ways that take turns, each stored."""
+    augmentation: Annotated[AugmentationKind, BeforeValidator(_augmentation)] = "none"
+    """``none`` trains on the images as they are; ``light`` crops mildly and mirrors; ``standard`` is torchvision's
+    reference: crops down to a twelfth of the image, mirrors, and one operation of TrivialAugment (colours, turns,
+    shears)."""
+    views: int | None = Field(None, ge=1, le=999)
+    """Ways of augmenting that take turns, each stored behind the frozen layers; ``null`` draws anew in every epoch, so
+    that nothing of the frozen layers can be stored for training."""
     mirror: bool = True
     """Whether augmentation mirrors left and right; not for digits, text, or whatever has a side."""
+    random_erasing: float = Field(0.0, ge=0, le=1)
+    """How often a rectangle of a training image is erased (2 to 33 % of it); a part of its view, as augmentation is."""
+    mixup: float = Field(0.0, ge=0)
+    """Mix training images in pairs, by shares from Beta(mixup, mixup): 0.2 is usual, 0 does not. Where layers are
+    frozen, what they give is mixed, so that it can be stored."""
+    cutmix: float = Field(0.0, ge=0)
+    """Put a box of one training image into another, of an area from Beta(cutmix, cutmix): 1.0 is usual, 0 does not.
+    With mixup too, one of them is drawn for each batch."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """``auto`` is bf16 autocast on a GPU that has it, fp16 on an older one; on a CPU bf16 if it is measured to be much
     faster, else fp32."""
@@ -219,12 +271,45 @@ class TrainConfig(_Model):
     """``auto`` (cuda, then mps, then cpu), or a torch device such as ``cpu`` or ``cuda:1``."""
     keep_checkpoints: int = Field(1, ge=1)
     """How many of the best checkpoints of a trial are kept, beside the last."""
+    policy: Policy = "static"
+    """How a trial comes to its freeze depth. ``static`` trains at it from the first epoch. ``gradual`` begins with the
+    head alone and thaws one layer group after another. ``lp_ft`` trains the head alone on the frozen features, then
+    thaws all groups at once (Kumar et al., 2022)."""
+    thaw_fraction: float = Field(0.5, gt=0, le=1)
+    """Share of the epochs after which all is thawed that the freeze depth leaves free: ``gradual`` thaws evenly until
+    then, ``lp_ft`` trains the head until then. The last epoch always trains all of it."""
+    thaw_patience: int | None = Field(None, ge=1)
+    """With ``gradual``: thaw the next layer group after this many epochs without a better validation value, whatever
+    ``thaw_fraction`` says; ``null`` thaws evenly."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """How much slower each layer group learns than the one behind it: a group's learning rate is multiplied by this
+    once for each group between it and the end, itself included; 1 is off. It says how fast what is thawed learns, and a
+    policy when it is thawed, so it goes with every policy."""
+    batch_norm: BatchNorm = "frozen_eval"
+    """What batch-norms of thawed layer groups do: ``frozen_eval`` keeps their statistics, scale and shift,
+    ``train_affine`` keeps the statistics alone, ``train_all`` trains and updates all. Frozen groups always keep all.
+    A backbone with random weights (``backbone.weights=none``) has no statistics worth keeping: it trains all, whatever
+    this says."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Measure and keep an exponential moving average of the weights instead of the weights themselves, with this decay
+    for each step, such as 0.99; in the first steps the decay is smaller. ``null`` averages nothing."""
 
     @model_validator(mode="after")
     def _exact_is_single_precision(self) -> Self:
         if self.exact and self.precision not in {"auto", "fp32"}:
             raise ValueError(f"exact needs precision fp32 or auto, but got precision={self.precision}")
         return self
+
+    @model_validator(mode="after")
+    def _something_to_mix(self) -> Self:
+        if self.batch_size < 2 and self.mixes:
+            raise ValueError(f"mixup and cutmix need batch_size >= 2, but got {self.batch_size}")
+        return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the images of a batch are mixed with each other."""
+        return bool(self.mixup or self.cutmix)
 
 
 class ActivationsConfig(_Model):
@@ -257,8 +342,18 @@ class SearchSpace(_Model):
     """Range of the head's learning-rate factor, sampled on a log scale."""
     optimizer: tuple[Literal["adamw", "sgd"], ...] | None = None
     """Optimizers to choose from."""
-    backbone: tuple[str, ...] | None = None
-    """Backbones to choose from, each with a freeze-depth range of its own."""
+    backbone: Annotated[dict[str, tuple[int, int] | None] | None, BeforeValidator(_backbone_choices)] = None
+    """Backbones to choose from: a list of names, or a mapping from each name to its range of freeze depths (``null``:
+    all). Before the first trial each is probed on its frozen features, see ``study.keep_backbones``."""
+    policy: tuple[Policy, ...] | None = None
+    """Policies of thawing to choose from."""
+    layer_decay: tuple[float, float] | None = None
+    """Range of the factor by which the learning rate falls from layer group to layer group towards the input."""
+    batch_norm: tuple[BatchNorm, ...] | None = None
+    """What batch-norms of thawed layer groups may do."""
+    augmentation: tuple[AugmentationKind, ...] | None = None
+    """Ways of changing training images to choose from; without it all trials see the same. With ``train.views`` each is
+    stored."""
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
@@ -269,12 +364,20 @@ class SearchSpace(_Model):
             value = getattr(self, name)
             if value is not None and not 0 < value[0] <= value[1]:
                 problems.append(f"{name}: 0 < low <= high must hold, but got {list(value)}")
-        for name in ("optimizer", "backbone"):
+        if self.layer_decay is not None and not 0 < self.layer_decay[0] <= self.layer_decay[1] <= 1:
+            problems.append(f"layer_decay: 0 < low <= high <= 1 must hold, but got {list(self.layer_decay)}")
+        for name in ("optimizer", "backbone", "policy", "batch_norm", "augmentation"):
             value = getattr(self, name)
             if value is not None and (not value or len(set(value)) != len(value)):
                 problems.append(f"{name}: must list at least one choice, each once, but got {list(value)}")
         if self.backbone is not None and self.freeze_depth is not None:
-            problems.append("freeze_depth cannot be set together with backbone: each backbone has a range of its own")
+            problems.append(
+                "freeze_depth cannot be set together with backbone: give each backbone its own, as in "
+                "backbone: {resnet18: [2, 5]}"
+            )
+        for name, depths in (self.backbone or {}).items():
+            if depths is not None and not 0 <= depths[0] <= depths[1]:
+                problems.append(f"backbone: {name}: 0 <= low <= high must hold, but got {list(depths)}")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -321,9 +424,15 @@ class StudyConfig(_Model):
     """A trial that finishes no batch for so long is stopped, and tried again as if its process had died."""
     grace_seconds: float = Field(20.0, ge=0)
     """On SIGTERM or Ctrl-C, how long running trials have to finish their batch and write a checkpoint."""
+    keep_backbones: int | None = Field(None, ge=1)
+    """Of several backbones, search only so many: those on whose frozen features a linear probe does best on validation.
+    ``null`` searches all, the best first."""
     storage: str | None = None
     """Database of the study, such as ``postgresql://user@host/optuna``, which searches on several machines may share;
     by default THAWLINE_STORAGE, else a journal file in Thawline's home. Passwords belong into the variable."""
+    soup: bool = False
+    """Average the weights of the best trials of the best one's backbone, one after the other as long as validation does
+    not suffer, and package that where it is better on validation than the best trial alone (Wortsman et al., 2022)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -454,6 +563,43 @@ class SearchConfig(_Model):
     promotion: PromotionConfig = PromotionConfig()
     retrain: RetrainConfig = RetrainConfig()
 
+    @model_validator(mode="after")
+    def _views_of_what_changes(self) -> Self:
+        kinds = {self.train.augmentation} if self.space.augmentation is None else set(self.space.augmentation)
+        if self.train.views is not None and kinds == {"none"} and not self.train.random_erasing:
+            raise ValueError(
+                f"train.views={self.train.views} needs images that change: set train.augmentation to light or "
+                "standard, or train.random_erasing, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sampler_of_conditional_spaces(cls, given: Any) -> Any:
+        """GPSampler cannot model a depth that belongs to one backbone alone; TPESampler can, and is the default there.
+
+        See ADR 16.
+        """
+        if not isinstance(given, Mapping):
+            return given
+        space, study = given.get("space"), given.get("study", {})
+        searched = space.get("backbone") if isinstance(space, Mapping) else None
+        if searched is None or len(searched) < 2 or not isinstance(study, Mapping) or "sampler" in study:
+            return given
+        options = {"multivariate": True, "group": True, "n_startup_trials": 4 + 2 * len(searched)}
+        return {**given, "study": {"sampler_options": options, **study, "sampler": "TPESampler"}}
+
+    @model_validator(mode="after")
+    def _weights_are_of_backbones(self) -> Self:
+        if isinstance(self.backbone.weights, dict):
+            unknown = self.backbone.weights.keys() - set(self.backbones)
+            if unknown:
+                raise ValueError(
+                    f"backbone.weights names {', '.join(sorted(unknown))}, but the study's backbones are "
+                    f"{', '.join(self.backbones)}"
+                )
+        return self
+
     @classmethod
     def build(cls, *layers: Mapping[str, Any]) -> "SearchConfig":
         """Merge layers of nested mappings, later ones winning, and validate the whole.
@@ -472,7 +618,7 @@ class SearchConfig(_Model):
     @property
     def backbones(self) -> tuple[str, ...]:
         """Names of all backbones that the study may train."""
-        return self.space.backbone or (self.backbone.name,)
+        return tuple(self.space.backbone or (self.backbone.name,))
 
     def fingerprint(self, data_digest: str) -> str:
         """Sixteen hex digits that change when trials of two searches could not be compared.

@@ -4,7 +4,7 @@
 
     ThawlineError                 anything below; the command line prints it without a traceback and exits 2
     ├── ConfigError               a recipe, an option or a ``--set`` is wrong; all mistakes at once, by key
-    ├── DataError                 the data folder cannot be trained on
+    ├── DataError                 the data cannot be trained on
     │   └── BadImageError         one file cannot be decoded; collected into the report, never hidden
     ├── BackboneError             an unknown backbone, or one that cannot be cut or sized as asked
     │   └── WeightsError          pretrained weights cannot be had, or do not fit
@@ -26,7 +26,7 @@ class ConfigError(ThawlineError):
 
 
 class DataError(ThawlineError):
-    """The data folder cannot be trained on."""
+    """The data cannot be trained on."""
 
 
 class BadImageError(DataError):

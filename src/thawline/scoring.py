@@ -1,4 +1,4 @@
-"""``thawline score``: any number of image files to one table, streaming, and gone on with after an interruption."""
+"""``thawline score``: any number of images or texts to one table, streaming, gone on with after an interruption."""
 
 import csv
 import hashlib
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thawline.data import image_files, write_atomically
+from thawline.data import DataKind, given_texts, image_files, write_atomically
 from thawline.exceptions import DataError
 from thawline.registry import MlflowRegistry, ModelName, parse_model
 from thawline.serving.served import ServedModel
@@ -26,8 +26,11 @@ __all__ = ["ScoreSummary", "score_files"]
 
 _BATCH = 32
 _PART = 1024
-"""Files whose rows are written at once: what is lost at most when the process dies."""
+"""Images or texts whose rows are written at once: what is lost at most when the process dies."""
 _PATH_COLUMN = "path"
+
+_Items = Sequence[Path] | Sequence[str]
+"""Image files, or texts."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,16 @@ class ScoreSummary:
     model: str
     version: str
     out: Path
-    files: int
+    items: int
+    """Images or texts."""
     bad: int
-    """Files that could not be read; their rows have a reason instead of a class."""
+    """Those that could not be read; their rows have a reason instead of a class."""
     resumed: int
-    """Files whose rows an interrupted run had left."""
+    """Those whose rows an interrupted run had left."""
+    kind: DataKind = "images"
 
     def __str__(self) -> str:
-        parts = [f"{self.files} files scored by {self.model} version {self.version}: {self.out}"]
+        parts = [f"{self.items} {self.kind} scored by {self.model} version {self.version}: {self.out}"]
         if self.bad:
             parts.append(f"{self.bad} could not be read: the column `error` says why")
         if self.resumed:
@@ -62,49 +67,53 @@ def score_files(
     device: str = "auto",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ScoreSummary:
-    """Classify every image file of a folder, or of a list of paths, into a Parquet file.
+    """Classify every image of a folder or of a list of paths, or every text of a file, into a Parquet file.
 
-    The file has a row for each image, in order: ``path``, ``class``, ``probability``, ``probabilities`` (a struct with
-    a field for each class) and ``error``, the reason why an image cannot be read. Rows lie in parts beside the file
-    until all are there; after an interruption the same command takes the parts that are whole and computes the rest.
+    The file has a row for each image or text, in order: ``path``, or ``row`` (the number of the text, from 1) and
+    ``text``; then ``class``, ``probability``, ``probabilities`` (a struct with a field for each class) and ``error``,
+    the reason why it cannot be read. Rows lie in parts beside the file until all are there; after an interruption the
+    same command takes the parts that are whole and computes the rest.
 
     Args:
         model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
-        source: a folder, searched for image files; or a CSV file with a column ``path``, or a text file of one path a
-            line; relative paths begin where that file lies.
+        source: for a model of images a folder, searched for image files; or a CSV file with a column ``path``, or a
+            text file of one path a line; relative paths begin where that file lies. For a model of texts a file of
+            them, see :func:`thawline.data.given_texts`.
         out: the file to write; one that exists is replaced once all is computed.
         tracking_uri: where the registry is; by default as for a search.
         home: Thawline's home.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        on_progress: called with (files done, files in all).
+        on_progress: called with (items done, items in all).
 
     Raises:
         RegistryError: if there is no such model.
-        DataError: if the source does not exist or names no file, or the output cannot be written.
+        DataError: if the source does not exist or names no file or text, or the output cannot be written.
     """
     name = parse_model(model)
-    files = _files(source)
     if out.suffix != ".parquet":
         raise DataError(f"The output must end in .parquet, but got {out}.")
     if not out.parent.is_dir():
         raise DataError(f"There is no folder {out.parent} to write {out.name} into.")
     registry = MlflowRegistry(open_store(tracking_uri, home))
     version = registry.resolve(name)
-    served = ServedModel(registry.load(ModelName(name.name, None, version)), device)
-    parts = _Parts(out, served, files)
+    chosen = ModelName(name.name, None, version)
+    items: _Items = _texts(source) if registry.kind(chosen) == "texts" else _files(source)
+    served = ServedModel(registry.load(chosen), device)
+    parts = _Parts(out, served, items)
     resumed = bad = done = 0
-    on_progress(0, len(files))
-    for number, paths in enumerate(_cut(files, _PART)):
+    on_progress(0, len(items))
+    for number, part in enumerate(_cut(items, _PART)):
         table = parts.read(number)
         if table is None:
-            table = parts.write(number, _rows(served, paths, partial(_report, on_progress, done, len(files))))
+            rows = _rows(served, part, done, partial(_report, on_progress, done, len(items)))
+            table = parts.write(number, rows)
         else:
-            resumed += len(paths)
-        bad += len(paths) - table.column("error").null_count
-        done += len(paths)
-        on_progress(done, len(files))
+            resumed += len(part)
+        bad += len(part) - table.column("error").null_count
+        done += len(part)
+        on_progress(done, len(items))
     parts.join()
-    return ScoreSummary(name.name, version, out, len(files), bad, resumed)
+    return ScoreSummary(name.name, version, out, len(items), bad, resumed, served.kind)
 
 
 def _report(on_progress: Callable[[int, int], None], before: int, total: int, rows: int) -> None:
@@ -112,13 +121,13 @@ def _report(on_progress: Callable[[int, int], None], before: int, total: int, ro
 
 
 class _Parts:
-    """Tables of a thousand rows in a folder beside the output, valid for one model and one list of files."""
+    """Tables of a thousand rows in a folder beside the output, valid for one model and one list of items."""
 
-    def __init__(self, out: Path, model: ServedModel, files: Sequence[Path]) -> None:
+    def __init__(self, out: Path, model: ServedModel, items: _Items) -> None:
         self._out, self._folder = out, out.with_name(f"{out.name}.parts")
-        self._schema = _schema(model.classes)
-        listed = hashlib.sha256("\n".join(map(str, files)).encode()).hexdigest()
-        job = json.dumps({"model": model.name, "version": model.version, "files": listed}).encode()
+        self._schema = _schema(model)
+        listed = hashlib.sha256(json.dumps([str(item) for item in items]).encode()).hexdigest()
+        job = json.dumps({"model": model.name, "version": model.version, "items": listed}).encode()
         described = self._folder / "job.json"
         if not described.is_file() or described.read_bytes() != job:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -163,45 +172,50 @@ class _Parts:
         return self._folder / f"{number:06d}.parquet"
 
 
-def _rows(model: ServedModel, paths: Sequence[Path], on_rows: Callable[[int], None]) -> list[dict[str, Any]]:
-    """A row for each file; while a batch is classified, the next ones are decoded."""
+def _rows(model: ServedModel, items: _Items, before: int, on_rows: Callable[[int], None]) -> list[dict[str, Any]]:
+    """A row for each item, numbered after those ``before``; while a batch is classified, the next ones are prepared."""
     rows: list[dict[str, Any]] = []
-    for batch, decoded in _decoded(model, list(_cut(paths, _BATCH))):
-        readable = [pixels for pixels in decoded if not isinstance(pixels, str)]
+    for batch, prepared in _prepared(model, list(_cut(items, _BATCH))):
+        readable = [each for each in prepared if not isinstance(each, str)]
         answers = iter(model.probabilities(readable) if readable else [])
-        for path, pixels in zip(batch, decoded, strict=True):
-            if isinstance(pixels, str):
-                rows.append({"path": str(path), "error": pixels})
-                continue
-            rows.append({"path": str(path), **model.row(next(answers))})
+        for item, each in zip(batch, prepared, strict=True):
+            number = before + len(rows) + 1
+            named = {"row": number, "text": item} if isinstance(item, str) else {"path": str(item)}
+            rows.append(named | ({"error": each} if isinstance(each, str) else model.row(next(answers))))
         on_rows(len(rows))
     return rows
 
 
-def _decoded(model: ServedModel, batches: Sequence[Sequence[Path]]) -> Iterator[tuple[Sequence[Path], list[Any]]]:
-    """Batches of files with their pixels, or the reason why there are none; two batches ahead."""
+def _prepared(model: ServedModel, batches: Sequence[_Items]) -> Iterator[tuple[_Items, list[Any]]]:
+    """Batches with what the network is shown of each item, or the reason why there is nothing; two batches ahead."""
 
-    def decode(path: Path) -> Any:
+    def prepare(item: Path | str) -> Any:
         try:
-            return model.pixels(path.read_bytes())
+            return model.prepare(item.read_bytes() if isinstance(item, Path) else item)
         except OSError as error:
             return error.strerror or type(error).__name__
         except ValueError as error:
             return str(error)
 
-    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode") as pool:
-        ahead: deque[tuple[Sequence[Path], list[Future[Any]]]] = deque()
+    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="prepare") as pool:
+        ahead: deque[tuple[_Items, list[Future[Any]]]] = deque()
         for batch in batches:
-            ahead.append((batch, [pool.submit(decode, path) for path in batch]))
+            ahead.append((batch, [pool.submit(prepare, item) for item in batch]))
             if len(ahead) > 2:
                 yield _finished(ahead.popleft())
         while ahead:
             yield _finished(ahead.popleft())
 
 
-def _finished(decoding: tuple[Sequence[Path], list[Future[Any]]]) -> tuple[Sequence[Path], list[Any]]:
-    batch, futures = decoding
+def _finished(preparing: tuple[_Items, list[Future[Any]]]) -> tuple[_Items, list[Any]]:
+    batch, futures = preparing
     return batch, [future.result() for future in futures]
+
+
+def _texts(source: Path) -> list[str]:
+    if not (texts := given_texts(source)):
+        raise DataError(f"{source} holds no text.")
+    return texts
 
 
 def _files(source: Path) -> list[Path]:
@@ -230,20 +244,21 @@ def _listed(source: Path) -> list[str]:
     return [row[_PATH_COLUMN] for row in rows if row[_PATH_COLUMN]]
 
 
-def _schema(classes: Sequence[str]) -> "pa.Schema":
+def _schema(model: ServedModel) -> "pa.Schema":
     import pyarrow as pa
 
+    named = [("row", pa.int64()), ("text", pa.string())] if model.kind == "texts" else [("path", pa.string())]
     return pa.schema(
         [
-            ("path", pa.string()),
+            *named,
             ("class", pa.string()),
             ("probability", pa.float64()),
-            ("probabilities", pa.struct([(name, pa.float64()) for name in classes])),
+            ("probabilities", pa.struct([(name, pa.float64()) for name in model.classes])),
             ("error", pa.string()),
         ]
     )
 
 
-def _cut(values: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
+def _cut(values: _Items, size: int) -> Iterator[_Items]:
     for start in range(0, len(values), size):
         yield values[start : start + size]

@@ -5,6 +5,7 @@ import io
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,8 +14,8 @@ import torch
 import yaml
 
 from thawline import backbones
-from thawline.backbones import Backbone
-from thawline.data import DecodedImages, report_json
+from thawline.backbones import Backbone, Preprocessing
+from thawline.data import DecodedImages, report_json, texts_of
 from thawline.drift.check import catch_features
 from thawline.explain import explained_pictures
 from thawline.pictures import label_grid
@@ -28,20 +29,22 @@ from thawline.reports import (
     StudyReport,
     TrialPoint,
     class_table,
+    excerpt,
     render,
     report_figures,
-    report_surface,
+    report_surfaces,
     surface_mesh,
     worst_mistakes,
 )
 from thawline.search import Note, Prepared, Recorder, SearchOutcome, Study, TrialRecord, emit
+from thawline.search.prepare import preprocessing_for
 from thawline.search.recorder import REPORT
 from thawline.search.study import load_importances, load_records
 from thawline.search.trial import trial_folder
 from thawline.search.winner import restore
 from thawline.tracking import fetch_study_file, library_versions, open_store
 from thawline.tracking.media import Embedding, Figure, Image, Predictions, Table
-from thawline.training import ImageInputs, Runtime, batches, runtime_for
+from thawline.training import Inputs, Runtime, batches, open_inputs, runtime_for
 
 __all__ = ["publish_report", "write_report"]
 
@@ -55,6 +58,18 @@ _EXPLAINED, _EXPLAIN_SECONDS = 8, 20.0
 _EMBEDDED = 500
 """Points of the feature space: TensorBoard shows more of them no better."""
 _THUMBNAIL = 32
+_CELL = 100
+"""Characters of a text in a table of the whole test split."""
+
+
+@dataclass(frozen=True)
+class _Test:
+    """The held-out examples, and what the packaged model says of them."""
+
+    files: list[str]
+    examples: np.ndarray | list[str]
+    """uint8 images ``[N, S, S, 3]``, or texts."""
+    predictions: Predictions
 
 
 def publish_report(prepared: Prepared, study: Study, recorder: Recorder, outcome: SearchOutcome) -> Path | None:
@@ -69,17 +84,17 @@ def publish_report(prepared: Prepared, study: Study, recorder: Recorder, outcome
     home = recorder.store.home
     try:
         best = next(record for record in outcome.records if record.number == outcome.best_trial)
-        backbone, test = restore(prepared, best, home), _test_predictions(outcome)
-        files = [row.path for row in prepared.manifest.of("test")]
-        report = _gather(prepared, study, recorder, outcome, backbone, test, files)
+        backbone, test = restore(prepared, best, home), _test(prepared, outcome, best)
+        report = _gather(prepared, study, recorder, outcome, backbone, test)
         folder = _folder(home, study.name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
         page = folder / "report.html"
         figures = report_figures(report)
         page.write_text(render(report, figures), encoding="utf-8")
-        _record(report, figures, test, files, folder, recorder)
-        _part("network and features", lambda: _record_network(prepared, recorder, backbone, best), None)
+        _record(report, figures, test, folder, recorder)
+        _part("network", lambda: _record_network(recorder, backbone, best), None)
+        _part("features", lambda: _record_features(prepared, recorder, backbone, test), None)
     except Exception as error:
         _log.debug("no report", exc_info=True)
         emit(Note(f"the report could not be written: {error}", "warning"))
@@ -144,24 +159,23 @@ def _gather(
     recorder: Recorder,
     outcome: SearchOutcome,
     backbone: Backbone,
-    test: Predictions,
-    files: Sequence[str],
+    test: _Test,
 ) -> StudyReport:
-    pictures, _ = DecodedImages.open(prepared.images[backbone.name]).split("test")
     code = recorder.provenance.code
-    mistakes = _part("mistakes", lambda: worst_mistakes(test, files, lambda i: pictures[i]), ())
     return StudyReport(
         study=study.name,
         metric=prepared.config.study.metric,
         trials=tuple(map(_point, outcome.records)),
         created=_now(),
-        layer_groups={name: backbones.describe(name).layer_groups for name in prepared.config.backbones},
-        costs=recorder.costs.get(backbone.name, ()),
+        layer_groups=_part("layer groups", lambda: _layer_groups(prepared), {}),
+        costs=recorder.costs,
         curves=_curves(recorder.store.home, study.name, outcome.records),
         importance=_part("importance", study.importances, {}),
-        test=test,
-        mistakes=mistakes,
-        explanations=_part("explanations", lambda: _explanations(backbone, test, pictures, files), ()),
+        test=test.predictions,
+        mistakes=_part(
+            "mistakes", lambda: worst_mistakes(test.predictions, test.files, lambda i: test.examples[i]), ()
+        ),
+        explanations=_part("explanations", lambda: _explanations(backbone, test), ()),
         promotion=Promotion.model_validate(outcome.promotion.as_dict()),
         data=DataSummary.model_validate(report_json(prepared.manifest)),
         provenance=Provenance(
@@ -202,11 +216,21 @@ def _point(record: TrialRecord) -> TrialPoint:
     )
 
 
-def _test_predictions(outcome: SearchOutcome) -> Predictions:
-    """Of the packaged model, as it was scored for the promotion."""
-    scores = outcome.promotion.challenger
+def _layer_groups(prepared: Prepared) -> dict[str, tuple[str, ...]]:
+    return {name: backbones.describe(name).layer_groups for name in prepared.config.backbones}
+
+
+def _test(prepared: Prepared, outcome: SearchOutcome, best: TrialRecord) -> _Test:
+    """As the packaged model was scored for the promotion."""
+    scores, rows = outcome.promotion.challenger, prepared.manifest.of("test")
     numbers = {name: number for number, name in enumerate(scores.classes)}
-    return Predictions(np.array([numbers[label] for label in scores.labels]), scores.probabilities, scores.classes)
+    labels = np.array([numbers[label] for label in scores.labels])
+    examples = (
+        texts_of(prepared.manifest, rows)
+        if prepared.manifest.kind == "texts"
+        else DecodedImages.open(prepared.inputs[best.hyperparameters.backbone]).split("test")[0]
+    )
+    return _Test([row.path for row in rows], examples, Predictions(labels, scores.probabilities, scores.classes))
 
 
 def _curves(home: Path, study: str, records: Sequence[TrialRecord]) -> tuple[LearningCurve, ...]:
@@ -229,11 +253,15 @@ def _columns(file: Path) -> dict[str, tuple[float | None, ...]]:
     }
 
 
-def _explanations(
-    backbone: Backbone, test: Predictions, pictures: np.ndarray, files: Sequence[str]
-) -> tuple[Explanation, ...]:
-    """What the model looked at where it was most wrong, and, if it seldom was, where it was least sure."""
-    chosen, predicted = np.argsort(test.given, kind="stable")[:_EXPLAINED], test.predicted
+def _explanations(backbone: Backbone, test: _Test) -> tuple[Explanation, ...]:
+    """What the model looked at where it was most wrong, and, if it seldom was, where it was least sure.
+
+    None of texts, which have no places to look at.
+    """
+    said, pictures = test.predictions, test.examples
+    if isinstance(pictures, list):
+        return ()
+    chosen, predicted = np.argsort(said.given, kind="stable")[:_EXPLAINED], said.predicted
     began = time.monotonic()
     explained = explained_pictures(backbone, pictures[chosen[:1]], predicted[chosen[:1]])
     more = chosen[1 : 1 + int(_EXPLAIN_SECONDS / (time.monotonic() - began))]
@@ -242,8 +270,8 @@ def _explanations(
     return tuple(
         Explanation(
             picture=picture,
-            caption=f"{files[i]}: {test.classes[predicted[i]]} "
-            f"{test.probabilities[i].max():.0%}, is {test.classes[test.labels[i]]}",
+            caption=f"{test.files[i]}: {said.classes[predicted[i]]} "
+            f"{said.probabilities[i].max():.0%}, is {said.classes[said.labels[i]]}",
         )
         for i, picture in zip(chosen.tolist(), explained, strict=False)
     )
@@ -260,8 +288,7 @@ def _now() -> str:
 def _record(
     report: StudyReport,
     figures: Mapping[str, Figure | None],
-    test: Predictions,
-    files: Sequence[str],
+    test: _Test,
     folder: Path,
     recorder: Recorder,
 ) -> None:
@@ -273,19 +300,22 @@ def _record(
             tracker.log_media(name, figure, step=step)
     if report.mistakes:
         tracker.log_media("test/mistakes", _sheet(report.mistakes), step=step)
-    tracker.log_media("test/classes", class_table(test), step=step)
-    tracker.log_media("test/predictions", _answers(test, files), step=step)
-    tracker.log_media("test", test, step=step)
-    surface = report_surface(report)
-    if surface is not None:
-        tracker.log_media("response_surface", surface_mesh(surface), step=step)
+    tracker.log_media("test/classes", class_table(test.predictions), step=step)
+    tracker.log_media("test/predictions", _answers(test), step=step)
+    tracker.log_media("test", test.predictions, step=step)
+    for name, surface in report_surfaces(report).items():
+        tracker.log_media(f"response_{name}", surface_mesh(surface), step=step)
 
 
-def _sheet(mistakes: Sequence[Mistake]) -> Image:
-    """The worst mistakes as one picture, for those who look elsewhere than at the page."""
+def _sheet(mistakes: Sequence[Mistake]) -> Image | Table:
+    """The worst mistakes as one picture or, of texts, as a table, for those who look elsewhere than at the page."""
+    pictures = [_decoded(each.picture) for each in mistakes if each.picture is not None]
+    if not pictures:
+        columns = ("text", "label", "predicted", "probability", "file")
+        return Table({name: [getattr(each, name) for each in mistakes] for name in columns})
     captions = [f"{each.predicted} {each.probability:.0%}\nis {each.label}" for each in mistakes]
-    pictures = np.stack([_decoded(each.picture) for each in mistakes])
-    return Image(label_grid(pictures, captions, [True] * len(mistakes), 6), "worst mistakes on the test images")
+    sheet = label_grid(np.stack(pictures), captions, [True] * len(mistakes), 6)
+    return Image(sheet, "worst mistakes on the test images")
 
 
 def _decoded(picture: bytes) -> np.ndarray:
@@ -294,46 +324,62 @@ def _decoded(picture: bytes) -> np.ndarray:
     return np.asarray(Pillow.open(io.BytesIO(picture)))
 
 
-def _answers(test: Predictions, files: Sequence[str]) -> Table:
-    """What the model says of every test image, the most mistaken first."""
-    order, predicted = np.argsort(test.given, kind="stable").tolist(), test.predicted
+def _answers(test: _Test) -> Table:
+    """What the model says of every test image or text, the most mistaken first."""
+    said, files, examples = test.predictions, test.files, test.examples
+    order, predicted = np.argsort(said.given, kind="stable").tolist(), said.predicted
+    shown: dict[str, list[str]] = (
+        {"text": [excerpt(examples[i], most=_CELL) for i in order], "line": [files[i] for i in order]}
+        if isinstance(examples, list)
+        else {"image": [files[i] for i in order]}
+    )
     return Table(
         {
-            "image": [files[i] for i in order],
-            "label": [test.classes[test.labels[i]] for i in order],
-            "predicted": [test.classes[predicted[i]] for i in order],
-            "probability": [float(test.probabilities[i].max()) for i in order],
-            "right": [int(predicted[i] == test.labels[i]) for i in order],
+            **shown,
+            "label": [said.classes[said.labels[i]] for i in order],
+            "predicted": [said.classes[predicted[i]] for i in order],
+            "probability": [float(said.probabilities[i].max()) for i in order],
+            "right": [int(predicted[i] == said.labels[i]) for i in order],
         }
     )
 
 
-def _record_network(prepared: Prepared, recorder: Recorder, backbone: Backbone, best: TrialRecord) -> None:
-    """The best trial's network as a graph, and what it makes of the test images as points in space."""
+def _record_network(recorder: Recorder, backbone: Backbone, best: TrialRecord) -> None:
+    """The best trial's network as a graph."""
     recorder.tracker.log_media("network", backbones.outline(backbone, best.hyperparameters.freeze_depth), step=0)
-    pictures, labels = DecodedImages.open(prepared.images[best.hyperparameters.backbone]).split("test")
-    chosen = np.sort(np.random.default_rng(0).permutation(len(labels))[:_EMBEDDED])
-    runtime = runtime_for(prepared.config.train.model_copy(update={"precision": "fp32"}))
-    preprocessing = backbones.preprocessing_of(
-        backbone.name, weights=prepared.config.backbone.weights, image_size=prepared.config.backbone.image_size
+
+
+def _record_features(prepared: Prepared, recorder: Recorder, backbone: Backbone, test: _Test) -> None:
+    """What the best trial's network makes of the test images or texts, as points in space."""
+    config, manifest = prepared.config, prepared.manifest
+    runtime = runtime_for(config.train.model_copy(update={"precision": "fp32"}))
+    preprocessing = preprocessing_for(config, backbone.name)
+    of_images = preprocessing if isinstance(preprocessing, Preprocessing) else None
+    inputs = open_inputs(prepared.inputs[backbone.name], "test", of_images, runtime)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(inputs))[:_EMBEDDED])
+    if inputs.lengths is not None:  # of about one length, as little of a batch is padding
+        chosen = chosen[np.argsort(inputs.lengths[chosen], kind="stable")]
+    shown: dict[str, Any] = (
+        {"texts": tuple(excerpt(test.examples[i], most=_CELL) for i in chosen)}
+        if isinstance(test.examples, list)
+        else {"thumbnails": np.stack([_small(test.examples[i]) for i in chosen])}
     )
-    inputs = ImageInputs(pictures[chosen], labels[chosen], preprocessing, runtime)
     embedding = Embedding(
-        vectors=_features(backbone, inputs, runtime, prepared.config.train.batch_size),
-        labels=tuple(prepared.manifest.classes[label] for label in labels[chosen]),
-        thumbnails=np.stack([_small(pictures[i]) for i in chosen]),
+        vectors=_features(backbone, inputs, chosen, runtime, config.train.batch_size),
+        labels=tuple(manifest.classes[label] for label in inputs.labels[chosen]),
+        **shown,
     )
     recorder.tracker.log_media("features", embedding, step=0)
 
 
-def _features(backbone: Backbone, inputs: ImageInputs, runtime: Runtime, batch_size: int) -> np.ndarray:
-    """What the head is given for each image, ``[N, D]``. The network has a hook from then on."""
+def _features(backbone: Backbone, inputs: Inputs, rows: np.ndarray, runtime: Runtime, batch_size: int) -> np.ndarray:
+    """What the head is given for some rows, ``[n, D]``. The network has a hook from then on."""
     module = backbone.module.to(runtime.device).eval()
     caught, found = catch_features(module), []
-    parts = np.split(np.arange(len(inputs)), range(batch_size, len(inputs), batch_size))
+    parts = np.split(rows, range(batch_size, len(rows), batch_size))
     with torch.inference_mode():
-        for _, images in batches(inputs, parts, 0, runtime):
-            module(images)
+        for _, batch in batches(inputs, parts, 0, runtime):
+            module(batch)
             found.append(caught())
     return np.concatenate(found)
 

@@ -1,26 +1,31 @@
-"""What every backbone promises, whichever family it is of; seen by its effect on parameters, buffers and activations.
+"""What every backbone promises, whichever library and family it is of; seen by its effect on parameters and activations.
 
-One member of each family, the smallest, at a small image size and with random weights. A new family is added to
-FAMILIES and must pass as it is.
+One member of each family, the smallest, at a small image size and with random weights. The families are those of the
+registry: where it has a new one, it is added to FAMILIES and must pass as it is.
 """
 
+import importlib.util
 import json
+import zlib
 
 import pytest
 import torch
 import torchvision
+from tiny_networks import TINY
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from thawline import backbones
-from thawline.backbones import Backbone, section
+from thawline.backbones import Backbone, TextPreprocessing, networks, section
 from thawline.backbones._graph import build_without_memory
+from thawline.backbones._registry import library_of
+from thawline.exceptions import BackboneError
 from thawline.freezing import freeze_to, train_mode, trainable_parameters
 
 CLASSES = 5
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FAMILIES = {
+TORCHVISION = {
     "alexnet": 64,
     "convnext_tiny": 32,
     "densenet121": 32,
@@ -42,16 +47,102 @@ FAMILIES = {
     "vgg11_bn": 32,
     "vit_b_32": 64,
 }
-
-
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=pytest.mark.slow) if name == "maxvit_t" else name for name in FAMILIES],
+"""Image sizes by name."""
+TIMM: dict[str, int] = {
+    "timm/cpubone_nano": 32,
+    "timm/cs3darknet_focus_s": 32,
+    "timm/cspnext_tiny": 32,
+    "timm/dla46x_c": 32,
+    "timm/ese_vovnet19b_slim_dw": 32,
+    "timm/fasternet_t0": 32,
+    "timm/ghostnet_050": 32,
+    "timm/hgnetv2_b0": 32,
+    "timm/hrnet_w18_small": 32,
+    "timm/iformer_t": 32,
+    "timm/inception_next_atto": 32,
+    "timm/lcnetv2_small": 32,
+    "timm/mobilenetv3_small_050": 32,
+    "timm/regnetx_002": 32,
+    "timm/resnetv2_18": 32,
+    "timm/starnet_s050": 32,
+    "timm/test_byobnet": 32,
+    "timm/test_coatnet": 32,
+    "timm/test_convnext": 32,
+    "timm/test_efficientnet": 32,
+    "timm/test_mambaout": 32,
+    "timm/test_nfnet": 32,
+    "timm/test_resnet": 32,
+    "timm/test_vit": 32,
+    "timm/visformer_tiny": 32,
+}
+TIMM_SLOW: dict[str, int] = {
+    "timm/beit_base_patch16_224": 32,
+    "timm/cait_xxs24_224": 32,
+    "timm/coat_tiny": 32,
+    "timm/convit_tiny": 32,
+    "timm/convmixer_768_32": 32,
+    "timm/csatv2": 64,
+    "timm/davit_tiny": 32,
+    "timm/densenet121": 32,
+    "timm/dpn48b": 32,
+    "timm/edgenext_xx_small": 32,
+    "timm/efficientvit_b0": 32,
+    "timm/efficientvit_m0": 32,
+    "timm/fastvit_t8": 32,
+    "timm/gcvit_xxtiny": 32,
+    "timm/gmlp_ti16_224": 32,
+    "timm/inception_v3": 96,
+    "timm/legacy_seresnet18": 32,
+    "timm/legacy_xception": 32,
+    "timm/lowformer_b0": 32,
+    "timm/mvitv2_tiny": 32,
+    "timm/nest_tiny": 32,
+    "timm/pit_ti_224": 32,
+    "timm/poolformerv2_s12": 32,
+    "timm/pvt_v2_b0": 32,
+    "timm/rdnet_tiny": 32,
+    "timm/repghostnet_050": 32,
+    "timm/rexnet_100": 32,
+    "timm/shvit_s1": 32,
+    "timm/test_vit_relpos": 32,
+    "timm/tiny_vit_5m_224": 32,
+    "timm/tnt_s_legacy_patch16_224": 32,
+    "timm/twins_svt_small": 32,
+    "timm/vit_tiny_patch16_dinov3_qkvb": 32,
+    "timm/xcit_nano_12_p8_224": 32,
+}
+"""Families of which already the smallest network takes more than a few seconds."""
+TIMM_LARGE = set(
+    (
+        "focalnet gemma4_vit hiera hieradet_sam2 inception_resnet_v2 inception_v4 levit mobilenetv5 naflexvit nasnet "
+        "nextvit pnasnet qwen3_vit deepseek_vit selecsls sequencer swin_transformer swin_transformer_v2 "
+        "swin_transformer_v2_cr tresnet vgg vision_transformer_hybrid vision_transformer_sam vitamin xception_aligned"
+    ).split()
 )
-def built(request: pytest.FixtureRequest) -> tuple[Backbone, dict[str, Tensor]]:
+"""Families of which the smallest network has more than 25 million parameters: that they are cut, the catalogue says."""
+HUGGINGFACE = tuple(f"hf:{kind}" for kind in TINY)
+FAMILIES = {**TORCHVISION, **TIMM, **TIMM_SLOW, **dict.fromkeys(HUGGINGFACE)}
+SLOW = {"maxvit_t", *TIMM_SLOW}
+
+
+def case(name: str) -> object:
+    package = library_of(name).package
+    missing = pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"needs {package}")
+    return pytest.param(name, marks=[missing, *([pytest.mark.slow] if name in SLOW else [])])
+
+
+@pytest.fixture(scope="module", params=[case(name) for name in FAMILIES])
+def built(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Backbone, dict[str, Tensor]]:
     """Built once for the tests of one family; with it the numbers that it began with."""
-    name: str = request.param
-    backbone = backbones.create(name, num_classes=CLASSES, weights="none", image_size=FAMILIES[name], seed=1)
+    family: str = request.param
+    name = family
+    if family in HUGGINGFACE:
+        kind = family.removeprefix("hf:")
+        folder = TINY[kind](tmp_path_factory.mktemp("network") / kind)
+        name = f"hf:{folder}"
+    backbone = backbones.create(name, num_classes=CLASSES, weights="none", image_size=FAMILIES[family], seed=1)
     return backbone, snapshot(backbone.module)
 
 
@@ -69,9 +160,23 @@ def restore(module: nn.Module, start: dict[str, Tensor]) -> None:
     module.zero_grad()
 
 
-def images_for(backbone: Backbone, count: int = 2) -> Tensor:
-    size = backbone.preprocessing.image_size
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+def inputs_for(backbone: Backbone, count: int = 2) -> Tensor:
+    """Images, or the tokens of texts of different lengths."""
+    generator = torch.Generator().manual_seed(0)
+    preprocessing = backbone.preprocessing
+    if isinstance(preprocessing, TextPreprocessing):
+        tokens = torch.randint(5, 20, (count, 7), generator=generator)
+        tokens[1:, 4:] = -1
+        return tokens
+    return torch.randn(count, 3, preprocessing.image_size, preprocessing.image_size, generator=generator)
+
+
+def borders_of(backbone: Backbone) -> list[int]:
+    """All, or of a network of many equal blocks six."""
+    deepest = len(backbone.layer_groups)
+    return (
+        sorted({1, 2, deepest - 1, deepest} | set(range(1, deepest + 1, max(1, deepest // 4)))) if deepest > 1 else [1]
+    )
 
 
 def depths_of(backbone: Backbone) -> list[int]:
@@ -89,19 +194,19 @@ def train_a_little(backbone: Backbone, depth: int) -> None:
     freeze_to(backbone, depth)
     optimizer = torch.optim.SGD(trainable_parameters(backbone).values(), lr=0.05)
     labels = torch.arange(2)
-    images = images_for(backbone)
+    inputs = inputs_for(backbone)
     for _ in range(2):
         train_mode(backbone, depth)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(backbone.module(images), labels).backward()
+        nn.functional.cross_entropy(backbone.module(inputs), labels).backward()
         nn.utils.clip_grad_norm_(trainable_parameters(backbone).values(), 1.0)
         optimizer.step()
 
 
-def test_images_go_in_and_one_logit_a_class_comes_out(backbone: Backbone) -> None:
+def test_images_or_tokens_go_in_and_one_logit_a_class_comes_out(backbone: Backbone) -> None:
     backbone.module.eval()
     with torch.no_grad():
-        assert backbone.module(images_for(backbone)).shape == (2, CLASSES)
+        assert backbone.module(inputs_for(backbone)).shape == (2, CLASSES)
 
 
 def test_groups_and_head_hold_every_parameter_and_buffer_exactly_once(backbone: Backbone) -> None:
@@ -154,7 +259,7 @@ def test_frozen_batch_norms_are_in_evaluation_mode_and_free_ones_in_training_mod
 
 
 def test_frozen_activations_are_the_same_in_every_pass(backbone: Backbone) -> None:
-    images = images_for(backbone)
+    images = inputs_for(backbone)
     depth = len(backbone.layer_groups)
     train_mode(backbone, depth)
     prefix = section(backbone, 0, depth)
@@ -164,12 +269,13 @@ def test_frozen_activations_are_the_same_in_every_pass(backbone: Backbone) -> No
 
 def test_every_border_between_groups_cuts_it_in_two_without_a_bit_of_difference(backbone: Backbone) -> None:
     backbone.module.eval()
-    images = images_for(backbone, count=1)
+    images = inputs_for(backbone)
     with torch.no_grad():
         whole = backbone.module(images)
-        for depth in range(1, len(backbone.layer_groups) + 1):
+        for depth in borders_of(backbone):
             stored, tail = section(backbone, 0, depth)(images), section(backbone, depth)
             kept = stored.clone()
+            assert len(stored) == len(images), "one row of activations for each image"
             assert torch.equal(tail(stored), whole)
             assert torch.equal(stored, kept), "the tail must not write into stored activations"
             free = {name for group in [*backbone.layer_groups[depth:], backbone.head] for name in group.tensors}
@@ -178,7 +284,7 @@ def test_every_border_between_groups_cuts_it_in_two_without_a_bit_of_difference(
 
 def test_its_sections_one_after_the_other_are_the_whole(backbone: Backbone) -> None:
     backbone.module.eval()
-    images = images_for(backbone, count=1)
+    images = inputs_for(backbone, count=1)
     deepest = len(backbone.layer_groups)
     with torch.no_grad():
         passed_on = images
@@ -189,7 +295,7 @@ def test_its_sections_one_after_the_other_are_the_whole(backbone: Backbone) -> N
 
 def test_a_tail_trains_to_the_very_weights_that_the_whole_does(backbone: Backbone) -> None:
     depth, start = len(backbone.layer_groups) // 2, snapshot(backbone.module)
-    images, labels = images_for(backbone), torch.arange(2)
+    images, labels = inputs_for(backbone), torch.arange(2)
 
     def after_a_step(from_activations: bool) -> dict[str, Tensor]:
         restore(backbone.module, start)
@@ -216,16 +322,14 @@ def test_a_tail_trains_to_the_very_weights_that_the_whole_does(backbone: Backbon
 
 def test_leaving_out_unread_tokens_changes_the_last_bits_alone(backbone: Backbone) -> None:
     backbone.module.eval()
-    images = images_for(backbone)
+    images = inputs_for(backbone)
     with torch.no_grad():
         torch.testing.assert_close(section(backbone, 0, exact=False)(images), backbone.module(images))
 
 
 def test_its_architecture_rebuilds_it_without_thawline(backbone: Backbone) -> None:
     architecture = json.loads(json.dumps(backbone.architecture))
-    rebuilt = build_without_memory(
-        lambda: torchvision.models.get_model(architecture["builder"], weights=None, **architecture["kwargs"])
-    )
+    rebuilt = build_without_memory(lambda: networks.build(architecture))
     assert {name: value.shape for name, value in rebuilt.state_dict().items()} == {
         name: value.shape for name, value in backbone.module.state_dict().items()
     }
@@ -236,4 +340,37 @@ def test_every_family_of_torchvision_is_tried_here() -> None:
         module = torchvision.models.get_model_builder(name).__module__
         return module.rpartition(".")[2]
 
-    assert {family(name) for name in FAMILIES} == {family(name) for name in backbones.names()}
+    assert {family(name) for name in TORCHVISION} == {family(name) for name in backbones.names() if "/" not in name}
+
+
+def test_every_family_of_timm_is_tried_here() -> None:
+    timm = pytest.importorskip("timm")
+
+    def family(name: str) -> str:
+        module: str = timm.models.model_entrypoint(name.removeprefix("timm/")).__module__
+        return module.rpartition(".")[2]
+
+    tried = {family(name) for name in TIMM | TIMM_SLOW}
+    assert not tried & TIMM_LARGE
+    assert tried | TIMM_LARGE == {family(name) for name in backbones.names("timm/")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(8))
+def test_every_network_of_timm_is_cut_as_the_catalogue_says_or_refused_as_it_says(part: int) -> None:
+    """Of all that the registry of timm holds, those whose name's checksum is in this run's share.
+
+    All of them take a quarter of an hour, so each part looks at one in sixteen.
+    """
+    pytest.importorskip("timm")
+    from thawline.backbones import _timm
+    from thawline.backbones._catalogue import catalogue_of
+
+    catalogue = catalogue_of("timm")
+    names = [name for name in _timm.list_names() if zlib.crc32(name.encode()) % 128 == part]
+    assert len(names) > 3
+    for name in names:
+        try:
+            assert _timm.inspect(name) == catalogue.infos[name]
+        except BackboneError as error:
+            assert str(error) == catalogue.refused[name]

@@ -83,7 +83,7 @@ def make_package(
         architecture={"builder": "mnasnet0_5", "kwargs": {"num_classes": 3, "dropout": 0.0}},
         classes=classes,
         preprocessing=PREPROCESSING,
-        example_image=picture("red"),
+        example=picture("red"),
         max_pixels=1_000_000,
         calibration=calibration,
         extra={"study": "birds", "trial": 7},

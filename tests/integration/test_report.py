@@ -136,6 +136,34 @@ def test_a_part_that_cannot_be_made_is_named_and_what_stands_for_it_is_taken(cap
     assert study_report._part("explanations", lambda: 3, 7) == 3
 
 
+def test_a_study_of_two_backbones_shows_and_records_the_thaw_line_of_each(
+    thawline: Callable[..., Any], tmp_path: Path, draw_pictures: Callable[..., Path]
+) -> None:
+    (tmp_path / "two.yaml").write_text(
+        "backbone: {weights: {mobilenet_v3_small: starter, squeezenet1_1: none}, image_size: 32}\n"
+        "space: {backbone: {mobilenet_v3_small: [6, 6], squeezenet1_1: [4, 4]}}\n"
+        "data: {workers: 1}\n"
+        "train: {epochs: 1, device: cpu}\n"
+        "tracking: {observe: false, system_metrics: false}\n"
+    )
+    ended = thawline(
+        *("search", draw_pictures(tmp_path / "shapes", 12), "--recipe", tmp_path / "two.yaml"),
+        *("--trials", "2", "--study", "two", "--json"),
+        home=tmp_path / "home",
+    )
+    assert ended.code == 0, ended.err
+    assert "the report lacks" not in ended.err
+    outcome = ended.json
+    assert {row["backbone"] for row in outcome["trials"]} == {"mobilenet_v3_small", "squeezenet1_1"}
+    shown = text_of(Path(outcome["report"]).read_text(encoding="utf-8"))
+    assert "The best of each backbone, on validation" in shown
+    assert shown.count("Its layer groups, from the input on: features.0") == 2
+    store = connect(f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}", home=tmp_path / "home", experiment="thawline")
+    files = paths(store.client, outcome["run_id"])
+    for name in ("mobilenet_v3_small", "squeezenet1_1"):
+        assert {f"figures/{kind}/{name}.svg" for kind in ("thaw_line", "surface", "time", "memory")} <= files
+
+
 def test_a_study_may_go_without(
     thawline: Callable[..., Any], tmp_path: Path, draw_pictures: Callable[..., Path]
 ) -> None:

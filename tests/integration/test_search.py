@@ -91,7 +91,7 @@ def test_prefect_holds_a_task_run_for_each_trial_and_both_artifacts(searched: An
         keys = {key for (key,) in database.execute("select key from artifact")}
         states = dict(database.execute("select name, state_name from task_run").fetchall())
     steps = {name.rpartition("-")[0] for name in names}
-    assert {"read data", "check backbones", "decode images", "register and judge", "promote"} <= steps
+    assert {"read data", "check backbones", "prepare inputs", "register and judge", "promote"} <= steps
     for row in trials(searched):
         name = next(
             name for name in names if name.startswith(f"trial-{row['trial']:02d} depth={row['freeze_depth']} lr=")

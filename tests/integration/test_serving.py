@@ -46,7 +46,7 @@ def store(shared: Path, own_home: Path, photograph: Path) -> MlflowStore:
         architecture=backbone.architecture,
         classes=classes,
         preprocessing=backbone.preprocessing,
-        example_image=photograph.read_bytes(),
+        example=photograph.read_bytes(),
     )
     run_id = store.client.create_run(store.experiment_id).info.run_id
     registry = MlflowRegistry(store)

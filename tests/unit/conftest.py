@@ -1,4 +1,4 @@
-"""Two packages: one names colours rightly, the other takes green for blue."""
+"""Packages: one names colours rightly, another takes green for blue, a third tells advertisements from notes."""
 
 from pathlib import Path
 
@@ -14,3 +14,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_package(tmp_path_factory.mktemp("other"), order=(0, 2, 1))
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from notes import make_text_package  # transformers takes seconds to load, and few tests need it
+
+    return make_text_package(tmp_path_factory.mktemp("texts"))

@@ -250,7 +250,7 @@ def test_what_mlflow_has_not_got_yet_stays(pets: Study, own_home: Path) -> None:
 
 
 def test_cache_entries_go_by_their_last_use(own_home: Path) -> None:
-    for kind, suffix in (("decoded", "npy"), ("activations", "bin")):
+    for kind, suffix in (("decoded", "npy"), ("tokens", "npy"), ("activations", "bin")):
         for digest, days in (("old", 45.0), ("used", 45.0), ("young", 1.0), ("half", 45.0)):
             folder = own_home / "cache" / kind
             for name in (f"{digest}.partial",) if digest == "half" else (f"{digest}.{suffix}", f"{digest}.json"):
@@ -258,13 +258,13 @@ def test_cache_entries_go_by_their_last_use(own_home: Path) -> None:
             grow_old(write(folder / f"{digest}.lock", b""), days)
         os.utime(own_home / "cache" / kind / "used.json")  # what whoever opens an entry does
     before = snapshot(own_home)
-    found, failures = clean(own_home, "decoded", "activations")
+    found, failures = clean(own_home, "decoded", "tokens", "activations")
     assert failures == []
     assert gone(before, own_home) == {
-        *(f"cache/decoded/{name}" for name in ("old.npy", "old.json", "half.partial")),
+        *(f"cache/{kind}/{name}" for kind in ("decoded", "tokens") for name in ("old.npy", "old.json", "half.partial")),
         *(f"cache/activations/{name}" for name in ("old.bin", "old.json", "half.partial")),
     }
-    assert found.bytes == 300
+    assert found.bytes == 450
 
 
 def test_an_entry_that_is_being_built_or_was_just_used_stays(own_home: Path) -> None:

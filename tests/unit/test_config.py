@@ -103,6 +103,30 @@ def test_the_fingerprint_changes_with_what_makes_trials_incomparable_and_only_th
     assert fingerprint(backbone={"name": "resnet34"}) != known
 
 
+def test_what_thaws_is_one_of_what_there_is_and_within_its_range() -> None:
+    with pytest.raises(ConfigError) as caught:
+        SearchConfig.build(
+            DATA,
+            {
+                "train": {"policy": "all", "layer_decay": 1.5, "ema": 1.0, "thaw_patience": 0, "batch_norm": "eval"},
+                "space": {"policy": [], "layer_decay": [0.5, 1.5], "batch_norm": ["train_all", "train_all"]},
+            },
+        )
+    message = str(caught.value)
+    for key in ("train.policy", "train.layer_decay", "train.ema", "train.thaw_patience", "train.batch_norm"):
+        assert key in message
+    assert "layer_decay: 0 < low <= high <= 1 must hold, but got [0.5, 1.5]" in message
+    assert "policy: must list at least one choice, each once, but got []" in message
+    assert "batch_norm: must list at least one choice, each once" in message
+
+
+def test_a_soup_is_made_of_the_same_trials_and_how_they_thaw_makes_them_others() -> None:
+    known = SearchConfig.build(DATA).fingerprint("d")
+    assert SearchConfig.build(DATA, {"study": {"soup": True}}).fingerprint("d") == known
+    for train in ({"policy": "gradual"}, {"batch_norm": "train_all"}, {"ema": 0.9}, {"thaw_fraction": 0.3}):
+        assert SearchConfig.build(DATA, {"train": train}).fingerprint("d") != known
+
+
 def test_the_flat_configuration_holds_every_key() -> None:
     flat = flatten(SearchConfig.build(DATA))
     assert flat["data.path"] == "photos"

@@ -173,7 +173,7 @@ def folder(known: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         architecture={"builder": "squeezenet1_1", "kwargs": {"num_classes": 3}},
         classes=CLASSES,
         preprocessing=PREPROCESSING,
-        example_image=files[0].read_bytes(),
+        example=files[0].read_bytes(),
     )
 
 

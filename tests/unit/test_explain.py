@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,36 @@ def test_a_maxvit_is_explained_by_integrated_gradients_and_refuses_grad_cam() ->
     assert explainer(pictures(1, 0)[0], [0]).max() == 1
     with pytest.raises(ConfigError, match=r"MaxVit has attention.*--method integrated-gradients or occlusion"):
         Explainer(network, SIZE, "grad-cam")
+
+
+class Deciding(nn.Module):
+    """Looks at its images before it goes on, as HuggingFace's networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = convolutional()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.mean() > 100:
+            return images.flatten(1)[:, :3]
+        answer: torch.Tensor = self.layers(images)
+        return answer
+
+
+def test_a_network_that_cannot_be_traced_is_explained_by_integrated_gradients_and_refuses_grad_cam() -> None:
+    torch.manual_seed(0)
+    network = Deciding()
+    explainer = Explainer(network, SIZE)
+    assert explainer.method == "integrated-gradients"
+    assert explainer(pictures(2, 0)[0], [0, 1]).max() == 1
+    with pytest.raises(ConfigError, match=r"its last maps cannot be found\. Use --method integrated-gradients"):
+        Explainer(network, SIZE, "grad-cam")
+
+
+def test_pictures_of_a_backbone_of_texts_are_refused() -> None:
+    backbone = SimpleNamespace(name="hf:encoder", preprocessing=backbones.TextPreprocessing("{}", 16))
+    with pytest.raises(ConfigError, match=r"^hf:encoder reads texts, but explanations are drawn on pictures"):
+        explained_pictures(backbone, np.zeros((1, 8, 8, 3), np.uint8), [0])  # type: ignore[arg-type]
 
 
 def test_a_class_that_nothing_speaks_for_has_an_empty_map() -> None:

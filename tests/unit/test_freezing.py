@@ -81,6 +81,27 @@ def test_thawing_again_gives_everything_back(backbone: Backbone) -> None:
     assert all(module.training for module in backbone.module.modules())
 
 
+@pytest.mark.parametrize("depth", [0, 2])
+def test_batch_norms_of_thawed_groups_normalise_by_their_statistics_unless_all_of_them_is_trained(
+    backbone: Backbone, images: torch.Tensor, depth: int
+) -> None:
+    norms = {name for name, module in backbone.module.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    buffers = {name: tensor.clone() for name, tensor in backbone.module.named_buffers()}
+    free = {}
+    for batch_norm in ("frozen_eval", "train_affine", "train_all"):
+        freeze_to(backbone, depth, batch_norm=batch_norm)
+        train_mode(backbone, depth, batch_norm=batch_norm)
+        free[batch_norm] = set(trainable_parameters(backbone))
+        backbone.module(images)
+        moved = {name for name, tensor in backbone.module.named_buffers() if not torch.equal(tensor, buffers[name])}
+        assert bool(moved) == (batch_norm == "train_all")
+        assert backbone.module.get_submodule("classifier.0").training, "dropout is on"
+    frozen = {name for group in backbone.layer_groups[:depth] for name in group.tensors}
+    affine = {f"{norm}.{name}" for norm in norms for name in ("weight", "bias")}
+    assert free["train_affine"] == free["train_all"]
+    assert free["train_all"] - free["frozen_eval"] == affine - frozen != set()
+
+
 def test_an_old_gradient_does_not_outlive_freezing(backbone: Backbone, images: torch.Tensor) -> None:
     backbone.module(images).sum().backward()
     freeze_to(backbone, 2)

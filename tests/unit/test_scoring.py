@@ -1,4 +1,4 @@
-"""Batch scoring: a row for every file, bad ones with a reason, and nothing computed twice."""
+"""Batch scoring: a row for every file or text, bad ones with a reason, and nothing computed twice."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_every_file_has_a_row_and_a_bad_one_a_reason(
     store_with_champion: MlflowStore, pictures: Path, tmp_path: Path
 ) -> None:
     summary = run(store_with_champion, pictures, tmp_path / "out.parquet")
-    assert (summary.version, summary.files, summary.bad, summary.resumed) == ("1", 10, 1, 0)
+    assert (summary.version, summary.items, summary.bad, summary.resumed) == ("1", 10, 1, 0)
     table = pd.read_parquet(tmp_path / "out.parquet").set_index("path")
     bad = table.loc[str(pictures / "broken.jpg")]
     assert pd.isna(bad["class"])
@@ -73,11 +73,11 @@ def test_an_interrupted_run_is_gone_on_with_and_a_torn_part_is_computed_again(
     computed: list[int] = []
     probabilities = ServedModel.probabilities
 
-    def counted(self: ServedModel, pixels: list[object]) -> list[list[float]]:
-        computed.append(len(pixels))
+    def counted(self: ServedModel, prepared: list[object]) -> list[list[float]]:
+        computed.append(len(prepared))
         if sum(computed) > 8:
             raise KeyboardInterrupt
-        return probabilities(self, pixels)
+        return probabilities(self, prepared)
 
     out = tmp_path / "out.parquet"
     out.write_bytes(b"what was there")
@@ -128,3 +128,60 @@ def test_what_cannot_be_scored_is_said_before_anything_is_computed(
             run(store_with_champion, source, tmp_path / out)
     with pytest.raises(RegistryError, match="No model 'cats'"):
         run(store_with_champion, pictures, tmp_path / "out.parquet", model="cats")
+
+
+@pytest.fixture
+def store_of_texts(store: MlflowStore, text_folder: Path) -> MlflowStore:
+    MlflowRegistry(store).set_alias("notes", "champion", register(store, text_folder, "notes"))
+    return store
+
+
+def test_every_text_of_a_table_has_a_row_in_order_and_an_empty_one_a_reason(
+    store_of_texts: MlflowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from notes import ADVERTISEMENTS, FRIENDLY
+
+    monkeypatch.setattr(scoring, "_PART", 4)
+    texts = [*FRIENDLY, " ", *ADVERTISEMENTS, "see you, at lunch"]
+    pd.DataFrame({"id": range(8), "text": texts}).to_csv(tmp_path / "texts.csv", index=False)
+    out = tmp_path / "out.parquet"
+    summary = run(store_of_texts, tmp_path / "texts.csv", out, model="notes")
+    assert (summary.items, summary.bad, summary.resumed) == (8, 1, 0)
+    assert str(summary).startswith("8 texts scored by notes version 1: ")
+    table = pd.read_parquet(out)
+    assert list(table.columns) == ["row", "text", "class", "probability", "probabilities", "error"]
+    assert list(table["row"]) == list(range(1, 9))
+    assert [text.strip() for text in table["text"]] == [text.strip() for text in texts]
+    assert list(table["class"].fillna("")) == ["ham"] * 3 + [""] + ["spam"] * 3 + ["ham"]
+    assert table["error"].dropna().to_dict() == {3: "the text is empty"}
+
+
+def test_scoring_texts_is_gone_on_with_after_an_interruption_and_begun_anew_with_other_texts(
+    store_of_texts: MlflowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "_PART", 2)
+    source, out = tmp_path / "texts.txt", tmp_path / "out.parquet"
+
+    def killed(self: object) -> None:
+        raise KeyboardInterrupt
+
+    resumed = []
+    for lines in ("win a prize\nsee you\ncall me now", "win a prize\nsee you\ncall me later"):
+        source.write_text("win a prize\nsee you\ncall me now")
+        with monkeypatch.context() as patch:
+            patch.setattr(scoring._Parts, "join", killed)
+            with pytest.raises(KeyboardInterrupt):
+                run(store_of_texts, source, out, model="notes")
+        source.write_text(lines)
+        resumed.append(run(store_of_texts, source, out, model="notes").resumed)
+        assert list(pd.read_parquet(out)["text"]) == lines.split("\n")
+    assert resumed == [3, 0]
+
+
+def test_a_file_without_texts_and_a_folder_are_refused_for_a_model_of_texts(
+    store_of_texts: MlflowStore, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.txt").write_text("\n")
+    for source, sentence in ((tmp_path / "empty.txt", "holds no text"), (tmp_path, "is a folder")):
+        with pytest.raises(DataError, match=sentence):
+            run(store_of_texts, source, tmp_path / "out.parquet", model="notes")

@@ -1,6 +1,6 @@
-"""Filling the store: one pass over the images, a file for every border that it goes through."""
+"""Filling the store: one pass over the data, a file for every border that it goes through."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import pairwise
 
@@ -36,13 +36,14 @@ def fill(
     Args:
         store: where to.
         backbone: with the weights that the keys name; its module is left in evaluation mode.
-        inputs: images.
+        inputs: images, or texts, of whose activations behind all but the last layer group a row for each token is
+            stored.
         epoch: whose view of the images is stored.
         keys: by boundary, at least 1.
         runtime: device and precision, as the keys say.
         batch_size: images at a time.
         block_bytes: of the largest activations in a block, which is what is computed again after a builder was killed.
-        on_progress: called with (images done, images in all).
+        on_progress: called with (images or texts done, those in all).
 
     Returns:
         The boundaries that could not be stored, and why: no room, or numbers too large for the type.
@@ -60,7 +61,7 @@ def fill(
 
 
 class _Pass:
-    """One pass over the images."""
+    """One pass over the data."""
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class _Pass:
     ) -> None:
         self.store, self.inputs, self.epoch, self.keys = store, inputs, epoch, keys
         self.runtime, self.batch_size = runtime, batch_size
+        self.deepest = len(backbone.layer_groups)
         self.sections: dict[int, nn.Module] = {
             stop: section(backbone, start, stop) for start, stop in pairwise([0, *keys])
         }
@@ -98,37 +100,71 @@ class _Pass:
         return self.refused
 
     def _begin(self) -> None:
-        """Learn the shapes from two images, and open a file for each boundary."""
+        """Learn the shapes from two rows, and open a file for each boundary."""
         sample = np.arange(min(2, len(self.inputs)))
         for _, batch in batches(self.inputs, [sample], self.epoch, self.runtime):
             for boundary, activations in self._through(batch):
+                key, starts = self.keys[boundary], self._starts(boundary)
                 try:
-                    self.writers[boundary] = self.store.writer(self.keys[boundary], activations, len(self.inputs))
+                    self.writers[boundary] = self.store.writer(key, activations, int(starts[-1]))
                 except ActivationError as error:
                     self.refused[boundary] = str(error)
 
+    def _starts(self, boundary: int) -> np.ndarray:
+        """Where each image's or text's rows begin in the file of a boundary, and at last their number."""
+        if self._has_tokens(boundary):
+            return np.concatenate([[0], np.cumsum(self.inputs.lengths, dtype=np.int64)])
+        return np.arange(len(self.inputs) + 1)
+
+    def _has_tokens(self, boundary: int) -> bool:
+        """Whether a file has a row for each token: behind its last layer group a text has one row."""
+        return self.inputs.lengths is not None and boundary < self.deepest
+
     def _go_back_to_common_row(self) -> int:
         """The last row at which all files have a block's end; builders of other boundaries had other blocks."""
-        writers = list(self.writers.values())
-        while len({writer.rows_done for writer in writers}) > 1:
-            least = min(writer.rows_done for writer in writers)
-            for writer in writers:
-                writer.rewind(least)
-        return writers[0].rows_done if writers else len(self.inputs)
+        done = {b: int(np.searchsorted(self._starts(b), writer.rows_done)) for b, writer in self.writers.items()}
+        while len(set(done.values())) > 1:
+            least = min(done.values())
+            for boundary, writer in self.writers.items():
+                writer.rewind(int(self._starts(boundary)[least]))
+                done[boundary] = int(np.searchsorted(self._starts(boundary), writer.rows_done))
+        return min(done.values(), default=len(self.inputs))
 
     def _rows_per_block(self, block_bytes: int) -> int:
         """The same for all files, so that a pass that goes on finds them all at the end of a block."""
-        largest = max((writer.layout.row_bytes for writer in self.writers.values()), default=1)
-        return max(1, block_bytes // largest // self.batch_size) * self.batch_size
+        largest = max((writer.layout.bytes // len(self.inputs) for writer in self.writers.values()), default=1)
+        return max(1, block_bytes // max(1, largest) // self.batch_size) * self.batch_size
 
     def _block(self, rows: np.ndarray) -> None:
-        parts = np.split(rows, range(self.batch_size, len(rows), self.batch_size))
-        for _, batch in batches(self.inputs, parts, self.epoch, self.runtime):
-            for boundary, activations in self._through(batch):
-                if boundary in self.writers:
-                    self._guarded(boundary, lambda writer: writer.write(activations))  # noqa: B023  called at once
+        if self.inputs.lengths is None:
+            for _, passed in self._computed(rows):
+                self._write(passed)
+        else:
+            self._write(self._by_length(rows, self.inputs.lengths))
         for boundary in list(self.writers):
             self._guarded(boundary, ActivationWriter.end_block)
+
+    def _computed(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, list[tuple[int, Tensor]]]]:
+        """The rows of each batch, and their activations at every boundary."""
+        parts = np.split(rows, range(self.batch_size, len(rows), self.batch_size))
+        for part, batch in batches(self.inputs, parts, self.epoch, self.runtime):
+            yield part, self._through(batch)
+
+    def _by_length(self, rows: np.ndarray, lengths: np.ndarray) -> list[tuple[int, Tensor]]:
+        """The activations of a block of texts, computed in batches of alike lengths, and put back in order."""
+        order = rows[np.argsort(lengths[rows], kind="stable")]
+        texts: dict[int, list[Tensor]] = {}
+        for part, passed in self._computed(order):
+            for boundary, activations in passed:
+                sizes = lengths[part].tolist() if self._has_tokens(boundary) else [1] * len(part)
+                texts.setdefault(boundary, []).extend(activations.split(sizes))
+        places = np.argsort(order)
+        return [(boundary, torch.cat([found[i] for i in places])) for boundary, found in texts.items()]
+
+    def _write(self, passed: list[tuple[int, Tensor]]) -> None:
+        for boundary, activations in passed:
+            if boundary in self.writers:
+                self._guarded(boundary, lambda writer: writer.write(activations))  # noqa: B023  called at once
 
     def _guarded(self, boundary: int, write: Callable[[ActivationWriter], None]) -> None:
         """Write; a disk that is full or numbers that do not fit end this file, and no other."""
@@ -139,12 +175,12 @@ class _Pass:
             self.refused[boundary] = str(error)
 
     def _through(self, batch: Tensor) -> list[tuple[int, Tensor]]:
-        """The activations of a batch at every boundary."""
+        """The activations of a batch at every boundary, rows as they are stored."""
         passed = []
         for boundary, part in self.sections.items():
             with self.runtime.autocast():
                 batch = part(batch)
-            passed.append((boundary, batch))
+            passed.append((boundary, batch[batch[..., -1] > 0][:, :-1] if self._has_tokens(boundary) else batch))
         return passed
 
     def _close(self) -> None:

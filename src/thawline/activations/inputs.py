@@ -9,7 +9,7 @@ from torch import Tensor
 from thawline.activations.store import Activations
 from thawline.training import Augmentation, Runtime
 
-__all__ = ["ActivationInputs"]
+__all__ = ["ActivationInputs", "TextActivationInputs"]
 
 _RESIDENT_IN_MEMORY = 256_000_000
 """Bytes that a trial keeps in memory: what lies behind all layer groups nearly always fits."""
@@ -29,30 +29,80 @@ class ActivationInputs:
         boundary: int,
         runtime: Runtime,
         augmentation: Augmentation | None = None,
+        lengths: np.ndarray | None = None,
     ) -> None:
-        """Take the files of ``augmentation.stored_views``, in that order, and labels int64 ``[N]``."""
-        self.labels, self.boundary = labels, boundary
-        self._views, self._runtime = views, runtime
+        """Take the files of ``augmentation.stored_views``, in that order, labels int64 ``[N]``, and of texts the number
+        of their tokens int32 ``[N]``, so that batches are those that tokens would be in."""
+        self.labels, self.boundary, self.lengths = labels, boundary, lengths
+        self._runtime = runtime
         self._augmentation = augmentation or Augmentation()
-        self._resident: list[Tensor] | None = None
-        if sum(view.bytes for view in views) <= _room(runtime.device):
-            self._resident = [view.physical(slice(None)).to(runtime.device) for view in views]
+        fit = sum(view.bytes for view in views) <= _room(runtime.device)
+        self._views = [_Rows(view, runtime.device if fit else None) for view in views]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, rows: np.ndarray, epoch: int) -> Tensor:
         """Activations ``[n, …]``, as they are stored."""
-        view = self._augmentation.view_of(epoch) or 0
-        if self._resident is not None:
-            indices = torch.from_numpy(rows).to(self._runtime.device)
-            return self._views[view].arrange(self._resident[view][indices])
-        return self._views[view].rows(rows)
+        return self._views[self._augmentation.view_of(epoch) or 0].take(rows)
 
     def prepare(self, read: Tensor, rows: np.ndarray, epoch: int) -> Tensor:
         """The same on the device; what was shortened to half precision is single precision again."""
-        moved = read.to(self._runtime.device, non_blocking=True)
-        return moved.float() if moved.dtype == torch.float16 else moved
+        return _on_device(read, self._runtime.device)
+
+
+class TextActivationInputs:
+    """What a text network makes of each token, at a border before its last layer group: texts differ in length.
+
+    The file has a row for each token of all texts, one text after the other, and none for padding.
+    """
+
+    def __init__(
+        self, activations: Activations, lengths: np.ndarray, labels: np.ndarray, boundary: int, runtime: Runtime
+    ) -> None:
+        """Take rows ``[sum(lengths), H]``, the tokens of each text int32 ``[N]`` and labels int64 ``[N]``."""
+        self.labels, self.boundary, self.lengths = labels, boundary, lengths
+        self._starts = np.cumsum(lengths, dtype=np.int64) - lengths
+        self._runtime = runtime
+        self._rows = _Rows(activations, runtime.device if activations.bytes <= _room(runtime.device) else None)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, rows: np.ndarray, epoch: int) -> Tensor:
+        """``[n, T, H + 1]``, zeros behind the end of each text; the last channel is 1 where there is a token."""
+        lengths = self.lengths[rows]
+        tokens = self._rows.take(
+            np.concatenate([np.arange(self._starts[row], self._starts[row] + self.lengths[row]) for row in rows])
+        )
+        there = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).to(tokens.device)
+        activations = tokens.new_zeros(*there.shape, tokens.shape[1] + 1)
+        activations[there] = torch.nn.functional.pad(tokens, (0, 1), value=1.0)
+        return activations
+
+    def prepare(self, read: Tensor, rows: np.ndarray, epoch: int) -> Tensor:
+        """The same on the device; what was shortened to half precision is single precision again."""
+        return _on_device(read, self._runtime.device)
+
+
+class _Rows:
+    """Rows of a file, all of them kept on a device if one is given."""
+
+    def __init__(self, activations: Activations, device: torch.device | None) -> None:
+        self._activations = activations
+        self._resident = None if device is None else activations.physical(slice(None)).to(device)
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        """Some rows, ``[n, …]``, in the type and memory order that they were computed in."""
+        if self._resident is None:
+            return self._activations.rows(rows)
+        indices = torch.from_numpy(rows).to(self._resident.device)
+        return self._activations.arrange(self._resident[indices])
+
+
+def _on_device(read: Tensor, device: torch.device) -> Tensor:
+    moved = read.to(device, non_blocking=True)
+    return moved.float() if moved.dtype == torch.float16 else moved
 
 
 def _room(device: torch.device) -> int:

@@ -8,7 +8,7 @@ from thawline.config import TrainConfig
 __all__ = ["Plan", "Profile", "make_plan"]
 
 _HALF_PRECISION_LIMIT = 6000.0
-"""A tenth of the largest number in half precision: other images may have larger ones than those profiled."""
+"""A tenth of the largest number in half precision: other rows may have larger ones than those profiled."""
 
 
 _LARGEST_EXACT = 3
@@ -17,7 +17,10 @@ ones lie behind the first few layers, which cost about as much as reading what t
 
 
 class Profile(BaseModel):
-    """What one backbone costs on this machine, in the best of the ways to compute it that were tried."""
+    """What one backbone costs on this machine, in the best of the ways to compute it that were tried.
+
+    A row is an image, or a text of the mean length.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -27,19 +30,19 @@ class Profile(BaseModel):
     groups: tuple[str, ...]
     """Names of the layer groups."""
     forward: tuple[float, ...]
-    """Seconds an image through each layer group, and through the head, in evaluation mode."""
+    """Seconds a row through each layer group, and through the head, in evaluation mode."""
     training: tuple[float, ...]
-    """Seconds an image forward and backward, the same."""
+    """Seconds a row forward and backward, the same."""
     parameters: tuple[int, ...]
     """Number of parameters, the same."""
     numbers: tuple[int, ...]
-    """Numbers an image behind each layer group."""
+    """Numbers of a row that are stored behind each layer group."""
     computed_as: tuple[StoredType, ...]
     """Their type, the same."""
     largest: tuple[float, ...]
     """The largest absolute value among them, the same."""
-    image_seconds: float
-    """To read and normalise an image."""
+    input_seconds: float
+    """To read and prepare a row for the network."""
     step_seconds: float
     """Of the optimizer, for one parameter."""
     read_bytes_per_second: float
@@ -60,18 +63,18 @@ class Plan(BaseModel):
     """Numbers of layer groups behind which activations are stored."""
     stored_as: dict[int, StoredType] = {}
     bytes: int = 0
-    train_images: int
-    validation_images: int
+    train_rows: int
+    validation_rows: int
     epochs: int
     batch_size: int
     views: int | None
-    """Views of every training image that are stored; ``None`` if each epoch has a new one and none is."""
+    """Views of every training row that are stored; ``None`` if each epoch has a new one and none is."""
     trials: int
     depths: tuple[int, int]
     """Smallest and largest freeze depth."""
 
     def boundary_for(self, depth: int) -> int:
-        """The last stored boundary that a trial of this freeze depth can begin at; 0 for images."""
+        """The last stored boundary that a trial of this freeze depth can begin at; 0 for images or tokens."""
         return max((boundary for boundary in self.boundaries if boundary <= depth), default=0)
 
     def trial_seconds(self, depth: int, epochs: int) -> float:
@@ -82,8 +85,8 @@ class Plan(BaseModel):
         """What filling the store should take."""
         if not self.boundaries:
             return 0.0
-        forward = self.profile.image_seconds + sum(self.profile.forward[: max(self.boundaries)])
-        passes = self.validation_images + (self.views or 0) * self.train_images
+        forward = self.profile.input_seconds + sum(self.profile.forward[: max(self.boundaries)])
+        passes = self.validation_rows + (self.views or 0) * self.train_rows
         return passes * forward + self.bytes / self.profile.write_bytes_per_second
 
     def search_seconds(self) -> float:
@@ -104,7 +107,7 @@ class Plan(BaseModel):
     def lines(self) -> list[str]:
         """The plan in two sentences."""
         profile = self.profile
-        way = f"{profile.precision}, {'channels last' if profile.channels_last else 'channels first'}"
+        way = f"{profile.precision}, channels last" if profile.channels_last else profile.precision
         if not self.boundaries:
             return [
                 f"plan: stores nothing, trains in {way}",
@@ -120,7 +123,7 @@ class Plan(BaseModel):
 
     def bytes_of(self, boundary: int) -> int:
         """Size of what is stored behind a boundary."""
-        return self._row_bytes(boundary) * (self.validation_images + (self.views or 0) * self.train_images)
+        return self._row_bytes(boundary) * (self.validation_rows + (self.views or 0) * self.train_rows)
 
     def _row_bytes(self, boundary: int) -> int:
         return self.profile.numbers[boundary - 1] * (4 if self.stored_as[boundary] == "float32" else 2)
@@ -128,21 +131,21 @@ class Plan(BaseModel):
     def _epoch_seconds(self, depth: int) -> float:
         profile = self.profile
         stored = self.boundary_for(depth)
-        from_images = 0 if self.views is None else stored
-        training = self._input_seconds(from_images) + sum(profile.forward[from_images:depth])
+        from_start = 0 if self.views is None else stored
+        training = self._input_seconds(from_start) + sum(profile.forward[from_start:depth])
         validation = self._input_seconds(stored) + sum(profile.forward[stored:])
         free = sum(profile.parameters[depth:])
-        steps = self.train_images / self.batch_size
+        steps = self.train_rows / self.batch_size
         return (
-            self.train_images * (training + sum(profile.training[depth:]))
-            + self.validation_images * validation
+            self.train_rows * (training + sum(profile.training[depth:]))
+            + self.validation_rows * validation
             + steps * free * profile.step_seconds
             + 12 * free / profile.write_bytes_per_second  # a checkpoint: weights and two moments
         )
 
     def _input_seconds(self, boundary: int) -> float:
         if boundary == 0:
-            return self.profile.image_seconds
+            return self.profile.input_seconds
         return self._row_bytes(boundary) / self.profile.read_bytes_per_second
 
 
@@ -150,13 +153,13 @@ def make_plan(
     profile: Profile,
     config: TrainConfig,
     *,
-    train_images: int,
-    validation_images: int,
+    train_rows: int,
+    validation_rows: int,
     views: int | None,
     trials: int,
     depths: tuple[int, int],
     budget: int,
-    image_numbers: int,
+    input_numbers: int,
 ) -> Plan:
     """Choose the boundaries to store: one after the other the one that saves the most time for its bytes.
 
@@ -167,21 +170,21 @@ def make_plan(
     Args:
         profile: what was measured.
         config: epochs, batch size, and whether results must be exact.
-        train_images: their number.
-        validation_images: their number.
-        views: views of each training image, at least 1; ``None`` if every epoch has a new one.
+        train_rows: their number.
+        validation_rows: their number.
+        views: views of each training row, at least 1; ``None`` if every epoch has a new one.
         trials: number of trials that are left.
         depths: smallest and largest freeze depth.
         budget: bytes that may be stored; 0 stores nothing.
-        image_numbers: numbers an image has as the network sees it.
+        input_numbers: numbers a row has as the network sees it.
     """
     deepest = len(profile.groups)
     stored_as: dict[int, StoredType] = {b: _stored_as(profile, b, config.exact) for b in range(1, deepest + 1)}
     plan = Plan(
         profile=profile,
         stored_as=stored_as,
-        train_images=train_images,
-        validation_images=validation_images,
+        train_rows=train_rows,
+        validation_rows=validation_rows,
         epochs=config.epochs,
         batch_size=config.batch_size,
         views=views,
@@ -191,7 +194,7 @@ def make_plan(
     candidates = list(range(max(1, depths[0]), depths[1] + 1))
     if config.exact:
         for boundary in reversed(candidates):
-            small = profile.numbers[boundary - 1] <= _LARGEST_EXACT * image_numbers
+            small = profile.numbers[boundary - 1] <= _LARGEST_EXACT * input_numbers
             if small and plan.bytes + plan.bytes_of(boundary) <= budget:
                 plan = _with(plan, boundary)
         return plan

@@ -1,4 +1,4 @@
-"""Measuring what a backbone costs here: a few batches, a few seconds, on the real images."""
+"""Measuring what a backbone costs here: a few batches, a few seconds, on the real data."""
 
 import hashlib
 import os
@@ -20,12 +20,12 @@ from thawline.activations.store import StoredType
 from thawline.backbones import Backbone, section
 from thawline.config import TrainConfig
 from thawline.freezing import freeze_to, train_mode
-from thawline.training import Hyperparameters, ImageInputs, Inputs, Runtime, batches, runtime_for
+from thawline.training import Hyperparameters, Inputs, Runtime, batches, runtime_for
 from thawline.training.optim import build_optimizer
 
 __all__ = ["profile"]
 
-_MODE_IMAGES = 8
+_MODE_ROWS = 8
 _SHORTER_PRECISION_GAIN, _OTHER_ORDER_GAIN = 1.3, 1.15
 """How many times faster another way must be to be taken: a choice that hangs on a few per cent would change from run to
 run, and with it the last digits of all results; bf16 costs more digits."""
@@ -40,7 +40,7 @@ _DISK_SAMPLE = 16 * 2**20
 
 def profile(
     make_backbone: Callable[[], Backbone],
-    make_inputs: Callable[[Runtime], ImageInputs],
+    make_inputs: Callable[[Runtime], Inputs],
     hyperparameters: Hyperparameters,
     config: TrainConfig,
     folder: Path,
@@ -49,7 +49,7 @@ def profile(
 
     Args:
         make_backbone: builds it; its time counts, as every trial does so.
-        make_inputs: training images for a runtime.
+        make_inputs: training images or tokens for a runtime.
         hyperparameters: of any trial; the optimizer's kind matters.
         config: ``auto`` in ``precision`` and ``channels_last`` is settled here, on a CPU by measurement.
         folder: on the disk that checkpoints and activations go to.
@@ -57,10 +57,10 @@ def profile(
     started = time.perf_counter()
     backbone = make_backbone()
     start_seconds = time.perf_counter() - started
-    runtime, image_seconds = _fastest(backbone, make_inputs, config)
-    count = int(np.clip(_PASS_SECONDS / image_seconds, 2, config.batch_size))
+    runtime, input_seconds = _fastest(backbone, make_inputs, config)
+    count = int(np.clip(_PASS_SECONDS / input_seconds, 2, config.batch_size))
     inputs = make_inputs(runtime)
-    rows = np.arange(min(count, len(inputs)))
+    rows = _typical(inputs, count)
     with _settled(backbone, runtime):
         forward, passed = _forward(backbone, inputs, rows, runtime, config.exact)
         training = _training(backbone, passed, runtime, config.exact)
@@ -75,10 +75,10 @@ def profile(
             forward=tuple(forward),
             training=tuple(training),
             parameters=tuple(parameters),
-            numbers=tuple(batch[0].numel() for batch in activations),
+            numbers=tuple(_numbers(batch, inputs.lengths is not None) for batch in activations),
             computed_as=tuple(_TYPES[batch.dtype] for batch in activations),
             largest=tuple(float(batch.abs().max()) for batch in activations),
-            image_seconds=_median(lambda: _read(inputs, rows, runtime), runtime) / len(rows),
+            input_seconds=_median(lambda: _read(inputs, rows, runtime), runtime) / len(rows),
             step_seconds=_step_seconds(backbone, hyperparameters, config, runtime) / sum(parameters),
             read_bytes_per_second=_read_speed(activations[0]),
             write_bytes_per_second=_write_speed(folder),
@@ -87,15 +87,17 @@ def profile(
 
 
 def _fastest(
-    backbone: Backbone, make_inputs: Callable[[Runtime], ImageInputs], config: TrainConfig
+    backbone: Backbone, make_inputs: Callable[[Runtime], Inputs], config: TrainConfig
 ) -> tuple[Runtime, float]:
-    """The fastest way to train all of it, and its seconds an image."""
+    """The fastest way to train all of it, and its seconds a row."""
     usual = runtime_for(config)
+    if not any(parameter.ndim == 4 for parameter in backbone.module.parameters()):  # without convolutions
+        usual = replace(usual, channels_last=False)
     measured: dict[Runtime, float] = {}
     for runtime in _ways(usual, config):
         with _settled(backbone, runtime):
             inputs = make_inputs(runtime)
-            ((_, batch),) = batches(inputs, [np.arange(min(_MODE_IMAGES, len(inputs)))], 0, runtime)
+            ((_, batch),) = batches(inputs, [_typical(inputs, _MODE_ROWS)], 0, runtime)
             train_mode(backbone, 0)
             whole = section(backbone, 0, exact=config.exact)
             measured[runtime] = _median(lambda: _train(whole, batch, runtime), runtime, repeats=2) / len(batch)  # noqa: B023
@@ -115,8 +117,21 @@ def _ways(usual: Runtime, config: TrainConfig) -> list[Runtime]:
     types = [usual.autocast_dtype]
     if free and config.precision == "auto":
         types.append(torch.bfloat16)
-    orders = [True, False] if free and config.channels_last == "auto" else [usual.channels_last]
+    orders = [True, False] if free and usual.channels_last and config.channels_last == "auto" else [usual.channels_last]
     return [replace(usual, autocast_dtype=kind, channels_last=order) for kind, order in product(types, orders)]
+
+
+def _typical(inputs: Inputs, count: int) -> np.ndarray:
+    """Rows to measure with: the first images, or texts of about the mean length, which cost what a text costs."""
+    if inputs.lengths is None:
+        return np.arange(min(count, len(inputs)))
+    return np.sort(np.argsort(np.abs(inputs.lengths - inputs.lengths.mean()), kind="stable")[:count])
+
+
+def _numbers(batch: Tensor, is_of_texts: bool) -> int:
+    """Numbers of a row that are stored: not the channel of a text's tokens that tells where there is one."""
+    per_row = batch[0].numel()
+    return per_row - batch.shape[1] if is_of_texts and batch.ndim == 3 else per_row
 
 
 @contextmanager
@@ -131,7 +146,7 @@ def _settled(backbone: Backbone, runtime: Runtime) -> Iterator[None]:
 def _forward(
     backbone: Backbone, inputs: Inputs, rows: np.ndarray, runtime: Runtime, exact: bool
 ) -> tuple[list[float], list[Tensor]]:
-    """Seconds an image through each group and the head; what goes into each."""
+    """Seconds a row through each group and the head; what goes into each."""
     backbone.module.eval()
     ((_, batch),) = batches(inputs, [rows], 0, runtime)
     seconds, passed = [], [batch]
@@ -143,7 +158,7 @@ def _forward(
 
 
 def _training(backbone: Backbone, passed: list[Tensor], runtime: Runtime, exact: bool) -> list[float]:
-    """Seconds an image forward and backward through each group and the head."""
+    """Seconds a row forward and backward through each group and the head."""
     train_mode(backbone, 0)
     return [
         _median(lambda: _train(part, batch, runtime), runtime) / len(batch)  # noqa: B023
@@ -165,7 +180,9 @@ def _run(part: nn.Module, batch: Tensor, runtime: Runtime) -> Tensor:
 
 def _train(part: nn.Module, batch: Tensor, runtime: Runtime) -> None:
     # Cloned twice: what was computed in inference mode takes no gradient, and dropout in place would write into a leaf.
-    result = _run(part, batch.clone().requires_grad_().clone(), runtime)
+    if batch.is_floating_point():  # tokens take no gradient
+        batch = batch.clone().requires_grad_().clone()
+    result = _run(part, batch, runtime)
     result.backward(torch.ones_like(result))  # type: ignore[no-untyped-call]
 
 
@@ -177,7 +194,7 @@ def _read(inputs: Inputs, rows: np.ndarray, runtime: Runtime) -> None:
 def _step_seconds(backbone: Backbone, hyperparameters: Hyperparameters, config: TrainConfig, runtime: Runtime) -> float:
     """One optimizer step over everything, clipping included. At no rate: the weights stay what they are."""
     parameters = {name: p for name, p in backbone.module.named_parameters() if p.grad is not None}
-    optimizer = build_optimizer(parameters, backbone.head.tensors, replace(hyperparameters, learning_rate=0.0))
+    optimizer = build_optimizer(parameters, backbone, replace(hyperparameters, learning_rate=0.0))
 
     def step() -> None:
         nn.utils.clip_grad_norm_(parameters.values(), config.gradient_clip or float("inf"))

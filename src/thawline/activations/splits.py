@@ -1,22 +1,25 @@
-"""The training and validation images of a study behind a border: which files they are, filling and opening them."""
+"""The training and validation data of a study behind a border: which files they are, filling and opening them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torchvision
 
+from thawline import backbones
 from thawline.activations.fill import fill
-from thawline.activations.inputs import ActivationInputs
+from thawline.activations.inputs import ActivationInputs, TextActivationInputs
 from thawline.activations.plan import Plan
 from thawline.activations.store import ActivationKey, Activations, ActivationStore
 from thawline.backbones import Backbone, Preprocessing
-from thawline.config import TrainConfig
-from thawline.data import DecodedImages, Split
-from thawline.training import Augmentation, ImageInputs, Inputs, Runtime
+from thawline.config import AugmentationKind, TrainConfig
+from thawline.data import Split
+from thawline.training import Augmentation, Inputs, Runtime, open_inputs
 
 __all__ = ["StoredSplits"]
+
+_PLAIN = Augmentation()
+"""Of validation images, and of texts."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,16 @@ class StoredSplits:
     """Of the store, in bytes."""
     plan: Plan | None
     """``None`` stores nothing."""
-    images: Path
-    """File of the decoded images, named after the data, the sizes and the decoder."""
+    data: Path
+    """File of the decoded images, named after the data, the sizes and the decoder; or of the tokenized texts, named
+    after the data, the tokenizer and the longest length."""
     backbone: str
     weights: str
     """Digest of the pretrained weights."""
-    preprocessing: Preprocessing
-    augmentation: Augmentation
+    preprocessing: Preprocessing | None
+    """Of images; ``None`` for texts, whose tokens need none."""
+    augmentations: tuple[Augmentation, ...]
+    """Those that trials may have, each of another kind."""
 
     @property
     def boundaries(self) -> tuple[int, ...]:
@@ -61,65 +67,88 @@ class StoredSplits:
         refused: dict[int, str] = {}
         if not self.boundaries:
             return refused
-        store, data = ActivationStore(self.folder, budget=self.budget), DecodedImages.open(self.images)
-        for split, epoch, view in self._views():
-            keys = {b: self._key(split, view, b, runtime) for b in self.boundaries if b not in refused}
-            inputs = self._images(data, split, runtime)
+        store = ActivationStore(self.folder, budget=self.budget)
+        for split, augmentation, epoch in self._stored():
+            view = augmentation.view_of(epoch)
+            keys = {b: self._key(split, augmentation, view, b, runtime) for b in self.boundaries if b not in refused}
+            inputs = self._from_start(split, runtime, augmentation)
             refused |= fill(
                 store, backbone, inputs, epoch, keys, runtime, batch_size=batch_size, on_progress=on_progress
             )
         return refused
 
-    def open(self, depth: int, runtime: Runtime) -> tuple[Inputs, Inputs]:
+    def open(self, depth: int, runtime: Runtime, kind: AugmentationKind) -> tuple[Inputs, Inputs]:
         """Training and validation inputs for a freeze depth, from behind the last border that is stored whole.
 
-        What is not in the store (any more) is computed from images.
-        """
-        store, data = ActivationStore(self.folder, budget=self.budget), DecodedImages.open(self.images)
-        for boundary in [b for b in sorted(self.boundaries, reverse=True) if b <= depth]:
-            validation = store.open(self._key("validation", None, boundary, runtime))
-            views = self._open_views(store, boundary, runtime)
-            if validation is None or views is None:
-                continue
-            train = self._images(data, "train", runtime)
-            return (
-                ActivationInputs(views, train.labels, boundary, runtime, self.augmentation) if views else train,
-                ActivationInputs([validation], data.split("validation")[1], boundary, runtime),
-            )
-        return self._images(data, "train", runtime), self._images(data, "validation", runtime)
+        What is not in the store (any more) is computed from images or tokens.
 
-    def _open_views(self, store: ActivationStore, boundary: int, runtime: Runtime) -> list[Activations] | None:
+        Args:
+            depth: layer groups that the trial freezes.
+            runtime: device and precision.
+            kind: of one of ``augmentations``.
+        """
+        store = ActivationStore(self.folder, budget=self.budget)
+        (augmentation,) = (each for each in self.augmentations if each.kind == kind)
+        train = self._from_start("train", runtime, augmentation)
+        validation = self._from_start("validation", runtime, _PLAIN)
+        for boundary in [b for b in sorted(self.boundaries, reverse=True) if b <= depth]:
+            stored = store.open(self._key("validation", _PLAIN, None, boundary, runtime))
+            views = self._open_views(store, augmentation, boundary, runtime)
+            if stored is None or views is None:
+                continue
+            return (
+                self._behind(boundary, views, train, runtime, augmentation) if views else train,
+                self._behind(boundary, [stored], validation, runtime, _PLAIN),
+            )
+        return train, validation
+
+    def _behind(
+        self, boundary: int, views: list[Activations], start: Inputs, runtime: Runtime, augmentation: Augmentation
+    ) -> Inputs:
+        """Stored activations in place of what they were computed from."""
+        assert self.plan is not None  # noqa: S101  else nothing is stored
+        lengths = start.lengths
+        if lengths is not None and boundary < len(self.plan.profile.groups):  # a row for each token
+            return TextActivationInputs(views[0], lengths, start.labels, boundary, runtime)
+        return ActivationInputs(views, start.labels, boundary, runtime, augmentation, lengths=lengths)
+
+    def _open_views(
+        self, store: ActivationStore, augmentation: Augmentation, boundary: int, runtime: Runtime
+    ) -> list[Activations] | None:
         """The training views' files, none if each epoch has a new view; ``None`` if one is missing."""
-        if not self.augmentation.is_storable:
+        if not augmentation.is_storable:
             return []
-        opened = [store.open(self._key("train", v, boundary, runtime)) for v in self.augmentation.stored_views]
+        opened = [
+            store.open(self._key("train", augmentation, view, boundary, runtime)) for view in augmentation.stored_views
+        ]
         whole = [activations for activations in opened if activations is not None]
         return whole if len(whole) == len(opened) else None
 
-    def _views(self) -> Iterator[tuple[Split, int, int | None]]:
-        """Split, an epoch that has the view, and the view, of all that is stored."""
-        yield "validation", 0, None
-        if self.augmentation.is_storable:
-            for view in self.augmentation.stored_views:
-                yield "train", view or 0, view
+    def _stored(self) -> Iterator[tuple[Split, Augmentation, int]]:
+        """Split, augmentation and an epoch whose view is stored, of all that is."""
+        yield "validation", _PLAIN, 0
+        for augmentation in self.augmentations:
+            if augmentation.is_storable:
+                for epoch in range(len(augmentation.stored_views)):
+                    yield "train", augmentation, epoch
 
-    def _images(self, data: DecodedImages, split: Split, runtime: Runtime) -> ImageInputs:
-        images, labels = data.split(split)
-        augmentation = self.augmentation if split == "train" else None
-        return ImageInputs(images, labels, self.preprocessing, runtime, augmentation)
+    def _from_start(self, split: Split, runtime: Runtime, augmentation: Augmentation) -> Inputs:
+        """Images or tokens."""
+        return open_inputs(self.data, split, self.preprocessing, runtime, augmentation)
 
-    def _key(self, split: str, view: int | None, boundary: int, runtime: Runtime) -> ActivationKey:
+    def _key(
+        self, split: Split, augmentation: Augmentation, view: int | None, boundary: int, runtime: Runtime
+    ) -> ActivationKey:
         assert self.plan is not None  # noqa: S101  else there is no boundary
-        augmentation = self.augmentation
         return ActivationKey(
-            data=self.images.stem,
+            data=self.data.stem,
             split=split,
-            view="plain" if view is None else f"view {view} of seed {augmentation.seed}, mirror {augmentation.mirror}",
+            view=augmentation.name_of(view),
             backbone=self.backbone,
             weights=self.weights,
             boundary=boundary,
             preprocessing=self.preprocessing,
             computed_in=f"{runtime}, {'channels last' if runtime.channels_last else 'channels first'}",
             stored_as=self.plan.stored_as[boundary],
-            libraries=f"torch {torch.__version__}, torchvision {torchvision.__version__}",
+            libraries=f"torch {torch.__version__}, {backbones.library_version(self.backbone)}",
         )

@@ -45,7 +45,8 @@ class ActivationKey:
     """Everything that activations depend on: whoever asks for the same key gets the same numbers."""
 
     data: str
-    """Name of the file of decoded images: digest of manifest (and so the order of rows), sizes and decoder."""
+    """Name of the file of decoded images or tokenized texts: digest of manifest (and so the order of rows), sizes and
+    decoder, or tokenizer and longest length."""
     split: str
     view: str
     """How the images were augmented."""
@@ -54,7 +55,8 @@ class ActivationKey:
     """Digest of the pretrained weights."""
     boundary: int
     """Number of layer groups that they have gone through."""
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
+    """Of images."""
     computed_in: str
     """Device, precision and memory order of the computation."""
     stored_as: StoredType

@@ -1,20 +1,35 @@
-"""Pretrained networks, cut into ordered layer groups.
+"""Pretrained networks of torchvision, timm and HuggingFace, cut into ordered layer groups.
 
-A backbone takes images ``[N, 3, H, W]`` to logits ``[N, num_classes]``. :func:`create` makes one; :func:`names` and
-:func:`describe` answer from a table that ships with Thawline, without building anything, and without importing torch.
+A backbone takes images ``[N, 3, H, W]``, or the tokens of texts, to logits ``[N, num_classes]``. :func:`create` makes
+one; :func:`names` and :func:`describe` answer from tables that ship with Thawline, without building anything, and
+without importing torch or the network's library.
 """
 
 import difflib
+import hashlib
+import importlib.metadata
+import re
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from thawline.backbones import _catalogue
-from thawline.backbones._base import Backbone, BackboneInfo, Graph, GraphNode, Interpolation, LayerGroup, Preprocessing
+from thawline.backbones._base import (
+    Backbone,
+    BackboneInfo,
+    Graph,
+    GraphNode,
+    Interpolation,
+    LayerGroup,
+    Preprocessing,
+    TextPreprocessing,
+)
+from thawline.backbones._registry import LIBRARIES, Library, library_of
 from thawline.backbones.summary import DepthCost, depth_costs, info_json, listing, summary_json, summary_text
 from thawline.exceptions import BackboneError
 
 if TYPE_CHECKING:
-    from torch import fx
+    from torch import nn
 
 __all__ = [
     "Backbone",
@@ -25,35 +40,51 @@ __all__ = [
     "Interpolation",
     "LayerGroup",
     "Preprocessing",
+    "TextPreprocessing",
     "check_weights",
     "create",
     "depth_costs",
     "depth_of",
     "describe",
+    "further_names",
     "info_json",
+    "kind_of",
+    "label",
+    "library_version",
     "listing",
     "names",
     "outline",
     "preprocessing_of",
     "section",
+    "short_name",
     "summary_json",
     "summary_text",
 ]
 
+_LABEL = 32
+"""Characters of a name that break no table."""
+
 
 def create(
-    name: str, *, num_classes: int, weights: str = "default", image_size: int | None = None, seed: int = 0
+    name: str,
+    *,
+    num_classes: int,
+    weights: str = "default",
+    image_size: int | None = None,
+    max_length: int | None = None,
+    seed: int = 0,
 ) -> Backbone:
     """Build a backbone with pretrained weights and a new head.
 
     Args:
         name: one of :func:`names`.
         num_classes: number of logits of the new head, at least 1.
-        weights: ``default`` (torchvision's own, downloaded into ``TORCH_HOME`` unless they lie there already),
-            ``starter`` (shipped with Thawline, for one architecture), ``none`` (random), or a file:
-            ``.safetensors``, or a ``state_dict`` saved by ``torch.save``. Half-precision files are cast to single
-            precision. A head in the file is left out.
+        weights: ``default`` (those of its library, downloaded unless they lie there already: torchvision's into
+            ``TORCH_HOME``, timm's and HuggingFace's into ``HF_HOME``; of a folder, its own), ``starter`` (shipped with
+            Thawline, for one architecture), ``none`` (random), or a file: ``.safetensors``, or a ``state_dict`` saved
+            by ``torch.save``. Half-precision files are cast to single precision. A head in the file is left out.
         image_size: side in pixels of the images that it will see; by default what the weights were trained for.
+        max_length: tokens of a text that it will see, at most; by default what it was trained for, up to 512.
         seed: of the head, and with ``weights="none"`` of all parameters: the same seed, the same numbers. The global
             random state is left as it was.
 
@@ -61,13 +92,14 @@ def create(
         BackboneError: if there is no such backbone, or it does not take images of that size; before anything expensive.
         WeightsError: if the weights cannot be had, are torn, or do not fit. Random weights are never a way out.
     """
-    _known(name)
-    from thawline.backbones import _torchvision
+    return (
+        _known(name)
+        .networks()
+        .create(name, num_classes=num_classes, weights=weights, image_size=image_size, max_length=max_length, seed=seed)
+    )
 
-    return _torchvision.create(name, num_classes=num_classes, weights=weights, image_size=image_size, seed=seed)
 
-
-def section(backbone: Backbone, start: int, stop: int | None = None, *, exact: bool = True) -> "fx.GraphModule":
+def section(backbone: Backbone, start: int, stop: int | None = None, *, exact: bool = True) -> "nn.Module":
     """See :func:`thawline.backbones._sections.section`."""
     from thawline.backbones import _sections
 
@@ -82,46 +114,102 @@ def outline(backbone: Backbone, freeze_depth: int) -> Graph:
 
 
 def check_weights(name: str, weights: str) -> None:
-    """Refuse weights that are not there, in a moment: nothing is read or downloaded.
+    """Refuse weights that are not there: nothing is downloaded, and of a file at most its head is read.
 
     Raises:
         BackboneError: if there is no such backbone.
-        WeightsError: if no starter weights are shipped for it, or there is no such file.
+        WeightsError: if its library has no weights for it, or none are shipped, or there is no such file.
     """
-    _known(name)
-    from thawline.backbones import _weights
-
-    _weights.check_weights(name, weights)
+    _known(name).networks().check_weights(name, weights)
 
 
 def names(pattern: str | None = None) -> list[str]:
-    """Names of all backbones, in order; with ``pattern``, of those that hold it or match it (``vgg*``)."""
-    if _catalogue.is_of_installed_torchvision():
-        found = list(_catalogue.catalogued())
-    else:
-        from thawline.backbones import _torchvision
+    """Names of all backbones of the libraries that are installed, in order.
 
-        found = _torchvision.list_names()
+    HuggingFace's are not among them: what the hub holds is not listed.
+
+    Args:
+        pattern: only those that hold it or match it (``vgg*``). One with a dot is looked for among the names with tags
+            too, of all pretrained weights of an architecture (``timm/resnet50.``).
+    """
+    found = [name for library in LIBRARIES for name in _names_of(library)]
     if pattern is None:
         return found
     wanted = pattern.lower()
+    if "." in wanted:
+        found += [f"{name}.{tag}" for library in LIBRARIES for name, tag in _tagged(library)]
     if any(sign in wanted for sign in "*?["):
-        return [name for name in found if fnmatchcase(name, wanted)]
-    return [name for name in found if wanted in name]
+        return [name for name in found if fnmatchcase(name.lower(), wanted)]
+    return [name for name in found if wanted in name.lower()]
 
 
 def describe(name: str) -> BackboneInfo:
     """Layer groups, parameters, weights and image size of a backbone, without building it.
 
     Raises:
+        BackboneError: if there is no such backbone, or its library is not installed.
+    """
+    library = _known(name)
+    architecture, tag = _architecture_and_tag(library, name)
+    info = _catalogue.catalogue_of(library.package).infos.get(architecture)
+    if info is None:
+        return library.networks().inspect(name)
+    return replace(info, name=name, image_size=info.tags[tag], tags={}) if tag else info
+
+
+def further_names() -> str:
+    """How backbones are named that a listing has not, a line for each library."""
+    lines = {
+        "timm": "timm/NAME.TAG takes others of its pretrained weights: `thawline backbones timm/NAME.` lists them.",
+        "transformers": "hf:FOLDER or hf:ID takes an encoder of texts or a classifier of images from HuggingFace.",
+    }
+    install = " It needs: pip install 'thawline[{}]'."
+    return "\n".join(
+        lines[library.package] + ("" if library.is_installed() else install.format(library.extra))
+        for library in LIBRARIES
+        if library.package in lines
+    )
+
+
+def kind_of(name: str) -> Literal["images", "texts"]:
+    """What a backbone takes.
+
+    Raises:
         BackboneError: if there is no such backbone.
     """
-    _known(name)
-    if info := _catalogue.catalogued().get(name):
-        return info
-    from thawline.backbones import _torchvision
+    if name.startswith("hf:"):
+        from thawline.backbones import _huggingface
 
-    return _torchvision.inspect(name)
+        return _huggingface.kind_of(name)
+    return "images"
+
+
+def label(name: str) -> str:
+    """A backbone as tables and charts have room for it: its name, or the :func:`short_name` of a folder far away."""
+    return short_name(name) if name.startswith("hf:") and len(name) > _LABEL else name
+
+
+def short_name(name: str) -> str:
+    """A name for files and studies: letters, digits, ``.``, ``_`` and ``-`` only, at most 60; no two share one.
+
+    ``resnet18`` is itself, ``timm/resnet50`` becomes ``timm-resnet50``, and of a folder its own name and a digest.
+    """
+    if not name.startswith("hf:"):
+        return _without_signs(name)
+    parts = [part for part in re.split(r"[/\\]+", name.removeprefix("hf:")) if part not in {"", ".", ".."}]
+    *above, last = parts or [""]
+    own = f"{above[-1]}-{last}" if above and last == "model" else last  # a usual name for a folder, which tells nothing
+    return f"{_without_signs(own)[:50].strip('-._') or 'model'}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def _without_signs(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
+def library_version(name: str) -> str:
+    """The library that a backbone is from, with the version that is installed: ``torchvision 0.29.2``."""
+    library = library_of(name)
+    return f"{library.package} {importlib.metadata.version(library.package)}"
 
 
 def depth_of(name: str) -> int:
@@ -133,8 +221,10 @@ def depth_of(name: str) -> int:
     return len(describe(name).layer_groups)
 
 
-def preprocessing_of(name: str, *, weights: str = "default", image_size: int | None = None) -> Preprocessing:
-    """How images must be prepared for a backbone, without building it or reading its weights.
+def preprocessing_of(
+    name: str, *, weights: str = "default", image_size: int | None = None, max_length: int | None = None
+) -> Preprocessing | TextPreprocessing:
+    """How images or texts must be prepared for a backbone, without building it or reading its weights.
 
     With ``image_size`` the resize before the crop changes in proportion.
 
@@ -142,15 +232,54 @@ def preprocessing_of(name: str, *, weights: str = "default", image_size: int | N
         BackboneError: if there is no such backbone, or ``image_size`` is not positive.
         WeightsError: if ``weights`` is ``starter`` and none are shipped for this backbone.
     """
-    _known(name)
-    from thawline.backbones import _torchvision
-
-    return _torchvision.preprocessing_of(name, weights=weights, image_size=image_size)
+    return _known(name).networks().preprocessing_of(name, weights=weights, image_size=image_size, max_length=max_length)
 
 
-def _known(name: str) -> None:
-    found = names()
-    if name not in found:
-        close = difflib.get_close_matches(name.lower(), found, n=1)
-        suggestion = f" Did you mean {close[0]!r}?" if close else ""
-        raise BackboneError(f"Unknown backbone {name!r}.{suggestion} `thawline backbones` lists all.")
+def _names_of(library: Library) -> list[str]:
+    if not library.is_installed():
+        return []
+    catalogue = _catalogue.catalogue_of(library.package)
+    return list(catalogue.infos) if catalogue.version == library.version() else library.networks().list_names()
+
+
+def _tagged(library: Library) -> list[tuple[str, str]]:
+    """Every backbone with each of its tags."""
+    if not library.is_installed():
+        return []
+    return [(info.name, tag) for info in _catalogue.catalogue_of(library.package).infos.values() for tag in info.tags]
+
+
+def _known(name: str) -> Library:
+    """The library of a backbone that it has.
+
+    Raises:
+        BackboneError: if it has none of that name, or one that cannot be used, or is not installed itself.
+    """
+    library = library_of(name)
+    if library.package == "transformers":  # any folder, any name on the hub
+        return library
+    library.check_installed()
+    catalogue = _catalogue.catalogue_of(library.package)
+    architecture, tag = _architecture_and_tag(library, name)
+    if catalogue.version == library.version() and architecture in catalogue.refused:
+        raise BackboneError(catalogue.refused[architecture])
+    if architecture not in _names_of(library) or (tag and tag not in describe(architecture).tags):
+        raise BackboneError(f"Unknown backbone {name!r}.{_suggestion(name)} `thawline backbones` lists all.")
+    return library
+
+
+def _architecture_and_tag(library: Library, name: str) -> tuple[str, str]:
+    """``timm/resnet50`` and ``a1_in1k`` of ``timm/resnet50.a1_in1k``; the tag may be empty."""
+    if library.package != "timm":
+        return name, ""
+    architecture, _, tag = name.partition(".")
+    return architecture, tag
+
+
+def _suggestion(name: str) -> str:
+    """The nearest name of any library, also by what follows the library's prefix."""
+    found = names(name.rpartition(".")[0] + ".") if "." in name else []
+    found += names()
+    full = {known.rpartition("/")[2]: known for known in reversed(found)} | {known: known for known in found}
+    close = difflib.get_close_matches(name.lower(), full, n=1)
+    return f" Did you mean {full[close[0]]!r}?" if close else ""

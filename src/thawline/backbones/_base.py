@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # the catalogue answers without torch, whose import takes seconds
     from torch import nn
 
-__all__ = ["Backbone", "BackboneInfo", "Graph", "GraphNode", "Interpolation", "LayerGroup", "Preprocessing"]
+__all__ = [
+    "Backbone",
+    "BackboneInfo",
+    "Graph",
+    "GraphNode",
+    "Interpolation",
+    "LayerGroup",
+    "Preprocessing",
+    "TextPreprocessing",
+]
 
 Interpolation = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 
@@ -24,7 +34,12 @@ class LayerGroup:
     modules: tuple[str, ...]
     """Names of the modules that go to ``eval()`` when it is frozen: those with their last operation in it."""
     output: str
-    """Name of the traced operation whose result, one single tensor, is all that it passes on."""
+    """Name of the traced operation whose result, one single tensor, is all that it passes on; in a network that cannot
+    be traced, the path of its last block."""
+    sizes: tuple[tuple[str, Any], ...] = ()
+    """Heights and widths found up to there that operations behind it read, by the names of the operations that found
+    them: they are the same for all images that the backbone sees, so they need not be passed on. Where the operation
+    found the number of images, ``count`` stands for it."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +59,21 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class TextPreprocessing:
+    """What is done to a text before the network sees it: cut into tokens, of which the first so many are kept."""
+
+    tokenizer: str
+    """The tokenizer in the JSON format of the ``tokenizers`` library, which adds the special tokens too."""
+    max_length: int
+    """Tokens of a text, special ones included, at most."""
+
+
+@dataclass(frozen=True)
 class Backbone:
     """A pretrained network, cut into ordered layer groups, with a new head.
 
-    ``module`` takes images ``[N, 3, image_size, image_size]`` (preprocessed) to logits ``[N, num_classes]``. The
+    ``module`` takes images ``[N, 3, image_size, image_size]`` (preprocessed), or the tokens of texts, int64 ``[N, T]``
+    with -1 behind the end of each, to logits ``[N, num_classes]``. The
     groups are disjoint and ordered from input to head, and with the head hold every parameter and buffer exactly once.
     At every border between groups one single tensor is passed on.
     """
@@ -56,12 +82,11 @@ class Backbone:
     module: nn.Module
     layer_groups: tuple[LayerGroup, ...]
     head: LayerGroup
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | TextPreprocessing
     weights_digest: str
     """Sixteen hex digits of the tensors that it was loaded with, the head left out; random ones have a digest too."""
     architecture: dict[str, Any]
-    """What rebuilds the module without Thawline: ``torchvision.models.get_model(a["builder"], weights=None,
-    **a["kwargs"])``."""
+    """What rebuilds the module without Thawline, by :func:`thawline.backbones.networks.build`: plain JSON."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +98,12 @@ class BackboneInfo:
     """Number of parameters, with a head for 1000 classes."""
     layer_groups: tuple[str, ...]
     weights: tuple[str, ...]
-    """Pretrained weights that it has: ``default`` (torchvision's own), ``starter`` (shipped with Thawline)."""
+    """Pretrained weights that it has: ``default`` (its library's own), ``starter`` (shipped with Thawline)."""
     image_size: int
     """Side in pixels of the images that the default weights were trained for."""
+    tags: Mapping[str, int] = field(default_factory=dict)
+    """Pretrained weights among which a name chooses (``timm/resnet50.a1_in1k``), each with the image size that it was
+    trained for; the first are the default ones."""
 
 
 @dataclass(frozen=True)

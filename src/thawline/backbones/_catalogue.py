@@ -1,54 +1,85 @@
-"""What is known of every backbone without building it, so that listing 80 networks takes no time.
+"""What is known of every backbone without building it, so that listing more than a thousand networks takes no time.
 
-Written by ``python -m thawline.backbones.catalogue``; imports neither torch nor torchvision.
+One file for each library that can list its networks, written by ``python -m thawline.backbones.catalogue``. Imports
+neither torch nor the library.
 """
 
-import importlib.metadata
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from thawline.backbones._base import BackboneInfo
 
-__all__ = ["CATALOGUE_FILE", "catalogued", "is_of_installed_torchvision", "write"]
+__all__ = ["Catalogue", "catalogue_of", "file_of", "write"]
 
-CATALOGUE_FILE = Path(__file__).parent / "catalogue.json"
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What a version of a library has."""
+
+    version: str
+    infos: dict[str, BackboneInfo]
+    """By name, in order of names."""
+    refused: dict[str, str]
+    """By name, the networks of the library that cannot be used: what is said to somebody who asks for one."""
+
+
+def file_of(library: str) -> Path:
+    """Where the catalogue of a library is."""
+    return Path(__file__).parent / f"catalogue_{library}.json"
 
 
 @cache
-def _content() -> tuple[str, dict[str, BackboneInfo]]:
-    content = json.loads(CATALOGUE_FILE.read_text(encoding="utf-8"))
-    return content["torchvision"], {
-        name: BackboneInfo(
-            name, entry["parameters"], tuple(entry["layer_groups"]), tuple(entry["weights"]), entry["image_size"]
-        )
-        for name, entry in content["backbones"].items()
-    }
-
-
-def catalogued() -> dict[str, BackboneInfo]:
-    """All backbones of the torchvision that the catalogue was written with, by name, in order of names."""
-    return dict(_content()[1])
-
-
-def is_of_installed_torchvision() -> bool:
-    """Whether the catalogue was written with the very torchvision that is installed, and so has all its networks."""
-    # A build's local part (+cpu, +cu132) does not change the networks.
-    return importlib.metadata.version("torchvision").partition("+")[0] == _content()[0]
-
-
-def write(infos: list[BackboneInfo], file: Path = CATALOGUE_FILE) -> None:
-    """Write the catalogue for the installed torchvision."""
-    content = {
-        "torchvision": importlib.metadata.version("torchvision").partition("+")[0],
-        "backbones": {
-            info.name: {
-                "parameters": info.parameters,
-                "image_size": info.image_size,
-                "weights": info.weights,
-                "layer_groups": info.layer_groups,
-            }
-            for info in infos
+def catalogue_of(library: str) -> Catalogue:
+    """The catalogue of a library, of the version that it was written with; empty, and of none, if there is no file."""
+    file = file_of(library)
+    if not file.exists():
+        return Catalogue("", {}, {})
+    content = json.loads(file.read_text(encoding="utf-8"))
+    groups = [tuple(names) for names in content["layer_groups"]]
+    return Catalogue(
+        content["version"],
+        {
+            name: BackboneInfo(
+                name,
+                entry["parameters"],
+                groups[entry["layer_groups"]],
+                tuple(entry["weights"]),
+                entry["image_size"],
+                entry.get("tags", {}),
+            )
+            for name, entry in content["backbones"].items()
         },
+        content["refused"],
+    )
+
+
+def write(library: str, catalogue: Catalogue) -> None:
+    """Write the catalogue of a library: one line a backbone, and lists of layer groups, which many share, once."""
+    groups = list(dict.fromkeys(info.layer_groups for info in catalogue.infos.values()))
+    place = {names: i for i, names in enumerate(groups)}
+    parts = {
+        "version": json.dumps(catalogue.version),
+        "backbones": _lines({info.name: _entry(info, place[info.layer_groups]) for info in catalogue.infos.values()}),
+        "layer_groups": "[\n" + ",\n".join(f"  {json.dumps(names)}" for names in groups) + "\n ]",
+        "refused": _lines(catalogue.refused),
     }
-    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    text = ",\n".join(f" {json.dumps(name)}: {part}" for name, part in parts.items())
+    file_of(library).write_text(f"{{\n{text}\n}}\n", encoding="utf-8")
+
+
+def _entry(info: BackboneInfo, groups: int) -> dict[str, Any]:
+    entry = {
+        "parameters": info.parameters,
+        "image_size": info.image_size,
+        "weights": info.weights,
+        "layer_groups": groups,
+    }
+    return entry | ({"tags": dict(info.tags)} if info.tags else {})
+
+
+def _lines(values: Mapping[str, Any]) -> str:
+    return "{\n" + ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items()) + "\n }"

@@ -7,8 +7,9 @@ before: between the two lies what the first thawed group saves.
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,18 +18,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from thawline.backbones._base import Backbone
+from thawline.backbones._base import Backbone, Preprocessing, TextPreprocessing
 from thawline.backbones._graph import trace
+from thawline.backbones._windows import Window, is_windowed, layout_of
 
 __all__ = ["GroupCost", "group_costs"]
 
-_IMAGES = 2
+_EXAMPLES = 2
 """Batch-norms in training mode refuse a single image where it has shrunk to one pixel."""
 
 
 @dataclass(frozen=True)
 class GroupCost:
-    """What one image costs in a layer group, or in the head, in single precision."""
+    """What one image, or one text of the greatest length, costs in a layer group or the head, in single precision."""
 
     forward: int
     """Floating-point operations of the forward pass."""
@@ -44,23 +46,52 @@ class GroupCost:
 
 def group_costs(backbone: Backbone) -> list[GroupCost]:
     """The cost of every layer group and, last, of the head. The backbone is left as it is."""
-    borders = [group.output for group in backbone.layer_groups]
-    size = backbone.preprocessing.image_size
+    if is_windowed(backbone):
+        layout_of(backbone)  # learned from numbers, which the copy has not
     with FakeTensorMode():
         module = _without_numbers(backbone.module).train()
-        network = fx.GraphModule(module, trace(module))
-        images = torch.empty(_IMAGES, 3, size, size)
-        trained, first = (_Meter(network, borders, trained_before=before).measure(images) for before in (True, False))
+        inputs = _examples(backbone.preprocessing)
+        trained, first = (
+            _Meter(module, trained_before=before).measure(partial(_run, backbone, module, inputs))
+            for before in (True, False)
+        )
     return [
         GroupCost(
-            forward=part.forward // _IMAGES,
-            backward=part.backward // _IMAGES,
-            backward_first=alone.backward // _IMAGES,
-            kept={key: size // _IMAGES for key, size in part.kept.items()},
-            kept_first={key: size // _IMAGES for key, size in alone.kept.items()},
+            forward=part.forward // _EXAMPLES,
+            backward=part.backward // _EXAMPLES,
+            backward_first=alone.backward // _EXAMPLES,
+            kept={key: size // _EXAMPLES for key, size in part.kept.items()},
+            kept_first={key: size // _EXAMPLES for key, size in alone.kept.items()},
         )
         for part, alone in zip(trained, first, strict=True)
     ]
+
+
+def _examples(preprocessing: Preprocessing | TextPreprocessing) -> Tensor:
+    if isinstance(preprocessing, TextPreprocessing):
+        return torch.zeros(_EXAMPLES, preprocessing.max_length, dtype=torch.int64)
+    return torch.empty(_EXAMPLES, 3, preprocessing.image_size, preprocessing.image_size)
+
+
+def _run(backbone: Backbone, module: nn.Module, inputs: Tensor, meter: "_Meter") -> Tensor:
+    """The logits; ``meter`` is told of what crosses each border, and its answer goes on in place of that.
+
+    Args:
+        backbone: how it is cut.
+        module: its network without numbers.
+        inputs: images or tokens.
+        meter: what counts.
+    """
+    borders = [group.output for group in backbone.layer_groups]
+    logits: Tensor
+    if not is_windowed(backbone):
+        logits = _Cutting(fx.GraphModule(module, trace(module)), borders, meter).run(inputs)
+        return logits
+    whole = Window(module, layout_of(backbone), 0, None)
+    for number, border in enumerate(borders, start=1):
+        whole.probe(number, partial(meter.begin_part, border))
+    logits = whole(inputs)
+    return logits
 
 
 def _without_numbers(module: nn.Module) -> nn.Module:
@@ -80,12 +111,11 @@ class _Part:
     result: Tensor | None = None
 
 
-class _Meter(fx.Interpreter):
-    """Runs a network in parts, each forward and backward by itself, and counts."""
+class _Meter:
+    """Has a network run in parts, each forward and backward by itself, and counts."""
 
-    def __init__(self, network: fx.GraphModule, borders: Sequence[str], *, trained_before: bool) -> None:
-        super().__init__(network)
-        self._borders, self._trained_before = frozenset(borders), trained_before
+    def __init__(self, network: nn.Module, *, trained_before: bool) -> None:
+        self._trained_before = trained_before
         self._weights = {_storage(tensor) for tensor in (*network.parameters(), *network.buffers())}
         self._counter = FlopCounterMode(
             display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}
@@ -95,9 +125,10 @@ class _Meter(fx.Interpreter):
         self._passed_on: dict[int, tuple[str, int]] = {}
         self._alive: list[Tensor] = []  # else a later tensor could have the address of an earlier one
 
-    def measure(self, images: Tensor) -> list[_Part]:
+    def measure(self, run: Callable[["_Meter"], Tensor]) -> list[_Part]:
+        """Count what ``run``, which gives the logits, does between the calls of :meth:`begin_part`."""
         with self._counter, saved_tensors_hooks(self._keep, lambda tensor: tensor):
-            self._end_part(self.run(images))
+            self._end_part(run(self))
             for part in self._parts:
                 assert part.result is not None  # noqa: S101  narrows the type
                 part.result.backward(torch.ones_like(part.result))  # type: ignore[no-untyped-call]
@@ -106,11 +137,7 @@ class _Meter(fx.Interpreter):
             part.kept = dict(self._named(*item) for item in part.kept.items())
         return self._parts
 
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        return self._begin_part(result, n.name) if n.name in self._borders else result
-
-    def _begin_part(self, result: Tensor, border: str) -> Tensor:
+    def begin_part(self, border: str, result: Tensor) -> Tensor:
         """Go on with the same numbers as if they were an input."""
         self._end_part(result)
         self._parts.append(_Part())
@@ -139,6 +166,18 @@ class _Meter(fx.Interpreter):
             self._alive.append(tensor)
             self._parts[-1].kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
+
+
+class _Cutting(fx.Interpreter):
+    """Runs a traced network, and tells a meter where it crosses a border."""
+
+    def __init__(self, network: fx.GraphModule, borders: Sequence[str], meter: _Meter) -> None:
+        super().__init__(network)
+        self._borders, self._meter = frozenset(borders), meter
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        return self._meter.begin_part(n.name, result) if n.name in self._borders else result
 
 
 def _storage(tensor: Tensor) -> int:

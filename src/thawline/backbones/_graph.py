@@ -8,8 +8,10 @@ The idea of cutting at single live values comes from register allocation in comp
 ``torch.fx``, as in torchvision's feature extraction.
 """
 
+import inspect
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,11 @@ import torchvision
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Step", "build_without_memory", "steps_of", "trace"]
+__all__ = ["COUNT", "Step", "build_without_memory", "sizes_read_behind", "steps_of", "trace"]
+
+
+COUNT = "count"
+"""In place of a size: it is the number of images."""
 
 
 class _EmptyOnMeta(TorchFunctionMode):
@@ -43,28 +49,88 @@ def build_without_memory(builder: Callable[[], nn.Module]) -> nn.Module:
     Takes milliseconds and no memory where the real network takes seconds and gigabytes. The global random state is
     left as it was.
     """
-    with torch.random.fork_rng(devices=[]), _EmptyOnMeta():
-        module = builder()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with _EmptyOnMeta():
+                module = builder()
+        except RuntimeError:  # it runs an image through a part of itself, to find out a size
+            with torch.device("meta"):
+                module = builder()
     return module.to("meta").eval()
 
 
+class _Held(fx.Proxy):
+    """A parameter or buffer while tracing. All but its numbers is known, and networks decide by it.
+
+    (Is the table of positions of the right size? Where must another be made?) ``fx`` offers this by
+    ``param_shapes_constant``, for parameters and their shape alone.
+    """
+
+    def __init__(self, held: fx.Proxy, tensor: Tensor) -> None:
+        super().__init__(held.node, held.tracer)
+        self.shape, self.dtype, self.device, self.ndim = tensor.shape, tensor.dtype, tensor.device, tensor.ndim
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+
 class _Tracer(fx.Tracer):
-    """Takes the modules of ``torchvision.ops`` (stochastic depth, deformable convolution) as one operation each."""
+    """Takes as one operation each what says of itself that it cannot be traced, or need not be.
+
+    Those are the modules of ``torchvision.ops`` (stochastic depth, deformable convolution), and the modules and
+    functions that timm registers as such (drop path, padding by the size of the image).
+    """
 
     # Buffers stay named in the graph; without it, what is computed from them alone becomes an attribute of the module.
     proxy_buffer_attributes = True
 
     def __init__(self) -> None:
-        super().__init__(autowrap_modules=(math, torchvision.ops))
+        # timm need not be installed, and where a network of it is traced, it is imported.
+        layers = sys.modules.get("timm.layers")
+        self._opaque = tuple(layers.get_notrace_modules()) if layers else ()
+        functions = tuple(layers.get_notrace_functions()) if layers else ()
+        super().__init__((math, torchvision.ops), functions)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """The images alone are an input; what else ``forward`` takes (an attention mask) stays at its default.
+
+        As an input it would be one more value to pass on at every border.
+        """
+        _, images, *_ = inspect.signature(root_fn).parameters
+        return root_fn, [self.root, self.create_proxy("placeholder", images, (), {})]
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """A parameter or buffer that is read by its own module."""
+        found = super().getattr(attr, attr_val, parameter_proxy_cache)  # type: ignore[no-untyped-call]
+        return _Held(found, attr_val) if isinstance(found, fx.Proxy) and isinstance(attr_val, Tensor) else found
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = type(m).__module__.startswith("torchvision.ops.") and not isinstance(m, nn.Sequential)
-        return ours or super().is_leaf_module(m, module_qualified_name)
+        return ours or isinstance(m, self._opaque) or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(module: nn.Module) -> fx.Graph:
     """The operations of ``module`` in the order in which they run, in the mode that it is in."""
-    return _Tracer().trace(module)
+    _forget_attention_biases(module)
+    try:
+        return _Tracer().trace(module)
+    finally:
+        _forget_attention_biases(module)
+
+
+def _forget_attention_biases(module: nn.Module) -> None:
+    """LeViT and its kin keep, in evaluation mode, biases that they computed once; while traced, symbols for them."""
+    for part in module.modules():
+        if isinstance(getattr(part, "attention_bias_cache", None), dict):
+            part.attention_bias_cache = {}
 
 
 def _path_of(node: fx.Node) -> str:
@@ -88,6 +154,11 @@ class Step:
     """Whether the network can be cut after it."""
     is_tensor: bool
     """Whether its result is a tensor, or several: not a size, or a check of one."""
+    is_given: bool
+    """Whether its result is the same for all images of that size: a size, their number, or a table that is computed
+    from these and buffers (rotary position embeddings). It need not be passed on."""
+    value: Any
+    """Of a size that is given: itself, or ``COUNT``."""
 
 
 def steps_of(module: nn.Module, image_size: int) -> list[Step]:
@@ -98,33 +169,94 @@ def steps_of(module: nn.Module, image_size: int) -> list[Step]:
         image_size: height and width of the images in pixels.
 
     Raises:
-        Exception: whatever the network raises for images of that size.
+        Exception: whatever tracing or the network raises for images of that size.
     """
     graph = trace(module)
-    recorder = _Recorder(fx.GraphModule(module, graph))
+    network = fx.GraphModule(module, graph)
+    recorder, of_two = _Recorder(network), _Recorder(network)
     with torch.no_grad():
-        recorder.run(torch.empty(1, 3, image_size, image_size, device="meta"))
+        for batch, run in ((1, recorder), (2, of_two)):
+            run.run(torch.empty(batch, 3, image_size, image_size, device="meta"))
 
     nodes = [node for node in graph.nodes if node.op not in {"get_attr", "output"}]
+    given = _given(module, nodes, recorder.values, of_two.values)
     position = {node: i for i, node in enumerate(nodes)}
     end = len(nodes)
     # Position of the last operation that needs each result; the network's output is needed to the end.
-    last_use = [max((position.get(user, end) for user in node.users), default=i) for i, node in enumerate(nodes)]
+    last_use = [
+        i if node in given else max((position.get(user, end) for user in node.users), default=i)
+        for i, node in enumerate(nodes)
+    ]
+    used = [_tensors_of(module, node) for node in nodes]
+    trained = {name for name, _ in module.named_parameters()}
+    last_use_of = {name: i for i, names in enumerate(used) for name in names if name in trained}
 
     steps = []
     seen: set[str] = set()
-    needed_until = -1  # by the results before this one
+    needed_until = -1  # by the results before this one, and by parameters that an operation behind shares
     for i, node in enumerate(nodes):
-        tensors = tuple(dict.fromkeys(name for name in _tensors_of(module, node) if name not in seen))
+        tensors = tuple(dict.fromkeys(name for name in used[i] if name not in seen))
         seen.update(tensors)
+        needed_until = max([needed_until, *(last_use_of.get(name, -1) for name in tensors)])
         value = recorder.values[node]
         alone = needed_until <= i < last_use[i] and node.op != "placeholder"
         # An operation in place, however far behind and through whatever view, would overwrite a stored result.
         shape = value.shape if isinstance(value, Tensor) and value.is_floating_point() else None
-        is_cut = alone and shape is not None and value._version == recorder.versions[node]
-        steps.append(Step(node, _path_of(node), tensors, shape, is_cut, _is_tensor(value)))
+        of_one_image = shape is not None and shape[:1] == (1,)  # not of the windows that it was taken apart into
+        is_cut = alone and of_one_image and value._version == recorder.versions[node]
+        size = None
+        if node in given and not _is_tensor(value):
+            size = value if value == of_two.values[node] else COUNT
+        steps.append(Step(node, _path_of(node), tensors, shape, is_cut, _is_tensor(value), node in given, size))
         needed_until = max(needed_until, last_use[i])
     return steps
+
+
+def sizes_read_behind(steps: Sequence[Step], end: int) -> dict[str, Any]:
+    """Sizes found up to step ``end`` that operations behind it read, by the names of the operations that found them.
+
+    They are read by these themselves, or to compute a table once more.
+    """
+    before = {step.node: step for step in steps[: end + 1] if step.is_given}
+    waiting = [source for step in steps[end + 1 :] for source in step.node.all_input_nodes if source in before]
+    reached: set[fx.Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node not in reached:
+            reached.add(node)
+            if before[node].is_tensor:
+                waiting += [source for source in node.all_input_nodes if source in before]
+    return {node.name: before[node].value for node in before if node in reached and not before[node].is_tensor}
+
+
+def _given(
+    module: nn.Module, nodes: Sequence[fx.Node], of_one: Mapping[fx.Node, Any], of_two: Mapping[fx.Node, Any]
+) -> set[fx.Node]:
+    """The operations whose result depends on the number of images and their size alone, not on what they show.
+
+    Args:
+        module: the network.
+        nodes: its operations in the order in which they run.
+        of_one: their results for one image.
+        of_two: those for two.
+    """
+    parameters = {name for name, _ in module.named_parameters()}
+    given: set[fx.Node] = set()
+    for node in nodes:
+        if _is_size(of_one[node]):
+            if of_one[node] == of_two[node] or (of_one[node], of_two[node]) == (1, 2):
+                given.add(node)
+        elif node.op not in {"placeholder", "call_module"} and isinstance(of_one[node], Tensor):
+            sources = [source for source in node.all_input_nodes if source not in given]
+            if all(source.op == "get_attr" and str(source.target) not in parameters for source in sources):
+                given.add(node)
+    return given
+
+
+def _is_size(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_size, value))
+    return value is None or isinstance(value, bool | int | float | torch.dtype)
 
 
 class _Recorder(fx.Interpreter):

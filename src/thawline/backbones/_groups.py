@@ -1,9 +1,11 @@
 """Cutting a network into ordered layer groups, the units of freezing: one way for all architectures, no table of names.
 
-The groups are *stages*: a new one begins where the network lowers its spatial resolution, which is how architectures
-are described in their papers. A network that keeps one resolution (a vision transformer) gets a group per repeated
-block. What works on pooled features before the head (VGG's two large layers) is a group of its own. Every border
-between groups is a cut (see :mod:`thawline.backbones._graph`), also where nobody freezes yet.
+Where the library of the network has layer groups of its own (timm's ``group_matcher``), they are taken, as far as the
+network can be cut between them. Elsewhere the groups are *stages*: a new one begins where the network lowers its
+spatial resolution, which is how architectures are described in their papers. A network that keeps one resolution (a
+vision transformer) gets a group per repeated block. What works on pooled features before the head (VGG's two large
+layers) is a group of its own. Every border between groups is a cut (see :mod:`thawline.backbones._graph`), also where
+nobody freezes yet.
 
 Layers are counted by their weights of two or more dimensions, so a normalisation is no layer of its own.
 """
@@ -20,7 +22,7 @@ import torch
 from torch import nn
 
 from thawline.backbones._base import LayerGroup
-from thawline.backbones._graph import Step, steps_of
+from thawline.backbones._graph import Step, sizes_read_behind, steps_of
 from thawline.exceptions import BackboneError
 
 __all__ = ["layer_groups_of"]
@@ -46,37 +48,62 @@ class _Atom:
     """Index of the operation after which it is cut off: where the least needs storing, the earliest of these."""
 
 
-def layer_groups_of(module: nn.Module, head: str, image_size: int) -> tuple[tuple[LayerGroup, ...], LayerGroup]:
+def layer_groups_of(
+    module: nn.Module, head: str, image_size: int, order: Mapping[str, int] | None = None
+) -> tuple[tuple[LayerGroup, ...], LayerGroup]:
     """The ordered layer groups of ``module`` and its head; together they hold every parameter and buffer exactly once.
 
     Args:
         module: on the ``meta`` device, in evaluation mode; images ``[N, 3, H, W]`` to logits ``[N, classes]``.
         head: path of the last layer, the one that is replaced for other classes.
         image_size: height and width in pixels that the network was made for.
+        order: if its library has layer groups of its own, the number of the group of each parameter, counted from the
+            input. Groups are kept apart as far as there is a cut between them.
 
     Raises:
-        BackboneError: if it cannot be cut before its head, or has a tensor that it never uses.
+        BackboneError: if it cannot be cut before its head, or has a parameter that it never uses.
     """
     steps = steps_of(module, image_size)
     used = {name for step in steps for name in step.tensors}
-    unused = sorted({name for name, _ in _tensors(module)} - used)
+    unused = sorted({name for name, _ in module.named_parameters()} - used)
     if unused:
-        raise BackboneError(f"Every parameter and buffer must be used to be frozen or trained, but not so: {unused}.")
+        raise BackboneError(f"Every parameter must be used to be frozen or trained, but not so: {unused}.")
 
     if head not in (positions := {step.path: i for i, step in enumerate(steps)}):
         raise BackboneError(f"The head {head!r} must take part in the forward pass.")
     atoms = _atoms(module, steps[: positions[head]])
+    beside = [name for step in steps[atoms[-1].end + 1 :] for name in step.tensors if not name.startswith(f"{head}.")]
+    if beside:
+        raise BackboneError(f"The head must be one single layer, but {head!r} works together with {beside}.")
+    groups = _by_resolution(atoms, image_size) if order is None else _by_order(atoms, order)
+    return _name_and_fill(module, steps, groups, head)
+
+
+def _by_order(atoms: Sequence[_Atom], order: Mapping[str, int]) -> list[list[_Atom]]:
+    """Runs of atoms of one group of the library's.
+
+    What is used later than its place in that order (a class token that is added behind most blocks) goes with what is
+    before it there, as does a run without a layer (a last normalisation).
+    """
+    # An atom is passed on as a whole: it is of the last group that it has a part in.
+    numbers = accumulate((max(order[name] for name in atom.parameters) for atom in atoms), max)
+    groups: list[list[_Atom]] = []
+    for _, run in groupby(zip(numbers, atoms, strict=True), key=lambda pair: pair[0]):
+        group = [atom for _, atom in run]
+        if groups and _layers(group) == 0:
+            groups[-1] += group
+        else:
+            groups.append(group)
+    return groups
+
+
+def _by_resolution(atoms: list[_Atom], image_size: int) -> list[list[_Atom]]:
+    """Stages, the longest split, or where there are none, blocks."""
     stages = _stages(atoms)
     if len(stages) < 3:
-        stages = _by_block(atoms)
-    else:
-        stem = _without_stem(stages[0]) if atoms[0].positions <= (image_size // _PATCH) ** 2 else [stages[0]]
-        stages = [part for stage in [*stem, *stages[1:]] for part in _split_evenly(stage)]
-    return _name_and_fill(module, steps, stages, head)
-
-
-def _tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*module.named_parameters(), *module.named_buffers()]
+        return _by_block(atoms)
+    stem = _without_stem(stages[0]) if atoms[0].positions <= (image_size // _PATCH) ** 2 else [stages[0]]
+    return [part for stage in [*stem, *stages[1:]] for part in _split_evenly(stage)]
 
 
 def _atoms(module: nn.Module, steps: Sequence[Step]) -> list[_Atom]:
@@ -224,6 +251,8 @@ def _name_and_fill(
     ends = [group[-1].end for group in groups]
     group_of_step = [bisect_left(ends, i) for i in range(len(steps))]  # len(groups) is the head
     tensors: list[list[str]] = [[] for _ in range(len(groups) + 1)]
+    read = {name for step in steps for name in step.tensors}
+    tensors[0] += [name for name, _ in module.named_buffers() if name not in read]  # constants that nothing depends on
     last_group: dict[str, int] = {}
     for step, number in zip(steps, group_of_step, strict=True):
         tensors[number] += step.tensors
@@ -237,7 +266,11 @@ def _name_and_fill(
 
     names = _names([[name for atom in group for name in atom.parameters] for group in groups], tensors[-1])
     outputs = [steps[end].node.name for end in [*ends, -1]]
-    made = [LayerGroup(name, tuple(tensors[i]), tuple(modules[i]), outputs[i]) for i, name in enumerate([*names, head])]
+    sizes = [tuple(sizes_read_behind(steps, end).items()) for end in ends] + [()]
+    made = [
+        LayerGroup(name, tuple(tensors[i]), tuple(modules[i]), outputs[i], sizes[i])
+        for i, name in enumerate([*names, head])
+    ]
     return tuple(made[:-1]), made[-1]
 
 

@@ -7,10 +7,11 @@ from functools import lru_cache
 from itertools import count
 
 from torch import fx, nn
-from torchvision import models
 
-from thawline.backbones._base import Backbone, Graph, GraphNode, LayerGroup
+from thawline.backbones import networks
+from thawline.backbones._base import Backbone, Graph, GraphNode, LayerGroup, Preprocessing
 from thawline.backbones._graph import Step, build_without_memory, steps_of
+from thawline.backbones._windows import is_windowed, layout_of
 from thawline.exceptions import BackboneError
 
 __all__ = ["outline"]
@@ -23,6 +24,8 @@ def outline(backbone: Backbone, freeze_depth: int) -> Graph:
     other depths no time. Leaves the backbone as it is. Works for transformers too, unlike PyTorch's own graph for
     TensorBoard, which runs the network.
 
+    Of HuggingFace's networks, which cannot be traced, it is the chain of their blocks.
+
     Args:
         backbone: any backbone.
         freeze_depth: layer groups that are frozen, ``0 <= freeze_depth <= len(layer_groups)``.
@@ -33,21 +36,39 @@ def outline(backbone: Backbone, freeze_depth: int) -> Graph:
     deepest = len(backbone.layer_groups)
     if not 0 <= freeze_depth <= deepest:
         raise BackboneError(f"`0 <= depth <= {deepest}` must hold, but got depth={freeze_depth}.")
-    made = backbone.architecture
-    nodes = _trainable(
-        made["builder"],
-        json.dumps(made["kwargs"]),
-        backbone.preprocessing.image_size,
-        (*backbone.layer_groups, backbone.head),
-    )
+    nodes = _chain(backbone) if is_windowed(backbone) else _operations(backbone)
     frozen = {group.name for group in backbone.layer_groups[:freeze_depth]}
     return Graph(tuple(replace(node, frozen=node.name.partition("/")[0] in frozen) for node in nodes))
 
 
+def _chain(backbone: Backbone) -> tuple[GraphNode, ...]:
+    """What holds parameters between the input and the head, one after the other, none of it frozen."""
+    layout = layout_of(backbone)
+    groups = (*backbone.layer_groups, backbone.head)
+    group_of = {path: group.name for group in groups for path in group.modules}
+    name = "images" if isinstance(backbone.preprocessing, Preprocessing) else "tokens"
+    nodes = [GraphNode(name, name, (), frozen=False)]
+    for path in sorted(layout.places, key=layout.places.__getitem__):
+        part = backbone.module.get_submodule(path)
+        if any(True for _ in part.parameters()):
+            operation, own = type(part).__name__, path.rpartition(".")[2]
+            name = f"{group_of[path]}/{f'{own}.{operation}' if own.isdigit() else own}"
+            shape = (backbone.architecture["num_classes"],) if path == layout.head else layout.shape_of(path)
+            nodes.append(GraphNode(name, operation, (nodes[-1].name,), frozen=False, shape=shape))
+    return tuple(nodes)
+
+
+def _operations(backbone: Backbone) -> tuple[GraphNode, ...]:
+    preprocessing = backbone.preprocessing
+    assert isinstance(preprocessing, Preprocessing)  # noqa: S101  no network of texts is traced
+    groups = (*backbone.layer_groups, backbone.head)
+    return _trainable(json.dumps(backbone.architecture), preprocessing.image_size, groups)
+
+
 @lru_cache(maxsize=32)
-def _trainable(builder: str, arguments: str, image_size: int, groups: tuple[LayerGroup, ...]) -> tuple[GraphNode, ...]:
-    """All nodes, none of them frozen; ``arguments`` of the builder as JSON, the head as the last group."""
-    module = build_without_memory(lambda: models.get_model(builder, weights=None, **json.loads(arguments)))
+def _trainable(architecture: str, image_size: int, groups: tuple[LayerGroup, ...]) -> tuple[GraphNode, ...]:
+    """All nodes, none of them frozen; the architecture as JSON, the head as the last group."""
+    module = build_without_memory(lambda: networks.build(json.loads(architecture)))
     nodes: list[GraphNode] = []
     names: dict[fx.Node, str] = {}
     taken: set[str] = set()

@@ -1,16 +1,19 @@
 """Parts of a backbone between two borders of its layer groups, each a function of the one tensor that crosses."""
 
-from torch import fx
+from typing import Any
+
+from torch import fx, nn
 
 from thawline.backbones._base import Backbone
-from thawline.backbones._graph import trace
+from thawline.backbones._graph import COUNT, trace
 from thawline.backbones._tokens import for_one_token_alone
+from thawline.backbones._windows import is_windowed, window
 from thawline.exceptions import BackboneError
 
 __all__ = ["section"]
 
 
-def section(backbone: Backbone, start: int, stop: int | None = None, *, exact: bool = True) -> fx.GraphModule:
+def section(backbone: Backbone, start: int, stop: int | None = None, *, exact: bool = True) -> nn.Module:
     """The operations from layer group ``start`` up to, but not including, layer group ``stop``.
 
     ``section(b, 0, d)`` is the *prefix* of depth ``d``: images ``[N, 3, H, W]`` to activations, whose shape beyond
@@ -22,6 +25,10 @@ def section(backbone: Backbone, start: int, stop: int | None = None, *, exact: b
     never writes into its input; in training mode a dropout in place may. Take it after ``train_mode`` or ``eval()``
     and after moving the module: code that reads ``self.training`` by itself is recorded in the mode that it is in now,
     and bare buffers where they are now.
+
+    Of texts, tokens int64 ``[N, T]`` go in, and activations are ``[N, T, H + 1]``, whose last channel is 1 where there
+    is a token and 0 behind the end of a text; behind the last layer group they are pooled, ``[N, H]``. Networks that
+    cannot be traced are cut another way, see :class:`thawline.backbones._windows.Window`.
 
     Args:
         backbone: any backbone.
@@ -36,17 +43,29 @@ def section(backbone: Backbone, start: int, stop: int | None = None, *, exact: b
     deepest = len(backbone.layer_groups)
     if not 0 <= start <= deepest or (stop is not None and not start < stop <= deepest):
         raise BackboneError(f"`0 <= start < stop <= {deepest}` must hold, but got start={start}, stop={stop}.")
+    if is_windowed(backbone):
+        return window(backbone, start, stop)
     whole = trace(backbone.module)
     nodes = {node.name: node for node in whole.nodes}
     begin = nodes[backbone.layer_groups[start - 1].output] if start else _images(whole)
     end = nodes[backbone.layer_groups[stop - 1].output] if stop is not None else _logits(whole)
 
+    sizes = dict(backbone.layer_groups[start - 1].sizes) if start else {}
     part = fx.Graph()
-    copies = {begin: part.placeholder("images" if start == 0 else "activations")}
+    given = part.placeholder("images" if start == 0 else "activations")
+    copies: dict[fx.Node, Any] = {begin: given}
+
+    def copy_of(source: fx.Node) -> Any:
+        if source not in copies:  # from before the section: a size, or a table to compute once more
+            copies[source] = sizes[source.name] if source.name in sizes else part.node_copy(source, copy_of)
+            if copies[source] == COUNT:
+                copies[source] = part.call_method("size", (given, 0))
+        return copies[source]
+
     inside = False
     for node in whole.nodes:
         if node.op == "get_attr" or inside:
-            copies[node] = part.node_copy(node, copies.__getitem__)
+            copies[node] = part.node_copy(node, copy_of)
         if node is begin:
             inside = True
         if node is end:

@@ -8,13 +8,15 @@ import torch
 from torch import nn
 from torchvision import models
 
+from thawline.backbones import networks
 from thawline.backbones._base import Backbone, BackboneInfo, LayerGroup, Preprocessing
 from thawline.backbones._graph import build_without_memory
 from thawline.backbones._groups import layer_groups_of
-from thawline.backbones._weights import STARTER, digest_of, load_into, read_weights, starter_metadata
+from thawline.backbones._registry import refuse_length
+from thawline.backbones._weights import STARTER, check_weights, digest_of, load_into, read_weights, starter_metadata
 from thawline.exceptions import BackboneError
 
-__all__ = ["create", "inspect", "list_names", "preprocessing_of"]
+__all__ = ["check_weights", "create", "inspect", "list_names", "preprocessing_of"]
 
 # How torchvision itself calls these two when it loads their weights, less the heads that are only for training from
 # scratch; init_weights would take minutes to no purpose.
@@ -36,13 +38,16 @@ def list_names() -> list[str]:
     return list(models.list_models(module=models))
 
 
-def preprocessing_of(name: str, *, weights: str, image_size: int | None) -> Preprocessing:
+def preprocessing_of(
+    name: str, *, weights: str = "default", image_size: int | None = None, max_length: int | None = None
+) -> Preprocessing:
     """What the weights were trained on; for files and random weights, what the architecture's default weights were.
 
     Raises:
-        BackboneError: if ``image_size`` is not positive.
+        BackboneError: if ``image_size`` is not positive, or ``max_length`` is given.
         WeightsError: if ``weights`` is ``starter`` and none are shipped for ``name``.
     """
+    refuse_length(name, max_length)
     transforms = models.get_model_weights(name).DEFAULT.transforms()
     size, resize = transforms.crop_size[0], transforms.resize_size[0]
     mean, std, interpolation = transforms.mean, transforms.std, transforms.interpolation.value
@@ -57,12 +62,20 @@ def preprocessing_of(name: str, *, weights: str, image_size: int | None) -> Prep
     return Preprocessing(size, resize, tuple(mean), tuple(std), interpolation)
 
 
-def create(name: str, *, num_classes: int, weights: str, image_size: int | None, seed: int) -> Backbone:
+def create(
+    name: str,
+    *,
+    num_classes: int,
+    weights: str = "default",
+    image_size: int | None = None,
+    max_length: int | None = None,
+    seed: int = 0,
+) -> Backbone:
     """See :func:`thawline.backbones.create`."""
     if num_classes < 1:
         raise BackboneError(f"`num_classes >= 1` must hold, but got num_classes={num_classes}.")
-    preprocessing = preprocessing_of(name, weights=weights, image_size=image_size)
-    arguments = _arguments(name, preprocessing.image_size) | {"num_classes": num_classes}
+    preprocessing = preprocessing_of(name, weights=weights, image_size=image_size, max_length=max_length)
+    architecture = _architecture(name, preprocessing.image_size, num_classes)
     groups, head, _ = _cut(name)
     if image_size is not None or weights == "starter":  # else it is what the network was just cut with
         _check_size(name, preprocessing.image_size)
@@ -71,7 +84,7 @@ def create(name: str, *, num_classes: int, weights: str, image_size: int | None,
     # Not torch.manual_seed, which would reach into the GPUs' generators too.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        module = models.get_model(name, weights=None, **arguments)
+        module = networks.build(architecture)
     if state is not None:
         load_into(module, head.name, state, repr(weights))
     return Backbone(
@@ -81,7 +94,7 @@ def create(name: str, *, num_classes: int, weights: str, image_size: int | None,
         head=head,
         preprocessing=preprocessing,
         weights_digest=digest_of(module, head.name),
-        architecture={"builder": name, "kwargs": arguments},
+        architecture=architecture,
     )
 
 
@@ -93,14 +106,15 @@ def inspect(name: str) -> BackboneInfo:
         parameters=parameters,
         layer_groups=tuple(group.name for group in groups),
         weights=("default", "starter") if name == STARTER else ("default",),
-        image_size=preprocessing_of(name, weights="default", image_size=None).image_size,
+        image_size=preprocessing_of(name).image_size,
     )
 
 
-def _arguments(name: str, image_size: int) -> dict[str, Any]:
-    """What the builder is called with, apart from the number of classes; plain JSON."""
+def _architecture(name: str, image_size: int, num_classes: int) -> dict[str, Any]:
+    """What :func:`thawline.backbones.networks.build` builds the network from; plain JSON."""
     sized = _SIZE_ARGUMENT.get(models.get_model_builder(name).__module__)
-    return dict(_ARGUMENTS.get(name, {})) | (sized(image_size) if sized else {})
+    arguments = dict(_ARGUMENTS.get(name, {})) | (sized(image_size) if sized else {})
+    return {"library": "torchvision", "builder": name, "kwargs": arguments | {"num_classes": num_classes}}
 
 
 @lru_cache(maxsize=32)
@@ -111,9 +125,8 @@ def _cut(name: str) -> tuple[tuple[LayerGroup, ...], LayerGroup, int]:
     """
     default = models.get_model_weights(name).DEFAULT
     classes = len(default.meta["categories"])
-    image_size = preprocessing_of(name, weights="default", image_size=None).image_size
-    arguments = _arguments(name, image_size) | {"num_classes": classes}
-    module = build_without_memory(lambda: models.get_model(name, weights=None, **arguments))
+    image_size = preprocessing_of(name).image_size
+    module = build_without_memory(lambda: networks.build(_architecture(name, image_size, classes)))
     heads = [path for path, layer in module.named_modules() if _outputs(layer) == classes]
     if len(heads) != 1:
         raise BackboneError(f"Exactly one layer of {name!r} must have {classes} outputs, its head, but got {heads}.")
@@ -134,9 +147,8 @@ def _check_size(name: str, image_size: int) -> None:
     Raises:
         BackboneError: if it does not take images of that size.
     """
-    arguments = _arguments(name, image_size)
     try:
-        module = build_without_memory(lambda: models.get_model(name, weights=None, **arguments))
+        module = build_without_memory(lambda: networks.build(_architecture(name, image_size, num_classes=1000)))
         with torch.no_grad():
             module(torch.empty(1, 3, image_size, image_size, device="meta"))
     except (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:

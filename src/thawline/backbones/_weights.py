@@ -20,7 +20,17 @@ from torchvision.models.vision_transformer import VisionTransformer, interpolate
 
 from thawline.exceptions import WeightsError
 
-__all__ = ["STARTER", "STARTER_FILE", "digest_of", "load_into", "read_weights", "starter_metadata"]
+__all__ = [
+    "ALTERNATIVES",
+    "STARTER",
+    "STARTER_FILE",
+    "check_weights",
+    "digest_of",
+    "load_into",
+    "read_file",
+    "read_weights",
+    "starter_metadata",
+]
 
 STARTER = "mobilenet_v3_small"
 """The one architecture whose weights are shipped with Thawline."""
@@ -31,10 +41,11 @@ STARTER_FILE = Path(__file__).parent / "starter" / f"{STARTER}.safetensors"
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 # Files of torchvision's DenseNets still have the names of 2017, with a dot that module names may no longer hold.
 _OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)")
-_ALTERNATIVES = (
+ALTERNATIVES = (
     "Or give a file of your own (--weights FILE), or take what Thawline ships "
     f"(--backbone {STARTER} --weights starter), or train from random weights (--weights none)."
 )
+"""What to do where a library's own weights cannot be had; the end of an error."""
 
 
 def read_weights(name: str, weights: str, default: WeightsEnum) -> dict[str, Tensor]:
@@ -47,8 +58,8 @@ def read_weights(name: str, weights: str, default: WeightsEnum) -> dict[str, Ten
         return _read_default(name, default)
     if weights == "starter":
         starter_metadata(name)
-        return _read_file(STARTER_FILE)
-    return _read_file(Path(weights).expanduser())
+        return read_file(STARTER_FILE)
+    return read_file(Path(weights).expanduser())
 
 
 def check_weights(name: str, weights: str) -> None:
@@ -93,7 +104,7 @@ def _read_default(name: str, default: WeightsEnum) -> dict[str, Tensor]:
         raise WeightsError(
             f"The pretrained weights of {name!r} cannot be had: {_first_line(error)}.\n"
             f"Put the file {file.name} (from {default.url}) into {file.parent}, which TORCH_HOME moves. "
-            f"{_ALTERNATIVES}"
+            f"{ALTERNATIVES}"
         ) from None
     return dict(_tensors_in(state, file))
 
@@ -119,7 +130,12 @@ def _check_file(file: Path) -> None:
         )
 
 
-def _read_file(file: Path) -> dict[str, Tensor]:
+def read_file(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file, ``.safetensors`` or a ``state_dict`` saved by ``torch.save``, by name.
+
+    Raises:
+        WeightsError: if there is no such file, or it is torn, or loading it would run code.
+    """
     _check_file(file)
     try:
         if file.suffix == ".safetensors":

@@ -1,11 +1,32 @@
-"""Writes ``catalogue.json``, the table behind ``thawline backbones``, anew for the installed torchvision.
+"""Writes the tables behind ``thawline backbones`` anew, for the installed torchvision and timm.
 
-Run ``python -m thawline.backbones.catalogue`` after a new torchvision or a change to how networks are cut. Takes about
-a minute; no network is built with real numbers. A test compares a sample of the table with the networks.
+Run ``python -m thawline.backbones.catalogue`` after a new version of one of them or a change to how networks are cut.
+No network is built with real numbers; torchvision's take about a minute, timm's about ten. Tests compare a sample of
+the tables with the networks.
 """
 
-from thawline.backbones._catalogue import write
-from thawline.backbones._torchvision import inspect, list_names
+import sys
+
+from thawline.backbones._catalogue import Catalogue, write
+from thawline.backbones._registry import LIBRARIES, Library
+from thawline.exceptions import BackboneError
+
+__all__: list[str] = []
+
+
+def catalogued(library: Library) -> Catalogue:
+    """All networks of a library, each of them looked at."""
+    networks = library.networks()
+    infos, refused = {}, {}
+    for name in networks.list_names():
+        try:
+            infos[name] = networks.inspect(name)
+        except BackboneError as error:
+            refused[name] = str(error)
+    return Catalogue(library.version(), infos, refused)
+
 
 if __name__ == "__main__":
-    write([inspect(name) for name in list_names()])
+    for library in LIBRARIES:
+        if library.package in (sys.argv[1:] or ("torchvision", "timm")):
+            write(library.package, catalogued(library))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from thawline.backbones._base import Backbone, BackboneInfo
+from thawline.backbones._base import Backbone, BackboneInfo, TextPreprocessing
 from thawline.exceptions import BackboneError
 
 if TYPE_CHECKING:  # it needs torch, which the listing does not
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # it needs torch, which the listing does not
 __all__ = ["DepthCost", "depth_costs", "info_json", "listing", "summary_json", "summary_text"]
 
 _ASSUMPTIONS = """\
-FLOPs: a training step of one image, forward through everything and backward through what is trained; an addition and a
+FLOPs: a training step of {example}, forward through everything and backward through what is trained; an addition and a
 multiplication are two. From the store: the frozen layer groups are not run. MB: what is kept for the backward pass.
 GB: that, all weights, and gradients and AdamW's two averages of what is trained; not what the libraries need besides.
 All in single precision: in bfloat16 about half is kept for the backward pass."""
@@ -65,13 +65,15 @@ def listing(infos: Sequence[BackboneInfo]) -> Table:
 
 def info_json(info: BackboneInfo) -> dict[str, Any]:
     """The same as plain JSON."""
-    return dataclasses.asdict(info) | {"layer_groups": list(info.layer_groups), "weights": list(info.weights)}
+    lists = {"layer_groups": list(info.layer_groups), "weights": list(info.weights), "tags": dict(info.tags)}
+    return dataclasses.asdict(info) | lists
 
 
 def depth_costs(backbone: Backbone, batch_size: int = 32) -> tuple[DepthCost, ...]:
     """What training costs at every freeze depth, from 0 to the deepest; takes seconds and no memory.
 
-    Batches are in single precision, of ``batch_size`` images of the backbone's own size. The backbone is left as it is.
+    Batches are in single precision, of ``batch_size`` images of the backbone's own size, or texts of its greatest
+    length. The backbone is left as it is.
 
     Raises:
         BackboneError: unless ``batch_size >= 1``.
@@ -98,10 +100,18 @@ def summary_text(
 
     rows = _rows(backbone, freeze_depth)
     costs = costs if costs is not None else depth_costs(backbone, batch_size)
-    size = backbone.preprocessing.image_size
+    preprocessing = backbone.preprocessing
+    if isinstance(preprocessing, TextPreprocessing):
+        import torch
+
+        kind, example = "text", f"one text of {preprocessing.max_length} tokens"
+        inputs: dict[str, Any] = {"input_data": torch.zeros(1, preprocessing.max_length, dtype=torch.int64)}
+    else:
+        kind, example = "image", "one image"
+        inputs = {"input_size": (1, 3, preprocessing.image_size, preprocessing.image_size)}
     layers = torchinfo.summary(
         backbone.module,
-        input_size=(1, 3, size, size),
+        **inputs,
         col_names=("output_size", "num_params", "trainable"),
         row_settings=("var_names",),
         depth=4,
@@ -124,9 +134,9 @@ def summary_text(
             *lines,
             "",
             "What training costs at every freeze depth",
-            *_cost_lines(costs, batch_size),
+            *_cost_lines(costs, batch_size, kind),
             "",
-            _ASSUMPTIONS,
+            _ASSUMPTIONS.format(example=example),
         ]
     )
 
@@ -138,9 +148,14 @@ def summary_json(backbone: Backbone, freeze_depth: int, batch_size: int = 32) ->
         BackboneError: unless ``0 <= freeze_depth <= len(backbone.layer_groups)`` and ``batch_size >= 1``.
     """
     rows = _rows(backbone, freeze_depth)
+    preprocessing = backbone.preprocessing
+    if isinstance(preprocessing, TextPreprocessing):
+        size = {"max_length": preprocessing.max_length}
+    else:
+        size = {"image_size": preprocessing.image_size}
     return {
         "backbone": backbone.name,
-        "image_size": backbone.preprocessing.image_size,
+        **size,
         "freeze_depth": freeze_depth,
         "parameters": sum(row["parameters"] for row in rows),
         "trainable": sum(row["parameters"] for row in rows if not row["frozen"]),
@@ -175,16 +190,16 @@ def _cost_of(backbone: Backbone, groups: Sequence["GroupCost"], depth: int, batc
     )
 
 
-def _cost_lines(costs: Sequence[DepthCost], batch_size: int) -> list[str]:
+def _cost_lines(costs: Sequence[DepthCost], batch_size: int, kind: str) -> list[str]:
     batch = f"GB at batch size {batch_size}"
-    lines = [f"depth  {'trainable':>13}  {'GFLOPs/image':>12}  {'from the store':>14}  {'MB/image':>9}  {batch}"]
-    for cost in costs:
-        flops, from_store = cost.flops / 1e9, cost.flops_from_store / 1e9
-        activations, memory = cost.activation_bytes / 1e6, cost.memory_bytes / 1e9
-        lines.append(
-            f"{cost.freeze_depth:>5}  {cost.trainable:>13,}  {flops:>12.3f}  {from_store:>14.3f}  "
-            f"{activations:>9.2f}  {memory:>{len(batch)}.2f}"
-        )
+    flops, memory = f"GFLOPs/{kind}", f"MB/{kind}"
+    lines = [f"depth  {'trainable':>13}  {flops:>12}  {'from the store':>14}  {memory:>9}  {batch}"]
+    lines += [
+        f"{cost.freeze_depth:>5}  {cost.trainable:>13,}  {cost.flops / 1e9:>12.3f}  "
+        f"{cost.flops_from_store / 1e9:>14.3f}  {cost.activation_bytes / 1e6:>9.2f}  "
+        f"{cost.memory_bytes / 1e9:>{len(batch)}.2f}"
+        for cost in costs
+    ]
     return lines
 
 

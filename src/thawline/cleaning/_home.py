@@ -87,7 +87,7 @@ def _unless_run(look: Look, folder: Path, act: Act) -> Act:
     return look.unless_used(look.home / "studies" / folder.name / "study.lock", partial(last_used, folder), act)
 
 
-def cached(look: Look, kind: Literal["decoded", "activations"]) -> Iterator[Item]:
+def cached(look: Look, kind: Literal["decoded", "tokens", "activations"]) -> Iterator[Item]:
     """Entries ``<digest>.*``. Their locks ``<digest>.lock``, which are empty, stay: somebody may wait for one."""
     if look.studies.busy:
         return
@@ -147,7 +147,7 @@ def leftovers(look: Look, taken: Collection[str]) -> Iterator[Item]:
     before = time.time() - _LEFTOVER_SECONDS
     places = [
         *(folder for folder in folders(look.home / "studies") if folder.name not in look.studies.busy),
-        *(look.home / "cache" / name for name in ("decoded", "activations")),
+        *(look.home / "cache" / name for name in ("decoded", "tokens", "activations")),
         *(state for _, state in _mirrors(look)),  # not the mirrored files, whatever they are called
     ]
     for file in (file for place in places for file in files_below(place)):

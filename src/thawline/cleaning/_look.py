@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["Act", "Failure", "Item", "Kind", "Look", "Studies", "Used"]
 
 Kind = Literal[
-    "checkpoints", "studies", "tensorboard", "decoded", "activations", "mirrors", "temporary", "runs", "models"
+    "checkpoints",
+    "studies",
+    "tensorboard",
+    "decoded",
+    "tokens",
+    "activations",
+    "mirrors",
+    "temporary",
+    "runs",
+    "models",
 ]
 
 _STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -13,7 +13,7 @@ from thawline.tracking import CHECKPOINT
 
 __all__ = ["failed_runs", "unused_models"]
 
-_MODEL_TYPE = "image-classifier"
+_MODEL_TYPES = ("image-classifier", "text-classifier")
 
 
 def failed_runs(look: Look) -> Iterator[Item]:
@@ -81,7 +81,7 @@ def unused_models(look: Look) -> Iterator[Item]:
     with reading():
         for model in pages(mlflow.store.client.search_logged_models, experiment_ids=list(mlflow.experiments)):
             if (
-                model.model_type == _MODEL_TYPE
+                model.model_type in _MODEL_TYPES
                 and model.source_run_id is not None
                 and model.last_updated_timestamp < 1000 * look.cutoff
                 and model.model_id not in mlflow.registered.models

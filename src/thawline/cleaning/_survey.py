@@ -85,7 +85,7 @@ def survey(
     - ``checkpoints`` of finished trials. The best one of the best trial stays, and so do those of trials that are not
       finished and those that MLflow has not got yet.
     - ``studies`` and ``tensorboard``: folders of studies that their storage no longer knows.
-    - ``decoded`` images, ``activations`` and ``mirrors`` that no search has used; all can be made again.
+    - ``decoded`` images, ``tokens``, ``activations`` and ``mirrors`` that no search has used; all can be made again.
     - ``temporary`` files of processes that died.
     - ``runs``: failed trials in MLflow; ``models``: packaged ones that no version of a registered model refers to.
 
@@ -105,6 +105,7 @@ def survey(
         "studies": partial(orphans, look, "studies"),
         "tensorboard": partial(orphans, look, "tensorboard"),
         "decoded": partial(cached, look, "decoded"),
+        "tokens": partial(cached, look, "tokens"),
         "activations": partial(cached, look, "activations"),
         "mirrors": partial(mirrors, look),
         "runs": partial(failed_runs, look),

@@ -16,7 +16,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="thawline",
-    help="Turn a folder of labelled images into a served classifier: search freeze depth and learning rate, "
+    help="Turn labelled images or texts into a served classifier: search freeze depth and learning rate, "
     "compare the trials in MLflow, promote the best.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

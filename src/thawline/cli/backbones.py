@@ -15,7 +15,7 @@ def backbones(
     pattern: Annotated[str | None, typer.Argument(help="Part of a name, or a pattern such as 'resnet*'.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the backbones with their layer groups, parameters and weights."""
+    """List the backbones of torchvision and timm with their layer groups, parameters and weights."""
     from thawline import backbones as registry
 
     infos = [registry.describe(name) for name in registry.names(pattern)]
@@ -25,6 +25,7 @@ def backbones(
         print_json([registry.info_json(info) for info in infos])
     else:
         console().print(registry.listing(infos))
+        console().print(registry.further_names(), markup=False)
 
 
 @app.command()

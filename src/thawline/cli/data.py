@@ -1,4 +1,4 @@
-"""Verbs about images: check and drift."""
+"""Verbs about data: check and drift."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,11 +14,11 @@ __all__: list[str] = []
 
 @app.command()
 def check(
-    data: Annotated[str, typer.Argument(metavar="FOLDER|URL", help="Folder of images.")],
+    data: Annotated[str, typer.Argument(metavar="FOLDER|TABLE|URL", help="Folder of images, or table of texts.")],
     assignments: SetOption = None,
     as_json: Json = False,
 ) -> None:
-    """Read and report the data without training: classes, splits, bad files by name, duplicates, leaks, digest."""
+    """Read and report the data without training: classes, splits, what is bad by name, duplicates, leaks, digest."""
     from thawline.config import SearchConfig, parse_assignments
     from thawline.data import data_location, mirror, report, report_json, scan
 

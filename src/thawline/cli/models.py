@@ -16,14 +16,21 @@ __all__: list[str] = []
 @app.command()
 def predict(
     model: Model,
-    paths: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    items: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ITEM...",
+            help="Image files, or folders of them; for a model of texts the texts themselves, or files of them: "
+            "tables, or .txt with one a line.",
+        ),
+    ],
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Name the class of image files, with probabilities, by a model from the registry."""
-    from thawline.predict import predict_files, predictions_table
+    """Name the class of images or texts, with probabilities, by a model from the registry."""
+    from thawline.predict import predict_items, predictions_table
 
-    predictions = predict_files(model, paths, tracking_uri=tracking_uri, home=environment.home())
+    predictions = predict_items(model, items, tracking_uri=tracking_uri, home=environment.home())
     if as_json:
         print_json(predictions)
     else:
@@ -36,13 +43,17 @@ def predict(
 def score(
     model: Model,
     source: Annotated[
-        Path, typer.Argument(metavar="FOLDER|LIST", help="Folder of images, or a file that lists their paths.")
+        Path,
+        typer.Argument(
+            metavar="FOLDER|FILE",
+            help="Folder of images, or a file that lists their paths; for a model of texts a table or .txt of them.",
+        ),
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Table to write, a row for each image.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Table to write, a row for each image or text.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Classify any number of image files into a Parquet file; the same command goes on after an interruption."""
+    """Classify any number of images or texts into a Parquet file; the same command goes on after an interruption."""
     from thawline.scoring import score_files
 
     with progress("scoring") as on_progress:
@@ -104,7 +115,8 @@ def promote(
     model: Annotated[str, typer.Argument(help="Registered model.")],
     version: Annotated[str | None, typer.Option(help="Challenger; default: the alias challenger.")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder DATA/<class>/… to compare on; default: the study's test split.")
+        Path | None,
+        typer.Option(help="Folder DATA/<class>/…, or table of texts, to compare on; default: the study's test split."),
     ] = None,
     approve: Annotated[bool, typer.Option("--approve", help="Wait for a person's answer in Prefect's UI.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Promote without a comparison; needs --reason.")] = False,
@@ -112,7 +124,7 @@ def promote(
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a version against the champion on the same test images, and promote it if it is better."""
+    """Judge a version against the champion on the same test data, and promote it if it is better."""
     from thawline.search.challenger import force_challenger
 
     if force:
@@ -185,9 +197,9 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, each with the model in memory.")] = 1,
-    max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Images that share a forward pass, at most.")] = 32,
+    max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Items that share a forward pass, at most.")] = 32,
     max_delay: Annotated[
-        float, typer.Option(metavar="MS", min=0, max=1000, help="How long a batch waits for images being decoded.")
+        float, typer.Option(metavar="MS", min=0, max=1000, help="How long a batch waits for items being decoded.")
     ] = 2.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     token_file: Annotated[

@@ -44,14 +44,16 @@ def search(
     data: Annotated[
         str,
         typer.Argument(
-            metavar="FOLDER|URL", help="Images: DATA/<class>/…, or DATA/train/<class>/… and so on; or s3://bucket/DATA."
+            metavar="FOLDER|TABLE|URL",
+            help="Images: DATA/<class>/…, or DATA/train/<class>/… and so on, or s3://bucket/DATA. "
+            "Texts: a .csv, .tsv, .jsonl or .parquet with a text and a label in each row.",
         ),
     ],
     recipe: Annotated[Path | None, typer.Option(help="Recipe file; see `thawline recipes`.")] = None,
     backbone: Annotated[str | None, typer.Option(help="Pretrained network; see `thawline backbones`.")] = None,
     weights: Weights = None,
     trials: Annotated[int | None, typer.Option(help="Trials in all, over every time the study is run.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training images per trial, at most.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training data per trial, at most.")] = None,
     timeout: Annotated[float | None, typer.Option(metavar="MINUTES", help="Start no trial after this time.")] = None,
     workers: Annotated[
         str | None, typer.Option(metavar="N|auto", help="Trials at the same time; auto: one for each GPU.")
@@ -167,7 +169,9 @@ def report(
 
 @app.command()
 def retrain(
-    data: Annotated[str, typer.Argument(help="Folder of images, or its URL.")],
+    data: Annotated[
+        str, typer.Argument(metavar="FOLDER|TABLE|URL", help="Folder of images, or its URL, or table of texts.")
+    ],
     recipe: Annotated[Path | None, typer.Option(help="Recipe file; see `thawline recipes`.")] = None,
     model: Annotated[str | None, typer.Option(help="Name in the model registry; default: the folder's name.")] = None,
     narrow: Annotated[bool, typer.Option("--narrow", help="Search only near the champion.")] = False,
@@ -201,7 +205,10 @@ def retrain(
 def deploy(
     flow: Annotated[Deployable, typer.Argument(help="What to run.")] = Deployable.retrain,
     data: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Folder of images, or its URL; for score, or a list of paths.")
+        str | None,
+        typer.Option(
+            metavar="DATA", help="Folder of images, or its URL, or table of texts; for score, or a list of paths."
+        ),
     ] = None,
     cron: Annotated[str | None, typer.Option(metavar="'M H D M W'", help="When; default: only when asked to.")] = None,
     timezone: Annotated[str | None, typer.Option(help="Of --cron, such as Europe/Berlin; default: UTC.")] = None,

@@ -1,52 +1,60 @@
-"""From a folder of labelled images to arrays that are ready to train on.
+"""From a folder of labelled images, or a table of labelled texts, to arrays that are ready to train on.
 
-``scan`` reads a folder into a ``Manifest``; ``decoded`` turns a manifest into ``DecodedImages``; ``report`` says for
-people what was found.
+``scan`` reads either into a ``Manifest``; ``decoded`` turns a manifest of images into ``DecodedImages``, ``tokenized``
+one of texts into ``TokenizedTexts``; ``report`` says for people what was found.
 """
 
 from thawline.data._files import printable, write_atomically
 from thawline.data.cache import DecodedImages, decoded
+from thawline.data.contract import DataKind, Manifest, Problem, Row, TextTable
 from thawline.data.digits import write_digits
-from thawline.data.folder import (
-    Manifest,
-    Problem,
-    Row,
-    Split,
-    check_folder,
-    given_files,
-    image_files,
-    labelled_files,
-    scan,
-)
+from thawline.data.folder import given_files, image_files, labelled_files
 from thawline.data.images import BadImage, decode, encoded_image, resize_and_crop
 from thawline.data.remote import MIRROR_STATE, MirrorSummary, check_url, data_location, mirror
 from thawline.data.report import report, report_json, report_text
+from thawline.data.source import check_data, data_kind, scan
+from thawline.data.splits import Split
+from thawline.data.text import given_texts, is_table, labelled_texts, texts_of
+from thawline.data.tokenizing import TextTokenizer, normalized
+from thawline.data.tokens import TokenizedTexts, Tokens, tokenized
 
 __all__ = [
     "MIRROR_STATE",
     "BadImage",
+    "DataKind",
     "DecodedImages",
     "Manifest",
     "MirrorSummary",
     "Problem",
     "Row",
     "Split",
-    "check_folder",
+    "TextTable",
+    "TextTokenizer",
+    "TokenizedTexts",
+    "Tokens",
+    "check_data",
     "check_url",
+    "data_kind",
     "data_location",
     "decode",
     "decoded",
     "encoded_image",
     "given_files",
+    "given_texts",
     "image_files",
+    "is_table",
     "labelled_files",
+    "labelled_texts",
     "mirror",
+    "normalized",
     "printable",
     "report",
     "report_json",
     "report_text",
     "resize_and_crop",
     "scan",
+    "texts_of",
+    "tokenized",
     "write_atomically",
     "write_digits",
 ]

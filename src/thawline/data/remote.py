@@ -21,6 +21,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from thawline.data._files import printable, write_atomically
+from thawline.data._tables import TABLE_SUFFIXES
 from thawline.exceptions import DataError
 
 __all__ = ["MIRROR_STATE", "MirrorSummary", "check_url", "data_location", "mirror"]
@@ -71,11 +72,16 @@ def data_location(text: str, home: Path) -> dict[str, str]:
 
     A URL is mirrored to ``home/cache/mirrors/<digest of the URL>/<its last part>``: the folder's own name is what model
     and study are named after.
+
+    Raises:
+        DataError: if the URL is that of a table: only folders are mirrored.
     """
     scheme, separator, rest = text.partition("://")
     if not separator:
         return {"path": text}
     url = f"{scheme}://{rest.rstrip('/')}"
+    if url.lower().endswith(TABLE_SUFFIXES):
+        raise DataError(f"{url} is a table, and only folders of images are fetched: download it, and give the file.")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", url.rsplit("/", 1)[-1]).strip("-._")[:60] or "images"
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
     return {"path": str(home / "cache" / "mirrors" / digest / name), "url": url}

@@ -17,7 +17,7 @@ from thawline.data import Split, image_files, scan
 from thawline.drift.comparison import Answers, Floats, class_shares, compare
 from thawline.drift.report import ClassShare, DriftReport, Unusual
 from thawline.exceptions import ConfigError, DataError
-from thawline.registry import MlflowRegistry, ModelName, PackagedModel, parse_model
+from thawline.registry import MlflowRegistry, ModelName, PackagedModel, check_kind, parse_model
 from thawline.serving.served import ServedModel
 from thawline.tracking import open_store
 
@@ -69,14 +69,15 @@ def check_drift(
 
     Raises:
         ConfigError: if ``alpha`` or ``max_images`` is out of range.
-        RegistryError: if there is no such model.
+        RegistryError: if there is no such model, or it classifies texts.
         DataError: if there are too few images, or the study's are gone or have changed.
     """
     _check_options(alpha, max_images)
     name = parse_model(model)
-    files = _images_in(folder)
     registry = MlflowRegistry(open_store(tracking_uri, home))
     version = registry.resolve(name)
+    check_kind(registry, ModelName(name.name, None, version), "drift is measured between pictures")
+    files = _images_in(folder)
     compared = (
         _held_out(registry, name.name, version)
         if reference is None
@@ -174,7 +175,7 @@ class _Reader:
         """The content's digest and the pixels, or the reason why there are none."""
         try:
             data = path.read_bytes()
-            return hashlib.sha256(data).digest(), self._model.pixels(data)
+            return hashlib.sha256(data).digest(), self._model.prepare(data)
         except OSError as error:
             return b"", error.strerror or type(error).__name__
         except ValueError as error:  # the package's BadImage is one

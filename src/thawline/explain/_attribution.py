@@ -37,10 +37,11 @@ class Explainer:
     """Explains the logits of one network; the network is left as it was.
 
     ``auto`` takes Grad-CAM for convolutional networks and integrated gradients for those with attention (``vit_*``,
-    ``swin_*``, ``maxvit_*``), whose last maps no longer lie where the picture has what they stand for.
+    ``swin_*``, ``maxvit_*``), whose last maps no longer lie where the picture has what they stand for, and for those
+    that ``torch.fx`` cannot trace (HuggingFace's), in which the last maps are not to be found.
 
     Args:
-        network: any of torchvision's classifiers, images ``[N, 3, S, S]`` to logits ``[N, classes]``.
+        network: any classifier of torchvision, timm or HuggingFace, images ``[N, 3, S, S]`` to logits ``[N, classes]``.
         image_size: ``S``.
         method: ``auto`` or one of the others; :attr:`method` tells which it is.
 
@@ -49,14 +50,14 @@ class Explainer:
     """
 
     def __init__(self, network: nn.Module, image_size: int, method: Method = "auto") -> None:
-        attends = any("Attention" in type(module).__name__ for module in network.modules())
-        if method == "auto":
-            method = "integrated-gradients" if attends else "grad-cam"
-        elif method == "grad-cam" and attends:
-            raise ConfigError(
-                f"Grad-CAM explains convolutional networks, but a {type(network).__name__} has attention, which "
-                "carries what it saw to other places. Use --method integrated-gradients or occlusion."
-            )
+        if method in ("auto", "grad-cam"):
+            obstacle = _obstacle(network)
+            if method == "grad-cam" and obstacle:
+                raise ConfigError(
+                    f"Grad-CAM explains convolutional networks, but a {type(network).__name__} {obstacle}. "
+                    "Use --method integrated-gradients or occlusion."
+                )
+            method = "integrated-gradients" if obstacle else "grad-cam"
         self.method: Method = method
         self._network = network
         with _evaluating(network):
@@ -80,6 +81,18 @@ class Explainer:
                 for batch, chosen in zip(torch.split(images, _BATCH), torch.split(targets, _BATCH), strict=True)
             ]
         return np.concatenate(maps)
+
+
+def _obstacle(network: nn.Module) -> str:
+    """What keeps Grad-CAM from explaining a network, or nothing."""
+    if any("Attention" in type(module).__name__ for module in network.modules()):
+        return "has attention, which carries what it saw to other places"
+    try:
+        with _evaluating(network):
+            trace(network)
+    except Exception:  # whatever the network's own code does with a stand-in for its images
+        return "decides in its own code what to do next, so that its last maps cannot be found"
+    return ""
 
 
 def _heat(evidence: Tensor, size: int) -> np.ndarray:

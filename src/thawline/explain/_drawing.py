@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from thawline.backbones import TextPreprocessing
+from thawline.exceptions import ConfigError
 from thawline.explain._attribution import Explainer
 
 if TYPE_CHECKING:
@@ -54,9 +56,14 @@ def explained_pictures(backbone: "Backbone", pictures: np.ndarray, classes: Sequ
 
     Returns:
         ``N`` JPEG files of ``2 S + 8`` by ``S`` pixels.
+
+    Raises:
+        ConfigError: if the backbone is one of texts.
     """
     from PIL import Image
 
+    if isinstance(backbone.preprocessing, TextPreprocessing):
+        raise ConfigError(f"{backbone.name} reads texts, but explanations are drawn on pictures.")
     preprocessing, device = backbone.preprocessing, next(backbone.module.parameters()).device
     mean, std = (
         torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
 
 from thawline.config import TrainConfig
@@ -16,7 +15,7 @@ from thawline.data import given_files, printable, write_atomically
 from thawline.exceptions import ConfigError, DataError
 from thawline.explain._attribution import Explainer, Method
 from thawline.explain._drawing import sheet
-from thawline.registry import MlflowRegistry, parse_model
+from thawline.registry import MlflowRegistry, check_kind, parse_model
 from thawline.serving.served import ServedModel
 from thawline.tracking import open_store
 from thawline.training import runtime_for
@@ -58,15 +57,17 @@ def explain_files(
         ``file`` (in ``out``); or ``error``, the reason why it cannot be read.
 
     Raises:
-        RegistryError: if the model or alias is missing.
+        RegistryError: if the model or alias is missing, or it classifies texts.
         DataError: if a path does not exist or holds no image, or ``out`` is not empty or cannot be made.
         ConfigError: if the model has no such class, the method does not fit it, or the device cannot be used.
     """
     name = parse_model(model)
+    registry = MlflowRegistry(open_store(tracking_uri, home))
+    check_kind(registry, name, "explanations are drawn on pictures")
     files = [file for path in paths for file in given_files(path)]
     _check_empty(out)
     runtime_for(TrainConfig(device=device))  # says for people why a device cannot be used
-    packaged = MlflowRegistry(open_store(tracking_uri, home)).load(name)
+    packaged = registry.load(name)
     served = ServedModel(packaged, device)
     target = None if class_name is None else _index_of(class_name, served.classes, served.name)
     drawer = _Drawer(served, packaged.unwrapped, target, method, out)
@@ -113,7 +114,7 @@ class _Drawer:
 
     def _pixels(self, file: Path) -> np.ndarray | str:
         try:
-            pixels: np.ndarray = self._served.pixels(file.read_bytes())
+            pixels: np.ndarray = self._served.prepare(file.read_bytes())
         except OSError as error:
             return error.strerror or type(error).__name__
         except ValueError as error:
@@ -124,9 +125,7 @@ class _Drawer:
         """Probabilities ``[classes]``, the class that is explained and its heat map ``[S, S]``, for each image."""
         probabilities = np.array(self._served.probabilities(list(pixels)))
         targets = probabilities.argmax(1) if self._target is None else np.full(len(pixels), self._target)
-        servable = self._servable
-        images = torch.from_numpy(pixels).to(servable.device).permute(0, 3, 1, 2).float() / 255
-        heatmaps = self._explainer((images - servable.mean) / servable.std, targets)
+        heatmaps = self._explainer(self._servable.inputs.batch(list(pixels)), targets)
         return zip(probabilities.tolist(), targets.tolist(), heatmaps, strict=True)
 
     def _row(

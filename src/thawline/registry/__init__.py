@@ -11,11 +11,12 @@ from thawline.registry.mlflow import (
     PackagedModel,
     Prediction,
     Reign,
+    check_kind,
     parse_model,
 )
 from thawline.registry.packaging import log_packaged_model, package
 from thawline.registry.promotion import (
-    LabelledImages,
+    LabelledData,
     PromotionOutcome,
     force,
     judge,
@@ -31,7 +32,7 @@ __all__ = [
     "CHAMPION",
     "Calibration",
     "Criterion",
-    "LabelledImages",
+    "LabelledData",
     "MlflowRegistry",
     "ModelName",
     "Outcome",
@@ -43,6 +44,7 @@ __all__ = [
     "Verdict",
     "calibrate",
     "check_exports",
+    "check_kind",
     "decide",
     "force",
     "judge",

@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say: one temperature for all logits, fitted on images that were not trained on."""
+"""Probabilities that mean what they say: one temperature for all logits, fitted on what was not trained on."""
 
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -19,10 +19,11 @@ _SHOWN_BINS = 5
 
 @dataclass(frozen=True)
 class Calibration:
-    """The temperature, and what it did to the images that it was fitted on."""
+    """The temperature, and what it did to the images or texts that it was fitted on."""
 
     temperature: float
-    images: int
+    items: int
+    """Images or texts that it was fitted on."""
     error_before: float
     """Expected calibration error, 0 to 1."""
     error_after: float
@@ -41,7 +42,7 @@ def calibrate(logits: Floats, labels: Ints) -> Calibration:
     of Modern Neural Networks, 2017).
 
     Args:
-        logits: ``[N, num_classes]`` on images that were not trained on.
+        logits: ``[N, num_classes]`` on images or texts that were not trained on.
         labels: ``[N]``.
 
     Returns:
@@ -61,7 +62,7 @@ def calibrate(logits: Floats, labels: Ints) -> Calibration:
     before, after = (softmax(logits / divisor, axis=1).max(1) for divisor in (1.0, temperature))
     return Calibration(
         temperature=temperature,
-        images=len(labels),
+        items=len(labels),
         error_before=calibration_error(before, correct),
         error_after=calibration_error(after, correct),
         reliability=tuple(_reliability(before, after, correct)),

@@ -1,6 +1,7 @@
-"""The classifier for other runtimes: ``torch.export`` (``.pt2``) and ONNX, each compared with the network."""
+"""The classifier of images for other runtimes: ``torch.export`` (``.pt2``) and ONNX, each compared with the network."""
 
 import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from thawline.data import DataKind
 from thawline.exceptions import ConfigError, RegistryError
 
 if TYPE_CHECKING:
@@ -39,12 +41,22 @@ class _Classifier(nn.Module):
         return (logits / self.temperature).softmax(1)
 
 
-def check_exports(formats: Sequence[ExportFormat]) -> None:
-    """Refuse a format whose packages are not installed.
+def check_exports(formats: Sequence[ExportFormat], kind: DataKind) -> None:
+    """Refuse what cannot be exported, before anything is trained.
+
+    Args:
+        formats: of ``promotion.exports``.
+        kind: what the model will classify.
 
     Raises:
-        ConfigError: with the command that installs them.
+        ConfigError: for a model of texts, whose tokenizer no exported graph can hold; and for a format whose packages
+            are not installed, with the command that installs them.
     """
+    if kind == "texts" and formats:
+        raise ConfigError(
+            f"promotion.exports names {', '.join(formats)}, but a model of texts cannot be exported: its tokenizer "
+            "cannot be part of the graph. Leave promotion.exports empty."
+        )
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if "onnx" in formats and missing:
         raise ConfigError(
@@ -89,7 +101,7 @@ def export(
         try:
             answer = _EXPORTERS[kind](classifier, path, pixels)
         except Exception as error:  # exporters raise whatever their passes meet
-            reason = str(error).partition("\n")[0]
+            reason = re.sub(r"\x1b\[\d*m", "", str(error).partition("\n")[0])  # ONNX's exporter writes in colours
             raise RegistryError(
                 f"The network cannot be exported as {kind}: {type(error).__name__}: {reason}"
             ) from error

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from thawline.config import GateRules
+from thawline.registry.mlflow import COLUMNS
 from thawline.registry.scores import Scores, compare, compare_calibration
 from thawline.training import METRIC_DIRECTIONS
 
@@ -74,15 +75,15 @@ def decide(
     champion_error: str | None = None,
     further: Sequence[tuple[str, Scores, Scores | None]] = (),
 ) -> Verdict:
-    """Promote the challenger if there is no champion, or if it is better on the same images and worse in nothing.
+    """Promote the challenger if there is no champion, or if it is better on the same items and worse in nothing.
 
     Args:
         rules: thresholds.
-        challenger: measured now on the test images.
-        champion: measured now on the same images; ``None`` if there is none or if it could not be measured.
+        challenger: measured now on the test split.
+        champion: measured now on the same; ``None`` if there is none or if it could not be measured.
         champion_error: why the champion could not be measured. Then the challenger waits: a broken champion is a matter
             for a person.
-        further: the same two for each further folder of images, with its name.
+        further: the same two for each further folder or table, with its name.
     """
     usable = list(_usable(rules, challenger, champion))
     if failed := [each for each in usable if not each.passed]:
@@ -101,7 +102,7 @@ def decide(
             Outcome.HOLD, f"the champion's {metric} is {before}, so that nothing can be compared", tuple(usable)
         )
     criteria = (*usable, *_better(rules, challenger, champion), *_no_worse(rules, challenger, champion, further))
-    values = f"{metric} {value:.4f} against {before:.4f} on the same {len(challenger.labels)} test images"
+    values = f"{metric} {value:.4f} against {before:.4f} on the same {len(challenger.labels)} test {challenger.kind}"
     failed = [each for each in criteria if not each.passed]
     if not failed:
         return Verdict(Outcome.PROMOTE, f"the challenger is better: {values}", criteria)
@@ -118,7 +119,7 @@ def _usable(rules: GateRules, challenger: Scores, champion: Scores | None) -> It
         "classes",
         not missing,
         f"lacks {', '.join(missing)}" if missing else f"knows {len(challenger.classes)}",
-        "every class of the test images and of the champion",
+        f"every class of the test {challenger.kind} and of the champion",
     )
     if challenger.parity is not None:
         yield Criterion(
@@ -149,13 +150,13 @@ def _no_worse(
 ) -> Iterator[Criterion]:
     lost = {name: champion.recalls[name] - recall for name, recall in challenger.recalls.items()}
     worst = max(lost, key=lost.__getitem__)
-    # One image more or less is not a loss, however few there are of its class.
-    images = lost[worst] * challenger.labels.count(worst)
+    # One item more or less is not a loss, however few there are of its class.
+    items, word = lost[worst] * challenger.labels.count(worst), COLUMNS[challenger.kind]
     yield Criterion(
         "recall of every class",
-        lost[worst] <= rules.max_recall_loss or images < 1.5,
+        lost[worst] <= rules.max_recall_loss or items < 1.5,
         f"{worst} {-lost[worst]:+.3f}",
-        f"no class loses more than {rules.max_recall_loss:g} and one image",
+        f"no class loses more than {rules.max_recall_loss:g} and one {word}",
     )
     chance = min(rules.significance, 0.5)  # 1 asks for no evidence of a gain; of a loss, as measured is enough
     yield Criterion(
@@ -164,11 +165,11 @@ def _no_worse(
         f"{challenger.metrics['calibration_error']:.3f} against {champion.metrics['calibration_error']:.3f}",
         f"at most {rules.max_calibration_loss:g} more, beyond chance",
     )
-    if challenger.seconds_per_image and champion.seconds_per_image:
+    if challenger.seconds_per_item and champion.seconds_per_item:
         yield Criterion(
-            "seconds for one image",
-            challenger.seconds_per_image <= rules.max_latency_ratio * champion.seconds_per_image,
-            f"{challenger.seconds_per_image:.4f} against {champion.seconds_per_image:.4f}",
+            f"seconds for one {word}",
+            challenger.seconds_per_item <= rules.max_latency_ratio * champion.seconds_per_item,
+            f"{challenger.seconds_per_item:.4f} against {champion.seconds_per_item:.4f}",
             f"at most {rules.max_latency_ratio:g} times",
         )
     if challenger.bytes and champion.bytes:

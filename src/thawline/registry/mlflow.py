@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from thawline.data import encoded_image
+from thawline.data import DataKind, encoded_image
 from thawline.exceptions import RegistryError
 from thawline.tracking import MlflowStore
 from thawline.tracking.mlflow import artifact_text, first_line, now_ms, quiet_mlflow
@@ -29,15 +29,19 @@ if TYPE_CHECKING:
 __all__ = [
     "CHALLENGER",
     "CHAMPION",
+    "COLUMNS",
     "MlflowRegistry",
     "ModelName",
     "PackagedModel",
     "Prediction",
     "Reign",
+    "check_kind",
     "parse_model",
 ]
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+COLUMNS: Mapping[DataKind, str] = {"images": "image", "texts": "text"}
+"""The only column of the table that a packaged model takes; also the word for one of what it classifies."""
 _BATCH = 32
 _HISTORY = "thawline.champion."
 """Tags of a registered model: this and the time in milliseconds; the value says who became champion, and why."""
@@ -84,7 +88,7 @@ class Reign:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says about one image."""
+    """What a model says about one image or text."""
 
     class_name: str
     probability: float
@@ -100,6 +104,7 @@ class PackagedModel:
         self.name = name
         self.bytes = size
         """Of all its files."""
+        self.kind: DataKind = _kind(model.metadata)
         described: Mapping[str, Any] = model.metadata.metadata or {}
         self.parity: float | None = described.get("parity")
         """Largest difference of a probability from the trained network, measured when it was packaged."""
@@ -121,12 +126,12 @@ class PackagedModel:
             if isinstance(answer, str):
                 raise RegistryError(f"{self.name} does not answer its own input example: {answer}")
 
-    def example(self) -> bytes:
-        """The encoded image that was packaged with it."""
-        return encoded_image(self._model.input_example["image"].iloc[0])
+    def example(self) -> bytes | str:
+        """The encoded image or the text that was packaged with it."""
+        return self._sent(self._model.input_example[COLUMNS[self.kind]].iloc[0])
 
-    def images_in(self, body: bytes, content_type: str) -> list[bytes]:
-        """The encoded images of a request in MLflow's scoring protocol (JSON or CSV, in any of its forms).
+    def items_in(self, body: bytes, content_type: str) -> list[bytes | str]:
+        """The encoded images, or the texts, of a request in MLflow's scoring protocol (JSON or CSV, in any form).
 
         MLflow's own server reads the request, so that every client of ``mlflow models serve`` is understood.
 
@@ -145,41 +150,60 @@ class PackagedModel:
             raise ValueError(first_line(error)) from None
         if answer.status != 200:
             raise ValueError(answer.response)
-        table = reader.table
+        table, column = reader.table, COLUMNS[self.kind]
         columns = list(table.keys()) if hasattr(table, "keys") else []  # a DataFrame's columns, or a plain mapping
-        if columns != ["image"]:
-            raise ValueError(f"the only column must be 'image', but got {', '.join(map(str, columns)) or 'none'}")
-        images = []
-        for row, value in enumerate(table["image"]):
+        if columns != [column]:
+            raise ValueError(f"the only column must be {column!r}, but got {', '.join(map(str, columns)) or 'none'}")
+        items = []
+        for row, value in enumerate(table[column]):
             try:
-                images.append(encoded_image(value))
+                items.append(self._sent(value))
             except ValueError as error:
                 raise ValueError(f"row {row}: {error}") from None
-        return images
+        return items
 
-    def predict(self, images: Sequence[bytes | Path]) -> list[Prediction | str]:
-        """Classify encoded images or image files, in batches; a string is the reason why an image cannot be read."""
+    def _sent(self, value: object) -> bytes | str:
+        """An encoded image, or a text, from a value of a table."""
+        if self.kind == "images":
+            return encoded_image(value)
+        if not isinstance(value, str):
+            raise ValueError(f"a text must be a string, but got {type(value).__name__}")
+        return value
+
+    def predict(self, items: Sequence[bytes | Path | str]) -> list[Prediction | str]:
+        """Classify in batches; a string in place of a prediction is the reason why an item cannot be read.
+
+        Args:
+            items: encoded images (bytes) or image files (Path) for a model of images, texts (str) for one of texts.
+
+        Raises:
+            RegistryError: if an item is of the other kind.
+        """
+        for item in items:
+            if isinstance(item, str) != (self.kind == "texts"):
+                got = "a text" if isinstance(item, str) else "an image"
+                raise RegistryError(f"{self.name} classifies {self.kind}, but got {got}.")
         results: list[Prediction | str] = []
-        for start in range(0, len(images), _BATCH):
-            results += self._batch([_bytes(image) for image in images[start : start + _BATCH]])
+        for start in range(0, len(items), _BATCH):
+            results += self._batch([_read(item) for item in items[start : start + _BATCH]])
         return results
 
-    def _batch(self, images: list[bytes | OSError]) -> list[Prediction | str]:
+    def _batch(self, items: list[bytes | str | OSError]) -> list[Prediction | str]:
         import pandas as pd
         from mlflow.exceptions import MlflowException
 
-        readable = [image for image in images if isinstance(image, bytes)]
+        readable = [item for item in items if not isinstance(item, OSError)]
         try:
-            table = self._model.predict(pd.DataFrame({"image": readable})) if readable else pd.DataFrame()
+            table = self._model.predict(pd.DataFrame({COLUMNS[self.kind]: readable})) if readable else pd.DataFrame()
         except MlflowException as error:
-            # One bad image refuses its whole batch: ask again one by one to learn which.
-            if len(images) > 1:
-                return [result for image in images for result in self._batch([image])]
+            # One bad item refuses its whole batch: ask again one by one to learn which.
+            if len(items) > 1:
+                return [result for item in items for result in self._batch([item])]
             return [re.sub(r"^Row \d+: ", "", first_line(error))]
         rows = iter(table.to_dict(orient="records"))
         return [
-            _prediction(next(rows)) if isinstance(image, bytes) else image.strerror or type(image).__name__
-            for image in images
+            item.strerror or type(item).__name__ if isinstance(item, OSError) else _prediction(next(rows))
+            for item in items
         ]
 
 
@@ -360,24 +384,41 @@ class MlflowRegistry:
         with _failures_named():
             return dict(self._client.get_model_version(name, version).tags)
 
-    def load(self, model: ModelName) -> PackagedModel:
-        """Load a model by alias or version; a message lists what there is if it is missing."""
-        import mlflow
+    def kind(self, model: ModelName) -> DataKind:
+        """What a model classifies, by its description alone: no network is built, and no weights are fetched."""
+        from mlflow.models import Model
 
         version = self.resolve(model)
-        with _failures_named(f"{model} cannot be loaded"), tempfile.TemporaryDirectory(prefix="thawline-") as folder:
+        with (
+            _failures_named(f"The description of {model} cannot be read"),
+            self._files(model.name, version, "/MLmodel") as path,
+        ):
+            return _kind(Model.load(str(path)))
+
+    def load(self, model: ModelName) -> PackagedModel:
+        """Load a model by alias or version; a message lists what there is if it is missing."""
+        version = self.resolve(model)
+        with _failures_named(f"{model} cannot be loaded"), self._files(model.name, version) as path:
+            loaded = load_pyfunc(path)
+            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        return PackagedModel(loaded, ModelName(model.name, None, version), size=size)
+
+    @contextmanager
+    def _files(self, name: str, version: str, part: str = "") -> "Iterator[Path]":
+        """The package's folder, or a part of it, on this machine for as long as it is looked at."""
+        import mlflow
+
+        with tempfile.TemporaryDirectory(prefix="thawline-") as folder:
             # Where the files lie: a models:/ URI would be looked up in the process's global store.
-            location = self._client.get_model_version_download_uri(model.name, version)
+            location = self._client.get_model_version_download_uri(name, version)
             path = mlflow.artifacts.download_artifacts(
-                artifact_uri=location,
+                artifact_uri=location + part,
                 # A local folder answers with the place itself; from elsewhere the files are needed only while loading.
                 dst_path=None if location.startswith(("file:", "/")) else folder,
                 tracking_uri=self._store.uri,
                 registry_uri=self._store.registry_uri,
             )
-            loaded = load_pyfunc(path)
-            size = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
-        return PackagedModel(loaded, ModelName(model.name, None, version), size=size)
+            yield Path(path)
 
     def _exists(self, name: str) -> None:
         if name not in (names := self.names()):
@@ -501,11 +542,33 @@ def _named(version: str | None) -> str:
     return "no champion" if version is None else f"version {version}"
 
 
-def _bytes(image: bytes | Path) -> bytes | OSError:
-    if isinstance(image, bytes):
-        return image
+def _kind(description: Any) -> DataKind:
+    """Of an MLflow model, by the column that it takes; a model that was packaged elsewhere may say nothing."""
+    schema = description.get_input_schema()
+    names = schema.input_names() if schema is not None else []
+    return "texts" if names == [COLUMNS["texts"]] else "images"
+
+
+def check_kind(registry: "MlflowRegistry", model: ModelName, what: str) -> None:
+    """Refuse a model of texts where only pictures make sense, before anything is computed.
+
+    Args:
+        registry: where the model is.
+        model: as the user named it.
+        what: ends the sentence, such as ``"drift is measured between pictures"``.
+
+    Raises:
+        RegistryError: if it classifies texts, or is missing.
+    """
+    if registry.kind(model) == "texts":
+        raise RegistryError(f"{model} classifies texts, but {what}: name a model of images.")
+
+
+def _read(item: bytes | Path | str) -> bytes | str | OSError:
+    if not isinstance(item, Path):
+        return item
     try:
-        return image.read_bytes()
+        return item.read_bytes()
     except OSError as error:
         return error
 

@@ -12,22 +12,31 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from thawline.backbones._base import Preprocessing
-from thawline.data import images
+from thawline.backbones import Preprocessing, TextPreprocessing, networks
+from thawline.data import DataKind, images, tokenizing
 from thawline.exceptions import RegistryError
 from thawline.registry.calibration import Calibration
 from thawline.registry.exports import ExportFormat, export
-from thawline.registry.mlflow import import_pyfunc, load_pyfunc
+from thawline.registry.mlflow import COLUMNS, import_pyfunc, load_pyfunc
 from thawline.tracking import MlflowStore
 from thawline.tracking.mlflow import first_line, quiet_mlflow
 
 __all__ = ["log_packaged_model", "package"]
 
 _SERVABLE = Path(__file__).with_name("servable.py")
-_REQUIREMENTS = ("mlflow", "torch", "torchvision", "safetensors", "pillow", "numpy", "pandas")
+_REQUIREMENTS = ("mlflow", "torch", "safetensors", "numpy", "pandas")
+_KIND_REQUIREMENTS = {"images": ("pillow",), "texts": ("tokenizers",)}
+_MODEL_TYPES = {"images": "image-classifier", "texts": "text-classifier"}
+"""What MLflow shows, and finds, a logged model as."""
+_MODULES = ("networks_module", "inputs_module")
+"""Keys of ``model.json`` that name a module beside it."""
+_EXAMPLE_LETTERS = 500
+"""Of a text that becomes the input example, which the registry shows."""
 
 
 def package(
@@ -36,8 +45,8 @@ def package(
     state_dict: Mapping[str, Tensor],
     architecture: Mapping[str, Any],
     classes: Sequence[str],
-    preprocessing: Preprocessing,
-    example_image: bytes,
+    preprocessing: Preprocessing | TextPreprocessing,
+    example: bytes | str,
     max_pixels: int = 64_000_000,
     calibration: Calibration | None = None,
     exports: Sequence[ExportFormat] = (),
@@ -46,70 +55,114 @@ def package(
 ) -> Path:
     """Write all that the served model consists of into ``folder`` and return it.
 
-    The folder then holds ``model.safetensors``, ``model.json`` (the rest of the arguments), the decoding module under a
-    name with its digest, and ``example.jpg``.
+    The folder then holds ``model.safetensors``, ``model.json`` (the rest of the arguments), the modules that build the
+    network and that decode or tokenize, each under a name with its digest, and ``example.jpg``, or for texts
+    ``tokenizer.json`` and ``example.txt``.
 
     Args:
         folder: created if it is missing; files of these names are overwritten.
         state_dict: of the whole network; copied to the CPU.
         architecture: see :attr:`thawline.backbones.Backbone.architecture`.
         classes: class names, in the order of the network's outputs.
-        preprocessing: what the network was trained with.
-        example_image: an image file, such as one of the training images; a small copy becomes the input example.
+        preprocessing: what the network was trained with; it says whether the model classifies images or texts.
+        example: an image file or a text, such as one of those trained on; a small copy, or the beginning, becomes the
+            input example.
         max_pixels: larger images are refused.
         calibration: the logits are divided by its temperature; without one they stay as they are.
-        exports: further formats, each compared with the network and written as ``model.pt2`` or ``model.onnx``.
+        exports: further formats, each compared with the network and written as ``model.pt2`` or ``model.onnx``; of
+            images alone, see :func:`~thawline.registry.exports.check_exports`.
         network: that ``state_dict`` is of, in evaluation mode; needed for ``exports`` alone.
         extra: JSON values that tell where the model comes from (study, trial, data digest); also shown in the registry.
 
     Raises:
-        BadImage: if the example cannot be decoded.
-        RegistryError: if the network cannot be exported, or the export answers otherwise.
+        BadImage: if the example image cannot be decoded.
+        RegistryError: if the example is of the other kind, or the network cannot be exported, or the export answers
+            otherwise.
     """
     import safetensors.torch
-    from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
-    decoder = Path(images.__file__).read_bytes()
-    module = f"thawline_images_{hashlib.sha256(decoder).hexdigest()[:12]}"
-    (folder / f"{module}.py").write_bytes(decoder)
     # clone: safetensors refuses tensors that share memory, as tied weights do.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
     safetensors.torch.save_file(tensors, folder / "model.safetensors")
-    pixels = images.resize_and_crop(
-        images.decode(example_image, max_pixels=max_pixels),
+    temperature = calibration.temperature if calibration else 1.0
+    settings: dict[str, Any] = {
+        "architecture": dict(architecture),
+        "networks_module": _copy_module(networks.__file__, folder, "thawline_networks"),
+        "classes": list(classes),
+        "temperature": temperature,
+        "calibration": calibration.as_dict() if calibration else None,
+        "exports": {},
+        "thawline": importlib.metadata.version("thawline"),
+        "extra": dict(extra or {}),
+    }
+    match preprocessing, example:
+        case TextPreprocessing(), str():
+            settings |= _write_texts(folder, preprocessing, example)
+        case Preprocessing(), bytes():
+            pixels = _shown(example, preprocessing, max_pixels)
+            settings |= _write_images(folder, preprocessing, pixels, max_pixels)
+            if exports and network is not None:
+                picture = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+                settings["exports"] = export(
+                    network,
+                    folder,
+                    exports,
+                    preprocessing=preprocessing,
+                    temperature=temperature,
+                    pixels=torch.stack([picture, picture.flip(2)]),
+                )
+        case _:
+            raise RegistryError(
+                "The input example of a model of images is an encoded image (bytes), that of a model of texts a text "
+                f"(str), but got {type(example).__name__} for {type(preprocessing).__name__}."
+            )
+    (folder / "model.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+def _write_texts(folder: Path, preprocessing: TextPreprocessing, example: str) -> dict[str, Any]:
+    (folder / "tokenizer.json").write_text(preprocessing.tokenizer, encoding="utf-8")
+    (folder / "example.txt").write_bytes(example.strip()[:_EXAMPLE_LETTERS].encode())
+    return {
+        "kind": "texts",
+        "preprocessing": {"max_length": preprocessing.max_length},
+        "inputs_module": _copy_module(tokenizing.__file__, folder, "thawline_tokenizing"),
+    }
+
+
+def _shown(example: bytes, preprocessing: Preprocessing, max_pixels: int) -> npt.NDArray[np.uint8]:
+    """The example as the network sees it, ``[S, S, 3]``."""
+    return images.resize_and_crop(
+        images.decode(example, max_pixels=max_pixels),
         resize_size=preprocessing.resize_size,
         crop_size=preprocessing.image_size,
         interpolation=preprocessing.interpolation,
     )
-    exported = {}
-    if exports and network is not None:
-        picture = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
-        exported = export(
-            network,
-            folder,
-            exports,
-            preprocessing=preprocessing,
-            temperature=calibration.temperature if calibration else 1.0,
-            pixels=torch.stack([picture, picture.flip(2)]),
-        )
-    settings = {
-        "architecture": dict(architecture),
-        "classes": list(classes),
-        "preprocessing": asdict(preprocessing),
-        "max_pixels": max_pixels,
-        "temperature": calibration.temperature if calibration else 1.0,
-        "calibration": calibration.as_dict() if calibration else None,
-        "exports": exported,
-        "images_module": module,
-        "thawline": importlib.metadata.version("thawline"),
-        "extra": dict(extra or {}),
-    }
-    (folder / "model.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def _write_images(
+    folder: Path, preprocessing: Preprocessing, pixels: npt.NDArray[np.uint8], max_pixels: int
+) -> dict[str, Any]:
+    from PIL import Image
+
     example = io.BytesIO()
     Image.fromarray(pixels).save(example, format="JPEG", quality=90)
     (folder / "example.jpg").write_bytes(example.getvalue())
-    return folder
+    return {
+        "kind": "images",
+        "preprocessing": asdict(preprocessing),
+        "max_pixels": max_pixels,
+        "inputs_module": _copy_module(images.__file__, folder, "thawline_images"),
+    }
+
+
+def _copy_module(file: str, folder: Path, name: str) -> str:
+    """Copy a module that imports nothing of Thawline; returns its new name, which holds its digest."""
+    code = Path(file).read_bytes()
+    name = f"{name}_{hashlib.sha256(code).hexdigest()[:12]}"
+    (folder / f"{name}.py").write_bytes(code)
+    return name
 
 
 def log_packaged_model(
@@ -118,7 +171,7 @@ def log_packaged_model(
     folder: Path,
     name: str,
     *,
-    trained: Sequence[tuple[bytes, Sequence[float]]] = (),
+    trained: Sequence[tuple[bytes | str, Sequence[float]]] = (),
     tags: Mapping[str, str] | None = None,
 ) -> str:
     """Log a folder made by :func:`package` as an output of a run; returns its URI, ``models:/m-…``.
@@ -131,8 +184,8 @@ def log_packaged_model(
         run_id: the trial's run, which then lists the model among its outputs.
         folder: see :func:`package`.
         name: shown in the UI: letters, digits, ``.``, ``_``, ``-``.
-        trained: a few encoded images, and for each the probabilities that the trained network gives it; the largest
-            difference is kept in the package, and the gate looks at it.
+        trained: a few encoded images or texts, and for each the probabilities that the trained network gives it; the
+            largest difference is kept in the package, and the gate looks at it.
         tags: of the logged model.
 
     Raises:
@@ -143,12 +196,13 @@ def log_packaged_model(
     from mlflow.models import Model
 
     settings = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    example = pd.DataFrame({"image": [(folder / "example.jpg").read_bytes()]})
+    kind: DataKind = settings["kind"]
+    example = pd.DataFrame({COLUMNS[kind]: [_example(folder, kind)]})
     client = store.client
     try:
         experiment_id = client.get_run(run_id).info.experiment_id
         logged = client.create_logged_model(
-            experiment_id, name=name, source_run_id=run_id, tags=dict(tags or {}), model_type="image-classifier"
+            experiment_id, name=name, source_run_id=run_id, tags=dict(tags or {}), model_type=_MODEL_TYPES[kind]
         )
     except Exception as error:
         raise RegistryError(f"The model cannot be logged: {first_line(error)}") from error
@@ -172,22 +226,18 @@ def log_packaged_model(
             import_pyfunc().save_model(
                 str(path),
                 python_model=str(_SERVABLE),
-                artifacts={
-                    "weights": str(folder / "model.safetensors"),
-                    "model": str(folder / "model.json"),
-                    **{kind: str(folder / f"model.{kind}") for kind in settings["exports"]},
-                },
-                code_paths=[str(folder / f"{settings['images_module']}.py")],
-                signature=_signature(),
+                artifacts=_artifacts(folder, settings),
+                code_paths=[str(folder / f"{settings[key]}.py") for key in _MODULES],
+                signature=_signature(kind),
                 input_example=example,
-                pip_requirements=_requirements(),
+                pip_requirements=_requirements(settings),
                 mlflow_model=description,
             )
             loaded = load_pyfunc(path)
             loaded.predict(example)
             if trained:
                 saved = Model.load(str(path))
-                saved.metadata = {**(saved.metadata or {}), "parity": _parity(loaded, settings["classes"], trained)}
+                saved.metadata = {**(saved.metadata or {}), "parity": _parity(loaded, settings, trained)}
                 saved.save(str(path / "MLmodel"))
             client.log_model_artifacts(logged.model_id, str(path))
         client.finalize_logged_model(logged.model_id, "READY")
@@ -199,19 +249,34 @@ def log_packaged_model(
     return f"models:/{logged.model_id}"
 
 
-def _parity(model: Any, classes: Sequence[str], trained: Sequence[tuple[bytes, Sequence[float]]]) -> float:
+def _example(folder: Path, kind: DataKind) -> bytes | str:
+    if kind == "texts":
+        return (folder / "example.txt").read_bytes().decode()
+    return (folder / "example.jpg").read_bytes()
+
+
+def _artifacts(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Files of the package by the names that ``servable.py`` knows them by."""
+    files = {"weights": "model.safetensors", "model": "model.json"}
+    if settings["kind"] == "texts":
+        files["tokenizer"] = "tokenizer.json"
+    files |= {name: f"model.{name}" for name in settings["exports"]}
+    return {name: str(folder / file) for name, file in files.items()}
+
+
+def _parity(model: Any, settings: Mapping[str, Any], trained: Sequence[tuple[bytes | str, Sequence[float]]]) -> float:
     """Largest difference of a probability."""
     import pandas as pd
 
-    answers = model.predict(pd.DataFrame({"image": [image for image, _ in trained]}))["probabilities"]
+    answers = model.predict(pd.DataFrame({COLUMNS[settings["kind"]]: [item for item, _ in trained]}))["probabilities"]
     return max(
         float(abs(answer[name] - probability))
         for answer, (_, expected) in zip(answers, trained, strict=True)
-        for name, probability in zip(classes, expected, strict=True)
+        for name, probability in zip(settings["classes"], expected, strict=True)
     )
 
 
-def _signature() -> Any:
+def _signature(kind: DataKind) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
     from mlflow.types.schema import Map
@@ -221,9 +286,12 @@ def _signature() -> Any:
         ColSpec(DataType.double, "probability"),
         ColSpec(Map(DataType.double), "probabilities"),
     ]
-    return ModelSignature(inputs=Schema([ColSpec(DataType.binary, "image")]), outputs=Schema(outputs))
+    given = ColSpec(DataType.string if kind == "texts" else DataType.binary, COLUMNS[kind])
+    return ModelSignature(inputs=Schema([given]), outputs=Schema(outputs))
 
 
-def _requirements() -> list[str]:
+def _requirements(settings: Mapping[str, Any]) -> list[str]:
     """The exact installed versions, without a build's local part (``+cu132``), which package indexes do not know."""
-    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in _REQUIREMENTS]
+    library = settings["architecture"].get("library", "torchvision")
+    names = dict.fromkeys([*_REQUIREMENTS, library, *_KIND_REQUIREMENTS[settings["kind"]]])
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]

@@ -1,4 +1,4 @@
-"""A challenger against the champion: both scored now, on the same images; then, perhaps, the champion's alias moves."""
+"""A challenger against the champion: both scored now, on the same items; then, perhaps, the champion's alias moves."""
 
 import getpass
 import json
@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from thawline.config import GateRules
+from thawline.data import DataKind
 from thawline.exceptions import RegistryError
 from thawline.registry.gate import Outcome, Verdict, decide
 from thawline.registry.mlflow import CHALLENGER, MlflowRegistry, ModelName, PackagedModel
-from thawline.registry.scores import Scores, score, seconds_per_image
+from thawline.registry.scores import Scores, score, seconds_per_item
 from thawline.tracking import MlflowStore, metric_key
 from thawline.tracking.mlflow import first_line, now_ms
 
 __all__ = [
-    "LabelledImages",
+    "LabelledData",
     "PromotionOutcome",
     "force",
     "judge",
@@ -28,12 +29,12 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class LabelledImages:
+class LabelledData:
     """What both models are scored on."""
 
     name: str
-    images: Sequence[bytes | Path]
-    """Encoded images or image files."""
+    items: Sequence[bytes | Path | str]
+    """Encoded images or image files, or texts."""
     labels: Sequence[str]
     """Class names, as many."""
     dataset: tuple[str, str] | None = None
@@ -52,7 +53,7 @@ class PromotionOutcome:
     champion_version: str | None
     """Of the champion that the challenger was judged against."""
     champion: Scores | None
-    """Measured now on the same images; ``None`` if there was no champion, or if it could not be scored."""
+    """Measured now on the same; ``None`` if there was no champion, or if it could not be scored."""
     run_id: str = ""
     """The run that trained the challenger."""
     calibration: Mapping[str, Any] | None = None
@@ -73,7 +74,7 @@ class PromotionOutcome:
             "version": self.version,
             "judged_against": self.champion_version,
             **self.verdict.as_dict(),
-            "images": len(self.challenger.labels),
+            self.challenger.kind: len(self.challenger.labels),
             "challenger": self.challenger.metrics,
             "challenger_recall": self.challenger.recalls,
             "champion": self.champion.metrics if self.champion else None,
@@ -88,13 +89,13 @@ class PromotionOutcome:
             f"# {self.name} version {self.version} against {against}: {self.verdict.outcome.value}",
             f"{self.verdict.reason}.",
             self.verdict.as_markdown() if self.verdict.criteria else "",
-            f"## On {len(self.challenger.labels)} test images",
+            f"## On {len(self.challenger.labels)} test {self.challenger.kind}",
             _table("metric", self.challenger.metrics, self.champion.metrics if self.champion else {}),
             "## Recall",
             _table("class", self.challenger.recalls, self.champion.recalls if self.champion else {}),
         ]
         if self.calibration:
-            parts += ["## Calibration", _calibration_text(self.calibration)]
+            parts += ["## Calibration", _calibration_text(self.calibration, self.challenger.kind)]
         return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -129,11 +130,11 @@ def judge(
     *,
     name: str,
     version: str,
-    test: LabelledImages,
+    test: LabelledData,
     rules: GateRules | None = None,
-    further: Sequence[LabelledImages] = (),
+    further: Sequence[LabelledData] = (),
 ) -> PromotionOutcome:
-    """Score a version and the champion on the same images, now, and decide; no alias is moved.
+    """Score a version and the champion on the same items, now, and decide; no alias is moved.
 
     Both are the packaged models, loaded from the registry as a server would load them. The verdict goes to the
     version's tags and, as ``promotion/verdict.json`` and ``verdict.md``, to the run that trained it; the metrics go to
@@ -145,14 +146,14 @@ def judge(
         version: the challenger.
         test: the held-out test split.
         rules: thresholds; those of the configuration's defaults if not given.
-        further: folders beyond it, on which the challenger must not be worse.
+        further: folders or tables beyond it, on which the challenger must not be worse.
 
     Raises:
         RegistryError: if the challenger cannot be loaded or scored, or the registry fails.
     """
     registry, rules = MlflowRegistry(store), rules or GateRules()
     model, run_id = registry.load(ModelName(name, None, version)), registry.run_of(name, version)
-    challenger = score(model, test.images, test.labels)
+    challenger = score(model, test.items, test.labels)
     _log_test_metrics(store, run_id, challenger, registry.model_of(name, version), test.dataset)
     champion_version = registry.champion(name)
     if champion_version == version:
@@ -167,12 +168,12 @@ def judge(
     if champion_version is not None:
         try:
             champion_model = registry.load(ModelName(name, None, champion_version))
-            champion = score(champion_model, test.images, test.labels)
+            champion = score(champion_model, test.items, test.labels)
         except Exception as error:  # whatever is registered there, perhaps not even a model of Thawline
             champion_error, champion_model = f"{type(error).__name__}: {first_line(error)}", None
     if champion_model is not None and champion is not None:
-        ours, theirs = seconds_per_image([model, champion_model], test.images)
-        challenger, champion = replace(challenger, seconds_per_image=ours), replace(champion, seconds_per_image=theirs)
+        ours, theirs = seconds_per_item([model, champion_model], test.items)
+        challenger, champion = replace(challenger, seconds_per_item=ours), replace(champion, seconds_per_item=theirs)
     verdict = decide(
         rules,
         challenger,
@@ -181,8 +182,8 @@ def judge(
         further=[
             (
                 each.name,
-                score(model, each.images, each.labels),
-                score(champion_model, each.images, each.labels) if champion_model is not None else None,
+                score(model, each.items, each.labels),
+                score(champion_model, each.items, each.labels) if champion_model is not None else None,
             )
             for each in further
         ],
@@ -313,11 +314,11 @@ def _table(what: str, challenger: Mapping[str, float], champion: Mapping[str, fl
     return "\n".join([f"| {what} | challenger | champion |", "|---|---|---|", *rows])
 
 
-def _calibration_text(calibration: Mapping[str, Any]) -> str:
+def _calibration_text(calibration: Mapping[str, Any], kind: DataKind) -> str:
     rows = [f"| {row['confidence']} | {row['before']} | {row['after']} |" for row in calibration.get("reliability", ())]
-    table = ["| probability | right before, of images | right after, of images |", "|---|---|---|", *rows]
+    table = [f"| probability | right before, of {kind} | right after, of {kind} |", "|---|---|---|", *rows]
     return (
-        f"Logits are divided by {calibration['temperature']:.3f}, fitted on the {calibration['images']} validation "
-        f"images: calibration error there {calibration['error_before']:.4f} before, {calibration['error_after']:.4f} "
+        f"Logits are divided by {calibration['temperature']:.3f}, fitted on the {calibration['items']} validation "
+        f"{kind}: calibration error there {calibration['error_before']:.4f} before, {calibration['error_after']:.4f} "
         "after.\n\n" + "\n".join(table)
     )

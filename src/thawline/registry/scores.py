@@ -1,4 +1,4 @@
-"""How a packaged model does on labelled images, measured now, and how two compare on the same ones."""
+"""How a packaged model does on labelled images or texts, measured now, and how two compare on the same ones."""
 
 import math
 import statistics
@@ -10,20 +10,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from thawline.data import DataKind
 from thawline.exceptions import RegistryError
-from thawline.registry.mlflow import PackagedModel, Prediction
+from thawline.registry.mlflow import COLUMNS, PackagedModel, Prediction
 from thawline.registry.statistics import Gain, calibration_error, calibration_gain, mcnemar, paired_bootstrap
 
-__all__ = ["Scores", "compare", "compare_calibration", "score", "seconds_per_image"]
+__all__ = ["Scores", "compare", "compare_calibration", "score", "seconds_per_item"]
 
 _SMALLEST_PROBABILITY = 1e-12
 """What a class counts for in the loss if the model does not know it or gives it nothing."""
-_TIMED_IMAGES = 15
+_TIMED_ITEMS = 15
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How a model did on labelled images, class names being compared with class names."""
+    """How a model did on labelled images or texts, class names being compared with class names."""
 
     metrics: dict[str, float]
     """``loss``, ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``calibration_error``; with more than five classes,
@@ -31,47 +32,50 @@ class Scores:
     recalls: dict[str, float]
     """Recall of every class that occurs among the labels."""
     labels: tuple[str, ...]
-    """The right class of each image."""
+    """The right class of each item."""
     predicted: tuple[str, ...]
-    """The class predicted for each image."""
+    """The class predicted for each item."""
     losses: npt.NDArray[np.float64] = field(repr=False, compare=False)
-    """Of each image: ``-log`` of the right class's probability."""
+    """Of each item: ``-log`` of the right class's probability."""
     confidence: npt.NDArray[np.float64] = field(repr=False, compare=False)
-    """Of each image: probability of the predicted class."""
+    """Of each item: probability of the predicted class."""
     classes: tuple[str, ...]
     """That the model knows."""
     probabilities: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)), repr=False, compare=False)
     """``[N, num_classes]`` in the order of ``classes``: calibrated, as the model answers."""
-    seconds_per_image: float | None = None
-    """Median time of one image on its own, decoding included."""
+    seconds_per_item: float | None = None
+    """Median time of one image or text on its own, decoding or tokenizing included."""
     bytes: int | None = None
     """Of the package."""
     parity: float | None = None
     """Largest difference of a probability between the package and the trained network, from when it was packaged."""
+    kind: DataKind = "images"
+    """What was classified."""
 
 
-def score(model: PackagedModel, images: Sequence[bytes | Path], labels: Sequence[str]) -> Scores:
-    """Classify images and compare with their labels.
+def score(model: PackagedModel, items: Sequence[bytes | Path | str], labels: Sequence[str]) -> Scores:
+    """Classify images or texts and compare with their labels.
 
     The labels' classes count, not the model's: a class that the model does not know is always missed. The loss is the
     mean of ``-log`` of the true class's probability (at least 1e-12), the rest is scikit-learn's.
 
     Args:
         model: the model.
-        images: encoded images or image files, at least one.
-        labels: class names, as many as images.
+        items: encoded images or image files, or texts for a model of texts; at least one.
+        labels: class names, as many as items.
 
     Raises:
-        RegistryError: if an image cannot be read by the model, naming it.
+        RegistryError: if an item cannot be read by the model, naming it.
     """
     from sklearn.metrics import f1_score, recall_score
 
-    if not images or len(images) != len(labels):
-        raise RegistryError(f"One label for each of at least one image must hold, got {len(images)} and {len(labels)}.")
+    word = COLUMNS[model.kind]
+    if not items or len(items) != len(labels):
+        raise RegistryError(f"One label for each of at least one {word} must hold, got {len(items)} and {len(labels)}.")
     predictions: list[Prediction] = []
-    for image, answer in zip(images, model.predict(images), strict=True):
+    for item, answer in zip(items, model.predict(items), strict=True):
         if isinstance(answer, str):
-            which = image if isinstance(image, Path) else f"image {len(predictions)}"
+            which = item if isinstance(item, Path) else f"{word} {len(predictions)}"
             raise RegistryError(f"{model.name} cannot read {which}: {answer}")
         predictions.append(answer)
     truth, predicted = np.array(labels), np.array([prediction.class_name for prediction in predictions])
@@ -108,22 +112,23 @@ def score(model: PackagedModel, images: Sequence[bytes | Path], labels: Sequence
         probabilities=np.array([list(prediction.probabilities.values()) for prediction in predictions]),
         bytes=model.bytes,
         parity=model.parity,
+        kind=model.kind,
     )
 
 
-def seconds_per_image(models: Sequence[PackagedModel], images: Sequence[bytes | Path]) -> list[float]:
-    """Median seconds of each model for one image on its own, the models taking turns on a few of the images."""
+def seconds_per_item(models: Sequence[PackagedModel], items: Sequence[bytes | Path | str]) -> list[float]:
+    """Median seconds of each model for one image or text on its own, the models taking turns on a few of them."""
     taken: list[list[float]] = [[] for _ in models]
-    for image in [images[0], *images[:_TIMED_IMAGES]]:  # the first one twice: once to warm up
+    for item in [items[0], *items[:_TIMED_ITEMS]]:  # the first one twice: once to warm up
         for model, seconds in zip(models, taken, strict=True):
             began = time.perf_counter()
-            model.predict([image])
+            model.predict([item])
             seconds.append(time.perf_counter() - began)
     return [statistics.median(seconds[1:]) for seconds in taken]
 
 
 def compare(metric: str, challenger: Scores, champion: Scores) -> tuple[Gain, float]:
-    """The challenger's gain over the champion on the same images, and McNemar's p-value."""
+    """The challenger's gain over the champion on the same items, and McNemar's p-value."""
     names = sorted({*challenger.labels, *challenger.predicted, *champion.predicted})
     numbers = {name: number for number, name in enumerate(names)}
     labels, ours, theirs = (

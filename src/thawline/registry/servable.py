@@ -1,8 +1,9 @@
-"""The packaged model: encoded images in, classes and probabilities out.
+"""The packaged model: encoded images or texts in, classes and probabilities out.
 
 MLflow copies this file into the model ("models from code") and runs it to load the model, so nothing is pickled. It
-needs MLflow, PyTorch, torchvision, pandas and safetensors, and the copy of ``thawline/data/images.py`` that lies beside
-it in the package: a model serves without Thawline.
+needs MLflow, PyTorch, pandas, safetensors and the library of the network, and two files of Thawline that lie beside it
+in the package: ``thawline/backbones/networks.py``, and ``thawline/data/images.py`` for images or
+``thawline/data/tokenizing.py`` for texts. A model serves without Thawline.
 """
 
 import importlib
@@ -17,11 +18,17 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
 _BATCH = 32
-"""Images that the network sees at once: bounds the memory that a large request takes."""
+"""Images or texts that the network sees at once: bounds the memory that a large request takes."""
+_LONGEST_TEXT = 1_000_000
+"""Characters that are looked at. No network reads so far, and to tokenize 32 MB would take 3.5 GB of memory."""
+_PADDING = -1
+"""Stands behind the end of a text that is shorter than the longest of its batch; no token has this number."""
 
 
-class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]  # MLflow's base class may be untyped
-    """Column ``image`` (an encoded image, or its base64 text) to ``class``, ``probability``, ``probabilities``.
+class Classifier(PythonModel):  # type: ignore[misc, unused-ignore]  # MLflow's base class may be untyped
+    """One column to ``class``, ``probability``, ``probabilities``.
+
+    The column is ``image`` (an encoded image, or its base64 text) for a model of images, ``text`` for one of texts.
 
     Thread safety: after loading, nothing is written.
     """
@@ -30,49 +37,50 @@ class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]  # MLfl
         """Build the network and load its weights; on a GPU if there is one."""
         import safetensors.torch
         import torch
-        from torchvision.models import get_model
 
         self.settings = json.loads(Path(context.artifacts["model"]).read_text(encoding="utf-8"))
+        self.kind: str = self.settings["kind"]
         self.classes: list[str] = self.settings["classes"]
         self.temperature: float = self.settings["temperature"]
-        # The name holds a digest of the file: a champion and a challenger in one process each decode as they were made.
-        self.images = importlib.import_module(self.settings["images_module"])
+        self.inputs: _Images | _Texts = _INPUTS[self.kind](self.settings, context.artifacts)
         architecture = self.settings["architecture"]
+        # A module's name holds a digest of its file: a champion and a challenger in one process run as they were made.
+        networks = importlib.import_module(self.settings["networks_module"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # inception_v3, googlenet: how weights will be initialised
-            network = get_model(architecture["builder"], weights=None, **architecture["kwargs"])
+            network = networks.build(architecture)
         weights = safetensors.torch.load_file(context.artifacts["weights"])
         # Into the network's own state_dict, which has the version numbers that mnasnet asks for; a plain dict has none.
         state = network.state_dict()
         if different := sorted(state.keys() ^ weights.keys()):
-            raise MlflowException(f"The weights do not fit {architecture['builder']}: {', '.join(different[:5])}.")
+            name = architecture.get("builder") or architecture["config"]["model_type"]
+            raise MlflowException(f"The weights do not fit {name}: {', '.join(different[:5])}.")
         state.update(weights)
         network.load_state_dict(state)
-        # Channels last is how the images come, and what convolutions are fastest in.
-        self.network = network.eval().to(memory_format=torch.channels_last)
+        if self.kind == "images":  # channels last is how they come, and what convolutions are fastest in
+            network = network.to(memory_format=torch.channels_last)
+        self.network = network.eval()
         self.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def to(self, device: str) -> None:
         """Move to another device, such as ``cpu`` or ``cuda:1``."""
         import torch
 
-        preprocessing = self.settings["preprocessing"]
         self.device = torch.device(device)
         self.network = self.network.to(self.device)
-        self.mean = torch.tensor(preprocessing["mean"], device=self.device).view(1, 3, 1, 1)
-        self.std = torch.tensor(preprocessing["std"], device=self.device).view(1, 3, 1, 1)
+        self.inputs.to(self.device)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Classify each row.
 
         Raises:
-            MlflowException: (400) naming the row of the first image that cannot be read.
+            MlflowException: (400) naming the row of the first image or text that cannot be read.
         """
-        values = list(model_input["image"])
+        values = list(model_input[self.inputs.column])
         rows: list[dict[str, Any]] = []
         for start in range(0, len(values), _BATCH):
-            pixels = [self._row(value, start + i) for i, value in enumerate(values[start : start + _BATCH])]
-            for probabilities in self.probabilities(pixels):
+            prepared = [self._row(value, start + i) for i, value in enumerate(values[start : start + _BATCH])]
+            for probabilities in self.probabilities(prepared):
                 best = max(range(len(self.classes)), key=probabilities.__getitem__)
                 rows.append(
                     {
@@ -85,34 +93,118 @@ class ImageClassifier(PythonModel):  # type: ignore[misc, unused-ignore]  # MLfl
 
     def _row(self, value: Any, row: int) -> Any:
         try:
-            return self.pixels(self.images.encoded_image(value))
+            return self.prepare(self.inputs.sent(value))
         except ValueError as error:  # BadImage is one
             raise MlflowException.invalid_parameter_value(f"Row {row}: {error}") from None
 
-    def pixels(self, data: bytes) -> Any:
-        """One encoded image as uint8 ``[S, S, 3]``, resized and cropped as for training.
+    def prepare(self, item: Any) -> Any:
+        """What the network is shown of one item, computed apart from it so that threads can do it ahead.
+
+        Args:
+            item: an encoded image (bytes) or a text (str).
+
+        Returns:
+            Of an image uint8 ``[S, S, 3]``, resized and cropped as for training; of a text its tokens, int32 ``[T]``,
+            as many as were trained on.
 
         Raises:
-            ValueError: if it cannot be decoded, with the reason for people.
+            ValueError: if it cannot be read, with the reason for people.
         """
-        preprocessing = self.settings["preprocessing"]
-        return self.images.resize_and_crop(
-            self.images.decode(data, max_pixels=self.settings["max_pixels"]),
-            resize_size=preprocessing["resize_size"],
-            crop_size=preprocessing["image_size"],
-            interpolation=preprocessing["interpolation"],
-        )
+        return self.inputs.prepare(item)
 
-    def probabilities(self, pixels: list[Any]) -> list[list[float]]:
-        """uint8 images ``[S, S, 3]`` to ``[N][num_classes]``, in the order of the classes, by one forward pass."""
-        import numpy as np
+    def probabilities(self, prepared: list[Any]) -> list[list[float]]:
+        """What :meth:`prepare` gave to ``[N][num_classes]``, in the order of the classes, by one forward pass."""
         import torch
 
         with torch.inference_mode():
-            batch = torch.from_numpy(np.stack(pixels)).to(self.device).permute(0, 3, 1, 2)
-            logits = self.network((batch.float() / 255 - self.mean) / self.std)
+            logits = self.network(self.inputs.batch(prepared))
             result: list[list[float]] = (logits.double() / self.temperature).softmax(1).tolist()
         return result
 
 
-set_model(ImageClassifier())
+class _Images:
+    """Encoded images as the network was trained to see them."""
+
+    column = "image"
+
+    def __init__(self, settings: dict[str, Any], artifacts: dict[str, str]) -> None:
+        self._preprocessing = settings["preprocessing"]
+        self._max_pixels: int = settings["max_pixels"]
+        self._images = importlib.import_module(settings["inputs_module"])
+
+    def to(self, device: Any) -> None:
+        import torch
+
+        self._device = device
+        self.mean = torch.tensor(self._preprocessing["mean"], device=device).view(1, 3, 1, 1)
+        self.std = torch.tensor(self._preprocessing["std"], device=device).view(1, 3, 1, 1)
+
+    def sent(self, value: Any) -> bytes:
+        """An encoded image from what a client sent."""
+        data: bytes = self._images.encoded_image(value)
+        return data
+
+    def prepare(self, item: Any) -> Any:
+        if isinstance(item, str):
+            raise ValueError("a text, but this model classifies images")
+        return self._images.resize_and_crop(
+            self._images.decode(item, max_pixels=self._max_pixels),
+            resize_size=self._preprocessing["resize_size"],
+            crop_size=self._preprocessing["image_size"],
+            interpolation=self._preprocessing["interpolation"],
+        )
+
+    def batch(self, prepared: list[Any]) -> Any:
+        """uint8 images ``[S, S, 3]`` to normalised ones, ``[N, 3, S, S]``, on the network's device."""
+        import numpy as np
+        import torch
+
+        pixels = torch.from_numpy(np.stack(prepared)).to(self._device).permute(0, 3, 1, 2)
+        return (pixels.float() / 255 - self.mean) / self.std
+
+
+class _Texts:
+    """Texts as the tokens that the network was trained to read."""
+
+    column = "text"
+
+    def __init__(self, settings: dict[str, Any], artifacts: dict[str, str]) -> None:
+        self._texts = importlib.import_module(settings["inputs_module"])
+        tokenizer = Path(artifacts["tokenizer"]).read_text(encoding="utf-8")
+        self._tokenizer = self._texts.TextTokenizer(tokenizer, settings["preprocessing"]["max_length"])
+
+    def to(self, device: Any) -> None:
+        self._device = device
+
+    def sent(self, value: Any) -> str:
+        """A text from what a client sent."""
+        if not isinstance(value, str):
+            raise ValueError(f"a text must be a string, but got {type(value).__name__}")
+        return value
+
+    def prepare(self, item: Any) -> Any:
+        if not isinstance(item, str):
+            raise ValueError("no text, but this model classifies texts")
+        item = item[:_LONGEST_TEXT]
+        if not self._texts.normalized(item):
+            raise ValueError("the text is empty")
+        try:
+            item.encode()
+        except UnicodeEncodeError:  # JSON can express it
+            raise ValueError("the text holds half of a character (a lone surrogate)") from None
+        return self._tokenizer.encode([item])[0]
+
+    def batch(self, prepared: list[Any]) -> Any:
+        """int32 tokens ``[T]`` of texts to int64 ``[N, longest T]``, on the network's device."""
+        import numpy as np
+        import torch
+
+        tokens = np.full((len(prepared), max(map(len, prepared))), _PADDING, dtype=np.int64)
+        for row, text in zip(tokens, prepared, strict=True):
+            row[: len(text)] = text
+        return torch.from_numpy(tokens).to(self._device)
+
+
+_INPUTS: dict[str, type[_Images] | type[_Texts]] = {"images": _Images, "texts": _Texts}
+
+set_model(Classifier())

@@ -1,8 +1,8 @@
 """Figures and pages of a study: values in, figures out."""
 
-from thawline.reports.gallery import thumbnail, worst_mistakes
+from thawline.reports.gallery import excerpt, thumbnail, worst_mistakes
 from thawline.reports.intervals import Interval, class_table, metric_intervals, proportion_interval
-from thawline.reports.page import render, report_figures, report_surface
+from thawline.reports.page import render, report_figures, report_surfaces
 from thawline.reports.prediction_figures import (
     confusion_figure,
     precision_recall_curves,
@@ -51,6 +51,7 @@ __all__ = [
     "best_trial",
     "class_table",
     "confusion_figure",
+    "excerpt",
     "fit_surface",
     "hyperparameter_importance",
     "learning_curves",
@@ -62,7 +63,7 @@ __all__ = [
     "reliability_diagram",
     "render",
     "report_figures",
-    "report_surface",
+    "report_surfaces",
     "response_surface",
     "roc_curves",
     "surface_mesh",

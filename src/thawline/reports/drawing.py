@@ -120,7 +120,7 @@ def canvas(name: str, width: float = 4.4, height: float = 3.2) -> Iterator[Canva
 def _small(svg: str) -> str:
     """Without what a browser does not need: prolog, names of groups, the font on every text, rotations by nothing."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", svg)
     svg = svg.replace("font-family: 'DejaVu Sans', sans-serif", "").replace("<svg ", f'<svg font-family="{_FONT}" ', 1)
     return re.sub(r"\n\s+", "\n", svg).strip()

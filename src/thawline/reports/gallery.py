@@ -1,28 +1,34 @@
-"""The images that a model gets most wrong, small enough for a page."""
+"""The images or texts that a model gets most wrong, small enough for a page."""
 
 import io
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from thawline.data import printable
 from thawline.reports.values import Mistake
 from thawline.tracking.media import Predictions
 
-__all__ = ["thumbnail", "worst_mistakes"]
+__all__ = ["excerpt", "thumbnail", "worst_mistakes"]
 
 _SIDE = 160
+_CHARACTERS = 280
+"""Some six lines on a telephone."""
 _MOST = 24
+_JOINERS = "\u200c\u200d"
+"""Seen by what they do to the letters or emoji around them; in many scripts a word is not spelt without."""
 
 
 def worst_mistakes(
-    predictions: Predictions, files: Sequence[str], picture: Callable[[int], np.ndarray], *, most: int = _MOST
+    predictions: Predictions, files: Sequence[str], show: Callable[[int], np.ndarray | str], *, most: int = _MOST
 ) -> tuple[Mistake, ...]:
-    """Of the images that were got wrong, those whose true class was given the smallest probability, the worst first.
+    """Of the examples that were got wrong, those whose true class was given the smallest probability, the worst first.
 
     Args:
-        predictions: of ``N`` images.
+        predictions: of ``N`` images or texts.
         files: ``[N]``, their names.
-        picture: gives the uint8 ``[H, W, 3]`` of an image by its number; asked only of those that are shown.
+        show: gives the uint8 ``[H, W, 3]`` of an image, or a text, by its number; asked only of those that are shown.
         most: how many, at most.
     """
     predicted, given = predictions.predicted, predictions.given
@@ -30,7 +36,7 @@ def worst_mistakes(
     worst = wrong[np.argsort(given[wrong], kind="stable")][:most]
     return tuple(
         Mistake(
-            picture=thumbnail(picture(number)),
+            **_shown(show(number)),
             file=files[number],
             label=predictions.classes[predictions.labels[number]],
             predicted=predictions.classes[predicted[number]],
@@ -50,3 +56,22 @@ def thumbnail(pixels: np.ndarray, *, side: int = _SIDE) -> bytes:
     encoded = io.BytesIO()
     small.save(encoded, "JPEG", quality=80)
     return encoded.getvalue()
+
+
+def excerpt(text: str, *, most: int = _CHARACTERS) -> str:
+    """The beginning of a text in one line: spaces and line breaks as one space, cut with an ellipsis.
+
+    Other control characters, also those that turn the direction of writing, are written out.
+
+    Args:
+        text: of any length, which only the part that is shown takes time for.
+        most: characters, at least 1.
+    """
+    # Enough that something is left when runs of spaces have become one, and never a whole book.
+    line = " ".join(text[: 8 * most].split())
+    shown = "".join(character if character in _JOINERS else printable(character) for character in line)
+    return shown if len(shown) <= most and len(text) <= 8 * most else f"{shown[: most - 1].rstrip()}…"
+
+
+def _shown(example: np.ndarray | str) -> dict[str, Any]:
+    return {"text": excerpt(example)} if isinstance(example, str) else {"picture": thumbnail(example)}

@@ -1,4 +1,4 @@
-"""How far the metrics of so few test images may be from those of the images to come: 95 % confidence intervals."""
+"""How far the metrics of so few test examples may be from those of the ones to come: 95 % confidence intervals."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 _CONFIDENCE = 0.95
 _RESAMPLES = 2000
 _RESAMPLED_AT_ONCE = 2**22
-"""Images: some 100 MB."""
+"""Examples: some 100 MB."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class Interval:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
-def proportion_interval(right: int, images: int) -> Interval:
-    """A share of at least one image, by Wilson's score interval: it says something of 0 and of 1 too."""
+def proportion_interval(right: int, examples: int) -> Interval:
+    """A share of at least one example, by Wilson's score interval: it says something of 0 and of 1 too."""
     from scipy.stats import binomtest
 
-    found = binomtest(right, images).proportion_ci(_CONFIDENCE, method="wilson")
-    return Interval(right / images, float(found.low), float(found.high))
+    found = binomtest(right, examples).proportion_ci(_CONFIDENCE, method="wilson")
+    return Interval(right / examples, float(found.low), float(found.high))
 
 
 def metric_intervals(predictions: Predictions) -> dict[str, Interval]:
-    """Accuracy, balanced accuracy and macro F1 of at least one image, as in the metrics of a trial.
+    """Accuracy, balanced accuracy and macro F1 of at least one example, as in the metrics of a trial.
 
     Accuracy's interval is Wilson's, the others' is that of 2,000 bootstrap resamples with a fixed seed (percentiles;
     Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). Where every answer is right there is
@@ -50,9 +50,9 @@ def metric_intervals(predictions: Predictions) -> dict[str, Interval]:
     from scipy.stats import bootstrap
 
     labels, predicted = predictions.labels, predictions.predicted
-    right, images = int((labels == predicted).sum()), len(labels)
-    intervals = {"accuracy": proportion_interval(right, images)}
-    if right == images or images == 1:
+    right, examples = int((labels == predicted).sum()), len(labels)
+    intervals = {"accuracy": proportion_interval(right, examples)}
+    if right == examples or examples == 1:
         return intervals
     for name, statistic in _statistics(len(predictions.classes)).items():
         found = bootstrap(
@@ -62,7 +62,7 @@ def metric_intervals(predictions: Predictions) -> dict[str, Interval]:
             vectorized=True,
             axis=-1,
             n_resamples=_RESAMPLES,
-            batch=max(1, _RESAMPLED_AT_ONCE // images),
+            batch=max(1, _RESAMPLED_AT_ONCE // examples),
             confidence_level=_CONFIDENCE,
             method="percentile",
             rng=np.random.default_rng(0),
@@ -72,10 +72,10 @@ def metric_intervals(predictions: Predictions) -> dict[str, Interval]:
 
 
 def class_table(predictions: Predictions) -> Table:
-    """Of each class: images, recall with its 95 % interval, precision, F1; ``None`` where nothing can be divided."""
+    """Of each class: examples, recall with its 95 % interval, precision, F1; ``None`` where nothing can be divided."""
     labels, predicted = predictions.labels, predictions.predicted
     columns: dict[str, list[str | int | float | None]] = {
-        name: [] for name in ("class", "images", "recall", "recall from", "recall to", "precision", "F1")
+        name: [] for name in ("class", "examples", "recall", "recall from", "recall to", "precision", "F1")
     }
     for number, name in enumerate(predictions.classes):
         of, said = labels == number, predicted == number

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from thawline import backbones
 from thawline.data import printable
+from thawline.data.contract import NOUNS
+from thawline.data.report import problem_titles
 from thawline.reports.drawing import plain_rate
 from thawline.reports.intervals import class_table, metric_intervals, proportion_interval
 from thawline.reports.prediction_figures import (
@@ -33,7 +36,7 @@ from thawline.reports.values import DataSummary, StudyReport, TrialPoint
 from thawline.tracking.media import Figure, Predictions
 from thawline.training import METRIC_DIRECTIONS
 
-__all__ = ["render", "report_figures", "report_surface"]
+__all__ = ["render", "report_figures", "report_surfaces"]
 
 _SECTIONS = (
     ("thaw-line", "Freeze depth"),
@@ -47,14 +50,6 @@ _SECTIONS = (
     ("data", "Data"),
     ("reproduce", "Make it again"),
 )
-_PROBLEMS = {
-    "bad": "Cannot be decoded, left out",
-    "conflict": "The same image under two classes, left out",
-    "leak": "Also in a split that is held out more, left out",
-    "class": "Classes to look at",
-    "duplicate": "Copies of another image, kept on the same side",
-    "stray": "Not read",
-}
 _NAMED = 10  # problems of a kind; bad files are named all
 _WIDE_CLASSES = 14
 _ORDER = ("complete", "pruned", "running", "failed")
@@ -76,21 +71,27 @@ def render(report: StudyReport, figures: Mapping[str, Figure | None] | None = No
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"picture": _data_uri, "percent": _percent, "plain": printable}
     page = environment.from_string(files("thawline.reports").joinpath("page.html").read_text(encoding="utf-8"))
-    best = best_trial(report.trials, report.metric)
+    drawn = report_figures(report) if figures is None else figures
+    tried = _tried(report)
+    best = tried[0].best if tried else None
     comparisons = _comparisons(report, best)
+    noun = NOUNS[report.data.kind] if report.data else "example"
     return page.render(
         report=report,
-        sections=_SECTIONS,
+        sections=_sections(report),
         metric=f"val/{report.metric}",
         words=report.metric.replace("_", " ").replace("f1", "F1"),
         counted=_counted(report.trials),
+        noun=noun,
         headline=_headline(report, best, comparisons),
         cards=_cards(report, best),
-        comparisons=[_compared(*each) for each in comparisons],
-        notes=_notes(report, best),
-        figures=report_figures(report) if figures is None else figures,
+        compared=_compared(comparisons, several=len(tried) > 1),
+        notes=_notes(report, best, noun),
+        figures=drawn,
+        backbones=[_drawn(backbone, drawn) for backbone in tried],
+        tried=[_outcome(backbone) for backbone in tried] if len(tried) > 1 else [],
         leaderboard=_leaderboard(report),
-        test=_test(report.test) if report.test else None,
+        test=_test(report.test, noun) if report.test else None,
         data=_data(report.data) if report.data else None,
     )
 
@@ -98,19 +99,24 @@ def render(report: StudyReport, figures: Mapping[str, Figure | None] | None = No
 def report_figures(report: StudyReport) -> dict[str, Figure | None]:
     """All figures of the report by name, such as ``thaw_line``; ``None`` for those that lack their values.
 
-    Where a study tries several backbones, depths are shown of the best trial's: those of another mean something else.
+    A freeze depth of one backbone means something else in another. Where a study tries several, ``surface``,
+    ``thaw_line``, ``time`` and ``memory`` are drawn of each, and named as in ``thaw_line/resnet18``.
     """
-    metric, best = report.metric, best_trial(report.trials, report.metric)
-    trials, deepest = _comparable(report, best), _deepest(report, best)
+    metric, test, surfaces = report.metric, report.test, report_surfaces(report)
     temperature = (
         report.promotion.calibration.temperature if report.promotion and report.promotion.calibration else None
     )
-    test = report.test
-    return {
-        "surface": response_surface(trials, report_surface(report), metric, deepest=deepest),
-        "thaw_line": thaw_line(trials, metric, deepest=deepest),
-        "time": time_by_depth(trials, deepest=deepest),
-        "memory": memory_by_depth(trials, report.costs, deepest=deepest),
+    figures: dict[str, Figure | None] = {}
+    for tried in _tried(report):
+        trials, deepest, title = tried.trials, tried.deepest, tried.title
+        surface, costs = surfaces.get(tried.figure("surface")), report.costs.get(tried.name, ())
+        figures |= {
+            tried.figure("surface"): response_surface(trials, surface, metric, deepest=deepest, backbone=title),
+            tried.figure("thaw_line"): thaw_line(trials, metric, deepest=deepest, backbone=title),
+            tried.figure("time"): time_by_depth(trials, deepest=deepest, backbone=title),
+            tried.figure("memory"): memory_by_depth(trials, costs, deepest=deepest, backbone=title),
+        }
+    return figures | {
         "curves": learning_curves(report.curves, metric),
         "history": optimisation_history(report.trials, metric),
         "importance": hyperparameter_importance(report.importance, metric),
@@ -121,18 +127,69 @@ def report_figures(report: StudyReport) -> dict[str, Figure | None]:
     }
 
 
-def report_surface(report: StudyReport) -> Surface | None:
-    """The metric over freeze depth and learning rate, through the completed trials of the best trial's backbone.
+def report_surfaces(report: StudyReport) -> dict[str, Surface]:
+    """The metric over freeze depth and learning rate, through the completed trials of each backbone.
 
-    ``None`` while they are too few; see :func:`~thawline.reports.fit_surface`.
+    By the name of the figure that shows it, ``surface`` or ``surface/resnet18``. A backbone with too few trials is left
+    out; see :func:`~thawline.reports.fit_surface`.
     """
-    best = best_trial(report.trials, report.metric)
-    complete = [trial for trial in _comparable(report, best) if trial.state == "complete" and trial.value is not None]
+    found = {tried.figure("surface"): _surface(tried) for tried in _tried(report)}
+    return {name: surface for name, surface in found.items() if surface is not None}
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A backbone and its trials, whose freeze depths mean the same."""
+
+    name: str
+    trials: tuple[TrialPoint, ...]
+    best: TrialPoint | None
+    groups: tuple[str, ...]
+    """Names of its layer groups, if they are known."""
+    alone: bool
+    """Whether the study tries no other."""
+
+    @property
+    def deepest(self) -> int | None:
+        return len(self.groups) or None
+
+    @property
+    def title(self) -> str:
+        """What tells it from others."""
+        return "" if self.alone else backbones.label(self.name)
+
+    def figure(self, kind: str) -> str:
+        """Name of its figure of a kind."""
+        return kind if self.alone else f"{kind}/{backbones.short_name(self.name)}"
+
+
+def _tried(report: StudyReport) -> list[_Tried]:
+    """The backbones of all trials, that of the best trial first."""
+    names = sorted({trial.backbone for trial in report.trials})
+    found = []
+    for name in names:
+        trials = tuple(trial for trial in report.trials if trial.backbone == name)
+        best = best_trial(trials, report.metric)
+        found.append(_Tried(name, trials, best, report.layer_groups.get(name, ()), len(names) == 1))
+    sign = -1 if METRIC_DIRECTIONS[report.metric] == "maximize" else 1
+    return sorted(
+        found, key=lambda each: (0, sign * (each.best.value or 0.0), each.best.number) if each.best else (1, 0.0, 0)
+    )
+
+
+def _surface(tried: _Tried) -> Surface | None:
+    complete = [trial for trial in tried.trials if trial.state == "complete" and trial.value is not None]
     if not complete:
         return None
     columns = zip(*((trial.freeze_depth, trial.learning_rate, trial.value) for trial in complete), strict=True)
     depths, rates, values = map(np.array, columns)
-    return fit_surface(depths, rates, values, deepest=_deepest(report, best) or int(depths.max()))
+    return fit_surface(depths, rates, values, deepest=tried.deepest or int(depths.max()))
+
+
+def _sections(report: StudyReport) -> list[tuple[str, str]]:
+    """Those of the page; nothing shows yet what a model reads in a text."""
+    of_texts = report.data is not None and report.data.kind == "texts"
+    return [each for each in _SECTIONS if not (of_texts and each[0] == "explanations")]
 
 
 @dataclass(frozen=True)
@@ -140,12 +197,6 @@ class _Card:
     name: str
     value: str
     note: str = ""
-
-
-def _comparable(report: StudyReport, best: TrialPoint | None) -> list[TrialPoint]:
-    """Trials whose freeze depths mean the same."""
-    backbone = best.backbone if best else report.trials[0].backbone if report.trials else ""
-    return [trial for trial in report.trials if trial.backbone == backbone]
 
 
 def _deepest(report: StudyReport, best: TrialPoint | None) -> int | None:
@@ -170,7 +221,7 @@ def _headline(
         reasons = Counter(trial.reason for trial in report.trials if trial.state == "failed" and trial.reason)
         why = [f"{_some(count)} failed: {reason.rstrip('.')}." for reason, count in reasons.most_common(3)]
         return " ".join(["No trial has been completed, so nothing is known yet.", *why])
-    backbone = f" of {best.backbone}" if best.backbone else ""
+    backbone = f" of {backbones.label(best.backbone)}" if best.backbone else ""
     ahead = ", ".join(f"of {name} by {gain:.4f}" for name, _, gain in comparisons)
     return (
         f"Freeze depth {best.freeze_depth}{backbone} with learning rate {plain_rate(best.learning_rate)} is best: "
@@ -196,7 +247,9 @@ def _cards(report: StudyReport, best: TrialPoint | None) -> list[_Card]:
         return []
     deepest = _deepest(report, best)
     cards = [
-        _Card("Freeze depth", f"{best.freeze_depth}{f' of {deepest}' if deepest else ''}", best.backbone),
+        _Card(
+            "Freeze depth", f"{best.freeze_depth}{f' of {deepest}' if deepest else ''}", backbones.label(best.backbone)
+        ),
         _Card("Learning rate", plain_rate(best.learning_rate), f"trial {best.number}"),
         _Card(f"Validation {report.metric.replace('_', ' ')}", _number(best.value), _epoch(best)),
     ]
@@ -235,10 +288,22 @@ def _comparisons(report: StudyReport, best: TrialPoint | None) -> list[tuple[str
     return [(name, trial, _gain(report.metric, best, trial)) for name, trial in found if trial is not None]
 
 
-def _compared(name: str, trial: TrialPoint, gain: float) -> list[str]:
-    """A row."""
-    rate = plain_rate(trial.learning_rate)
-    return [name, str(trial.number), str(trial.freeze_depth), rate, _number(trial.value), _number(gain)]
+def _compared(comparisons: Sequence[tuple[str, TrialPoint, float]], *, several: bool) -> dict[str, Any]:
+    """The same as a table, which says whose freeze depth it is where there are several backbones."""
+    columns = ["best of", "trial", *(["backbone"] if several else []), "freeze depth", "learning rate"]
+    rows = [
+        [
+            name,
+            str(trial.number),
+            *([backbones.label(trial.backbone)] if several else []),
+            str(trial.freeze_depth),
+            plain_rate(trial.learning_rate),
+            _number(trial.value),
+            _number(gain),
+        ]
+        for name, trial, gain in comparisons
+    ]
+    return {"columns": columns, "rows": rows}
 
 
 def _gain(metric: str, best: TrialPoint, other: TrialPoint) -> float:
@@ -247,20 +312,34 @@ def _gain(metric: str, best: TrialPoint, other: TrialPoint) -> float:
     return difference if METRIC_DIRECTIONS[metric] == "maximize" else -difference
 
 
-def _notes(report: StudyReport, best: TrialPoint | None) -> list[str]:
+def _notes(report: StudyReport, best: TrialPoint | None, noun: str) -> list[str]:
     """What a reader must know to trust the comparison, in sentences."""
     notes = []
-    images = report.data.images("validation") if report.data else 0
-    if best and best.value is not None and report.metric == "accuracy" and images:
-        interval = proportion_interval(round(best.value * images), images)
+    size = report.data.size("validation") if report.data else 0
+    if best and best.value is not None and report.metric == "accuracy" and size:
+        interval = proportion_interval(round(best.value * size), size)
         notes.append(
-            f"On {images} validation images an accuracy of {best.value:.3f} has the 95 % interval {interval.low:.3f} "
+            f"On {size} validation {noun}s an accuracy of {best.value:.3f} has the 95 % interval {interval.low:.3f} "
             f"to {interval.high:.3f}: much smaller differences may be chance."
         )
-    backbones = sorted({trial.backbone for trial in report.trials})
-    if best and len(backbones) > 1:
-        notes.append(f"Backbones tried: {', '.join(backbones)}. Depths are shown of {best.backbone}.")
-    return notes
+    names = sorted({trial.backbone for trial in report.trials})
+    shortened = [f"{backbones.label(name)} is {name}." for name in names if backbones.label(name) != name]
+    return [*notes, *shortened]
+
+
+def _outcome(tried: _Tried) -> list[str]:
+    """A backbone as a row."""
+    counted, best = str(len(tried.trials)), tried.best
+    if best is None:
+        return [tried.title, counted, "-", "-", "-", "-"]
+    depth = f"{best.freeze_depth}{f' of {tried.deepest}' if tried.deepest else ''}"
+    return [tried.title, counted, _number(best.value), depth, plain_rate(best.learning_rate), str(best.number)]
+
+
+def _drawn(tried: _Tried, figures: Mapping[str, Figure | None]) -> dict[str, Any]:
+    """A backbone with its own figures."""
+    drawings = {kind: figures.get(tried.figure(kind)) for kind in ("surface", "thaw_line", "time", "memory")}
+    return {"title": tried.title, "groups": tried.groups, **drawings}
 
 
 def _leaderboard(report: StudyReport) -> dict[str, Any]:
@@ -296,24 +375,24 @@ def _leaderboard(report: StudyReport) -> dict[str, Any]:
 
 
 def _settings(trial: TrialPoint) -> dict[str, str | int | float]:
-    return {"backbone": trial.backbone, **trial.others}
+    return {"backbone": backbones.label(trial.backbone), **trial.others}
 
 
-def _test(predictions: Predictions) -> dict[str, Any]:
-    images, classes = len(predictions.labels), len(predictions.classes)
+def _test(predictions: Predictions, noun: str) -> dict[str, Any]:
+    size, classes = len(predictions.labels), len(predictions.classes)
     intervals = metric_intervals(predictions)
-    wrong = images - round(intervals["accuracy"].value * images)
+    wrong = size - round(intervals["accuracy"].value * size)
     columns = class_table(predictions).columns
     by_class = sorted(zip(*columns.values(), strict=True), key=lambda row: (row[2] is None, row[2] or 0.0))
     return {
-        "sentence": f"The best trial's model got {images - wrong} of {images} images right that no trial has seen.",
+        "sentence": f"The best trial's model got {size - wrong} of {size} {noun}s right that no trial has seen.",
         "metrics": [
             [name, f"{each.value:.4f}", f"{each.low:.3f} to {each.high:.3f}"] for name, each in intervals.items()
         ],
-        "class_columns": ["class", "images", "recall", "95 % interval", "precision", "F1"],
+        "class_columns": ["class", f"{noun}s", "recall", "95 % interval", "precision", "F1"],
         "classes": [
-            [printable(str(name)), images, _share(recall), _range(low, high), _share(precision), _share(f1)]
-            for name, images, recall, low, high, precision, f1 in by_class
+            [printable(str(name)), examples, _share(recall), _range(low, high), _share(precision), _share(f1)]
+            for name, examples, recall, low, high, precision, f1 in by_class
         ],
         "confusion_caption": "Rows are true classes, columns predicted ones; colours are shares of the row."
         if classes <= 40
@@ -324,7 +403,7 @@ def _test(predictions: Predictions) -> dict[str, Any]:
 
 
 def _data(data: DataSummary) -> dict[str, Any]:
-    total = sum(data.images(split) for split in _SPLITS)
+    total = sum(data.size(split) for split in _SPLITS)
     sums = {name: sum(counts.values()) for name, counts in data.classes.items()}
     rows = [
         [
@@ -335,10 +414,11 @@ def _data(data: DataSummary) -> dict[str, Any]:
         ]
         for name, counts in data.classes.items()
     ]
-    rows.append(["all", *(f"{data.images(split):,}" for split in _SPLITS), f"{total:,}", ""])
-    kinds = [kind for kind in {**_PROBLEMS, **data.problems} if data.problems.get(kind)]
+    rows.append(["all", *(f"{data.size(split):,}" for split in _SPLITS), f"{total:,}", ""])
+    titles = problem_titles(data.kind)
+    kinds = [kind for kind in {**titles, **data.problems} if data.problems.get(kind)]
     shown = {kind: data.problems[kind][: None if kind == "bad" else _NAMED] for kind in kinds}
-    problems = [(_PROBLEMS.get(kind, kind), shown[kind], len(data.problems[kind]) - len(shown[kind])) for kind in kinds]
+    problems = [(titles.get(kind, kind), shown[kind], len(data.problems[kind]) - len(shown[kind])) for kind in kinds]
     return {"classes": rows, "problems": problems}
 
 

@@ -1,4 +1,4 @@
-"""Figures of what a classifier says of labelled images: what it confuses, how well it ranks, how sure it may be."""
+"""Figures of what a classifier says of labelled examples: what it confuses, how well it ranks, how sure it may be."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -26,12 +26,12 @@ _BINS = 15
 
 
 def confusion_figure(predictions: Predictions) -> Figure:
-    """How many images of each class, and what share of them, are taken for which class.
+    """How many examples of each class, and what share of them, are taken for which class.
 
     Up to 40 classes as a matrix, in the order of the classes; above that, the 20 pairs that are confused most often.
 
     Args:
-        predictions: of at least one image.
+        predictions: of at least one example.
     """
     from sklearn.metrics import confusion_matrix
 
@@ -44,13 +44,13 @@ def confusion_figure(predictions: Predictions) -> Figure:
             _draw_matrix(drawn.axes, counts, names)
         else:
             _draw_pairs(drawn.axes, counts, pairs[:_PAIRS], names)
-    right, images = int(np.trace(counts)), int(counts.sum())
+    right, examples = int(np.trace(counts)), int(counts.sum())
     listed = "; ".join(
         f"{names[true]} taken for {names[said]}, {counts[true, said]} of {counts[true].sum()}"
         for true, said in pairs[:5]
     )
     most = f" Most often confused: {listed}." if pairs else ""
-    return Figure(drawn.svg, f"Confusion of {images} images in {len(names)} classes: {right} are right.{most}")
+    return Figure(drawn.svg, f"Confusion of {examples} examples in {len(names)} classes: {right} are right.{most}")
 
 
 def precision_recall_curves(predictions: Predictions) -> Figure | None:
@@ -96,7 +96,7 @@ def reliability_diagram(predictions: Predictions, *, temperature: float | None =
     """How often answers of each probability are right, and how many answers there are of it.
 
     Args:
-        predictions: of at least one image, calibrated if the model is.
+        predictions: of at least one example, calibrated if the model is.
         temperature: that its logits were divided by; with it, the diagram shows what was before, too.
     """
     labels, probabilities = predictions.labels, predictions.probabilities
@@ -125,13 +125,13 @@ def reliability_diagram(predictions: Predictions, *, temperature: float | None =
         upper.set_ylabel("share that is right")
         upper.set_ylim(-0.03, 1.06)
         upper.legend(loc="upper left")
-        lower.set_ylabel("images")
+        lower.set_ylabel("examples")
         lower.set_xlabel("probability of the predicted class")
     listed = ", ".join(f"{name} {error:.3f}" for name, error in errors.items())
     sure = probabilities.max(1).mean()
     return Figure(
         drawn.svg,
-        f"Reliability on {len(labels)} images: the model is {sure:.1%} sure on average and right in "
+        f"Reliability on {len(labels)} examples: the model is {sure:.1%} sure on average and right in "
         f"{right.mean():.1%}. Expected calibration error: {listed}.",
     )
 
@@ -244,7 +244,7 @@ def _draw_pairs(axes: "Axes", counts: Ints, pairs: Sequence[tuple[int, int]], na
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.set_xlim(0, 1.25 * max(values, default=1))
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("images (true class → predicted)")
+    axes.set_xlabel("examples (true class → predicted)")
 
 
 def _uncalibrated(probabilities: Floats, temperature: float) -> Floats:
@@ -256,7 +256,7 @@ def _uncalibrated(probabilities: Floats, temperature: float) -> Floats:
 
 
 def _bins(confidence: Floats, right: npt.NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
-    """Mean probability, share that is right, and number of images, of each bin that has any."""
+    """Mean probability, share that is right, and number of examples, of each bin that has any."""
     places = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
     count = np.bincount(places, minlength=_BINS)
     filled = count > 0

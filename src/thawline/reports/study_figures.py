@@ -64,7 +64,12 @@ def best_trial(trials: Sequence[TrialPoint], metric: str) -> TrialPoint | None:
 
 
 def response_surface(
-    trials: Sequence[TrialPoint], surface: Surface | None, metric: str, *, deepest: int | None = None
+    trials: Sequence[TrialPoint],
+    surface: Surface | None,
+    metric: str,
+    *,
+    deepest: int | None = None,
+    backbone: str = "",
 ) -> Figure | None:
     """The metric over freeze depth and learning rate: the fitted surface, and every trial where it was tried.
 
@@ -73,6 +78,7 @@ def response_surface(
         surface: of :func:`~thawline.reports.fit_surface`; without one the trials stand alone, coloured by value.
         metric: that the study optimises.
         deepest: number of layer groups, where it is known.
+        backbone: its name, if there are figures of several.
 
     Returns:
         ``None`` if no trial was completed.
@@ -81,7 +87,7 @@ def response_surface(
     if best is None:
         return None
     colours = _colours(_values(complete), surface, metric)
-    with canvas("response-surface", height=3.7) as drawn:
+    with canvas(f"response-surface{_of(backbone)}", height=3.7) as drawn:
         axes = drawn.axes
         axes.grid(visible=False)
         if surface is not None:
@@ -103,19 +109,22 @@ def response_surface(
     where = "" if surface is None else _peak(surface, metric)
     return Figure(
         drawn.svg,
-        f"Validation {_words(metric)} over freeze depth and learning rate, {_counted(trials)}. "
+        f"Validation {_words(metric)}{_of(backbone)} over freeze depth and learning rate, {_counted(trials)}. "
         f"Best: {best.value:.4f} at freeze depth {best.freeze_depth} and learning rate "
         f"{plain_rate(best.learning_rate)}, trial {best.number}.{where}",
     )
 
 
-def thaw_line(trials: Sequence[TrialPoint], metric: str, *, deepest: int | None = None) -> Figure | None:
+def thaw_line(
+    trials: Sequence[TrialPoint], metric: str, *, deepest: int | None = None, backbone: str = ""
+) -> Figure | None:
     """The best value at each freeze depth, and every trial behind it.
 
     Args:
         trials: of one backbone.
         metric: that the study optimises.
         deepest: number of layer groups, where it is known.
+        backbone: its name, if there are figures of several.
 
     Returns:
         ``None`` if no trial was completed.
@@ -124,7 +133,7 @@ def thaw_line(trials: Sequence[TrialPoint], metric: str, *, deepest: int | None 
     if best is None:
         return None
     at_depth = _best_at_depths(trials, metric)
-    with canvas("thaw-line", height=3.7) as drawn:
+    with canvas(f"thaw-line{_of(backbone)}", height=3.7) as drawn:
         axes = drawn.axes
         complete = _complete(trials)
         depths = np.array([trial.freeze_depth for trial in complete])
@@ -140,25 +149,35 @@ def thaw_line(trials: Sequence[TrialPoint], metric: str, *, deepest: int | None 
         _focus(axes, values, line, metric)
         _legend(axes)
     listed = "; ".join(f"depth {depth}: {trial.value:.4f}" for depth, trial in at_depth.items())
-    return Figure(drawn.svg, f"Best validation {_words(metric)} at each freeze depth, {_counted(trials)}. {listed}.")
+    return Figure(
+        drawn.svg,
+        f"Best validation {_words(metric)}{_of(backbone)} at each freeze depth, {_counted(trials)}. {listed}.",
+    )
 
 
-def time_by_depth(trials: Sequence[TrialPoint], *, deepest: int | None = None) -> Figure | None:
+def time_by_depth(trials: Sequence[TrialPoint], *, deepest: int | None = None, backbone: str = "") -> Figure | None:
     """Seconds of an epoch at each freeze depth, as they were measured.
 
     Args:
         trials: of one backbone.
         deepest: number of layer groups, where it is known.
+        backbone: its name, if there are figures of several.
 
     Returns:
         ``None`` if no trial's time is known.
     """
     points = [(trial.freeze_depth, trial.seconds / trial.epochs) for trial in trials if trial.seconds and trial.epochs]
-    return _by_depth("time-by-depth", "seconds of an epoch", "median", _medians(points), points, deepest)
+    return _by_depth(
+        ("time-by-depth", "seconds of an epoch", "median"), _medians(points), points, deepest=deepest, backbone=backbone
+    )
 
 
 def memory_by_depth(
-    trials: Sequence[TrialPoint], costs: Sequence[DepthCost] = (), *, deepest: int | None = None
+    trials: Sequence[TrialPoint],
+    costs: Sequence[DepthCost] = (),
+    *,
+    deepest: int | None = None,
+    backbone: str = "",
 ) -> Figure | None:
     """Memory of training at each freeze depth: as computed beforehand, and as measured.
 
@@ -166,6 +185,7 @@ def memory_by_depth(
         trials: of one backbone.
         costs: of the same backbone.
         deepest: number of layer groups, where it is known.
+        backbone: its name, if there are figures of several.
 
     Returns:
         ``None`` if neither is known.
@@ -173,7 +193,8 @@ def memory_by_depth(
     points = [(trial.freeze_depth, trial.memory_bytes / 1e9) for trial in trials if trial.memory_bytes]
     computed = {cost.freeze_depth: cost.memory_bytes / 1e9 for cost in costs}
     kind = "computed" if computed else "median"
-    return _by_depth("memory-by-depth", "GB of memory", kind, computed or _medians(points), points, deepest)
+    bars = computed or _medians(points)
+    return _by_depth(("memory-by-depth", "GB of memory", kind), bars, points, deepest=deepest, backbone=backbone)
 
 
 def optimisation_history(trials: Sequence[TrialPoint], metric: str) -> Figure | None:
@@ -294,17 +315,18 @@ def _best_at_depths(trials: Sequence[TrialPoint], metric: str) -> dict[int, Tria
 
 
 def _by_depth(
-    name: str,
-    unit: str,
-    kind: str,
+    titles: tuple[str, str, str],
     bars: Mapping[int, float],
     points: Sequence[tuple[int, float]],
+    *,
     deepest: int | None,
+    backbone: str,
 ) -> Figure | None:
-    """A bar for each depth, and what was measured as points."""
+    """A bar for each depth, and what was measured as points; titles are the drawing's name, the unit, and the bars'."""
     if not bars:
         return None
-    with canvas(name, height=2.9) as drawn:
+    name, unit, kind = titles
+    with canvas(f"{name}{_of(backbone)}", height=2.9) as drawn:
         axes = drawn.axes
         axes.bar(list(bars), list(bars.values()), color=BAND, width=0.7, label=kind)
         if points:
@@ -316,7 +338,8 @@ def _by_depth(
         freeze_depth_axis(axes, [*bars, *(depth for depth, _ in points)], deepest)
         _legend(axes)
     listed = ", ".join(f"{value:.3g} at depth {depth}" for depth, value in bars.items())
-    return Figure(drawn.svg, f"{unit.capitalize().replace('Gb', 'GB')} by freeze depth, {kind}: {listed}.")
+    measure = f"{unit.capitalize().replace('Gb', 'GB')}{_of(backbone)}"
+    return Figure(drawn.svg, f"{measure} by freeze depth, {kind}: {listed}.")
 
 
 def _medians(points: Sequence[tuple[int, float]]) -> dict[int, float]:
@@ -415,6 +438,10 @@ def _course(curve: LearningCurve, metric: str) -> str:
 def _counted(trials: Sequence[TrialPoint]) -> str:
     states = ", ".join(f"{count} {state}" for state, count in Counter(trial.state for trial in trials).most_common())
     return f"{len(trials)} trial{'s' if len(trials) > 1 else ''} ({states})"
+
+
+def _of(backbone: str) -> str:
+    return f" of {backbone}" if backbone else ""
 
 
 def _words(metric: str) -> str:

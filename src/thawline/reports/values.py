@@ -5,7 +5,7 @@ Everything but the study's name, its metric and its trials may be missing; the r
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import (
@@ -17,9 +17,11 @@ from pydantic import (
     InstanceOf,
     PlainSerializer,
     ValidationError,
+    model_validator,
 )
 
 from thawline.backbones import DepthCost
+from thawline.data import DataKind, TextTable
 from thawline.exceptions import StudyError
 from thawline.tracking.media import Predictions
 
@@ -92,9 +94,10 @@ class LearningCurve(_Value):
 
 
 class FileProblem(_Value):
-    """Something about a file or a folder that a person should know."""
+    """Something about a file, a folder, or a line of a table that a person should know."""
 
     path: str
+    """Of a line with its number, such as ``messages.csv:17``."""
     reason: str
 
 
@@ -103,15 +106,18 @@ class DataSummary(_Value):
 
     path: str
     digest: str
+    kind: DataKind = "images"
     layout: str = ""
     """What was found and done, in words."""
     classes: dict[str, dict[str, int]]
-    """Of each class, the number of images in ``train``, ``validation`` and ``test``."""
+    """Of each class, the number of images or texts in ``train``, ``validation`` and ``test``."""
+    table: TextTable | None = None
+    """Of texts: their columns and lengths."""
     problems: dict[str, tuple[FileProblem, ...]] = Field(default_factory=dict)
     """By kind, such as ``bad`` and ``duplicate``."""
 
-    def images(self, split: str) -> int:
-        """Number of images in a split."""
+    def size(self, split: str) -> int:
+        """Number of images or texts in a split."""
         return sum(counts.get(split, 0) for counts in self.classes.values())
 
 
@@ -119,7 +125,7 @@ class Calibration(_Value):
     """The number that logits were divided by, and what that did to the calibration error on validation."""
 
     temperature: float = Field(gt=0)
-    images: int
+    items: int
     error_before: float
     error_after: float
 
@@ -171,11 +177,14 @@ _Predictions = Annotated[InstanceOf[Predictions], BeforeValidator(_predictions),
 
 
 class Mistake(_Value):
-    """An image that the model got wrong; :func:`~thawline.reports.worst_mistakes` makes them."""
+    """An image or a text that the model got wrong; :func:`~thawline.reports.worst_mistakes` makes them."""
 
-    picture: bytes
-    """Encoded as JPEG or PNG, at most 160 px wide and high."""
+    picture: bytes | None = None
+    """Encoded as JPEG or PNG, at most 160 px wide and high; ``None`` of a text."""
+    text: str | None = None
+    """Its beginning, in one line; ``None`` of an image."""
     file: str
+    """Of a text with its line, such as ``messages.csv:17``."""
     label: str
     """Its true class."""
     predicted: str
@@ -183,6 +192,12 @@ class Mistake(_Value):
     """Of the predicted class."""
     label_probability: float
     """Of the true class."""
+
+    @model_validator(mode="after")
+    def _shows_one_thing(self) -> Self:
+        if (self.picture is None) == (self.text is None):
+            raise ValueError("holds either a picture or a text")
+        return self
 
 
 class Explanation(_Value):
@@ -224,14 +239,14 @@ class StudyReport(_Value):
     """Further places to look at: addresses by what is there."""
     layer_groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Of each backbone, the names of its layer groups from the input on."""
-    costs: tuple[DepthCost, ...] = ()
-    """Of the best trial's backbone."""
+    costs: dict[str, tuple[DepthCost, ...]] = Field(default_factory=dict)
+    """Of each backbone, what every freeze depth costs."""
     curves: tuple[LearningCurve, ...] = ()
     """Of a few trials, the best first."""
     importance: dict[str, float] = Field(default_factory=dict)
     """What share, 0 to 1, of the differences in value each hyperparameter explains."""
     test: _Predictions | None = None
-    """What the best trial's model says of the held-out images, at least one: calibrated, as it answers."""
+    """What the best trial's model says of the held-out images or texts, at least one: calibrated, as it answers."""
     mistakes: tuple[Mistake, ...] = ()
     explanations: tuple[Explanation, ...] = ()
     promotion: Promotion | None = None

@@ -8,10 +8,11 @@ from thawline.search.prepare import (
     check_backbones,
     check_config,
     complete,
-    decode_images,
     fetch_data,
+    prepare_inputs,
     read_data,
 )
+from thawline.search.ranking import Probe, rank_backbones, with_best_backbones
 from thawline.search.recorder import Recorder
 from thawline.search.slots import Slots
 from thawline.search.study import Asked, Study, TrialRecord
@@ -23,6 +24,7 @@ __all__ = [
     "Asked",
     "Note",
     "Prepared",
+    "Probe",
     "Queue",
     "Recorder",
     "SearchOutcome",
@@ -40,15 +42,17 @@ __all__ = [
     "complete",
     "conclude",
     "conduct",
-    "decode_images",
     "emit",
     "fetch_data",
     "judge_best",
+    "prepare_inputs",
     "prepare_workers",
+    "rank_backbones",
     "read_data",
     "run_together",
     "run_trial",
     "stop_workers",
     "store_activations",
     "trial_name",
+    "with_best_backbones",
 ]

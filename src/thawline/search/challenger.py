@@ -1,16 +1,16 @@
-"""A registered version that is judged again: its test images and thresholds, found by its study."""
+"""A registered version that is judged again: its test data and thresholds, found by its study."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from thawline.config import PromotionConfig, SearchConfig
+from thawline.config import DataConfig, PromotionConfig, SearchConfig
 from thawline.data import Manifest, scan
 from thawline.exceptions import DataError
-from thawline.registry import LabelledImages, MlflowRegistry, ModelName, PromotionOutcome, force, judge
+from thawline.registry import LabelledData, MlflowRegistry, ModelName, PromotionOutcome, force, judge
 from thawline.search.prepare import check_approval
-from thawline.search.winner import further_folders, test_split
+from thawline.search.winner import further_data, test_split
 from thawline.tracking import MlflowStore, open_store
 
 __all__ = ["Challenger", "force_challenger", "judge_challenger", "open_challenger"]
@@ -23,8 +23,10 @@ class Challenger:
     store: MlflowStore
     name: str
     version: str
-    test: LabelledImages
+    test: LabelledData
     rules: PromotionConfig
+    data: DataConfig
+    """How the study's data were read; further tables of texts have the same columns."""
 
 
 def open_challenger(
@@ -36,12 +38,13 @@ def open_challenger(
     tracking_uri: str | None,
     home: Path,
 ) -> Challenger:
-    """Find a version and the images that it is to be judged on.
+    """Find a version and the data that it is to be judged on.
 
     Args:
         model: name of the registered model.
         version: by default the one with the alias ``challenger``, else the newest.
-        data: a folder of labelled images; by default the test split of the study that trained the version.
+        data: a folder of labelled images, or a table of labelled texts; by default the test split of the study that
+            trained the version.
         approve: whether a person must agree; by default as in that study, whose thresholds hold too.
         tracking_uri: where the registry is.
         home: Thawline's home.
@@ -49,7 +52,7 @@ def open_challenger(
     Raises:
         RegistryError: if there is no such version.
         ConfigError: if a person must agree and no server is there to ask one.
-        DataError: if the study's images have changed since, or there are none.
+        DataError: if the study's data have changed since, or there are none.
     """
     store = open_store(tracking_uri, home)
     registry = MlflowRegistry(store)
@@ -64,13 +67,14 @@ def open_challenger(
         store=store,
         name=model,
         version=chosen,
-        test=_test_images(registry, model, chosen, config, data),
+        test=_test_data(registry, model, chosen, config, data),
         rules=rules,
+        data=config.data if config else DataConfig(path=data or Path()),
     )
 
 
 def judge_challenger(challenger: Challenger) -> PromotionOutcome:
-    """Score it and the champion on the same images, and decide.
+    """Score it and the champion on the same data, and decide.
 
     Raises:
         RegistryError: if it cannot be loaded or scored.
@@ -81,7 +85,7 @@ def judge_challenger(challenger: Challenger) -> PromotionOutcome:
         version=challenger.version,
         test=challenger.test,
         rules=challenger.rules,
-        further=further_folders(challenger.rules.further),
+        further=further_data(challenger.rules.further, challenger.data),
     )
 
 
@@ -104,18 +108,18 @@ def _version(registry: MlflowRegistry, model: str, version: str | None) -> str:
     return registry.challenger(model) or registry.newest(model)
 
 
-def _test_images(
+def _test_data(
     registry: MlflowRegistry, model: str, version: str, config: SearchConfig | None, data: Path | None
-) -> LabelledImages:
+) -> LabelledData:
     if data is not None:
-        return further_folders([data])[0]
+        return further_data([data], config.data if config else DataConfig(path=data))[0]
     if config is None:
-        raise DataError(f"Which images {model}/{version} was tested on is not recorded: name a folder with --data.")
+        raise DataError(f"What {model}/{version} was tested on is not recorded: name a folder or a table with --data.")
     manifest: Manifest = scan(config.data)
     trained_on = registry.tags(model, version).get("thawline.data_digest")
     if trained_on not in (None, manifest.digest):
         raise DataError(
-            f"{config.data.path} has changed since {model}/{version} was trained, so that its test images may be "
-            "among those. Name a folder of labelled images that it has not seen with --data."
+            f"{config.data.path} has changed since {model}/{version} was trained, so that its test {manifest.kind} may "
+            f"be among those. Name labelled {manifest.kind} that it has not seen with --data."
         )
     return test_split(manifest)

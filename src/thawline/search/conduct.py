@@ -37,7 +37,7 @@ class Queue:
             batch=budget.batch,
             depths=depths,
             deadline=deadline,
-            exact=config.train.exact,
+            apart=config.train.exact or config.train.ema is not None,
         )
 
     def __init__(
@@ -48,7 +48,7 @@ class Queue:
         batch: int,
         depths: dict[str, int],
         deadline: float | None,
-        exact: bool = False,
+        apart: bool = False,
     ) -> None:
         """Go on with a study, which must be held.
 
@@ -58,10 +58,10 @@ class Queue:
             batch: how many are drawn at once.
             depths: number of layer groups of each backbone.
             deadline: in seconds of :func:`time.time`; no trial starts after it.
-            exact: whether each trial must have the bits of being trained alone.
+            apart: whether each trial must be trained alone: for its bits, or for the average of its weights.
         """
         self._study, self._depths, self._deadline = study, depths, deadline
-        self._trials, self._exact = trials, exact
+        self._trials, self._apart = trials, apart
         self._batch = batch if study.draws_ahead else 1
         self._waiting = self._in_order(study.unfinished())
         self._complete_batch()
@@ -126,8 +126,8 @@ class Queue:
         if first.resumed or asked.resumed:
             return asked.number in first.together
         one, other = asked.hyperparameters, first.hyperparameters
-        same = (one.backbone, one.optimizer) == (other.backbone, other.optimizer)
-        return same and not self._exact and self._frozen(asked) == self._frozen(first) == 1
+        same = all(getattr(one, name) == getattr(other, name) for name in ("backbone", "optimizer", "augmentation"))
+        return same and not self._apart and self._frozen(asked) == self._frozen(first) == 1
 
 
 def conduct(specs: Sequence[TrialSpec], study: Study, deadline: float | None) -> list[TrialResult]:

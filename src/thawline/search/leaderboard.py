@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from thawline import backbones
 from thawline.search.study import TrialRecord
 from thawline.training import METRIC_DIRECTIONS
 
@@ -36,9 +37,20 @@ def leaderboard_rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
 
 
 def leaderboard_table(records: Sequence[TrialRecord], metric: str, *, title: str | None = None) -> Table:
-    """A table for the terminal; hyperparameters that no trial varies are left out."""
+    """A table for the terminal; hyperparameters that no trial varies are left out.
+
+    A backbone with a long name has a short one in the table and the long one below.
+    """
     varied = _varied(records)
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption="\n".join(_shortened(records)) or None,
+        caption_justify="left",
+        header_style="bold",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
     for name in ["rank", "trial", "state"]:
         table.add_column(name, justify="right" if name != "state" else "left", no_wrap=True)
     table.add_column(f"val/{metric}", justify="right", no_wrap=True)
@@ -68,13 +80,15 @@ def leaderboard_markdown(records: Sequence[TrialRecord], metric: str, *, most: i
     lines += ["| " + " | ".join(_cells(row, varied)) + " |" for row in leaderboard_rows(records)[:most]]
     if most is not None and len(records) > most:
         lines += ["", f"and {len(records) - most} trials more"]
+    lines += [line for sentence in _shortened(records[:most]) for line in ("", sentence)]
     return "\n".join(lines)
 
 
 def thaw_line_chart(records: Sequence[TrialRecord], metric: str) -> str:
     """The best value at each freeze depth as a chart of characters, from the worst to the best of them.
 
-    Several backbones have depths that mean other things: each then has lines of its own. Empty without a value.
+    Several backbones have depths that mean other things: each then has lines of its own, below its name. Empty without
+    a value.
     """
     best: dict[tuple[str, int], list[float]] = {}
     for record in records:
@@ -86,15 +100,17 @@ def thaw_line_chart(records: Sequence[TrialRecord], metric: str) -> str:
     choose = max if METRIC_DIRECTIONS[metric] == "maximize" else min
     values = {place: choose(tried) for place, tried in best.items()}
     low, high = min(values.values()), max(values.values())
-    names = {backbone for backbone, _ in values}
-    width = max(map(len, names)) if len(names) > 1 else 0
+    several = len({backbone for backbone, _ in values}) > 1
     lines = [f"freeze depth and the best val/{metric} there, from {low:.4f} to {high:.4f}"]
+    above = None
     for (backbone, depth), value in sorted(values.items()):
+        if several and backbone != above:
+            lines.append(backbone)
+            above = backbone
         at = round((value - low) / (high - low) * (_CHART_WIDTH - 1)) if high > low else 0
         line = "".join("●" if i == at else "·" for i in range(_CHART_WIDTH))
         trials = len(best[backbone, depth])
-        where = f"{backbone:<{width}} {depth:>2}" if width else f"{depth:>2}"
-        lines.append(f"{where}  {line}  {value:.4f}  {trials} trial{'s' if trials > 1 else ''}")
+        lines.append(f"{depth:>2}  {line}  {value:.4f}  {trials} trial{'s' if trials > 1 else ''}")
     return "\n".join(lines)
 
 
@@ -105,10 +121,19 @@ def _varied(records: Sequence[TrialRecord]) -> list[str]:
     return [name for name in rows[0] if name in always or len({row[name] for row in rows}) > 1] if rows else always
 
 
+def _shortened(records: Sequence[TrialRecord]) -> list[str]:
+    """Of each backbone that the table has by a shorter name: which it is, in a sentence."""
+    if "backbone" not in _varied(records):
+        return []
+    names = sorted({record.hyperparameters.backbone for record in records})
+    return [f"{backbones.label(name)} is {name}" for name in names if backbones.label(name) != name]
+
+
 def _cells(row: dict[str, Any], varied: Sequence[str]) -> list[str]:
     cells = [_text(row["rank"]), _text(row["trial"]), row["state"]]
     cells.append("-" if row["value"] is None else f"{row['value']:.4f}")
-    cells += [f"{row[name]:.2e}" if isinstance(row[name], float) else _text(row[name]) for name in varied]
+    shown = row | {"backbone": backbones.label(row["backbone"])}
+    cells += [f"{shown[name]:.2e}" if isinstance(shown[name], float) else _text(shown[name]) for name in varied]
     return [*cells, _text(row["epochs"]), _text(row["seconds"])]
 
 

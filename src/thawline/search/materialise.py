@@ -1,4 +1,4 @@
-"""Before the first trial: measure, plan, and store what the frozen layers make of the images."""
+"""Before the first trial: measure, plan, and store what the frozen layers make of the data."""
 
 import time
 from collections.abc import Callable
@@ -9,15 +9,25 @@ from pydantic import ValidationError
 
 from thawline import backbones
 from thawline.activations import ActivationStore, Plan, StoredSplits, make_plan, profile
+from thawline.backbones import Preprocessing
 from thawline.config import SearchConfig
-from thawline.data import DecodedImages, write_atomically
+from thawline.data import Split, write_atomically
 from thawline.search.events import Note, emit
-from thawline.search.prepare import Prepared
+from thawline.search.prepare import Prepared, image_preprocessing
 from thawline.search.slots import threads_per_trial
+from thawline.search.space import depths_in_use
 from thawline.search.study import Study
 from thawline.search.trial import build_backbone
 from thawline.search.worker import Link, WorkerCrashed, call_in_worker
-from thawline.training import Augmentation, Hyperparameters, ImageInputs, Runtime, runtime_for, set_up_process
+from thawline.training import (
+    Augmentation,
+    Hyperparameters,
+    Inputs,
+    Runtime,
+    open_inputs,
+    runtime_for,
+    set_up_process,
+)
 
 __all__ = ["store_activations"]
 
@@ -42,12 +52,12 @@ def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str,
             config=prepared.config,
             backbone=name,
             classes=len(prepared.manifest.classes),
-            images=prepared.images[name],
-            depths=prepared.config.space.freeze_depth or (0, prepared.depths[name]),
+            data=prepared.inputs[name],
+            depths=depths_in_use(prepared.config, prepared.depths, name),
             trials=max(1, left // len(prepared.config.backbones)),
             threads=threads_per_trial(prepared.config),
             store=home / "cache" / "activations",
-            plan=home / "studies" / study.name / f"plan-{name}.json",
+            plan=home / "studies" / study.name / f"plan-{backbones.short_name(name)}.json",
         )
         stored[name] = _stored(request, tries=1 + prepared.config.study.retries)
     return stored
@@ -74,7 +84,8 @@ class _Request:
     config: SearchConfig
     backbone: str
     classes: int
-    images: Path
+    data: Path
+    """File of decoded images or tokenized texts."""
     depths: tuple[int, int]
     trials: int
     threads: int
@@ -84,20 +95,20 @@ class _Request:
     def build_backbone(self) -> backbones.Backbone:
         return build_backbone(self.config, self.backbone, self.classes)
 
-    def preprocessing(self) -> backbones.Preprocessing:
-        wanted = self.config.backbone
-        return backbones.preprocessing_of(self.backbone, weights=wanted.weights, image_size=wanted.image_size)
+    def preprocessing(self) -> Preprocessing | None:
+        """Of images; ``None`` for texts, whose tokens need none."""
+        return image_preprocessing(self.config, self.backbone)
 
     def splits(self, plan: Plan | None, weights: str) -> StoredSplits:
         return StoredSplits(
             folder=self.store,
             budget=self.config.activations.budget_bytes,
             plan=plan,
-            images=self.images,
+            data=self.data,
             backbone=self.backbone,
             weights=weights,
             preprocessing=self.preprocessing(),
-            augmentation=_augmentation(self.config),
+            augmentations=_augmentations(self.config),
         )
 
     def nothing_stored(self) -> StoredSplits:
@@ -136,32 +147,36 @@ def _known_plan(path: Path) -> Plan | None:
 
 
 def _new_plan(request: _Request) -> Plan:
-    config, data = request.config, DecodedImages.open(request.images)
-    images, labels = data.split("train")
-    augmentation, preprocessing = _augmentation(config), request.preprocessing()
+    config, preprocessing, augmentations = request.config, request.preprocessing(), _augmentations(request.config)
+    stored_views = [len(each.stored_views) for each in augmentations if each.is_storable]
 
-    def inputs(runtime: Runtime) -> ImageInputs:
-        return ImageInputs(images, labels, preprocessing, runtime, augmentation)
+    def inputs(runtime: Runtime, split: Split = "train") -> Inputs:
+        return open_inputs(request.data, split, preprocessing, runtime, augmentations[0])
 
     train = config.train
     store = ActivationStore(request.store, budget=config.activations.budget_bytes)
     hyperparameters = Hyperparameters(request.backbone, 0, 1e-3, train.weight_decay, 1.0, train.optimizer)
     measured = profile(request.build_backbone, inputs, hyperparameters, train, request.plan.parent)
+    runtime = runtime_for(train)
+    # Texts of another batch are padded to another length, which changes the last bits: exact, nothing is stored.
+    may_store = preprocessing is not None or not train.exact
     return make_plan(
         measured,
         train,
-        train_images=len(labels),
-        validation_images=len(data.split("validation")[1]),
-        views=len(augmentation.stored_views) if augmentation.is_storable else None,
+        train_rows=len(inputs(runtime)),
+        validation_rows=len(inputs(runtime, "validation")),
+        views=sum(stored_views) or None,
         trials=request.trials,
         depths=request.depths,
-        budget=store.bytes_allowed() // len(config.backbones),
-        image_numbers=3 * preprocessing.image_size**2,
+        budget=store.bytes_allowed() // len(config.backbones) if may_store else 0,
+        input_numbers=3 * preprocessing.image_size**2 if preprocessing is not None else 0,
     )
 
 
-def _augmentation(config: SearchConfig) -> Augmentation:
-    return Augmentation.parse(config.train.augmentation, mirror=config.train.mirror, seed=config.study.seed)
+def _augmentations(config: SearchConfig) -> tuple[Augmentation, ...]:
+    """Those that trials may have."""
+    kinds = config.space.augmentation or (config.train.augmentation,)
+    return tuple(Augmentation.of(config.train, config.study.seed, kind) for kind in kinds)
 
 
 def _progress(send: Callable[[Note], object]) -> Callable[[int, int], None]:
@@ -172,6 +187,6 @@ def _progress(send: Callable[[Note], object]) -> Callable[[int, int], None]:
         nonlocal last
         if time.monotonic() - last >= _PROGRESS_SECONDS:
             last = time.monotonic()
-            send(Note(f"storing activations: {done} of {total} images"))
+            send(Note(f"storing activations: {done} of {total}"))
 
     return tell

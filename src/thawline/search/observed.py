@@ -1,5 +1,7 @@
-"""What is recorded of a trial's inside: gradient flow always, histograms and pictures while there is time for them."""
+"""What is recorded of a trial's inside: gradient flow always, histograms and examples while there is time for them."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -7,24 +9,56 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from thawline.data import DecodedImages
+from thawline.data import DecodedImages, Manifest, texts_of
 from thawline.pictures import label_grid
+from thawline.reports import excerpt
 from thawline.tracking import Tracker
 from thawline.tracking.media import Histogram, Image, Table
 from thawline.training import Observation, per_class_scores
 
-__all__ = ["ObservationRecorder", "choose_pictures", "record_classes"]
+__all__ = ["ObservationRecorder", "ShownText", "choose_rows", "record_classes", "texts_to_show"]
 
-_PICTURES, _COLUMNS, _SIDE = 16, 4, 80
-"""Pictures on a sheet, side by side, and the side of each in pixels: encoding them costs more than all else here."""
+_EXAMPLES = 16
+_COLUMNS, _SIDE = 4, 80
+"""Pictures side by side on a sheet, and the side of each in pixels: encoding them costs more than all else here."""
+
+
+@dataclass(frozen=True)
+class ShownText:
+    """A validation text that is shown in every epoch."""
+
+    row: int
+    """In the validation split."""
+    text: str
+    """Its beginning."""
+    label: int
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What the network says of some examples, ``[n]`` each; ``order`` begins with the largest loss."""
+
+    predicted: np.ndarray
+    probabilities: np.ndarray
+    losses: np.ndarray
+    order: list[int]
 
 
 class ObservationRecorder:
     """Records the observations of one trial."""
 
-    def __init__(self, tracker: Tracker, *, images: Path, classes: tuple[str, ...], seed: int) -> None:
-        """Take the file of decoded images, the names of the classes, and the study's seed."""
-        self._tracker, self._images, self._classes, self._seed = tracker, images, classes, seed
+    def __init__(
+        self,
+        tracker: Tracker,
+        *,
+        images: Path | None = None,
+        texts: Sequence[ShownText] = (),
+        classes: tuple[str, ...],
+        seed: int,
+    ) -> None:
+        """Take the file of decoded images, or the texts to show, the names of the classes, and the study's seed."""
+        self._tracker, self._images, self._texts = tracker, images, texts
+        self._classes, self._seed = classes, seed
 
     def __call__(self, observation: Observation) -> None:
         """Record one epoch's."""
@@ -38,35 +72,72 @@ class ObservationRecorder:
             for kind, distributions in (("weights", observation.weights), ("gradients", observation.gradients)):
                 for name, found in distributions.items():
                     tracker.log_media(f"{kind}/{name}", Histogram(found.counts, found.edges), step=observation.epoch)
-            tracker.log_media("val/pictures", self._draw(observation), step=observation.epoch)
+            if self._texts:
+                tracker.log_media("val/texts", self._table(observation), step=observation.epoch)
+            elif self._images is not None:
+                tracker.log_media("val/pictures", self._draw(observation, *self._pictures), step=observation.epoch)
 
     @cached_property
-    def _chosen(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _pictures(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows, images and labels of the validation pictures that are shown in every epoch."""
+        assert self._images is not None  # noqa: S101  only they are drawn
         images, labels = DecodedImages.open(self._images).split("validation")
-        rows = choose_pictures(labels, _PICTURES, self._seed)
+        rows = choose_rows(labels, _EXAMPLES, self._seed)
         return rows, images[rows], labels[rows]
 
-    def _draw(self, observation: Observation) -> Image:
+    def _draw(self, observation: Observation, rows: np.ndarray, images: np.ndarray, labels: np.ndarray) -> Image:
         """The pictures with their labels, the worst mistake first."""
-        rows, images, labels = self._chosen
-        logits = observation.logits[torch.from_numpy(rows)]
-        losses = F.cross_entropy(logits, torch.from_numpy(labels), reduction="none").numpy()
-        probabilities, predicted = (values.numpy() for values in logits.softmax(1).max(1))
-        order = np.argsort(-losses, kind="stable")
+        answers = _answers(observation, rows, labels)
         captions = [
-            f"{probabilities[i]:.0%} {self._classes[predicted[i]]}\nis {self._classes[labels[i]]}" for i in order
+            f"{answers.probabilities[i]:.0%} {self._classes[answers.predicted[i]]}\nis {self._classes[labels[i]]}"
+            for i in answers.order
         ]
-        wrong = [bool(predicted[i] != labels[i]) for i in order]
-        pixels = label_grid(images[order], captions, wrong, _COLUMNS, side=_SIDE)
+        wrong = [bool(answers.predicted[i] != labels[i]) for i in answers.order]
+        pixels = label_grid(images[answers.order], captions, wrong, _COLUMNS, side=_SIDE)
         return Image(pixels, f"epoch {observation.epoch}: {sum(wrong)} of {len(wrong)} wrong, largest loss first")
 
+    def _table(self, observation: Observation) -> Table:
+        """The texts with their labels, the worst mistake first. MLflow keeps the latest epoch's."""
+        rows, labels = (np.array([getattr(each, name) for each in self._texts]) for name in ("row", "label"))
+        answers = _answers(observation, rows, labels)
+        return Table(
+            {
+                "text": [self._texts[i].text for i in answers.order],
+                "label": [self._classes[labels[i]] for i in answers.order],
+                "predicted": [self._classes[answers.predicted[i]] for i in answers.order],
+                "probability": [float(answers.probabilities[i]) for i in answers.order],
+                "loss": [float(answers.losses[i]) for i in answers.order],
+                "epoch": [observation.epoch] * len(self._texts),
+            }
+        )
 
-def choose_pictures(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Rows of at most ``count`` pictures, as many of each class as can be, the same for the same seed."""
+
+def texts_to_show(manifest: Manifest, seed: int) -> tuple[ShownText, ...]:
+    """Some validation texts, no two alike, the same for every trial of a study; the table is read for them.
+
+    Raises:
+        DataError: if the table has changed since it was scanned.
+    """
+    rows = manifest.of("validation")
+    different = np.sort(np.unique([row.digest for row in rows], return_index=True)[1])
+    labels = np.array([row.label for row in rows])
+    chosen = different[choose_rows(labels[different], _EXAMPLES, seed)].tolist()
+    texts = texts_of(manifest, [rows[i] for i in chosen])
+    return tuple(ShownText(i, excerpt(text), rows[i].label) for i, text in zip(chosen, texts, strict=True))
+
+
+def _answers(observation: Observation, rows: np.ndarray, labels: np.ndarray) -> _Answers:
+    logits = observation.logits[torch.from_numpy(rows)]
+    losses = F.cross_entropy(logits, torch.from_numpy(labels), reduction="none").numpy()
+    probabilities, predicted = (values.numpy() for values in logits.softmax(1).max(1))
+    return _Answers(predicted, probabilities, losses, np.argsort(-losses, kind="stable").tolist())
+
+
+def choose_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Rows of at most ``count`` examples, as many of each class as can be, the same for the same seed."""
     random = np.random.default_rng(seed)
     shuffled = random.permutation(len(labels))
-    # How many of its class come before a picture: the first of every class, then the second of every class, …
+    # How many of its class come before an example: the first of every class, then the second of every class, …
     turns = np.zeros(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         of_class = shuffled[labels[shuffled] == label]
@@ -80,7 +151,7 @@ def record_classes(tracker: Tracker, confusion: np.ndarray, classes: tuple[str, 
 
     Args:
         tracker: of the trial.
-        confusion: int ``[C, C]``, images of each class (rows) by the class that is named (columns).
+        confusion: int ``[C, C]``, examples of each class (rows) by the class that is named (columns).
         classes: names, in order.
         step: epoch whose weights named them.
     """

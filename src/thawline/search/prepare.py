@@ -2,13 +2,29 @@
 
 import os
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from thawline import backbones
-from thawline.config import ExecutionConfig, PromotionConfig, SearchConfig
-from thawline.data import Manifest, check_folder, check_url, decoded, labelled_files, mirror, printable, scan
+from thawline.backbones import Preprocessing, TextPreprocessing
+from thawline.config import DataConfig, ExecutionConfig, PromotionConfig, SearchConfig
+from thawline.data import (
+    DataKind,
+    Manifest,
+    check_data,
+    check_url,
+    data_kind,
+    decoded,
+    labelled_files,
+    labelled_texts,
+    mirror,
+    printable,
+    scan,
+    tokenized,
+)
 from thawline.exceptions import ConfigError
 from thawline.registry import check_exports
 from thawline.search.events import Note, emit
@@ -16,7 +32,7 @@ from thawline.search.space import check_space
 from thawline.search.storage import storage_url
 from thawline.search.study import check_sampling
 from thawline.tracking import check_trackers, check_wandb, resolve_uri
-from thawline.training import runtime_for
+from thawline.training import check_augmentation, runtime_for
 
 __all__ = [
     "Prepared",
@@ -24,10 +40,17 @@ __all__ = [
     "check_backbones",
     "check_config",
     "complete",
-    "decode_images",
     "fetch_data",
+    "image_preprocessing",
+    "labelled",
+    "prepare_inputs",
+    "preprocessing_for",
     "read_data",
 ]
+
+
+_NAMED = 10
+"""Problems of a kind that are named in the log, at most; bad files are named all."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +62,8 @@ class Prepared:
     manifest: Manifest
     depths: dict[str, int]
     """Number of layer groups of each backbone."""
-    images: dict[str, Path]
-    """File of decoded images for each backbone."""
+    inputs: dict[str, Path]
+    """File of decoded images, or of tokenized texts, for each backbone."""
     fingerprint: str
 
     @property
@@ -57,21 +80,24 @@ class Prepared:
 
 
 def check_config(config: SearchConfig, home: Path) -> None:
-    """Refuse what can be known in a moment: folder, backbones, sampler, pruner, device, tracking URI.
+    """Refuse what can be known in a moment: data, backbones, sampler, pruner, device, tracking URI.
 
     Raises:
         ThawlineError: naming the key or the path, the value, and what is possible.
     """
     if config.data.url is None:
-        check_folder(config.data)
+        check_data(config.data)
     else:
         check_url(config.data.url)
-    for folder in config.promotion.further:
-        labelled_files(folder)
-    check_exports(config.promotion.exports)
+    kind = data_kind(config.data) if config.data.url is None else "images"
+    check_augmentation(config, kind)
+    for path in config.promotion.further:
+        labelled(path, config.data)
+    check_exports(config.promotion.exports, kind)
     check_approval(config.promotion)
     for name in config.backbones:
-        backbones.check_weights(name, config.backbone.weights)
+        backbones.check_weights(name, config.backbone.weights_of(name))
+        check_kind(name, kind)
         if config.space.freeze_depth is not None:
             check_space(config, {name: backbones.depth_of(name)})
     check_sampling(config.study)
@@ -81,6 +107,31 @@ def check_config(config: SearchConfig, home: Path) -> None:
     resolve_uri(config.tracking, home)
     check_trackers(config.tracking)
     check_wandb(config.tracking)
+
+
+def labelled(path: Path, columns: DataConfig) -> tuple[Sequence[Path] | Sequence[str], Sequence[str]]:
+    """Image files of a folder, or texts of a table with such columns, and the class of each.
+
+    Raises:
+        DataError: if there is none.
+    """
+    return labelled_files(path) if path.is_dir() else labelled_texts(path, columns)
+
+
+def check_kind(backbone: str, kind: DataKind) -> None:
+    """Refuse a network for images where the data are texts, and the reverse.
+
+    Raises:
+        ConfigError: saying what takes such data.
+    """
+    takes = backbones.kind_of(backbone)
+    if takes != kind:
+        instead = (
+            "Give a HuggingFace text encoder: --backbone hf:FOLDER_OR_ID"
+            if kind == "texts"
+            else "`thawline backbones` lists those that do"
+        )
+        raise ConfigError(f"{backbone} takes {takes}, but the data are {kind}. {instead}.")
 
 
 def check_execution(config: ExecutionConfig) -> None:
@@ -132,10 +183,18 @@ def check_backbones(config: SearchConfig) -> dict[str, int]:
     depths = {}
     for name in config.backbones:
         backbone = backbones.create(
-            name, num_classes=2, weights=config.backbone.weights, image_size=config.backbone.image_size
+            name,
+            num_classes=2,
+            weights=config.backbone.weights_of(name),
+            image_size=config.backbone.image_size,
+            max_length=config.backbone.max_length,
         )
         depths[name] = len(backbone.layer_groups)
     check_space(config, depths)
+    random = [name for name in config.backbones if config.backbone.is_random(name)]
+    if random and config.train.batch_norm != "train_all":
+        note = "batch-norms are trained with the rest (train_all): random weights have no statistics to keep"
+        emit(Note(f"{', '.join(random)}: {note}"))
     return depths
 
 
@@ -149,31 +208,74 @@ def read_data(config: SearchConfig) -> Manifest:
     counts = {split: len(manifest.of(split)) for split in ("train", "validation", "test")}
     emit(
         Note(
-            f"{len(manifest.classes)} classes; images: {counts['train']} train, {counts['validation']} validation, "
-            f"{counts['test']} test; data digest {manifest.digest[:12]}"
+            f"{len(manifest.classes)} classes; {manifest.kind}: {counts['train']} train, "
+            f"{counts['validation']} validation, {counts['test']} test; data digest {manifest.digest[:12]}"
         )
     )
+    named = Counter[str]()
     for problem in manifest.problems:
-        if problem.kind != "stray":
-            emit(Note(f"{printable(problem.path)}: {problem.reason}", "warning" if problem.kind == "bad" else "info"))
+        named[problem.kind] += 1
+        if problem.kind == "bad":
+            emit(Note(f"{printable(problem.path)}: {problem.reason}", "warning"))
+        elif problem.kind != "stray" and named[problem.kind] <= _NAMED:
+            emit(Note(f"{printable(problem.path)}: {problem.reason}"))
+    for kind, count in named.items():
+        if kind not in {"bad", "stray"} and count > _NAMED:
+            rest = f"and {count - _NAMED} more of the kind {kind}"
+            emit(Note(f"{rest}: `thawline check {config.data.path} --json` lists them"))
     return manifest
 
 
-def decode_images(config: SearchConfig, manifest: Manifest, home: Path) -> dict[str, Path]:
-    """Decode and resize every image once; returns the file of each backbone (backbones of one view share one)."""
-    files = {}
-    for name in config.backbones:
-        view = backbones.preprocessing_of(name, weights=config.backbone.weights, image_size=config.backbone.image_size)
-        files[name] = decoded(
-            manifest,
-            resize_size=view.resize_size,
-            crop_size=view.image_size,
-            interpolation=view.interpolation,
-            cache_dir=home / "cache" / "decoded",
-            max_pixels=config.data.max_pixels,
-            workers=config.data.workers,
-        ).path
-    return files
+def prepare_inputs(config: SearchConfig, manifest: Manifest, home: Path) -> dict[str, Path]:
+    """Decode and resize every image, or tokenize every text, once.
+
+    Returns:
+        The file of each backbone; backbones of one view, or of one tokenizer, share one.
+    """
+    prepare = _tokenize if manifest.kind == "texts" else _decode
+    return {name: prepare(config, name, manifest, home) for name in config.backbones}
+
+
+def _decode(config: SearchConfig, backbone: str, manifest: Manifest, home: Path) -> Path:
+    view = preprocessing_for(config, backbone)
+    assert isinstance(view, Preprocessing)  # noqa: S101  check_config refused text networks
+    return decoded(
+        manifest,
+        resize_size=view.resize_size,
+        crop_size=view.image_size,
+        interpolation=view.interpolation,
+        cache_dir=home / "cache" / "decoded",
+        max_pixels=config.data.max_pixels,
+        workers=config.data.workers,
+    ).path
+
+
+def _tokenize(config: SearchConfig, backbone: str, manifest: Manifest, home: Path) -> Path:
+    wanted = preprocessing_for(config, backbone)
+    assert isinstance(wanted, TextPreprocessing)  # noqa: S101  check_config refused networks for images
+    texts = tokenized(
+        manifest, tokenizer=wanted.tokenizer, max_length=wanted.max_length, cache_dir=home / "cache" / "tokens"
+    )
+    if texts.cut:
+        emit(Note(f"{texts.cut} texts are longer than {wanted.max_length} tokens: what is behind is not read"))
+    return texts.path
+
+
+def preprocessing_for(config: SearchConfig, backbone: str) -> Preprocessing | TextPreprocessing:
+    """How a study's data must be prepared for one of its backbones."""
+    wanted = config.backbone
+    return backbones.preprocessing_of(
+        backbone,
+        weights=wanted.weights_of(backbone),
+        image_size=wanted.image_size,
+        max_length=wanted.max_length,
+    )
+
+
+def image_preprocessing(config: SearchConfig, backbone: str) -> Preprocessing | None:
+    """The same of images; ``None`` for texts, whose tokens need none."""
+    wanted = preprocessing_for(config, backbone)
+    return wanted if isinstance(wanted, Preprocessing) else None
 
 
 def complete(config: SearchConfig, manifest: Manifest) -> tuple[SearchConfig, str]:
@@ -185,7 +287,8 @@ def complete(config: SearchConfig, manifest: Manifest) -> tuple[SearchConfig, st
     fingerprint = config.fingerprint(manifest.digest)
     folder = _plain(manifest.name)
     model = config.promotion.model or folder
-    study = config.study.name or f"{folder}-{_plain('+'.join(config.backbones))}-{fingerprint[:6]}"
+    networks = _plain("+".join(map(backbones.short_name, config.backbones)))
+    study = config.study.name or f"{folder}-{networks}-{fingerprint[:6]}"
     return (
         config.model_copy(
             update={

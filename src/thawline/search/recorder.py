@@ -16,6 +16,7 @@ from thawline.config import SearchConfig, flatten, without_password
 from thawline.data import report_json
 from thawline.search.events import Note, SearchStarted, emit
 from thawline.search.leaderboard import leaderboard_markdown, leaderboard_rows, thaw_line_chart
+from thawline.search.observed import ShownText, texts_to_show
 from thawline.search.prepare import Prepared
 from thawline.search.slots import threads_per_trial
 from thawline.search.storage import storage_url
@@ -61,6 +62,7 @@ class Recorder:
         """What runs here; every run of the study says it."""
         self.costs: dict[str, tuple[backbones.DepthCost, ...]] = {}
         """What every freeze depth of each backbone costs; known inside :meth:`study_run`."""
+        self._texts: tuple[ShownText, ...] = ()
         self.report = TrackingReport()
         """What became of the study's own records; known when the run is closed."""
 
@@ -104,6 +106,8 @@ class Recorder:
     @contextmanager
     def study_run(self, prepared: Prepared, study: Study) -> Iterator[None]:
         """Have a parent run for the time of the block; its status tells how the block was left."""
+        if prepared.manifest.kind == "texts" and prepared.config.tracking.observe:
+            self._texts = texts_to_show(prepared.manifest, prepared.config.study.seed)
         with study.alone("run"):
             run_id = start_study_run(
                 self.store,
@@ -164,13 +168,15 @@ class Recorder:
             threads=threads_per_trial(prepared.config),
             dataset=(prepared.manifest.name, prepared.manifest.digest),
             provenance=self.provenance,
+            texts=self._texts,
         )
 
     def log_plan(self, stored: Mapping[str, StoredSplits]) -> None:
         """What is stored and what the search should cost, before its first trial."""
         plans = {name: splits.plan for name, splits in stored.items() if splits.plan is not None}
         for name, plan in plans.items():
-            self.tracker.log_text(yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False), f"plan-{name}.yaml")
+            content = yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False)
+            self.tracker.log_text(content, f"plan-{backbones.short_name(name)}.yaml")
         if plans:
             seconds = sum(plan.search_seconds() for plan in plans.values())
             self.tracker.log_metrics({"plan/search_seconds": seconds}, step=0)
@@ -256,10 +262,11 @@ class Recorder:
                 num_classes=len(manifest.classes),
                 weights="none",
                 image_size=prepared.config.backbone.image_size,
+                max_length=prepared.config.backbone.max_length,
             )
             self.costs[name] = backbones.depth_costs(built, batch_size)
             summary = backbones.summary_text(built, 0, batch_size, self.costs[name])
-            tracker.log_text(summary, f"summary-{name}.txt")
+            tracker.log_text(summary, f"summary-{backbones.short_name(name)}.txt")
         counts = {split: len(manifest.of(split)) for split in ("train", "validation", "test")}
         for context in counts:
             self.mlflow.log_dataset(

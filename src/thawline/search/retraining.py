@@ -24,6 +24,7 @@ from thawline.exceptions import DataError, StudyError
 from thawline.registry import MlflowRegistry, Outcome
 from thawline.search.events import Note, emit
 from thawline.search.prepare import complete, fetch_data, read_data
+from thawline.search.space import depth_range
 from thawline.search.winner import SearchOutcome
 from thawline.tracking import MlflowStore, connect, resolve_uri
 
@@ -263,21 +264,22 @@ def _hyperparameters(registry: MlflowRegistry, model: str, version: str) -> dict
 def _point(config: SearchConfig, champion: Mapping[str, str]) -> dict[str, Any]:
     """What the space opens of the champion's hyperparameters, within its ranges."""
     space, backbone = config.space, champion["backbone"]
-    low, high = _depths(space, backbone)
+    low, high = _depths(config, backbone)
     point: dict[str, Any] = {"freeze_depth": min(max(int(champion["freeze_depth"]), low), high)}
     if space.backbone is not None:
         point["backbone"] = backbone
-    for name in ("learning_rate", "weight_decay", "head_learning_rate_factor"):
-        if (bounds := getattr(space, name)) is not None:
+    for name in ("learning_rate", "weight_decay", "head_learning_rate_factor", "layer_decay"):
+        if (bounds := getattr(space, name)) is not None and name in champion:
             point[name] = min(max(float(champion[name]), bounds[0]), bounds[1])
-    if space.optimizer is not None and champion["optimizer"] in space.optimizer:
-        point["optimizer"] = champion["optimizer"]
+    for name in ("optimizer", "policy", "batch_norm", "augmentation"):
+        if champion.get(name) in (getattr(space, name) or ()):
+            point[name] = champion[name]
     return point
 
 
 def _narrowed(config: SearchConfig, champion: Mapping[str, str]) -> SearchConfig:
     """The space near the champion, of its backbone alone, within the recipe's own."""
-    space, (low, high) = config.space, _depths(config.space, champion["backbone"])
+    space, (low, high) = config.space, _depths(config, champion["backbone"])
     slowest, fastest = space.learning_rate
     depth = min(max(int(champion["freeze_depth"]), low), high)
     rate = min(max(float(champion["learning_rate"]), slowest), fastest)
@@ -288,14 +290,19 @@ def _narrowed(config: SearchConfig, champion: Mapping[str, str]) -> SearchConfig
     }
     return config.model_copy(
         update={
-            "backbone": config.backbone.model_copy(update={"name": champion["backbone"]}),
+            "backbone": config.backbone.model_copy(
+                update={
+                    "name": champion["backbone"],
+                    "weights": config.backbone.weights_of(champion["backbone"]),
+                }
+            ),
             "space": SearchSpace.model_validate({**space.model_dump(), **near}),
         }
     )
 
 
-def _depths(space: SearchSpace, backbone: str) -> tuple[int, int]:
-    return space.freeze_depth or (0, backbones.depth_of(backbone))
+def _depths(config: SearchConfig, backbone: str) -> tuple[int, int]:
+    return depth_range(config, {backbone: backbones.depth_of(backbone)}, backbone)
 
 
 # ------------------------------------------------------------------------------------------------- looking at a folder

@@ -3,11 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from thawline.config import SearchConfig
+from thawline.config import BatchNorm, SearchConfig
 from thawline.exceptions import ConfigError
 from thawline.training import Hyperparameters
 
-__all__ = ["Suggest", "check_space", "default_point", "point_of", "sample"]
+__all__ = ["Suggest", "check_space", "default_points", "depth_range", "depths_in_use", "point_of", "sample"]
+
+_CHOICES = ("optimizer", "policy", "batch_norm", "augmentation")
+"""What, beside the backbone, is one of some names; the rest are numbers of a range."""
 
 
 class Suggest(Protocol):
@@ -24,7 +27,7 @@ class Suggest(Protocol):
 
 
 def check_space(config: SearchConfig, depths: Mapping[str, int]) -> None:
-    """Refuse a freeze-depth range that the backbone does not have.
+    """Refuse a freeze-depth range that the backbone does not have, and a choice that there is not.
 
     Args:
         config: the whole configuration.
@@ -33,14 +36,19 @@ def check_space(config: SearchConfig, depths: Mapping[str, int]) -> None:
     Raises:
         ConfigError: naming the backbone, its depth and the range.
     """
-    if config.space.freeze_depth is None:
-        return
-    name = config.backbone.name
-    if config.space.freeze_depth[1] > depths[name]:
+    if config.space.batch_norm is not None and all(map(config.backbone.is_random, config.backbones)):
         raise ConfigError(
-            f"space.freeze_depth: 0 <= low <= high <= {depths[name]} must hold, because {name} has {depths[name]} "
-            f"layer groups, but got {list(config.space.freeze_depth)}. `thawline summary {name}` shows them."
+            "space.batch_norm: there is nothing to choose with backbone.weights=none, where batch-norms have no "
+            f"statistics to keep, but got {list(config.space.batch_norm)}. Leave it out, or give pretrained weights."
         )
+    for name in config.backbones:
+        wanted = _wanted_range(config, name)
+        if wanted is not None and wanted[1] > depths[name]:
+            key = "space.freeze_depth" if config.space.backbone is None else f"space.backbone: {name}"
+            raise ConfigError(
+                f"{key}: 0 <= low <= high <= {depths[name]} must hold, because {name} has {depths[name]} "
+                f"layer groups, but got {list(wanted)}. `thawline summary {name}` shows them."
+            )
 
 
 def sample(trial: Suggest, config: SearchConfig, depths: Mapping[str, int]) -> Hyperparameters:
@@ -48,8 +56,8 @@ def sample(trial: Suggest, config: SearchConfig, depths: Mapping[str, int]) -> H
     space, train = config.space, config.train
     backbone = config.backbone.name
     if space.backbone is not None:
-        backbone = trial.suggest_categorical("backbone", space.backbone)
-    low, high = _depth_range(config, depths, backbone)
+        backbone = trial.suggest_categorical("backbone", list(space.backbone))
+    low, high = depth_range(config, depths, backbone)
     return Hyperparameters(
         backbone=backbone,
         freeze_depth=trial.suggest_int(_depth_parameter(config, backbone), low, high),
@@ -65,25 +73,50 @@ def sample(trial: Suggest, config: SearchConfig, depths: Mapping[str, int]) -> H
             else train.head_learning_rate_factor
         ),
         optimizer=(trial.suggest_categorical("optimizer", space.optimizer) if space.optimizer else train.optimizer),
+        policy=trial.suggest_categorical("policy", space.policy) if space.policy else train.policy,
+        layer_decay=(
+            trial.suggest_float("layer_decay", *space.layer_decay, log=False)
+            if space.layer_decay
+            else train.layer_decay
+        ),
+        batch_norm=_batch_norm(trial, config, backbone),
+        augmentation=(
+            trial.suggest_categorical("augmentation", space.augmentation) if space.augmentation else train.augmentation
+        ),
     )
 
 
-def default_point(config: SearchConfig, depths: Mapping[str, int]) -> dict[str, Any]:
-    """What the first trial tries: as much frozen as the space allows, at a standard learning rate.
+def _batch_norm(trial: Suggest, config: SearchConfig, backbone: str) -> BatchNorm:
+    if config.backbone.is_random(backbone):
+        return "train_all"
+    choices = config.space.batch_norm
+    chosen: BatchNorm = trial.suggest_categorical("batch_norm", choices) if choices else config.train.batch_norm
+    return chosen
 
-    It is the cheapest and the safest trial, so that even a study of one trial is useful.
+
+def default_points(config: SearchConfig, depths: Mapping[str, int]) -> list[dict[str, Any]]:
+    """What the first trials try, of each backbone one: as much frozen as the space allows, at a standard learning rate.
+
+    They are the cheapest and the safest trials, so that even a study of one trial is useful.
     """
+    return [_default_point(config, depths, backbone) for backbone in config.backbones]
+
+
+def _default_point(config: SearchConfig, depths: Mapping[str, int], backbone: str) -> dict[str, Any]:
     space, train = config.space, config.train
-    backbone = config.backbones[0]
     point: dict[str, Any] = {"backbone": backbone} if space.backbone else {}
-    point[_depth_parameter(config, backbone)] = _depth_range(config, depths, backbone)[1]
+    point[_depth_parameter(config, backbone)] = depth_range(config, depths, backbone)[1]
     point["learning_rate"] = _clip(1e-3, space.learning_rate)
     if space.weight_decay:
         point["weight_decay"] = _clip(train.weight_decay, space.weight_decay)
     if space.head_learning_rate_factor:
         point["head_learning_rate_factor"] = _clip(train.head_learning_rate_factor, space.head_learning_rate_factor)
-    if space.optimizer:
-        point["optimizer"] = train.optimizer if train.optimizer in space.optimizer else space.optimizer[0]
+    if space.layer_decay:
+        point["layer_decay"] = _clip(train.layer_decay, space.layer_decay)
+    for name in _CHOICES:
+        if choices := getattr(space, name):
+            usual = getattr(train, name)
+            point[name] = usual if usual in choices else choices[0]
     return point
 
 
@@ -96,12 +129,16 @@ def point_of(point: Mapping[str, Any], config: SearchConfig, depths: Mapping[str
     space = config.space
     backbone = point.get("backbone", config.backbones[0])
     ranges: dict[str, Sequence[Any] | None] = {
-        "backbone": space.backbone,
-        "freeze_depth": _depth_range(config, depths, backbone) if backbone in depths else None,
+        "backbone": tuple(space.backbone) if space.backbone is not None else None,
+        "freeze_depth": depth_range(config, depths, backbone) if backbone in depths else None,
         "learning_rate": space.learning_rate,
         "weight_decay": space.weight_decay,
         "head_learning_rate_factor": space.head_learning_rate_factor,
+        "layer_decay": space.layer_decay,
         "optimizer": space.optimizer,
+        "policy": space.policy,
+        "batch_norm": space.batch_norm,
+        "augmentation": space.augmentation,
     }
     problems = []
     for name, value in point.items():
@@ -109,9 +146,9 @@ def point_of(point: Mapping[str, Any], config: SearchConfig, depths: Mapping[str
         if allowed is None:
             known = ", ".join(name for name, values in ranges.items() if values is not None)
             problems.append(f"the space does not open {name!r}, it opens {known}")
-        elif name in {"backbone", "optimizer"} and value not in allowed:
+        elif name in ("backbone", *_CHOICES) and value not in allowed:
             problems.append(f"{name} must be one of {', '.join(allowed)}, but got {value!r}")
-        elif name not in {"backbone", "optimizer"} and not _within(value, allowed, whole=name == "freeze_depth"):
+        elif name not in ("backbone", *_CHOICES) and not _within(value, allowed, whole=name == "freeze_depth"):
             problems.append(f"{allowed[0]} <= {name} <= {allowed[1]} must hold, but got {value!r}")
     if problems:
         raise ConfigError(f"study.enqueue: {dict(point)}: {'; '.join(problems)}.")
@@ -130,8 +167,21 @@ def _depth_parameter(config: SearchConfig, backbone: str) -> str:
     return f"freeze_depth:{backbone}" if config.space.backbone else "freeze_depth"
 
 
-def _depth_range(config: SearchConfig, depths: Mapping[str, int], backbone: str) -> tuple[int, int]:
-    return config.space.freeze_depth or (0, depths[backbone])
+def depth_range(config: SearchConfig, depths: Mapping[str, int], backbone: str) -> tuple[int, int]:
+    """Smallest and largest freeze depth that are tried of a backbone."""
+    return _wanted_range(config, backbone) or (0, depths[backbone])
+
+
+def depths_in_use(config: SearchConfig, depths: Mapping[str, int], backbone: str) -> tuple[int, int]:
+    """Smallest and largest freeze depth that an epoch of any trial may have: policies that thaw begin at the head."""
+    low, high = depth_range(config, depths, backbone)
+    policies = config.space.policy or (config.train.policy,)
+    return low, high if set(policies) == {"static"} else depths[backbone]
+
+
+def _wanted_range(config: SearchConfig, backbone: str) -> tuple[int, int] | None:
+    """The range of freeze depths that the recipe gives for a backbone."""
+    return config.space.freeze_depth if config.space.backbone is None else config.space.backbone.get(backbone)
 
 
 def _clip(value: float, bounds: tuple[float, float]) -> float:

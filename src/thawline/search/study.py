@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from thawline import logs
 from thawline.config import SearchConfig, StudyConfig
 from thawline.exceptions import ConfigError, StudyError
-from thawline.search.space import default_point, point_of, sample
+from thawline.search.space import default_points, point_of, sample
 from thawline.search.storage import PASSING, Claims, LeaseLost, Storage, open_storage, patiently
 from thawline.search.trial import TrialResult
 from thawline.training import METRIC_DIRECTIONS, EpochResult, Hyperparameters
@@ -82,6 +82,7 @@ class Study:
         self._opened = time.time()
         self._seconds_before = float(study.user_attrs.get("seconds", 0.0))
         self._waiting: dict[int, list[EpochResult]] = {}
+        self._enqueued = len(config.study.enqueue) + len(config.backbones)
 
     @classmethod
     def open(cls, home: Path, name: str, config: SearchConfig, depths: Mapping[str, int], fingerprint: str) -> "Study":
@@ -107,7 +108,7 @@ class Study:
                 study.set_user_attr("config", config.without_passwords().model_dump(mode="json"))
                 study.set_user_attr("metric", config.study.metric)
                 if not study.get_trials(deepcopy=False):  # or it died just here the last time
-                    for point in [*points, default_point(config, depths)]:
+                    for point in [*points, *default_points(config, depths)]:
                         study.enqueue_trial(point)
                 study.set_user_attr("fingerprint", fingerprint)
             elif known != fingerprint:
@@ -204,7 +205,7 @@ class Study:
         waiting = [trial.number for trial in trials if trial.state is TrialState.WAITING]
         drawn = min(waiting, default=len(trials)) if number is None else number
         with _quiet():
-            self._study.sampler = _sampler(self._config.study, max(drawn, len(self._config.study.enqueue) + 1))
+            self._study.sampler = _sampler(self._config.study, max(drawn, self._enqueued))
             trial = self._study.ask() if number is None else self._trial(number)
             hyperparameters = sample(trial, self._config, self._depths)
         self._claims.take(_lease(trial.number))

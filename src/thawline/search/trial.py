@@ -19,7 +19,7 @@ from thawline import backbones
 from thawline.activations import StoredSplits
 from thawline.config import SearchConfig, flatten
 from thawline.exceptions import CheckpointError, ThawlineError, TrainingError
-from thawline.search.observed import ObservationRecorder, record_classes
+from thawline.search.observed import ObservationRecorder, ShownText, record_classes
 from thawline.tracking import (
     CompositeTracker,
     MlflowStore,
@@ -72,7 +72,7 @@ class TrialSpec:
     study: str
     classes: tuple[str, ...]
     activations: StoredSplits
-    """Where its inputs are, images and what the frozen layers made of them."""
+    """Where its inputs are, images or texts and what the frozen layers made of them."""
     home: Path
     store: MlflowStore
     parent_run_id: str
@@ -82,6 +82,8 @@ class TrialSpec:
     """Name and digest of the data, as the study's run has recorded them."""
     provenance: Provenance | None = None
     """What runs, for the trial's own record."""
+    texts: tuple[ShownText, ...] = ()
+    """Validation texts whose answers are recorded as it trains; none of images, which are read from their file."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,9 @@ def build_backbone(config: SearchConfig, name: str, num_classes: int) -> backbon
     return backbones.create(
         name,
         num_classes=num_classes,
-        weights=config.backbone.weights,
+        weights=config.backbone.weights_of(name),
         image_size=config.backbone.image_size,
+        max_length=config.backbone.max_length,
         seed=config.study.seed,
     )
 
@@ -281,14 +284,13 @@ def _guarded(trial: _Trial) -> _Outcome:
 def _train(trial: _Trial) -> _Outcome:
     spec = trial.spec
     runtime = _set_up(spec)
-    train, validation = spec.activations.open(spec.hyperparameters.freeze_depth, runtime)
+    inputs = _LastOpened(spec, runtime)
 
     def attempt(accumulation: int) -> tuple[backbones.Backbone, FitResult]:
         backbone = _backbone(spec)
         return backbone, fit(
             backbone,
-            train,
-            validation,
+            inputs,
             hyperparameters=spec.hyperparameters,
             config=spec.config.train,
             metric=spec.config.study.metric,
@@ -302,8 +304,24 @@ def _train(trial: _Trial) -> _Outcome:
         )
 
     backbone, result = _with_less_memory(attempt, trial.tracker, runtime)
+    _, validation = inputs(spec.hyperparameters.freeze_depth)
     _log_classes(trial, backbone, validation, runtime, result)
     return trial.outcome(result)
+
+
+class _LastOpened:
+    """Opens a trial's inputs for a freeze depth, and keeps those that were opened last."""
+
+    def __init__(self, spec: TrialSpec, runtime: Runtime) -> None:
+        self._spec, self._runtime = spec, runtime
+        self._opened: dict[int, tuple[Inputs, Inputs]] = {}
+
+    def __call__(self, depth: int) -> tuple[Inputs, Inputs]:
+        if depth not in self._opened:
+            self._opened.clear()  # first: each may fill half of the memory
+            augmentation = self._spec.hyperparameters.augmentation
+            self._opened[depth] = self._spec.activations.open(depth, self._runtime, augmentation)
+        return self._opened[depth]
 
 
 def _train_heads(trials: Sequence[_Trial]) -> list[_Outcome] | None:
@@ -311,7 +329,7 @@ def _train_heads(trials: Sequence[_Trial]) -> list[_Outcome] | None:
     spec = trials[0].spec
     try:
         runtime = _set_up(spec)
-        train, validation = spec.activations.open(spec.hyperparameters.freeze_depth, runtime)
+        train, validation = _LastOpened(spec, runtime)(spec.hyperparameters.freeze_depth)
         backbone = _backbone(spec)
         fitted = fit_heads(
             backbone,
@@ -396,8 +414,10 @@ def _log_classes(
 def _observer(spec: TrialSpec, tracker: Tracker) -> Observer | None:
     if not spec.config.tracking.observe:
         return None
+    activations = spec.activations
+    images = activations.data if activations.preprocessing is not None else None
     record = ObservationRecorder(
-        tracker, images=spec.activations.images, classes=spec.classes, seed=spec.config.study.seed
+        tracker, images=images, texts=spec.texts, classes=spec.classes, seed=spec.config.study.seed
     )
     return Observer(record)
 
@@ -434,10 +454,12 @@ def _params(spec: TrialSpec) -> dict[str, str]:
     always = ("backbone", "freeze_depth", "learning_rate")
     searched = {name: value for name, value in values.items() if name in always or getattr(config.space, name)}
     fixed = flatten(config.train, "train.") | {
-        "train.weights": str(config.backbone.weights),
+        "train.weights": config.backbone.weights_of(spec.hyperparameters.backbone),
         "train.image_size": str(config.backbone.image_size or "the backbone's own"),
+        "train.max_length": str(config.backbone.max_length or "the backbone's own"),
         "train.seed": str(config.study.seed),
     }
+    fixed |= {f"train.{name}": value for name, value in values.items() if f"train.{name}" in fixed}
     return searched | {key: value for key, value in fixed.items() if key.removeprefix("train.") not in searched}
 
 

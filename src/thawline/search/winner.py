@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from thawline import backbones
-from thawline.data import DecodedImages, Manifest, Problem, labelled_files, printable
+from thawline.config import DataConfig
+from thawline.data import Manifest, Problem, Row, printable, texts_of
 from thawline.exceptions import StudyError, TrackingError
 from thawline.registry import (
-    LabelledImages,
+    LabelledData,
     MlflowRegistry,
     Outcome,
     PromotionOutcome,
@@ -24,17 +25,18 @@ from thawline.registry import (
 )
 from thawline.search.events import Note, emit
 from thawline.search.leaderboard import leaderboard_rows
-from thawline.search.prepare import Prepared
+from thawline.search.prepare import Prepared, image_preprocessing, labelled, preprocessing_for
 from thawline.search.recorder import Recorder
+from thawline.search.soup import kept_soup, make_soup
 from thawline.search.study import Study, TrialRecord
 from thawline.search.trial import build_backbone
 from thawline.tracking import TrackingReport, find_trial_run, replay_unsent, unsent_records
-from thawline.training import ImageInputs, load_checkpoint, load_model, predict, runtime_for
+from thawline.training import load_checkpoint, load_model, open_inputs, predict, runtime_for
 
-__all__ = ["SearchOutcome", "conclude", "further_folders", "judge_best", "restore", "test_split"]
+__all__ = ["SearchOutcome", "conclude", "further_data", "judge_best", "restore", "test_split"]
 
-_COMPARED_IMAGES = 16
-"""Images on which the package is compared with the trained network."""
+_COMPARED = 16
+"""Images or texts on which the package is compared with the trained network."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class SearchOutcome:
     """What is neither on disk nor recorded, and why: a line for each trial of which something is lost."""
     run_id: str
     """MLflow's parent run."""
+    soup: str = ""
+    """What came of averaging trials, in words; empty if it was not tried."""
     report: Path | None = None
     """The page that shows all of it; ``None`` if it was not wanted, or could not be written."""
 
@@ -82,13 +86,17 @@ class SearchOutcome:
         metrics = promotion.challenger.metrics
         best = next(record for record in self.records if record.number == self.best_trial)
         decision = "promoted to champion" if self.promoted else "not promoted"
+        several = len({record.hyperparameters.backbone for record in self.records}) > 1
+        of_backbone = f" of {backbones.label(best.hyperparameters.backbone)}" if several else ""
         lines = [
-            f"Best trial: {best.number}, freeze depth {best.hyperparameters.freeze_depth}, "
+            f"Best trial: {best.number}, freeze depth {best.hyperparameters.freeze_depth}{of_backbone}, "
             f"learning rate {best.hyperparameters.learning_rate:.2e}",
             f"Test accuracy: {metrics['accuracy']:.4f} "
             f"(balanced {metrics['balanced_accuracy']:.4f}, macro F1 {metrics['macro_f1']:.4f})",
             f"Model: {promotion.name} version {promotion.version}, {decision}: {promotion.verdict.reason}",
         ]
+        if self.soup:
+            lines.append(f"Soup: {self.soup}")
         if self.bad_files:
             lines.append(f"Left out, {len(self.bad_files)} unreadable:")
             lines += [f"  {printable(problem.path)}: {problem.reason}" for problem in self.bad_files]
@@ -122,6 +130,7 @@ class SearchOutcome:
             "bad_files": {problem.path: problem.reason for problem in self.bad_files},
             "unsent": self.unsent,
             "unkept": list(self.unkept),
+            "soup": self.soup,
             "report": str(self.report) if self.report else None,
         }
 
@@ -129,7 +138,9 @@ class SearchOutcome:
         """The decision as a page."""
         rows = [f"| {name} | {value:.4f} |" for name, value in self.promotion.challenger.metrics.items()]
         table = "\n".join(["| test metric | value |", "|---|---|", *rows])
-        return "\n\n".join([f"# {self.model} version {self.promotion.version}", *self.lines()[:3], table])
+        return "\n\n".join(
+            [f"# {self.model} version {self.promotion.version}", *self.lines()[: 4 if self.soup else 3], table]
+        )
 
 
 def judge_best(prepared: Prepared, study: Study, recorder: Recorder, home: Path) -> PromotionOutcome:
@@ -142,20 +153,21 @@ def judge_best(prepared: Prepared, study: Study, recorder: Recorder, home: Path)
     best = _best(study)
     run_id = _run_of(best, recorder)
     registry = MlflowRegistry(recorder.store)
-    model_uri = ""
+    model_uri, tags = "", _tags(prepared, best)
     if registry.find_version(prepared.model, study=study.name, run_id=run_id) is None:
         emit(Note(f"packaging trial {best.number} as model {prepared.model}"))
-        model_uri = _package(prepared, best, run_id, recorder, home)
+        tags |= _soup_tags(prepared, study, home)
+        model_uri = _package(prepared, best, tags, run_id, recorder, home)
     version = register_challenger(
         recorder.store,
         name=prepared.model,
         model_uri=model_uri,
         run_id=run_id,
         study=study.name,
-        tags=_tags(prepared, best),
+        tags=tags,
     )
     test = test_split(prepared.manifest)
-    emit(Note(f"scoring on {len(test.labels)} test images, and the champion on the same"))
+    emit(Note(f"scoring on {len(test.labels)} test {prepared.manifest.kind}, and the champion on the same"))
     promotion = prepared.config.promotion
     return judge(
         recorder.store,
@@ -163,7 +175,7 @@ def judge_best(prepared: Prepared, study: Study, recorder: Recorder, home: Path)
         version=version,
         test=test,
         rules=promotion,
-        further=further_folders(promotion.further),
+        further=further_data(promotion.further, prepared.config.data),
     )
 
 
@@ -190,38 +202,45 @@ def conclude(prepared: Prepared, study: Study, recorder: Recorder, judged: Promo
             if record.result and record.result.unkept
         ),
         run_id=recorder.run_id,
+        soup=_soup_of(prepared, judged, recorder),
     )
     _record(outcome, recorder, study)
     return outcome
 
 
-def test_split(manifest: Manifest) -> LabelledImages:
-    """The held-out images of a folder."""
+def test_split(manifest: Manifest) -> LabelledData:
+    """The held-out images or texts."""
     rows = manifest.of("test")
-    return LabelledImages(
+    return LabelledData(
         name="test",
-        images=[manifest.root / row.path for row in rows],
+        items=_items(manifest, rows),
         labels=[manifest.classes[row.label] for row in rows],
         dataset=(manifest.name, manifest.digest),
     )
 
 
-def further_folders(folders: Sequence[Path]) -> list[LabelledImages]:
-    """Folders of labelled images beyond the test split.
+def _items(manifest: Manifest, rows: Sequence[Row]) -> Sequence[Path] | Sequence[str]:
+    """Files of images, or texts."""
+    return texts_of(manifest, rows) if manifest.kind == "texts" else [manifest.root / row.path for row in rows]
+
+
+def further_data(paths: Sequence[Path], columns: DataConfig) -> list[LabelledData]:
+    """Folders of labelled images, or tables of labelled texts with such columns, beyond the test split.
 
     Raises:
-        DataError: if one does not exist or holds no image.
+        DataError: if one does not exist or holds nothing.
     """
-    return [LabelledImages(folder.name, *labelled_files(folder)) for folder in folders]
+    return [LabelledData(path.name, *labelled(path, columns)) for path in paths]
 
 
 def restore(prepared: Prepared, record: TrialRecord, home: Path) -> backbones.Backbone:
-    """The backbone of a trial with the weights of its best checkpoint."""
+    """The backbone of a trial with the weights of its best checkpoint, or of the soup that won against it."""
     result = record.result
     if result is None or result.checkpoint is None:
         raise StudyError(f"Trial {record.number} left no checkpoint in {home}.")
     backbone = build_backbone(prepared.config, record.hyperparameters.backbone, len(prepared.manifest.classes))
-    load_model(load_checkpoint(home / result.checkpoint), backbone)
+    soup = kept_soup(prepared.study, record.number, home) if prepared.config.study.soup else None
+    load_model(soup or load_checkpoint(home / result.checkpoint), backbone)
     backbone.module.eval()
     return backbone
 
@@ -253,22 +272,36 @@ def _run_of(best: TrialRecord, recorder: Recorder) -> str:
     )
 
 
-def _package(prepared: Prepared, best: TrialRecord, run_id: str, recorder: Recorder, home: Path) -> str:
+def _soup_tags(prepared: Prepared, study: Study, home: Path) -> dict[str, str]:
+    """Try a soup if it is wanted; how it came out is recorded with the version."""
+    soup = make_soup(prepared, study.records(), home) if prepared.config.study.soup else None
+    if soup is None:
+        return {}
+    emit(Note(f"soup: {soup}"))
+    return soup.tags
+
+
+def _soup_of(prepared: Prepared, judged: PromotionOutcome, recorder: Recorder) -> str:
+    """What was recorded of it."""
+    if not prepared.config.study.soup:
+        return ""
+    return MlflowRegistry(recorder.store).tags(judged.name, judged.version).get("thawline.soup", "")
+
+
+def _package(
+    prepared: Prepared, best: TrialRecord, tags: dict[str, str], run_id: str, recorder: Recorder, home: Path
+) -> str:
     backbone = restore(prepared, best, home)
     config, manifest, name = prepared.config, prepared.manifest, best.hyperparameters.backbone
-    example = manifest.root / manifest.of("train")[0].path
     # Those of the pretrained weights, which training saw; `restore` built the network without them.
-    preprocessing = backbones.preprocessing_of(
-        name, weights=config.backbone.weights, image_size=config.backbone.image_size
-    )
-    images, labels = DecodedImages.open(prepared.images[name]).split("validation")
+    preprocessing = preprocessing_for(config, name)
     # In the precision of what will be served, whatever the trials were trained in.
     runtime = runtime_for(config.train.model_copy(update={"precision": "fp32"}))
-    inputs = ImageInputs(images, labels, preprocessing, runtime)
+    inputs = open_inputs(prepared.inputs[name], "validation", image_preprocessing(config, name), runtime)
     logits = predict(backbone, inputs, runtime, config.train.batch_size).double()
-    calibration = calibrate(logits.numpy(), labels)
+    calibration = calibrate(logits.numpy(), inputs.labels)
     probabilities = (logits / calibration.temperature).softmax(1).tolist()
-    compared = manifest.of("validation")[:_COMPARED_IMAGES]
+    example, *compared = map(_sent, _items(manifest, [manifest.of("train")[0], *manifest.of("validation")[:_COMPARED]]))
     with tempfile.TemporaryDirectory(prefix="thawline-") as folder:
         package(
             Path(folder),
@@ -276,23 +309,25 @@ def _package(prepared: Prepared, best: TrialRecord, run_id: str, recorder: Recor
             architecture=backbone.architecture,
             classes=manifest.classes,
             preprocessing=preprocessing,
-            example_image=example.read_bytes(),
+            example=example,
             max_pixels=config.data.max_pixels,
             calibration=calibration,
             exports=config.promotion.exports,
             network=backbone.module.cpu(),
-            extra=_tags(prepared, best),
+            extra=tags,
         )
         return log_packaged_model(
             recorder.store,
             run_id,
             Path(folder),
             prepared.model,
-            trained=[
-                ((manifest.root / row.path).read_bytes(), expected)
-                for row, expected in zip(compared, probabilities, strict=False)
-            ],
+            trained=list(zip(compared, probabilities, strict=False)),
         )
+
+
+def _sent(item: Path | str) -> bytes | str:
+    """What a client would send: an encoded image, or a text."""
+    return item.read_bytes() if isinstance(item, Path) else item
 
 
 def _tags(prepared: Prepared, best: TrialRecord) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import importlib.metadata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -10,15 +10,18 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from thawline.serving.batcher import Batcher, Overloaded, UnreadableImage
+from thawline.data import DataKind
+from thawline.registry.mlflow import COLUMNS
+from thawline.serving.batcher import Batcher, Overloaded, UnreadableItem
 from thawline.serving.follower import Follower
 from thawline.serving.guard import Guard
 from thawline.serving.metrics import Metrics
-from thawline.serving.requests import BadRequest, images_of, read_body
+from thawline.serving.requests import BadRequest, SentItem, items_of, read_body
 from thawline.serving.served import ServedModel
 from thawline.serving.webhook import is_genuine
 
@@ -33,7 +36,7 @@ class AppOptions:
     max_delay: float = 0.002
     """Seconds."""
     max_waiting: int = 512
-    """Images in the server at once."""
+    """Images or texts in the server at once."""
     max_body: int = 32_000_000
     """Bytes."""
     token: str | None = None
@@ -42,8 +45,8 @@ class AppOptions:
     """What MLflow signs its webhooks with; ``None`` takes none."""
 
 
-class ImagePrediction(BaseModel):
-    """What the model says about one image."""
+class ItemPrediction(BaseModel):
+    """What the model says about one image or text."""
 
     label: str
     probability: float
@@ -52,11 +55,11 @@ class ImagePrediction(BaseModel):
 
 
 class PredictAnswer(BaseModel):
-    """The answer to ``POST /predict``: one prediction for each image, in order."""
+    """The answer to ``POST /predict``: one prediction for each image or text, in order."""
 
     model: str
     version: str
-    predictions: list[ImagePrediction]
+    predictions: list[ItemPrediction]
 
 
 def create_app(follower: Follower, options: AppOptions, metrics: Metrics) -> FastAPI:
@@ -79,11 +82,21 @@ def create_app(follower: Follower, options: AppOptions, metrics: Metrics) -> Fas
 
     app = FastAPI(
         title="Thawline",
-        description="Classifies images by a model from the MLflow registry.",
+        description="Classifies images or texts by a model from the MLflow registry.",
         version=importlib.metadata.version("thawline"),
         lifespan=lifespan,
     )
 
+    def openapi() -> dict[str, Any]:
+        """Made anew for who asks, because the model that is followed may change from one kind to the other."""
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schema["paths"]["/predict"]["post"]["requestBody"] = {
+            "required": True,
+            "content": _PREDICT_BODIES[follower.model.kind],
+        }
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
     app.add_middleware(Guard, token=options.token, metrics=metrics)
 
     @app.exception_handler(BadRequest)
@@ -105,20 +118,22 @@ def create_app(follower: Follower, options: AppOptions, metrics: Metrics) -> Fas
         metrics.refuse()
         return JSONResponse({"error": "The server is busy: try again in a second."}, 503, {"Retry-After": "1"})
 
-    async def classify(model: ServedModel, images: list[tuple[str, bytes]]) -> list[list[float]]:
+    async def classify(model: ServedModel, items: list[SentItem]) -> list[list[float]]:
         try:
-            with metrics.inside(len(images)):
-                return await batcher.classify(model, [data for _, data in images])
-        except UnreadableImage as error:
-            raise BadRequest(400, f"{images[error.index][0]} cannot be read: {error}.") from None
+            with metrics.inside(len(items)):
+                return await batcher.classify(model, [item.content for item in items])
+        except UnreadableItem as error:
+            raise BadRequest(400, f"{items[error.index].name} cannot be read: {error}.") from None
 
-    @app.post("/predict", response_model=PredictAnswer, openapi_extra=_PREDICT_BODY)
+    @app.post("/predict", response_model=PredictAnswer)
     async def predict(request: Request, top_k: Annotated[int, Query(ge=1, le=10_000)] = 5) -> PredictAnswer:
-        """Classify one image or several: multipart files, a raw body of type image/*, or JSON with base64."""
+        """Classify one or several. Images: multipart files, a raw body of type image/*, or JSON with base64. Texts:
+        JSON, or a body of type text/plain."""
         body = await read_body(request, options.max_body)
-        sent = await images_of(request.headers, body, max_images=options.max_waiting)
-        model = follower.model
-        answers = await classify(model, [(image.name, image.data) for image in sent])
+        model = follower.model  # one for the whole request: the next one may be of another kind
+        answers = await classify(
+            model, await items_of(request.headers, body, model.kind, max_items=options.max_waiting)
+        )
         return PredictAnswer(
             model=model.name,
             version=model.version,
@@ -132,12 +147,12 @@ def create_app(follower: Follower, options: AppOptions, metrics: Metrics) -> Fas
         model = follower.model
         kind = request.headers.get("content-type", "")
         try:
-            images = await asyncio.to_thread(model.images_in, body, kind)
+            items = await asyncio.to_thread(model.items_in, body, kind)
         except ValueError as error:
             raise BadRequest(400, f"The request cannot be read: {error}") from None
-        if not images:
-            raise BadRequest(400, "There is no image in the request.")
-        answers = await classify(model, [(f"Row {index}", image) for index, image in enumerate(images)])
+        if not items:
+            raise BadRequest(400, f"There is no {COLUMNS[model.kind]} in the request.")
+        answers = await classify(model, [SentItem(f"Row {index}", item) for index, item in enumerate(items)])
         return JSONResponse({"predictions": [model.row(answer) for answer in answers]})
 
     if options.webhook_secret is not None:
@@ -164,6 +179,7 @@ def create_app(follower: Follower, options: AppOptions, metrics: Metrics) -> Fas
             "ready": True,
             "model": follower.model.name,
             "version": follower.model.version,
+            "kind": follower.model.kind,
             "refused": follower.refused,
             "registry_error": follower.registry_error,
         }
@@ -175,6 +191,7 @@ def create_app(follower: Follower, options: AppOptions, metrics: Metrics) -> Fas
         return {
             "model": follower.model.name,
             "version": follower.model.version,
+            "kind": follower.model.kind,
             "device": follower.model.device,
             **libraries,
         }
@@ -191,27 +208,36 @@ def create_app(follower: Follower, options: AppOptions, metrics: Metrics) -> Fas
     return app
 
 
-def _prediction(classes: tuple[str, ...], probabilities: list[float], top_k: int) -> ImagePrediction:
+def _prediction(classes: tuple[str, ...], probabilities: list[float], top_k: int) -> ItemPrediction:
     ranked = sorted(zip(classes, probabilities, strict=True), key=lambda each: -each[1])[:top_k]
-    return ImagePrediction(label=ranked[0][0], probability=ranked[0][1], probabilities=dict(ranked))
+    return ItemPrediction(label=ranked[0][0], probability=ranked[0][1], probabilities=dict(ranked))
 
 
 _ONE_IMAGE = {"type": "string", "format": "binary"}
 _BASE64 = {"type": "string", "format": "byte"}
-_PREDICT_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"file": {"type": "array", "items": _ONE_IMAGE}}}
-            },
-            "image/*": {"schema": _ONE_IMAGE},
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"image": _BASE64, "images": {"type": "array", "items": _BASE64}},
-                }
-            },
+_STRING = {"type": "string"}
+
+
+def _one_or_several(kind: DataKind, schema: dict[str, str]) -> dict[str, Any]:
+    """JSON with one item, or with a list of them."""
+    forms: dict[str, Mapping[str, Any]] = {COLUMNS[kind]: schema, kind: {"type": "array", "items": schema}}
+    return {"schema": {"oneOf": [_object(name, form) for name, form in forms.items()]}}
+
+
+def _object(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}
+
+
+_PREDICT_BODIES: dict[DataKind, dict[str, Any]] = {
+    "images": {
+        "multipart/form-data": {
+            "schema": {"type": "object", "properties": {"file": {"type": "array", "items": _ONE_IMAGE}}}
         },
-    }
+        "image/*": {"schema": _ONE_IMAGE},
+        "application/json": _one_or_several("images", _BASE64),
+    },
+    "texts": {
+        "application/json": _one_or_several("texts", _STRING),
+        "text/plain": {"schema": _STRING},
+    },
 }

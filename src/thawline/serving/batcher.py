@@ -1,7 +1,7 @@
-"""Dynamic batching: images of requests in flight share a forward pass.
+"""Dynamic batching: images or texts of requests in flight share a forward pass.
 
 While one forward pass runs, whatever arrives waits and makes the next batch; nothing waits for company that is not
-already on its way. Decoding happens in threads beside it.
+already on its way. Decoding and tokenizing happen in threads beside it.
 """
 
 import asyncio
@@ -14,15 +14,15 @@ from typing import Any
 
 from thawline.serving.served import ServedModel
 
-__all__ = ["Batcher", "Overloaded", "UnreadableImage"]
+__all__ = ["Batcher", "Overloaded", "UnreadableItem"]
 
 
 class Overloaded(Exception):
-    """More images are waiting than the queue holds."""
+    """More items are waiting than the queue holds."""
 
 
-class UnreadableImage(ValueError):
-    """An image of a request cannot be decoded; ``index`` is its place in the request."""
+class UnreadableItem(ValueError):
+    """An image or text of a request cannot be read; ``index`` is its place in the request."""
 
     def __init__(self, index: int, reason: str) -> None:
         super().__init__(reason)
@@ -31,20 +31,20 @@ class UnreadableImage(ValueError):
 
 @dataclass
 class _Waiting:
-    """An image that is to be classified."""
+    """What is to be classified."""
 
     model: ServedModel
-    pixels: Any
+    prepared: Any
     answer: "asyncio.Future[list[float]]" = field(repr=False)
 
 
 class Batcher:
-    """Takes images from any number of requests, and gives each its probabilities.
+    """Takes images or texts from any number of requests, and gives each its probabilities.
 
     Args:
-        max_batch: images per forward pass, at most.
-        max_delay: seconds that a batch waits for images which are being decoded.
-        max_waiting: images that may be in the server at once.
+        max_batch: items per forward pass, at most.
+        max_delay: seconds that a batch waits for items which are being prepared.
+        max_waiting: items that may be in the server at once.
         on_batch: called after every forward pass with its size and seconds.
     """
 
@@ -58,30 +58,30 @@ class Batcher:
             on_batch,
         )
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
-        self._decoding = 0
+        self._preparing = 0
         self._inside = 0
-        self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self._preparers = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="prepare")
         self._forward = ThreadPoolExecutor(1, thread_name_prefix="forward")
 
-    async def classify(self, model: ServedModel, images: Sequence[bytes]) -> list[list[float]]:
-        """Probabilities ``[N][num_classes]`` of encoded images.
+    async def classify(self, model: ServedModel, items: Sequence[bytes | str]) -> list[list[float]]:
+        """Probabilities ``[N][num_classes]`` of encoded images or of texts, whatever the model takes.
 
         Raises:
             Overloaded: if the queue is full; nothing was done.
-            UnreadableImage: for the first image that cannot be decoded; the others are not computed either.
+            UnreadableItem: for the first one that cannot be read; the others are not computed either.
         """
-        if self._inside + len(images) > self._max_waiting and self._inside:
+        if self._inside + len(items) > self._max_waiting and self._inside:
             raise Overloaded
-        self._inside += len(images)
+        self._inside += len(items)
         try:
-            pixels = await self._decode(model, images)
+            prepared = await self._prepare(model, items)
             loop = asyncio.get_running_loop()
-            waiting = [_Waiting(model, each, loop.create_future()) for each in pixels]
+            waiting = [_Waiting(model, each, loop.create_future()) for each in prepared]
             for each in waiting:
                 self._queue.put_nowait(each)
             return list(await asyncio.gather(*(each.answer for each in waiting)))
         finally:
-            self._inside -= len(images)
+            self._inside -= len(items)
 
     async def run(self) -> None:
         """Compute batches until cancelled."""
@@ -93,32 +93,32 @@ class Batcher:
 
     def close(self) -> None:
         """End the threads once they are idle."""
-        self._decoders.shutdown(wait=False)
+        self._preparers.shutdown(wait=False)
         self._forward.shutdown(wait=False)
 
-    async def _decode(self, model: ServedModel, images: Sequence[bytes]) -> list[Any]:
+    async def _prepare(self, model: ServedModel, items: Sequence[bytes | str]) -> list[Any]:
         loop = asyncio.get_running_loop()
-        self._decoding += len(images)
+        self._preparing += len(items)
         try:
-            decoded = await asyncio.gather(
-                *(loop.run_in_executor(self._decoders, model.pixels, image) for image in images), return_exceptions=True
+            prepared = await asyncio.gather(
+                *(loop.run_in_executor(self._preparers, model.prepare, item) for item in items), return_exceptions=True
             )
         finally:
-            self._decoding -= len(images)
-        for index, each in enumerate(decoded):
+            self._preparing -= len(items)
+        for index, each in enumerate(prepared):
             if isinstance(each, ValueError):
-                raise UnreadableImage(index, str(each))
+                raise UnreadableItem(index, str(each))
             if isinstance(each, BaseException):
                 raise each
-        return decoded
+        return prepared
 
     async def _gather(self, first: _Waiting) -> tuple[list[_Waiting], _Waiting | None]:
-        """A batch for one version, and the first image for another one, which begins the next batch."""
+        """A batch for one version, and the first item for another one, which begins the next batch."""
         batch, deadline = [first], time.monotonic() + self._max_delay
         while len(batch) < self._max_batch:
             if self._queue.empty():
                 left = deadline - time.monotonic()
-                if not self._decoding or left <= 0:
+                if not self._preparing or left <= 0:
                     break
                 try:
                     following = await asyncio.wait_for(self._queue.get(), left)
@@ -136,10 +136,10 @@ class Batcher:
         if not wanted:
             return
         began = time.perf_counter()
-        pixels = [each.pixels for each in wanted]
+        prepared = [each.prepared for each in wanted]
         try:
             answers = await asyncio.get_running_loop().run_in_executor(
-                self._forward, wanted[0].model.probabilities, pixels
+                self._forward, wanted[0].model.probabilities, prepared
             )
         except Exception as error:
             for each in wanted:

@@ -107,7 +107,7 @@ class Follower:
             return
         self.refused = None
         before = self._served()
-        self._model = model  # one assignment: a request has the old one or the new one, for all its images
+        self._model = model  # one assignment: a request has the old one or the new one, for all of it
         _log.info("%s is served in place of %s", self._served(), before)
 
     def _load(self, version: str) -> ServedModel:

@@ -39,9 +39,9 @@ class Metrics:
             "thawline_request_seconds", "From the request to its answer.", ["path"], buckets=seconds,
             registry=self._registry,
         )  # fmt: skip
-        self._batch_images = Histogram(
-            "thawline_batch_images", "Images that shared a forward pass.", buckets=(1, 2, 4, 8, 16, 32, 64, 128),
-            registry=self._registry,
+        self._batch_items = Histogram(
+            "thawline_batch_images", "Images or texts that shared a forward pass.",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=self._registry,
         )  # fmt: skip
         self._forward = Histogram(
             "thawline_forward_seconds", "Of one forward pass.", buckets=seconds, registry=self._registry
@@ -50,7 +50,7 @@ class Metrics:
             "thawline_refused", "Requests refused because the queue was full.", registry=self._registry
         )
         self._inside = Gauge(
-            "thawline_images_inside", "Images decoded, waiting or computed now.", registry=self._registry,
+            "thawline_images_inside", "Images or texts decoded, waiting or computed now.", registry=self._registry,
             multiprocess_mode="livesum",
         )  # fmt: skip
         self._version = Gauge(
@@ -74,19 +74,19 @@ class Metrics:
             self._requests.labels(path, str(status)).inc()
             self._seconds.labels(path).observe(time.perf_counter() - began)
 
-    def batch(self, images: int, seconds: float) -> None:
+    def batch(self, items: int, seconds: float) -> None:
         """Count a forward pass."""
-        self._batch_images.observe(images)
+        self._batch_items.observe(items)
         self._forward.observe(seconds)
 
     @contextmanager
-    def inside(self, images: int) -> Iterator[None]:
-        """Count images while they are in the server."""
-        self._inside.inc(images)
+    def inside(self, items: int) -> Iterator[None]:
+        """Count images or texts while they are in the server."""
+        self._inside.inc(items)
         try:
             yield
         finally:
-            self._inside.dec(images)
+            self._inside.dec(items)
 
     def refuse(self) -> None:
         """Count a request that found the queue full."""

@@ -1,19 +1,29 @@
-"""What a client sends, as encoded images: multipart files, a raw image, or JSON with base64; read within a limit."""
+"""What a client sends, read within a limit.
+
+Images come as multipart files, as a raw body, or as base64 in JSON; texts as JSON or as a plain body.
+"""
 
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from email.message import EmailMessage
 from typing import Any
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from thawline.data import encoded_image
+from thawline.data import DataKind, encoded_image
+from thawline.registry.mlflow import COLUMNS
 
-__all__ = ["BadRequest", "SentImage", "images_of", "read_body"]
+__all__ = ["BadRequest", "SentItem", "items_of", "read_body"]
 
-_FORMS = "a multipart form with image files, a body of type image/*, or JSON with base64"
+_FORMS: dict[DataKind, str] = {
+    "images": "a multipart form with image files, a body of type image/*, or JSON with base64",
+    "texts": 'JSON {"text": TEXT} or {"texts": [TEXT, …]}, or a body of type text/plain in UTF-8',
+}
+_UTF_8 = {"utf-8", "utf8", "us-ascii"}
+"""Charsets whose bytes are UTF-8."""
 _MAX_FIELDS = 100
 
 
@@ -26,11 +36,11 @@ class BadRequest(Exception):
 
 
 @dataclass(frozen=True)
-class SentImage:
-    """An encoded image and what the client calls it."""
+class SentItem:
+    """An encoded image or a text, and what the client calls it."""
 
     name: str
-    data: bytes
+    content: bytes | str
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -51,32 +61,53 @@ async def read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-async def images_of(headers: Headers, body: bytes, *, max_images: int) -> list[SentImage]:
-    """The encoded images of a request's body, at least one.
+async def items_of(headers: Headers, body: bytes, kind: DataKind, *, max_items: int) -> list[SentItem]:
+    """The encoded images, or the texts, of a request's body, at least one.
 
-    JSON is ``{"image": BASE64}`` or ``{"images": [BASE64, …]}``. What is no image is found out when it is decoded.
+    JSON is ``{"image": BASE64}``, ``{"images": [BASE64, …]}``, ``{"text": TEXT}`` or ``{"texts": [TEXT, …]}``. What is
+    no image, and what is an empty text, is found out when it is prepared for the network.
+
+    Args:
+        headers: of the request.
+        body: of the request.
+        kind: what the served model classifies.
+        max_items: more are refused.
 
     Raises:
-        BadRequest: 400 or 415, with what was expected.
+        BadRequest: 400, 413 or 415, with what was expected; also for what a model of the other kind would take.
     """
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        images = await _files(headers, body)
-    elif kind == "application/json":
-        images = _base64_images(body)
-    elif kind.startswith("image/") or kind == "application/octet-stream":
-        images = [SentImage("The image", body)]
+    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == "application/json":
+        items = _json_items(body, kind)
+    elif kind == "texts" and content_type == "text/plain":
+        items = [SentItem("The text", _text(headers, body))]
+    elif kind == "images" and content_type == "multipart/form-data":
+        items = await _files(headers, body)
+    elif kind == "images" and (content_type.startswith("image/") or content_type == "application/octet-stream"):
+        items = [SentItem("The image", body)]
     else:
-        said = f"not {kind!r}" if kind else "and Content-Type says which"
-        raise BadRequest(415, f"Send {_FORMS}, {said}.")
-    if not images:
-        raise BadRequest(400, f"There is no image in the request: send {_FORMS}.")
-    if len(images) > max_images:
-        raise BadRequest(413, f"The request holds {len(images)} images; this server takes {max_images} at once.")
-    return images
+        said = f"not {content_type!r}" if content_type else "and Content-Type says which"
+        raise BadRequest(415, f"This model classifies {kind}: send {_FORMS[kind]}, {said}.")
+    if not items:
+        raise BadRequest(400, f"There is no {COLUMNS[kind]} in the request: send {_FORMS[kind]}.")
+    if len(items) > max_items:
+        raise BadRequest(413, f"The request holds {len(items)} {kind}; this server takes {max_items} at once.")
+    return items
 
 
-async def _files(headers: Headers, body: bytes) -> list[SentImage]:
+def _text(headers: Headers, body: bytes) -> str:
+    options = EmailMessage()
+    options["Content-Type"] = headers["content-type"]
+    charset = options.get_content_charset("utf-8")
+    if charset not in _UTF_8:
+        raise BadRequest(415, f"The text must be in UTF-8, but its charset is {charset!r}.")
+    try:
+        return body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadRequest(400, f"The text is not UTF-8: byte {error.start} cannot be read.") from None
+
+
+async def _files(headers: Headers, body: bytes) -> list[SentItem]:
     async def stream() -> AsyncIterator[bytes]:
         yield body
 
@@ -93,30 +124,35 @@ async def _files(headers: Headers, body: bytes) -> list[SentImage]:
         for key, value in form.multi_items():
             if not isinstance(value, UploadFile):
                 raise BadRequest(400, f"The form's field {key!r} is no file. Send image files only.")
-            files.append(SentImage(value.filename or key, await value.read()))
+            files.append(SentItem(value.filename or key, await value.read()))
         return files
     finally:
         await form.close()
 
 
-def _base64_images(body: bytes) -> list[SentImage]:
+def _json_items(body: bytes, kind: DataKind) -> list[SentItem]:
     try:
         value: Any = json.loads(body)
     except (ValueError, RecursionError):
         raise BadRequest(400, "The body is not JSON.") from None
-    if isinstance(value, dict) and value.keys() == {"image"}:
-        texts, names = [value["image"]], ["The image"]
-    elif isinstance(value, dict) and value.keys() == {"images"} and isinstance(value["images"], list):
-        texts = value["images"]
-        names = [f"Image {index}" for index in range(len(texts))]
+    one, form = COLUMNS[kind], "TEXT" if kind == "texts" else "BASE64"
+    if isinstance(value, dict) and value.keys() == {one}:
+        sent, names = [value[one]], [f"The {one}"]
+    elif isinstance(value, dict) and value.keys() == {kind} and isinstance(value[kind], list):
+        sent = value[kind]
+        names = [f"{one.capitalize()} {index}" for index in range(len(sent))]
     else:
-        raise BadRequest(400, 'The JSON must be {"image": BASE64} or {"images": [BASE64, …]}, with no other field.')
-    images = []
-    for name, text in zip(names, texts, strict=True):
-        if not isinstance(text, str):
-            raise BadRequest(400, f"{name} must be base64 text.")
+        raise BadRequest(
+            400,
+            f'This model classifies {kind}: the JSON must be {{"{one}": {form}}} or {{"{kind}": [{form}, …]}}, with no '
+            "other field.",
+        )
+    items = []
+    for name, content in zip(names, sent, strict=True):
+        if not isinstance(content, str):
+            raise BadRequest(400, f"{name} must be {'a string' if kind == 'texts' else 'base64 text'}.")
         try:
-            images.append(SentImage(name, encoded_image(text)))
+            items.append(SentItem(name, content if kind == "texts" else encoded_image(content)))
         except ValueError as error:
             raise BadRequest(400, f"{name}: {error}.") from None
-    return images
+    return items

@@ -1,7 +1,8 @@
-"""A loaded version as the server uses it: decoding apart from the forward pass."""
+"""A loaded version as the server uses it: decoding or tokenizing apart from the forward pass."""
 
 from typing import Any
 
+from thawline.data import DataKind
 from thawline.exceptions import RegistryError
 from thawline.registry import PackagedModel
 
@@ -31,24 +32,29 @@ class ServedModel:
         packaged.check()
         self.name = packaged.name.name
         self.version = str(packaged.name.version)
+        self.kind: DataKind = packaged.kind
         self.classes: tuple[str, ...] = tuple(self._servable.classes)
         self.device = str(self._servable.device)
 
-    def pixels(self, data: bytes) -> Any:
-        """One encoded image as uint8 ``[S, S, 3]``; ``ValueError`` says for people why it cannot be decoded."""
-        return self._servable.pixels(data)
+    def prepare(self, item: bytes | str) -> Any:
+        """What the network is shown of one encoded image, uint8 ``[S, S, 3]``, or of one text, int32 tokens ``[T]``.
 
-    def probabilities(self, pixels: list[Any]) -> list[list[float]]:
-        """One forward pass: uint8 images ``[S, S, 3]`` to ``[N][num_classes]``."""
-        answers: list[list[float]] = self._servable.probabilities(pixels)
+        Raises:
+            ValueError: if it cannot be read, with the reason for people.
+        """
+        return self._servable.prepare(item)
+
+    def probabilities(self, prepared: list[Any]) -> list[list[float]]:
+        """One forward pass: what :meth:`prepare` gave, ``[N]``, to ``[N][num_classes]``."""
+        answers: list[list[float]] = self._servable.probabilities(prepared)
         return answers
 
-    def images_in(self, body: bytes, content_type: str) -> list[bytes]:
-        """The encoded images of a request in MLflow's scoring protocol; ``ValueError`` says what is wrong with it."""
-        return self._packaged.images_in(body, content_type)
+    def items_in(self, body: bytes, content_type: str) -> list[bytes | str]:
+        """The images or texts of a request in MLflow's scoring protocol; ``ValueError`` says what is wrong with it."""
+        return self._packaged.items_in(body, content_type)
 
     def row(self, probabilities: list[float]) -> dict[str, Any]:
-        """One image's probabilities as the package itself answers: ``class``, ``probability``, ``probabilities``."""
+        """One item's probabilities as the package itself answers: ``class``, ``probability``, ``probabilities``."""
         best = max(range(len(self.classes)), key=probabilities.__getitem__)
         named = dict(zip(self.classes, probabilities, strict=True))
         return {"class": self.classes[best], "probability": probabilities[best], "probabilities": named}

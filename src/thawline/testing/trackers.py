@@ -216,6 +216,7 @@ def _media() -> tuple[Media, ...]:
         Figure('<svg xmlns="http://www.w3.org/2000/svg"/>', "nothing"),
         Predictions(labels, np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]]), ("a", "b")),
         Embedding(np.eye(4), ("a", "b", "b", "a"), np.stack([pixels] * 4)),
+        Embedding(np.eye(4), ("a", "b", "b", "a"), texts=("one", "two\n", "three\t3", "")),
         Mesh(corners, np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8), np.array([[0, 1, 2]])),
         Graph(nodes),
     )

@@ -186,7 +186,7 @@ class MlflowTracker:
             name: shown in the UI.
             digest: the manifest's; MLflow keeps 36 characters.
             source: the data folder.
-            profile: counts to show beside it, such as images per split.
+            profile: counts to show beside it, such as examples per split.
             context: what the run did with it.
         """
         self._put(

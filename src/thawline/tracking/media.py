@@ -80,8 +80,10 @@ class Embedding:
     """float ``[N, D]``."""
     labels: tuple[str, ...]
     """Class of each point."""
-    thumbnails: np.ndarray
-    """uint8 ``[N, S, S, 3]``: the picture of each point."""
+    thumbnails: np.ndarray | None = None
+    """uint8 ``[N, S, S, 3]``: the picture of each point, if it has one."""
+    texts: tuple[str, ...] | None = None
+    """The text of each point, or its beginning, if it has one."""
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class TensorBoardTracker:
         :class:`Image`            IMAGES, without its caption
         :class:`Histogram`        HISTOGRAMS and DISTRIBUTIONS
         :class:`Predictions`      PR CURVES: one for each class, at most 20
-        :class:`Embedding`        PROJECTOR with thumbnails; MESH: points in three dimensions, a colour a class
+        :class:`Embedding`        PROJECTOR with thumbnails or texts; MESH: points in three dimensions, a colour a class
         :class:`Mesh`             MESH
         :class:`Graph`            GRAPHS; *Color by: Device* tells frozen from trainable too
         ========================  ==========================================================================
@@ -190,10 +190,13 @@ class TensorBoardTracker:
 
         # What an earlier run of the study left there: TensorBoard's writer would warn of it on standard output.
         shutil.rmtree(Path(self._writer.log_dir) / f"{step:05d}" / name.replace("/", "%2f"), ignore_errors=True)
+        thumbnails, texts = embedding.thumbnails, embedding.texts
+        labels = [_in_one_cell(label) for label in embedding.labels]
         self._writer.add_embedding(
             embedding.vectors,
-            metadata=[" ".join(label.split()) for label in embedding.labels],  # a line each
-            label_img=torch.from_numpy(embedding.thumbnails).permute(0, 3, 1, 2) / 255,
+            metadata=labels if texts is None else list(zip(labels, map(_in_one_cell, texts), strict=True)),
+            metadata_header=None if texts is None else ["class", "text"],
+            label_img=None if thumbnails is None else torch.from_numpy(thumbnails).permute(0, 3, 1, 2) / 255,
             global_step=step,
             tag=name,
         )
@@ -275,6 +278,11 @@ def _as_it_is(text: str) -> str:
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}"
+
+
+def _in_one_cell(text: str) -> str:
+    """The projector reads tab-separated values and has no quotes."""
+    return " ".join(text.split())
 
 
 def _point_cloud(embedding: Embedding) -> Mesh:

@@ -303,17 +303,27 @@ def _media(name: str, media: Media) -> dict[str, Any]:
             return {name: wandb.Html(svg, inject=False, data_is_not_path=True)}
         case Predictions():
             return _curves(name, media)
-        case Embedding(vectors, labels, thumbnails):
-            rows = [
-                [wandb.Image(picture), label, *map(float, vector)]
-                for picture, label, vector in zip(thumbnails, labels, vectors, strict=True)
-            ]
-            dimensions = [f"x{i}" for i in range(vectors.shape[1])]
-            return {name: wandb.Table(columns=["picture", "class", *dimensions], data=rows)}
+        case Embedding():
+            return {name: _points(media)}
         case Mesh():
             return {name: wandb.Object3D(StringIO(_wavefront(media)), file_type="obj")}
         case Graph():
             return {}
+
+
+def _points(embedding: Embedding) -> "wandb.Table":
+    """Points as rows, from which W&B draws a projection: what is at each, its class, and its coordinates."""
+    import wandb
+
+    shown: dict[str, Iterable[Any]] = {}
+    if embedding.thumbnails is not None:
+        shown["picture"] = map(wandb.Image, embedding.thumbnails)
+    if embedding.texts is not None:
+        shown["text"] = embedding.texts
+    shown["class"] = embedding.labels
+    dimensions = {f"x{i}": map(float, column) for i, column in enumerate(embedding.vectors.T)}
+    columns = shown | dimensions
+    return wandb.Table(columns=list(columns), data=[list(row) for row in zip(*columns.values(), strict=True)])
 
 
 def _curves(name: str, predictions: Predictions) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Fine-tuning one backbone, frozen to one depth."""
 
-from thawline.training.augmentation import Augmentation
+from thawline.training.augmentation import Augmentation, check_augmentation
 from thawline.training.checkpoint import Checkpoint, CheckpointFolder, load_model
 from thawline.training.checkpoint import load as load_checkpoint
 from thawline.training.heads import HeadTrial, fit_heads
 from thawline.training.hyperparameters import Hyperparameters
-from thawline.training.inputs import ImageInputs, Inputs, batches
+from thawline.training.inputs import ImageInputs, Inputs, TextInputs, batches, open_inputs, padded
 from thawline.training.loop import fit, predict
 from thawline.training.metrics import METRIC_DIRECTIONS, classification_metrics, confusion, per_class_scores
 from thawline.training.observation import Observation, Observer
@@ -35,7 +35,9 @@ __all__ = [
     "Observation",
     "Observer",
     "Runtime",
+    "TextInputs",
     "batches",
+    "check_augmentation",
     "classification_metrics",
     "confusion",
     "fit",
@@ -44,6 +46,8 @@ __all__ = [
     "is_out_of_memory",
     "load_checkpoint",
     "load_model",
+    "open_inputs",
+    "padded",
     "peak_memory",
     "per_class_scores",
     "predict",

@@ -1,84 +1,223 @@
-"""Random crops and mirrored images, drawn so that a view of an image can be made again, whoever makes it.
+"""Changed training images, drawn so that a view of an image can be made again, whoever makes it.
 
-A *view* is one way of cropping and mirroring the whole data set. Its numbers come from the seed and the view alone, so
-epochs, trials and processes that name the same view see the same pixels.
+A *view* is one way of changing every image of the data set. What happens to an image hangs on the seed, the view and
+the image alone, so epochs, trials and processes that name the same view see the same pixels.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Augmentation"]
+from thawline.config import AugmentationKind, SearchConfig, TrainConfig
+from thawline.exceptions import ConfigError
 
-_SMALLEST_AREA = 0.5
+__all__ = ["Augmentation", "check_augmentation"]
+
+_SMALLEST_AREA = {"light": 0.5, "standard": 0.08}
+"""Least share of the picture that a crop has: 0.08 is ``RandomResizedCrop``'s (Szegedy et al., "Going deeper with
+convolutions", 2015), meant for training from scratch; fine-tuning for a few epochs wants less change."""
 _ASPECTS = (3 / 4, 4 / 3)
-"""A crop has at least half of the picture and about its shape. (``RandomResizedCrop``, as in Szegedy et al., "Going
-deeper with convolutions", 2015, goes down to 0.08 for training from scratch; fine-tuning wants less.)"""
+_ERASED_AREA, _ERASED_ASPECTS = (0.02, 0.33), (0.3, 3.3)
+"""Of Zhong et al., "Random Erasing Data Augmentation", 2020, and torchvision's ``RandomErasing``."""
+
+_CROP, _OPERATION, _ERASING = slice(0, 5), slice(5, 8), slice(8, 13)
+"""An image's numbers: all are drawn whatever is used, so that one option changes nothing of the others."""
+_NUMBERS = 13
+
+
+def check_augmentation(config: SearchConfig, kind: Literal["images", "texts"]) -> None:
+    """Refuse to change texts as if they were images.
+
+    Args:
+        config: the whole configuration.
+        kind: what the data are.
+
+    Raises:
+        ConfigError: naming every key that must go.
+    """
+    if kind == "images":
+        return
+    neutral = {"augmentation": "none", "views": None, "random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
+    given = {key: getattr(config.train, key) for key in neutral}
+    wrong = [f"train.{key}={value}" for key, value in given.items() if value != neutral[key]]
+    if set(config.space.augmentation or ()) - {"none"}:
+        wrong.append(f"space.augmentation={list(config.space.augmentation or ())}")
+    if wrong:
+        raise ConfigError(f"The data are texts, but for images alone there is {', '.join(wrong)}. Leave that out.")
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """How training images change from epoch to epoch."""
 
-    views: int | None = 0
-    """0 changes nothing, ``None`` makes a new view for every epoch, K lets K views take turns."""
+    kind: AugmentationKind = "none"
+    """See :class:`thawline.config.TrainConfig`, as for the rest."""
+    views: int | None = None
+    """Views that take turns; ``None`` makes a new one for every epoch."""
     mirror: bool = True
+    erasing: float = 0.0
+    """Probability, in [0, 1]."""
     seed: int = 0
 
     @classmethod
-    def parse(cls, text: str, *, mirror: bool, seed: int) -> "Augmentation":
-        """``none``, ``fresh`` or ``views(K)``, as in :class:`thawline.config.TrainConfig`."""
-        if text == "fresh":
-            return cls(None, mirror, seed)
-        return cls(0 if text == "none" else int(text.removeprefix("views(").removesuffix(")")), mirror, seed)
+    def of(cls, config: TrainConfig, seed: int, kind: AugmentationKind | None = None) -> "Augmentation":
+        """As the configuration says; ``kind`` is a trial's own."""
+        return cls(kind or config.augmentation, config.views, config.mirror, config.random_erasing, seed)
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether there are views at all."""
+        return self.kind != "none" or self.erasing > 0
 
     @property
     def is_storable(self) -> bool:
         """Whether there are finitely many views."""
-        return self.views is not None
+        return self.views is not None or not self.changes_images
 
     @property
     def stored_views(self) -> tuple[int | None, ...]:
         """The views to store; ``None`` stands for the images as they are."""
-        assert self.views is not None, "fresh views cannot be stored"  # noqa: S101  a mistake of ours
-        return tuple(range(self.views)) or (None,)
+        if not self.changes_images:
+            return (None,)
+        assert self.views is not None, "new views in every epoch cannot be stored"  # noqa: S101  a mistake of ours
+        return tuple(range(self.views))
 
     def view_of(self, epoch: int) -> int | None:
         """The view that an epoch (from 0) trains on; ``None`` for the images as they are."""
-        if self.views is None:
-            return epoch
-        return epoch % self.views if self.views else None
+        if not self.changes_images:
+            return None
+        return epoch if self.views is None else epoch % self.views
+
+    def name_of(self, view: int | None) -> str:
+        """What tells a view's pixels from those of any other view of any other augmentation."""
+        if view is None:
+            return "plain"
+        # Whose operations on colours and shapes may change with its version.
+        kind = self.kind if self.kind != "standard" else f"standard of torchvision {version('torchvision')}"
+        return f"view {view} of seed {self.seed}, {kind}, mirror {self.mirror}, erasing {self.erasing}"
 
     def apply(self, images: Tensor, rows: np.ndarray, view: int | None) -> Tensor:
-        """Crop and mirror.
+        """Crop, mirror, and change colours or shape.
 
         Args:
-            images: floating point ``[n, C, S, S]``, on any device.
+            images: floating point ``[n, C, S, S]`` in [0, 1], on any device.
             rows: ``[n]``, which images of the data set they are.
             view: ``None`` gives ``images`` back.
 
         Returns:
-            ``[n, C, S, S]``; each image's result hangs on its row and the view, not on what else is in the batch.
+            ``[n, C, S, S]`` in [0, 1]; each image's result hangs on its row and the view, not on what else is in the
+            batch.
         """
-        if view is None:
+        if view is None or self.kind == "none":
             return images
-        transforms = torch.from_numpy(self._transforms(rows, view)).to(images.device, images.dtype)
-        grid = F.affine_grid(transforms, list(images.shape), align_corners=False)
-        # The grid never leaves the image; "border" is for the half pixel at its edge.
-        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        draws = self._draws(rows, view)
+        cropped = _cropped(images, draws[:, _CROP], _SMALLEST_AREA[self.kind], self.mirror)
+        return cropped if self.kind == "light" else _trivially_augmented(cropped, draws[:, _OPERATION])
 
-    def _transforms(self, rows: np.ndarray, view: int) -> np.ndarray:
-        """Affine maps ``[n, 2, 3]`` from places in the result to places in the image, both in [-1, 1]."""
-        size = int(rows.max()) + 1
-        draws = np.random.default_rng([self.seed, view, 0x7A11]).random((size, 5))[rows]
-        area = _SMALLEST_AREA + (1 - _SMALLEST_AREA) * draws[:, 0]
-        aspect = np.exp(np.log(_ASPECTS[0]) + (np.log(_ASPECTS[1]) - np.log(_ASPECTS[0])) * draws[:, 1])
-        width, height = np.minimum(np.sqrt(area * aspect), 1), np.minimum(np.sqrt(area / aspect), 1)
-        side = np.where(self.mirror & (draws[:, 4] < 0.5), -1.0, 1.0)
-        transforms = np.zeros((len(rows), 2, 3))
-        transforms[:, 0, 0], transforms[:, 0, 2] = width * side, (2 * draws[:, 2] - 1) * (1 - width)
-        transforms[:, 1, 1], transforms[:, 1, 2] = height, (2 * draws[:, 3] - 1) * (1 - height)
-        return transforms
+    def erase(self, normalised: Tensor, rows: np.ndarray, view: int | None) -> Tensor:
+        """Set a rectangle of some images to 0, which is the mean colour of what the network was pretrained on.
+
+        Args:
+            normalised: floating point ``[n, C, S, S]``, on any device.
+            rows: as in :meth:`apply`.
+            view: as in :meth:`apply`.
+        """
+        if view is None or not self.erasing:
+            return normalised
+        erased = torch.from_numpy(_rectangles(self._draws(rows, view)[:, _ERASING], self.erasing, normalised.shape[-1]))
+        return normalised.masked_fill(erased[:, None].to(normalised.device), 0.0)
+
+    def _draws(self, rows: np.ndarray, view: int) -> np.ndarray:
+        """Numbers ``[n, 13]``, uniform in [0, 1)."""
+        return np.stack([np.random.default_rng([self.seed, view, row, 0x7A11]).random(_NUMBERS) for row in rows])
+
+
+def _cropped(images: Tensor, draws: np.ndarray, smallest_area: float, mirror: bool) -> Tensor:
+    """torchvision's ``RandomResizedCrop`` and ``RandomHorizontalFlip`` of the whole batch at once."""
+    area = smallest_area + (1 - smallest_area) * draws[:, 0]
+    aspect = _between(_ASPECTS, draws[:, 1])
+    width, height = np.minimum(np.sqrt(area * aspect), 1), np.minimum(np.sqrt(area / aspect), 1)
+    side = np.where(mirror & (draws[:, 4] < 0.5), -1.0, 1.0)
+    # Affine maps from places in the result to places in the image, both in [-1, 1].
+    maps = np.zeros((len(draws), 2, 3))
+    maps[:, 0, 0], maps[:, 0, 2] = width * side, (2 * draws[:, 2] - 1) * (1 - width)
+    maps[:, 1, 1], maps[:, 1, 2] = height, (2 * draws[:, 3] - 1) * (1 - height)
+    grid = F.affine_grid(
+        torch.from_numpy(maps).to(images.device, images.dtype), list(images.shape), align_corners=False
+    )
+    # The grid never leaves the image; "border" is for the half pixel at its edge.
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+_MAGNITUDES = 31
+_Operation = Callable[[Tensor, float], Tensor]
+
+
+def _operations() -> Sequence[tuple[_Operation, float, float, bool]]:
+    """TrivialAugment's wide space (Müller and Hutter, 2021), as torchvision has it: the operation, its weakest and its
+    strongest magnitude, and whether the sign is drawn.
+
+    ``torchvision.transforms.v2.TrivialAugmentWide`` itself draws from torch's global generator, which would make an
+    image's view hang on whatever was drawn before. The operations are torchvision's.
+    """
+    from torchvision.transforms.v2 import functional as V
+
+    def affine(image: Tensor, *, translate: Sequence[int] = (0, 0), shear: Sequence[float] = (0.0, 0.0)) -> Tensor:
+        center = None if any(translate) else [0.0, 0.0]
+        degrees = [float(np.degrees(np.arctan(part))) for part in shear]
+        changed: Tensor = V.affine(image, angle=0.0, translate=list(translate), scale=1.0, shear=degrees, center=center)
+        return changed
+
+    return (
+        (lambda image, magnitude: image, 0, 0, False),
+        (lambda image, magnitude: affine(image, shear=(magnitude, 0.0)), 0, 0.99, True),
+        (lambda image, magnitude: affine(image, shear=(0.0, magnitude)), 0, 0.99, True),
+        (lambda image, magnitude: affine(image, translate=(int(magnitude), 0)), 0, 32, True),
+        (lambda image, magnitude: affine(image, translate=(0, int(magnitude))), 0, 32, True),
+        (V.rotate, 0, 135, True),
+        (lambda image, magnitude: V.adjust_brightness(image, 1 + magnitude), 0, 0.99, True),
+        (lambda image, magnitude: V.adjust_saturation(image, 1 + magnitude), 0, 0.99, True),
+        (lambda image, magnitude: V.adjust_contrast(image, 1 + magnitude), 0, 0.99, True),
+        (lambda image, magnitude: V.adjust_sharpness(image, 1 + magnitude), 0, 0.99, True),
+        (lambda image, magnitude: V.posterize(image, round(magnitude)), 8, 2, False),
+        (V.solarize, 1, 0, False),
+        (lambda image, magnitude: V.autocontrast(image), 0, 0, False),
+        (lambda image, magnitude: V.equalize(image), 0, 0, False),
+    )
+
+
+def _trivially_augmented(images: Tensor, draws: np.ndarray) -> Tensor:
+    """One operation of a random magnitude for each image, one image after the other: about a millisecond each."""
+    operations = _operations()
+    changed = []
+    for image, (which, strength, sign) in zip(images, draws, strict=True):
+        operation, weakest, strongest, is_signed = operations[int(which * len(operations))]
+        magnitude = weakest + (strongest - weakest) * int(strength * _MAGNITUDES) / (_MAGNITUDES - 1)
+        changed.append(operation(image, -magnitude if is_signed and sign < 0.5 else magnitude))
+    return torch.stack(changed).clamp(0, 1)
+
+
+def _rectangles(draws: np.ndarray, probability: float, size: int) -> np.ndarray:
+    """Which pixels are erased: bool ``[n, S, S]``."""
+    area = _ERASED_AREA[0] + (_ERASED_AREA[1] - _ERASED_AREA[0]) * draws[:, 1]
+    aspect = _between(_ERASED_ASPECTS, draws[:, 2])
+    sides = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)])
+    lengths = np.clip(np.round(sides * size), 1, size)[..., None]
+    starts = np.floor(draws[:, 3:5].T[..., None] * (size - lengths + 1))
+    places = np.arange(size)
+    rows, columns = (starts <= places) & (places < starts + lengths)
+    within: np.ndarray = rows[:, :, None] & columns[:, None, :]
+    return within & (draws[:, 0] < probability)[:, None, None]
+
+
+def _between(ends: tuple[float, float], draws: np.ndarray) -> np.ndarray:
+    """Uniform numbers in [0, 1) as numbers between ``ends``, of which a half and a double are as likely."""
+    low, high = np.log(ends)
+    spread: np.ndarray = np.exp(low + (high - low) * draws)
+    return spread

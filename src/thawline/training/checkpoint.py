@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ __all__ = ["Checkpoint", "CheckpointFolder", "load", "load_model", "load_optimiz
 _FORMAT = "thawline-checkpoint-2"
 _FILE = re.compile(r"epoch-(\d{4,})\.safetensors")
 _WITHIN = "within-epoch.safetensors"
+_PARTS = ("model", "optimizer", "random_states", "trained")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Checkpoint:
     random_states: dict[str, Tensor]
     state: dict[str, Any]
     """JSON: optimizer groups, scheduler, scaler, freeze depth, value, history of metrics, resolved configuration."""
+    trained: dict[str, Tensor] = field(default_factory=dict)
+    """If ``model`` are averages, the weights that training goes on from; else empty."""
 
 
 class CheckpointFolder:
@@ -105,7 +108,7 @@ class CheckpointFolder:
     def _write(self, checkpoint: Checkpoint, target: Path) -> None:
         tensors = {
             f"{part}/{name}": tensor.detach().cpu().contiguous()
-            for part in ("model", "optimizer", "random_states")
+            for part in _PARTS
             for name, tensor in getattr(checkpoint, part).items()
         }
         header = {
@@ -177,7 +180,7 @@ def load(path: Path) -> Checkpoint:
     state = json.loads(header["state"])
     if _digest(tensors, state) != header["sha256"]:
         raise CheckpointError(f"The checkpoint {path} is damaged: its checksum does not match its content.")
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random_states": {}}
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
     for name, tensor in tensors.items():
         part, _, key = name.partition("/")
         parts[part][key] = tensor
@@ -195,6 +198,7 @@ def _in_memory(checkpoint: Checkpoint) -> Checkpoint:
         model=copy(checkpoint.model),
         optimizer=copy(checkpoint.optimizer),
         random_states=copy(checkpoint.random_states),
+        trained=copy(checkpoint.trained),
     )
 
 

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches
 from thawline.training.loop import class_weights, classes_of, logits_of
 from thawline.training.metrics import classification_metrics
+from thawline.training.mixing import Mixed, Mixing
 from thawline.training.optim import build_optimizer, build_schedule, schedule_factor
 from thawline.training.results import (
     Decision,
@@ -80,9 +82,10 @@ def fit_heads(
             left at the weights of the last trial that was measured.
         train: activations behind all layer groups.
         validation: the same.
-        trials: all of full freeze depth and of one kind of optimizer. If they have checkpoints, the same trials in the
-            same order as before: they go on from there, with the bits that they would have had.
-        config: as in ``fit``.
+        trials: all of full freeze depth, where all policies are one, and of one kind of optimizer. If they have
+            checkpoints, the same trials in the same order as before: they go on from there, with the bits that they
+            would have had.
+        config: as in ``fit``, but weights are not averaged.
         metric: as in ``fit``.
         runtime: device and precision; not fp16, which needs a loss scale for each trial.
         seed: decides the order of batches, and dropout.
@@ -130,7 +133,10 @@ def fit_heads(
             began = time.perf_counter() - seconds
             logits = stack.predict(head.index, validation)
             metrics = classification_metrics(logits, torch.from_numpy(validation.labels))
-            result = epoch_result(epoch, training[head.index], metrics, learning_rate, len(train), seconds, began)
+            depth = len(backbone.layer_groups)
+            result = epoch_result(
+                epoch, training[head.index], metrics, depth, learning_rate, len(train), seconds, began
+            )
             head.history.append(result)
             fingerprint = fingerprint_of(head.trial.hyperparameters, config, seed)
             head.trial.checkpoints.keep(
@@ -180,11 +186,13 @@ class _Stack:
     ) -> None:
         deepest = len(backbone.layer_groups)
         self.hyperparameters = [trial.hyperparameters for trial in trials]
-        kinds = {(h.freeze_depth, h.optimizer) for h in self.hyperparameters}
+        if config.ema is not None:
+            raise TrainingError("Trials whose weights are averaged (train.ema) cannot be trained together.")
+        kinds = {(h.freeze_depth, h.optimizer, h.augmentation) for h in self.hyperparameters}
         if len(kinds) != 1 or self.hyperparameters[0].freeze_depth != deepest or runtime.needs_loss_scaling:
             raise TrainingError(
-                f"Trials can be trained together if all have freeze depth {deepest}, one optimizer and no fp16, "
-                f"but got {sorted(kinds)} in {runtime}."
+                f"Trials can be trained together if all have freeze depth {deepest}, the same optimizer and "
+                f"augmentation, and no fp16, but got {sorted(kinds)} in {runtime}."
             )
         if (train.boundary, validation.boundary) != (deepest, deepest):
             raise TrainingError("Trials can be trained together on stored activations alone.")
@@ -221,7 +229,7 @@ class _Stack:
     def optimizer_of(self, index: int) -> tuple[Optimizer, LambdaLR]:
         """One trial's optimizer and schedule, whose tensors are views of the stack: to be saved, not stepped."""
         parameters = {name: nn.Parameter(stacked.detach()[index]) for name, stacked in self.parameters.items()}
-        optimizer = build_optimizer(parameters, self.backbone.head.tensors, self.hyperparameters[index])
+        optimizer = build_optimizer(parameters, self.backbone, self.hyperparameters[index])
         for name, parameter in parameters.items():
             optimizer.state[parameter] = {key: value[index] for key, value in self.state[name].items()}
             if self.optimizer_kind == "adamw":
@@ -317,26 +325,27 @@ def _train_epoch(
     train_mode(stack.backbone, len(stack.backbone.layer_groups))
     count, device = len(stack.hyperparameters), stack.runtime.device
     total_loss, correct, total_norm = (torch.zeros(count, device=device) for _ in range(3))
-    order = batch_order(len(train), stack.config.batch_size, seed, epoch)
+    order = batch_order(train, stack.config.batch_size, seed, epoch)
 
     # Under vmap autocast does not reach the layers: the head's one layer is given what autocast would give it.
     kind = stack.runtime.autocast_dtype or torch.float32
+    smoothing, mixing = stack.config.label_smoothing, Mixing.of(stack.config, seed)
 
-    def loss_of(parameters: dict[str, Tensor], batch: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_of(parameters: dict[str, Tensor], mixed: Mixed) -> tuple[Tensor, Tensor]:
         parameters = {name: parameter.to(kind) for name, parameter in parameters.items()}
-        logits = functional_call(stack.tail, parameters, (batch,)).float()
-        loss = F.cross_entropy(logits, labels, weight=weights, label_smoothing=stack.config.label_smoothing)
-        return loss, (logits.detach().argmax(1) == labels).sum()
+        logits = functional_call(stack.tail, parameters, (mixed.batch.to(kind),)).float()
+        loss = mixed.loss(partial(F.cross_entropy, logits, weight=weights, label_smoothing=smoothing))
+        return loss, (logits.detach().argmax(1) == mixed.heavier).sum()
 
     # One dropout mask for all: the one that each would draw alone.
-    losses_of = vmap(loss_of, in_dims=(0, None, None), randomness="same")
+    losses_of = vmap(loss_of, in_dims=(0, None), randomness="same")
     names = list(stack.parameters)
-    for rows, batch in batches(train, order, epoch, stack.runtime):
-        labels = torch.from_numpy(train.labels[rows]).to(device)
+    for number, (rows, batch) in enumerate(batches(train, order, epoch, stack.runtime)):
+        mixed = mixing.apply(batch, torch.from_numpy(train.labels[rows]).to(device), epoch, number)
         with warnings.catch_warnings():
             # Of SqueezeNet's pooling, which is done head by head: still far faster than all of it head by head.
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-            losses, hits = losses_of(stack.parameters, batch.to(kind), labels)
+            losses, hits = losses_of(stack.parameters, mixed)
         gradients: Any = torch.autograd.grad(losses.sum(), list(stack.parameters.values()))
         named = dict(zip(names, gradients, strict=True))
         total_norm += stack.clip(named)

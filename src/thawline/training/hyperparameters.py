@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from thawline.config import AugmentationKind, BatchNorm, Policy
+
 __all__ = ["Hyperparameters"]
 
 
@@ -17,6 +19,11 @@ class Hyperparameters:
     weight_decay: float
     head_learning_rate_factor: float
     optimizer: Literal["adamw", "sgd"]
+    # The defaults are what trials of earlier versions did, whose records name none of these.
+    policy: Policy = "static"
+    layer_decay: float = 1.0
+    batch_norm: BatchNorm = "train_all"
+    augmentation: AugmentationKind = "none"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values by name, in the order of declaration."""

@@ -2,18 +2,35 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from thawline.backbones import Preprocessing
+from thawline.data import DecodedImages, Split
 from thawline.training.augmentation import Augmentation
 from thawline.training.runtime import Runtime
 
-__all__ = ["ImageInputs", "Inputs", "batch_order", "batch_sizes", "batches"]
+if TYPE_CHECKING:
+    from thawline.data import Tokens
 
+__all__ = [
+    "ImageInputs",
+    "Inputs",
+    "TextInputs",
+    "batch_order",
+    "batch_sizes",
+    "batches",
+    "evaluation_order",
+    "open_inputs",
+    "padded",
+]
+
+_SORTED_BATCHES = 32
+"""Batches of texts that are sorted by length together: more pad less, and leave less to chance."""
 _AHEAD = 2
 """Batches that are read while one is computed."""
 
@@ -28,6 +45,11 @@ class Inputs(Protocol):
     @property
     def boundary(self) -> int:
         """Layer groups that the rows have gone through already; 0 for images."""
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """int32 ``[N]``, tokens of each text; ``None`` where all rows are of one size. Batches are made of texts of
+        about one length, so that little of them is padding."""
 
     def __len__(self) -> int: ...
 
@@ -76,18 +98,43 @@ def batch_sizes(images: int, batch_size: int) -> list[int]:
     return sizes
 
 
-def batch_order(images: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Indices of each batch; the order depends on seed and epoch alone, so a resumed epoch sees the same."""
-    order = np.random.default_rng([seed, epoch]).permutation(images)
-    ends = np.cumsum(batch_sizes(images, batch_size))[:-1]
+def batch_order(inputs: Inputs, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Rows of each batch; the order depends on seed and epoch alone, so a resumed epoch sees the same.
+
+    Texts are shuffled, then sorted by length among some dozens of batches at a time, and these batches shuffled: each
+    epoch has others, and none is padded much.
+    """
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(inputs))
+    ends = np.cumsum(batch_sizes(len(inputs), batch_size))[:-1]
+    if inputs.lengths is not None:
+        among = _SORTED_BATCHES * batch_size
+        chunks = np.split(order, range(among, len(order), among))
+        order = np.concatenate([chunk[np.argsort(inputs.lengths[chunk], kind="stable")] for chunk in chunks])
     # Ascending within the batch: a memory map is read forwards, and a batch's order means nothing.
-    return [np.sort(rows) for rows in np.split(order, ends)]
+    parts = [np.sort(rows) for rows in np.split(order, ends)]
+    return parts if inputs.lengths is None else [parts[i] for i in random.permutation(len(parts))]
+
+
+def evaluation_order(inputs: Inputs, batch_size: int) -> list[np.ndarray]:
+    """All rows in batches, as they lie; texts from the shortest to the longest."""
+    order = np.arange(len(inputs)) if inputs.lengths is None else np.argsort(inputs.lengths, kind="stable")
+    return np.split(order, range(batch_size, len(order), batch_size))
+
+
+def padded(rows: Sequence[np.ndarray]) -> Tensor:
+    """Tokens int64 ``[n, T]`` of texts, int32 ``[tokens]`` each, with -1 behind the end of each."""
+    tokens = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
+    for place, row in zip(tokens, rows, strict=True):
+        place[: len(row)] = row
+    return torch.from_numpy(tokens)
 
 
 class ImageInputs:
     """Decoded images, normalised and augmented on the device."""
 
     boundary = 0
+    lengths: np.ndarray | None = None
 
     def __init__(
         self,
@@ -115,6 +162,53 @@ class ImageInputs:
     def prepare(self, read: Tensor, rows: np.ndarray, epoch: int) -> Tensor:
         """Normalised fp32 ``[n, 3, S, S]``."""
         pixels = read.to(self._runtime.device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
-        pixels = self._augmentation.apply(pixels, rows, self._augmentation.view_of(epoch))
-        normalised = (pixels - self._mean) / self._std
+        view = self._augmentation.view_of(epoch)
+        pixels = self._augmentation.apply(pixels, rows, view)
+        normalised = self._augmentation.erase((pixels - self._mean) / self._std, rows, view)
         return normalised.contiguous(memory_format=self._runtime.memory_format)
+
+
+class TextInputs:
+    """Tokens of texts, padded to the longest of a batch."""
+
+    boundary = 0
+
+    def __init__(self, tokens: "Tokens", labels: np.ndarray, runtime: Runtime) -> None:
+        """Take the tokens of ``N`` texts and labels int64 ``[N]``."""
+        # A copy: a memory map is read-only, and torch would warn that it cannot guard it.
+        self.labels, self.lengths = np.array(labels), tokens.lengths
+        self._tokens, self._runtime = tokens, runtime
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, rows: np.ndarray, epoch: int) -> Tensor:
+        """int64 ``[n, T]``, -1 behind the end of each text."""
+        return padded(self._tokens.rows(rows))
+
+    def prepare(self, read: Tensor, rows: np.ndarray, epoch: int) -> Tensor:
+        """The same on the device."""
+        return read.to(self._runtime.device, non_blocking=True)
+
+
+def open_inputs(
+    path: Path,
+    split: Split,
+    preprocessing: Preprocessing | None,
+    runtime: Runtime,
+    augmentation: Augmentation | None = None,
+) -> ImageInputs | TextInputs:
+    """A split of the data as a network takes it.
+
+    Args:
+        path: file of decoded images, or of tokenized texts.
+        split: which.
+        preprocessing: of images; ``None`` for texts, whose tokens need none.
+        runtime: device and memory order.
+        augmentation: of training images; by default none.
+    """
+    if preprocessing is None:
+        from thawline.data import TokenizedTexts
+
+        return TextInputs(*TokenizedTexts.open(path).split(split), runtime)
+    return ImageInputs(*DecodedImages.open(path).split(split), preprocessing, runtime, augmentation)

@@ -1,13 +1,14 @@
 """The training loop: plain PyTorch, read top to bottom.
 
-``fit`` trains one backbone frozen to one depth, writes a checkpoint after every epoch and asks its caller after every
-epoch whether to go on. Killed at any point and called again with the same arguments, it goes on at the next epoch (at
-the next batch, if it was asked to leave), and ends with bit-equal weights (same machine, CPU, same number of threads).
+``fit`` trains one backbone frozen to one depth, or thaws it down to there on the way, writes a checkpoint after every
+epoch and asks its caller after every epoch whether to go on. Killed at any point and called again with the same
+arguments, it goes on at the next epoch (at the next batch, if it was asked to leave), and ends with bit-equal weights
+(same machine, CPU, same number of threads).
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,12 +27,14 @@ from thawline.backbones import Backbone, section
 from thawline.config import TrainConfig
 from thawline.exceptions import CheckpointError, TrainingError
 from thawline.freezing import freeze_to, train_mode, trainable_parameters
-from thawline.training.checkpoint import Checkpoint, CheckpointFolder, load_model, load_optimizer
+from thawline.training.averaging import WeightAverage
+from thawline.training.checkpoint import Checkpoint, CheckpointFolder, load_model, load_optimizer, pack_model
 from thawline.training.hyperparameters import Hyperparameters
-from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches
+from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches, evaluation_order
 from thawline.training.metrics import classification_metrics
+from thawline.training.mixing import Mixing
 from thawline.training.observation import Observer
-from thawline.training.optim import build_optimizer, build_schedule
+from thawline.training.optim import add_parameters, build_optimizer, build_schedule
 from thawline.training.results import (
     Decision,
     EpochResult,
@@ -42,17 +45,16 @@ from thawline.training.results import (
     epoch_result,
     fingerprint_of,
     fit_result,
-    no_longer_improves,
 )
 from thawline.training.runtime import Runtime, restore_random_states
+from thawline.training.thawing import Thawing
 
 __all__ = ["class_weights", "classes_of", "fit", "logits_of", "predict"]
 
 
 def fit(
     backbone: Backbone,
-    train: Inputs,
-    validation: Inputs,
+    inputs: Callable[[int], tuple[Inputs, Inputs]],
     *,
     hyperparameters: Hyperparameters,
     config: TrainConfig,
@@ -65,20 +67,21 @@ def fit(
     on_batch: Callable[[], bool] = lambda: False,
     observer: Observer | None = None,
 ) -> FitResult:
-    """Fine-tune ``backbone`` in place, frozen to ``hyperparameters.freeze_depth``.
+    """Fine-tune ``backbone`` in place, frozen to ``hyperparameters.freeze_depth`` or, by its policy, first to more.
 
     Args:
         backbone: fresh from :func:`thawline.backbones.create`, on any device.
-        train: what is trained on, in a new order each epoch: images, or stored activations of at most
-            ``freeze_depth`` layer groups. Both give the same numbers; images cost the frozen layers' time.
-        validation: what is measured after each epoch; images or activations too.
-        hyperparameters: freeze depth, rates and optimizer.
+        inputs: for a freeze depth, what is trained on, in a new order each epoch, and what is measured after each
+            epoch: rows as they are, or stored activations of at most so many layer groups. Both give the same numbers;
+            the former cost the frozen layers' time. Called anew when the depth has changed, with the same rows.
+        hyperparameters: freeze depth, rates, optimizer, and how it comes to its freeze depth.
         config: epochs, batch size, schedule, loss and precision.
         metric: validation metric that decides which epoch is best, a key of ``METRIC_DIRECTIONS``.
         runtime: device and precision.
         checkpoints: where to resume from, and to write to after every epoch.
         seed: decides the order of batches, and dropout.
-        accumulation: batches are computed in this many parts to save memory; the gradient is that of the whole.
+        accumulation: batches are computed in this many parts to save memory; the gradient is that of the whole, but
+            for mixup and cutmix, which pair images of the same part.
         on_epoch: told each epoch's result, answers whether to go on. After a resume it is first told those that a
             checkpoint already holds, since nobody knows whether they arrived before the process died.
         on_batch: called after every batch; True asks to write a checkpoint there and leave.
@@ -88,13 +91,17 @@ def fit(
 
     Raises:
         Interrupted: after ``on_batch`` asked for it.
-        TrainingError: if the loss is not finite, or activations come from behind the freeze depth.
+        TrainingError: if the loss is not finite, or activations come from behind the freeze depth of an epoch.
         CheckpointError: if the checkpoints are of another configuration.
     """
-    run = _Run(backbone, train, validation, hyperparameters, config, runtime, observer)
+    thawing = Thawing.of(hyperparameters, config, deepest=len(backbone.layer_groups), metric=metric)
     fingerprint = fingerprint_of(hyperparameters, config, seed)
-    history = _resume(run, checkpoints, fingerprint)
-    weights = class_weights(train.labels, classes_of(backbone), config, runtime)
+    checkpoint = _last(checkpoints, fingerprint)
+    history = [EpochResult(**entry) for entry in checkpoint.state["history"]] if checkpoint is not None else []
+    run = _Run(backbone, inputs, thawing.depths(history), hyperparameters, config, runtime, observer)
+    if checkpoint is not None:
+        run.restore(checkpoint)
+    weights = class_weights(run.train.labels, classes_of(backbone), config, runtime)
     decision, stopped_early = Decision.CONTINUE, False
     for known in history:
         decision = on_epoch(known)
@@ -102,23 +109,25 @@ def fit(
         return fit_result(decision, history, metric, stopped_early)
 
     for epoch in range(len(history), config.epochs):
-        stopped_early = no_longer_improves(history, metric, config.early_stopping)
+        stopped_early = thawing.stops_early(history, config.early_stopping)
         if stopped_early:
             break
+        run.train_from(thawing.depths(history)[-1])
         started = time.perf_counter()
         begun = _go_on_within(run, checkpoints, epoch, fingerprint)
         learning_rate = begun.learning_rate or run.optimizer.param_groups[0]["lr"]
         leave = partial(_leave, run, checkpoints, fingerprint, history, metric)
-        training = _train_epoch(run, train, epoch, seed, weights, accumulation, begun, on_batch, leave)
+        training = _train_epoch(run, run.train, epoch, seed, weights, accumulation, begun, on_batch, leave)
         seconds = time.perf_counter() - started + begun.seconds
-        backbone.module.eval()
-        logits = logits_of(run.evaluating, validation, runtime, config.batch_size, on_batch)
-        metrics = classification_metrics(logits, torch.from_numpy(validation.labels))
-        result = epoch_result(epoch, training, metrics, learning_rate, len(train), seconds, started - begun.seconds)
-        history.append(result)
-        checkpoints.keep(
-            checkpoint_of(backbone, run.optimizer, run.schedule, run.scaler, runtime, fingerprint, history, metric)
-        )
+        with run.averaged() as trained:
+            backbone.module.eval()
+            logits = logits_of(run.evaluating, run.validation, runtime, config.batch_size, on_batch)
+            metrics = classification_metrics(logits, torch.from_numpy(run.validation.labels))
+            result = epoch_result(
+                epoch, training, metrics, run.depth, learning_rate, len(run.train), seconds, started - begun.seconds
+            )
+            history.append(result)
+            checkpoints.keep(run.checkpoint(fingerprint, history, metric, trained=trained))
         if observer is not None:
             observer.end_epoch(epoch + 1, logits)
         decision = on_epoch(result)
@@ -144,13 +153,14 @@ def logits_of(
     on_batch: Callable[[], object] = lambda: None,
 ) -> Tensor:
     """Logits ``[N, num_classes]``, fp32 on the CPU, by a network in evaluation mode that takes such inputs."""
-    parts = np.split(np.arange(len(inputs)), range(batch_size, len(inputs), batch_size))
+    parts = evaluation_order(inputs, batch_size)
     logits = []
     for _, batch in batches(inputs, parts, 0, runtime):
         with runtime.autocast():
             logits.append(network(batch).float().cpu())
         on_batch()
-    return torch.cat(logits)
+    in_order = torch.from_numpy(np.argsort(np.concatenate(parts)))
+    return torch.cat(logits)[in_order]
 
 
 class _Run:
@@ -159,34 +169,127 @@ class _Run:
     def __init__(
         self,
         backbone: Backbone,
-        train: Inputs,
-        validation: Inputs,
+        inputs: Callable[[int], tuple[Inputs, Inputs]],
+        depths: Sequence[int],
         hyperparameters: Hyperparameters,
         config: TrainConfig,
         runtime: Runtime,
         observer: Observer | None,
     ) -> None:
+        """Free what the last epoch had free, so that its state can be loaded.
+
+        Args:
+            backbone: see :func:`fit`, as the other arguments.
+            inputs: opened here for the next epoch.
+            depths: the freeze depth of each epoch so far and of the next.
+            hyperparameters: rates and optimizer.
+            config: batch size, schedule, averaging.
+            runtime: device and precision.
+            observer: attached when training begins, and again when the depth changes.
+        """
         self.backbone, self.config, self.runtime, self.observer = backbone, config, runtime, observer
-        self.depth = hyperparameters.freeze_depth
-        if max(train.boundary, validation.boundary) > self.depth:
-            raise TrainingError(
-                f"Activations behind {max(train.boundary, validation.boundary)} layer groups cannot train a network "
-                f"that is frozen to {self.depth}: those between would never change."
-            )
+        self._hyperparameters, self._open = hyperparameters, inputs
         self.module = backbone.module.to(runtime.device).to(memory_format=runtime.memory_format)
-        freeze_to(backbone, self.depth)
-        train_mode(backbone, self.depth)
         self.scaler = GradScaler(runtime.device.type, enabled=runtime.needs_loss_scaling)
-        self.training = self._network(train.boundary, observer)
-        self.module.eval()
-        self.evaluating = self._network(validation.boundary)
-        parameters = trainable_parameters(backbone)
-        self.optimizer: Optimizer = build_optimizer(parameters, backbone.head.tensors, hyperparameters)
-        steps = len(batch_sizes(len(train), config.batch_size))
-        self.schedule: LambdaLR = build_schedule(
-            self.optimizer, total_steps=config.epochs * steps, warmup_fraction=config.warmup_fraction
+        self.average = WeightAverage(self.module, config.ema) if config.ema is not None else None
+        self._opened_for = depths[-1]
+        self.train, self.validation = self._open(self._opened_for)
+        self._total_steps = config.epochs * len(batch_sizes(len(self.train), config.batch_size))
+        self._ready_for: int | None = None
+        first, *later = dict.fromkeys(depths[:-1] or depths)
+        self._freeze_to(first)
+        self.optimizer: Optimizer = build_optimizer(self._free, backbone, hyperparameters)
+        self.schedule: LambdaLR = self._new_schedule(0)
+        # One after the other: so the optimizer's groups come in the order in which its state was saved.
+        for depth in later:
+            self._thaw(depth)
+
+    def _freeze_to(self, depth: int) -> None:
+        self.depth = depth
+        freeze_to(self.backbone, depth, batch_norm=self._hyperparameters.batch_norm)
+        self._free = trainable_parameters(self.backbone)
+        self.trainable = list(self._free.values())
+        if self.average is not None:
+            self.average.follow(pack_model(self.backbone, depth).keys() - self.average.names)
+
+    def _thaw(self, depth: int) -> None:
+        """Thaw the layer groups from ``depth`` on; what was free already keeps its optimizer state, and its average."""
+        known = self._free
+        self._freeze_to(depth)
+        thawed = {name: parameter for name, parameter in self._free.items() if name not in known}
+        add_parameters(self.optimizer, thawed, self.backbone, self._hyperparameters)
+        self.schedule = self._new_schedule(self.schedule.last_epoch)
+
+    def _new_schedule(self, steps: int) -> LambdaLR:
+        return build_schedule(
+            self.optimizer, total_steps=self._total_steps, warmup_fraction=self.config.warmup_fraction, steps=steps
         )
-        self.trainable = list(parameters.values())
+
+    def train_from(self, depth: int) -> None:
+        """Get ready to train from layer group ``depth`` on; nothing is to be done if that was trained last."""
+        if depth == self._ready_for:
+            return
+        if depth != self.depth:
+            self._thaw(depth)
+        if depth != self._opened_for:
+            del self.train, self.validation  # before others are opened: they may fill half of the memory
+            self._opened_for = depth
+            self.train, self.validation = self._open(depth)
+        behind = max(self.train.boundary, self.validation.boundary)
+        if behind > depth:
+            raise TrainingError(
+                f"Activations behind {behind} layer groups cannot train a network that is frozen to {depth}: those "
+                "between would never change."
+            )
+        self.train_mode()
+        mixed_at = depth if self.config.mixes else self.train.boundary
+        self.before_mixing = self._frozen(self.train.boundary, mixed_at)
+        self.training = self._network(mixed_at, self.observer)
+        self.module.eval()
+        self.evaluating = self._network(self.validation.boundary)
+        self._ready_for = depth
+
+    def train_mode(self) -> None:
+        """See :func:`thawline.freezing.train_mode`."""
+        train_mode(self.backbone, self.depth, batch_norm=self._hyperparameters.batch_norm)
+
+    def averaged(self) -> AbstractContextManager[dict[str, Tensor]]:
+        """Give the backbone its averaged weights for the time of the block, if they are averaged.
+
+        Yields those that training goes on with; none if they are not averaged.
+        """
+        return nullcontext({}) if self.average is None else self.average.in_place()
+
+    def checkpoint(
+        self,
+        fingerprint: dict[str, Any],
+        history: list[EpochResult],
+        metric: str,
+        trained: dict[str, Tensor],
+        within: dict[str, float] | None = None,
+    ) -> Checkpoint:
+        """See :func:`checkpoint_of`."""
+        return checkpoint_of(
+            self.backbone,
+            self.optimizer,
+            self.schedule,
+            self.scaler,
+            self.runtime,
+            fingerprint,
+            history,
+            metric,
+            within,
+            trained,
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to where a checkpoint of the same freeze depth was made."""
+        load_model(checkpoint, self.backbone)
+        if self.average is not None:
+            self.average.follow(self.average.names)
+            self.average.set(checkpoint.trained)
+        load_optimizer(checkpoint, self.optimizer, self.schedule, self.scaler)
+        restore_random_states(checkpoint.random_states, self.runtime.device)
 
     def _network(self, boundary: int, observer: Observer | None = None) -> nn.Module:
         """What follows a border, in the mode that the module is in now. The whole needs no tracing if exact."""
@@ -196,6 +299,10 @@ class _Run:
         if observer is not None:
             observer.attach(network, self.backbone, self.depth, self.scaler)
         return network
+
+    def _frozen(self, start: int, stop: int) -> nn.Module:
+        """The frozen layer groups between where the inputs come from and where they are mixed."""
+        return section(self.backbone, start, stop, exact=self.config.exact) if start < stop else nn.Identity()
 
     def watching(self, parts: int, steps: range) -> AbstractContextManager[None]:
         """See :meth:`Observer.watching`."""
@@ -226,24 +333,26 @@ def _train_epoch(
     on_batch: Callable[[], bool],
     leave: Callable[[_Begun], Never],
 ) -> dict[str, float]:
-    train_mode(run.backbone, run.depth)
+    run.train_mode()
     device, started = run.runtime.device, time.perf_counter()
     learning_rate = begun.learning_rate or run.optimizer.param_groups[0]["lr"]
     total_loss, correct, total_norm = (torch.tensor(v, device=device) for v in (begun.loss, begun.correct, begun.norm))
-    order = batch_order(len(train), run.config.batch_size, seed, epoch)
+    order = batch_order(train, run.config.batch_size, seed, epoch)
     parts = [(batch, batch[part]) for batch in order[begun.batches :] for part in _parts(len(batch), accumulation)]
     read = batches(train, [part for _, part in parts], epoch, run.runtime)
     done = begun.batches
+    mixing = Mixing.of(run.config, seed)
     steps = range(epoch * len(order) + done + 1, (epoch + 1) * len(order) + 1)
     with run.watching(len(parts), steps):
         for (batch, _), (rows, tensor) in zip(parts, read, strict=True):
             labels, whole = (torch.from_numpy(train.labels[indices]).to(device) for indices in (rows, batch))
             with run.runtime.autocast():
-                logits = run.training(tensor)
-            loss = _loss(logits, labels, whole, weights, run.config.label_smoothing)
+                mixed = mixing.apply(run.before_mixing(tensor), labels, epoch, done)
+                logits = run.training(mixed.batch)
+            loss = mixed.loss(partial(_loss, logits, whole, weights, run.config.label_smoothing))
             run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total_loss += loss.detach() * len(batch)
-            correct += (logits.detach().argmax(1) == labels).sum()
+            correct += (logits.detach().argmax(1) == mixed.heavier).sum()
             if rows[-1] == batch[-1]:
                 total_norm += _step(run)
                 done += 1
@@ -259,7 +368,7 @@ def _train_epoch(
     }
 
 
-def _loss(logits: Tensor, labels: Tensor, whole: Tensor, weights: Tensor | None, label_smoothing: float) -> Tensor:
+def _loss(logits: Tensor, whole: Tensor, weights: Tensor | None, label_smoothing: float, labels: Tensor) -> Tensor:
     """Cross-entropy of a part of the batch that has the labels ``whole``."""
     # The weight of the whole batch, so that parts of it add up to the gradient of the whole.
     weight = weights[whole].sum() if weights is not None else len(whole)
@@ -276,11 +385,8 @@ def _leave(
     begun: _Begun,
 ) -> Never:
     """Keep where the epoch stands. If that cannot be written, the epoch begins anew when training goes on."""
-    checkpoint = checkpoint_of(
-        run.backbone, run.optimizer, run.schedule, run.scaler, run.runtime, fingerprint, history, metric, asdict(begun)
-    )
-    with suppress(OSError):
-        checkpoints.save_within(checkpoint)
+    with run.averaged() as trained, suppress(OSError):
+        checkpoints.save_within(run.checkpoint(fingerprint, history, metric, trained, asdict(begun)))
     raise Interrupted
 
 
@@ -289,7 +395,7 @@ def _go_on_within(run: _Run, checkpoints: CheckpointFolder, epoch: int, fingerpr
     checkpoint = checkpoints.within(epoch)
     if checkpoint is None or checkpoint.state["fingerprint"] != fingerprint:
         return _Begun()
-    _restore(run, checkpoint)
+    run.restore(checkpoint)
     return _Begun(**checkpoint.state["within"])
 
 
@@ -302,6 +408,8 @@ def _step(run: _Run) -> Tensor:
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.schedule.step()
+    if run.average is not None:
+        run.average.update(run.schedule.last_epoch)
     run.optimizer.zero_grad(set_to_none=True)
     return norm.detach()
 
@@ -327,21 +435,12 @@ def class_weights(labels: np.ndarray, classes: int, config: TrainConfig, runtime
     return torch.tensor(weights, dtype=torch.float32, device=runtime.device)
 
 
-def _resume(run: _Run, checkpoints: CheckpointFolder, fingerprint: dict[str, Any]) -> list[EpochResult]:
-    """Load the last checkpoint into ``run`` if there is one; returns the history so far."""
+def _last(checkpoints: CheckpointFolder, fingerprint: dict[str, Any]) -> Checkpoint | None:
+    """The last checkpoint, if there is one."""
     checkpoint = checkpoints.last()
-    if checkpoint is None:
-        return []
-    if checkpoint.state["fingerprint"] != fingerprint:
+    if checkpoint is not None and checkpoint.state["fingerprint"] != fingerprint:
         raise CheckpointError(
             f"{checkpoints.path} holds checkpoints of another configuration. "
             "Give the study another name, or remove that folder."
         )
-    _restore(run, checkpoint)
-    return [EpochResult(**entry) for entry in checkpoint.state["history"]]
-
-
-def _restore(run: _Run, checkpoint: Checkpoint) -> None:
-    load_model(checkpoint, run.backbone)
-    load_optimizer(checkpoint, run.optimizer, run.schedule, run.scaler)
-    restore_random_states(checkpoint.random_states, run.runtime.device)
+    return checkpoint

@@ -20,6 +20,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.utils.hooks import RemovableHandle
 
 from thawline.backbones import Backbone
+from thawline.backbones._windows import Window
 
 __all__ = ["HEAD", "Allowance", "Distribution", "GradientVerdict", "Observation", "Observer"]
 
@@ -129,7 +130,7 @@ class Observer:
         """What the gradients of all epochs say, those of a training that broke too."""
         self._seen = _Seen()
 
-    def attach(self, network: fx.GraphModule, backbone: Backbone, depth: int, scaler: GradScaler) -> None:
+    def attach(self, network: nn.Module, backbone: Backbone, depth: int, scaler: GradScaler) -> None:
         """Prepare to watch ``network``, a section of ``backbone`` that is trained from layer group ``depth`` on."""
         self._flow = _GradientFlow(network, backbone, depth, scaler, self._allowance)
         self._parameters = _parameters_of(backbone, depth)
@@ -266,25 +267,15 @@ class _GradientFlow:
     """
 
     def __init__(
-        self, network: fx.GraphModule, backbone: Backbone, depth: int, scaler: GradScaler, allowance: Allowance
+        self, network: nn.Module, backbone: Backbone, depth: int, scaler: GradScaler, allowance: Allowance
     ) -> None:
         self._scaler, self._allowance = scaler, allowance
         self._device = next(backbone.module.parameters()).device
-        self._probes: dict[str, nn.Module] = {}
+        self._probes = _probe(network, backbone, depth)
         self._handles: list[RemovableHandle] = []
         self._norms = torch.zeros(0, 0)
         self.parts = 0
         """Backward passes that were looked at since the epoch began."""
-        for name, node in _borders(network, backbone, depth).items():
-            path = f"gradient_probe_{len(self._probes)}"
-            network.add_submodule(path, probe := nn.Identity())
-            users = list(node.users)
-            with network.graph.inserting_after(node):
-                probing = network.graph.call_module(path, (node,))
-            for user in users:
-                user.replace_input_with(node, probing)
-            self._probes[name] = probe
-        network.recompile()
 
     @property
     def is_watched(self) -> bool:
@@ -330,6 +321,33 @@ class _GradientFlow:
             steps = [squares[start:end].sum(axis=0) for start, end in pairwise([0, *parts_of_steps])]
             table = np.sqrt(np.array(steps).reshape(len(steps), len(self._probes)))
         return {name: table[:, i] for i, name in enumerate(self._probes)}
+
+
+def _probe(network: nn.Module, backbone: Backbone, depth: int) -> dict[str, nn.Module]:
+    """Put a module that does nothing behind each trained layer group of a section, and behind the head."""
+    if isinstance(network, fx.GraphModule):
+        return {
+            name: _inserted(network, node, f"gradient_probe_{number}")
+            for number, (name, node) in enumerate(_borders(network, backbone, depth).items())
+        }
+    assert isinstance(network, Window)  # noqa: S101  the other kind of section
+    names = [*(group.name for group in backbone.layer_groups[depth:]), HEAD]
+    probes: dict[str, nn.Module] = {name: nn.Identity() for name in names}
+    for border, probe in enumerate(probes.values(), start=depth + 1):
+        network.probe(border, probe)
+    return probes
+
+
+def _inserted(network: fx.GraphModule, node: fx.Node, path: str) -> nn.Module:
+    """A module that does nothing behind an operation."""
+    network.add_submodule(path, probe := nn.Identity())
+    users = list(node.users)
+    with network.graph.inserting_after(node):
+        probing = network.graph.call_module(path, (node,))
+    for user in users:
+        user.replace_input_with(node, probing)
+    network.recompile()
+    return probe
 
 
 def _borders(network: fx.GraphModule, backbone: Backbone, depth: int) -> dict[str, fx.Node]:

@@ -1,46 +1,79 @@
 """Optimizer and learning-rate schedule."""
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from thawline.backbones import Backbone
 from thawline.training.hyperparameters import Hyperparameters
 
-__all__ = ["build_optimizer", "build_schedule", "schedule_factor"]
+__all__ = ["add_parameters", "build_optimizer", "build_schedule", "schedule_factor"]
 
 
 def build_optimizer(
-    parameters: Mapping[str, nn.Parameter], head: Container[str], hyperparameters: Hyperparameters
+    parameters: Mapping[str, nn.Parameter], backbone: Backbone, hyperparameters: Hyperparameters
 ) -> Optimizer:
-    """An optimizer over exactly these parameters, by name, of which ``head`` names those of the head.
+    """An optimizer over exactly these parameters, by their names in the backbone.
 
-    Four groups at most: thawed layer groups and head, each with and without weight decay. Biases and normalisation
-    scales (tensors of fewer than two dimensions) are not decayed: decay would pull them to 0 without regularising.
-    The head learns ``head_learning_rate_factor`` times faster.
+    They are in one group for each learning rate, with and without weight decay; those of the head come first. Biases
+    and normalisation scales (tensors of fewer than two dimensions) are not decayed: decay would pull them to 0 without
+    regularising. The head learns ``head_learning_rate_factor`` times faster than ``learning_rate``, and each layer
+    group, from the last on, ``layer_decay`` times as fast as the one behind it.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        groups.setdefault((name in head, parameter.ndim >= 2), []).append(parameter)
-    settings: list[dict[str, Any]] = [
-        {
-            "params": members,
-            "lr": hyperparameters.learning_rate * (hyperparameters.head_learning_rate_factor if in_head else 1.0),
-            "weight_decay": hyperparameters.weight_decay if decayed else 0.0,
-        }
-        for (in_head, decayed), members in groups.items()
-    ]
+    groups = _groups(parameters, backbone, hyperparameters)
     if hyperparameters.optimizer == "sgd":
-        return SGD(settings, lr=hyperparameters.learning_rate, momentum=0.9, nesterov=True)
-    return AdamW(settings, lr=hyperparameters.learning_rate)
+        return SGD(groups, lr=hyperparameters.learning_rate, momentum=0.9, nesterov=True)
+    return AdamW(groups, lr=hyperparameters.learning_rate)
 
 
-def build_schedule(optimizer: Optimizer, *, total_steps: int, warmup_fraction: float) -> LambdaLR:
-    """Linear warm-up over a share of all optimizer steps, then half a cosine down to nought."""
-    return LambdaLR(optimizer, lambda step: schedule_factor(step, total_steps, warmup_fraction))
+def add_parameters(
+    optimizer: Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    backbone: Backbone,
+    hyperparameters: Hyperparameters,
+) -> None:
+    """Give an optimizer parameters that were thawed, in groups of their own; the state of the others stays as it is.
+
+    A schedule holds the rates of the groups that it was built with: build it anew, with the steps that were taken.
+    """
+    for group in _groups(parameters, backbone, hyperparameters):
+        optimizer.add_param_group(group)
+
+
+def _groups(
+    parameters: Mapping[str, nn.Parameter], backbone: Backbone, hyperparameters: Hyperparameters
+) -> list[dict[str, Any]]:
+    made: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for distance, layer in enumerate([backbone.head, *reversed(backbone.layer_groups)]):
+        factor = hyperparameters.layer_decay**distance if distance else hyperparameters.head_learning_rate_factor
+        members = set(layer.tensors)
+        for name, parameter in parameters.items():
+            if name in members:
+                decay = hyperparameters.weight_decay if parameter.ndim >= 2 else 0.0
+                made.setdefault((hyperparameters.learning_rate * factor, decay), []).append(parameter)
+    return [
+        {"params": members, "lr": rate, "initial_lr": rate, "weight_decay": decay}
+        for (rate, decay), members in made.items()
+    ]
+
+
+def build_schedule(optimizer: Optimizer, *, total_steps: int, warmup_fraction: float, steps: int = 0) -> LambdaLR:
+    """Linear warm-up over a share of all optimizer steps, then half a cosine down to nought.
+
+    All parameters follow it, those that are thawed later too: they join at the share of their learning rate that is in
+    force by then, without a warm-up of their own.
+
+    Args:
+        optimizer: made by :func:`build_optimizer`.
+        total_steps: optimizer steps of the whole training.
+        warmup_fraction: share of them that warm up, in [0, 1).
+        steps: those that were taken already.
+    """
+    return LambdaLR(optimizer, lambda step: schedule_factor(step, total_steps, warmup_fraction), last_epoch=steps - 1)
 
 
 def schedule_factor(step: int, total_steps: int, warmup_fraction: float) -> float:

@@ -2,10 +2,12 @@
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -89,17 +91,22 @@ def epoch_result(
     epoch: int,
     training: dict[str, float],
     validation: dict[str, float],
+    freeze_depth: int,
     learning_rate: float,
     images: int,
     training_seconds: float,
     started: float,
 ) -> EpochResult:
-    """What one epoch (from 0) brought; ``started`` in seconds of :func:`time.perf_counter`."""
+    """What one epoch (from 0) brought.
+
+    The learning rate is the head's when the epoch began; ``started`` is in seconds of :func:`time.perf_counter`.
+    """
     return EpochResult(
         epoch + 1,
         training
         | {f"val/{name}": value for name, value in validation.items()}
         | {
+            "train/freeze_depth": float(freeze_depth),
             "train/learning_rate": learning_rate,
             "train/images_per_second": images / training_seconds,
             "time/epoch_seconds": time.perf_counter() - started,
@@ -114,15 +121,20 @@ def fit_result(decision: Decision, history: list[EpochResult], metric: str, stop
     return FitResult(decision, best.metrics[f"val/{metric}"], best.epoch, tuple(history), stopped_early)
 
 
-def _best(history: list[EpochResult], metric: str) -> EpochResult:
+def _best(history: Sequence[EpochResult], metric: str) -> EpochResult:
     """The epoch with the best validation value, the first of equals."""
     sign = 1 if METRIC_DIRECTIONS[metric] == "maximize" else -1
     return max(history, key=lambda result: sign * result.metrics[f"val/{metric}"])
 
 
-def no_longer_improves(history: list[EpochResult], metric: str, patience: int | None) -> bool:
-    """Whether the best value is ``patience`` epochs old; never without a patience."""
-    return patience is not None and bool(history) and history[-1].epoch - _best(history, metric).epoch >= patience
+def no_longer_improves(history: Sequence[EpochResult], metric: str, patience: int | None, *, since: int = 0) -> bool:
+    """Whether the best value is ``patience`` epochs old, counted from epoch ``since`` at the earliest.
+
+    Never without a patience.
+    """
+    if patience is None or not history:
+        return False
+    return history[-1].epoch - max(since, _best(history, metric).epoch) >= patience
 
 
 def fingerprint_of(hyperparameters: Hyperparameters, config: TrainConfig, seed: int) -> dict[str, Any]:
@@ -141,8 +153,12 @@ def checkpoint_of(
     history: list[EpochResult],
     metric: str,
     within: dict[str, float] | None = None,
+    trained: Mapping[str, Tensor] | None = None,
 ) -> Checkpoint:
-    """Everything to go on from after the last epoch of ``history``; with ``within``, from the middle of the next."""
+    """Everything to go on from after the last epoch of ``history``; with ``within``, from the middle of the next.
+
+    If the backbone has averaged weights now, ``trained`` are those that the optimizer goes on from.
+    """
     tensors, plain = pack_optimizer(optimizer, schedule, scaler)
     depth = fingerprint["hyperparameters"]["freeze_depth"]
     state = plain | {
@@ -154,4 +170,6 @@ def checkpoint_of(
         "history": [asdict(result) for result in history],
         "within": within,
     }
-    return Checkpoint(len(history), pack_model(backbone, depth), tensors, random_states(runtime.device), state)
+    # All that the trial may thaw, whatever is thawed by now: it can be loaded over the weights of any of its epochs.
+    model = pack_model(backbone, depth)
+    return Checkpoint(len(history), model, tensors, random_states(runtime.device), state, dict(trained or {}))

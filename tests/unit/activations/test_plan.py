@@ -21,7 +21,7 @@ def make_profile(**changes: Any) -> Profile:
         "numbers": (200_000, 100_000, 500),
         "computed_as": ("float32",) * 3,
         "largest": (10.0, 10.0, 10.0),
-        "image_seconds": 0.001,
+        "input_seconds": 0.001,
         "step_seconds": 1e-9,
         "read_bytes_per_second": 2e9,
         "write_bytes_per_second": 1e9,
@@ -32,13 +32,13 @@ def make_profile(**changes: Any) -> Profile:
 
 def plan(profile: Profile | None = None, **changes: Any) -> Plan:
     options: dict[str, Any] = {
-        "train_images": 1_000,
-        "validation_images": 200,
+        "train_rows": 1_000,
+        "validation_rows": 200,
         "views": 1,
         "trials": 20,
         "depths": (0, 3),
         "budget": 10**12,
-        "image_numbers": 40_000,
+        "input_numbers": 40_000,
     }
     config = changes.pop("config", TrainConfig(epochs=10))
     return make_plan(profile or make_profile(), config, **options | changes)
@@ -78,7 +78,7 @@ def test_what_exact_results_begin_at_does_not_depend_on_what_was_measured() -> N
     busy = make_profile(forward=(1e-9,) * 4, training=(1e-9,) * 4, read_bytes_per_second=1.0)
     assert plan(busy).boundaries == ()
     assert plan(busy, config=exact).boundaries == plan(config=exact).boundaries == (2, 3)
-    assert plan(config=exact, image_numbers=70_000).boundaries == (1, 2, 3), "the first is not too large for it"
+    assert plan(config=exact, input_numbers=70_000).boundaries == (1, 2, 3), "the first is not too large for it"
     assert plan(config=exact, budget=10_000_000).boundaries == (3,)
     assert plan(config=exact, budget=0).boundaries == ()
     assert plan(config=exact, depths=(3, 3)).boundaries == (3,)

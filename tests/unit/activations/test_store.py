@@ -143,7 +143,7 @@ def test_one_pass_fills_all_boundaries(store: ActivationStore, monkeypatch: pyte
 
 
 def test_every_view_is_stored_by_itself_and_takes_its_turn(store: ActivationStore) -> None:
-    augmentation = Augmentation.parse("views(2)", mirror=True, seed=0)
+    augmentation = Augmentation("light", views=2)
     images = make_images(augmentation=augmentation)
     keys = [key(1, view=f"view {view}") for view in (0, 1)]
     for view, wanted in enumerate(keys):

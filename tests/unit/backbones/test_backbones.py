@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,31 +12,36 @@ from torch import nn
 from torchvision import models
 
 from thawline import backbones
-from thawline.backbones import _catalogue
+from thawline.backbones import BackboneInfo, _catalogue
+from thawline.backbones._catalogue import Catalogue, catalogue_of
 from thawline.backbones._graph import build_without_memory, steps_of
 from thawline.backbones._groups import layer_groups_of
+from thawline.backbones._registry import LIBRARIES
 from thawline.backbones._torchvision import inspect, list_names
 from thawline.exceptions import BackboneError
 
 
 def test_every_classifier_of_torchvision_is_there() -> None:
-    assert backbones.names() == models.list_models(module=models)
-    assert {"vgg16", "vgg19", "inception_v3", "googlenet", "vit_b_16", "maxvit_t", "swin_t"} <= set(backbones.names())
+    bare = [name for name in backbones.names() if "/" not in name]
+    assert bare == models.list_models(module=models)
+    assert {"vgg16", "vgg19", "inception_v3", "googlenet", "vit_b_16", "maxvit_t", "swin_t"} <= set(bare)
 
 
 def test_names_are_found_by_part_and_by_wildcard() -> None:
-    assert backbones.names("wide") == ["wide_resnet101_2", "wide_resnet50_2"]
+    assert backbones.names("wide_resnet1") == ["wide_resnet101_2", "timm/wide_resnet101_2"]
     assert backbones.names("VGG1?") == ["vgg11", "vgg13", "vgg16", "vgg19"]
     assert backbones.names("nothing") == []
 
 
-def test_listing_needs_no_torch() -> None:
+def test_listing_needs_neither_torch_nor_timm() -> None:
     code = (
         "import sys; from thawline import backbones; "
-        "print(len([backbones.describe(name) for name in backbones.names()]), 'torch' in sys.modules)"
+        "print(len([backbones.describe(name) for name in backbones.names()]), {'torch', 'timm'} & sys.modules.keys())"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert answer == ["80", "False"] or not _catalogue.is_of_installed_torchvision()
+    assert all(_is_current(library) for library in ("torchvision", "timm"))
+    assert int(answer[0]) == len(backbones.names()) > 80
+    assert answer[1] == "set()"
 
 
 @pytest.mark.parametrize("call", [backbones.describe, backbones.depth_of, backbones.preprocessing_of])
@@ -46,20 +52,47 @@ def test_an_unknown_name_is_answered_with_the_nearest(call: object) -> None:
     assert str(caught.value) == "Unknown backbone 'resnt50'. Did you mean 'resnet50'? `thawline backbones` lists all."
 
 
+def test_an_unknown_name_is_answered_with_the_nearest_of_any_library() -> None:
+    with pytest.raises(BackboneError, match=r"Unknown backbone 'resnet50d'\. Did you mean 'timm/resnet50d'\?"):
+        backbones.describe("resnet50d")
+    with pytest.raises(BackboneError, match=r"Unknown backbone 'timm/resnt50'\. Did you mean 'timm/resnet50'\?"):
+        backbones.describe("timm/resnt50")
+
+
+def _is_current(package: str) -> bool:
+    return catalogue_of(package).version == importlib.metadata.version(package).partition("+")[0]
+
+
 def test_a_newer_torchvision_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = _catalogue.catalogued()
-    monkeypatch.setattr(_catalogue, "is_of_installed_torchvision", lambda: False)
-    monkeypatch.setattr(_catalogue, "catalogued", lambda: {k: v for k, v in known.items() if k != "resnet18"})
+    known = catalogue_of("torchvision")
+    older = Catalogue("0.1", {name: info for name, info in known.infos.items() if name != "resnet18"}, {})
+    monkeypatch.setattr(_catalogue, "catalogue_of", lambda library: older if library == "torchvision" else known)
     assert "resnet18" in backbones.names()
-    assert backbones.describe("resnet18") == known["resnet18"]
+    assert backbones.describe("resnet18") == known.infos["resnet18"]
 
 
-def test_the_catalogue_belongs_to_a_version_of_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
-    written = json.loads(_catalogue.CATALOGUE_FILE.read_text())["torchvision"]
+def test_the_catalogue_belongs_to_a_version_of_torchvision_whatever_it_was_built_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (torchvision,) = (library for library in LIBRARIES if library.package == "torchvision")
+    written = catalogue_of("torchvision").version
     monkeypatch.setattr(importlib.metadata, "version", lambda _: f"{written}+cpu")
-    assert _catalogue.is_of_installed_torchvision()
+    assert torchvision.version() == written
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "99.0")
-    assert not _catalogue.is_of_installed_torchvision()
+    assert torchvision.version() != written
+
+
+def test_a_catalogue_is_read_as_it_was_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shared = ("stem", "body")
+    infos = {
+        "a": BackboneInfo("a", 10, shared, ("default",), 32),
+        "b": BackboneInfo("b", 20, shared, (), 64, {"in1k": 64, "in22k": 96}),
+        "c": BackboneInfo("c", 30, ("all",), ("default", "starter"), 64),
+    }
+    written = Catalogue("1.2", infos, {"d": "'d' cannot be used."})
+    monkeypatch.setattr(_catalogue, "file_of", lambda _: tmp_path / "catalogue.json")
+    _catalogue.write("any", written)
+    assert catalogue_of.__wrapped__("any") == written
 
 
 @pytest.mark.slow
@@ -172,6 +205,133 @@ def test_a_network_without_a_cut_before_its_head_is_refused() -> None:
         layer_groups_of(build_without_memory(Tangled), "head", 16)
 
 
+class SharedLayer(nn.Module):
+    """``body`` works twice: a border between its two runs would split what can only be frozen as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.body = nn.Conv2d(4, 4, 3)
+        self.other = nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(4, 7)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.other(self.body(self.stem(images)))
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def test_there_is_no_cut_between_two_runs_of_one_layer() -> None:
+    steps = {step.node.name: step for step in steps_of(build_without_memory(SharedLayer), 16)}
+    assert steps["stem"].is_cut
+    assert not steps["body"].is_cut
+    assert not steps["other"].is_cut
+    assert steps["body_1"].is_cut
+
+
+class Windows(nn.Module):
+    """After ``first`` the batch holds four windows of each image, so that a row is no longer an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 1) for _ in range(3))
+        self.head = nn.Linear(3, 7)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        n, c, h, w = images.shape
+        x = self.first(images).reshape(n, c, 2, h // 2, 2, w // 2).permute(0, 2, 4, 1, 3, 5)
+        x = self.second(x.reshape(4 * n, c, h // 2, w // 2))
+        return self.head(self.third(x.reshape(n, 4, c, h // 2, w // 2).mean(1)).mean((2, 3)))
+
+
+def test_a_result_whose_rows_are_no_images_is_no_cut() -> None:
+    steps = {step.node.name: step for step in steps_of(build_without_memory(Windows), 16)}
+    assert steps["first"].is_cut
+    assert not steps["second"].is_cut
+    assert steps["third"].is_cut
+
+
+class SizesAndTables(nn.Module):
+    """Its last layers read what was found out at the beginning: a height, the number of images, a table by size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+        self.register_buffer("frequencies", torch.arange(16.0))
+        self.head = nn.Linear(4, 7)
+
+    def forward(self, images: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        count, _, height, _ = images.shape
+        table = self.frequencies[: height - 2].sin()
+        x = self.body(self.stem(images)) * table
+        x = x.reshape(count, 4, (height - 2) ** 2)
+        return self.head(x.sum(2) / height)
+
+
+def test_sizes_and_tables_need_not_cross_a_border_and_the_tail_takes_any_number_of_images() -> None:
+    module = SizesAndTables().eval()
+    groups, head = layer_groups_of(
+        build_without_memory(SizesAndTables),
+        "head",
+        16,
+        {"stem.weight": 0, "stem.bias": 0, "body.weight": 1, "body.bias": 1},
+    )
+    assert [group.name for group in groups] == ["stem", "body"]
+    assert set(dict(groups[0].sizes).values()) == {"count", 16, 14}
+    preprocessing = backbones.Preprocessing(16, 16, (0.5,) * 3, (0.5,) * 3, "bilinear")
+    backbone = backbones.Backbone("mine", module, groups, head, preprocessing, "0" * 16, {})
+    for count in (1, 3):
+        images = torch.randn(count, 3, 16, 16)
+        with torch.no_grad():
+            for depth in (1, 2):
+                stored = backbones.section(backbone, 0, depth)(images)
+                assert torch.equal(backbones.section(backbone, depth)(stored), module(images))
+
+
+class LateToken(nn.Module):
+    """By its library's order ``token`` is of the stem, but it is used behind the first block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(3, 4)
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        self.norm = nn.LayerNorm(4)
+        self.token = nn.Parameter(torch.zeros(4, 4))
+        self.head = nn.Linear(4, 7)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.blocks[0](self.stem(images.mean((2, 3))))
+        return self.head(self.norm(self.blocks[1](x @ self.token)))
+
+
+def test_a_library_s_own_order_makes_the_groups_and_what_is_used_late_goes_with_what_is_there() -> None:
+    module = build_without_memory(LateToken)
+    numbers = {"stem": 0, "token": 0, "blocks.0": 1, "blocks.1": 2, "norm": 3, "head": 3}
+    order = {
+        name: next(n for path, n in numbers.items() if name.startswith(path)) for name, _ in module.named_parameters()
+    }
+    groups, _ = layer_groups_of(module, "head", 16, order)
+    assert [(group.name, len(group.tensors)) for group in groups] == [
+        ("stem", 2),
+        ("blocks.0-token", 3),
+        ("blocks.1-norm", 4),
+    ]
+
+
+class TwoHeads(InPlaceBehindView):
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = nn.Linear(4, 7)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.first(images)).mean((2, 3))
+        return (self.head(x) + self.teacher(x)) / 2
+
+
+def test_logits_that_come_from_two_layers_are_refused() -> None:
+    with pytest.raises(BackboneError, match=r"one single layer, but 'head' works together with .*teacher"):
+        layer_groups_of(build_without_memory(TwoHeads), "head", 16)
+
+
 class Unused(InPlaceBehindView):
     def __init__(self) -> None:
         super().__init__()
@@ -213,7 +373,7 @@ def test_the_summary_says_what_is_frozen_and_what_is_trainable() -> None:
 
 
 def test_the_listing_shows_every_backbone_asked_for() -> None:
-    infos = [backbones.describe(name) for name in backbones.names("vgg")]
+    infos = [backbones.describe(name) for name in backbones.names("vgg*")]
     assert backbones.listing(infos).row_count == len(infos) == 8
     assert json.loads(json.dumps(backbones.info_json(infos[0])))["layer_groups"][0] == "features.0"
 

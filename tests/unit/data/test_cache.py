@@ -41,13 +41,13 @@ def build(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     builder: Any = call
     builder.times = 0
-    original = cache._build
+    original = cache.build
 
     def counted(*arguments: Any) -> None:
         builder.times += 1
         original(*arguments)
 
-    monkeypatch.setattr(cache, "_build", counted)
+    monkeypatch.setattr(cache, "build", counted)
     return call
 
 
@@ -192,11 +192,11 @@ def test_a_file_that_changed_since_the_scan_is_an_error_and_leaves_nothing(
 
 
 def test_a_full_disk_is_said_before_anything_is_decoded(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=200_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=200_000_000))
     with pytest.raises(DataError, match=r"need 0.0 GB .* but 0.2 GB are free.*THAWLINE_HOME"):
         build()
 
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=201_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=201_000_000))
     assert len(build().images) == 61
 
 

@@ -38,7 +38,7 @@ def scores(right: int, images: int = 200, *, confidence: float = 0.9, **changes:
         losses,
         np.full(images, confidence),
         CLASSES,
-        seconds_per_image=0.01,
+        seconds_per_item=0.01,
         bytes=1_000_000,
         parity=0.0,
     )
@@ -108,7 +108,7 @@ def test_a_lower_loss_is_better() -> None:
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        ({"seconds_per_image": 0.06}, "seconds for one image"),
+        ({"seconds_per_item": 0.06}, "seconds for one image"),
         ({"bytes": 11_000_000}, "size"),
         ({"recalls": {"a": 0.69, "b": 1.0}}, "recall of every class"),
     ],

@@ -21,7 +21,7 @@ from colours import CLASSES, colour_network, folder_of, make_package, picture, t
 from thawline.data import decode, resize_and_crop
 from thawline.exceptions import ConfigError, RegistryError
 from thawline.registry import (
-    LabelledImages,
+    LabelledData,
     MlflowRegistry,
     ModelName,
     Outcome,
@@ -89,12 +89,12 @@ def test_the_logged_model_holds_no_pickle_and_all_that_the_registry_shows(store:
     uri = log_packaged_model(store, run_id, folder, "birds", tags={"thawline.study": "s"})
     path = folder_of(store, uri)
     names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
-    (decoder,) = {name for name in names if name.startswith("code/thawline_images_")}
-    assert names == {
+    code = {name for name in names if name.startswith("code/")}
+    assert {name.rpartition("_")[0] for name in code} == {"code/thawline_images", "code/thawline_networks"}
+    assert names - code == {
         "MLmodel",
         "artifacts/model.json",
         "artifacts/model.safetensors",
-        decoder,
         "conda.yaml",
         "input_example.json",
         "python_env.yaml",
@@ -217,7 +217,7 @@ def challenge(
         study=study,
         tags={"backbone": "mnasnet0_5"},
     )
-    return settle(store, judge(store, name="birds", version=version, test=LabelledImages("test", IMAGES, labels)))
+    return settle(store, judge(store, name="birds", version=version, test=LabelledData("test", IMAGES, labels)))
 
 
 def test_a_better_challenger_replaces_the_champion_and_a_worse_one_does_not(
@@ -407,14 +407,14 @@ def test_two_packages_with_different_decoders_work_in_one_process(
     for file in folder.iterdir():
         (changed / file.name).write_bytes(file.read_bytes())
     settings = json.loads((changed / "model.json").read_text())
-    old = changed / f"{settings['images_module']}.py"
+    old = changed / f"{settings['inputs_module']}.py"
     old.rename(changed / "thawline_images_old.py")
     with (changed / "thawline_images_old.py").open("a") as file:
         file.write("\n\ndef resize_and_crop(image, *, resize_size, crop_size, interpolation):\n")
         file.write(
             "    pixels = np.zeros((crop_size, crop_size, 3), np.uint8)\n    pixels[..., 2] = 255\n    return pixels\n"
         )
-    (changed / "model.json").write_text(json.dumps({**settings, "images_module": "thawline_images_old"}))
+    (changed / "model.json").write_text(json.dumps({**settings, "inputs_module": "thawline_images_old"}))
     registry = MlflowRegistry(store)
     for source in (changed, folder):
         uri = log_packaged_model(store, trial_run(store), source, "birds")
@@ -554,7 +554,7 @@ def test_a_promotion_that_dies_before_the_alias_moves_leaves_the_champion_and_no
     registry = MlflowRegistry(store)
     assert registry.champion("birds") == "1"
     assert [reign.version for reign in registry.history("birds")] == ["1"]
-    again = judge(store, name="birds", version="2", test=LabelledImages("test", IMAGES, LABELS))
+    again = judge(store, name="birds", version="2", test=LabelledData("test", IMAGES, LABELS))
     settle(store, again)
     assert [reign.version for reign in registry.history("birds")] == ["1", "2"]
 
@@ -602,7 +602,7 @@ def test_a_package_that_differs_from_the_trained_network_says_by_how_much_and_is
         run_id = trial_run(store)
         uri = log_packaged_model(store, run_id, folder, "birds", trained=trained)
         version = register_challenger(store, name=outcome.value, model_uri=uri, run_id=run_id, study="s")
-        judged = judge(store, name=outcome.value, version=version, test=LabelledImages("test", IMAGES, LABELS))
+        judged = judge(store, name=outcome.value, version=version, test=LabelledData("test", IMAGES, LABELS))
         assert judged.verdict.outcome is outcome
     assert "parity of package and trained network 1.0e-01, required: at most 1e-03" in judged.verdict.reason
 
@@ -646,6 +646,6 @@ def test_a_format_that_is_not_installed_is_refused_with_the_command_that_install
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    exports.check_exports(("pt2",))
+    exports.check_exports(("pt2",), "images")
     with pytest.raises(ConfigError, match=r"pip install 'thawline\[onnx\]'"):
-        exports.check_exports(("onnx",))
+        exports.check_exports(("onnx",), "images")

@@ -61,13 +61,13 @@ def trials() -> tuple[TrialPoint, ...]:
 
 @pytest.fixture(scope="session")
 def make_predictions() -> Callable[..., Predictions]:
-    """Predictions of ``images`` in ``classes``; some nine in ten are right."""
+    """Predictions of ``examples`` in ``classes``; some nine in ten are right."""
 
-    def make(images: int = 120, classes: tuple[str, ...] = ("cat", "dog", "owl"), skill: float = 3.0) -> Predictions:
+    def make(examples: int = 120, classes: tuple[str, ...] = ("cat", "dog", "owl"), skill: float = 3.0) -> Predictions:
         random = np.random.default_rng(1)
-        labels = np.arange(images) % len(classes)
-        logits = random.normal(size=(images, len(classes)))
-        logits[np.arange(images), labels] += skill
+        labels = np.arange(examples) % len(classes)
+        logits = random.normal(size=(examples, len(classes)))
+        logits[np.arange(examples), labels] += skill
         exponentials = np.exp(logits)
         return Predictions(labels, exponentials / exponentials.sum(1, keepdims=True), classes)
 
@@ -99,7 +99,7 @@ def make_report(
             "created": "1 May 2026",
             "links": {"MLflow": "http://127.0.0.1:5000/"},
             "layer_groups": {"resnet18": GROUPS},
-            "costs": tuple(_cost(depth) for depth in range(6)),
+            "costs": {"resnet18": tuple(_cost(depth) for depth in range(6))},
             "curves": (LearningCurve(trial=2, metrics=curve),),
             "importance": {"learning_rate": 0.7, "freeze_depth": 0.3},
             "test": test,
@@ -113,7 +113,7 @@ def make_report(
                     "reason": "nothing shows that it is better",
                     "judged_against": "3",
                     "criteria": [{"name": "gain", "passed": False, "value": "-0.0100", "threshold": "more than 0"}],
-                    "calibration": {"temperature": 1.3, "images": 60, "error_before": 0.06, "error_after": 0.02},
+                    "calibration": {"temperature": 1.3, "items": 60, "error_before": 0.06, "error_after": 0.02},
                 }
             ),
             "data": DataSummary.model_validate(
@@ -145,7 +145,7 @@ def report(make_report: Callable[..., StudyReport]) -> StudyReport:
 
 @pytest.fixture(scope="session")
 def perfect(make_predictions: Callable[..., Predictions]) -> Predictions:
-    """Every image is got right."""
+    """Every example is got right."""
     made = make_predictions()
     return replace(made, probabilities=np.eye(3)[made.labels])
 

@@ -18,7 +18,7 @@ def test_wilsons_interval_has_its_known_value_and_says_something_of_all_and_of_n
     assert str(proportion_interval(8, 10)) == "0.800 (0.490 to 0.943)"
 
 
-def test_metrics_are_those_of_scikit_learn_within_intervals_that_shrink_with_more_images(
+def test_metrics_are_those_of_scikit_learn_within_intervals_that_shrink_with_more_examples(
     make_predictions: Callable[..., Predictions],
 ) -> None:
     few, many = make_predictions(60, skill=2.0), make_predictions(1200, skill=2.0)
@@ -49,7 +49,7 @@ def test_the_table_of_classes_leaves_open_what_cannot_be_divided() -> None:
     labels, said = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
     columns = class_table(Predictions(labels, np.eye(3)[said], ("cat", "dog", "owl"))).columns
     assert columns["class"] == ["cat", "dog", "owl"]
-    assert columns["images"] == [3, 1, 0]
+    assert columns["examples"] == [3, 1, 0]
     assert columns["recall"] == [pytest.approx(2 / 3), 1.0, None]
     assert columns["precision"] == [1.0, 0.5, None]
     assert columns["F1"] == [pytest.approx(0.8), pytest.approx(2 / 3), None]

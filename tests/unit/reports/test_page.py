@@ -10,10 +10,21 @@ from pathlib import Path
 import pytest
 from browsers import needs_browser, open_browser
 
-from thawline.reports import StudyReport, TrialPoint, render
-from thawline.tracking.media import Figure
+from thawline.backbones import DepthCost, short_name
+from thawline.data import TextTable
+from thawline.reports import (
+    FileProblem,
+    StudyReport,
+    TrialPoint,
+    render,
+    report_figures,
+    report_surfaces,
+    worst_mistakes,
+)
+from thawline.tracking.media import Figure, Predictions
 
 ODD = "<script>alert(1)</script>"
+LONG_BACKBONE = "hf:/models/a/long/way/down/in-a-folder-whose-name-breaks-tables"
 LONG = "a-very-long-name-of-a-class-that-nobody-would-want-to-type-in"
 
 
@@ -170,15 +181,126 @@ def test_a_study_in_which_every_trial_failed_says_why() -> None:
     assert "No trial has been drawn." in Page(render(StudyReport(study="pets", metric="accuracy", trials=()))).text
 
 
-def test_depths_of_different_backbones_are_not_mixed(trials: tuple[TrialPoint, ...]) -> None:
-    other = TrialPoint(number=50, state="complete", freeze_depth=9, learning_rate=1e-3, value=0.5, backbone="vgg11")
-    page = Page(render(StudyReport(study="pets", metric="accuracy", trials=(*trials[:9], other))))
+@pytest.fixture(scope="module")
+def two_backbones(report: StudyReport) -> StudyReport:
+    """The best trial is of resnet18; the other has a name that is too long for a table, and deeper depths."""
+    others = tuple(
+        trial.model_copy(
+            update={
+                "number": 50 + trial.number,
+                "backbone": LONG_BACKBONE,
+                "freeze_depth": trial.freeze_depth + 2,
+                "value": None if trial.value is None else trial.value - 0.1,
+            }
+        )
+        for trial in report.trials[:9]
+    )
+    costs = tuple(DepthCost(depth, 1, 1, 1, 7 * 10**9, 1, 7 * 10**9) for depth in range(10))
+    return report.model_copy(
+        update={
+            "trials": (*report.trials, *others),
+            "layer_groups": report.layer_groups | {LONG_BACKBONE: ("embeddings", *(f"block{i}" for i in range(8)))},
+            "costs": report.costs | {LONG_BACKBONE: costs},
+        }
+    )
+
+
+def test_every_backbone_has_its_own_thaw_line_surface_costs_and_layer_groups(two_backbones: StudyReport) -> None:
+    figures = report_figures(two_backbones)
+    short = short_name(LONG_BACKBONE)
+    for kind in ("surface", "thaw_line", "time", "memory"):
+        assert {name for name in figures if name.startswith(kind)} == {f"{kind}/resnet18", f"{kind}/{short}"}
+    alone, other = figures["thaw_line/resnet18"], figures[f"thaw_line/{short}"]
+    assert alone is not None
+    assert other is not None
+    assert "18 trials" in alone.alt
+    assert "9 trials" in other.alt
+    assert f"of {short} at each freeze depth" in other.alt
+    assert "depth 2:" in other.alt
+    assert "depth 0:" in alone.alt
+    assert "depth 0:" not in other.alt
+    memory = figures[f"memory/{short}"]
+    assert memory is not None
+    assert "7 at depth 9" in memory.alt
+    assert set(report_surfaces(two_backbones)) == {"surface/resnet18", f"surface/{short}"}
+
+    page = Page(render(two_backbones, figures))
     text = words(page.text)
-    assert "Backbones tried: resnet18, vgg11. Depths are shown of resnet18." in text
-    assert "of other backbones by" in text
+    assert "Its layer groups, from the input on: embeddings, block0," in text
+    assert text.index("Its layer groups, from the input on: stem") < text.index(
+        "Its layer groups, from the input on: emb"
+    )
+    assert "of other backbones by 0.1" in text
+    assert "The freeze depth is left out" in text
     labels = [each["aria-label"] or "" for each in page.of("div") if each.get("role") == "img"]
-    assert "9 trials" in labels[0]
-    assert any("10 trials" in label for label in labels)  # the history has all
+    assert any("27 trials" in label for label in labels), "the history has all"
+    assert len(labels) == 15
+
+
+def test_a_long_name_of_a_backbone_is_short_in_tables_and_stands_once_in_full(two_backbones: StudyReport) -> None:
+    text = words(Page(render(two_backbones)).text)
+    assert text.count(LONG_BACKBONE) == 1
+    assert f"{short_name(LONG_BACKBONE)} is {LONG_BACKBONE}." in text
+    assert text.count(short_name(LONG_BACKBONE)) > 10
+    assert "resnet18 is" not in text
+
+
+def test_names_inside_the_page_are_given_once_with_several_backbones_too(two_backbones: StudyReport) -> None:
+    ids = Counter(attributes["id"] for _, attributes in Page(render(two_backbones)).tags if attributes.get("id"))
+    assert max(ids.values()) == 1
+
+
+def test_the_names_of_figures_of_a_single_backbone_are_plain(figures: dict[str, Figure | None]) -> None:
+    assert {"surface", "thaw_line", "time", "memory"} <= set(figures)
+    assert not [name for name in figures if "/" in name]
+
+
+@pytest.fixture(scope="module")
+def text_report(make_report: Callable[..., StudyReport], make_predictions: Callable[..., Predictions]) -> StudyReport:
+    """A study of texts: each mistaken one is odd in its own way."""
+    made = make_report(("ham", "spam"), test=make_predictions(120, ("ham", "spam"), skill=1.0))
+    assert made.test is not None
+    assert made.data is not None
+    texts = [ODD, "word " * 200, "Win\n\n£1000\tnow", "مرحبا بالعالم"]
+    files = [f"sms.tsv:{number + 1}" for number in range(len(made.test.labels))]
+    problems = {
+        "bad": (FileProblem(path="sms.tsv:17", reason="has no label"),),
+        "duplicate": (FileProblem(path="sms.tsv:30", reason="the same as sms.tsv:4"),),
+    }
+    table = TextTable("message", "class", None, None, header=True, median_length=61, longest=1910)
+    return made.model_copy(
+        update={
+            "mistakes": worst_mistakes(made.test, files, lambda number: texts[number % 4]),
+            "explanations": (),
+            "data": made.data.model_copy(
+                update={"kind": "texts", "path": "/data/sms.tsv", "table": table, "problems": problems}
+            ),
+        }
+    )
+
+
+def test_the_page_of_a_study_of_texts_quotes_its_mistakes_and_speaks_of_texts(text_report: StudyReport) -> None:
+    html = render(StudyReport.from_json(text_report.to_json()))
+    page = Page(html)
+    text = words(page.text)
+    quotes = page.of("blockquote")
+    assert len(quotes) == len(text_report.mistakes) > 3
+    assert {quote["dir"] for quote in quotes} == {"auto"}
+    assert not page.of("img")
+    assert not page.of("script")
+    assert ODD in page.text
+    assert "Win £1000 now" in text
+    assert "Test texts that were got wrong" in text
+    assert f"({text_report.mistakes[0].label_probability:.0%}), taken for" in text
+    assert "Texts of each class" in text
+    assert "sms.tsv:17: has no label" in text
+    assert "Half of the texts have at most 61 characters, the longest has 1,910." in text
+    assert "Cannot be read, left out: 1" in text
+    assert "Copies of another text, kept on the same side: 1" in text
+    assert "On 200 validation texts" in text
+    assert "image" not in text.lower().replace("thawline search --data /data/pets", "")
+    assert "What the model looks at" not in text
+    assert "#explanations" not in html
 
 
 @needs_browser

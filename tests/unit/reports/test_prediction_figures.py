@@ -25,7 +25,7 @@ def test_the_confusion_matrix_counts_and_names_what_is_confused_most() -> None:
     labels, said = np.array([0, 0, 0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 1, 0, 2])
     figure = confusion_figure(Predictions(labels, np.eye(3)[said], ("cat", "dog", "owl")))
     assert figure.alt == (
-        "Confusion of 7 images in 3 classes: 3 are right. "
+        "Confusion of 7 examples in 3 classes: 3 are right. "
         "Most often confused: cat taken for dog, 3 of 4; dog taken for cat, 1 of 2."
     )
     assert {"cat", "owl", "3", "75%", "true class", "predicted"} <= set(texts(figure))

@@ -138,7 +138,7 @@ def test_time_and_memory_are_medians_of_what_was_measured_unless_they_were_compu
     time = time_by_depth(report.trials, deepest=5)
     assert time is not None
     assert time.alt.startswith("Seconds of an epoch by freeze depth, median: 10 at depth 0, 8.75 at depth 1")
-    measured, computed = memory_by_depth(report.trials), memory_by_depth(report.trials, report.costs)
+    measured, computed = memory_by_depth(report.trials), memory_by_depth(report.trials, report.costs["resnet18"])
     assert measured is not None
     assert computed is not None
     assert "median: 3 at depth 0" in measured.alt

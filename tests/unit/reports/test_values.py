@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from thawline.data import Manifest, report_json
-from thawline.data.folder import Problem, Row
+from thawline.config import DataConfig
+from thawline.data import Manifest, Problem, Row, report_json, scan
 from thawline.exceptions import StudyError
 from thawline.registry import PromotionOutcome, Verdict, calibrate
 from thawline.registry.gate import Criterion, Outcome
@@ -62,8 +62,22 @@ def test_the_data_is_filled_from_the_report_of_a_scan() -> None:
     problems = (Problem("cat/2.jpg", "truncated", "bad"),)
     manifest = Manifest(Path("/data/pets"), ("cat", "dog"), rows, problems, "0123", "one folder of images per class")
     data = DataSummary.model_validate(report_json(manifest))
-    assert (data.images("train"), data.images("validation"), data.images("test")) == (1, 0, 1)
+    assert (data.size("train"), data.size("validation"), data.size("test")) == (1, 0, 1)
     assert [(each.path, each.reason) for each in data.problems["bad"]] == [("cat/2.jpg", "truncated")]
+    assert (data.kind, data.table) == ("images", None)
+
+
+def test_the_data_of_a_table_of_texts_has_its_lengths_and_the_lines_of_its_problems(tmp_path: Path) -> None:
+    lines = [f"{('ham', 'spam')[n % 2]}\tmessage number {n}" for n in range(60)]
+    (tmp_path / "sms.tsv").write_text("\n".join(["label\ttext", *lines, "ham\t"]) + "\n", encoding="utf-8")
+    manifest = scan(DataConfig(path=tmp_path / "sms.tsv", max_bad_fraction=0.5))
+    summary = DataSummary.model_validate(report_json(manifest))
+    data = DataSummary.model_validate_json(summary.model_dump_json())
+    assert data.kind == "texts"
+    assert sum(data.size(split) for split in ("train", "validation", "test")) == 60
+    assert data.table is not None
+    assert (data.table.median_length, data.table.longest) == (17, 17)
+    assert [each.path for each in data.problems["bad"]] == ["sms.tsv:62"]
 
 
 def test_the_promotion_is_filled_from_the_recorded_verdict() -> None:

@@ -4,6 +4,7 @@ import io
 
 from rich.console import Console
 
+from thawline import backbones
 from thawline.search import TrialRecord, TrialResult
 from thawline.search.leaderboard import (
     leaderboard_markdown,
@@ -63,11 +64,28 @@ def test_where_lower_is_better_the_chart_takes_the_lowest_value() -> None:
     assert "0.3000  2 trials" in chart
 
 
-def test_depths_of_several_backbones_are_told_apart_and_nothing_is_drawn_of_nothing() -> None:
-    chart = thaw_line_chart([_record(1, 1e-3, 0.8), _record(1, 1e-3, 0.9, "vgg11")], "accuracy")
-    assert "mobilenet_v3_small  1" in chart
-    assert "vgg11               1" in chart
+def test_depths_of_several_backbones_stand_each_below_its_name_and_nothing_is_drawn_of_nothing() -> None:
+    long = "hf:/models/a/long/way/down/in-a-folder-whose-name-breaks-tables"
+    records = [_record(1, 1e-3, 0.8), _record(1, 1e-3, 0.9, long), _record(2, 1e-3, 0.7, long)]
+    head, *lines = thaw_line_chart(records, "accuracy").splitlines()
+    assert "0.7000 to 0.9000" in head
+    assert [line.split("·")[0].split("●")[0].strip() for line in lines] == [long, "1", "2", "mobilenet_v3_small", "1"]
+    assert [line[-15:] for line in lines if "trial" in line] == [f"{value:.4f}  1 trial" for value in (0.9, 0.7, 0.8)]
     assert thaw_line_chart([_record(1, 1e-3, None)], "accuracy") == ""
+
+
+def test_a_backbone_with_a_long_name_has_a_short_one_in_the_table_and_stands_once_in_full() -> None:
+    long = "hf:/models/a/long/way/down/in-a-folder-whose-name-breaks-tables"
+    records = [_record(0, 1e-3), _record(1, 2e-4, backbone=long)]
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(leaderboard_table(records, "accuracy"))
+    short = backbones.short_name(long)
+    for shown in (console.export_text(), leaderboard_markdown(records, "accuracy")):
+        assert shown.count(long) == 1
+        assert f"{short} is {long}" in shown
+        assert shown.count(short) == 2
+        assert "mobilenet_v3_small is" not in shown
+    assert long not in leaderboard_markdown(records[1:], "accuracy"), "one that no trial varies is not in the table"
 
 
 def test_a_long_leaderboard_is_cut_and_says_so() -> None:

@@ -8,6 +8,7 @@ import pytest
 from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError, StudyError
 from thawline.search.conduct import Queue
+from thawline.search.space import check_space
 from thawline.search.study import (
     Asked,
     Study,
@@ -18,7 +19,7 @@ from thawline.search.study import (
     study_names,
 )
 from thawline.search.trial import TrialResult
-from thawline.training import EpochResult
+from thawline.training import EpochResult, Hyperparameters
 
 DEPTHS = {"resnet18": 5, "vgg11": 6}
 
@@ -67,16 +68,59 @@ def test_what_the_space_opens_is_sampled_within_its_range(own_home: Path) -> Non
         "weight_decay": [1e-3, 1e-1],
         "head_learning_rate_factor": [1, 10],
         "optimizer": ["adamw", "sgd"],
+        "policy": ["static", "gradual", "lp_ft"],
+        "layer_decay": [0.5, 1],
+        "batch_norm": ["frozen_eval", "train_affine"],
     }
     study = open_study(own_home, space=space, study={"sampler": "RandomSampler"})
     sampled = [ask(study).hyperparameters for _ in range(20)]
     assert {h.freeze_depth for h in sampled} == {2, 3, 4}
     assert {h.optimizer for h in sampled} == {"adamw", "sgd"}
+    assert {h.policy for h in sampled} == {"static", "gradual", "lp_ft"}
+    assert {h.batch_norm for h in sampled} == {"frozen_eval", "train_affine"}
+    assert len({h.layer_decay for h in sampled}) > 10
     for h in sampled:
+        assert 0.5 <= h.layer_decay <= 1
         assert 1e-4 <= h.learning_rate <= 1e-3
         assert 1e-3 <= h.weight_decay <= 1e-1
         assert 1 <= h.head_learning_rate_factor <= 10
     assert len({h.weight_decay for h in sampled}) > 10
+
+
+def test_the_first_trial_thaws_as_the_configuration_says_where_the_space_has_it(own_home: Path) -> None:
+    train = {"policy": "lp_ft", "layer_decay": 0.9, "batch_norm": "train_all"}
+    space = {"policy": ["gradual", "lp_ft"], "layer_decay": [0.5, 0.8], "batch_norm": ["frozen_eval", "train_affine"]}
+    first = ask(open_study(own_home, train=train, space=space)).hyperparameters
+    assert (first.policy, first.layer_decay, first.batch_norm) == ("lp_ft", 0.8, "frozen_eval")
+    fixed = ask(open_study(own_home, "fixed", train=train)).hyperparameters
+    assert (fixed.policy, fixed.layer_decay, fixed.batch_norm) == ("lp_ft", 0.9, "train_all")
+
+
+def test_a_policy_to_try_first_must_be_one_of_the_space(own_home: Path) -> None:
+    space = {"policy": ["static", "lp_ft"]}
+    study = open_study(own_home, space=space, study={"enqueue": [{"policy": "lp_ft"}]})
+    assert ask(study).hyperparameters.policy == "lp_ft"
+    with pytest.raises(ConfigError, match="policy must be one of static, lp_ft, but got 'gradual'"):
+        open_study(own_home, "other", space=space, study={"enqueue": [{"policy": "gradual"}]})
+    with pytest.raises(ConfigError, match="the space does not open 'layer_decay'"):
+        open_study(own_home, "third", space=space, study={"enqueue": [{"layer_decay": 0.5}]})
+
+
+def test_random_weights_have_no_batch_norm_statistics_to_keep_so_all_is_trained(own_home: Path) -> None:
+    def first(name: str, weights: Any) -> Any:
+        return ask(open_study(own_home, name, backbone={"weights": weights})).hyperparameters.batch_norm
+
+    assert [first("random", "none"), first("pretrained", "default")] == ["train_all", "frozen_eval"]
+    space = {"batch_norm": ["frozen_eval", "train_all"]}
+    check_space(config(space=space), DEPTHS)
+    with pytest.raises(ConfigError, match=r"nothing to choose with backbone\.weights=none"):
+        check_space(config(space=space, backbone={"weights": "none"}), DEPTHS)
+
+
+def test_trials_recorded_before_there_were_policies_are_read_as_what_they_were() -> None:
+    old = {"backbone": "resnet18", "freeze_depth": 2, "learning_rate": 1e-3, "weight_decay": 0.01}
+    read = Hyperparameters(**old, head_learning_rate_factor=1.0, optimizer="sgd")
+    assert (read.policy, read.layer_decay, read.batch_norm) == ("static", 1.0, "train_all")
 
 
 def test_the_default_sampler_learns_from_pruned_trials_and_never_asks_for_the_same_again(own_home: Path) -> None:
@@ -209,6 +253,33 @@ def test_a_grid_ends_the_study_when_all_of_it_was_tried(own_home: Path) -> None:
     assert depths == {4, 5}
     assert study.finished() < 10
     assert open_study(own_home, **sections).exhausted, "also after a restart"
+
+
+@pytest.mark.parametrize(("train", "together"), [({}, 4), ({"ema": 0.9}, 1), ({"exact": True}, 1)])
+def test_heads_of_any_policy_are_trained_together_unless_each_must_be_alone(
+    own_home: Path, train: dict[str, Any], together: int
+) -> None:
+    space = {"freeze_depth": [5, 5], "policy": ["static", "gradual", "lp_ft"], "layer_decay": [0.5, 1]}
+    sections = {"space": space, "train": train, "study": {"sampler": "RandomSampler"}}
+    study = open_study(own_home, **sections)
+    queue = Queue.of(study, config(**sections), DEPTHS, None)
+    asked = queue.next()
+    assert len(asked) == together
+    assert together == 1 or len({each.hyperparameters.policy for each in asked}) > 1
+
+
+def test_heads_of_another_augmentation_are_not_trained_together(own_home: Path) -> None:
+    space = {"freeze_depth": [5, 5], "augmentation": ["none", "light"]}
+    study = open_study(own_home, space=space, study={"sampler": "RandomSampler"})
+    queue = Queue(study, trials=12, batch=12, depths=DEPTHS, deadline=None)
+    groups = []
+    while together := queue.next():
+        groups.append([asked.hyperparameters.augmentation for asked in together])
+        for asked in together:
+            study.tell(TrialResult(asked.number, "complete", 0.5, 1, 1, 1.0, "", None, None))
+    assert {len(set(group)) for group in groups} == {1}
+    assert {group[0] for group in groups} == {"none", "light"}
+    assert max(map(len, groups)) > 1, "those of one are"
 
 
 def test_another_seed_samples_other_points(own_home: Path) -> None:

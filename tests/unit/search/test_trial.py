@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from thawline import backbones
-from thawline.activations import Profile, make_plan
+from thawline.activations import Profile, StoredSplits, make_plan
 from thawline.search import trial as trial_module
 from thawline.search.conduct import _run, conduct
 from thawline.search.study import Study
@@ -321,8 +321,8 @@ def test_heads_whose_activations_were_removed_are_trained_one_after_the_other(ma
     assert [(result.state, result.epochs) for result in results] == [("complete", 2)] * 2
 
 
-def with_activations(spec: TrialSpec) -> TrialSpec:
-    """With what lies behind all layer groups in the store."""
+def with_activations(spec: TrialSpec, depths: tuple[int, int] | None = None) -> TrialSpec:
+    """With what lies behind the frozen layer groups in the store, or behind those of a range of freeze depths."""
     backbone = backbones.create(BACKBONE, num_classes=2, weights="starter", image_size=SIZE)
     runtime = runtime_for(spec.config.train)
     measured = Profile(
@@ -335,7 +335,7 @@ def with_activations(spec: TrialSpec) -> TrialSpec:
         numbers=(1000,) * 6,
         computed_as=("float32",) * 6,
         largest=(1.0,) * 6,
-        image_seconds=1e-6,
+        input_seconds=1e-6,
         step_seconds=1e-9,
         read_bytes_per_second=1e9,
         write_bytes_per_second=1e9,
@@ -344,17 +344,47 @@ def with_activations(spec: TrialSpec) -> TrialSpec:
     plan = make_plan(
         measured,
         spec.config.train,
-        train_images=32,
-        validation_images=16,
+        train_rows=32,
+        validation_rows=16,
         views=1,
         trials=3,
-        depths=(spec.hyperparameters.freeze_depth,) * 2,
+        depths=depths or (spec.hyperparameters.freeze_depth,) * 2,
         budget=10**9,
-        image_numbers=3 * 32 * 32,
+        input_numbers=3 * 32 * 32,
     )
     stored = dataclasses.replace(spec.activations, plan=plan, weights=backbone.weights_digest)
     assert stored.fill(backbone, runtime, batch_size=8) == {}
     return dataclasses.replace(spec, activations=stored)
+
+
+@pytest.mark.parametrize(("policy", "depths"), [("static", [4, 4, 4]), ("gradual", [6, 5, 4]), ("lp_ft", [6, 6, 4])])
+def test_each_epoch_of_a_policy_is_trained_from_what_is_stored_for_its_depth(
+    make_spec: Make, store: MlflowStore, monkeypatch: pytest.MonkeyPatch, policy: Any, depths: list[int]
+) -> None:
+    def thawing(number: int) -> TrialSpec:
+        spec = make_spec(number=number, depth=4, epochs=3, exact=True)
+        return dataclasses.replace(spec, hyperparameters=dataclasses.replace(spec.hyperparameters, policy=policy))
+
+    boundaries: list[int] = []
+    original = StoredSplits.open
+
+    def noting(self: StoredSplits, *args: Any) -> Any:
+        made = original(self, *args)
+        boundaries.append(made[0].boundary)
+        return made
+
+    monkeypatch.setattr(StoredSplits, "open", noting)
+    from_images = run_trial(thawing(0), go_on)
+    assert set(boundaries) == {0}
+    boundaries.clear()
+    from_store = run_trial(with_activations(thawing(1), depths=(4, 6)), go_on)
+    assert boundaries == list(dict.fromkeys(depths)), "each once, and none again to see how it ended"
+    assert (from_store.state, from_store.epochs) == ("complete", 3)
+    one, other = run_of(store, from_images.run_id), run_of(store, from_store.run_id)
+    assert one.data.metrics["train/loss"] == other.data.metrics["train/loss"], "the very bits"
+    assert one.data.params["train.policy"] == policy
+    history = store.client.get_metric_history(str(from_store.run_id), "train/freeze_depth")
+    assert [metric.value for metric in sorted(history, key=lambda metric: metric.step)] == depths
 
 
 @pytest.mark.parametrize("depth", [6, 4])

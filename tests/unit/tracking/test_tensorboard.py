@@ -221,7 +221,20 @@ def test_the_projector_has_vectors_labels_and_thumbnails(get: Get) -> None:
         PIL.Image.open(io.BytesIO(get("plugin/projector/sprite_image", run=run, name=found["tensorName"])))
     )
     assert found["sprite"]["singleImageDim"] == [4, 4]
+    assert points.thumbnails is not None
     assert np.array_equal(sprite[:4, 4:8], points.thumbnails[1])
+
+
+def test_the_projector_has_texts_in_a_column_beside_their_classes(tmp_path: Path) -> None:
+    tracker = TensorBoardTracker(tmp_path / "study")
+    points = Embedding(np.eye(2, dtype=np.float32), ("ham", "spam"), texts=("see\tyou", "win\n\n£1000"))
+    tracker.log_media("features", points, step=0)
+    tracker.close("FINISHED")
+    (folder,) = (tmp_path / "study" / "00000").iterdir()
+    assert (folder / "metadata.tsv").read_text(encoding="utf-8").splitlines() == [
+        *("class\ttext", "ham\tsee you", "spam\twin £1000")
+    ]
+    assert "sprite" not in (tmp_path / "study" / "projector_config.pbtxt").read_text()
 
 
 def mesh(get: Get, run: str, tag: str, part: str, step: int) -> np.ndarray:

@@ -142,6 +142,7 @@ def test_media_are_shown_under_their_names_and_a_graph_is_left_out(tmp_path: Pat
         "validation/..": Table({"class": ["a", "b"], "recall": [0.5, None], "mixed": [1, "x"]}),
         "chart": Figure("<svg><title>é</title></svg>", "a chart"),
         "features": Embedding(np.eye(2), ("boot", "hat"), np.stack([PIXELS] * 2)),
+        "sentences": Embedding(np.eye(2), ("ham", "spam"), texts=("see you", "win now")),
         "surface": Mesh(CORNERS, COLOURS, np.array([[0, 1, 2]])),
         "points": Mesh(CORNERS, COLOURS, np.empty((0, 3), int)),
         "graph": Graph(()),
@@ -171,6 +172,9 @@ def test_media_are_shown_under_their_names_and_a_graph_is_left_out(tmp_path: Pat
     embedding = json.loads((files / shown["features"]["path"]).read_text())
     assert embedding["columns"] == ["picture", "class", "x0", "x1"]
     assert embedding["data"][1][1:] == ["hat", 0.0, 1.0]
+    sentences = json.loads((files / shown["sentences"]["path"]).read_text())
+    assert sentences["columns"] == ["text", "class", "x0", "x1"]
+    assert sentences["data"][1] == ["win now", "spam", 0.0, 1.0]
     surface = (files / shown["surface"]["path"]).read_text()
     assert surface.splitlines()[1:] == ["v 1 0 0 0.000 1.000 0.000", "v 0 1 0.5 0.000 0.000 1.000", "f 1 2 3"]
     assert "f" not in (files / shown["points"]["path"]).read_text()

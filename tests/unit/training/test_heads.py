@@ -1,6 +1,7 @@
 """Heads that are trained together come out as each would alone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Features:
     """Activations behind all layer groups, kept in memory."""
 
     boundary = DEPTH
+    lengths = None
 
     def __init__(self, backbone: Backbone, images: ImageInputs) -> None:
         backbone.module.eval()
@@ -59,10 +61,10 @@ def alone(make_backbone: Any, images: Any, tmp_path: Path) -> Callable[..., FitR
     def run(hyperparameters: Hyperparameters, config: TrainConfig = CONFIG, folder: str = "alone") -> FitResult:
         set_up_process(threads=1, seed=0)
         backbone = make_backbone()
+        inputs = (Features(backbone, images(60)), Features(backbone, images(30)))
         return fit(
             backbone,
-            Features(backbone, images(60)),
-            Features(backbone, images(30)),
+            lambda depth: inputs,
             hyperparameters=hyperparameters,
             config=config,
             metric="accuracy",
@@ -218,6 +220,24 @@ def test_the_checkpoint_of_a_head_holds_the_head_alone(together: Any, tmp_path: 
     best = CheckpointFolder(tmp_path / "together-0", keep=1, maximise=True).best()
     assert best is not None
     assert sorted(load_checkpoint(best).model) == ["head.bias", "head.weight"]
+
+
+def test_all_policies_are_one_where_the_head_alone_is_trained_so_they_can_be_trained_together(
+    alone: Any, together: Any
+) -> None:
+    asked = [head(1e-2), replace(head(1e-2), policy="lp_ft"), replace(head(1e-2), policy="gradual", layer_decay=0.5)]
+    static, *others = together(asked)
+    assert [losses(other) for other in others] == [losses(static)] * 2
+    single = alone(asked[1])
+    assert losses(others[0]) == pytest.approx(losses(single), rel=1e-4)
+    depths = [epoch.metrics["train/freeze_depth"] for result in (static, single) for epoch in result.history]
+    assert set(depths) == {DEPTH}
+
+
+def test_heads_whose_weights_are_averaged_are_trained_one_after_the_other(together: Any) -> None:
+    config = CONFIG.model_copy(update={"ema": 0.9})
+    with pytest.raises(TrainingError, match=r"averaged \(train\.ema\) cannot be trained together"):
+        together([head(1e-3), head(1e-2)], config)
 
 
 @pytest.mark.parametrize(

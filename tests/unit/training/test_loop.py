@@ -45,8 +45,7 @@ def train(make_backbone: Any, images: Any, hyperparameters: Any, tmp_path: Path)
         backbone = make_backbone()
         result = fit(
             backbone,
-            images(count),
-            images(30),
+            lambda depth: (images(count), images(30)),
             hyperparameters=hyperparameters(depth, learning_rate, optimizer),
             config=config,
             metric=metric,

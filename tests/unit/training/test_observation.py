@@ -60,8 +60,7 @@ def train(make_backbone: Any, images: Any, hyperparameters: Any, tmp_path: Path)
             backbone.module.neck[2].weight.mul_(scale)
         result = fit(
             backbone,
-            images(60),
-            images(30),
+            lambda depth: (images(60), images(30)),
             hyperparameters=hyperparameters(depth, learning_rate),
             config=config,
             metric="accuracy",

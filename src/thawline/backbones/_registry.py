@@ -1,0 +1,108 @@
+"""Which library a backbone comes from: its name says so. One table; a library is one module with the same functions."""
+
+import importlib
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, cast
+
+from thawline.exceptions import BackboneError
+
+if TYPE_CHECKING:
+    from thawline.backbones._base import Backbone, BackboneInfo, Preprocessing, TextPreprocessing
+
+__all__ = ["LIBRARIES", "Library", "Networks", "library_of", "refuse_length"]
+
+
+class Networks(Protocol):
+    """What the module of a library offers; names are given in full, as ``timm/resnet18``."""
+
+    def list_names(self) -> list[str]:
+        """All that it has, in order; none if they cannot be listed."""
+
+    def inspect(self, name: str) -> "BackboneInfo":
+        """See :func:`thawline.backbones.describe`; from the network itself, without its numbers."""
+
+    def preprocessing_of(
+        self, name: str, *, weights: str, image_size: int | None, max_length: int | None
+    ) -> "Preprocessing | TextPreprocessing":
+        """See :func:`thawline.backbones.preprocessing_of`."""
+
+    def check_weights(self, name: str, weights: str) -> None:
+        """See :func:`thawline.backbones.check_weights`."""
+
+    def create(
+        self,
+        name: str,
+        *,
+        num_classes: int,
+        weights: str,
+        image_size: int | None,
+        max_length: int | None,
+        seed: int,
+    ) -> "Backbone":
+        """See :func:`thawline.backbones.create`."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library of pretrained networks."""
+
+    package: str
+    """Its name, as it is installed and imported."""
+    prefix: str
+    """What the names of its backbones begin with."""
+    module: str
+    """The module of Thawline that offers its :class:`Networks`."""
+    extra: str | None
+    """Which of Thawline's extras brings it; ``None`` if it is always there."""
+
+    def is_installed(self) -> bool:
+        """Whether it is there; it is not imported."""
+        return importlib.util.find_spec(self.package) is not None
+
+    def version(self) -> str:
+        """The installed version, less a build's local part (+cpu, +cu132), which does not change the networks."""
+        return importlib.metadata.version(self.package).partition("+")[0]
+
+    def check_installed(self) -> None:
+        """Look for it in a moment.
+
+        Raises:
+            BackboneError: if it is not there.
+        """
+        if not self.is_installed():
+            raise BackboneError(
+                f"A backbone {self.prefix}… needs the package {self.package}: pip install 'thawline[{self.extra}]'."
+            )
+
+    def networks(self) -> Networks:
+        """Its networks; importing the library may take seconds.
+
+        Raises:
+            BackboneError: if it is not installed.
+        """
+        self.check_installed()
+        return cast(Networks, importlib.import_module(self.module))
+
+
+LIBRARIES = (
+    Library("torchvision", "", "thawline.backbones._torchvision", extra=None),
+    Library("timm", "timm/", "thawline.backbones._timm", extra="timm"),
+    Library("transformers", "hf:", "thawline.backbones._huggingface", extra="huggingface"),
+)
+
+
+def library_of(name: str) -> Library:
+    """The library that a name is of, whether it has such a backbone or not."""
+    return max((library for library in LIBRARIES if name.startswith(library.prefix)), key=lambda one: len(one.prefix))
+
+
+def refuse_length(name: str, max_length: int | None) -> None:
+    """For networks of images.
+
+    Raises:
+        BackboneError: if a number of tokens is given.
+    """
+    if max_length is not None:
+        raise BackboneError(f"{name!r} takes images, and so no max_length, but got max_length={max_length}.")

@@ -1,0 +1,298 @@
+"""timm's classification networks, as ``timm/NAME`` or ``timm/NAME.TAG``, cut along timm's own layer groups."""
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from timm.data import resolve_data_config
+from timm.models import PretrainedCfg, group_parameters
+from torch import Tensor, nn
+
+from thawline.backbones import networks
+from thawline.backbones._base import Backbone, BackboneInfo, LayerGroup, Preprocessing
+from thawline.backbones._graph import build_without_memory
+from thawline.backbones._groups import layer_groups_of
+from thawline.backbones._registry import refuse_length
+from thawline.backbones._weights import ALTERNATIVES, digest_of, load_into, read_file
+from thawline.backbones._weights import check_weights as check_file
+from thawline.exceptions import BackboneError, WeightsError
+
+__all__ = ["check_weights", "create", "inspect", "list_names", "preprocessing_of"]
+
+_PREFIX = "timm/"
+_CLASSES = 1000
+"""Of the head with which a network is cut and its parameters are counted."""
+
+
+def list_names() -> list[str]:
+    """All architectures of the installed timm, also those that cannot be used."""
+    return [_PREFIX + name for name in timm.list_models()]
+
+
+def preprocessing_of(
+    name: str, *, weights: str = "default", image_size: int | None = None, max_length: int | None = None
+) -> Preprocessing:
+    """What the pretrained weights were trained on, by timm's configuration of them.
+
+    The centre is cut out, as Thawline does with all networks; timm itself squeezes some few networks' images instead.
+
+    Raises:
+        BackboneError: if ``image_size`` is not positive, or ``max_length`` is given, or the images are not square.
+    """
+    refuse_length(name, max_length)
+    if image_size is not None and image_size < 1:
+        raise BackboneError(f"`image_size >= 1` must hold, but got image_size={image_size}.")
+    data = resolve_data_config({}, pretrained_cfg=_config(name).to_dict())
+    channels, height, width = data["input_size"]
+    if channels != 3 or height != width:
+        raise _refusal(name, f"it was made for images of {channels} channels and {height} x {width} pixels")
+    size = image_size or width
+    return Preprocessing(
+        size, math.floor(size / data["crop_pct"]), tuple(data["mean"]), tuple(data["std"]), data["interpolation"]
+    )
+
+
+def check_weights(name: str, weights: str) -> None:
+    """See :func:`thawline.backbones.check_weights`."""
+    if weights == "default":
+        _on_hub(name)
+    check_file(name, weights)
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int,
+    weights: str = "default",
+    image_size: int | None = None,
+    max_length: int | None = None,
+    seed: int = 0,
+) -> Backbone:
+    """See :func:`thawline.backbones.create`."""
+    if num_classes < 1:
+        raise BackboneError(f"`num_classes >= 1` must hold, but got num_classes={num_classes}.")
+    preprocessing = preprocessing_of(name, weights=weights, image_size=image_size, max_length=max_length)
+    groups, head, _ = _cut_at(name, preprocessing.image_size)
+    check_weights(name, weights)
+
+    architecture = _architecture(name, preprocessing.image_size, num_classes)
+    # Not torch.manual_seed, which would reach into the GPUs' generators too.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        module = networks.build(architecture)
+        if weights != "none":
+            load_into(module, head.name, _pretrained(name, weights, preprocessing.image_size), repr(weights))
+    return Backbone(
+        name=name,
+        module=module,
+        layer_groups=groups,
+        head=head,
+        preprocessing=preprocessing,
+        weights_digest=digest_of(module, head.name),
+        architecture=architecture,
+    )
+
+
+def inspect(name: str) -> BackboneInfo:
+    """What is known of a network, found out from the network itself, without its memory; takes up to a few seconds.
+
+    Raises:
+        BackboneError: if it cannot be used.
+    """
+    image_size = preprocessing_of(name).image_size
+    groups, _, parameters = _cut_at(name, image_size)
+    config = _config(name)
+    return BackboneInfo(
+        name=name,
+        parameters=parameters,
+        layer_groups=tuple(group.name for group in groups),
+        weights=("default",) if config.hf_hub_id else (),
+        image_size=image_size,
+        tags={} if "." in name else _tags_of(name),
+    )
+
+
+def _tags_of(name: str) -> dict[str, int]:
+    """All pretrained weights of an architecture with the size that they were trained for, the default ones first."""
+    default = f"{name}.{_config(name).tag}"
+    tagged = [_PREFIX + known for known in timm.list_pretrained(f"{_bare(name)}.*")]
+    tagged.sort(key=lambda known: known != default)
+    return {known.partition(".")[2]: _config(known).input_size[-1] for known in tagged}
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix(_PREFIX)
+
+
+def _config(name: str) -> PretrainedCfg:
+    """What timm knows of the weights that a name stands for."""
+    config = timm.get_pretrained_cfg(_bare(name))
+    return config if config is not None else PretrainedCfg()
+
+
+def _architecture(name: str, image_size: int, num_classes: int) -> dict[str, Any]:
+    """What :func:`thawline.backbones.networks.build` builds the network from; plain JSON."""
+    sized = {"img_size": image_size} if _config(name).fixed_input_size else {}
+    return {"library": "timm", "builder": _bare(name), "kwargs": sized | {"num_classes": num_classes}}
+
+
+class _UnusableError(Exception):
+    """Why a network cannot be cut, as the end of a sentence about it."""
+
+
+def _cut_at(name: str, image_size: int) -> tuple[tuple[LayerGroup, ...], LayerGroup, int]:
+    """Layer groups, head and parameters, cut at a size: a network may look otherwise at another.
+
+    Raises:
+        BackboneError: if it cannot be used, or not at that size.
+    """
+    default = preprocessing_of(name).image_size
+    try:
+        found = groups, _, _ = _cut(name, default)
+    except _UnusableError as error:
+        raise _refusal(name, str(error)) from None
+    if image_size == default:
+        return found
+    try:
+        found = _cut(name, image_size)
+    except _UnusableError as error:
+        raise BackboneError(
+            f"{name} does not take images of {image_size} x {image_size} pixels: {error}. Its own size is "
+            f"{default} x {default}."
+        ) from None
+    if [group.name for group in found[0]] != [group.name for group in groups]:
+        raise BackboneError(
+            f"At {image_size} x {image_size} pixels {name} would have other layer groups than at its own {default} x "
+            f"{default}. Give another image_size."
+        )
+    return found
+
+
+@lru_cache(maxsize=32)
+def _cut(name: str, image_size: int) -> tuple[tuple[LayerGroup, ...], LayerGroup, int]:
+    """Layer groups, head and number of parameters (of 1000 classes)."""
+    try:
+        module = build_without_memory(lambda: networks.build(_architecture(name, image_size, _CLASSES)))
+        groups, head = layer_groups_of(module, _head_of(module), image_size, _order_of(module))
+    except BackboneError as error:
+        raise _UnusableError(str(error).rstrip(".")) from None
+    except _UnusableError:
+        raise
+    except Exception as error:  # whatever a network raises that is built in a size, or traced, or run on shapes alone
+        raise _UnusableError(f"{type(error).__name__}: {_first_line(error).rstrip('.')}") from None
+    return groups, head, sum(parameter.numel() for parameter in module.parameters())
+
+
+def _refusal(name: str, why: str) -> BackboneError:
+    return BackboneError(f"{name!r} cannot be used: {why}. `thawline backbones timm/` lists what can be.")
+
+
+def _head_of(module: nn.Module) -> str:
+    """Path of the one layer that gives the logits.
+
+    Raises:
+        _UnusableError: if there is none, or there are several (distilled networks have one for the teacher).
+    """
+    if not hasattr(module, "get_classifier"):
+        raise _UnusableError("it is no classifier")
+    classifier = module.get_classifier()
+    parts = classifier if isinstance(classifier, tuple) else (classifier,)
+    inside = {id(layer) for part in parts for layer in part.modules()}
+    heads = [path for path, layer in module.named_modules() if id(layer) in inside and _outputs(layer) == _CLASSES]
+    if len(heads) != 1:
+        raise _UnusableError(f"exactly one layer must give its logits, its head, but it has {heads}")
+    return heads[0]
+
+
+def _outputs(layer: nn.Module) -> int | None:
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else None
+
+
+def _order_of(module: nn.Module) -> Mapping[str, int] | None:
+    """The number of the layer group of each parameter; ``None`` where timm has no groups, or only the finest."""
+    try:
+        matcher = module.group_matcher(coarse=True)  # type: ignore[operator]
+    except (AttributeError, AssertionError):
+        return None
+    order: dict[str, int] = group_parameters(module, matcher, reverse=True)
+    return order
+
+
+def _pretrained(name: str, weights: str, image_size: int) -> dict[str, Tensor]:
+    """The tensors of the default weights or of a file as the network takes them, renamed and resized by timm.
+
+    They are read into another network, which has the very head that they come with, since only then timm insists that
+    all of them fit.
+
+    Raises:
+        WeightsError: if they cannot be had, or do not fit.
+    """
+    config = _config(name)
+    if weights == "default":
+        classes, source = config.num_classes, {"file": str(_from_hub(name))}
+    else:
+        tensors = read_file(Path(weights).expanduser())
+        classes, source = _classes_in(tensors, config), {"state_dict": tensors}
+    arguments = _architecture(name, image_size, classes)["kwargs"]
+    try:
+        filled = timm.create_model(
+            _bare(name), pretrained=True, pretrained_cfg_overlay={**source, "num_classes": classes}, **arguments
+        )
+    except (RuntimeError, KeyError, ValueError, AssertionError, OSError) as error:
+        lines = "\n".join(str(error).splitlines()[:6])
+        raise WeightsError(f"The weights {weights!r} do not fit {name!r}: {lines}") from None
+    return dict(filled.state_dict())
+
+
+def _classes_in(tensors: Mapping[str, Tensor], config: PretrainedCfg) -> int:
+    """How many classes the head in a file has; none without a head."""
+    head = tensors.get(f"{config.classifier}.weight")
+    return 0 if head is None else len(head)
+
+
+def _on_hub(name: str) -> tuple[str, str | None, str]:
+    """Repository, revision and file of the default weights: always safetensors, since other files may hold code.
+
+    Raises:
+        WeightsError: if timm has none there.
+    """
+    config = _config(name)
+    if not config.hf_hub_id:
+        at = f" They are at {config.url}, as a pickle, which could run code: fetch it yourself." if config.url else ""
+        raise WeightsError(f"timm has no pretrained weights of {name!r} on the hub.{at} {ALTERNATIVES}")
+    repository, _, revision = config.hf_hub_id.partition("@")
+    file = Path(config.hf_hub_filename or "model").with_suffix(".safetensors")
+    return repository, revision or None, str(file)
+
+
+def _from_hub(name: str) -> Path:
+    """The file of the default weights, downloaded unless it lies in the hub's cache already.
+
+    Raises:
+        WeightsError: if it cannot be had.
+    """
+    repository, revision, file = _on_hub(name)
+    try:
+        try:
+            return Path(hf_hub_download(repository, file, revision=revision, local_files_only=True))
+        except LocalEntryNotFoundError:
+            return Path(hf_hub_download(repository, file, revision=revision, library_name="timm"))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise WeightsError(
+            f"The pretrained weights of {name!r} cannot be had: {_first_line(error).rstrip('.')}.\n"
+            f"They are the file {file} of the model {repository!r} on the Hugging Face hub; where that cannot be "
+            f"reached, bring its cache along (HF_HOME moves it). {ALTERNATIVES}"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,144 @@
+"""Networks from plain JSON. Imports nothing of Thawline: packaged models, which do without it, hold a copy."""
+
+from collections.abc import Callable, Mapping
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ImageClassifier", "TextClassifier", "build", "transformers_config", "without_pooler"]
+
+
+def build(architecture: Mapping[str, Any]) -> nn.Module:
+    """The network that an architecture describes, with random weights from torch's generator, in training mode.
+
+    Args:
+        architecture: one of
+
+            * ``{"library": "torchvision", "builder": "resnet18", "kwargs": {"num_classes": 2, …}}``, the library left
+              out in packages of Thawline's first versions;
+            * ``{"library": "timm", "builder": "resnet18", "kwargs": {"num_classes": 2, …}}``;
+            * ``{"library": "transformers", "task": "text-classification", "config": {…}, "num_classes": 2}``, with
+              what a model's ``config.json`` holds;
+            * the same with ``"task": "image-classification"`` and the further arguments of :class:`ImageClassifier`
+              in ``"kwargs"``.
+
+    Returns:
+        A module from images ``[N, 3, H, W]``, or from tokens ``[N, T]`` (see :class:`TextClassifier`), to logits
+        ``[N, num_classes]``.
+
+    Raises:
+        ValueError: if the library or the task is none of these.
+        ImportError: if the library is not installed.
+    """
+    library = architecture.get("library", "torchvision")
+    if library not in _BUILDERS:
+        raise ValueError(f"`library` must be one of {', '.join(_BUILDERS)}, but got {library!r}.")
+    return _BUILDERS[library](architecture)
+
+
+class TextClassifier(nn.Module):
+    """An encoder of texts, the mean over its tokens, and a linear head.
+
+    The mean, as in sentence-transformers, is learned nowhere and so is good before any training; the first token's
+    features, which BERT's own classifier takes, mean little until the whole encoder was trained to gather them there.
+    """
+
+    def __init__(self, encoder: nn.Module, hidden_size: int, num_classes: int, *, padding_id: int = 0) -> None:
+        """Take an encoder by HuggingFace's conventions, the width of what it gives, and its id of padding."""
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(hidden_size, num_classes)
+        self.padding_id = padding_id
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens, int64 ``[N, T]`` with -1 behind the end of each text, to logits ``[N, num_classes]``."""
+        is_token = tokens >= 0
+        ids = torch.where(is_token, tokens, self.padding_id)
+        hidden = self.encoder(input_ids=ids, attention_mask=is_token.long()).last_hidden_state
+        # In single precision also under autocast: a sum over hundreds of tokens would lose digits.
+        weights = is_token.unsqueeze(2).float()
+        features = (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
+        logits: Tensor = self.head(features)
+        return logits
+
+
+class ImageClassifier(nn.Module):
+    """A HuggingFace classifier of images that takes a tensor and gives one."""
+
+    def __init__(self, network: nn.Module, *, interpolate_positions: bool = False, is_bgr: bool = False) -> None:
+        """Take what ``AutoModelForImageClassification`` makes.
+
+        Args:
+            network: the classifier.
+            interpolate_positions: resize position embeddings to the images' size, where it differs from the trained.
+            is_bgr: it was trained on images whose channels are blue, green, red.
+        """
+        super().__init__()
+        self.network = network
+        self.is_bgr = is_bgr
+        self._arguments = {"interpolate_pos_encoding": True} if interpolate_positions else {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``[N, 3, H, W]`` (red, green, blue) to logits ``[N, num_classes]``."""
+        pixels = images.flip(1) if self.is_bgr else images
+        logits: Tensor = self.network(pixel_values=pixels, **self._arguments).logits
+        return logits
+
+
+def transformers_config(architecture: Mapping[str, Any]) -> Any:
+    """The configuration of a HuggingFace network, for single precision and one logit a class."""
+    from transformers import AutoConfig
+
+    settings = dict(architecture["config"])
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    config.num_labels = architecture["num_classes"]
+    return config
+
+
+def without_pooler(encoder: nn.Module) -> nn.Module:
+    """Take off the layer that some encoders put over their first token: nothing here reads it."""
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # type: ignore[assignment]  # what their forward passes ask for
+    return encoder
+
+
+def _of_torchvision(architecture: Mapping[str, Any]) -> nn.Module:
+    from torchvision.models import get_model
+
+    network: nn.Module = get_model(architecture["builder"], weights=None, **architecture["kwargs"])
+    return network
+
+
+def _of_timm(architecture: Mapping[str, Any]) -> nn.Module:
+    import timm
+
+    network: nn.Module = timm.create_model(architecture["builder"], pretrained=False, **architecture["kwargs"])
+    return network
+
+
+def _of_transformers(architecture: Mapping[str, Any]) -> nn.Module:
+    from transformers import MODEL_MAPPING, AutoModel, AutoModelForImageClassification
+
+    task, config = architecture["task"], transformers_config(architecture)
+    if task == "text-classification":
+        encoder_class: Any = MODEL_MAPPING[type(config)]
+        has_switch = "add_pooling_layer" in signature(encoder_class).parameters
+        arguments = {"add_pooling_layer": False} if has_switch else {}
+        encoder = AutoModel.from_config(config, dtype=torch.float32, **arguments)
+        padding_id = getattr(config, "pad_token_id", None) or 0
+        return TextClassifier(
+            without_pooler(encoder), config.hidden_size, architecture["num_classes"], padding_id=padding_id
+        ).train()
+    if task == "image-classification":
+        network = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
+        return ImageClassifier(network, **architecture.get("kwargs", {})).train()
+    raise ValueError(f"`task` must be text-classification or image-classification, but got {task!r}.")
+
+
+_BUILDERS: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
+    "torchvision": _of_torchvision,
+    "timm": _of_timm,
+    "transformers": _of_transformers,
+}

@@ -1,0 +1,308 @@
+"""Read a table file into records that know their line, whatever is wrong with some of them.
+
+The standard library's ``csv`` and ``json`` read what has lines, because they alone say in which line a record begins;
+PyArrow reads Parquet. A table is held in memory as a whole.
+"""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from thawline.exceptions import DataError
+
+__all__ = ["TABLE_SUFFIXES", "BadCell", "Cell", "Record", "Table", "looks_like_labels", "read_table"]
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+
+_LONGEST_CELL = 100_000_000  # characters; csv itself refuses more than 131,072, which long documents have
+_LONGEST_LABEL = 100
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True)
+class BadCell:
+    """A cell that holds no text, and why: ``is not UTF-8: byte 0xE9 at character 3``."""
+
+    reason: str
+
+
+Cell = str | BadCell | None
+"""``None`` where nothing is given."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of a table."""
+
+    line: int
+    """The line that it begins in, or its row in a Parquet file; from 1."""
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """All of a file."""
+
+    columns: tuple[str, ...]
+    """Names; those without a name are called by their number, from ``1``."""
+    header: bool
+    """Whether the first line of the file names the columns; always for JSON lines and Parquet."""
+    records: tuple[Record, ...]
+    malformed: tuple[tuple[int, str], ...]
+    """(line, reason) of each line that is no record."""
+    note: str
+    """How the file was read, where that was to be decided; else empty."""
+
+    def column(self, name: str) -> list[Cell]:
+        """All cells of a column, in order."""
+        index = self.columns.index(name)
+        return [record.cells[index] for record in self.records]
+
+
+def read_table(path: Path, *, names: Collection[str], header: bool | None = None) -> Table:
+    """Read a file by its ending.
+
+    - ``.csv``: RFC 4180, with commas, or semicolons or tabs where the first line has no comma.
+    - ``.tsv``: quotation marks are taken literally, unless the whole file is well-formed with them as quotes.
+    - ``.jsonl``: one JSON object a line; ``.parquet``: also with class names in the notation of HuggingFace's datasets.
+
+    What has lines is read as UTF-8, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        names: names of columns, in lower case, by one of which a first line is taken for a header.
+        header: whether the first line names the columns; found out where ``None``.
+
+    Raises:
+        DataError: if the file cannot be read at all, is in UTF-16, holds nothing or names a column twice.
+    """
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = _read_parquet(path)
+        else:
+            with path.open("rb") as file:
+                if file.read(2) in _UTF16:
+                    raise DataError(f"{path} is in UTF-16; save it as UTF-8.")
+            table = _read_json_lines(path) if path.suffix.lower() == ".jsonl" else _read_csv(path, names, header)
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from None
+    if not table.records and not table.malformed:
+        raise DataError(f"{path} holds no rows: a table of texts has a text and a label in each.")
+    if twice := sorted({name for name in table.columns if table.columns.count(name) > 1}):
+        raise DataError(f"{path} names the column {twice[0]!r} twice: rename one of them.")
+    return table
+
+
+def looks_like_labels(values: Sequence[Cell]) -> bool:
+    """Whether these are few different short values that recur, as the classes of texts are."""
+    given = [value for value in values if isinstance(value, str)]
+    distinct = set(given)
+    return 0 < len(distinct) <= max(2, len(given) // 3) and max(map(len, distinct)) <= _LONGEST_LABEL
+
+
+def _cell(value: Any) -> Cell:
+    """Numbers become their text, whole ones without a point: pandas stores them as floats where one is missing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, (list, dict, tuple)):
+        return BadCell("is a list or an object, no text")
+    if isinstance(value, bytes):
+        return BadCell("is binary, no text")
+    return _text(str(value))
+
+
+def _text(text: str) -> Cell:
+    """The text, unless it holds what is no character: a byte of another encoding, or half a pair of ``\\u`` escapes."""
+    found = None if text.isascii() else _SURROGATES.search(text)
+    if found is None:
+        return text
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:  # as Python's error handler "surrogateescape" keeps bytes
+        return BadCell(f"is not UTF-8: byte 0x{code - 0xDC00:02X} at character {found.start() + 1}")
+    return BadCell(f"holds half a surrogate pair, \\u{code:04x}, at character {found.start() + 1}")
+
+
+# ------------------------------------------------------------------------------------------------------ CSV and TSV
+
+
+def _open(path: Path) -> IO[str]:
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _read_csv(path: Path, names: Collection[str], header: bool | None) -> Table:
+    with _long_cells():
+        options, note = _dialect(path)
+        with _open(path) as file:
+            parsed = list(_parse(file, options))
+    width = next((len(fields) for _, _, fields in parsed if isinstance(fields, list)), 0)
+    records, malformed = [], []
+    for first, last, fields in parsed:
+        if isinstance(fields, list) and len(fields) == width:
+            records.append(Record(first, tuple(_text(field) if field else None for field in fields)))
+            continue
+        reason = fields if isinstance(fields, str) else _wrong_width(len(fields), width)
+        if last > first:  # a quote that is never closed takes line after line with it: each counts
+            reason += f" (one record from line {first} to {last})"
+        malformed += [(line, reason) for line in range(first, last + 1)]
+    columns = tuple(str(number) for number in range(1, width + 1))
+    if header is None:
+        header = _is_header([record.cells for record in records], names)
+    if header and records:
+        named = [cell.strip() if isinstance(cell, str) else "" for cell in records[0].cells]
+        columns = tuple(name or number for name, number in zip(named, columns, strict=True))
+        del records[0]
+    return Table(columns, header, tuple(records), tuple(malformed), note)
+
+
+def _wrong_width(found: int, expected: int) -> str:
+    return f"has {found} field{'' if found == 1 else 's'}, the first line has {expected}"
+
+
+def _dialect(path: Path) -> tuple[dict[str, Any], str]:
+    """Arguments for :func:`csv.reader`, and what is to be said of them."""
+    if path.suffix.lower() == ".tsv":
+        if _quotes_well_formed(path):
+            return {"delimiter": "\t", "strict": True}, ""
+        return {"delimiter": "\t", "quoting": csv.QUOTE_NONE}, "quotation marks are taken literally"
+    for delimiter, name in ((",", ""), (";", "fields are separated by semicolons"), ("\t", "separated by tabs")):
+        options = {"delimiter": delimiter, "strict": True}
+        with _open(path) as file:
+            fields = next((fields for _, _, fields in _parse(file, options)), [])
+        if isinstance(fields, list) and len(fields) > 1:
+            return options, name
+    return {"delimiter": ",", "strict": True}, ""
+
+
+def _quotes_well_formed(path: Path) -> bool:
+    """Whether every record of a TSV file has the same number of fields with ``"`` read as a quote.
+
+    Messages hold stray quotes, of which two may enclose hundreds of lines. So where that would join lines, and without
+    quotes each line has the same number of fields, the quotes are no quotes.
+    """
+    widths, joins = set(), False
+    with _open(path) as file:
+        for first, last, fields in _parse(file, {"delimiter": "\t", "strict": True}):
+            if isinstance(fields, str):
+                return False
+            widths.add(len(fields))
+            joins = joins or last > first
+    if len(widths) > 1:
+        return False
+    with _open(path) as file:
+        return not joins or len({line.count("\t") for line in file if line.strip()}) > 1
+
+
+def _parse(file: IO[str], options: dict[str, Any]) -> Iterator[tuple[int, int, list[str] | str]]:
+    """(first line, last line, fields or what is wrong) of each record; empty lines are passed over."""
+    reader = csv.reader(file, **options)
+    while True:
+        first = reader.line_num + 1
+        fields: list[str] | str
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:  # the reader goes on with the next line
+            fields = f"is malformed: {error}"
+        if fields:
+            yield first, reader.line_num, fields
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    before = csv.field_size_limit(_LONGEST_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _is_header(rows: Sequence[tuple[Cell, ...]], names: Collection[str]) -> bool:
+    """Whether the first row names the columns: one cell is a usual name, or a column of labels begins with none."""
+    if not rows:
+        return False
+    first, others = rows[0], rows[1:]
+    if not all(cell is None or isinstance(cell, str) for cell in first):
+        return False
+    columns = list(zip(*others, strict=True)) if others else [() for _ in first]
+    for cell, column in zip(first, columns, strict=True):
+        if isinstance(cell, str) and cell.strip().casefold() in names and cell not in column:
+            return True
+    labels = [(cell, column) for cell, column in zip(first, columns, strict=True) if looks_like_labels(column)]
+    return bool(labels) and all(cell not in column for cell, column in labels)
+
+
+# --------------------------------------------------------------------------------------------- JSON lines and Parquet
+
+
+def _read_json_lines(path: Path) -> Table:
+    objects: list[tuple[int, dict[str, Any]]] = []
+    malformed: list[tuple[int, str]] = []
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                malformed.append((number, f"is no JSON: {error}"))
+                continue
+            if isinstance(value, dict):
+                objects.append((number, value))
+            else:
+                malformed.append((number, f"is no JSON object but a {type(value).__name__}"))
+    columns = tuple(dict.fromkeys(key for _, value in objects for key in value))
+    records = tuple(Record(number, tuple(_cell(value.get(name)) for name in columns)) for number, value in objects)
+    return Table(columns, True, records, tuple(malformed), "")
+
+
+def _read_parquet(path: Path) -> Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, partitioning=None)  # a folder named label=spam is no column
+        class_names = _class_names(table.schema)
+        columns = [
+            _arrow_cells(column, class_names.get(name))
+            for name, column in zip(table.column_names, table.columns, strict=True)
+        ]
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}.") from None
+    records = tuple(Record(number, cells) for number, cells in enumerate(zip(*columns, strict=True), 1))
+    return Table(tuple(table.column_names), True, records, (), "")
+
+
+def _arrow_cells(column: Any, class_names: list[str] | None) -> list[Cell]:
+    """The cells of one column. Strings are decoded here: PyArrow does not check them, and raises for a whole column."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        values = column.cast(pa.large_binary()).to_pylist()
+        return [None if value is None else _text(value.decode("utf-8", "surrogateescape")) for value in values]
+    if class_names is None:
+        return [_cell(value) for value in column.to_pylist()]
+    # HuggingFace writes -1 where the label is not known.
+    return [None if v is None or not 0 <= v < len(class_names) else class_names[v] for v in column.to_pylist()]
+
+
+def _class_names(schema: Any) -> dict[str, list[str]]:
+    """Names of the classes that a column of numbers stands for, as HuggingFace's datasets write them into the file."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return {name: list(map(str, f["names"])) for name, f in features.items() if f.get("_type") == "ClassLabel"}
+    except (TypeError, KeyError, ValueError, AttributeError):  # no such metadata, or in another form
+        return {}

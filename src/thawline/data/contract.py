@@ -1,0 +1,426 @@
+"""What holds for every kind of data: what contradicts itself is left out, nothing leaks, the split never moves.
+
+Folders of images (:mod:`thawline.data.folder`) and tables of texts (:mod:`thawline.data.text`) are each read into
+:class:`Found`; :func:`manifest_of` makes the manifest of both.
+"""
+
+import hashlib
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from thawline.data._files import printable, write_atomically
+from thawline.data.splits import Split, assign, keys
+from thawline.exceptions import DataError
+
+if TYPE_CHECKING:  # the processes that decode import this module and need no pydantic
+    from thawline.config import DataConfig
+
+__all__ = [
+    "HELD_OUT",
+    "NOUNS",
+    "SPLITS",
+    "SPLIT_NAMES",
+    "DataKind",
+    "Found",
+    "Item",
+    "Manifest",
+    "Problem",
+    "ProblemKind",
+    "Row",
+    "TextTable",
+    "check_bad",
+    "content_digest",
+    "counted",
+    "listed",
+    "manifest_of",
+    "split_off",
+]
+
+DataKind = Literal["images", "texts"]
+ProblemKind = Literal["bad", "stray", "duplicate", "leak", "conflict", "class"]
+
+NOUNS: dict[DataKind, str] = {"images": "image", "texts": "text"}
+SPLITS: tuple[Split, ...] = get_args(Split)
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""What given splits may be called, in lower case."""
+HELD_OUT: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
+"""The more a split is held out, the higher."""
+
+_NAMED = 10  # how many files an error lists
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image or text that is trained on or evaluated with."""
+
+    path: str
+    """Of an image relative to the manifest's root, with ``/``; of a text the file's name and its line, or its row in a
+    Parquet file, from 1: ``messages.csv:17``."""
+    label: int
+    """Index into the manifest's classes."""
+    split: Split
+    digest: str
+    """First 32 hex digits of the SHA-256 of the image file's bytes, or of the text as it is trained on."""
+    group: str | None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something about one file, folder or line that a person should know.
+
+    ``bad`` (cannot be read), ``stray`` (no image of a class), ``leak`` and ``conflict`` are left out; a ``duplicate``
+    is kept; ``class`` is a warning about a whole class.
+    """
+
+    path: str
+    reason: str
+    kind: ProblemKind
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """How a table of texts is read, and how long its texts are."""
+
+    text_column: str
+    """Columns without a name are called by their number, from ``1``."""
+    label_column: str
+    split_column: str | None
+    group_column: str | None
+    header: bool
+    """Whether the first line names the columns; always for JSON lines and Parquet."""
+    median_length: int
+    """Characters that half of the texts have at most."""
+    longest: int
+    """Characters of the longest text."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is trained on: rows sorted by (split, class name, content digest), so that neither the names of files nor
+    the order of lines matters."""
+
+    root: Path
+    """The data folder, or the table."""
+    classes: tuple[str, ...]
+    """Names, sorted; a row's label is an index into them."""
+    rows: tuple[Row, ...]
+    problems: tuple[Problem, ...]
+    digest: str
+    """32 hex digits that change if and only if what would be trained on changes."""
+    layout: str
+    """What was found and done, in words."""
+    kind: DataKind = "images"
+    """What a row is: an image, or a text (see :mod:`thawline.data.text`)."""
+    table: TextTable | None = None
+    """Of a table of texts."""
+
+    @property
+    def name(self) -> str:
+        """Of the folder, or of the table without its ending; the data is shown by it."""
+        path = self.root.resolve()
+        return path.stem if self.table is not None and not path.is_dir() else path.name
+
+    def of(self, split: Split) -> tuple[Row, ...]:
+        """The rows of one split."""
+        return tuple(row for row in self.rows if row.split == split)
+
+    def counts(self) -> dict[str, dict[Split, int]]:
+        """Number of images or texts of each class in each split."""
+        counter = Counter((row.label, row.split) for row in self.rows)
+        return {name: {split: counter[label, split] for split in SPLITS} for label, name in enumerate(self.classes)}
+
+    @property
+    def bad(self) -> tuple[Problem, ...]:
+        """The files or lines that could not be read."""
+        return tuple(problem for problem in self.problems if problem.kind == "bad")
+
+    def to_json(self, path: Path) -> None:
+        """Write the manifest in one step: a reader sees the old file or the new one, never half of it."""
+        content = asdict(self) | {"root": str(self.root)}
+        write_atomically(path, json.dumps(content, indent=1).encode())
+
+    @classmethod
+    def from_json(cls, path: Path) -> "Manifest":
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            DataError: if the file is missing, is no manifest, or does not hold what its digest says.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            rows = tuple(Row(**row) for row in content["rows"])
+            problems = tuple(Problem(**problem) for problem in content["problems"])
+            table = content.get("table")
+            manifest = cls(
+                root=Path(content["root"]),
+                classes=tuple(content["classes"]),
+                rows=rows,
+                problems=problems,
+                digest=content["digest"],
+                layout=content["layout"],
+                kind=content.get("kind", "images"),
+                table=TextTable(**table) if table else None,
+            )
+            intact = manifest.digest == _manifest_digest(manifest.classes, rows)
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise DataError(f"Cannot read the manifest {path}: {error}. `thawline check DATA` scans anew.") from None
+        if not intact:
+            raise DataError(f"The manifest {path} does not hold what its digest says: somebody changed it.")
+        return manifest
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image or a text with its class, before it is decided which are trained on."""
+
+    path: str
+    """As :attr:`Row.path`."""
+    class_name: str
+    given: Split
+    """The split that it lies in; ``train`` where none are given."""
+    digest: str = ""
+    group: str | None = None
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What reading a folder or a table gave."""
+
+    root: Path
+    kind: DataKind
+    items: Sequence[Item]
+    """All that could be read, with digests and groups."""
+    classes: tuple[str, ...]
+    """Names, sorted; a class of which nothing could be read is among them, and refused."""
+    problems: Sequence[Problem]
+    given: dict[Split, str]
+    """What people call each given split, such as ``val/``; empty where there are none."""
+    missing: frozenset[Split]
+    """Splits that are not given, which the hash takes from the training side."""
+    layout: str
+    table: TextTable | None = None
+
+
+def manifest_of(found: Found, config: "DataConfig") -> Manifest:
+    """Leave out what contradicts itself or leaks, assign the splits, and refuse what cannot be trained on.
+
+    Raises:
+        DataError: if a split or a class would be empty.
+    """
+    joined = keys([item.digest for item in found.items], [item.group for item in found.items])
+    items = [replace(item, key=key) for item, key in zip(found.items, joined, strict=True)]
+    items, conflicts = _without_conflicts(items, NOUNS[found.kind])
+    items, leaks = _without_leaks(items, NOUNS[found.kind])
+    rows = _rows(items, found, config)
+    problems = [*found.problems, *conflicts, *leaks, *_duplicates(rows, NOUNS[found.kind])]
+    problems += _check_counts(rows, found, problems, config)
+    kinds = get_args(ProblemKind)
+    return Manifest(
+        root=found.root,
+        classes=found.classes,
+        rows=rows,
+        problems=tuple(sorted(problems, key=lambda p: (kinds.index(p.kind), _place(p.path, found.kind)))),
+        digest=_manifest_digest(found.classes, rows),
+        layout=found.layout,
+        kind=found.kind,
+        table=found.table,
+    )
+
+
+def content_digest(data: bytes) -> str:
+    """First 32 hex digits of the SHA-256."""
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def check_bad(bad: Sequence[Problem], total: int, limit: float, kind: DataKind) -> None:
+    """Refuse data of which more than the share ``limit`` of ``total`` cannot be read.
+
+    Raises:
+        DataError: naming the first of them, and the setting that allows for so many.
+    """
+    if len(bad) > limit * total:
+        share = len(bad) / total
+        what = "cannot be decoded" if kind == "images" else "cannot be read"
+        raise DataError(
+            f"{len(bad)} of {counted(total, NOUNS[kind])} {what} ({share:.1%}), more than "
+            f"data.max_bad_fraction={limit:g} allows:\n{listed([f'{p.path}: {p.reason}' for p in bad])}\n"
+            "Repair or remove them, or go on without them: "
+            f"--set data.max_bad_fraction={min(1.0, math.ceil(share * 100) / 100):g}"
+        )
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 image``, ``1,200 images``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(lines: Sequence[str]) -> str:
+    """The first few lines, indented, and how many more there are."""
+    more = [f"and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
+    return "\n".join(f"  {printable(line)}" for line in [*lines[:_NAMED], *more])
+
+
+def split_off(missing: frozenset[Split], config: "DataConfig") -> str:
+    """The splits that the hash makes, in words: ``validation (15%) and test (15%)``."""
+    fractions: dict[Split, float] = {"validation": config.validation_fraction, "test": config.test_fraction}
+    return " and ".join(f"{split} ({share:.0%})" for split, share in fractions.items() if split in missing)
+
+
+# ------------------------------------------------------------------------------------------------ conflicts and leaks
+
+
+def _without_conflicts(items: list[Item], noun: str) -> tuple[list[Item], list[Problem]]:
+    """Leave out every copy of what lies under two classes: whichever is right, one of them is wrong."""
+    by_digest = _by(items, lambda item: item.digest)
+    kept, problems = [], []
+    for item in items:
+        other = next((copy for copy in by_digest[item.digest] if copy.class_name != item.class_name), None)
+        if other is None:
+            kept.append(item)
+        else:
+            problems.append(Problem(item.path, f"the same {noun} as {other.path}, under another class", "conflict"))
+    return kept, problems
+
+
+def _without_leaks(items: list[Item], noun: str) -> tuple[list[Item], list[Problem]]:
+    """Leave out what lies, by its content or its group, in a given split that is held out more.
+
+    Taking it from the training side keeps the test split what it was, so that results stay comparable.
+    """
+    by_key = _by(items, lambda item: item.key)
+    held_out_most = {
+        key: max((relative.given for relative in relatives), key=HELD_OUT.__getitem__)
+        for key, relatives in by_key.items()
+    }
+    kept, problems = [], []
+    for item in items:
+        side = held_out_most[item.key]
+        if side == item.given:
+            kept.append(item)
+            continue
+        held_out = [relative for relative in by_key[item.key] if relative.given == side]
+        same_content = next((relative for relative in held_out if relative.digest == item.digest), None)
+        same_group = next((relative for relative in held_out if relative.group == item.group is not None), None)
+        if same_content is not None:
+            reason = f"the same {noun} as {same_content.path} in the {side} split"
+        elif same_group is not None:
+            reason = f"its group {item.group!r} is also in the {side} split ({same_group.path})"
+        else:
+            reason = f"copies tie its group to {held_out[0].path} in the {side} split"
+        problems.append(Problem(item.path, reason, "leak"))
+    return kept, problems
+
+
+def _by(items: Sequence[Item], value: Callable[[Item], str]) -> dict[str, list[Item]]:
+    result: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        result[value(item)].append(item)
+    return result
+
+
+# --------------------------------------------------------------------------------------------- rows and their digest
+
+
+def _rows(items: Sequence[Item], found: Found, config: "DataConfig") -> tuple[Row, ...]:
+    def split_of(item: Item) -> Split:
+        if item.given != "train":
+            return item.given
+        return assign(
+            item.key,
+            validation_fraction=config.validation_fraction if "validation" in found.missing else 0.0,
+            test_fraction=config.test_fraction if "test" in found.missing else 0.0,
+        )
+
+    label = {name: index for index, name in enumerate(found.classes)}
+    rows = [Row(item.path, label[item.class_name], split_of(item), item.digest, item.group) for item in items]
+    return tuple(
+        sorted(rows, key=lambda row: (row.split, found.classes[row.label], row.digest, _place(row.path, found.kind)))
+    )
+
+
+def _place(path: str, kind: DataKind) -> tuple[str, int]:
+    """By which people expect rows to be sorted: line 9 before line 10."""
+    file, _, line = path.rpartition(":")
+    return (file, int(line)) if kind == "texts" and line.isdecimal() else (path, 0)
+
+
+def _duplicates(rows: tuple[Row, ...], noun: str) -> Iterator[Problem]:
+    first: dict[str, str] = {}
+    for row in rows:  # copies are neighbours, sorted by their place
+        if first.setdefault(row.digest, row.path) != row.path:
+            yield Problem(row.path, f"the same {noun} as {first[row.digest]}", "duplicate")
+
+
+def _manifest_digest(classes: tuple[str, ...], rows: tuple[Row, ...]) -> str:
+    """What is trained on: classes, and the content, class and split of every row; names of files are not."""
+    content = [list(classes), sorted([row.split, classes[row.label], row.digest] for row in rows)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def _check_counts(
+    rows: tuple[Row, ...], found: Found, problems: Sequence[Problem], config: "DataConfig"
+) -> list[Problem]:
+    """Refuse an empty split and a class without training rows; warn of a class that a held-out split lacks."""
+    noun = NOUNS[found.kind]
+    by_class = Counter((found.classes[row.label], row.split) for row in rows)
+    fractions: dict[Split, float] = {"validation": config.validation_fraction, "test": config.test_fraction}
+    for split, fraction in fractions.items():
+        if any(row.split == split for row in rows):
+            continue
+        if split in found.given:
+            place = found.given[split]
+            raise DataError(
+                f"{place} holds no usable {noun} of a class that is trained on. Add {noun}s to it, or remove it to "
+                f"have a {split} split taken from the training {noun}s." + _left_out(problems, found.kind, place)
+            )
+        units = len({row.group or row.digest for row in rows})
+        raise DataError(
+            f"No {noun} fell into the {split} split at data.{split}_fraction={fraction:g}: there are only "
+            f"{counted(len(rows), noun)}, in {counted(units, 'group')} that must stay together. Add {noun}s, "
+            f"or raise the share: --set data.{split}_fraction={min(0.4, 2 * fraction):g}"
+        )
+    untrained = [name for name in found.classes if not by_class[name, "train"]]
+    if untrained:
+        held_out = [sum(by_class[name, split] for split in SPLITS) for name in untrained]
+        names = ", ".join(
+            f"{name} ({counted(count, noun)} held out)" for name, count in zip(untrained, held_out, strict=True)
+        )
+        remedy = "Add images to their folders, or remove the folders."
+        if found.kind == "texts":
+            remedy = "Add texts of them, or remove those that there are."
+        raise DataError(
+            f"These classes have no usable {noun} to train on: {names}. {remedy}"
+            + _left_out(problems, found.kind, *untrained)
+        )
+    return [
+        Problem(name, f"no {noun} of this class in the {split} split: nothing is known about it there", "class")
+        for name in found.classes
+        for split in fractions
+        if not by_class[name, split]
+    ]
+
+
+def _left_out(problems: Sequence[Problem], kind: DataKind, *places: str) -> str:
+    """What was left out, of images in these folders, for an error that says that nothing is left."""
+    folders = {place.rstrip("/") for place in places}
+    found = [
+        problem
+        for problem in problems
+        if problem.kind in {"bad", "conflict", "leak", "class"}
+        and (kind == "texts" or folders & set(problem.path.split("/")))
+    ]
+    return f" Left out were:\n{listed([f'{p.path}: {p.reason}' for p in found])}" if found else ""

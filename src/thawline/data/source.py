@@ -1,0 +1,57 @@
+"""What a data path is, a folder of images or a table of texts, and reading it."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from thawline.data.contract import DataKind, Manifest
+from thawline.data.folder import check_folder, scan_folder
+from thawline.data.text import is_table, scan_table
+
+if TYPE_CHECKING:  # the processes that decode import this package and need no pydantic
+    from thawline.config import DataConfig
+
+__all__ = ["check_data", "data_kind", "scan"]
+
+
+def data_kind(config: "DataConfig") -> DataKind:
+    """``texts`` for a table, or a folder of tables; else ``images``. Only names are looked at.
+
+    Raises:
+        DataError: if the path does not exist or is a file that is no table, or the folder cannot be listed.
+    """
+    return "texts" if is_table(config.path.expanduser().absolute()) else "images"
+
+
+def scan(config: "DataConfig", *, on_progress: Callable[[int, int], None] | None = None) -> Manifest:
+    """Find the classes, read every image or text once, and decide what is trained on.
+
+    - What cannot be read is named (kind ``bad``) and left out, never replaced.
+    - The same content under two classes contradicts itself: all its copies are left out (kind ``conflict``).
+    - The same content, or one group, in two *given* splits is a leak: test wins over validation over train, and what
+      lies in the lesser one is left out (kind ``leak``).
+    - Copies within one class are kept (kind ``duplicate``): they always lie on one side.
+
+    Images are the same if their files are; texts if they are alike after :func:`thawline.data.tokenizing.normalized`.
+
+    Args:
+        config: the folder or table, the fractions, the groups, the columns and the limits.
+        on_progress: called with (files read, files in all) as the reading goes on.
+
+    Raises:
+        DataError: if there is nothing to train on, too much is unreadable, or a split or a class would be empty.
+    """
+    if data_kind(config) == "texts":
+        return scan_table(config, on_progress=on_progress)
+    return scan_folder(config, on_progress=on_progress)
+
+
+def check_data(config: "DataConfig") -> None:
+    """Refuse data that cannot be trained on: a folder by listing it, a table by reading it (100,000 texts in some 3 s).
+
+    Raises:
+        DataError: as :func:`scan` does for what lies where.
+    """
+    if data_kind(config) == "texts":
+        scan_table(config)
+    else:
+        check_folder(config)

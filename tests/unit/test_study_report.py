@@ -1,0 +1,138 @@
+"""What the report of a study records beside its page: mistakes, answers and features, of images and of texts."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from thawline import study_report
+from thawline.backbones import Backbone, TextPreprocessing
+from thawline.config import SearchConfig
+from thawline.reports import worst_mistakes
+from thawline.study_report import _answers, _explanations, _record_features, _sheet, _Test
+from thawline.testing import MemoryTracker
+from thawline.tracking.media import Embedding, Image, Predictions, Table
+
+CLASSES = ("ham", "spam")
+TEXTS = ["see you", "win\n\n£1000 now", "a long text " + "that goes on " * 20]
+
+
+@pytest.fixture
+def predictions() -> Predictions:
+    """The second of three is got wrong."""
+    return Predictions(np.array([0, 1, 0]), np.array([[0.8, 0.2], [0.9, 0.1], [0.6, 0.4]]), CLASSES)
+
+
+@pytest.fixture
+def texts(predictions: Predictions) -> _Test:
+    return _Test([f"sms.tsv:{line}" for line in (4, 7, 2)], TEXTS, predictions)
+
+
+@pytest.fixture
+def images(predictions: Predictions) -> _Test:
+    pictures = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.full((3, 16, 16, 3), 90, dtype=np.uint8)
+    return _Test(["a.png", "b.png", "c.png"], pictures, predictions)
+
+
+def test_answers_name_images_by_their_files_and_texts_by_their_beginnings_and_lines(
+    images: _Test, texts: _Test
+) -> None:
+    of_images, of_texts = _answers(images).columns, _answers(texts).columns
+    assert of_images["image"] == ["b.png", "c.png", "a.png"], "the most mistaken first"
+    assert of_texts["line"] == ["sms.tsv:7", "sms.tsv:2", "sms.tsv:4"]
+    first, second, third = of_texts["text"]
+    assert (first, third) == ("win £1000 now", "see you")
+    assert str(second).endswith("…")
+    assert len(str(second)) <= 100
+    assert set(of_images) - set(of_texts) == {"image"}
+    for columns in (of_images, of_texts):
+        assert columns["label"] == ["spam", "ham", "ham"]
+        assert columns["right"] == [0, 1, 1]
+
+
+def test_the_worst_mistakes_are_a_sheet_of_pictures_or_a_table_of_texts(images: _Test, texts: _Test) -> None:
+    sheet, table = (
+        _sheet(worst_mistakes(test.predictions, test.files, lambda i, test=test: test.examples[i]))  # type: ignore[misc]
+        for test in (images, texts)
+    )
+    assert isinstance(sheet, Image)
+    assert 90 in sheet.pixels, "the second picture is on it"
+    assert isinstance(table, Table)
+    assert table.columns == {
+        "text": ["win £1000 now"],
+        "label": ["spam"],
+        "predicted": ["ham"],
+        "probability": [0.9],
+        "file": ["sms.tsv:7"],
+    }
+
+
+def test_nothing_is_explained_of_texts(texts: _Test) -> None:
+    backbone: Any = None  # is not asked
+    assert _explanations(backbone, texts) == ()
+
+
+class Pooled(nn.Module):
+    """Tokens, int64 ``[N, T]``, to the logits of their mean, in which padding does not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mask = tokens >= 0
+        count = mask.sum(1)
+        mean = (tokens * mask).sum(1) / count
+        logits: Tensor = self.head(torch.stack([mean, count.float()], 1))
+        return logits
+
+
+class Tokens:
+    """Texts of one, two and three tokens, of which the longest comes first."""
+
+    boundary = 0
+    labels = np.array([0, 1, 0])
+    lengths = np.array([3, 1, 2], dtype=np.int32)
+
+    def __init__(self) -> None:
+        self.padded = torch.tensor([[4, 5, 6], [9, -1, -1], [1, 3, -1]])
+        self.asked: list[list[int]] = []
+
+    def __len__(self) -> int:
+        return 3
+
+    def read(self, rows: np.ndarray, epoch: int) -> Tensor:
+        self.asked.append(rows.tolist())
+        return self.padded[rows]
+
+    def prepare(self, read: Tensor, rows: np.ndarray, epoch: int) -> Tensor:
+        return read
+
+
+def test_features_of_texts_are_what_the_head_is_given_beside_their_beginnings(
+    texts: _Test, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, tracker = Tokens(), MemoryTracker()
+    monkeypatch.setattr(study_report, "open_inputs", lambda path, split, preprocessing, runtime: inputs)
+    monkeypatch.setattr(study_report, "preprocessing_for", lambda config, backbone: TextPreprocessing("{}", 8))
+    config = SearchConfig.build({"data": {"path": "sms.tsv"}, "train": {"batch_size": 2, "device": "cpu"}})
+    prepared: Any = SimpleNamespace(
+        config=config, manifest=SimpleNamespace(classes=CLASSES), inputs={"hf:tiny": Path("tokens")}
+    )
+    backbone: Any = SimpleNamespace(name="hf:tiny", module=Pooled())
+    assert set(vars(backbone)) <= set(Backbone.__dataclass_fields__)
+    recorder: Any = SimpleNamespace(tracker=tracker)
+    _record_features(prepared, recorder, backbone, texts)
+    ((name, embedding, _),) = tracker.media
+    assert name == "features"
+    assert isinstance(embedding, Embedding)
+    assert inputs.asked == [[1, 2], [0]], "short texts are not padded to the length of long ones"
+    assert embedding.vectors.tolist() == [[9, 1], [2, 2], [5, 3]]
+    assert embedding.labels == ("spam", "ham", "ham")
+    assert embedding.texts is not None
+    assert [text[:9] for text in embedding.texts] == ["win £1000", "a long te", "see you"]
+    assert embedding.thumbnails is None

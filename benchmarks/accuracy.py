@@ -100,7 +100,7 @@ def on_features(options: argparse.Namespace, seed: int) -> Result:
     with tempfile.TemporaryDirectory() as home:
         path = prepare_inputs(config, manifest, Path(home))[options.backbone]
         for split in ("train", "validation", "test"):
-            inputs = open_inputs(path, split, image_preprocessing(config, options.backbone), runtime)  # type: ignore[arg-type]
+            inputs = open_inputs(path, split, image_preprocessing(config, options.backbone), runtime)
             rows = np.arange(len(inputs))
             found[split] = features_of(backbone, inputs, rows, runtime, 64), np.array(inputs.labels)
     return _regression("features", seed, found, options.metric, started)
@@ -118,7 +118,7 @@ def on_words(options: argparse.Namespace, seed: int) -> Result:
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     found = {}
     for split in ("train", "validation", "test"):
-        rows = manifest.of(split)  # type: ignore[arg-type]
+        rows = manifest.of(split)
         texts = texts_of(manifest, rows)
         vectors = vectorizer.fit_transform(texts) if split == "train" else vectorizer.transform(texts)
         found[split] = vectors, np.array([row.label for row in rows])

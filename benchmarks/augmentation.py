@@ -72,7 +72,9 @@ class Bench:
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options, self.folder = options, folder
         manifest = scan(DataConfig(path=SHARED / "data" / "clothing"))
-        self.preprocessing = backbones.preprocessing_of(BACKBONE, image_size=options.image_size)
+        preprocessing = backbones.preprocessing_of(BACKBONE, image_size=options.image_size)
+        assert isinstance(preprocessing, backbones.Preprocessing)
+        self.preprocessing = preprocessing
         self.images = decoded(
             manifest,
             resize_size=self.preprocessing.resize_size,

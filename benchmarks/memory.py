@@ -69,6 +69,7 @@ def measure(folder: Path, images: int, limit: float, queue: Any) -> None:
     began_with = memory("RssAnon")
     bytes_allowed = int((memory("VmData") + limit) * 1e9)
     resource.setrlimit(resource.RLIMIT_DATA, (bytes_allowed, bytes_allowed))
+    assert isinstance(backbone.preprocessing, backbones.Preprocessing)
     source = ImageInputs(decoded, labels, backbone.preprocessing, runtime)
     store = ActivationStore(folder / "store")
     key = ActivationKey(

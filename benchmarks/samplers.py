@@ -89,6 +89,7 @@ def measure_surface() -> list[list[list[float]]]:
     train, validation = order[:200], order[200:500]
     config = TrainConfig(epochs=EPOCHS, batch_size=32, device="cpu")
     preprocessing = backbones.preprocessing_of(BACKBONE, weights="starter", image_size=SIZE)
+    assert isinstance(preprocessing, backbones.Preprocessing)
 
     def inputs(rows: np.ndarray) -> ImageInputs:
         return ImageInputs(images[rows], digits.target[rows].astype(np.int64), preprocessing, runtime_for(config))

@@ -98,6 +98,7 @@ def prepare(name: str, data: Path, home: Path, options: argparse.Namespace) -> T
     )
     manifest = scan(config.data)
     preprocessing = backbones.preprocessing_of(name, weights=weights, image_size=options.image_size)
+    assert isinstance(preprocessing, backbones.Preprocessing)
     images = decoded(
         manifest,
         resize_size=preprocessing.resize_size,
@@ -116,7 +117,7 @@ def prepare(name: str, data: Path, home: Path, options: argparse.Namespace) -> T
             folder=home / "activations",
             budget=None,
             plan=None,
-            images=images.path,
+            data=images.path,
             backbone=name,
             weights="0" * 16,
             preprocessing=preprocessing,

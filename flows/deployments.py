@@ -273,17 +273,32 @@ def _check_name(option: str, name: str) -> None:
 
 def _absolute(config: SearchConfig) -> SearchConfig:
     """The same from any working directory."""
-    weights = config.backbone.weights
     further = tuple(_full(folder) for folder in config.promotion.further)
     update = {
         "data": config.data.model_copy(update={"path": _full(config.data.path)}),
         "promotion": config.promotion.model_copy(update={"further": further}),
         "tracking": config.tracking.model_copy(update={"uri": _full_database(config.tracking.uri)}),
         "study": config.study.model_copy(update={"storage": _full_database(config.study.storage)}),
+        "backbone": config.backbone.model_copy(
+            update={"name": _full_name(config.backbone.name), "weights": _full_weights(config.backbone.weights)}
+        ),
     }
-    if weights not in {"default", "starter", "none"}:
-        update["backbone"] = config.backbone.model_copy(update={"weights": str(_full(Path(weights)))})
+    if config.space.backbone is not None:
+        choices = {_full_name(name): depths for name, depths in config.space.backbone.items()}
+        update["space"] = config.space.model_copy(update={"backbone": choices})
     return config.model_copy(update=update)
+
+
+def _full_name(backbone: str) -> str:
+    """A HuggingFace model's folder may be named from the working directory; a hub's id is no folder."""
+    folder = Path(backbone.removeprefix("hf:")).expanduser()
+    return f"hf:{_full(folder)}" if backbone.startswith("hf:") and folder.is_dir() else backbone
+
+
+def _full_weights(weights: str | dict[str, str]) -> str | dict[str, str]:
+    if isinstance(weights, str):
+        return weights if weights in {"default", "starter", "none"} else str(_full(Path(weights)))
+    return {_full_name(name): str(_full_weights(each)) for name, each in weights.items()}
 
 
 def _full(path: Path) -> Path:

@@ -164,7 +164,8 @@ def write_tiny(kind: str, folder: Path, *, weights: bool = True, **settings: Any
         config.architectures = [{"deit": "DeiT", "levit": "Levit"}[kind] + "ForImageClassification"]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(1)
-        (AutoModel if is_text else AutoModelForImageClassification).from_config(config).save_pretrained(folder)
+        library: Any = AutoModel if is_text else AutoModelForImageClassification
+        library.from_config(config).save_pretrained(folder)
     return folder
 
 

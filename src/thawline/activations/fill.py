@@ -112,8 +112,9 @@ class _Pass:
 
     def _starts(self, boundary: int) -> np.ndarray:
         """Where each image's or text's rows begin in the file of a boundary, and at last their number."""
-        if self._has_tokens(boundary):
-            return np.concatenate([[0], np.cumsum(self.inputs.lengths, dtype=np.int64)])
+        lengths = self.inputs.lengths
+        if lengths is not None and self._has_tokens(boundary):
+            return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         return np.arange(len(self.inputs) + 1)
 
     def _has_tokens(self, boundary: int) -> bool:
@@ -157,7 +158,7 @@ class _Pass:
         for part, passed in self._computed(order):
             for boundary, activations in passed:
                 sizes = lengths[part].tolist() if self._has_tokens(boundary) else [1] * len(part)
-                texts.setdefault(boundary, []).extend(activations.split(sizes))
+                texts.setdefault(boundary, []).extend(torch.split(activations, sizes))
         places = np.argsort(order)
         return [(boundary, torch.cat([found[i] for i in places])) for boundary, found in texts.items()]
 

@@ -236,7 +236,7 @@ def preprocessing_of(
 
 
 def _names_of(library: Library) -> list[str]:
-    if not library.is_installed():
+    if not (library.is_listed and library.is_installed()):
         return []
     catalogue = _catalogue.catalogue_of(library.package)
     return list(catalogue.infos) if catalogue.version == library.version() else library.networks().list_names()
@@ -256,7 +256,7 @@ def _known(name: str) -> Library:
         BackboneError: if it has none of that name, or one that cannot be used, or is not installed itself.
     """
     library = library_of(name)
-    if library.package == "transformers":  # any folder, any name on the hub
+    if not library.is_listed:
         return library
     library.check_installed()
     catalogue = _catalogue.catalogue_of(library.package)

@@ -109,7 +109,7 @@ class _Tracer(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """A parameter or buffer that is read by its own module."""
-        found = super().getattr(attr, attr_val, parameter_proxy_cache)  # type: ignore[no-untyped-call]
+        found = super().getattr(attr, attr_val, parameter_proxy_cache)
         return _Held(found, attr_val) if isinstance(found, fx.Proxy) and isinstance(attr_val, Tensor) else found
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -129,8 +129,9 @@ def trace(module: nn.Module) -> fx.Graph:
 def _forget_attention_biases(module: nn.Module) -> None:
     """LeViT and its kin keep, in evaluation mode, biases that they computed once; while traced, symbols for them."""
     for part in module.modules():
-        if isinstance(getattr(part, "attention_bias_cache", None), dict):
-            part.attention_bias_cache = {}
+        kept = getattr(part, "attention_bias_cache", None)
+        if isinstance(kept, dict):
+            kept.clear()
 
 
 def _path_of(node: fx.Node) -> str:
@@ -173,12 +174,11 @@ def steps_of(module: nn.Module, image_size: int) -> list[Step]:
     """
     graph = trace(module)
     network = fx.GraphModule(module, graph)
-    recorder, of_two = _Recorder(network), _Recorder(network)
-    with torch.no_grad():
-        for batch, run in ((1, recorder), (2, of_two)):
-            run.run(torch.empty(batch, 3, image_size, image_size, device="meta"))
-
+    recorder = _run(network, 1, image_size)
     nodes = [node for node in graph.nodes if node.op not in {"get_attr", "output"}]
+    # What a number of images changes is seen with another number; where no size is read, there is nothing to see.
+    reads_sizes = any(_is_size(recorder.values[node]) for node in nodes)
+    of_two = _run(network, 2, image_size) if reads_sizes else recorder
     given = _given(module, nodes, recorder.values, of_two.values)
     position = {node: i for i, node in enumerate(nodes)}
     end = len(nodes)
@@ -257,6 +257,13 @@ def _is_size(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(map(_is_size, value))
     return value is None or isinstance(value, bool | int | float | torch.dtype)
+
+
+def _run(network: fx.GraphModule, count: int, image_size: int) -> "_Recorder":
+    recorder = _Recorder(network)
+    with torch.no_grad():
+        recorder.run(torch.empty(count, 3, image_size, image_size, device="meta"))
+    return recorder
 
 
 class _Recorder(fx.Interpreter):

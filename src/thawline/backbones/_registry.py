@@ -18,7 +18,7 @@ class Networks(Protocol):
     """What the module of a library offers; names are given in full, as ``timm/resnet18``."""
 
     def list_names(self) -> list[str]:
-        """All that it has, in order; none if they cannot be listed."""
+        """All that it has, in order."""
 
     def inspect(self, name: str) -> "BackboneInfo":
         """See :func:`thawline.backbones.describe`; from the network itself, without its numbers."""
@@ -56,6 +56,8 @@ class Library:
     """The module of Thawline that offers its :class:`Networks`."""
     extra: str | None
     """Which of Thawline's extras brings it; ``None`` if it is always there."""
+    is_listed: bool = True
+    """Whether its networks can be listed: not those of a hub, or of folders."""
 
     def is_installed(self) -> bool:
         """Whether it is there; it is not imported."""
@@ -89,7 +91,7 @@ class Library:
 LIBRARIES = (
     Library("torchvision", "", "thawline.backbones._torchvision", extra=None),
     Library("timm", "timm/", "thawline.backbones._timm", extra="timm"),
-    Library("transformers", "hf:", "thawline.backbones._huggingface", extra="huggingface"),
+    Library("transformers", "hf:", "thawline.backbones._huggingface", extra="huggingface", is_listed=False),
 )
 
 

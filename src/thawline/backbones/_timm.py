@@ -10,7 +10,7 @@ import timm
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from timm.data import resolve_data_config
+from timm.data.config import resolve_data_config
 from timm.models import PretrainedCfg, group_parameters
 from torch import Tensor, nn
 
@@ -48,7 +48,8 @@ def preprocessing_of(
     refuse_length(name, max_length)
     if image_size is not None and image_size < 1:
         raise BackboneError(f"`image_size >= 1` must hold, but got image_size={image_size}.")
-    data = resolve_data_config({}, pretrained_cfg=_config(name).to_dict())
+    settings = _config(name).to_dict()
+    data = resolve_data_config({}, pretrained_cfg=settings)
     channels, height, width = data["input_size"]
     if channels != 3 or height != width:
         raise _refusal(name, f"it was made for images of {channels} channels and {height} x {width} pixels")
@@ -193,7 +194,7 @@ def _refusal(name: str, why: str) -> BackboneError:
     return BackboneError(f"{name!r} cannot be used: {why}. `thawline backbones timm/` lists what can be.")
 
 
-def _head_of(module: nn.Module) -> str:
+def _head_of(module: Any) -> str:
     """Path of the one layer that gives the logits.
 
     Raises:
@@ -204,7 +205,9 @@ def _head_of(module: nn.Module) -> str:
     classifier = module.get_classifier()
     parts = classifier if isinstance(classifier, tuple) else (classifier,)
     inside = {id(layer) for part in parts for layer in part.modules()}
-    heads = [path for path, layer in module.named_modules() if id(layer) in inside and _outputs(layer) == _CLASSES]
+    heads: list[str] = [
+        path for path, layer in module.named_modules() if id(layer) in inside and _outputs(layer) == _CLASSES
+    ]
     if len(heads) != 1:
         raise _UnusableError(f"exactly one layer must give its logits, its head, but it has {heads}")
     return heads[0]
@@ -236,6 +239,7 @@ def _pretrained(name: str, weights: str, image_size: int) -> dict[str, Tensor]:
         WeightsError: if they cannot be had, or do not fit.
     """
     config = _config(name)
+    source: dict[str, Any]
     if weights == "default":
         classes, source = config.num_classes, {"file": str(_from_hub(name))}
     else:

@@ -50,7 +50,7 @@ def test_a_tag_chooses_among_the_pretrained_weights_of_an_architecture() -> None
     tagged = backbones.describe("timm/resnet50.fb_swsl_ig1b_ft_in1k")
     assert (tagged.layer_groups, tagged.image_size) == (backbones.describe("timm/resnet50").layer_groups, 224)
     assert backbones.preprocessing_of("timm/resnet50.fb_swsl_ig1b_ft_in1k").interpolation == "bilinear"
-    with pytest.raises(BackboneError, match=r"Unknown backbone 'timm/resnet50\.a1_in2k'\. Did you mean 'timm/resnet50\.a"):
+    with pytest.raises(BackboneError, match=r"Unknown backbone 'timm/resnet50\.a1_in2k'\. Did you mean '.*\.a1_in1k'"):
         backbones.describe("timm/resnet50.a1_in2k")
 
 

@@ -139,7 +139,7 @@ def stored(
                 backbone=BACKBONE,
                 weights=backbone.weights_digest,
                 boundary=depth,
-                preprocessing=backbone.preprocessing,
+                preprocessing=None,
                 computed_in=str(runtime),
                 stored_as="bfloat16",
                 libraries="",

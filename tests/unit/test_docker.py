@@ -347,7 +347,7 @@ def test_every_package_of_every_image_is_pinned_by_the_lock() -> None:
     for name in ("cpu-packages", "cuda-packages"):
         (install,) = built[name].all("RUN")
         extras = re.findall(r"--extra (\w+)", install)
-        assert extras == ["postgres", "s3"]
+        assert extras == ["postgres", "s3", "huggingface", "timm"]
         assert install.count("uv pip install") == install.count("--constraint requirements.lock")
         packages = _closure([f"thawline[{','.join(extras)}]"]) - {"thawline"}
         assert packages <= locked, sorted(packages - locked)

@@ -67,7 +67,7 @@ def retrain(config: SearchConfig) -> State[RetrainOutcome]:
 
 @task(name="look for changes", cache_policy=NO_CACHE)
 def data_task(config: SearchConfig, home: Path) -> Manifest:
-    """List the folder, and read it if it is not as it was."""
+    """List the folder, or look at the table, and read it if it is not as it was."""
     return read_changes(config, home)
 
 

@@ -35,7 +35,6 @@ from thawline.data import Manifest  # noqa: E402
 from thawline.registry import PromotionOutcome  # noqa: E402
 from thawline.search import (  # noqa: E402
     Prepared,
-    Probe,
     Queue,
     SearchOutcome,
     Slots,
@@ -58,7 +57,6 @@ from thawline.search import (  # noqa: E402
     stop_workers,
     store_activations,
     trial_name,
-    with_best_backbones,
 )
 from thawline.search.recorder import Recorder  # noqa: E402
 from thawline.study_report import publish_report  # noqa: E402
@@ -85,7 +83,8 @@ def search(config: SearchConfig) -> SearchOutcome:
     recorder = Recorder.connect(config, home)
     with trial_runner(config.execution) as runner:
         prepared = prepare(config, home)
-        study = Study.open(home, prepared.study, prepared.config, prepared.depths, prepared.fingerprint)
+        study = open_study(prepared, home)
+        prepared = replace(prepared, config=study.config)
         with study.held(), recorder.study_run(prepared, study):
             stored = activations_task(prepared, study, home)
             recorder.log_plan(stored)
@@ -106,14 +105,19 @@ def search(config: SearchConfig) -> SearchOutcome:
 
 
 def prepare(config: SearchConfig, home: Path) -> Prepared:
-    """Try the backbones, read the data, decode or tokenize it, rank the backbones: the cheapest first."""
+    """Try the backbones, read the data, decode or tokenize it: the cheapest first."""
     depths = backbones_task(config)
     fetch_task(config)
     manifest = data_task(config)
     completed, fingerprint = complete(config, manifest)
     inputs = inputs_task(config, manifest, home)
-    prepared = Prepared(completed, manifest, depths, inputs, fingerprint)
-    return with_best_backbones(prepared, rank_task(prepared, home))
+    return Prepared(completed, completed, manifest, depths, inputs, fingerprint)
+
+
+def open_study(prepared: Prepared, home: Path) -> Study:
+    """Rank the backbones, and create the study or go on with it."""
+    ranking = rank_task(prepared, home)
+    return Study.open(home, prepared.study, prepared.config, prepared.depths, prepared.fingerprint, ranking)
 
 
 def run_trials(
@@ -204,7 +208,7 @@ def inputs_task(config: SearchConfig, manifest: Manifest, home: Path) -> dict[st
 
 
 @task(name="rank backbones", cache_policy=NO_CACHE)
-def rank_task(prepared: Prepared, home: Path) -> tuple[Probe, ...]:
+def rank_task(prepared: Prepared, home: Path) -> dict[str, float]:
     """Probe each of several backbones on its frozen features."""
     return rank_backbones(prepared, home)
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -72,7 +73,9 @@ def _augmentation(value: object) -> object:
 def _backbone_choices(value: object) -> object:
     if not isinstance(value, list | tuple):
         return value
-    if len(set(map(str, value))) != len(value):
+    if not all(isinstance(name, str) for name in value):
+        raise ValueError(f"must be a list of names, or a mapping such as {{resnet18: [2, 5]}}, but got {list(value)}")
+    if len(set(value)) != len(value):
         raise ValueError(f"must list each backbone once, but got {list(value)}")
     return dict.fromkeys(value)
 
@@ -161,9 +164,9 @@ class DataConfig(_Model):
     url: Annotated[str, AfterValidator(_data_url)] | None = None
     """Folder on object storage, such as ``s3://bucket/photos``, that ``path`` is made a mirror of before it is read."""
     validation_fraction: float = Field(0.15, gt=0, lt=0.5)
-    """Share of the images split off for validation where the folder has no validation/ of its own."""
+    """Share of the images or texts split off for validation where the data have no validation/ of their own."""
     test_fraction: float = Field(0.15, gt=0, lt=0.5)
-    """Share of the images held out for the final test where the folder has no test/ of its own."""
+    """Share of the images or texts held out for the final test where the data have no test/ of their own."""
     group_pattern: Annotated[str, AfterValidator(_pattern)] | None = None
     """Regular expression searched in each file's relative path; files with the same match (its first group, if it has
     one) stay on one side of the split: a patient, a camera, a video."""
@@ -184,6 +187,9 @@ class DataConfig(_Model):
     split_column: ColumnName | None = None
     """Column of a table that says of each row whether it is train, validation or test; by default a column of the name
     split. What it gives none of is split off the rows to train on."""
+    header: bool | None = None
+    """Whether the first line of a .csv or .tsv table names its columns; by default found out from the names and from
+    what lies below."""
 
     @model_validator(mode="after")
     def _one_kind_of_group(self) -> Self:
@@ -224,9 +230,9 @@ class TrainConfig(_Model):
     """How one trial trains."""
 
     epochs: int = Field(8, ge=1)
-    """Passes over the training images, at most."""
+    """Passes over the training images or texts, at most."""
     batch_size: int = Field(32, ge=1)
-    """Images per optimizer step."""
+    """Images or texts per optimizer step."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """``adamw``, or ``sgd`` with Nesterov momentum 0.9."""
     weight_decay: float = Field(0.01, ge=0)
@@ -238,7 +244,7 @@ class TrainConfig(_Model):
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     """Probability mass spread over the other classes in the training loss."""
     class_weights: Literal["none", "balanced"] = "none"
-    """``balanced`` weighs each class's loss by the inverse of its share of the training images."""
+    """``balanced`` weighs each class's loss by the inverse of its share of the training images or texts."""
     gradient_clip: float | None = Field(1.0, gt=0)
     """Largest norm of the whole gradient; ``null`` clips nothing."""
     early_stopping: int | None = Field(None, ge=1)
@@ -256,10 +262,12 @@ class TrainConfig(_Model):
     """How often a rectangle of a training image is erased (2 to 33 % of it); a part of its view, as augmentation is."""
     mixup: float = Field(0.0, ge=0)
     """Mix training images in pairs, by shares from Beta(mixup, mixup): 0.2 is usual, 0 does not. Where layers are
-    frozen, what they give is mixed, so that it can be stored."""
+    frozen, what they give is mixed, so that it can be stored. Not for texts."""
     cutmix: float = Field(0.0, ge=0)
     """Put a box of one training image into another, of an area from Beta(cutmix, cutmix): 1.0 is usual, 0 does not.
-    With mixup too, one of them is drawn for each batch."""
+    With mixup too, one of them is drawn for each batch. Where what frozen layers give has no height and width, as the
+    tokens of a vision transformer and the pooled features before a head, the images are mixed as by mixup: a note at
+    the beginning of the search names those freeze depths."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """``auto`` is bf16 autocast on a GPU that has it, fp16 on an older one; on a CPU bf16 if it is measured to be much
     faster, else fp32."""
@@ -277,10 +285,14 @@ class TrainConfig(_Model):
     thaws all groups at once (Kumar et al., 2022)."""
     thaw_fraction: float = Field(0.5, gt=0, le=1)
     """Share of the epochs after which all is thawed that the freeze depth leaves free: ``gradual`` thaws evenly until
-    then, ``lp_ft`` trains the head until then. The last epoch always trains all of it."""
+    then, ``lp_ft`` trains the head until then. The last epoch always trains all of it, if there are two or more."""
     thaw_patience: int | None = Field(None, ge=1)
-    """With ``gradual``: thaw the next layer group after this many epochs without a better validation value, whatever
-    ``thaw_fraction`` says; ``null`` thaws evenly."""
+    """With ``gradual``: thaw the next layer group after this many epochs without a better validation value, where that
+    comes before the even schedule of ``thaw_fraction``; ``null`` thaws evenly."""
+    thaw_epochs: tuple[int, ...] | None = Field(None, min_length=1)
+    """With ``gradual``, in place of ``thaw_fraction``: the epochs, counted from 1, that begin with another layer group
+    thawed, such as ``[2, 4, 6]``. The last of them thaws all that are left, so one entry thaws all at once; entries
+    beyond a trial's freeze depth thaw nothing. ``null`` thaws evenly."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """How much slower each layer group learns than the one behind it: a group's learning rate is multiplied by this
     once for each group between it and the end, itself included; 1 is off. It says how fast what is thawed learns, and a
@@ -304,6 +316,20 @@ class TrainConfig(_Model):
     def _something_to_mix(self) -> Self:
         if self.batch_size < 2 and self.mixes:
             raise ValueError(f"mixup and cutmix need batch_size >= 2, but got {self.batch_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_thaw(self) -> Self:
+        epochs = self.thaw_epochs
+        if epochs is None:
+            return self
+        if self.thaw_patience is not None:
+            raise ValueError("thaw_epochs and thaw_patience cannot both be set")
+        if not 2 <= epochs[0] <= epochs[-1] <= self.epochs or any(a >= b for a, b in pairwise(epochs)):
+            raise ValueError(
+                "thaw_epochs must rise, from 2 at least (the first epoch trains the head alone) to epochs at most, "
+                f"but got {list(epochs)} with epochs={self.epochs}"
+            )
         return self
 
     @property
@@ -495,7 +521,7 @@ class TrackingConfig(_Model):
 
 
 class GateRules(_Model):
-    """What a challenger must fulfil to become champion; both are measured on the same images."""
+    """What a challenger must fulfil to become champion; both are measured on the same images or texts."""
 
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"] = "accuracy"
     """Metric on the test split by which a challenger must beat the champion."""
@@ -503,13 +529,13 @@ class GateRules(_Model):
     """By how much at least; 0.01 is one point of accuracy."""
     significance: Annotated[float, Field(gt=0, le=1)] = 0.04
     """How often chance alone may promote a challenger that is no better: the gain must be above 0 in all but this share
-    of resampled test images. 1 asks for no evidence beyond the gain itself."""
+    of resampled test sets. 1 asks for no evidence beyond the gain itself."""
     max_recall_loss: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """How much recall any class may lose; a single image of a small class is not counted as a loss."""
+    """How much recall any class may lose; a single image or text of a small class is not counted as a loss."""
     max_calibration_loss: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """How much the expected calibration error may grow, beyond what chance explains on these test images."""
+    """How much the expected calibration error may grow, beyond what chance explains on this test set."""
     max_latency_ratio: Annotated[float, Field(gt=0)] = 5.0
-    """How many times longer than the champion a single image may take."""
+    """How many times longer than the champion a single image or text may take."""
     max_size_ratio: Annotated[float, Field(gt=0)] = 10.0
     """How many times larger than the champion the package may be."""
 
@@ -520,8 +546,8 @@ class PromotionConfig(GateRules):
     model: PlainName | None = None
     """Name in the MLflow model registry; by default the name of the data folder."""
     further: tuple[Path, ...] = ()
-    """Further folders of labelled images, ``FOLDER/<class>/…``, on which the challenger must not be worse beyond
-    chance."""
+    """Further folders of labelled images, ``FOLDER/<class>/…``, or tables of labelled texts, on which the challenger
+    must not be worse beyond chance."""
     exports: tuple[Literal["pt2", "onnx"], ...] = ()
     """Further formats to package the model in, each compared with the network: ``torch.export`` and ONNX (which needs
     ``pip install 'thawline[onnx]'``)."""
@@ -573,21 +599,36 @@ class SearchConfig(_Model):
             )
         return self
 
+    @model_validator(mode="after")
+    def _something_thaws_gradually(self) -> Self:
+        policies = self.space.policy or (self.train.policy,)
+        given = {name: getattr(self.train, name) for name in ("thaw_patience", "thaw_epochs")}
+        useless = [f"train.{name}={value}" for name, value in given.items() if value is not None]
+        if useless and "gradual" not in policies:
+            raise ValueError(
+                f"{useless[0]} is for the policy gradual, but trials have {', '.join(policies)}: set "
+                "train.policy=gradual, or leave it out"
+            )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _sampler_of_conditional_spaces(cls, given: Any) -> Any:
         """GPSampler cannot model a depth that belongs to one backbone alone; TPESampler can, and is the default there.
 
-        See ADR 16.
+        See ADR 18.
         """
         if not isinstance(given, Mapping):
             return given
         space, study = given.get("space"), given.get("study", {})
-        searched = space.get("backbone") if isinstance(space, Mapping) else None
-        if searched is None or len(searched) < 2 or not isinstance(study, Mapping) or "sampler" in study:
+        searched = space.get("backbone") if isinstance(space, Mapping) else getattr(space, "backbone", None)
+        count = len(searched) if isinstance(searched, list | tuple | Mapping) else 0
+        named = study if isinstance(study, Mapping) else getattr(study, "model_fields_set", {"sampler"})
+        if count < 2 or "sampler" in named:
             return given
-        options = {"multivariate": True, "group": True, "n_startup_trials": 4 + 2 * len(searched)}
-        return {**given, "study": {"sampler_options": options, **study, "sampler": "TPESampler"}}
+        options = {"multivariate": True, "group": True, "n_startup_trials": 4 + 2 * count}
+        own = study if isinstance(study, Mapping) else study.model_dump(exclude_unset=True)
+        return {**given, "study": {"sampler_options": options, **own, "sampler": "TPESampler"}}
 
     @model_validator(mode="after")
     def _weights_are_of_backbones(self) -> Self:
@@ -620,6 +661,10 @@ class SearchConfig(_Model):
         """Names of all backbones that the study may train."""
         return tuple(self.space.backbone or (self.backbone.name,))
 
+    def batch_norm_of(self, backbone: str) -> BatchNorm:
+        """What batch-norms of a backbone do where the space does not choose: random ones have no statistics to keep."""
+        return "train_all" if self.backbone.is_random(backbone) else self.train.batch_norm
+
     def fingerprint(self, data_digest: str) -> str:
         """Sixteen hex digits that change when trials of two searches could not be compared.
 
@@ -635,7 +680,9 @@ class SearchConfig(_Model):
             "backbone": self.backbone.model_dump(mode="json"),
             "train": self.train.model_dump(mode="json", exclude={"device", "keep_checkpoints"}),
             "space": self.space.model_dump(mode="json"),
-            "study": self.study.model_dump(mode="json", include={"metric", "sampler", "sampler_options", "seed"}),
+            "study": self.study.model_dump(
+                mode="json", include={"metric", "sampler", "sampler_options", "seed", "keep_backbones"}
+            ),
         }
 
     def without_passwords(self) -> "SearchConfig":

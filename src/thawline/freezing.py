@@ -14,13 +14,14 @@ from thawline.exceptions import BackboneError
 __all__ = ["freeze_to", "train_mode", "trainable_parameters"]
 
 
-def freeze_to(backbone: Backbone, depth: int, *, batch_norm: BatchNorm = "train_all") -> None:
+def freeze_to(backbone: Backbone, depth: int, *, batch_norm: BatchNorm) -> None:
     """Let gradients reach the parameters from layer group ``depth`` on, the head included, and no others.
 
     Call it before the optimizer is made, with ``trainable_parameters(backbone)``: a frozen parameter that is given to
     an optimizer with an old gradient is still moved, by momentum and by weight decay.
 
-    With ``batch_norm="frozen_eval"`` the scale and shift of batch-norms stay frozen behind ``depth`` too.
+    With ``batch_norm="frozen_eval"`` the scale and shift of batch-norms stay frozen behind ``depth`` too: it is that of
+    the trial, ``Hyperparameters.batch_norm``, and must be the same for :func:`train_mode`.
 
     This is half of freezing. Batch-norms update their running statistics in every forward pass in training mode,
     whether or not anything requires gradients: they are buffers. :func:`train_mode` is the other half.
@@ -39,7 +40,7 @@ def freeze_to(backbone: Backbone, depth: int, *, batch_norm: BatchNorm = "train_
             parameter.grad = None
 
 
-def train_mode(backbone: Backbone, depth: int, *, batch_norm: BatchNorm = "train_all") -> None:
+def train_mode(backbone: Backbone, depth: int, *, batch_norm: BatchNorm) -> None:
     """Put the layer groups from ``depth`` on into training mode, and the frozen ones into evaluation mode.
 
     Use it in place of ``module.train()``, at the beginning of every epoch (and after every evaluation). With

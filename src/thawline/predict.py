@@ -9,7 +9,7 @@ from rich.table import Table
 
 from thawline.data import DataKind, given_files, given_texts, printable
 from thawline.exceptions import DataError
-from thawline.registry import MlflowRegistry, Prediction, parse_model
+from thawline.registry import MlflowRegistry, Prediction, check_text_column, parse_model
 from thawline.tracking import open_store
 
 __all__ = ["predict_items", "predictions_table"]
@@ -18,7 +18,9 @@ _SHOWN_LETTERS = 60
 """Of a text in the terminal."""
 
 
-def predict_items(model: str, items: Sequence[str], *, tracking_uri: str | None, home: Path) -> list[dict[str, Any]]:
+def predict_items(
+    model: str, items: Sequence[str], *, tracking_uri: str | None, home: Path, text_column: str | None = None
+) -> list[dict[str, Any]]:
     """Classify images or texts, whichever the model is for.
 
     Args:
@@ -27,19 +29,24 @@ def predict_items(model: str, items: Sequence[str], *, tracking_uri: str | None,
             themselves, or a file of them, see :func:`thawline.data.given_texts`.
         tracking_uri: where the registry is; by default as for a search.
         home: Thawline's home.
+        text_column: name of the column of texts in the tables among the items, or its number from 1 where no line names
+            the columns; by default the one that the model was trained on, else guessed.
 
     Returns:
         A mapping for each image or text: ``path`` or ``text``, and ``class``, ``probability``, ``probabilities``, or
         ``error``.
 
     Raises:
-        RegistryError: if the model or alias is missing.
-        DataError: if a path does not exist or holds no image, or a file holds no text.
+        RegistryError: if the model or alias is missing, or a column of texts is named for a model of images.
+        DataError: if a path does not exist or holds no image, a file holds no text, or a model of texts is given a
+            folder, or a column without a table.
     """
     name = parse_model(model)
     registry = MlflowRegistry(open_store(tracking_uri, home))
-    kind = registry.kind(name)
-    found: Sequence[Path | str] = _texts(items) if kind == "texts" else _files(items)
+    taken = registry.input_of(name)
+    check_text_column(text_column, name, taken.kind)
+    kind = taken.kind
+    found: Sequence[Path | str] = _texts(items, text_column, taken.text_column) if kind == "texts" else _files(items)
     answers = registry.load(name).predict(found)
     key = "text" if kind == "texts" else "path"
     return [{key: str(item), **_plain(answer)} for item, answer in zip(found, answers, strict=True)]
@@ -66,17 +73,24 @@ def _files(items: Sequence[str]) -> list[Path]:
     return [file for item in items for file in given_files(Path(item))]
 
 
-def _texts(items: Sequence[str]) -> list[str]:
-    texts = [text for item in items for text in (given_texts(Path(item)) if _is_file(item) else [item])]
+def _texts(items: Sequence[str], text_column: str | None, trained: str | None) -> list[str]:
+    texts: list[str] = []
+    for item in items:
+        texts += given_texts(Path(item), text_column, trained=trained) if _is_path(item) else [item]
+    if text_column is not None and not any(map(_is_path, items)):
+        raise DataError("--text-column names a column of a table, but no table was given.")
     if not texts:
         raise DataError(f"There is no text in {', '.join(items)}.")
     return texts
 
 
-def _is_file(item: str) -> bool:
-    """Whether a text is the name of a file; one that no file can have, being too long or holding a zero, is not."""
+def _is_path(item: str) -> bool:
+    """Whether a text is the name of a file or folder; one that none can have, being too long or holding a zero, is not.
+
+    The empty text is none, though it stands for the present folder elsewhere.
+    """
     try:
-        return Path(item).is_file()
+        return item != "" and Path(item).exists()
     except (OSError, ValueError):
         return False
 

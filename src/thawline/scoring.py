@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from thawline.data import DataKind, given_texts, image_files, write_atomically
 from thawline.exceptions import DataError
-from thawline.registry import MlflowRegistry, ModelName, parse_model
+from thawline.registry import MlflowRegistry, ModelName, check_text_column, parse_model
 from thawline.serving.served import ServedModel
 from thawline.tracking import open_store
 
@@ -65,6 +65,7 @@ def score_files(
     tracking_uri: str | None,
     home: Path,
     device: str = "auto",
+    text_column: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ScoreSummary:
     """Classify every image of a folder or of a list of paths, or every text of a file, into a Parquet file.
@@ -83,11 +84,14 @@ def score_files(
         tracking_uri: where the registry is; by default as for a search.
         home: Thawline's home.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        text_column: name of the column of texts in the table, or its number from 1 where no line names the columns; by
+            default the one that the model was trained on, else guessed.
         on_progress: called with (items done, items in all).
 
     Raises:
-        RegistryError: if there is no such model.
-        DataError: if the source does not exist or names no file or text, or the output cannot be written.
+        RegistryError: if there is no such model, or a column of texts is named for a model of images.
+        DataError: if the source does not exist or names no file or text, the column of texts cannot be told or is
+            missing, or the output cannot be written.
     """
     name = parse_model(model)
     if out.suffix != ".parquet":
@@ -97,7 +101,9 @@ def score_files(
     registry = MlflowRegistry(open_store(tracking_uri, home))
     version = registry.resolve(name)
     chosen = ModelName(name.name, None, version)
-    items: _Items = _texts(source) if registry.kind(chosen) == "texts" else _files(source)
+    taken = registry.input_of(chosen)
+    check_text_column(text_column, chosen, taken.kind)
+    items: _Items = _texts(source, text_column, taken.text_column) if taken.kind == "texts" else _files(source)
     served = ServedModel(registry.load(chosen), device)
     parts = _Parts(out, served, items)
     resumed = bad = done = 0
@@ -212,8 +218,8 @@ def _finished(preparing: tuple[_Items, list[Future[Any]]]) -> tuple[_Items, list
     return batch, [future.result() for future in futures]
 
 
-def _texts(source: Path) -> list[str]:
-    if not (texts := given_texts(source)):
+def _texts(source: Path, text_column: str | None, trained: str | None) -> list[str]:
+    if not (texts := given_texts(source, text_column, trained=trained)):
         raise DataError(f"{source} holds no text.")
     return texts
 

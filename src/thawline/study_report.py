@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 import yaml
 
 from thawline import backbones
-from thawline.backbones import Backbone, Preprocessing
+from thawline.backbones import Backbone
 from thawline.data import DecodedImages, report_json, texts_of
-from thawline.drift.check import catch_features
+from thawline.exceptions import StudyError
 from thawline.explain import explained_pictures
 from thawline.pictures import label_grid
+from thawline.registry import MlflowRegistry
 from thawline.reports import (
     DataSummary,
     Explanation,
@@ -37,14 +37,16 @@ from thawline.reports import (
     worst_mistakes,
 )
 from thawline.search import Note, Prepared, Recorder, SearchOutcome, Study, TrialRecord, emit
-from thawline.search.prepare import preprocessing_for
+from thawline.search.prepare import image_preprocessing
+from thawline.search.ranking import features_of
 from thawline.search.recorder import REPORT
+from thawline.search.soup import is_kept, kept_soup
 from thawline.search.study import load_importances, load_records
 from thawline.search.trial import trial_folder
 from thawline.search.winner import restore
 from thawline.tracking import fetch_study_file, library_versions, open_store
 from thawline.tracking.media import Embedding, Figure, Image, Predictions, Table
-from thawline.training import Inputs, Runtime, batches, open_inputs, runtime_for
+from thawline.training import open_inputs, runtime_for
 
 __all__ = ["publish_report", "write_report"]
 
@@ -84,7 +86,10 @@ def publish_report(prepared: Prepared, study: Study, recorder: Recorder, outcome
     home = recorder.store.home
     try:
         best = next(record for record in outcome.records if record.number == outcome.best_trial)
-        backbone, test = restore(prepared, best, home), _test(prepared, outcome, best)
+        backbone = _part(
+            "explanations, graph and features", lambda: _registered(prepared, recorder, outcome, best), None
+        )
+        test = _test(prepared, outcome, best)
         report = _gather(prepared, study, recorder, outcome, backbone, test)
         folder = _folder(home, study.name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,8 +98,9 @@ def publish_report(prepared: Prepared, study: Study, recorder: Recorder, outcome
         figures = report_figures(report)
         page.write_text(render(report, figures), encoding="utf-8")
         _record(report, figures, test, folder, recorder)
-        _part("network", lambda: _record_network(recorder, backbone, best), None)
-        _part("features", lambda: _record_features(prepared, recorder, backbone, test), None)
+        if backbone is not None:
+            _part("graph", lambda: _record_network(recorder, backbone, best), None)
+            _part("features", lambda: _record_features(prepared, recorder, backbone, test), None)
     except Exception as error:
         _log.debug("no report", exc_info=True)
         emit(Note(f"the report could not be written: {error}", "warning"))
@@ -137,12 +143,18 @@ def write_report(name: str, out: Path, *, home: Path, storage: str | None, track
 
 
 def _concluded(name: str, home: Path, tracking_uri: str | None) -> StudyReport | None:
-    """What the conclusion left: here, or in MLflow."""
+    """What the conclusion left, here or in MLflow; of an earlier version of Thawline it may not be readable."""
     here = _folder(home, name) / "report.json"
-    if here.exists():
-        return StudyReport.from_json(here.read_text(encoding="utf-8"))
-    text = fetch_study_file(open_store(tracking_uri, home), name, f"{Path(REPORT).parent}/report.json")
-    return StudyReport.from_json(text) if text else None
+    text = (
+        here.read_text(encoding="utf-8")
+        if here.exists()
+        else fetch_study_file(open_store(tracking_uri, home), name, f"{Path(REPORT).parent}/report.json")
+    )
+    try:
+        return StudyReport.from_json(text) if text else None
+    except StudyError as error:
+        emit(Note(f"the page shows the trials alone: {error}", "warning"))
+        return None
 
 
 def _folder(home: Path, study: str) -> Path:
@@ -158,7 +170,7 @@ def _gather(
     study: Study,
     recorder: Recorder,
     outcome: SearchOutcome,
-    backbone: Backbone,
+    backbone: Backbone | None,
     test: _Test,
 ) -> StudyReport:
     code = recorder.provenance.code
@@ -175,12 +187,12 @@ def _gather(
         mistakes=_part(
             "mistakes", lambda: worst_mistakes(test.predictions, test.files, lambda i: test.examples[i]), ()
         ),
-        explanations=_part("explanations", lambda: _explanations(backbone, test), ()),
+        explanations=_part("explanations", lambda: _explanations(backbone, test), ()) if backbone is not None else (),
         promotion=Promotion.model_validate(outcome.promotion.as_dict()),
         data=DataSummary.model_validate(report_json(prepared.manifest)),
         provenance=Provenance(
             command=recorder.provenance.command,
-            config=yaml.safe_dump(prepared.config.without_passwords().model_dump(mode="json"), sort_keys=False),
+            config=yaml.safe_dump(prepared.recipe.without_passwords().model_dump(mode="json"), sort_keys=False),
             commit=code.commit if code else "",
             dirty=code.dirty if code else None,
             diff=code.changes if code else "",
@@ -197,6 +209,21 @@ def _part(name: str, make: Callable[[], _T], instead: _T | Any) -> _T | Any:
         _log.debug("no %s", name, exc_info=True)
         emit(Note(f"the report lacks its {name}: {error}", "warning"))
         return instead
+
+
+def _registered(prepared: Prepared, recorder: Recorder, outcome: SearchOutcome, best: TrialRecord) -> Backbone:
+    """The network that was registered.
+
+    Raises:
+        StudyError: if it was registered by another machine, and what it was made from is not in this home.
+    """
+    home, (model, version) = recorder.store.home, (outcome.model, outcome.promotion.version)
+    soup = kept_soup(prepared.study, best.number, home) if prepared.config.study.soup else None
+    if not is_kept(MlflowRegistry(recorder.store).tags(model, version), soup):
+        raise StudyError(
+            f"{model}/{version} is an average of trials, whose weights are kept where it was made and not in {home}"
+        )
+    return restore(prepared, best, home)
 
 
 def _point(record: TrialRecord) -> TrialPoint:
@@ -353,35 +380,19 @@ def _record_features(prepared: Prepared, recorder: Recorder, backbone: Backbone,
     """What the best trial's network makes of the test images or texts, as points in space."""
     config, manifest = prepared.config, prepared.manifest
     runtime = runtime_for(config.train.model_copy(update={"precision": "fp32"}))
-    preprocessing = preprocessing_for(config, backbone.name)
-    of_images = preprocessing if isinstance(preprocessing, Preprocessing) else None
-    inputs = open_inputs(prepared.inputs[backbone.name], "test", of_images, runtime)
+    inputs = open_inputs(prepared.inputs[backbone.name], "test", image_preprocessing(config, backbone.name), runtime)
     chosen = np.sort(np.random.default_rng(0).permutation(len(inputs))[:_EMBEDDED])
-    if inputs.lengths is not None:  # of about one length, as little of a batch is padding
-        chosen = chosen[np.argsort(inputs.lengths[chosen], kind="stable")]
     shown: dict[str, Any] = (
         {"texts": tuple(excerpt(test.examples[i], most=_CELL) for i in chosen)}
         if isinstance(test.examples, list)
         else {"thumbnails": np.stack([_small(test.examples[i]) for i in chosen])}
     )
     embedding = Embedding(
-        vectors=_features(backbone, inputs, chosen, runtime, config.train.batch_size),
+        vectors=features_of(backbone, inputs, chosen, runtime, config.train.batch_size),
         labels=tuple(manifest.classes[label] for label in inputs.labels[chosen]),
         **shown,
     )
     recorder.tracker.log_media("features", embedding, step=0)
-
-
-def _features(backbone: Backbone, inputs: Inputs, rows: np.ndarray, runtime: Runtime, batch_size: int) -> np.ndarray:
-    """What the head is given for some rows, ``[n, D]``. The network has a hook from then on."""
-    module = backbone.module.to(runtime.device).eval()
-    caught, found = catch_features(module), []
-    parts = np.split(rows, range(batch_size, len(rows), batch_size))
-    with torch.inference_mode():
-        for _, batch in batches(inputs, parts, 0, runtime):
-            module(batch)
-            found.append(caught())
-    return np.concatenate(found)
 
 
 def _small(pixels: np.ndarray) -> np.ndarray:

@@ -81,6 +81,7 @@ def make_text_package(
     order: tuple[int, int] = (0, 1),
     classes: Sequence[str] = CLASSES,
     calibration: Calibration | None = None,
+    text_column: str | None = None,
 ) -> Path:
     return package(
         folder,
@@ -90,5 +91,6 @@ def make_text_package(
         preprocessing=PREPROCESSING,
         example=FRIENDLY[0],
         calibration=calibration,
+        text_column=text_column,
         extra={"study": "notes", "trial": 3},
     )

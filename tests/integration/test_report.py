@@ -1,5 +1,6 @@
 """The report of a study that was concluded, of one that was not, and of one that another machine concluded."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from thawline import study_report
 from thawline.config import SearchConfig
 from thawline.exceptions import StudyError
+from thawline.reports import StudyReport
 from thawline.search.study import Study
 from thawline.search.trial import TrialResult
 from thawline.study_report import write_report
@@ -125,6 +127,32 @@ def test_a_study_that_was_not_concluded_has_a_page_of_its_trials_and_says_what_i
     assert "has not been concluded" in shown
     with pytest.raises(StudyError, match="There is no study 'begin'"):
         write_report("begin", tmp_path / "page.html", home=own_home, storage=None, tracking_uri=None)
+
+
+def test_a_report_that_an_earlier_version_left_is_not_read_but_the_trials_are_shown(
+    own_home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = SearchConfig.build({"data": {"path": "photos"}, "train": {"epochs": 1}})
+    study = Study.open(own_home, "old", config, {"resnet18": 5}, "f")
+    (asked,) = study.draw(1, trials=5)
+    study.tell(TrialResult(asked.number, "complete", 0.75, 1, 1, 1.0, "", "run", "file"))
+    report = StudyReport(study="old", metric="accuracy", trials=(), created="long ago", importance={"freeze_depth": 1})
+    here = own_home / "studies" / "old" / "report" / "report.json"
+    here.parent.mkdir(parents=True)
+
+    def shown() -> str:
+        page = write_report("old", tmp_path / "page.html", home=own_home, storage=None, tracking_uri=None)
+        return text_of(page.read_text(encoding="utf-8"))
+
+    here.write_text(json.dumps(json.loads(report.to_json()) | {"costs": []}))
+    assert "0.7500" in shown()
+    assert (
+        "the page shows the trials alone: This is no report that this version of Thawline reads: costs" in caplog.text
+    )
+    caplog.clear()
+    here.write_text(report.to_json())
+    assert "0.7500" in shown()
+    assert not caplog.text
 
 
 def test_a_part_that_cannot_be_made_is_named_and_what_stands_for_it_is_taken(caplog: pytest.LogCaptureFixture) -> None:

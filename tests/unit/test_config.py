@@ -1,5 +1,6 @@
 """The configuration is one value, and its mistakes are all named at once."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,43 @@ def test_what_thaws_is_one_of_what_there_is_and_within_its_range() -> None:
     assert "layer_decay: 0 < low <= high <= 1 must hold, but got [0.5, 1.5]" in message
     assert "policy: must list at least one choice, each once, but got []" in message
     assert "batch_norm: must list at least one choice, each once" in message
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"thaw_epochs": [2], "thaw_patience": 1}, "train: thaw_epochs and thaw_patience cannot both be set"),
+        ({"thaw_epochs": [1, 3]}, "thaw_epochs must rise, from 2 at least .* but got [1, 3] with epochs=8"),
+        ({"thaw_epochs": [3, 3]}, "but got [3, 3] with epochs=8"),
+        ({"thaw_epochs": [3, 9]}, "but got [3, 9] with epochs=8"),
+        ({"thaw_epochs": [2], "epochs": 1}, "but got [2] with epochs=1"),
+        ({"thaw_epochs": []}, "train.thaw_epochs: "),
+        (
+            {"thaw_epochs": [2], "policy": "lp_ft"},
+            "train.thaw_epochs=(2,) is for the policy gradual, but trials have lp_ft",
+        ),
+        ({"thaw_patience": 2, "policy": "static"}, "train.thaw_patience=2 is for the policy gradual, .* have static"),
+    ],
+)
+def test_when_to_thaw_is_said_in_one_way_and_to_a_policy_that_listens(train: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=".*".join(map(re.escape, message.split(".*")))):
+        SearchConfig.build(DATA, {"train": {"policy": "gradual", **train}})
+
+
+def test_batch_norms_of_random_backbones_are_trained_whatever_the_recipe_says() -> None:
+    names = {"resnet18": "none", "resnet34": "starter"}
+    config = SearchConfig.build(DATA, {"backbone": {"weights": names}, "space": {"backbone": list(names)}})
+    assert [config.batch_norm_of(name) for name in names] == ["train_all", "frozen_eval"]
+
+
+def test_it_is_enough_that_some_trials_thaw_gradually() -> None:
+    for train in ({"thaw_patience": 2}, {"thaw_epochs": [2, 5, 8]}):
+        assert SearchConfig.build(DATA, {"train": {"policy": "gradual", **train}})
+        assert SearchConfig.build(DATA, {"train": train, "space": {"policy": ["lp_ft", "gradual"]}})
+        with pytest.raises(ConfigError, match="but trials have static, lp_ft: set"):
+            SearchConfig.build(
+                DATA, {"train": {"policy": "gradual", **train}, "space": {"policy": ["static", "lp_ft"]}}
+            )
 
 
 def test_a_soup_is_made_of_the_same_trials_and_how_they_thaw_makes_them_others() -> None:

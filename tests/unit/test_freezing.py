@@ -30,9 +30,9 @@ def statistics(backbone: Backbone) -> list[torch.Tensor]:
 def test_without_gradients_alone_batch_norms_still_move_and_train_mode_stops_them(
     backbone: Backbone, images: torch.Tensor
 ) -> None:
-    freeze_to(backbone, 5)
+    freeze_to(backbone, 5, batch_norm="train_all")
     before = statistics(backbone)
-    train_mode(backbone, 5)
+    train_mode(backbone, 5, batch_norm="train_all")
     backbone.module(images)
     assert all(torch.equal(a, b) for a, b in zip(before, statistics(backbone), strict=True))
 
@@ -54,7 +54,7 @@ def frozen_activations(backbone: Backbone, images: torch.Tensor) -> torch.Tensor
 def test_stochastic_depth_and_batch_mates_do_not_reach_frozen_activations(
     backbone: Backbone, images: torch.Tensor
 ) -> None:
-    train_mode(backbone, 5)
+    train_mode(backbone, 5, batch_norm="train_all")
     together = frozen_activations(backbone, images)
     assert torch.equal(together, frozen_activations(backbone, images))
     torch.testing.assert_close(frozen_activations(backbone, images[:2]), together[:2])
@@ -64,18 +64,18 @@ def test_stochastic_depth_and_batch_mates_do_not_reach_frozen_activations(
 
 
 def test_dropout_before_the_head_stays_on_when_all_groups_are_frozen(backbone: Backbone) -> None:
-    train_mode(backbone, len(backbone.layer_groups))
+    train_mode(backbone, len(backbone.layer_groups), batch_norm="train_all")
     dropout = backbone.module.get_submodule("classifier.0")
     assert isinstance(dropout, nn.Dropout)
     assert dropout.training
 
 
 def test_thawing_again_gives_everything_back(backbone: Backbone) -> None:
-    freeze_to(backbone, 5)
-    train_mode(backbone, 5)
+    freeze_to(backbone, 5, batch_norm="train_all")
+    train_mode(backbone, 5, batch_norm="train_all")
     head = list(trainable_parameters(backbone))
-    freeze_to(backbone, 0)
-    train_mode(backbone, 0)
+    freeze_to(backbone, 0, batch_norm="train_all")
+    train_mode(backbone, 0, batch_norm="train_all")
     assert head == ["classifier.1.weight", "classifier.1.bias"]
     assert list(trainable_parameters(backbone)) == [name for name, _ in backbone.module.named_parameters()]
     assert all(module.training for module in backbone.module.modules())
@@ -104,7 +104,7 @@ def test_batch_norms_of_thawed_groups_normalise_by_their_statistics_unless_all_o
 
 def test_an_old_gradient_does_not_outlive_freezing(backbone: Backbone, images: torch.Tensor) -> None:
     backbone.module(images).sum().backward()
-    freeze_to(backbone, 2)
+    freeze_to(backbone, 2, batch_norm="train_all")
     frozen = {name for group in backbone.layer_groups[:2] for name in group.tensors}
     assert all((parameter.grad is None) == (name in frozen) for name, parameter in backbone.module.named_parameters())
 
@@ -113,5 +113,5 @@ def test_an_old_gradient_does_not_outlive_freezing(backbone: Backbone, images: t
 def test_a_depth_that_the_backbone_does_not_have_is_refused(backbone: Backbone, depth: int) -> None:
     for change in (freeze_to, train_mode):
         with pytest.raises(BackboneError) as caught:
-            change(backbone, depth)
+            change(backbone, depth, batch_norm="frozen_eval")
         assert str(caught.value) == f"`0 <= depth <= 5` must hold, but got depth={depth}."

@@ -1,12 +1,15 @@
 """`thawline predict`: files of images, or texts on the command line and in files."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
 from colours import picture, register
 from rich.console import Console
+from typer.testing import CliRunner, Result
 
+from thawline.cli import app
 from thawline.exceptions import DataError
 from thawline.predict import predict_items, predictions_table
 from thawline.registry import MlflowRegistry
@@ -60,6 +63,28 @@ def test_a_model_of_images_takes_files_and_names_the_one_that_is_missing(
     assert [(row["path"], row["class"]) for row in rows] == [(str(tmp_path / "a.png"), "green")]
     with pytest.raises(DataError, match="nowhere"):
         predict_items("birds", [str(tmp_path / "nowhere")], tracking_uri=store.uri, home=store.home)
+
+
+def test_a_column_of_a_table_is_named_on_the_command_line_and_a_folder_is_no_text(
+    store_of_texts: MlflowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THAWLINE_HOME", str(store_of_texts.home))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mails").mkdir()
+    (tmp_path / "mails" / "table.csv").write_text("message,content\nwin a prize now,see you at lunch\n")
+
+    def invoke(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["predict", "notes", *arguments, "--json", "--tracking-uri", store_of_texts.uri])
+
+    asked = invoke("mails/table.csv")
+    assert isinstance(asked.exception, DataError)
+    assert str(asked.exception).endswith("Name it: --text-column=NAME")
+    answers = [invoke("mails/table.csv", f"--text-column={name}") for name in ("message", "content", "2")]
+    assert [json.loads(answer.stdout)[0]["class"] for answer in answers] == ["spam", "ham", "ham"]
+    refused = {"mails": "mails is a folder: give a table", "see you": "no table was given"}
+    for item, reason in refused.items():
+        assert reason in str(invoke(item, "--text-column=message").exception)
+    assert [row["class"] for row in json.loads(invoke("see you at lunch").stdout)] == ["ham"]
 
 
 def test_a_file_that_holds_no_text_is_named(store_of_texts: MlflowStore, tmp_path: Path) -> None:

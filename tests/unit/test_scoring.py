@@ -32,8 +32,10 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def run(store: MlflowStore, source: Path, out: Path, model: str = "birds") -> ScoreSummary:
-    return score_files(model, source, out, tracking_uri=store.uri, home=store.home)
+def run(
+    store: MlflowStore, source: Path, out: Path, model: str = "birds", text_column: str | None = None
+) -> ScoreSummary:
+    return score_files(model, source, out, tracking_uri=store.uri, home=store.home, text_column=text_column)
 
 
 def test_every_file_has_a_row_and_a_bad_one_a_reason(
@@ -154,6 +156,32 @@ def test_every_text_of_a_table_has_a_row_in_order_and_an_empty_one_a_reason(
     assert [text.strip() for text in table["text"]] == [text.strip() for text in texts]
     assert list(table["class"].fillna("")) == ["ham"] * 3 + [""] + ["spam"] * 3 + ["ham"]
     assert table["error"].dropna().to_dict() == {3: "the text is empty"}
+
+
+def test_the_column_that_was_trained_on_is_scored_unless_another_is_named(store: MlflowStore, tmp_path: Path) -> None:
+    from notes import make_text_package
+
+    package = make_text_package(tmp_path / "package", text_column="mail body")
+    MlflowRegistry(store).set_alias("notes", "champion", register(store, package, "notes"))
+    table = {"mail body": ["see you at lunch", "claim your free phone"], "text": ["win a prize now", "are you at home"]}
+    pd.DataFrame(table).to_csv(tmp_path / "texts.csv", index=False)
+    out = tmp_path / "out.parquet"
+    for named, column in ((None, "mail body"), ("text", "text")):
+        run(store, tmp_path / "texts.csv", out, model="notes", text_column=named)
+        assert list(pd.read_parquet(out)["text"]) == table[column]
+    assert list(pd.read_parquet(out)["class"]) == ["spam", "ham"]
+
+    # A header of that name is none of the texts, even where it is the only column.
+    pd.DataFrame({"mail body": ["see you at lunch"]}).to_csv(tmp_path / "one.csv", index=False)
+    assert run(store, tmp_path / "one.csv", out, model="notes").items == 1
+
+
+def test_a_column_of_texts_is_refused_for_a_model_of_images(
+    store_with_champion: MlflowStore, pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RegistryError, match=r"^birds/1 classifies images.*leave --text-column out\.$"):
+        run(store_with_champion, pictures, tmp_path / "out.parquet", text_column="text")
+    assert not (tmp_path / "out.parquet").exists()
 
 
 def test_scoring_texts_is_gone_on_with_after_an_interruption_and_begun_anew_with_other_texts(

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from tiny_networks import write_tiny
+from torch import Tensor
 
 from thawline import study_report
-from thawline.backbones import Backbone, TextPreprocessing
+from thawline.backbones import create
 from thawline.config import SearchConfig
+from thawline.drift.check import catch_features
 from thawline.reports import worst_mistakes
 from thawline.study_report import _answers, _explanations, _record_features, _sheet, _Test
 from thawline.testing import MemoryTracker
@@ -76,21 +78,6 @@ def test_nothing_is_explained_of_texts(texts: _Test) -> None:
     assert _explanations(backbone, texts) == ()
 
 
-class Pooled(nn.Module):
-    """Tokens, int64 ``[N, T]``, to the logits of their mean, in which padding does not count."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(2, 2)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        mask = tokens >= 0
-        count = mask.sum(1)
-        mean = (tokens * mask).sum(1) / count
-        logits: Tensor = self.head(torch.stack([mean, count.float()], 1))
-        return logits
-
-
 class Tokens:
     """Texts of one, two and three tokens, of which the longest comes first."""
 
@@ -114,25 +101,28 @@ class Tokens:
 
 
 def test_features_of_texts_are_what_the_head_is_given_beside_their_beginnings(
-    texts: _Test, monkeypatch: pytest.MonkeyPatch
+    texts: _Test, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs, tracker = Tokens(), MemoryTracker()
     monkeypatch.setattr(study_report, "open_inputs", lambda path, split, preprocessing, runtime: inputs)
-    monkeypatch.setattr(study_report, "preprocessing_for", lambda config, backbone: TextPreprocessing("{}", 8))
+    monkeypatch.setattr(study_report, "image_preprocessing", lambda config, backbone: None)
     config = SearchConfig.build({"data": {"path": "sms.tsv"}, "train": {"batch_size": 2, "device": "cpu"}})
+    backbone = create(f"hf:{write_tiny('bert', tmp_path / 'bert')}", num_classes=2, max_length=8)
     prepared: Any = SimpleNamespace(
-        config=config, manifest=SimpleNamespace(classes=CLASSES), inputs={"hf:tiny": Path("tokens")}
+        config=config, manifest=SimpleNamespace(classes=CLASSES), inputs={backbone.name: Path("tokens")}
     )
-    backbone: Any = SimpleNamespace(name="hf:tiny", module=Pooled())
-    assert set(vars(backbone)) <= set(Backbone.__dataclass_fields__)
     recorder: Any = SimpleNamespace(tracker=tracker)
     _record_features(prepared, recorder, backbone, texts)
     ((name, embedding, _),) = tracker.media
     assert name == "features"
     assert isinstance(embedding, Embedding)
     assert inputs.asked == [[1, 2], [0]], "short texts are not padded to the length of long ones"
-    assert embedding.vectors.tolist() == [[9, 1], [2, 2], [5, 3]]
-    assert embedding.labels == ("spam", "ham", "ham")
+    caught = catch_features(backbone.module)
+    for row, (text, length) in enumerate(zip(inputs.padded, inputs.lengths.tolist(), strict=True)):
+        with torch.inference_mode():
+            backbone.module(text[None, :length])
+        np.testing.assert_allclose(embedding.vectors[row], caught()[0], atol=1e-5)
+    assert embedding.labels == ("ham", "spam", "ham")
     assert embedding.texts is not None
-    assert [text[:9] for text in embedding.texts] == ["win £1000", "a long te", "see you"]
+    assert [text[:9] for text in embedding.texts] == ["see you", "win £1000", "a long te"]
     assert embedding.thumbnails is None

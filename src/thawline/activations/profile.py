@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from thawline.activations.plan import Profile
 from thawline.activations.store import StoredType
 from thawline.backbones import Backbone, section
-from thawline.config import TrainConfig
+from thawline.config import BatchNorm, TrainConfig
 from thawline.freezing import freeze_to, train_mode
 from thawline.training import Hyperparameters, Inputs, Runtime, batches, runtime_for
 from thawline.training.optim import build_optimizer
@@ -50,19 +50,21 @@ def profile(
     Args:
         make_backbone: builds it; its time counts, as every trial does so.
         make_inputs: training images or tokens for a runtime.
-        hyperparameters: of any trial; the optimizer's kind matters.
+        hyperparameters: of any trial; the optimizer's kind and what batch-norms do matter.
         config: ``auto`` in ``precision`` and ``channels_last`` is settled here, on a CPU by measurement.
         folder: on the disk that checkpoints and activations go to.
     """
     started = time.perf_counter()
     backbone = make_backbone()
     start_seconds = time.perf_counter() - started
-    runtime, input_seconds = _fastest(backbone, make_inputs, config)
+    batch_norm = hyperparameters.batch_norm
+    runtime, input_seconds = _fastest(backbone, make_inputs, config, batch_norm)
     count = int(np.clip(_PASS_SECONDS / input_seconds, 2, config.batch_size))
     inputs = make_inputs(runtime)
     rows = _typical(inputs, count)
-    with _settled(backbone, runtime):
+    with _settled(backbone, runtime, batch_norm):
         forward, passed = _forward(backbone, inputs, rows, runtime, config.exact)
+        train_mode(backbone, 0, batch_norm=batch_norm)
         training = _training(backbone, passed, runtime, config.exact)
         groups = [*backbone.layer_groups, backbone.head]
         named = dict(backbone.module.named_parameters())
@@ -87,7 +89,7 @@ def profile(
 
 
 def _fastest(
-    backbone: Backbone, make_inputs: Callable[[Runtime], Inputs], config: TrainConfig
+    backbone: Backbone, make_inputs: Callable[[Runtime], Inputs], config: TrainConfig, batch_norm: BatchNorm
 ) -> tuple[Runtime, float]:
     """The fastest way to train all of it, and its seconds a row."""
     usual = runtime_for(config)
@@ -95,10 +97,10 @@ def _fastest(
         usual = replace(usual, channels_last=False)
     measured: dict[Runtime, float] = {}
     for runtime in _ways(usual, config):
-        with _settled(backbone, runtime):
+        with _settled(backbone, runtime, batch_norm):
             inputs = make_inputs(runtime)
             ((_, batch),) = batches(inputs, [_typical(inputs, _MODE_ROWS)], 0, runtime)
-            train_mode(backbone, 0)
+            train_mode(backbone, 0, batch_norm=batch_norm)
             whole = section(backbone, 0, exact=config.exact)
             measured[runtime] = _median(lambda: _train(whole, batch, runtime), runtime, repeats=2) / len(batch)  # noqa: B023
     gains = {
@@ -135,10 +137,10 @@ def _numbers(batch: Tensor, is_of_texts: bool) -> int:
 
 
 @contextmanager
-def _settled(backbone: Backbone, runtime: Runtime) -> Iterator[None]:
-    """Everything thawed, on the device and in the memory order of ``runtime``."""
+def _settled(backbone: Backbone, runtime: Runtime, batch_norm: BatchNorm) -> Iterator[None]:
+    """Everything thawed that trials at depth 0 thaw, on the device and in the memory order of ``runtime``."""
     backbone.module.to(runtime.device).to(memory_format=runtime.memory_format)
-    freeze_to(backbone, 0)
+    freeze_to(backbone, 0, batch_norm=batch_norm)
     yield
     backbone.module.zero_grad(set_to_none=True)
 
@@ -158,8 +160,7 @@ def _forward(
 
 
 def _training(backbone: Backbone, passed: list[Tensor], runtime: Runtime, exact: bool) -> list[float]:
-    """Seconds a row forward and backward through each group and the head."""
-    train_mode(backbone, 0)
+    """Seconds a row forward and backward through each group and the head, in the mode that they are in."""
     return [
         _median(lambda: _train(part, batch, runtime), runtime) / len(batch)  # noqa: B023
         for part, batch in zip(_parts(backbone, exact), passed, strict=True)

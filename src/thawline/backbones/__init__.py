@@ -1,8 +1,8 @@
 """Pretrained networks of torchvision, timm and HuggingFace, cut into ordered layer groups.
 
 A backbone takes images ``[N, 3, H, W]``, or the tokens of texts, to logits ``[N, num_classes]``. :func:`create` makes
-one; :func:`names` and :func:`describe` answer from tables that ship with Thawline, without building anything, and
-without importing torch or the network's library.
+one; :func:`names` and :func:`describe` answer about torchvision's and timm's from tables that ship with Thawline,
+without building anything, and without importing torch or the network's library.
 """
 
 import difflib
@@ -63,6 +63,8 @@ __all__ = [
 
 _LABEL = 32
 """Characters of a name that break no table."""
+_SHORT = 60
+"""Characters of a short name, at most."""
 
 
 def create(
@@ -82,7 +84,8 @@ def create(
         weights: ``default`` (those of its library, downloaded unless they lie there already: torchvision's into
             ``TORCH_HOME``, timm's and HuggingFace's into ``HF_HOME``; of a folder, its own), ``starter`` (shipped with
             Thawline, for one architecture), ``none`` (random), or a file: ``.safetensors``, or a ``state_dict`` saved
-            by ``torch.save``. Half-precision files are cast to single precision. A head in the file is left out.
+            by ``torch.save``. For timm also a folder with the ``config.json`` and ``model.safetensors`` that it has on
+            the hub. Half-precision files are cast to single precision. A head in the file is left out.
         image_size: side in pixels of the images that it will see; by default what the weights were trained for.
         max_length: tokens of a text that it will see, at most; by default what it was trained for, up to 512.
         seed: of the head, and with ``weights="none"`` of all parameters: the same seed, the same numbers. The global
@@ -128,11 +131,13 @@ def names(pattern: str | None = None) -> list[str]:
 
     HuggingFace's are not among them: what the hub holds is not listed.
 
+    Of a library whose version is another than that of its table, some may turn out to be of no use when they are asked.
+
     Args:
         pattern: only those that hold it or match it (``vgg*``). One with a dot is looked for among the names with tags
             too, of all pretrained weights of an architecture (``timm/resnet50.``).
     """
-    found = [name for library in LIBRARIES for name in _names_of(library)]
+    found = [name for library in LIBRARIES for name in _usable(library)]
     if pattern is None:
         return found
     wanted = pattern.lower()
@@ -144,14 +149,19 @@ def names(pattern: str | None = None) -> list[str]:
 
 
 def describe(name: str) -> BackboneInfo:
-    """Layer groups, parameters, weights and image size of a backbone, without building it.
+    """Layer groups, parameters, weights and image size of a backbone.
+
+    From the tables this takes no time. Of a library whose version is another than that of its table, and of
+    HuggingFace, the network itself is asked: that takes up to a few seconds, of a network ``hf:…`` also its memory, and
+    of one on the hub a download of its small files.
 
     Raises:
-        BackboneError: if there is no such backbone, or its library is not installed.
+        BackboneError: if there is no such backbone, or it cannot be used, or its library is not installed.
+        WeightsError: if the small files of a network ``hf:…`` cannot be had.
     """
     library = _known(name)
     architecture, tag = _architecture_and_tag(library, name)
-    info = _catalogue.catalogue_of(library.package).infos.get(architecture)
+    info = catalogue.infos.get(architecture) if (catalogue := _current_catalogue(library)) else None
     if info is None:
         return library.networks().inspect(name)
     return replace(info, name=name, image_size=info.tags[tag], tags={}) if tag else info
@@ -172,16 +182,17 @@ def further_names() -> str:
 
 
 def kind_of(name: str) -> Literal["images", "texts"]:
-    """What a backbone takes.
+    """What a backbone takes. Of a network ``hf:…`` its configuration says so, which is downloaded if need be.
 
     Raises:
         BackboneError: if there is no such backbone.
+        WeightsError: if the configuration cannot be had.
     """
-    if name.startswith("hf:"):
-        from thawline.backbones import _huggingface
+    if _known(name).package != "transformers":
+        return "images"
+    from thawline.backbones import _huggingface
 
-        return _huggingface.kind_of(name)
-    return "images"
+    return _huggingface.kind_of(name)
 
 
 def label(name: str) -> str:
@@ -190,16 +201,19 @@ def label(name: str) -> str:
 
 
 def short_name(name: str) -> str:
-    """A name for files and studies: letters, digits, ``.``, ``_`` and ``-`` only, at most 60; no two share one.
+    """A name for files and studies: letters, digits, ``.``, ``_`` and ``-`` only, at most 60.
 
-    ``resnet18`` is itself, ``timm/resnet50`` becomes ``timm-resnet50``, and of a folder its own name and a digest.
+    ``resnet18`` is itself, ``timm/resnet50`` becomes ``timm-resnet50``; of a folder, and of a name that is longer, it
+    is a part and 24 bits of a digest, so that the backbones of one study in practice never share one.
     """
+    digest = hashlib.sha256(name.encode()).hexdigest()[:6]
     if not name.startswith("hf:"):
-        return _without_signs(name)
+        plain = _without_signs(name)
+        return plain if len(plain) <= _SHORT else f"{plain[: _SHORT - 7].strip('-._')}-{digest}"
     parts = [part for part in re.split(r"[/\\]+", name.removeprefix("hf:")) if part not in {"", ".", ".."}]
     *above, last = parts or [""]
     own = f"{above[-1]}-{last}" if above and last == "model" else last  # a usual name for a folder, which tells nothing
-    return f"{_without_signs(own)[:50].strip('-._') or 'model'}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    return f"{_without_signs(own)[:50].strip('-._') or 'model'}-{digest}"
 
 
 def _without_signs(name: str) -> str:
@@ -213,10 +227,11 @@ def library_version(name: str) -> str:
 
 
 def depth_of(name: str) -> int:
-    """Number of layer groups of a backbone, which is its largest freeze depth, without building it.
+    """Number of layer groups of a backbone, which is its largest freeze depth; costs what :func:`describe` does.
 
     Raises:
-        BackboneError: if there is no such backbone.
+        BackboneError: if there is no such backbone, or it cannot be used.
+        WeightsError: if the small files of a network ``hf:…`` cannot be had.
     """
     return len(describe(name).layer_groups)
 
@@ -235,11 +250,24 @@ def preprocessing_of(
     return _known(name).networks().preprocessing_of(name, weights=weights, image_size=image_size, max_length=max_length)
 
 
+def _current_catalogue(library: Library) -> _catalogue.Catalogue | None:
+    """The table of a library, unless it is of another version than is installed, or there is none."""
+    catalogue = _catalogue.catalogue_of(library.package)
+    return catalogue if catalogue.version == library.version() else None
+
+
 def _names_of(library: Library) -> list[str]:
+    """All that it has; where its table is not of its version, also what cannot be used."""
     if not (library.is_listed and library.is_installed()):
         return []
-    catalogue = _catalogue.catalogue_of(library.package)
-    return list(catalogue.infos) if catalogue.version == library.version() else library.networks().list_names()
+    catalogue = _current_catalogue(library)
+    return list(catalogue.infos) if catalogue else library.networks().list_names()
+
+
+def _usable(library: Library) -> list[str]:
+    """Its names without those that could not be used when its table was written."""
+    refused = _catalogue.catalogue_of(library.package).refused
+    return [name for name in _names_of(library) if name not in refused]
 
 
 def _tagged(library: Library) -> list[tuple[str, str]]:
@@ -259,9 +287,9 @@ def _known(name: str) -> Library:
     if not library.is_listed:
         return library
     library.check_installed()
-    catalogue = _catalogue.catalogue_of(library.package)
+    catalogue = _current_catalogue(library)
     architecture, tag = _architecture_and_tag(library, name)
-    if catalogue.version == library.version() and architecture in catalogue.refused:
+    if catalogue and architecture in catalogue.refused:
         raise BackboneError(catalogue.refused[architecture])
     if architecture not in _names_of(library) or (tag and tag not in describe(architecture).tags):
         raise BackboneError(f"Unknown backbone {name!r}.{_suggestion(name)} `thawline backbones` lists all.")

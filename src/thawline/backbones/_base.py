@@ -73,9 +73,9 @@ class Backbone:
     """A pretrained network, cut into ordered layer groups, with a new head.
 
     ``module`` takes images ``[N, 3, image_size, image_size]`` (preprocessed), or the tokens of texts, int64 ``[N, T]``
-    with -1 behind the end of each, to logits ``[N, num_classes]``. The
-    groups are disjoint and ordered from input to head, and with the head hold every parameter and buffer exactly once.
-    At every border between groups one single tensor is passed on.
+    with -1 behind the end of each, to logits ``[N, num_classes]``. The groups are disjoint and ordered from input to
+    head, and with the head hold every parameter and buffer exactly once. At every border between groups one single
+    tensor is passed on.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """What is known of a backbone without building it."""
+    """What is known of a backbone before it is made for a study; see :func:`thawline.backbones.describe`."""
 
     name: str
     parameters: int
@@ -99,8 +99,8 @@ class BackboneInfo:
     layer_groups: tuple[str, ...]
     weights: tuple[str, ...]
     """Pretrained weights that it has: ``default`` (its library's own), ``starter`` (shipped with Thawline)."""
-    image_size: int
-    """Side in pixels of the images that the default weights were trained for."""
+    image_size: int | None
+    """Side in pixels of the images that the default weights were trained for; ``None`` for texts."""
     tags: Mapping[str, int] = field(default_factory=dict)
     """Pretrained weights among which a name chooses (``timm/resnet50.a1_in1k``), each with the image size that it was
     trained for; the first are the default ones."""

@@ -25,7 +25,7 @@ from thawline.backbones._base import LayerGroup
 from thawline.backbones._graph import Step, sizes_read_behind, steps_of
 from thawline.exceptions import BackboneError
 
-__all__ = ["layer_groups_of"]
+__all__ = ["layer_groups_of", "outputs_of"]
 
 # A stage with more layers than this is split evenly, or a ResNet-152 would thaw 36 blocks at once or none.
 _MOST_LAYERS = 48
@@ -46,6 +46,13 @@ class _Atom:
     """How many places of the image its result distinguishes: 56 x 56, or a transformer's number of tokens."""
     end: int
     """Index of the operation after which it is cut off: where the least needs storing, the earliest of these."""
+
+
+def outputs_of(layer: nn.Module) -> int | None:
+    """How many numbers a layer gives that could be a head, linear or a convolution; ``None`` for any other layer."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else None
 
 
 def layer_groups_of(

@@ -5,12 +5,14 @@ Only tensors are ever read (safetensors), and no code that comes with a model is
 
 import copy
 import json
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -19,11 +21,13 @@ from torch import Tensor, nn
 from thawline.backbones import networks
 from thawline.backbones._base import Backbone, BackboneInfo, Interpolation, LayerGroup, Preprocessing, TextPreprocessing
 from thawline.backbones._registry import library_of, refuse_length
-from thawline.backbones._weights import digest_of, load_into
+from thawline.backbones._weights import digest_of, first_line, load_into
 from thawline.backbones._windows import example, learn_layout
 from thawline.exceptions import BackboneError, WeightsError
 
 __all__ = ["check_weights", "create", "inspect", "kind_of", "list_names", "preprocessing_of"]
+
+_Answer = TypeVar("_Answer")
 
 _LONGEST = 512
 """Tokens that are kept of a text unless ``max_length`` asks for more: what a block costs grows with their square, and
@@ -32,10 +36,43 @@ newer encoders allow 8,192, which few texts need."""
 _INTERPOLATIONS: dict[int, Interpolation] = {
     0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"
 }  # fmt: skip
+_PROCESSORS = {
+    f"{kind}ImageProcessor"
+    for kind in (
+        *("Beit", "Bit", "CLIP", "ConvNext", "DeiT", "EfficientNet", "Levit", "MobileNetV1", "MobileNetV2"),
+        *("MobileViT", "PoolFormer", "Pvt", "Segformer", "Siglip", "ViT"),
+    )
+}
+"""Whose steps are known here. Others cut patches, count colours or pad, which no :class:`Preprocessing` says."""
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+_CONVERT = (
+    "Convert another format with transformers (model.save_pretrained(FOLDER)) and name that folder: hf:FOLDER. Or "
+    "train from random weights (--weights none)."
+)
 _WAYS_OUT = (
     "Where the hub cannot be reached, download it elsewhere (`hf download ID --local-dir FOLDER`) and name the folder: "
     "hf:FOLDER."
 )
+
+
+def _remembered(answer: Callable[[str], _Answer]) -> Callable[[str], _Answer]:
+    """Remember the answers about a few names; those about a folder until a file in it is another one."""
+    kept = lru_cache(maxsize=32)(lambda name, _files: answer(name))
+
+    @wraps(answer)
+    def answered(name: str) -> _Answer:
+        return kept(name, _files_of(name))
+
+    return answered
+
+
+def _files_of(name: str) -> tuple[tuple[str, int, int], ...]:
+    """Names, times and sizes of the files in a folder; none of what the hub holds, which has a cache of its own."""
+    folder, is_local = _source(name)
+    if not (is_local and folder.is_dir()):
+        return ()
+    with os.scandir(folder) as entries:
+        return tuple(sorted((entry.name, entry.stat().st_mtime_ns, entry.stat().st_size) for entry in entries))
 
 
 def list_names() -> list[str]:
@@ -55,6 +92,12 @@ def kind_of(name: str) -> Literal["images", "texts"]:
 
     config = _config_of(name)
     kind = config.model_type
+    if kind == "timm_wrapper":
+        tag = config.to_dict().get("pretrained_cfg", {}).get("tag")
+        raise BackboneError(
+            f"{name!r} is a network of timm: use 'timm/{config.architecture}{f'.{tag}' if tag else ''}' instead, for "
+            "its layer groups. Of weights in a folder, add --weights FOLDER."
+        )
     if kind in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         return "images"
     if getattr(config, "is_encoder_decoder", False):
@@ -97,8 +140,7 @@ def check_weights(name: str, weights: str) -> None:
         raise WeightsError(f"The folder of {name!r} must hold a config.json, but there is no {source / 'config.json'}.")
     if is_local and weights == "default" and not any(source.glob("*.safetensors")):
         raise WeightsError(
-            f"The folder of {name!r} must hold a .safetensors, but there is none in {source}. Convert another format "
-            "with transformers: model.save_pretrained(FOLDER). Or train from random weights (--weights none)."
+            f"The folder of {name!r} must hold a .safetensors, but there is none in {source}. {_CONVERT}"
         )
 
 
@@ -107,6 +149,9 @@ def preprocessing_of(
 ) -> Preprocessing | TextPreprocessing:
     """How images or texts must be prepared: as the files beside the weights say.
 
+    The centre of an image is cut out, as Thawline does with all networks; some networks' own preparation squeezes an
+    image into a square instead, which is the same for images that are square.
+
     Args:
         name: ``hf:FOLDER`` or ``hf:ID``.
         weights: makes no difference.
@@ -114,8 +159,9 @@ def preprocessing_of(
         max_length: tokens that are kept of a text, for texts; by default what the network allows, at most 512.
 
     Raises:
-        BackboneError: if there is no such backbone, or it does not take such a size or length.
-        WeightsError: if the files cannot be had.
+        BackboneError: if there is no such backbone, it does not take such a size or length, its images are prepared by
+            steps that Thawline does not know, or its tokenizer is none of the library tokenizers.
+        WeightsError: if the files cannot be had, or hold no tokenizer.
     """
     del weights
     if kind_of(name) == "texts":
@@ -157,9 +203,17 @@ def create(
     )
 
 
-@lru_cache(maxsize=32)
+@_remembered
 def inspect(name: str) -> BackboneInfo:
-    """What is known of a network, found out from a random one of its configuration; takes a few seconds."""
+    """What is known of a network, found out from one with random weights, which is built and run on one input.
+
+    That takes seconds and the memory of the whole network, and from the hub its configuration and its tokenizer or
+    preprocessing are downloaded, not its weights.
+
+    Raises:
+        BackboneError: if it cannot be used.
+        WeightsError: if those files cannot be had.
+    """
     preprocessing = preprocessing_of(name)
     module, groups, _ = _built(name, _architecture(name, preprocessing, 1000), preprocessing, 0)
     return BackboneInfo(
@@ -167,7 +221,7 @@ def inspect(name: str) -> BackboneInfo:
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         layer_groups=tuple(group.name for group in groups),
         weights=("default",),
-        image_size=preprocessing.image_size if isinstance(preprocessing, Preprocessing) else 0,
+        image_size=preprocessing.image_size if isinstance(preprocessing, Preprocessing) else None,
     )
 
 
@@ -184,7 +238,7 @@ def _built(
         if isinstance(preprocessing, TextPreprocessing):
             _check_padding(module, name)
     except (ImportError, AttributeError, TypeError, RuntimeError, ValueError, IndexError, KeyError) as error:
-        raise BackboneError(f"{name!r} cannot be run on {_what(preprocessing)}: {_first_line(error)}") from error
+        raise BackboneError(f"{name!r} cannot be run on {_what(preprocessing)}: {first_line(error)}") from error
     layout = learn_layout(module, preprocessing, name)
     groups, head = layout.groups(module)
     return module, groups, head
@@ -331,13 +385,24 @@ def _text_preprocessing(name: str, max_length: int | None) -> TextPreprocessing:
     return TextPreprocessing(tokenizer, max_length)
 
 
-@lru_cache(maxsize=8)
+@_remembered
 def _tokenizer(name: str) -> tuple[str, int | None]:
-    """The tokenizer as JSON, without padding and truncation, and how many tokens it allows."""
+    """The tokenizer as JSON, without padding and truncation, and how many tokens it allows.
+
+    Raises:
+        BackboneError: if it is none of the library tokenizers.
+        WeightsError: if it cannot be had, or knows no words.
+    """
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
-    loaded = _load(AutoTokenizer, name)
+    loaded = _load(AutoTokenizer, name, is_whole=_knows_words)
+    if not _knows_words(loaded):
+        _, is_local = _source(name)
+        raise WeightsError(
+            f"{name!r} holds no tokenizer, or one that knows no words. Its files, such as tokenizer.json or vocab.txt, "
+            f"must lie beside its config.json. {'' if is_local else _WAYS_OUT}".rstrip()
+        )
     if not loaded.is_fast:
         raise BackboneError(
             f"The tokenizer of {name!r} must be one of the library tokenizers (a tokenizer.json), but it is a "
@@ -350,7 +415,12 @@ def _tokenizer(name: str) -> tuple[str, int | None]:
     return tokenizer.to_str(), allowed if allowed < 10**6 else None  # transformers says 10**30 where nothing is said
 
 
-@lru_cache(maxsize=8)
+def _knows_words(tokenizer: Any) -> bool:
+    """Whether it has any but special tokens: transformers makes one of those alone where there are no files of it."""
+    return bool(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens))
+
+
+@_remembered
 def _positions(name: str) -> int | None:
     """How many tokens a text may have for which the network has positions, None if any number."""
     config = _config_of(name)
@@ -374,29 +444,69 @@ def _positions(name: str) -> int | None:
 
 def _image_preprocessing(name: str, image_size: int | None) -> Preprocessing:
     processor = _image_processor(name)
-    crops = getattr(processor, "do_center_crop", False) and getattr(processor, "crop_size", None)
-    resize = _side(getattr(processor, "size", None)) or _trained_side(_config_of(name)) or 224
-    size = _side(processor.crop_size) or resize if crops else resize
-    # ConvNeXt's way to say that the shorter side is resized to more than is kept.
-    if not crops and getattr(processor, "crop_pct", None) and size < 384:
-        resize = round(size / processor.crop_pct)
-    resize = max(resize, size)
+    kind = _class_of(processor)
+    if kind not in _PROCESSORS:
+        raise BackboneError(
+            f"The images of {name!r} are prepared by a {kind}, whose steps Thawline does not know, and otherwise "
+            "prepared its weights would mean little. Choose another backbone."
+        )
+    size, resize = _sides(processor, _trained_side(_config_of(name)) or 224)
     if image_size is not None:
         size, resize = image_size, round(resize * image_size / size)
-    scale = 255 * getattr(processor, "rescale_factor", 1 / 255) if getattr(processor, "do_rescale", True) else 255.0
-    mean, std = [0.0] * 3, [1.0] * 3
-    if getattr(processor, "do_normalize", True):
-        mean, std = (list(map(float, values)) for values in (processor.image_mean, processor.image_std))
+    mean, std = _normalisation(name, processor)
     resample = getattr(processor, "resample", None)
-    if len(mean) != 3 or len(std) != 3:
-        raise BackboneError(f"{name!r} must take images of three channels, but its preprocessing has {len(mean)}.")
     return Preprocessing(
         image_size=size,
         resize_size=resize,
-        mean=(mean[0] / scale, mean[1] / scale, mean[2] / scale),
-        std=(std[0] / scale, std[1] / scale, std[2] / scale),
+        mean=mean,
+        std=std,
         interpolation=_INTERPOLATIONS.get(int(resample) if resample is not None else 2, "bilinear"),
     )
+
+
+def _class_of(processor: Any) -> str:
+    """The class of a processor, whichever library does its work: ``ViTImageProcessor``."""
+    return type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
+
+
+def _sides(processor: Any, trained: int) -> tuple[int, int]:
+    """The side of the square that the network sees, and the length that the shorter side is resized to before."""
+    named = getattr(processor, "size", None)
+    asked = _side(named) or trained
+    size = resize = asked
+    crop_pct = getattr(processor, "crop_pct", None)
+    match _class_of(processor):
+        case "ConvNextImageProcessor" if crop_pct and asked < 384:  # a larger one is not cut
+            resize = int(asked / crop_pct)
+        case "PoolFormerImageProcessor" if crop_pct:
+            size = resize = int(asked / crop_pct)
+        case "LevitImageProcessor" if named and named.get("shortest_edge"):
+            size = resize = int(256 / 224 * asked)
+    if getattr(processor, "do_center_crop", False):
+        size = _side(processor.crop_size) or size
+    return size, max(resize, size)
+
+
+def _normalisation(name: str, processor: Any) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of values in [0, 1] that do what a processor does to values in [0, 255].
+
+    Raises:
+        BackboneError: unless it does so to three channels.
+    """
+    scale, offset, mean, std = 255.0, 0.0, [0.0] * 3, [1.0] * 3
+    if getattr(processor, "do_rescale", True):
+        scale = 255 * getattr(processor, "rescale_factor", 1 / 255)
+    # MobileViT's normalises nothing, whatever its file says.
+    if getattr(processor, "do_normalize", True) and _class_of(processor) != "MobileViTImageProcessor":
+        mean, std = (list(map(float, values)) for values in (processor.image_mean, processor.image_std))
+    if len(mean) != 3 or len(std) != 3:
+        raise BackboneError(f"{name!r} must take images of three channels, but its preprocessing has {len(mean)}.")
+    if _class_of(processor) == "EfficientNetImageProcessor":  # may shift by one, and divide a second time
+        offset = float(getattr(processor, "rescale_offset", False) and getattr(processor, "do_rescale", True))
+        if getattr(processor, "include_top", True):
+            std = [value * float(again) for value, again in zip(std, processor.image_std, strict=True)]
+    red, green, blue = ((value + offset) / scale for value in mean)
+    return (red, green, blue), (std[0] / scale, std[1] / scale, std[2] / scale)
 
 
 def _side(size: Any) -> int | None:
@@ -409,7 +519,7 @@ def _side(size: Any) -> int | None:
     return int(min(sides)) if sides else None
 
 
-@lru_cache(maxsize=8)
+@_remembered
 def _image_processor(name: str) -> Any:
     """What is said of the preparation of images beside the weights, or for such networks in general."""
     from transformers import AutoImageProcessor
@@ -422,7 +532,7 @@ def _config_of(name: str) -> Any:
     return copy.deepcopy(_read_config(name))
 
 
-@lru_cache(maxsize=32)
+@_remembered
 def _read_config(name: str) -> Any:
     from transformers import AutoConfig
 
@@ -432,13 +542,19 @@ def _read_config(name: str) -> Any:
 
 def _source(name: str) -> tuple[Path, bool]:
     """The folder or hub id that a name stands for, and whether it is a folder."""
-    given = Path(name.removeprefix(library_of(name).prefix)).expanduser()
-    looks_local = given.is_absolute() or len(given.parts) != 2 or given.parts[0].startswith(".")
-    return given, given.exists() or (looks_local and len(given.parts) != 1)
+    given = name.removeprefix(library_of(name).prefix)
+    path = Path(given).expanduser()  # which no longer tells ./a/b from a/b
+    return path, path.exists() or _HUB_ID.fullmatch(given) is None
 
 
-def _load(library: Any, name: str, **arguments: Any) -> Any:
+def _load(library: Any, name: str, *, is_whole: Callable[[Any], bool] = lambda _: True, **arguments: Any) -> Any:
     """What a class of transformers makes of the files of a folder, or of the hub's, from its cache if they lie there.
+
+    Args:
+        library: such as ``AutoConfig``.
+        name: of the backbone.
+        is_whole: whether the cache held all of it; if not, the hub is asked.
+        arguments: of ``from_pretrained``.
 
     Raises:
         WeightsError: with the ways out.
@@ -446,20 +562,41 @@ def _load(library: Any, name: str, **arguments: Any) -> Any:
     source, is_local = _source(name)
     load = partial(library.from_pretrained, str(source), trust_remote_code=False, **arguments)
     try:
-        with _quiet():
+        with _quiet(), _without_conversion():
             try:
-                return load(local_files_only=True)
-            except OSError:
+                found = load(local_files_only=True)
+                if is_local or is_whole(found):
+                    return found
+            except (OSError, ValueError):  # a ValueError where a tokenizer's files are not in the cache
                 if is_local:
                     raise
-                return load()
+            return load()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         if is_local:
-            raise WeightsError(f"The files of {name!r} cannot be used: {_first_line(error)}.") from error
+            raise WeightsError(f"The files of {name!r} cannot be used: {first_line(error)}.") from error
+        if "cannot be loaded with `safetensors`" in str(error):
+            raise WeightsError(
+                f"{name!r} has no .safetensors on the hub, and other files could run code. {_CONVERT}"
+            ) from error
         raise WeightsError(
             f"There is no folder {str(source)!r}, and from HuggingFace's hub {name!r} cannot be had: "
-            f"{_first_line(error)}. {_WAYS_OUT}"
+            f"{first_line(error)}. {_WAYS_OUT}"
         ) from error
+
+
+@contextmanager
+def _without_conversion() -> Iterator[None]:
+    """Keep transformers from asking a public service to convert a repository that has no safetensors."""
+    switch = "DISABLE_SAFETENSORS_CONVERSION"
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[switch]
+        else:
+            os.environ[switch] = before
 
 
 @contextmanager
@@ -479,8 +616,3 @@ def _quiet() -> Iterator[None]:
         hub_logging.set_verbosity(levels[1])
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -21,7 +21,7 @@ class Networks(Protocol):
         """All that it has, in order."""
 
     def inspect(self, name: str) -> "BackboneInfo":
-        """See :func:`thawline.backbones.describe`; from the network itself, without its numbers."""
+        """See :func:`thawline.backbones.describe`; from the network itself, without its pretrained weights."""
 
     def preprocessing_of(
         self, name: str, *, weights: str, image_size: int | None, max_length: int | None

@@ -1,5 +1,6 @@
 """timm's classification networks, as ``timm/NAME`` or ``timm/NAME.TAG``, cut along timm's own layer groups."""
 
+import json
 import math
 from collections.abc import Mapping
 from functools import lru_cache
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 from thawline.backbones import networks
 from thawline.backbones._base import Backbone, BackboneInfo, LayerGroup, Preprocessing
 from thawline.backbones._graph import build_without_memory
-from thawline.backbones._groups import layer_groups_of
+from thawline.backbones._groups import layer_groups_of, outputs_of
 from thawline.backbones._registry import refuse_length
-from thawline.backbones._weights import ALTERNATIVES, digest_of, load_into, read_file
+from thawline.backbones._weights import ALTERNATIVES, digest_of, first_line, load_into, read_file
 from thawline.backbones._weights import check_weights as check_file
 from thawline.exceptions import BackboneError, WeightsError
 
@@ -38,17 +39,19 @@ def list_names() -> list[str]:
 def preprocessing_of(
     name: str, *, weights: str = "default", image_size: int | None = None, max_length: int | None = None
 ) -> Preprocessing:
-    """What the pretrained weights were trained on, by timm's configuration of them.
+    """What the pretrained weights were trained on, by timm's configuration of them, or by that in the weights' folder.
 
     The centre is cut out, as Thawline does with all networks; timm itself squeezes some few networks' images instead.
 
     Raises:
         BackboneError: if ``image_size`` is not positive, or ``max_length`` is given, or the images are not square.
+        WeightsError: if ``weights`` is a folder that is not as timm's on the hub.
     """
     refuse_length(name, max_length)
     if image_size is not None and image_size < 1:
         raise BackboneError(f"`image_size >= 1` must hold, but got image_size={image_size}.")
-    settings = _config(name).to_dict()
+    folder = _folder_of(weights)
+    settings = _settings_in(folder, name) if folder else _config(name).to_dict()
     data = resolve_data_config({}, pretrained_cfg=settings)
     channels, height, width = data["input_size"]
     if channels != 3 or height != width:
@@ -63,7 +66,9 @@ def check_weights(name: str, weights: str) -> None:
     """See :func:`thawline.backbones.check_weights`."""
     if weights == "default":
         _on_hub(name)
-    check_file(name, weights)
+    if folder := _folder_of(weights):
+        _settings_in(folder, name)
+    check_file(name, _file_of(weights))
 
 
 def create(
@@ -117,6 +122,41 @@ def inspect(name: str) -> BackboneInfo:
         image_size=image_size,
         tags={} if "." in name else _tags_of(name),
     )
+
+
+def _folder_of(weights: str) -> Path | None:
+    """The folder that weights are in, laid out as timm's on the hub, if they are in one."""
+    folder = Path(weights).expanduser()
+    return folder if weights not in ("default", "starter", "none") and folder.is_dir() else None
+
+
+def _file_of(weights: str) -> str:
+    """The file of the weights, also if they are in a folder."""
+    folder = _folder_of(weights)
+    return str(folder / "model.safetensors") if folder else weights
+
+
+def _settings_in(folder: Path, name: str) -> dict[str, Any]:
+    """What the ``config.json`` in a folder says of the weights beside it.
+
+    Raises:
+        WeightsError: if it is not there or cannot be read, or the weights are of another architecture.
+    """
+    file = folder / "config.json"
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+        architecture, settings = described["architecture"], dict(described.get("pretrained_cfg", {}))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"A folder of weights for {name!r} must hold the config.json and the model.safetensors that timm has on "
+            f"the hub, but {file} cannot be read: {first_line(error)}. Or name a file itself (--weights FILE)."
+        ) from None
+    if architecture != _bare(name).partition(".")[0]:
+        raise WeightsError(
+            f"The weights in {folder} are of 'timm/{architecture}', but the backbone is {name!r}. "
+            f"Use --backbone timm/{architecture}."
+        )
+    return settings
 
 
 def _tags_of(name: str) -> dict[str, int]:
@@ -186,7 +226,7 @@ def _cut(name: str, image_size: int) -> tuple[tuple[LayerGroup, ...], LayerGroup
     except _UnusableError:
         raise
     except Exception as error:  # whatever a network raises that is built in a size, or traced, or run on shapes alone
-        raise _UnusableError(f"{type(error).__name__}: {_first_line(error).rstrip('.')}") from None
+        raise _UnusableError(f"{type(error).__name__}: {first_line(error)}") from None
     return groups, head, sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -206,17 +246,11 @@ def _head_of(module: Any) -> str:
     parts = classifier if isinstance(classifier, tuple) else (classifier,)
     inside = {id(layer) for part in parts for layer in part.modules()}
     heads: list[str] = [
-        path for path, layer in module.named_modules() if id(layer) in inside and _outputs(layer) == _CLASSES
+        path for path, layer in module.named_modules() if id(layer) in inside and outputs_of(layer) == _CLASSES
     ]
     if len(heads) != 1:
         raise _UnusableError(f"exactly one layer must give its logits, its head, but it has {heads}")
     return heads[0]
-
-
-def _outputs(layer: nn.Module) -> int | None:
-    if isinstance(layer, nn.Linear):
-        return layer.out_features
-    return layer.out_channels if isinstance(layer, nn.Conv2d) else None
 
 
 def _order_of(module: nn.Module) -> Mapping[str, int] | None:
@@ -243,7 +277,7 @@ def _pretrained(name: str, weights: str, image_size: int) -> dict[str, Tensor]:
     if weights == "default":
         classes, source = config.num_classes, {"file": str(_from_hub(name))}
     else:
-        tensors = read_file(Path(weights).expanduser())
+        tensors = read_file(Path(_file_of(weights)).expanduser())
         classes, source = _classes_in(tensors, config), {"state_dict": tensors}
     arguments = _architecture(name, image_size, classes)["kwargs"]
     try:
@@ -291,12 +325,7 @@ def _from_hub(name: str) -> Path:
             return Path(hf_hub_download(repository, file, revision=revision, library_name="timm"))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise WeightsError(
-            f"The pretrained weights of {name!r} cannot be had: {_first_line(error).rstrip('.')}.\n"
+            f"The pretrained weights of {name!r} cannot be had: {first_line(error)}.\n"
             f"They are the file {file} of the model {repository!r} on the Hugging Face hub; where that cannot be "
             f"reached, bring its cache along (HF_HOME moves it). {ALTERNATIVES}"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -5,15 +5,22 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
 from torchvision import models
 
 from thawline.backbones import networks
 from thawline.backbones._base import Backbone, BackboneInfo, LayerGroup, Preprocessing
 from thawline.backbones._graph import build_without_memory
-from thawline.backbones._groups import layer_groups_of
+from thawline.backbones._groups import layer_groups_of, outputs_of
 from thawline.backbones._registry import refuse_length
-from thawline.backbones._weights import STARTER, check_weights, digest_of, load_into, read_weights, starter_metadata
+from thawline.backbones._weights import (
+    STARTER,
+    check_weights,
+    digest_of,
+    first_line,
+    load_into,
+    read_weights,
+    starter_metadata,
+)
 from thawline.exceptions import BackboneError
 
 __all__ = ["check_weights", "create", "inspect", "list_names", "preprocessing_of"]
@@ -127,17 +134,11 @@ def _cut(name: str) -> tuple[tuple[LayerGroup, ...], LayerGroup, int]:
     classes = len(default.meta["categories"])
     image_size = preprocessing_of(name).image_size
     module = build_without_memory(lambda: networks.build(_architecture(name, image_size, classes)))
-    heads = [path for path, layer in module.named_modules() if _outputs(layer) == classes]
+    heads = [path for path, layer in module.named_modules() if outputs_of(layer) == classes]
     if len(heads) != 1:
         raise BackboneError(f"Exactly one layer of {name!r} must have {classes} outputs, its head, but got {heads}.")
     groups, head = layer_groups_of(module, heads[0], image_size)
     return groups, head, sum(parameter.numel() for parameter in module.parameters())
-
-
-def _outputs(layer: nn.Module) -> int | None:
-    if isinstance(layer, nn.Linear):
-        return layer.out_features
-    return layer.out_channels if isinstance(layer, nn.Conv2d) else None
 
 
 @lru_cache(maxsize=32)
@@ -154,7 +155,7 @@ def _check_size(name: str, image_size: int) -> None:
     except (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
         raise BackboneError(
             f"{name} does not take images of {image_size} x {image_size} pixels. {_size_rule(name)} "
-            f"({str(error).strip().splitlines()[0]})"
+            f"({first_line(error)})"
         ) from None
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "STARTER_FILE",
     "check_weights",
     "digest_of",
+    "first_line",
     "load_into",
     "read_file",
     "read_weights",
@@ -102,7 +103,7 @@ def _read_default(name: str, default: WeightsEnum) -> dict[str, Tensor]:
             state = default.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
     except (URLError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise WeightsError(
-            f"The pretrained weights of {name!r} cannot be had: {_first_line(error)}.\n"
+            f"The pretrained weights of {name!r} cannot be had: {first_line(error)}.\n"
             f"Put the file {file.name} (from {default.url}) into {file.parent}, which TORCH_HOME moves. "
             f"{ALTERNATIVES}"
         ) from None
@@ -154,7 +155,7 @@ def read_file(file: Path) -> dict[str, Tensor]:
 
 
 def _torn(file: Path, error: Exception) -> str:
-    return f"{file} must be .safetensors or a state_dict saved by torch.save, but cannot be read: {_first_line(error)}."
+    return f"{file} must be .safetensors or a state_dict saved by torch.save, but cannot be read: {first_line(error)}."
 
 
 def _tensors_in(state: Any, file: Path) -> Iterable[tuple[str, Tensor]]:
@@ -235,6 +236,7 @@ def digest_of(module: nn.Module, head: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without its full stop; its type if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

@@ -297,6 +297,11 @@ class _Recording:
         inside = self._called_in(path) if path else []
         order = [called for called in self.called if called in inside]
         blocks = tuple(dict.fromkeys(order))
+        if not lists:
+            raise BackboneError(
+                f"{name!r} has no list of blocks (a torch.nn.ModuleList) between which it could be cut into layer "
+                "groups. Choose another backbone; timm has many networks too, as timm/NAME."
+            )
         if not blocks or [block for block, _ in _runs(order)] != list(blocks):
             raise BackboneError(
                 f"The blocks of {name!r} must be called one after the other, but they are not; it cannot be cut into "

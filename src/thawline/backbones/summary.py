@@ -55,7 +55,7 @@ def listing(infos: Sequence[BackboneInfo]) -> Table:
         table.add_row(
             info.name,
             f"{info.parameters / 1e6:.1f} M",
-            str(info.image_size),
+            "-" if info.image_size is None else str(info.image_size),
             ", ".join(info.weights),
             f"0-{len(info.layer_groups)}",
             ", ".join(info.layer_groups),

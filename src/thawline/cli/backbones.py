@@ -1,11 +1,16 @@
 """Verbs about networks: backbones and summary."""
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from thawline.cli._app import app
 from thawline.cli._shared import Json, console, fail, print_json
+from thawline.exceptions import BackboneError
+
+if TYPE_CHECKING:  # it takes a moment that other verbs need not wait for
+    from thawline.backbones import BackboneInfo
 
 __all__: list[str] = []
 
@@ -18,7 +23,7 @@ def backbones(
     """List the backbones of torchvision and timm with their layer groups, parameters and weights."""
     from thawline import backbones as registry
 
-    infos = [registry.describe(name) for name in registry.names(pattern)]
+    infos = list(_described(registry.names(pattern), pattern))
     if not infos:
         fail(f"No backbone matches {pattern!r}. `thawline backbones` lists all.")
     if as_json:
@@ -28,18 +33,35 @@ def backbones(
         console().print(registry.further_names(), markup=False)
 
 
+def _described(names: list[str], pattern: str | None) -> "Iterator[BackboneInfo]":
+    """What is known of each; of a library newer than its table, without those that turn out to be of no use.
+
+    Raises:
+        BackboneError: if it was asked for one alone, and that cannot be used.
+    """
+    from thawline import backbones as registry
+
+    for name in names:
+        try:
+            yield registry.describe(name)
+        except BackboneError:
+            if name == pattern:
+                raise
+
+
 @app.command()
 def summary(
-    backbone: Annotated[str, typer.Argument(help="Name in the list of `thawline backbones`.")],
+    backbone: Annotated[str, typer.Argument(help="Name in the list of `thawline backbones`, or hf:FOLDER_OR_ID.")],
     freeze_depth: Annotated[int, typer.Option(help="Layer groups frozen, counted from the input.")] = 0,
     image_size: Annotated[int | None, typer.Option(help="Side in pixels of what the network sees.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per optimizer step, for the memory.")] = 32,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of a text that the network sees, at most.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images or texts per optimizer step, for the memory.")] = 32,
     as_json: Json = False,
 ) -> None:
     """Show a backbone's layers, what is trainable at a freeze depth, and the work and memory of every depth."""
     from thawline import backbones as registry
 
-    built = registry.create(backbone, num_classes=10, weights="none", image_size=image_size)
+    built = registry.create(backbone, num_classes=10, weights="none", image_size=image_size, max_length=max_length)
     if as_json:
         print_json(registry.summary_json(built, freeze_depth, batch_size))
     else:

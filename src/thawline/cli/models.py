@@ -12,6 +12,14 @@ from thawline.exceptions import ThawlineError
 
 __all__: list[str] = []
 
+TextColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Column of texts in a table, or its number where no line names the columns; default: as in training.",
+    ),
+]
+
 
 @app.command()
 def predict(
@@ -24,13 +32,16 @@ def predict(
             "tables, or .txt with one a line.",
         ),
     ],
+    text_column: TextColumn = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
     """Name the class of images or texts, with probabilities, by a model from the registry."""
     from thawline.predict import predict_items, predictions_table
 
-    predictions = predict_items(model, items, tracking_uri=tracking_uri, home=environment.home())
+    predictions = predict_items(
+        model, items, tracking_uri=tracking_uri, home=environment.home(), text_column=text_column
+    )
     if as_json:
         print_json(predictions)
     else:
@@ -50,6 +61,7 @@ def score(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Table to write, a row for each image or text.")],
+    text_column: TextColumn = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -64,6 +76,7 @@ def score(
             tracking_uri=tracking_uri,
             home=environment.home(),
             device=device,
+            text_column=text_column,
             on_progress=on_progress,
         )
     console().print(f"{summary}.", highlight=False, soft_wrap=True)

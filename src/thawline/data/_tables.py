@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import re
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 _LONGEST_CELL = 100_000_000  # characters; csv itself refuses more than 131,072, which long documents have
 _LONGEST_LABEL = 100
+_csv_limit = threading.Lock()
+"""The longest cell is a setting of the whole process: two threads that change it would put back each other's."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -221,15 +224,19 @@ def _parse(file: IO[str], options: dict[str, Any]) -> Iterator[tuple[int, int, l
 
 @contextmanager
 def _long_cells() -> Iterator[None]:
-    before = csv.field_size_limit(_LONGEST_CELL)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
+    with _csv_limit:
+        before = csv.field_size_limit(_LONGEST_CELL)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
 
 
 def _is_header(rows: Sequence[tuple[Cell, ...]], names: Collection[str]) -> bool:
-    """Whether the first row names the columns: one cell is a usual name, or a column of labels begins with none."""
+    """Whether the first row names the columns: one cell is a usual name, or a column of labels begins with none.
+
+    Two texts are few different values too: only labels that recur speak for a header.
+    """
     if not rows:
         return False
     first, others = rows[0], rows[1:]
@@ -239,7 +246,11 @@ def _is_header(rows: Sequence[tuple[Cell, ...]], names: Collection[str]) -> bool
     for cell, column in zip(first, columns, strict=True):
         if isinstance(cell, str) and cell.strip().casefold() in names and cell not in column:
             return True
-    labels = [(cell, column) for cell, column in zip(first, columns, strict=True) if looks_like_labels(column)]
+    labels = [
+        (cell, column)
+        for cell, column in zip(first, columns, strict=True)
+        if looks_like_labels(column) and len(set(column)) < len(column)
+    ]
     return bool(labels) and all(cell not in column for cell, column in labels)
 
 

@@ -52,6 +52,9 @@ SPLIT_NAMES: dict[str, Split] = {
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
+    "dev": "validation",
+    "development": "validation",
+    "eval": "validation",
     "test": "test",
     "testing": "test",
 }
@@ -106,6 +109,11 @@ class TextTable:
     longest: int
     """Characters of the longest text."""
 
+    @property
+    def text_name(self) -> str | None:
+        """Name of the column of texts in the header; ``None`` where no line names the columns."""
+        return self.text_column if self.header else None
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -131,7 +139,7 @@ class Manifest:
     def name(self) -> str:
         """Of the folder, or of the table without its ending; the data is shown by it."""
         path = self.root.resolve()
-        return path.stem if self.table is not None and not path.is_dir() else path.name
+        return path.stem if self.kind == "texts" and not path.is_dir() else path.name
 
     def of(self, split: Split) -> tuple[Row, ...]:
         """The rows of one split."""

@@ -1,5 +1,6 @@
 """Read tables of texts with labels into a manifest, under the same contract as images."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -51,6 +52,9 @@ _MISSING_LABELS = {"nan", "NaN", "<NA>"}
 """What pandas writes where there is none, if it is told to. ``None`` and ``NA`` may be classes."""
 _SHORTEST_TEXT = 10
 """Characters that half of the texts must have at least for a column without a usual name to be taken for texts."""
+_NAME_OF_A_COLUMN = re.compile(r"[^\W\d][\w.-]*")
+_IN_RECIPE, _ON_COMMAND_LINE = "--set data.{role}_column=", "--text-column="
+"""How a user names the column of a role."""
 
 
 def is_table(path: Path) -> bool:
@@ -80,6 +84,8 @@ def scan_table(config: "DataConfig", *, on_progress: Callable[[int, int], None] 
     """
     root = config.path.expanduser().absolute()
     source = _read(root, config)
+    if config.header is False and (named := [table.name for table in source.tables if table.table.header]):
+        raise DataError(f"data.header=False cannot be set for {', '.join(named)}, which always names its columns.")
     found = _found(root, source, config)
     if on_progress is not None:
         on_progress(len(found.items), len(found.items))
@@ -128,9 +134,10 @@ def labelled_texts(path: Path, config: "DataConfig") -> tuple[list[str], list[st
     if not is_table(root):
         raise DataError(f"{path} is no table of texts: give a file ending in {', '.join(TABLE_SUFFIXES)}.")
     source = _read(root, config.model_copy(update={"split_column": None, "group_column": None}))
+    columns: dict[_Role, str] = {role: column for role, column in source.columns.items() if role != "split"}
     examples, bad, total = [], [], 0
     for table in source.tables:
-        read, problems, _ = _examples(table, source.columns, given="test")
+        read, problems, _ = _examples(table, columns, given="test")
         examples += read
         bad += problems
         total += len(read) + len(problems)
@@ -140,26 +147,37 @@ def labelled_texts(path: Path, config: "DataConfig") -> tuple[list[str], list[st
     return [example.text for example in examples], [example.item.class_name for example in examples]
 
 
-def given_texts(path: Path, text_column: str | None = None) -> list[str]:
+def given_texts(path: Path, text_column: str | None = None, *, trained: str | None = None) -> list[str]:
     """The texts that a user means by a file: a table, of which no labels are needed, or ``.txt`` with one a line.
 
     Every row has its place in the list; where it holds no text, that is ``""``. Empty lines are no rows.
 
     Args:
         path: the file.
-        text_column: name of the column, or its number from 1; by default guessed as for training.
+        text_column: name of the column, or its number from 1 where no line names the columns.
+        trained: name of the column that the model was trained on: taken where ``text_column`` is ``None`` and there is
+            such a column; else the column is guessed as for training.
 
     Raises:
-        DataError: if the file cannot be read, a line of it is malformed or not UTF-8 (naming the line), or the column
-            cannot be told.
+        DataError: if the file cannot be read, a line of it is malformed or not UTF-8 (naming the line), or it cannot be
+            told which column is meant or whether the first line names the columns.
     """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder: give a table of texts ({', '.join(TABLE_SUFFIXES)}) or a .txt file.")
     if path.suffix.lower() == ".txt":
+        if text_column is not None:
+            raise DataError(
+                f"{path} has a text in each line, and no columns: leave {_ON_COMMAND_LINE}{text_column} out."
+            )
         return _lines(path)
-    if path.is_dir() or not is_table(path):
-        raise DataError(f"{path} is a folder: give a table ({', '.join(TABLE_SUFFIXES)}) or a .txt file.")
-    given: dict[_Role, str | None] = {"text": text_column}
-    table = read_table(path, names=_known(given))
-    chosen, _ = _Guess(path.name, [table], given, ("text",)).columns()
+    is_table(path)  # or says what is wrong with it
+    table = read_table(path, names=_known(text_column, trained))
+    if text_column is None:
+        if table.header and trained in table.columns:
+            text_column = trained
+        elif not table.header:
+            _check_first_line(path, table)
+    chosen, _ = _Guess(path.name, [table], {"text": text_column}, ("text",), option=_ON_COMMAND_LINE).columns()
     wrong = [f"line {line} {reason}" for line, reason in table.malformed]
     cells = table.column(chosen["text"])
     for record, cell in zip(table.records, cells, strict=True):
@@ -168,6 +186,21 @@ def given_texts(path: Path, text_column: str | None = None) -> list[str]:
     if wrong:
         raise DataError(f"{path} cannot be read as a table of texts:\n{listed(wrong)}")
     return [cell if isinstance(cell, str) else "" for cell in cells]
+
+
+def _check_first_line(path: Path, table: Table) -> None:
+    """Refuse to guess where a first line may be a text or the name of its column: without labels nothing tells.
+
+    A name taken for a text would be one row too many, and every answer would stand one row too low.
+    """
+    first = table.records[0].cells if table.records else ()
+    words = [cell.strip() for cell in first if isinstance(cell, str)]
+    if first and len(set(words)) == len(first) and all(map(_NAME_OF_A_COLUMN.fullmatch, words)):
+        raise DataError(
+            f"It cannot be told whether the first line of {path} names the columns: {', '.join(words)}. If it does, "
+            f"name the column of texts, as in {_ON_COMMAND_LINE}{words[0]}; else give its number, 1 to {len(first)}, "
+            f"as in {_ON_COMMAND_LINE}1"
+        )
 
 
 def _lines(path: Path) -> list[str]:
@@ -259,8 +292,8 @@ def _read(root: Path, config: "DataConfig") -> _Source:
         raise DataError(f"data.split_column cannot be set where {root} holds a table for each split.")
     tables: list[_NamedTable] = []
     for split, path in sorted(paths.items(), key=lambda pair: SPLITS.index(pair[0])):
-        header = tables[0].table.header if tables else None
-        table = read_table(path, names=_known(given), header=header)
+        header = tables[0].table.header if tables else config.header
+        table = read_table(path, names=_known(*given.values()), header=header)
         tables.append(_NamedTable(path.name, None if whole else split, table))
     roles: tuple[_Role, ...] = ("text", "label", "split", "group") if whole else ("text", "label", "group")
     columns, found = _Guess(root.name, [named.table for named in tables], given, roles).columns()
@@ -269,10 +302,10 @@ def _read(root: Path, config: "DataConfig") -> _Source:
     return _Source(tables, columns, "; ".join([*header_line, *notes]))
 
 
-def _known(given: Mapping[_Role, str | None]) -> set[str]:
+def _known(*given: str | None) -> set[str]:
     """Names by which a first line is known to name columns."""
     usual = {name for names in _USUAL.values() for name in names}
-    return usual | {name.casefold() for name in given.values() if name is not None and not name.isdecimal()}
+    return usual | {name.casefold() for name in given if name is not None and not name.isdecimal()}
 
 
 # ------------------------------------------------------------------------------------------------ finding the columns
@@ -282,9 +315,15 @@ class _Guess:
     """Which column is what: as given, else by its name, else by its content."""
 
     def __init__(
-        self, name: str, tables: Sequence[Table], given: Mapping[_Role, str | None], roles: Sequence[_Role]
+        self,
+        name: str,
+        tables: Sequence[Table],
+        given: Mapping[_Role, str | None],
+        roles: Sequence[_Role],
+        *,
+        option: str = _IN_RECIPE,
     ) -> None:
-        self._name, self._tables, self._given, self._roles = name, tables, given, roles
+        self._name, self._tables, self._given, self._roles, self._option = name, tables, given, roles, option
         self._all = tables[0].columns
         self._found: dict[_Role, tuple[str, str]] = {}
 
@@ -324,14 +363,15 @@ class _Guess:
         if name not in self._all and name.isdecimal() and 0 < int(name) <= len(self._all):
             name = self._all[int(name) - 1]
         if name not in self._all:
-            raise DataError(f"data.{role}_column={name!r} is no column of {self._name}. {self._columns_are()}")
+            option = self._option.format(role=role).removeprefix("--set ")  # it may stand in a recipe
+            raise DataError(f"{option}{name!r} is no column of {self._name}. {self._columns_are()}")
         self._found[role] = (name, "")
 
     def _by_name(self, role: _Role) -> None:
         usual = _USUAL.get(role, ())
         named = [name for name in self._free() if name.strip().casefold() in usual]
-        if role == "split":
-            named = [name for name in named if all(_split_of(cell) for cell in self._cells(name))]
+        if role == "split":  # one split name shows what the column is: what else it holds are bad rows
+            named = [name for name in named if any(_split_of(cell) for cell in self._cells(name))]
         first = [name for name in named if name.strip().casefold() == usual[0]] if usual else []
         if len(candidates := first or named) > 1:
             raise self._ambiguous(role, candidates)
@@ -369,13 +409,14 @@ class _Guess:
         what = f"several columns may be: {', '.join(candidates)}" if candidates else "no column looks like one"
         return DataError(
             f"It cannot be told which column of {self._name} is the {role}: {what}. {self._columns_are()} "
-            f"Name it: --set data.{role}_column=NAME"
+            f"Name it: {self._option.format(role=role)}NAME"
         )
 
     def _columns_are(self) -> str:
         if self._tables[0].header:
             return f"The columns are: {', '.join(self._all)}."
-        return f"There is no header line; the columns are called by their numbers, 1 to {len(self._all)}."
+        otherwise = " (if there is: --set data.header=true)" if self._option == _IN_RECIPE else ""
+        return f"There is no header line{otherwise}; the columns are called by their numbers, 1 to {len(self._all)}."
 
 
 def _split_of(cell: Cell) -> Split | None:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
-from thawline.config import SearchConfig
 from thawline.data import Split, image_files, scan
 from thawline.drift.comparison import Answers, Floats, class_shares, compare
 from thawline.drift.report import ClassShare, DriftReport, Unusual
 from thawline.exceptions import ConfigError, DataError
 from thawline.registry import MlflowRegistry, ModelName, PackagedModel, check_kind, parse_model
+from thawline.search.recorded import recorded_config
 from thawline.serving.served import ServedModel
 from thawline.tracking import open_store
 
@@ -231,10 +230,12 @@ def _images_in(folder: Path) -> list[Path]:
 def _held_out(registry: MlflowRegistry, model: str, version: str) -> _Reference:
     """Validation and test images of the study that trained the version."""
     instead = "Name a folder of images like those with --reference."
-    text = registry.study_file(model, version, "config.yaml")
-    if text is None:
+    try:
+        config = recorded_config(registry, model, version)
+    except ConfigError as error:
+        raise DataError(f"{error}\n{instead}") from None
+    if config is None:
         raise DataError(f"Which images {model}/{version} was trained on is not recorded. {instead}")
-    config = SearchConfig.build(yaml.safe_load(text))
     try:
         manifest = scan(config.data)
     except DataError as error:

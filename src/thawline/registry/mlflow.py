@@ -31,11 +31,13 @@ __all__ = [
     "CHAMPION",
     "COLUMNS",
     "MlflowRegistry",
+    "ModelInput",
     "ModelName",
     "PackagedModel",
     "Prediction",
     "Reign",
     "check_kind",
+    "check_text_column",
     "parse_model",
 ]
 
@@ -71,6 +73,15 @@ def parse_model(text: str) -> ModelName:
         raise RegistryError(f"A model is named as NAME, NAME@ALIAS or NAME/VERSION, but got {text!r}.")
     name, alias, version = match.groups()
     return ModelName(name, None if version else alias or CHAMPION, version)
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What a model classifies."""
+
+    kind: DataKind
+    text_column: str | None = None
+    """Name of the column of texts in the table that it was trained on; ``None`` where it had none, or is not known."""
 
 
 @dataclass(frozen=True)
@@ -384,7 +395,7 @@ class MlflowRegistry:
         with _failures_named():
             return dict(self._client.get_model_version(name, version).tags)
 
-    def kind(self, model: ModelName) -> DataKind:
+    def input_of(self, model: ModelName) -> ModelInput:
         """What a model classifies, by its description alone: no network is built, and no weights are fetched."""
         from mlflow.models import Model
 
@@ -393,7 +404,8 @@ class MlflowRegistry:
             _failures_named(f"The description of {model} cannot be read"),
             self._files(model.name, version, "/MLmodel") as path,
         ):
-            return _kind(Model.load(str(path)))
+            description = Model.load(str(path))
+            return ModelInput(_kind(description), (description.metadata or {}).get("text_column"))
 
     def load(self, model: ModelName) -> PackagedModel:
         """Load a model by alias or version; a message lists what there is if it is missing."""
@@ -560,8 +572,18 @@ def check_kind(registry: "MlflowRegistry", model: ModelName, what: str) -> None:
     Raises:
         RegistryError: if it classifies texts, or is missing.
     """
-    if registry.kind(model) == "texts":
+    if registry.input_of(model).kind == "texts":
         raise RegistryError(f"{model} classifies texts, but {what}: name a model of images.")
+
+
+def check_text_column(text_column: str | None, model: ModelName, kind: DataKind) -> None:
+    """Refuse the name of a column of texts for a model of images.
+
+    Raises:
+        RegistryError: if there is one.
+    """
+    if text_column is not None and kind == "images":
+        raise RegistryError(f"{model} classifies images, which lie in no column: leave --text-column out.")
 
 
 def _read(item: bytes | Path | str) -> bytes | str | OSError:

@@ -51,6 +51,7 @@ def package(
     calibration: Calibration | None = None,
     exports: Sequence[ExportFormat] = (),
     network: nn.Module | None = None,
+    text_column: str | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write all that the served model consists of into ``folder`` and return it.
@@ -72,6 +73,7 @@ def package(
         exports: further formats, each compared with the network and written as ``model.pt2`` or ``model.onnx``; of
             images alone, see :func:`~thawline.registry.exports.check_exports`.
         network: that ``state_dict`` is of, in evaluation mode; needed for ``exports`` alone.
+        text_column: name of the column that held the texts; :attr:`~thawline.registry.ModelInput.text_column` tells it.
         extra: JSON values that tell where the model comes from (study, trial, data digest); also shown in the registry.
 
     Raises:
@@ -98,7 +100,7 @@ def package(
     }
     match preprocessing, example:
         case TextPreprocessing(), str():
-            settings |= _write_texts(folder, preprocessing, example)
+            settings |= _write_texts(folder, preprocessing, example) | {"text_column": text_column}
         case Preprocessing(), bytes():
             pixels = _shown(example, preprocessing, max_pixels)
             settings |= _write_images(folder, preprocessing, pixels, max_pixels)
@@ -215,6 +217,7 @@ def log_packaged_model(
                 "thawline": settings["thawline"],
                 "classes": settings["classes"],
                 "calibration": settings["calibration"],
+                "text_column": settings.get("text_column"),
                 **settings["extra"],
             },
             model_id=logged.model_id,

@@ -160,7 +160,7 @@ def judge(
         value = challenger.metrics[rules.metric]
         verdict = Verdict(Outcome.HOLD, f"it is the champion already; its {rules.metric} is {value:.4f}")
         return PromotionOutcome(
-            name, version, verdict, challenger, version, challenger, run_id=run_id, calibration=model.calibration
+            name, version, verdict, challenger, version, challenger, run_id=run_id, calibration=_calibration(model)
         )
     champion: Scores | None = None
     champion_model: PackagedModel | None = None
@@ -196,7 +196,7 @@ def judge(
         champion_version=champion_version,
         champion=champion,
         run_id=run_id,
-        calibration=model.calibration,
+        calibration=_calibration(model),
     )
     record(store, outcome, rules.metric)
     return outcome
@@ -312,6 +312,14 @@ def _table(what: str, challenger: Mapping[str, float], champion: Mapping[str, fl
         for name, value in challenger.items()
     ]
     return "\n".join([f"| {what} | challenger | champion |", "|---|---|---|", *rows])
+
+
+def _calibration(model: PackagedModel) -> Mapping[str, Any] | None:
+    """Of a package; what it was fitted on was called ``images`` before there were texts."""
+    calibration = dict(model.calibration or {})
+    if "images" in calibration:
+        calibration["items"] = calibration.pop("images")
+    return calibration or None
 
 
 def _calibration_text(calibration: Mapping[str, Any], kind: DataKind) -> str:

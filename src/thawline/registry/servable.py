@@ -80,15 +80,7 @@ class Classifier(PythonModel):  # type: ignore[misc, unused-ignore]  # MLflow's 
         rows: list[dict[str, Any]] = []
         for start in range(0, len(values), _BATCH):
             prepared = [self._row(value, start + i) for i, value in enumerate(values[start : start + _BATCH])]
-            for probabilities in self.probabilities(prepared):
-                best = max(range(len(self.classes)), key=probabilities.__getitem__)
-                rows.append(
-                    {
-                        "class": self.classes[best],
-                        "probability": probabilities[best],
-                        "probabilities": dict(zip(self.classes, probabilities, strict=True)),
-                    }
-                )
+            rows += map(self.row, self.probabilities(prepared))
         return pd.DataFrame(rows, columns=["class", "probability", "probabilities"])
 
     def _row(self, value: Any, row: int) -> Any:
@@ -120,6 +112,12 @@ class Classifier(PythonModel):  # type: ignore[misc, unused-ignore]  # MLflow's 
             logits = self.network(self.inputs.batch(prepared))
             result: list[list[float]] = (logits.double() / self.temperature).softmax(1).tolist()
         return result
+
+    def row(self, probabilities: list[float]) -> dict[str, Any]:
+        """One item's probabilities, ``[num_classes]``, as they are answered, with the likeliest class."""
+        best = max(range(len(self.classes)), key=probabilities.__getitem__)
+        named = dict(zip(self.classes, probabilities, strict=True))
+        return {"class": self.classes[best], "probability": probabilities[best], "probabilities": named}
 
 
 class _Images:

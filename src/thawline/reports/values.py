@@ -272,5 +272,6 @@ class StudyReport(_Value):
                 for each in error.errors(include_url=False)
             )
             raise StudyError(
-                f"This is no report that this version of Thawline reads: {wrong}. `thawline report` makes a new one."
+                f"This is no report that this version of Thawline reads: {wrong}. The search that wrote it writes a "
+                "new one when it is run again."
             ) from None

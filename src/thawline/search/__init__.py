@@ -12,7 +12,7 @@ from thawline.search.prepare import (
     prepare_inputs,
     read_data,
 )
-from thawline.search.ranking import Probe, rank_backbones, with_best_backbones
+from thawline.search.ranking import rank_backbones
 from thawline.search.recorder import Recorder
 from thawline.search.slots import Slots
 from thawline.search.study import Asked, Study, TrialRecord
@@ -24,7 +24,6 @@ __all__ = [
     "Asked",
     "Note",
     "Prepared",
-    "Probe",
     "Queue",
     "Recorder",
     "SearchOutcome",
@@ -54,5 +53,4 @@ __all__ = [
     "stop_workers",
     "store_activations",
     "trial_name",
-    "with_best_backbones",
 ]

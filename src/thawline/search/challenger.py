@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from thawline.config import DataConfig, PromotionConfig, SearchConfig
 from thawline.data import Manifest, scan
-from thawline.exceptions import DataError
+from thawline.exceptions import ConfigError, DataError
 from thawline.registry import LabelledData, MlflowRegistry, ModelName, PromotionOutcome, force, judge
+from thawline.search.events import Note, emit
 from thawline.search.prepare import check_approval
+from thawline.search.recorded import recorded_config
 from thawline.search.winner import further_data, test_split
 from thawline.tracking import MlflowStore, open_store
 
@@ -51,14 +51,14 @@ def open_challenger(
 
     Raises:
         RegistryError: if there is no such version.
-        ConfigError: if a person must agree and no server is there to ask one.
+        ConfigError: if a person must agree and no server is there to ask one, or if the settings of the study cannot be
+            read and no data are given.
         DataError: if the study's data have changed since, or there are none.
     """
     store = open_store(tracking_uri, home)
     registry = MlflowRegistry(store)
     chosen = _version(registry, model, version)
-    text = registry.study_file(model, chosen, "config.yaml")
-    config = SearchConfig.model_validate(yaml.safe_load(text)) if text else None
+    config = _config_of_study(registry, model, chosen, data)
     rules = config.promotion if config else PromotionConfig()
     if approve is not None:
         rules = rules.model_copy(update={"approve": approve})
@@ -106,6 +106,20 @@ def _version(registry: MlflowRegistry, model: str, version: str | None) -> str:
     if version is not None:
         return registry.resolve(ModelName(model, None, version))
     return registry.challenger(model) or registry.newest(model)
+
+
+def _config_of_study(registry: MlflowRegistry, model: str, version: str, data: Path | None) -> SearchConfig | None:
+    """Settings of the study that trained a version, or ``None`` where it can be judged without them."""
+    try:
+        return recorded_config(registry, model, version)
+    except ConfigError as error:
+        if data is None:
+            raise ConfigError(
+                f"{error}\nName labelled data that {model}/{version} has not seen with --data; the default thresholds "
+                "hold then."
+            ) from None
+        emit(Note(f"{error}\nThe default thresholds hold.", "warning"))
+        return None
 
 
 def _test_data(

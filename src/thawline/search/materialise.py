@@ -155,7 +155,15 @@ def _new_plan(request: _Request) -> Plan:
 
     train = config.train
     store = ActivationStore(request.store, budget=config.activations.budget_bytes)
-    hyperparameters = Hyperparameters(request.backbone, 0, 1e-3, train.weight_decay, 1.0, train.optimizer)
+    hyperparameters = Hyperparameters(
+        request.backbone,
+        0,
+        1e-3,
+        train.weight_decay,
+        1.0,
+        train.optimizer,
+        batch_norm=config.batch_norm_of(request.backbone),
+    )
     measured = profile(request.build_backbone, inputs, hyperparameters, train, request.plan.parent)
     runtime = runtime_for(train)
     # Texts of another batch are padded to another length, which changes the last bits: exact, nothing is stored.

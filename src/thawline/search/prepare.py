@@ -18,6 +18,7 @@ from thawline.data import (
     check_url,
     data_kind,
     decoded,
+    is_table,
     labelled_files,
     labelled_texts,
     mirror,
@@ -28,11 +29,11 @@ from thawline.data import (
 from thawline.exceptions import ConfigError
 from thawline.registry import check_exports
 from thawline.search.events import Note, emit
-from thawline.search.space import check_space
+from thawline.search.space import check_space, depths_in_use
 from thawline.search.storage import storage_url
 from thawline.search.study import check_sampling
 from thawline.tracking import check_trackers, check_wandb, resolve_uri
-from thawline.training import check_augmentation, runtime_for
+from thawline.training import check_augmentation, depths_without_places, runtime_for
 
 __all__ = [
     "Prepared",
@@ -58,7 +59,9 @@ class Prepared:
     """A search that is ready to run."""
 
     config: SearchConfig
-    """With the names of study and model filled in."""
+    """With the names of study and model filled in, and the backbones alone that are tried."""
+    recipe: SearchConfig
+    """The same with all its backbones: what is recorded, and what makes the fingerprint."""
     manifest: Manifest
     depths: dict[str, int]
     """Number of layer groups of each backbone."""
@@ -87,17 +90,14 @@ def check_config(config: SearchConfig, home: Path) -> None:
     """
     if config.data.url is None:
         check_data(config.data)
+        check_kind(config, data_kind(config.data))
     else:
         check_url(config.data.url)
-    kind = data_kind(config.data) if config.data.url is None else "images"
-    check_augmentation(config, kind)
     for path in config.promotion.further:
         labelled(path, config.data)
-    check_exports(config.promotion.exports, kind)
     check_approval(config.promotion)
     for name in config.backbones:
         backbones.check_weights(name, config.backbone.weights_of(name))
-        check_kind(name, kind)
         if config.space.freeze_depth is not None:
             check_space(config, {name: backbones.depth_of(name)})
     check_sampling(config.study)
@@ -115,23 +115,26 @@ def labelled(path: Path, columns: DataConfig) -> tuple[Sequence[Path] | Sequence
     Raises:
         DataError: if there is none.
     """
-    return labelled_files(path) if path.is_dir() else labelled_texts(path, columns)
+    return labelled_texts(path, columns) if is_table(path) else labelled_files(path)
 
 
-def check_kind(backbone: str, kind: DataKind) -> None:
-    """Refuse a network for images where the data are texts, and the reverse.
+def check_kind(config: SearchConfig, kind: DataKind) -> None:
+    """Refuse what does not go with images, or with texts: networks, augmentation, exports.
 
     Raises:
-        ConfigError: saying what takes such data.
+        ConfigError: saying what does.
     """
-    takes = backbones.kind_of(backbone)
-    if takes != kind:
-        instead = (
-            "Give a HuggingFace text encoder: --backbone hf:FOLDER_OR_ID"
-            if kind == "texts"
-            else "`thawline backbones` lists those that do"
-        )
-        raise ConfigError(f"{backbone} takes {takes}, but the data are {kind}. {instead}.")
+    for name in config.backbones:
+        takes = backbones.kind_of(name)
+        if takes != kind:
+            instead = (
+                "Give a HuggingFace text encoder: --backbone hf:FOLDER_OR_ID"
+                if kind == "texts"
+                else "`thawline backbones` lists those that do"
+            )
+            raise ConfigError(f"{name} takes {takes}, but the data are {kind}. {instead}.")
+    check_augmentation(config, kind)
+    check_exports(config.promotion.exports, kind)
 
 
 def check_execution(config: ExecutionConfig) -> None:
@@ -180,7 +183,7 @@ def check_backbones(config: SearchConfig) -> dict[str, int]:
         WeightsError: if its weights cannot be had or do not fit.
         ConfigError: if the freeze-depth range is not one of the backbone.
     """
-    depths = {}
+    depths, without_places = {}, {}
     for name in config.backbones:
         backbone = backbones.create(
             name,
@@ -190,7 +193,13 @@ def check_backbones(config: SearchConfig) -> dict[str, int]:
             max_length=config.backbone.max_length,
         )
         depths[name] = len(backbone.layer_groups)
+        without_places[name] = depths_without_places(backbone) if config.train.cutmix else []
     check_space(config, depths)
+    for name, found in without_places.items():
+        low, high = depths_in_use(config, depths, name)
+        if shown := ", ".join(str(depth) for depth in found if low <= depth <= high):
+            why = "what its layer groups give there has no height and width"
+            emit(Note(f"{name}: at freeze depth {shown} cutmix mixes as mixup does: {why}"))
     random = [name for name in config.backbones if config.backbone.is_random(name)]
     if random and config.train.batch_norm != "train_all":
         note = "batch-norms are trained with the rest (train_all): random weights have no statistics to keep"
@@ -205,6 +214,7 @@ def read_data(config: SearchConfig) -> Manifest:
         DataError: if the folder cannot be trained on.
     """
     manifest = scan(config.data)
+    check_kind(config, manifest.kind)  # of what is mirrored, nobody knew before
     counts = {split: len(manifest.of(split)) for split in ("train", "validation", "test")}
     emit(
         Note(

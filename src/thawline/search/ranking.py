@@ -4,8 +4,6 @@ One pass through each frozen backbone costs what an epoch of its cheapest trial 
 it gives says how far its features alone go (Kornblith et al., "Do better ImageNet models transfer better?", CVPR 2019).
 """
 
-import json
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,12 @@ import torch
 from torch import Tensor
 
 from thawline.backbones import Backbone, section
-from thawline.data import write_atomically
+from thawline.exceptions import StudyError
 from thawline.search.events import Note, emit
 from thawline.search.prepare import Prepared, image_preprocessing
 from thawline.search.slots import threads_per_trial
+from thawline.search.space import kept_backbones
+from thawline.search.study import Study
 from thawline.search.trial import build_backbone
 from thawline.search.worker import Link, WorkerCrashed, call_in_worker
 from thawline.training import (
@@ -31,7 +31,7 @@ from thawline.training import (
     set_up_process,
 )
 
-__all__ = ["Probe", "rank_backbones", "with_best_backbones"]
+__all__ = ["features_of", "rank_backbones"]
 
 _MOST_ROWS = 4000
 """Training images or texts, and as many of validation, that a probe sees at most: more change its place seldom."""
@@ -39,64 +39,40 @@ _PENALTIES = (0.01, 0.1, 1.0)
 """Inverse strengths of the regularisation that are tried: features of another backbone want another."""
 
 
-@dataclass(frozen=True)
-class Probe:
-    """How a linear classifier did on one backbone's frozen features."""
+def rank_backbones(prepared: Prepared, home: Path) -> dict[str, float]:
+    """Probe every backbone of a study, unless there is but one, or the study was begun with a ranking.
 
-    backbone: str
-    value: float
-    """Of the study's metric, on validation."""
+    Returns:
+        The value of the study's metric on validation for each backbone, the best first; empty for a single one.
 
-
-def rank_backbones(prepared: Prepared, home: Path) -> tuple[Probe, ...]:
-    """Probe every backbone of the study, the best first; a study that goes on keeps the ranking it was begun with.
-
-    A backbone whose process dies comes last. Nothing is done where there is nothing to choose.
+    Raises:
+        StudyError: if the process that probes dies again and again: what comes first would be left to chance.
     """
     config = prepared.config
     if len(config.backbones) < 2:
-        return ()
-    known = home / "studies" / prepared.study / "ranking.json"
-    probes = _read(known, prepared)
-    if probes is None:
+        return {}
+    ranking = Study.known_ranking(home, prepared.study, config.study.storage)
+    if not ranking:
         sign = 1 if METRIC_DIRECTIONS[config.study.metric] == "maximize" else -1
         values = {name: _probed(prepared, name) for name in config.backbones}
-        probes = tuple(Probe(name, value) for name, value in sorted(values.items(), key=lambda each: -sign * each[1]))
-        known.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(known, json.dumps([asdict(probe) for probe in probes]).encode())
-    shown = ", ".join(f"{probe.backbone} {probe.value:.4f}" for probe in probes)
+        ranking = dict(sorted(values.items(), key=lambda each: -sign * each[1]))
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in ranking.items())
     emit(Note(f"backbones by the {config.study.metric} of a linear probe on their frozen features: {shown}"))
-    return probes
-
-
-def with_best_backbones(prepared: Prepared, probes: tuple[Probe, ...]) -> Prepared:
-    """The search with its backbones in the order of the ranking, and only so many as ``study.keep_backbones``."""
-    if not probes:
-        return prepared
-    config = prepared.config
-    kept = [probe.backbone for probe in probes][: config.study.keep_backbones]
-    if left_out := [probe.backbone for probe in probes[len(kept) :]]:
+    left_out = [name for name in ranking if name not in kept_backbones(config, ranking)]
+    if left_out:
         emit(Note(f"not searched, as study.keep_backbones={config.study.keep_backbones}: {', '.join(left_out)}"))
-    ranges = config.space.backbone or {}
-    space = config.space.model_copy(update={"backbone": {name: ranges[name] for name in kept}})
-    return replace(prepared, config=config.model_copy(update={"space": space}))
-
-
-def _read(path: Path, prepared: Prepared) -> tuple[Probe, ...] | None:
-    try:
-        probes = tuple(Probe(str(each["backbone"]), float(each["value"])) for each in json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return probes if {probe.backbone for probe in probes} == set(prepared.config.backbones) else None
+    return ranking
 
 
 def _probed(prepared: Prepared, name: str) -> float:
-    try:
-        value: float = call_in_worker(_probe, (prepared, name), on_message=emit)
-    except WorkerCrashed as error:
-        emit(Note(f"{name} could not be probed and comes last: {error}", "warning"))
-        return float("-inf") if METRIC_DIRECTIONS[prepared.config.study.metric] == "maximize" else float("inf")
-    return value
+    for _ in range(1 + prepared.config.study.retries):
+        try:
+            value: float = call_in_worker(_probe, (prepared, name), on_message=emit)
+        except WorkerCrashed as error:
+            emit(Note(f"probing {name}: {error}", "warning"))
+        else:
+            return value
+    raise StudyError(f"{name} could not be probed. Leave it out of space.backbone, or run the same command again.")
 
 
 def _probe(request: tuple[Prepared, str], send: Link) -> float:

@@ -112,7 +112,7 @@ class Recorder:
             run_id = start_study_run(
                 self.store,
                 study=study.name,
-                params=_params(prepared.config),
+                params=_params(prepared.recipe),
                 tags=_tags(prepared),
                 adopt_run_id=self._adopt,
             )
@@ -248,8 +248,8 @@ class Recorder:
 
     def _log_provenance(self, prepared: Prepared) -> None:
         """What would reproduce this: configuration, data, versions, command, model."""
-        tracker, manifest, config = self.tracker, prepared.manifest, prepared.config.without_passwords()
-        tracker.log_params(_params(prepared.config))
+        tracker, manifest, config = self.tracker, prepared.manifest, prepared.recipe.without_passwords()
+        tracker.log_params(_params(prepared.recipe))
         tracker.log_tags(_tags(prepared))
         self.provenance.record(tracker)
         tracker.log_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), "config.yaml")

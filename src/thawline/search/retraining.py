@@ -8,23 +8,22 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
 from thawline import backbones
 from thawline.config import SearchConfig, SearchSpace
-from thawline.data import Manifest
-from thawline.exceptions import DataError, StudyError
+from thawline.data import DataKind, Manifest
+from thawline.exceptions import ConfigError, DataError, StudyError
 from thawline.registry import MlflowRegistry, Outcome
 from thawline.search.events import Note, emit
 from thawline.search.prepare import complete, fetch_data, read_data
-from thawline.search.space import depth_range
+from thawline.search.recorded import recorded_config
+from thawline.search.space import depth_range, point_of
 from thawline.search.winner import SearchOutcome
 from thawline.tracking import MlflowStore, connect, resolve_uri
 
@@ -98,14 +97,14 @@ class RetrainOutcome:
 
 
 def read_changes(config: SearchConfig, home: Path) -> Manifest:
-    """The manifest of the data. A folder that is as it was when it was last read is listed, not read again.
+    """The manifest of the data. A folder or table that is as it was when it was last read is not read again.
 
-    As it was: every file below it has the path, size, modification time and change time that it had. Listing 100,000
-    files takes a second or two, reading them minutes, so that a schedule may look every few minutes. A folder on object
-    storage is mirrored first, which lists it too.
+    As it was: every file below it, or the table itself, has the path, size, modification time and change time that it
+    had. Listing 100,000 files takes a second or two, reading them minutes, so that a schedule may look every few
+    minutes. A folder on object storage is mirrored first, which lists it too.
 
     Raises:
-        DataError: if the folder cannot be trained on.
+        DataError: if the data cannot be trained on.
     """
     fetch_data(config)
     settings = config.data.model_dump_json(exclude={"workers"})
@@ -116,10 +115,10 @@ def read_changes(config: SearchConfig, home: Path) -> Manifest:
         try:
             return Manifest.from_json(known)
         except DataError as error:
-            emit(Note(f"{error} The folder is read again.", "warning"))
+            emit(Note(f"{error} The data is read again.", "warning"))
     began = time.time()
     manifest = read_data(config)
-    shutil.rmtree(folder, ignore_errors=True)  # of the folder's former states
+    shutil.rmtree(folder, ignore_errors=True)  # of former states of the data
     if newest < began - _RACY_SECONDS and _listing(config.data.path)[0] == listing:
         manifest.to_json(known)
     return manifest
@@ -145,8 +144,10 @@ def alone_at_home(model: str, home: Path) -> Iterator[None]:
 
 
 def model_of(config: SearchConfig) -> str:
-    """Name of the registered model that a search adds a version to; it depends on the folder, not on what is in it."""
-    anything = Manifest(root=config.data.path, classes=(), rows=(), problems=(), digest="", layout="")
+    """Name of the registered model that a search adds a version to; it depends on the path, not on what is in it."""
+    root = config.data.path.expanduser().absolute()
+    kind: DataKind = "texts" if root.is_file() else "images"
+    anything = Manifest(root=root, classes=(), rows=(), problems=(), digest="", layout="", kind=kind)
     return str(complete(config, anything)[0].promotion.model)
 
 
@@ -214,13 +215,12 @@ def _unchanged(registry: MlflowRegistry, model: str, recipe: str, manifest: Mani
 
 def _recipe_of_study(registry: MlflowRegistry, model: str, version: str) -> str | None:
     """Fingerprint of the search that trained a version, by the settings that it recorded."""
-    text, digest = registry.study_file(model, version, "config.yaml"), registry.tags(model, version)
-    if text is None or "thawline.data_digest" not in digest:
-        return None
+    digest = registry.tags(model, version).get("thawline.data_digest")
     try:
-        return SearchConfig.model_validate(yaml.safe_load(text)).fingerprint(digest["thawline.data_digest"])
-    except (yaml.YAMLError, ValidationError):  # of a version of Thawline with other settings
+        config = recorded_config(registry, model, version)
+    except ConfigError:  # of a version of Thawline with other settings, and so another recipe
         return None
+    return config.fingerprint(digest) if config is not None and digest is not None else None
 
 
 def _named(config: SearchConfig, manifest: Manifest) -> SearchConfig:
@@ -288,7 +288,7 @@ def _narrowed(config: SearchConfig, champion: Mapping[str, str]) -> SearchConfig
         "freeze_depth": (max(depth - 1, low), min(depth + 1, high)),
         "learning_rate": (max(rate / _FACTOR, slowest), min(rate * _FACTOR, fastest)),
     }
-    return config.model_copy(
+    narrow = config.model_copy(
         update={
             "backbone": config.backbone.model_copy(
                 update={
@@ -299,32 +299,57 @@ def _narrowed(config: SearchConfig, champion: Mapping[str, str]) -> SearchConfig
             "space": SearchSpace.model_validate({**space.model_dump(), **near}),
         }
     )
+    points = _points_within(narrow, config)
+    return narrow.model_copy(update={"study": config.study.model_copy(update={"enqueue": points})})
+
+
+def _points_within(narrow: SearchConfig, wide: SearchConfig) -> tuple[dict[str, Any], ...]:
+    """The recipe's own points that lie in the narrowed space, which opens no backbone; the others are left out.
+
+    Raises:
+        ConfigError: if one does not lie in the recipe's space either.
+    """
+    backbone = narrow.backbone.name
+    depths = {name: backbones.depth_of(name) for name in wide.backbones}
+    within = []
+    for point in wide.study.enqueue:
+        point_of(point, wide, depths)  # a mistake is not taken for a point that is merely far from the champion
+        if point.get("backbone", backbone) != backbone:
+            continue
+        rest = {name: value for name, value in point.items() if name != "backbone"}
+        with suppress(ConfigError):
+            point_of(rest, narrow, depths)
+            within.append(rest)
+    if left_out := len(wide.study.enqueue) - len(within):
+        emit(Note(f"study.enqueue: {left_out} of {len(wide.study.enqueue)} points are not near the champion: left out"))
+    return tuple(within)
 
 
 def _depths(config: SearchConfig, backbone: str) -> tuple[int, int]:
     return depth_range(config, {backbone: backbones.depth_of(backbone)}, backbone)
 
 
-# ------------------------------------------------------------------------------------------------- looking at a folder
+# ------------------------------------------------------------------------------------------------- looking at the data
 
 
-def _listing(folder: Path) -> tuple[str, float]:
-    """A digest of what can be known of all files below a folder without opening one, and the latest of their times.
+def _listing(data: Path) -> tuple[str, float]:
+    """A digest of what can be known of a table, or of all files below a folder, without opening one, and the latest of
+    their times.
 
     Times are in seconds since 1970. As for a scan, linked folders count and hidden files do not.
 
     Raises:
-        DataError: if a folder cannot be read.
+        DataError: if there is nothing, or a folder cannot be read.
     """
-    root = folder.expanduser().absolute()
+    root = data.expanduser().absolute()
     digest, newest = hashlib.sha256(), 0.0
     try:
-        for path, status in _files(root, set()):
+        for path, status in [(str(root), root.stat())] if root.is_file() else _files(root, set()):
             entry = [path, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
             digest.update(json.dumps(entry).encode() + b"\n")
             newest = max(newest, status.st_mtime, status.st_ctime)
     except OSError as error:
-        raise DataError(f"Cannot read the folder {error.filename or root}: {error.strerror}.") from None
+        raise DataError(f"Cannot read {error.filename or root}: {error.strerror}.") from None
     return digest.hexdigest()[:32], newest
 
 

@@ -29,7 +29,10 @@ from thawline.training import (
 )
 from thawline.training.checkpoint import pack_model
 
-__all__ = ["Soup", "Weights", "greedy_soup", "kept_soup", "make_soup"]
+__all__ = ["Soup", "Weights", "greedy_soup", "is_kept", "kept_soup", "make_soup"]
+
+_TRIALS = "thawline.soup_trials"
+"""Tag of a version that is a soup."""
 
 Weights = Mapping[str, Tensor]
 """Of each of some trials the same tensors of the backbone, by name."""
@@ -70,7 +73,7 @@ class Soup:
     def tags(self) -> dict[str, str]:
         """For the model's record."""
         tags = {"thawline.soup": str(self)}
-        return {**tags, "thawline.soup_trials": ",".join(map(str, self.trials))} if self.wins else tags
+        return {**tags, _TRIALS: _listed(self.trials)} if self.wins else tags
 
 
 def greedy_soup(trials: Iterator[tuple[int, Weights]], measure: Callable[[Weights], float], *, metric: str) -> Soup:
@@ -150,6 +153,22 @@ def kept_soup(study: str, best: int, home: Path) -> Checkpoint | None:
     path = _folder(home, study)
     checkpoint = CheckpointFolder(path, keep=1, maximise=True).last() if path.is_dir() else None
     return checkpoint if checkpoint is not None and checkpoint.state["trials"][0] == best else None
+
+
+def is_kept(tags: Mapping[str, str], soup: Checkpoint | None) -> bool:
+    """Whether a version is what can be restored here: this soup, or without one the trial alone.
+
+    It is not where another machine concluded the study: soups stay in the home in which they were made.
+
+    Args:
+        tags: of the version.
+        soup: of :func:`kept_soup`.
+    """
+    return tags.get(_TRIALS, "") == (_listed(soup.state["trials"]) if soup is not None else "")
+
+
+def _listed(trials: Sequence[int]) -> str:
+    return ",".join(map(str, trials))
 
 
 def _mixable(records: Sequence[TrialRecord], home: Path) -> list[tuple[TrialRecord, Path]]:

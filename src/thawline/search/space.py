@@ -1,13 +1,23 @@
 """From the search space of a recipe to the hyperparameters of a trial."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from thawline.config import BatchNorm, SearchConfig
 from thawline.exceptions import ConfigError
 from thawline.training import Hyperparameters
 
-__all__ = ["Suggest", "check_space", "default_points", "depth_range", "depths_in_use", "point_of", "sample"]
+__all__ = [
+    "Suggest",
+    "check_space",
+    "default_points",
+    "depth_range",
+    "depths_in_use",
+    "kept_backbones",
+    "point_of",
+    "sample",
+    "with_backbones",
+]
 
 _CHOICES = ("optimizer", "policy", "batch_norm", "augmentation")
 """What, beside the backbone, is one of some names; the rest are numbers of a range."""
@@ -56,7 +66,8 @@ def sample(trial: Suggest, config: SearchConfig, depths: Mapping[str, int]) -> H
     space, train = config.space, config.train
     backbone = config.backbone.name
     if space.backbone is not None:
-        backbone = trial.suggest_categorical("backbone", list(space.backbone))
+        # In an order of its own, for Optuna takes another order for another space.
+        backbone = trial.suggest_categorical("backbone", sorted(space.backbone))
     low, high = depth_range(config, depths, backbone)
     return Hyperparameters(
         backbone=backbone,
@@ -87,11 +98,26 @@ def sample(trial: Suggest, config: SearchConfig, depths: Mapping[str, int]) -> H
 
 
 def _batch_norm(trial: Suggest, config: SearchConfig, backbone: str) -> BatchNorm:
-    if config.backbone.is_random(backbone):
-        return "train_all"
     choices = config.space.batch_norm
-    chosen: BatchNorm = trial.suggest_categorical("batch_norm", choices) if choices else config.train.batch_norm
+    if choices is None or config.backbone.is_random(backbone):
+        return config.batch_norm_of(backbone)
+    chosen: BatchNorm = trial.suggest_categorical("batch_norm", choices)
     return chosen
+
+
+def kept_backbones(config: SearchConfig, ranking: Iterable[str]) -> list[str]:
+    """Those that are tried, the best first: so many as ``study.keep_backbones``, and what ``study.enqueue`` names."""
+    ranked = [name for name in ranking if name in config.backbones] or list(config.backbones)
+    named = {point.get("backbone") for point in config.study.enqueue}
+    return [name for name in ranked if name in ranked[: config.study.keep_backbones] or name in named]
+
+
+def with_backbones(config: SearchConfig, names: Iterable[str]) -> SearchConfig:
+    """The search with these of its backbones, in this order."""
+    if config.space.backbone is None:
+        return config
+    choices = {name: config.space.backbone[name] for name in names}
+    return config.model_copy(update={"space": config.space.model_copy(update={"backbone": choices})})
 
 
 def default_points(config: SearchConfig, depths: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -141,6 +167,8 @@ def point_of(point: Mapping[str, Any], config: SearchConfig, depths: Mapping[str
         "augmentation": space.augmentation,
     }
     problems = []
+    if space.backbone is not None and "freeze_depth" in point and "backbone" not in point:
+        problems.append("freeze_depth is that of a backbone: name the backbone too")
     for name, value in point.items():
         allowed = ranges.get(name)
         if allowed is None:

@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from thawline import logs
 from thawline.config import SearchConfig, StudyConfig
 from thawline.exceptions import ConfigError, StudyError
-from thawline.search.space import default_points, point_of, sample
+from thawline.search.space import default_points, kept_backbones, point_of, sample, with_backbones
 from thawline.search.storage import PASSING, Claims, LeaseLost, Storage, open_storage, patiently
 from thawline.search.trial import TrialResult
 from thawline.training import METRIC_DIRECTIONS, EpochResult, Hyperparameters
@@ -85,8 +85,24 @@ class Study:
         self._enqueued = len(config.study.enqueue) + len(config.backbones)
 
     @classmethod
-    def open(cls, home: Path, name: str, config: SearchConfig, depths: Mapping[str, int], fingerprint: str) -> "Study":
+    def open(
+        cls,
+        home: Path,
+        name: str,
+        config: SearchConfig,
+        depths: Mapping[str, int],
+        fingerprint: str,
+        ranking: Mapping[str, float] | None = None,
+    ) -> "Study":
         """Create the study, or go on with the one of that name.
+
+        Args:
+            home: Thawline's home.
+            name: of the study.
+            config: the search; :attr:`config` is then the same with the backbones alone that are tried.
+            depths: number of layer groups of each backbone.
+            fingerprint: of what may not change while a study goes on.
+            ranking: of several backbones, the best first, and the value of each. The study keeps the first it is given.
 
         Raises:
             StudyError: if a study of that name was made with other data or settings, or the storage cannot be opened.
@@ -104,11 +120,17 @@ class Study:
                 load_if_exists=True,
             )
             known = study.user_attrs.get("fingerprint")
+            if known is None and "backbones" not in study.user_attrs:
+                study.set_user_attr("ranking", list((ranking or {}).items()))  # as pairs: JSON objects have no order
+                study.set_user_attr("backbones", kept_backbones(config, ranking or ()))
+            searched = config
+            if known in (None, fingerprint):
+                searched = with_backbones(config, study.user_attrs.get("backbones", config.backbones))
             if known is None:
                 study.set_user_attr("config", config.without_passwords().model_dump(mode="json"))
                 study.set_user_attr("metric", config.study.metric)
                 if not study.get_trials(deepcopy=False):  # or it died just here the last time
-                    for point in [*points, *default_points(config, depths)]:
+                    for point in [*points, *default_points(searched, depths)]:
                         study.enqueue_trial(point)
                 study.set_user_attr("fingerprint", fingerprint)
             elif known != fingerprint:
@@ -117,7 +139,15 @@ class Study:
                     f"The study {name!r} was made with {changed}, so its trials cannot be compared with new ones. "
                     "Give this one another --study name, or go back to the settings it was made with."
                 )
-        return cls(study, claims, config, depths)
+        return cls(study, claims, searched, depths)
+
+    @classmethod
+    def known_ranking(cls, home: Path, name: str, url: str | None) -> dict[str, float]:
+        """The ranking that a study was begun with, the best first; empty if there is none."""
+        storage = open_storage(home, url, create=False)
+        if storage is None or name not in optuna.get_all_study_names(storage.optuna):
+            return {}
+        return _ranking(optuna.load_study(study_name=name, storage=storage.optuna))
 
     @classmethod
     def load(cls, home: Path, name: str, config: SearchConfig, depths: Mapping[str, int]) -> "Study":
@@ -125,6 +155,11 @@ class Study:
         storage = _opened(home, config.study.storage)
         study = optuna.load_study(study_name=name, storage=storage.optuna, pruner=_pruner(config.study))
         return cls(study, storage.claims(name), config, depths)
+
+    @property
+    def config(self) -> SearchConfig:
+        """The search, with the backbones that are tried in the order of their ranking."""
+        return self._config
 
     @property
     def name(self) -> str:
@@ -226,6 +261,9 @@ class Study:
         waiting.append(result)
         try:
             self._report(number)
+            frozen = self._stored(number).user_attrs["hyperparameters"]["freeze_depth"]
+            if result.metrics.get("train/freeze_depth", frozen) > frozen:
+                return False  # what is still to be thawed cannot be compared with what was from the first epoch
             return self._trial(number).should_prune() and result.epoch < self._config.train.epochs
         except UpdateFinishedTrialError:
             raise LeaseLost(f"Another search took trial {number} over, and has ended it.") from None
@@ -367,6 +405,10 @@ def check_sampling(config: StudyConfig) -> None:
     """
     _sampler(config, 0)
     _pruner(config)
+
+
+def _ranking(study: optuna.Study) -> dict[str, float]:
+    return {str(name): float(value) for name, value in study.user_attrs.get("ranking", [])}
 
 
 def _ranked(study: optuna.Study) -> list[TrialRecord]:

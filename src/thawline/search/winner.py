@@ -314,6 +314,7 @@ def _package(
             calibration=calibration,
             exports=config.promotion.exports,
             network=backbone.module.cpu(),
+            text_column=manifest.table.text_name if manifest.table is not None else None,
             extra=tags,
         )
         return log_packaged_model(

@@ -9,6 +9,10 @@ from thawline.registry import PackagedModel
 __all__ = ["ServedModel"]
 
 
+_ASKED = ("prepare", "probabilities", "row")
+"""What a package must answer besides MLflow's ``predict``: see :mod:`thawline.registry.servable`."""
+
+
 class ServedModel:
     """A version that has answered its own input example.
 
@@ -23,9 +27,10 @@ class ServedModel:
     def __init__(self, packaged: PackagedModel, device: str = "auto") -> None:
         self._packaged = packaged
         self._servable: Any = packaged.unwrapped
-        if not hasattr(self._servable, "probabilities"):
+        if not all(hasattr(self._servable, name) for name in _ASKED):
             raise RegistryError(
-                f"{packaged.name} was not packaged by Thawline: serve it with `mlflow models serve` instead."
+                f"{packaged.name} was not packaged by Thawline, or by an earlier version of it: serve it with "
+                "`mlflow models serve` instead, or search again for one that `thawline serve` understands."
             )
         if device != "auto":
             self._servable.to(device)
@@ -55,6 +60,5 @@ class ServedModel:
 
     def row(self, probabilities: list[float]) -> dict[str, Any]:
         """One item's probabilities as the package itself answers: ``class``, ``probability``, ``probabilities``."""
-        best = max(range(len(self.classes)), key=probabilities.__getitem__)
-        named = dict(zip(self.classes, probabilities, strict=True))
-        return {"class": self.classes[best], "probability": probabilities[best], "probabilities": named}
+        answer: dict[str, Any] = self._servable.row(probabilities)
+        return answer

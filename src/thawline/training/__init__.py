@@ -8,6 +8,7 @@ from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.inputs import ImageInputs, Inputs, TextInputs, batches, open_inputs, padded
 from thawline.training.loop import fit, predict
 from thawline.training.metrics import METRIC_DIRECTIONS, classification_metrics, confusion, per_class_scores
+from thawline.training.mixing import depths_without_places
 from thawline.training.observation import Observation, Observer
 from thawline.training.results import Decision, EpochResult, FitResult, Interrupted
 from thawline.training.runtime import (
@@ -40,6 +41,7 @@ __all__ = [
     "check_augmentation",
     "classification_metrics",
     "confusion",
+    "depths_without_places",
     "fit",
     "fit_heads",
     "forget_peak_memory",

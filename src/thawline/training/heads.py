@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.backbones import Backbone, section
-from thawline.config import TrainConfig
+from thawline.config import BatchNorm, TrainConfig
 from thawline.exceptions import CheckpointError, TrainingError
 from thawline.freezing import freeze_to, train_mode, trainable_parameters
 from thawline.training.checkpoint import Checkpoint, CheckpointFolder, load_optimizer
@@ -198,8 +198,8 @@ class _Stack:
             raise TrainingError("Trials can be trained together on stored activations alone.")
         self.backbone, self.config, self.runtime = backbone, config, runtime
         backbone.module.to(runtime.device).to(memory_format=runtime.memory_format)
-        freeze_to(backbone, deepest)
-        train_mode(backbone, deepest)
+        freeze_to(backbone, deepest, batch_norm=_BATCH_NORM)
+        train_mode(backbone, deepest, batch_norm=_BATCH_NORM)
         self.tail = section(backbone, deepest)
         backbone.module.eval()
         self.evaluating = section(backbone, deepest)
@@ -292,6 +292,8 @@ class _Stack:
                 _sgd_step(parameter, gradient, state["momentum_buffer"], rate, decay)
 
 
+_BATCH_NORM: BatchNorm = "frozen_eval"
+"""Whatever their trials say, it is the same: none is thawed with the head alone, which is a single linear layer."""
 _STATE = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
 
@@ -322,7 +324,7 @@ def _train_epoch(
     stack: _Stack, train: Inputs, epoch: int, seed: int, weights: Tensor | None, after_batch: Callable[[], None]
 ) -> list[dict[str, float]]:
     """Train all heads for an epoch; returns the metrics of each."""
-    train_mode(stack.backbone, len(stack.backbone.layer_groups))
+    train_mode(stack.backbone, len(stack.backbone.layer_groups), batch_norm=_BATCH_NORM)
     count, device = len(stack.hyperparameters), stack.runtime.device
     total_loss, correct, total_norm = (torch.zeros(count, device=device) for _ in range(3))
     order = batch_order(train, stack.config.batch_size, seed, epoch)

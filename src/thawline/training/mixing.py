@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thawline.backbones import Backbone, Preprocessing, section
 from thawline.config import TrainConfig
 
-__all__ = ["Mixed", "Mixing"]
+__all__ = ["Mixed", "Mixing", "depths_without_places"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,25 @@ class Mixing:
         mixed = batch.clone()
         mixed[places] = batch[partners][places]
         return Mixed(mixed, labels, labels[partners], share)
+
+
+@torch.inference_mode()
+def depths_without_places(backbone: Backbone) -> list[int]:
+    """The freeze depths at which cutmix mixes as mixup does, since what is mixed there has no height and width.
+
+    Runs a black image through one layer group after the other, which takes a second or two, and leaves the backbone in
+    evaluation mode. None for a network of texts, which are never mixed.
+    """
+    if not isinstance(backbone.preprocessing, Preprocessing):
+        return []
+    module, size = backbone.module.eval(), backbone.preprocessing.image_size
+    batch = torch.zeros(1, 3, size, size, device=next(module.parameters()).device)
+    found = []
+    for depth in range(1, len(backbone.layer_groups) + 1):
+        batch = section(backbone, depth - 1, depth)(batch)
+        if _grid(batch) is None:
+            found.append(depth)
+    return found
 
 
 def _grid(batch: Tensor) -> slice | None:

@@ -93,7 +93,7 @@ def epoch_result(
     validation: dict[str, float],
     freeze_depth: int,
     learning_rate: float,
-    images: int,
+    rows: int,
     training_seconds: float,
     started: float,
 ) -> EpochResult:
@@ -108,7 +108,7 @@ def epoch_result(
         | {
             "train/freeze_depth": float(freeze_depth),
             "train/learning_rate": learning_rate,
-            "train/images_per_second": images / training_seconds,
+            "train/rows_per_second": rows / training_seconds,
             "time/epoch_seconds": time.perf_counter() - started,
         },
         time.time_ns() // 1_000_000,

@@ -28,10 +28,12 @@ class Thawing:
     epochs: int
     fraction: float
     """Share of the epochs after which all is thawed, in (0, 1]."""
-    patience: int | None
-    """Epochs without a better value after which ``gradual`` thaws another group; ``None`` for evenly."""
     metric: str
     """Validation metric, a key of ``METRIC_DIRECTIONS``."""
+    patience: int | None = None
+    """Epochs without a better value after which ``gradual`` thaws another group, ahead of the even schedule."""
+    at: tuple[int, ...] | None = None
+    """The epochs, from 1 and rising, at which ``gradual`` thaws another group; ``None`` for the even schedule."""
 
     @classmethod
     def of(cls, hyperparameters: Hyperparameters, config: TrainConfig, *, deepest: int, metric: str) -> "Thawing":
@@ -42,15 +44,18 @@ class Thawing:
             deepest=deepest,
             epochs=config.epochs,
             fraction=config.thaw_fraction,
-            patience=config.thaw_patience,
             metric=metric,
+            patience=config.thaw_patience,
+            at=config.thaw_epochs,
         )
 
     def depths(self, history: Sequence[EpochResult]) -> list[int]:
         """The freeze depth of each epoch so far and of the next, ``len(history) + 1`` numbers that never rise."""
         if self.policy == "gradual" and self.patience is not None:
             return self._on_plateaus(history, self.patience)
-        return [self._at(epoch) for epoch in range(len(history) + 1)]
+        if self.policy == "gradual" and self.at is not None:
+            return [self._at_given(self.at, epoch) for epoch in range(1, len(history) + 2)]
+        return [self._scheduled(epoch) for epoch in range(len(history) + 1)]
 
     def stops_early(self, history: Sequence[EpochResult], patience: int | None) -> bool:
         """Whether the best value is ``patience`` epochs old, counted from when the last layer group was thawed at most.
@@ -62,7 +67,7 @@ class Thawing:
             return False
         return no_longer_improves(history, self.metric, patience, since=depths.index(depths[-1]))
 
-    def _at(self, epoch: int) -> int:
+    def _scheduled(self, epoch: int) -> int:
         """Of an epoch, from 0."""
         # At least one epoch for the head, and the last one for all: with a single epoch there is nothing to do in turn.
         turns = min(max(1, round(self.fraction * self.epochs)), self.epochs - 1)
@@ -72,14 +77,24 @@ class Thawing:
             return self.deepest
         return self.deepest - epoch * (self.deepest - self.freeze_depth) // turns
 
+    def _at_given(self, at: Sequence[int], epoch: int) -> int:
+        """Of an epoch, from 1."""
+        if epoch >= at[-1]:
+            return self.freeze_depth
+        return max(self.freeze_depth, self.deepest - sum(thawed <= epoch for thawed in at))
+
     def _on_plateaus(self, history: Sequence[EpochResult], patience: int) -> list[int]:
+        """On plateaus, but no later than evenly: otherwise what a trial comes to would hang on its values, and trials
+        of different freeze depths could train the very same."""
         sign = 1 if METRIC_DIRECTIONS[self.metric] == "maximize" else -1
-        depths, best, since = [self.deepest], -math.inf, 0
+        depths, best, since = [self._scheduled(0)], -math.inf, 0
         for result in history:
             depth, value = depths[-1], sign * result.metrics[f"val/{self.metric}"]
             if value > best:
                 best, since = value, result.epoch
-            elif depth > self.freeze_depth and result.epoch - since >= patience:
-                depth, since = depth - 1, result.epoch
-            depths.append(depth)
+            elif result.epoch - since >= patience:
+                depth = max(self.freeze_depth, depth - 1)
+            depths.append(min(depth, self._scheduled(result.epoch)))
+            if depths[-1] < depths[-2]:
+                since = result.epoch
         return depths

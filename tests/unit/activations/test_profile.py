@@ -1,6 +1,7 @@
 """The profile measures every layer group, and leaves the choice of precision to those who ask for exactness."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,21 @@ def test_exact_training_is_in_single_precision_and_what_was_asked_for_is_kept(me
     asked = measure(precision="bf16", channels_last=False)
     assert (asked.precision, asked.channels_last) == ("bf16", False)
     assert "bfloat16" in asked.computed_as
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen_eval", "train_all"])
+def test_what_is_measured_are_batch_norms_that_do_what_those_of_the_trials_do(tmp_path: Path, batch_norm: Any) -> None:
+    made: list[backbones.Backbone] = []
+
+    def make() -> backbones.Backbone:
+        made.append(backbones.create("resnet18", num_classes=2, weights="none", image_size=SIZE))
+        return made[-1]
+
+    config = TrainConfig(device="cpu", batch_size=4, exact=True)
+    profile(make, make_images, replace(HYPERPARAMETERS, batch_norm=batch_norm), config, tmp_path)
+    norm = made[0].module.get_submodule("layer1.0.bn1")
+    assert (int(norm.num_batches_tracked) > 0) == (batch_norm == "train_all")  # type: ignore[arg-type]
+    assert norm.weight.requires_grad == (batch_norm == "train_all")
 
 
 def test_another_way_is_taken_only_if_it_is_much_faster(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,9 @@ def test_listing_needs_neither_torch_nor_timm() -> None:
     assert answer[1] == "set()"
 
 
-@pytest.mark.parametrize("call", [backbones.describe, backbones.depth_of, backbones.preprocessing_of])
+@pytest.mark.parametrize(
+    "call", [backbones.describe, backbones.depth_of, backbones.preprocessing_of, backbones.kind_of]
+)
 def test_an_unknown_name_is_answered_with_the_nearest(call: object) -> None:
     assert callable(call)
     with pytest.raises(BackboneError) as caught:
@@ -57,6 +60,17 @@ def test_an_unknown_name_is_answered_with_the_nearest_of_any_library() -> None:
         backbones.describe("resnet50d")
     with pytest.raises(BackboneError, match=r"Unknown backbone 'timm/resnt50'\. Did you mean 'timm/resnet50'\?"):
         backbones.describe("timm/resnt50")
+
+
+def test_short_names_are_at_most_sixty_characters_of_few_kinds_and_differ() -> None:
+    known = [*backbones.names("timm/*.*"), *backbones.names()]
+    assert max(map(len, known)) > 60
+    folders = ["hf:/data/a/model", "hf:/data/b/model", "hf:org/" + 80 * "x", "hf:org/" + 81 * "x"]
+    short = [backbones.short_name(name) for name in [*known, *folders]]
+    assert len(set(short)) == len(short)
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]{1,60}", name) for name in short)
+    assert backbones.short_name("resnet18") == "resnet18"
+    assert backbones.short_name("timm/resnet50.a1_in1k") == "timm-resnet50.a1_in1k"
 
 
 def _is_current(package: str) -> bool:

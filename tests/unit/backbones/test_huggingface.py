@@ -2,20 +2,26 @@
 
 import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_networks import SIDE, TINY, write_tiny
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from typer.testing import CliRunner
 
 from thawline import backbones
 from thawline.backbones import Backbone, Preprocessing, TextPreprocessing, networks, section
+from thawline.cli import app
+from thawline.data.images import resize_and_crop
 from thawline.exceptions import BackboneError, WeightsError
 from thawline.freezing import freeze_to, train_mode
 from thawline.training.observation import HEAD, Allowance, _GradientFlow
@@ -36,9 +42,14 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy_of(folder: Path, to: Path, name: str, change: dict[str, Any]) -> str:
     """The name of a backbone in a copy of a folder, of which one JSON file says something else."""
     shutil.copytree(folder, to, dirs_exist_ok=True)
-    file = to / name
+    return changed(to, name, change)
+
+
+def changed(folder: Path, name: str, change: dict[str, Any]) -> str:
+    """The name of the backbone in a folder, of which one JSON file now says something else."""
+    file = folder / name
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    return f"hf:{to}"
+    return f"hf:{folder}"
 
 
 def write_config(kind: str, folder: Path, **settings: Any) -> str:
@@ -46,6 +57,25 @@ def write_config(kind: str, folder: Path, **settings: Any) -> str:
 
     AutoConfig.for_model(kind, **settings).save_pretrained(folder)
     return f"hf:{folder}"
+
+
+def on_the_hub(repository: str, files: Path, cache: Path, *names: str) -> str:
+    """The name of a backbone of the hub, of which the cache holds these files."""
+    snapshot = cache / f"models--{repository.replace('/', '--')}" / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("1")
+    for name in names:
+        shutil.copy(files / name, snapshot / name)
+    return f"hf:{repository}"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache, empty, and no hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
 
 
 def text_of(preprocessing: object) -> TextPreprocessing:
@@ -81,6 +111,13 @@ def test_what_is_no_encoder_and_no_classifier_is_refused(kind: str, reason: str,
         backbones.kind_of(write_config(kind, tmp_path))
 
 
+def test_a_network_of_timm_is_pointed_to_its_own_library(tmp_path: Path) -> None:
+    described = {"architecture": "resnet18", "num_classes": 1000, "pretrained_cfg": {"tag": "a1_in1k"}}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    with pytest.raises(BackboneError, match=r"is a network of timm: use 'timm/resnet18\.a1_in1k' instead"):
+        backbones.create(f"hf:{tmp_path}", num_classes=2, weights="none")
+
+
 def test_a_bert_that_is_configured_as_a_decoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="generates texts"):
         backbones.kind_of(write_config("bert", tmp_path, is_decoder=True))
@@ -104,6 +141,7 @@ def test_without_the_package_one_sentence_says_how_to_get_it(bert: Path, monkeyp
 def test_what_is_known_of_it_is_found_without_its_weights(tmp_path: Path) -> None:
     info = backbones.describe(f"hf:{write_tiny('bert', tmp_path, weights=False)}")
     assert info.layer_groups == ("embeddings", "layer.0", "layer.1", "layer.2")
+    assert info.image_size is None
     assert backbones.depth_of(f"hf:{tmp_path}") == 4
     backbone = backbones.create(f"hf:{tmp_path}", num_classes=1000, weights="none")
     assert info.parameters == sum(parameter.numel() for parameter in backbone.module.parameters())
@@ -124,6 +162,50 @@ def test_the_tokenizer_is_given_without_padding_and_truncation(bert: Path, tmp_p
     assert own.encode("Win a free prize now").tokens == ["[CLS]", "win", "a", "[SEP]"] + 26 * ["[PAD]"]
 
 
+@pytest.mark.parametrize("kind", ["bert", "deberta-v2", "mpnet"])
+def test_a_folder_without_a_tokenizer_is_refused(kind: str, tmp_path: Path) -> None:
+    folder = write_tiny(kind, tmp_path, weights=False)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(WeightsError, match=r"holds no tokenizer.*must lie beside its config\.json\.$"):
+        backbones.preprocessing_of(f"hf:{folder}")
+
+
+def test_a_tokenizer_that_is_not_in_the_cache_is_fetched_and_no_other_takes_its_place(
+    bert: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    name = on_the_hub("own/bert", bert, cache, "config.json")
+    with pytest.raises(WeightsError, match=r"'hf:own/bert' holds no tokenizer.*hf download"):
+        backbones.preprocessing_of(name)
+
+    of_folder = backbones.preprocessing_of(f"hf:{bert}")
+    load, asked = AutoTokenizer.from_pretrained, []
+
+    def from_hub(source: str, *, local_files_only: bool = False, **arguments: Any) -> object:
+        asked.append(local_files_only)
+        return load(source if local_files_only else str(bert), local_files_only=True, **arguments)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_hub)
+    assert backbones.preprocessing_of(name) == of_folder
+    assert asked == [True, False]
+
+
+def test_a_tokenizer_in_the_cache_is_taken_without_asking_the_hub(bert: Path, cache: Path) -> None:
+    name = on_the_hub("own/whole", bert, cache, "config.json", "tokenizer.json", "tokenizer_config.json")
+    assert backbones.preprocessing_of(name) == backbones.preprocessing_of(f"hf:{bert}")
+
+
+def test_a_folder_that_changed_is_read_again(bert: Path, tmp_path: Path) -> None:
+    name = copy_of(bert, tmp_path, "tokenizer_config.json", {"model_max_length": 17})
+    assert text_of(backbones.preprocessing_of(name)).max_length == 17
+    assert backbones.depth_of(name) == 4
+    write_tiny("bert", tmp_path, weights=False, num_hidden_layers=2)
+    assert text_of(backbones.preprocessing_of(name)).max_length == 40
+    assert backbones.depth_of(name) == 3
+
+
 def test_a_text_has_as_many_tokens_as_the_network_has_positions_or_as_were_asked_for(bert: Path) -> None:
     def longest(max_length: int | None = None) -> int:
         return text_of(backbones.preprocessing_of(f"hf:{bert}", max_length=max_length)).max_length
@@ -134,6 +216,11 @@ def test_a_text_has_as_many_tokens_as_the_network_has_positions_or_as_were_asked
             BackboneError, match=f"`3 <= max_length <= 40` must hold for .*, but got max_length={wrong}"
         ):
             longest(wrong)
+
+
+def test_a_summary_is_of_texts_of_the_length_that_is_asked_for(bert: Path) -> None:
+    shown = CliRunner().invoke(app, ["summary", f"hf:{bert}", "--max-length", "12", "--json"], catch_exceptions=False)
+    assert json.loads(shown.output)["max_length"] == 12
 
 
 def test_what_the_tokenizer_was_made_for_is_the_default_length(bert: Path, tmp_path: Path) -> None:
@@ -181,6 +268,69 @@ def test_the_size_is_as_the_preprocessing_beside_the_weights_says(
 ) -> None:
     preprocessing = image_of(backbones.preprocessing_of(copy_of(vit, tmp_path, "preprocessor_config.json", said)))
     assert (preprocessing.image_size, preprocessing.resize_size) == (size, resize)
+
+
+_SQUARE: dict[str, Any] = {"size": {"height": 40, "width": 40}, "do_center_crop": False}
+_CUT: dict[str, Any] = {
+    "size": {"shortest_edge": 48},
+    "crop_size": {"height": 40, "width": 40},
+    "do_center_crop": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("Beit", _CUT),
+        ("Bit", _CUT),
+        ("CLIP", _CUT),
+        ("ConvNext", {"size": {"shortest_edge": 42}, "crop_pct": 0.875}),
+        ("ConvNext", {"size": {"shortest_edge": 384}, "crop_pct": 0.875}),
+        ("DeiT", _CUT),
+        ("EfficientNet", _SQUARE),
+        ("EfficientNet", _CUT | {"size": {"height": 48, "width": 48}, "include_top": False}),
+        ("EfficientNet", _SQUARE | {"rescale_offset": True, "rescale_factor": 1 / 127.5, "include_top": False}),
+        ("EfficientNet", _SQUARE | {"rescale_offset": True, "rescale_factor": 1 / 127.5, "do_normalize": False}),
+        ("Levit", {"size": {"shortest_edge": 42}, "crop_size": {"height": 40, "width": 40}}),
+        ("Levit", _CUT | {"size": {"height": 48, "width": 48}}),
+        ("MobileNetV1", _CUT),
+        ("MobileNetV2", _CUT),
+        ("MobileViT", _CUT | {"do_flip_channel_order": False}),
+        ("PoolFormer", {"size": {"shortest_edge": 40}, "crop_size": {"height": 40, "width": 40}, "crop_pct": 0.9}),
+        ("PoolFormer", _SQUARE | {"crop_pct": 0.9}),
+        ("Pvt", _SQUARE),
+        ("Segformer", _SQUARE),
+        ("Siglip", _SQUARE),
+        ("ViT", _SQUARE),
+        ("ViT", _SQUARE | {"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51.0] * 3}),
+    ],
+)
+def test_a_square_image_is_prepared_as_transformers_does_it(
+    kind: str, said: dict[str, Any], vit: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoImageProcessor
+
+    name = copy_of(vit, tmp_path, "preprocessor_config.json", {"image_processor_type": f"{kind}ImageProcessor", **said})
+    side = np.linspace(0, 4 * np.pi, 120)
+    waves = np.stack([np.add.outer(np.sin(side), np.cos(side * speed)) for speed in (0.5, 1, 1.5)], 2)
+    image = Image.fromarray((127.5 + 60 * waves).astype(np.uint8))
+
+    theirs = AutoImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt")["pixel_values"][0].double()
+    ours = image_of(backbones.preprocessing_of(name))
+    pixels = resize_and_crop(
+        image, resize_size=ours.resize_size, crop_size=ours.image_size, interpolation=ours.interpolation
+    )
+    mean, std = torch.tensor(ours.mean), torch.tensor(ours.std)
+    prepared = ((torch.from_numpy(pixels) / 255 - mean) / std).permute(2, 0, 1).double()
+    assert prepared.shape == theirs.shape
+    # Both round to whole numbers of 256 between resizing and normalising, and one of the two by half a pixel's cut.
+    assert (prepared - theirs).abs().mean() < 0.01 * theirs.std()
+
+
+def test_an_image_that_is_prepared_by_steps_of_another_kind_is_refused(vit: Path, tmp_path: Path) -> None:
+    name = copy_of(vit, tmp_path, "preprocessor_config.json", {"image_processor_type": "DonutImageProcessor"})
+    with pytest.raises(BackboneError, match="prepared by a DonutImageProcessor, whose steps Thawline does not know"):
+        backbones.preprocessing_of(name)
 
 
 def test_colours_are_scaled_as_the_preprocessing_says(vit: Path, tmp_path: Path) -> None:
@@ -327,12 +477,74 @@ def test_a_hub_that_cannot_be_reached_is_told_with_the_way_out(monkeypatch: pyte
         backbones.create("hf:no/such", num_classes=2)
 
 
-def test_code_that_comes_with_a_network_is_not_run(bert: Path, tmp_path: Path) -> None:
-    name = copy_of(bert, tmp_path, "config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}})
-    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for place in ("./no/such", "../no", "no/such/folder", "/no/such", "~/no", "no/"):
+        with pytest.raises(WeightsError, match=r"The folder of .* must hold a config\.json"):
+            backbones.create(f"hf:{place}", num_classes=2)
+    for repository in ("no/such", "no-such", "no_such/1.5"):
+        with pytest.raises(WeightsError, match=r"from HuggingFace's hub .* cannot be had"):
+            backbones.create(f"hf:{repository}", num_classes=2)
+
+
+def test_a_repository_without_safetensors_is_refused_and_no_service_is_asked_to_convert_it(
+    bert: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModel, modeling_utils
+
+    name = on_the_hub("own/pickled", bert, cache, "config.json", "tokenizer.json", "tokenizer_config.json")
+    asked: list[str] = []
+
+    def convert(repository: str, **_: object) -> tuple[None, str, bool]:
+        asked.append(repository)
+        return None, "main", False
+
+    monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION", raising=False)
+    monkeypatch.setattr(modeling_utils, "auto_conversion", convert)
+    monkeypatch.setattr(modeling_utils, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(modeling_utils, "cached_file", lambda *_, **__: None)
+    with pytest.raises(OSError, match="safetensors"):  # the positive control: transformers itself would ask
+        AutoModel.from_pretrained("own/pickled", use_safetensors=True, revision="main")
+    assert asked == ["own/pickled"]
+
+    with pytest.raises(WeightsError, match=r"'hf:own/pickled' has no \.safetensors on the hub.*save_pretrained"):
+        backbones.create(name, num_classes=2)
+    assert asked == ["own/pickled"]
+    assert "DISABLE_SAFETENSORS_CONVERSION" not in os.environ
+
+
+_OWN = """
+from transformers import BertConfig, BertModel, BertTokenizerFast
+open({ran!r}, "w").close()
+class Config(BertConfig): pass
+class Model(BertModel): config_class = Config
+class Tokenizer(BertTokenizerFast): pass
+"""
+
+
+def test_code_that_comes_with_a_network_is_not_run(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    folder, ran = tmp_path / "own", tmp_path / "ran"
+    own = {"AutoConfig": "own.Config", "AutoModel": "own.Model", "AutoTokenizer": ["own.Tokenizer", None]}
+    copy_of(bert, folder, "tokenizer_config.json", {"auto_map": own})
+    name = changed(folder, "config.json", {"auto_map": own})
+    (folder / "own.py").write_text(_OWN.format(ran=str(ran)))
+
+    backbone = backbones.create(name, num_classes=2)  # of a type that is known, and so without it
+    assert backbone.weights_digest == backbones.create(f"hf:{bert}", num_classes=2).weights_digest
+    assert not ran.exists()
+    changed(folder, "config.json", {"model_type": "own"})
     with pytest.raises(WeightsError, match="cannot be used"):
         backbones.create(name, num_classes=2)
-    assert not (tmp_path / "ran").exists()
+    assert not ran.exists()
+
+    for library in (AutoConfig, AutoModel, AutoTokenizer):  # the positive control
+        loaded = library.from_pretrained(folder, trust_remote_code=True)
+        assert type(loaded).__module__.endswith(".own")
+    assert ran.exists()
 
 
 def test_what_only_pretraining_uses_is_kept_but_cannot_be_trained(tmp_path: Path) -> None:
@@ -361,8 +573,8 @@ def test_its_architecture_is_plain_and_names_no_place(bert: Path) -> None:
 def test_gradients_are_observed_at_the_borders_from_tokens_as_from_activations(bert: Path) -> None:
     backbone = backbones.create(f"hf:{bert}", num_classes=3)
     depth, tokens = 2, torch.randint(5, 30, (3, 7), generator=torch.Generator().manual_seed(0))
-    freeze_to(backbone, depth)
-    train_mode(backbone, depth)
+    freeze_to(backbone, depth, batch_norm="train_all")
+    train_mode(backbone, depth, batch_norm="train_all")
     with torch.no_grad():
         stored = section(backbone, 0, depth)(tokens)
 

@@ -63,8 +63,8 @@ def create(name: str, size: int) -> Backbone:
 
 def measured(backbone: Backbone, depth: int, batch: int = 2) -> tuple[int, int]:
     """Operations of a real step, and bytes that it really keeps for its backward pass, per image."""
-    freeze_to(backbone, depth)
-    train_mode(backbone, depth)
+    freeze_to(backbone, depth, batch_norm="train_all")
+    train_mode(backbone, depth, batch_norm="train_all")
     own = {tensor.untyped_storage().data_ptr() for tensor in backbone.module.state_dict(keep_vars=True).values()}
     kept: dict[int, Tensor] = {}
 
@@ -146,7 +146,7 @@ def test_a_step_of_grouped_convolutions_costs_three_forward_passes() -> None:
 def test_neither_numbers_nor_modes_are_touched(tiny: Backbone) -> None:
     before = {name: value.clone() for name, value in tiny.module.state_dict().items()}
     tiny.module.eval()
-    freeze_to(tiny, 1)
+    freeze_to(tiny, 1, batch_norm="train_all")
     depth_costs(tiny)
     assert all(torch.equal(value, before[name]) for name, value in tiny.module.state_dict().items())
     assert not tiny.module.training

@@ -1,6 +1,8 @@
 """timm's networks: names and tags, weights from files and from the hub, sizes, and what is refused."""
 
 import importlib.util
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,12 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from thawline import backbones
-from thawline.backbones import Backbone, section
+from thawline.backbones import Backbone, _catalogue, section
+from thawline.backbones._catalogue import Catalogue, catalogue_of
+from thawline.cli import app
 from thawline.exceptions import BackboneError, WeightsError
 
 timm = pytest.importorskip("timm")
@@ -77,6 +82,32 @@ def test_without_the_package_it_is_said_how_to_get_it_and_nothing_of_it_is_liste
     assert "resnet18" in backbones.names()
 
 
+def test_a_newer_timm_is_asked_itself_and_what_cannot_be_used_ends_no_listing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known, refused, newly_refused = (
+        catalogue_of("timm"),
+        "timm/crossvit_tiny_240",
+        "timm/deit_tiny_distilled_patch16_224",
+    )
+    info = known.infos[RESNET]
+    older = Catalogue("0.1", {RESNET: replace(info, layer_groups=("of", "old"))}, {refused: known.refused[refused]})
+    tables = {"timm": older}
+    monkeypatch.setattr(_catalogue, "catalogue_of", lambda library: tables.get(library) or catalogue_of(library))
+    monkeypatch.setattr(_timm, "list_names", lambda: [refused, newly_refused, RESNET])
+    assert backbones.names("timm/") == [newly_refused, RESNET]
+    assert backbones.describe(RESNET) == info
+    assert backbones.depth_of(RESNET) == len(info.layer_groups) != 2
+    for name in (refused, newly_refused):
+        with pytest.raises(BackboneError, match=f"'{name}' cannot be used"):
+            backbones.describe(name)
+
+    listed = CliRunner().invoke(app, ["backbones", "timm/", "--json"], catch_exceptions=False)
+    assert [row["name"] for row in json.loads(listed.output)] == [RESNET]
+    with pytest.raises(BackboneError, match="cannot be used"):
+        CliRunner().invoke(app, ["backbones", newly_refused], catch_exceptions=False)
+
+
 def test_the_same_seed_gives_the_same_numbers_and_leaves_the_random_state_alone() -> None:
     before = torch.get_rng_state()
     first, again, other = made(seed=1), made(seed=1), made(seed=2)
@@ -94,6 +125,26 @@ def test_a_file_fills_all_but_the_head_whatever_its_head(tmp_path: Path) -> None
     headless = {name: value for name, value in load_file(file).items() if not name.startswith("fc.")}
     torch.save(headless, tmp_path / "headless.pt")
     assert made(weights=str(tmp_path / "headless.pt"), seed=3).weights_digest == source.weights_digest
+
+
+def test_a_folder_as_on_the_hub_fills_it_and_says_how_images_are_prepared(tmp_path: Path) -> None:
+    source = made(num_classes=7, seed=1)
+    saved(source, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"must hold the config\.json and the model\.safetensors"):
+        backbones.check_weights(RESNET, str(tmp_path))
+
+    prepared = {"input_size": [3, 48, 48], "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "crop_pct": 0.75}
+    described = {"architecture": "test_resnet", "num_classes": 7, "pretrained_cfg": prepared}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    backbones.check_weights(RESNET, str(tmp_path))
+    loaded = made(weights=str(tmp_path), image_size=None, seed=2)
+    assert loaded.weights_digest == source.weights_digest
+    assert loaded.preprocessing == backbones.Preprocessing(48, 64, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5), "bicubic")
+    with pytest.raises(WeightsError, match="are of 'timm/test_resnet', but the backbone is 'timm/test_vit'"):
+        backbones.check_weights(VIT, str(tmp_path))
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"there is no file .*model\.safetensors"):
+        backbones.check_weights(RESNET, str(tmp_path))
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected"])

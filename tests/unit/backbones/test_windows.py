@@ -185,6 +185,15 @@ def test_a_network_without_a_border_is_refused() -> None:
         backbone_of(Dense())
 
 
+def test_a_network_without_a_list_of_blocks_is_refused() -> None:
+    class Plain(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Conv2d(3, 8, 4), nn.Flatten(), nn.Linear(8, 8), nn.Linear(8, 2))
+
+    with pytest.raises(BackboneError, match=r"'toy' has no list of blocks .* timm has many networks too"):
+        backbone_of(Plain())
+
+
 def test_a_network_whose_logits_are_no_linear_layers_is_refused() -> None:
     class Averaging(Toy):
         def forward(self, images: Tensor) -> Tensor:
@@ -294,8 +303,8 @@ def test_real_families_are_cut_without_a_bit_of_difference(backbone: Backbone) -
 
 def test_a_tail_of_a_real_family_has_the_gradients_of_the_whole(backbone: Backbone) -> None:
     depth, inputs, labels = 1, inputs_for(backbone), torch.arange(3)
-    freeze_to(backbone, depth)
-    train_mode(backbone, depth)
+    freeze_to(backbone, depth, batch_norm="train_all")
+    train_mode(backbone, depth, batch_norm="train_all")
 
     def gradients(network: nn.Module, given: Tensor) -> dict[str, Tensor]:
         torch.manual_seed(0)  # of the dropout

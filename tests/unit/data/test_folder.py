@@ -56,7 +56,14 @@ def test_one_folder_per_class_is_split_by_content(fill: Fill) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [("train", "val", "test"), ("Training", "VALIDATION", "Testing"), ("TRAIN", "valid", "test")]
+    "names",
+    [
+        ("train", "val", "test"),
+        ("Training", "VALIDATION", "Testing"),
+        ("TRAIN", "valid", "test"),
+        ("train", "dev", "test"),
+        ("train", "eval", "test"),
+    ],
 )
 def test_given_split_folders_are_used_under_all_their_names(fill: Fill, names: tuple[str, str, str]) -> None:
     files: Files = {}

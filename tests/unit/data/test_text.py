@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from thawline.config import DataConfig
 from thawline.data import (
     Manifest,
+    _tables,
     check_data,
     data_kind,
     data_location,
@@ -132,6 +134,27 @@ def test_texts_may_span_lines_and_be_longer_than_csv_itself_allows(write: Write)
     assert csv.field_size_limit() == 131_072  # of other code in this process
 
 
+def test_threads_that_read_tables_do_not_put_back_the_limit_of_each_other() -> None:
+    entered, leave = threading.Event(), threading.Event()
+    limits: list[int] = []
+
+    def read_long_cells() -> None:
+        with _tables._long_cells():
+            entered.set()
+            leave.wait(30)
+            limits.append(csv.field_size_limit())
+
+    with _tables._long_cells():
+        thread = threading.Thread(target=read_long_cells)
+        thread.start()
+        assert not entered.wait(0.2)
+    assert entered.wait(30)
+    leave.set()
+    thread.join(30)
+    assert limits[0] > 131_072
+    assert csv.field_size_limit() == 131_072
+
+
 def test_stray_quotes_in_a_tsv_are_taken_literally(write: Write) -> None:
     lines = [f"{label}\t{text}" for label, text in rows()]
     lines[3] = 'spam\t"Hello" she said'
@@ -218,6 +241,7 @@ def test_columns_of_other_names_are_found_by_their_content(write: Write) -> None
 
     assert manifest.table is not None
     assert (manifest.table.text_column, manifest.table.label_column, manifest.table.header) == ("v2", "v1", True)
+    assert manifest.table.text_name == "v2"
     assert "label in column v1 (by its content), text in column v2 (by its content)" in manifest.layout
     assert len(manifest.rows) == 40
 
@@ -255,6 +279,30 @@ def test_a_first_line_that_recurs_below_is_no_header(write: Write) -> None:
     assert len(manifest.rows) == 41
     assert manifest.classes == ("question", "text")
     assert "no header line" in manifest.layout
+    assert manifest.table is not None
+    assert manifest.table.text_name is None
+
+
+def test_whether_there_is_a_header_can_be_said_where_it_cannot_be_seen(write: Write) -> None:
+    unseen = write("a.csv", [("kind_of_mail", "mail body"), *(("note", t) for _, t in rows(20)), *rows(20, first=20)])
+    write("b.csv", [("ham", "label"), *rows()])  # the name of a class, and a text that is a usual name
+
+    assert len(read(unseen).rows) == len(read(unseen, header=True).rows) == 40
+    assert len(read(write("c.csv", [("ham", "body_of_mail"), *rows()])).rows) == 41
+    named = read(write("c.csv", [("ham", "body_of_mail"), *rows()]), header=True)
+    assert (len(named.rows), named.table and named.table.text_column) == (40, "body_of_mail")
+    assert len(read(unseen.with_name("b.csv"), text_column="label").rows) == 40
+    assert len(read(unseen.with_name("b.csv"), header=False).rows) == 41
+    assert texts_of(named, named.rows)  # the file is read as it was scanned
+
+
+def test_a_format_that_always_names_its_columns_cannot_be_without_a_header(write: Write) -> None:
+    path = write("a.jsonl", "\n".join(json.dumps({"label": label, "text": text}) for label, text in rows()))
+
+    assert len(read(path, header=True).rows) == 40
+    with pytest.raises(DataError, match=r"data\.header=False cannot be set for a\.jsonl"):
+        read(path, header=False)
+    assert len(labelled_texts(path, DataConfig(path=path, header=False))[0]) == 40  # said of the table to train on
 
 
 def test_a_column_named_twice_or_given_two_parts_is_refused(write: Write) -> None:
@@ -442,6 +490,44 @@ def test_a_split_that_is_none_is_a_bad_row(write: Write) -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["dev", "development", "eval", "Dev"])
+def test_other_names_of_the_validation_split_are_known_in_columns_and_of_tables(write: Write, name: str) -> None:
+    splits = ("train", name, "test")
+    table = [(*row, splits[n // 2 % 3]) for n, row in enumerate(rows(60))]
+    column = read(write("a.csv", [("label", "text", "split"), *table]))
+    for split in splits:
+        path = write(f"mails/{split}.csv", [("label", "text"), *(row[:2] for row in table if row[2] == split)])
+    folder = read(path.parent)
+
+    wanted = {text: "validation" if split == name else split for _, text, split in table}
+    for manifest in (column, folder):
+        texts = texts_of(manifest, manifest.rows)
+        assert {text: row.split for text, row in zip(texts, manifest.rows, strict=True)} == wanted
+        assert manifest.bad == ()
+
+
+@pytest.mark.parametrize(("name", "other"), [("split", ""), ("Subset", "unlabelled"), ("partition", "3")])
+def test_a_column_named_split_is_kept_to_though_a_cell_is_no_split(write: Write, name: str, other: str) -> None:
+    splits = ["train", "dev", "test"]
+    table = [(*row, splits[n // 2 % 3]) for n, row in enumerate(rows(60))]
+    table[6] = (*table[6][:2], other)
+    manifest = read(write("a.csv", [("label", "text", name), *table]))
+
+    given = {text: split for _, text, split in table}
+    kept = {text: row.split for text, row in zip(texts_of(manifest, manifest.rows), manifest.rows, strict=True)}
+    assert {text for text, split in kept.items() if split == "test"} == {t for t, s in given.items() if s == "test"}
+    assert {text for text, split in kept.items() if split == "train"} == {t for t, s in given.items() if s == "train"}
+    assert list(reasons(manifest, "bad")) == ["a.csv:8"]
+    assert f"split in column {name} (by its name)" in manifest.layout
+
+
+def test_a_column_named_split_that_holds_no_split_is_none(write: Write) -> None:
+    manifest = read(write("a.csv", [("label", "text", "split"), *((*row, "banana") for row in rows())]))
+
+    assert {row.split for row in manifest.rows} == {"train", "validation", "test"}
+    assert "in column split" not in manifest.layout
+
+
 def test_a_text_in_two_given_splits_stays_where_it_is_held_out_most(write: Write) -> None:
     leaks = [("ham", "in all", split) for split in ("train", "val", "test")]
     manifest = read(write("a.csv", [*with_splits(rows()), *leaks]))
@@ -551,6 +637,17 @@ def test_texts_of_another_table_come_with_their_classes(write: Write) -> None:
         labelled_texts(path, config.model_copy(update={"max_bad_fraction": 0.0}))
 
 
+def test_splits_of_another_table_do_not_matter_and_it_may_be_a_folder(write: Write) -> None:
+    table = [("label", "text", "split"), ("ham", "one text", "train"), ("spam", "another", ""), ("ham", "third", "x")]
+    path = write("a.csv", table)
+    for name in ("train", "dev"):
+        folder = write(f"mails/{name}.csv", [("label", "text"), ("ham", f"{name} a"), ("spam", f"{name} b")]).parent
+
+    assert labelled_texts(path, DataConfig(path=path)) == (["one text", "another", "third"], ["ham", "spam", "ham"])
+    texts, classes = labelled_texts(folder, DataConfig(path=path))
+    assert (texts, classes) == (["train a", "train b", "dev a", "dev b"], ["ham", "spam"] * 2)
+
+
 def test_texts_to_classify_keep_their_places(write: Write) -> None:
     labelled = write("a.csv", [("label", "text"), ("ham", "one"), ("spam", ""), ("ham", "three")])
     bare = write("b.jsonl", '{"message": "one"}\n{"message": null}\n{"message": "three"}\n')
@@ -573,6 +670,51 @@ def test_texts_to_classify_keep_their_places(write: Write) -> None:
 def test_texts_to_classify_that_cannot_be_read_are_named(write: Write, name: str, content: bytes, words: str) -> None:
     with pytest.raises(DataError, match=words):
         given_texts(write(name, content))
+
+
+def test_texts_to_classify_are_in_the_column_that_was_trained_on_or_the_one_that_is_named(write: Write) -> None:
+    path = write("a.csv", [("text", "body"), ("a subject", "one"), ("another", "two")])
+
+    assert given_texts(path) == ["a subject", "another"]
+    assert given_texts(path, trained="body") == ["one", "two"]
+    assert given_texts(path, "text", trained="body") == ["a subject", "another"]
+    assert given_texts(path, trained="message") == ["a subject", "another"]
+    with pytest.raises(
+        DataError, match=r"^--text-column='mail' is no column of a\.csv\. The columns are: text, body\.$"
+    ):
+        given_texts(path, "mail")
+    doubtful = write("b.csv", [("text", "message", "content"), ("one", "two", "three")])
+    assert given_texts(doubtful) == ["one"]  # the first of the usual names wins
+    doubtful = write("b.csv", [("message", "content"), ("one", "two")])
+    with pytest.raises(DataError, match=r"several columns may be: message, content\..* Name it: --text-column=NAME$"):
+        given_texts(doubtful)
+
+
+def test_a_first_line_that_may_be_a_name_or_a_text_is_asked_about(write: Write) -> None:
+    path = write("a.csv", [("note_body",), ("see you at lunch",), ("win a prize",)])
+
+    with pytest.raises(DataError, match=r"names the columns: note_body\..*--text-column=note_body;.*--text-column=1$"):
+        given_texts(path)
+    assert (
+        given_texts(path, "note_body") == given_texts(path, trained="note_body") == ["see you at lunch", "win a prize"]
+    )
+    assert given_texts(path, "1") == ["note_body", "see you at lunch", "win a prize"]
+    assert given_texts(write("b.csv", [("see you",), ("win a prize",)])) == ["see you", "win a prize"]
+    assert len(given_texts(write("b.csv", [(text,) for text in ("see you", "win a prize", "call me")]))) == 3
+    assert (
+        given_texts(write("c.csv", [("1", "see you at lunch"), ("2", "win a free prize")]), "2")[0]
+        == "see you at lunch"
+    )
+
+
+def test_a_folder_and_a_column_of_lines_are_refused_as_texts_to_classify(write: Write) -> None:
+    path = write("a.txt", "one\ntwo\n")
+    with pytest.raises(DataError, match=r"is a folder: give a table of texts \(\.csv, .*\) or a \.txt file"):
+        given_texts(path.parent)
+    with pytest.raises(
+        DataError, match=r"a\.txt has a text in each line, and no columns: leave --text-column=body out"
+    ):
+        given_texts(path, "body")
 
 
 def test_the_report_speaks_of_texts(write: Write) -> None:

@@ -594,6 +594,23 @@ def test_an_overconfident_network_gets_a_temperature_that_changes_no_answer(stor
     assert list(warm.probabilities.values()) == pytest.approx(list(expected / expected.sum()), rel=1e-6)
 
 
+def test_the_calibration_of_a_package_from_before_there_were_texts_is_shown_too(
+    store: MlflowStore, tmp_path: Path
+) -> None:
+    calibration = calibrate(np.eye(3)[[0, 1, 2, 0]] * 4, np.array([0, 1, 2, 1]))
+    uri = log_packaged_model(
+        store, trial_run(store), make_package(tmp_path / "package", calibration=calibration), "birds"
+    )
+    description = folder_of(store, uri) / "MLmodel"
+    text = description.read_text()
+    assert text.count("items: 4") == 1
+    description.write_text(text.replace("items: 4", "images: 4"))
+    MlflowRegistry(store).register("birds", uri, run_id=trial_run(store), study="s", tags={})
+    outcome = judge(store, name="birds", version="1", test=LabelledData("test", IMAGES, LABELS))
+    assert "fitted on the 4 validation images" in outcome.as_markdown()
+    assert outcome.as_dict()["calibration"] == json.loads(json.dumps(calibration.as_dict()))
+
+
 def test_a_package_that_differs_from_the_trained_network_says_by_how_much_and_is_rejected(
     store: MlflowStore, folder: Path
 ) -> None:

@@ -20,6 +20,7 @@ from thawline.explain import explain_files
 from thawline.registry import (
     LabelledData,
     MlflowRegistry,
+    ModelInput,
     ModelName,
     Outcome,
     PackagedModel,
@@ -108,6 +109,7 @@ def test_the_logged_model_holds_its_tokenizer_and_no_pickle(store: MlflowStore, 
     assert (path / "artifacts" / "tokenizer.json").read_text(encoding="utf-8") == PREPROCESSING.tokenizer
     settings = json.loads((path / "artifacts" / "model.json").read_text(encoding="utf-8"))
     assert (settings["kind"], settings["preprocessing"]) == ("texts", {"max_length": 10})
+    assert settings["text_column"] is None
     description = yaml.safe_load((path / "MLmodel").read_text())
     assert json.loads(description["signature"]["inputs"]) == [{"type": "string", "name": "text", "required": True}]
     requirements = {line.partition("==")[0] for line in (path / "requirements.txt").read_text().split()}
@@ -164,7 +166,15 @@ def test_a_text_for_a_model_of_images_and_a_file_for_one_of_texts_are_refused_in
             texts.predict([item])
     with pytest.raises(RegistryError, match=r"^birds/1 classifies images, but got a text\.$"):
         colours.predict(["red"])
-    assert [registry.kind(ModelName(name, None, "1")) for name in ("notes", "birds")] == ["texts", "images"]
+    assert [registry.input_of(ModelName(name, None, "1")).kind for name in ("notes", "birds")] == ["texts", "images"]
+
+
+def test_the_column_that_was_trained_on_is_told_without_loading_the_model(store: MlflowStore, tmp_path: Path) -> None:
+    folder = make_text_package(tmp_path / "package", text_column="mail body")
+    version = register(store, folder, "notes")
+    assert json.loads((folder / "model.json").read_text(encoding="utf-8"))["text_column"] == "mail body"
+    answer = MlflowRegistry(store).input_of(ModelName("notes", None, version))
+    assert answer == ModelInput("texts", text_column="mail body")
 
 
 def test_an_example_of_the_other_kind_is_not_packaged(tmp_path: Path) -> None:

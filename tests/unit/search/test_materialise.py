@@ -29,7 +29,12 @@ def _killed(request: object, send: Callable[[Any], Any]) -> None:
 def stored(spec: TrialSpec, home: Path) -> StoredSplits:
     backbone = spec.hyperparameters.backbone
     prepared = Prepared(
-        spec.config, scan(spec.config.data), {backbone: depth_of(backbone)}, {backbone: spec.activations.data}, "same"
+        spec.config,
+        spec.config,
+        scan(spec.config.data),
+        {backbone: depth_of(backbone)},
+        {backbone: spec.activations.data},
+        "same",
     )
     study = Study.open(home, spec.study, spec.config, prepared.depths, prepared.fingerprint)
     return store_activations(prepared, study, home)[backbone]

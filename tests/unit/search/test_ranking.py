@@ -1,6 +1,7 @@
 """Backbones are probed on what they know before any is trained."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,10 @@ import torch
 from torchvision.models import get_model
 
 from thawline.backbones import depth_of
-from thawline.config import SearchConfig
+from thawline.config import DataConfig, SearchConfig, SearchSpace
 from thawline.data import scan
-from thawline.search import Prepared, prepare_inputs, rank_backbones, with_best_backbones
-from thawline.search.space import default_points
+from thawline.exceptions import StudyError
+from thawline.search import Prepared, Study, prepare_inputs, rank_backbones
 
 BLIND, SEEING = "squeezenet1_1", "mobilenet_v3_small"
 
@@ -39,25 +40,30 @@ def make_prepared(pictures: Path, blind: Path, own_home: Path) -> Callable[..., 
         )
         manifest = scan(config.data)
         depths = {name: depth_of(name) for name in config.backbones}
-        return Prepared(config, manifest, depths, prepare_inputs(config, manifest, own_home), "same")
+        inputs = prepare_inputs(config, manifest, own_home)
+        return Prepared(config, config, manifest, depths, inputs, config.fingerprint(manifest.digest))
 
     return make
+
+
+def opened(prepared: Prepared, home: Path, ranking: dict[str, float] | None = None) -> Study:
+    return Study.open(home, prepared.study, prepared.config, prepared.depths, prepared.fingerprint, ranking)
 
 
 def test_a_backbone_that_tells_the_classes_apart_comes_before_one_that_is_blind(
     make_prepared: Callable[..., Prepared], own_home: Path
 ) -> None:
     prepared = make_prepared()
-    probes = rank_backbones(prepared, own_home)
-    assert [probe.backbone for probe in probes] == [SEEING, BLIND]
-    assert probes[0].value > 0.7
-    assert probes[1].value == 0.5, "by chance"
-    ranked = with_best_backbones(prepared, probes)
-    assert ranked.config.backbones == (SEEING, BLIND)
-    points = default_points(ranked.config, ranked.depths)
-    assert [point["backbone"] for point in points] == [SEEING, BLIND], "the best is tried first"
-    assert points[0][f"freeze_depth:{SEEING}"] == depth_of(SEEING)
-    assert points[1][f"freeze_depth:{BLIND}"] == 3, "within the range of its own"
+    ranking = rank_backbones(prepared, own_home)
+    assert list(ranking) == [SEEING, BLIND]
+    assert ranking[SEEING] > 0.7
+    assert ranking[BLIND] == 0.5, "by chance"
+    study = opened(prepared, own_home, ranking)
+    assert study.config.backbones == (SEEING, BLIND)
+    with study.held():
+        first, second = (asked.hyperparameters for asked in study.draw(2, trials=2))
+    assert (first.backbone, first.freeze_depth) == (SEEING, depth_of(SEEING)), "the best is tried first"
+    assert (second.backbone, second.freeze_depth) == (BLIND, 3), "within the range of its own"
 
 
 def test_only_so_many_are_kept_and_it_is_said_which_are_not(
@@ -65,30 +71,63 @@ def test_only_so_many_are_kept_and_it_is_said_which_are_not(
 ) -> None:
     prepared = make_prepared(keep_backbones=1)
     with caplog.at_level("INFO"):
-        ranked = with_best_backbones(prepared, rank_backbones(prepared, own_home))
-    assert ranked.config.backbones == (SEEING,)
+        ranking = rank_backbones(prepared, own_home)
     assert f"by the accuracy of a linear probe on their frozen features: {SEEING} 0." in caplog.text
     assert f"not searched, as study.keep_backbones=1: {BLIND}" in caplog.text
+    study = opened(prepared, own_home, ranking)
+    assert study.config.backbones == (SEEING,)
+    with study.held():
+        assert {asked.hyperparameters.backbone for asked in study.draw(6, trials=6)} == {SEEING}
 
 
-def test_a_study_that_goes_on_keeps_the_ranking_it_was_begun_with(
+def test_what_is_named_as_a_point_to_try_is_kept(make_prepared: Callable[..., Prepared], own_home: Path) -> None:
+    prepared = make_prepared(keep_backbones=1, enqueue=[{"backbone": BLIND, "freeze_depth": 2}])
+    study = opened(prepared, own_home, {SEEING: 0.9, BLIND: 0.5})
+    assert study.config.backbones == (SEEING, BLIND)
+    with study.held():
+        (first,) = study.draw(1, trials=1)
+    assert (first.hyperparameters.backbone, first.hyperparameters.freeze_depth) == (BLIND, 2)
+
+
+def test_a_study_goes_on_with_the_ranking_it_was_begun_with_wherever_it_is_opened(
     make_prepared: Callable[..., Prepared], own_home: Path
 ) -> None:
-    first = rank_backbones(make_prepared(), own_home)
     prepared = make_prepared()
+    with (study := opened(prepared, own_home, {BLIND: 0.9, SEEING: 0.5})).held():
+        study.draw(3, trials=8)
     for path in prepared.inputs.values():
-        path.unlink()  # nothing could be computed now
-    assert rank_backbones(prepared, own_home) == first
+        path.unlink()  # nothing could be probed now
+    assert rank_backbones(prepared, own_home) == {BLIND: 0.9, SEEING: 0.5}
+    another = opened(prepared, own_home, {SEEING: 0.9, BLIND: 0.5})  # as another machine may have come to
+    assert another.config.backbones == (BLIND, SEEING)
+    with another.held():
+        assert len(another.draw(5, trials=8)) == 5
+
+
+def test_another_number_of_backbones_is_another_study(make_prepared: Callable[..., Prepared], own_home: Path) -> None:
+    opened(make_prepared(keep_backbones=1), own_home, {SEEING: 0.9, BLIND: 0.5})
+    with pytest.raises(StudyError, match=r"was made with study\.keep_backbones=1"):
+        opened(make_prepared(keep_backbones=2), own_home, {SEEING: 0.9, BLIND: 0.5})
 
 
 def test_the_smallest_loss_is_the_best(make_prepared: Callable[..., Prepared], own_home: Path) -> None:
-    probes = rank_backbones(make_prepared(metric="loss"), own_home)
-    assert [probe.backbone for probe in probes] == [SEEING, BLIND]
-    assert probes[0].value < 0.69 < probes[1].value, "the logarithm of 2 is chance"
+    ranking = rank_backbones(make_prepared(metric="loss"), own_home)
+    assert list(ranking) == [SEEING, BLIND]
+    assert ranking[SEEING] < 0.69 < ranking[BLIND], "the logarithm of 2 is chance"
 
 
 def test_a_single_backbone_is_not_probed(make_prepared: Callable[..., Prepared], own_home: Path) -> None:
-    prepared = make_prepared(keep_backbones=1)
-    alone = with_best_backbones(prepared, rank_backbones(prepared, own_home))
-    assert rank_backbones(alone, own_home) == ()
-    assert with_best_backbones(alone, ()) is alone
+    prepared = make_prepared()
+    alone = SearchConfig.build(
+        prepared.config.model_dump(), {"space": {"backbone": None}, "backbone": {"weights": "none"}}
+    )
+    assert rank_backbones(replace(prepared, config=alone), own_home) == {}
+
+
+def test_the_sampler_of_several_backbones_models_what_belongs_to_one(pictures: Path) -> None:
+    data, several = {"path": str(pictures)}, {"backbone": [BLIND, SEEING]}
+    assert SearchConfig.build({"data": data, "space": several}).study.sampler == "TPESampler"
+    assert SearchConfig(data=DataConfig(path=pictures), space=SearchSpace(**several)).study.sampler == "TPESampler"
+    chosen = SearchConfig.build({"data": data, "space": several, "study": {"sampler": "RandomSampler"}})
+    assert chosen.study.sampler == "RandomSampler"
+    assert SearchConfig.build({"data": data, "space": {"backbone": [SEEING]}}).study.sampler == "GPSampler"

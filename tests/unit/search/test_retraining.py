@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from tiny_networks import write_tiny
 
 from thawline.config import SearchConfig
 from thawline.data import Manifest
-from thawline.exceptions import DataError, StudyError
+from thawline.exceptions import ConfigError, DataError, StudyError
 from thawline.search import retraining
 from thawline.search.prepare import complete
 from thawline.search.retraining import (
@@ -56,23 +57,25 @@ def add_version(
     verdict: str | None = "promote",
     champion: bool = True,
     hyperparameters: dict[str, str] = CHAMPION,
+    model: str = "birds",
+    recorded: dict[str, Any] | None = None,
 ) -> str:
     """What a search leaves in the registry."""
     client = store.client
     study = client.create_run(store.experiment_id).info.run_id
-    client.log_text(study, yaml.safe_dump(config.model_dump(mode="json")), "config.yaml")
+    client.log_text(study, yaml.safe_dump(recorded or config.model_dump(mode="json")), "config.yaml")
     lines = [",".join(hyperparameters), ",".join(hyperparameters.values())]
     client.log_text(study, "\n".join(lines), "leaderboard.csv")
     trial = client.create_run(store.experiment_id, tags={"mlflow.parentRunId": study}).info.run_id
     if not client.search_registered_models():
-        client.create_registered_model("birds")
+        client.create_registered_model(model)
     tags = {"thawline.data_digest": digest, "thawline.trial": "7", "thawline.study": "s"}
     if verdict is not None:
         tags["thawline.verdict"] = verdict
-    version = str(client.create_model_version("birds", f"runs:/{trial}/model", trial, tags=tags).version)
-    client.set_registered_model_alias("birds", "challenger", version)
+    version = str(client.create_model_version(model, f"runs:/{trial}/model", trial, tags=tags).version)
+    client.set_registered_model_alias(model, "challenger", version)
     if champion:
-        client.set_registered_model_alias("birds", "champion", version)
+        client.set_registered_model_alias(model, "champion", version)
     return version
 
 
@@ -195,8 +198,27 @@ def test_links_that_lead_back_end_and_a_missing_folder_is_named(
     (images / "b" / "nowhere.png").symlink_to(images / "missing.png")
     read_changes(config_of({"data": {"max_bad_fraction": 0.5}}, path=images), own_home)
     assert len(reads) == 1
-    with pytest.raises(DataError, match=r"Cannot read the folder .*none: No such file"):
+    with pytest.raises(DataError, match=r"Cannot read .*none: No such file"):
         read_changes(config_of(path=images / "none"), own_home)
+
+
+def test_a_table_of_texts_is_read_again_when_a_line_was_added_and_its_model_has_its_name(
+    tmp_path: Path, own_home: Path, store: MlflowStore, reads: list[SearchConfig]
+) -> None:
+    table = tmp_path / "sms.tsv"
+    table.write_text("label\ttext\n" + "".join(f"{'ab'[n % 2]}\tmessage number {n}\n" for n in range(60)))
+    encoder = write_tiny("bert", tmp_path / "bert", weights=False)
+    config = config_of({"backbone": {"name": f"hf:{encoder}"}}, path=table)
+    first = read_changes(config, own_home)
+    assert model_of(config) == complete(config, first)[0].promotion.model == "sms"
+    add_version(store, config, digest=first.digest, model="sms")
+    again = plan_retraining(config, read_changes(config, own_home), own_home)
+    assert str(again.reason).startswith("nothing has changed since sms version 1")
+    assert len(reads) == 1
+    with table.open("a") as lines:
+        lines.write("a\tone more\n")
+    assert plan_retraining(config, read_changes(config, own_home), own_home).reason is None
+    assert len(reads) == 2
 
 
 def test_nothing_changed_since_the_last_verdict_is_a_reason_to_train_nothing(store: MlflowStore) -> None:
@@ -237,6 +259,11 @@ def test_a_version_that_was_never_judged_is_no_reason_and_its_study_is_gone_on_w
     plan = plan_retraining(config_of(), manifest_of(OLD), store.home)
     assert plan.reason is None
     assert plan.config.study.name == complete(config_of(), manifest_of(OLD))[0].study.name
+
+
+def test_settings_that_this_version_of_thawline_does_not_read_are_another_recipe(store: MlflowStore) -> None:
+    add_version(store, config_of(), recorded={"train": {"augmentation": "fresh"}})
+    assert plan_retraining(config_of(), manifest_of(OLD), store.home).reason is None
 
 
 def test_data_that_went_back_to_what_it_was_is_judged_again(store: MlflowStore) -> None:
@@ -328,6 +355,37 @@ def test_a_narrowed_space_lies_around_the_champion_and_within_the_recipes(store:
         assert config.space.learning_rate == pytest.approx(rates)
         (point,) = config.study.enqueue
         assert point_of(point, config, DEPTHS) == {"freeze_depth": 4, "learning_rate": 0.002}
+
+
+def test_points_of_the_recipe_go_into_the_narrowed_space_where_they_lie_in_it(
+    store: MlflowStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_version(store, config_of())
+    of_champion = {"backbone": "resnet18", "freeze_depth": 3, "learning_rate": 0.001}
+    of_any = {"learning_rate": 0.004}
+    of_another = {"backbone": "mobilenet_v3_small", "freeze_depth": 3}
+    too_deep, too_fast = {"backbone": "resnet18", "freeze_depth": 1}, {"learning_rate": 0.01}
+    settings = {
+        "space": {"backbone": ["mobilenet_v3_small", "resnet18"]},
+        "study": {"enqueue": [of_champion, of_another, of_any, too_deep, too_fast]},
+    }
+    with caplog.at_level("INFO"):
+        config = plan_retraining(
+            config_of(settings, {"retrain": {"narrow": True}}), manifest_of(NEW), store.home
+        ).config
+    assert config.study.enqueue[1:] == ({"freeze_depth": 3, "learning_rate": 0.001}, of_any)
+    assert "study.enqueue: 3 of 5 points are not near the champion: left out" in caplog.text
+    for point in config.study.enqueue:
+        point_of(point, config, DEPTHS)
+    wide = plan_retraining(config_of(settings), manifest_of(NEW), store.home).config
+    assert len(wide.study.enqueue) == 6, "all of them, and the champion's"
+
+
+def test_a_mistake_in_a_point_is_not_taken_for_one_that_is_far_from_the_champion(store: MlflowStore) -> None:
+    add_version(store, config_of())
+    recipe = config_of({"study": {"enqueue": [{"freeze_depth": 99}]}, "retrain": {"narrow": True}})
+    with pytest.raises(ConfigError, match=r"study\.enqueue: .*freeze_depth"):
+        plan_retraining(recipe, manifest_of(NEW), store.home)
 
 
 def test_a_study_with_a_name_of_its_own_gets_another_for_other_data(store: MlflowStore) -> None:

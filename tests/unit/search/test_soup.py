@@ -1,6 +1,7 @@
 """A soup is used where it wins on validation, and nowhere else."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from thawline.data import scan
+from thawline.reports import StudyReport
 from thawline.search import winner
 from thawline.search.prepare import Prepared
 from thawline.search.recorder import Recorder
@@ -17,6 +19,7 @@ from thawline.search.soup import Weights, greedy_soup, kept_soup, make_soup
 from thawline.search.study import Study
 from thawline.search.trial import TrialResult, TrialSpec, build_backbone, run_trial
 from thawline.search.winner import conclude, judge_best, restore
+from thawline.study_report import publish_report
 from thawline.tracking import MlflowStore
 from thawline.training import Checkpoint, CheckpointFolder, Decision, load_checkpoint, load_model
 
@@ -126,7 +129,7 @@ def searched(make_spec: Callable[..., TrialSpec], store: MlflowStore, own_home: 
             result = TrialResult(number, "complete", 1 - shown[number], 4, 4, 1.0, "", trained.run_id, where)
             study.tell(result)
         files = {spec.hyperparameters.backbone: spec.activations.data}
-        prepared = Prepared(config, scan(config.data), {spec.hyperparameters.backbone: DEPTH}, files, "f")
+        prepared = Prepared(config, config, scan(config.data), {spec.hyperparameters.backbone: DEPTH}, files, "f")
         return Searched(spec, prepared, study, learned.model)
 
     return make
@@ -227,6 +230,27 @@ def test_the_outcome_and_the_version_say_what_came_of_the_soup(
     assert line in outcome.as_markdown()
     torch.testing.assert_close(packaged[0]["classifier.3.weight"], made.learned["classifier.3.weight"])
     assert (again.soup, len(packaged)) == (outcome.soup, 1), "nothing is packaged twice"
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_report_shows_no_other_network_than_the_soup_that_was_registered(
+    searched: Callable[..., Searched], own_home: Path, gone: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = searched(1.0, -1.0)
+    recorder = Recorder.connect(made.prepared.config, own_home)
+    with made.study.held(), recorder.study_run(made.prepared, made.study):
+        outcome = conclude(
+            made.prepared, made.study, recorder, judge_best(made.prepared, made.study, recorder, own_home)
+        )
+        if gone:  # as where another machine has concluded the study
+            shutil.rmtree(own_home / "studies" / made.prepared.study / "soup")
+        page = publish_report(made.prepared, made.study, recorder, outcome)
+    assert page is not None
+    report = StudyReport.from_json(page.with_name("report.json").read_text())
+    assert report.test is not None
+    assert bool(report.explanations) is not gone
+    lacking = f"lacks its explanations, graph and features: {outcome.model}/{outcome.promotion.version} is an average"
+    assert (lacking in caplog.text) is gone
 
 
 def test_without_the_setting_nothing_is_tried(searched: Callable[..., Searched], own_home: Path) -> None:

@@ -161,6 +161,20 @@ def test_no_trial_is_pruned_before_eight_have_run_to_their_end(own_home: Path) -
     assert not any(study.report(bad.number, epoch(number, 0.1)) for number in (1, 2, 3))
 
 
+def test_a_trial_is_not_pruned_while_something_is_still_to_be_thawed(own_home: Path) -> None:
+    study = open_study(own_home, space={"freeze_depth": [2, 2]})
+    for _ in range(8):
+        complete(study, 0.9)
+
+    def reported(trial: int, number: int, depth: int) -> bool:
+        result = epoch(number, 0.1)
+        return study.report(trial, EpochResult(number, {**result.metrics, "train/freeze_depth": depth}, 0))
+
+    gradual, static = ask(study).number, ask(study).number
+    assert [reported(gradual, number, depth) for number, depth in ((1, 5), (2, 4), (3, 3))] == [False, False, False]
+    assert [reported(static, number, 2) for number in (1, 2)] == [False, True]
+
+
 def test_a_trial_is_never_pruned_after_its_last_epoch(own_home: Path) -> None:
     study = open_study(own_home)
     for value in (0.8, 0.82, 0.84, 0.86) * 2:

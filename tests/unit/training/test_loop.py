@@ -96,7 +96,7 @@ def test_frozen_groups_keep_every_parameter_and_buffer_and_free_ones_change(
 
 def test_the_metrics_that_people_compare_are_all_there(train: Any) -> None:
     _, result = train()
-    expected = {"train/loss", "train/accuracy", "train/gradient_norm", "train/learning_rate", "train/images_per_second"}
+    expected = {"train/loss", "train/accuracy", "train/gradient_norm", "train/learning_rate", "train/rows_per_second"}
     expected |= {f"val/{name}" for name in ("loss", "accuracy", "balanced_accuracy", "macro_f1")}
     assert expected <= set(result.history[0].metrics)
     assert "val/top5_accuracy" not in result.history[0].metrics, "top-5 of three classes means nothing"

@@ -14,6 +14,7 @@ from torch import Tensor
 from thawline.backbones import Backbone, section
 from thawline.config import SearchConfig, TrainConfig
 from thawline.exceptions import ConfigError
+from thawline.search import check_backbones
 from thawline.training import (
     CheckpointFolder,
     Decision,
@@ -28,7 +29,7 @@ from thawline.training import (
     runtime_for,
     set_up_process,
 )
-from thawline.training.mixing import Mixing
+from thawline.training.mixing import Mixing, depths_without_places
 
 CONFIG = TrainConfig(epochs=3, batch_size=8, device="cpu", exact=True, mixup=0.4, cutmix=1.0)
 PLAIN = CONFIG.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
@@ -214,9 +215,14 @@ def test_while_more_and_more_is_thawed_each_epoch_is_mixed_behind_what_it_freeze
         torch.testing.assert_close(stored[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("batch", [3, 8, 14])
-def test_a_mixed_epoch_that_was_left_goes_on_with_the_same_bits(train: Any, batch: int) -> None:
-    whole, _ = train(folder="whole")
+@pytest.mark.parametrize(
+    ("policy", "batch"),
+    [("static", 3), ("static", 8), ("static", 14), ("gradual", 3), ("gradual", 14), ("gradual", 27)],
+)
+def test_a_mixed_epoch_that_was_left_goes_on_with_the_same_bits(train: Any, policy: str, batch: int) -> None:
+    """Twelve batches an epoch. Under ``gradual`` each epoch mixes behind another layer group."""
+    whole, result = train(policy=policy, folder="whole")
+    assert len({epoch.metrics["train/freeze_depth"] for epoch in result.history}) == (3 if policy == "gradual" else 1)
     seen: list[int] = []
 
     def leave() -> bool:
@@ -224,8 +230,8 @@ def test_a_mixed_epoch_that_was_left_goes_on_with_the_same_bits(train: Any, batc
         return len(seen) >= batch
 
     with pytest.raises(Interrupted):
-        train(folder="left", on_batch=leave)
-    resumed, _ = train(folder="left")
+        train(policy=policy, folder="left", on_batch=leave)
+    resumed, _ = train(policy=policy, folder="left")
     assert same(whole, resumed)
 
 
@@ -262,6 +268,28 @@ def test_heads_together_are_mixed_as_each_would_be_alone(
         for one, other in zip(result.history, alone.history, strict=True):
             for name in ("train/loss", "train/accuracy", "val/loss"):
                 assert one.metrics[name] == pytest.approx(other.metrics[name], rel=1e-4)
+
+
+def test_cutmix_has_places_as_long_as_there_are_height_and_width(make_backbone: Any) -> None:
+    backbone = make_backbone()
+    assert depths_without_places(backbone) == [3]
+    behind_two: Tensor = section(backbone, 0, 2)(torch.rand(8, 3, 12, 12))
+    cut = Mixing(cutmix=1.0).apply(behind_two.detach(), numbered()[1], 0, 0).batch
+    assert bool((cut == behind_two).flatten(1).any(1).all()), "places of its own are left as they were"
+
+
+def test_the_search_says_at_its_beginning_where_cutmix_mixes_as_mixup_does(caplog: pytest.LogCaptureFixture) -> None:
+    def notes(**train: Any) -> list[str]:
+        caplog.clear()
+        recipe = {"backbone": {"weights": "none"}, "space": {"backbone": {"squeezenet1_1": None, "vit_b_16": [0, 2]}}}
+        with caplog.at_level("INFO", "thawline"):
+            depths = check_backbones(SearchConfig.build({"data": {"path": "x"}, "train": train}, recipe))
+        assert depths["squeezenet1_1"] > 2 < depths["vit_b_16"]
+        return [record.getMessage() for record in caplog.records if "cutmix" in record.getMessage()]
+
+    why = "cutmix mixes as mixup does: what its layer groups give there has no height and width"
+    assert notes(cutmix=1.0) == [f"vit_b_16: at freeze depth 1, 2 {why}"], "squeezenet's head begins with places"
+    assert notes(mixup=0.2) == []
 
 
 def test_a_batch_of_one_image_cannot_be_mixed() -> None:

@@ -91,7 +91,7 @@ def test_losses_and_checkpoints_are_the_same_with_and_without_an_observer(
     _, watched = train(watching(seen.append, details=True), folder="watched", **options)
     assert [len(observation.gradients) for observation in seen] == [4 - depth] * 2, "it was observed"
     for one, other in zip(plain.history, watched.history, strict=True):
-        timed = {"time/epoch_seconds", "train/images_per_second"}
+        timed = {"time/epoch_seconds", "train/rows_per_second"}
         assert {k: v for k, v in one.metrics.items() if k not in timed} == {
             k: v for k, v in other.metrics.items() if k not in timed
         }
@@ -182,8 +182,8 @@ def test_every_kind_of_network_has_the_same_loss_and_gradients_while_it_is_obser
     backbone = backbones.create(name, num_classes=3, weights="none", image_size=size)
     depth = len(backbone.layer_groups) - thawed
     nn.init.normal_(backbone.module.get_parameter(backbone.head.tensors[0]), std=0.02)  # a ViT's is all zeros
-    freeze_to(backbone, depth)
-    train_mode(backbone, depth)
+    freeze_to(backbone, depth, batch_norm="train_all")
+    train_mode(backbone, depth, batch_norm="train_all")
     random = torch.Generator().manual_seed(0)
     images, labels = torch.randn(4, 3, size, size, generator=random), torch.tensor([0, 1, 2, 0])
     seen: list[Observation] = []
@@ -199,7 +199,7 @@ def test_every_kind_of_network_has_the_same_loss_and_gradients_while_it_is_obser
 @pytest.mark.parametrize("scaled", [False, True])
 def test_the_norms_are_those_of_the_gradients_at_the_borders_of_the_groups(make_backbone: Any, scaled: bool) -> None:
     backbone = make_backbone()
-    freeze_to(backbone, 0)
+    freeze_to(backbone, 0, batch_norm="train_all")
     backbone.module.eval()
     images, labels = torch.randn(6, 3, 12, 12, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
     seen: list[Observation] = []
@@ -260,8 +260,8 @@ def test_histograms_count_the_weights_after_and_the_gradients_before_the_last_st
 def test_histograms_of_a_large_group_are_counted_from_a_sample() -> None:
     backbone = backbones.create("mobilenet_v3_small", num_classes=3, weights="none", image_size=32)
     backbone.module.to(memory_format=torch.channels_last)
-    freeze_to(backbone, 5)
-    train_mode(backbone, 5)
+    freeze_to(backbone, 5, batch_norm="train_all")
+    train_mode(backbone, 5, batch_norm="train_all")
     seen: list[Observation] = []
     one_step(backbone, torch.randn(2, 3, 32, 32), torch.tensor([0, 1]), watching(seen.append, details=True))
     name = backbone.layer_groups[5].name

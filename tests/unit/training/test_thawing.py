@@ -43,7 +43,8 @@ CONFIG = TrainConfig(epochs=6, batch_size=8, device="cpu", label_smoothing=0.0)
 POLICIES = {
     "static": {},
     "gradual": {},
-    "on plateau": {"thaw_patience": 1},
+    "on plateau": {"thaw_patience": 1, "thaw_fraction": 0.8},
+    "at given epochs": {"thaw_epochs": (2, 4)},
     "lp_ft": {"thaw_fraction": 0.34},
 }
 """By name, what the configuration says beside the policy."""
@@ -54,8 +55,26 @@ def epoch(number: int, value: float = 0.5) -> EpochResult:
 
 
 def thawing(policy: Any = "gradual", *, depth: int = 0, epochs: int = 8, metric: str = "accuracy", **more: Any) -> Any:
-    options = {"deepest": DEEPEST, "fraction": 0.5, "patience": None, **more}
+    options = {"deepest": DEEPEST, "fraction": 0.5, **more}
     return Thawing(policy=policy, freeze_depth=depth, epochs=epochs, metric=metric, **options)
+
+
+@pytest.mark.parametrize(
+    ("at", "depth", "expected"),
+    [
+        ((2, 4, 6), 0, [3, 2, 2, 1, 1, 0, 0]),
+        ((3, 5), 0, [3, 3, 2, 2, 0, 0, 0]),
+        ((4,), 1, [3, 3, 3, 1, 1, 1, 1]),
+        ((2, 3, 7), 2, [3, 2, 2, 2, 2, 2, 2]),
+        ((2, 3, 4), 3, [3, 3, 3, 3, 3, 3, 3]),
+    ],
+)
+def test_at_each_epoch_that_is_given_a_group_is_thawed_and_at_the_last_all_that_are_left(
+    at: tuple[int, ...], depth: int, expected: list[int]
+) -> None:
+    history = [epoch(number) for number in range(1, 7)]
+    assert thawing(depth=depth, epochs=7, at=at).depths(history) == expected
+    assert thawing("lp_ft", depth=depth, epochs=7, at=at).depths(history) == [3] * 4 + [depth] * 3, "no matter of its"
 
 
 @pytest.mark.parametrize(
@@ -83,10 +102,29 @@ def test_each_policy_comes_to_its_freeze_depth_by_the_epoch_that_it_names(
 def test_on_a_plateau_one_group_is_thawed_at_a_time_and_progress_postpones_it() -> None:
     values = [0.5, 0.6, 0.6, 0.6, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7]
     history = [epoch(number, value) for number, value in enumerate(values, 1)]
-    assert thawing(patience=2).depths(history) == [3, 3, 3, 3, 2, 2, 2, 1, 1, 0, 0]
+    expected = [3, 3, 3, 3, 2, 2, 2, 1, 1, 0, 0]
+    assert thawing(epochs=40, patience=2).depths(history) == expected
     falling = [epoch(number, 1 - value) for number, value in enumerate(values, 1)]
-    assert thawing(patience=2, metric="loss").depths(falling) == thawing(patience=2).depths(history)
-    assert thawing(depth=2, patience=2).depths(history) == [3, 3, 3, 3, 2, 2, 2, 2, 2, 2, 2]
+    assert thawing(epochs=40, patience=2, metric="loss").depths(falling) == expected
+    assert thawing(epochs=40, depth=2, patience=2).depths(history) == [3, 3, 3, 3, 2, 2, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+@pytest.mark.parametrize("epochs", [1, 2, 3, 8])
+def test_without_any_plateau_groups_are_thawed_evenly_so_that_every_trial_comes_to_its_depth(
+    depth: int, epochs: int
+) -> None:
+    rising = [epoch(number, number / 100) for number in range(1, epochs)]
+    depths = thawing(depth=depth, epochs=epochs, patience=2).depths(rising)
+    assert depths == thawing(depth=depth, epochs=epochs).depths(rising)
+    assert depths[-1] == depth
+
+
+def test_a_group_that_the_even_schedule_thaws_is_given_its_patience_too() -> None:
+    values = [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    history = [epoch(number, value) for number, value in enumerate(values, 1)]
+    assert thawing(epochs=16).depths(history) == [3, 3, 3, 2, 2, 2, 1, 1]
+    assert thawing(epochs=16, patience=3).depths(history) == [3, 3, 3, 2, 2, 2, 1, 1], "3 + 3, not 1 + 3"
 
 
 def test_training_is_not_stopped_early_before_all_is_thawed_and_has_had_its_time() -> None:
@@ -117,13 +155,15 @@ class Trained:
         layer_decay: float = 1.0,
         batch_norm: Any = "train_all",
         learning_rate: float = 1e-2,
+        accumulation: int = 1,
+        stored: bool = False,
         observer: Observer | None = None,
         **more: Any,
     ) -> tuple[Backbone, FitResult]:
         set_up_process(threads=1, seed=0)
         config = CONFIG.model_copy(update={**POLICIES[policy], **more})
         backbone = self.make_backbone()
-        kind: Any = "gradual" if policy == "on plateau" else policy
+        kind: Any = policy if policy in {"static", "lp_ft"} else "gradual"
         hyperparameters = Hyperparameters(
             "tiny", depth, learning_rate, 0.01, 1.0, optimizer, kind, layer_decay, batch_norm
         )
@@ -132,15 +172,22 @@ class Trained:
             look(backbone, result)
             return Decision.CONTINUE
 
+        def usual(depth: int) -> tuple[Inputs, Inputs]:
+            train, validation = self.images(60), self.images(30)
+            if stored and depth:
+                return Features(backbone, train, depth), Features(backbone, validation, depth)
+            return train, validation
+
         result = fit(
             backbone,
-            inputs(backbone) if inputs else lambda depth: (self.images(60), self.images(30)),
+            inputs(backbone) if inputs else usual,
             hyperparameters=hyperparameters,
             config=config,
             metric="accuracy",
             runtime=runtime_for(config),
             checkpoints=CheckpointFolder(self.folder / folder, keep=2, maximise=True),
             seed=0,
+            accumulation=accumulation,
             on_epoch=on_epoch,
             on_batch=on_batch,
             observer=observer,
@@ -301,8 +348,10 @@ def killing(after: int) -> Callable[[Backbone, EpochResult], None]:
 RESUMED = [
     ("gradual", {"layer_decay": 0.5}),
     ("gradual", {"optimizer": "sgd", "batch_norm": "frozen_eval", "ema": 0.9}),
+    ("gradual", {"mixup": 0.4, "stored": True, "accumulation": 2}),
     ("on plateau", {"epochs": 8}),
     ("lp_ft", {"ema": 0.9}),
+    ("static", {"ema": 0.9, "depth": 1}),
 ]
 
 
@@ -312,7 +361,7 @@ def test_killed_after_any_epoch_it_ends_with_the_weights_of_one_that_was_not(
 ) -> None:
     whole, expected = train(policy, folder="whole", **options)
     depths = [each.metrics["train/freeze_depth"] for each in expected.history]
-    assert depths[0] == DEEPEST > depths[-1]
+    assert (depths[0] == DEEPEST > depths[-1]) == (policy != "static")
     for after in range(1, len(depths)):
         with pytest.raises(Killed):
             train(policy, folder=f"killed-{after}", look=killing(after), **options)
@@ -322,13 +371,19 @@ def test_killed_after_any_epoch_it_ends_with_the_weights_of_one_that_was_not(
             assert [e.metrics[name] for e in result.history] == [e.metrics[name] for e in expected.history]
 
 
-@pytest.mark.parametrize(("policy", "options"), RESUMED)
+LEFT_AT = (1, 3, 8, 10)
+"""Of the eight batches of training and four of validation of an epoch: the first, one within, the last, and one of
+validation. They take turns, each case beginning with another."""
+
+
+@pytest.mark.parametrize(("turn", "policy", "options"), [(turn, *case) for turn, case in enumerate(RESUMED)])
 def test_left_within_any_epoch_it_ends_with_the_weights_of_one_that_went_on(
-    train: Trained, policy: str, options: dict[str, Any]
+    train: Trained, turn: int, policy: str, options: dict[str, Any]
 ) -> None:
-    """Eight batches of training and four of validation an epoch."""
     whole, expected = train(policy, folder="whole", **options)
-    for leave_at in range(3, 12 * len(expected.history), 12):
+    *epochs, last = range(len(expected.history))
+    points = [12 * number + LEFT_AT[(number + turn) % len(LEFT_AT)] for number in epochs]
+    for leave_at in (*points, 12 * last + 3):
         seen: list[int] = []
 
         def on_batch(seen: list[int] = seen, leave_at: int = leave_at) -> bool:

@@ -1,0 +1,69 @@
+"""A version is judged again by the settings of its study, or, where they cannot be read, by the defaults."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from thawline.config import PromotionConfig
+from thawline.exceptions import ConfigError
+from thawline.registry import MlflowRegistry
+from thawline.search.challenger import Challenger, open_challenger
+from thawline.search.recorded import recorded_config
+from thawline.tracking import MlflowStore
+
+OWN: dict[str, Any] = {"data": {"path": "birds"}, "promotion": {"minimum_gain": 0.25}}
+EARLIER: dict[str, Any] = {**OWN, "train": {"augmentation": "fresh"}}
+
+
+def add_version(store: MlflowStore, settings: str | None) -> None:
+    """A version of ``birds`` whose study recorded these settings."""
+    client = store.client
+    study = client.create_run(store.experiment_id).info.run_id
+    if settings is not None:
+        client.log_text(study, settings, "config.yaml")
+    trial = client.create_run(store.experiment_id, tags={"mlflow.parentRunId": study}).info.run_id
+    client.create_registered_model("birds")
+    client.create_model_version("birds", f"runs:/{trial}/model", trial)
+
+
+@pytest.fixture
+def others(tmp_path: Path) -> Path:
+    """Labelled files, which are not opened yet."""
+    for name in ("ab", "cd"):
+        (tmp_path / "others" / name).mkdir(parents=True)
+        (tmp_path / "others" / name / "1.png").touch()
+    return tmp_path / "others"
+
+
+def opened(store: MlflowStore, data: Path | None) -> Challenger:
+    return open_challenger("birds", version=None, data=data, approve=None, tracking_uri=None, home=store.home)
+
+
+def test_the_thresholds_are_those_of_the_study(store: MlflowStore, others: Path) -> None:
+    add_version(store, yaml.safe_dump(OWN))
+    challenger = opened(store, others)
+    assert challenger.rules.minimum_gain == 0.25 != PromotionConfig().minimum_gain
+    assert list(challenger.test.labels) == ["ab", "cd"]
+
+
+@pytest.mark.parametrize("settings", [yaml.safe_dump(EARLIER), "train: [", "no settings"])
+def test_settings_of_an_earlier_version_of_thawline_are_named_and_with_data_the_default_thresholds_hold(
+    settings: str, store: MlflowStore, others: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_version(store, settings)
+    with pytest.raises(
+        ConfigError, match=r"birds/1 was run with settings that this version .*(?s:.*)--data"
+    ) as refused:
+        opened(store, None)
+    assert ("train.augmentation" in str(refused.value)) == ("fresh" in settings)
+    challenger = opened(store, others)
+    assert challenger.rules == PromotionConfig()
+    assert list(challenger.test.labels) == ["ab", "cd"]
+    assert "The default thresholds hold." in caplog.text
+
+
+def test_what_was_not_recorded_is_no_mistake(store: MlflowStore) -> None:
+    add_version(store, None)
+    assert recorded_config(MlflowRegistry(store), "birds", "1") is None

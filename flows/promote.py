@@ -32,8 +32,8 @@ def promote(
     Args:
         model: name of the registered model.
         version: the challenger; by default the version with the alias ``challenger``, else the newest.
-        data: folder of labelled images, ``DATA/<class>/…``, or table of labelled texts; by default the test split of the
-            study that trained it.
+        data: folder of labelled images, ``DATA/<class>/…``, or table of labelled texts; by default the test split of
+            the study that trained it.
         approve: whether a person must agree first; by default as in that study, whose thresholds hold too.
         tracking_uri: where the registry is; by default as for a search.
 

@@ -127,7 +127,7 @@ def test_a_better_model_replaces_the_champion_under_load_an_equal_one_does_not_a
 
     scored = thawline("score", "shapes/2", data / "circle", "--out", tmp_path / "out.parquet", home=home)
     assert scored.code == 0, scored.err
-    assert "40 files scored by shapes version 2" in scored.out
+    assert "40 images scored by shapes version 2" in scored.out
 
 
 def test_what_cannot_be_served_is_said_at_once(tmp_path: Path, thawline: Callable[..., Any]) -> None:

@@ -114,7 +114,7 @@ def ask_prefect(client: dict[str, str], path: str, body: object = None) -> Any:
         except urllib.error.HTTPError as error:
             if error.code != 503 or time.monotonic() > deadline:
                 raise
-            time.sleep(1)
+            time.sleep(1)  # nothing tells when it has time again
 
 
 @contextmanager

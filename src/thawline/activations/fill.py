@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from thawline.activations.store import ActivationKey, ActivationStore, ActivationWriter
 from thawline.backbones import Backbone, section
 from thawline.exceptions import ActivationError
-from thawline.training import Inputs, Runtime, batches
+from thawline.training import Inputs, Runtime, batches, evaluation_order
 
 __all__ = ["fill"]
 
@@ -147,19 +147,20 @@ class _Pass:
 
     def _computed(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, list[tuple[int, Tensor]]]]:
         """The rows of each batch, and their activations at every boundary."""
-        parts = np.split(rows, range(self.batch_size, len(rows), self.batch_size))
+        parts = evaluation_order(self.inputs, self.batch_size, rows)
         for part, batch in batches(self.inputs, parts, self.epoch, self.runtime):
             yield part, self._through(batch)
 
     def _by_length(self, rows: np.ndarray, lengths: np.ndarray) -> list[tuple[int, Tensor]]:
         """The activations of a block of texts, computed in batches of alike lengths, and put back in order."""
-        order = rows[np.argsort(lengths[rows], kind="stable")]
+        computed: list[np.ndarray] = []
         texts: dict[int, list[Tensor]] = {}
-        for part, passed in self._computed(order):
+        for part, passed in self._computed(rows):
+            computed.append(part)
             for boundary, activations in passed:
                 sizes = lengths[part].tolist() if self._has_tokens(boundary) else [1] * len(part)
                 texts.setdefault(boundary, []).extend(torch.split(activations, sizes))
-        places = np.argsort(order)
+        places = np.argsort(np.concatenate(computed))
         return [(boundary, torch.cat([found[i] for i in places])) for boundary, found in texts.items()]
 
     def _write(self, passed: list[tuple[int, Tensor]]) -> None:

@@ -95,6 +95,7 @@ def create(
         BackboneError: if there is no such backbone, or it does not take images of that size; before anything expensive.
         WeightsError: if the weights cannot be had, are torn, or do not fit. Random weights are never a way out.
     """
+    _check_at_least_one(num_classes=num_classes, image_size=image_size)
     return (
         _known(name)
         .networks()
@@ -247,7 +248,14 @@ def preprocessing_of(
         BackboneError: if there is no such backbone, or ``image_size`` is not positive.
         WeightsError: if ``weights`` is ``starter`` and none are shipped for this backbone.
     """
+    _check_at_least_one(image_size=image_size)
     return _known(name).networks().preprocessing_of(name, weights=weights, image_size=image_size, max_length=max_length)
+
+
+def _check_at_least_one(**numbers: int | None) -> None:
+    for what, number in numbers.items():
+        if number is not None and number < 1:
+            raise BackboneError(f"`{what} >= 1` must hold, but got {what}={number}.")
 
 
 def _current_catalogue(library: Library) -> _catalogue.Catalogue | None:

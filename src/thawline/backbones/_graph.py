@@ -11,7 +11,8 @@ The idea of cutting at single live values comes from register allocation in comp
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ import torchvision
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["COUNT", "Step", "build_without_memory", "sizes_read_behind", "steps_of", "trace"]
+__all__ = ["COUNT", "Step", "build_without_memory", "seeded", "sizes_read_behind", "steps_of", "trace"]
 
 
 COUNT = "count"
@@ -57,6 +58,15 @@ def build_without_memory(builder: Callable[[], nn.Module]) -> nn.Module:
             with torch.device("meta"):
                 module = builder()
     return module.to("meta").eval()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw on the CPU from a seed for the time of the block; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would reach into the GPUs' generators too.
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 class _Held(fx.Proxy):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from thawline.backbones import networks
 from thawline.backbones._base import Backbone, BackboneInfo, Interpolation, LayerGroup, Preprocessing, TextPreprocessing
+from thawline.backbones._graph import seeded
 from thawline.backbones._registry import library_of, refuse_length
 from thawline.backbones._weights import digest_of, first_line, load_into
 from thawline.backbones._windows import example, learn_layout
@@ -169,8 +170,6 @@ def preprocessing_of(
             raise BackboneError(f"{name!r} takes texts, and so no image_size, but got image_size={image_size}.")
         return _text_preprocessing(name, max_length)
     refuse_length(name, max_length)
-    if image_size is not None and image_size < 1:
-        raise BackboneError(f"`image_size >= 1` must hold, but got image_size={image_size}.")
     return _image_preprocessing(name, image_size)
 
 
@@ -184,8 +183,6 @@ def create(
     seed: int = 0,
 ) -> Backbone:
     """See :func:`thawline.backbones.create`."""
-    if num_classes < 1:
-        raise BackboneError(f"`num_classes >= 1` must hold, but got num_classes={num_classes}.")
     check_weights(name, weights)
     preprocessing = preprocessing_of(name, weights=weights, image_size=image_size, max_length=max_length)
     architecture = _architecture(name, preprocessing, num_classes)
@@ -230,9 +227,7 @@ def _built(
 ) -> tuple[nn.Module, tuple[LayerGroup, ...], LayerGroup]:
     """The network with random weights, and how it is cut."""
     try:
-        # Not torch.manual_seed, which would reach into the GPUs' generators too.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             module = networks.build(architecture)
         _keep_unused_parameters_still(module, preprocessing)
         if isinstance(preprocessing, TextPreprocessing):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.data.config import resolve_data_config
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from thawline.backbones import networks
 from thawline.backbones._base import Backbone, BackboneInfo, LayerGroup, Preprocessing
-from thawline.backbones._graph import build_without_memory
+from thawline.backbones._graph import build_without_memory, seeded
 from thawline.backbones._groups import layer_groups_of, outputs_of
 from thawline.backbones._registry import refuse_length
 from thawline.backbones._weights import ALTERNATIVES, digest_of, first_line, load_into, read_file
@@ -48,8 +47,6 @@ def preprocessing_of(
         WeightsError: if ``weights`` is a folder that is not as timm's on the hub.
     """
     refuse_length(name, max_length)
-    if image_size is not None and image_size < 1:
-        raise BackboneError(f"`image_size >= 1` must hold, but got image_size={image_size}.")
     folder = _folder_of(weights)
     settings = _settings_in(folder, name) if folder else _config(name).to_dict()
     data = resolve_data_config({}, pretrained_cfg=settings)
@@ -81,16 +78,12 @@ def create(
     seed: int = 0,
 ) -> Backbone:
     """See :func:`thawline.backbones.create`."""
-    if num_classes < 1:
-        raise BackboneError(f"`num_classes >= 1` must hold, but got num_classes={num_classes}.")
     preprocessing = preprocessing_of(name, weights=weights, image_size=image_size, max_length=max_length)
     groups, head, _ = _cut_at(name, preprocessing.image_size)
     check_weights(name, weights)
 
     architecture = _architecture(name, preprocessing.image_size, num_classes)
-    # Not torch.manual_seed, which would reach into the GPUs' generators too.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         module = networks.build(architecture)
         if weights != "none":
             load_into(module, head.name, _pretrained(name, weights, preprocessing.image_size), repr(weights))

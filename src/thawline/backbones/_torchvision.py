@@ -9,7 +9,7 @@ from torchvision import models
 
 from thawline.backbones import networks
 from thawline.backbones._base import Backbone, BackboneInfo, LayerGroup, Preprocessing
-from thawline.backbones._graph import build_without_memory
+from thawline.backbones._graph import build_without_memory, seeded
 from thawline.backbones._groups import layer_groups_of, outputs_of
 from thawline.backbones._registry import refuse_length
 from thawline.backbones._weights import (
@@ -63,8 +63,6 @@ def preprocessing_of(
         mean, std = ([float(value) for value in metadata[key].split(",")] for key in ("mean", "std"))
         size, resize, interpolation = _STARTER_SIZE, _STARTER_SIZE, "bilinear"
     if image_size is not None:
-        if image_size < 1:
-            raise BackboneError(f"`image_size >= 1` must hold, but got image_size={image_size}.")
         size, resize = image_size, round(resize * image_size / size)
     return Preprocessing(size, resize, tuple(mean), tuple(std), interpolation)
 
@@ -79,8 +77,6 @@ def create(
     seed: int = 0,
 ) -> Backbone:
     """See :func:`thawline.backbones.create`."""
-    if num_classes < 1:
-        raise BackboneError(f"`num_classes >= 1` must hold, but got num_classes={num_classes}.")
     preprocessing = preprocessing_of(name, weights=weights, image_size=image_size, max_length=max_length)
     architecture = _architecture(name, preprocessing.image_size, num_classes)
     groups, head, _ = _cut(name)
@@ -88,9 +84,7 @@ def create(
         _check_size(name, preprocessing.image_size)
 
     state = None if weights == "none" else read_weights(name, weights, models.get_model_weights(name).DEFAULT)
-    # Not torch.manual_seed, which would reach into the GPUs' generators too.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         module = networks.build(architecture)
     if state is not None:
         load_into(module, head.name, state, repr(weights))

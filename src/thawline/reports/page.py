@@ -34,7 +34,7 @@ from thawline.reports.study_figures import (
 from thawline.reports.surface import Surface, fit_surface
 from thawline.reports.values import DataSummary, StudyReport, TrialPoint
 from thawline.tracking.media import Figure, Predictions
-from thawline.training import METRIC_DIRECTIONS
+from thawline.training import sign_of
 
 __all__ = ["render", "report_figures", "report_surfaces"]
 
@@ -171,7 +171,7 @@ def _tried(report: StudyReport) -> list[_Tried]:
         trials = tuple(trial for trial in report.trials if trial.backbone == name)
         best = best_trial(trials, report.metric)
         found.append(_Tried(name, trials, best, report.layer_groups.get(name, ()), len(names) == 1))
-    sign = -1 if METRIC_DIRECTIONS[report.metric] == "maximize" else 1
+    sign = -sign_of(report.metric)
     return sorted(
         found, key=lambda each: (0, sign * (each.best.value or 0.0), each.best.number) if each.best else (1, 0.0, 0)
     )
@@ -308,8 +308,7 @@ def _compared(comparisons: Sequence[tuple[str, TrialPoint, float]], *, several: 
 
 def _gain(metric: str, best: TrialPoint, other: TrialPoint) -> float:
     """By how much the best trial is better."""
-    difference = (best.value or 0.0) - (other.value or 0.0)
-    return difference if METRIC_DIRECTIONS[metric] == "maximize" else -difference
+    return sign_of(metric) * ((best.value or 0.0) - (other.value or 0.0))
 
 
 def _notes(report: StudyReport, best: TrialPoint | None, noun: str) -> list[str]:
@@ -344,7 +343,7 @@ def _drawn(tried: _Tried, figures: Mapping[str, Figure | None]) -> dict[str, Any
 
 def _leaderboard(report: StudyReport) -> dict[str, Any]:
     """Columns, and rows of a trial with its cells after its number; further hyperparameters only if they differ."""
-    sign = -1 if METRIC_DIRECTIONS[report.metric] == "maximize" else 1
+    sign = -sign_of(report.metric)
     ranked = sorted(
         report.trials,
         key=lambda trial: (_ORDER.index(trial.state), sign * (trial.value or 0.0), trial.number),

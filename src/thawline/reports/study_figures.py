@@ -23,7 +23,7 @@ from thawline.reports.drawing import (
 from thawline.reports.surface import Surface
 from thawline.reports.values import LearningCurve, TrialPoint
 from thawline.tracking.media import Figure
-from thawline.training import METRIC_DIRECTIONS
+from thawline.training import METRIC_DIRECTIONS, sign_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -302,7 +302,7 @@ def _values(trials: Iterable[TrialPoint]) -> np.ndarray:
 
 
 def _best(trials: Sequence[TrialPoint], metric: str) -> TrialPoint | None:
-    sign = 1 if METRIC_DIRECTIONS[metric] == "maximize" else -1
+    sign = sign_of(metric)
     return min(trials, key=lambda trial: (-sign * (trial.value or 0.0), trial.number), default=None)
 
 

@@ -4,6 +4,7 @@ One pass through each frozen backbone costs what an epoch of its cheapest trial 
 it gives says how far its features alone go (Kornblith et al., "Do better ImageNet models transfer better?", CVPR 2019).
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from thawline.backbones import Backbone, section
+from thawline.config import SearchConfig
 from thawline.exceptions import StudyError
 from thawline.search.events import Note, emit
 from thawline.search.prepare import Prepared, image_preprocessing
@@ -21,14 +23,15 @@ from thawline.search.study import Study
 from thawline.search.trial import build_backbone
 from thawline.search.worker import Link, WorkerCrashed, call_in_worker
 from thawline.training import (
-    METRIC_DIRECTIONS,
     Inputs,
     Runtime,
     batches,
     classification_metrics,
+    evaluation_order,
     open_inputs,
     runtime_for,
     set_up_process,
+    sign_of,
 )
 
 __all__ = ["features_of", "rank_backbones"]
@@ -53,21 +56,32 @@ def rank_backbones(prepared: Prepared, home: Path) -> dict[str, float]:
         return {}
     ranking = Study.known_ranking(home, prepared.study, config.study.storage)
     if not ranking:
-        sign = 1 if METRIC_DIRECTIONS[config.study.metric] == "maximize" else -1
         values = {name: _probed(prepared, name) for name in config.backbones}
-        ranking = dict(sorted(values.items(), key=lambda each: -sign * each[1]))
+        ranking = dict(sorted(values.items(), key=lambda each: -sign_of(config.study.metric) * each[1]))
     shown = ", ".join(f"{name} {value:.4f}" for name, value in ranking.items())
     emit(Note(f"backbones by the {config.study.metric} of a linear probe on their frozen features: {shown}"))
-    left_out = [name for name in ranking if name not in kept_backbones(config, ranking)]
+    kept = kept_backbones(config, ranking)
+    left_out = [name for name in ranking if name not in kept]
     if left_out:
         emit(Note(f"not searched, as study.keep_backbones={config.study.keep_backbones}: {', '.join(left_out)}"))
     return ranking
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What the worker must know: not the manifest, which grows with the data."""
+
+    config: SearchConfig
+    backbone: str
+    classes: int
+    data: Path
+
+
 def _probed(prepared: Prepared, name: str) -> float:
+    request = _Request(prepared.config, name, len(prepared.manifest.classes), prepared.inputs[name])
     for _ in range(1 + prepared.config.study.retries):
         try:
-            value: float = call_in_worker(_probe, (prepared, name), on_message=emit)
+            value: float = call_in_worker(_probe, request, on_message=emit)
         except WorkerCrashed as error:
             emit(Note(f"probing {name}: {error}", "warning"))
         else:
@@ -75,28 +89,27 @@ def _probed(prepared: Prepared, name: str) -> float:
     raise StudyError(f"{name} could not be probed. Leave it out of space.backbone, or run the same command again.")
 
 
-def _probe(request: tuple[Prepared, str], send: Link) -> float:
+def _probe(request: _Request, send: Link) -> float:
     """In the worker: one pass, and logistic regressions of some strengths, the best of which counts."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    prepared, name = request
-    config = prepared.config
+    config, name = request.config, request.backbone
     set_up_process(threads=threads_per_trial(config), seed=config.study.seed)
-    backbone = build_backbone(config, name, len(prepared.manifest.classes))
+    backbone = build_backbone(config, name, request.classes)
     runtime = runtime_for(config.train)
     splits: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for split in ("train", "validation"):
-        inputs = open_inputs(prepared.inputs[name], split, image_preprocessing(config, name), runtime)
+        inputs = open_inputs(request.data, split, image_preprocessing(config, name), runtime)
         rows = _some_rows(inputs, config.study.seed)
         splits[split] = features_of(backbone, inputs, rows, runtime, config.train.batch_size), inputs.labels[rows]
     scores = []
     for penalty in _PENALTIES:
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000))
         classifier.fit(*splits["train"])
-        scores.append(_value(classifier, *splits["validation"], config.study.metric, len(prepared.manifest.classes)))
-    return max(scores) if METRIC_DIRECTIONS[config.study.metric] == "maximize" else min(scores)
+        scores.append(_value(classifier, *splits["validation"], config.study.metric, request.classes))
+    return max(scores, key=lambda score: sign_of(config.study.metric) * score)
 
 
 def _some_rows(inputs: Inputs, seed: int) -> np.ndarray:
@@ -108,17 +121,15 @@ def _some_rows(inputs: Inputs, seed: int) -> np.ndarray:
 
 @torch.inference_mode()
 def features_of(backbone: Backbone, inputs: Inputs, rows: np.ndarray, runtime: Runtime, batch_size: int) -> np.ndarray:
-    """What the layer groups make of some rows, float32 ``[n, C]``: the mean over all places where there are several."""
+    """What the layer groups make of some rows (rising), float32 ``[n, C]``; of several places the mean."""
     backbone.module.to(runtime.device).to(memory_format=runtime.memory_format).eval()
     body = section(backbone, 0, len(backbone.layer_groups))
     channels = backbone.module.get_parameter(backbone.head.tensors[0]).shape[1]
-    lengths = np.zeros(len(inputs)) if inputs.lengths is None else inputs.lengths
-    order = rows[np.argsort(lengths[rows], kind="stable")]
-    found = []
-    for _, batch in batches(inputs, np.split(order, range(batch_size, len(order), batch_size)), 0, runtime):
+    parts, found = evaluation_order(inputs, batch_size, rows), []
+    for _, batch in batches(inputs, parts, 0, runtime):
         with runtime.autocast():
             found.append(_pooled(body(batch).float(), channels).cpu())
-    features: np.ndarray = torch.cat(found).numpy()[np.argsort(order)]
+    features: np.ndarray = torch.cat(found).numpy()[np.argsort(np.concatenate(parts))]
     return features
 
 

@@ -17,7 +17,6 @@ from thawline.search.prepare import Prepared, image_preprocessing
 from thawline.search.study import TrialRecord
 from thawline.search.trial import build_backbone
 from thawline.training import (
-    METRIC_DIRECTIONS,
     Checkpoint,
     CheckpointFolder,
     classification_metrics,
@@ -26,6 +25,7 @@ from thawline.training import (
     open_inputs,
     predict,
     runtime_for,
+    sign_of,
 )
 from thawline.training.checkpoint import pack_model
 
@@ -56,7 +56,7 @@ class Soup:
     @property
     def wins(self) -> bool:
         """Whether the average is better than the best trial alone."""
-        sign = 1 if METRIC_DIRECTIONS[self.metric] == "maximize" else -1
+        sign = sign_of(self.metric)
         return sign * self.value > sign * self.best_value
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ def greedy_soup(trials: Iterator[tuple[int, Weights]], measure: Callable[[Weight
     Returns:
         The average, be it better than the best trial alone or not.
     """
-    sign = 1 if METRIC_DIRECTIONS[metric] == "maximize" else -1
+    sign = sign_of(metric)
     best, average = next(trials)
     best_value = value = measure(average)
     chosen, tried = [best], 1

@@ -123,14 +123,11 @@ class Study:
             if known is None and "backbones" not in study.user_attrs:
                 study.set_user_attr("ranking", list((ranking or {}).items()))  # as pairs: JSON objects have no order
                 study.set_user_attr("backbones", kept_backbones(config, ranking or ()))
-            searched = config
-            if known in (None, fingerprint):
-                searched = with_backbones(config, study.user_attrs.get("backbones", config.backbones))
             if known is None:
                 study.set_user_attr("config", config.without_passwords().model_dump(mode="json"))
                 study.set_user_attr("metric", config.study.metric)
                 if not study.get_trials(deepcopy=False):  # or it died just here the last time
-                    for point in [*points, *default_points(searched, depths)]:
+                    for point in [*points, *default_points(_searched(study, config), depths)]:
                         study.enqueue_trial(point)
                 study.set_user_attr("fingerprint", fingerprint)
             elif known != fingerprint:
@@ -139,7 +136,7 @@ class Study:
                     f"The study {name!r} was made with {changed}, so its trials cannot be compared with new ones. "
                     "Give this one another --study name, or go back to the settings it was made with."
                 )
-        return cls(study, claims, searched, depths)
+        return cls(study, claims, _searched(study, config), depths)
 
     @classmethod
     def known_ranking(cls, home: Path, name: str, url: str | None) -> dict[str, float]:
@@ -405,6 +402,11 @@ def check_sampling(config: StudyConfig) -> None:
     """
     _sampler(config, 0)
     _pruner(config)
+
+
+def _searched(study: optuna.Study, config: SearchConfig) -> SearchConfig:
+    """With the backbones that the study was begun with."""
+    return with_backbones(config, study.user_attrs.get("backbones", config.backbones))
 
 
 def _ranking(study: optuna.Study) -> dict[str, float]:

@@ -5,9 +5,9 @@ from thawline.training.checkpoint import Checkpoint, CheckpointFolder, load_mode
 from thawline.training.checkpoint import load as load_checkpoint
 from thawline.training.heads import HeadTrial, fit_heads
 from thawline.training.hyperparameters import Hyperparameters
-from thawline.training.inputs import ImageInputs, Inputs, TextInputs, batches, open_inputs, padded
+from thawline.training.inputs import ImageInputs, Inputs, TextInputs, batches, evaluation_order, open_inputs, padded
 from thawline.training.loop import fit, predict
-from thawline.training.metrics import METRIC_DIRECTIONS, classification_metrics, confusion, per_class_scores
+from thawline.training.metrics import METRIC_DIRECTIONS, classification_metrics, confusion, per_class_scores, sign_of
 from thawline.training.mixing import depths_without_places
 from thawline.training.observation import Observation, Observer
 from thawline.training.results import Decision, EpochResult, FitResult, Interrupted
@@ -42,6 +42,7 @@ __all__ = [
     "classification_metrics",
     "confusion",
     "depths_without_places",
+    "evaluation_order",
     "fit",
     "fit_heads",
     "forget_peak_memory",
@@ -55,4 +56,5 @@ __all__ = [
     "predict",
     "runtime_for",
     "set_up_process",
+    "sign_of",
 ]

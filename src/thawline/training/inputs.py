@@ -116,9 +116,11 @@ def batch_order(inputs: Inputs, batch_size: int, seed: int, epoch: int) -> list[
     return parts if inputs.lengths is None else [parts[i] for i in random.permutation(len(parts))]
 
 
-def evaluation_order(inputs: Inputs, batch_size: int) -> list[np.ndarray]:
-    """All rows in batches, as they lie; texts from the shortest to the longest."""
-    order = np.arange(len(inputs)) if inputs.lengths is None else np.argsort(inputs.lengths, kind="stable")
+def evaluation_order(inputs: Inputs, batch_size: int, rows: np.ndarray | None = None) -> list[np.ndarray]:
+    """Rows, by default all, in batches as they lie; texts from the shortest to the longest."""
+    order = np.arange(len(inputs)) if rows is None else rows
+    if inputs.lengths is not None:
+        order = order[np.argsort(inputs.lengths[order], kind="stable")]
     return np.split(order, range(batch_size, len(order), batch_size))
 
 

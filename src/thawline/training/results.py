@@ -17,7 +17,7 @@ from thawline.config import TrainConfig
 from thawline.exceptions import TrainingError
 from thawline.training.checkpoint import Checkpoint, pack_model, pack_optimizer
 from thawline.training.hyperparameters import Hyperparameters
-from thawline.training.metrics import METRIC_DIRECTIONS
+from thawline.training.metrics import sign_of
 from thawline.training.runtime import Runtime, random_states
 
 __all__ = [
@@ -123,7 +123,7 @@ def fit_result(decision: Decision, history: list[EpochResult], metric: str, stop
 
 def _best(history: Sequence[EpochResult], metric: str) -> EpochResult:
     """The epoch with the best validation value, the first of equals."""
-    sign = 1 if METRIC_DIRECTIONS[metric] == "maximize" else -1
+    sign = sign_of(metric)
     return max(history, key=lambda result: sign * result.metrics[f"val/{metric}"])
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from thawline.config import Policy, TrainConfig
 from thawline.training.hyperparameters import Hyperparameters
-from thawline.training.metrics import METRIC_DIRECTIONS
+from thawline.training.metrics import sign_of
 from thawline.training.results import EpochResult, no_longer_improves
 
 __all__ = ["Thawing"]
@@ -86,7 +86,7 @@ class Thawing:
     def _on_plateaus(self, history: Sequence[EpochResult], patience: int) -> list[int]:
         """On plateaus, but no later than evenly: otherwise what a trial comes to would hang on its values, and trials
         of different freeze depths could train the very same."""
-        sign = 1 if METRIC_DIRECTIONS[self.metric] == "maximize" else -1
+        sign = sign_of(self.metric)
         depths, best, since = [self._scheduled(0)], -math.inf, 0
         for result in history:
             depth, value = depths[-1], sign * result.metrics[f"val/{self.metric}"]

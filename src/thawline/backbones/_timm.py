@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from thawline.exceptions import BackboneError, WeightsError
 __all__ = ["check_weights", "create", "inspect", "list_names", "preprocessing_of"]
 
 _PREFIX = "timm/"
+_NETWORK = "network."
+"""Where the network is in :class:`thawline.backbones.networks.OneHead`."""
 _CLASSES = 1000
 """Of the head with which a network is cut and its parameters are counted."""
 
@@ -79,21 +82,22 @@ def create(
 ) -> Backbone:
     """See :func:`thawline.backbones.create`."""
     preprocessing = preprocessing_of(name, weights=weights, image_size=image_size, max_length=max_length)
-    groups, head, _ = _cut_at(name, preprocessing.image_size)
+    cut = _cut_at(name, preprocessing.image_size)
     check_weights(name, weights)
 
-    architecture = _architecture(name, preprocessing.image_size, num_classes)
+    architecture = _architecture(name, preprocessing.image_size, num_classes, one_head=cut.one_head)
     with seeded(seed):
         module = networks.build(architecture)
         if weights != "none":
-            load_into(module, head.name, _pretrained(name, weights, preprocessing.image_size), repr(weights))
+            tensors = _pretrained(name, weights, preprocessing.image_size)
+            load_into(module, cut.head.name, _body(tensors, module) if cut.one_head else tensors, repr(weights))
     return Backbone(
         name=name,
         module=module,
-        layer_groups=groups,
-        head=head,
+        layer_groups=cut.groups,
+        head=cut.head,
         preprocessing=preprocessing,
-        weights_digest=digest_of(module, head.name),
+        weights_digest=digest_of(module, cut.head.name),
         architecture=architecture,
     )
 
@@ -105,12 +109,12 @@ def inspect(name: str) -> BackboneInfo:
         BackboneError: if it cannot be used.
     """
     image_size = preprocessing_of(name).image_size
-    groups, _, parameters = _cut_at(name, image_size)
+    cut = _cut_at(name, image_size)
     config = _config(name)
     return BackboneInfo(
         name=name,
-        parameters=parameters,
-        layer_groups=tuple(group.name for group in groups),
+        parameters=cut.parameters,
+        layer_groups=tuple(group.name for group in cut.groups),
         weights=("default",) if config.hf_hub_id else (),
         image_size=image_size,
         tags={} if "." in name else _tags_of(name),
@@ -170,25 +174,38 @@ def _config(name: str) -> PretrainedCfg:
     return config if config is not None else PretrainedCfg()
 
 
-def _architecture(name: str, image_size: int, num_classes: int) -> dict[str, Any]:
+def _architecture(name: str, image_size: int, num_classes: int, *, one_head: bool) -> dict[str, Any]:
     """What :func:`thawline.backbones.networks.build` builds the network from; plain JSON."""
     sized = {"img_size": image_size} if _config(name).fixed_input_size else {}
-    return {"library": "timm", "builder": _bare(name), "kwargs": sized | {"num_classes": num_classes}}
+    made = {"library": "timm", "builder": _bare(name), "kwargs": sized | {"num_classes": num_classes}}
+    return made | {"one_head": True} if one_head else made
 
 
 class _UnusableError(Exception):
     """Why a network cannot be cut, as the end of a sentence about it."""
 
 
-def _cut_at(name: str, image_size: int) -> tuple[tuple[LayerGroup, ...], LayerGroup, int]:
-    """Layer groups, head and parameters, cut at a size: a network may look otherwise at another.
+@dataclass(frozen=True)
+class _Cut:
+    """A network in parts."""
+
+    groups: tuple[LayerGroup, ...]
+    head: LayerGroup
+    parameters: int
+    """Their number, of 1000 classes."""
+    one_head: bool
+    """Its own heads, which are several, have made room for one."""
+
+
+def _cut_at(name: str, image_size: int) -> _Cut:
+    """A network cut at a size: it may look otherwise at another.
 
     Raises:
         BackboneError: if it cannot be used, or not at that size.
     """
     default = preprocessing_of(name).image_size
     try:
-        found = groups, _, _ = _cut(name, default)
+        found = usual = _cut(name, default)
     except _UnusableError as error:
         raise _refusal(name, str(error)) from None
     if image_size == default:
@@ -200,7 +217,7 @@ def _cut_at(name: str, image_size: int) -> tuple[tuple[LayerGroup, ...], LayerGr
             f"{name} does not take images of {image_size} x {image_size} pixels: {error}. Its own size is "
             f"{default} x {default}."
         ) from None
-    if [group.name for group in found[0]] != [group.name for group in groups]:
+    if [group.name for group in found.groups] != [group.name for group in usual.groups]:
         raise BackboneError(
             f"At {image_size} x {image_size} pixels {name} would have other layer groups than at its own {default} x "
             f"{default}. Give another image_size."
@@ -209,51 +226,70 @@ def _cut_at(name: str, image_size: int) -> tuple[tuple[LayerGroup, ...], LayerGr
 
 
 @lru_cache(maxsize=32)
-def _cut(name: str, image_size: int) -> tuple[tuple[LayerGroup, ...], LayerGroup, int]:
-    """Layer groups, head and number of parameters (of 1000 classes)."""
+def _cut(name: str, image_size: int) -> _Cut:
     try:
-        module = build_without_memory(lambda: networks.build(_architecture(name, image_size, _CLASSES)))
-        groups, head = layer_groups_of(module, _head_of(module), image_size, _order_of(module))
+        module = _outline(name, image_size, one_head=False)
+        heads = _heads_of(module, name)
+        one_head = len(heads) > 1
+        if one_head:
+            module = _outline(name, image_size, one_head=True)
+            heads = ["head"]
+        groups, head = layer_groups_of(module, heads[0], image_size, _order_of(module))
     except BackboneError as error:
         raise _UnusableError(str(error).rstrip(".")) from None
     except _UnusableError:
         raise
     except Exception as error:  # whatever a network raises that is built in a size, or traced, or run on shapes alone
         raise _UnusableError(f"{type(error).__name__}: {first_line(error)}") from None
-    return groups, head, sum(parameter.numel() for parameter in module.parameters())
+    return _Cut(groups, head, sum(parameter.numel() for parameter in module.parameters()), one_head)
+
+
+def _outline(name: str, image_size: int, *, one_head: bool) -> nn.Module:
+    architecture = _architecture(name, image_size, _CLASSES, one_head=one_head)
+    return build_without_memory(lambda: networks.build(architecture))
 
 
 def _refusal(name: str, why: str) -> BackboneError:
     return BackboneError(f"{name!r} cannot be used: {why}. `thawline backbones timm/` lists what can be.")
 
 
-def _head_of(module: Any) -> str:
-    """Path of the one layer that gives the logits.
+def _heads_of(module: Any, name: str) -> list[str]:
+    """Paths of the layers that give the logits, at least one.
 
     Raises:
-        _UnusableError: if there is none, or there are several (distilled networks have one for the teacher).
+        _UnusableError: if there is none.
     """
     if not hasattr(module, "get_classifier"):
         raise _UnusableError("it is no classifier")
     classifier = module.get_classifier()
-    parts = classifier if isinstance(classifier, tuple) else (classifier,)
+    parts = list(classifier) if isinstance(classifier, tuple) else [classifier]
+    described = _config(name).classifier
+    if isinstance(described, tuple):  # VOLO's second one is nowhere else
+        parts += map(module.get_submodule, described)
     inside = {id(layer) for part in parts for layer in part.modules()}
-    heads: list[str] = [
-        path for path, layer in module.named_modules() if id(layer) in inside and outputs_of(layer) == _CLASSES
-    ]
-    if len(heads) != 1:
-        raise _UnusableError(f"exactly one layer must give its logits, its head, but it has {heads}")
-    return heads[0]
+    heads = [path for path, layer in module.named_modules() if id(layer) in inside and outputs_of(layer) == _CLASSES]
+    if not heads:
+        raise _UnusableError(f"a layer must give its logits, its head, but none of it has {_CLASSES} outputs")
+    return heads
 
 
 def _order_of(module: nn.Module) -> Mapping[str, int] | None:
     """The number of the layer group of each parameter; ``None`` where timm has no groups, or only the finest."""
+    if isinstance(module, networks.OneHead):
+        order = _order_of(module.network)
+        return order and {_NETWORK + name: number for name, number in order.items()}
     try:
         matcher = module.group_matcher(coarse=True)  # type: ignore[operator]
     except (AttributeError, AssertionError):
         return None
-    order: dict[str, int] = group_parameters(module, matcher, reverse=True)
-    return order
+    numbers: dict[str, int] = group_parameters(module, matcher, reverse=True)
+    return numbers
+
+
+def _body(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a network without its own heads, as :class:`thawline.backbones.networks.OneHead` names them."""
+    wanted = module.state_dict()
+    return {_NETWORK + name: value for name, value in tensors.items() if _NETWORK + name in wanted}
 
 
 def _pretrained(name: str, weights: str, image_size: int) -> dict[str, Tensor]:
@@ -272,7 +308,7 @@ def _pretrained(name: str, weights: str, image_size: int) -> dict[str, Tensor]:
     else:
         tensors = read_file(Path(_file_of(weights)).expanduser())
         classes, source = _classes_in(tensors, config), {"state_dict": tensors}
-    arguments = _architecture(name, image_size, classes)["kwargs"]
+    arguments = _architecture(name, image_size, classes, one_head=False)["kwargs"]
     try:
         filled = timm.create_model(
             _bare(name), pretrained=True, pretrained_cfg_overlay={**source, "num_classes": classes}, **arguments
@@ -285,7 +321,8 @@ def _pretrained(name: str, weights: str, image_size: int) -> dict[str, Tensor]:
 
 def _classes_in(tensors: Mapping[str, Tensor], config: PretrainedCfg) -> int:
     """How many classes the head in a file has; none without a head."""
-    head = tensors.get(f"{config.classifier}.weight")
+    heads = config.classifier if isinstance(config.classifier, tuple) else (config.classifier,)
+    head = tensors.get(f"{heads[0]}.weight")
     return 0 if head is None else len(head)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ImageClassifier", "TextClassifier", "build", "transformers_config", "without_pooler"]
+__all__ = ["ImageClassifier", "OneHead", "TextClassifier", "build", "transformers_config", "without_pooler"]
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
@@ -18,7 +18,8 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
 
             * ``{"library": "torchvision", "builder": "resnet18", "kwargs": {"num_classes": 2, …}}``, the library left
               out in packages of Thawline's first versions;
-            * ``{"library": "timm", "builder": "resnet18", "kwargs": {"num_classes": 2, …}}``;
+            * ``{"library": "timm", "builder": "resnet18", "kwargs": {"num_classes": 2, …}}``, and with ``"one_head":
+              True`` the network of :class:`OneHead`;
             * ``{"library": "transformers", "task": "text-classification", "config": {…}, "num_classes": 2}``, with
               what a model's ``config.json`` holds;
             * the same with ``"task": "image-classification"`` and the further arguments of :class:`ImageClassifier`
@@ -36,6 +37,29 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
     if library not in _BUILDERS:
         raise ValueError(f"`library` must be one of {', '.join(_BUILDERS)}, but got {library!r}.")
     return _BUILDERS[library](architecture)
+
+
+class OneHead(nn.Module):
+    """A network of timm whose logits are those of several layers added up, with a single linear head instead.
+
+    Such layers speak for tokens of their own (DeiT's token that learned from a teacher), for several scales (CrossViT,
+    EfficientViM) or for every place of the image (VOLO). Without them timm's networks give all the features that they
+    read, their mean or one after the other, and so does this one's head.
+    """
+
+    def __init__(self, network: nn.Module, num_classes: int) -> None:
+        """Take what ``timm.create_model`` makes with ``num_classes=0``."""
+        super().__init__()
+        for name, parameter in list(network.named_parameters(recurse=False)):
+            if not parameter.requires_grad:  # weights of the sum, which timm stops training when there is none
+                delattr(network, name)
+        self.network = network
+        self.head = nn.Linear(network.head_hidden_size, num_classes)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``[N, 3, H, W]`` to logits ``[N, num_classes]``."""
+        logits: Tensor = self.head(self.network(images))
+        return logits
 
 
 class TextClassifier(nn.Module):
@@ -114,8 +138,11 @@ def _of_torchvision(architecture: Mapping[str, Any]) -> nn.Module:
 def _of_timm(architecture: Mapping[str, Any]) -> nn.Module:
     import timm
 
-    network: nn.Module = timm.create_model(architecture["builder"], pretrained=False, **architecture["kwargs"])
-    return network
+    arguments = architecture["kwargs"]
+    if architecture.get("one_head", False):
+        arguments = {**arguments, "num_classes": 0}
+    network: nn.Module = timm.create_model(architecture["builder"], pretrained=False, **arguments)
+    return OneHead(network, architecture["kwargs"]["num_classes"]) if architecture.get("one_head", False) else network
 
 
 def _of_transformers(architecture: Mapping[str, Any]) -> nn.Module:

@@ -87,8 +87,8 @@ def test_a_newer_timm_is_asked_itself_and_what_cannot_be_used_ends_no_listing(
 ) -> None:
     known, refused, newly_refused = (
         catalogue_of("timm"),
-        "timm/crossvit_tiny_240",
-        "timm/deit_tiny_distilled_patch16_224",
+        "timm/mobilenetv5_300m_enc",
+        "timm/qwen3_vit_88m_enc",
     )
     info = known.infos[RESNET]
     older = Catalogue("0.1", {RESNET: replace(info, layer_groups=("of", "old"))}, {refused: known.refused[refused]})
@@ -216,8 +216,6 @@ def test_weights_that_are_not_there_are_refused_without_looking_at_the_network(t
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("timm/deit_tiny_distilled_patch16_224", "exactly one layer must give its logits"),
-        ("timm/crossvit_tiny_240", "exactly one layer must give its logits"),
         ("timm/mobilenetv5_300m_enc", "it is no classifier"),
         ("timm/vit_base_patch16_sapiens2", "1024 x 768 pixels"),
     ],
@@ -228,6 +226,27 @@ def test_a_network_that_cannot_be_used_is_not_listed_and_says_why(name: str, why
         backbones.describe(name)
     with pytest.raises(BackboneError, match=why):
         _timm.inspect(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_distilled_patch16_224", "efficientvim_m1_dist", "levit_128s", "repvit_m0_9"]
+)
+def test_a_network_of_several_heads_gets_a_single_one_that_reads_what_they_read(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sized = {"img_size": 32} if timm.get_pretrained_cfg(name).fixed_input_size else {}
+    theirs = timm.create_model(name, num_classes=7, **sized).eval()
+    file = tmp_path / "weights.safetensors"
+    save_file({path: value.contiguous() for path, value in theirs.state_dict().items()}, file)
+    ours = made(f"timm/{name}", weights=str(file), seed=3)
+    ours.module.eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        features = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
+        assert torch.equal(ours.module.get_submodule("head")(features), ours.module(images))
+    assert ours.head.tensors == ("head.weight", "head.bias")
+    assert ours.module.get_parameter("head.weight").shape == (3, features.shape[1])
+    assert ours.weights_digest == made(f"timm/{name}", weights=str(file), num_classes=2, seed=4).weights_digest
+    assert ours.weights_digest != made(f"timm/{name}", seed=3).weights_digest
 
 
 def test_a_size_that_it_does_not_take_is_refused_before_weights_are_looked_for() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from thawline.backbones import kind_of
 from thawline.config import BatchNorm, SearchConfig
 from thawline.exceptions import ConfigError
 from thawline.training import Hyperparameters
@@ -21,6 +22,12 @@ __all__ = [
 
 _CHOICES = ("optimizer", "policy", "batch_norm", "augmentation")
 """What, beside the backbone, is one of some names; the rest are numbers of a range."""
+
+_RATE_OF_HEAD = 1e-3
+_RATE_OF_IMAGES = 1e-4
+_RATE_OF_TEXTS = 5e-5
+"""Usual with AdamW: for a head alone, for pretrained networks for images, and for encoders of texts (the largest of the
+rates in Devlin et al., "BERT", 2019)."""
 
 
 class Suggest(Protocol):
@@ -121,18 +128,29 @@ def with_backbones(config: SearchConfig, names: Iterable[str]) -> SearchConfig:
 
 
 def default_points(config: SearchConfig, depths: Mapping[str, int]) -> list[dict[str, Any]]:
-    """What the first trials try, of each backbone one: as much frozen as the space allows, at a standard learning rate.
+    """What the first trials try, which is what one would try by hand, at standard learning rates.
 
-    They are the cheapest and the safest trials, so that even a study of one trial is useful.
+    Of each backbone as much frozen as the space allows: the cheapest and the safest trials, so that even a study of one
+    trial is useful. Then of the first one as little as it allows: what is searched for must be better than that. A grid
+    is tried as it is given.
     """
-    return [_default_point(config, depths, backbone) for backbone in config.backbones]
+    if config.study.sampler == "GridSampler":
+        return []
+    points = [_default_point(config, depths, name, depth_range(config, depths, name)[1]) for name in config.backbones]
+    first = config.backbones[0]
+    low, high = depth_range(config, depths, first)
+    return [*points, _default_point(config, depths, first, low)] if low < high else points
 
 
-def _default_point(config: SearchConfig, depths: Mapping[str, int], backbone: str) -> dict[str, Any]:
+def _default_point(config: SearchConfig, depths: Mapping[str, int], backbone: str, freeze_depth: int) -> dict[str, Any]:
     space, train = config.space, config.train
     point: dict[str, Any] = {"backbone": backbone} if space.backbone else {}
-    point[_depth_parameter(config, backbone)] = depth_range(config, depths, backbone)[1]
-    point["learning_rate"] = _clip(1e-3, space.learning_rate)
+    point[_depth_parameter(config, backbone)] = freeze_depth
+    if freeze_depth == depths[backbone]:
+        rate = _RATE_OF_HEAD
+    else:
+        rate = _RATE_OF_TEXTS if kind_of(backbone) == "texts" else _RATE_OF_IMAGES
+    point["learning_rate"] = _clip(rate, space.learning_rate)
     if space.weight_decay:
         point["weight_decay"] = _clip(train.weight_decay, space.weight_decay)
     if space.head_learning_rate_factor:

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_networks import TINY
 
 from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError, StudyError
 from thawline.search.conduct import Queue
-from thawline.search.space import check_space
+from thawline.search.space import check_space, default_points, with_backbones
 from thawline.search.study import (
     Asked,
     Study,
@@ -48,10 +49,37 @@ def complete(study: Study, value: float) -> int:
     return asked.number
 
 
-def test_the_first_trial_trains_the_head_alone_at_a_standard_rate(own_home: Path) -> None:
-    asked = ask(open_study(own_home))
-    assert asked.hyperparameters.freeze_depth == 5
-    assert asked.hyperparameters.learning_rate == 1e-3
+def test_the_first_trials_are_those_tried_by_hand(own_home: Path) -> None:
+    def first(name: str, **sections: Any) -> list[tuple[int, float]]:
+        study = open_study(own_home, name, study={"sampler": "RandomSampler"}, **sections)
+        drawn = [ask(study).hyperparameters for _ in range(2)]
+        return [(each.freeze_depth, each.learning_rate) for each in drawn]
+
+    assert first("whole") == [(5, 1e-3), (0, 1e-4)], "the head alone, and everything"
+    part = first("part", space={"freeze_depth": [1, 4], "learning_rate": [1e-3, 1e-2]})
+    assert part == [(4, 1e-3), (1, 1e-3)], "or what comes next to it in the space"
+    (depth, rate), other = first("head", space={"freeze_depth": [5, 5]})
+    assert (depth, rate) == (5, 1e-3)
+    assert other != (5, 1e-4), "sampled"
+
+
+def test_everything_of_an_encoder_of_texts_is_tried_first_at_a_rate_of_its_own(tmp_path: Path) -> None:
+    name = f"hf:{TINY['bert'](tmp_path / 'bert')}"
+    points = default_points(config(backbone={"name": name}), {name: 3})
+    assert points == [
+        {"freeze_depth": 3, "learning_rate": 1e-3},
+        {"freeze_depth": 0, "learning_rate": 5e-5},
+    ]
+
+
+def test_of_several_backbones_each_head_is_tried_first_and_all_of_the_best(own_home: Path) -> None:
+    several = config(space={"backbone": ["resnet18", "vgg11"]})
+    points = default_points(with_backbones(several, ["vgg11", "resnet18"]), DEPTHS)
+    assert points == [
+        {"backbone": "vgg11", "freeze_depth:vgg11": 6, "learning_rate": 1e-3},
+        {"backbone": "resnet18", "freeze_depth:resnet18": 5, "learning_rate": 1e-3},
+        {"backbone": "vgg11", "freeze_depth:vgg11": 0, "learning_rate": 1e-4},
+    ]
 
 
 def test_what_the_space_does_not_open_keeps_the_configuration_s_value(own_home: Path) -> None:
@@ -264,8 +292,8 @@ def test_a_grid_ends_the_study_when_all_of_it_was_tried(own_home: Path) -> None:
         (asked,) = together
         depths.add(asked.hyperparameters.freeze_depth)
         study.tell(TrialResult(asked.number, "complete", 0.5, 1, 1, 1.0, "", None, None))
-    assert depths == {4, 5}
-    assert study.finished() < 10
+    assert depths == {4, 5}, "and nothing besides"
+    assert study.finished() == 2
     assert open_study(own_home, **sections).exhausted, "also after a restart"
 
 
@@ -300,9 +328,9 @@ def test_another_seed_samples_other_points(own_home: Path) -> None:
     rates = []
     for seed in (0, 1):
         study = open_study(own_home, name=f"seed-{seed}", study={"seed": seed})
-        ask(study)
-        rates.append(ask(study).hyperparameters.learning_rate)
-    assert rates[0] != rates[1]
+        rates.append([ask(study).hyperparameters.learning_rate for _ in range(3)])
+    assert rates[0][:2] == rates[1][:2] == [1e-3, 1e-4], "what is tried first is no chance"
+    assert rates[0][2] != rates[1][2]
 
 
 def test_a_study_made_with_other_settings_is_refused_by_naming_them(own_home: Path) -> None:

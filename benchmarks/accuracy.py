@@ -51,8 +51,8 @@ def searched(options: argparse.Namespace, design: str, seed: int) -> Result:
     command = [THAWLINE, "search", options.data, "--backbone", options.backbone, "--weights", options.weights, "--json"]
     command += ["--trials", trials, "--epochs", options.epochs, "--seed", seed, "--study", "study"]
     command += ["--image-size", options.image_size] if options.image_size else []
-    fixed = ["train.precision=fp32", f"study.metric={options.metric}", f"promotion.metric={options.metric}"]
-    for each in [*fixed, *options.set, *settings]:
+    metrics = [f"study.metric={options.metric}", f"promotion.metric={options.metric}"]
+    for each in [f"train.precision={options.precision}", *metrics, *options.set, *settings]:
         command += ["--set", each]
     with tempfile.TemporaryDirectory(prefix="thawline-accuracy-") as home:
         started = time.perf_counter()
@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--standard-rate", type=float, default=1e-4, help="of full fine-tuning")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of fine-tuning")
     parser.add_argument("--metric", default="accuracy", choices=["accuracy", "macro_f1"])
     parser.add_argument("--designs", nargs="+", default=["search", "head", "full", "features"])
     parser.add_argument("--set", action="append", default=[], help="further settings of all searches, key=value")

@@ -263,7 +263,7 @@ def _heads_of(module: Any, name: str) -> list[str]:
         raise _UnusableError("it is no classifier")
     classifier = module.get_classifier()
     parts = list(classifier) if isinstance(classifier, tuple) else [classifier]
-    described = _config(name).classifier
+    described: Any = _config(name).classifier
     if isinstance(described, tuple):  # VOLO's second one is nowhere else
         parts += map(module.get_submodule, described)
     inside = {id(layer) for part in parts for layer in part.modules()}

@@ -81,8 +81,9 @@ def test_a_huggingface_classifier_of_images_is_packaged_and_exported(
     assert model.unwrapped.settings["exports"]["pt2"] < 1e-5
 
 
-def test_a_network_of_timm_is_packaged_and_exported(store: MlflowStore, tmp_path: Path) -> None:
-    backbone = backbones.create("timm/resnet10t", num_classes=3, weights="none", image_size=32)
+@pytest.mark.parametrize("name", ["resnet10t", "deit_tiny_distilled_patch16_224"])
+def test_a_network_of_timm_is_packaged_and_exported(store: MlflowStore, tmp_path: Path, name: str) -> None:
+    backbone = backbones.create(f"timm/{name}", num_classes=3, weights="none", image_size=32)
     model = logged(store, tmp_path / "package", backbone, PICTURES)
     assert model.parity is not None
     assert model.parity < 1e-5

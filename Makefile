@@ -45,7 +45,7 @@ bench: setup  ## Measure what docs/benchmarks.md reports, at a small size, in ab
 	$(BIN)/python benchmarks/serving.py --seconds 6 --clients 1 32
 	$(BIN)/python benchmarks/samplers.py --batches --repetitions 1
 	$(BIN)/python benchmarks/large_study.py --trials 200
-	$(BIN)/python benchmarks/ranking.py --tasks 1 --images 10 --epochs 2
+	$(BIN)/python benchmarks/ranking.py --tasks 0 --images 10 --epochs 2
 
 lock: setup  ## Pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate \

@@ -2,16 +2,19 @@
 
 Tasks are drawn from the photographs of clothing: some of the classes, some of the images. Candidates are networks of
 graded quality: SqueezeNet with ImageNet weights, the same with noise added to them (so many times each tensor's own
-spread), the shipped MobileNetV3 and a random one. Each candidate is fine-tuned at three depths; the best validation
-accuracy is what it comes to. LogME (You et al., ICML 2021) is computed beside the probe on the same features.
+spread), the shipped MobileNetV3 and a random one. Each candidate is fine-tuned at three depths and two rates; what it
+comes to is the mean of the two best validation accuracies. LogME (You et al., ICML 2021) is computed beside the probe on
+the same features.
 """
 
 import argparse
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 
 from thawline import backbones
 from thawline.config import DataConfig, TrainConfig
-from thawline.data import DecodedImages, decoded, scan
+from thawline.data import DecodedImages, Manifest, decoded, scan
 from thawline.search.ranking import features_of
 from thawline.training import (
     CheckpointFolder,
@@ -38,7 +41,7 @@ from thawline.training import (
 SHARED = Path(os.environ.get("THAWLINE_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
 WEIGHTS = SHARED / "weights" / "squeezenet1_0_imagenet.safetensors"
 NOISE = (0.3, 0.6, 1.0)
-RATES = (1e-3, 3e-4)
+HEAD_RATES, RATES = (1e-2, 3e-3), (1e-3, 3e-4)
 
 
 @dataclass(frozen=True)
@@ -62,39 +65,53 @@ class Task:
 def main() -> None:
     """Rank and fine-tune all candidates on every task, and count."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tasks", type=int, default=8)
+    parser.add_argument("--tasks", type=int, nargs="+", default=list(range(8)), help="their numbers")
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--images", type=int, default=40, help="for training, of each class")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of fine-tuning")
+    parser.add_argument(
+        "--out", type=Path, help="JSON lines to write, one for each task; what is there is not run again"
+    )
     options = parser.parse_args()
     if not WEIGHTS.exists():
         sys.exit(f"There is no {WEIGHTS}. Set THAWLINE_TEST_DATA to the folder of photographs and weights.")
-    hits: dict[str, list[bool]] = {"probe": [], "LogME": []}
-    firsts: dict[str, list[bool]] = {"probe": [], "LogME": []}
+    known = options.out.read_text().splitlines() if options.out and options.out.exists() else []
+    results: dict[int, dict[str, dict[str, float]]] = {int(task): values for task, values in map(json.loads, known)}
     with tempfile.TemporaryDirectory() as folder:
         candidates = make_candidates(Path(folder))
-        for number in range(options.tasks):
-            ranked: dict[str, dict[str, float]] = {"probe": {}, "LogME": {}}
-            reached: dict[str, float] = {}
-            for candidate in candidates:
-                task = make_task(options, candidate, number, Path(folder))
-                ranked["probe"][candidate.title], ranked["LogME"][candidate.title] = rank(options, candidate, task)
-                reached[candidate.title] = best_of(options, candidate, task, number)
-            winner = max(reached, key=reached.__getitem__)
-            for way, values in ranked.items():
-                order = sorted(values, key=lambda title: -values[title])
-                hits[way].append(winner in order[:2])
-                firsts[way].append(winner == order[0])
-            print(
-                f"task {number}: reached {_shown(reached)}; probe {_shown(ranked['probe'])}; "
-                f"LogME {_shown(ranked['LogME'])}",
-                flush=True,
-            )
-    for way in hits:
+        for number in options.tasks:
+            if number not in results:
+                results[number] = compared(options, candidates, number, Path(folder))
+                if options.out:
+                    with options.out.open("a") as file:
+                        file.write(json.dumps([number, results[number]]) + "\n")
+            print(f"task {number}:", "; ".join(f"{way} {_shown(values)}" for way, values in results[number].items()))
+            sys.stdout.flush()
+    for way in ("probe", "LogME"):
+        places = [place_of_winner(result["reached"], result[way]) for result in results.values()]
         print(
-            f"{way}: the winner is first in {sum(firsts[way])} and among the first two in {sum(hits[way])} "
-            f"of {options.tasks} tasks"
+            f"{way}: the winner is first in {places.count(0)} and among the first two in "
+            f"{sum(place < 2 for place in places)} of {len(places)} tasks"
         )
+
+
+def compared(
+    options: argparse.Namespace, candidates: Sequence[Candidate], number: int, folder: Path
+) -> dict[str, dict[str, float]]:
+    """What each candidate comes to on one task, and what is said of it before."""
+    values: dict[str, dict[str, float]] = {"reached": {}, "probe": {}, "LogME": {}}
+    for candidate in candidates:
+        task = make_task(options, candidate, number, folder)
+        values["probe"][candidate.title], values["LogME"][candidate.title] = rank(options, candidate, task)
+        values["reached"][candidate.title] = best_of(options, candidate, task, number)
+    return values
+
+
+def place_of_winner(reached: dict[str, float], ranking: dict[str, float]) -> int:
+    """Of the candidate that comes to most, counted from 0."""
+    winner = max(reached, key=reached.__getitem__)
+    return sorted(ranking, key=lambda title: -ranking[title]).index(winner)
 
 
 def _shown(values: dict[str, float]) -> str:
@@ -121,11 +138,17 @@ def make_candidates(folder: Path) -> list[Candidate]:
     return candidates
 
 
+@cache
+def photographs() -> Manifest:
+    """All of them; reading them takes a while."""
+    return scan(DataConfig(path=SHARED / "data" / "clothing"))
+
+
 def make_task(options: argparse.Namespace, candidate: Candidate, number: int, folder: Path) -> Task:
     """The same images for every candidate, prepared as it wants them."""
     preprocessing = backbones.preprocessing_of(candidate.name, weights=candidate.weights, image_size=options.image_size)
     assert isinstance(preprocessing, backbones.Preprocessing)
-    manifest = scan(DataConfig(path=SHARED / "data" / "clothing"))
+    manifest = photographs()
     images: DecodedImages = decoded(
         manifest,
         resize_size=preprocessing.resize_size,
@@ -196,11 +219,11 @@ def log_me(features: np.ndarray, labels: np.ndarray) -> float:
 
 def best_of(options: argparse.Namespace, candidate: Candidate, task: Task, seed: int) -> float:
     """Best validation accuracy of fine-tuning at three depths and two rates."""
-    config = TrainConfig(device="cpu", precision="fp32", epochs=options.epochs, batch_size=16)
+    config = TrainConfig(device="cpu", precision=options.precision, epochs=options.epochs, batch_size=16)
     deepest = backbones.depth_of(candidate.name)
     values: list[float] = []
     for depth in (deepest, deepest // 2, 0):
-        for rate in RATES:
+        for rate in HEAD_RATES if depth == deepest else RATES:
             set_up_process(threads=None, seed=seed)
             with tempfile.TemporaryDirectory() as checkpoints:
                 result = fit(

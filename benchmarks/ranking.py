@@ -3,8 +3,8 @@
 Tasks are drawn from the photographs of clothing: some of the classes, some of the images. Candidates are networks of
 graded quality: SqueezeNet with ImageNet weights, the same with noise added to them (so many times each tensor's own
 spread), the shipped MobileNetV3 and a random one. Each candidate is fine-tuned at three depths and two rates; what it
-comes to is the mean of the two best validation accuracies. LogME (You et al., ICML 2021) is computed beside the probe on
-the same features.
+comes to is the mean of the two best validation accuracies. LogME (You et al., ICML 2021) is computed beside the probe
+on the same features.
 """
 
 import argparse

@@ -227,6 +227,11 @@ def _cut_at(name: str, image_size: int) -> _Cut:
 
 @lru_cache(maxsize=32)
 def _cut(name: str, image_size: int) -> _Cut:
+    """A network in parts, with one head in place of its own where these are several.
+
+    Raises:
+        _UnusableError: whatever it fails by.
+    """
     try:
         module = _outline(name, image_size, one_head=False)
         heads = _heads_of(module, name)
@@ -245,6 +250,7 @@ def _cut(name: str, image_size: int) -> _Cut:
 
 
 def _outline(name: str, image_size: int, *, one_head: bool) -> nn.Module:
+    """The network of 1000 classes, without its memory."""
     architecture = _architecture(name, image_size, _CLASSES, one_head=one_head)
     return build_without_memory(lambda: networks.build(architecture))
 

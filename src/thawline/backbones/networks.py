@@ -138,11 +138,12 @@ def _of_torchvision(architecture: Mapping[str, Any]) -> nn.Module:
 def _of_timm(architecture: Mapping[str, Any]) -> nn.Module:
     import timm
 
-    arguments = architecture["kwargs"]
+    builder, arguments = architecture["builder"], architecture["kwargs"]
     if architecture.get("one_head", False):
-        arguments = {**arguments, "num_classes": 0}
-    network: nn.Module = timm.create_model(architecture["builder"], pretrained=False, **arguments)
-    return OneHead(network, architecture["kwargs"]["num_classes"]) if architecture.get("one_head", False) else network
+        headless = timm.create_model(builder, pretrained=False, **{**arguments, "num_classes": 0})
+        return OneHead(headless, arguments["num_classes"])
+    network: nn.Module = timm.create_model(builder, pretrained=False, **arguments)
+    return network
 
 
 def _of_transformers(architecture: Mapping[str, Any]) -> nn.Module:

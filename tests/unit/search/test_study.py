@@ -72,7 +72,7 @@ def test_everything_of_an_encoder_of_texts_is_tried_first_at_a_rate_of_its_own(t
     ]
 
 
-def test_of_several_backbones_each_head_is_tried_first_and_all_of_the_best(own_home: Path) -> None:
+def test_of_several_backbones_each_head_is_tried_first_and_all_of_the_best() -> None:
     several = config(space={"backbone": ["resnet18", "vgg11"]})
     points = default_points(with_backbones(several, ["vgg11", "resnet18"]), DEPTHS)
     assert points == [

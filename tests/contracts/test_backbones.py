@@ -329,7 +329,7 @@ def test_its_sections_one_after_the_other_are_the_whole(backbone: Backbone) -> N
 
 
 def test_a_tail_trains_to_the_very_weights_that_the_whole_does(backbone: Backbone) -> None:
-    depth, start = len(backbone.layer_groups) // 2, snapshot(backbone.module)
+    depth, start = max(1, len(backbone.layer_groups) // 2), snapshot(backbone.module)
     images, labels = inputs_for(backbone), torch.arange(2)
 
     def after_a_step(from_activations: bool) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from thawline.search.slots import threads_per_trial
 from thawline.search.space import depths_in_use
 from thawline.search.study import Study
 from thawline.search.trial import build_backbone
-from thawline.search.worker import Link, WorkerCrashed, call_in_worker
+from thawline.search.worker import Link, WorkerCrashed, call_with_retries
 from thawline.training import (
     Augmentation,
     Hyperparameters,
@@ -59,22 +59,21 @@ def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str,
             store=home / "cache" / "activations",
             plan=home / "studies" / study.name / f"plan-{backbones.short_name(name)}.json",
         )
-        stored[name] = _stored(request, tries=1 + prepared.config.study.retries)
+        stored[name] = _stored(request)
     return stored
 
 
-def _stored(request: "_Request", tries: int) -> StoredSplits:
-    for left in reversed(range(tries)):
-        try:
-            splits: StoredSplits = call_in_worker(_plan_and_fill, request, on_message=emit)
-            return splits
-        except WorkerCrashed as error:
-            if left:
-                emit(Note(f"storing activations of {request.backbone}: {error}; it is tried again", "warning"))
-            else:
-                note = f"no activations of {request.backbone} are stored, every trial computes them: {error}"
-                emit(Note(note, "warning"))
-    return request.nothing_stored()
+def _stored(request: "_Request") -> StoredSplits:
+    title = f"storing activations of {request.backbone}"
+    try:
+        splits: StoredSplits = call_with_retries(
+            _plan_and_fill, request, retries=request.config.study.retries, title=title
+        )
+    except WorkerCrashed as error:
+        note = f"no activations of {request.backbone} are stored, every trial computes them: {error}"
+        emit(Note(note, "warning"))
+        return request.nothing_stored()
+    return splits
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from thawline.search.slots import threads_per_trial
 from thawline.search.space import kept_backbones
 from thawline.search.study import Study
 from thawline.search.trial import build_backbone
-from thawline.search.worker import Link, WorkerCrashed, call_in_worker
+from thawline.search.worker import Link, WorkerCrashed, call_with_retries
 from thawline.training import (
     Inputs,
     Runtime,
@@ -79,14 +79,15 @@ class _Request:
 
 def _probed(prepared: Prepared, name: str) -> float:
     request = _Request(prepared.config, name, len(prepared.manifest.classes), prepared.inputs[name])
-    for _ in range(1 + prepared.config.study.retries):
-        try:
-            value: float = call_in_worker(_probe, request, on_message=emit)
-        except WorkerCrashed as error:
-            emit(Note(f"probing {name}: {error}", "warning"))
-        else:
-            return value
-    raise StudyError(f"{name} could not be probed. Leave it out of space.backbone, or run the same command again.")
+    try:
+        value: float = call_with_retries(
+            _probe, request, retries=prepared.config.study.retries, title=f"probing {name}"
+        )
+    except WorkerCrashed as error:
+        raise StudyError(
+            f"{name} could not be probed: {error}. Leave it out of space.backbone, or run the same command again."
+        ) from error
+    return value
 
 
 def _probe(request: _Request, send: Link) -> float:

@@ -20,9 +20,18 @@ from typing import Any, TypeAlias
 
 from thawline import logs
 from thawline.exceptions import ThawlineError
+from thawline.search.events import Note, emit
 from thawline.training import Interrupted
 
-__all__ = ["Link", "WorkStopped", "WorkerCrashed", "call_in_worker", "prepare_workers", "stop_workers"]
+__all__ = [
+    "Link",
+    "WorkStopped",
+    "WorkerCrashed",
+    "call_in_worker",
+    "call_with_retries",
+    "prepare_workers",
+    "stop_workers",
+]
 
 _Process: TypeAlias = ForkServerProcess | SpawnProcess
 _Send: TypeAlias = Callable[[Any], Any]
@@ -147,6 +156,28 @@ def call_in_worker(
     if kind == "error":
         raise value
     return value
+
+
+def call_with_retries(function: Callable[..., Any], *args: Any, retries: int, title: str) -> Any:
+    """As :func:`call_in_worker`, and again after a crash, with a warning each time; what it sends are events.
+
+    Args:
+        function: that leaves nothing half-done behind when it dies, or goes on with it.
+        args: values that can be pickled.
+        retries: how many crashes are followed by another call, at least 0.
+        title: what it does, for the warnings: "probing resnet18".
+
+    Raises:
+        WorkerCrashed: the last of ``1 + retries`` crashes.
+        WorkStopped: after :func:`stop_workers`.
+        ThawlineError: what ``function`` raised; it would raise it again.
+    """
+    for _ in range(retries):
+        try:
+            return call_in_worker(function, *args, on_message=emit)
+        except WorkerCrashed as error:
+            emit(Note(f"{title}: {error}; it is tried again", "warning"))
+    return call_in_worker(function, *args, on_message=emit)
 
 
 class _Worker:

@@ -1,5 +1,8 @@
 """Backbones are probed on what they know before any is trained."""
 
+import logging
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +117,27 @@ def test_the_smallest_loss_is_the_best(make_prepared: Callable[..., Prepared], o
     ranking = rank_backbones(make_prepared(metric="loss"), own_home)
     assert list(ranking) == [SEEING, BLIND]
     assert ranking[SEEING] < 0.69 < ranking[BLIND], "the logarithm of 2 is chance"
+
+
+def _killed(request: object, send: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_dies_twice_while_it_probes_ends_the_search_with_a_word(
+    make_prepared: Callable[..., Prepared],
+    own_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    prepared = make_prepared()
+    monkeypatch.setattr("thawline.search.ranking._probe", _killed)
+    with caplog.at_level(logging.WARNING, "thawline.search"), pytest.raises(StudyError) as refused:
+        rank_backbones(prepared, own_home)
+    killed = "its process was killed by signal 9"
+    assert str(refused.value) == (
+        f"{BLIND} could not be probed: {killed}. Leave it out of space.backbone, or run the same command again."
+    )
+    assert [record.getMessage() for record in caplog.records] == [f"probing {BLIND}: {killed}; it is tried again"]
 
 
 def test_a_single_backbone_is_not_probed(make_prepared: Callable[..., Prepared], own_home: Path) -> None:

@@ -7,7 +7,7 @@ line's options, then ``--set key=value``. All mistakes are reported at once, wit
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -71,6 +71,8 @@ def _augmentation(value: object) -> object:
 
 
 def _backbone_choices(value: object) -> object:
+    if isinstance(value, str):
+        raise ValueError(f"must be a list of names, such as [{value}], but got {value!r}")
     if not isinstance(value, list | tuple):
         return value
     if not all(isinstance(name, str) for name in value):
@@ -78,6 +80,12 @@ def _backbone_choices(value: object) -> object:
     if len(set(value)) != len(value):
         raise ValueError(f"must list each backbone once, but got {list(value)}")
     return dict.fromkeys(value)
+
+
+def _list(value: object) -> object:
+    if isinstance(value, str):
+        raise ValueError(f"must be a list such as [{value}], but got {value!r}")
+    return value
 
 
 def _workers(value: object) -> object:
@@ -209,8 +217,8 @@ class BackboneConfig(_Model):
     """Name in the list of ``thawline backbones``."""
     weights: str | dict[str, str] = "default"
     """``default`` (the library's own), ``starter`` (shipped with Thawline), ``none`` (random), or a file: .safetensors,
-    or a state_dict saved by torch.save. For several backbones a mapping from their names to these; those that it leaves
-    out take ``default``."""
+    or a state_dict saved by torch.save; of timm also a folder as on HuggingFace's hub. For several backbones a mapping
+    from their names to these; those that it leaves out take ``default``."""
     image_size: int | None = Field(None, ge=8, le=2048)
     """Side in pixels of the square that the network sees; by default what its weights were trained for."""
 
@@ -287,8 +295,8 @@ class TrainConfig(_Model):
     """Share of the epochs after which all is thawed that the freeze depth leaves free: ``gradual`` thaws evenly until
     then, ``lp_ft`` trains the head until then. The last epoch always trains all of it, if there are two or more."""
     thaw_patience: int | None = Field(None, ge=1)
-    """With ``gradual``: thaw the next layer group after this many epochs without a better validation value, where that
-    comes before the even schedule of ``thaw_fraction``; ``null`` thaws evenly."""
+    """With ``gradual``: thaw the next layer group after this many epochs without a better validation value, and after
+    ``thaw_fraction`` of the epochs all that are left; ``null`` thaws evenly."""
     thaw_epochs: tuple[int, ...] | None = Field(None, min_length=1)
     """With ``gradual``, in place of ``thaw_fraction``: the epochs, counted from 1, that begin with another layer group
     thawed, such as ``[2, 4, 6]``. The last of them thaws all that are left, so one entry thaws all at once; entries
@@ -320,10 +328,16 @@ class TrainConfig(_Model):
 
     @model_validator(mode="after")
     def _one_way_to_thaw(self) -> Self:
-        epochs = self.thaw_epochs
+        epochs, patience = self.thaw_epochs, self.thaw_patience
+        # The first epoch cannot be worse than one before, and what is thawed shows in the epoch after.
+        if patience is not None and (last := self.epochs_until_thawed) < patience + 2:
+            raise ValueError(
+                f"thaw_patience={patience} would never thaw anything: with epochs={self.epochs} and thaw_fraction="
+                f"{self.thaw_fraction} all is thawed after {last} epochs, and that must be {patience + 2} at least"
+            )
         if epochs is None:
             return self
-        if self.thaw_patience is not None:
+        if patience is not None:
             raise ValueError("thaw_epochs and thaw_patience cannot both be set")
         if not 2 <= epochs[0] <= epochs[-1] <= self.epochs or any(a >= b for a, b in pairwise(epochs)):
             raise ValueError(
@@ -331,6 +345,12 @@ class TrainConfig(_Model):
                 f"but got {list(epochs)} with epochs={self.epochs}"
             )
         return self
+
+    @property
+    def epochs_until_thawed(self) -> int:
+        """Epochs after which ``thaw_fraction`` has all thawed: one at least, for the head, and one less than all at
+        most, so that the last trains all."""
+        return min(max(1, round(self.thaw_fraction * self.epochs)), self.epochs - 1)
 
     @property
     def mixes(self) -> bool:
@@ -366,18 +386,18 @@ class SearchSpace(_Model):
     """Range of the weight decay, sampled on a log scale."""
     head_learning_rate_factor: tuple[float, float] | None = None
     """Range of the head's learning-rate factor, sampled on a log scale."""
-    optimizer: tuple[Literal["adamw", "sgd"], ...] | None = None
+    optimizer: Annotated[tuple[Literal["adamw", "sgd"], ...] | None, BeforeValidator(_list)] = None
     """Optimizers to choose from."""
     backbone: Annotated[dict[str, tuple[int, int] | None] | None, BeforeValidator(_backbone_choices)] = None
     """Backbones to choose from: a list of names, or a mapping from each name to its range of freeze depths (``null``:
     all). Before the first trial each is probed on its frozen features, see ``study.keep_backbones``."""
-    policy: tuple[Policy, ...] | None = None
+    policy: Annotated[tuple[Policy, ...] | None, BeforeValidator(_list)] = None
     """Policies of thawing to choose from."""
     layer_decay: tuple[float, float] | None = None
     """Range of the factor by which the learning rate falls from layer group to layer group towards the input."""
-    batch_norm: tuple[BatchNorm, ...] | None = None
+    batch_norm: Annotated[tuple[BatchNorm, ...] | None, BeforeValidator(_list)] = None
     """What batch-norms of thawed layer groups may do."""
-    augmentation: tuple[AugmentationKind, ...] | None = None
+    augmentation: Annotated[tuple[AugmentationKind, ...] | None, BeforeValidator(_list)] = None
     """Ways of changing training images to choose from; without it all trials see the same. With ``train.views`` each is
     stored."""
 
@@ -609,7 +629,17 @@ class SearchConfig(_Model):
                 f"{useless[0]} is for the policy gradual, but trials have {', '.join(policies)}: set "
                 "train.policy=gradual, or leave it out"
             )
+        fraction = self.train.thaw_fraction
+        if fraction != TrainConfig.model_fields["thaw_fraction"].default and not self._reads_thaw_fraction(policies):
+            raise ValueError(
+                f"train.thaw_fraction={fraction} has no effect: trials have {', '.join(policies)}"
+                f"{', and thaw_epochs says when' if self.train.thaw_epochs else ''}. Leave it out, or set "
+                "train.policy=lp_ft"
+            )
         return self
+
+    def _reads_thaw_fraction(self, policies: Sequence[Policy]) -> bool:
+        return "lp_ft" in policies or ("gradual" in policies and self.train.thaw_epochs is None)
 
     @model_validator(mode="before")
     @classmethod
@@ -645,12 +675,15 @@ class SearchConfig(_Model):
     def build(cls, *layers: Mapping[str, Any]) -> "SearchConfig":
         """Merge layers of nested mappings, later ones winning, and validate the whole.
 
+        The choices of ``space.backbone``, ``backbone.weights`` by name and options of samplers and pruners are taken
+        from the last layer that has them as a whole: what an earlier one lists is not added to them.
+
         Raises:
             ConfigError: naming every wrong key and value at once.
         """
         merged: dict[str, Any] = {}
         for layer in layers:
-            _merge(merged, layer)
+            _merge(merged, layer, whole=_WHOLE)
         try:
             return cls.model_validate(merged)
         except ValidationError as error:
@@ -765,10 +798,16 @@ def flatten(config: BaseModel, prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _merge(target: dict[str, Any], layer: Mapping[str, Any]) -> None:
+_WHOLE = frozenset({"space.backbone", "backbone.weights", "study.sampler_options", "study.pruner_options"})
+"""Mappings that name choices: added to those of a recipe, they could not be made fewer."""
+
+
+def _merge(target: dict[str, Any], layer: Mapping[str, Any], whole: Collection[str] = (), prefix: str = "") -> None:
+    """Put a layer over nested mappings; those whose path is in ``whole`` are replaced."""
     for key, value in layer.items():
-        if isinstance(value, Mapping) and isinstance(target.get(key), dict) and not key.endswith("_options"):
-            _merge(target[key], value)
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and isinstance(target.get(key), dict) and path not in whole:
+            _merge(target[key], value, whole, f"{path}.")
         else:
             target[key] = dict(value) if isinstance(value, Mapping) else value
 

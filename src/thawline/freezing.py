@@ -11,7 +11,7 @@ from thawline.backbones import Backbone
 from thawline.config import BatchNorm
 from thawline.exceptions import BackboneError
 
-__all__ = ["freeze_to", "train_mode", "trainable_parameters"]
+__all__ = ["freeze_to", "has_batch_norms", "train_mode", "trainable_parameters"]
 
 
 def freeze_to(backbone: Backbone, depth: int, *, batch_norm: BatchNorm) -> None:
@@ -72,6 +72,11 @@ def train_mode(backbone: Backbone, depth: int, *, batch_norm: BatchNorm) -> None
 def trainable_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
     """The parameters that require gradients, by name, in the order of the module."""
     return {name: parameter for name, parameter in backbone.module.named_parameters() if parameter.requires_grad}
+
+
+def has_batch_norms(backbone: Backbone) -> bool:
+    """Whether what batch-norms do (``frozen_eval``, …) makes a difference to it."""
+    return bool(_batch_norms(backbone))
 
 
 def _batch_norms(backbone: Backbone) -> dict[str, nn.Module]:

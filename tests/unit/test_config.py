@@ -135,6 +135,15 @@ def test_what_thaws_is_one_of_what_there_is_and_within_its_range() -> None:
             "train.thaw_epochs=(2,) is for the policy gradual, but trials have lp_ft",
         ),
         ({"thaw_patience": 2, "policy": "static"}, "train.thaw_patience=2 is for the policy gradual, .* have static"),
+        (
+            {"thaw_patience": 2, "epochs": 6},
+            "thaw_patience=2 would never thaw anything: with epochs=6 .* is thawed after 3 epochs, and that must be 4",
+        ),
+        ({"thaw_fraction": 0.3, "policy": "static"}, "train.thaw_fraction=0.3 has no effect: trials have static."),
+        (
+            {"thaw_fraction": 0.3, "thaw_epochs": [2, 4]},
+            "train.thaw_fraction=0.3 has no effect: trials have gradual, and thaw_epochs says when.",
+        ),
     ],
 )
 def test_when_to_thaw_is_said_in_one_way_and_to_a_policy_that_listens(train: dict[str, object], message: str) -> None:
@@ -149,6 +158,8 @@ def test_batch_norms_of_random_backbones_are_trained_whatever_the_recipe_says() 
 
 
 def test_it_is_enough_that_some_trials_thaw_gradually() -> None:
+    both = {"thaw_epochs": [2, 4], "thaw_fraction": 0.3}
+    assert SearchConfig.build(DATA, {"train": both, "space": {"policy": ["lp_ft", "gradual"]}}), "each reads one"
     for train in ({"thaw_patience": 2}, {"thaw_epochs": [2, 5, 8]}):
         assert SearchConfig.build(DATA, {"train": {"policy": "gradual", **train}})
         assert SearchConfig.build(DATA, {"train": train, "space": {"policy": ["lp_ft", "gradual"]}})
@@ -158,10 +169,38 @@ def test_it_is_enough_that_some_trials_thaw_gradually() -> None:
             )
 
 
+def test_a_later_layer_names_its_own_backbones_and_weights_and_adds_none() -> None:
+    recipe = {
+        "space": {"backbone": {"resnet18": [1, 2], "resnet34": None}},
+        "backbone": {"weights": {"resnet34": "none"}, "image_size": 64},
+    }
+    over = {"space": {"backbone": {"resnet50": None}}, "backbone": {"weights": {"resnet50": "none"}}}
+    config = SearchConfig.build(DATA, recipe, over)
+    assert config.backbones == ("resnet50",)
+    assert config.backbone.weights == {"resnet50": "none"}
+    assert config.backbone.image_size == 64, "the rest of a section stays"
+    several = parse_assignments(["space.backbone.resnet18=null", "space.backbone.resnet50=[1,2]"])
+    assert SearchConfig.build(DATA, recipe, {"backbone": {"weights": "default"}}, several).backbones == (
+        "resnet18",
+        "resnet50",
+    )
+
+
+@pytest.mark.parametrize("key", ["policy", "optimizer", "batch_norm", "augmentation", "backbone"])
+def test_one_choice_where_a_list_belongs_is_answered_with_the_list(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"space\.{key}: must be a list( of names,)? such as \[x\], but got 'x'$"):
+        SearchConfig.build(DATA, {"space": {key: "x"}})
+
+
 def test_a_soup_is_made_of_the_same_trials_and_how_they_thaw_makes_them_others() -> None:
     known = SearchConfig.build(DATA).fingerprint("d")
     assert SearchConfig.build(DATA, {"study": {"soup": True}}).fingerprint("d") == known
-    for train in ({"policy": "gradual"}, {"batch_norm": "train_all"}, {"ema": 0.9}, {"thaw_fraction": 0.3}):
+    for train in (
+        {"policy": "gradual"},
+        {"batch_norm": "train_all"},
+        {"ema": 0.9},
+        {"policy": "lp_ft", "thaw_fraction": 0.3},
+    ):
         assert SearchConfig.build(DATA, {"train": train}).fingerprint("d") != known
 
 

@@ -11,6 +11,7 @@ import importlib.metadata
 import re
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from thawline.backbones import _catalogue
@@ -172,7 +173,8 @@ def further_names() -> str:
     """How backbones are named that a listing has not, a line for each library."""
     lines = {
         "timm": "timm/NAME.TAG takes others of its pretrained weights: `thawline backbones timm/NAME.` lists them.",
-        "transformers": "hf:FOLDER or hf:ID takes an encoder of texts or a classifier of images from HuggingFace.",
+        "transformers": "hf:FOLDER or hf:ORG/NAME[@REVISION] takes an encoder of texts or a classifier of images from "
+        "HuggingFace.",
     }
     install = " It needs: pip install 'thawline[{}]'."
     return "\n".join(
@@ -300,7 +302,11 @@ def _known(name: str) -> Library:
     if catalogue and architecture in catalogue.refused:
         raise BackboneError(catalogue.refused[architecture])
     if architecture not in _names_of(library) or (tag and tag not in describe(architecture).tags):
-        raise BackboneError(f"Unknown backbone {name!r}.{_suggestion(name)} `thawline backbones` lists all.")
+        is_folder = name.lower().startswith("hf:") or Path(name).expanduser().is_dir()
+        hint = "" if is_folder else _suggestion(name)
+        if not hint and not name.startswith("timm/"):
+            hint = _of_huggingface(name)
+        raise BackboneError(f"Unknown backbone {name!r}.{hint} `thawline backbones` lists all.")
     return library
 
 
@@ -312,10 +318,21 @@ def _architecture_and_tag(library: Library, name: str) -> tuple[str, str]:
     return architecture, tag
 
 
+def _of_huggingface(name: str) -> str:
+    """How to name a folder, or what the hub may have, which no list holds."""
+    plain = name[3:] if name[:3].lower() == "hf:" else name
+    return f" For a folder, or a network of HuggingFace, write 'hf:{plain}'."
+
+
 def _suggestion(name: str) -> str:
     """The nearest name of any library, also by what follows the library's prefix."""
+    name = name.removeprefix("torchvision/")  # whose names have no prefix
+    if name in names():
+        return f" Did you mean {name!r}?"
     found = names(name.rpartition(".")[0] + ".") if "." in name else []
     found += names()
+    missing = [library for library in LIBRARIES if library.is_listed and not library.is_installed()]
+    found += [known for library in missing for known in _catalogue.catalogue_of(library.package).infos]
     full = {known.rpartition("/")[2]: known for known in reversed(found)} | {known: known for known in found}
     close = difflib.get_close_matches(name.lower(), full, n=1)
     return f" Did you mean {full[close[0]]!r}?" if close else ""

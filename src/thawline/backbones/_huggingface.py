@@ -1,4 +1,5 @@
-"""HuggingFace's encoders of texts and classifiers of images, from a folder or from their hub, as ``hf:FOLDER_OR_ID``.
+"""HuggingFace's encoders of texts and classifiers of images: ``hf:FOLDER``, or of their hub ``hf:ID`` or
+``hf:ID@REVISION``.
 
 Only tensors are ever read (safetensors), and no code that comes with a model is run.
 """
@@ -45,7 +46,8 @@ _PROCESSORS = {
     )
 }
 """Whose steps are known here. Others cut patches, count colours or pad, which no :class:`Preprocessing` says."""
-_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+_HUB_ID = re.compile(r"([A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)?)(?:@([\w.-]+))?")
+"""Of a repository, and of one of its branches, tags or commits."""
 _CONVERT = (
     "Convert another format with transformers (model.save_pretrained(FOLDER)) and name that folder: hf:FOLDER. Or "
     "train from random weights (--weights none)."
@@ -537,9 +539,22 @@ def _read_config(name: str) -> Any:
 
 def _source(name: str) -> tuple[Path, bool]:
     """The folder or hub id that a name stands for, and whether it is a folder."""
-    given = name.removeprefix(library_of(name).prefix)
+    given = _given(name)
     path = Path(given).expanduser()  # which no longer tells ./a/b from a/b
-    return path, path.exists() or _HUB_ID.fullmatch(given) is None
+    hub_id = _HUB_ID.fullmatch(given)
+    if path.exists() or hub_id is None:
+        return path, True
+    return Path(hub_id[1]), False
+
+
+def _revision(name: str) -> str | None:
+    """The branch, tag or commit that the name of a network of the hub ends with."""
+    hub_id = _HUB_ID.fullmatch(_given(name))
+    return hub_id[2] if hub_id is not None else None
+
+
+def _given(name: str) -> str:
+    return name.removeprefix(library_of(name).prefix)
 
 
 def _load(library: Any, name: str, *, is_whole: Callable[[Any], bool] = lambda _: True, **arguments: Any) -> Any:
@@ -555,6 +570,8 @@ def _load(library: Any, name: str, *, is_whole: Callable[[Any], bool] = lambda _
         WeightsError: with the ways out.
     """
     source, is_local = _source(name)
+    if not is_local and (revision := _revision(name)):
+        arguments["revision"] = revision
     load = partial(library.from_pretrained, str(source), trust_remote_code=False, **arguments)
     try:
         with _quiet(), _without_conversion():

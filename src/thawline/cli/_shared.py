@@ -43,7 +43,10 @@ SetOption = Annotated[
 ]
 Weights = Annotated[
     str | None,
-    typer.Option(metavar="default|starter|none|FILE", help="Pretrained weights; a .safetensors or state_dict file."),
+    typer.Option(
+        metavar="default|starter|none|FILE",
+        help="Pretrained weights; a .safetensors or state_dict file, of timm also the folder of a download.",
+    ),
 ]
 Storage = Annotated[
     str | None, typer.Option(metavar="URL", help="Database of the study; default: THAWLINE_STORAGE, else the home.")
@@ -63,16 +66,28 @@ def console() -> Console:
 def config_of(
     data: str, recipe: Path | None, options: Mapping[str, Any], assignments: list[str] | None
 ) -> "SearchConfig":
-    """The configuration of a recipe, with options and assignments over it."""
+    """The configuration of a recipe, with options and assignments over it.
+
+    Raises:
+        ConfigError: naming every wrong key and value, or a backbone that would not be looked at.
+    """
     from thawline.config import SearchConfig, load_recipe, parse_assignments
     from thawline.data import data_location
+    from thawline.exceptions import ConfigError
 
-    return SearchConfig.build(
+    config = SearchConfig.build(
         load_recipe(recipe) if recipe else {},
         {"data": data_location(data, environment.home())},
         _nested(options),
         parse_assignments(assignments or []),
     )
+    named = options.get("backbone.name")
+    if named is not None and config.space.backbone is not None:
+        raise ConfigError(
+            f"--backbone {named} would not be looked at, because space.backbone lists {', '.join(config.backbones)}. "
+            f"To search {named} alone, replace the list: --set space.backbone=[{named}]"
+        )
+    return config
 
 
 def _nested(options: Mapping[str, Any]) -> dict[str, Any]:

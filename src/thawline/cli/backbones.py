@@ -25,7 +25,7 @@ def backbones(
 
     infos = list(_described(registry.names(pattern), pattern))
     if not infos:
-        fail(f"No backbone matches {pattern!r}. `thawline backbones` lists all.")
+        fail(f"No backbone matches {pattern!r}. `thawline backbones` lists all.\n{registry.further_names()}")
     if as_json:
         print_json([registry.info_json(info) for info in infos])
     else:

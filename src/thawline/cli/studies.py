@@ -59,8 +59,9 @@ def search(
         str | None, typer.Option(metavar="N|auto", help="Trials at the same time; auto: one for each GPU.")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Side in pixels of what the network sees.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per optimizer step.")] = None,
-    model: Annotated[str | None, typer.Option(help="Name in the model registry; default: the folder's name.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens of a text that the network sees, at most.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images or texts per optimizer step.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name in the model registry; default: the data's name.")] = None,
     study: Annotated[
         str | None, typer.Option(help="Name of the study; the same name goes on where it stopped.")
     ] = None,
@@ -83,6 +84,7 @@ def search(
         "backbone.name": backbone,
         "backbone.weights": weights,
         "backbone.image_size": image_size,
+        "backbone.max_length": max_length,
         "train.epochs": epochs,
         "train.batch_size": batch_size,
         "train.exact": exact or None,

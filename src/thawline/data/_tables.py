@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from thawline.exceptions import DataError
 
-__all__ = ["TABLE_SUFFIXES", "BadCell", "Cell", "Record", "Table", "looks_like_labels", "read_table"]
+__all__ = ["SAVE_AS_UTF8", "TABLE_SUFFIXES", "BadCell", "Cell", "Record", "Table", "looks_like_labels", "read_table"]
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -27,6 +27,9 @@ _csv_limit = threading.Lock()
 """The longest cell is a setting of the whole process: two threads that change it would put back each other's."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+SAVE_AS_UTF8 = "Save the table as UTF-8, for example with `iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW`."
 
 
 @dataclass(frozen=True)
@@ -84,15 +87,17 @@ def read_table(path: Path, *, names: Collection[str], header: bool | None = None
         header: whether the first line names the columns; found out where ``None``.
 
     Raises:
-        DataError: if the file cannot be read at all, is in UTF-16, holds nothing or names a column twice.
+        DataError: if the file cannot be read at all, is in UTF-16, holds nothing, or names a column twice or not in
+            UTF-8.
     """
     try:
         if path.suffix.lower() == ".parquet":
             table = _read_parquet(path)
         else:
             with path.open("rb") as file:
-                if file.read(2) in _UTF16:
-                    raise DataError(f"{path} is in UTF-16; save it as UTF-8.")
+                beginning = file.read(4096)
+            if beginning[:2] in _UTF16 or b"\0" in beginning:
+                raise DataError(f"{path} is in UTF-16, or no text at all. Save it as UTF-8.")
             table = _read_json_lines(path) if path.suffix.lower() == ".jsonl" else _read_csv(path, names, header)
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from None
@@ -126,7 +131,9 @@ def _cell(value: Any) -> Cell:
 
 
 def _text(text: str) -> Cell:
-    """The text, unless it holds what is no character: a byte of another encoding, or half a pair of ``\\u`` escapes."""
+    """The text, unless it holds NUL, a byte of another encoding, or half a pair of ``\\u`` escapes."""
+    if "\0" in text:
+        return BadCell(f"holds a NUL at character {text.index(chr(0)) + 1}")
     found = None if text.isascii() else _SURROGATES.search(text)
     if found is None:
         return text
@@ -162,6 +169,9 @@ def _read_csv(path: Path, names: Collection[str], header: bool | None) -> Table:
     if header is None:
         header = _is_header([record.cells for record in records], names)
     if header and records:
+        for cell in records[0].cells:
+            if isinstance(cell, BadCell):
+                raise DataError(f"The first line of {path} names a column that {cell.reason}. {SAVE_AS_UTF8}")
         named = [cell.strip() if isinstance(cell, str) else "" for cell in records[0].cells]
         columns = tuple(name or number for name, number in zip(named, columns, strict=True))
         del records[0]
@@ -240,8 +250,6 @@ def _is_header(rows: Sequence[tuple[Cell, ...]], names: Collection[str]) -> bool
     if not rows:
         return False
     first, others = rows[0], rows[1:]
-    if not all(cell is None or isinstance(cell, str) for cell in first):
-        return False
     columns = list(zip(*others, strict=True)) if others else [() for _ in first]
     for cell, column in zip(first, columns, strict=True):
         if isinstance(cell, str) and cell.strip().casefold() in names and cell not in column:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from thawline.data._files import printable, write_atomically
+from thawline.data._tables import SAVE_AS_UTF8
 from thawline.data.splits import Split, assign, keys
 from thawline.exceptions import DataError
 
@@ -262,12 +263,15 @@ def check_bad(bad: Sequence[Problem], total: int, limit: float, kind: DataKind) 
     """
     if len(bad) > limit * total:
         share = len(bad) / total
+        encoding = sum("is not UTF-8" in problem.reason for problem in bad) > len(bad) / 2
+        ways_out = (
+            f"{SAVE_AS_UTF8} Or go on without them" if encoding else "Repair or remove them, or go on without them"
+        )
         what = "cannot be decoded" if kind == "images" else "cannot be read"
         raise DataError(
             f"{len(bad)} of {counted(total, NOUNS[kind])} {what} ({share:.1%}), more than "
             f"data.max_bad_fraction={limit:g} allows:\n{listed([f'{p.path}: {p.reason}' for p in bad])}\n"
-            "Repair or remove them, or go on without them: "
-            f"--set data.max_bad_fraction={min(1.0, math.ceil(share * 100) / 100):g}"
+            f"{ways_out}: --set data.max_bad_fraction={min(1.0, math.ceil(share * 100) / 100):g}"
         )
 
 

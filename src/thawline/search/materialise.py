@@ -12,6 +12,7 @@ from thawline.activations import ActivationStore, Plan, StoredSplits, make_plan,
 from thawline.backbones import Preprocessing
 from thawline.config import SearchConfig
 from thawline.data import Split, write_atomically
+from thawline.exceptions import StudyError
 from thawline.search.events import Note, emit
 from thawline.search.prepare import Prepared, image_preprocessing
 from thawline.search.slots import threads_per_trial
@@ -42,6 +43,9 @@ def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str,
 
     Returns:
         For each backbone, where its trials find their inputs; nothing if no trial is left.
+
+    Raises:
+        StudyError: if the pretrained weights are not those that the study was begun with.
     """
     left = prepared.config.study.trials - study.finished()
     if left <= 0:
@@ -58,8 +62,11 @@ def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str,
             threads=threads_per_trial(prepared.config),
             store=home / "cache" / "activations",
             plan=home / "studies" / study.name / f"plan-{backbones.short_name(name)}.json",
+            weights=study.weights_of(name),
         )
         stored[name] = _stored(request)
+        if stored[name].weights:
+            study.keep_weights(name, stored[name].weights)
     return stored
 
 
@@ -90,6 +97,8 @@ class _Request:
     threads: int
     store: Path
     plan: Path
+    weights: str | None
+    """Digest of those that the study was begun with; ``None`` at its beginning."""
 
     def build_backbone(self) -> backbones.Backbone:
         return build_backbone(self.config, self.backbone, self.classes)
@@ -128,6 +137,12 @@ def _plan_and_fill(request: _Request, send: Link) -> StoredSplits:
     for line in plan.lines():
         send(Note(line))
     backbone = request.build_backbone()  # not the profiled one, whose batch-norms have moved
+    if request.weights not in (None, backbone.weights_digest):
+        raise StudyError(
+            f"The study was begun with other weights of {request.backbone} (digest {request.weights}, now "
+            f"{backbone.weights_digest}), so its trials cannot be compared with new ones. Give this one another "
+            "--study name, or put the former weights back."
+        )
     splits = request.splits(plan, backbone.weights_digest)
     runtime = runtime_for(splits.train_config(config.train))
     refused = splits.fill(backbone, runtime, batch_size=config.train.batch_size, on_progress=_progress(send))

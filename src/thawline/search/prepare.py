@@ -27,6 +27,7 @@ from thawline.data import (
     tokenized,
 )
 from thawline.exceptions import ConfigError
+from thawline.freezing import has_batch_norms
 from thawline.registry import check_exports
 from thawline.search.events import Note, emit
 from thawline.search.space import check_space, depths_in_use
@@ -133,8 +134,20 @@ def check_kind(config: SearchConfig, kind: DataKind) -> None:
                 else "`thawline backbones` lists those that do"
             )
             raise ConfigError(f"{name} takes {takes}, but the data are {kind}. {instead}.")
+    _check_options_of_other_kind(config, kind)
     check_augmentation(config, kind)
     check_exports(config.promotion.exports, kind)
+
+
+def _check_options_of_other_kind(config: SearchConfig, kind: DataKind) -> None:
+    """Refuse what only tables, or only images, have: it would do nothing."""
+    of_texts = {f"data.{key}": getattr(config.data, key) for key in ("text_column", "label_column", "split_column")}
+    of_texts |= {"data.header": config.data.header, "backbone.max_length": config.backbone.max_length}
+    of_images = {"backbone.image_size": config.backbone.image_size}
+    other, given = ("texts", of_texts) if kind == "images" else ("images", of_images)
+    wrong = [f"{key}={value}" for key, value in given.items() if value is not None]
+    if wrong:
+        raise ConfigError(f"The data are {kind}, but for {other} alone there is {', '.join(wrong)}. Leave that out.")
 
 
 def check_execution(config: ExecutionConfig) -> None:
@@ -183,7 +196,7 @@ def check_backbones(config: SearchConfig) -> dict[str, int]:
         WeightsError: if its weights cannot be had or do not fit.
         ConfigError: if the freeze-depth range is not one of the backbone.
     """
-    depths, without_places = {}, {}
+    depths, without_places, with_batch_norms = {}, {}, False
     for name in config.backbones:
         backbone = backbones.create(
             name,
@@ -194,7 +207,13 @@ def check_backbones(config: SearchConfig) -> dict[str, int]:
         )
         depths[name] = len(backbone.layer_groups)
         without_places[name] = depths_without_places(backbone) if config.train.cutmix else []
+        with_batch_norms = with_batch_norms or has_batch_norms(backbone)
     check_space(config, depths)
+    if config.space.batch_norm is not None and not with_batch_norms:
+        raise ConfigError(
+            f"space.batch_norm: there is nothing to choose, because {', '.join(config.backbones)} "
+            f"{'has' if len(config.backbones) == 1 else 'have'} no batch-norms. Leave it out."
+        )
     for name, found in without_places.items():
         low, high = depths_in_use(config, depths, name)
         if shown := ", ".join(str(depth) for depth in found if low <= depth <= high):

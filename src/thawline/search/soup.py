@@ -29,8 +29,10 @@ from thawline.training import (
 )
 from thawline.training.checkpoint import pack_model
 
-__all__ = ["Soup", "Weights", "greedy_soup", "is_kept", "kept_soup", "make_soup"]
+__all__ = ["SOUP_TAG", "Soup", "Weights", "greedy_soup", "is_kept", "kept_soup", "make_soup"]
 
+SOUP_TAG = "thawline.soup"
+"""Tag of a version: what came of the soup that was wanted, in words."""
 _TRIALS = "thawline.soup_trials"
 """Tag of a version that is a soup."""
 
@@ -72,7 +74,7 @@ class Soup:
     @property
     def tags(self) -> dict[str, str]:
         """For the model's record."""
-        tags = {"thawline.soup": str(self)}
+        tags = {SOUP_TAG: str(self)}
         return {**tags, _TRIALS: _listed(self.trials)} if self.wins else tags
 
 

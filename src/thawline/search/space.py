@@ -66,6 +66,12 @@ def check_space(config: SearchConfig, depths: Mapping[str, int]) -> None:
                 f"{key}: 0 <= low <= high <= {depths[name]} must hold, because {name} has {depths[name]} "
                 f"layer groups, but got {list(wanted)}. `thawline summary {name}` shows them."
             )
+    searched = [key for key in ("policy", "layer_decay", "batch_norm") if getattr(config.space, key) is not None]
+    if searched and all(depth_range(config, depths, name)[0] == depths[name] for name in config.backbones):
+        raise ConfigError(
+            f"space.{searched[0]}: there is nothing to choose, because every trial trains the head alone. Leave it "
+            "out, or open smaller freeze depths."
+        )
 
 
 def sample(trial: Suggest, config: SearchConfig, depths: Mapping[str, int]) -> Hyperparameters:

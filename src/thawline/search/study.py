@@ -163,6 +163,16 @@ class Study:
         """Name of the study."""
         return self._study.study_name
 
+    def weights_of(self, backbone: str) -> str | None:
+        """Digest of the pretrained weights that trials of a backbone began with; ``None`` if that is not known yet."""
+        digest: str | None = self._study.user_attrs.get(f"weights:{backbone}")
+        return digest
+
+    def keep_weights(self, backbone: str, digest: str) -> None:
+        """Note what :meth:`weights_of` answers from now on."""
+        if self.weights_of(backbone) is None:
+            patiently(self._study.set_user_attr, f"weights:{backbone}", digest)
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Work on the study: keep what this search took from being taken by another, and count the time.

@@ -27,7 +27,7 @@ from thawline.search.events import Note, emit
 from thawline.search.leaderboard import leaderboard_rows
 from thawline.search.prepare import Prepared, image_preprocessing, labelled, preprocessing_for
 from thawline.search.recorder import Recorder
-from thawline.search.soup import kept_soup, make_soup
+from thawline.search.soup import SOUP_TAG, kept_soup, make_soup
 from thawline.search.study import Study, TrialRecord
 from thawline.search.trial import build_backbone
 from thawline.tracking import TrackingReport, find_trial_run, replay_unsent, unsent_records
@@ -274,18 +274,23 @@ def _run_of(best: TrialRecord, recorder: Recorder) -> str:
 
 def _soup_tags(prepared: Prepared, study: Study, home: Path) -> dict[str, str]:
     """Try a soup if it is wanted; how it came out is recorded with the version."""
-    soup = make_soup(prepared, study.records(), home) if prepared.config.study.soup else None
-    if soup is None:
+    if not prepared.config.study.soup:
         return {}
-    emit(Note(f"soup: {soup}"))
-    return soup.tags
+    soup = make_soup(prepared, study.records(), home)
+    tags = (
+        soup.tags
+        if soup is not None
+        else {SOUP_TAG: "not tried: this home holds no checkpoints of two complete trials of the best one's backbone"}
+    )
+    emit(Note(f"soup: {tags[SOUP_TAG]}"))
+    return tags
 
 
 def _soup_of(prepared: Prepared, judged: PromotionOutcome, recorder: Recorder) -> str:
     """What was recorded of it."""
     if not prepared.config.study.soup:
         return ""
-    return MlflowRegistry(recorder.store).tags(judged.name, judged.version).get("thawline.soup", "")
+    return MlflowRegistry(recorder.store).tags(judged.name, judged.version).get(SOUP_TAG, "")
 
 
 def _package(

@@ -25,13 +25,12 @@ class Thawing:
     """Where it ends."""
     deepest: int
     """Number of layer groups, where ``gradual`` and ``lp_ft`` begin: the head alone."""
-    epochs: int
-    fraction: float
-    """Share of the epochs after which all is thawed, in (0, 1]."""
+    until: int
+    """Epochs after which ``thaw_fraction`` has all thawed."""
     metric: str
     """Validation metric, a key of ``METRIC_DIRECTIONS``."""
     patience: int | None = None
-    """Epochs without a better value after which ``gradual`` thaws another group, ahead of the even schedule."""
+    """Epochs without a better value after which ``gradual`` thaws another group, in place of the even schedule."""
     at: tuple[int, ...] | None = None
     """The epochs, from 1 and rising, at which ``gradual`` thaws another group; ``None`` for the even schedule."""
 
@@ -42,8 +41,7 @@ class Thawing:
             policy=hyperparameters.policy,
             freeze_depth=hyperparameters.freeze_depth,
             deepest=deepest,
-            epochs=config.epochs,
-            fraction=config.thaw_fraction,
+            until=config.epochs_until_thawed,
             metric=metric,
             patience=config.thaw_patience,
             at=config.thaw_epochs,
@@ -69,13 +67,11 @@ class Thawing:
 
     def _scheduled(self, epoch: int) -> int:
         """Of an epoch, from 0."""
-        # At least one epoch for the head, and the last one for all: with a single epoch there is nothing to do in turn.
-        turns = min(max(1, round(self.fraction * self.epochs)), self.epochs - 1)
-        if self.policy == "static" or epoch >= turns:
+        if self.policy == "static" or epoch >= self.until:
             return self.freeze_depth
         if self.policy == "lp_ft":
             return self.deepest
-        return self.deepest - epoch * (self.deepest - self.freeze_depth) // turns
+        return self.deepest - epoch * (self.deepest - self.freeze_depth) // self.until
 
     def _at_given(self, at: Sequence[int], epoch: int) -> int:
         """Of an epoch, from 1."""
@@ -84,8 +80,8 @@ class Thawing:
         return max(self.freeze_depth, self.deepest - sum(thawed <= epoch for thawed in at))
 
     def _on_plateaus(self, history: Sequence[EpochResult], patience: int) -> list[int]:
-        """On plateaus, but no later than evenly: otherwise what a trial comes to would hang on its values, and trials
-        of different freeze depths could train the very same."""
+        """On plateaus, and all that are left in the end: otherwise trials of different freeze depths that make progress
+        would train the very same."""
         sign = sign_of(self.metric)
         depths, best, since = [self._scheduled(0)], -math.inf, 0
         for result in history:
@@ -94,7 +90,7 @@ class Thawing:
                 best, since = value, result.epoch
             elif result.epoch - since >= patience:
                 depth = max(self.freeze_depth, depth - 1)
-            depths.append(min(depth, self._scheduled(result.epoch)))
+            depths.append(self.freeze_depth if result.epoch >= self.until else depth)
             if depths[-1] < depths[-2]:
                 since = result.epoch
         return depths

@@ -17,7 +17,7 @@ from thawline.backbones import BackboneInfo, _catalogue
 from thawline.backbones._catalogue import Catalogue, catalogue_of
 from thawline.backbones._graph import build_without_memory, steps_of
 from thawline.backbones._groups import layer_groups_of
-from thawline.backbones._registry import LIBRARIES
+from thawline.backbones._registry import LIBRARIES, Library
 from thawline.backbones._torchvision import inspect, list_names
 from thawline.exceptions import BackboneError
 
@@ -58,8 +58,38 @@ def test_an_unknown_name_is_answered_with_the_nearest(call: object) -> None:
 def test_an_unknown_name_is_answered_with_the_nearest_of_any_library() -> None:
     with pytest.raises(BackboneError, match=r"Unknown backbone 'resnet50d'\. Did you mean 'timm/resnet50d'\?"):
         backbones.describe("resnet50d")
+    with pytest.raises(BackboneError, match=r"'torchvision/resnet50'\. Did you mean 'resnet50'\? `thawline"):
+        backbones.describe("torchvision/resnet50")
     with pytest.raises(BackboneError, match=r"Unknown backbone 'timm/resnt50'\. Did you mean 'timm/resnet50'\?"):
         backbones.describe("timm/resnt50")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sentence-transformers/all-MiniLM-L6-v2", "hf:sentence-transformers/all-MiniLM-L6-v2"),
+        ("bert-base-uncased", "hf:bert-base-uncased"),
+        ("HF:org/x", "hf:org/x"),
+    ],
+)
+def test_what_may_be_of_huggingface_is_answered_with_its_prefix(name: str, said: str) -> None:
+    with pytest.raises(BackboneError, match=rf"For a folder, or a network of HuggingFace, write '{said}'\. `thawline"):
+        backbones.describe(name)
+    with pytest.raises(BackboneError) as caught:
+        backbones.describe("timm/nothing-like-it")
+    assert "HuggingFace" not in str(caught.value)
+
+
+def test_a_folder_is_answered_with_the_prefix_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "resnet50").mkdir()
+    with pytest.raises(BackboneError, match=rf"write 'hf:{tmp_path}/resnet50'\. `thawline"):
+        backbones.describe(f"{tmp_path}/resnet50")
+
+
+def test_what_a_library_has_that_is_not_installed_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Library, "is_installed", lambda library: library.package == "torchvision")
+    with pytest.raises(BackboneError, match=r"Did you mean 'timm/resnet50d'\?"):
+        backbones.describe("resnet50d")
 
 
 def test_short_names_are_at_most_sixty_characters_of_few_kinds_and_differ() -> None:

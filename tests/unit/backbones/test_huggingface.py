@@ -197,6 +197,22 @@ def test_a_tokenizer_in_the_cache_is_taken_without_asking_the_hub(bert: Path, ca
     assert backbones.preprocessing_of(name) == backbones.preprocessing_of(f"hf:{bert}")
 
 
+def test_a_revision_of_a_repository_is_taken_where_one_is_named(bert: Path, tmp_path: Path, cache: Path) -> None:
+    name = on_the_hub("own/moving", bert, cache, "config.json", "tokenizer.json", "tokenizer_config.json")
+    older = cache / "models--own--moving" / "snapshots" / "0"
+    older.mkdir()
+    for file in TINY["distilbert"](tmp_path / "distilbert").iterdir():
+        shutil.copy(file, older / file.name)
+    (cache / "models--own--moving" / "refs" / "v1").write_text("0")
+    kinds = [
+        backbones.create(each, num_classes=2, weights="none").architecture["config"]["model_type"]
+        for each in (name, f"{name}@main", f"{name}@v1")
+    ]
+    assert kinds == ["bert", "bert", "distilbert"]
+    with pytest.raises(WeightsError, match=r"from HuggingFace's hub 'hf:own/moving@v2' cannot be had"):
+        backbones.create(f"{name}@v2", num_classes=2)
+
+
 def test_a_folder_that_changed_is_read_again(bert: Path, tmp_path: Path) -> None:
     name = copy_of(bert, tmp_path, "tokenizer_config.json", {"model_max_length": 17})
     assert text_of(backbones.preprocessing_of(name)).max_length == 17

@@ -414,7 +414,14 @@ def test_an_unclosed_quote_counts_with_every_line_that_it_swallows(write: Write)
     [
         ("a.csv", b"", "holds no rows"),
         ("a.csv", b"label,text\n", "holds no rows"),
-        ("a.csv", "label,text\nham,hello".encode("utf-16"), "is in UTF-16; save it as UTF-8"),
+        ("a.csv", "label,text\nham,hello".encode("utf-16"), "is in UTF-16, or no text at all. Save it as"),
+        ("a.csv", "label,text\nham,hello".encode("utf-16-le"), "is in UTF-16, or no text at all. Save it as UTF-8"),
+        (
+            "a.csv",
+            "texte,cat\u00e9gorie\n".encode("latin-1") + 9 * b"hello there,ham\n",
+            r"line of .*a\.csv names a column "
+            r"that is not UTF-8: byte 0xE9 at character 4\. Save the table as UTF-8, for example with `iconv",
+        ),
         ("a.parquet", b"no parquet", "cannot be read as Parquet"),
         ("a.xlsx", b"x", r"no table of texts by its ending \(\.csv, \.tsv, \.jsonl, \.parquet\)"),
     ],
@@ -426,6 +433,22 @@ def test_a_file_that_cannot_be_used_is_one_clear_error(write: Write, name: str, 
     with pytest.raises(DataError, match=words):
         check_data(DataConfig(path=path))
     check_data(DataConfig(path=write("good.csv", [("label", "text"), *rows()])))  # the control
+
+
+def test_a_table_in_another_encoding_is_answered_with_how_to_convert_it(write: Write) -> None:
+    lines = "\n".join(["label,text", *(f"{label},{text} \u00e9t\u00e9" for label, text in rows())])
+    with pytest.raises(
+        DataError, match=r"is not UTF-8: byte 0xE9 (?s:.*)with `iconv .*NEW`\. Or go on without them: --set"
+    ):
+        read(write("a.csv", lines.encode("latin-1")))
+    assert len(read(write("b.csv", lines.encode())).rows) == len(list(rows())), "the control"
+
+
+def test_a_cell_with_a_nul_is_named(write: Write) -> None:
+    lines = ["label,text", *(f"{label},{text}" for label, text in rows() * 200)]
+    lines[-1] = "ham,one\0two"
+    with pytest.raises(DataError, match=r"holds a NUL at character 4"):
+        read(write("a.csv", "\n".join(lines)), max_bad_fraction=0.0)
 
 
 # ------------------------------------------------------------------------------------- conflicts, copies and leaks

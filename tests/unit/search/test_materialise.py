@@ -15,6 +15,7 @@ import torch
 from thawline.activations import StoredSplits
 from thawline.backbones import depth_of
 from thawline.data import scan
+from thawline.exceptions import StudyError
 from thawline.search import Prepared, Study, materialise, store_activations
 from thawline.search.trial import TrialSpec
 from thawline.training import runtime_for
@@ -65,6 +66,23 @@ def test_a_process_that_lives_stores_them(make_spec: Callable[..., TrialSpec], o
     runtime = runtime_for(splits.train_config(spec.config.train))
     assert splits.boundaries
     assert splits.open(6, runtime, "none")[0].boundary == max(splits.boundaries)
+
+
+def test_trials_from_other_pretrained_weights_do_not_join_a_study(
+    make_spec: Callable[..., TrialSpec], own_home: Path
+) -> None:
+    spec = make_spec()
+    splits = stored(spec, own_home)
+    assert stored(spec, own_home).weights == splits.weights, "the control"
+    # As a file of weights whose content changed, or a hub whose branch moved: the recipe is the same.
+    name, depths = spec.hyperparameters.backbone, {spec.hyperparameters.backbone: 6}
+    study = Study.open(own_home, "other", spec.config, depths, "same")
+    study.keep_weights(name, "0" * 16)
+    with pytest.raises(
+        StudyError, match=rf"begun with other weights of {name} \(digest 0000000000000000, now .*--study"
+    ):
+        stored(replace(spec, study="other"), own_home)
+    assert study.weights_of(name) == "0" * 16
 
 
 def test_each_augmentation_that_trials_choose_from_is_stored_and_each_trial_gets_its_own(

@@ -199,9 +199,16 @@ def test_trials_of_another_freeze_depth_join_with_what_they_had_frozen(
     assert torch.equal(backbone.module.state_dict()[name], soup.weights[name])
 
 
-def test_one_trial_alone_makes_no_soup(searched: Callable[..., Searched], own_home: Path) -> None:
+def test_one_trial_alone_makes_no_soup_and_the_outcome_says_so(
+    searched: Callable[..., Searched], store: MlflowStore, own_home: Path
+) -> None:
     made = searched(0.0)
     assert make_soup(made.prepared, made.study.records(), own_home) is None
+    recorder = Recorder.connect(made.prepared.config, own_home)
+    with made.study.held(), recorder.study_run(made.prepared, made.study):
+        judged = judge_best(made.prepared, made.study, recorder, own_home)
+        outcome = conclude(made.prepared, made.study, recorder, judged)
+    assert outcome.soup == "not tried: this home holds no checkpoints of two complete trials of the best one's backbone"
 
 
 @pytest.mark.parametrize(("disturbances", "wins"), [((1.0, -1.0), True), ((0.0, 5.0), False)])

@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_networks import TINY
+from torchvision.models import get_model
 
 from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError, StudyError
+from thawline.search import check_backbones
 from thawline.search.conduct import Queue
 from thawline.search.space import check_space, default_points, with_backbones
 from thawline.search.study import (
@@ -143,6 +146,28 @@ def test_random_weights_have_no_batch_norm_statistics_to_keep_so_all_is_trained(
     check_space(config(space=space), DEPTHS)
     with pytest.raises(ConfigError, match=r"nothing to choose with backbone\.weights=none"):
         check_space(config(space=space, backbone={"weights": "none"}), DEPTHS)
+
+
+@pytest.mark.parametrize("searched", [{"policy": ["static", "gradual"]}, {"layer_decay": [0.5, 1]}])
+def test_there_is_nothing_to_thaw_where_every_trial_trains_the_head_alone(searched: dict[str, Any]) -> None:
+    (key,) = searched
+    deepest = DEPTHS["resnet18"]
+    check_space(config(space={**searched, "freeze_depth": [deepest - 1, deepest]}), DEPTHS)
+    with pytest.raises(ConfigError, match=rf"space\.{key}: there is nothing to choose, because every trial trains the"):
+        check_space(config(space={**searched, "freeze_depth": [deepest, deepest]}), DEPTHS)
+
+
+def test_there_is_nothing_to_choose_for_batch_norms_that_no_backbone_has(tmp_path: Path) -> None:
+    file = tmp_path / "squeezenet.pth"
+    torch.save(get_model("squeezenet1_1", weights=None).state_dict(), file)
+    space = {"batch_norm": ["frozen_eval", "train_all"]}
+    weights = {"squeezenet1_1": str(file), "mobilenet_v3_small": "starter"}
+    both = {**space, "backbone": list(weights)}
+    assert len(check_backbones(config(space=both, backbone={"weights": weights}))) == 2, "one of them has some"
+    with pytest.raises(
+        ConfigError, match=r"nothing to choose, because squeezenet1_1 has no batch-norms\. Leave it out"
+    ):
+        check_backbones(config(space=space, backbone={"name": "squeezenet1_1", "weights": str(file)}))
 
 
 def test_trials_recorded_before_there_were_policies_are_read_as_what_they_were() -> None:

@@ -55,8 +55,9 @@ def epoch(number: int, value: float = 0.5) -> EpochResult:
 
 
 def thawing(policy: Any = "gradual", *, depth: int = 0, epochs: int = 8, metric: str = "accuracy", **more: Any) -> Any:
-    options = {"deepest": DEEPEST, "fraction": 0.5, **more}
-    return Thawing(policy=policy, freeze_depth=depth, epochs=epochs, metric=metric, **options)
+    config = TrainConfig(epochs=epochs, thaw_fraction=more.pop("fraction", 0.5))
+    until = config.epochs_until_thawed
+    return Thawing(policy=policy, freeze_depth=depth, deepest=DEEPEST, until=until, metric=metric, **more)
 
 
 @pytest.mark.parametrize(
@@ -110,21 +111,29 @@ def test_on_a_plateau_one_group_is_thawed_at_a_time_and_progress_postpones_it() 
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
-@pytest.mark.parametrize("epochs", [1, 2, 3, 8])
-def test_without_any_plateau_groups_are_thawed_evenly_so_that_every_trial_comes_to_its_depth(
+@pytest.mark.parametrize("epochs", [2, 3, 8])
+def test_without_any_plateau_all_is_thawed_in_the_end_so_that_every_trial_comes_to_its_depth(
     depth: int, epochs: int
 ) -> None:
     rising = [epoch(number, number / 100) for number in range(1, epochs)]
     depths = thawing(depth=depth, epochs=epochs, patience=2).depths(rising)
-    assert depths == thawing(depth=depth, epochs=epochs).depths(rising)
+    assert depths == thawing("lp_ft", depth=depth, epochs=epochs).depths(rising)
     assert depths[-1] == depth
 
 
-def test_a_group_that_the_even_schedule_thaws_is_given_its_patience_too() -> None:
-    values = [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
-    history = [epoch(number, value) for number, value in enumerate(values, 1)]
-    assert thawing(epochs=16).depths(history) == [3, 3, 3, 2, 2, 2, 1, 1]
-    assert thawing(epochs=16, patience=3).depths(history) == [3, 3, 3, 2, 2, 2, 1, 1], "3 + 3, not 1 + 3"
+@pytest.mark.parametrize("epochs", [8, 11, 30])
+def test_the_longest_patience_that_is_allowed_thaws_a_group_before_the_end_and_a_longer_one_is_refused(
+    epochs: int,
+) -> None:
+    longest = TrainConfig(epochs=epochs).epochs_until_thawed - 2
+    flat = [epoch(number) for number in range(1, epochs)]
+    TrainConfig(epochs=epochs, policy="gradual", thaw_patience=longest)
+    assert 2 in thawing(epochs=epochs, patience=longest).depths(flat)
+    with pytest.raises(
+        ValueError, match=f"thaw_patience={longest + 1} would never thaw anything: with epochs={epochs}"
+    ):
+        TrainConfig(epochs=epochs, policy="gradual", thaw_patience=longest + 1)
+    assert 2 not in thawing(epochs=epochs, patience=longest + 1).depths(flat)
 
 
 def test_training_is_not_stopped_early_before_all_is_thawed_and_has_had_its_time() -> None:

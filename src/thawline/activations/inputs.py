@@ -13,6 +13,8 @@ __all__ = ["ActivationInputs", "TextActivationInputs"]
 
 _RESIDENT_IN_MEMORY = 256_000_000
 """Bytes that a trial keeps in memory: what lies behind all layer groups nearly always fits."""
+_BLOCK = 64_000_000
+"""Bytes that are copied to where they are kept at a time."""
 
 
 class ActivationInputs:
@@ -90,7 +92,7 @@ class _Rows:
 
     def __init__(self, activations: Activations, device: torch.device | None) -> None:
         self._activations = activations
-        self._resident = None if device is None else activations.physical(slice(None)).to(device)
+        self._resident = None if device is None else _resident(activations, device)
 
     def take(self, rows: np.ndarray) -> Tensor:
         """Some rows, ``[n, …]``, in the type and memory order that they were computed in."""
@@ -98,6 +100,16 @@ class _Rows:
             return self._activations.rows(rows)
         indices = torch.from_numpy(rows).to(self._resident.device)
         return self._activations.arrange(self._resident[indices])
+
+
+def _resident(activations: Activations, device: torch.device) -> Tensor:
+    """The whole file on a device. In blocks: a GPU may have room for more than the memory of its machine."""
+    step = max(1, _BLOCK * len(activations) // max(1, activations.bytes))
+    first = activations.physical(slice(0, 1))
+    resident = torch.empty((len(activations), *first.shape[1:]), dtype=first.dtype, device=device)
+    for start in range(0, len(activations), step):
+        resident[start : start + step] = activations.physical(slice(start, start + step))
+    return resident
 
 
 def _on_device(read: Tensor, device: torch.device) -> Tensor:

@@ -140,6 +140,7 @@ class StoredSplits:
         self, split: Split, augmentation: Augmentation, view: int | None, boundary: int, runtime: Runtime
     ) -> ActivationKey:
         assert self.plan is not None  # noqa: S101  else there is no boundary
+        order = "channels last" if runtime.channels_last else "channels first"
         return ActivationKey(
             data=self.data.stem,
             split=split,
@@ -148,7 +149,8 @@ class StoredSplits:
             weights=self.weights,
             boundary=boundary,
             preprocessing=self.preprocessing,
-            computed_in=f"{runtime}, {'channels last' if runtime.channels_last else 'channels first'}",
+            # The kind of device alone: trials on the second GPU read what the first one stored.
+            computed_in=f"{runtime.device.type} {runtime.precision}, {order}",
             stored_as=self.plan.stored_as[boundary],
             libraries=f"torch {torch.__version__}, {backbones.library_version(self.backbone)}",
         )

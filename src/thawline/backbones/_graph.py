@@ -136,6 +136,16 @@ def trace(module: nn.Module) -> fx.Graph:
         _forget_attention_biases(module)
 
 
+def forget_biases_on_load(module: nn.Module) -> None:
+    """LeViT of transformers keeps, in evaluation mode, attention biases that it computed once, also when others are
+    loaded over those that they came from. timm's forgets them by itself."""
+    for part in module.modules():
+        if isinstance(getattr(part, "attention_bias_cache", None), dict):
+            part.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+                lambda part, _: _forget_attention_biases(part)
+            )
+
+
 def _forget_attention_biases(module: nn.Module) -> None:
     """LeViT and its kin keep, in evaluation mode, biases that they computed once; while traced, symbols for them."""
     for part in module.modules():

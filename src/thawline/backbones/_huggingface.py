@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from thawline.backbones import networks
 from thawline.backbones._base import Backbone, BackboneInfo, Interpolation, LayerGroup, Preprocessing, TextPreprocessing
-from thawline.backbones._graph import seeded
+from thawline.backbones._graph import forget_biases_on_load, seeded
 from thawline.backbones._registry import library_of, refuse_length
 from thawline.backbones._weights import digest_of, first_line, load_into
 from thawline.backbones._windows import example, learn_layout
@@ -189,6 +189,7 @@ def create(
     preprocessing = preprocessing_of(name, weights=weights, image_size=image_size, max_length=max_length)
     architecture = _architecture(name, preprocessing, num_classes)
     module, groups, head = _built(name, architecture, preprocessing, seed)
+    forget_biases_on_load(module)
     if weights == "default":
         load_into(module, head.name, _pretrained(name, architecture, head.name), f"of {name!r}")
     return Backbone(

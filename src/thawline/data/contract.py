@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -297,10 +297,12 @@ def split_off(missing: frozenset[Split], config: "DataConfig") -> str:
 
 def _without_conflicts(items: list[Item], noun: str) -> tuple[list[Item], list[Problem]]:
     """Leave out every copy of what lies under two classes: whichever is right, one of them is wrong."""
-    by_digest = _by(items, lambda item: item.digest)
+    firsts: dict[str, dict[str, Item]] = defaultdict(dict)
+    for item in items:
+        firsts[item.digest].setdefault(item.class_name, item)
     kept, problems = [], []
     for item in items:
-        other = next((copy for copy in by_digest[item.digest] if copy.class_name != item.class_name), None)
+        other = next((copy for name, copy in firsts[item.digest].items() if name != item.class_name), None)
         if other is None:
             kept.append(item)
         else:
@@ -313,35 +315,35 @@ def _without_leaks(items: list[Item], noun: str) -> tuple[list[Item], list[Probl
 
     Taking it from the training side keeps the test split what it was, so that results stay comparable.
     """
-    by_key = _by(items, lambda item: item.key)
-    held_out_most = {
-        key: max((relative.given for relative in relatives), key=HELD_OUT.__getitem__)
-        for key, relatives in by_key.items()
-    }
+    held_out_most: dict[str, Split] = {}
+    for item in items:
+        if HELD_OUT[item.given] >= HELD_OUT[held_out_most.get(item.key, "train")]:
+            held_out_most[item.key] = item.given
+    # The first of each, so that thousands of copies of a text are gone through once.
+    first: dict[str, Item] = {}
+    first_of_content: dict[tuple[str, str], Item] = {}
+    first_of_group: dict[tuple[str, str | None], Item] = {}
+    for item in items:
+        if item.given == held_out_most[item.key]:
+            first.setdefault(item.key, item)
+            first_of_content.setdefault((item.key, item.digest), item)
+            first_of_group.setdefault((item.key, item.group), item)
     kept, problems = [], []
     for item in items:
         side = held_out_most[item.key]
         if side == item.given:
             kept.append(item)
             continue
-        held_out = [relative for relative in by_key[item.key] if relative.given == side]
-        same_content = next((relative for relative in held_out if relative.digest == item.digest), None)
-        same_group = next((relative for relative in held_out if relative.group == item.group is not None), None)
+        same_content = first_of_content.get((item.key, item.digest))
+        same_group = first_of_group.get((item.key, item.group)) if item.group is not None else None
         if same_content is not None:
             reason = f"the same {noun} as {same_content.path} in the {side} split"
         elif same_group is not None:
             reason = f"its group {item.group!r} is also in the {side} split ({same_group.path})"
         else:
-            reason = f"copies tie its group to {held_out[0].path} in the {side} split"
+            reason = f"copies tie its group to {first[item.key].path} in the {side} split"
         problems.append(Problem(item.path, reason, "leak"))
     return kept, problems
-
-
-def _by(items: Sequence[Item], value: Callable[[Item], str]) -> dict[str, list[Item]]:
-    result: dict[str, list[Item]] = defaultdict(list)
-    for item in items:
-        result[value(item)].append(item)
-    return result
 
 
 # --------------------------------------------------------------------------------------------- rows and their digest

@@ -114,10 +114,12 @@ def _probe(request: _Request, send: Link) -> float:
 
 
 def _some_rows(inputs: Inputs, seed: int) -> np.ndarray:
-    """All rows, or as many as a probe sees, drawn at random."""
+    """All rows, or as many as a probe sees, drawn at random, and one of every class; rising."""
     if len(inputs) <= _MOST_ROWS:
         return np.arange(len(inputs))
-    return np.sort(np.random.default_rng(seed).permutation(len(inputs))[:_MOST_ROWS])
+    drawn = np.random.default_rng(seed).permutation(len(inputs))[:_MOST_ROWS]
+    # A rare class may not be among them, and a single class cannot be told from another.
+    return np.union1d(drawn, np.unique(inputs.labels, return_index=True)[1])
 
 
 @torch.inference_mode()

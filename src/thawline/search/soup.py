@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from thawline.backbones import Backbone
+from thawline.exceptions import CheckpointError
+from thawline.search.events import Note, emit
 from thawline.search.prepare import Prepared, image_preprocessing
 from thawline.search.study import TrialRecord
 from thawline.search.trial import build_backbone
@@ -137,8 +139,14 @@ def make_soup(prepared: Prepared, records: Sequence[TrialRecord], home: Path) ->
 
     def trials() -> Iterator[tuple[int, Weights]]:
         for record, path in mixable:
-            checkpoint = load_checkpoint(path)
-            load_model(checkpoint, backbone)  # refuses what is of other weights
+            try:
+                checkpoint = load_checkpoint(path)
+                load_model(checkpoint, backbone)  # refuses what is of other weights
+            except CheckpointError as error:
+                if record.number == best.number:
+                    raise
+                emit(Note(f"soup: trial {record.number} is left out: {error}", "warning"))
+                continue
             yield record.number, began | checkpoint.model
 
     soup = greedy_soup(trials(), measure, metric=config.study.metric)

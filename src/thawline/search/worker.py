@@ -18,6 +18,8 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnC
 from types import FrameType
 from typing import Any, TypeAlias
 
+import torch
+
 from thawline import logs
 from thawline.exceptions import ThawlineError
 from thawline.search.events import Note, emit
@@ -299,6 +301,8 @@ def _serve(connection: Connection) -> None:
         connection.send(answer)
         del function, args, answer
         gc.collect()  # a trial's tensors go before the next one's come
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()  # while this process waits, others on the same GPU may need what it reserved
         busy = False
 
 

@@ -133,6 +133,11 @@ def fit_heads(
             began = time.perf_counter() - seconds
             logits = stack.predict(head.index, validation)
             metrics = classification_metrics(logits, torch.from_numpy(validation.labels))
+            try:
+                check_finite(metrics["loss"], epoch, head.optimizer, of="validation")
+            except TrainingError as error:
+                head.error = error
+                continue
             depth = len(backbone.layer_groups)
             result = epoch_result(
                 epoch, training[head.index], metrics, depth, learning_rate, len(train), seconds, began
@@ -219,8 +224,9 @@ class _Stack:
         self.decays = self._per_trial([h.weight_decay for h in self.hyperparameters])
 
     def _per_trial(self, values: list[float]) -> Tensor:
-        # Double precision, as torch's own optimizers reckon with Python's numbers.
-        return torch.tensor(values, dtype=torch.float64, device=self.runtime.device)
+        # Double precision, as torch's own optimizers reckon with Python's numbers; Apple's GPUs have none.
+        kind = torch.float32 if self.runtime.device.type == "mps" else torch.float64
+        return torch.tensor(values, dtype=kind, device=self.runtime.device)
 
     @property
     def total_steps(self) -> int:
@@ -306,6 +312,7 @@ def _resume(stack: _Stack, heads: Sequence[_Head], config: TrainConfig, seed: in
         if checkpoint.state["fingerprint"] != fingerprint_of(head.trial.hyperparameters, config, seed):
             raise CheckpointError(f"{head.trial.checkpoints.path} holds checkpoints of another configuration.")
         head.history = [EpochResult(**entry) for entry in checkpoint.state["history"]]
+        stack.settle(head.optimizer, head.schedule, len(head.history))
         for known in head.history:
             head.decision = head.trial.on_epoch(known)
     # A head that is over keeps its place, or the sums of the others would be taken in another order.

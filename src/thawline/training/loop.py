@@ -123,6 +123,7 @@ def fit(
             backbone.module.eval()
             logits = logits_of(run.evaluating, run.validation, runtime, config.batch_size, on_batch)
             metrics = classification_metrics(logits, torch.from_numpy(run.validation.labels))
+            check_finite(metrics["loss"], epoch, run.optimizer, of="validation")
             result = epoch_result(
                 epoch, training, metrics, run.depth, learning_rate, len(run.train), seconds, started - begun.seconds
             )

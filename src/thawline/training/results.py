@@ -73,8 +73,8 @@ class Interrupted(Exception):
     """Training was asked to leave. What it reached is in its checkpoints, and the same call goes on from there."""
 
 
-def check_finite(loss: float, epoch: int, optimizer: Optimizer) -> None:
-    """Refuse to go on with a loss that is not finite.
+def check_finite(loss: float, epoch: int, optimizer: Optimizer, *, of: str = "training") -> None:
+    """Refuse to go on with a loss that is not finite, and to judge weights by one.
 
     Raises:
         TrainingError: saying what to change.
@@ -82,7 +82,7 @@ def check_finite(loss: float, epoch: int, optimizer: Optimizer) -> None:
     if not math.isfinite(loss):
         rate = max(group["initial_lr"] for group in optimizer.param_groups)
         raise TrainingError(
-            f"The training loss became {loss} in epoch {epoch + 1} at learning rate {rate:.2g}. "
+            f"The {of} loss became {loss} in epoch {epoch + 1} at learning rate {rate:.2g}. "
             "Lower the upper end of space.learning_rate, or set train.gradient_clip."
         )
 

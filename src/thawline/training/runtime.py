@@ -78,8 +78,9 @@ def runtime_for(config: TrainConfig) -> Runtime:
 def set_up_process(*, threads: int | None, seed: int) -> None:
     """Make this process's results reproducible: seeds, deterministic kernels, and its share of the CPU's cores.
 
-    On CPU the same seed and the same number of threads give bit-equal results. Deterministic kernels cost up to
-    some ten per cent on CUDA; the few operations that have none warn instead of failing.
+    On CPU the same seed and the same number of threads give bit-equal results. On CUDA cuDNN takes its deterministic
+    kernels, which cost up to some ten per cent; operations of other kinds (the backward passes of interpolation and
+    of some pooling) have none, and results may differ in the last bits from run to run.
     """
     if threads is not None:
         torch.set_num_threads(threads)

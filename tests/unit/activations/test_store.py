@@ -19,7 +19,7 @@ from thawline.activations import ActivationInputs, ActivationKey, ActivationStor
 from thawline.backbones import Backbone, LayerGroup, Preprocessing, section
 from thawline.config import TrainConfig
 from thawline.exceptions import ActivationError
-from thawline.training import Augmentation, ImageInputs, Runtime, runtime_for
+from thawline.training import Augmentation, ImageInputs, runtime_for
 
 SIZE, ROWS = 8, 50
 PREPROCESSING = Preprocessing(SIZE, SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bilinear")
@@ -402,9 +402,7 @@ def test_small_activations_are_kept_in_memory_and_large_ones_read_from_the_file(
     kept, from_memory = read()
     assert from_memory
     assert torch.equal(kept, expected(1)[rows])
+    monkeypatch.setattr("thawline.activations.inputs._BLOCK", 1)
+    assert torch.equal(read()[0], kept), "however much is copied at a time"
     monkeypatch.setattr("thawline.activations.inputs._RESIDENT_IN_MEMORY", 10)
     assert not read()[1]
-
-
-def test_a_runtime_of_another_precision_is_another_key() -> None:
-    assert str(RUNTIME) != str(Runtime(torch.device("cpu"), torch.bfloat16, channels_last=True))

@@ -213,6 +213,27 @@ def test_a_revision_of_a_repository_is_taken_where_one_is_named(bert: Path, tmp_
         backbones.create(f"{name}@v2", num_classes=2)
 
 
+def test_levit_computes_with_the_attention_biases_that_are_loaded(tmp_path: Path) -> None:
+    """In evaluation mode it keeps them, so that those of the network before its weights came would stay."""
+    folder = TINY["levit"](tmp_path / "levit")
+    tensors = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    learned = {k: torch.randn(v.shape, generator=generator) for k, v in tensors.items() if "attention_biases" in k}
+    assert learned
+    save_file({**tensors, **learned}, folder / "model.safetensors", {"format": "pt"})
+    backbone = backbones.create(f"hf:{folder}", num_classes=2)
+    module, images = backbone.module.eval(), torch.randn(2, 3, 2 * SIDE, 2 * SIDE, generator=generator)
+    with torch.no_grad():
+        first = module(images)
+        module.train()
+        assert torch.equal(module.eval()(images), first)
+        before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        module.load_state_dict({k: -v if "attention_biases" in k else v for k, v in before.items()})
+        assert not torch.equal(module(images), first), "the control"
+        module.load_state_dict(before)
+        assert torch.equal(module(images), first)
+
+
 def test_a_folder_that_changed_is_read_again(bert: Path, tmp_path: Path) -> None:
     name = copy_of(bert, tmp_path, "tokenizer_config.json", {"model_max_length": 17})
     assert text_of(backbones.preprocessing_of(name)).max_length == 17

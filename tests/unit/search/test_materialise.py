@@ -18,7 +18,7 @@ from thawline.data import scan
 from thawline.exceptions import StudyError
 from thawline.search import Prepared, Study, materialise, store_activations
 from thawline.search.trial import TrialSpec
-from thawline.training import runtime_for
+from thawline.training import Augmentation, Runtime, runtime_for
 
 pytestmark = pytest.mark.xdist_group("processes")
 
@@ -66,6 +66,19 @@ def test_a_process_that_lives_stores_them(make_spec: Callable[..., TrialSpec], o
     runtime = runtime_for(splits.train_config(spec.config.train))
     assert splits.boundaries
     assert splits.open(6, runtime, "none")[0].boundary == max(splits.boundaries)
+
+
+def test_what_one_gpu_stored_is_found_by_trials_on_another_and_not_on_another_kind_of_device(
+    make_spec: Callable[..., TrialSpec], own_home: Path
+) -> None:
+    splits = stored(make_spec(), own_home)
+
+    def key(device: str, precision: torch.dtype | None = None) -> str:
+        runtime = Runtime(torch.device(device), precision, channels_last=True)
+        return splits._key("train", Augmentation(), None, max(splits.boundaries), runtime).digest
+
+    assert key("cuda:0") == key("cuda:1")
+    assert len({key("cpu"), key("cuda:0"), key("cuda:0", torch.bfloat16)}) == 3
 
 
 def test_trials_from_other_pretrained_weights_do_not_join_a_study(

@@ -6,7 +6,9 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from torchvision.models import get_model
@@ -16,6 +18,8 @@ from thawline.config import DataConfig, SearchConfig, SearchSpace
 from thawline.data import scan
 from thawline.exceptions import StudyError
 from thawline.search import Prepared, Study, prepare_inputs, rank_backbones
+from thawline.search.ranking import _some_rows
+from thawline.training import Inputs
 
 BLIND, SEEING = "squeezenet1_1", "mobilenet_v3_small"
 
@@ -117,6 +121,20 @@ def test_the_smallest_loss_is_the_best(make_prepared: Callable[..., Prepared], o
     ranking = rank_backbones(make_prepared(metric="loss"), own_home)
     assert list(ranking) == [SEEING, BLIND]
     assert ranking[SEEING] < 0.69 < ranking[BLIND], "the logarithm of 2 is chance"
+
+
+def test_a_class_that_is_rare_is_among_what_a_probe_sees() -> None:
+    class Rare:
+        labels = np.array([0] * 20_000 + [1, 2])
+
+        def __len__(self) -> int:
+            return len(self.labels)
+
+    for seed in range(5):
+        rows = _some_rows(cast(Inputs, Rare()), seed)
+        assert set(Rare.labels[rows]) == {0, 1, 2}
+        assert 4000 <= len(rows) <= 4003
+        assert (np.diff(rows) > 0).all()
 
 
 def _killed(request: object, send: object) -> None:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from thawline.data import scan
+from thawline.exceptions import CheckpointError
 from thawline.reports import StudyReport
 from thawline.search import winner
 from thawline.search.prepare import Prepared
 from thawline.search.recorder import Recorder
 from thawline.search.soup import Weights, greedy_soup, kept_soup, make_soup
-from thawline.search.study import Study
+from thawline.search.study import Study, TrialRecord
 from thawline.search.trial import TrialResult, TrialSpec, build_backbone, run_trial
 from thawline.search.winner import conclude, judge_best, restore
 from thawline.study_report import publish_report
@@ -197,6 +198,27 @@ def test_trials_of_another_freeze_depth_join_with_what_they_had_frozen(
     assert kept is not None
     load_model(kept, backbone)
     assert torch.equal(backbone.module.state_dict()[name], soup.weights[name])
+
+
+def test_a_damaged_checkpoint_is_left_out_by_name_unless_it_is_that_of_the_best_trial(
+    searched: Callable[..., Searched], own_home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = searched(1.0, 0.5, -1.0)
+    records = made.study.records()
+
+    def damage(record: TrialRecord) -> None:
+        assert record.result is not None
+        assert record.result.checkpoint is not None
+        (own_home / record.result.checkpoint).write_bytes(b"half of a checkpoint")
+
+    damage(records[1])
+    soup = make_soup(made.prepared, records, own_home)
+    assert soup is not None
+    assert (soup.trials, soup.tried) == ((0, 2), 2)
+    assert "soup: trial 1 is left out: " in caplog.text
+    damage(records[0])
+    with pytest.raises(CheckpointError):
+        make_soup(made.prepared, records, own_home)
 
 
 def test_one_trial_alone_makes_no_soup_and_the_outcome_says_so(

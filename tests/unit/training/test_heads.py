@@ -1,5 +1,6 @@
 """Heads that are trained together come out as each would alone."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from thawline.training import (
     ImageInputs,
     fit,
     fit_heads,
+    heads,
     load_checkpoint,
     runtime_for,
     set_up_process,
@@ -155,6 +157,22 @@ def test_a_head_without_a_finite_loss_fails_alone(alone: Any, together: Any) -> 
     assert losses(sound) == pytest.approx(losses(alone(head(1e-2))), rel=1e-4)
 
 
+def test_a_head_without_a_finite_validation_loss_fails_alone(
+    alone: Any, together: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, measured = heads.logits_of, []
+
+    def logits(*given: Any) -> Tensor:
+        measured.append(given)
+        return real(*given) * (math.nan if len(measured) == 1 else 1)
+
+    monkeypatch.setattr(heads, "logits_of", logits)
+    broken, sound = together([head(3e-3), head(1e-2)])
+    assert isinstance(broken, TrainingError)
+    assert "The validation loss became nan in epoch 1" in str(broken)
+    assert losses(sound) == pytest.approx(losses(alone(head(1e-2))), rel=1e-4)
+
+
 def test_a_pruned_head_ends_and_the_others_go_on(together: Any) -> None:
     pruned, other = together(
         [head(1e-3), head(1e-2)],
@@ -207,6 +225,8 @@ def test_heads_that_were_killed_go_on_together_with_the_bits_of_those_that_were_
         together(rates, folder="killed", on_epoch=kill)
     resumed = together(rates, folder="killed")
     assert [losses(result) for result in resumed] == [losses(result) for result in whole]
+    learning_rates = [[epoch.metrics["train/learning_rate"] for epoch in result.history] for result in whole]
+    assert [[epoch.metrics["train/learning_rate"] for epoch in r.history] for r in resumed] == learning_rates
     for number in range(3):
         one, other = (next((tmp_path / f"{name}-{number}").glob("epoch-0003*")) for name in ("whole", "killed"))
         ours, theirs = load_checkpoint(one), load_checkpoint(other)

@@ -19,6 +19,7 @@ from thawline.training import (
     FitResult,
     Interrupted,
     fit,
+    loop,
     runtime_for,
     set_up_process,
 )
@@ -119,6 +120,17 @@ def test_a_loss_that_is_not_finite_fails_with_the_reason(train: Any) -> None:
     config = CONFIG.model_copy(update={"gradient_clip": None})
     with pytest.raises(TrainingError, match=r"loss became (nan|inf) in epoch 1 at learning rate 1e\+30"):
         train(config, learning_rate=1e30, optimizer="sgd")
+
+
+def test_a_validation_loss_that_is_not_finite_fails_too_whatever_the_metric(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a number of a class every image is of the first one, which is right now and then."""
+    real = loop.logits_of
+    monkeypatch.setattr(loop, "logits_of", lambda *given: real(*given) * math.nan)
+    for metric in ("accuracy", "loss"):
+        with pytest.raises(TrainingError, match=r"The validation loss became nan in epoch 1 at learning rate 0\.01"):
+            train(metric=metric, folder=metric)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

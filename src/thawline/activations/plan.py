@@ -1,5 +1,7 @@
 """What to store: pure arithmetic on what was measured."""
 
+from collections.abc import Mapping, Sequence
+
 from pydantic import BaseModel, ConfigDict
 
 from thawline.activations.store import StoredType
@@ -70,16 +72,16 @@ class Plan(BaseModel):
     views: int | None
     """Views of every training row that are stored; ``None`` if each epoch has a new one and none is."""
     trials: int
-    depths: tuple[int, int]
-    """Smallest and largest freeze depth."""
+    depths: dict[int, float]
+    """The freeze depths that epochs have, each with its share of all epochs; the shares add up to 1."""
 
     def boundary_for(self, depth: int) -> int:
         """The last stored boundary that a trial of this freeze depth can begin at; 0 for images or tokens."""
         return max((boundary for boundary in self.boundaries if boundary <= depth), default=0)
 
-    def trial_seconds(self, depth: int, epochs: int) -> float:
-        """What a trial of that many epochs should take, from its start to its end."""
-        return self.profile.start_seconds + epochs * self._epoch_seconds(depth)
+    def trial_seconds(self, depths: Sequence[int]) -> float:
+        """What a trial should take from its start to its end, by the freeze depth of each of its epochs."""
+        return self.profile.start_seconds + sum(map(self._epoch_seconds, depths))
 
     def fill_seconds(self) -> float:
         """What filling the store should take."""
@@ -90,11 +92,9 @@ class Plan(BaseModel):
         return passes * forward + self.bytes / self.profile.write_bytes_per_second
 
     def search_seconds(self) -> float:
-        """What the whole search should take if every trial trains to its end and all depths are tried equally."""
-        low, high = self.depths
-        each = [self._epoch_seconds(depth) for depth in range(low, high + 1)]
-        trials = self.trials * (self.profile.start_seconds + self.epochs * sum(each) / len(each))
-        return self.fill_seconds() + trials
+        """What the whole search should take if every trial trains to its end."""
+        epoch = sum(share * self._epoch_seconds(depth) for depth, share in self.depths.items())
+        return self.fill_seconds() + self.trials * (self.profile.start_seconds + self.epochs * epoch)
 
     def without_store(self) -> "Plan":
         """The same where every trial computes everything by itself."""
@@ -157,7 +157,7 @@ def make_plan(
     validation_rows: int,
     views: int | None,
     trials: int,
-    depths: tuple[int, int],
+    depths: Mapping[int, float],
     budget: int,
     input_numbers: int,
 ) -> Plan:
@@ -174,7 +174,7 @@ def make_plan(
         validation_rows: their number.
         views: views of each training row, at least 1; ``None`` if every epoch has a new one.
         trials: number of trials that are left.
-        depths: smallest and largest freeze depth.
+        depths: see :attr:`Plan.depths`.
         budget: bytes that may be stored; 0 stores nothing.
         input_numbers: numbers a row has as the network sees it.
     """
@@ -189,9 +189,9 @@ def make_plan(
         batch_size=config.batch_size,
         views=views,
         trials=trials,
-        depths=depths,
+        depths=dict(depths),
     )
-    candidates = list(range(max(1, depths[0]), depths[1] + 1))
+    candidates = sorted(depths.keys() - {0})
     if config.exact:
         for boundary in reversed(candidates):
             small = profile.numbers[boundary - 1] <= _LARGEST_EXACT * input_numbers

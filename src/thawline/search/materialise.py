@@ -16,7 +16,7 @@ from thawline.exceptions import StudyError
 from thawline.search.events import Note, emit
 from thawline.search.prepare import Prepared, image_preprocessing
 from thawline.search.slots import threads_per_trial
-from thawline.search.space import depths_in_use
+from thawline.search.space import depth_shares
 from thawline.search.study import Study
 from thawline.search.trial import build_backbone
 from thawline.search.worker import Link, WorkerCrashed, call_with_retries
@@ -57,7 +57,7 @@ def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str,
             backbone=name,
             classes=len(prepared.manifest.classes),
             data=prepared.inputs[name],
-            depths=depths_in_use(prepared.config, prepared.depths, name),
+            depths=depth_shares(prepared.config, prepared.depths, name),
             trials=max(1, left // len(prepared.config.backbones)),
             threads=threads_per_trial(prepared.config),
             store=home / "cache" / "activations",
@@ -92,7 +92,7 @@ class _Request:
     classes: int
     data: Path
     """File of decoded images or tokenized texts."""
-    depths: tuple[int, int]
+    depths: dict[int, float]
     trials: int
     threads: int
     store: Path

@@ -30,7 +30,7 @@ from thawline.exceptions import ConfigError
 from thawline.freezing import has_batch_norms
 from thawline.registry import check_exports
 from thawline.search.events import Note, emit
-from thawline.search.space import check_space, depths_in_use
+from thawline.search.space import check_space, depth_shares
 from thawline.search.storage import storage_url
 from thawline.search.study import check_sampling
 from thawline.tracking import check_trackers, check_wandb, resolve_uri
@@ -215,8 +215,8 @@ def check_backbones(config: SearchConfig) -> dict[str, int]:
             f"{'has' if len(config.backbones) == 1 else 'have'} no batch-norms. Leave it out."
         )
     for name, found in without_places.items():
-        low, high = depths_in_use(config, depths, name)
-        if shown := ", ".join(str(depth) for depth in found if low <= depth <= high):
+        in_use = depth_shares(config, depths, name)
+        if shown := ", ".join(str(depth) for depth in found if depth in in_use):
             why = "what its layer groups give there has no height and width"
             emit(Note(f"{name}: at freeze depth {shown} cutmix mixes as mixup does: {why}"))
     random = [name for name in config.backbones if config.backbone.is_random(name)]

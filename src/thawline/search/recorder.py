@@ -37,6 +37,7 @@ from thawline.tracking import (
     resolve_uri,
     start_study_run,
 )
+from thawline.training import Thawing
 
 __all__ = ["REPORT", "Recorder"]
 
@@ -188,7 +189,9 @@ class Recorder:
             splits = stored.get(record.hyperparameters.backbone)
             if record.result is None or record.state == "failed" or splits is None or splits.plan is None:
                 continue
-            planned += splits.plan.trial_seconds(record.hyperparameters.freeze_depth, record.result.epochs)
+            deepest, config = len(splits.plan.profile.groups), study.config
+            thawing = Thawing.of(record.hyperparameters, config.train, deepest=deepest, metric=config.study.metric)
+            planned += splits.plan.trial_seconds(thawing.planned(record.result.epochs))
             taken += record.result.seconds
         if taken:
             self.tracker.log_metrics({"plan/trial_seconds": planned, "plan/trial_seconds_taken": taken}, step=0)

@@ -1,19 +1,20 @@
 """From the search space of a recipe to the hyperparameters of a trial."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from thawline.backbones import kind_of
 from thawline.config import BatchNorm, SearchConfig
 from thawline.exceptions import ConfigError
-from thawline.training import Hyperparameters
+from thawline.training import Hyperparameters, Thawing
 
 __all__ = [
     "Suggest",
     "check_space",
     "default_points",
     "depth_range",
-    "depths_in_use",
+    "depth_shares",
     "kept_backbones",
     "point_of",
     "sample",
@@ -224,11 +225,25 @@ def depth_range(config: SearchConfig, depths: Mapping[str, int], backbone: str) 
     return _wanted_range(config, backbone) or (0, depths[backbone])
 
 
-def depths_in_use(config: SearchConfig, depths: Mapping[str, int], backbone: str) -> tuple[int, int]:
-    """Smallest and largest freeze depth that an epoch of any trial may have: policies that thaw begin at the head."""
+def depth_shares(config: SearchConfig, depths: Mapping[str, int], backbone: str) -> dict[int, float]:
+    """The freeze depths that epochs of trials have, each with its share of all epochs, if all are tried equally often.
+
+    Policies that thaw begin at the head.
+    """
     low, high = depth_range(config, depths, backbone)
-    policies = config.space.policy or (config.train.policy,)
-    return low, high if set(policies) == {"static"} else depths[backbone]
+    train, count = config.train, Counter[int]()
+    for policy in config.space.policy or (train.policy,):
+        for depth in range(low, high + 1):
+            thawing = Thawing(
+                policy=policy,
+                freeze_depth=depth,
+                deepest=depths[backbone],
+                until=train.epochs_until_thawed,
+                metric=config.study.metric,
+                at=train.thaw_epochs,
+            )
+            count.update(thawing.planned(train.epochs))
+    return {depth: times / count.total() for depth, times in sorted(count.items())}
 
 
 def _wanted_range(config: SearchConfig, backbone: str) -> tuple[int, int] | None:

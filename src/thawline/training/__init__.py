@@ -19,6 +19,7 @@ from thawline.training.runtime import (
     runtime_for,
     set_up_process,
 )
+from thawline.training.thawing import Thawing
 
 __all__ = [
     "METRIC_DIRECTIONS",
@@ -37,6 +38,7 @@ __all__ = [
     "Observer",
     "Runtime",
     "TextInputs",
+    "Thawing",
     "batches",
     "check_augmentation",
     "classification_metrics",

@@ -51,9 +51,13 @@ class Thawing:
         """The freeze depth of each epoch so far and of the next, ``len(history) + 1`` numbers that never rise."""
         if self.policy == "gradual" and self.patience is not None:
             return self._on_plateaus(history, self.patience)
+        return self.planned(len(history) + 1)
+
+    def planned(self, epochs: int) -> list[int]:
+        """The freeze depth of each epoch as far as it can be known before: plateaus are taken to come evenly."""
         if self.policy == "gradual" and self.at is not None:
-            return [self._at_given(self.at, epoch) for epoch in range(1, len(history) + 2)]
-        return [self._scheduled(epoch) for epoch in range(len(history) + 1)]
+            return [self._at_given(self.at, epoch) for epoch in range(1, epochs + 1)]
+        return [self._scheduled(epoch) for epoch in range(epochs)]
 
     def stops_early(self, history: Sequence[EpochResult], patience: int | None) -> bool:
         """Whether the best value is ``patience`` epochs old, counted from when the last layer group was thawed at most.

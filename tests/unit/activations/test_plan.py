@@ -41,7 +41,10 @@ def plan(profile: Profile | None = None, **changes: Any) -> Plan:
         "input_numbers": 40_000,
     }
     config = changes.pop("config", TrainConfig(epochs=10))
-    return make_plan(profile or make_profile(), config, **options | changes)
+    options |= changes
+    low, high = options["depths"]
+    evenly = dict.fromkeys(range(low, high + 1), 1 / (high - low + 1))
+    return make_plan(profile or make_profile(), config, **options | {"depths": evenly})
 
 
 def test_with_room_for_all_every_boundary_of_the_space_is_stored() -> None:
@@ -101,15 +104,27 @@ def test_views_multiply_the_training_images_alone() -> None:
 def test_with_a_new_view_each_epoch_only_validation_is_stored() -> None:
     fresh = plan(depths=(3, 3), views=None)
     assert fresh.bytes == 500 * 2 * 200
-    assert fresh.trial_seconds(3, 10) > 10 * 1_000 * 0.030, "training images go through the frozen layers each time"
+    assert fresh.trial_seconds([3] * 10) > 10 * 1_000 * 0.030, "training images go through the frozen layers each time"
+
+
+def test_epochs_of_a_depth_count_by_their_share() -> None:
+    options: dict[str, Any] = {"train_rows": 1_000, "validation_rows": 200, "views": 1, "trials": 20}
+    options |= {"budget": 10**12, "input_numbers": 40_000}
+    config = TrainConfig(epochs=10)
+    # As lp_ft at freeze depth 0: half of all epochs train the head alone, half everything.
+    halves = make_plan(make_profile(), config, depths={0: 0.5, 3: 0.5}, **options)
+    assert halves.boundaries == (3,), "nothing begins behind the others"
+    trial = halves.trial_seconds([3] * 5 + [0] * 5)
+    assert halves.search_seconds() == pytest.approx(halves.fill_seconds() + 20 * trial)
+    assert trial > 5 * halves.trial_seconds([3]), "the epochs that train everything are the dear ones"
 
 
 def test_the_seconds_add_up() -> None:
     stored = plan(depths=(3, 3))
     epoch = 1_000 * 0.00003 + 200 * 0.00001 + 1_200 * 1_000 / 2e9 + 32 * 1_000 * 1e-9 + 12_000 / 1e9
-    assert stored.trial_seconds(3, 10) == pytest.approx(0.5 + 10 * epoch, rel=0.01)
+    assert stored.trial_seconds([3] * 10) == pytest.approx(0.5 + 10 * epoch, rel=0.01)
     assert stored.fill_seconds() == pytest.approx(1_200 * 0.031, rel=0.01)
-    assert stored.search_seconds() == pytest.approx(stored.fill_seconds() + 20 * stored.trial_seconds(3, 10))
+    assert stored.search_seconds() == pytest.approx(stored.fill_seconds() + 20 * stored.trial_seconds([3] * 10))
     without = 0.5 + 10 * (1_000 * 0.03103 + 200 * 0.03101)
     assert stored.seconds_without_store() == pytest.approx(20 * without, rel=0.05)
 

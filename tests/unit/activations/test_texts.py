@@ -56,7 +56,7 @@ class Study:
         return make_plan(
             measured.model_copy(update={"read_bytes_per_second": 1e12, "write_bytes_per_second": 1e12}),
             config, train_rows=1000, validation_rows=1000, views=1, trials=1000,
-            depths=(0, len(backbone.layer_groups)), budget=budget, input_numbers=0,
+            depths=dict.fromkeys(range(len(backbone.layer_groups) + 1), 0.1), budget=budget, input_numbers=0,
         )  # fmt: skip
 
     def stored(self, plan: Plan | None) -> StoredSplits:

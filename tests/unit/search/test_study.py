@@ -12,7 +12,7 @@ from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError, StudyError
 from thawline.search import check_backbones
 from thawline.search.conduct import Queue
-from thawline.search.space import check_space, default_points, with_backbones
+from thawline.search.space import check_space, default_points, depth_shares, with_backbones
 from thawline.search.study import (
     Asked,
     Study,
@@ -155,6 +155,22 @@ def test_there_is_nothing_to_thaw_where_every_trial_trains_the_head_alone(search
     check_space(config(space={**searched, "freeze_depth": [deepest - 1, deepest]}), DEPTHS)
     with pytest.raises(ConfigError, match=rf"space\.{key}: there is nothing to choose, because every trial trains the"):
         check_space(config(space={**searched, "freeze_depth": [deepest, deepest]}), DEPTHS)
+
+
+@pytest.mark.parametrize(
+    ("train", "space", "shares"),
+    [
+        ({}, {"freeze_depth": [3, 4]}, {3: 1 / 2, 4: 1 / 2}),
+        ({"policy": "lp_ft"}, {"freeze_depth": [0, 0]}, {0: 1 / 2, 5: 1 / 2}),
+        ({"policy": "lp_ft", "thaw_fraction": 0.25}, {"freeze_depth": [0, 0]}, {0: 3 / 4, 5: 1 / 4}),
+        ({"policy": "gradual", "thaw_epochs": [2, 4]}, {"freeze_depth": [3, 3]}, {3: 1 / 4, 4: 1 / 2, 5: 1 / 4}),
+        ({}, {"freeze_depth": [4, 4], "policy": ["static", "lp_ft"]}, {4: 3 / 4, 5: 1 / 4}),
+    ],
+)
+def test_it_is_known_before_which_share_of_the_epochs_has_which_freeze_depth(
+    train: dict[str, Any], space: dict[str, Any], shares: dict[int, float]
+) -> None:
+    assert depth_shares(config(train={"epochs": 4, **train}, space=space), DEPTHS, "resnet18") == pytest.approx(shares)
 
 
 def test_there_is_nothing_to_choose_for_batch_norms_that_no_backbone_has(tmp_path: Path) -> None:

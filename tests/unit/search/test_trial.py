@@ -321,7 +321,7 @@ def test_heads_whose_activations_were_removed_are_trained_one_after_the_other(ma
     assert [(result.state, result.epochs) for result in results] == [("complete", 2)] * 2
 
 
-def with_activations(spec: TrialSpec, depths: tuple[int, int] | None = None) -> TrialSpec:
+def with_activations(spec: TrialSpec, depths: dict[int, float] | None = None) -> TrialSpec:
     """With what lies behind the frozen layer groups in the store, or behind those of a range of freeze depths."""
     backbone = backbones.create(BACKBONE, num_classes=2, weights="starter", image_size=SIZE)
     runtime = runtime_for(spec.config.train)
@@ -348,7 +348,7 @@ def with_activations(spec: TrialSpec, depths: tuple[int, int] | None = None) -> 
         validation_rows=16,
         views=1,
         trials=3,
-        depths=depths or (spec.hyperparameters.freeze_depth,) * 2,
+        depths=depths or {spec.hyperparameters.freeze_depth: 1.0},
         budget=10**9,
         input_numbers=3 * 32 * 32,
     )
@@ -377,7 +377,7 @@ def test_each_epoch_of_a_policy_is_trained_from_what_is_stored_for_its_depth(
     from_images = run_trial(thawing(0), go_on)
     assert set(boundaries) == {0}
     boundaries.clear()
-    from_store = run_trial(with_activations(thawing(1), depths=(4, 6)), go_on)
+    from_store = run_trial(with_activations(thawing(1), depths={4: 0.4, 5: 0.2, 6: 0.4}), go_on)
     assert boundaries == list(dict.fromkeys(depths)), "each once, and none again to see how it ended"
     assert (from_store.state, from_store.epochs) == ("complete", 3)
     one, other = run_of(store, from_images.run_id), run_of(store, from_store.run_id)

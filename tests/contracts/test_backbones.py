@@ -8,18 +8,19 @@ import importlib.util
 import json
 import re
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision
-from tiny_networks import TINY
+from tiny_networks import FURTHER, TINY, write_tiny
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from thawline import backbones
 from thawline.backbones import Backbone, TextPreprocessing, networks, section
 from thawline.backbones._graph import build_without_memory
-from thawline.backbones._registry import library_of
+from thawline.backbones._registry import LIBRARIES, library_of
 from thawline.exceptions import BackboneError
 from thawline.freezing import freeze_to, train_mode, trainable_parameters
 
@@ -155,6 +156,31 @@ TIMM_LARGE = {
     "xception_aligned",
 }
 """Families of which the smallest network has more than 25 million parameters: that they are cut, the catalogue says."""
+REFUSED = {
+    "convbert": "it has no mask of what is a token",
+    "flaubert": "more than one tensor is handed from one to the next",
+    "fnet": "it has no mask of what is a token",
+    "layoutlm": "cannot be run on texts with a mask of their tokens",
+    "longformer": "more than one tensor is handed from one to the next",
+    "squeezebert": "cannot be run on texts with a mask of their tokens",
+    "swiftformer": "must be what one linear layer gives, but they are not",
+    "xlm": "more than one tensor is handed from one to the next",
+    "yoso": "it has no mask of what is a token",
+}
+UNTRIED = {
+    "cvt": "transformers cannot build it from an own configuration",
+    "dinat": "needs a package of its own",
+    "imagegpt": "its images are sequences of colours",
+    "modernvbert": "takes images beside texts",
+    "perceiver": "has several classifiers",
+    "pp_lcnet": "its classifier has no logits",
+    "reformer": "takes texts of fixed lengths",
+    "shieldgemma2": "takes texts beside images",
+    "siglip2": "its images are sequences of patches",
+    "timm_wrapper": "a network of timm, whose own name is to be given",
+    "ultravbert": "takes images beside texts",
+}
+"""No tiny one is made of these, and why."""
 HUGGINGFACE = tuple(f"hf:{kind}" for kind in TINY)
 FAMILIES = {**TORCHVISION, **TIMM, **TIMM_SLOW, **dict.fromkeys(HUGGINGFACE)}
 SLOW = {"maxvit_t", *TIMM_SLOW}
@@ -368,6 +394,50 @@ def test_its_architecture_rebuilds_it_without_thawline(backbone: Backbone) -> No
     assert {name: value.shape for name, value in rebuilt.state_dict().items()} == {
         name: value.shape for name, value in backbone.module.state_dict().items()
     }
+
+
+def test_every_library_of_the_registry_is_tried_here() -> None:
+    assert {library_of(name) for name in FAMILIES} == set(LIBRARIES)
+
+
+def test_every_network_of_huggingface_that_may_be_a_backbone_is_tried_here() -> None:
+    """Classifiers of images, and encoders that fill in masked words and take the numbers of tokens."""
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.auto import modeling_auto as auto
+
+    assert not UNTRIED.keys() & (TINY.keys() | FURTHER.keys())
+    known = set(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
+    for kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        config = transformers.AutoConfig.for_model(kind)
+        network = transformers.MODEL_MAPPING.get(type(config), None)
+        if getattr(network, "main_input_name", "") == "input_ids" and not config.is_encoder_decoder:
+            known.add(kind)
+    assert TINY.keys() | FURTHER.keys() | UNTRIED.keys() == known
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FURTHER)
+def test_further_networks_of_huggingface_are_cut_without_a_bit_of_difference_or_refused(
+    kind: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers")
+    name = f"hf:{write_tiny(kind, tmp_path / 'network')}"
+    if kind in REFUSED:
+        with pytest.raises(BackboneError, match=REFUSED[kind]):
+            backbones.create(name, num_classes=3)
+        return
+    backbone = backbones.create(name, num_classes=3)
+    deepest = len(backbone.layer_groups)
+    inputs = inputs_for(backbone)
+    backbone.module.eval()
+    with torch.no_grad():
+        whole = backbone.module(inputs)
+        for border in range(1, deepest + 1):
+            assert torch.equal(section(backbone, border)(section(backbone, 0, border)(inputs)), whole)
+    freeze_to(backbone, deepest - 1, batch_norm="frozen_eval")
+    train_mode(backbone, deepest - 1, batch_norm="frozen_eval")
+    backbone.module(inputs).sum().backward()
+    assert all(parameter.grad is not None for parameter in trainable_parameters(backbone).values())
 
 
 def test_every_family_of_torchvision_is_tried_here() -> None:

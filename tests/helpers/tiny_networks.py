@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-__all__ = ["IMAGES", "SIDE", "TEXTS", "TINY", "VOCABULARY", "write_tiny"]
+__all__ = ["FURTHER", "IMAGES", "SIDE", "TEXTS", "TINY", "VOCABULARY", "write_tiny"]
 
 SIDE = 32
 """Pixels of the images that the tiny networks take."""
@@ -135,28 +135,91 @@ IMAGES: dict[str, dict[str, Any]] = {
 }
 """Classifiers of images."""
 
+FURTHER: dict[str, dict[str, Any]] = {
+    "big_bird": _ENCODER | {"attention_type": "original_full"},
+    "convbert": _ENCODER | {"embedding_size": 32, "conv_kernel_size": 3, "head_ratio": 2},
+    "data2vec-text": _ENCODER,
+    "ernie": _ENCODER,
+    "esm": _ENCODER | {"mask_token_id": 4, "position_embedding_type": "absolute"},
+    "esmc": _ENCODER,
+    "flaubert": {"emb_dim": 32, "n_layers": _BLOCKS, "n_heads": 2, "n_words": len(VOCABULARY)},
+    "fnet": _ENCODER,
+    "gte": _ENCODER,
+    "ibert": _ENCODER,
+    "jina_embeddings_v3": _ENCODER,
+    "layoutlm": _ENCODER,
+    "longformer": _ENCODER | {"attention_window": [4] * _BLOCKS},
+    "luke": _ENCODER | {"entity_vocab_size": 10, "entity_emb_size": 8},
+    "megatron-bert": _ENCODER,
+    "mobilebert": _ENCODER | {"embedding_size": 16, "intra_bottleneck_size": 16, "true_hidden_size": 16},
+    "mra": _ENCODER,
+    "neomme": _ENCODER | {"num_key_value_heads": 2},
+    "nomic_bert": _ENCODER,
+    "nystromformer": _ENCODER | {"num_landmarks": 4, "segment_means_seq_len": 4},
+    "rembert": _ENCODER | {"input_embedding_size": 16, "output_embedding_size": 16},
+    "roberta-prelayernorm": _ENCODER,
+    "roc_bert": _ENCODER,
+    "roformer": _ENCODER | {"embedding_size": 32},
+    "squeezebert": _ENCODER
+    | {"embedding_size": 32}
+    | {f"{part}_groups": 1 for part in ("q", "k", "v", "post_attention", "intermediate", "output")},
+    "tapas": _ENCODER,
+    "ultrabert": _ENCODER,
+    "xlm": {"emb_dim": 32, "n_layers": _BLOCKS, "n_heads": 2, "n_words": len(VOCABULARY)},
+    "xlm-roberta-xl": _ENCODER,
+    "xmod": _ENCODER | {"languages": ["en"], "default_language": "en"},
+    "yoso": _ENCODER,
+    "bit": {"hidden_sizes": [8, 16, 24, 32], "embedding_size": 8, "num_groups": 4},
+    "data2vec-vision": _VISION | {"use_shared_relative_position_bias": True},
+    "dinov2_with_registers": _VISION,
+    "donut-swin": _SWIN,
+    "focalnet": {"image_size": SIDE, "embed_dim": 8, "depths": [1, 1, 2, 1]},
+    "hgnet_v2": {},
+    "hiera": {"image_size": [64, 64], "embed_dim": 8, "depths": [1] * 4, "num_heads": [1, 2, 2, 4]},
+    "ijepa": _VISION,
+    "metaclip_2": {
+        "vision_config": _VISION,
+        "text_config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
+        "projection_dim": 16,
+    },
+    "mobilenet_v1": {"image_size": SIDE, "depth_multiplier": 0.25},
+    "mobilevitv2": {"image_size": 2 * SIDE, "width_multiplier": 0.5},
+    "pvt_v2": {"image_size": SIDE, "hidden_sizes": [8, 16, 24, 32], "depths": [1] * 4}
+    | {"num_attention_heads": [1, 2, 2, 4]},
+    "siglip": {
+        "vision_config": _VISION,
+        "text_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
+    },
+    "swiftformer": {"image_size": SIDE, "embed_dims": [8, 16, 24, 32], "depths": [1] * 4},
+    "textnet": {"image_size": SIDE},
+    "vit_msn": _VISION,
+}
+"""Encoders and classifiers that fewer people use."""
+
 
 def write_tiny(kind: str, folder: Path, *, weights: bool = True, **settings: Any) -> Path:
     """Write the tiny network of a model type into a folder, as transformers saves one, and return the folder.
 
     Args:
-        kind: a key of :data:`TEXTS` or :data:`IMAGES`.
+        kind: a key of :data:`TEXTS`, :data:`IMAGES` or :data:`FURTHER`.
         folder: made if it does not exist.
         weights: without them there is the configuration, and the tokenizer or the preprocessing.
         settings: of the configuration, besides those in the table.
     """
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
-    is_text = kind in TEXTS
-    config = AutoConfig.for_model(kind, **((TEXTS if is_text else IMAGES)[kind] | settings))
+    config = AutoConfig.for_model(kind, **((TEXTS | IMAGES | FURTHER)[kind] | settings))
+    is_text = kind not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
     if is_text:
         _write_tokenizer(folder)
     else:
-        _write_preprocessing(folder, getattr(config, "image_size", SIDE))
+        side = getattr(config, "image_size", SIDE)
+        _write_preprocessing(folder, side if isinstance(side, int) else side[0])
     if not weights:
         config.save_pretrained(folder)
         return folder

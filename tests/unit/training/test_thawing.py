@@ -359,7 +359,9 @@ RESUMED = [
     ("gradual", {"optimizer": "sgd", "batch_norm": "frozen_eval", "ema": 0.9}),
     ("gradual", {"mixup": 0.4, "stored": True, "accumulation": 2}),
     ("on plateau", {"epochs": 8}),
+    ("at given epochs", {"class_weights": "balanced"}),
     ("lp_ft", {"ema": 0.9}),
+    ("lp_ft", {"cutmix": 1.0, "mixup": 0.2, "optimizer": "sgd"}),
     ("static", {"ema": 0.9, "depth": 1}),
 ]
 

@@ -21,13 +21,13 @@ def test_mlflow_run_searches_and_the_study_is_the_run_that_mlflow_made(
     data, home = draw_pictures(tmp_path / "shapes", count=12), tmp_path / "home"
     uri = f"sqlite:///{home}/mlflow.db"
     client = connect(uri, home=home, experiment="projects").client
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("backbone: {name: mobilenet_v3_small, weights: starter}\ntrain: {epochs: 1}\n")
     parameters = {
         "data": data,
-        "backbone": "mobilenet_v3_small",
-        "weights": "starter",
-        "trials": "1",
-        "epochs": "1",
         # Not listed in MLproject: MLflow passes them on as options.
+        "recipe": recipe,
+        "trials": "1",
         "image-size": "32",
         "model": "shapes",
         "set": "data.workers=1",
@@ -52,7 +52,8 @@ def test_mlflow_run_searches_and_the_study_is_the_run_that_mlflow_made(
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert len(parents) == 1, "the run that MLflow made is the study's own"
     assert parents[0].data.tags["mlflow.project.entryPoint"] == "search"
-    assert parents[0].data.params["study.trials"] == "1"
+    assert [parents[0].data.params[name] for name in ("study.trials", "train.epochs")] == ["1", "1"]
+    assert parents[0].data.params["backbone.name"] == "mobilenet_v3_small", "nothing wins over the recipe unasked"
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
     assert len(children) == 1
     assert str(client.get_model_version_by_alias("shapes", "champion").version) == "1"

@@ -127,13 +127,9 @@ def fit_heads(
             stack.settle(head.optimizer, head.schedule, epoch + 1)
             try:
                 check_finite(training[head.index]["train/loss"], epoch, head.optimizer)
-            except TrainingError as error:
-                head.error = error
-                continue
-            began = time.perf_counter() - seconds
-            logits = stack.predict(head.index, validation)
-            metrics = classification_metrics(logits, torch.from_numpy(validation.labels))
-            try:
+                began = time.perf_counter() - seconds
+                logits = stack.predict(head.index, validation)
+                metrics = classification_metrics(logits, torch.from_numpy(validation.labels))
                 check_finite(metrics["loss"], epoch, head.optimizer, of="validation")
             except TrainingError as error:
                 head.error = error

@@ -302,11 +302,7 @@ def _known(name: str) -> Library:
     if catalogue and architecture in catalogue.refused:
         raise BackboneError(catalogue.refused[architecture])
     if architecture not in _names_of(library) or (tag and tag not in describe(architecture).tags):
-        is_folder = name.lower().startswith("hf:") or Path(name).expanduser().is_dir()
-        hint = "" if is_folder else _suggestion(name)
-        if not hint and not name.startswith("timm/"):
-            hint = _of_huggingface(name)
-        raise BackboneError(f"Unknown backbone {name!r}.{hint} `thawline backbones` lists all.")
+        raise BackboneError(f"Unknown backbone {name!r}.{_hint(name)} `thawline backbones` lists all.")
     return library
 
 
@@ -318,10 +314,13 @@ def _architecture_and_tag(library: Library, name: str) -> tuple[str, str]:
     return architecture, tag
 
 
-def _of_huggingface(name: str) -> str:
-    """How to name a folder, or what the hub may have, which no list holds."""
+def _hint(name: str) -> str:
+    """The nearest name; or how to name a folder, or what the hub may have, which no list holds."""
     plain = name[3:] if name[:3].lower() == "hf:" else name
-    return f" For a folder, or a network of HuggingFace, write 'hf:{plain}'."
+    of_huggingface = f" For a folder, or a network of HuggingFace, write 'hf:{plain}'."
+    if plain != name or Path(name).expanduser().is_dir():
+        return of_huggingface
+    return _suggestion(name) or ("" if name.startswith("timm/") else of_huggingface)
 
 
 def _suggestion(name: str) -> str:

@@ -6,6 +6,7 @@ registry: where it has a new one, it is added to FAMILIES and must pass as it is
 
 import importlib.util
 import json
+import math
 import re
 import zlib
 from pathlib import Path
@@ -196,15 +197,27 @@ def case(name: str) -> object:
 def built(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Backbone, dict[str, Tensor]]:
-    """Built once for the tests of one family; with it the numbers that it began with."""
-    family: str = request.param
+    """Built once for the tests of one family; with it the numbers that it begins with, the head's drawn at random: what
+    comes through a head of zeros is the same, whatever goes in."""
+    backbone = created(request.param, CLASSES, tmp_path_factory.mktemp("network"))
+    generator = torch.Generator().manual_seed(1)
+    weight = head_of(backbone).weight.detach()
+    weight.copy_(torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5)
+    return backbone, snapshot(backbone.module)
+
+
+def created(family: str, num_classes: int, folder: Path) -> Backbone:
     name = family
     if family in HUGGINGFACE:
         kind = family.removeprefix("hf:")
-        folder = TINY[kind](tmp_path_factory.mktemp("network") / kind)
-        name = f"hf:{folder}"
-    backbone = backbones.create(name, num_classes=CLASSES, weights="none", image_size=FAMILIES[family], seed=1)
-    return backbone, snapshot(backbone.module)
+        name = f"hf:{TINY[kind](folder / kind)}"
+    return backbones.create(name, num_classes=num_classes, weights="none", image_size=FAMILIES[family], seed=1)
+
+
+def head_of(backbone: Backbone) -> nn.Linear | nn.Conv2d:
+    head = backbone.module.get_submodule(backbone.head.name)
+    assert isinstance(head, nn.Linear | nn.Conv2d)
+    return head
 
 
 @pytest.fixture
@@ -262,6 +275,21 @@ def train_a_little(backbone: Backbone, depth: int) -> None:
         nn.functional.cross_entropy(backbone.module(inputs), labels).backward()
         nn.utils.clip_grad_norm_(trainable_parameters(backbone).values(), 1.0)
         optimizer.step()
+
+
+@pytest.mark.parametrize("family", [case(name) for name in FAMILIES])
+def test_its_first_loss_is_that_of_guessing_and_its_head_learns_from_it(family: str, tmp_path: Path) -> None:
+    labels = torch.tensor([0, 0, 0, 1])
+    for classes in (10,) if family in SLOW else (2, 10, 200):
+        backbone = created(family, classes, tmp_path / str(classes))
+        freeze_to(backbone, len(backbone.layer_groups), batch_norm="frozen_eval")
+        backbone.module.eval()
+        loss = nn.functional.cross_entropy(backbone.module(inputs_for(backbone, 4)), labels)
+        loss.backward()
+        assert loss.item() < 1.2 * math.log(classes)
+        gradients = [parameter.grad for parameter in head_of(backbone).parameters()]
+        for label in (0, 1):  # random layers may give features of 0 alone: then the bias learns
+            assert any(gradient is not None and gradient[label].any() for gradient in gradients)
 
 
 def test_images_or_tokens_go_in_and_one_logit_a_class_comes_out(backbone: Backbone) -> None:

@@ -89,19 +89,23 @@ def create(
             the hub. Half-precision files are cast to single precision. A head in the file is left out.
         image_size: side in pixels of the images that it will see; by default what the weights were trained for.
         max_length: tokens of a text that it will see, at most; by default what it was trained for, up to 512.
-        seed: of the head, and with ``weights="none"`` of all parameters: the same seed, the same numbers. The global
-            random state is left as it was.
+        seed: of all parameters with ``weights="none"``, but for the head, whose weights always begin at 0: the same
+            seed, the same numbers. The global random state is left as it was.
 
     Raises:
         BackboneError: if there is no such backbone, or it does not take images of that size; before anything expensive.
         WeightsError: if the weights cannot be had, are torn, or do not fit. Random weights are never a way out.
     """
+    from thawline.backbones import _heads
+
     _check_at_least_one(num_classes=num_classes, image_size=image_size)
-    return (
+    backbone: Backbone = (
         _known(name)
         .networks()
         .create(name, num_classes=num_classes, weights=weights, image_size=image_size, max_length=max_length, seed=seed)
     )
+    _heads.initialise_head(backbone)
+    return backbone
 
 
 def section(backbone: Backbone, start: int, stop: int | None = None, *, exact: bool = True) -> "nn.Module":

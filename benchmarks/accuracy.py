@@ -83,8 +83,7 @@ def on_features(options: argparse.Namespace, seed: int) -> Result:
     from thawline.config import SearchConfig
     from thawline.search import prepare_inputs, read_data
     from thawline.search.prepare import image_preprocessing
-    from thawline.search.ranking import features_of
-    from thawline.training import open_inputs, runtime_for
+    from thawline.training import head_features, open_inputs, runtime_for
 
     config = SearchConfig.build(
         {
@@ -101,8 +100,8 @@ def on_features(options: argparse.Namespace, seed: int) -> Result:
         path = prepare_inputs(config, manifest, Path(home))[options.backbone]
         for split in ("train", "validation", "test"):
             inputs = open_inputs(path, split, image_preprocessing(config, options.backbone), runtime)
-            rows = np.arange(len(inputs))
-            found[split] = features_of(backbone, inputs, rows, runtime, 64), np.array(inputs.labels)
+            features = head_features(backbone, inputs, runtime, 64, Path(home))
+            found[split] = features.values, features.labels
     return _regression("features", seed, found, options.metric, started)
 
 

@@ -27,13 +27,13 @@ from sklearn.preprocessing import StandardScaler
 from thawline import backbones
 from thawline.config import DataConfig, TrainConfig
 from thawline.data import DecodedImages, Manifest, decoded, scan
-from thawline.search.ranking import features_of
 from thawline.training import (
     CheckpointFolder,
     Decision,
     Hyperparameters,
     ImageInputs,
     fit,
+    head_features,
     runtime_for,
     set_up_process,
 )
@@ -184,7 +184,8 @@ def rank(options: argparse.Namespace, candidate: Candidate, task: Task) -> tuple
     backbone = build(options, candidate, task, 0)
     runtime = runtime_for(TrainConfig(device="cpu", precision="fp32"))
     train, validation = (
-        features_of(backbone, inputs, np.arange(len(inputs)), runtime, 64) for inputs in (task.train, task.validation)
+        head_features(backbone, inputs, runtime, 64, Path(tempfile.gettempdir())).values
+        for inputs in (task.train, task.validation)
     )
     best = 0.0
     for strength in (0.01, 0.1, 1.0):

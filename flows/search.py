@@ -88,6 +88,7 @@ def search(config: SearchConfig) -> SearchOutcome:
         with study.held(), recorder.study_run(prepared, study):
             stored = activations_task(prepared, study, home)
             recorder.log_plan(stored)
+            recorder.log_probe_curves(stored, study)
             run_trials(prepared, stored, study, recorder, home, runner)
             recorder.log_plan_outcome(stored, study)
             recorder.log_leaderboard(study)

@@ -38,7 +38,6 @@ from thawline.reports import (
 )
 from thawline.search import Note, Prepared, Recorder, SearchOutcome, Study, TrialRecord, emit
 from thawline.search.prepare import image_preprocessing
-from thawline.search.ranking import features_of
 from thawline.search.recorder import REPORT
 from thawline.search.soup import is_kept, kept_soup
 from thawline.search.study import load_importances, load_records
@@ -46,7 +45,7 @@ from thawline.search.trial import trial_folder
 from thawline.search.winner import restore
 from thawline.tracking import fetch_study_file, library_versions, open_store
 from thawline.tracking.media import Embedding, Figure, Image, Predictions, Table
-from thawline.training import open_inputs, runtime_for
+from thawline.training import head_features, open_inputs, runtime_for
 
 __all__ = ["publish_report", "write_report"]
 
@@ -388,7 +387,9 @@ def _record_features(prepared: Prepared, recorder: Recorder, backbone: Backbone,
         else {"thumbnails": np.stack([_small(test.examples[i]) for i in chosen])}
     )
     embedding = Embedding(
-        vectors=features_of(backbone, inputs, chosen, runtime, config.train.batch_size),
+        vectors=head_features(
+            backbone, inputs, runtime, config.train.batch_size, recorder.store.home, rows=chosen
+        ).values,
         labels=tuple(manifest.classes[label] for label in inputs.labels[chosen]),
         **shown,
     )

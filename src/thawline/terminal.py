@@ -163,7 +163,8 @@ class SearchView:
             style = {"complete": "", "pruned": "dim", "failed": "red"}[result.state]
             table.add_row(*_first_cells(started), str(result.epochs), _value(result.value), result.ending, style=style)
         for started, epoch in self._running.values():
-            count = f"{epoch.epoch if epoch else 0}/{search.epochs}"
+            epochs = 1 if started.hyperparameters.is_probe else search.epochs
+            count = f"{epoch.epoch if epoch else 0}/{epochs}"
             table.add_row(
                 *_first_cells(started), count, _value(epoch.value if epoch else None), "running", style="cyan"
             )
@@ -172,7 +173,8 @@ class SearchView:
 
 def _first_cells(started: TrialStarted) -> tuple[str, str, str]:
     hyperparameters = started.hyperparameters
-    return str(started.number), str(hyperparameters.freeze_depth), f"{hyperparameters.learning_rate:.2e}"
+    rate = "probe" if hyperparameters.is_probe else f"{hyperparameters.learning_rate:.2e}"
+    return str(started.number), str(hyperparameters.freeze_depth), rate
 
 
 def _value(value: float | None) -> str:

@@ -161,7 +161,8 @@ def make_plan(
     budget: int,
     input_numbers: int,
 ) -> Plan:
-    """Choose the boundaries to store: one after the other the one that saves the most time for its bytes.
+    """Choose the boundaries to store: the deepest, then one after the other the one that saves the most time for its
+    bytes.
 
     Where results must be exact, nothing that was measured may have a say: a layer that sees another number of images at
     once may differ in the last bits, so where a trial begins must not depend on how busy the machine was. Then all
@@ -192,6 +193,10 @@ def make_plan(
         depths=dict(depths),
     )
     candidates = sorted(depths.keys() - {0})
+    # The linear probe is fitted to it, however few trials freeze everything; it is the smallest of all.
+    if 0 < plan.bytes_of(deepest) <= budget:
+        plan = _with(plan, deepest)
+        candidates = [boundary for boundary in candidates if boundary != deepest]
     if config.exact:
         for boundary in reversed(candidates):
             small = profile.numbers[boundary - 1] <= _LARGEST_EXACT * input_numbers

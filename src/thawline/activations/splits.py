@@ -102,6 +102,14 @@ class StoredSplits:
             )
         return train, validation
 
+    def open_plain(self, depth: int, runtime: Runtime) -> tuple[Inputs, Inputs]:
+        """The same of images that are not augmented, whatever trials see."""
+        for augmentation in self.augmentations:
+            if not augmentation.changes_images:
+                return self.open(depth, runtime, augmentation.kind)
+        _, validation = self.open(depth, runtime, self.augmentations[0].kind)
+        return self._from_start("train", runtime, _PLAIN), validation
+
     def _behind(
         self, boundary: int, views: list[Activations], start: Inputs, runtime: Runtime, augmentation: Augmentation
     ) -> Inputs:

@@ -30,7 +30,7 @@ from thawline.backbones.summary import DepthCost, depth_costs, info_json, listin
 from thawline.exceptions import BackboneError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 __all__ = [
     "Backbone",
@@ -60,6 +60,7 @@ __all__ = [
     "short_name",
     "summary_json",
     "summary_text",
+    "write_head",
 ]
 
 _LABEL = 32
@@ -113,6 +114,13 @@ def section(backbone: Backbone, start: int, stop: int | None = None, *, exact: b
     from thawline.backbones import _sections
 
     return _sections.section(backbone, start, stop, exact=exact)
+
+
+def write_head(backbone: Backbone, weight: "Tensor", bias: "Tensor", *, lowest: float) -> None:
+    """See :func:`thawline.backbones._heads.write_head`."""
+    from thawline.backbones import _heads
+
+    _heads.write_head(backbone, weight, bias, lowest=lowest)
 
 
 def outline(backbone: Backbone, freeze_depth: int) -> Graph:

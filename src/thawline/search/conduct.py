@@ -126,6 +126,8 @@ class Queue:
         if first.resumed or asked.resumed:
             return asked.number in first.together
         one, other = asked.hyperparameters, first.hyperparameters
+        if one.is_probe or other.is_probe:
+            return asked is first
         same = all(getattr(one, name) == getattr(other, name) for name in ("backbone", "optimizer", "augmentation"))
         return same and not self._apart and self._frozen(asked) == self._frozen(first) == 1
 
@@ -191,12 +193,17 @@ def _run(specs: Sequence[TrialSpec], link: Link) -> tuple[TrialResult, ...]:
 
 
 def _judge(spec: TrialSpec, study: Study, deadline: float | None) -> Callable[[tuple[int, EpochResult]], Decision]:
-    metric, epochs = spec.config.study.metric, spec.config.train.epochs
+    metric, probe = spec.config.study.metric, spec.hyperparameters.is_probe
+    epochs = 1 if probe else spec.config.train.epochs
 
     def judge(message: tuple[int, EpochResult]) -> Decision:
         number, result = message
         value, loss = result.metrics[f"val/{metric}"], result.metrics["train/loss"]
         emit(EpochEnded(number, result.epoch, epochs, metric, value, loss))
+        if probe:
+            took = result.metrics["time/epoch_seconds"]
+            emit(Note(f"linear probe: val/{metric} {value:.4f} in {took:.1f} s, before anything is fine-tuned"))
+            return Decision.CONTINUE
         if study.report(number, result):
             return Decision.PRUNE
         if deadline is not None and time.time() >= deadline and result.epoch < epochs:

@@ -12,6 +12,8 @@ from thawline.training import METRIC_DIRECTIONS
 __all__ = ["leaderboard_markdown", "leaderboard_rows", "leaderboard_table", "thaw_line_chart"]
 
 _CHART_WIDTH = 40
+_RATES = ("learning_rate", "weight_decay", "head_learning_rate_factor", "optimizer", "layer_decay", "augmentation")
+"""What a linear probe has none of."""
 
 
 def leaderboard_rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
@@ -25,7 +27,7 @@ def leaderboard_rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
                 "trial": record.number,
                 "state": record.state,
                 "value": record.value,
-                **record.hyperparameters.as_dict(),
+                **_hyperparameters(record),
                 "best_epoch": result.best_epoch if result else None,
                 "epochs": result.epochs if result else None,
                 "seconds": round(result.seconds, 1) if result else None,
@@ -34,6 +36,12 @@ def leaderboard_rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _hyperparameters(record: TrialRecord) -> dict[str, Any]:
+    """By name; a linear probe has no rates."""
+    values = record.hyperparameters.as_dict()
+    return values | dict.fromkeys(_RATES) if record.hyperparameters.is_probe else values
 
 
 def leaderboard_table(records: Sequence[TrialRecord], metric: str, *, title: str | None = None) -> Table:
@@ -115,9 +123,10 @@ def thaw_line_chart(records: Sequence[TrialRecord], metric: str) -> str:
 
 
 def _varied(records: Sequence[TrialRecord]) -> list[str]:
-    """Freeze depth and learning rate, and whatever else differs between trials."""
+    """Freeze depth and learning rate, and whatever else differs between the trials that are trained."""
     always = ["freeze_depth", "learning_rate"]
-    rows = [record.hyperparameters.as_dict() for record in records]
+    trained = [record for record in records if not record.hyperparameters.is_probe]
+    rows = [record.hyperparameters.as_dict() for record in trained or records]
     return [name for name in rows[0] if name in always or len({row[name] for row in rows}) > 1] if rows else always
 
 
@@ -133,6 +142,8 @@ def _cells(row: dict[str, Any], varied: Sequence[str]) -> list[str]:
     cells = [_text(row["rank"]), _text(row["trial"]), row["state"]]
     cells.append("-" if row["value"] is None else f"{row['value']:.4f}")
     shown = row | {"backbone": backbones.label(row["backbone"])}
+    if row["policy"] == "probe":
+        shown["learning_rate"] = "probe"
     cells += [f"{shown[name]:.2e}" if isinstance(shown[name], float) else _text(shown[name]) for name in varied]
     return [*cells, _text(row["epochs"]), _text(row["seconds"])]
 

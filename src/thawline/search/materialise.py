@@ -1,4 +1,4 @@
-"""Before the first trial: measure, plan, and store what the frozen layers make of the data."""
+"""Before the first trial: measure, plan, store what the frozen layers make of the data, and fit linear probes to it."""
 
 import time
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from thawline.data import Split, write_atomically
 from thawline.exceptions import StudyError
 from thawline.search.events import Note, emit
 from thawline.search.prepare import Prepared, image_preprocessing
+from thawline.search.probing import ProbeFile, probe_curve
 from thawline.search.slots import threads_per_trial
 from thawline.search.space import depth_shares
 from thawline.search.study import Study
@@ -62,6 +63,7 @@ def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str,
             threads=threads_per_trial(prepared.config),
             store=home / "cache" / "activations",
             plan=home / "studies" / study.name / f"plan-{backbones.short_name(name)}.json",
+            probe=ProbeFile.path(home, study.name, name),
             weights=study.weights_of(name),
         )
         stored[name] = _stored(request)
@@ -97,6 +99,7 @@ class _Request:
     threads: int
     store: Path
     plan: Path
+    probe: Path
     weights: str | None
     """Digest of those that the study was begun with; ``None`` at its beginning."""
 
@@ -149,6 +152,10 @@ def _plan_and_fill(request: _Request, send: Link) -> StoredSplits:
     for boundary, reason in refused.items():
         name = plan.profile.groups[boundary - 1]
         send(Note(f"not stored behind {name}, computed in every trial instead: {reason}", "warning"))
+    curve = probe_curve(backbone, splits, config, runtime, request.probe)
+    if len(curve) > 1:
+        shown = ", ".join(f"{depth}: {value:.4f}" for depth, value in curve.items())
+        send(Note(f"linear probes by freeze depth, val/{config.study.metric}: {shown}"))
     return splits
 
 

@@ -18,6 +18,7 @@ from thawline.search.events import Note, SearchStarted, emit
 from thawline.search.leaderboard import leaderboard_markdown, leaderboard_rows, thaw_line_chart
 from thawline.search.observed import ShownText, texts_to_show
 from thawline.search.prepare import Prepared
+from thawline.search.probing import ProbeFile
 from thawline.search.slots import threads_per_trial
 from thawline.search.storage import storage_url
 from thawline.search.study import Asked, Study
@@ -181,6 +182,15 @@ class Recorder:
         if plans:
             seconds = sum(plan.search_seconds() for plan in plans.values())
             self.tracker.log_metrics({"plan/search_seconds": seconds}, step=0)
+
+    def log_probe_curves(self, stored: Mapping[str, StoredSplits], study: Study) -> None:
+        """How far the features behind each stored layer group go, with the freeze depth as the step."""
+        metric = self._config.study.metric
+        for name in stored:
+            probes = ProbeFile.read(ProbeFile.path(self.store.home, study.name, name))
+            of = f"{backbones.short_name(name)}/" if len(stored) > 1 else ""
+            for depth, value in probes.curve.items() if probes is not None else ():
+                self.tracker.log_metrics({f"probe/{of}{metric}": value}, step=depth)
 
     def log_plan_outcome(self, stored: Mapping[str, StoredSplits], study: Study) -> None:
         """What the trials took beside what the plan says for the epochs that they trained."""

@@ -245,6 +245,9 @@ def _from_champion(registry: MlflowRegistry, model: str, config: SearchConfig) -
         why = "are not recorded" if champion is None else f"are of the backbone {champion['backbone']}"
         emit(Note(f"the search begins from scratch: the hyperparameters of {model} version {version} {why}"))
         return config
+    if champion.get("policy") == "probe":
+        emit(Note(f"the champion, {model} version {version}, is a linear probe: every search begins with one"))
+        return config
     config = _narrowed(config, champion) if config.retrain.narrow else config
     point = _point(config, champion)
     values = ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"

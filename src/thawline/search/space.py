@@ -17,6 +17,7 @@ __all__ = [
     "depth_shares",
     "kept_backbones",
     "point_of",
+    "probe_of",
     "sample",
     "with_backbones",
 ]
@@ -108,6 +109,20 @@ def sample(trial: Suggest, config: SearchConfig, depths: Mapping[str, int]) -> H
         augmentation=(
             trial.suggest_categorical("augmentation", space.augmentation) if space.augmentation else train.augmentation
         ),
+    )
+
+
+def probe_of(config: SearchConfig, depths: Mapping[str, int], backbone: str) -> Hyperparameters:
+    """The linear probe of a backbone as a trial: everything frozen, whatever the space opens, and nothing sampled."""
+    return Hyperparameters(
+        backbone=backbone,
+        freeze_depth=depths[backbone],
+        learning_rate=0.0,
+        weight_decay=0.0,
+        head_learning_rate_factor=1.0,
+        optimizer=config.train.optimizer,
+        policy="probe",
+        batch_norm=config.batch_norm_of(backbone),
     )
 
 

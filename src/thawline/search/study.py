@@ -7,9 +7,10 @@ import copy
 import inspect
 import json
 import logging
+import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from thawline import logs
 from thawline.config import SearchConfig, StudyConfig
 from thawline.exceptions import ConfigError, StudyError
-from thawline.search.space import default_points, kept_backbones, point_of, sample, with_backbones
+from thawline.search.space import default_points, kept_backbones, point_of, probe_of, sample, with_backbones
 from thawline.search.storage import PASSING, Claims, LeaseLost, Storage, open_storage, patiently
 from thawline.search.trial import TrialResult
 from thawline.training import METRIC_DIRECTIONS, EpochResult, Hyperparameters
@@ -38,7 +39,9 @@ if logs.chosen() is logs.LogFormat.json:
     optuna.logging.enable_propagation()
 _log = logging.getLogger(__name__)
 
-# Their sequence of points hangs on one seed for the whole study; they keep their place in the storage.
+_PROBE = "probe"
+"""Attribute of a trial that is the linear probe of a backbone, whose name it holds."""
+# Their sequence of points depends on one seed for the whole study; they keep their place in the storage.
 _FINITE = {"GridSampler", "BruteForceSampler"}
 _ONE_SEED = _FINITE | {"QMCSampler"}
 
@@ -82,7 +85,6 @@ class Study:
         self._opened = time.time()
         self._seconds_before = float(study.user_attrs.get("seconds", 0.0))
         self._waiting: dict[int, list[EpochResult]] = {}
-        self._enqueued = len(config.study.enqueue) + len(config.backbones)
 
     @classmethod
     def open(
@@ -127,7 +129,10 @@ class Study:
                 study.set_user_attr("config", config.without_passwords().model_dump(mode="json"))
                 study.set_user_attr("metric", config.study.metric)
                 if not study.get_trials(deepcopy=False):  # or it died just here the last time
-                    for point in [*points, *default_points(_searched(study, config), depths)]:
+                    searched = _searched(study, config)
+                    for name in searched.backbones:
+                        study.enqueue_trial({}, user_attrs={_PROBE: name})
+                    for point in _without_twins([*points, *default_points(searched, depths)]):
                         study.enqueue_trial(point)
                 study.set_user_attr("fingerprint", fingerprint)
             elif known != fingerprint:
@@ -247,9 +252,13 @@ class Study:
         waiting = [trial.number for trial in trials if trial.state is TrialState.WAITING]
         drawn = min(waiting, default=len(trials)) if number is None else number
         with _quiet():
-            self._study.sampler = _sampler(self._config.study, max(drawn, self._enqueued))
+            self._study.sampler = WithoutProbes(_sampler(self._config.study, drawn))
             trial = self._study.ask() if number is None else self._trial(number)
-            hyperparameters = sample(trial, self._config, self._depths)
+            probed = trial.user_attrs.get(_PROBE)
+            if probed is not None:
+                hyperparameters = probe_of(self._config, self._depths, probed)
+            else:
+                hyperparameters = sample(trial, self._config, self._depths)
         self._claims.take(_lease(trial.number))
         trial.set_user_attr("hyperparameters", hyperparameters.as_dict())
         return Asked(trial.number, hyperparameters, resumed=False)
@@ -267,6 +276,8 @@ class Study:
         waiting = self._waiting.setdefault(number, [])
         waiting.append(result)
         try:
+            if _PROBE in self._stored(number).user_attrs:
+                return False  # no epochs: what pruners compare others with
             self._report(number)
             frozen = self._stored(number).user_attrs["hyperparameters"]["freeze_depth"]
             if result.metrics.get("train/freeze_depth", frozen) > frozen:
@@ -419,6 +430,24 @@ def _searched(study: optuna.Study, config: SearchConfig) -> SearchConfig:
     return with_backbones(config, study.user_attrs.get("backbones", config.backbones))
 
 
+def _without_twins(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The points without those that were named before: a retrain begins with the champion's, which may be a default."""
+    kept: list[dict[str, Any]] = []
+    for point in points:
+        if not any(_same_point(point, other) for other in kept):
+            kept.append(point)
+    return kept
+
+
+def _same_point(point: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return point.keys() == other.keys() and all(
+        math.isclose(value, other[name], rel_tol=1e-6)
+        if isinstance(value, float) and isinstance(other[name], int | float)
+        else value == other[name]
+        for name, value in point.items()
+    )
+
+
 def _ranking(study: optuna.Study) -> dict[str, float]:
     return {str(name): float(value) for name, value in study.user_attrs.get("ranking", [])}
 
@@ -438,12 +467,12 @@ _FEWEST_EXPLAINED = 4
 
 
 def _importances(study: optuna.Study) -> dict[str, float]:
-    if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < _FEWEST_EXPLAINED:
+    if len(_without_probes(study).get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < _FEWEST_EXPLAINED:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     try:
         with _quiet():
-            shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+            shares = optuna.importance.get_param_importances(_without_probes(study), evaluator=evaluator)
     except (RuntimeError, ValueError):  # all values, or all points, are the same
         return {}
     return {name: share for name, share in shares.items() if share == share}
@@ -488,6 +517,68 @@ def _opened(home: Path, url: str | None) -> Storage:
 
 def _lease(number: int) -> str:
     return f"trial-{number}"
+
+
+class _StudyWithoutProbes(optuna.Study):
+    """The view of a study that samplers have: without linear probes, which have no hyperparameters to learn from."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        super().__init__(study.study_name, study._storage, study.sampler, study.pruner)
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return [t for t in super()._get_trials(deepcopy, states, use_cache) if _PROBE not in t.user_attrs]
+
+
+def _without_probes(study: optuna.Study) -> optuna.Study:
+    return _StudyWithoutProbes(study)
+
+
+class WithoutProbes(BaseSampler):
+    """A sampler that is not asked about linear probes and does not see them.
+
+    Optuna's samplers model the parameters that all trials have: one trial without any would leave them nothing.
+    """
+
+    def __init__(self, sampler: BaseSampler) -> None:
+        self._sampler = sampler
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """What the sampler models together."""
+        if _PROBE in trial.user_attrs:
+            return {}
+        return self._sampler.infer_relative_search_space(_without_probes(study), trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Ask the sampler."""
+        if _PROBE in trial.user_attrs:
+            return {}
+        return self._sampler.sample_relative(_without_probes(study), trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Ask the sampler about one parameter."""
+        return self._sampler.sample_independent(_without_probes(study), trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Let the sampler prepare a trial."""
+        if _PROBE not in trial.user_attrs:
+            self._sampler.before_trial(_without_probes(study), trial)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Tell the sampler how a trial ended."""
+        if _PROBE not in trial.user_attrs:
+            self._sampler.after_trial(_without_probes(study), trial, state, values)
+
+    def reseed_rng(self) -> None:
+        """Seed the sampler anew."""
+        self._sampler.reseed_rng()
 
 
 class GPSamplerWithPruned(optuna.samplers.GPSampler):

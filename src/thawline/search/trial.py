@@ -20,6 +20,7 @@ from thawline.activations import StoredSplits
 from thawline.config import SearchConfig, flatten
 from thawline.exceptions import CheckpointError, ThawlineError, TrainingError
 from thawline.search.observed import ObservationRecorder, ShownText, record_classes
+from thawline.search.probing import ProbeFile, begin_with_probe, fitted_probe
 from thawline.tracking import (
     CompositeTracker,
     MlflowStore,
@@ -48,6 +49,7 @@ from thawline.training import (
     fit_heads,
     forget_peak_memory,
     is_out_of_memory,
+    keep_probe,
     load_checkpoint,
     load_model,
     peak_memory,
@@ -128,7 +130,9 @@ class TrialResult:
 
 
 def trial_name(number: int, hyperparameters: Hyperparameters) -> str:
-    """``trial-07 depth=3 lr=1.2e-3``, as it is shown in Prefect, MLflow and logs."""
+    """``trial-07 depth=3 lr=1.2e-3``, or ``trial-00 linear probe``, as it is shown in Prefect, MLflow and logs."""
+    if hyperparameters.is_probe:
+        return f"trial-{number:02d} linear probe"
     mantissa, _, exponent = f"{hyperparameters.learning_rate:.1e}".partition("e")
     return f"trial-{number:02d} depth={hyperparameters.freeze_depth} lr={mantissa}e{int(exponent)}"
 
@@ -270,7 +274,7 @@ def _lost(folder: CheckpointFolder, report: TrackingReport) -> Iterator[str]:
 def _guarded(trial: _Trial) -> _Outcome:
     """Train one trial; whatever goes wrong is its outcome."""
     try:
-        return _train(trial)
+        return _probe(trial) if trial.spec.hyperparameters.is_probe else _train(trial)
     except Interrupted:
         raise
     except (ThawlineError, FloatingPointError) as error:
@@ -287,7 +291,7 @@ def _train(trial: _Trial) -> _Outcome:
     inputs = _LastOpened(spec, runtime)
 
     def attempt(accumulation: int) -> tuple[backbones.Backbone, FitResult]:
-        backbone = _backbone(spec)
+        backbone = _backbone(spec, runtime)
         return backbone, fit(
             backbone,
             inputs,
@@ -305,6 +309,30 @@ def _train(trial: _Trial) -> _Outcome:
 
     backbone, result = _with_less_memory(attempt, trial.tracker, runtime)
     _, validation = inputs(spec.hyperparameters.freeze_depth)
+    _log_classes(trial, backbone, validation, runtime, result)
+    return trial.outcome(result)
+
+
+def _probe(trial: _Trial) -> _Outcome:
+    """The linear probe as a trial: it is fitted already, or is now, and measured as a network."""
+    spec = trial.spec
+    runtime = _set_up(spec)
+    backbone = build_backbone(spec.config, spec.hyperparameters.backbone, len(spec.classes))
+    probe = fitted_probe(backbone, spec.activations, spec.config, runtime, _probe_path(spec))
+    _, validation = spec.activations.open_plain(spec.hyperparameters.freeze_depth, runtime)
+    result = keep_probe(
+        backbone,
+        probe.head,
+        validation,
+        hyperparameters=spec.hyperparameters,
+        config=spec.config.train,
+        metric=spec.config.study.metric,
+        runtime=runtime,
+        checkpoints=trial.folder,
+        seed=spec.config.study.seed,
+        seconds=probe.seconds,
+    )
+    trial.announce(result.history[-1])
     _log_classes(trial, backbone, validation, runtime, result)
     return trial.outcome(result)
 
@@ -330,7 +358,7 @@ def _train_heads(trials: Sequence[_Trial]) -> list[_Outcome] | None:
     try:
         runtime = _set_up(spec)
         train, validation = _LastOpened(spec, runtime)(spec.hyperparameters.freeze_depth)
-        backbone = _backbone(spec)
+        backbone = _backbone(spec, runtime)
         fitted = fit_heads(
             backbone,
             train,
@@ -388,8 +416,16 @@ def _with_less_memory(
     return attempt(2)
 
 
-def _backbone(spec: TrialSpec) -> backbones.Backbone:
-    return build_backbone(spec.config, spec.hyperparameters.backbone, len(spec.classes))
+def _backbone(spec: TrialSpec, runtime: Runtime) -> backbones.Backbone:
+    """As the trial begins with it."""
+    backbone = build_backbone(spec.config, spec.hyperparameters.backbone, len(spec.classes))
+    if spec.config.train.head == "probe":
+        begin_with_probe(backbone, spec.activations, spec.config, runtime, _probe_path(spec))
+    return backbone
+
+
+def _probe_path(spec: TrialSpec) -> Path:
+    return ProbeFile.path(spec.home, spec.study, spec.hyperparameters.backbone)
 
 
 def _log_classes(
@@ -443,6 +479,13 @@ def _trackers(spec: TrialSpec) -> tuple[MlflowTracker, CompositeTracker]:
     return open_trackers(run, spec.config.tracking, spec.store)
 
 
+_OF_PROBES = {
+    *("backbone", "freeze_depth", "policy", "class_weights", "precision", "device"),
+    *("weights", "image_size", "max_length", "seed"),
+}
+"""What a linear probe depends on; it has no learning rate, no epochs and no schedule."""
+
+
 def _params(spec: TrialSpec) -> dict[str, str]:
     """The same keys for every trial of a study, so that MLflow's charts can compare them.
 
@@ -451,7 +494,7 @@ def _params(spec: TrialSpec) -> dict[str, str]:
     """
     config = spec.config
     values = {name: str(value) for name, value in spec.hyperparameters.as_dict().items()}
-    always = ("backbone", "freeze_depth", "learning_rate")
+    always = ("backbone", "freeze_depth", "learning_rate", "policy")
     searched = {name: value for name, value in values.items() if name in always or getattr(config.space, name)}
     fixed = flatten(config.train, "train.") | {
         "train.weights": config.backbone.weights_of(spec.hyperparameters.backbone),
@@ -460,6 +503,9 @@ def _params(spec: TrialSpec) -> dict[str, str]:
         "train.seed": str(config.study.seed),
     }
     fixed |= {f"train.{name}": value for name, value in values.items() if f"train.{name}" in fixed}
+    if spec.hyperparameters.is_probe:
+        fixed = {key: value for key, value in fixed.items() if key.removeprefix("train.") in _OF_PROBES}
+        return fixed | {name: value for name, value in searched.items() if name in _OF_PROBES}
     return searched | {key: value for key, value in fixed.items() if key.removeprefix("train.") not in searched}
 
 

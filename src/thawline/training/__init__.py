@@ -6,10 +6,11 @@ from thawline.training.checkpoint import load as load_checkpoint
 from thawline.training.heads import HeadTrial, fit_heads
 from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.inputs import ImageInputs, Inputs, TextInputs, batches, evaluation_order, open_inputs, padded
-from thawline.training.loop import fit, predict
+from thawline.training.loop import class_weights, fit, predict
 from thawline.training.metrics import METRIC_DIRECTIONS, classification_metrics, confusion, per_class_scores, sign_of
 from thawline.training.mixing import depths_without_places
 from thawline.training.observation import Observation, Observer
+from thawline.training.probe import Features, Probe, features_at, fit_probe, head_features, keep_probe, probe_of_head
 from thawline.training.results import Decision, EpochResult, FitResult, Interrupted
 from thawline.training.runtime import (
     Runtime,
@@ -28,6 +29,7 @@ __all__ = [
     "CheckpointFolder",
     "Decision",
     "EpochResult",
+    "Features",
     "FitResult",
     "HeadTrial",
     "Hyperparameters",
@@ -36,19 +38,25 @@ __all__ = [
     "Interrupted",
     "Observation",
     "Observer",
+    "Probe",
     "Runtime",
     "TextInputs",
     "Thawing",
     "batches",
     "check_augmentation",
+    "class_weights",
     "classification_metrics",
     "confusion",
     "depths_without_places",
     "evaluation_order",
+    "features_at",
     "fit",
     "fit_heads",
+    "fit_probe",
     "forget_peak_memory",
+    "head_features",
     "is_out_of_memory",
+    "keep_probe",
     "load_checkpoint",
     "load_model",
     "open_inputs",
@@ -56,6 +64,7 @@ __all__ = [
     "peak_memory",
     "per_class_scores",
     "predict",
+    "probe_of_head",
     "runtime_for",
     "set_up_process",
     "sign_of",

@@ -5,7 +5,10 @@ from typing import Any, Literal
 
 from thawline.config import AugmentationKind, BatchNorm, Policy
 
-__all__ = ["Hyperparameters"]
+__all__ = ["Hyperparameters", "TrialPolicy"]
+
+TrialPolicy = Policy | Literal["probe"]
+"""How a trial trains: by a policy of thawing, or not at all, as a linear probe that is fitted to convergence."""
 
 
 @dataclass(frozen=True)
@@ -16,14 +19,20 @@ class Hyperparameters:
     freeze_depth: int
     """Layer groups frozen, counted from the input; the number of layer groups trains the head alone."""
     learning_rate: float
+    """0 for a linear probe, which has none."""
     weight_decay: float
     head_learning_rate_factor: float
     optimizer: Literal["adamw", "sgd"]
     # The defaults are what trials of earlier versions did, whose records name none of these.
-    policy: Policy = "static"
+    policy: TrialPolicy = "static"
     layer_decay: float = 1.0
     batch_norm: BatchNorm = "train_all"
     augmentation: AugmentationKind = "none"
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether the trial is a linear probe, fitted to convergence, not trained."""
+        return self.policy == "probe"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values by name, in the order of declaration."""

@@ -8,8 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from thawline.config import Policy, TrainConfig
-from thawline.training.hyperparameters import Hyperparameters
+from thawline.config import TrainConfig
+from thawline.training.hyperparameters import Hyperparameters, TrialPolicy
 from thawline.training.metrics import sign_of
 from thawline.training.results import EpochResult, no_longer_improves
 
@@ -20,7 +20,7 @@ __all__ = ["Thawing"]
 class Thawing:
     """How the freeze depth of one training falls from epoch to epoch, down to that of its trial."""
 
-    policy: Policy
+    policy: TrialPolicy
     freeze_depth: int
     """Where it ends."""
     deepest: int
@@ -71,7 +71,7 @@ class Thawing:
 
     def _scheduled(self, epoch: int) -> int:
         """Of an epoch, from 0."""
-        if self.policy == "static" or epoch >= self.until:
+        if self.policy in ("static", "probe") or epoch >= self.until:
             return self.freeze_depth
         if self.policy == "lp_ft":
             return self.deepest

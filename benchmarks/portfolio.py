@@ -1,0 +1,299 @@
+"""What the defaults of a search rest on: one table of trials over several tasks, and what can be read from it.
+
+``measure`` trains a grid of (freeze depth, learning rate, policy, what the head begins with) on every task and writes a
+line for each trial, with linear probes at every freeze depth beside it. ``read`` answers from these lines: which head
+to begin with, whether the probes foretell the best freeze depth, and which few points are the best to begin with, each
+task left out of the choice of its own.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thawline import backbones
+from thawline.backbones import Backbone, Preprocessing, TextPreprocessing, section, write_head
+from thawline.config import DataConfig, TrainConfig
+from thawline.data import decoded, scan, tokenized
+from thawline.training import (
+    CheckpointFolder,
+    Decision,
+    Hyperparameters,
+    Inputs,
+    Probe,
+    Runtime,
+    features_at,
+    fit,
+    fit_probe,
+    head_features,
+    open_inputs,
+    runtime_for,
+    set_up_process,
+)
+
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+SHARES = (0.0, 1 / 3, 2 / 3, 1.0)
+HEADS = ("fresh", "probe", "strong")
+"""``strong``: the probe of the strongest penalty whose validation accuracy is within one standard error of the best."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A backbone on a data set."""
+
+    data: str
+    backbone: str
+    weights: str
+    image_size: int | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.data}, {self.backbone.rpartition('/')[2]}"
+
+
+def tasks(options: argparse.Namespace) -> list[Task]:
+    """Three data sets of images on two backbones each and digits on the starter weights, and messages on MiniLM."""
+    lite = (
+        "timm/tf_efficientnet_lite0",
+        str(options.shared / "weights" / "tf_efficientnet_lite0_imagenet.safetensors"),
+    )
+    squeeze = ("squeezenet1_0", str(options.shared / "weights" / "squeezenet1_0_imagenet.safetensors"))
+    images = [
+        Task(data, *network, size)
+        for data, size in (("clothing", 96), ("tops", 96), ("digits", 64))
+        for network in (lite, squeeze)
+    ]
+    starter = Task("digits", "mobilenet_v3_small", "starter", 48)
+    return [*images, starter, Task("messages", f"hf:{options.encoder}", "default", None)]
+
+
+def files_of(options: argparse.Namespace, data: str, folder: Path, seed: int) -> Path:
+    """The data set as Thawline reads it: links to so many photographs of each class, or a table."""
+    random = np.random.default_rng(seed)
+    if data == "messages":
+        lines = (options.shared / "data" / "sms_spam.tsv").read_text(encoding="utf-8").splitlines()
+        chosen = [lines[i] for i in random.permutation(len(lines))[: 2 * options.train]]
+        path = folder / "messages.tsv"
+        path.write_text("\n".join(["label\ttext", *chosen]) + "\n", encoding="utf-8")
+        return path
+    if data == "digits":
+        from PIL import Image
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        for i in random.permutation(len(digits.target))[: 2 * options.train]:
+            place = folder / "digits" / str(digits.target[i])
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((digits.images[i] * 15.9).astype(np.uint8)).resize((32, 32)).save(place / f"{i}.png")
+        return folder / "digits"
+    source = options.shared / "data" / "clothing"
+    classes = ["shirt", "t-shirt"] if data == "tops" else [each.name for each in sorted((source / "train").iterdir())]
+    for split, count in (("train", options.train), ("validation", options.train)):
+        for name in classes:
+            files = sorted((source / split / name).glob("*.jpg"))
+            place = folder / data / split / name
+            place.mkdir(parents=True)
+            for i in random.permutation(len(files))[: count // len(classes)]:
+                (place / files[i].name).symlink_to(files[i])
+    return folder / data
+
+
+class InMemory:
+    """Rows behind a border, computed once."""
+
+    lengths: np.ndarray | None = None
+
+    def __init__(self, values: Tensor, labels: np.ndarray, boundary: int) -> None:
+        self.values, self.labels, self.boundary = values, labels, boundary
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, rows: np.ndarray, epoch: int) -> Tensor:
+        """Some rows."""
+        return self.values[torch.from_numpy(rows)]
+
+    def prepare(self, read: Tensor, rows: np.ndarray, epoch: int) -> Tensor:
+        """The same in single precision."""
+        return read.float()
+
+
+@torch.inference_mode()
+def behind(backbone: Backbone, inputs: Inputs, depth: int, runtime: Runtime) -> Inputs:
+    """What the first layer groups make of images; texts stay as they are, as their lengths differ."""
+    if depth == 0 or (inputs.lengths is not None and depth < len(backbone.layer_groups)):
+        return inputs
+    backbone.module.eval()
+    prefix, rows = section(backbone, 0, depth), np.arange(len(inputs))
+    parts = []
+    for part in np.array_split(rows, max(1, len(rows) // 50)):
+        with runtime.autocast():
+            parts.append(prefix(inputs.prepare(inputs.read(part, 0), part, 0)).clone())
+    return InMemory(torch.cat(parts), inputs.labels, depth)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Every trial that the file has not yet."""
+    known = {key_of(line) for line in lines_of(options.out)}
+    for seed in options.seeds:
+        for number, task in enumerate(tasks(options)):
+            if options.only is not None and number not in options.only:
+                continue
+            with tempfile.TemporaryDirectory() as folder, options.out.open("a") as file:
+                for line in trials_of(options, task, seed, Path(folder), known):
+                    file.write(json.dumps(line) + "\n")
+                    file.flush()
+                    print(json.dumps(line), flush=True)
+
+
+def trials_of(options: argparse.Namespace, task: Task, seed: int, folder: Path, known: set[str]) -> Iterator[dict]:  # type: ignore[type-arg]
+    """A line for the probes, then one for each trial."""
+    set_up_process(threads=options.threads, seed=seed)
+    config = TrainConfig(epochs=options.epochs, precision=options.precision)
+    runtime = runtime_for(config)
+    manifest = scan(DataConfig(path=files_of(options, task.data, folder, seed), validation_fraction=0.4))
+    classes = len(manifest.classes)
+
+    def build() -> Backbone:
+        return backbones.create(
+            task.backbone, num_classes=classes, weights=task.weights, image_size=task.image_size, seed=seed
+        )
+
+    prepared = build().preprocessing
+    if isinstance(prepared, TextPreprocessing):
+        path = tokenized(manifest, tokenizer=prepared.tokenizer, max_length=prepared.max_length, cache_dir=folder).path
+    else:
+        path = decoded(
+            manifest,
+            resize_size=prepared.resize_size,
+            crop_size=prepared.image_size,
+            interpolation=prepared.interpolation,
+            cache_dir=folder,
+            max_pixels=10**8,
+            workers=1,
+        ).path
+    images = prepared if isinstance(prepared, Preprocessing) else None
+    train, validation = (open_inputs(path, split, images, runtime) for split in ("train", "validation"))
+    deepest = len(build().layer_groups)
+    heads, line = probes_of(build(), train, validation, classes, runtime, folder)
+    head_line = {"task": task.name, "seed": seed, "kind": "probe", "deepest": deepest, "rows": len(train), **line}
+    if key_of(head_line) not in known:
+        yield head_line
+    points = [(round(share * deepest), rate, "static") for share in SHARES for rate in RATES]
+    points += [(0, rate, "gradual") for rate in RATES[1:3]]
+    for depth, rate, policy in sorted(set(points), reverse=True):
+        for head in options.heads:
+            point = {"task": task.name, "seed": seed, "kind": "trial", "depth": depth, "deepest": deepest}
+            point |= {"rate": rate, "policy": policy, "head": head}
+            if key_of(point) in known:
+                continue
+            backbone = build()
+            if head != "fresh":
+                write_head(backbone, heads[head].weight, heads[head].bias, lowest=heads[head].lowest)
+            cache: dict[int, tuple[Inputs, Inputs]] = {}
+
+            def inputs(at: int, network: Backbone = backbone, cache: dict = cache) -> tuple[Inputs, Inputs]:  # type: ignore[type-arg]
+                if at not in cache:
+                    cache.clear()
+                    cache[at] = (behind(network, train, at, runtime), behind(network, validation, at, runtime))
+                return cache[at]
+
+            hyperparameters = Hyperparameters(
+                task.backbone,
+                depth,
+                rate,
+                config.weight_decay,
+                1.0,
+                "adamw",
+                policy=policy,
+                batch_norm="frozen_eval",  # type: ignore[arg-type]
+            )
+            started = time.perf_counter()
+            with tempfile.TemporaryDirectory(dir=folder) as kept:
+                result = fit(
+                    backbone,
+                    inputs,
+                    hyperparameters=hyperparameters,
+                    config=config,
+                    metric="accuracy",
+                    runtime=runtime,
+                    checkpoints=CheckpointFolder(Path(kept), keep=1, maximise=True),
+                    seed=seed,
+                    on_epoch=lambda _: Decision.CONTINUE,
+                )
+            values = [round(epoch.metrics["val/accuracy"], 5) for epoch in result.history]
+            yield point | {"values": values, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def probes_of(
+    backbone: Backbone, train: Inputs, validation: Inputs, classes: int, runtime: Runtime, folder: Path
+) -> tuple[dict[str, Probe], dict[str, object]]:
+    """The heads to begin with, and the validation accuracy of a probe at every freeze depth."""
+    device, deepest = runtime.device, len(backbone.layer_groups)
+    features = [head_features(backbone, each, runtime, 50, folder) for each in (train, validation)]
+
+    def fitted(*found: object, **given: object) -> Probe:
+        return fit_probe(*found, classes=classes, metric="accuracy", device=device, **given)  # type: ignore[arg-type]
+
+    best = fitted(*features)
+    tolerance = (best.validation["accuracy"] * (1 - best.validation["accuracy"]) / len(validation)) ** 0.5
+    strong = best
+    for penalty in (10.0, 3.0, 1.0, 0.3, 0.1, 0.03):
+        found = fitted(*features, penalties=(penalty,))
+        if found.validation["accuracy"] >= best.validation["accuracy"] - tolerance:
+            strong = found
+            break
+    curve = {deepest: best.validation["accuracy"]}
+    for depth in range(1, deepest) if train.lengths is None else ():
+        at = [behind(backbone, each, depth, runtime) for each in (train, validation)]
+        curve[depth] = fitted(*(features_at(each, runtime, 50, folder) for each in at)).validation["accuracy"]
+    probes = {"probe": best, "strong": strong}
+    described = {name: [each.penalty, round(each.validation["accuracy"], 5)] for name, each in probes.items()}
+    return probes, {"curve": {str(d): round(v, 5) for d, v in sorted(curve.items())}, **described}
+
+
+def key_of(line: dict) -> str:  # type: ignore[type-arg]
+    """What tells one line from another."""
+    return json.dumps([line.get(name) for name in ("task", "seed", "kind", "depth", "rate", "policy", "head")])
+
+
+def lines_of(path: Path) -> list[dict]:  # type: ignore[type-arg]
+    """All that was measured."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def main() -> None:
+    """Measure, or read what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["measure", "read"])
+    parser.add_argument("out", type=Path, help="JSON lines, one for each trial; what is there is not run again")
+    parser.add_argument("--shared", type=Path, help="folder with data/ and weights/")
+    parser.add_argument("--encoder", type=Path, help="folder of the text encoder")
+    parser.add_argument("--train", type=int, default=300, help="training images or messages")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", type=int, nargs="+", help="numbers of the tasks to measure")
+    parser.add_argument("--heads", nargs="+", default=list(HEADS))
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--precision", default="bf16")
+    options = parser.parse_args()
+    if options.what == "measure":
+        measure(options)
+    else:
+        read(lines_of(options.out))
+
+
+def read(lines: list[dict]) -> None:  # type: ignore[type-arg]
+    """Print the tables."""
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    main()

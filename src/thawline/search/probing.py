@@ -1,0 +1,149 @@
+"""The linear probes of a study: each backbone's head, and how far the features behind each stored layer group go.
+
+They are fitted once, as soon as the activations are stored, and kept in a file of the study's folder. Trial 0 is the
+probe itself; other trials begin with its head.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from thawline import backbones
+from thawline.activations import StoredSplits
+from thawline.backbones import Backbone, write_head
+from thawline.config import SearchConfig
+from thawline.data import write_atomically
+from thawline.training import Probe, Runtime, class_weights, features_at, fit_probe, probe_of_head
+
+__all__ = ["ProbeFile", "begin_with_probe", "fitted_probe", "probe_curve"]
+
+_FORMAT = "thawline-probe-1"
+
+
+@dataclass(frozen=True)
+class ProbeFile:
+    """What is kept of the probes of one backbone."""
+
+    head: Probe
+    seconds: float
+    """To fit it, the features included."""
+    curve: dict[int, float]
+    """The study's metric on validation of a probe behind so many layer groups; empty until they are fitted."""
+
+    @staticmethod
+    def path(home: Path, study: str, backbone: str) -> Path:
+        """Where it lies."""
+        return home / "studies" / study / f"probe-{backbones.short_name(backbone)}.safetensors"
+
+    @classmethod
+    def read(cls, path: Path, key: Mapping[str, Any] | None = None) -> "ProbeFile | None":
+        """What was written; ``None`` if nothing was, or it is torn, or was fitted to something other than ``key``."""
+        try:
+            with safe_open(path, "pt") as file:
+                header = file.metadata() or {}
+                weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
+            content = json.loads(header["probe"])
+        except (SafetensorError, OSError, KeyError, ValueError):
+            return None
+        if header.get("format") != _FORMAT or (key is not None and content["key"] != dict(key)):
+            return None
+        curve = {int(depth): value for depth, value in content["curve"].items()}
+        return cls(Probe(weight, bias, **content["head"]), content["seconds"], curve)
+
+    def write(self, path: Path, key: Mapping[str, Any]) -> None:
+        """Keep it, with what it was fitted to."""
+        head = {name: value for name, value in asdict(self.head).items() if name not in ("weight", "bias")}
+        content = {"key": dict(key), "head": head, "seconds": self.seconds, "curve": self.curve}
+        tensors = {"weight": self.head.weight.contiguous(), "bias": self.head.bias.contiguous()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, save(tensors, {"format": _FORMAT, "probe": json.dumps(content)}))
+
+
+def fitted_probe(
+    backbone: Backbone, splits: StoredSplits, config: SearchConfig, runtime: Runtime, path: Path
+) -> ProbeFile:
+    """The probe of a backbone's head: what is kept of it, or, for the first who asks, fitted now and kept.
+
+    Args:
+        backbone: fresh from :func:`thawline.backbones.create`; its module is left in evaluation mode.
+        splits: where its activations are.
+        config: of the study.
+        runtime: in which the activations were computed.
+        path: of its file.
+    """
+    key = _key(backbone, splits, config, runtime)
+    known = ProbeFile.read(path, key)
+    if known is not None:
+        return known
+    started = time.perf_counter()
+    train, validation = splits.open_plain(len(backbone.layer_groups), runtime)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = probe_of_head(
+        backbone,
+        train,
+        validation,
+        config=config.train,
+        metric=config.study.metric,
+        runtime=runtime,
+        folder=path.parent,
+    )
+    found = ProbeFile(head, time.perf_counter() - started, {})
+    found.write(path, key)
+    return found
+
+
+def probe_curve(
+    backbone: Backbone, splits: StoredSplits, config: SearchConfig, runtime: Runtime, path: Path
+) -> dict[int, float]:
+    """How far the features behind each stored layer group go: the study's metric on validation by freeze depth.
+
+    The deepest is the head's own probe; those before it are the mean over places or tokens. Fitted once, as
+    :func:`fitted_probe`.
+    """
+    known = fitted_probe(backbone, splits, config, runtime, path)
+    if known.curve:
+        return known.curve
+    metric, deepest = config.study.metric, len(backbone.layer_groups)
+    curve = {deepest: known.head.validation[metric]}
+    for boundary in splits.boundaries:
+        train, validation = splits.open_plain(boundary, runtime)
+        if boundary == deepest or (train.boundary, validation.boundary) != (boundary, boundary):
+            continue  # its activations made room for others, or are of augmented images
+        size, classes = config.train.batch_size, len(known.head.bias)
+        fitted, chosen = (features_at(each, runtime, size, path.parent) for each in (train, validation))
+        curve[boundary] = fit_probe(
+            fitted,
+            chosen,
+            classes=classes,
+            metric=metric,
+            device=runtime.device,
+            class_weights=class_weights(train.labels, classes, config.train, runtime),
+        ).validation[metric]
+    curve = dict(sorted(curve.items()))
+    ProbeFile(known.head, known.seconds, curve).write(path, _key(backbone, splits, config, runtime))
+    return curve
+
+
+def begin_with_probe(
+    backbone: Backbone, splits: StoredSplits, config: SearchConfig, runtime: Runtime, path: Path
+) -> None:
+    """Give a fresh backbone the probe as its head, for fine-tuning from there."""
+    head = fitted_probe(backbone, splits, config, runtime, path).head
+    write_head(backbone, head.weight, head.bias, lowest=head.lowest)
+
+
+def _key(backbone: Backbone, splits: StoredSplits, config: SearchConfig, runtime: Runtime) -> dict[str, Any]:
+    """What it is fitted to: another study of the same name, made after one was deleted, may have other data."""
+    return {
+        "data": splits.data.stem,
+        "weights": backbone.weights_digest,
+        "precision": runtime.precision,
+        "metric": config.study.metric,
+        "class_weights": config.train.class_weights,
+    }

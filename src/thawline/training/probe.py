@@ -1,0 +1,385 @@
+"""A linear probe: a logistic regression on frozen features, fitted to convergence.
+
+How far a network's frozen features go (Alain and Bengio, "Understanding intermediate layers using linear classifier
+probes", 2016). On the features in front of the head it *is* a head: a good one to begin fine-tuning from (Kumar et
+al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022).
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thawline.backbones import Backbone, section, write_head
+from thawline.config import TrainConfig
+from thawline.training.checkpoint import Checkpoint, CheckpointFolder, pack_model
+from thawline.training.hyperparameters import Hyperparameters
+from thawline.training.inputs import Inputs, batches, evaluation_order
+from thawline.training.loop import class_weights, predict
+from thawline.training.metrics import classification_metrics, sign_of
+from thawline.training.results import Decision, EpochResult, FitResult, fingerprint_of, fit_result
+from thawline.training.runtime import Runtime, random_states
+
+__all__ = ["Features", "Probe", "features_at", "fit_probe", "head_features", "keep_probe", "probe_of_head"]
+
+PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+"""Strengths of the L2 penalty that are tried, of the mean loss on standardised features; the strongest first, so that
+each fit begins near its end."""
+_PATIENCE = 2
+"""Weaker penalties that are tried after the best so far: they take the longest, and seldom win."""
+_IN_MEMORY = 2_000_000_000
+"""Bytes of features that are kept in memory; more lie in a file, of which each evaluation reads a part at a time."""
+_CHUNK = 200_000_000
+
+
+@dataclass(frozen=True)
+class Features:
+    """What frozen layers make of one split."""
+
+    values: np.ndarray
+    """float32 ``[N, F]``; of many rows a memory map."""
+    labels: np.ndarray
+    """int64 ``[N]``."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier, the best of several penalties on validation."""
+
+    weight: Tensor
+    """float32 ``[classes, F]``, for features as they are."""
+    bias: Tensor
+    """float32 ``[classes]``."""
+    penalty: float
+    """Strength of the L2 penalty that it was fitted with."""
+    training: dict[str, float]
+    """Loss (without the penalty) and accuracy on the rows it was fitted to."""
+    validation: dict[str, float]
+    """See :func:`thawline.training.classification_metrics`."""
+    lowest: float
+    """The lowest score that it gives a class of a training row."""
+
+
+def probe_of_head(
+    backbone: Backbone,
+    train: Inputs,
+    validation: Inputs,
+    *,
+    config: TrainConfig,
+    metric: str,
+    runtime: Runtime,
+    folder: Path,
+) -> Probe:
+    """A probe of what the backbone's head is given.
+
+    Args:
+        backbone: see :func:`head_features`.
+        train: what is fitted, not augmented.
+        validation: what chooses the penalty.
+        config: batch size and class weights.
+        metric: a key of ``METRIC_DIRECTIONS``.
+        runtime: device and precision of the frozen layers; the probe itself is fitted in single precision.
+        folder: for features that do not fit in memory.
+    """
+    head = backbone.module.get_submodule(backbone.head.name)
+    classes = len(head.get_parameter("weight"))
+    fitted, chosen = (head_features(backbone, each, runtime, config.batch_size, folder) for each in (train, validation))
+    return fit_probe(
+        fitted,
+        chosen,
+        classes=classes,
+        metric=metric,
+        device=runtime.device,
+        class_weights=class_weights(train.labels, classes, config, runtime),
+        bias=getattr(head, "bias", None) is not None,
+    )
+
+
+def keep_probe(
+    backbone: Backbone,
+    probe: Probe,
+    validation: Inputs,
+    *,
+    hyperparameters: Hyperparameters,
+    config: TrainConfig,
+    metric: str,
+    runtime: Runtime,
+    checkpoints: CheckpointFolder,
+    seed: int,
+    seconds: float,
+) -> FitResult:
+    """Give a backbone the probe as its head, measure it as a network, and keep that as a training's only checkpoint.
+
+    Args:
+        backbone: fresh from :func:`thawline.backbones.create`.
+        probe: of its head.
+        validation: what it is measured on.
+        hyperparameters: of the trial.
+        config: of the study, for the checkpoint's fingerprint.
+        metric: a key of ``METRIC_DIRECTIONS``.
+        runtime: device and precision.
+        checkpoints: where it is kept; a full disk stops nothing, see :meth:`CheckpointFolder.keep`.
+        seed: of the study, for the fingerprint.
+        seconds: that it took to fit.
+    """
+    started, depth = time.perf_counter(), hyperparameters.freeze_depth
+    write_head(backbone, probe.weight, probe.bias, lowest=probe.lowest)
+    logits = predict(backbone, validation, runtime, config.batch_size)
+    measured = classification_metrics(logits, torch.from_numpy(np.array(validation.labels)))
+    metrics = {f"train/{name}": value for name, value in probe.training.items()}
+    metrics |= {f"val/{name}": value for name, value in measured.items()}
+    metrics |= {"train/freeze_depth": float(depth), "probe/penalty": probe.penalty}
+    metrics["time/epoch_seconds"] = seconds + time.perf_counter() - started
+    history = [EpochResult(1, metrics, time.time_ns() // 1_000_000)]
+    state = {
+        "fingerprint": fingerprint_of(hyperparameters, config, seed),
+        "freeze_depth": depth,
+        "weights_digest": backbone.weights_digest,
+        "value": measured[metric],
+        "loss": probe.training["loss"],
+        "history": [asdict(result) for result in history],
+        "within": None,
+    }
+    checkpoints.keep(Checkpoint(1, pack_model(backbone, depth), {}, random_states(runtime.device), state))
+    return fit_result(Decision.CONTINUE, history, metric, stopped_early=False)
+
+
+def head_features(
+    backbone: Backbone,
+    inputs: Inputs,
+    runtime: Runtime,
+    batch_size: int,
+    folder: Path,
+    *,
+    rows: np.ndarray | None = None,
+) -> Features:
+    """What the head is given, in evaluation mode; the mean over places where it is given several.
+
+    Args:
+        backbone: its module is moved to the runtime's device and left in evaluation mode.
+        inputs: images, texts or stored activations.
+        runtime: device and precision.
+        batch_size: rows at a time.
+        folder: for features that do not fit in memory: a file without a name, which goes with them.
+        rows: which (rising); by default all.
+    """
+    backbone.module.to(runtime.device).to(memory_format=runtime.memory_format).eval()
+    head = backbone.module.get_submodule(backbone.head.name)
+    given: list[Tensor] = []
+    tail = section(backbone, inputs.boundary) if inputs.boundary else backbone.module
+    watched = head.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+
+    def features(batch: Tensor) -> Tensor:
+        given.clear()
+        tail(batch)
+        return _mean_over_places(given[0], channels=1 if isinstance(head, nn.Conv2d) else -1)
+
+    try:
+        return _collected(features, inputs, runtime, batch_size, folder, rows)
+    finally:
+        watched.remove()
+
+
+def features_at(inputs: Inputs, runtime: Runtime, batch_size: int, folder: Path) -> Features:
+    """Stored activations as features, the mean over places or tokens where they have several.
+
+    Args:
+        inputs: stored activations.
+        runtime: device.
+        batch_size: rows at a time.
+        folder: as in :func:`head_features`.
+    """
+
+    def features(batch: Tensor) -> Tensor:
+        if inputs.lengths is not None and batch.ndim == 3:  # the last channel is 1 where there is a token
+            there = batch[..., -1:].float()
+            return (batch[..., :-1].float() * there).sum(1) / there.sum(1).clamp(min=1)
+        channels_last = batch.ndim != 4 or (batch.shape[1] == batch.shape[2] and batch.shape[2] != batch.shape[3])
+        return _mean_over_places(batch, channels=-1 if channels_last else 1)
+
+    return _collected(features, inputs, runtime, batch_size, folder, None)
+
+
+def fit_probe(
+    train: Features,
+    validation: Features,
+    *,
+    classes: int,
+    metric: str,
+    device: torch.device,
+    class_weights: Tensor | None = None,
+    bias: bool = True,
+    penalties: tuple[float, ...] = PENALTIES,
+) -> Probe:
+    """Fit a logistic regression for each penalty, and keep the one that is best on validation.
+
+    Full-batch L-BFGS on the mean cross-entropy over standardised features; mean and deviation are folded back into
+    weights and bias. Of equal values the one with the lower validation loss is kept.
+
+    Args:
+        train: what is fitted.
+        validation: what chooses the penalty.
+        classes: number of classes.
+        metric: a key of ``METRIC_DIRECTIONS``.
+        device: where to compute.
+        class_weights: of the loss, ``[classes]``.
+        bias: whether the classifier may have one.
+        penalties: that are tried, in this order.
+    """
+    problem = _Problem(train, classes, device, class_weights, bias=bias)
+    sign, best, since = sign_of(metric), None, 0
+    for penalty in penalties:
+        weight, offset, training, lowest = problem.solve(penalty)
+        metrics = classification_metrics(
+            _logits(validation.values, weight, offset), torch.from_numpy(validation.labels)
+        )
+        probe = Probe(weight, offset, penalty, training, metrics, lowest)
+        if best is None or _rank(probe, metric, sign) > _rank(best, metric, sign):
+            best, since = probe, 0
+        else:
+            since += 1
+        if since >= _PATIENCE:
+            break
+    assert best is not None  # noqa: S101  there are penalties
+    return best
+
+
+def _rank(probe: Probe, metric: str, sign: int) -> tuple[float, float]:
+    return sign * probe.validation[metric], -probe.validation["loss"]
+
+
+class _Problem:
+    """The regression of one training split, solved for one penalty after the other, each from where the last ended."""
+
+    def __init__(
+        self, train: Features, classes: int, device: torch.device, class_weights: Tensor | None, *, bias: bool
+    ) -> None:
+        self._values, self._device, self._bias = train.values, device, bias
+        self._labels = torch.from_numpy(train.labels)
+        self._class_weights = None if class_weights is None else class_weights.to(device)
+        self._rows = max(1, _CHUNK // (4 * train.values.shape[1]))
+        self._mean, self._deviation = self._moments()
+        kept = train.values.nbytes <= _IN_MEMORY
+        self._kept = list(self._standardised()) if kept else None
+        count = torch.bincount(self._labels, minlength=classes).to(device, torch.float32)
+        self._total = float((count if self._class_weights is None else count * self._class_weights).sum())
+        self._weight = torch.zeros(classes, train.values.shape[1], device=device, requires_grad=True)
+        self._offset = torch.zeros(classes, device=device, requires_grad=bias)
+
+    def solve(self, penalty: float) -> tuple[Tensor, Tensor, dict[str, float], float]:
+        """Weight and bias for features as they are, on the CPU, and what they give on the training rows: loss, accuracy
+        and the lowest score."""
+        free = [self._weight, self._offset] if self._bias else [self._weight]
+        optimizer = torch.optim.LBFGS(
+            free,
+            max_iter=500,
+            history_size=10,
+            tolerance_grad=1e-5,
+            tolerance_change=1e-8,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = 0.5 * penalty * self._weight.square().sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            for standardised, labels in self._chunks():
+                part = self._loss(standardised, labels)
+                part.backward()  # type: ignore[no-untyped-call]
+                loss = loss.detach() + part.detach()
+            return loss.detach()
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        loss = correct = lowest = 0.0
+        with torch.no_grad():
+            for standardised, labels in self._chunks():
+                loss += float(self._loss(standardised, labels))
+                scores = self._scores(standardised)
+                correct += float((scores.argmax(1) == labels).sum())
+                lowest = min(lowest, float(scores.min()))
+            weight = (self._weight / self._deviation).cpu()
+            offset = self._offset.cpu() - weight @ self._mean.cpu()
+        return weight, offset, {"loss": loss, "accuracy": correct / len(self._labels)}, lowest
+
+    def _scores(self, standardised: Tensor) -> Tensor:
+        return F.linear(standardised, self._weight, self._offset)
+
+    def _loss(self, standardised: Tensor, labels: Tensor) -> Tensor:
+        """What these rows add to the mean cross-entropy."""
+        scores = self._scores(standardised)
+        return F.cross_entropy(scores, labels, weight=self._class_weights, reduction="sum") / self._total
+
+    def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self._kept) if self._kept is not None else self._standardised()
+
+    def _standardised(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self._values), self._rows):
+            rows = torch.from_numpy(np.array(self._values[start : start + self._rows])).to(self._device)
+            yield (rows - self._mean) / self._deviation, self._labels[start : start + self._rows].to(self._device)
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each feature; 0 and 1 where the classifier has no bias to make up for a mean.
+
+        A feature that is always the same has a deviation of 1: it says nothing.
+        """
+        total = np.zeros(self._values.shape[1])
+        squares = np.zeros(self._values.shape[1])
+        parts = [self._values[s : s + self._rows] for s in range(0, len(self._values), self._rows)]
+        for part in parts if self._bias else []:
+            total += part.sum(0, dtype=np.float64)
+        mean = total / len(self._values)
+        for part in parts:
+            squares += np.square(part - mean, dtype=np.float64).sum(0)
+        deviation = np.sqrt(squares / len(self._values))
+        deviation[deviation <= 1e-6 * np.abs(mean) + 1e-12] = 1.0
+        made = (torch.from_numpy(moment.astype(np.float32)).to(self._device) for moment in (mean, deviation))
+        first, second = made
+        return first, second
+
+
+def _logits(values: np.ndarray, weight: Tensor, bias: Tensor) -> Tensor:
+    rows = max(1, _CHUNK // (4 * values.shape[1]))
+    parts = (torch.from_numpy(np.array(values[s : s + rows])) for s in range(0, len(values), rows))
+    return torch.cat([F.linear(part, weight, bias) for part in parts])
+
+
+def _mean_over_places(features: Tensor, *, channels: int) -> Tensor:
+    """``[n, F]``, single precision."""
+    kept = {0, channels % features.ndim}
+    places = tuple(dimension for dimension in range(features.ndim) if dimension not in kept)
+    return features.float().mean(places) if places else features.float()
+
+
+@torch.inference_mode()
+def _collected(
+    features: Callable[[Tensor], Tensor],
+    inputs: Inputs,
+    runtime: Runtime,
+    batch_size: int,
+    folder: Path,
+    rows: np.ndarray | None,
+) -> Features:
+    """The features of all rows, in their order."""
+    wanted = np.arange(len(inputs)) if rows is None else rows
+    values: np.ndarray | None = None
+    for part, batch in batches(inputs, evaluation_order(inputs, batch_size, wanted), 0, runtime):
+        with runtime.autocast():
+            found = features(batch).cpu().numpy()
+        if values is None:
+            values = _room_for(len(wanted), found.shape[1], folder)
+        values[np.searchsorted(wanted, part)] = found
+    assert values is not None  # noqa: S101  there are rows
+    return Features(values, np.array(inputs.labels)[wanted])
+
+
+def _room_for(rows: int, features: int, folder: Path) -> np.ndarray:
+    if 4 * rows * features <= _IN_MEMORY:
+        return np.empty((rows, features), np.float32)
+    with tempfile.TemporaryFile(dir=folder) as file:  # not where temporary files lie, which may be in memory
+        return np.memmap(file, np.float32, "w+", shape=(rows, features))

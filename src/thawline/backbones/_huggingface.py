@@ -152,8 +152,8 @@ def preprocessing_of(
 ) -> Preprocessing | TextPreprocessing:
     """How images or texts must be prepared: as the files beside the weights say.
 
-    The centre of an image is cut out, as Thawline does with all networks; some networks' own preparation squeezes an
-    image into a square instead, which is the same for images that are square.
+    An image is squashed into a square where the network's own processor does so, as most of them do, and with
+    another ``image_size`` too.
 
     Args:
         name: ``hf:FOLDER`` or ``hf:ID``.
@@ -448,7 +448,8 @@ def _image_preprocessing(name: str, image_size: int | None) -> Preprocessing:
             f"The images of {name!r} are prepared by a {kind}, whose steps Thawline does not know, and otherwise "
             "prepared its weights would mean little. Choose another backbone."
         )
-    size, resize = _sides(processor, _trained_side(_config_of(name)) or 224)
+    trained = _trained_side(_config_of(name)) or 224
+    size, resize = _sides(processor, trained)
     if image_size is not None:
         size, resize = image_size, round(resize * image_size / size)
     mean, std = _normalisation(name, processor)
@@ -459,6 +460,7 @@ def _image_preprocessing(name: str, image_size: int | None) -> Preprocessing:
         mean=mean,
         std=std,
         interpolation=_INTERPOLATIONS.get(int(resample) if resample is not None else 2, "bilinear"),
+        crop_mode="squash" if _squashes(processor, trained) else "center",
     )
 
 
@@ -468,7 +470,8 @@ def _class_of(processor: Any) -> str:
 
 
 def _sides(processor: Any, trained: int) -> tuple[int, int]:
-    """The side of the square that the network sees, and the length that the shorter side is resized to before."""
+    """The side of the square that the network sees, and the length that the shorter side, or both, are resized to
+    before."""
     named = getattr(processor, "size", None)
     asked = _side(named) or trained
     size = resize = asked
@@ -483,6 +486,20 @@ def _sides(processor: Any, trained: int) -> tuple[int, int]:
     if getattr(processor, "do_center_crop", False):
         size = _side(processor.crop_size) or size
     return size, max(resize, size)
+
+
+def _squashes(processor: Any, trained: int) -> bool:
+    """Whether a processor makes a square of the whole image: it does if it is told a height and a width.
+
+    The two exceptions are ConvNeXt's, which is told a shorter side and squashes from 384 pixels on, and PoolFormer's.
+    """
+    size = getattr(processor, "size", None)
+    match _class_of(processor):
+        case "ConvNextImageProcessor":
+            return (_side(size) or trained) >= 384
+        case "PoolFormerImageProcessor" if getattr(processor, "crop_pct", None):
+            return False
+    return bool(size and not size.get("shortest_edge") and size.get("height") and size.get("width"))
 
 
 def _normalisation(name: str, processor: Any) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

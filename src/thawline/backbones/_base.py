@@ -93,7 +93,8 @@ class Backbone:
     head: LayerGroup
     preprocessing: Preprocessing | TextPreprocessing
     weights_digest: str
-    """Sixteen hex digits of the tensors that it was loaded with, the head left out; random ones have a digest too."""
+    """Sixteen hex digits of the tensors that it was loaded with, the head left out, and of how a text's tokens are
+    pooled; random ones have a digest too."""
     architecture: dict[str, Any]
     """What rebuilds the module without Thawline, by :func:`thawline.backbones.networks.build`: plain JSON."""
 

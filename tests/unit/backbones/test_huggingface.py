@@ -60,12 +60,17 @@ def write_config(kind: str, folder: Path, **settings: Any) -> str:
 
 
 def on_the_hub(repository: str, files: Path, cache: Path, *names: str) -> str:
-    """The name of a backbone of the hub, of which the cache holds these files."""
+    """The name of a backbone of the hub, of which the cache holds these files and knows of no other modules.json."""
     snapshot = cache / f"models--{repository.replace('/', '--')}" / "snapshots" / "1"
     snapshot.mkdir(parents=True)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("1")
+    for commit in ("0", "1") if "modules.json" not in names else ():
+        absent = snapshot.parents[1] / ".no_exist" / commit
+        absent.mkdir(parents=True)
+        (absent / "modules.json").touch()
     for name in names:
+        (snapshot / name).parent.mkdir(exist_ok=True)
         shutil.copy(files / name, snapshot / name)
     return f"hf:{repository}"
 
@@ -287,6 +292,103 @@ def test_a_size_is_for_images_and_a_length_for_texts(bert: Path, vit: Path) -> N
         backbones.preprocessing_of(f"hf:{bert}", image_size=64)
     with pytest.raises(BackboneError, match="takes images, and so no max_length"):
         backbones.preprocessing_of(f"hf:{vit}", max_length=64)
+
+
+def pooling_as(bert: Path, folder: Path, said: dict[str, Any] | None) -> str:
+    """The name of a copy of an encoder, beside which lies what sentence-transformers would write."""
+    shutil.copytree(bert, folder, dirs_exist_ok=True)
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds.items())
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    if said is not None:
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(said))
+    return f"hf:{folder}"
+
+
+@pytest.mark.parametrize(
+    ("said", "mode"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}, "max"),
+        ({"embedding_dimension": 32, "pooling_mode": "cls", "include_prompt": True}, "cls"),
+        ({"pooling_mode": ["max"]}, "max"),
+        ({"word_embedding_dimension": 32}, "mean"),
+    ],
+)
+def test_tokens_are_pooled_as_sentence_transformers_does_it(
+    said: dict[str, Any], mode: Any, bert: Path, tmp_path: Path
+) -> None:
+    pooling = pytest.importorskip("sentence_transformers.sentence_transformer.modules").Pooling(32, mode)
+    backbone = backbones.create(pooling_as(bert, tmp_path, said), num_classes=3)
+    assert backbone.architecture["pooling"] == mode
+    tokens = torch.randint(5, 30, (3, 9), generator=torch.Generator().manual_seed(0))
+    tokens[1, 4:] = -1
+    encoder: Any = backbone.module.eval().encoder
+    mask = (tokens >= 0).long()
+    with torch.no_grad():
+        hidden = encoder(input_ids=tokens.clamp(min=0), attention_mask=mask).last_hidden_state
+        features = pooling({"token_embeddings": hidden, "attention_mask": mask})["sentence_embedding"]
+        expected = backbone.module.get_submodule("head")(features)
+        again = networks.build(json.loads(json.dumps(backbone.architecture))).eval()
+        again.load_state_dict(backbone.module.state_dict())
+        for network in (backbone.module, again):
+            torch.testing.assert_close(network(tokens), expected)
+        # In parts, as behind stored activations, it is the same.
+        parts = section(backbone, 2)(section(backbone, 0, 2)(tokens))
+        torch.testing.assert_close(parts, expected)
+    plain = backbones.create(f"hf:{bert}", num_classes=3)
+    plain.module.load_state_dict(backbone.module.state_dict())
+    assert plain.architecture["pooling"] == "mean"
+    with torch.no_grad():
+        assert torch.allclose(plain.module.eval()(tokens), expected, atol=1e-4) == (mode == "mean")
+    # Stored activations and checkpoints go by the digest: those of another pooling are not taken for its own.
+    assert (plain.weights_digest == backbone.weights_digest) == (mode == "mean")
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"pooling_mode_lasttoken": True}, "by lasttoken"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}, "by cls and max"),
+        ({"pooling_mode": "weightedmean"}, "by weightedmean"),
+    ],
+)
+def test_a_pooling_that_is_not_known_is_refused_with_a_way_out(
+    said: dict[str, Any], named: str, bert: Path, tmp_path: Path
+) -> None:
+    name = pooling_as(bert, tmp_path, said)
+    message = rf"{named} \(1_Pooling/config\.json\).*mean, cls, max.*without modules\.json"
+    with pytest.raises(BackboneError, match=message):
+        backbones.describe(name)
+    (tmp_path / "modules.json").unlink()
+    assert backbones.create(name, num_classes=2).architecture["pooling"] == "mean"
+
+
+def test_a_pooling_that_is_named_but_not_there_is_refused(bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"names 1_Pooling/config\.json, but there is none"):
+        backbones.describe(pooling_as(bert, tmp_path, None))
+
+
+def test_how_a_network_of_the_hub_pools_is_read_from_its_cache_and_not_guessed_without_it(
+    bert: Path, tmp_path: Path, cache: Path
+) -> None:
+    files = ("config.json", "tokenizer.json", "tokenizer_config.json")
+    name = on_the_hub("own/plain", bert, cache, *files)
+    assert backbones.create(name, num_classes=2, weights="none").architecture["pooling"] == "mean"
+    (cache / "models--own--plain" / ".no_exist" / "1" / "modules.json").unlink()
+    with pytest.raises(
+        WeightsError, match=r"modules\.json of 'hf:own/plain', which says how .* pools its tokens.*hf download"
+    ):
+        backbones.create(name, num_classes=2, weights="none")
+
+    pooling_as(bert, tmp_path / "bge", {"pooling_mode_cls_token": True})
+    name = on_the_hub("own/bge", tmp_path / "bge", cache, *files, "modules.json", "1_Pooling/config.json")
+    assert backbones.create(name, num_classes=2, weights="none").architecture["pooling"] == "cls"
 
 
 # Images

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -132,6 +133,21 @@ def test_an_encoder_of_texts_is_packaged_with_its_tokenizer(store: MlflowStore, 
     backbone = backbones.create(f"hf:{write_tiny(kind, tmp_path / kind)}", num_classes=3)
     model = logged(store, tmp_path / "package", backbone, TEXTS)
     assert model.kind == "texts"
+    assert model.parity is not None
+    assert model.parity < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["cls", "max"])
+def test_an_encoder_of_texts_pools_in_its_package_as_it_was_trained_to(
+    store: MlflowStore, tmp_path: Path, mode: str
+) -> None:
+    folder = write_tiny("bert", tmp_path / "bert")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode}))
+    (folder / "modules.json").write_text(json.dumps([{"path": "1_Pooling", "type": "sentence_transformers.Pooling"}]))
+    backbone = backbones.create(f"hf:{folder}", num_classes=3)
+    model = logged(store, tmp_path / "package", backbone, TEXTS)
+    assert model.unwrapped.settings["architecture"]["pooling"] == mode
     assert model.parity is not None
     assert model.parity < 1e-5
 

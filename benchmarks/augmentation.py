@@ -80,6 +80,7 @@ class Bench:
             resize_size=self.preprocessing.resize_size,
             crop_size=self.preprocessing.image_size,
             interpolation=self.preprocessing.interpolation,
+            crop_mode=self.preprocessing.crop_mode,
             cache_dir=folder / "decoded",
         )
         self.classes = len(manifest.classes)

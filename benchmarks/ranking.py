@@ -154,6 +154,7 @@ def make_task(options: argparse.Namespace, candidate: Candidate, number: int, fo
         resize_size=preprocessing.resize_size,
         crop_size=preprocessing.image_size,
         interpolation=preprocessing.interpolation,
+        crop_mode=preprocessing.crop_mode,
         cache_dir=folder / "decoded",
     )
     random = np.random.default_rng(number)

@@ -104,6 +104,7 @@ def prepare(name: str, data: Path, home: Path, options: argparse.Namespace) -> T
         resize_size=preprocessing.resize_size,
         crop_size=preprocessing.image_size,
         interpolation=preprocessing.interpolation,
+        crop_mode=preprocessing.crop_mode,
         cache_dir=home / "decoded",
     )
     store = connect(f"sqlite:///{home}/mlflow.db", home=home, experiment="benchmark")

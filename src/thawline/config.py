@@ -245,7 +245,7 @@ class TrainConfig(_Model):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """``adamw``, or ``sgd`` with Nesterov momentum 0.9."""
     weight_decay: float = Field(0.01, ge=0)
-    """Decoupled (adamw) or L2 (sgd); never applied to biases and normalisation layers."""
+    """Decoupled (adamw) or L2 (sgd); never applied to biases, normalisation layers, learned tokens and positions."""
     head_learning_rate_factor: float = Field(1.0, gt=0)
     """The head learns this many times faster than the thawed layer groups."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
@@ -304,8 +304,10 @@ class TrainConfig(_Model):
     beyond a trial's freeze depth thaw nothing. ``null`` thaws evenly."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """How much slower each layer group learns than the one behind it: a group's learning rate is multiplied by this
-    once for each group between it and the end, itself included; 1 is off. It says how fast what is thawed learns, and a
-    policy when it is thawed, so it goes with every policy."""
+    once for each group between it and the end, itself included; 1 is off. The groups are those that ``freeze_depth``
+    counts: in networks of several stages (Swin, ConvNeXt) they are fewer than the blocks that timm counts, so the same
+    factor slows the first layers less. It says how fast what is thawed learns, and a policy when it is thawed, so it
+    goes with every policy."""
     batch_norm: BatchNorm = "frozen_eval"
     """What batch-norms of thawed layer groups do: ``frozen_eval`` keeps their statistics, scale and shift,
     ``train_affine`` keeps the statistics alone, ``train_all`` trains and updates all. Frozen groups always keep all.

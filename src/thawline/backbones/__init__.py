@@ -18,6 +18,7 @@ from thawline.backbones import _catalogue
 from thawline.backbones._base import (
     Backbone,
     BackboneInfo,
+    CropMode,
     Graph,
     GraphNode,
     Interpolation,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Backbone",
     "BackboneInfo",
+    "CropMode",
     "DepthCost",
     "Graph",
     "GraphNode",

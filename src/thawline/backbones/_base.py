@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # the catalogue answers without torch, whose import takes sec
 __all__ = [
     "Backbone",
     "BackboneInfo",
+    "CropMode",
     "Graph",
     "GraphNode",
     "Interpolation",
@@ -21,6 +22,9 @@ __all__ = [
 ]
 
 Interpolation = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+CropMode = Literal["center", "squash"]
+"""By timm's words. ``center`` keeps the aspect ratio and loses what lies beside the square, ``squash`` keeps the whole
+image and loses its aspect ratio."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +48,23 @@ class LayerGroup:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to an image before the network sees it: resize, crop the centre, scale to [0, 1], normalise."""
+    """What is done to an image before the network sees it: resize, crop the centre, scale to [0, 1], normalise.
+
+    Networks are good at what they were trained on, so this is what their own library does, ``crop_mode`` included.
+    """
 
     image_size: int
     """Side in pixels of the square that is cut from the centre, and that the network sees."""
     resize_size: int
-    """Length in pixels that the shorter side is resized to before."""
+    """Length in pixels that the shorter side, or with ``squash`` either side, is resized to before."""
     mean: tuple[float, float, float]
     """Per channel (red, green, blue), of values in [0, 1]; subtracted."""
     std: tuple[float, float, float]
     """Per channel, of values in [0, 1]; divided by."""
     interpolation: Interpolation
     """How pixels are weighed when resizing."""
+    crop_mode: CropMode = "center"
+    """Whether the image keeps its aspect ratio when it is resized (``center``) or becomes a square (``squash``)."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,8 @@ class Backbone:
     head: LayerGroup
     preprocessing: Preprocessing | TextPreprocessing
     weights_digest: str
-    """Sixteen hex digits of the tensors that it was loaded with, the head left out; random ones have a digest too."""
+    """Sixteen hex digits of the tensors that it was loaded with, the head left out, and of how a text's tokens are
+    pooled; random ones have a digest too."""
     architecture: dict[str, Any]
     """What rebuilds the module without Thawline, by :func:`thawline.backbones.networks.build`: plain JSON."""
 

@@ -152,8 +152,8 @@ def preprocessing_of(
 ) -> Preprocessing | TextPreprocessing:
     """How images or texts must be prepared: as the files beside the weights say.
 
-    The centre of an image is cut out, as Thawline does with all networks; some networks' own preparation squeezes an
-    image into a square instead, which is the same for images that are square.
+    An image is squashed into a square where the network's own processor does so, as most of them do, and with
+    another ``image_size`` too.
 
     Args:
         name: ``hf:FOLDER`` or ``hf:ID``.
@@ -198,7 +198,7 @@ def create(
         layer_groups=groups,
         head=head,
         preprocessing=preprocessing,
-        weights_digest=digest_of(module, head.name),
+        weights_digest=digest_of(module, head.name, pooling=architecture.get("pooling", "mean")),
         architecture=architecture,
     )
 
@@ -302,7 +302,7 @@ def _architecture(name: str, preprocessing: Preprocessing | TextPreprocessing, n
     settings |= {"return_dict": True, "output_hidden_states": False, "output_attentions": False, "use_cache": False}
     made = {"library": "transformers", "config": settings, "num_classes": num_classes}
     if isinstance(preprocessing, TextPreprocessing):
-        return made | {"task": "text-classification"}
+        return made | {"task": "text-classification", "pooling": _pooling(name)}
     # Of the classes for one model type, the first has a single head.
     settings["architectures"] = [_image_class(config).__name__]
     kwargs: dict[str, Any] = {}
@@ -311,6 +311,66 @@ def _architecture(name: str, preprocessing: Preprocessing | TextPreprocessing, n
     if getattr(_image_processor(name), "do_flip_channel_order", False):
         kwargs["is_bgr"] = True
     return made | {"task": "image-classification", "kwargs": kwargs}
+
+
+def _pooling(name: str) -> str:
+    """How an encoder was trained to pool its tokens: as sentence-transformers' files beside it say, else the mean.
+
+    What they name behind the pooling (a dense layer, normalisation) is left out: the head takes its place.
+
+    Raises:
+        BackboneError: if it is none of :data:`thawline.backbones.networks.POOLINGS`.
+        WeightsError: if the files cannot be had.
+    """
+    modules = _json_beside(name, "modules.json")
+    pooling = next((part for part in modules or [] if part.get("type", "").rpartition(".")[2] == "Pooling"), None)
+    if pooling is None:
+        return "mean"
+    file = f"{pooling['path']}/config.json"
+    said = _json_beside(name, file)
+    if said is None:
+        raise WeightsError(f"The modules.json of {name!r} names {file}, but there is none. Bring it along.")
+    modes = said.get("pooling_mode") or [
+        mode.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens")
+        for mode, chosen in said.items()
+        if mode.startswith("pooling_mode_") and chosen
+    ]
+    modes = [modes] if isinstance(modes, str) else modes or ["mean"]
+    if len(modes) != 1 or modes[0] not in networks.POOLINGS:
+        raise BackboneError(
+            f"{name!r} was trained to pool its tokens by {' and '.join(modes)} ({file}), but only one of "
+            f"{', '.join(networks.POOLINGS)} is known. Choose another backbone, or for the mean a copy of its folder "
+            "without modules.json."
+        )
+    return str(modes[0])
+
+
+def _json_beside(name: str, file: str) -> Any:
+    """What a JSON file beside the weights says; ``None`` if there is no such file.
+
+    Raises:
+        WeightsError: if it cannot be read, or if neither the hub nor its cache says whether there is one.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    source, is_local = _source(name)
+    try:
+        # What is neither a path nor None is the cache's word for a file that the hub does not have.
+        path: Any = source / file if is_local else try_to_load_from_cache(str(source), file, revision=_revision(name))
+        if path is None:
+            with _quiet():
+                path = hf_hub_download(str(source), file, revision=_revision(name))
+        if not isinstance(path, str | Path) or not Path(path).is_file():
+            return None
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, HfHubHTTPError) as error:  # a hub that is out of reach among them
+        raise WeightsError(
+            f"The {file} of {name!r}, which says how the network pools its tokens, cannot be had: "
+            f"{first_line(error)}. {'' if is_local else _WAYS_OUT}".rstrip()
+        ) from error
+    except EntryNotFoundError:
+        return None
 
 
 def _trained_side(config: Any) -> int | None:
@@ -448,7 +508,8 @@ def _image_preprocessing(name: str, image_size: int | None) -> Preprocessing:
             f"The images of {name!r} are prepared by a {kind}, whose steps Thawline does not know, and otherwise "
             "prepared its weights would mean little. Choose another backbone."
         )
-    size, resize = _sides(processor, _trained_side(_config_of(name)) or 224)
+    trained = _trained_side(_config_of(name)) or 224
+    size, resize = _sides(processor, trained)
     if image_size is not None:
         size, resize = image_size, round(resize * image_size / size)
     mean, std = _normalisation(name, processor)
@@ -459,6 +520,7 @@ def _image_preprocessing(name: str, image_size: int | None) -> Preprocessing:
         mean=mean,
         std=std,
         interpolation=_INTERPOLATIONS.get(int(resample) if resample is not None else 2, "bilinear"),
+        crop_mode="squash" if _squashes(processor, trained) else "center",
     )
 
 
@@ -468,7 +530,8 @@ def _class_of(processor: Any) -> str:
 
 
 def _sides(processor: Any, trained: int) -> tuple[int, int]:
-    """The side of the square that the network sees, and the length that the shorter side is resized to before."""
+    """The side of the square that the network sees, and the length that the shorter side, or both, are resized to
+    before."""
     named = getattr(processor, "size", None)
     asked = _side(named) or trained
     size = resize = asked
@@ -483,6 +546,20 @@ def _sides(processor: Any, trained: int) -> tuple[int, int]:
     if getattr(processor, "do_center_crop", False):
         size = _side(processor.crop_size) or size
     return size, max(resize, size)
+
+
+def _squashes(processor: Any, trained: int) -> bool:
+    """Whether a processor makes a square of the whole image: it does if it is told a height and a width.
+
+    The two exceptions are ConvNeXt's, which is told a shorter side and squashes from 384 pixels on, and PoolFormer's.
+    """
+    size = getattr(processor, "size", None)
+    match _class_of(processor):
+        case "ConvNextImageProcessor":
+            return (_side(size) or trained) >= 384
+        case "PoolFormerImageProcessor" if getattr(processor, "crop_pct", None):
+            return False
+    return bool(size and not size.get("shortest_edge") and size.get("height") and size.get("width"))
 
 
 def _normalisation(name: str, processor: Any) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

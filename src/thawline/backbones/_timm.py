@@ -43,7 +43,9 @@ def preprocessing_of(
 ) -> Preprocessing:
     """What the pretrained weights were trained on, by timm's configuration of them, or by that in the weights' folder.
 
-    The centre is cut out, as Thawline does with all networks; timm itself squeezes some few networks' images instead.
+    Images are squashed into a square where timm does so. Its third way, ``border``, which pads the shorter side, is not
+    known here: the two networks of timm 1.0.31 that ask for it (``deepseek_vit_412m``, ``deepseek_vit_412m_align``) see
+    the centre.
 
     Raises:
         BackboneError: if ``image_size`` is not positive, or ``max_length`` is given, or the images are not square.
@@ -58,7 +60,12 @@ def preprocessing_of(
         raise _refusal(name, f"it was made for images of {channels} channels and {height} x {width} pixels")
     size = image_size or width
     return Preprocessing(
-        size, math.floor(size / data["crop_pct"]), tuple(data["mean"]), tuple(data["std"]), data["interpolation"]
+        image_size=size,
+        resize_size=math.floor(size / data["crop_pct"]),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        interpolation=data["interpolation"],
+        crop_mode="squash" if data["crop_mode"] == "squash" else "center",
     )
 
 

@@ -226,9 +226,15 @@ def _with_interpolated_positions(module: VisionTransformer, given: dict[str, Ten
         raise WeightsError(f"encoder.pos_embedding cannot be interpolated: {error}") from None
 
 
-def digest_of(module: nn.Module, head: str) -> str:
-    """Sixteen hex digits of all parameters and buffers but the head's: names, types, shapes and bytes."""
+def digest_of(module: nn.Module, head: str, *, pooling: str = "mean") -> str:
+    """Sixteen hex digits of all parameters and buffers but the head's: names, types, shapes and bytes.
+
+    A text network's pooling counts too, unless it is the mean, which was once the only one: the same weights pooled
+    otherwise give other features.
+    """
     digest = hashlib.sha256()
+    if pooling != "mean":
+        digest.update(f"pooled by {pooling}\n".encode())
     for name, value in sorted(module.state_dict().items()):
         if not name.startswith(f"{head}."):
             digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ImageClassifier", "OneHead", "TextClassifier", "build", "transformers_config", "without_pooler"]
+__all__ = ["POOLINGS", "ImageClassifier", "OneHead", "TextClassifier", "build", "transformers_config", "without_pooler"]
+
+POOLINGS = ("mean", "cls", "max")
+"""How the features of a text's tokens become those of the text, by sentence-transformers' words."""
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
@@ -21,9 +24,10 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
             * ``{"library": "timm", "builder": "resnet18", "kwargs": {"num_classes": 2, …}}``, and with ``"one_head":
               True`` the network of :class:`OneHead`;
             * ``{"library": "transformers", "task": "text-classification", "config": {…}, "num_classes": 2}``, with
-              what a model's ``config.json`` holds;
+              what a model's ``config.json`` holds, and with ``"pooling"`` one of :data:`POOLINGS`; left out, as in
+              packages of earlier versions, it is the mean;
             * the same with ``"task": "image-classification"`` and the further arguments of :class:`ImageClassifier`
-              in ``"kwargs"``.
+              in ``"kwargs"``, without ``"pooling"``.
 
     Returns:
         A module from images ``[N, 3, H, W]``, or from tokens ``[N, T]`` (see :class:`TextClassifier`), to logits
@@ -63,15 +67,31 @@ class OneHead(nn.Module):
 
 
 class TextClassifier(nn.Module):
-    """An encoder of texts, the mean over its tokens, and a linear head.
+    """An encoder of texts, the pooling of its tokens, and a linear head.
 
-    The mean, as in sentence-transformers, is learned nowhere and so is good before any training; the first token's
-    features, which BERT's own classifier takes, mean little until the whole encoder was trained to gather them there.
+    The mean needs no training. The first token's features (``cls``), which BERT's own classifier takes, mean little
+    unless the whole encoder was trained to gather them there, as BGE and Snowflake's Arctic were.
     """
 
-    def __init__(self, encoder: nn.Module, hidden_size: int, num_classes: int, *, padding_id: int = 0) -> None:
-        """Take an encoder by HuggingFace's conventions, the width of what it gives, and its id of padding."""
+    def __init__(
+        self, encoder: nn.Module, hidden_size: int, num_classes: int, *, padding_id: int = 0, pooling: str = "mean"
+    ) -> None:
+        """Take an encoder by HuggingFace's conventions.
+
+        Args:
+            encoder: of texts.
+            hidden_size: the width of what it gives.
+            num_classes: of the head.
+            padding_id: the encoder's token of padding.
+            pooling: one of :data:`POOLINGS`.
+
+        Raises:
+            ValueError: if the pooling is none of these.
+        """
         super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"`pooling` must be one of {', '.join(POOLINGS)}, but got {pooling!r}.")
+        self.pooling = pooling
         self.encoder = encoder
         self.head = nn.Linear(hidden_size, num_classes)
         self.padding_id = padding_id
@@ -81,11 +101,20 @@ class TextClassifier(nn.Module):
         is_token = tokens >= 0
         ids = torch.where(is_token, tokens, self.padding_id)
         hidden = self.encoder(input_ids=ids, attention_mask=is_token.long()).last_hidden_state
-        # In single precision also under autocast: a sum over hundreds of tokens would lose digits.
-        weights = is_token.unsqueeze(2).float()
-        features = (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
-        logits: Tensor = self.head(features)
+        logits: Tensor = self.head(self._pooled(hidden.float(), is_token.unsqueeze(2)))
         return logits
+
+    def _pooled(self, hidden: Tensor, is_token: Tensor) -> Tensor:
+        """Features of tokens ``[N, T, H]``, in single precision also under autocast, to features of texts ``[N, H]``.
+
+        A sum over hundreds of tokens would else lose digits.
+        """
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        if self.pooling == "max":
+            return hidden.masked_fill(~is_token, -torch.inf).amax(1)
+        weights = is_token.float()
+        return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
 class ImageClassifier(nn.Module):
@@ -157,7 +186,11 @@ def _of_transformers(architecture: Mapping[str, Any]) -> nn.Module:
         encoder = AutoModel.from_config(config, dtype=torch.float32, **arguments)
         padding_id = getattr(config, "pad_token_id", None) or 0
         return TextClassifier(
-            without_pooler(encoder), config.hidden_size, architecture["num_classes"], padding_id=padding_id
+            without_pooler(encoder),
+            config.hidden_size,
+            architecture["num_classes"],
+            padding_id=padding_id,
+            pooling=architecture.get("pooling", "mean"),
         ).train()
     if task == "image-classification":
         network = AutoModelForImageClassification.from_config(config, dtype=torch.float32)

@@ -65,6 +65,7 @@ def decoded(
     resize_size: int,
     crop_size: int,
     interpolation: str,
+    crop_mode: str = "center",
     cache_dir: Path,
     max_pixels: int = 64_000_000,
     workers: int | None = None,
@@ -72,15 +73,16 @@ def decoded(
 ) -> DecodedImages:
     """Decode, resize and crop every image of the manifest once; later calls, in any process, open the same file.
 
-    The file is named after the manifest's digest, the sizes and the interpolation. It is built in a temporary file
+    The file is named after the manifest's digest and all that the pixels depend on. It is built in a temporary file
     and renamed when it is whole, under a lock: of several processes one builds and the others wait for it. A file
     that is cut off, foreign or changed since is built anew, never trusted.
 
     Args:
         manifest: what :func:`thawline.data.scan` returned.
-        resize_size: length in pixels to which the shorter side is resized.
+        resize_size: length in pixels to which the shorter side, or with ``squash`` either side, is resized.
         crop_size: side S in pixels of the square that is cut out of the centre.
         interpolation: see :func:`thawline.data.resize_and_crop`.
+        crop_mode: see there.
         cache_dir: folder of all such files; made where missing.
         max_pixels: the limit that the manifest was scanned with.
         workers: processes that decode; by default one per core.
@@ -89,8 +91,8 @@ def decoded(
     Raises:
         DataError: if an image is no longer what the scan saw, or the disk is too full.
     """
-    view = _View(resize_size, crop_size, interpolation, max_pixels)
-    described = [manifest.digest, resize_size, crop_size, interpolation, _VERSION, PIL.__version__]
+    view = _View(resize_size, crop_size, interpolation, crop_mode, max_pixels)
+    described = [manifest.digest, resize_size, crop_size, interpolation, crop_mode, _VERSION, PIL.__version__]
     path = cache_dir.absolute() / f"{digest(described)}.npy"
     expected = {
         "rows": rows_digest(manifest),
@@ -112,6 +114,7 @@ class _View:
     resize_size: int
     crop_size: int
     interpolation: str
+    crop_mode: str
     max_pixels: int
 
 
@@ -191,6 +194,10 @@ def _decode_into(task: _Task, *, target: Path, view: _View) -> str:
         return f"{task.path}: {error}"
     rows = np.load(target, mmap_mode="r+", allow_pickle=False)
     rows[list(task.places)] = images.resize_and_crop(
-        image, resize_size=view.resize_size, crop_size=view.crop_size, interpolation=view.interpolation
+        image,
+        resize_size=view.resize_size,
+        crop_size=view.crop_size,
+        interpolation=view.interpolation,
+        crop_mode=view.crop_mode,
     )
     return ""

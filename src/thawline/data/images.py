@@ -137,25 +137,27 @@ def encoded_image(value: object) -> bytes:
 
 
 def resize_and_crop(
-    image: Image.Image, *, resize_size: int, crop_size: int, interpolation: str
+    image: Image.Image, *, resize_size: int, crop_size: int, interpolation: str, crop_mode: str = "center"
 ) -> npt.NDArray[np.uint8]:
-    """Resize the shorter side to ``resize_size`` pixels and cut the centre out.
+    """Resize the shorter side (``squash``: both sides) to ``resize_size`` pixels and cut the centre out.
 
-    Pixel-equal to what ``torchvision.transforms._presets.ImageClassification`` does to a PIL image (antialiased,
-    black where the image is smaller than the crop), up to a length of 16 times the width. Longer strips are first cut
-    to their middle: a strip of 1 x 60,000 pixels would otherwise grow to gigabytes of which the crop keeps nothing.
+    Pixel-equal to what torchvision's ``Resize`` and ``CenterCrop``, and so timm, do to a PIL image (antialiased, black
+    where the image is smaller than the crop): with ``squash`` always, else up to a length of 16 times the width. Longer
+    strips are first cut to their middle: a strip of 1 x 60,000 pixels would otherwise grow to gigabytes of which the
+    crop keeps nothing.
 
     Args:
         image: in mode RGB.
-        resize_size: length of the shorter side after resizing, in pixels.
+        resize_size: length of the shorter side, or of both, after resizing, in pixels.
         crop_size: side of the square, in pixels.
         interpolation: ``nearest``, ``bilinear``, ``bicubic``, ``lanczos``, ``box`` or ``hamming``.
+        crop_mode: ``center`` keeps the aspect ratio, ``squash`` makes the whole image a square.
 
     Returns:
         uint8 ``[crop_size, crop_size, 3]``.
 
     Raises:
-        ValueError: if the image is not RGB, a size is not positive or the interpolation is unknown.
+        ValueError: if the image is not RGB, a size is not positive, or the interpolation or the crop mode is unknown.
     """
     if image.mode != "RGB":
         raise ValueError(f"image must be in mode RGB, but it is in mode {image.mode!r}: decode() returns RGB")
@@ -163,16 +165,25 @@ def resize_and_crop(
         raise ValueError(f"sizes must be at least 1, but got resize_size={resize_size}, crop_size={crop_size}")
     if interpolation not in _INTERPOLATIONS:
         raise ValueError(f"interpolation must be one of {', '.join(_INTERPOLATIONS)}, but got {interpolation!r}")
+    if crop_mode not in ("center", "squash"):
+        raise ValueError(f"crop_mode must be center or squash, but got {crop_mode!r}")
+    size = (resize_size, resize_size)
+    if crop_mode == "center":
+        image, size = _keeping_aspect(image, resize_size, crop_size)
+    if size != image.size:
+        image = image.resize(size, resample=_INTERPOLATIONS[interpolation])
+    return np.array(_crop_centre(image, crop_size, crop_size), dtype=np.uint8)
+
+
+def _keeping_aspect(image: Image.Image, resize_size: int, crop_size: int) -> tuple[Image.Image, tuple[int, int]]:
+    """The image, of a long strip its middle, and the size at which its shorter side is ``resize_size`` pixels."""
     short, long = sorted(image.size)
     longest = short * max(_MAX_ASPECT, math.ceil(2 * crop_size / resize_size))
     if long > longest:
         image = _crop_centre(image, min(image.width, longest), min(image.height, longest))
         long = longest
     other = int(resize_size * long / short)
-    size = (resize_size, other) if image.width <= image.height else (other, resize_size)
-    if size != image.size:
-        image = image.resize(size, resample=_INTERPOLATIONS[interpolation])
-    return np.array(_crop_centre(image, crop_size, crop_size), dtype=np.uint8)
+    return image, (resize_size, other) if image.width <= image.height else (other, resize_size)
 
 
 def _crop_centre(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -140,6 +140,7 @@ def _shown(example: bytes, preprocessing: Preprocessing, max_pixels: int) -> npt
         resize_size=preprocessing.resize_size,
         crop_size=preprocessing.image_size,
         interpolation=preprocessing.interpolation,
+        crop_mode=preprocessing.crop_mode,
     )
 
 

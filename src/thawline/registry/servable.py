@@ -150,6 +150,7 @@ class _Images:
             resize_size=self._preprocessing["resize_size"],
             crop_size=self._preprocessing["image_size"],
             interpolation=self._preprocessing["interpolation"],
+            crop_mode=self._preprocessing.get("crop_mode", "center"),  # older packages always cut the centre out
         )
 
     def batch(self, prepared: list[Any]) -> Any:

@@ -273,6 +273,7 @@ def _decode(config: SearchConfig, backbone: str, manifest: Manifest, home: Path)
         resize_size=view.resize_size,
         crop_size=view.image_size,
         interpolation=view.interpolation,
+        crop_mode=view.crop_mode,
         cache_dir=home / "cache" / "decoded",
         max_pixels=config.data.max_pixels,
         workers=config.data.workers,

@@ -38,8 +38,8 @@ class WeightAverage:
     def update(self, steps: int) -> None:
         """Take in the weights after a step, of which there were so many.
 
-        The first steps count for more, as in TensorFlow and timm: with a decay of 0.999 a training of a few hundred
-        steps would else be measured by what it began with.
+        The first steps count for more, as in TensorFlow's ``tf.train.ExponentialMovingAverage`` with ``num_updates``:
+        with a decay of 0.999 a training of a few hundred steps would else be measured by what it began with.
         """
         numbers = [name for name, average in self._averages.items() if average.is_floating_point()]
         take_in = get_ema_multi_avg_fn(min(self._decay, (1 + steps) / (10 + steps)))  # type: ignore[no-untyped-call]

@@ -34,7 +34,7 @@ from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches
 from thawline.training.loop import class_weights, classes_of, logits_of
 from thawline.training.metrics import classification_metrics
 from thawline.training.mixing import Mixed, Mixing
-from thawline.training.optim import build_optimizer, build_schedule, schedule_factor
+from thawline.training.optim import build_optimizer, build_schedule, schedule_factor, without_decay
 from thawline.training.results import (
     Decision,
     EpochResult,
@@ -208,9 +208,10 @@ class _Stack:
         self.steps_per_epoch = len(batch_sizes(len(train), config.batch_size))
         self.step = 0
         self.scaler = GradScaler(runtime.device.type, enabled=False)
+        free = trainable_parameters(backbone)
         self.parameters = {
             name: parameter.detach().expand(len(trials), *parameter.shape).clone().requires_grad_()
-            for name, parameter in trainable_parameters(backbone).items()
+            for name, parameter in free.items()
         }
         self.state = {
             name: {key: torch.zeros_like(stacked) for key in _STATE[self.optimizer_kind]}
@@ -218,6 +219,7 @@ class _Stack:
         }
         self.rates = self._per_trial([h.learning_rate * h.head_learning_rate_factor for h in self.hyperparameters])
         self.decays = self._per_trial([h.weight_decay for h in self.hyperparameters])
+        self.spared = without_decay(free, backbone)
 
     def _per_trial(self, values: list[float]) -> Tensor:
         # Double precision, as torch's own optimizers reckon with Python's numbers; Apple's GPUs have none.
@@ -287,7 +289,7 @@ class _Stack:
         for name, gradient in gradients.items():
             parameter, state = self.parameters[name], self.state[name]
             rate = self.rates * factor
-            decay = self.decays if parameter.ndim > 2 else torch.zeros_like(self.decays)  # one dimension is the trial
+            decay = torch.zeros_like(self.decays) if name in self.spared else self.decays
             if self.optimizer_kind == "adamw":
                 _adamw_step(parameter, gradient, state["exp_avg"], state["exp_avg_sq"], rate, decay, self.step)
             else:

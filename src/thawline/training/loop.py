@@ -80,8 +80,9 @@ def fit(
         runtime: device and precision.
         checkpoints: where to resume from, and to write to after every epoch.
         seed: decides the order of batches, and dropout.
-        accumulation: batches are computed in this many parts to save memory; the gradient is that of the whole, but
-            for mixup and cutmix, which pair images of the same part.
+        accumulation: batches are computed in this many parts to save memory. The gradient is that of the whole batch
+            with two exceptions: batch-norms that are trained (``train_all``) normalise by the statistics of each part,
+            and mixup and cutmix pair images of the same part.
         on_epoch: told each epoch's result, answers whether to go on. After a resume it is first told those that a
             checkpoint already holds, since nobody knows whether they arrived before the process died.
         on_batch: called after every batch; True asks to write a checkpoint there and leave.

@@ -2,16 +2,29 @@
 
 import math
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from thawline.backbones import Backbone
+from thawline.backbones import Backbone, networks
 from thawline.training.hyperparameters import Hyperparameters
 
-__all__ = ["add_parameters", "build_optimizer", "build_schedule", "schedule_factor"]
+__all__ = ["add_parameters", "build_optimizer", "build_schedule", "schedule_factor", "without_decay"]
+
+_NOT_DECAYED = (
+    *("*.bias", "*.grn.weight"),
+    *("*cls_token", "*class_token", "*dist_token", "*distillation_token", "*reg_token", "*register_tokens"),
+    *("*pos_embed", "*pos_embedding", "*position_embeddings", "*absolute_pos_embed"),
+    *("*relative_position_bias_table", "*attention_biases", "*logit_scale"),
+    *("*cpb_mlp.*", "*continuous_position_bias_mlp.*"),
+)
+"""Names of parameters that are not decayed, whatever their dimensions: biases, learned tokens, positions and
+temperatures, as torchvision and transformers name them. The recipes that their networks were trained with leave them
+out; timm's networks list their own. Positions that are looked up in a table (``position_embeddings.weight`` of BERT and
+CLIP) are decayed, as in the recipes of those."""
 
 
 def build_optimizer(
@@ -19,9 +32,8 @@ def build_optimizer(
 ) -> Optimizer:
     """An optimizer over exactly these parameters, by their names in the backbone.
 
-    They are in one group for each learning rate, with and without weight decay; those of the head come first. Biases
-    and normalisation scales (tensors of fewer than two dimensions) are not decayed: decay would pull them to 0 without
-    regularising. The head learns ``head_learning_rate_factor`` times faster than ``learning_rate``, and each layer
+    They are in one group for each learning rate, with and without weight decay, see :func:`without_decay`; those of the
+    head come first. The head learns ``head_learning_rate_factor`` times faster than ``learning_rate``, and each layer
     group, from the last on, ``layer_decay`` times as fast as the one behind it.
     """
     groups = _groups(parameters, backbone, hyperparameters)
@@ -47,18 +59,40 @@ def add_parameters(
 def _groups(
     parameters: Mapping[str, nn.Parameter], backbone: Backbone, hyperparameters: Hyperparameters
 ) -> list[dict[str, Any]]:
+    spared = without_decay(parameters, backbone)
     made: dict[tuple[float, float], list[nn.Parameter]] = {}
     for distance, layer in enumerate([backbone.head, *reversed(backbone.layer_groups)]):
         factor = hyperparameters.layer_decay**distance if distance else hyperparameters.head_learning_rate_factor
         members = set(layer.tensors)
         for name, parameter in parameters.items():
             if name in members:
-                decay = hyperparameters.weight_decay if parameter.ndim >= 2 else 0.0
+                decay = 0.0 if name in spared else hyperparameters.weight_decay
                 made.setdefault((hyperparameters.learning_rate * factor, decay), []).append(parameter)
     return [
         {"params": members, "lr": rate, "initial_lr": rate, "weight_decay": decay}
         for (rate, decay), members in made.items()
     ]
+
+
+def without_decay(parameters: Mapping[str, nn.Parameter], backbone: Backbone) -> frozenset[str]:
+    """Names of those parameters that weight decay would pull to 0 without regularising.
+
+    They are the biases and normalisation scales (tensors of fewer than two dimensions), class tokens, positions and
+    their like, and what a network of timm lists itself (``no_weight_decay``).
+    """
+    patterns = (*_NOT_DECAYED, *_listed_by_timm(backbone.module))
+    return frozenset(
+        name
+        for name, parameter in parameters.items()
+        if parameter.ndim < 2 or any(fnmatchcase(name, pattern) for pattern in patterns)
+    )
+
+
+def _listed_by_timm(module: nn.Module) -> list[str]:
+    """Names, and patterns of names, by which a network of timm says what is not decayed; none of other networks."""
+    network, prefix = (module.network, "network.") if isinstance(module, networks.OneHead) else (module, "")
+    listed = getattr(network, "no_weight_decay", None)
+    return [] if listed is None else [prefix + name for name in listed()]
 
 
 def build_schedule(optimizer: Optimizer, *, total_steps: int, warmup_fraction: float, steps: int = 0) -> LambdaLR:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -16,6 +18,7 @@ from thawline import backbones
 from thawline.backbones import Backbone, _catalogue, section
 from thawline.backbones._catalogue import Catalogue, catalogue_of
 from thawline.cli import app
+from thawline.data import resize_and_crop
 from thawline.exceptions import BackboneError, WeightsError
 
 timm = pytest.importorskip("timm")
@@ -145,6 +148,45 @@ def test_a_folder_as_on_the_hub_fills_it_and_says_how_images_are_prepared(tmp_pa
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"there is no file .*model\.safetensors"):
         backbones.check_weights(RESNET, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "crop_mode"),
+    [
+        ("dm_nfnet_f0", "squash"),  # both sides to 213 pixels, of which 192 are cut out
+        ("tf_efficientnetv2_m", "squash"),
+        ("vit_base_patch32_clip_384.openai_ft_in12k_in1k", "squash"),
+        ("eva02_base_patch14_448", "squash"),
+        ("maxvit_tiny_tf_384", "squash"),
+        ("resnet50", "center"),
+        ("vit_base_patch16_224", "center"),
+        ("tf_efficientnet_lite0", "center"),
+    ],
+)
+def test_an_image_is_resized_and_cut_as_timm_does_it(name: str, crop_mode: str) -> None:
+    """To the bit, since both call Pillow; but strips longer than 16 to 1, where timm crops, are cut before."""
+    settings = timm.data.resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    assert settings["crop_mode"] == crop_mode
+    prepare = timm.data.create_transform(**settings, normalize=False)
+    ours = backbones.preprocessing_of(f"timm/{name}")
+    assert isinstance(ours, backbones.Preprocessing)
+    view: dict[str, Any] = {
+        "resize_size": ours.resize_size, "crop_size": ours.image_size, "interpolation": ours.interpolation
+    }  # fmt: skip
+    other_mode = "center" if crop_mode == "squash" else "squash"
+    strips = [(1, 300), (300, 1)] if crop_mode == "squash" else [(1, 16), (16, 1)]
+    for size in [(37, 211), (500, 333), (224, 225), (300, 300), *strips]:
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+        theirs = prepare(image).permute(1, 2, 0).numpy()
+        assert np.array_equal(resize_and_crop(image, **view, crop_mode=ours.crop_mode), theirs), size
+        if max(size) > 1.2 * min(size):
+            assert not np.array_equal(resize_and_crop(image, **view, crop_mode=other_mode), theirs), size
+
+
+def test_only_two_usable_networks_of_timm_ask_for_a_way_of_resizing_that_is_not_known_here() -> None:
+    """``border`` pads the shorter side; the docs of ``preprocessing_of`` name those who see the centre instead."""
+    asking = {name for name in backbones.names("timm/*") if _timm._config(name).crop_mode not in ("center", "squash")}
+    assert asking == {"timm/deepseek_vit_412m", "timm/deepseek_vit_412m_align"}
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected"])

@@ -85,12 +85,33 @@ def test_a_second_call_opens_the_same_file_and_other_views_have_their_own(build:
     assert build().path == first.path
     assert build.times == 1
 
-    paths = {
-        build(**change).path for change in ({}, {"resize_size": 10}, {"crop_size": 7}, {"interpolation": "bicubic"})
-    }
+    changes: list[dict[str, Any]] = [{"resize_size": 10}, {"crop_size": 7}, {"interpolation": "bicubic"}]
+    paths = {build(**change).path for change in ({}, *changes, {"crop_mode": "squash"})}
 
-    assert len(paths) == 4
-    assert build.times == 4
+    assert len(paths) == 5
+    assert build.times == 5
+
+
+def test_a_squashed_view_holds_the_whole_of_each_image(
+    fill: Callable[[dict[str, int | bytes]], Path], build: Any
+) -> None:
+    def wide(colour: int) -> bytes:
+        pixels = np.full((10, 40, 3), colour, np.uint8)
+        pixels[:, :10] = 255 - colour
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        return file.getvalue()
+
+    files: dict[str, int | bytes] = {
+        f"{name}/{n}.png": wide(100 * p + n) for p, name in enumerate("ab") for n in range(30)
+    }
+    manifest = scan(DataConfig(path=fill(files | {"a/copy.png": wide(3)})))
+    ends = {}
+    for crop_mode in ("squash", "center"):
+        pictures = build(manifest, crop_mode=crop_mode).images.astype(int)
+        ends[crop_mode] = np.abs(pictures[:, :, 0] - pictures[:, :, -1]).max()
+    assert ends["squash"] > 200
+    assert ends["center"] < 30
 
 
 def test_renamed_files_use_the_same_cache(manifest: Manifest, build: Any) -> None:

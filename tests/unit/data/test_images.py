@@ -316,6 +316,39 @@ def test_resizing_equals_torchvisions_own(resize_size: int, crop_size: int, inte
     assert differs_from_nearest == (not interpolation.startswith("nearest"))
 
 
+@pytest.mark.parametrize(("resize_size", "crop_size"), [(32, 32), (36, 32), (33, 20), (20, 32)])
+def test_squashing_equals_torchvisions_resize_of_both_sides(resize_size: int, crop_size: int) -> None:
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional
+
+    differs_from_cutting = False
+    for number, size in enumerate([*SIZES, (1, 300), (300, 1)]):
+        image = Image.fromarray(np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8))
+        resized = functional.resize(image, [resize_size, resize_size], interpolation=InterpolationMode.BICUBIC)
+        expected = np.asarray(functional.center_crop(resized, [crop_size]))
+        view: dict[str, Any] = {"resize_size": resize_size, "crop_size": crop_size, "interpolation": "bicubic"}
+
+        assert np.array_equal(resize_and_crop(image, crop_mode="squash", **view), expected), size
+        differs_from_cutting |= not np.array_equal(resize_and_crop(image, **view), expected)
+    assert differs_from_cutting
+
+
+def test_a_squashed_strip_shows_its_ends_and_a_cut_one_does_not() -> None:
+    strip = np.zeros((1, 100_000, 3), np.uint8)
+    strip[0, :50_000], strip[0, 99_000:] = (200, 0, 0), (0, 0, 200)
+
+    squashed, cut = (
+        resize_and_crop(
+            Image.fromarray(strip), resize_size=224, crop_size=224, interpolation="bilinear", crop_mode=crop_mode
+        )
+        for crop_mode in ("squash", "center")
+    )
+
+    assert (squashed[:, 0] == (200, 0, 0)).all()
+    assert (squashed[:, -1] == (0, 0, 200)).all()
+    assert cut[..., 2].max() == 0
+
+
 def test_a_long_strip_keeps_its_middle_and_takes_little_memory() -> None:
     strip = np.zeros((1, 100_000, 3), np.uint8)
     strip[0, 49_990:50_010] = (10, 20, 30)  # would be 22 million pixels wide at this height
@@ -332,6 +365,7 @@ def test_a_long_strip_keeps_its_middle_and_takes_little_memory() -> None:
         ("L", {}, "must be in mode RGB"),
         ("RGB", {"crop_size": 0}, "at least 1"),
         ("RGB", {"interpolation": "cubic"}, "must be one of nearest"),
+        ("RGB", {"crop_mode": "border"}, "crop_mode must be center or squash, but got 'border'"),
     ],
 )
 def test_wrong_arguments_are_named(mode: str, options: dict[str, Any], words: str) -> None:

@@ -2,20 +2,24 @@
 
 import csv
 import importlib.util
+import io
+import json
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from colours import picture, trial_run
+from PIL import Image
 from tiny_networks import write_tiny
 
 from thawline import backbones
 from thawline.backbones import Backbone, Preprocessing, TextPreprocessing
 from thawline.data import decode, resize_and_crop
 from thawline.data.tokenizing import TextTokenizer
-from thawline.registry import MlflowRegistry, ModelName, PackagedModel, log_packaged_model, package
+from thawline.registry import MlflowRegistry, ModelName, PackagedModel, log_packaged_model, package, packaging
 from thawline.tracking import MlflowStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,6 +46,7 @@ def _shown(item: bytes | str, preprocessing: Preprocessing | TextPreprocessing) 
         resize_size=preprocessing.resize_size,
         crop_size=preprocessing.image_size,
         interpolation=preprocessing.interpolation,
+        crop_mode=preprocessing.crop_mode,
     )
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     return (torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255 - mean) / std
@@ -81,6 +86,39 @@ def test_a_huggingface_classifier_of_images_is_packaged_and_exported(
     assert model.unwrapped.settings["exports"]["pt2"] < 1e-5
 
 
+def test_a_package_squashes_an_image_if_its_network_does_and_one_without_a_word_of_it_cuts(
+    store: MlflowStore, tmp_path: Path
+) -> None:
+    """Packages of earlier versions do not say; they were trained on the centre."""
+    backbone = backbones.create(f"hf:{write_tiny('vit', tmp_path / 'vit')}", num_classes=3)
+    assert isinstance(backbone.preprocessing, Preprocessing)
+    assert backbone.preprocessing.crop_mode == "squash"
+    wide = [_two_halves(200, 32), _two_halves(32, 150)]
+    squashed = logged(store, tmp_path / "squashed", backbone, wide)
+    silent = replace(backbone, preprocessing=replace(backbone.preprocessing, crop_mode="center"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packaging, "asdict", lambda said: {k: v for k, v in asdict(said).items() if k != "crop_mode"})
+        cut = logged(store, tmp_path / "cut", silent, wide)
+    assert "crop_mode" not in cut.unwrapped.settings["preprocessing"]
+    for model, network in ((squashed, backbone), (cut, silent)):
+        assert model.parity is not None
+        assert model.parity < 1e-5
+        given = [answer.probabilities["a"] for answer in model.predict(wide) if not isinstance(answer, str)]
+        assert given == pytest.approx([row[0] for row in answers(network, wide)], abs=1e-5)
+    apart = np.array(answers(backbone, wide)) - np.array(answers(silent, wide))
+    assert np.abs(apart).max() > 1e-3
+
+
+def _two_halves(width: int, height: int) -> bytes:
+    """A picture that is dark, grey at a middle square, and bright: cut and squashed it looks otherwise."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[height // 3 :, width // 3 :] = 128
+    pixels[2 * height // 3 :, 2 * width // 3 :] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
 @pytest.mark.parametrize("name", ["resnet10t", "deit_tiny_distilled_patch16_224"])
 def test_a_network_of_timm_is_packaged_and_exported(store: MlflowStore, tmp_path: Path, name: str) -> None:
     backbone = backbones.create(f"timm/{name}", num_classes=3, weights="none", image_size=32)
@@ -95,6 +133,21 @@ def test_an_encoder_of_texts_is_packaged_with_its_tokenizer(store: MlflowStore, 
     backbone = backbones.create(f"hf:{write_tiny(kind, tmp_path / kind)}", num_classes=3)
     model = logged(store, tmp_path / "package", backbone, TEXTS)
     assert model.kind == "texts"
+    assert model.parity is not None
+    assert model.parity < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["cls", "max"])
+def test_an_encoder_of_texts_pools_in_its_package_as_it_was_trained_to(
+    store: MlflowStore, tmp_path: Path, mode: str
+) -> None:
+    folder = write_tiny("bert", tmp_path / "bert")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode}))
+    (folder / "modules.json").write_text(json.dumps([{"path": "1_Pooling", "type": "sentence_transformers.Pooling"}]))
+    backbone = backbones.create(f"hf:{folder}", num_classes=3)
+    model = logged(store, tmp_path / "package", backbone, TEXTS)
+    assert model.unwrapped.settings["architecture"]["pooling"] == mode
     assert model.parity is not None
     assert model.parity < 1e-5
 

@@ -410,7 +410,7 @@ def test_two_packages_with_different_decoders_work_in_one_process(
     old = changed / f"{settings['inputs_module']}.py"
     old.rename(changed / "thawline_images_old.py")
     with (changed / "thawline_images_old.py").open("a") as file:
-        file.write("\n\ndef resize_and_crop(image, *, resize_size, crop_size, interpolation):\n")
+        file.write("\n\ndef resize_and_crop(image, *, crop_size, **_):\n")
         file.write(
             "    pixels = np.zeros((crop_size, crop_size, 3), np.uint8)\n    pixels[..., 2] = 255\n    return pixels\n"
         )

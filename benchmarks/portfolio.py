@@ -38,7 +38,9 @@ from thawline.training import (
     set_up_process,
 )
 
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+RATES = (1e-4, 3e-4, 1e-3)
+HEAD_RATE = 3e-3
+"""Of head only trials too; with it more than the last layer groups end at chance."""
 SHARES = (0.0, 1 / 3, 2 / 3, 1.0)
 HEADS = ("fresh", "probe", "strong")
 """``strong``: the probe of the strongest penalty whose validation accuracy is within one standard error of the best."""
@@ -55,6 +57,7 @@ class Task:
 
     @property
     def name(self) -> str:
+        """As the tables have it."""
         return f"{self.data}, {self.backbone.rpartition('/')[2]}"
 
 
@@ -175,9 +178,8 @@ def trials_of(options: argparse.Namespace, task: Task, seed: int, folder: Path, 
             resize_size=prepared.resize_size,
             crop_size=prepared.image_size,
             interpolation=prepared.interpolation,
+            crop_mode=prepared.crop_mode,
             cache_dir=folder,
-            max_pixels=10**8,
-            workers=1,
         ).path
     images = prepared if isinstance(prepared, Preprocessing) else None
     train, validation = (open_inputs(path, split, images, runtime) for split in ("train", "validation"))
@@ -187,7 +189,8 @@ def trials_of(options: argparse.Namespace, task: Task, seed: int, folder: Path, 
     if key_of(head_line) not in known:
         yield head_line
     points = [(round(share * deepest), rate, "static") for share in SHARES for rate in RATES]
-    points += [(0, rate, "gradual") for rate in RATES[1:3]]
+    points += [(0, rate, "gradual") for rate in RATES[1:]]
+    points += [(deepest, HEAD_RATE, "static")]
     for depth, rate, policy in sorted(set(points), reverse=True):
         for head in options.heads:
             point = {"task": task.name, "seed": seed, "kind": "trial", "depth": depth, "deepest": deepest}

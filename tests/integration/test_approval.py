@@ -46,7 +46,8 @@ def store(own_home: Path, tmp_path: Path) -> MlflowStore:
 def pictures(tmp_path: Path) -> Path:
     for colour in CLASSES:
         (tmp_path / "pictures" / colour).mkdir(parents=True)
-        (tmp_path / "pictures" / colour / "a.png").write_bytes(picture(colour))
+        for name in ("a.png", "b.png"):  # enough to beat the majority class beyond chance
+            (tmp_path / "pictures" / colour / name).write_bytes(picture(colour))
     return tmp_path / "pictures"
 
 

@@ -87,7 +87,11 @@ def test_a_better_model_replaces_the_champion_under_load_an_equal_one_does_not_a
 ) -> None:
     home, data = tmp_path / "home", draw_pictures(tmp_path / "shapes", count=40)
     first = thawline("search", data, *POOR, "--study", "poor", home=home).json
-    assert (first["version"], first["decision"], first["champion_version"]) == ("1", "promote", "1")
+    assert (first["version"], first["decision"], first["champion_version"]) == ("1", "hold", None)
+    assert "does not beat the majority class beyond chance" in first["reason"]
+    command = re.findall("`thawline (.*) --reason TEXT`", first["reason"])[0].split()
+    forced = thawline(*command, "--reason", "something must be served", home=home)
+    assert forced.out.strip() == "shapes version 1 is the champion now, by force: something must be served"
 
     image = (data / "circle" / "circle-00.png").read_bytes()
     with server("shapes", environment_of(home)) as (port, process):
@@ -119,7 +123,7 @@ def test_a_better_model_replaces_the_champion_under_load_an_equal_one_does_not_a
     reigns = thawline("history", "shapes", "--json", home=home).json
     assert [reign["version"] for reign in reigns] == ["1", "2", "1"]
     assert [reign["until"] for reign in reigns] == [reigns[1]["since"], reigns[2]["since"], None]
-    assert "there is no champion yet" in reigns[0]["reason"]
+    assert reigns[0]["reason"] == "by force: something must be served"
     assert second["reason"] in reigns[1]["reason"]
     assert reigns[2]["reason"] == "rolled back from version 2"
     table = thawline("history", "shapes", home=home)

@@ -56,4 +56,4 @@ def test_mlflow_run_searches_and_the_study_is_the_run_that_mlflow_made(
     assert parents[0].data.params["backbone.name"] == "mobilenet_v3_small", "nothing wins over the recipe unasked"
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
     assert len(children) == 1
-    assert str(client.get_model_version_by_alias("shapes", "champion").version) == "1"
+    assert str(client.get_model_version_by_alias("shapes", "challenger").version) == "1"

@@ -17,7 +17,7 @@ OPTIONS = [
 ]
 
 
-def test_images_come_from_a_bucket_and_the_champion_is_loaded_from_one(
+def test_images_come_from_a_bucket_and_the_model_is_loaded_from_one(
     bucket: Bucket, tmp_path: Path, thawline: Callable[..., Any], draw_pictures: Callable[..., Path]
 ) -> None:
     pictures = draw_pictures(tmp_path / "local", count=12)
@@ -27,13 +27,13 @@ def test_images_come_from_a_bucket_and_the_champion_is_loaded_from_one(
     artifacts = ("--set", f"tracking.artifacts={bucket.url}/thawline")
     searched = thawline("search", f"{bucket.url}/shapes", *OPTIONS, *artifacts, home=home, **bucket.environment)
     assert searched.code == 0, searched.err
-    assert (searched.json["model"], searched.json["promoted"], searched.json["unsent"]) == ("shapes", True, 0)
+    assert (searched.json["model"], searched.json["version"], searched.json["unsent"]) == ("shapes", "1", 0)
     kept = bucket.keys()
     assert any(key.startswith("thawline/") and key.endswith(".safetensors") for key in kept)
     assert not list(home.glob("artifacts/**/*.safetensors"))
 
     image = next(pictures.glob("circle/*.png"))
-    predicted = thawline("predict", "shapes", image, "--json", home=home, **bucket.environment)
+    predicted = thawline("predict", "shapes@challenger", image, "--json", home=home, **bucket.environment)
     assert predicted.code == 0, predicted.err
     assert predicted.json[0]["class"] in {"circle", "square", "stripes"}
 

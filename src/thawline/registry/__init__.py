@@ -1,5 +1,6 @@
 """From a trained network to a served champion: packaging, the gate, and MLflow's model registry."""
 
+from thawline.registry.baselines import Baselines, majority_class
 from thawline.registry.calibration import Calibration, calibrate
 from thawline.registry.exports import check_exports
 from thawline.registry.gate import Criterion, Outcome, Verdict, decide
@@ -32,6 +33,7 @@ from thawline.registry.scores import Scores, score
 __all__ = [
     "CHALLENGER",
     "CHAMPION",
+    "Baselines",
     "Calibration",
     "Criterion",
     "LabelledData",
@@ -53,6 +55,7 @@ __all__ = [
     "force",
     "judge",
     "log_packaged_model",
+    "majority_class",
     "package",
     "parse_model",
     "record",

@@ -1,12 +1,14 @@
 """May the challenger replace the champion? A pure decision: measurements in, a verdict with every criterion out."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from thawline.config import GateRules
+from thawline.registry.baselines import majority_class
 from thawline.registry.mlflow import COLUMNS
 from thawline.registry.scores import Scores, compare, compare_calibration
 from thawline.training import METRIC_DIRECTIONS
@@ -72,30 +74,35 @@ def decide(
     challenger: Scores,
     champion: Scores | None,
     *,
+    majority: Scores | None = None,
     champion_error: str | None = None,
     further: Sequence[tuple[str, Scores, Scores | None]] = (),
+    by_force: str = "thawline promote NAME --version N --force --reason TEXT",
 ) -> Verdict:
-    """Promote the challenger if there is no champion, or if it is better on the same items and worse in nothing.
+    """Promote the challenger if it is better than the champion on the same items and worse in nothing.
+
+    The first champion must be better than answering one class every time.
 
     Args:
         rules: thresholds.
         challenger: measured now on the test split.
         champion: measured now on the same; ``None`` if there is none or if it could not be measured.
+        majority: scores of the training split's most frequent class; by default of that of the test labels.
         champion_error: why the champion could not be measured. Then the challenger waits: a broken champion is a matter
             for a person.
         further: the same two for each further folder or table, with its name.
+        by_force: the command that promotes the challenger without a comparison.
     """
     usable = list(_usable(rules, challenger, champion))
     if failed := [each for each in usable if not each.passed]:
         return Verdict(Outcome.REJECT, f"the challenger cannot be used: {_listed(failed)}", tuple(usable))
     if champion_error is not None:
         reason = f"the champion could not be scored ({champion_error}); take it back with `thawline rollback`"
-        return Verdict(Outcome.HOLD, f"{reason}, or promote by force", tuple(usable))
+        return Verdict(Outcome.HOLD, f"{reason}, or promote by force: `{by_force}`", tuple(usable))
     value, metric = challenger.metrics[rules.metric], rules.metric
     if champion is None:
-        return Verdict(
-            Outcome.PROMOTE, f"there is no champion yet; the challenger's {metric} is {value:.4f}", tuple(usable)
-        )
+        majority = majority or majority_class(Counter(challenger.labels), challenger.labels, kind=challenger.kind)
+        return _first(rules, challenger, majority, usable, by_force)
     before = champion.metrics[metric]
     if not math.isfinite(before):
         return Verdict(
@@ -107,6 +114,44 @@ def decide(
     if not failed:
         return Verdict(Outcome.PROMOTE, f"the challenger is better: {values}", criteria)
     return Verdict(Outcome.HOLD, f"{values}; not fulfilled: {_listed(failed)}", criteria)
+
+
+def _first(
+    rules: GateRules, challenger: Scores, majority: Scores, usable: Sequence[Criterion], by_force: str
+) -> Verdict:
+    """Whether the first champion has learned anything: whether it beats the majority class beyond chance.
+
+    By balanced accuracy, whatever the metric: by accuracy alone, answering one class is right nine times in ten where
+    nine in ten are of it.
+    """
+    metric, counted = rules.metric, f"{len(challenger.labels)} test {challenger.kind}"
+    ours, theirs = (each.metrics["balanced_accuracy"] for each in (challenger, majority))
+    lower = _gain_at_least(rules, challenger, majority)
+    better = Criterion(
+        "better than the majority class",
+        ours > theirs and (lower > 0 or rules.significance == 1),
+        f"balanced accuracy {ours:.4f} against {theirs:.4f}; {lower:+.4f} at least, "
+        f"with {1 - rules.significance:.1%} confidence",
+        "more than 0",
+    )
+    criteria = (*usable, better)
+    if better.passed:
+        compared = f"{metric} is {challenger.metrics[metric]:.4f}, the majority class's {majority.metrics[metric]:.4f}"
+        return Verdict(Outcome.PROMOTE, f"there is no champion yet; the challenger's {compared}", criteria)
+    perfect = replace(challenger, predicted=challenger.labels)
+    too_few = "" if _gain_at_least(rules, perfect, majority) > 0 else ", too few for any model to show it"
+    return Verdict(
+        Outcome.HOLD,
+        "there is no champion yet, but the challenger does not beat the majority class beyond chance: balanced "
+        f"accuracy {ours:.4f} against {theirs:.4f} on {counted}{too_few}. It stays the challenger; `{by_force}` makes "
+        "it champion by force",
+        criteria,
+    )
+
+
+def _gain_at_least(rules: GateRules, challenger: Scores, majority: Scores) -> float:
+    """By how much balanced accuracy is better, beyond chance."""
+    return compare("balanced_accuracy", challenger, majority)[0].lower(rules.significance)
 
 
 def _usable(rules: GateRules, challenger: Scores, champion: Scores | None) -> Iterator[Criterion]:

@@ -119,6 +119,8 @@ class PackagedModel:
         described: Mapping[str, Any] = model.metadata.metadata or {}
         self.parity: float | None = described.get("parity")
         """Largest difference of a probability from the trained network, measured when it was packaged."""
+        self.train_classes: Mapping[str, int] | None = described.get("train_classes")
+        """How many images or texts each class had in the training split; older packages do not know."""
         self.calibration: Mapping[str, Any] | None = described.get("calibration")
 
     @property
@@ -452,6 +454,8 @@ class MlflowRegistry:
                 with _failures_named():
                     aliases = sorted(self._client.get_registered_model(model.name).aliases)
                 there = f"Its aliases: {', '.join(aliases)}." if aliases else "It has no alias; name a version."
+                if model.alias == CHAMPION and CHALLENGER in aliases:
+                    there += f" Name {model.name}@{CHALLENGER}, or promote it: thawline promote {model.name}"
                 raise RegistryError(f"The model {model.name!r} has no alias {model.alias!r}. {there}")
             return version
         with _failures_named():

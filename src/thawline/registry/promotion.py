@@ -2,6 +2,7 @@
 
 import getpass
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from thawline.config import GateRules
 from thawline.data import DataKind
 from thawline.exceptions import RegistryError
+from thawline.registry.baselines import Baselines, majority_class
 from thawline.registry.gate import Outcome, Verdict, decide
 from thawline.registry.mlflow import CHALLENGER, MlflowRegistry, ModelName, PackagedModel
 from thawline.registry.scores import Scores, score, seconds_per_item
@@ -58,6 +60,10 @@ class PromotionOutcome:
     """The run that trained the challenger."""
     calibration: Mapping[str, Any] | None = None
     """Of the challenger's package: temperature, and calibration error on validation before and after."""
+    majority: Scores | None = None
+    """Of answering the most frequent class of the training split on the same."""
+    baselines: Baselines | None = None
+    """Of the study, on validation; ``None`` where a version is judged by itself."""
 
     def declined(self, reason: str) -> "PromotionOutcome":
         """The same after a person said no."""
@@ -79,6 +85,8 @@ class PromotionOutcome:
             "challenger_recall": self.challenger.recalls,
             "champion": self.champion.metrics if self.champion else None,
             "champion_recall": self.champion.recalls if self.champion else None,
+            "majority_class": self.majority.metrics if self.majority else None,
+            "validation": self.baselines.as_dict() if self.baselines else None,
             "calibration": self.calibration,
         }
 
@@ -89,10 +97,20 @@ class PromotionOutcome:
             f"# {self.name} version {self.version} against {against}: {self.verdict.outcome.value}",
             f"{self.verdict.reason}.",
             self.verdict.as_markdown() if self.verdict.criteria else "",
+            f"{self.baselines.sentence()}." if self.baselines else "",
             f"## On {len(self.challenger.labels)} test {self.challenger.kind}",
-            _table("metric", self.challenger.metrics, self.champion.metrics if self.champion else {}),
+            _table(
+                "metric",
+                challenger=self.challenger.metrics,
+                champion=self.champion.metrics if self.champion else {},
+                majority_class=self.majority.metrics if self.majority else {},
+            ),
             "## Recall",
-            _table("class", self.challenger.recalls, self.champion.recalls if self.champion else {}),
+            _table(
+                "class",
+                challenger=self.challenger.recalls,
+                champion=self.champion.recalls if self.champion else {},
+            ),
         ]
         if self.calibration:
             parts += ["## Calibration", _calibration_text(self.calibration, self.challenger.kind)]
@@ -133,12 +151,14 @@ def judge(
     test: LabelledData,
     rules: GateRules | None = None,
     further: Sequence[LabelledData] = (),
+    baselines: Baselines | None = None,
 ) -> PromotionOutcome:
     """Score a version and the champion on the same items, now, and decide; no alias is moved.
 
     Both are the packaged models, loaded from the registry as a server would load them. The verdict goes to the
     version's tags and, as ``promotion/verdict.json`` and ``verdict.md``, to the run that trained it; the metrics go to
-    that run as ``test/accuracy`` and so on.
+    that run as ``test/accuracy`` and so on. A first champion is compared with the majority class of the training split,
+    which its package knows; with that of the test items, if it is older and does not.
 
     Args:
         store: the MLflow store.
@@ -147,6 +167,7 @@ def judge(
         test: the held-out test split.
         rules: thresholds; those of the configuration's defaults if not given.
         further: folders or tables beyond it, on which the challenger must not be worse.
+        baselines: of its study, which stand beside the verdict.
 
     Raises:
         RegistryError: if the challenger cannot be loaded or scored, or the registry fails.
@@ -155,12 +176,22 @@ def judge(
     model, run_id = registry.load(ModelName(name, None, version)), registry.run_of(name, version)
     challenger = score(model, test.items, test.labels)
     _log_test_metrics(store, run_id, challenger, registry.model_of(name, version), test.dataset)
+    majority = majority_class(model.train_classes or Counter(test.labels), test.labels, kind=model.kind)
     champion_version = registry.champion(name)
     if champion_version == version:
         value = challenger.metrics[rules.metric]
         verdict = Verdict(Outcome.HOLD, f"it is the champion already; its {rules.metric} is {value:.4f}")
         return PromotionOutcome(
-            name, version, verdict, challenger, version, challenger, run_id=run_id, calibration=_calibration(model)
+            name,
+            version,
+            verdict,
+            challenger,
+            version,
+            challenger,
+            run_id=run_id,
+            calibration=_calibration(model),
+            majority=majority,
+            baselines=baselines,
         )
     champion: Scores | None = None
     champion_model: PackagedModel | None = None
@@ -178,6 +209,7 @@ def judge(
         rules,
         challenger,
         champion,
+        majority=majority,
         champion_error=champion_error,
         further=[
             (
@@ -187,6 +219,7 @@ def judge(
             )
             for each in further
         ],
+        by_force=f"thawline promote {name} --version {version} --force --reason TEXT",
     )
     outcome = PromotionOutcome(
         name=name,
@@ -197,6 +230,8 @@ def judge(
         champion=champion,
         run_id=run_id,
         calibration=_calibration(model),
+        majority=majority,
+        baselines=baselines,
     )
     record(store, outcome, rules.metric)
     return outcome
@@ -272,6 +307,8 @@ def record(store: MlflowStore, outcome: PromotionOutcome, metric: str) -> None:
     }
     if outcome.champion is not None:
         evidence[f"champion/{metric}"] = f"{outcome.champion.metrics[metric]:.6g}"
+    if outcome.majority is not None:
+        evidence[f"majority_class/{metric}"] = f"{outcome.majority.metrics[metric]:.6g}"
     registry.set_tags(outcome.name, outcome.version, evidence)
     try:
         store.client.log_text(outcome.run_id, json.dumps(outcome.as_dict(), indent=2), "promotion/verdict.json")
@@ -306,12 +343,14 @@ def _log_test_metrics(
         raise RegistryError(f"The test metrics could not be recorded: {first_line(error)}") from error
 
 
-def _table(what: str, challenger: Mapping[str, float], champion: Mapping[str, float]) -> str:
+def _table(what: str, **columns: Mapping[str, float]) -> str:
+    """A row for each name of the first column, which the others may lack."""
+    header = " | ".join([what, *(name.replace("_", " ") for name in columns)])
     rows = [
-        f"| {name} | {value:.4f} | {format(champion[name], '.4f') if name in champion else ''} |"
-        for name, value in challenger.items()
+        " | ".join([name, *(f"{values[name]:.4f}" if name in values else "" for values in columns.values())])
+        for name in next(iter(columns.values()))
     ]
-    return "\n".join([f"| {what} | challenger | champion |", "|---|---|---|", *rows])
+    return "\n".join([f"| {header} |", f"|{'---|' * (len(columns) + 1)}", *(f"| {row} |" for row in rows)])
 
 
 def _calibration(model: PackagedModel) -> Mapping[str, Any] | None:

@@ -15,9 +15,17 @@ from thawline.exceptions import RegistryError
 from thawline.registry.mlflow import COLUMNS, PackagedModel, Prediction
 from thawline.registry.statistics import Gain, calibration_error, calibration_gain, mcnemar, paired_bootstrap
 
-__all__ = ["Scores", "compare", "compare_calibration", "score", "seconds_per_item"]
+__all__ = [
+    "SMALLEST_PROBABILITY",
+    "Scores",
+    "compare",
+    "compare_calibration",
+    "label_metrics",
+    "score",
+    "seconds_per_item",
+]
 
-_SMALLEST_PROBABILITY = 1e-12
+SMALLEST_PROBABILITY = 1e-12
 """What a class counts for in the loss if the model does not know it or gives it nothing."""
 _TIMED_ITEMS = 15
 
@@ -67,8 +75,6 @@ def score(model: PackagedModel, items: Sequence[bytes | Path | str], labels: Seq
     Raises:
         RegistryError: if an item cannot be read by the model, naming it.
     """
-    from sklearn.metrics import f1_score, recall_score
-
     word = COLUMNS[model.kind]
     if not items or len(items) != len(labels):
         raise RegistryError(f"One label for each of at least one {word} must hold, got {len(items)} and {len(labels)}.")
@@ -78,22 +84,19 @@ def score(model: PackagedModel, items: Sequence[bytes | Path | str], labels: Seq
             which = item if isinstance(item, Path) else f"{word} {len(predictions)}"
             raise RegistryError(f"{model.name} cannot read {which}: {answer}")
         predictions.append(answer)
-    truth, predicted = np.array(labels), np.array([prediction.class_name for prediction in predictions])
-    occurring = sorted(set(labels))
-    recalls = recall_score(truth, predicted, labels=occurring, average=None, zero_division=0.0)
+    predicted = tuple(prediction.class_name for prediction in predictions)
+    of_labels, recalls = label_metrics(labels, predicted)
     losses = np.array(
         [
-            -math.log(max(prediction.probabilities.get(label, 0.0), _SMALLEST_PROBABILITY))
+            -math.log(max(prediction.probabilities.get(label, 0.0), SMALLEST_PROBABILITY))
             for prediction, label in zip(predictions, labels, strict=True)
         ]
     )
     confidence = np.array([prediction.probability for prediction in predictions])
     metrics = {
         "loss": float(losses.mean()),
-        "accuracy": float((truth == predicted).mean()),
-        "balanced_accuracy": float(np.mean(recalls)),
-        "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0.0)),
-        "calibration_error": calibration_error(confidence, truth == predicted),
+        **of_labels,
+        "calibration_error": calibration_error(confidence, np.array(labels) == np.array(predicted)),
     }
     if max(len(prediction.probabilities) for prediction in predictions) > 5:
         hits = [
@@ -103,9 +106,9 @@ def score(model: PackagedModel, items: Sequence[bytes | Path | str], labels: Seq
         metrics["top5_accuracy"] = sum(hits) / len(hits)
     return Scores(
         metrics=metrics,
-        recalls=dict(zip(occurring, map(float, recalls), strict=True)),
+        recalls=recalls,
         labels=tuple(labels),
-        predicted=tuple(map(str, predicted)),
+        predicted=predicted,
         losses=losses,
         confidence=confidence,
         classes=tuple(predictions[0].probabilities),
@@ -114,6 +117,20 @@ def score(model: PackagedModel, items: Sequence[bytes | Path | str], labels: Seq
         parity=model.parity,
         kind=model.kind,
     )
+
+
+def label_metrics(labels: Sequence[str], predicted: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
+    """Accuracy, balanced accuracy and macro F1 of predicted classes, and the recall of every class that occurs."""
+    from sklearn.metrics import f1_score, recall_score
+
+    truth, answers, occurring = np.array(labels), np.array(predicted), sorted(set(labels))
+    recalls = recall_score(truth, answers, labels=occurring, average=None, zero_division=0.0)
+    metrics = {
+        "accuracy": float((truth == answers).mean()),
+        "balanced_accuracy": float(np.mean(recalls)),
+        "macro_f1": float(f1_score(truth, answers, average="macro", zero_division=0.0)),
+    }
+    return metrics, dict(zip(occurring, map(float, recalls), strict=True))
 
 
 def seconds_per_item(models: Sequence[PackagedModel], items: Sequence[bytes | Path | str]) -> list[float]:

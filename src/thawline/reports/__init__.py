@@ -21,6 +21,7 @@ from thawline.reports.study_figures import (
 )
 from thawline.reports.surface import Surface, fit_surface, surface_mesh
 from thawline.reports.values import (
+    Baselines,
     Calibration,
     Criterion,
     DataSummary,
@@ -35,6 +36,7 @@ from thawline.reports.values import (
 )
 
 __all__ = [
+    "Baselines",
     "Calibration",
     "Criterion",
     "DataSummary",

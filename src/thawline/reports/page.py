@@ -193,6 +193,18 @@ def _sections(report: StudyReport) -> list[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
+class _Comparison:
+    """What the best trial is compared with."""
+
+    name: str
+    trial: TrialPoint | None
+    """``None`` of what needs no training."""
+    value: float
+    gain: float
+    """By how much the best trial is better."""
+
+
+@dataclass(frozen=True)
 class _Card:
     name: str
     value: str
@@ -214,18 +226,17 @@ def _some(trials: int) -> str:
     return f"{trials} trial{'' if trials == 1 else 's'}"
 
 
-def _headline(
-    report: StudyReport, best: TrialPoint | None, comparisons: Sequence[tuple[str, TrialPoint, float]]
-) -> str:
+def _headline(report: StudyReport, best: TrialPoint | None, comparisons: Sequence[_Comparison]) -> str:
     if best is None:
         reasons = Counter(trial.reason for trial in report.trials if trial.state == "failed" and trial.reason)
         why = [f"{_some(count)} failed: {reason.rstrip('.')}." for reason, count in reasons.most_common(3)]
         return " ".join(["No trial has been completed, so nothing is known yet.", *why])
     backbone = f" of {backbones.label(best.backbone)}" if best.backbone else ""
-    ahead = ", ".join(f"of {name} by {gain:.4f}" for name, _, gain in comparisons)
+    ahead = ", ".join(f"of {each.name} by {each.gain:.4f}" for each in comparisons)
     return (
         f"Freeze depth {best.freeze_depth}{backbone} with learning rate {plain_rate(best.learning_rate)} is best: "
         f"{_number(best.value)} validation {report.metric.replace('_', ' ')} in trial {best.number}"
+        f"{', the linear probe' if _is_probe(best) else ''}"
         f"{f', ahead {ahead}' if ahead else ''}. "
         f"{_frozen(report.layer_groups.get(best.backbone), best.freeze_depth)}"
     )
@@ -257,6 +268,8 @@ def _cards(report: StudyReport, best: TrialPoint | None) -> list[_Card]:
         labels, predicted = report.test.labels, report.test.predicted
         accuracy = proportion_interval(int((labels == predicted).sum()), len(labels))
         note = f"95 %: {accuracy.low:.3f} to {accuracy.high:.3f}"
+        if report.promotion and report.promotion.majority_class:
+            note += f"; majority class {_number(report.promotion.majority_class.get('accuracy'))}"
         cards.append(_Card("Test accuracy", _number(accuracy.value), note))
     if report.promotion:
         verdict = {"promote": "promoted", "hold": "not promoted", "reject": "rejected"}
@@ -271,44 +284,56 @@ def _epoch(trial: TrialPoint) -> str:
     return f"epoch {trial.best_epoch} of {trial.epochs}"
 
 
-def _comparisons(report: StudyReport, best: TrialPoint | None) -> list[tuple[str, TrialPoint, float]]:
-    """What the best trial is compared with, if it was tried: its name, the trial, and how much better the best is."""
+def _comparisons(report: StudyReport, best: TrialPoint | None) -> list[_Comparison]:
+    """What the best trial is compared with, if it was tried; and with the majority class, if that is known."""
     if best is None:
         return []
     deepest, others = _deepest(report, best), [trial for trial in report.trials if trial is not best]
     same = [trial for trial in others if trial.backbone == best.backbone]
+    alone = [trial for trial in same if trial.freeze_depth == deepest != best.freeze_depth and not _is_probe(trial)]
     candidates = [
         ("all other trials", others),
         ("other freeze depths", [trial for trial in same if trial.freeze_depth != best.freeze_depth]),
-        ("the head alone", [trial for trial in same if trial.freeze_depth == deepest != best.freeze_depth]),
+        ("the head alone", alone),
         ("full fine-tuning", [trial for trial in same if trial.freeze_depth == 0 != best.freeze_depth]),
         ("other backbones", [trial for trial in others if trial.backbone != best.backbone]),
+        ("the linear probe", [trial for trial in others if _is_probe(trial)]),
     ]
     found = [(name, best_trial(trials, report.metric)) for name, trials in candidates]
-    return [(name, trial, _gain(report.metric, best, trial)) for name, trial in found if trial is not None]
+    values: list[tuple[str, TrialPoint | None, float | None]] = [
+        (name, trial, trial.value) for name, trial in found if trial is not None
+    ]
+    if report.promotion and report.promotion.validation:
+        values.append(("the majority class", None, report.promotion.validation.majority_class))
+    sign = sign_of(report.metric)
+    return [
+        _Comparison(name, trial, value, sign * ((best.value or 0.0) - value))
+        for name, trial, value in values
+        if value is not None
+    ]
 
 
-def _compared(comparisons: Sequence[tuple[str, TrialPoint, float]], *, several: bool) -> dict[str, Any]:
+def _is_probe(trial: TrialPoint) -> bool:
+    return trial.others.get("policy") == "probe"
+
+
+def _compared(comparisons: Sequence[_Comparison], *, several: bool) -> dict[str, Any]:
     """The same as a table, which says whose freeze depth it is where there are several backbones."""
     columns = ["best of", "trial", *(["backbone"] if several else []), "freeze depth", "learning rate"]
     rows = [
         [
-            name,
-            str(trial.number),
-            *([backbones.label(trial.backbone)] if several else []),
-            str(trial.freeze_depth),
-            plain_rate(trial.learning_rate),
-            _number(trial.value),
-            _number(gain),
+            each.name,
+            str(trial.number) if trial else "-",
+            *([backbones.label(trial.backbone) if trial else "-"] if several else []),
+            str(trial.freeze_depth) if trial else "-",
+            plain_rate(trial.learning_rate) if trial else "-",
+            _number(each.value),
+            _number(each.gain),
         ]
-        for name, trial, gain in comparisons
+        for each in comparisons
+        for trial in [each.trial]
     ]
     return {"columns": columns, "rows": rows}
-
-
-def _gain(metric: str, best: TrialPoint, other: TrialPoint) -> float:
-    """By how much the best trial is better."""
-    return sign_of(metric) * ((best.value or 0.0) - (other.value or 0.0))
 
 
 def _notes(report: StudyReport, best: TrialPoint | None, noun: str) -> list[str]:

@@ -26,6 +26,7 @@ from thawline.exceptions import StudyError
 from thawline.tracking.media import Predictions
 
 __all__ = [
+    "Baselines",
     "Calibration",
     "Criterion",
     "DataSummary",
@@ -139,6 +140,15 @@ class Criterion(_Value):
     threshold: str
 
 
+class Baselines(_Value):
+    """The best trial's value on validation, and what it stands beside."""
+
+    best_trial: Measured
+    majority_class: Measured
+    """Of answering the most frequent class of the training split every time."""
+    linear_probe: Measured = None
+
+
 class Promotion(_Value):
     """What became of the best trial's model: ``Promotion.model_validate(promotion_outcome.as_dict())``.
 
@@ -153,6 +163,9 @@ class Promotion(_Value):
     """Version of the champion that it was compared with; ``None`` if there was none."""
     criteria: tuple[Criterion, ...] = ()
     calibration: Calibration | None = None
+    majority_class: dict[str, Measured] | None = None
+    """Metrics of answering the most frequent class of the training split every time, on the test split."""
+    validation: Baselines | None = None
 
 
 def _predictions(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from thawline.config import DataConfig
 from thawline.data import Manifest, Problem, Row, printable, texts_of
 from thawline.exceptions import StudyError, TrackingError
 from thawline.registry import (
+    Baselines,
     LabelledData,
     MlflowRegistry,
     Outcome,
@@ -19,6 +21,7 @@ from thawline.registry import (
     calibrate,
     judge,
     log_packaged_model,
+    majority_class,
     package,
     register_challenger,
     settle,
@@ -82,21 +85,7 @@ class SearchOutcome:
 
     def lines(self) -> list[str]:
         """The end of a search in sentences."""
-        promotion = self.promotion
-        metrics = promotion.challenger.metrics
-        best = next(record for record in self.records if record.number == self.best_trial)
-        decision = "promoted to champion" if self.promoted else "not promoted"
-        several = len({record.hyperparameters.backbone for record in self.records}) > 1
-        of_backbone = f" of {backbones.label(best.hyperparameters.backbone)}" if several else ""
-        lines = [
-            f"Best trial: {best.number}, freeze depth {best.hyperparameters.freeze_depth}{of_backbone}, "
-            f"learning rate {best.hyperparameters.learning_rate:.2e}",
-            f"Test accuracy: {metrics['accuracy']:.4f} "
-            f"(balanced {metrics['balanced_accuracy']:.4f}, macro F1 {metrics['macro_f1']:.4f})",
-            f"Model: {promotion.name} version {promotion.version}, {decision}: {promotion.verdict.reason}",
-        ]
-        if self.soup:
-            lines.append(f"Soup: {self.soup}")
+        lines = self._result()
         if self.bad_files:
             lines.append(f"Left out, {len(self.bad_files)} unreadable:")
             lines += [f"  {printable(problem.path)}: {problem.reason}" for problem in self.bad_files]
@@ -108,6 +97,27 @@ class SearchOutcome:
         if self.report is not None:
             here = self.report.is_relative_to(Path.cwd())
             lines.append(f"Report: {self.report.relative_to(Path.cwd()) if here else self.report}")
+        return lines
+
+    def _result(self) -> list[str]:
+        """What is best, how good it is beside its baselines, and what became of it."""
+        promotion = self.promotion
+        metrics, majority = promotion.challenger.metrics, promotion.majority
+        beside = f"; majority class {majority.metrics['accuracy']:.4f}" if majority else ""
+        best = next(record for record in self.records if record.number == self.best_trial)
+        decision = "promoted to champion" if self.promoted else "not promoted"
+        several = len({record.hyperparameters.backbone for record in self.records}) > 1
+        of_backbone = f" of {backbones.label(best.hyperparameters.backbone)}" if several else ""
+        lines = [
+            f"Best trial: {best.number}, freeze depth {best.hyperparameters.freeze_depth}{of_backbone}, "
+            f"learning rate {best.hyperparameters.learning_rate:.2e}",
+            *([promotion.baselines.sentence()] if promotion.baselines else []),
+            f"Test accuracy: {metrics['accuracy']:.4f} "
+            f"(balanced {metrics['balanced_accuracy']:.4f}, macro F1 {metrics['macro_f1']:.4f}{beside})",
+            f"Model: {promotion.name} version {promotion.version}, {decision}: {promotion.verdict.reason}",
+        ]
+        if self.soup:
+            lines.append(f"Soup: {self.soup}")
         return lines
 
     def as_dict(self) -> dict[str, Any]:
@@ -126,6 +136,10 @@ class SearchOutcome:
             "reason": promotion.verdict.reason,
             "test": promotion.challenger.metrics,
             "test_recall": promotion.challenger.recalls,
+            "baselines": {
+                "validation": promotion.baselines.as_dict() if promotion.baselines else None,
+                "test": {"majority_class": promotion.majority.metrics if promotion.majority else None},
+            },
             "champion_version": promotion.version if self.promoted else promotion.champion_version,
             "bad_files": {problem.path: problem.reason for problem in self.bad_files},
             "unsent": self.unsent,
@@ -138,9 +152,7 @@ class SearchOutcome:
         """The decision as a page."""
         rows = [f"| {name} | {value:.4f} |" for name, value in self.promotion.challenger.metrics.items()]
         table = "\n".join(["| test metric | value |", "|---|---|", *rows])
-        return "\n\n".join(
-            [f"# {self.model} version {self.promotion.version}", *self.lines()[: 4 if self.soup else 3], table]
-        )
+        return "\n\n".join([f"# {self.model} version {self.promotion.version}", *self._result(), table])
 
 
 def judge_best(prepared: Prepared, study: Study, recorder: Recorder, home: Path) -> PromotionOutcome:
@@ -176,6 +188,7 @@ def judge_best(prepared: Prepared, study: Study, recorder: Recorder, home: Path)
         test=test,
         rules=promotion,
         further=further_data(promotion.further, prepared.config.data),
+        baselines=_baselines(prepared, study),
     )
 
 
@@ -320,7 +333,7 @@ def _package(
             exports=config.promotion.exports,
             network=backbone.module.cpu(),
             text_column=manifest.table.text_name if manifest.table is not None else None,
-            extra=tags,
+            extra={**tags, "train_classes": _train_classes(manifest)},
         )
         return log_packaged_model(
             recorder.store,
@@ -336,6 +349,32 @@ def _sent(item: Path | str) -> bytes | str:
     return item.read_bytes() if isinstance(item, Path) else item
 
 
+def _baselines(prepared: Prepared, study: Study) -> Baselines:
+    """What the best trial's value on validation stands beside: the majority class, and the best linear probe."""
+    metric, manifest = prepared.config.study.metric, prepared.manifest
+    labels = [manifest.classes[row.label] for row in manifest.of("validation")]
+    majority = majority_class(_train_classes(manifest), labels, kind=manifest.kind)
+    values = {
+        record.number: record.value
+        for record in study.records()
+        if record.state == "complete" and record.value is not None
+    }
+    probes = [record.number for record in study.records() if str(record.hyperparameters.policy) == "probe"]
+    best = _best(study).number
+    return Baselines(
+        metric,
+        best_trial=values[best],
+        majority_class=majority.metrics[metric],
+        linear_probe=next((values[number] for number in probes if number in values), None),
+        best_is_probe=best in probes,
+    )
+
+
+def _train_classes(manifest: Manifest) -> dict[str, int]:
+    """How many images or texts each class has in the training split."""
+    return dict(Counter(manifest.classes[row.label] for row in manifest.of("train")))
+
+
 def _tags(prepared: Prepared, best: TrialRecord) -> dict[str, str]:
     return {
         "thawline.trial": str(best.number),
@@ -349,9 +388,14 @@ def _tags(prepared: Prepared, best: TrialRecord) -> dict[str, str]:
 def _record(outcome: SearchOutcome, recorder: Recorder, study: Study) -> None:
     """The end of the search on the parent run."""
     promotion = outcome.promotion
-    recorder.tracker.log_metrics(
-        {f"test/{name}": value for name, value in promotion.challenger.metrics.items()}, step=study.finished()
-    )
+    values = {f"test/{name}": value for name, value in promotion.challenger.metrics.items()}
+    if promotion.majority is not None:
+        values["baseline/majority_class_test_accuracy"] = promotion.majority.metrics["accuracy"]
+    if promotion.baselines is not None:
+        values["baseline/majority_class"] = promotion.baselines.majority_class
+        if promotion.baselines.linear_probe is not None:
+            values["baseline/probe"] = promotion.baselines.linear_probe
+    recorder.tracker.log_metrics(values, step=study.finished())
     recorder.tracker.log_tags(
         {
             "thawline.model": f"{promotion.name}/{promotion.version}",

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from thawline.config import GateRules
-from thawline.registry import Outcome, Scores, Verdict, decide
+from thawline.registry import Outcome, Scores, Verdict, decide, majority_class
+from thawline.registry.scores import label_metrics
 from thawline.registry.statistics import calibration_error, mcnemar, paired_bootstrap
 
 CLASSES = ("a", "b")
@@ -53,8 +54,12 @@ def with_metric(made: Scores, value: float) -> Scores:
     return replace(made, metrics={**made.metrics, "accuracy": value})
 
 
-def test_the_first_model_is_promoted_and_a_clearly_better_one_too() -> None:
-    assert decide(GateRules(), scores(100), None).outcome is Outcome.PROMOTE
+def test_the_first_model_that_has_learned_something_is_promoted_and_a_clearly_better_one_too() -> None:
+    first = decide(GateRules(), scores(140), None)
+    assert first.outcome is Outcome.PROMOTE
+    assert first.reason == (
+        "there is no champion yet; the challenger's accuracy is 0.7000, the majority class's 0.5000"
+    )
     verdict = decide(GateRules(), scores(180), scores(160))
     assert verdict.outcome is Outcome.PROMOTE
     assert verdict.reason == "the challenger is better: accuracy 0.9000 against 0.8000 on the same 200 test images"
@@ -158,6 +163,86 @@ def test_a_further_folder_stops_a_model_that_is_worse_there_beyond_chance() -> N
     assert decide(GateRules(), better, champion, further=[("night", scores(159), champion)]).outcome is Outcome.PROMOTE
     verdict = decide(GateRules(), better, champion, further=[("night", scores(120), champion)])
     assert failed(verdict) == ["accuracy on night"]
+
+
+# --------------------------------------------------------------------------------------------------- the first champion
+
+BETTER = "better than the majority class"
+
+
+def answered(*cells: tuple[str, str, int]) -> Scores:
+    """A model that takes so many images of a class for a class."""
+    labels = tuple(label for label, _, count in cells for _ in range(count))
+    predicted = tuple(answer for _, answer, count in cells for _ in range(count))
+    metrics, recalls = label_metrics(labels, predicted)
+    return Scores(metrics, recalls, labels, predicted, *np.zeros((2, len(labels))), tuple(sorted(set(labels))))
+
+
+@pytest.mark.parametrize(
+    ("challenger", "values"),
+    [
+        (answered(("a", "a", 21), ("a", "b", 26), ("b", "a", 26), ("b", "b", 21)), "0.4468 against 0.5000 on 94"),
+        (
+            answered(("a", "a", 5), ("a", "b", 7), ("b", "b", 4), ("b", "c", 8), ("c", "c", 4), ("c", "a", 8)),
+            "0.3611 against 0.3333 on 36",
+        ),
+        (answered(("a", "a", 90), ("b", "a", 10)), "0.5000 against 0.5000 on 100"),
+    ],
+    ids=["0.447 of two classes", "13 of 36 of three classes", "always the majority class"],
+)
+def test_a_first_model_that_does_not_beat_the_majority_class_is_held_and_the_reason_says_how_to_force_it(
+    challenger: Scores, values: str
+) -> None:
+    verdict = decide(GateRules(), challenger, None, by_force="thawline promote birds --version 2 --force --reason TEXT")
+    assert verdict.outcome is Outcome.HOLD
+    assert failed(verdict) == [BETTER]
+    assert verdict.reason == (
+        "there is no champion yet, but the challenger does not beat the majority class beyond chance: balanced "
+        f"accuracy {values} test images. It stays the challenger; "
+        "`thawline promote birds --version 2 --force --reason TEXT` makes it champion by force"
+    )
+
+
+def test_accuracy_below_that_of_the_majority_class_is_enough_where_every_class_is_told_apart() -> None:
+    """Of 90 to 10 images the majority class is right 90 times; who finds nine of the ten is worth more."""
+    verdict = decide(GateRules(), answered(("a", "a", 75), ("a", "b", 15), ("b", "b", 9), ("b", "a", 1)), None)
+    assert verdict.outcome is Outcome.PROMOTE
+    assert verdict.reason.endswith("accuracy is 0.8400, the majority class's 0.9000")
+
+
+def test_the_majority_class_is_that_of_the_training_split_and_of_classes_that_are_tested() -> None:
+    labels = ("a",) * 3 + ("b",) * 5
+    majority = majority_class({"a": 70, "b": 20, "c": 10}, labels)
+    assert majority.predicted == ("a",) * 8
+    assert majority.metrics["accuracy"] == 3 / 8
+    assert majority.metrics["balanced_accuracy"] == 1 / 2
+    assert majority.metrics["macro_f1"] == pytest.approx((2 * 3 / (2 * 3 + 5)) / 2)
+    assert majority.metrics["loss"] == pytest.approx(-(3 * math.log(0.7) + 5 * math.log(0.2)) / 8)
+    assert majority_class({"c": 70, "b": 20, "a": 10}, labels).predicted[0] == "b"
+
+
+@pytest.mark.parametrize(
+    ("images", "outcome"),
+    [((2, 2), Outcome.HOLD), ((3, 3), Outcome.PROMOTE), ((96, 2), Outcome.HOLD), ((96, 4), Outcome.PROMOTE)],
+)
+def test_a_perfect_model_needs_a_few_images_beyond_the_majority_class_and_a_verdict_says_if_there_are_too_few(
+    images: tuple[int, int], outcome: Outcome
+) -> None:
+    verdict = decide(GateRules(), answered(("a", "a", images[0]), ("b", "b", images[1])), None)
+    assert verdict.outcome is outcome
+    assert ("too few for any model to show it" in verdict.reason) == (outcome is Outcome.HOLD)
+    asked_for_none = decide(GateRules(significance=1), answered(("a", "a", images[0]), ("b", "b", images[1])), None)
+    assert asked_for_none.outcome is Outcome.PROMOTE
+
+
+@pytest.mark.parametrize("images", [(12, 12, 12), (50, 50), (90, 10)])
+def test_of_200_first_models_that_guess_fewer_than_one_in_ten_are_promoted(images: tuple[int, ...]) -> None:
+    random, promoted = np.random.default_rng(0), 0
+    for _ in range(200):
+        guesses = [random.multinomial(count, [1 / len(images)] * len(images)) for count in images]
+        cells = [("abc"[i], "abc"[j], int(count)) for i, row in enumerate(guesses) for j, count in enumerate(row)]
+        promoted += decide(GateRules(), answered(*cells), None).outcome is Outcome.PROMOTE
+    assert promoted < 20
 
 
 # ----------------------------------------------------------------------------------------------------------- statistics

@@ -4,12 +4,14 @@ import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,8 @@ from thawline.tracking import MlflowStore, start_study_run
 
 IMAGES = [picture("red"), picture("green", "JPEG"), picture("blue"), picture("blue")]
 LABELS = ["red", "green", "blue", "blue"]
+TEST = LabelledData("test", IMAGES * 2, LABELS * 2)
+"""Just enough for a model that gets all of them right to beat the majority class beyond chance."""
 
 
 def test_a_model_is_named_by_alias_or_version_and_by_default_is_the_champion() -> None:
@@ -217,7 +221,49 @@ def challenge(
         study=study,
         tags={"backbone": "mnasnet0_5"},
     )
-    return settle(store, judge(store, name="birds", version=version, test=LabelledData("test", IMAGES, labels)))
+    return settle(store, judge(store, name="birds", version=version, test=replace(TEST, labels=[*labels, *labels])))
+
+
+def reign(store: MlflowStore, folder: Path) -> PromotionOutcome:
+    """A first champion, however bad it is."""
+    judged = challenge(store, folder)
+    force(store, name="birds", version=judged.version, reason="it is all there is")
+    return judged
+
+
+def test_a_first_model_that_is_no_better_than_the_majority_class_stays_challenger_until_it_is_forced(
+    store: MlflowStore, folder: Path, other_folder: Path
+) -> None:
+    registry = MlflowRegistry(store)
+    held = challenge(store, other_folder)
+    assert held.verdict.outcome is Outcome.HOLD
+    assert (registry.champion("birds"), registry.challenger("birds")) == (None, "1")
+    assert "balanced accuracy 0.3333 against 0.3333 on 8 test images" in held.verdict.reason
+    assert held.as_dict()["majority_class"]["accuracy"] == 0.5
+    assert "| accuracy | 0.2500 |  | 0.5000 |" in held.as_markdown()
+    assert "| better than the majority class | balanced accuracy 0.3333 against 0.3333;" in held.as_markdown()
+    assert "`thawline promote birds --version 1 --force --reason TEXT`" in held.verdict.reason
+    assert registry.tags("birds", "1")["thawline.verdict"] == "hold"
+    with pytest.raises(RegistryError, match=r"Name birds@challenger, or promote it: thawline promote birds$"):
+        registry.load(parse_model("birds"))
+    force(store, name="birds", version="1", reason="it is all there is")
+    assert registry.champion("birds") == "1"
+    assert registry.history("birds")[0].reason == "by force: it is all there is"
+    assert challenge(store, folder, study="t").verdict.outcome is Outcome.PROMOTE
+
+
+def test_the_majority_class_is_that_which_the_model_was_trained_on_most_and_else_that_of_the_test_items(
+    store: MlflowStore, folder: Path, tmp_path: Path
+) -> None:
+    assert challenge(store, folder).as_dict()["majority_class"]["accuracy"] == 0.5  # blue
+    known = tmp_path / "known"
+    shutil.copytree(folder, known)
+    settings = json.loads((known / "model.json").read_text())
+    settings["extra"]["train_classes"] = {"red": 70, "green": 20, "blue": 10}
+    (known / "model.json").write_text(json.dumps(settings))
+    majority = challenge(store, known, study="t").as_dict()["majority_class"]
+    assert majority["accuracy"] == 0.25
+    assert majority["balanced_accuracy"] == pytest.approx(1 / 3)
 
 
 def test_a_better_challenger_replaces_the_champion_and_a_worse_one_does_not(
@@ -226,10 +272,10 @@ def test_a_better_challenger_replaces_the_champion_and_a_worse_one_does_not(
     registry = MlflowRegistry(store)
     first_run = trial_run(store)
     first = challenge(store, other_folder, run_id=first_run)
-    assert first.verdict.outcome is Outcome.PROMOTE
+    force(store, name="birds", version=first.version, reason="it is all there is")
     assert (first.version, first.champion_version, first.champion) == ("1", None, None)
     assert first.challenger.metrics["accuracy"] == 0.25
-    assert first.challenger.predicted == ("red", "blue", "green", "green")
+    assert first.challenger.predicted == ("red", "blue", "green", "green") * 2
     assert registry.champion("birds") == "1"
     metrics = store.client.get_run(first_run).data.metrics
     assert metrics["test/accuracy"] == 0.25
@@ -463,7 +509,7 @@ def test_a_study_run_and_a_registered_model_live_in_one_store(store: MlflowStore
 def test_the_verdict_lies_on_the_challengers_run_for_machines_and_for_people(
     store: MlflowStore, folder: Path, other_folder: Path, tmp_path: Path
 ) -> None:
-    challenge(store, other_folder)
+    reign(store, other_folder)
     run_id = trial_run(store)
     challenge(store, folder, study="t", run_id=run_id)
     verdict = json.loads(
@@ -473,7 +519,7 @@ def test_the_verdict_lies_on_the_challengers_run_for_machines_and_for_people(
         "promote",
         "2",
         "1",
-        4,
+        8,
     )
     assert {each["name"] for each in verdict["criteria"]} >= {
         "gain",
@@ -489,7 +535,7 @@ def test_the_verdict_lies_on_the_challengers_run_for_machines_and_for_people(
 def test_history_tells_who_was_champion_when_and_rollback_returns_to_the_former(
     store: MlflowStore, folder: Path, other_folder: Path
 ) -> None:
-    challenge(store, other_folder)
+    reign(store, other_folder)
     challenge(store, folder, study="t")
     assert roll_back(store, name="birds") == ("2", "1")
     registry = MlflowRegistry(store)
@@ -499,7 +545,7 @@ def test_history_tells_who_was_champion_when_and_rollback_returns_to_the_former(
     assert reigns[0].until == reigns[1].since
     assert reigns[1].until == reigns[2].since
     assert reigns[2].until is None
-    assert "no champion yet" in reigns[0].reason
+    assert reigns[0].reason == "by force: it is all there is"
     assert "the challenger is better" in reigns[1].reason
     assert reigns[2].reason == "rolled back from version 2"
     assert roll_back(store, name="birds") == ("1", "2")  # and forth again
@@ -510,7 +556,7 @@ def test_history_tells_who_was_champion_when_and_rollback_returns_to_the_former(
 def test_a_rollback_needs_a_former_champion_that_still_answers(
     store: MlflowStore, folder: Path, other_folder: Path
 ) -> None:
-    first = challenge(store, other_folder)
+    first = reign(store, other_folder)
     with pytest.raises(RegistryError, match="is the first champion"):
         roll_back(store, name="birds")
     challenge(store, folder, study="t")
@@ -538,7 +584,7 @@ def test_a_forced_promotion_needs_a_reason_which_the_history_tells(
 def test_a_promotion_that_dies_before_the_alias_moves_leaves_the_champion_and_no_trace_in_its_history(
     store: MlflowStore, folder: Path, other_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    challenge(store, other_folder)
+    reign(store, other_folder)
 
     set_alias = MlflowRegistry.set_alias
 
@@ -554,7 +600,7 @@ def test_a_promotion_that_dies_before_the_alias_moves_leaves_the_champion_and_no
     registry = MlflowRegistry(store)
     assert registry.champion("birds") == "1"
     assert [reign.version for reign in registry.history("birds")] == ["1"]
-    again = judge(store, name="birds", version="2", test=LabelledData("test", IMAGES, LABELS))
+    again = judge(store, name="birds", version="2", test=TEST)
     settle(store, again)
     assert [reign.version for reign in registry.history("birds")] == ["1", "2"]
 
@@ -619,7 +665,7 @@ def test_a_package_that_differs_from_the_trained_network_says_by_how_much_and_is
         run_id = trial_run(store)
         uri = log_packaged_model(store, run_id, folder, "birds", trained=trained)
         version = register_challenger(store, name=outcome.value, model_uri=uri, run_id=run_id, study="s")
-        judged = judge(store, name=outcome.value, version=version, test=LabelledData("test", IMAGES, LABELS))
+        judged = judge(store, name=outcome.value, version=version, test=TEST)
         assert judged.verdict.outcome is outcome
     assert "parity of package and trained network 1.0e-01, required: at most 1e-03" in judged.verdict.reason
 

@@ -25,6 +25,7 @@ from thawline.registry import (
     Outcome,
     PackagedModel,
     check_exports,
+    force,
     judge,
     log_packaged_model,
     package,
@@ -196,7 +197,8 @@ def test_a_better_model_of_texts_is_promoted_on_texts_and_one_of_images_is_not_c
     registry = MlflowRegistry(store)
     swapped = make_text_package(tmp_path / "swapped", order=(1, 0))
     first = settle(store, judge(store, name="notes", version=register(store, swapped, "notes"), test=test))
-    assert first.verdict.outcome is Outcome.PROMOTE
+    assert first.verdict.outcome is Outcome.HOLD
+    force(store, name="notes", version="1", reason="it is all there is")
     assert first.challenger.metrics["accuracy"] == 0
     better = settle(store, judge(store, name="notes", version=register(store, text_folder, "notes"), test=test))
     assert better.verdict.outcome is Outcome.PROMOTE

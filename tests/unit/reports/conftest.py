@@ -114,6 +114,8 @@ def make_report(
                     "judged_against": "3",
                     "criteria": [{"name": "gain", "passed": False, "value": "-0.0100", "threshold": "more than 0"}],
                     "calibration": {"temperature": 1.3, "items": 60, "error_before": 0.06, "error_after": 0.02},
+                    "majority_class": {"accuracy": 0.3417, "balanced_accuracy": 0.3333},
+                    "validation": {"best_trial": 0.9, "majority_class": 0.3333, "linear_probe": 0.85},
                 }
             ),
             "data": DataSummary.model_validate(

@@ -82,6 +82,35 @@ def test_the_headline_says_what_won_and_by_how_much(report: StudyReport, page: P
     assert "On 300 validation images" in text
 
 
+def test_the_result_stands_beside_the_linear_probe_and_the_majority_class(
+    make_report: Callable[..., StudyReport],
+    trials: tuple[TrialPoint, ...],
+    figures: dict[str, Figure | None],
+    page: Page,
+) -> None:
+    text = words(page.text)
+    assert re.search(r", of the majority class by 0\.5\d+\. ", text)
+    assert re.search(r"the majority class---0\.33330\.5\d+", text)
+    assert "; majority class 0.3417" in text
+    assert "linear probe" not in text
+    probe = TrialPoint(
+        number=18,
+        state="complete",
+        freeze_depth=5,
+        learning_rate=1e-3,
+        value=0.8,
+        backbone="resnet18",
+        others={"policy": "probe"},
+    )
+    text = words(Page(render(make_report(trials=(*trials, probe)), figures)).text)
+    assert re.search(r", of the linear probe by 0\.\d+, of the majority class by 0\.5\d+\. ", text)
+    assert re.search(r"the linear probe1851e-30\.80000\.\d+ ?the majority class", text)
+    best = probe.model_copy(update={"value": 0.99})
+    assert "accuracy in trial 18, the linear probe, ahead of" in words(
+        Page(render(make_report(trials=(*trials, best)), figures)).text
+    )
+
+
 def test_nothing_is_loaded_from_anywhere_and_only_links_lead_away(page: Page, html: str) -> None:
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "base", "form", "video"}
     for tag, attributes in page.tags:

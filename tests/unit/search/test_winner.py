@@ -1,0 +1,135 @@
+"""The end of a search: its result stands beside the majority class and the linear probe."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from thawline.data import scan
+from thawline.registry import MlflowRegistry, parse_model
+from thawline.reports import StudyReport
+from thawline.search.prepare import Prepared
+from thawline.search.recorder import Recorder
+from thawline.search.study import Study, TrialRecord
+from thawline.search.trial import TrialResult, TrialSpec, run_trial
+from thawline.search.winner import SearchOutcome, conclude, judge_best
+from thawline.study_report import publish_report
+from thawline.tracking import MlflowStore
+from thawline.training import CheckpointFolder, Decision, load_checkpoint
+
+Concluded = Callable[..., SearchOutcome]
+
+
+@pytest.fixture
+def concluded(
+    make_spec: Callable[..., TrialSpec], store: MlflowStore, own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Concluded:
+    def conclude_study(*values: float, probe: int | None = None, learned: float = 1.0) -> SearchOutcome:
+        """A study whose trials have these values.
+
+        Args:
+            values: of the trials.
+            probe: number of the trial that is the linear probe.
+            learned: factor of the trained head's weights; with -1 every class is taken for the other.
+        """
+        spec = make_spec(depth=0, learning_rate=1e-2, epochs=10)
+        trained = run_trial(dataclasses.replace(spec, number=99), lambda result: Decision.CONTINUE)
+        assert trained.checkpoint is not None
+        checkpoint = load_checkpoint(own_home / trained.checkpoint)
+        head = {
+            f"classifier.3.{name}": learned * checkpoint.model[f"classifier.3.{name}"] for name in ("weight", "bias")
+        }
+        checkpoint = dataclasses.replace(checkpoint, model={**checkpoint.model, **head})
+        promotion = spec.config.promotion.model_copy(update={"model": "pictures"})
+        space = spec.config.space.model_copy(update={"freeze_depth": (0, 0)})
+        config = spec.config.model_copy(update={"promotion": promotion, "space": space})
+        backbone = spec.hyperparameters.backbone
+        study = Study.open(own_home, spec.study, config, {backbone: 6}, "f")
+        for number, value in enumerate(values):
+            study.draw(1, trials=100)
+            folder = own_home / "studies" / spec.study / f"trial-{number:03d}"
+            where = str(CheckpointFolder(folder, keep=1, maximise=True).save(checkpoint).relative_to(own_home))
+            study.tell(TrialResult(number, "complete", value, 4, 4, 1.0, "", trained.run_id, where))
+        monkeypatch.setattr(Study, "records", _with_probe(Study.records, probe))
+        files = {backbone: spec.activations.data}
+        prepared = Prepared(config, config, scan(config.data), {backbone: 6}, files, "f")
+        recorder = Recorder.connect(config, own_home)
+        with study.held(), recorder.study_run(prepared, study):
+            outcome = conclude(prepared, study, recorder, judge_best(prepared, study, recorder, own_home))
+            return dataclasses.replace(outcome, report=publish_report(prepared, study, recorder, outcome))
+
+    return conclude_study
+
+
+def _with_probe(
+    records: Callable[[Study], list[TrialRecord]], number: int | None
+) -> Callable[[Study], list[TrialRecord]]:
+    def changed(study: Study) -> list[TrialRecord]:
+        return [
+            dataclasses.replace(each, hyperparameters=dataclasses.replace(each.hyperparameters, policy="probe"))
+            if each.number == number
+            else each
+            for each in records(study)
+        ]
+
+    return changed
+
+
+def test_the_result_stands_beside_the_majority_class_and_the_probe_wherever_it_is_shown(
+    concluded: Concluded, store: MlflowStore
+) -> None:
+    outcome = concluded(0.875, 1.0, probe=0)
+    beside = "Validation accuracy: 1.0000 (linear probe 0.8750, majority class 0.5000)"
+    lines = outcome.lines()
+    assert lines[1] == beside
+    assert lines[2] == "Test accuracy: 1.0000 (balanced 1.0000, macro F1 1.0000; majority class 0.5000)"
+    assert lines[3].endswith("the challenger's accuracy is 1.0000, the majority class's 0.5000")
+    assert outcome.promoted
+    assert beside in outcome.as_markdown()
+    assert beside in outcome.promotion.as_markdown()
+    baselines = json.loads(json.dumps(outcome.as_dict()))["baselines"]
+    assert baselines["validation"]["linear_probe"] == 0.875
+    assert baselines["test"]["majority_class"]["accuracy"] == 0.5
+    metrics = store.client.get_run(outcome.run_id).data.metrics
+    assert {name: value for name, value in metrics.items() if name.startswith("baseline/")} == {
+        "baseline/majority_class": 0.5,
+        "baseline/majority_class_test_accuracy": 0.5,
+        "baseline/probe": 0.875,
+    }
+    assert outcome.report is not None
+    page = " ".join(outcome.report.read_text().split())
+    report = StudyReport.from_json(outcome.report.with_name("report.json").read_text())
+    assert report.promotion is not None
+    assert report.promotion.validation is not None
+    assert report.promotion.validation.majority_class == 0.5
+    assert "of the linear probe by 0.1250, of the majority class by 0.5000" in page
+
+
+def test_a_probe_that_is_best_is_said_to_be(concluded: Concluded) -> None:
+    outcome = concluded(1.0, 0.875, probe=0)
+    assert outcome.lines()[1] == "Validation accuracy: 1.0000 (this is the linear probe, majority class 0.5000)"
+
+
+def test_a_study_without_a_probe_names_the_majority_class_alone(concluded: Concluded, store: MlflowStore) -> None:
+    outcome = concluded(1.0)
+    assert outcome.lines()[1] == "Validation accuracy: 1.0000 (majority class 0.5000)"
+    assert "baseline/probe" not in store.client.get_run(outcome.run_id).data.metrics
+
+
+def test_a_first_model_that_is_worse_than_the_majority_class_stays_challenger_and_the_last_lines_say_what_to_do(
+    concluded: Concluded, store: MlflowStore
+) -> None:
+    outcome = concluded(1.0, learned=-1.0)
+    assert not outcome.promoted
+    registry = MlflowRegistry(store)
+    assert (registry.champion("pictures"), registry.challenger("pictures")) == (None, "1")
+    model = next(line for line in outcome.lines() if line.startswith("Model: "))
+    assert model.startswith(
+        "Model: pictures version 1, not promoted: there is no champion yet, but the challenger does"
+    )
+    assert "balanced accuracy 0.0000 against 0.5000 on 16 test images" in model
+    assert "`thawline promote pictures --version 1 --force --reason TEXT` makes it champion by force" in model
+    assert registry.load(parse_model("pictures/1")).train_classes == {"bright": 16, "dark": 16}
+    assert registry.tags("pictures", "1")["majority_class/accuracy"] == "0.5"

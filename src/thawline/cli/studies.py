@@ -280,7 +280,8 @@ def _print_outcome(outcome: "SearchOutcome") -> None:
 
     console().print(leaderboard_table(outcome.records, outcome.metric, title=f"Study {outcome.study}"))
     console().print()
-    if outcome.promotion.champion is not None and outcome.promotion.verdict.criteria:
+    is_news = outcome.promotion.champion is not None or not outcome.promoted
+    if is_news and outcome.promotion.verdict.criteria:
         from thawline.registry.tables import verdict_table
 
         console().print(verdict_table(outcome.promotion.verdict))

@@ -108,9 +108,11 @@ class SearchOutcome:
         decision = "promoted to champion" if self.promoted else "not promoted"
         several = len({record.hyperparameters.backbone for record in self.records}) > 1
         of_backbone = f" of {backbones.label(best.hyperparameters.backbone)}" if several else ""
+        point = best.hyperparameters
+        trained = f"freeze depth {point.freeze_depth}{of_backbone}, learning rate {point.learning_rate:.2e}"
+        how = f"the linear probe{of_backbone}" if point.is_probe else trained
         lines = [
-            f"Best trial: {best.number}, freeze depth {best.hyperparameters.freeze_depth}{of_backbone}, "
-            f"learning rate {best.hyperparameters.learning_rate:.2e}",
+            f"Best trial: {best.number}, {how}",
             *([promotion.baselines.sentence()] if promotion.baselines else []),
             f"Test accuracy: {metrics['accuracy']:.4f} "
             f"(balanced {metrics['balanced_accuracy']:.4f}, macro F1 {metrics['macro_f1']:.4f}{beside})",
@@ -359,7 +361,7 @@ def _baselines(prepared: Prepared, study: Study) -> Baselines:
         for record in study.records()
         if record.state == "complete" and record.value is not None
     }
-    probes = [record.number for record in study.records() if str(record.hyperparameters.policy) == "probe"]
+    probes = [record.number for record in study.records() if record.hyperparameters.is_probe]
     best = _best(study).number
     return Baselines(
         metric,
@@ -380,6 +382,7 @@ def _tags(prepared: Prepared, best: TrialRecord) -> dict[str, str]:
         "thawline.trial": str(best.number),
         "thawline.backbone": best.hyperparameters.backbone,
         "thawline.freeze_depth": str(best.hyperparameters.freeze_depth),
+        "thawline.policy": best.hyperparameters.policy,
         "thawline.learning_rate": f"{best.hyperparameters.learning_rate:.6g}",
         "thawline.data_digest": prepared.manifest.digest,
     }

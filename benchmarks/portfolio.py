@@ -10,8 +10,9 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +21,20 @@ from torch import Tensor
 
 from thawline import backbones
 from thawline.backbones import Backbone, Preprocessing, TextPreprocessing, section, write_head
-from thawline.config import DataConfig, TrainConfig
+from thawline.config import DataConfig, Policy, TrainConfig
 from thawline.data import decoded, scan, tokenized
 from thawline.training import (
     CheckpointFolder,
     Decision,
+    Features,
     Hyperparameters,
     Inputs,
     Probe,
+    Probes,
     Runtime,
     features_at,
     fit,
-    fit_probe,
+    fit_probes,
     head_features,
     open_inputs,
     runtime_for,
@@ -188,10 +191,10 @@ def trials_of(options: argparse.Namespace, task: Task, seed: int, folder: Path, 
     head_line = {"task": task.name, "seed": seed, "kind": "probe", "deepest": deepest, "rows": len(train), **line}
     if key_of(head_line) not in known:
         yield head_line
-    points = [(round(share * deepest), rate, "static") for share in SHARES for rate in RATES]
-    points += [(0, rate, "gradual") for rate in RATES[1:]]
-    points += [(deepest, HEAD_RATE, "static")]
-    for depth, rate, policy in sorted(set(points), reverse=True):
+    points: set[tuple[int, float, Policy]] = {(deepest, HEAD_RATE, "static")}
+    points |= {(round(share * deepest), rate, "static") for share in SHARES for rate in RATES}
+    points |= {(0, rate, "gradual") for rate in RATES[1:]}
+    for depth, rate, policy in sorted(points, reverse=True):
         for head in options.heads:
             point = {"task": task.name, "seed": seed, "kind": "trial", "depth": depth, "deepest": deepest}
             point |= {"rate": rate, "policy": policy, "head": head}
@@ -200,13 +203,7 @@ def trials_of(options: argparse.Namespace, task: Task, seed: int, folder: Path, 
             backbone = build()
             if head != "fresh":
                 write_head(backbone, heads[head].weight, heads[head].bias, lowest=heads[head].lowest)
-            cache: dict[int, tuple[Inputs, Inputs]] = {}
-
-            def inputs(at: int, network: Backbone = backbone, cache: dict = cache) -> tuple[Inputs, Inputs]:  # type: ignore[type-arg]
-                if at not in cache:
-                    cache.clear()
-                    cache[at] = (behind(network, train, at, runtime), behind(network, validation, at, runtime))
-                return cache[at]
+            inputs = partial(_behind_both, backbone, (train, validation), runtime, {})
 
             hyperparameters = Hyperparameters(
                 task.backbone,
@@ -216,7 +213,7 @@ def trials_of(options: argparse.Namespace, task: Task, seed: int, folder: Path, 
                 1.0,
                 "adamw",
                 policy=policy,
-                batch_norm="frozen_eval",  # type: ignore[arg-type]
+                batch_norm="frozen_eval",
             )
             started = time.perf_counter()
             with tempfile.TemporaryDirectory(dir=folder) as kept:
@@ -235,6 +232,16 @@ def trials_of(options: argparse.Namespace, task: Task, seed: int, folder: Path, 
             yield point | {"values": values, "seconds": round(time.perf_counter() - started, 1)}
 
 
+def _behind_both(
+    backbone: Backbone, both: tuple[Inputs, Inputs], runtime: Runtime, known: dict[int, tuple[Inputs, Inputs]], at: int
+) -> tuple[Inputs, Inputs]:
+    """What a freeze depth trains on and is measured with, computed once."""
+    if at not in known:
+        known.clear()
+        known[at] = behind(backbone, both[0], at, runtime), behind(backbone, both[1], at, runtime)
+    return known[at]
+
+
 def probes_of(
     backbone: Backbone, train: Inputs, validation: Inputs, classes: int, runtime: Runtime, folder: Path
 ) -> tuple[dict[str, Probe], dict[str, object]]:
@@ -242,21 +249,15 @@ def probes_of(
     device, deepest = runtime.device, len(backbone.layer_groups)
     features = [head_features(backbone, each, runtime, 50, folder) for each in (train, validation)]
 
-    def fitted(*found: object, **given: object) -> Probe:
-        return fit_probe(*found, classes=classes, metric="accuracy", device=device, **given)  # type: ignore[arg-type]
+    def fitted(found: Sequence[Features]) -> Probes:
+        return fit_probes(*found, classes=classes, metric="accuracy", device=device)
 
-    best = fitted(*features)
-    tolerance = (best.validation["accuracy"] * (1 - best.validation["accuracy"]) / len(validation)) ** 0.5
-    strong = best
-    for penalty in (10.0, 3.0, 1.0, 0.3, 0.1, 0.03):
-        found = fitted(*features, penalties=(penalty,))
-        if found.validation["accuracy"] >= best.validation["accuracy"] - tolerance:
-            strong = found
-            break
+    of_head = fitted(features)
+    best, strong = of_head.best, of_head.start
     curve = {deepest: best.validation["accuracy"]}
     for depth in range(1, deepest) if train.lengths is None else ():
         at = [behind(backbone, each, depth, runtime) for each in (train, validation)]
-        curve[depth] = fitted(*(features_at(each, runtime, 50, folder) for each in at)).validation["accuracy"]
+        curve[depth] = fitted([features_at(each, runtime, 50, folder) for each in at]).best.validation["accuracy"]
     probes = {"probe": best, "strong": strong}
     described = {name: [each.penalty, round(each.validation["accuracy"], 5)] for name, each in probes.items()}
     return probes, {"curve": {str(d): round(v, 5) for d, v in sorted(curve.items())}, **described}

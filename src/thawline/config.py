@@ -314,8 +314,8 @@ class TrainConfig(_Model):
     A backbone with random weights (``backbone.weights=none``) has no statistics worth keeping: it trains all, whatever
     this says."""
     head: HeadStart = "probe"
-    """What the head of every trial begins with: ``probe``, the linear probe of the frozen backbone, fitted once for the
-    whole search (Kumar et al., 2022), or ``fresh``, weights of 0."""
+    """What the head of every trial begins with: ``probe``, a linear probe of the frozen backbone, strongly regularised
+    and fitted once for the whole search (Kumar et al., 2022), or ``fresh``, weights of 0."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Measure and keep an exponential moving average of the weights instead of the weights themselves, with this decay
     for each step, such as 0.99; in the first steps the decay is smaller. ``null`` averages nothing."""

@@ -7,7 +7,7 @@ probe itself; other trials begin with its head.
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from thawline.activations import StoredSplits
 from thawline.backbones import Backbone, write_head
 from thawline.config import SearchConfig
 from thawline.data import write_atomically
-from thawline.training import Probe, Runtime, class_weights, features_at, fit_probe, probe_of_head
+from thawline.training import Probe, Runtime, class_weights, features_at, fit_probes, probes_of_head
 
 __all__ = ["ProbeFile", "begin_with_probe", "fitted_probe", "probe_curve"]
 
@@ -31,8 +31,11 @@ class ProbeFile:
     """What is kept of the probes of one backbone."""
 
     head: Probe
+    """The best one of the backbone's head, which is the trial."""
+    start: Probe
+    """The one of the head that trials begin with, see :attr:`thawline.training.Probes.start`."""
     seconds: float
-    """To fit it, the features included."""
+    """To fit them, the features included."""
     curve: dict[int, float]
     """The study's metric on validation of a probe behind so many layer groups; empty until they are fitted."""
 
@@ -47,20 +50,26 @@ class ProbeFile:
         try:
             with safe_open(path, "pt") as file:
                 header = file.metadata() or {}
-                weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
             content = json.loads(header["probe"])
         except (SafetensorError, OSError, KeyError, ValueError):
             return None
         if header.get("format") != _FORMAT or (key is not None and content["key"] != dict(key)):
             return None
+        head, start = (
+            Probe(tensors[f"{name}.weight"], tensors[f"{name}.bias"], **content[name]) for name in ("head", "start")
+        )
         curve = {int(depth): value for depth, value in content["curve"].items()}
-        return cls(Probe(weight, bias, **content["head"]), content["seconds"], curve)
+        return cls(head, start, content["seconds"], curve)
 
     def write(self, path: Path, key: Mapping[str, Any]) -> None:
         """Keep it, with what it was fitted to."""
-        head = {name: value for name, value in asdict(self.head).items() if name not in ("weight", "bias")}
-        content = {"key": dict(key), "head": head, "seconds": self.seconds, "curve": self.curve}
-        tensors = {"weight": self.head.weight.contiguous(), "bias": self.head.bias.contiguous()}
+        content: dict[str, Any] = {"key": dict(key), "seconds": self.seconds, "curve": self.curve}
+        tensors = {}
+        for name, probe in (("head", self.head), ("start", self.start)):
+            content[name] = asdict(probe)
+            for part in ("weight", "bias"):
+                tensors[f"{name}.{part}"] = content[name].pop(part).contiguous()
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, save(tensors, {"format": _FORMAT, "probe": json.dumps(content)}))
 
@@ -68,7 +77,7 @@ class ProbeFile:
 def fitted_probe(
     backbone: Backbone, splits: StoredSplits, config: SearchConfig, runtime: Runtime, path: Path
 ) -> ProbeFile:
-    """The probe of a backbone's head: what is kept of it, or, for the first who asks, fitted now and kept.
+    """The probes of a backbone's head: what is kept of them, or, for the first who asks, fitted now and kept.
 
     Args:
         backbone: fresh from :func:`thawline.backbones.create`; its module is left in evaluation mode.
@@ -84,7 +93,7 @@ def fitted_probe(
     started = time.perf_counter()
     train, validation = splits.open_plain(len(backbone.layer_groups), runtime)
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = probe_of_head(
+    probes = probes_of_head(
         backbone,
         train,
         validation,
@@ -93,7 +102,7 @@ def fitted_probe(
         runtime=runtime,
         folder=path.parent,
     )
-    found = ProbeFile(head, time.perf_counter() - started, {})
+    found = ProbeFile(probes.best, probes.start, time.perf_counter() - started, {})
     found.write(path, key)
     return found
 
@@ -117,25 +126,26 @@ def probe_curve(
             continue  # its activations made room for others, or are of augmented images
         size, classes = config.train.batch_size, len(known.head.bias)
         fitted, chosen = (features_at(each, runtime, size, path.parent) for each in (train, validation))
-        curve[boundary] = fit_probe(
+        probes = fit_probes(
             fitted,
             chosen,
             classes=classes,
             metric=metric,
             device=runtime.device,
             class_weights=class_weights(train.labels, classes, config.train, runtime),
-        ).validation[metric]
+        )
+        curve[boundary] = probes.best.validation[metric]
     curve = dict(sorted(curve.items()))
-    ProbeFile(known.head, known.seconds, curve).write(path, _key(backbone, splits, config, runtime))
+    replace(known, curve=curve).write(path, _key(backbone, splits, config, runtime))
     return curve
 
 
 def begin_with_probe(
     backbone: Backbone, splits: StoredSplits, config: SearchConfig, runtime: Runtime, path: Path
 ) -> None:
-    """Give a fresh backbone the probe as its head, for fine-tuning from there."""
-    head = fitted_probe(backbone, splits, config, runtime, path).head
-    write_head(backbone, head.weight, head.bias, lowest=head.lowest)
+    """Give a fresh backbone a probe as its head, for fine-tuning from there."""
+    start = fitted_probe(backbone, splits, config, runtime, path).start
+    write_head(backbone, start.weight, start.bias, lowest=start.lowest)
 
 
 def _key(backbone: Backbone, splits: StoredSplits, config: SearchConfig, runtime: Runtime) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from thawline.search.space import kept_backbones
 from thawline.search.study import Study
 from thawline.search.trial import build_backbone
 from thawline.search.worker import Link, WorkerCrashed, call_with_retries
-from thawline.training import Inputs, fit_probe, head_features, open_inputs, runtime_for, set_up_process, sign_of
+from thawline.training import Inputs, fit_probes, head_features, open_inputs, runtime_for, set_up_process, sign_of
 
 __all__ = ["rank_backbones"]
 
@@ -90,8 +90,8 @@ def _probe(request: _Request, send: Link) -> float:
             head_features(backbone, inputs, runtime, config.train.batch_size, request.data.parent, rows=rows)
         )
     metric = config.study.metric
-    probe = fit_probe(*features, classes=request.classes, metric=metric, device=runtime.device)
-    return probe.validation[metric]
+    probes = fit_probes(*features, classes=request.classes, metric=metric, device=runtime.device)
+    return probes.best.validation[metric]
 
 
 def _some_rows(inputs: Inputs, seed: int) -> np.ndarray:

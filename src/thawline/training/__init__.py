@@ -10,7 +10,16 @@ from thawline.training.loop import class_weights, fit, predict
 from thawline.training.metrics import METRIC_DIRECTIONS, classification_metrics, confusion, per_class_scores, sign_of
 from thawline.training.mixing import depths_without_places
 from thawline.training.observation import Observation, Observer
-from thawline.training.probe import Features, Probe, features_at, fit_probe, head_features, keep_probe, probe_of_head
+from thawline.training.probe import (
+    Features,
+    Probe,
+    Probes,
+    features_at,
+    fit_probes,
+    head_features,
+    keep_probe,
+    probes_of_head,
+)
 from thawline.training.results import Decision, EpochResult, FitResult, Interrupted
 from thawline.training.runtime import (
     Runtime,
@@ -39,6 +48,7 @@ __all__ = [
     "Observation",
     "Observer",
     "Probe",
+    "Probes",
     "Runtime",
     "TextInputs",
     "Thawing",
@@ -52,7 +62,7 @@ __all__ = [
     "features_at",
     "fit",
     "fit_heads",
-    "fit_probe",
+    "fit_probes",
     "forget_peak_memory",
     "head_features",
     "is_out_of_memory",
@@ -64,7 +74,7 @@ __all__ = [
     "peak_memory",
     "per_class_scores",
     "predict",
-    "probe_of_head",
+    "probes_of_head",
     "runtime_for",
     "set_up_process",
     "sign_of",

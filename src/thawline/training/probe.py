@@ -7,8 +7,8 @@ al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distri
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +26,9 @@ from thawline.training.metrics import classification_metrics, sign_of
 from thawline.training.results import Decision, EpochResult, FitResult, fingerprint_of, fit_result
 from thawline.training.runtime import Runtime, random_states
 
-__all__ = ["Features", "Probe", "features_at", "fit_probe", "head_features", "keep_probe", "probe_of_head"]
+__all__ = ["Features", "Probe", "Probes", "features_at", "fit_probes", "head_features", "keep_probe", "probes_of_head"]
 
-PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 """Strengths of the L2 penalty that are tried, of the mean loss on standardised features; the strongest first, so that
 each fit begins near its end."""
 _PATIENCE = 2
@@ -48,9 +48,9 @@ class Features:
     """int64 ``[N]``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Probe:
-    """A linear classifier, the best of several penalties on validation."""
+    """A linear classifier of features."""
 
     weight: Tensor
     """float32 ``[classes, F]``, for features as they are."""
@@ -66,7 +66,7 @@ class Probe:
     """The lowest score that it gives a class of a training row."""
 
 
-def probe_of_head(
+def probes_of_head(
     backbone: Backbone,
     train: Inputs,
     validation: Inputs,
@@ -75,8 +75,8 @@ def probe_of_head(
     metric: str,
     runtime: Runtime,
     folder: Path,
-) -> Probe:
-    """A probe of what the backbone's head is given.
+) -> "Probes":
+    """Probes of what the backbone's head is given.
 
     Args:
         backbone: see :func:`head_features`.
@@ -90,7 +90,7 @@ def probe_of_head(
     head = backbone.module.get_submodule(backbone.head.name)
     classes = len(head.get_parameter("weight"))
     fitted, chosen = (head_features(backbone, each, runtime, config.batch_size, folder) for each in (train, validation))
-    return fit_probe(
+    return fit_probes(
         fitted,
         chosen,
         classes=classes,
@@ -206,52 +206,68 @@ def features_at(inputs: Inputs, runtime: Runtime, batch_size: int, folder: Path)
     return _collected(features, inputs, runtime, batch_size, folder, None)
 
 
-def fit_probe(
+def fit_probes(
     train: Features,
     validation: Features,
     *,
     classes: int,
-    metric: str,
     device: torch.device,
+    metric: str,
     class_weights: Tensor | None = None,
     bias: bool = True,
-    penalties: tuple[float, ...] = PENALTIES,
-) -> Probe:
-    """Fit a logistic regression for each penalty, and keep the one that is best on validation.
+    penalties: Sequence[float] = PENALTIES,
+) -> "Probes":
+    """Fit a logistic regression for each penalty.
 
     Full-batch L-BFGS on the mean cross-entropy over standardised features; mean and deviation are folded back into
-    weights and bias. Of equal values the one with the lower validation loss is kept.
+    weights and bias.
 
     Args:
         train: what is fitted.
         validation: what chooses the penalty.
         classes: number of classes.
-        metric: a key of ``METRIC_DIRECTIONS``.
         device: where to compute.
+        metric: that chooses, a key of ``METRIC_DIRECTIONS``.
         class_weights: of the loss, ``[classes]``.
         bias: whether the classifier may have one.
-        penalties: that are tried, in this order.
+        penalties: that are tried, falling. Those that are weaker than the best by more than two steps are not.
     """
-    problem = _Problem(train, classes, device, class_weights, bias=bias)
-    sign, best, since = sign_of(metric), None, 0
+    problem, probes = _Problem(train, classes, device, class_weights, bias=bias), Probes(metric, len(validation.labels))
     for penalty in penalties:
         weight, offset, training, lowest = problem.solve(penalty)
-        metrics = classification_metrics(
-            _logits(validation.values, weight, offset), torch.from_numpy(validation.labels)
-        )
-        probe = Probe(weight, offset, penalty, training, metrics, lowest)
-        if best is None or _rank(probe, metric, sign) > _rank(best, metric, sign):
-            best, since = probe, 0
-        else:
-            since += 1
-        if since >= _PATIENCE:
+        logits = _logits(validation.values, weight, offset)
+        measured = classification_metrics(logits, torch.from_numpy(validation.labels))
+        probes.fitted.append(Probe(weight, offset, penalty, training, measured, lowest))
+        if len(probes.fitted) > _PATIENCE + probes.fitted.index(probes.best):
             break
-    assert best is not None  # noqa: S101  there are penalties
-    return best
+    return probes
 
 
-def _rank(probe: Probe, metric: str, sign: int) -> tuple[float, float]:
-    return sign * probe.validation[metric], -probe.validation["loss"]
+@dataclass(frozen=True)
+class Probes:
+    """Probes of the same features, from the strongest penalty to the weakest."""
+
+    metric: str
+    rows: int
+    """Number of validation rows."""
+    fitted: list[Probe] = field(default_factory=list)
+
+    @property
+    def best(self) -> Probe:
+        """The best on validation; of equal ones that with the lower loss."""
+        sign = sign_of(self.metric)
+        return max(self.fitted, key=lambda probe: (sign * probe.validation[self.metric], -probe.validation["loss"]))
+
+    @property
+    def start(self) -> Probe:
+        """The one of the strongest penalty whose accuracy is within a standard error of the best one's.
+
+        The rule is that of Breiman et al., "Classification and Regression Trees", 1984. A head that fits the training
+        rows without an error leaves no gradient to learn from: trials that begin with this one end higher (ADR 22).
+        """
+        accuracy = self.best.validation["accuracy"]
+        enough = accuracy - (accuracy * (1 - accuracy) / self.rows) ** 0.5
+        return next(probe for probe in self.fitted if probe.validation["accuracy"] >= enough)
 
 
 class _Problem:

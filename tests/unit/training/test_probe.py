@@ -16,14 +16,14 @@ from thawline.training import (
     Hyperparameters,
     Runtime,
     features_at,
-    fit_probe,
+    fit_probes,
     head_features,
     keep_probe,
     load_checkpoint,
     load_model,
     predict,
     probe,
-    probe_of_head,
+    probes_of_head,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,7 +67,7 @@ def scores(features: Features, found: probe.Probe) -> np.ndarray:
 @pytest.mark.parametrize("penalty", [1.0, 0.03])
 def test_it_is_the_logistic_regression_of_scikit_learn(penalty: float) -> None:
     train, validation = made(200, 1), made(300, 2)
-    found = fit_probe(train, validation, classes=CLASSES, metric="accuracy", device=CPU, penalties=(penalty,))
+    found = fit_probes(train, validation, classes=CLASSES, metric="accuracy", device=CPU, penalties=(penalty,)).best
 
     scaler = StandardScaler().fit(train.values)
     peer = LogisticRegression(C=1 / (penalty * len(train.labels)), max_iter=5000, tol=1e-8)
@@ -81,27 +81,39 @@ def test_it_is_the_logistic_regression_of_scikit_learn(penalty: float) -> None:
 def test_the_penalty_is_the_one_that_is_best_on_validation() -> None:
     train, validation = made(40, 1, noise=3.0), made(2000, 2, noise=3.0)
     values = {
-        penalty: fit_probe(
+        penalty: fit_probes(
             train, validation, classes=CLASSES, metric="loss", device=CPU, penalties=(penalty,)
-        ).validation["loss"]
+        ).best.validation["loss"]
         for penalty in (1.0, 0.1, 0.0001)
     }
-    found = fit_probe(train, validation, classes=CLASSES, metric="loss", device=CPU, penalties=tuple(values))
+    found = fit_probes(train, validation, classes=CLASSES, metric="loss", device=CPU, penalties=tuple(values)).best
     assert found.penalty == min(values, key=values.__getitem__)
     assert values[found.penalty] < values[0.0001]
+
+
+def test_training_begins_with_the_strongest_penalty_that_is_as_good_as_the_best_but_for_chance() -> None:
+    train, validation = made(60, 1), made(200, 2)
+    probes = fit_probes(train, validation, classes=CLASSES, metric="accuracy", device=CPU)
+    best, start = probes.best.validation["accuracy"], probes.start.validation["accuracy"]
+    error = (best * (1 - best) / 200) ** 0.5
+    assert start >= best - error
+    assert probes.start.penalty >= probes.best.penalty
+    stronger = [each for each in probes.fitted if each.penalty > probes.start.penalty]
+    assert all(each.validation["accuracy"] < best - error for each in stronger)
+    assert probes.start.training["loss"] > probes.fitted[-1].training["loss"]  # there is something left to learn
 
 
 def test_features_that_do_not_fit_in_memory_give_the_same_probe(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     train, validation = made(200, 1), made(50, 2)
-    whole = fit_probe(train, validation, classes=CLASSES, metric="accuracy", device=CPU)
+    whole = fit_probes(train, validation, classes=CLASSES, metric="accuracy", device=CPU).best
     monkeypatch.setattr(probe, "_IN_MEMORY", 0)
     monkeypatch.setattr(probe, "_CHUNK", 4 * 8 * 30)
     rows = Rows(torch.from_numpy(train.values), train.labels, boundary=1)
     on_disk = features_at(rows, RUNTIME, 16, tmp_path)
     assert isinstance(on_disk.values, np.memmap)
-    parts = fit_probe(on_disk, validation, classes=CLASSES, metric="accuracy", device=CPU)
+    parts = fit_probes(on_disk, validation, classes=CLASSES, metric="accuracy", device=CPU).best
     np.testing.assert_allclose(scores(validation, parts), scores(validation, whole), atol=1e-2)
     assert list(tmp_path.iterdir()) == []  # the file has no name
 
@@ -112,7 +124,7 @@ def test_a_feature_that_is_always_the_same_and_a_class_that_is_missing_do_no_har
     there = train.labels != 2
     few = Features(np.hstack([train.values, constant])[there], train.labels[there])
     more = Features(np.hstack([validation.values, constant[:50]]), validation.labels)
-    found = fit_probe(few, more, classes=CLASSES, metric="accuracy", device=CPU)
+    found = fit_probes(few, more, classes=CLASSES, metric="accuracy", device=CPU).best
     assert torch.isfinite(found.weight).all()
     assert scores(more, found)[:, 2].max() < 0.1
 
@@ -124,9 +136,9 @@ def test_balanced_class_weights_find_more_of_the_rare_class() -> None:
     weights = torch.tensor([10.0, 1.0, 1.0])
     recalls = []
     for given in (None, weights):
-        found = fit_probe(
+        found = fit_probes(
             rare, validation, classes=CLASSES, metric="accuracy", device=CPU, class_weights=given, penalties=(0.01,)
-        )
+        ).best
         recalls.append(float((scores(validation, found).argmax(1) == 0)[validation.labels == 0].mean()))
     assert recalls[1] > recalls[0] + 0.1
 
@@ -138,7 +150,9 @@ def test_the_probe_of_a_head_is_what_the_network_then_answers(name: str, tmp_pat
     images += torch.from_numpy(labels).view(-1, 1, 1, 1) * 2.0  # so that there is something to learn
     inputs = Rows(images, labels)
     config = TrainConfig(batch_size=8)
-    found = probe_of_head(backbone, inputs, inputs, config=config, metric="accuracy", runtime=RUNTIME, folder=tmp_path)
+    found = probes_of_head(
+        backbone, inputs, inputs, config=config, metric="accuracy", runtime=RUNTIME, folder=tmp_path
+    ).best
     assert found.validation["accuracy"] > 0.6
 
     features = head_features(backbone, inputs, RUNTIME, 8, tmp_path)
@@ -165,7 +179,9 @@ def test_it_is_kept_as_a_checkpoint_that_restores_the_network(tmp_path: Path) ->
     backbone = backbones.create(name, num_classes=CLASSES, weights="none", image_size=32, seed=1)
     inputs = Rows(torch.randn(12, 3, 32, 32), np.arange(12) % CLASSES)
     config = TrainConfig(batch_size=4)
-    found = probe_of_head(backbone, inputs, inputs, config=config, metric="accuracy", runtime=RUNTIME, folder=tmp_path)
+    found = probes_of_head(
+        backbone, inputs, inputs, config=config, metric="accuracy", runtime=RUNTIME, folder=tmp_path
+    ).best
     folder = CheckpointFolder(tmp_path / "trial", keep=1, maximise=True)
     keep_probe(
         backbone,
@@ -224,9 +240,9 @@ def test_a_head_without_a_bias_gets_a_probe_without_one(tmp_path: Path) -> None:
     assert isinstance(head, nn.Linear)
     head.register_parameter("bias", None)
     inputs = Rows(torch.randn(12, 3, 32, 32), np.arange(12) % CLASSES)
-    found = probe_of_head(
+    found = probes_of_head(
         backbone, inputs, inputs, config=TrainConfig(), metric="accuracy", runtime=RUNTIME, folder=tmp_path
-    )
+    ).best
     assert not found.bias.any()
     assert found.weight.any()
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +48,10 @@ HEAD_RATE = 3e-3
 SHARES = (0.0, 1 / 3, 2 / 3, 1.0)
 HEADS = ("fresh", "probe", "strong")
 """``strong``: the probe of the strongest penalty whose validation accuracy is within one standard error of the best."""
+
+
+Table = dict[tuple[str, int], dict[tuple[float, float, str, str], float]]
+"""Of each task and seed the best accuracy of each (share, rate, policy, head)."""
 
 
 @dataclass(frozen=True)
@@ -273,6 +278,89 @@ def lines_of(path: Path) -> list[dict]:  # type: ignore[type-arg]
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def read(lines: list[dict]) -> None:  # type: ignore[type-arg]
+    """Print what the table says of heads, of the probes as a forecast, and of points to begin with."""
+    probes = {(line["task"], line["seed"]): line for line in lines if line["kind"] == "probe"}
+    trials: dict[tuple[str, int], dict[tuple[float, float, str, str], float]] = defaultdict(dict)
+    for line in lines:
+        if line["kind"] == "trial":
+            share = min(SHARES, key=lambda share: abs(share * line["deepest"] - line["depth"]))
+            point = (round(share, 2), line["rate"], line["policy"], line["head"])
+            trials[line["task"], line["seed"]][point] = max(line["values"])
+    _read_heads(trials, probes)
+    _read_curves(lines, trials, probes)
+    _read_portfolio(trials)
+
+
+def _read_heads(trials: Table, probes: dict[tuple[str, int], dict]) -> None:  # type: ignore[type-arg]
+    print("| task | seeds | probe | best trial | mean of all points |")
+    print(f"|---|---|---|{' / '.join(HEADS)}|{' / '.join(HEADS)}|")
+    for task in sorted({task for task, _ in trials}):
+        runs = [(probes[key]["probe"][1], values) for key, values in trials.items() if key[0] == task]
+        shown = []
+        for summed in (max, np.mean):
+            for head in HEADS:
+                found = []
+                for _, values in runs:
+                    common = {point[:3] for point in values}
+                    own = [values[(*point, head)] for point in common if (*point, head) in values]
+                    found.append(float(summed(own)) if len(own) == len(common) else np.nan)
+                shown.append("-" if np.isnan(found).all() else f"{np.nanmean(found):.3f}")
+        probe = np.mean([value for value, _ in runs])
+        print(f"| {task} | {len(runs)} | {probe:.3f} | {' / '.join(shown[:3])} | {' / '.join(shown[3:])} |")
+
+
+def _read_curves(lines: list[dict], trials: Table, probes: dict[tuple[str, int], dict]) -> None:  # type: ignore[type-arg]
+    print("\n| task | seed | best depth by probe | best depth by trials | within one group |\n|---|---|---|---|---|")
+    hits = []
+    for (task, seed), probe in probes.items():
+        best: dict[int, float] = {}
+        for line in lines:
+            if (line["task"], line["seed"], line["kind"]) == (task, seed, "trial"):
+                best[line["depth"]] = max(best.get(line["depth"], 0.0), *line["values"])
+        curve = {int(depth): value for depth, value in probe["curve"].items()}
+        if len(curve) < 2 or (task, seed) not in trials:
+            continue
+        foretold, found = (max(each, key=lambda depth: (each[depth], depth)) for each in (curve, best))
+        hits.append(abs(foretold - found) <= 1)
+        print(f"| {task} | {seed} | {foretold} | {found} of {probe['deepest']} | {hits[-1]} |")
+    print(f"\n{sum(hits)} of {len(hits)} within one group\n")
+
+
+def _read_portfolio(trials: Table, head: str = "strong", most: int = 6) -> None:
+    """Greedy: the point after which the others' mean regret is the smallest, again and again."""
+    tables = {key: {p[:3]: v for p, v in values.items() if p[3] == head} for key, values in trials.items()}
+    points = sorted(set.intersection(*(set(table) for table in tables.values())))
+
+    def chosen(keys: list[tuple[str, int]]) -> list[tuple[float, float, str]]:
+        # Each task counts as much, however many seeds it has.
+        weight = {key: 1 / sum(other[0] == key[0] for other in keys) for key in keys}
+        order: list[tuple[float, float, str]] = []
+        for _ in range(most):
+            rest = [point for point in points if point not in order]
+
+            def loss(point: tuple[float, float, str], order: list[tuple[float, float, str]] = order) -> float:
+                regrets = (
+                    weight[key] * (max(tables[key].values()) - max(tables[key][p] for p in [*order, point]))
+                    for key in keys
+                )
+                return sum(regrets)
+
+            order.append(min(rest, key=loss))
+        return order
+
+    print("| task left out | regret after 1 … 6 points (accuracy, mean of seeds) |\n|---|---|")
+    every = list(tables)
+    for task in sorted({task for task, _ in every}):
+        order = chosen([key for key in every if key[0] != task])
+        own = [tables[key] for key in every if key[0] == task]
+        regrets = [
+            np.mean([max(t.values()) - max(t[p] for p in order[:count]) for t in own]) for count in range(1, most + 1)
+        ]
+        print(f"| {task} | {' '.join(f'{regret:.3f}' for regret in regrets)} |")
+    print("\nFrom all tasks:", ", ".join(f"({share:g}, {rate:g}, {policy})" for share, rate, policy in chosen(every)))
+
+
 def main() -> None:
     """Measure, or read what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -292,11 +380,6 @@ def main() -> None:
         measure(options)
     else:
         read(lines_of(options.out))
-
-
-def read(lines: list[dict]) -> None:  # type: ignore[type-arg]
-    """Print the tables."""
-    raise NotImplementedError
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from thawline.reports import (
 )
 from thawline.search import Note, Prepared, Recorder, SearchOutcome, Study, TrialRecord, emit
 from thawline.search.prepare import image_preprocessing
+from thawline.search.probing import ProbeFile
 from thawline.search.recorder import REPORT
 from thawline.search.soup import is_kept, kept_soup
 from thawline.search.study import load_importances, load_records
@@ -133,6 +134,7 @@ def write_report(name: str, out: Path, *, home: Path, storage: str | None, track
             "trials": points,
             "created": _now(),
             "importance": importance,
+            "probe_curves": report.probe_curves | _part("probe curve", lambda: _probe_curves(home, name, records), {}),
             "curves": _curves(home, name, records) or report.curves,
         }
     )
@@ -180,6 +182,7 @@ def _gather(
         created=_now(),
         layer_groups=_part("layer groups", lambda: _layer_groups(prepared), {}),
         costs=recorder.costs,
+        probe_curves=_part("probe curve", lambda: _probe_curves(recorder.store.home, study.name, outcome.records), {}),
         curves=_curves(recorder.store.home, study.name, outcome.records),
         importance=_part("importance", study.importances, {}),
         test=test.predictions,
@@ -228,6 +231,9 @@ def _registered(prepared: Prepared, recorder: Recorder, outcome: SearchOutcome, 
 def _point(record: TrialRecord) -> TrialPoint:
     result, hyperparameters = record.result, record.hyperparameters.as_dict()
     own = {name: hyperparameters.pop(name) for name in ("backbone", "freeze_depth", "learning_rate")}
+    if record.hyperparameters.is_probe:
+        # Of what trials are trained with, it has nothing.
+        own, hyperparameters = own | {"learning_rate": None}, {"policy": hyperparameters["policy"]}
     return TrialPoint(
         number=record.number,
         state=record.state,
@@ -260,13 +266,22 @@ def _test(prepared: Prepared, outcome: SearchOutcome, best: TrialRecord) -> _Tes
 
 
 def _curves(home: Path, study: str, records: Sequence[TrialRecord]) -> tuple[LearningCurve, ...]:
-    """Of the best trials, those whose history lies here."""
+    """Of the best trials that have epochs, which a linear probe has not, those whose history lies here."""
     curves: list[LearningCurve] = []
     for record in records:
+        if record.hyperparameters.is_probe:
+            continue
         file = trial_folder(home, study, record.number) / "history.csv"
         if record.value is not None and file.exists() and len(curves) < _CURVES:
             curves.append(LearningCurve(trial=record.number, metrics=_columns(file)))
     return tuple(curves)
+
+
+def _probe_curves(home: Path, study: str, records: Sequence[TrialRecord]) -> dict[str, dict[int, float]]:
+    """What linear probes reach by freeze depth, of each backbone whose probes were fitted here."""
+    names = dict.fromkeys(record.hyperparameters.backbone for record in records)
+    found = {name: ProbeFile.read(ProbeFile.path(home, study, name)) for name in names}
+    return {name: probes.curve for name, probes in found.items() if probes is not None and probes.curve}
 
 
 def _columns(file: Path) -> dict[str, tuple[float | None, ...]]:

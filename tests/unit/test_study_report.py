@@ -1,5 +1,6 @@
 """What the report of a study records beside its page: mistakes, answers and features, of images and of texts."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +16,22 @@ from thawline.backbones import create
 from thawline.config import SearchConfig
 from thawline.drift.check import catch_features
 from thawline.reports import worst_mistakes
-from thawline.study_report import _answers, _explanations, _record_features, _sheet, _Test
+from thawline.search import TrialRecord
+from thawline.search.probing import ProbeFile
+from thawline.search.trial import trial_folder
+from thawline.study_report import (
+    _answers,
+    _curves,
+    _explanations,
+    _point,
+    _probe_curves,
+    _record_features,
+    _sheet,
+    _Test,
+)
 from thawline.testing import MemoryTracker
 from thawline.tracking.media import Embedding, Image, Predictions, Table
+from thawline.training import Hyperparameters, Probe
 
 CLASSES = ("ham", "spam")
 TEXTS = ["see you", "win\n\n£1000 now", "a long text " + "that goes on " * 20]
@@ -73,6 +87,39 @@ def test_the_worst_mistakes_are_a_sheet_of_pictures_or_a_table_of_texts(images: 
     }
 
 
+def record(number: int, hyperparameters: Hyperparameters, value: float) -> TrialRecord:
+    return TrialRecord(number, "complete", hyperparameters, value, None)
+
+
+TRAINED = Hyperparameters("resnet18", 3, 1e-3, 0.01, 10.0, "adamw")
+PROBE = Hyperparameters("resnet18", 5, 0.0, 0.0, 1.0, "adamw", policy="probe")
+
+
+def test_a_linear_probe_is_a_point_without_a_learning_rate_and_without_what_only_training_has() -> None:
+    trained, probe = _point(record(1, TRAINED, 0.9)), _point(record(0, PROBE, 0.8))
+    assert (trained.learning_rate, trained.others["weight_decay"], trained.is_probe) == (1e-3, 0.01, False)
+    assert (probe.learning_rate, probe.others, probe.is_probe) == (None, {"policy": "probe"}, True)
+    assert (probe.freeze_depth, probe.value) == (5, 0.8)
+
+
+def test_a_linear_probe_has_no_learning_curve(tmp_path: Path) -> None:
+    for number in (0, 1):
+        folder = trial_folder(tmp_path, "pets", number)
+        folder.mkdir(parents=True)
+        (folder / "history.csv").write_text("epoch,val/accuracy\n1,0.5\n", encoding="utf-8")
+    curves = _curves(tmp_path, "pets", [record(0, PROBE, 0.8), record(1, TRAINED, 0.9)])
+    assert [(curve.trial, curve.metrics) for curve in curves] == [(1, {"val/accuracy": (0.5,)})]
+
+
+def test_the_probe_curve_is_read_from_what_is_kept_of_each_backbone(tmp_path: Path) -> None:
+    records = [record(0, PROBE, 0.8), record(1, TRAINED, 0.9), record(2, replace(PROBE, backbone="resnet34"), 0.7)]
+    assert _probe_curves(tmp_path, "pets", records) == {}
+    head = Probe(torch.zeros(2, 4), torch.zeros(2), 0.1, {"loss": 0.5}, {"loss": 0.6}, 0.0)
+    for backbone, curve in (("resnet18", {3: 0.7, 5: 0.8}), ("resnet34", {})):
+        ProbeFile(head=head, start=head, seconds=1.0, curve=curve).write(ProbeFile.path(tmp_path, "pets", backbone), {})
+    assert _probe_curves(tmp_path, "pets", records) == {"resnet18": {3: 0.7, 5: 0.8}}
+
+
 def test_nothing_is_explained_of_texts(texts: _Test) -> None:
     backbone: Any = None  # is not asked
     assert _explanations(backbone, texts) == ()
@@ -111,7 +158,7 @@ def test_features_of_texts_are_what_the_head_is_given_beside_their_beginnings(
     prepared: Any = SimpleNamespace(
         config=config, manifest=SimpleNamespace(classes=CLASSES), inputs={backbone.name: Path("tokens")}
     )
-    recorder: Any = SimpleNamespace(tracker=tracker)
+    recorder: Any = SimpleNamespace(tracker=tracker, store=SimpleNamespace(home=tmp_path))
     _record_features(prepared, recorder, backbone, texts)
     ((name, embedding, _),) = tracker.media
     assert name == "features"

@@ -88,7 +88,7 @@ def render(report: StudyReport, figures: Mapping[str, Figure | None] | None = No
         compared=_compared(comparisons, several=len(tried) > 1),
         notes=_notes(report, best, noun),
         figures=drawn,
-        backbones=[_drawn(backbone, drawn) for backbone in tried],
+        backbones=[_drawn(backbone, drawn, report) for backbone in tried],
         tried=[_outcome(backbone) for backbone in tried] if len(tried) > 1 else [],
         leaderboard=_leaderboard(report),
         test=_test(report.test, noun) if report.test else None,
@@ -112,7 +112,9 @@ def report_figures(report: StudyReport) -> dict[str, Figure | None]:
         surface, costs = surfaces.get(tried.figure("surface")), report.costs.get(tried.name, ())
         figures |= {
             tried.figure("surface"): response_surface(trials, surface, metric, deepest=deepest, backbone=title),
-            tried.figure("thaw_line"): thaw_line(trials, metric, deepest=deepest, backbone=title),
+            tried.figure("thaw_line"): thaw_line(
+                trials, metric, probes=report.probe_curves.get(tried.name, {}), deepest=deepest, backbone=title
+            ),
             tried.figure("time"): time_by_depth(trials, deepest=deepest, backbone=title),
             tried.figure("memory"): memory_by_depth(trials, costs, deepest=deepest, backbone=title),
         }
@@ -131,7 +133,7 @@ def report_surfaces(report: StudyReport) -> dict[str, Surface]:
     """The metric over freeze depth and learning rate, through the completed trials of each backbone.
 
     By the name of the figure that shows it, ``surface`` or ``surface/resnet18``. A backbone with too few trials is left
-    out; see :func:`~thawline.reports.fit_surface`.
+    out, and so are linear probes, which have no learning rate; see :func:`~thawline.reports.fit_surface`.
     """
     found = {tried.figure("surface"): _surface(tried) for tried in _tried(report)}
     return {name: surface for name, surface in found.items() if surface is not None}
@@ -178,11 +180,14 @@ def _tried(report: StudyReport) -> list[_Tried]:
 
 
 def _surface(tried: _Tried) -> Surface | None:
-    complete = [trial for trial in tried.trials if trial.state == "complete" and trial.value is not None]
-    if not complete:
+    points = [
+        (trial.freeze_depth, trial.learning_rate, trial.value)
+        for trial in tried.trials
+        if trial.state == "complete" and trial.learning_rate is not None and trial.value is not None
+    ]
+    if not points:
         return None
-    columns = zip(*((trial.freeze_depth, trial.learning_rate, trial.value) for trial in complete), strict=True)
-    depths, rates, values = map(np.array, columns)
+    depths, rates, values = map(np.array, zip(*points, strict=True))
     return fit_surface(depths, rates, values, deepest=tried.deepest or int(depths.max()))
 
 
@@ -233,12 +238,19 @@ def _headline(report: StudyReport, best: TrialPoint | None, comparisons: Sequenc
         return " ".join(["No trial has been completed, so nothing is known yet.", *why])
     backbone = f" of {backbones.label(best.backbone)}" if best.backbone else ""
     ahead = ", ".join(f"of {each.name} by {each.gain:.4f}" for each in comparisons)
+    what = (
+        f"The linear probe{backbone}"
+        if best.learning_rate is None
+        else f"Freeze depth {best.freeze_depth}{backbone} with learning rate {plain_rate(best.learning_rate)}"
+    )
+    frozen = (
+        "All layer groups are frozen; a linear head on their features is fitted to convergence."
+        if best.is_probe
+        else _frozen(report.layer_groups.get(best.backbone), best.freeze_depth)
+    )
     return (
-        f"Freeze depth {best.freeze_depth}{backbone} with learning rate {plain_rate(best.learning_rate)} is best: "
-        f"{_number(best.value)} validation {report.metric.replace('_', ' ')} in trial {best.number}"
-        f"{', the linear probe' if _is_probe(best) else ''}"
-        f"{f', ahead {ahead}' if ahead else ''}. "
-        f"{_frozen(report.layer_groups.get(best.backbone), best.freeze_depth)}"
+        f"{what} is best: {_number(best.value)} validation {report.metric.replace('_', ' ')} in trial {best.number}"
+        f"{f', ahead {ahead}' if ahead else ''}. {frozen}"
     )
 
 
@@ -261,7 +273,9 @@ def _cards(report: StudyReport, best: TrialPoint | None) -> list[_Card]:
         _Card(
             "Freeze depth", f"{best.freeze_depth}{f' of {deepest}' if deepest else ''}", backbones.label(best.backbone)
         ),
-        _Card("Learning rate", plain_rate(best.learning_rate), f"trial {best.number}"),
+        _Card("Head", "linear probe", f"trial {best.number}")
+        if best.is_probe
+        else _Card("Learning rate", _rate(best), f"trial {best.number}"),
         _Card(f"Validation {report.metric.replace('_', ' ')}", _number(best.value), _epoch(best)),
     ]
     if report.test:
@@ -279,7 +293,7 @@ def _cards(report: StudyReport, best: TrialPoint | None) -> list[_Card]:
 
 
 def _epoch(trial: TrialPoint) -> str:
-    if trial.best_epoch is None or trial.epochs is None:
+    if trial.best_epoch is None or trial.epochs is None or trial.is_probe:
         return ""
     return f"epoch {trial.best_epoch} of {trial.epochs}"
 
@@ -290,14 +304,18 @@ def _comparisons(report: StudyReport, best: TrialPoint | None) -> list[_Comparis
         return []
     deepest, others = _deepest(report, best), [trial for trial in report.trials if trial is not best]
     same = [trial for trial in others if trial.backbone == best.backbone]
-    alone = [trial for trial in same if trial.freeze_depth == deepest != best.freeze_depth and not _is_probe(trial)]
+    alone = (
+        [trial for trial in same if trial.freeze_depth == deepest and not trial.is_probe]
+        if best.is_probe or best.freeze_depth != deepest
+        else []
+    )
     candidates = [
         ("all other trials", others),
         ("other freeze depths", [trial for trial in same if trial.freeze_depth != best.freeze_depth]),
         ("the head alone", alone),
         ("full fine-tuning", [trial for trial in same if trial.freeze_depth == 0 != best.freeze_depth]),
         ("other backbones", [trial for trial in others if trial.backbone != best.backbone]),
-        ("the linear probe", [trial for trial in others if _is_probe(trial)]),
+        ("the linear probe", [trial for trial in others if trial.is_probe]),
     ]
     found = [(name, best_trial(trials, report.metric)) for name, trials in candidates]
     values: list[tuple[str, TrialPoint | None, float | None]] = [
@@ -313,10 +331,6 @@ def _comparisons(report: StudyReport, best: TrialPoint | None) -> list[_Comparis
     ]
 
 
-def _is_probe(trial: TrialPoint) -> bool:
-    return trial.others.get("policy") == "probe"
-
-
 def _compared(comparisons: Sequence[_Comparison], *, several: bool) -> dict[str, Any]:
     """The same as a table, which says whose freeze depth it is where there are several backbones."""
     columns = ["best of", "trial", *(["backbone"] if several else []), "freeze depth", "learning rate"]
@@ -326,7 +340,7 @@ def _compared(comparisons: Sequence[_Comparison], *, several: bool) -> dict[str,
             str(trial.number) if trial else "-",
             *([backbones.label(trial.backbone) if trial else "-"] if several else []),
             str(trial.freeze_depth) if trial else "-",
-            plain_rate(trial.learning_rate) if trial else "-",
+            _rate(trial) if trial else "-",
             _number(each.value),
             _number(each.gain),
         ]
@@ -357,25 +371,41 @@ def _outcome(tried: _Tried) -> list[str]:
     if best is None:
         return [tried.title, counted, "-", "-", "-", "-"]
     depth = f"{best.freeze_depth}{f' of {tried.deepest}' if tried.deepest else ''}"
-    return [tried.title, counted, _number(best.value), depth, plain_rate(best.learning_rate), str(best.number)]
+    return [tried.title, counted, _number(best.value), depth, _rate(best), str(best.number)]
 
 
-def _drawn(tried: _Tried, figures: Mapping[str, Figure | None]) -> dict[str, Any]:
-    """A backbone with its own figures."""
+def _drawn(tried: _Tried, figures: Mapping[str, Figure | None], report: StudyReport) -> dict[str, Any]:
+    """A backbone with its own figures, and what their captions must explain."""
+    probes = [trial for trial in tried.trials if trial.is_probe]
+    mark = "star" if tried.best in probes else "diamond"
+    curve = [value for value in report.probe_curves.get(tried.name, {}).values() if value is not None]
     drawings = {kind: figures.get(tried.figure(kind)) for kind in ("surface", "thaw_line", "time", "memory")}
-    return {"title": tried.title, "groups": tried.groups, **drawings}
+    return {
+        "title": tried.title,
+        "groups": tried.groups,
+        "probed": bool(probes),
+        "probe_mark": mark if best_trial(probes, report.metric) else "",
+        "probe_curve": len(curve) > 1,  # a single point is the trial itself
+        **drawings,
+    }
 
 
 def _leaderboard(report: StudyReport) -> dict[str, Any]:
-    """Columns, and rows of a trial with its cells after its number; further hyperparameters only if they differ."""
+    """Columns, and rows of a trial with its cells after its number; further hyperparameters only if they differ.
+
+    A linear probe, which has few of them, makes none of them differ.
+    """
     sign = -sign_of(report.metric)
     ranked = sorted(
         report.trials,
         key=lambda trial: (_ORDER.index(trial.state), sign * (trial.value or 0.0), trial.number),
     )
     everything = [_settings(trial) for trial in report.trials]
+    trained = [each for each, trial in zip(everything, report.trials, strict=True) if not trial.is_probe]
     names = dict.fromkeys(name for each in everything for name in each)
-    varied = [name for name in names if len({each.get(name) for each in everything}) > 1]
+    varied = [
+        name for name in names if len({each.get(name) for each in (everything if name == "backbone" else trained)}) > 1
+    ]
     fixed = [("trial", True), ("state", False), (f"val/{report.metric}", True), ("freeze depth", True)]
     columns = [*fixed, ("learning rate", True), *((name.replace("_", " "), False) for name in varied)]
     rows = [
@@ -383,7 +413,7 @@ def _leaderboard(report: StudyReport) -> dict[str, Any]:
             trial.state,
             _number(trial.value),
             str(trial.freeze_depth),
-            plain_rate(trial.learning_rate),
+            _rate(trial),
             *(_cell(_settings(trial).get(name)) for name in varied),
             "-" if trial.epochs is None else str(trial.epochs),
             "-" if trial.seconds is None else f"{trial.seconds:.1f}",
@@ -457,6 +487,10 @@ def _percent(share: float) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _rate(trial: TrialPoint) -> str:
+    return "probe" if trial.learning_rate is None else plain_rate(trial.learning_rate)
 
 
 def _share(value: Any) -> str:

@@ -53,6 +53,7 @@ _BEST: dict[str, Any] = {
     "s": 170,
     "zorder": 5,
 }
+_PROBE = COLOURS[2]
 _DENSE = 400
 """Points above which a cloud is drawn as a picture, which no longer grows with their number."""
 _CURVES = 4
@@ -73,6 +74,8 @@ def response_surface(
 ) -> Figure | None:
     """The metric over freeze depth and learning rate: the fitted surface, and every trial where it was tried.
 
+    A linear probe has no learning rate, and so no place here.
+
     Args:
         trials: of one backbone.
         surface: of :func:`~thawline.reports.fit_surface`; without one the trials stand alone, coloured by value.
@@ -81,26 +84,30 @@ def response_surface(
         backbone: its name, if there are figures of several.
 
     Returns:
-        ``None`` if no trial was completed.
+        ``None`` if no trial with a learning rate was completed.
     """
-    complete, best = _complete(trials), best_trial(trials, metric)
+    rated = {trial.number: trial.learning_rate for trial in trials if trial.learning_rate is not None}
+    shown = [trial for trial in trials if trial.number in rated]
+    complete, best = _complete(shown), best_trial(shown, metric)
     if best is None:
         return None
+    of_shown = "best" if best == best_trial(trials, metric) else "best but for the probe"
     colours = _colours(_values(complete), surface, metric)
     with canvas(f"response-surface{_of(backbone)}", height=3.7) as drawn:
         axes = drawn.axes
         axes.grid(visible=False)
         if surface is not None:
             _draw_surface(axes, surface, colours)
-        _marks(axes, trials, lambda trial: trial.learning_rate)
-        depths, rates = zip(*((trial.freeze_depth, trial.learning_rate) for trial in complete), strict=True)
+        _marks(axes, shown, lambda trial: trial.learning_rate)
+        depths, rates = zip(*((trial.freeze_depth, rated[trial.number]) for trial in complete), strict=True)
         green = colours["cmap"](colours["norm"](_values(complete)))[:, 1]
         edges = np.where(green > 0.5, INK, "white")
         style: dict[str, Any] = {**_COMPLETE, **colours, "edgecolors": edges, "rasterized": len(complete) > _DENSE}
         cloud = axes.scatter(depths, rates, c=_values(complete), **style)
-        axes.scatter([best.freeze_depth], [best.learning_rate], label=f"best: trial {best.number}", **_BEST)
-        freeze_depth_axis(axes, [trial.freeze_depth for trial in trials], deepest)
-        learning_rate_axis(axes, [trial.learning_rate for trial in trials])
+        label = f"{of_shown}: trial {best.number}"
+        axes.scatter([best.freeze_depth], [rated[best.number]], label=label, **_BEST)
+        freeze_depth_axis(axes, [trial.freeze_depth for trial in shown], deepest)
+        learning_rate_axis(axes, list(rated.values()))
         if len(complete) > 1:
             bar = drawn.drawing.colorbar(cloud, ax=axes, extend="both", pad=0.02, aspect=30)
             bar.set_label(f"val/{metric}")
@@ -109,20 +116,26 @@ def response_surface(
     where = "" if surface is None else _peak(surface, metric)
     return Figure(
         drawn.svg,
-        f"Validation {_words(metric)}{_of(backbone)} over freeze depth and learning rate, {_counted(trials)}. "
-        f"Best: {best.value:.4f} at freeze depth {best.freeze_depth} and learning rate "
-        f"{plain_rate(best.learning_rate)}, trial {best.number}.{where}",
+        f"Validation {_words(metric)}{_of(backbone)} over freeze depth and learning rate, {_counted(shown)}. "
+        f"{of_shown.capitalize()}: {best.value:.4f} at freeze depth {best.freeze_depth} and learning rate "
+        f"{plain_rate(rated[best.number])}, trial {best.number}.{where}",
     )
 
 
 def thaw_line(
-    trials: Sequence[TrialPoint], metric: str, *, deepest: int | None = None, backbone: str = ""
+    trials: Sequence[TrialPoint],
+    metric: str,
+    *,
+    probes: Mapping[int, float | None] | None = None,
+    deepest: int | None = None,
+    backbone: str = "",
 ) -> Figure | None:
-    """The best value at each freeze depth, and every trial behind it.
+    """The best value at each freeze depth, and every trial behind it; beside it, what linear probes reach.
 
     Args:
         trials: of one backbone.
         metric: that the study optimises.
+        probes: the same metric of a linear probe behind the frozen layer groups, by freeze depth.
         deepest: number of layer groups, where it is known.
         backbone: its name, if there are figures of several.
 
@@ -133,30 +146,38 @@ def thaw_line(
     if best is None:
         return None
     at_depth = _best_at_depths(trials, metric)
+    curve = {
+        depth: value for depth, value in sorted((probes or {}).items()) if value is not None and np.isfinite(value)
+    }
     with canvas(f"thaw-line{_of(backbone)}", height=3.7) as drawn:
         axes = drawn.axes
-        complete = _complete(trials)
-        depths = np.array([trial.freeze_depth for trial in complete])
-        values = _values(complete)
-        aside = _aside(complete, {trial.number for trial in at_depth.values()})
-        axes.scatter(depths + aside, values, color=MAIN, alpha=0.45, rasterized=len(complete) > _DENSE, **_COMPLETE)
+        complete, upright = _complete(trials), {trial.number for trial in at_depth.values()}
+        trained = [trial for trial in complete if not trial.is_probe]
+        places, dense = _depths(trained) + _aside(trained, upright), len(trained) > _DENSE
+        axes.scatter(places, _values(trained), color=MAIN, alpha=0.45, rasterized=dense, **_COMPLETE)
         line = _values(at_depth.values())
         axes.plot(list(at_depth), line, color=MAIN, label="best at each depth")
         axes.scatter([best.freeze_depth], _values([best]), label=f"best: trial {best.number}", **_BEST)
+        _draw_probes(axes, [trial for trial in complete if trial.is_probe], curve)
         _marks(axes, trials, lambda trial: trial.value)
-        freeze_depth_axis(axes, [trial.freeze_depth for trial in trials], deepest)
+        freeze_depth_axis(axes, [*(trial.freeze_depth for trial in trials), *curve], deepest)
         axes.set_ylabel(f"val/{metric}")
-        _focus(axes, values, line, metric)
+        _focus(axes, _values(complete), line, metric, probes=np.array(list(curve.values())))
         _legend(axes)
-    listed = "; ".join(f"depth {depth}: {trial.value:.4f}" for depth, trial in at_depth.items())
+    listed = "; ".join(
+        f"depth {depth}: {trial.value:.4f}{' (the linear probe)' if trial.is_probe else ''}"
+        for depth, trial in at_depth.items()
+    )
+    reached = ", ".join(f"{value:.4f} at depth {depth}" for depth, value in curve.items())
     return Figure(
         drawn.svg,
-        f"Best validation {_words(metric)}{_of(backbone)} at each freeze depth, {_counted(trials)}. {listed}.",
+        f"Best validation {_words(metric)}{_of(backbone)} at each freeze depth, {_counted(trials)}. {listed}."
+        f"{f' Linear probes on the frozen features alone reach {reached}.' if reached else ''}",
     )
 
 
 def time_by_depth(trials: Sequence[TrialPoint], *, deepest: int | None = None, backbone: str = "") -> Figure | None:
-    """Seconds of an epoch at each freeze depth, as they were measured.
+    """Seconds of an epoch at each freeze depth, as they were measured; a linear probe has no epochs.
 
     Args:
         trials: of one backbone.
@@ -166,7 +187,11 @@ def time_by_depth(trials: Sequence[TrialPoint], *, deepest: int | None = None, b
     Returns:
         ``None`` if no trial's time is known.
     """
-    points = [(trial.freeze_depth, trial.seconds / trial.epochs) for trial in trials if trial.seconds and trial.epochs]
+    points = [
+        (trial.freeze_depth, trial.seconds / trial.epochs)
+        for trial in trials
+        if trial.seconds and trial.epochs and not trial.is_probe
+    ]
     return _by_depth(
         ("time-by-depth", "seconds of an epoch", "median"), _medians(points), points, deepest=deepest, backbone=backbone
     )
@@ -179,7 +204,7 @@ def memory_by_depth(
     deepest: int | None = None,
     backbone: str = "",
 ) -> Figure | None:
-    """Memory of training at each freeze depth: as computed beforehand, and as measured.
+    """Memory of training at each freeze depth: as computed beforehand, and as measured; a linear probe is not trained.
 
     Args:
         trials: of one backbone.
@@ -190,7 +215,9 @@ def memory_by_depth(
     Returns:
         ``None`` if neither is known.
     """
-    points = [(trial.freeze_depth, trial.memory_bytes / 1e9) for trial in trials if trial.memory_bytes]
+    points = [
+        (trial.freeze_depth, trial.memory_bytes / 1e9) for trial in trials if trial.memory_bytes and not trial.is_probe
+    ]
     computed = {cost.freeze_depth: cost.memory_bytes / 1e9 for cost in costs}
     kind = "computed" if computed else "median"
     bars = computed or _medians(points)
@@ -293,12 +320,28 @@ def _draw_surface(axes: "Axes", surface: Surface, colours: Mapping[str, Any]) ->
     axes.contour(surface.depths, 10**surface.log_rates, area, levels=levels, colors="white", linewidths=0.3)
 
 
+def _draw_probes(axes: "Axes", probes: Sequence[TrialPoint], curve: Mapping[int, float]) -> None:
+    """The trials that are linear probes, and what probes reach at the other depths: one thing in the legend."""
+    style: dict[str, Any] = {"color": _PROBE, "label": "linear probe", "zorder": 4}
+    if curve:
+        axes.plot(
+            list(curve), list(curve.values()), linewidth=0.8, marker="D", markersize=3, markeredgewidth=0, **style
+        )
+        style["label"] = ""
+    if probes:
+        axes.scatter(_depths(probes), _values(probes), marker="D", s=14, linewidths=0, **style)
+
+
 def _complete(trials: Sequence[TrialPoint]) -> list[TrialPoint]:
     return [trial for trial in trials if trial.state == "complete" and trial.value is not None]
 
 
 def _values(trials: Iterable[TrialPoint]) -> np.ndarray:
     return np.array([trial.value for trial in trials], dtype=float)
+
+
+def _depths(trials: Sequence[TrialPoint]) -> np.ndarray:
+    return np.array([trial.freeze_depth for trial in trials], dtype=float)
 
 
 def _best(trials: Sequence[TrialPoint], metric: str) -> TrialPoint | None:
@@ -377,20 +420,31 @@ def _marks(
                 label = ""
 
 
-def _focus(axes: "Axes", values: np.ndarray, always: np.ndarray, metric: str) -> None:
-    """Leave out, with a word, values so bad that nothing could be told apart among the good ones (Tukey's fence)."""
-    first, third = np.quantile(values, [0.25, 0.75])
+def _focus(
+    axes: "Axes", values: np.ndarray, always: np.ndarray, metric: str, *, probes: np.ndarray | None = None
+) -> None:
+    """Leave out, with a word, values so bad that nothing could be told apart among the good ones (Tukey's fence).
+
+    Args:
+        axes: to set.
+        values: of trials, at least one.
+        always: those that are shown whatever they are.
+        metric: that they are of.
+        probes: of the curve of probes, whose ends may be far from any trial.
+    """
+    everything = values if probes is None else np.append(values, probes)
+    first, third = np.quantile(everything, [0.25, 0.75])
     fence = max(3 * (third - first), 0.05 * abs(third))  # most values may be the same
-    keep = np.append(values[(values >= first - fence) & (values <= third + fence)], always)
+    keep = np.append(everything[(everything >= first - fence) & (everything <= third + fence)], always)
     low, high = float(keep.min()), float(keep.max())
     margin = 0.06 * (high - low) or 0.01
     axes.set_ylim(low - 1.5 * margin, high + margin)
-    outside = int(((values < low) | (values > high)).sum())
-    if outside:
+    kinds = {"trial": values, "probe": np.empty(0) if probes is None else probes}
+    outside = {kind: int(((of < low) | (of > high)).sum()) for kind, of in kinds.items()}
+    if any(outside.values()):
         side = "lower" if METRIC_DIRECTIONS[metric] == "maximize" else "higher"
-        axes.set_title(
-            f"{outside} trial{'s' if outside > 1 else ''} {side}, not shown", loc="right", weight="normal", color=FAINT
-        )
+        counted = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in outside.items() if count)
+        axes.set_title(f"{counted} {side}, not shown", loc="right", weight="normal", color=FAINT)
 
 
 def _whole_numbers(axes: "Axes") -> None:

@@ -69,7 +69,8 @@ class TrialPoint(_Value):
     number: int
     state: Literal["complete", "pruned", "failed", "running"]
     freeze_depth: int = Field(ge=0)
-    learning_rate: float = Field(gt=0)
+    learning_rate: float | None = Field(gt=0)
+    """``None`` of a linear probe, which has none."""
     value: Measured = None
     """Best validation value of the study's metric; of a pruned trial, the best before it was stopped."""
     backbone: str = ""
@@ -84,6 +85,17 @@ class TrialPoint(_Value):
     """Why it ended before its last epoch, or failed."""
     link: Address | None = None
     """Where its record can be seen."""
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether it is a linear probe, fitted to convergence, not trained."""
+        return self.others.get("policy") == "probe"
+
+    @model_validator(mode="after")
+    def _has_a_rate_if_it_is_trained(self) -> Self:
+        if self.is_probe != (self.learning_rate is None):
+            raise ValueError("has a learning rate, unless it is a linear probe (policy: probe), which has none")
+        return self
 
 
 class LearningCurve(_Value):
@@ -254,6 +266,9 @@ class StudyReport(_Value):
     """Of each backbone, the names of its layer groups from the input on."""
     costs: dict[str, tuple[DepthCost, ...]] = Field(default_factory=dict)
     """Of each backbone, what every freeze depth costs."""
+    probe_curves: dict[str, dict[int, Measured]] = Field(default_factory=dict)
+    """Of each backbone, the metric on validation of a linear probe behind so many frozen layer groups, by freeze depth;
+    of those depths whose activations were stored."""
     curves: tuple[LearningCurve, ...] = ()
     """Of a few trials, the best first."""
     importance: dict[str, float] = Field(default_factory=dict)

@@ -60,6 +60,35 @@ def trials() -> tuple[TrialPoint, ...]:
 
 
 @pytest.fixture(scope="session")
+def make_probe() -> Callable[..., TrialPoint]:
+    """A linear probe, trial 0 unless keywords say otherwise."""
+
+    def make(value: float | None = 0.8, **parts: Any) -> TrialPoint:
+        given: dict[str, Any] = {
+            "number": 0,
+            "state": "complete",
+            "freeze_depth": len(GROUPS),
+            "learning_rate": None,
+            "value": value,
+            "backbone": "resnet18",
+            "others": {"policy": "probe"},
+            "best_epoch": 1,
+            "epochs": 1,
+            "seconds": 3.0,
+            "memory_bytes": 9e9,
+        }
+        return TrialPoint(**(given | parts))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def probed(trials: tuple[TrialPoint, ...], make_probe: Callable[..., TrialPoint]) -> tuple[TrialPoint, ...]:
+    """The same with a linear probe as trial 0."""
+    return (make_probe(), *trials[1:])
+
+
+@pytest.fixture(scope="session")
 def make_predictions() -> Callable[..., Predictions]:
     """Predictions of ``examples`` in ``classes``; some nine in ten are right."""
 

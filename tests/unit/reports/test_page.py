@@ -6,7 +6,9 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from browsers import needs_browser, open_browser
 
@@ -19,6 +21,7 @@ from thawline.reports import (
     render,
     report_figures,
     report_surfaces,
+    surface_mesh,
     worst_mistakes,
 )
 from thawline.tracking.media import Figure, Predictions
@@ -84,6 +87,7 @@ def test_the_headline_says_what_won_and_by_how_much(report: StudyReport, page: P
 
 def test_the_result_stands_beside_the_linear_probe_and_the_majority_class(
     make_report: Callable[..., StudyReport],
+    make_probe: Callable[..., TrialPoint],
     trials: tuple[TrialPoint, ...],
     figures: dict[str, Figure | None],
     page: Page,
@@ -93,22 +97,83 @@ def test_the_result_stands_beside_the_linear_probe_and_the_majority_class(
     assert re.search(r"the majority class---0\.33330\.5\d+", text)
     assert "; majority class 0.3417" in text
     assert "linear probe" not in text
-    probe = TrialPoint(
-        number=18,
-        state="complete",
-        freeze_depth=5,
-        learning_rate=1e-3,
-        value=0.8,
-        backbone="resnet18",
-        others={"policy": "probe"},
-    )
+    probe = make_probe(0.8, number=18)
     text = words(Page(render(make_report(trials=(*trials, probe)), figures)).text)
     assert re.search(r", of the linear probe by 0\.\d+, of the majority class by 0\.5\d+\. ", text)
-    assert re.search(r"the linear probe1851e-30\.80000\.\d+ ?the majority class", text)
+    assert re.search(r"the linear probe185probe0\.80000\.\d+ ?the majority class", text)
     best = probe.model_copy(update={"value": 0.99})
-    assert "accuracy in trial 18, the linear probe, ahead of" in words(
-        Page(render(make_report(trials=(*trials, best)), figures)).text
-    )
+    text = words(Page(render(make_report(trials=(*trials, best)), figures)).text)
+    assert "The linear probe of resnet18 is best: 0.9900 validation accuracy in trial 18, ahead of all other" in text
+    assert re.search(r"of the head alone by 0\.\d+, of full fine-tuning by", text)
+    assert "All layer groups are frozen; a linear head on their features is fitted to convergence." in text
+    assert "Headlinear probetrial 18" in re.sub(r"(?<=\w) (?=Head)", "", text)
+    assert "with learning rate" not in text
+
+
+def test_the_leaderboard_names_the_probe_where_others_have_a_learning_rate(
+    make_report: Callable[..., StudyReport],
+    probed: tuple[TrialPoint, ...],
+    figures: dict[str, Figure | None],
+) -> None:
+    html = render(make_report(trials=probed), figures)
+    (row,) = re.findall(r'<tr><th scope="row" class="number">0</th>.*</tr>', html)
+    assert re.findall(r"<td[^>]*>(.*?)</td>", row) == ["complete", "0.8000", "5", "probe", "-", "1", "3.0", ""]
+    leaderboard = html[html.index('id="leaderboard"') :]
+    header = re.findall(r"<th scope=\"col\"[^>]*>(.*?)</th>", leaderboard)
+    assert "optimizer" in header
+    assert not {"policy", "weight decay"} & set(header), "no two trials that are trained differ in them"
+
+
+def test_the_captions_say_what_the_probe_and_its_line_are(
+    make_report: Callable[..., StudyReport],
+    make_probe: Callable[..., TrialPoint],
+    probed: tuple[TrialPoint, ...],
+    page: Page,
+) -> None:
+    def caption(**parts: Any) -> str:
+        return words(Page(render(make_report(**parts))).text)
+
+    line = "how far the frozen features at each depth go with a linear classifier alone."
+    left_out = "A linear probe has no learning rate and is not among them."
+    drawn = caption(trials=probed, probe_curves={"resnet18": {3: 0.7, 5: 0.8}})
+    assert line in drawn
+    assert left_out in drawn
+    for curves in ({}, {"resnet18": {5: 0.8}}):
+        alone = caption(trials=probed, probe_curves=curves)
+        assert line not in alone
+        assert "The diamond is the linear probe, a linear" in alone
+    assert "The star is the linear probe, a linear" in caption(trials=(make_probe(0.99), *probed[1:]))
+    assert line not in words(page.text)
+    assert left_out not in words(page.text)
+    assert "is the linear probe, a linear" not in words(page.text)
+
+
+def test_a_study_of_nothing_but_the_probe_has_a_page_and_no_figure_that_needs_learning_rates(
+    make_probe: Callable[..., TrialPoint],
+) -> None:
+    groups = {"resnet18": ("stem", "layer1", "layer2", "layer3", "layer4")}
+    for curves in ({}, {"resnet18": {2: 0.5, 5: 0.8}}):
+        report = StudyReport(
+            study="pets", metric="accuracy", trials=(make_probe(),), layer_groups=groups, probe_curves=curves
+        )
+        figures = report_figures(report)
+        assert {name for name, figure in figures.items() if figure} == {"thaw_line", "history"}
+        assert report_surfaces(report) == {}
+        page = Page(render(report, figures))
+        assert len(page.of("svg")) == 2
+        text = words(page.text)
+        assert "The linear probe of resnet18 is best: 0.8000 validation accuracy in trial 0. All layer" in text
+        assert "No trial has been completed" not in text
+        assert "epoch 1 of 1" not in text
+
+
+def test_the_response_surface_is_that_of_the_trials_with_a_learning_rate(
+    make_report: Callable[..., StudyReport], make_probe: Callable[..., TrialPoint], probed: tuple[TrialPoint, ...]
+) -> None:
+    plain = report_surfaces(make_report(trials=probed[1:]))["surface"]
+    with_probe = report_surfaces(make_report(trials=(make_probe(0.1), *probed[1:])))["surface"]
+    np.testing.assert_array_equal(with_probe.values, plain.values)
+    assert len(surface_mesh(with_probe).vertices) == len(surface_mesh(plain).vertices)
 
 
 def test_nothing_is_loaded_from_anywhere_and_only_links_lead_away(page: Page, html: str) -> None:

@@ -19,9 +19,13 @@ from thawline.reports import (
     thaw_line,
     time_by_depth,
 )
+from thawline.reports.drawing import COLOURS
 from thawline.tracking.media import Figure
 
 SVG = "{http://www.w3.org/2000/svg}"
+
+
+GREEN = COLOURS[2]
 
 
 def texts(figure: Figure | None) -> list[str]:
@@ -71,6 +75,67 @@ def test_the_thaw_line_is_the_best_completed_trial_at_each_depth() -> None:
     assert lowest is not None
     assert "depth 0: 0.7000" in lowest.alt
     assert "best: trial 0" in texts(lowest)
+
+
+def test_the_probe_curve_is_drawn_beside_the_thaw_line(
+    probed: tuple[TrialPoint, ...], make_probe: Callable[..., TrialPoint]
+) -> None:
+    probed = (make_probe(0.82), *probed[1:])
+    plain = thaw_line(probed[1:], "accuracy", deepest=5)
+    alone = thaw_line(probed, "accuracy", deepest=5)
+    both = thaw_line(probed, "accuracy", probes={5: 0.82, 3: 0.75, 2: float("nan"), 1: None}, deepest=5)
+    assert plain is not None
+    assert alone is not None
+    assert both is not None
+    assert "linear probe" not in texts(plain)
+    assert "linear probe" not in plain.alt
+    assert texts(alone).count("linear probe") == texts(both).count("linear probe") == 1
+    assert "depth 5: 0.8200 (the linear probe)." in alone.alt
+    assert "Linear probes" not in alone.alt
+    assert "Linear probes on the frozen features alone reach 0.7500 at depth 3, 0.8200 at depth 5." in both.alt
+    assert both.svg.count(GREEN) > alone.svg.count(GREEN) > plain.svg.count(GREEN) == 0
+
+
+def test_a_depth_that_only_a_probe_was_fitted_at_is_on_the_axis() -> None:
+    trials = [complete(0, 3, 1e-3, 0.7), complete(1, 5, 1e-4, 0.8)]
+    assert "1" not in texts(thaw_line(trials, "accuracy", deepest=5))
+    assert {"1", "2"} <= set(texts(thaw_line(trials, "accuracy", probes={1: 0.6, 5: 0.75}, deepest=5)))
+
+
+def test_a_probe_that_would_ruin_the_scale_is_left_out_with_a_word() -> None:
+    good = [complete(number, number % 3, 1e-3, 0.9 + 0.001 * number) for number in range(9)]
+    assert "1 probe lower, not shown" in texts(thaw_line(good, "accuracy", probes={1: 0.2, 2: 0.9}))
+    bad = [*good, complete(9, 2, 0.01, 0.1)]
+    assert "1 trial, 2 probes lower, not shown" in texts(thaw_line(bad, "accuracy", probes={0: 0.1, 1: 0.2, 2: 0.9}))
+
+
+def test_a_linear_probe_has_no_place_among_the_learning_rates(
+    trials: tuple[TrialPoint, ...], make_probe: Callable[..., TrialPoint]
+) -> None:
+    trained = trials[1:]
+    plain = response_surface(trained, None, "accuracy", deepest=5)
+    assert plain is not None
+    for probe in (make_probe(), make_probe(None, state="running"), make_probe(None, state="failed")):
+        assert response_surface((probe, *trained), None, "accuracy", deepest=5) == plain
+    best = response_surface((make_probe(0.99), *trained), None, "accuracy", deepest=5)
+    assert best is not None
+    star = next(text for text in texts(plain) if text.startswith("best: trial "))
+    assert star.replace("best", "best but for the probe") in texts(best)
+    assert "Best but for the probe: 0." in best.alt
+
+
+def test_a_linear_probe_is_in_the_history_but_has_no_time_and_no_memory_of_an_epoch(
+    probed: tuple[TrialPoint, ...], make_probe: Callable[..., TrialPoint]
+) -> None:
+    alone, trained = [make_probe()], probed[1:]
+    assert response_surface(alone, None, "accuracy") is None
+    assert time_by_depth(alone) is None
+    assert memory_by_depth(alone) is None
+    assert time_by_depth(probed) == time_by_depth(trained) is not None
+    assert memory_by_depth(probed) == memory_by_depth(trained) is not None
+    history = optimisation_history(probed, "accuracy")
+    assert history is not None
+    assert "0.8000 in trial 0" in history.alt
 
 
 def test_the_ends_of_the_depths_say_what_they_mean_where_it_is_known() -> None:

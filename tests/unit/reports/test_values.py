@@ -1,6 +1,7 @@
 """The values of a report: there and back as JSON, and filled from what the other parts of Thawline give."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,30 @@ def test_a_value_that_is_not_finite_is_no_value() -> None:
     assert trial.value is None
     assert trial.model_copy(update={"value": 0.0}).value == 0.0
     assert TrialPoint(number=0, state="pruned", freeze_depth=0, learning_rate=1e-3, value=0.0).value == 0.0
+
+
+def test_a_linear_probe_has_no_learning_rate_and_any_other_trial_has_one(make_probe: Callable[..., TrialPoint]) -> None:
+    report = StudyReport(study="pets", metric="loss", trials=(make_probe(),))
+    text = report.to_json()
+    assert json.loads(text)["trials"][0]["learning_rate"] is None
+    assert StudyReport.from_json(text) == report
+    for rate, policy in ((None, "static"), (1e-3, "probe"), (0.0, "probe")):
+        with pytest.raises(ValidationError, match=r"learning_rate|has a learning rate, unless it is a linear probe"):
+            make_probe(learning_rate=rate, others={"policy": policy})
+
+
+def test_a_probe_curve_comes_back_from_json_by_freeze_depth() -> None:
+    curves = {"resnet18": {2: 0.4, 5: 0.8}}
+    report = StudyReport(study="pets", metric="accuracy", trials=(), probe_curves=curves)
+    assert StudyReport.from_json(report.to_json()).probe_curves == curves
+
+
+def test_a_report_of_before_there_were_probes_still_loads(report: StudyReport) -> None:
+    old = json.loads(report.to_json())
+    del old["probe_curves"]
+    loaded = StudyReport.from_json(json.dumps(old))
+    assert loaded == report.model_copy(update={"test": loaded.test})
+    assert loaded.probe_curves == {}
 
 
 @pytest.mark.parametrize("link", ["javascript:alert(1)", "file:///etc/passwd", "data:text/html,x"])

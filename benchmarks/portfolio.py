@@ -289,7 +289,8 @@ def read(lines: list[dict]) -> None:  # type: ignore[type-arg]
             trials[line["task"], line["seed"]][point] = max(line["values"])
     _read_heads(trials, probes)
     _read_curves(lines, trials, probes)
-    _read_portfolio(trials)
+    for policies in (["static"], ["static", "gradual"]):
+        _read_portfolio(trials, policies)
 
 
 def _read_heads(trials: Table, probes: dict[tuple[str, int], dict]) -> None:  # type: ignore[type-arg]
@@ -327,10 +328,12 @@ def _read_curves(lines: list[dict], trials: Table, probes: dict[tuple[str, int],
     print(f"\n{sum(hits)} of {len(hits)} within one group\n")
 
 
-def _read_portfolio(trials: Table, head: str = "strong", most: int = 6) -> None:
+def _read_portfolio(trials: Table, policies: Sequence[str], head: str = "strong", most: int = 6) -> None:
     """Greedy: the point after which the others' mean regret is the smallest, again and again."""
     tables = {key: {p[:3]: v for p, v in values.items() if p[3] == head} for key, values in trials.items()}
-    points = sorted(set.intersection(*(set(table) for table in tables.values())))
+    whole = len(SHARES) * len(RATES) + len(RATES[1:]) + 1
+    tables = {key: table for key, table in tables.items() if len(table) >= whole}  # the others are unfinished
+    points = sorted(p for p in set.intersection(*(set(table) for table in tables.values())) if p[2] in policies)
 
     def chosen(keys: list[tuple[str, int]]) -> list[tuple[float, float, str]]:
         # Each task counts as much, however many seeds it has.

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kills"), pytest.mark.ti
 
 KILLS = 30
 OPTIONS = [
-    *("--trials", "14", "--epochs", "4", "--set", "study.retries=100"),
+    *("--trials", "15", "--epochs", "4", "--set", "study.retries=100"),
     *("--set", "space.freeze_depth=[3, 6]", "--set", "study.pruner_options={n_startup_trials: 2, n_warmup_steps: 1}"),
 ]
 

@@ -5,11 +5,11 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from faults import Search, facts
+from faults import Search, epochs_of, facts
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kills"), pytest.mark.timeout(600)]
 
-OPTIONS = ["--trials", "2", "--epochs", "2", "--set", "study.pruner=NopPruner", "--exact"]
+OPTIONS = ["--trials", "3", "--epochs", "2", "--set", "study.pruner=NopPruner", "--exact"]
 
 FAIL_ONCE = """
 from thawline import environment
@@ -44,6 +44,6 @@ def test_a_flow_that_prefect_tries_again_goes_on_in_the_same_study_and_runs(make
     assert ended.returncode == 0, ended.stderr
     assert facts(search.outcome()) == facts(expected)
     recorded = search.epochs()
-    assert recorded.keys() == {(trial, epoch) for trial in range(2) for epoch in (1, 2)}
+    assert recorded.keys() == epochs_of(3, 2)
     assert {key for key, times in recorded.items() if len(times) > 1} == set()
     assert len(search.store.client.search_model_versions("name = 'shapes'")) == 1

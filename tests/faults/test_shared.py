@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 import pytest
-from faults import Search, facts
+from faults import Search, epochs_of, facts
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("postgres"), pytest.mark.timeout(900)]
 
 OPTIONS = [
     *("--trials", "8", "--epochs", "3", "--exact", "--set", "study.pruner=NopPruner", "--set", "study.batch=1"),
-    # Points do not hang on results, so that it does not matter which search got which trial, and when.
+    # Points do not depend on results, so that it does not matter which search got which trial, and when.
     *("--set", "study.sampler=QMCSampler"),
 ]
 
@@ -32,7 +32,7 @@ def test_two_searches_share_a_study_on_postgresql_and_one_finishes_what_the_othe
     outcome = search.outcome()
     assert sorted(facts(outcome)) == sorted(facts(expected))
     recorded = search.epochs()
-    assert recorded.keys() == {(trial, epoch) for trial in range(8) for epoch in (1, 2, 3)}
+    assert recorded.keys() == epochs_of(8, 3)
     assert {key for key, times in recorded.items() if len(times) > 1} == set(), "an epoch is recorded twice"
     assert search.parent().info.status == "FINISHED"
     client = search.store.client

@@ -18,7 +18,7 @@ import psutil
 from thawline.config import with_driver
 from thawline.tracking import MlflowStore, connect
 
-__all__ = ["OPTIONS", "STUDY", "Life", "Search", "facts"]
+__all__ = ["OPTIONS", "STUDY", "Life", "Search", "epochs_of", "facts"]
 
 STUDY = "shapes"
 OPTIONS = [
@@ -36,6 +36,11 @@ OPTIONS = [
     *("--set", "tracking.system_metrics=false", "--set", "tracking.tensorboard=false"),
     *("--set", "tracking.observe=false", "--set", "tracking.report=false"),
 ]
+
+
+def epochs_of(trials: int, epochs: int) -> set[tuple[int, int]]:
+    """All (trial, epoch) of a search that prunes nothing; the first trial is the linear probe, and has one."""
+    return {(0, 1)} | {(trial, epoch) for trial in range(1, trials) for epoch in range(1, epochs + 1)}
 
 
 @dataclass

@@ -81,8 +81,8 @@ def thawline() -> Callable[..., Finished]:
 
 SEARCH = [
     *("--backbone", "mobilenet_v3_small", "--weights", "starter", "--image-size", "32"),
-    *("--trials", "5", "--epochs", "3", "--batch-size", "16", "--model", "shapes", "--study", "shapes"),
-    # The head alone and a grid, so that a hopeless trial is sure to come; the pruner judges after one of each.
+    *("--trials", "6", "--epochs", "3", "--batch-size", "16", "--model", "shapes", "--study", "shapes"),
+    # Head only and a grid, so that a hopeless trial is sure to come; the pruner judges after one of each.
     *("--set", "study.enqueue=[{freeze_depth: 6, learning_rate: 0.001}]", "--set", "study.sampler=GridSampler"),
     *("--set", "study.sampler_options={search_space: {freeze_depth: [4, 6], learning_rate: [0.00001, 0.01]}}"),
     *("--set", "study.pruner_options={n_startup_trials: 1, n_warmup_steps: 1}"),

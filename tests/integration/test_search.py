@@ -26,9 +26,32 @@ def trials(searched: Any) -> list[dict[str, Any]]:
 def test_the_search_ends_well_with_the_trials_that_were_asked_for(searched: Any) -> None:
     assert searched.result.code == 0, searched.result.err
     rows = trials(searched)
-    assert sorted(row["trial"] for row in rows) == [0, 1, 2, 3, 4]
+    assert sorted(row["trial"] for row in rows) == [0, 1, 2, 3, 4, 5]
     assert {row["freeze_depth"] for row in rows} == {4, 6}
     assert rows[0]["rank"] == 1
+
+
+def test_the_first_trial_is_a_linear_probe_that_no_trial_has_to_beat_for_the_search_to_end_with_a_good_model(
+    searched: Any, client: Any
+) -> None:
+    probe = next(row for row in trials(searched) if row["trial"] == 0)
+    assert (probe["policy"], probe["freeze_depth"], probe["learning_rate"]) == ("probe", 6, None)
+    assert (probe["state"], probe["epochs"]) == ("complete", 1)
+    assert trials(searched)[0]["value"] >= probe["value"] > 0.5
+    run = client.get_run(probe["run_id"])
+    assert run.data.params["policy"] == "probe"
+    assert "learning_rate" not in run.data.params
+    assert f"linear probe: val/accuracy {probe['value']:.4f}" in searched.result.err
+    assert run.data.metrics["best/accuracy"] == pytest.approx(probe["value"])
+
+
+def test_probes_behind_the_stored_layer_groups_are_in_mlflow_with_the_freeze_depth_as_the_step(
+    searched: Any, client: Any
+) -> None:
+    curve = client.get_metric_history(searched.result.json["run_id"], "probe/accuracy")
+    assert [point.step for point in curve] == sorted({point.step for point in curve})
+    assert curve[-1].step == 6
+    assert len(curve) > 1
 
 
 def test_a_bad_trial_was_pruned_before_its_last_epoch_and_none_failed(searched: Any) -> None:
@@ -58,7 +81,8 @@ def test_every_trial_is_a_child_run_and_pruned_ones_are_killed(searched: Any, cl
     statuses = {child.info.run_id: child.info.status for child in children}
     expected = {"complete": "FINISHED", "pruned": "KILLED"}
     assert statuses == {row["run_id"]: expected[row["state"]] for row in trials(searched)}
-    assert len({frozenset(child.data.params) for child in children}) == 1, "the same keys, or charts cannot compare"
+    keys = {frozenset(child.data.params) for child in children if child.data.params["policy"] != "probe"}
+    assert len(keys) == 1, "the same keys, or charts cannot compare"
 
 
 def test_the_parent_run_tells_what_would_reproduce_the_study(searched: Any, client: Any) -> None:
@@ -93,9 +117,8 @@ def test_prefect_holds_a_task_run_for_each_trial_and_both_artifacts(searched: An
     steps = {name.rpartition("-")[0] for name in names}
     assert {"read data", "check backbones", "prepare inputs", "register and judge", "promote"} <= steps
     for row in trials(searched):
-        name = next(
-            name for name in names if name.startswith(f"trial-{row['trial']:02d} depth={row['freeze_depth']} lr=")
-        )
+        what = "linear probe" if row["policy"] == "probe" else f"depth={row['freeze_depth']} lr="
+        name = next(name for name in names if name.startswith(f"trial-{row['trial']:02d} {what}"))
         assert states[name] == ("Pruned" if row["state"] == "pruned" else "Complete")
     assert {"leaderboard", "decision"} <= keys
 

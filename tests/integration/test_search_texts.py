@@ -35,7 +35,7 @@ def searched(shared: Path, encoder: str, home: Path, thawline: Callable[..., Any
     ]
     table = home.parent / "messages.tsv"
     table.write_bytes(b"\n".join([*chosen, b"ham\tcaf\xe9 at nine"]) + b"\n")
-    options = ["--backbone", encoder, "--max-length", "48", "--trials", "2", "--epochs", "2", "--batch-size", "8"]
+    options = ["--backbone", encoder, "--max-length", "48", "--trials", "3", "--epochs", "2", "--batch-size", "8"]
     settings = ["study.metric=macro_f1", "train.device=cpu", "train.precision=fp32", "train.policy=lp_ft"]
     settings += ["space.freeze_depth=[5,7]", "space.learning_rate=[0.0003,0.001]"]
     return thawline("search", table, *options, *(f"--set={each}" for each in settings), "--json", home=home)
@@ -48,8 +48,8 @@ def test_a_table_of_texts_becomes_a_champion_that_knows_them(searched: Any) -> N
     assert outcome["model"] == "messages"
     assert outcome["test"]["macro_f1"] > 0.8, "by chance it comes to 0.5"
     assert outcome["bad_files"] == {"messages.tsv:241": "the text is not UTF-8: byte 0xE9 at character 4"}
-    depths = [trial["freeze_depth"] for trial in sorted(outcome["trials"], key=lambda trial: int(trial["trial"]))]
-    assert depths[:2] == [7, 5], "the head alone, then as much as the space allows"
+    rows = sorted(outcome["trials"], key=lambda trial: int(trial["trial"]))
+    assert [(row["freeze_depth"], row["policy"]) for row in rows] == [(7, "probe"), (5, "lp_ft"), (5, "lp_ft")]
 
 
 def test_what_the_frozen_blocks_make_of_the_texts_is_stored(searched: Any, home: Path) -> None:

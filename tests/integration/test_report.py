@@ -176,7 +176,7 @@ def test_a_study_of_two_backbones_shows_and_records_the_thaw_line_of_each(
     )
     ended = thawline(
         *("search", draw_pictures(tmp_path / "shapes", 12), "--recipe", tmp_path / "two.yaml"),
-        *("--trials", "2", "--study", "two", "--json"),
+        *("--trials", "6", "--study", "two", "--json"),
         home=tmp_path / "home",
     )
     assert ended.code == 0, ended.err

@@ -36,6 +36,7 @@ def search_until(line_start: str, data: Path, environment: dict[str, str]) -> It
         for line in process.stderr:
             seen.append(line)
             if line[9:].startswith(line_start):
+                assert any("linear probe: val/accuracy" in each for each in seen), "the first result, said at once"
                 break
         else:
             pytest.fail(f"the search ended without saying {line_start!r}:\n{''.join(seen)}")

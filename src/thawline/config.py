@@ -155,7 +155,7 @@ def _wandb_project(value: str) -> str:
 PlainName = Annotated[str, AfterValidator(_plain_name)]
 ColumnName = Annotated[str, BeforeValidator(_column)]
 Policy = Literal["static", "gradual", "lp_ft"]
-HeadStart = Literal["probe", "fresh"]
+HeadStart = Literal["auto", "probe", "fresh"]
 BatchNorm = Literal["frozen_eval", "train_affine", "train_all"]
 AugmentationKind = Literal["none", "light", "standard"]
 
@@ -313,9 +313,10 @@ class TrainConfig(_Model):
     ``train_affine`` keeps the statistics alone, ``train_all`` trains and updates all. Frozen groups always keep all.
     A backbone with random weights (``backbone.weights=none``) has no statistics worth keeping: it trains all, whatever
     this says."""
-    head: HeadStart = "probe"
+    head: HeadStart = "auto"
     """What the head of every trial begins with: ``probe``, a linear probe of the frozen backbone, strongly regularised
-    and fitted once for the whole search (Kumar et al., 2022), or ``fresh``, weights of 0."""
+    and fitted once for the whole search (Kumar et al., 2022), or ``fresh``, weights of 0. ``auto`` is ``probe`` for
+    images and ``fresh`` for texts, as measured."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Measure and keep an exponential moving average of the weights instead of the weights themselves, with this decay
     for each step, such as 0.99; in the first steps the decay is smaller. ``null`` averages nothing."""

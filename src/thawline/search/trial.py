@@ -419,7 +419,8 @@ def _with_less_memory(
 def _backbone(spec: TrialSpec, runtime: Runtime) -> backbones.Backbone:
     """As the trial begins with it."""
     backbone = build_backbone(spec.config, spec.hyperparameters.backbone, len(spec.classes))
-    if spec.config.train.head == "probe":
+    wanted = spec.config.train.head
+    if wanted == "probe" or (wanted == "auto" and spec.activations.preprocessing is not None):
         begin_with_probe(backbone, spec.activations, spec.config, runtime, _probe_path(spec))
     return backbone
 

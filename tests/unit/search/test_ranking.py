@@ -68,9 +68,13 @@ def test_a_backbone_that_tells_the_classes_apart_comes_before_one_that_is_blind(
     study = opened(prepared, own_home, ranking)
     assert study.config.backbones == (SEEING, BLIND)
     with study.held():
-        first, second = (asked.hyperparameters for asked in study.draw(2, trials=2))
-    assert (first.backbone, first.freeze_depth) == (SEEING, depth_of(SEEING)), "the best is tried first"
-    assert (second.backbone, second.freeze_depth) == (BLIND, 3), "within the range of its own"
+        drawn = [asked.hyperparameters for asked in study.draw(30, trials=30)]
+    probes = [(each.backbone, each.freeze_depth) for each in drawn if each.is_probe]
+    assert probes == [(SEEING, depth_of(SEEING)), (BLIND, depth_of(BLIND))], "the best is tried first"
+    assert [each.is_probe for each in drawn[:3]] == [True, True, False]
+    assert (drawn[2].backbone, drawn[2].freeze_depth) == (SEEING, 0), "and then all of it"
+    within = {each.freeze_depth for each in drawn if each.backbone == BLIND and not each.is_probe}
+    assert within == {2, 3}, "within the range of its own"
 
 
 def test_only_so_many_are_kept_and_it_is_said_which_are_not(
@@ -84,7 +88,7 @@ def test_only_so_many_are_kept_and_it_is_said_which_are_not(
     study = opened(prepared, own_home, ranking)
     assert study.config.backbones == (SEEING,)
     with study.held():
-        assert {asked.hyperparameters.backbone for asked in study.draw(6, trials=6)} == {SEEING}
+        assert {asked.hyperparameters.backbone for asked in study.draw(12, trials=12)} == {SEEING}
 
 
 def test_what_is_named_as_a_point_to_try_is_kept(make_prepared: Callable[..., Prepared], own_home: Path) -> None:
@@ -92,8 +96,9 @@ def test_what_is_named_as_a_point_to_try_is_kept(make_prepared: Callable[..., Pr
     study = opened(prepared, own_home, {SEEING: 0.9, BLIND: 0.5})
     assert study.config.backbones == (SEEING, BLIND)
     with study.held():
-        (first,) = study.draw(1, trials=1)
-    assert (first.hyperparameters.backbone, first.hyperparameters.freeze_depth) == (BLIND, 2)
+        *probes, first = (asked.hyperparameters for asked in study.draw(3, trials=3))
+    assert [each.policy for each in probes] == ["probe"] * 2
+    assert (first.backbone, first.freeze_depth, first.policy) == (BLIND, 2, "static")
 
 
 def test_a_study_goes_on_with_the_ranking_it_was_begun_with_wherever_it_is_opened(

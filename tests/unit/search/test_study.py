@@ -11,11 +11,20 @@ from torchvision.models import get_model
 from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError, StudyError
 from thawline.search import check_backbones
+from thawline.search import study as study_module
 from thawline.search.conduct import Queue
-from thawline.search.space import check_space, default_points, depth_shares, with_backbones
+from thawline.search.space import (
+    PORTFOLIO,
+    Start,
+    check_space,
+    default_points,
+    depth_shares,
+    with_backbones,
+)
 from thawline.search.study import (
     Asked,
     Study,
+    WithoutProbes,
     check_sampling,
     latest_study,
     load_importances,
@@ -44,6 +53,38 @@ def ask(study: Study) -> Asked:
     return study.draw(1, trials=10_000)[0]
 
 
+def begun_study(home: Path, name: str = "pets", **sections: Any) -> Study:
+    """A study whose linear probes are over, so that what is asked next is trained."""
+    study = open_study(home, name, **sections)
+    for _ in study.config.backbones:
+        end_probe(study)
+    return study
+
+
+def end_probe(study: Study, value: float = 0.3) -> Asked:
+    asked = ask(study)
+    assert asked.hyperparameters.is_probe
+    metrics = {"val/accuracy": value, "val/loss": 1 - value, "train/loss": 1 - value, "time/epoch_seconds": 1.0}
+    assert not study.report(asked.number, EpochResult(1, metrics, 0))
+    study.tell(TrialResult(asked.number, "complete", value, 1, 1, 1.0, "", "run", "file"))
+    return asked
+
+
+def trained(study: Study, count: int) -> list[Hyperparameters]:
+    """The next so many trials that are trained."""
+    drawn: list[Hyperparameters] = []
+    while len(drawn) < count:
+        hyperparameters = ask(study).hyperparameters
+        if not hyperparameters.is_probe:
+            drawn.append(hyperparameters)
+    return drawn
+
+
+def starts_of(*, depth: int, slower: float = 1.0) -> list[tuple[int, float]]:
+    """Freeze depth and learning rate of the portfolio's points for a network of so many layer groups, without twins."""
+    return list(dict.fromkeys((round(each.share * depth), each.learning_rate * slower) for each in PORTFOLIO))
+
+
 def complete(study: Study, value: float) -> int:
     asked = ask(study)
     for number in range(1, 5):
@@ -52,42 +93,223 @@ def complete(study: Study, value: float) -> int:
     return asked.number
 
 
-def test_the_first_trials_are_those_tried_by_hand(own_home: Path) -> None:
-    def first(name: str, **sections: Any) -> list[tuple[int, float]]:
-        study = open_study(own_home, name, study={"sampler": "RandomSampler"}, **sections)
-        drawn = [ask(study).hyperparameters for _ in range(2)]
-        return [(each.freeze_depth, each.learning_rate) for each in drawn]
+def test_after_the_probe_the_first_trials_are_the_portfolio_moved_into_the_space(own_home: Path) -> None:
+    def first(name: str, count: int, **sections: Any) -> list[tuple[int, float]]:
+        study = begun_study(own_home, name, study={"sampler": "RandomSampler"}, **sections)
+        return [(each.freeze_depth, each.learning_rate) for each in trained(study, count)]
 
-    assert first("whole") == [(5, 1e-3), (0, 1e-4)], "the head alone, and everything"
-    part = first("part", space={"freeze_depth": [1, 4], "learning_rate": [1e-3, 1e-2]})
-    assert part == [(4, 1e-3), (1, 1e-3)], "or what comes next to it in the space"
-    (depth, rate), other = first("head", space={"freeze_depth": [5, 5]})
-    assert (depth, rate) == (5, 1e-3)
-    assert other != (5, 1e-4), "sampled"
+    whole = starts_of(depth=5)
+    drawn = first("whole", len(whole) + 3)
+    assert drawn[: len(whole)] == pytest.approx(whole)
+    assert not set(drawn[len(whole) :]) & set(whole), "what comes after it is sampled"
+    moved = list(dict.fromkeys((min(max(depth, 2), 3), min(max(rate, 2e-4), 5e-4)) for depth, rate in whole))
+    assert len(moved) < len(whole), "points that come to lie on each other are tried once"
+    part = first("part", len(moved) + 1, space={"freeze_depth": [2, 3], "learning_rate": [2e-4, 5e-4]})
+    assert part[:-1] == pytest.approx(moved)
+    assert part[-1] not in moved
 
 
-def test_everything_of_an_encoder_of_texts_is_tried_first_at_a_rate_of_its_own(tmp_path: Path) -> None:
+def test_the_portfolio_begins_with_everything_and_holds_no_head_alone() -> None:
+    """The probe is the head alone, and better than one that is trained; what lies deep in a network is dear."""
+    shares = [each.share for each in PORTFOLIO]
+    assert shares[0] == 0
+    assert all(0 <= share < 1 for share in shares)
+
+
+def test_a_policy_of_the_portfolio_is_tried_where_the_space_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thawline.search.space.PORTFOLIO", (Start(0.0, 3e-4, "gradual"), Start(0.0, 3e-4)))
+    opened = default_points(config(space={"policy": ["static", "gradual"]}), DEPTHS)
+    assert [point["policy"] for point in opened] == ["gradual", "static"]
+    other = default_points(config(space={"policy": ["static", "lp_ft"]}), DEPTHS)
+    assert [point["policy"] for point in other] == ["static"], "two that are now the same are one"
+    assert ["policy" in point for point in default_points(config(), DEPTHS)] == [False]
+
+
+def test_an_encoder_of_texts_begins_with_the_portfolio_at_lower_rates(tmp_path: Path) -> None:
     name = f"hf:{TINY['bert'](tmp_path / 'bert')}"
     points = default_points(config(backbone={"name": name}), {name: 3})
-    assert points == [
-        {"freeze_depth": 3, "learning_rate": 1e-3},
-        {"freeze_depth": 0, "learning_rate": 5e-5},
-    ]
+    wanted = starts_of(depth=3, slower=0.5)
+    assert [(point["freeze_depth"], point["learning_rate"]) for point in points] == pytest.approx(wanted)
+    assert points[0]["learning_rate"] < PORTFOLIO[0].learning_rate
 
 
-def test_of_several_backbones_each_head_is_tried_first_and_all_of_the_best() -> None:
-    several = config(space={"backbone": ["resnet18", "vgg11"]})
+def test_of_several_backbones_each_is_probed_and_the_portfolio_is_that_of_the_best(own_home: Path) -> None:
+    several = config(space={"backbone": ["resnet18", "vgg11"]}, study={"sampler": "RandomSampler"})
     points = default_points(with_backbones(several, ["vgg11", "resnet18"]), DEPTHS)
-    assert points == [
-        {"backbone": "vgg11", "freeze_depth:vgg11": 6, "learning_rate": 1e-3},
-        {"backbone": "resnet18", "freeze_depth:resnet18": 5, "learning_rate": 1e-3},
-        {"backbone": "vgg11", "freeze_depth:vgg11": 0, "learning_rate": 1e-4},
-    ]
+    wanted = starts_of(depth=6)
+    assert [(point["freeze_depth:vgg11"], point["learning_rate"]) for point in points] == pytest.approx(wanted)
+    assert {point["backbone"] for point in points} == {"vgg11"}
+
+    ranking = {"vgg11": 0.9, "resnet18": 0.8}
+    study = Study.open(own_home, "pets", several, DEPTHS, "f", ranking)
+    probes = [end_probe(study) for _ in ranking]
+    assert [(each.number, each.hyperparameters.backbone) for each in probes] == [(0, "vgg11"), (1, "resnet18")]
+    assert [each.hyperparameters.freeze_depth for each in probes] == [6, 5]
+    drawn = trained(study, len(points))
+    assert {each.backbone for each in drawn} == {"vgg11"}
+    assert [(each.freeze_depth, each.learning_rate) for each in drawn] == pytest.approx(wanted)
+
+
+FINITE = {"freeze_depth": [3, 4], "learning_rate": [1e-3, 1e-2]}
+
+
+@pytest.mark.parametrize(
+    ("study", "space"),
+    [
+        ({}, {}),
+        ({"sampler": "TPESampler"}, {}),
+        ({"sampler": "QMCSampler"}, {}),
+        ({"sampler": "RandomSampler"}, {"policy": ["static", "gradual"], "augmentation": ["none", "light"]}),
+        ({"sampler": "GridSampler", "sampler_options": {"search_space": FINITE}}, {}),
+        ({"sampler": "BruteForceSampler"}, {}),
+        ({"sampler": "CmaEsSampler"}, {}),
+        ({}, {"freeze_depth": [0, 2]}),
+        ({}, {"freeze_depth": [0, 0], "learning_rate": [1e-2, 1e-1]}),
+        ({"enqueue": [{"freeze_depth": 5, "learning_rate": 1e-3}]}, {}),
+    ],
+    ids=["GP", "TPE", "QMC", "random", "grid", "brute force", "CMA-ES", "not the deepest", "one depth", "enqueue"],
+)
+def test_trial_0_is_the_linear_probe_of_every_study(
+    own_home: Path, study: dict[str, Any], space: dict[str, Any]
+) -> None:
+    opened = open_study(own_home, study=study, space=space)
+    asked = end_probe(opened)
+    assert (asked.number, asked.hyperparameters.freeze_depth, asked.hyperparameters.learning_rate) == (0, 5, 0.0)
+    if study.get("sampler") != "BruteForceSampler":  # it refuses a range without steps, as that of the learning rate
+        following = ask(opened).hyperparameters
+        low, high = space.get("freeze_depth", [0, 5])
+        assert not following.is_probe
+        assert low <= following.freeze_depth <= high
+    (record,) = (record for record in opened.records() if record.hyperparameters.is_probe)
+    assert (record.number, record.state, record.value) == (0, "complete", 0.3)
+
+
+@pytest.mark.parametrize("sampler", ["GPSampler", "TPESampler"])
+def test_a_sampler_models_freeze_depth_and_learning_rate_though_the_probe_has_none(
+    own_home: Path, sampler: str
+) -> None:
+    """Optuna models together what all trials have: a trial without parameters leaves it nothing."""
+    options = {"sampler_options": {"multivariate": True}} if sampler == "TPESampler" else {}
+    study = begun_study(own_home, study={"sampler": sampler, **options})
+    for value in (0.5, 0.6, 0.7, 0.8):
+        complete(study, value)
+    asked = ask(study)
+    seen = study._study.sampler
+    assert isinstance(seen, WithoutProbes)
+    trial = study._stored(asked.number)
+    modelled = seen.infer_relative_search_space(study._study, trial)
+    assert set(modelled) == {"freeze_depth", "learning_rate"}
+    bare = study_module._sampler(study.config.study, 0)
+    assert bare.infer_relative_search_space(study._study, trial) == {}, "a control: it would see it"
+
+
+@pytest.mark.parametrize("sampler", ["GPSampler", "TPESampler", "RandomSampler"])
+def test_what_a_probe_reached_changes_nothing_that_is_sampled(own_home: Path, sampler: str) -> None:
+    def sampled(name: str, probe: float, first: float) -> list[tuple[int, float]]:
+        options = {"sampler_options": {"n_startup_trials": 2}} if sampler == "TPESampler" else {}
+        study = open_study(own_home, name, study={"sampler": sampler, **options})
+        end_probe(study, probe)
+        for index in range(len(PORTFOLIO)):
+            complete(study, first if index == 0 else 0.5 + index / 100)
+        drawn = []
+        for _ in range(3):
+            drawn.append(ask(study))
+            study.tell(TrialResult(drawn[-1].number, "complete", 0.6, 1, 1, 1.0, "", None, None))
+        return [(each.hyperparameters.freeze_depth, each.hyperparameters.learning_rate) for each in drawn]
+
+    usual = sampled("low", 0.1, 0.3)
+    assert sampled("high", 0.999, 0.3) == usual
+    if sampler != "RandomSampler":
+        assert sampled("other", 0.1, 0.999) != usual, "a control: what a trained trial reached does"
+
+
+def test_a_trial_is_not_compared_with_the_probe(own_home: Path) -> None:
+    options = {"n_startup_trials": 1, "n_warmup_steps": 0}
+    study = open_study(own_home, study={"pruner": "MedianPruner", "pruner_options": options})
+    end_probe(study, 0.99)
+    asked = ask(study)
+    assert not study.report(asked.number, epoch(1, 0.1)), "it would be far below"
+    study.tell(TrialResult(asked.number, "complete", 0.1, 4, 4, 1.0, "", "run", "file"))
+    complete(study, 0.99)
+    complete(study, 0.99)
+    assert study.report(ask(study).number, epoch(1, 0.1)), "a control: with trained ones it is"
+
+
+def test_the_probe_is_none_of_the_trials_that_must_have_run_before_one_is_pruned(own_home: Path) -> None:
+    options = {"n_startup_trials": 3, "n_warmup_steps": 0}
+    study = begun_study(own_home, study={"pruner": "MedianPruner", "pruner_options": options})
+    complete(study, 0.9)
+    complete(study, 0.9)
+    early = ask(study)
+    assert not study.report(early.number, epoch(1, 0.1)), "two have run"
+    complete(study, 0.9)
+    assert study.report(ask(study).number, epoch(1, 0.1)), "three have"
+
+
+def test_a_point_to_try_first_that_is_one_of_the_portfolio_is_tried_once(own_home: Path) -> None:
+    second = default_points(config(), DEPTHS)[1]
+    ahead = [{"freeze_depth": 4, "learning_rate": 7e-4}, second]
+    study = begun_study(own_home, study={"sampler": "RandomSampler", "enqueue": ahead})
+    drawn = [(each.freeze_depth, each.learning_rate) for each in trained(study, len(PORTFOLIO) + 4)]
+    assert drawn[:3] == pytest.approx([(4, 7e-4), starts_of(depth=5)[1], starts_of(depth=5)[0]])
+    assert drawn.count(drawn[1]) == 1
+    assert set(starts_of(depth=5)) <= set(drawn), "and all others of it are tried"
+
+
+def test_a_budget_of_one_trial_is_the_probe(own_home: Path) -> None:
+    study = open_study(own_home)
+    queue = Queue(study, trials=1, batch=4, depths=DEPTHS, deadline=None)
+    (asked,) = queue.next()
+    assert asked.hyperparameters.is_probe
+    study.tell(TrialResult(asked.number, "complete", 0.3, 1, 1, 1.0, "", "run", "file"))
+    assert queue.next() == []
+    best = study.best()
+    assert best is not None
+    assert best.hyperparameters.is_probe
+
+
+def test_a_probe_that_was_begun_by_a_dead_process_is_gone_on_with(own_home: Path) -> None:
+    queue = Queue(open_study(own_home), trials=12, batch=4, depths=DEPTHS, deadline=None)
+    (left,) = queue.next()
+    again = open_study(own_home)
+    queue = Queue(again, trials=12, batch=4, depths=DEPTHS, deadline=None)
+    (asked,) = queue.next()
+    assert (asked.number, asked.hyperparameters) == (0, left.hyperparameters)
+    again.tell(TrialResult(0, "complete", 0.3, 1, 1, 1.0, "", "run", "file"))
+    last = open_study(own_home)
+    rest: list[Asked] = []
+    queue = Queue(last, trials=12, batch=4, depths=DEPTHS, deadline=None)
+    while together := queue.next():
+        rest += together
+        for each in together:
+            last.tell(TrialResult(each.number, "complete", 0.5, 4, 4, 1.0, "", None, None))
+    assert sorted(each.number for each in rest) == list(range(1, 12))
+    assert not any(each.hyperparameters.is_probe for each in rest), "one that has ended is not begun again"
+
+
+def test_a_probe_that_was_just_being_drawn_when_its_process_died_is_one_afterwards(own_home: Path) -> None:
+    first = open_study(own_home)
+    assert first._study.ask().number == 0  # and then it dies, before anything was noted
+    assert first.records() == []
+    (asked,) = open_study(own_home).unfinished()
+    assert (asked.number, asked.hyperparameters.is_probe, asked.hyperparameters.freeze_depth) == (0, True, 5)
+
+
+def test_the_probe_runs_before_and_apart_from_the_heads_of_its_batch(own_home: Path) -> None:
+    space = {"freeze_depth": [5, 5]}
+    study = open_study(own_home, space=space, study={"sampler": "RandomSampler"})
+    queue = Queue(study, trials=8, batch=4, depths=DEPTHS, deadline=None)
+    groups = []
+    while together := queue.next():
+        groups.append([asked.number for asked in together])
+        for asked in together:
+            study.tell(TrialResult(asked.number, "complete", 0.5, 1, 1, 1.0, "", None, None))
+    assert groups == [[0], [1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_what_the_space_does_not_open_keeps_the_configuration_s_value(own_home: Path) -> None:
-    study = open_study(own_home, train={"optimizer": "sgd", "weight_decay": 0.02})
-    hyperparameters = [ask(study).hyperparameters for _ in range(4)]
+    study = begun_study(own_home, train={"optimizer": "sgd", "weight_decay": 0.02})
+    hyperparameters = [ask(study).hyperparameters for _ in range(len(PORTFOLIO) + 2)]
     assert {h.optimizer for h in hyperparameters} == {"sgd"}
     assert {h.weight_decay for h in hyperparameters} == {0.02}
 
@@ -103,8 +325,8 @@ def test_what_the_space_opens_is_sampled_within_its_range(own_home: Path) -> Non
         "layer_decay": [0.5, 1],
         "batch_norm": ["frozen_eval", "train_affine"],
     }
-    study = open_study(own_home, space=space, study={"sampler": "RandomSampler"})
-    sampled = [ask(study).hyperparameters for _ in range(20)]
+    study = begun_study(own_home, space=space, study={"sampler": "RandomSampler"})
+    sampled = [ask(study).hyperparameters for _ in range(30)]
     assert {h.freeze_depth for h in sampled} == {2, 3, 4}
     assert {h.optimizer for h in sampled} == {"adamw", "sgd"}
     assert {h.policy for h in sampled} == {"static", "gradual", "lp_ft"}
@@ -118,18 +340,18 @@ def test_what_the_space_opens_is_sampled_within_its_range(own_home: Path) -> Non
     assert len({h.weight_decay for h in sampled}) > 10
 
 
-def test_the_first_trial_thaws_as_the_configuration_says_where_the_space_has_it(own_home: Path) -> None:
+def test_the_first_that_is_trained_thaws_as_the_configuration_says_where_the_space_has_it(own_home: Path) -> None:
     train = {"policy": "lp_ft", "layer_decay": 0.9, "batch_norm": "train_all"}
     space = {"policy": ["gradual", "lp_ft"], "layer_decay": [0.5, 0.8], "batch_norm": ["frozen_eval", "train_affine"]}
-    first = ask(open_study(own_home, train=train, space=space)).hyperparameters
+    first = ask(begun_study(own_home, train=train, space=space)).hyperparameters
     assert (first.policy, first.layer_decay, first.batch_norm) == ("lp_ft", 0.8, "frozen_eval")
-    fixed = ask(open_study(own_home, "fixed", train=train)).hyperparameters
+    fixed = ask(begun_study(own_home, "fixed", train=train)).hyperparameters
     assert (fixed.policy, fixed.layer_decay, fixed.batch_norm) == ("lp_ft", 0.9, "train_all")
 
 
 def test_a_policy_to_try_first_must_be_one_of_the_space(own_home: Path) -> None:
     space = {"policy": ["static", "lp_ft"]}
-    study = open_study(own_home, space=space, study={"enqueue": [{"policy": "lp_ft"}]})
+    study = begun_study(own_home, space=space, study={"enqueue": [{"policy": "lp_ft"}]})
     assert ask(study).hyperparameters.policy == "lp_ft"
     with pytest.raises(ConfigError, match="policy must be one of static, lp_ft, but got 'gradual'"):
         open_study(own_home, "other", space=space, study={"enqueue": [{"policy": "gradual"}]})
@@ -139,7 +361,7 @@ def test_a_policy_to_try_first_must_be_one_of_the_space(own_home: Path) -> None:
 
 def test_random_weights_have_no_batch_norm_statistics_to_keep_so_all_is_trained(own_home: Path) -> None:
     def first(name: str, weights: Any) -> Any:
-        return ask(open_study(own_home, name, backbone={"weights": weights})).hyperparameters.batch_norm
+        return ask(begun_study(own_home, name, backbone={"weights": weights})).hyperparameters.batch_norm
 
     assert [first("random", "none"), first("pretrained", "default")] == ["train_all", "frozen_eval"]
     space = {"batch_norm": ["frozen_eval", "train_all"]}
@@ -194,7 +416,7 @@ def test_trials_recorded_before_there_were_policies_are_read_as_what_they_were()
 
 def test_the_default_sampler_learns_from_pruned_trials_and_never_asks_for_the_same_again(own_home: Path) -> None:
     """Optuna's own GPSampler sees no pruned trials: with nothing learnt, it asks for one point over and over."""
-    study = open_study(own_home)
+    study = begun_study(own_home)
     for value in (0.5, 0.6, 0.7, 0.8):
         complete(study, value)
     asked = []
@@ -208,13 +430,13 @@ def test_the_default_sampler_learns_from_pruned_trials_and_never_asks_for_the_sa
 
 def test_each_backbone_has_a_depth_range_of_its_own(own_home: Path) -> None:
     study = open_study(own_home, space={"backbone": ["resnet18", "vgg11"]}, study={"sampler": "RandomSampler"})
-    sampled = [ask(study).hyperparameters for _ in range(40)]
+    sampled = trained(study, 46)
     deepest = {name: max(h.freeze_depth for h in sampled if h.backbone == name) for name in DEPTHS}
     assert deepest == DEPTHS
 
 
 def test_a_bad_trial_is_pruned_before_its_last_epoch_and_a_good_one_is_not(own_home: Path) -> None:
-    study = open_study(own_home)
+    study = begun_study(own_home)
     for value in (0.8, 0.82, 0.84, 0.86) * 2:
         complete(study, value)
     bad, good = ask(study), ask(study)
@@ -223,7 +445,7 @@ def test_a_bad_trial_is_pruned_before_its_last_epoch_and_a_good_one_is_not(own_h
 
 
 def test_no_trial_is_pruned_before_eight_have_run_to_their_end(own_home: Path) -> None:
-    study = open_study(own_home)
+    study = begun_study(own_home)
     for value in (0.8, 0.82, 0.84, 0.86, 0.8, 0.82, 0.84):
         complete(study, value)
     bad = ask(study)
@@ -231,7 +453,7 @@ def test_no_trial_is_pruned_before_eight_have_run_to_their_end(own_home: Path) -
 
 
 def test_a_trial_is_not_pruned_while_something_is_still_to_be_thawed(own_home: Path) -> None:
-    study = open_study(own_home, space={"freeze_depth": [2, 2]})
+    study = begun_study(own_home, space={"freeze_depth": [2, 2]})
     for _ in range(8):
         complete(study, 0.9)
 
@@ -245,20 +467,21 @@ def test_a_trial_is_not_pruned_while_something_is_still_to_be_thawed(own_home: P
 
 
 def test_a_trial_is_never_pruned_after_its_last_epoch(own_home: Path) -> None:
-    study = open_study(own_home)
+    study = begun_study(own_home)
     for value in (0.8, 0.82, 0.84, 0.86) * 2:
         complete(study, value)
     assert not study.report(ask(study).number, epoch(4, 0.0))
 
 
 def test_a_study_of_losses_prunes_large_ones_and_ranks_small_ones_first(own_home: Path) -> None:
-    study = open_study(own_home, study={"metric": "loss"})
+    study = begun_study(own_home, study={"metric": "loss"})
     for value in (0.4, 0.2, 0.3, 0.5) * 2:
         asked = ask(study)
         for number in (1, 2, 3, 4):
             study.report(asked.number, EpochResult(number, {"val/loss": value, "train/loss": value}, 0))
         study.tell(TrialResult(asked.number, "complete", value, 4, 4, 1.0, "", None, None))
-    assert [record.value for record in study.records()] == [0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.5, 0.5]
+    ranked = [record.value for record in study.records() if not record.hyperparameters.is_probe]
+    assert ranked == [0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.5, 0.5]
     asked = ask(study)
     verdicts = [study.report(asked.number, EpochResult(n, {"val/loss": 9.0, "train/loss": 9.0}, 0)) for n in (1, 2)]
     assert verdicts == [False, True]
@@ -309,7 +532,7 @@ def test_sampling_goes_on_after_a_restart_as_if_there_had_been_none(own_home: Pa
     def run(home: Path, restarts: bool) -> list[float]:
         study = open_study(home)
         rates = []
-        for index in range(14):
+        for index in range(len(PORTFOLIO) + 14):
             if restarts and index % 3 == 0:
                 study = open_study(home)
             asked = ask(study)
@@ -331,21 +554,23 @@ def test_a_grid_ends_the_study_when_all_of_it_was_tried(own_home: Path) -> None:
     queue = Queue(study, trials=10, batch=4, depths=DEPTHS, deadline=None)
     while together := queue.next():
         (asked,) = together
-        depths.add(asked.hyperparameters.freeze_depth)
+        if not asked.hyperparameters.is_probe:
+            depths.add(asked.hyperparameters.freeze_depth)
         study.tell(TrialResult(asked.number, "complete", 0.5, 1, 1, 1.0, "", None, None))
     assert depths == {4, 5}, "and nothing besides"
-    assert study.finished() == 2
+    assert study.finished() == 3, "with the probe"
     assert open_study(own_home, **sections).exhausted, "also after a restart"
 
 
-@pytest.mark.parametrize(("train", "together"), [({}, 4), ({"ema": 0.9}, 1), ({"exact": True}, 1)])
+@pytest.mark.parametrize(("train", "together"), [({}, 11), ({"ema": 0.9}, 1), ({"exact": True}, 1)])
 def test_heads_of_any_policy_are_trained_together_unless_each_must_be_alone(
     own_home: Path, train: dict[str, Any], together: int
 ) -> None:
     space = {"freeze_depth": [5, 5], "policy": ["static", "gradual", "lp_ft"], "layer_decay": [0.5, 1]}
-    sections = {"space": space, "train": train, "study": {"sampler": "RandomSampler"}}
+    sections = {"space": space, "train": train, "study": {"sampler": "RandomSampler", "trials": 12, "batch": 12}}
     study = open_study(own_home, **sections)
     queue = Queue.of(study, config(**sections), DEPTHS, None)
+    assert [each.hyperparameters.policy for each in queue.next()] == ["probe"]
     asked = queue.next()
     assert len(asked) == together
     assert together == 1 or len({each.hyperparameters.policy for each in asked}) > 1
@@ -353,8 +578,8 @@ def test_heads_of_any_policy_are_trained_together_unless_each_must_be_alone(
 
 def test_heads_of_another_augmentation_are_not_trained_together(own_home: Path) -> None:
     space = {"freeze_depth": [5, 5], "augmentation": ["none", "light"]}
-    study = open_study(own_home, space=space, study={"sampler": "RandomSampler"})
-    queue = Queue(study, trials=12, batch=12, depths=DEPTHS, deadline=None)
+    study = begun_study(own_home, space=space, study={"sampler": "RandomSampler"})
+    queue = Queue(study, trials=16, batch=16, depths=DEPTHS, deadline=None)
     groups = []
     while together := queue.next():
         groups.append([asked.hyperparameters.augmentation for asked in together])
@@ -366,12 +591,12 @@ def test_heads_of_another_augmentation_are_not_trained_together(own_home: Path) 
 
 
 def test_another_seed_samples_other_points(own_home: Path) -> None:
-    rates = []
+    rates, starts = [], starts_of(depth=5)
     for seed in (0, 1):
-        study = open_study(own_home, name=f"seed-{seed}", study={"seed": seed})
-        rates.append([ask(study).hyperparameters.learning_rate for _ in range(3)])
-    assert rates[0][:2] == rates[1][:2] == [1e-3, 1e-4], "what is tried first is no chance"
-    assert rates[0][2] != rates[1][2]
+        study = begun_study(own_home, name=f"seed-{seed}", study={"seed": seed})
+        rates.append([ask(study).hyperparameters.learning_rate for _ in range(len(starts) + 1)])
+    assert rates[0][:-1] == rates[1][:-1] == pytest.approx([rate for _, rate in starts]), "what is first is no chance"
+    assert rates[0][-1] != rates[1][-1]
 
 
 def test_a_study_made_with_other_settings_is_refused_by_naming_them(own_home: Path) -> None:

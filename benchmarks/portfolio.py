@@ -40,14 +40,16 @@ from thawline.training import (
     open_inputs,
     runtime_for,
     set_up_process,
+    softened,
 )
 
 RATES = (1e-4, 3e-4, 1e-3)
 HEAD_RATE = 3e-3
 """Of head only trials too; with it more than the last layer groups end at chance."""
 SHARES = (0.0, 1 / 3, 2 / 3, 1.0)
-HEADS = ("fresh", "probe", "strong")
-"""``strong``: the probe of the strongest penalty whose validation accuracy is within one standard error of the best."""
+HEADS = ("fresh", "probe", "strong", "soft")
+"""``strong``: the probe of the strongest penalty whose validation accuracy is within one standard error of the best;
+``soft``: the same with smaller scores, see :func:`thawline.training.softened`."""
 
 
 Table = dict[tuple[str, int], dict[tuple[float, float, str, str], float]]
@@ -258,12 +260,13 @@ def probes_of(
         return fit_probes(*found, classes=classes, metric="accuracy", device=device)
 
     of_head = fitted(features)
-    best, strong = of_head.best, of_head.start
+    best, strong = of_head.best, of_head.simplest
+    soft = softened(strong, head_features(backbone, train, runtime, 50, folder, training=True))
     curve = {deepest: best.validation["accuracy"]}
     for depth in range(1, deepest) if train.lengths is None else ():
         at = [behind(backbone, each, depth, runtime) for each in (train, validation)]
         curve[depth] = fitted([features_at(each, runtime, 50, folder) for each in at]).best.validation["accuracy"]
-    probes = {"probe": best, "strong": strong}
+    probes = {"probe": best, "strong": strong, "soft": soft}
     described = {name: [each.penalty, round(each.validation["accuracy"], 5)] for name, each in probes.items()}
     return probes, {"curve": {str(d): round(v, 5) for d, v in sorted(curve.items())}, **described}
 
@@ -308,7 +311,8 @@ def _read_heads(trials: Table, probes: dict[tuple[str, int], dict]) -> None:  # 
                     found.append(float(summed(own)) if len(own) == len(common) else np.nan)
                 shown.append("-" if np.isnan(found).all() else f"{np.nanmean(found):.3f}")
         probe = np.mean([value for value, _ in runs])
-        print(f"| {task} | {len(runs)} | {probe:.3f} | {' / '.join(shown[:3])} | {' / '.join(shown[3:])} |")
+        best, mean = (" / ".join(part) for part in (shown[: len(HEADS)], shown[len(HEADS) :]))
+        print(f"| {task} | {len(runs)} | {probe:.3f} | {best} | {mean} |")
 
 
 def _read_curves(lines: list[dict], trials: Table, probes: dict[tuple[str, int], dict]) -> None:  # type: ignore[type-arg]
@@ -328,7 +332,7 @@ def _read_curves(lines: list[dict], trials: Table, probes: dict[tuple[str, int],
     print(f"\n{sum(hits)} of {len(hits)} within one group\n")
 
 
-def _read_portfolio(trials: Table, policies: Sequence[str], head: str = "strong", most: int = 6) -> None:
+def _read_portfolio(trials: Table, policies: Sequence[str], head: str = "soft", most: int = 6) -> None:
     """Greedy: the point after which the others' mean regret is the smallest, again and again."""
     tables = {key: {p[:3]: v for p, v in values.items() if p[3] == head} for key, values in trials.items()}
     whole = len(SHARES) * len(RATES) + len(RATES[1:]) + 1

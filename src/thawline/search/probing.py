@@ -33,7 +33,7 @@ class ProbeFile:
     head: Probe
     """The best one of the backbone's head, which is the trial."""
     start: Probe
-    """The one of the head that trials begin with, see :attr:`thawline.training.Probes.start`."""
+    """The one that trials begin with, see :func:`thawline.training.softened`."""
     seconds: float
     """To fit them, the features included."""
     curve: dict[int, float]
@@ -93,7 +93,7 @@ def fitted_probe(
     started = time.perf_counter()
     train, validation = splits.open_plain(len(backbone.layer_groups), runtime)
     path.parent.mkdir(parents=True, exist_ok=True)
-    probes = probes_of_head(
+    head, start = probes_of_head(
         backbone,
         train,
         validation,
@@ -101,8 +101,9 @@ def fitted_probe(
         metric=config.study.metric,
         runtime=runtime,
         folder=path.parent,
+        seed=config.study.seed,
     )
-    found = ProbeFile(probes.best, probes.start, time.perf_counter() - started, {})
+    found = ProbeFile(head, start, time.perf_counter() - started, {})
     found.write(path, key)
     return found
 
@@ -156,4 +157,5 @@ def _key(backbone: Backbone, splits: StoredSplits, config: SearchConfig, runtime
         "precision": runtime.precision,
         "metric": config.study.metric,
         "class_weights": config.train.class_weights,
+        "seed": config.study.seed,
     }

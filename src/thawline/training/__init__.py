@@ -19,6 +19,7 @@ from thawline.training.probe import (
     head_features,
     keep_probe,
     probes_of_head,
+    softened,
 )
 from thawline.training.results import Decision, EpochResult, FitResult, Interrupted
 from thawline.training.runtime import (
@@ -78,4 +79,5 @@ __all__ = [
     "runtime_for",
     "set_up_process",
     "sign_of",
+    "softened",
 ]

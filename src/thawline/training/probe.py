@@ -5,10 +5,11 @@ probes", 2016). On the features in front of the head it *is* a head: a good one 
 al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022).
 """
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from thawline.backbones import Backbone, section, write_head
 from thawline.config import TrainConfig
+from thawline.freezing import train_mode
 from thawline.training.checkpoint import Checkpoint, CheckpointFolder, pack_model
 from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.inputs import Inputs, batches, evaluation_order
@@ -26,11 +28,23 @@ from thawline.training.metrics import classification_metrics, sign_of
 from thawline.training.results import Decision, EpochResult, FitResult, fingerprint_of, fit_result
 from thawline.training.runtime import Runtime, random_states
 
-__all__ = ["Features", "Probe", "Probes", "features_at", "fit_probes", "head_features", "keep_probe", "probes_of_head"]
+__all__ = [
+    "Features",
+    "Probe",
+    "Probes",
+    "features_at",
+    "fit_probes",
+    "head_features",
+    "keep_probe",
+    "probes_of_head",
+    "softened",
+]
 
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 """Strengths of the L2 penalty that are tried, of the mean loss on standardised features; the strongest first, so that
 each fit begins near its end."""
+_SCALES = tuple(2.0 ** (-i / 2) for i in range(21))
+"""From 1 to a thousandth, with which the loss is nearly that of guessing whatever the scores."""
 _PATIENCE = 2
 """Weaker penalties that are tried after the best so far: they take the longest, and seldom win."""
 _IN_MEMORY = 2_000_000_000
@@ -75,8 +89,9 @@ def probes_of_head(
     metric: str,
     runtime: Runtime,
     folder: Path,
-) -> "Probes":
-    """Probes of what the backbone's head is given.
+    seed: int,
+) -> tuple[Probe, Probe]:
+    """Probes of what the backbone's head is given: the best on validation, and the one to begin fine-tuning with.
 
     Args:
         backbone: see :func:`head_features`.
@@ -86,11 +101,12 @@ def probes_of_head(
         metric: a key of ``METRIC_DIRECTIONS``.
         runtime: device and precision of the frozen layers; the probe itself is fitted in single precision.
         folder: for features that do not fit in memory.
+        seed: of the dropout that the second one is made for.
     """
     head = backbone.module.get_submodule(backbone.head.name)
     classes = len(head.get_parameter("weight"))
     fitted, chosen = (head_features(backbone, each, runtime, config.batch_size, folder) for each in (train, validation))
-    return fit_probes(
+    probes = fit_probes(
         fitted,
         chosen,
         classes=classes,
@@ -99,6 +115,10 @@ def probes_of_head(
         class_weights=class_weights(train.labels, classes, config, runtime),
         bias=getattr(head, "bias", None) is not None,
     )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        noisy = head_features(backbone, train, runtime, config.batch_size, folder, training=True)
+    return probes.best, softened(probes.simplest, noisy)
 
 
 def keep_probe(
@@ -158,8 +178,9 @@ def head_features(
     folder: Path,
     *,
     rows: np.ndarray | None = None,
+    training: bool = False,
 ) -> Features:
-    """What the head is given, in evaluation mode; the mean over places where it is given several.
+    """What the head is given; the mean over places where it is given several.
 
     Args:
         backbone: its module is moved to the runtime's device and left in evaluation mode.
@@ -168,22 +189,27 @@ def head_features(
         batch_size: rows at a time.
         folder: for features that do not fit in memory: a file without a name, which goes with them.
         rows: which (rising); by default all.
+        training: with dropout in front of the head, as in training.
     """
     backbone.module.to(runtime.device).to(memory_format=runtime.memory_format).eval()
-    head = backbone.module.get_submodule(backbone.head.name)
+    head, deepest = backbone.module.get_submodule(backbone.head.name), len(backbone.layer_groups)
     given: list[Tensor] = []
-    tail = section(backbone, inputs.boundary) if inputs.boundary else backbone.module
+    body = section(backbone, inputs.boundary, deepest) if inputs.boundary < deepest else nn.Identity()
+    if training:
+        train_mode(backbone, deepest, batch_norm="frozen_eval")
+    tail = section(backbone, deepest)
     watched = head.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
 
     def features(batch: Tensor) -> Tensor:
         given.clear()
-        tail(batch)
+        tail(body(batch))
         return _mean_over_places(given[0], channels=1 if isinstance(head, nn.Conv2d) else -1)
 
     try:
         return _collected(features, inputs, runtime, batch_size, folder, rows)
     finally:
         watched.remove()
+        backbone.module.eval()
 
 
 def features_at(inputs: Inputs, runtime: Runtime, batch_size: int, folder: Path) -> Features:
@@ -259,15 +285,32 @@ class Probes:
         return max(self.fitted, key=lambda probe: (sign * probe.validation[self.metric], -probe.validation["loss"]))
 
     @property
-    def start(self) -> Probe:
+    def simplest(self) -> Probe:
         """The one of the strongest penalty whose accuracy is within a standard error of the best one's.
 
-        The rule is that of Breiman et al., "Classification and Regression Trees", 1984. A head that fits the training
-        rows without an error leaves no gradient to learn from: trials that begin with this one end higher (ADR 22).
+        The rule is that of Breiman et al., "Classification and Regression Trees", 1984.
         """
         accuracy = self.best.validation["accuracy"]
         enough = accuracy - (accuracy * (1 - accuracy) / self.rows) ** 0.5
         return next(probe for probe in self.fitted if probe.validation["accuracy"] >= enough)
+
+
+def softened(probe: Probe, training: Features) -> Probe:
+    """The same answers, less sure of themselves, for fine-tuning from there.
+
+    All scores are made smaller by one factor, until half of the loss of guessing is left to learn. A head that fits its
+    training rows leaves no gradient, and a network with dropout in front of its head would begin with a loss above that
+    of guessing, since large weights multiply the noise (ADR 22).
+
+    Args:
+        probe: any.
+        training: what the head is given in training, dropout included.
+    """
+    logits, labels = _logits(training.values, probe.weight, probe.bias), torch.from_numpy(training.labels)
+    losses = {scale: float(F.cross_entropy(scale * logits, labels)) for scale in _SCALES}
+    enough = 0.5 * math.log(len(probe.bias))
+    scale = min((scale for scale in _SCALES if losses[scale] >= enough), key=losses.__getitem__)
+    return replace(probe, weight=scale * probe.weight, bias=scale * probe.bias, lowest=scale * probe.lowest)
 
 
 class _Problem:

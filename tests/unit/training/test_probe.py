@@ -24,6 +24,7 @@ from thawline.training import (
     predict,
     probe,
     probes_of_head,
+    softened,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -91,16 +92,43 @@ def test_the_penalty_is_the_one_that_is_best_on_validation() -> None:
     assert values[found.penalty] < values[0.0001]
 
 
-def test_training_begins_with_the_strongest_penalty_that_is_as_good_as_the_best_but_for_chance() -> None:
+def test_the_simplest_has_the_strongest_penalty_that_is_as_good_as_the_best_but_for_chance() -> None:
     train, validation = made(60, 1), made(200, 2)
     probes = fit_probes(train, validation, classes=CLASSES, metric="accuracy", device=CPU)
-    best, start = probes.best.validation["accuracy"], probes.start.validation["accuracy"]
+    best, simplest = probes.best.validation["accuracy"], probes.simplest.validation["accuracy"]
     error = (best * (1 - best) / 200) ** 0.5
-    assert start >= best - error
-    assert probes.start.penalty >= probes.best.penalty
-    stronger = [each for each in probes.fitted if each.penalty > probes.start.penalty]
+    assert simplest >= best - error
+    assert probes.simplest.penalty >= probes.best.penalty
+    stronger = [each for each in probes.fitted if each.penalty > probes.simplest.penalty]
     assert all(each.validation["accuracy"] < best - error for each in stronger)
-    assert probes.start.training["loss"] > probes.fitted[-1].training["loss"]  # there is something left to learn
+    assert probes.simplest.training["loss"] > probes.fitted[-1].training["loss"]  # there is something left to learn
+
+
+def test_what_training_begins_with_gives_the_same_answers_and_leaves_half_of_the_loss_to_learn() -> None:
+    train, validation = made(200, 1, noise=0.5), made(100, 2, noise=0.5)
+    best = fit_probes(train, validation, classes=CLASSES, metric="accuracy", device=CPU, penalties=(0.001,)).best
+    soft = softened(best, train)
+    assert np.array_equal(scores(validation, soft).argmax(1), scores(validation, best).argmax(1))
+    loss = -np.log(scores(train, soft)[np.arange(200), train.labels]).mean()
+    assert best.training["loss"] < 0.2 * np.log(CLASSES)  # a control: there was nothing left
+    assert 0.5 * np.log(CLASSES) <= loss < 0.7 * np.log(CLASSES)
+
+
+def test_with_dropout_in_front_of_the_head_training_begins_with_less_than_the_loss_of_guessing(tmp_path: Path) -> None:
+    backbone = backbones.create("mobilenet_v3_small", num_classes=10, weights="starter", image_size=32)
+    generator = torch.Generator().manual_seed(0)
+    labels = np.arange(100) % 10
+    patterns = torch.randn(10, 3, 32, 32, generator=generator)
+    inputs = Rows(patterns[torch.from_numpy(labels)] + torch.randn(100, 3, 32, 32, generator=generator), labels)
+    best, start = probes_of_head(
+        backbone, inputs, inputs, config=TrainConfig(), metric="loss", runtime=RUNTIME, folder=tmp_path, seed=0
+    )
+    in_training = head_features(backbone, inputs, RUNTIME, 50, tmp_path, training=True)
+    losses = []
+    for each in (best, start):
+        logits = torch.from_numpy(in_training.values) @ each.weight.T + each.bias
+        losses.append(float(nn.functional.cross_entropy(logits, torch.from_numpy(labels))))
+    assert losses[1] < np.log(10) < losses[0]
 
 
 def test_features_that_do_not_fit_in_memory_give_the_same_probe(
@@ -150,9 +178,9 @@ def test_the_probe_of_a_head_is_what_the_network_then_answers(name: str, tmp_pat
     images += torch.from_numpy(labels).view(-1, 1, 1, 1) * 2.0  # so that there is something to learn
     inputs = Rows(images, labels)
     config = TrainConfig(batch_size=8)
-    found = probes_of_head(
-        backbone, inputs, inputs, config=config, metric="accuracy", runtime=RUNTIME, folder=tmp_path
-    ).best
+    found, _ = probes_of_head(
+        backbone, inputs, inputs, config=config, metric="accuracy", runtime=RUNTIME, folder=tmp_path, seed=0
+    )
     assert found.validation["accuracy"] > 0.6
 
     features = head_features(backbone, inputs, RUNTIME, 8, tmp_path)
@@ -179,9 +207,9 @@ def test_it_is_kept_as_a_checkpoint_that_restores_the_network(tmp_path: Path) ->
     backbone = backbones.create(name, num_classes=CLASSES, weights="none", image_size=32, seed=1)
     inputs = Rows(torch.randn(12, 3, 32, 32), np.arange(12) % CLASSES)
     config = TrainConfig(batch_size=4)
-    found = probes_of_head(
-        backbone, inputs, inputs, config=config, metric="accuracy", runtime=RUNTIME, folder=tmp_path
-    ).best
+    found, _ = probes_of_head(
+        backbone, inputs, inputs, config=config, metric="accuracy", runtime=RUNTIME, folder=tmp_path, seed=0
+    )
     folder = CheckpointFolder(tmp_path / "trial", keep=1, maximise=True)
     keep_probe(
         backbone,
@@ -240,9 +268,9 @@ def test_a_head_without_a_bias_gets_a_probe_without_one(tmp_path: Path) -> None:
     assert isinstance(head, nn.Linear)
     head.register_parameter("bias", None)
     inputs = Rows(torch.randn(12, 3, 32, 32), np.arange(12) % CLASSES)
-    found = probes_of_head(
-        backbone, inputs, inputs, config=TrainConfig(), metric="accuracy", runtime=RUNTIME, folder=tmp_path
-    ).best
+    found, _ = probes_of_head(
+        backbone, inputs, inputs, config=TrainConfig(), metric="accuracy", runtime=RUNTIME, folder=tmp_path, seed=0
+    )
     assert not found.bias.any()
     assert found.weight.any()
 

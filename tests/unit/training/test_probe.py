@@ -121,7 +121,7 @@ def test_with_dropout_in_front_of_the_head_training_begins_with_less_than_the_lo
     patterns = torch.randn(10, 3, 32, 32, generator=generator)
     inputs = Rows(patterns[torch.from_numpy(labels)] + torch.randn(100, 3, 32, 32, generator=generator), labels)
     best, start = probes_of_head(
-        backbone, inputs, inputs, config=TrainConfig(), metric="loss", runtime=RUNTIME, folder=tmp_path, seed=0
+        backbone, inputs, inputs, config=TrainConfig(), metric="accuracy", runtime=RUNTIME, folder=tmp_path, seed=0
     )
     in_training = head_features(backbone, inputs, RUNTIME, 50, tmp_path, training=True)
     losses = []

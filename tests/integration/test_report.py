@@ -44,7 +44,8 @@ def test_a_concluded_study_has_its_report_beside_it_and_in_mlflow_with_figures_a
     page = Path(outcome["report"])
     shown = text_of(page.read_text(encoding="utf-8"))
     best = next(row for row in outcome["trials"] if row["trial"] == outcome["best_trial"])
-    assert f"Freeze depth {best['freeze_depth']} of mobilenet_v3_small" in shown
+    named = "The linear probe" if best["policy"] == "probe" else f"Freeze depth {best['freeze_depth']}"
+    assert f"{named} of mobilenet_v3_small" in shown
     assert "circle/broken.jpg" in shown
     assert "thawline search" in shown
     files = paths(client, outcome["run_id"])

@@ -334,6 +334,14 @@ def test_a_champion_of_another_backbone_says_nothing(narrow: bool, store: Mlflow
     assert (plan.config.study.enqueue, plan.config.space) == ((), recipe.space)
 
 
+def test_a_champion_that_is_a_linear_probe_adds_no_point_since_every_search_begins_with_one(store: MlflowStore) -> None:
+    config = config_of({"retrain": {"narrow": True}})
+    add_version(store, config, hyperparameters={**CHAMPION, "policy": "probe", "learning_rate": ""})
+    planned = plan_retraining(config, manifest_of(NEW), store.home).config
+    assert planned.study.enqueue == ()
+    assert planned.space == config.space
+
+
 def test_without_a_champion_or_a_model_the_search_begins_from_scratch(store: MlflowStore) -> None:
     first = plan_retraining(config_of(), manifest_of(NEW), store.home)
     assert (first.reason, first.config.study.enqueue) == (None, ())

@@ -45,7 +45,7 @@ PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 each fit begins near its end."""
 _SCALES = tuple(2.0 ** (-i / 2) for i in range(21))
 """From 1 to a thousandth, with which the loss is nearly that of guessing whatever the scores."""
-_PATIENCE = 2
+_PATIENCE = 3
 """Weaker penalties that are tried after the best so far: they take the longest, and seldom win."""
 _IN_MEMORY = 2_000_000_000
 """Bytes of features that are kept in memory; more lie in a file, of which each evaluation reads a part at a time."""
@@ -115,7 +115,7 @@ def probes_of_head(
         class_weights=class_weights(train.labels, classes, config, runtime),
         bias=getattr(head, "bias", None) is not None,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([runtime.device] if runtime.device.type == "cuda" else []):
         torch.manual_seed(seed)
         noisy = head_features(backbone, train, runtime, config.batch_size, folder, training=True)
     return probes.best, softened(probes.simplest, noisy)
@@ -256,7 +256,7 @@ def fit_probes(
         metric: that chooses, a key of ``METRIC_DIRECTIONS``.
         class_weights: of the loss, ``[classes]``.
         bias: whether the classifier may have one.
-        penalties: that are tried, falling. Those that are weaker than the best by more than two steps are not.
+        penalties: that are tried, falling. Those that are weaker than the best by more than three steps are not.
     """
     problem, probes = _Problem(train, classes, device, class_weights, bias=bias), Probes(metric, len(validation.labels))
     for penalty in penalties:

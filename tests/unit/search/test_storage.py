@@ -16,6 +16,7 @@ from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError, StudyError
 from thawline.search import storage
 from thawline.search.conduct import Queue
+from thawline.search.space import PORTFOLIO
 from thawline.search.storage import LeaseLost, _Leases, open_storage, patiently, storage_url
 from thawline.search.study import Asked, Study
 from thawline.search.trial import TrialResult
@@ -220,7 +221,7 @@ def test_a_storage_that_cannot_be_written_gets_the_reports_later_in_order(
     own_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = open_study(own_home)
-    (asked,) = study.draw(1, trials=12)
+    _, asked = study.draw(2, trials=12)
     with monkeypatch.context() as context:
 
         def full(self: object, logs: object) -> None:
@@ -230,7 +231,7 @@ def test_a_storage_that_cannot_be_written_gets_the_reports_later_in_order(
         assert study.report(asked.number, epoch(1, 0.1)) is False
         assert study.report(asked.number, epoch(2, 0.2)) is False
     study.report(asked.number, epoch(3, 0.3))
-    stored = open_study(own_home)._study.get_trials()[0].intermediate_values
+    stored = open_study(own_home)._study.get_trials()[asked.number].intermediate_values
     assert stored == {1: 0.1, 2: 0.2, 3: 0.3}
 
 
@@ -306,9 +307,10 @@ def test_the_time_limit_counts_every_time_that_the_study_was_run(own_home: Path)
 
 def test_points_of_the_configuration_come_first_and_wrong_ones_are_refused(own_home: Path) -> None:
     study = open_study(own_home, enqueue=[{"freeze_depth": 2, "learning_rate": 0.004}, {"freeze_depth": 1}])
-    drawn = [asked.hyperparameters for asked in study.draw(3, trials=12)]
-    assert [h.freeze_depth for h in drawn] == [2, 1, 5]
-    assert (drawn[0].learning_rate, drawn[2].learning_rate) == (0.004, 1e-3)
+    probe, *drawn = (asked.hyperparameters for asked in study.draw(4, trials=12))
+    assert probe.is_probe
+    assert [h.freeze_depth for h in drawn] == [2, 1, round(PORTFOLIO[0].share * 5)]
+    assert (drawn[0].learning_rate, drawn[2].learning_rate) == (0.004, pytest.approx(PORTFOLIO[0].learning_rate))
     for point, message in (
         ({"freeze_depth": 6}, "0 <= freeze_depth <= 5 must hold, but got 6"),
         ({"momentum": 1}, "does not open 'momentum', it opens freeze_depth, learning_rate"),

@@ -12,16 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from stored import with_activations
 
 from thawline import backbones
-from thawline.activations import Profile, StoredSplits, make_plan
+from thawline.activations import StoredSplits
 from thawline.search import trial as trial_module
 from thawline.search.conduct import _run, conduct
 from thawline.search.study import Study
 from thawline.search.trial import TrialSpec, run_together, run_trial, trial_folder
 from thawline.search.worker import WorkerCrashed, call_in_worker
 from thawline.tracking import MlflowStore
-from thawline.training import Decision, EpochResult, runtime_for
+from thawline.training import Decision, EpochResult, Runtime
 from thawline.training.observation import Allowance
 
 Make = Callable[..., TrialSpec]
@@ -30,6 +31,14 @@ BACKBONE, SIZE = "mobilenet_v3_small", 32
 
 def go_on(result: EpochResult) -> Decision:
     return Decision.CONTINUE
+
+
+def opened(spec: TrialSpec) -> Study:
+    """The study of a trial, of which it and those before it were drawn; the first is the linear probe."""
+    study = Study.open(spec.home, spec.study, spec.config, {spec.hyperparameters.backbone: 6}, "f")
+    for _ in range(spec.number + 1):
+        study.draw(1, trials=100)
+    return study
 
 
 def run_of(store: MlflowStore, run_id: str | None) -> Any:
@@ -68,8 +77,8 @@ def test_what_a_trial_looks_like_from_inside_is_recorded_and_a_group_without_gra
 ) -> None:
     build = trial_module._backbone
 
-    def with_a_layer_that_lets_nothing_through(spec: TrialSpec) -> backbones.Backbone:
-        backbone = build(spec)
+    def with_a_layer_that_lets_nothing_through(spec: TrialSpec, runtime: Runtime) -> backbones.Backbone:
+        backbone = build(spec, runtime)
         with torch.no_grad():
             backbone.module.get_parameter("classifier.0.weight").mul_(1e-9)
         return backbone
@@ -218,10 +227,9 @@ def kill_worker() -> int:
 def test_a_process_that_is_killed_once_is_replaced_and_the_trial_comes_out_the_same(
     make_spec: Make, store: MlflowStore, own_home: Path
 ) -> None:
-    spec, other = make_spec(), make_spec(number=1)
+    spec, other = make_spec(number=1), make_spec(number=2)
     whole = run_trial(other, go_on)
-    study = Study.open(own_home, spec.study, spec.config, {spec.hyperparameters.backbone: 6}, "f")
-    study.draw(1, trials=100)
+    study = opened(spec)
     report, killed = study.report, []
 
     def report_and_kill(number: int, result: EpochResult) -> bool:
@@ -241,9 +249,8 @@ def test_a_process_that_is_killed_once_is_replaced_and_the_trial_comes_out_the_s
 def test_a_process_that_is_killed_again_and_again_is_a_failed_trial_and_its_run_is_closed(
     make_spec: Make, store: MlflowStore, own_home: Path
 ) -> None:
-    spec = make_spec()
-    study = Study.open(own_home, spec.study, spec.config, {spec.hyperparameters.backbone: 6}, "f")
-    study.draw(1, trials=100)
+    spec = make_spec(number=1)
+    study = opened(spec)
     killed: list[int] = []
     report = study.report
 
@@ -256,7 +263,7 @@ def test_a_process_that_is_killed_again_and_again_is_a_failed_trial_and_its_run_
     assert len(killed) == 2
     assert (result.state, result.reason) == ("failed", "its process was killed by signal 9")
     study.tell(result)
-    assert [record.state for record in study.records()] == ["failed"]
+    assert [record.state for record in study.records() if record.number == 1] == ["failed"]
     if result.run_id is not None:  # the child's first record may not have left it yet
         assert run_of(store, result.run_id).info.status == "FAILED"
 
@@ -279,14 +286,13 @@ def test_the_crash_error_names_the_signal_or_the_exit_code() -> None:
 def test_a_time_limit_ends_a_running_trial_at_its_next_epoch_and_keeps_its_value(
     make_spec: Make, own_home: Path
 ) -> None:
-    spec = make_spec(epochs=5)
-    study = Study.open(own_home, spec.study, spec.config, {spec.hyperparameters.backbone: 6}, "f")
-    study.draw(1, trials=100)
+    spec = make_spec(number=1, epochs=5)
+    study = opened(spec)
     (result,) = conduct([spec], study, deadline=0.0)
     assert (result.state, result.epochs) == ("complete", 1)
     assert result.reason == "stopped by the time limit after epoch 1"
     assert result.value is not None
-    assert trial_folder(own_home, spec.study, 0).is_dir()
+    assert trial_folder(own_home, spec.study, 1).is_dir()
 
 
 @pytest.mark.xdist_group("processes")
@@ -294,10 +300,8 @@ def test_heads_that_are_trained_together_are_trials_and_runs_of_their_own(
     make_spec: Make, store: MlflowStore, own_home: Path
 ) -> None:
     rates = (1e-3, 1e-2, 3e-2)
-    specs = [with_activations(make_spec(number=i, learning_rate=rate)) for i, rate in enumerate(rates)]
-    study = Study.open(own_home, specs[0].study, specs[0].config, {BACKBONE: 6}, "f")
-    for _ in specs:
-        study.draw(1, trials=100)
+    specs = [with_activations(make_spec(number=i, learning_rate=rate)) for i, rate in enumerate(rates, 1)]
+    study = opened(specs[-1])
     results = conduct(specs, study, deadline=None)
     alone = [run_trial(dataclasses.replace(spec, number=spec.number + 10), go_on) for spec in specs]
     for result, single, rate in zip(results, alone, rates, strict=True):
@@ -311,7 +315,7 @@ def test_heads_that_are_trained_together_are_trials_and_runs_of_their_own(
         assert study.reported_epochs(result.number) == 2
     assert len({result.run_id for result in results}) == 3
     tags = [run_of(store, result.run_id).data.tags.get("thawline.trained_together") for result in (*results, *alone)]
-    assert tags == ["0, 1, 2"] * 3 + [None] * 3
+    assert tags == ["1, 2, 3"] * 3 + [None] * 3
 
 
 def test_heads_whose_activations_were_removed_are_trained_one_after_the_other(make_spec: Make, own_home: Path) -> None:
@@ -319,42 +323,6 @@ def test_heads_whose_activations_were_removed_are_trained_one_after_the_other(ma
     shutil.rmtree(specs[0].activations.folder)
     results = run_together(specs, lambda number, result: Decision.CONTINUE)
     assert [(result.state, result.epochs) for result in results] == [("complete", 2)] * 2
-
-
-def with_activations(spec: TrialSpec, depths: dict[int, float] | None = None) -> TrialSpec:
-    """With what lies behind the frozen layer groups in the store, or behind those of a range of freeze depths."""
-    backbone = backbones.create(BACKBONE, num_classes=2, weights="starter", image_size=SIZE)
-    runtime = runtime_for(spec.config.train)
-    measured = Profile(
-        precision="fp32",
-        channels_last=True,
-        groups=tuple(group.name for group in backbone.layer_groups),
-        forward=(1e-3,) * 7,
-        training=(1e-3,) * 7,
-        parameters=(1000,) * 7,
-        numbers=(1000,) * 6,
-        computed_as=("float32",) * 6,
-        largest=(1.0,) * 6,
-        input_seconds=1e-6,
-        step_seconds=1e-9,
-        read_bytes_per_second=1e9,
-        write_bytes_per_second=1e9,
-        start_seconds=0.1,
-    )
-    plan = make_plan(
-        measured,
-        spec.config.train,
-        train_rows=32,
-        validation_rows=16,
-        views=1,
-        trials=3,
-        depths=depths or {spec.hyperparameters.freeze_depth: 1.0},
-        budget=10**9,
-        input_numbers=3 * 32 * 32,
-    )
-    stored = dataclasses.replace(spec.activations, plan=plan, weights=backbone.weights_digest)
-    assert stored.fill(backbone, runtime, batch_size=8) == {}
-    return dataclasses.replace(spec, activations=stored)
 
 
 @pytest.mark.parametrize(("policy", "depths"), [("static", [4, 4, 4]), ("gradual", [6, 5, 4]), ("lp_ft", [6, 6, 4])])
@@ -382,7 +350,7 @@ def test_each_epoch_of_a_policy_is_trained_from_what_is_stored_for_its_depth(
     assert (from_store.state, from_store.epochs) == ("complete", 3)
     one, other = run_of(store, from_images.run_id), run_of(store, from_store.run_id)
     assert one.data.metrics["train/loss"] == other.data.metrics["train/loss"], "the very bits"
-    assert one.data.params["train.policy"] == policy
+    assert one.data.params["policy"] == policy
     history = store.client.get_metric_history(str(from_store.run_id), "train/freeze_depth")
     assert [metric.value for metric in sorted(history, key=lambda metric: metric.step)] == depths
 

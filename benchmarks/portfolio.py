@@ -49,7 +49,7 @@ HEAD_RATE = 3e-3
 SHARES = (0.0, 1 / 3, 2 / 3, 1.0)
 HEADS = ("fresh", "probe", "strong", "soft")
 """``strong``: the probe of the strongest penalty whose validation accuracy is within one standard error of the best;
-``soft``: the same with smaller scores, see :func:`thawline.training.softened`."""
+``soft``: the same with smaller scores behind a dropout, see :func:`thawline.training.softened`."""
 
 
 Table = dict[tuple[str, int], dict[tuple[float, float, str, str], float]]
@@ -297,6 +297,7 @@ def read(lines: list[dict]) -> None:  # type: ignore[type-arg]
 
 
 def _read_heads(trials: Table, probes: dict[tuple[str, int], dict]) -> None:  # type: ignore[type-arg]
+    # Of the points that were tried with all of the heads.
     print("| task | seeds | probe | best trial | mean of all points |")
     print(f"|---|---|---|{' / '.join(HEADS)}|{' / '.join(HEADS)}|")
     for task in sorted({task for task, _ in trials}):
@@ -306,10 +307,11 @@ def _read_heads(trials: Table, probes: dict[tuple[str, int], dict]) -> None:  # 
             for head in HEADS:
                 found = []
                 for _, values in runs:
-                    common = {point[:3] for point in values}
+                    tried = [{point[:3] for point in values if point[3] == each} for each in HEADS]
+                    common = set.intersection(*[points for points in tried if points])
                     own = [values[(*point, head)] for point in common if (*point, head) in values]
-                    found.append(float(summed(own)) if len(own) == len(common) else np.nan)
-                shown.append("-" if np.isnan(found).all() else f"{np.nanmean(found):.3f}")
+                    found += [float(summed(own))] if own else []
+                shown.append(f"{np.mean(found):.3f}" if found else "-")
         probe = np.mean([value for value, _ in runs])
         best, mean = (" / ".join(part) for part in (shown[: len(HEADS)], shown[len(HEADS) :]))
         print(f"| {task} | {len(runs)} | {probe:.3f} | {best} | {mean} |")

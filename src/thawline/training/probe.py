@@ -5,7 +5,6 @@ probes", 2016). On the features in front of the head it *is* a head: a good one 
 al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022).
 """
 
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -296,11 +295,11 @@ class Probes:
 
 
 def softened(probe: Probe, training: Features) -> Probe:
-    """The same answers, less sure of themselves, for fine-tuning from there.
+    """The same answers, less sure of themselves where dropout asks for it, for fine-tuning from there.
 
-    All scores are made smaller by one factor, until half of the loss of guessing is left to learn. A head that fits its
-    training rows leaves no gradient, and a network with dropout in front of its head would begin with a loss above that
-    of guessing, since large weights multiply the noise (ADR 22).
+    All scores are made smaller by the one factor with which the loss in training is the lowest. A network with dropout
+    in front of its head would else begin with a loss above that of guessing, since large weights multiply the noise
+    (ADR 22). Without dropout they stay as they are.
 
     Args:
         probe: any.
@@ -308,8 +307,7 @@ def softened(probe: Probe, training: Features) -> Probe:
     """
     logits, labels = _logits(training.values, probe.weight, probe.bias), torch.from_numpy(training.labels)
     losses = {scale: float(F.cross_entropy(scale * logits, labels)) for scale in _SCALES}
-    enough = 0.5 * math.log(len(probe.bias))
-    scale = min((scale for scale in _SCALES if losses[scale] >= enough), key=losses.__getitem__)
+    scale = min(_SCALES, key=losses.__getitem__)
     return replace(probe, weight=scale * probe.weight, bias=scale * probe.bias, lowest=scale * probe.lowest)
 
 

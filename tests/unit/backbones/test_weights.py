@@ -81,15 +81,19 @@ def test_the_head_is_new_even_for_as_many_classes_as_the_file_has(trained: dict[
     assert not torch.equal(backbone.module.get_parameter("fc.weight"), trained["fc.weight"])
 
 
-def test_the_same_seed_gives_the_same_head_and_leaves_the_global_random_state_alone(
-    trained: dict[str, Tensor], tmp_path: Path
-) -> None:
-    torch.save(trained, tmp_path / "weights.pth")
+def test_the_same_seed_gives_the_same_random_weights_and_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
-    heads = [make(tmp_path / "weights.pth", seed=seed).module.get_parameter("fc.weight") for seed in (3, 3, 4)]
+    made = [make("none", seed=seed).module.state_dict() for seed in (3, 3, 4)]
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(heads[0], heads[1])
-    assert not torch.equal(heads[0], heads[2])
+    assert all(torch.equal(value, made[1][name]) for name, value in made[0].items())
+    assert not torch.equal(made[0]["conv1.0.weight"], made[2]["conv1.0.weight"])
+
+
+def test_pretrained_weights_begin_the_same_whatever_the_seed(trained: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(trained, tmp_path / "weights.pth")
+    one, other = (make(tmp_path / "weights.pth", seed=seed).module.state_dict() for seed in (3, 4))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert not one["fc.weight"].any()
 
 
 def test_the_digest_is_of_the_backbone_without_its_head(trained: dict[str, Tensor], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from heads import created_with_random_head
 from tiny_networks import TINY
 from torch import Tensor, nn
 
@@ -276,7 +277,7 @@ FAMILIES = ("albert", "bert", "deberta-v2", "modernbert", "clip", "pvt", "segfor
 @pytest.fixture(scope="module", params=FAMILIES)
 def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     folder = TINY[request.param](tmp_path_factory.mktemp(request.param))
-    return backbones.create(f"hf:{folder}", num_classes=3, seed=1)
+    return created_with_random_head(f"hf:{folder}", seed=1)
 
 
 def inputs_for(backbone: Backbone) -> Tensor:
@@ -337,7 +338,7 @@ def test_its_outline_is_the_chain_of_its_blocks_and_costs_are_found(backbone: Ba
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
-    return backbones.create(f"hf:{TINY['bert'](tmp_path_factory.mktemp('bert'))}", num_classes=3)
+    return created_with_random_head(f"hf:{TINY['bert'](tmp_path_factory.mktemp('bert'))}")
 
 
 def test_texts_cross_with_a_channel_that_says_where_there_are_tokens(bert: Backbone) -> None:

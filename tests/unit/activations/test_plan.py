@@ -51,7 +51,22 @@ def test_with_room_for_all_every_boundary_of_the_space_is_stored() -> None:
     assert plan().boundaries == (1, 2, 3)
     assert plan(depths=(2, 3)).boundaries == (2, 3)
     assert plan(depths=(3, 3)).boundaries == (3,)
-    assert plan(depths=(0, 0)).boundaries == ()
+    assert plan(depths=(1, 2)).boundaries == (1, 2, 3), "and the deepest"
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_what_the_linear_probe_is_fitted_to_is_stored_though_no_trial_freezes_as_much(exact: bool) -> None:
+    config = TrainConfig(epochs=10, exact=exact)
+    probed = plan(depths=(0, 0), config=config)
+    assert probed.boundaries == (3,)
+    assert plan(depths=(0, 0), config=config, budget=probed.bytes).boundaries == (3,)
+    assert plan(depths=(0, 0), config=config, budget=probed.bytes - 1).boundaries == (), "unless there is no room"
+
+
+def test_room_for_the_linear_probe_is_not_given_to_what_saves_more_time() -> None:
+    second = plan(depths=(2, 2)).bytes_of(2)
+    assert plan(depths=(2, 2), budget=second).boundaries == (3,)
+    assert plan(depths=(2, 2), budget=second + plan().bytes_of(3)).boundaries == (2, 3)
 
 
 def test_a_small_budget_goes_to_what_saves_the_most_time_for_its_bytes() -> None:
@@ -67,8 +82,10 @@ def test_what_takes_longer_to_read_than_to_compute_is_not_stored() -> None:
     assert plan(slow_disk).boundaries == (3,)
 
 
-def test_nothing_is_stored_for_one_epoch_of_one_trial() -> None:
-    assert plan(trials=1, depths=(3, 3), config=TrainConfig(epochs=1)).boundaries == ()
+def test_for_one_epoch_of_one_trial_nothing_is_stored_but_what_the_linear_probe_is_fitted_to() -> None:
+    slow_disk, once = make_profile(write_bytes_per_second=5e6), TrainConfig(epochs=1)
+    assert plan(slow_disk, trials=1, depths=(2, 2), config=once).boundaries == (3,)
+    assert plan(slow_disk, trials=20, depths=(2, 2), config=once).boundaries == (2, 3), "a control: of more it pays"
 
 
 def test_a_trial_begins_behind_the_last_boundary_that_it_freezes() -> None:
@@ -79,7 +96,7 @@ def test_a_trial_begins_behind_the_last_boundary_that_it_freezes() -> None:
 def test_what_exact_results_begin_at_does_not_depend_on_what_was_measured() -> None:
     exact = TrainConfig(epochs=10, exact=True)
     busy = make_profile(forward=(1e-9,) * 4, training=(1e-9,) * 4, read_bytes_per_second=1.0)
-    assert plan(busy).boundaries == ()
+    assert plan(busy).boundaries == (3,), "what the probe is fitted to"
     assert plan(busy, config=exact).boundaries == plan(config=exact).boundaries == (2, 3)
     assert plan(config=exact, input_numbers=70_000).boundaries == (1, 2, 3), "the first is not too large for it"
     assert plan(config=exact, budget=10_000_000).boundaries == (3,)

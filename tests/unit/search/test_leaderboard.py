@@ -1,6 +1,7 @@
 """The leaderboard as people see it."""
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -30,6 +31,13 @@ def _record(number: int, rate: float, value: float | None = 0.5, backbone: str =
     return TrialRecord(number, "complete", hyperparameters, value, result)
 
 
+def _probe(number: int, value: float = 0.6) -> TrialRecord:
+    """The linear probe of a network of five layer groups."""
+    trained = _record(number, 0.0, value)
+    hyperparameters = replace(trained.hyperparameters, policy="probe", freeze_depth=5, weight_decay=0.0)
+    return replace(trained, hyperparameters=hyperparameters)
+
+
 def _lines(width: int) -> list[str]:
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(leaderboard_table([_record(0, 1e-3), _record(1, 2e-4)], "accuracy"))
@@ -47,6 +55,40 @@ def test_a_trial_is_one_line_on_a_terminal_of_eighty_columns_and_its_run_can_be_
 def test_a_wide_terminal_and_the_rows_hold_the_whole_id() -> None:
     assert RUN in "".join(_lines(160))
     assert all(row["run_id"] == RUN for row in leaderboard_rows([_record(0, 1e-3)]))
+
+
+def test_a_linear_probe_has_no_rates_and_is_called_so_where_others_have_a_learning_rate() -> None:
+    records = [_probe(0), _record(1, 1e-3), _record(2, 2e-4)]
+    probe, trained, _ = leaderboard_rows(records)
+    rates = ("learning_rate", "weight_decay", "head_learning_rate_factor", "layer_decay", "optimizer", "augmentation")
+    assert [probe[name] for name in rates] == [None] * len(rates)
+    assert (probe["policy"], probe["freeze_depth"], probe["value"], probe["rank"]) == ("probe", 5, 0.6, 1)
+    assert None not in [trained[name] for name in rates], "a control"
+
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(leaderboard_table(records, "accuracy"))
+    for shown in (console.export_text(), leaderboard_markdown(records, "accuracy")):
+        header = shown.split("complete")[0]
+        line, *others = (line for line in shown.splitlines() if "complete" in line)
+        assert "probe" in line.split()
+        assert not any("probe" in other for other in others)
+        assert "1.00e-03" in others[0]
+        assert "weight" not in header, "what no trained trial varies has no column, though the probe has none of it"
+        assert "policy" not in header
+
+
+def test_of_a_probe_alone_there_is_a_table_too() -> None:
+    rank, trial, state, value, depth, rate = (
+        leaderboard_markdown([_probe(0)], "accuracy").splitlines()[-1].split("|")[1:7]
+    )
+    assert [each.strip() for each in (rank, trial, state, value, depth, rate)] == [
+        "1",
+        "0",
+        "complete",
+        "0.6000",
+        "5",
+        "probe",
+    ]
 
 
 def test_the_chart_shows_the_best_value_of_each_depth_further_right_the_better_it_is() -> None:

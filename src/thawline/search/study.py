@@ -282,7 +282,8 @@ class Study:
             frozen = self._stored(number).user_attrs["hyperparameters"]["freeze_depth"]
             if result.metrics.get("train/freeze_depth", frozen) > frozen:
                 return False  # what is still to be thawed cannot be compared with what was from the first epoch
-            return self._trial(number).should_prune() and result.epoch < self._config.train.epochs
+            seen = optuna.Trial(_without_probes(self._study), self._stored(number)._trial_id)
+            return seen.should_prune() and result.epoch < self._config.train.epochs
         except UpdateFinishedTrialError:
             raise LeaseLost(f"Another search took trial {number} over, and has ended it.") from None
         except PASSING as error:

@@ -105,19 +105,20 @@ def probes_of_head(
     head = backbone.module.get_submodule(backbone.head.name)
     classes = len(head.get_parameter("weight"))
     fitted, chosen = (head_features(backbone, each, runtime, config.batch_size, folder) for each in (train, validation))
+    weights = class_weights(train.labels, classes, config, runtime)
     probes = fit_probes(
         fitted,
         chosen,
         classes=classes,
         metric=metric,
         device=runtime.device,
-        class_weights=class_weights(train.labels, classes, config, runtime),
+        class_weights=weights,
         bias=getattr(head, "bias", None) is not None,
     )
     with torch.random.fork_rng([runtime.device] if runtime.device.type == "cuda" else []):
         torch.manual_seed(seed)
         noisy = head_features(backbone, train, runtime, config.batch_size, folder, training=True)
-    return probes.best, softened(probes.simplest, noisy)
+    return probes.best, softened(probes.simplest, noisy, weights)
 
 
 def keep_probe(
@@ -294,7 +295,7 @@ class Probes:
         return next(probe for probe in self.fitted if probe.validation["accuracy"] >= enough)
 
 
-def softened(probe: Probe, training: Features) -> Probe:
+def softened(probe: Probe, training: Features, class_weights: Tensor | None = None) -> Probe:
     """The same answers, less sure of themselves where dropout asks for it, for fine-tuning from there.
 
     All scores are made smaller by the one factor with which the loss in training is the lowest. A network with dropout
@@ -304,9 +305,11 @@ def softened(probe: Probe, training: Features) -> Probe:
     Args:
         probe: any.
         training: what the head is given in training, dropout included.
+        class_weights: of the loss, ``[classes]``.
     """
+    weights = None if class_weights is None else class_weights.cpu()
     logits, labels = _logits(training.values, probe.weight, probe.bias), torch.from_numpy(training.labels)
-    losses = {scale: float(F.cross_entropy(scale * logits, labels)) for scale in _SCALES}
+    losses = {scale: float(F.cross_entropy(scale * logits, labels, weight=weights)) for scale in _SCALES}
     scale = min(_SCALES, key=losses.__getitem__)
     return replace(probe, weight=scale * probe.weight, bias=scale * probe.bias, lowest=scale * probe.lowest)
 

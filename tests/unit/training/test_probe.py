@@ -116,7 +116,9 @@ def test_what_training_begins_with_gives_the_same_answers_with_smaller_scores_wh
     assert np.array_equal(scores(validation, soft).argmax(1), scores(validation, best).argmax(1))
 
 
-def test_with_dropout_in_front_of_the_head_training_begins_with_less_than_the_loss_of_guessing(tmp_path: Path) -> None:
+def test_with_dropout_in_front_of_the_head_training_begins_with_no_more_than_about_the_loss_of_guessing(
+    tmp_path: Path,
+) -> None:
     backbone = backbones.create("mobilenet_v3_small", num_classes=10, weights="starter", image_size=32)
     generator = torch.Generator().manual_seed(0)
     labels = np.arange(100) % 10
@@ -125,12 +127,14 @@ def test_with_dropout_in_front_of_the_head_training_begins_with_less_than_the_lo
     best, start = probes_of_head(
         backbone, inputs, inputs, config=TrainConfig(), metric="accuracy", runtime=RUNTIME, folder=tmp_path, seed=0
     )
+    torch.manual_seed(1)
     in_training = head_features(backbone, inputs, RUNTIME, 50, tmp_path, training=True)
     losses = []
     for each in (best, start):
         logits = torch.from_numpy(in_training.values) @ each.weight.T + each.bias
         losses.append(float(nn.functional.cross_entropy(logits, torch.from_numpy(labels))))
-    assert losses[1] < np.log(10) < losses[0]
+    assert losses[1] < 1.1 * np.log(10)
+    assert losses[0] > 2 * np.log(10), "a control: dropout disturbs the best probe's answers"
 
 
 def test_features_that_do_not_fit_in_memory_give_the_same_probe(

@@ -352,7 +352,7 @@ def _json_beside(name: str, file: str) -> Any:
         WeightsError: if it cannot be read, or if neither the hub nor its cache says whether there is one.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 
     source, is_local = _source(name)
     try:
@@ -364,13 +364,13 @@ def _json_beside(name: str, file: str) -> Any:
         if not isinstance(path, str | Path) or not Path(path).is_file():
             return None
         return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RemoteEntryNotFoundError:  # the hub's own answer, and an OSError too
+        return None
     except (OSError, ValueError, HfHubHTTPError) as error:  # a hub that is out of reach among them
         raise WeightsError(
             f"The {file} of {name!r}, which says how the network pools its tokens, cannot be had: "
             f"{first_line(error)}. {'' if is_local else _WAYS_OUT}".rstrip()
         ) from error
-    except EntryNotFoundError:
-        return None
 
 
 def _trained_side(config: Any) -> int | None:

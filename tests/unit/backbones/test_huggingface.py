@@ -811,3 +811,20 @@ def test_minilm_knows_which_texts_mean_the_same(minilm: Backbone) -> None:
         assert torch.equal(section(minilm, 4)(section(minilm, 0, 4)(tokens)), minilm.module(tokens))
     alike = features @ features.T
     assert alike[0, 1] > 0.4 > 0.2 > alike[0, 2]
+
+
+def test_an_encoder_of_which_the_hub_has_no_modules_json_pools_by_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx2
+    import huggingface_hub
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    from thawline.backbones import _huggingface
+
+    response = httpx2.Response(404, request=httpx2.Request("HEAD", "https://example.org/modules.json"))
+
+    def without_file(*_: object, **__: object) -> str:
+        raise RemoteEntryNotFoundError("404", response=response)
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", without_file)
+    assert _huggingface._pooling("hf:own/encoder") == "mean"

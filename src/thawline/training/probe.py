@@ -340,8 +340,8 @@ class _Problem:
             free,
             max_iter=500,
             history_size=10,
-            tolerance_grad=1e-5,
-            tolerance_change=1e-8,
+            tolerance_grad=1e-4,
+            tolerance_change=1e-7,
             line_search_fn="strong_wolfe",
         )
 

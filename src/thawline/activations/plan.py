@@ -100,6 +100,13 @@ class Plan(BaseModel):
         """The same where every trial computes everything by itself."""
         return self.model_copy(update={"boundaries": (), "bytes": 0})
 
+    def for_probes(self) -> "Plan":
+        """The same for a search that ends with the linear probe, which needs what is in front of the head alone."""
+        deepest = len(self.profile.groups)
+        kept = tuple(boundary for boundary in self.boundaries if boundary == deepest)
+        size = sum(self.bytes_of(boundary) for boundary in kept)
+        return self.model_copy(update={"boundaries": kept, "bytes": size, "depths": {deepest: 1.0}, "epochs": 1})
+
     def seconds_without_store(self) -> float:
         """What the whole search should take if nothing was stored."""
         return self.without_store().search_seconds()

@@ -60,6 +60,7 @@ def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str,
             data=prepared.inputs[name],
             depths=depth_shares(prepared.config, prepared.depths, name),
             trials=max(1, left // len(prepared.config.backbones)),
+            only_probes=left <= study.unfinished_probes(),
             threads=threads_per_trial(prepared.config),
             store=home / "cache" / "activations",
             plan=home / "studies" / study.name / f"plan-{backbones.short_name(name)}.json",
@@ -96,6 +97,8 @@ class _Request:
     """File of decoded images or tokenized texts."""
     depths: dict[int, float]
     trials: int
+    only_probes: bool
+    """Whether the search ends before anything is fine-tuned."""
     threads: int
     store: Path
     plan: Path
@@ -135,6 +138,8 @@ def _plan_and_fill(request: _Request, send: Link) -> StoredSplits:
     plan = _known_plan(request.plan) or _new_plan(request)
     write_atomically(request.plan, plan.model_dump_json().encode())
     plan = plan.model_copy(update={"trials": request.trials})
+    if request.only_probes:
+        plan = plan.for_probes()
     if not config.activations.store:
         plan = plan.without_store()
     for line in plan.lines():

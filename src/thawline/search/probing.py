@@ -19,11 +19,11 @@ from thawline.activations import StoredSplits
 from thawline.backbones import Backbone, write_head
 from thawline.config import SearchConfig
 from thawline.data import write_atomically
-from thawline.training import Probe, Runtime, class_weights, features_at, fit_probes, probes_of_head
+from thawline.training import PENALTIES, Probe, Runtime, class_weights, features_at, fit_probes, probes_of_head
 
 __all__ = ["ProbeFile", "begin_with_probe", "fitted_probe", "probe_curve"]
 
-_FORMAT = "thawline-probe-1"
+_FORMAT = "thawline-probe-2"
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,12 @@ class ProbeFile:
             with safe_open(path, "pt") as file:
                 header = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-            content = json.loads(header["probe"])
-        except (SafetensorError, OSError, KeyError, ValueError):
+        except (SafetensorError, OSError):
             return None
-        if header.get("format") != _FORMAT or (key is not None and content["key"] != dict(key)):
+        if header.get("format") != _FORMAT:
+            return None
+        content = json.loads(header["probe"])
+        if key is not None and content["key"] != dict(key):
             return None
         head, start = (
             Probe(tensors[f"{name}.weight"], tensors[f"{name}.bias"], **content[name]) for name in ("head", "start")
@@ -113,17 +115,15 @@ def probe_curve(
 ) -> dict[int, float]:
     """How far the features behind each stored layer group go: the study's metric on validation by freeze depth.
 
-    The deepest is the head's own probe; those before it are the mean over places or tokens. Fitted once, as
-    :func:`fitted_probe`.
+    The deepest is the head's own probe; those before it are the mean over places or tokens, with every other penalty.
+    Fitted once, as :func:`fitted_probe`; a search that goes on with more stored layer groups adds theirs.
     """
     known = fitted_probe(backbone, splits, config, runtime, path)
-    if known.curve:
-        return known.curve
     metric, deepest = config.study.metric, len(backbone.layer_groups)
-    curve = {deepest: known.head.validation[metric]}
-    for boundary in splits.boundaries:
+    curve = known.curve | {deepest: known.head.validation[metric]}
+    for boundary in set(splits.boundaries) - curve.keys():
         train, validation = splits.open_plain(boundary, runtime)
-        if boundary == deepest or (train.boundary, validation.boundary) != (boundary, boundary):
+        if (train.boundary, validation.boundary) != (boundary, boundary):
             continue  # its activations made room for others, or are of augmented images
         size, classes = config.train.batch_size, len(known.head.bias)
         fitted, chosen = (features_at(each, runtime, size, path.parent) for each in (train, validation))
@@ -134,8 +134,11 @@ def probe_curve(
             metric=metric,
             device=runtime.device,
             class_weights=class_weights(train.labels, classes, config.train, runtime),
+            penalties=PENALTIES[::2],
         )
         curve[boundary] = probes.best.validation[metric]
+    if curve == known.curve:
+        return curve
     curve = dict(sorted(curve.items()))
     replace(known, curve=curve).write(path, _key(backbone, splits, config, runtime))
     return curve

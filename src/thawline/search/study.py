@@ -246,6 +246,11 @@ class Study:
         """Trials that were drawn so far, however they ended."""
         return sum(trial.state is not TrialState.WAITING for trial in self._study.get_trials(deepcopy=False))
 
+    def unfinished_probes(self) -> int:
+        """Linear probes that are still to be fitted; they come before everything else."""
+        trials = self._study.get_trials(deepcopy=False)
+        return sum(_PROBE in trial.user_attrs and not trial.state.is_finished() for trial in trials)
+
     def _sampled(self, number: int | None = None) -> Asked:
         """Draw a new trial, or, if it has a number already, to its end: seeded by its number, it comes out the same."""
         trials = self._study.get_trials(deepcopy=False)

@@ -11,6 +11,7 @@ from thawline.training.metrics import METRIC_DIRECTIONS, classification_metrics,
 from thawline.training.mixing import depths_without_places
 from thawline.training.observation import Observation, Observer
 from thawline.training.probe import (
+    PENALTIES,
     Features,
     Probe,
     Probes,
@@ -33,6 +34,7 @@ from thawline.training.runtime import (
 from thawline.training.thawing import Thawing
 
 __all__ = [
+    "PENALTIES",
     "METRIC_DIRECTIONS",
     "Augmentation",
     "Checkpoint",

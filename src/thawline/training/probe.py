@@ -28,6 +28,7 @@ from thawline.training.results import Decision, EpochResult, FitResult, fingerpr
 from thawline.training.runtime import Runtime, random_states
 
 __all__ = [
+    "PENALTIES",
     "Features",
     "Probe",
     "Probes",

@@ -136,6 +136,16 @@ def test_epochs_of_a_depth_count_by_their_share() -> None:
     assert trial > 5 * halves.trial_seconds([3]), "the epochs that train everything are the dear ones"
 
 
+def test_a_search_that_ends_with_the_probe_stores_only_what_the_probe_is_fitted_to() -> None:
+    whole = plan()
+    probes = whole.for_probes()
+    assert len(whole.boundaries) > 1
+    assert probes.boundaries == (3,)
+    assert probes.bytes == whole.bytes_of(3)
+    assert probes.search_seconds() < 0.2 * whole.search_seconds()
+    assert plan(budget=0).for_probes().boundaries == ()
+
+
 def test_the_seconds_add_up() -> None:
     stored = plan(depths=(3, 3))
     epoch = 1_000 * 0.00003 + 200 * 0.00001 + 1_200 * 1_000 / 2e9 + 32 * 1_000 * 1e-9 + 12_000 / 1e9

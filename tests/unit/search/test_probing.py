@@ -136,6 +136,17 @@ def test_a_torn_file_is_fitted_anew(make_spec: Make, fits: list[str], kept: floa
     assert path_of(spec).read_bytes()[:8] == content[:8]
 
 
+def test_a_search_that_goes_on_with_more_stored_layer_groups_adds_their_probes(make_spec: Make) -> None:
+    spec = with_activations(make_spec(), {2: 0.5, 4: 0.5})
+    plan = spec.activations.plan
+    assert plan is not None
+    probes_alone = replace(spec, activations=replace(spec.activations, plan=plan.for_probes()))
+    first, second = curve_of(probes_alone), curve_of(spec)
+    assert list(first) == [DEEPEST]
+    assert list(second) == [2, 4, DEEPEST]
+    assert second[DEEPEST] == first[DEEPEST]
+
+
 def test_what_is_no_probe_is_not_read_as_one(tmp_path: Path) -> None:
     for content in (b"", b"nothing", b"\x02\0\0\0\0\0\0\0{}"):
         (tmp_path / "probe.safetensors").write_bytes(content)

@@ -34,8 +34,8 @@ from thawline.training.runtime import (
 from thawline.training.thawing import Thawing
 
 __all__ = [
-    "PENALTIES",
     "METRIC_DIRECTIONS",
+    "PENALTIES",
     "Augmentation",
     "Checkpoint",
     "CheckpointFolder",

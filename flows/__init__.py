@@ -1,1 +1,5 @@
-"""Prefect flows. Each is a table of contents; what its lines do lives in the packages that they name."""
+"""Prefect flows: what can be run. Each is a table of contents of what the packages beneath do."""
+
+from thawline import environment
+
+environment.prepare_flows()  # Prefect and MLflow read their switches when they are imported

@@ -5,19 +5,16 @@ that retrains; after a check without drift it is ``thawline.drift.absent``. The 
 without Prefect.
 """
 
+from pathlib import Path
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
+
 from thawline import environment
-
-environment.prepare_flows()  # before Prefect and MLflow are imported: they read their switches then
-
-from pathlib import Path  # noqa: E402
-
-from prefect import flow, task  # noqa: E402
-from prefect.artifacts import create_markdown_artifact  # noqa: E402
-from prefect.cache_policies import NO_CACHE  # noqa: E402
-from prefect.events import emit_event  # noqa: E402
-from thawline.flows.schedules import drop_missed_runs  # noqa: E402
-
-from thawline.drift import DriftReport, check_drift  # noqa: E402
+from thawline.drift import DriftReport, check_drift
+from thawline.orchestration.schedules import drop_missed_runs
 
 __all__ = ["drift"]
 

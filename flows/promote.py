@@ -3,18 +3,15 @@
 The command ``thawline promote`` runs this very flow. The test data are those of the study that trained the version.
 """
 
+from pathlib import Path
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
 from thawline import environment
-
-environment.prepare_flows()  # before Prefect and MLflow are imported: they read their switches then
-
-from pathlib import Path  # noqa: E402
-
-from prefect import flow, task  # noqa: E402
-from prefect.cache_policies import NO_CACHE  # noqa: E402
-from thawline.flows.approval import approved, publish_decision  # noqa: E402
-
-from thawline.registry import PromotionOutcome, settle  # noqa: E402
-from thawline.search.challenger import Challenger, judge_challenger, open_challenger  # noqa: E402
+from thawline.orchestration.approval import approved, publish_decision
+from thawline.registry import PromotionOutcome, settle
+from thawline.search.challenger import Challenger, judge_challenger, open_challenger
 
 __all__ = ["promote"]
 

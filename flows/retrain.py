@@ -3,24 +3,22 @@
 The command ``thawline retrain`` runs this very flow; ``thawline deploy`` puts it on a schedule.
 """
 
+from pathlib import Path
+from typing import cast
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
+
 from thawline import environment
-
-environment.prepare_flows()  # before Prefect and MLflow are imported: they read their switches then
-
-from pathlib import Path  # noqa: E402
-
-from prefect import State, flow, task  # noqa: E402
-from prefect.artifacts import create_markdown_artifact  # noqa: E402
-from prefect.cache_policies import NO_CACHE  # noqa: E402
-from prefect.states import Completed  # noqa: E402
-from thawline.flows.notifications import check_blocks, tell, tell_failure  # noqa: E402
-from thawline.flows.schedules import alone, drop_missed_runs  # noqa: E402
-from thawline.flows.search import search  # noqa: E402
-
-from thawline.config import SearchConfig  # noqa: E402
-from thawline.data import Manifest  # noqa: E402
-from thawline.search import SearchOutcome, check_config  # noqa: E402
-from thawline.search.retraining import (  # noqa: E402
+from thawline.config import SearchConfig
+from thawline.data import Manifest
+from thawline.flows.search import search
+from thawline.orchestration.notifications import check_blocks, tell, tell_failure
+from thawline.orchestration.schedules import alone, drop_missed_runs
+from thawline.search import SearchOutcome, check_config
+from thawline.search.retraining import (
     Retraining,
     RetrainOutcome,
     conclude_retraining,
@@ -39,7 +37,7 @@ __all__ = ["retrain"]
     on_failure=[tell_failure],
     on_crashed=[tell_failure],
 )
-def retrain(config: SearchConfig) -> State[RetrainOutcome]:
+def retrain(config: SearchConfig) -> RetrainOutcome:
     """Search anew if data or recipe have changed since the last verdict, and promote the best if it is better.
 
     The run's state is ``Completed``, or ``Skipped`` with the reason.
@@ -48,7 +46,7 @@ def retrain(config: SearchConfig) -> State[RetrainOutcome]:
         config: as for a search; ``config.retrain`` says where it begins and who is told.
 
     Returns:
-        What came of it; called from Python, the :class:`RetrainOutcome` itself.
+        What came of it.
 
     Raises:
         ThawlineError: for bad input, before anything expensive starts.
@@ -62,7 +60,9 @@ def retrain(config: SearchConfig) -> State[RetrainOutcome]:
         outcome = conclude_task(plan, None if plan.reason else search(plan.config))
     publish(outcome)
     tell(outcome, config.retrain)
-    return Completed(name="Skipped" if outcome.end == "skipped" else None, message=outcome.reason, data=outcome)
+    name = "Skipped" if outcome.end == "skipped" else None
+    # Prefect hands the data of a returned state on to the caller.
+    return cast(RetrainOutcome, Completed(name=name, message=outcome.reason, data=outcome))
 
 
 @task(name="look for changes", cache_policy=NO_CACHE)

@@ -4,18 +4,15 @@ A schedule that runs this flow scores with whatever is champion then. The comman
 without Prefect.
 """
 
+from pathlib import Path
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
 from thawline import environment
-
-environment.prepare_flows()  # before Prefect and MLflow are imported: they read their switches then
-
-from pathlib import Path  # noqa: E402
-
-from prefect import flow, task  # noqa: E402
-from prefect.artifacts import create_markdown_artifact  # noqa: E402
-from prefect.cache_policies import NO_CACHE  # noqa: E402
-from thawline.flows.schedules import drop_missed_runs  # noqa: E402
-
-from thawline.scoring import ScoreSummary, score_files  # noqa: E402
+from thawline.orchestration.schedules import drop_missed_runs
+from thawline.scoring import ScoreSummary, score_files
 
 __all__ = ["score"]
 

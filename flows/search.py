@@ -10,30 +10,27 @@ The command ``thawline search`` runs this very flow; so can a deployment, a sche
 It needs no server started by hand: without ``PREFECT_API_URL`` Prefect starts one for as long as the flow runs.
 """
 
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from prefect import State, flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture, as_completed
+from prefect.states import Completed, Failed
+from prefect.task_runners import TaskRunner
+
 from thawline import environment
-
-environment.prepare_flows()  # before Prefect and MLflow are imported: they read their switches then
-
-from collections.abc import Iterable  # noqa: E402
-from dataclasses import replace  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
-
-from prefect import State, flow, task  # noqa: E402
-from prefect.cache_policies import NO_CACHE  # noqa: E402
-from prefect.futures import PrefectFuture, as_completed  # noqa: E402
-from prefect.states import Completed, Failed  # noqa: E402
-from prefect.task_runners import TaskRunner  # noqa: E402
-from thawline.flows.approval import approved, publish_decision  # noqa: E402
-from thawline.flows.artifacts import Progress, publish_leaderboard, publish_outcome  # noqa: E402
-from thawline.flows.execution import placement, trial_runner  # noqa: E402
-from thawline.flows.schedules import drop_missed_runs  # noqa: E402
-
-from thawline.activations import StoredSplits  # noqa: E402
-from thawline.config import SearchConfig  # noqa: E402
-from thawline.data import Manifest  # noqa: E402
-from thawline.registry import PromotionOutcome  # noqa: E402
-from thawline.search import (  # noqa: E402
+from thawline.activations import StoredSplits
+from thawline.config import SearchConfig
+from thawline.data import Manifest
+from thawline.orchestration.approval import approved, publish_decision
+from thawline.orchestration.artifacts import Progress, publish_leaderboard, publish_outcome
+from thawline.orchestration.execution import placement, trial_runner
+from thawline.orchestration.schedules import drop_missed_runs
+from thawline.registry import PromotionOutcome
+from thawline.search import (
     Prepared,
     Queue,
     SearchOutcome,
@@ -58,8 +55,8 @@ from thawline.search import (  # noqa: E402
     store_activations,
     trial_name,
 )
-from thawline.search.recorder import Recorder  # noqa: E402
-from thawline.study_report import publish_report  # noqa: E402
+from thawline.search.recorder import Recorder
+from thawline.study_report import publish_report
 
 __all__ = ["search"]
 

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -238,17 +238,19 @@ def deploy(
         raise ThawlineError(f"--recipe and --set belong to search and retrain: {flow.value} trains nothing.")
     if on_drift and flow is not Deployable.retrain:
         raise ThawlineError(f"--on-drift belongs to retrain: {flow.value} learns nothing from new images.")
-    from thawline.flows import deployments
+    from thawline import deployments
 
     deployments.check_server()
     schedule = deployments.at(cron, timezone)
-    if trains:
-        config = config_of(data, recipe, {"promotion.model": model}, assignments)
-        made = deployments.of_search(flow.value, config, name=name, schedule=schedule, on_drift=on_drift)
-    elif out is not None:
-        made = deployments.of_score(model, Path(data), out, name=name, schedule=schedule)
-    else:
-        made = deployments.of_drift(model, Path(data), name=name, schedule=schedule)
+    match flow, model, out:
+        case Deployable.score, str(), Path():
+            made = deployments.of_score(model, Path(data), out, name=name, schedule=schedule)
+        case Deployable.drift, str(), None:
+            made = deployments.of_drift(model, Path(data), name=name, schedule=schedule)
+        case _:
+            config = config_of(data, recipe, {"promotion.model": model}, assignments)
+            kind: Literal["search", "retrain"] = "retrain" if flow is Deployable.retrain else "search"
+            made = deployments.of_search(kind, config, name=name, schedule=schedule, on_drift=on_drift)
     if pool is None:
         tell(f"Serving {made.full_name}; Ctrl-C stops it.")
         deployments.serve(made)

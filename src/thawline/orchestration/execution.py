@@ -1,6 +1,5 @@
 """Where a search's trials run: processes of this machine, or a cluster, by Prefect's task runners."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -9,11 +8,9 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from thawline.config import ExecutionConfig
 from thawline.exceptions import ConfigError
+from thawline.orchestration.variables import places_and_credentials
 
 __all__ = ["placement", "trial_runner"]
-
-_PASSED_ON = ("MLFLOW_", "AWS_", "THAWLINE_", "TORCH_HOME", "HF_")
-"""Variables that a trial on another machine needs as the search has them: servers, credentials, caches."""
 
 
 @contextmanager
@@ -59,9 +56,8 @@ def _runner(config: ExecutionConfig) -> TaskRunner[Any]:
 def _ray(config: ExecutionConfig) -> TaskRunner[Any]:
     from prefect_ray import RayTaskRunner
 
-    passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
     options: dict[str, Any] = {
-        "runtime_env": {"env_vars": passed_on},
+        "runtime_env": {"env_vars": places_and_credentials()},
         "log_to_driver": False,  # the workers' output would come among that of the command
         "logging_level": "warning",
         "configure_logging": True,

@@ -3,56 +3,44 @@
 A deployment names its flow by module, not by file, so that it needs this package and no checkout.
 """
 
+import asyncio
+import os
+import re
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect import Flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events import DeploymentEventTrigger
+from prefect.exceptions import ObjectNotFound
+from prefect.runner import Runner
+from prefect.schedules import Cron, Schedule
+from prefect.settings import PREFECT_LOGGING_EXTRA_LOGGERS, temporary_settings
+from prefect.types.entrypoint import EntrypointType
+from prefect.workers.process import ProcessWorker
+from pydantic import TypeAdapter, ValidationError
+
 from thawline import environment
-
-environment.prepare_flows()  # before Prefect and MLflow are imported: they read their switches then
-
-import asyncio  # noqa: E402
-import os  # noqa: E402
-import re  # noqa: E402
-import signal  # noqa: E402
-from collections.abc import Mapping, Sequence  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any, Literal  # noqa: E402
-
-from prefect import Flow  # noqa: E402
-from prefect.client.orchestration import SyncPrefectClient, get_client  # noqa: E402
-from prefect.client.schemas.actions import WorkPoolCreate  # noqa: E402
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy  # noqa: E402
-from prefect.client.schemas.schedules import CronSchedule  # noqa: E402
-from prefect.deployments.runner import RunnerDeployment  # noqa: E402
-from prefect.events import DeploymentEventTrigger  # noqa: E402
-from prefect.exceptions import ObjectNotFound  # noqa: E402
-from prefect.runner import Runner  # noqa: E402
-from prefect.schedules import Cron, Schedule  # noqa: E402
-from prefect.settings import PREFECT_LOGGING_EXTRA_LOGGERS, temporary_settings  # noqa: E402
-from prefect.types.entrypoint import EntrypointType  # noqa: E402
-from prefect.workers.process import ProcessWorker  # noqa: E402
-from pydantic import TypeAdapter, ValidationError  # noqa: E402
-from thawline.flows.drift import drift  # noqa: E402
-from thawline.flows.notifications import check_blocks  # noqa: E402
-from thawline.flows.retrain import retrain  # noqa: E402
-from thawline.flows.score import score  # noqa: E402
-from thawline.flows.search import search  # noqa: E402
-
-from thawline.config import PlainName, SearchConfig, without_password  # noqa: E402
-from thawline.exceptions import ConfigError  # noqa: E402
-from thawline.registry import parse_model  # noqa: E402
-from thawline.search import check_config  # noqa: E402
-from thawline.search.retraining import model_of  # noqa: E402
+from thawline.config import PlainName, SearchConfig, without_password
+from thawline.exceptions import ConfigError
+from thawline.flows.drift import drift
+from thawline.flows.retrain import retrain
+from thawline.flows.score import score
+from thawline.flows.search import search
+from thawline.orchestration.notifications import check_blocks
+from thawline.orchestration.variables import places
+from thawline.registry import parse_model
+from thawline.search import check_config
+from thawline.search.retraining import model_of
 
 __all__ = ["at", "check_server", "deploy", "of_drift", "of_score", "of_search", "serve"]
 
-_PASSED_ON = (
-    "MLFLOW_TRACKING_URI",
-    "MLFLOW_REGISTRY_URI",
-    "MLFLOW_S3_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL",
-    "THAWLINE_STORAGE",
-    "TORCH_HOME",
-    "DO_NOT_TRACK",
-)
-"""Variables that say where things are. Secrets are none of them: whoever can read Prefect's UI can read these."""
 _LOGGERS = "thawline"
 """Whose log Prefect's UI shows beside its own."""
 _LEASES = "prefect.server.concurrency.lease_storage"
@@ -311,14 +299,16 @@ def _full_database(uri: str | None) -> str | None:
 
 
 def _environment() -> dict[str, str]:
-    """What a worker, started anywhere, must be told to use the same home, store and weights."""
-    passed = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
-    places = {name: str(_full_database(value)) for name, value in passed.items() if without_password(value) == value}
-    return {**places, "THAWLINE_HOME": str(environment.home()), PREFECT_LOGGING_EXTRA_LOGGERS.name: _LOGGERS}
+    """What a worker, started anywhere, must be told to use the same home, store and weights.
+
+    Secrets are left out: whoever can read Prefect's UI can read these.
+    """
+    shown = {name: str(_full_database(value)) for name, value in places().items() if without_password(value) == value}
+    return {**shown, "THAWLINE_HOME": str(environment.home()), PREFECT_LOGGING_EXTRA_LOGGERS.name: _LOGGERS}
 
 
 def _secrets_note() -> list[str]:
-    secret = [name for name in _PASSED_ON if without_password(value := os.environ.get(name, "")) != value]
+    secret = [name for name, value in places().items() if without_password(value) != value]
     return [f"{name} holds a password and was not passed on: set it where the worker runs." for name in secret]
 
 

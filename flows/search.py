@@ -1,12 +1,6 @@
 """The search: a folder of images or a table of texts in, a registered champion out.
 
-The command ``thawline search`` runs this very flow; so can a deployment, a schedule or a Python program::
-
-    from thawline.config import SearchConfig
-    from thawline.flows.search import search
-
-    outcome = search(SearchConfig.build({"data": {"path": "photos"}}))
-
+The command ``thawline search`` and :func:`thawline.run_search` run this very flow; so can a deployment or a schedule.
 It needs no server started by hand: without ``PREFECT_API_URL`` Prefect starts one for as long as the flow runs.
 """
 

@@ -32,6 +32,7 @@ __all__ = [
     "TrainConfig",
     "flatten",
     "load_recipe",
+    "nested",
     "parse_assignments",
     "with_driver",
     "without_password",
@@ -786,10 +787,18 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
-        nested: dict[str, Any] = {parts[-1]: value}
-        for part in reversed(parts[:-1]):
-            nested = {part: nested}
-        _merge(result, nested)
+        _merge(result, nested({".".join(parts): value}))
+    return result
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"train.epochs": 3}`` to ``{"train": {"epochs": 3}}``."""
+    result: dict[str, Any] = {}
+    for key, value in settings.items():
+        layer = value
+        for part in reversed(key.split(".")):
+            layer = {part: layer}
+        _merge(result, layer)
     return result
 
 

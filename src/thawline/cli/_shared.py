@@ -71,14 +71,14 @@ def config_of(
     Raises:
         ConfigError: naming every wrong key and value, or a backbone that would not be looked at.
     """
-    from thawline.config import SearchConfig, load_recipe, parse_assignments
+    from thawline.config import SearchConfig, load_recipe, nested, parse_assignments
     from thawline.data import data_location
     from thawline.exceptions import ConfigError
 
     config = SearchConfig.build(
         load_recipe(recipe) if recipe else {},
         {"data": data_location(data, environment.home())},
-        _nested(options),
+        nested({key: value for key, value in options.items() if value is not None}),
         parse_assignments(assignments or []),
     )
     named = options.get("backbone.name")
@@ -88,16 +88,6 @@ def config_of(
             f"To search {named} alone, replace the list: --set space.backbone=[{named}]"
         )
     return config
-
-
-def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"train.epochs": 3}`` to ``{"train": {"epochs": 3}}``, without what was not given."""
-    nested: dict[str, Any] = {}
-    for key, value in options.items():
-        if value is not None:
-            section, _, name = key.partition(".")
-            nested.setdefault(section, {})[name] = value
-    return nested
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -25,6 +25,7 @@ from thawline.cli._shared import (
 from thawline.exceptions import ThawlineError
 
 if TYPE_CHECKING:
+    from thawline.config import SearchConfig
     from thawline.search import SearchOutcome
 
 __all__: list[str] = []
@@ -259,22 +260,14 @@ def deploy(
         console().print(line, highlight=False, soft_wrap=True)
 
 
-def _run_search(config: Any, *, quiet: bool) -> "SearchOutcome":
-    environment.quiet_prefect()
-    from thawline.search import check_config, prepare_workers
-    from thawline.terminal import watch
+def _run_search(config: "SearchConfig", *, quiet: bool) -> "SearchOutcome":
+    from thawline.api import run_search
 
-    check_config(config, environment.home())  # before Prefect's server is started, which takes its time
-    prepare_workers()
-    with watch(Console(stderr=True), quiet=quiet):
-        from thawline.flows.search import search as search_flow
-
-        try:
-            outcome: SearchOutcome = search_flow(config)
-        except KeyboardInterrupt:
-            tell("The same command goes on where it stopped.")
-            raise
-    return outcome
+    try:
+        return run_search(config, quiet=quiet)
+    except KeyboardInterrupt:
+        tell("The same command goes on where it stopped.")
+        raise
 
 
 def _print_outcome(outcome: "SearchOutcome") -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from thawline.exceptions import ThawlineError
+from thawline.processes import main_module_hidden
 
 __all__ = ["map_files"]
 
@@ -40,7 +41,7 @@ def map_files(
     multiprocessing's one fork server is left to the trials, which need it preloaded with torch.
 
     Raises:
-        ThawlineError: if no process can be started, as in a script without ``if __name__ == "__main__":``.
+        ThawlineError: if no process can be started.
     """
     results: dict[int, Result] = {}
 
@@ -76,11 +77,13 @@ def _run(
     under_way: dict[Future[list[Result]], range] = {}
     broken: list[range] = []
     with _pool(workers) as pool:
-        started = pool.submit(os.getpid)  # the first to be answered by any process that starts at all
+        with main_module_hidden():  # a pool starts its processes when work is submitted
+            started = pool.submit(os.getpid)  # the first to be answered by any process that starts at all
         while True:
             while not broken and len(under_way) < at_once and (chunk := next(waiting, None)) is not None:
                 try:
-                    future = pool.submit(_apply, function, [items[index] for index in chunk])
+                    with main_module_hidden():
+                        future = pool.submit(_apply, function, [items[index] for index in chunk])
                 except BrokenProcessPool:
                     broken.append(chunk)
                 else:
@@ -88,9 +91,7 @@ def _run(
             if not under_way:
                 if broken and started.exception() is not None:
                     raise ThawlineError(
-                        "The processes that decode images end as soon as they start. A script that calls Thawline must "
-                        'do so below `if __name__ == "__main__":`, because each process imports the script; else see '
-                        "what they wrote above."
+                        "The processes that decode images end as soon as they start: see what they wrote above."
                     )
                 return broken
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:

@@ -9,6 +9,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from thawline.config import ExecutionConfig
 from thawline.exceptions import ConfigError
 from thawline.orchestration.variables import places_and_credentials
+from thawline.processes import main_module_hidden
 
 __all__ = ["placement", "trial_runner"]
 
@@ -22,7 +23,8 @@ def trial_runner(config: ExecutionConfig) -> Iterator[TaskRunner[Any]]:
     """
     try:
         runner = _runner(config)
-        runner.__enter__()
+        with main_module_hidden():  # Dask's workers are processes
+            runner.__enter__()
     except (ConnectionError, OSError, TimeoutError) as error:
         reason = (str(error) or "no answer in time").splitlines()[0]
         raise ConfigError(

@@ -83,6 +83,9 @@ class SearchOutcome:
         """The same, once it is known what became of the study's own records."""
         return replace(self, unsent=self.unsent + report.unsent)
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
     def lines(self) -> list[str]:
         """The end of a search in sentences."""
         lines = self._result()

@@ -22,6 +22,7 @@ import torch
 
 from thawline import logs
 from thawline.exceptions import ThawlineError
+from thawline.processes import main_module_hidden
 from thawline.search.events import Note, emit
 from thawline.training import Interrupted
 
@@ -189,7 +190,8 @@ class _Worker:
         _start_server()
         self.connection, theirs = multiprocessing.Pipe()
         self.process: _Process = _context().Process(target=_serve, args=(theirs,), name="thawline-worker", daemon=True)
-        self.process.start()
+        with main_module_hidden():
+            self.process.start()
         theirs.close()
 
     def converse(self, on_message: _Send, silent_seconds: float | None, poll_seconds: float) -> tuple[str, Any]:

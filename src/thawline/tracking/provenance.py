@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Timer
 
-from thawline import __version__
 from thawline.config import without_password
 from thawline.tracking._base import Tracker
 
@@ -105,7 +104,7 @@ class Provenance:
     @property
     def tags(self) -> dict[str, str]:
         """Version, command and commit, by MLflow's own names where it has them."""
-        tags = {"thawline.version": __version__, "thawline.command": self.command}
+        tags = {"thawline.version": importlib.metadata.version("thawline"), "thawline.command": self.command}
         if self.program is not None:
             tags |= {"mlflow.source.type": "LOCAL", "mlflow.source.name": self.program}
         if self.code is not None:

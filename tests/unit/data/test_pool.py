@@ -48,24 +48,30 @@ def test_an_exception_of_the_function_is_raised_here() -> None:
         map_files(math.sqrt, [1.0, -1.0], workers=1, crashed=lambda item: 0.0)
 
 
-def test_a_script_without_a_main_guard_is_told_so_and_no_file_is_blamed(tmp_path: Path) -> None:
-    lines = [
-        "import math",
-        "from thawline.data._pool import map_files",
-        "print(map_files(math.sqrt, [4.0], workers=1, crashed=lambda item: 'blamed'))",
-    ]
-    answers = {}
-    for name, script in {
-        "plain": lines,
-        "guarded": [*lines[:2], "if __name__ == '__main__':", f"    {lines[2]}"],
-    }.items():
-        (tmp_path / f"{name}.py").write_text("\n".join(script))
-        answers[name] = subprocess.run([sys.executable, tmp_path / f"{name}.py"], capture_output=True, text=True)
+SCRIPT = """\
+import math
+from thawline.data._pool import map_files
+print(map_files(math.sqrt, [4.0], workers=1, crashed=lambda item: 'blamed'))
+"""
 
-    assert answers["guarded"].stdout == "[2.0]\n"
-    assert answers["plain"].returncode == 1
-    assert 'below `if __name__ == "__main__":`' in answers["plain"].stderr
-    assert "blamed" not in answers["plain"].stdout
+
+def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text(SCRIPT)
+    ended = subprocess.run([sys.executable, tmp_path / "plain.py"], capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("[2.0]\n", "")
+
+
+def test_where_no_process_can_start_no_file_is_blamed(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "usercustomize.py").write_text(
+        "import os, sys\nif '--multiprocessing-fork' in sys.argv:\n    os._exit(3)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    (tmp_path / "sitecustomize.py").write_text("import usercustomize\n")
+    ended = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, env=environment)
+    assert ended.returncode == 1
+    assert "end as soon as they start" in ended.stderr
+    assert "blamed" not in ended.stdout
 
 
 def test_nothing_to_do_starts_nothing() -> None:

@@ -1,0 +1,181 @@
+"""The Python API: what ``import thawline`` offers. It does what the commands of the same names do."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thawline import environment
+from thawline.config import SearchConfig, load_recipe, nested
+from thawline.exceptions import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from thawline.backbones import Backbone
+    from thawline.data import Manifest
+    from thawline.registry import PackagedModel, Prediction
+    from thawline.search import SearchOutcome
+
+__all__ = [
+    "LoadedModel",
+    "SearchConfig",
+    "check_data",
+    "create_backbone",
+    "list_backbones",
+    "load_model",
+    "run_search",
+]
+
+
+def run_search(
+    data: "str | os.PathLike[str] | SearchConfig",
+    *,
+    backbone: str | None = None,
+    trials: int | None = None,
+    epochs: int | None = None,
+    recipe: str | os.PathLike[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> "SearchOutcome":
+    """Search for the best fine-tuned classifier, register it, and make it champion if it is better.
+
+    The same call resumes a study that was interrupted. It works in a notebook, and in a script without
+    ``if __name__ == "__main__"`` too.
+
+    Args:
+        data: folder of images, ``DATA/<class>/…`` or ``DATA/train/<class>/…`` and so on, or its URL; a table of texts;
+            or a whole configuration.
+        backbone: pretrained network, one of :func:`list_backbones` or ``hf:FOLDER_OR_ID``.
+        trials: in all, over every time the study is run.
+        epochs: passes over the training data per trial, at most.
+        recipe: file whose settings come before those given here.
+        settings: any others, by the keys of a recipe: ``{"train.batch_size": 64}``.
+        quiet: show only warnings.
+
+    Raises:
+        ThawlineError: for bad input, before anything expensive starts.
+    """
+    given = {"backbone.name": backbone, "study.trials": trials, "train.epochs": epochs}
+    options = {key: value for key, value in given.items() if value is not None} | dict(settings or {})
+    if not isinstance(data, SearchConfig):
+        layers = [load_recipe(Path(recipe)) if recipe is not None else {}, {"data": _location(data)}]
+        data = SearchConfig.build(*layers, nested(options))
+    elif options or recipe is not None:
+        raise ConfigError("A SearchConfig holds all settings: change it, or give the data as a path.")
+    environment.prepare_flows()
+    environment.quiet_prefect()
+    from rich.console import Console
+
+    from thawline.search import check_config, prepare_workers
+    from thawline.terminal import watch
+
+    check_config(data, environment.home())  # before Prefect's server is started, which takes its time
+    prepare_workers()
+    with watch(Console(stderr=True), quiet=quiet):
+        from thawline.flows.search import search
+
+        return search(data)
+
+
+def load_model(name: str, *, tracking_uri: str | None = None) -> "LoadedModel":
+    """Load a model from the registry.
+
+    Args:
+        name: ``NAME`` (its champion), ``NAME@alias`` or ``NAME/version``.
+        tracking_uri: where the registry is; by default as for a search.
+
+    Raises:
+        RegistryError: if there is no such model, alias or version.
+    """
+    environment.prepare()
+    from thawline.registry import MlflowRegistry, parse_model
+    from thawline.tracking import open_store
+
+    registry = MlflowRegistry(open_store(tracking_uri, environment.home()))
+    return LoadedModel(registry.load(parse_model(name)))
+
+
+@dataclass(frozen=True, repr=False)
+class LoadedModel:
+    """A model from the registry, see :func:`load_model`."""
+
+    _model: "PackagedModel"
+
+    def __repr__(self) -> str:
+        return f"<{self._model.name}, a classifier of {self._model.kind}>"
+
+    def predict(self, items: "Sequence[str | os.PathLike[str] | bytes | Image]") -> "list[Prediction]":
+        """Label and probabilities of each image or text.
+
+        Args:
+            items: of a model of images: files, encoded images as bytes, or PIL images; of a model of texts: texts.
+
+        Raises:
+            DataError: naming the first that cannot be read.
+            RegistryError: if an item is of the other kind.
+        """
+        if isinstance(items, str | bytes):
+            raise DataError("predict takes a list: put the single item into one, [item].")
+        answers = self._model.predict([self._sent(item) for item in items])
+        predictions: list[Prediction] = []
+        for item, answer in zip(items, answers, strict=True):
+            if isinstance(answer, str):
+                raise DataError(
+                    f"Cannot read {item if isinstance(item, str | os.PathLike) else 'the image'}: {answer}."
+                )
+            predictions.append(answer)
+        return predictions
+
+    def _sent(self, item: Any) -> bytes | Path | str:
+        if hasattr(item, "save") and hasattr(item, "convert"):  # a PIL image, without importing PIL for files
+            encoded = BytesIO()
+            item.save(encoded, format="PNG")
+            return encoded.getvalue()
+        if isinstance(item, bytes) or (isinstance(item, str) and self._model.kind == "texts"):
+            return item
+        return Path(item)
+
+
+def list_backbones(pattern: str | None = None) -> list[str]:
+    """Names of the backbones of the libraries that are installed.
+
+    Args:
+        pattern: only those that hold it or match it: ``resnet``, ``conv*``.
+    """
+    from thawline import backbones
+
+    return backbones.names(pattern)
+
+
+def create_backbone(name: str, *, num_classes: int, weights: str = "default", **options: Any) -> "Backbone":
+    """Build a backbone with pretrained weights and a new head; see :func:`thawline.backbones.create`."""
+    from thawline import backbones
+
+    return backbones.create(name, num_classes=num_classes, weights=weights, **options)
+
+
+def check_data(data: str | os.PathLike[str], *, settings: Mapping[str, Any] | None = None) -> "Manifest":
+    """Read all data as a search would: classes, splits, and every problem by name, in ``Manifest.problems``.
+
+    Args:
+        data: as for :func:`run_search`.
+        settings: keys of a recipe's ``data``: ``{"data.text_column": "message"}``.
+
+    Raises:
+        DataError: if it cannot be trained on.
+    """
+    from thawline.data import mirror, scan
+
+    config = SearchConfig.build({"data": _location(data)}, nested(settings or {}))
+    if config.data.url is not None:
+        mirror(config.data.url, config.data.path)
+    return scan(config.data)
+
+
+def _location(data: str | os.PathLike[str]) -> dict[str, str]:
+    from thawline.data import data_location
+
+    return data_location(os.fspath(data), environment.home())

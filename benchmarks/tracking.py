@@ -20,7 +20,8 @@ from thawline.activations import StoredSplits
 from thawline.config import SearchConfig
 from thawline.data import decoded, scan
 from thawline.search import trial
-from thawline.search.trial import TrialSpec, run_trial
+from thawline.search.spec import TrialSpec, trial_folder
+from thawline.search.trial import run_trial
 from thawline.tracking import CompositeTracker, connect, start_study_run
 from thawline.training import Augmentation, Decision, Hyperparameters
 
@@ -147,7 +148,7 @@ def run(spec: TrialSpec, kind: str, number: int) -> float:
     seconds = time.perf_counter() - began
     assert result.state == "complete", result.ending
     assert result.unsent == 0, result.unkept
-    shutil.rmtree(trial.trial_folder(spec.home, spec.study, number))
+    shutil.rmtree(trial_folder(spec.home, spec.study, number))
     return seconds
 
 

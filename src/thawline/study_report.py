@@ -40,9 +40,9 @@ from thawline.search import Note, Prepared, Recorder, SearchOutcome, Study, Tria
 from thawline.search.prepare import image_preprocessing
 from thawline.search.probing import ProbeFile
 from thawline.search.recorder import REPORT
+from thawline.search.records import load_importances, load_records
 from thawline.search.soup import is_kept, kept_soup
-from thawline.search.study import load_importances, load_records
-from thawline.search.trial import trial_folder
+from thawline.search.spec import trial_folder
 from thawline.search.winner import restore
 from thawline.tracking import fetch_study_file, library_versions, open_store
 from thawline.tracking.media import Embedding, Figure, Image, Predictions, Table
@@ -181,7 +181,7 @@ def _gather(
         trials=tuple(map(_point, outcome.records)),
         created=_now(),
         layer_groups=_part("layer groups", lambda: _layer_groups(prepared), {}),
-        costs=recorder.costs,
+        costs={name: described.costs for name, described in prepared.described.items()},
         probe_curves=_part("probe curve", lambda: _probe_curves(recorder.store.home, study.name, outcome.records), {}),
         curves=_curves(recorder.store.home, study.name, outcome.records),
         importance=_part("importance", study.importances, {}),

@@ -3,7 +3,7 @@
 import dataclasses
 
 from thawline.activations import Profile, make_plan
-from thawline.search.trial import TrialSpec, build_backbone
+from thawline.search.spec import TrialSpec, build_backbone
 from thawline.training import runtime_for
 
 

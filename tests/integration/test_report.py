@@ -12,8 +12,8 @@ from thawline import study_report
 from thawline.config import SearchConfig
 from thawline.exceptions import StudyError
 from thawline.reports import StudyReport
+from thawline.search.spec import TrialResult
 from thawline.search.study import Study
-from thawline.search.trial import TrialResult
 from thawline.study_report import write_report
 from thawline.tracking import connect
 from thawline.training import EpochResult

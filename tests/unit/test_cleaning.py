@@ -24,8 +24,8 @@ from thawline.config import SearchConfig
 from thawline.data import mirror
 from thawline.exceptions import ConfigError, TrackingError
 from thawline.registry import MlflowRegistry, ModelName, log_packaged_model
+from thawline.search.spec import TrialResult, trial_folder
 from thawline.search.study import Study
-from thawline.search.trial import TrialResult, trial_folder
 from thawline.tracking import MlflowStore, MlflowTracker, start_study_run
 from thawline.training import EpochResult
 

@@ -18,7 +18,7 @@ from thawline.drift.check import catch_features
 from thawline.reports import worst_mistakes
 from thawline.search import TrialRecord
 from thawline.search.probing import ProbeFile
-from thawline.search.trial import trial_folder
+from thawline.search.spec import trial_folder
 from thawline.study_report import (
     _answers,
     _curves,

@@ -14,7 +14,7 @@ from thawline.cleaning._look import Act, Failure, Item, Look
 from thawline.cleaning._tree import children, files_below, folders, is_file, last_used, newest
 
 if TYPE_CHECKING:
-    from thawline.search.study import TrialRecord
+    from thawline.search.records import TrialRecord
 
 __all__ = ["cached", "checkpoints", "leftovers", "mirrors", "orphans"]
 

@@ -17,7 +17,7 @@ from thawline.cleaning._tree import children, files_below, folders, is_locked, s
 from thawline.exceptions import ConfigError
 
 if TYPE_CHECKING:
-    from thawline.search.study import TrialRecord
+    from thawline.search.records import TrialRecord
 
 __all__ = ["Act", "Failure", "Item", "Kind", "Look", "Studies", "Used"]
 
@@ -79,8 +79,8 @@ class Studies:
     """What the studies' storage says."""
 
     def __init__(self, home: Path, url: str | None) -> None:
+        from thawline.search.records import study_names
         from thawline.search.storage import storage_url
-        from thawline.search.study import study_names
 
         self._home, self._given = home, url
         self.url = storage_url(url)
@@ -92,7 +92,7 @@ class Studies:
 
     def records(self, name: str) -> "list[TrialRecord]":
         """Trials of a study that exists, best first."""
-        from thawline.search.study import load_records
+        from thawline.search.records import load_records
 
         if name not in self._records:
             self._records[name] = []

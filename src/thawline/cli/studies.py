@@ -141,7 +141,7 @@ def leaderboard(
 ) -> None:
     """Rank the trials of a study."""
     from thawline.search.leaderboard import leaderboard_rows, leaderboard_table
-    from thawline.search.study import latest_study, load_records
+    from thawline.search.records import latest_study, load_records
 
     name = study or latest_study(environment.home(), storage)
     metric, records = load_records(environment.home(), name, storage)
@@ -161,7 +161,7 @@ def report(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Write the thaw-line report of a study: one page that needs no network."""
-    from thawline.search.study import latest_study
+    from thawline.search.records import latest_study
     from thawline.study_report import write_report
 
     home = environment.home()

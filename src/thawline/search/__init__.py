@@ -1,6 +1,6 @@
 """The search: what to try, trying it, what came of it, and the best of it."""
 
-from thawline.search.conduct import Queue, announce_end, announce_start, conduct
+from thawline.search.conduct import Queue, announce_end, announce_start, conduct, trial_spec
 from thawline.search.events import Note, emit
 from thawline.search.materialise import store_activations
 from thawline.search.prepare import (
@@ -14,9 +14,11 @@ from thawline.search.prepare import (
 )
 from thawline.search.ranking import rank_backbones
 from thawline.search.recorder import Recorder
+from thawline.search.records import TrialRecord
 from thawline.search.slots import Slots
-from thawline.search.study import Asked, Study, TrialRecord
-from thawline.search.trial import TrialResult, TrialSpec, run_together, run_trial, trial_name
+from thawline.search.spec import StudyRun, TrialResult, TrialSpec, trial_name
+from thawline.search.study import Asked, Study
+from thawline.search.trial import run_together, run_trial
 from thawline.search.winner import SearchOutcome, conclude, judge_best
 from thawline.search.worker import WorkerCrashed, call_in_worker, prepare_workers, stop_workers
 
@@ -29,6 +31,7 @@ __all__ = [
     "SearchOutcome",
     "Slots",
     "Study",
+    "StudyRun",
     "TrialRecord",
     "TrialResult",
     "TrialSpec",
@@ -53,4 +56,5 @@ __all__ = [
     "stop_workers",
     "store_activations",
     "trial_name",
+    "trial_spec",
 ]

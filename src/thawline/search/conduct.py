@@ -4,17 +4,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from thawline.config import SearchConfig
+from thawline.activations import StoredSplits
 from thawline.exceptions import TrackingError
 from thawline.search.events import EpochEnded, Note, TrialEnded, TrialStarted, emit
-from thawline.search.storage import LeaseLost
+from thawline.search.prepare import Prepared
+from thawline.search.slots import threads_per_trial
+from thawline.search.spec import StudyRun, TrialResult, TrialSpec
+from thawline.search.storage import LeaseLost, storage_url
 from thawline.search.study import Asked, Study
-from thawline.search.trial import TrialResult, TrialSpec, run_together
+from thawline.search.trial import run_together
 from thawline.search.worker import Link, WorkerCrashed, call_in_worker
 from thawline.tracking import close_dead_run, run_status
-from thawline.training import Decision, EpochResult
+from thawline.training import Decision, EpochResult, Hyperparameters
 
-__all__ = ["Queue", "announce_end", "announce_start", "conduct"]
+__all__ = ["Queue", "announce_end", "announce_start", "conduct", "trial_spec"]
 
 _LOOK_SECONDS = 2.0
 """How often a search that has nothing left to do looks after the others that share its study."""
@@ -28,14 +31,13 @@ class Queue:
     """
 
     @classmethod
-    def of(cls, study: Study, config: SearchConfig, depths: dict[str, int], deadline: float | None) -> "Queue":
-        """The queue that a configuration asks for."""
-        budget = config.study
+    def of(cls, study: Study, deadline: float | None) -> "Queue":
+        """The queue that the study's configuration asks for."""
+        config = study.config
         return cls(
             study,
-            trials=budget.trials,
-            batch=budget.batch,
-            depths=depths,
+            trials=config.study.trials,
+            batch=config.study.batch,
             deadline=deadline,
             apart=config.train.exact or config.train.ema is not None,
         )
@@ -46,7 +48,6 @@ class Queue:
         *,
         trials: int,
         batch: int,
-        depths: dict[str, int],
         deadline: float | None,
         apart: bool = False,
     ) -> None:
@@ -56,11 +57,10 @@ class Queue:
             study: the study; trials that a dead process had begun come first.
             trials: how many it may have in all.
             batch: how many are drawn at once.
-            depths: number of layer groups of each backbone.
             deadline: in seconds of :func:`time.time`; no trial starts after it.
             apart: whether each trial must be trained alone: for its bits, or for the average of its weights.
         """
-        self._study, self._depths, self._deadline = study, depths, deadline
+        self._study, self._deadline = study, deadline
         self._trials, self._apart = trials, apart
         self._batch = batch if study.draws_ahead else 1
         self._waiting = self._in_order(study.unfinished())
@@ -119,7 +119,7 @@ class Queue:
 
     def _frozen(self, asked: Asked) -> float:
         """Share of the layer groups that are frozen: what is cheap."""
-        return asked.hyperparameters.freeze_depth / self._depths[asked.hyperparameters.backbone]
+        return asked.hyperparameters.freeze_depth / self._study.depths[asked.hyperparameters.backbone]
 
     def _is_with(self, asked: Asked, first: Asked) -> bool:
         """Whether two trials can be trained as one computation."""
@@ -130,6 +130,46 @@ class Queue:
             return asked is first
         same = all(getattr(one, name) == getattr(other, name) for name in ("backbone", "optimizer", "augmentation"))
         return same and not self._apart and self._frozen(asked) == self._frozen(first) == 1
+
+
+def trial_spec(
+    prepared: Prepared,
+    activations: StoredSplits,
+    run: StudyRun,
+    *,
+    number: int,
+    hyperparameters: Hyperparameters,
+    device: str,
+) -> TrialSpec:
+    """Everything that a trial's process must know.
+
+    Args:
+        prepared: the search.
+        activations: of the trial's backbone.
+        run: of the study.
+        number: of the trial.
+        hyperparameters: of the trial.
+        device: that it computes on.
+    """
+    config = prepared.config
+    train = activations.train_config(config.train).model_copy(update={"device": device})
+    # A trial on another machine does not see this one's variables.
+    study = config.study.model_copy(update={"storage": storage_url(config.study.storage)})
+    return TrialSpec(
+        number=number,
+        hyperparameters=hyperparameters,
+        config=config.model_copy(update={"train": train, "study": study}),
+        study=run.study,
+        classes=prepared.manifest.classes,
+        activations=activations,
+        home=run.home,
+        store=run.store,
+        parent_run_id=run.run_id,
+        threads=threads_per_trial(config),
+        dataset=(prepared.manifest.name, prepared.manifest.digest),
+        provenance=run.provenance,
+        texts=run.texts,
+    )
 
 
 def conduct(specs: Sequence[TrialSpec], study: Study, deadline: float | None) -> list[TrialResult]:

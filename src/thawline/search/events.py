@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass
 from typing import Literal
 
-from thawline.search.trial import TrialResult, trial_name
+from thawline.search.spec import TrialResult, trial_name
 from thawline.training import Hyperparameters
 
 __all__ = ["EpochEnded", "Event", "Note", "SearchStarted", "TrialEnded", "TrialStarted", "emit"]

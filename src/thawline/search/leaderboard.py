@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from thawline import backbones
-from thawline.search.study import TrialRecord
+from thawline.search.records import TrialRecord
 from thawline.training import METRIC_DIRECTIONS
 
 __all__ = ["leaderboard_markdown", "leaderboard_rows", "leaderboard_table", "thaw_line_chart"]

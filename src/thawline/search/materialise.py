@@ -18,8 +18,8 @@ from thawline.search.prepare import Prepared, image_preprocessing
 from thawline.search.probing import ProbeFile, probe_curve
 from thawline.search.slots import threads_per_trial
 from thawline.search.space import depth_shares
+from thawline.search.spec import build_backbone
 from thawline.search.study import Study
-from thawline.search.trial import build_backbone
 from thawline.search.worker import Link, WorkerCrashed, call_with_retries
 from thawline.training import (
     Augmentation,

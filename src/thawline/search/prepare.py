@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,9 +31,9 @@ from thawline.exceptions import ConfigError
 from thawline.freezing import has_batch_norms
 from thawline.registry import check_exports
 from thawline.search.events import Note, emit
+from thawline.search.sampling import check_sampling
 from thawline.search.space import check_space, depth_shares
 from thawline.search.storage import storage_url
-from thawline.search.study import check_sampling
 from thawline.tracking import check_trackers, check_wandb, resolve_uri
 from thawline.training import check_augmentation, depths_without_places, runtime_for
 
@@ -56,6 +57,16 @@ _NAMED = 10
 
 
 @dataclass(frozen=True)
+class DescribedBackbone:
+    """A network before it is trained."""
+
+    costs: tuple[backbones.DepthCost, ...]
+    """Of every freeze depth."""
+    summary: str
+    """A table of its layers."""
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A search that is ready to run."""
 
@@ -69,6 +80,23 @@ class Prepared:
     inputs: dict[str, Path]
     """File of decoded images, or of tokenized texts, for each backbone."""
     fingerprint: str
+
+    @cached_property
+    def described(self) -> dict[str, "DescribedBackbone"]:
+        """What each backbone costs at every freeze depth, and its summary; builds the networks, with random weights."""
+        config, described = self.config, {}
+        for name in config.backbones:
+            built = backbones.create(
+                name,
+                num_classes=len(self.manifest.classes),
+                weights="none",
+                image_size=config.backbone.image_size,
+                max_length=config.backbone.max_length,
+            )
+            costs = backbones.depth_costs(built, config.train.batch_size)
+            summary = backbones.summary_text(built, 0, config.train.batch_size, costs)
+            described[name] = DescribedBackbone(costs, summary)
+        return described
 
     @property
     def study(self) -> str:

@@ -16,8 +16,8 @@ from thawline.search.events import Note, emit
 from thawline.search.prepare import Prepared, image_preprocessing
 from thawline.search.slots import threads_per_trial
 from thawline.search.space import kept_backbones
+from thawline.search.spec import build_backbone
 from thawline.search.study import Study
-from thawline.search.trial import build_backbone
 from thawline.search.worker import Link, WorkerCrashed, call_with_retries
 from thawline.training import Inputs, fit_probes, head_features, open_inputs, runtime_for, set_up_process, sign_of
 

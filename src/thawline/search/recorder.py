@@ -1,5 +1,6 @@
 """The study's own record: its MLflow parent run, what it was made of, and its leaderboard."""
 
+import json
 import os
 import re
 import sys
@@ -16,13 +17,13 @@ from thawline.config import SearchConfig, flatten, without_password
 from thawline.data import report_json
 from thawline.search.events import Note, SearchStarted, emit
 from thawline.search.leaderboard import leaderboard_markdown, leaderboard_rows, thaw_line_chart
-from thawline.search.observed import ShownText, texts_to_show
+from thawline.search.observed import texts_to_show
 from thawline.search.prepare import Prepared
 from thawline.search.probing import ProbeFile
-from thawline.search.slots import threads_per_trial
+from thawline.search.spec import StudyRun
 from thawline.search.storage import storage_url
-from thawline.search.study import Asked, Study
-from thawline.search.trial import TrialSpec
+from thawline.search.study import Study
+from thawline.search.winner import SearchOutcome
 from thawline.tracking import (
     CompositeTracker,
     MlflowStore,
@@ -62,9 +63,6 @@ class Recorder:
         self._leaderboard_written = -_LEADERBOARD_SECONDS
         self.provenance = Provenance.collect(Path.cwd(), _command(), diff=config.tracking.git_diff)
         """What runs here; every run of the study says it."""
-        self.costs: dict[str, tuple[backbones.DepthCost, ...]] = {}
-        """What every freeze depth of each backbone costs; known inside :meth:`study_run`."""
-        self._texts: tuple[ShownText, ...] = ()
         self.report = TrackingReport()
         """What became of the study's own records; known when the run is closed."""
 
@@ -106,10 +104,10 @@ class Recorder:
         return run_id
 
     @contextmanager
-    def study_run(self, prepared: Prepared, study: Study) -> Iterator[None]:
+    def study_run(self, prepared: Prepared, study: Study) -> Iterator[StudyRun]:
         """Have a parent run for the time of the block; its status tells how the block was left."""
-        if prepared.manifest.kind == "texts" and prepared.config.tracking.observe:
-            self._texts = texts_to_show(prepared.manifest, prepared.config.study.seed)
+        shows_texts = prepared.manifest.kind == "texts" and prepared.config.tracking.observe
+        texts = texts_to_show(prepared.manifest, prepared.config.study.seed) if shows_texts else ()
         with study.alone("run"):
             run_id = start_study_run(
                 self.store,
@@ -130,7 +128,7 @@ class Recorder:
         self._log_provenance(prepared)
         status: RunStatus = "KILLED"  # Ctrl-C, SIGTERM, Prefect's cancellation: none of them is an Exception
         try:
-            yield
+            yield StudyRun(study.name, self.store, run_id, self.provenance, texts)
             status = "FINISHED"
         except Exception:
             status = "FAILED"
@@ -142,36 +140,6 @@ class Recorder:
         """Say that the trials begin."""
         config = self._config
         emit(SearchStarted(study.name, config.study.trials, finished, config.train.epochs, config.study.metric))
-
-    def spec(
-        self, prepared: Prepared, stored: Mapping[str, StoredSplits], asked: Asked, home: Path, device: str
-    ) -> TrialSpec:
-        """Everything that a trial's process must know."""
-        activations = stored[asked.hyperparameters.backbone]
-        train = activations.train_config(prepared.config.train).model_copy(update={"device": device})
-        return TrialSpec(
-            number=asked.number,
-            hyperparameters=asked.hyperparameters,
-            # A trial on another machine does not see this one's variables.
-            config=prepared.config.model_copy(
-                update={
-                    "train": train,
-                    "study": prepared.config.study.model_copy(
-                        update={"storage": storage_url(prepared.config.study.storage)}
-                    ),
-                }
-            ),
-            study=prepared.study,
-            classes=prepared.manifest.classes,
-            activations=activations,
-            home=home,
-            store=self.store,
-            parent_run_id=self.run_id,
-            threads=threads_per_trial(prepared.config),
-            dataset=(prepared.manifest.name, prepared.manifest.digest),
-            provenance=self.provenance,
-            texts=self._texts,
-        )
 
     def log_plan(self, stored: Mapping[str, StoredSplits]) -> None:
         """What is stored and what the search should cost, before its first trial."""
@@ -234,6 +202,28 @@ class Recorder:
         if best is not None and best.value is not None:
             self.tracker.log_metrics({f"best/{metric}": best.value}, step=study.finished())
 
+    def log_outcome(self, outcome: SearchOutcome, study: Study) -> None:
+        """The end of the search on the parent run."""
+        promotion = outcome.promotion
+        values = {f"test/{name}": value for name, value in promotion.challenger.metrics.items()}
+        if promotion.majority is not None:
+            values["baseline/majority_class_test_accuracy"] = promotion.majority.metrics["accuracy"]
+        if promotion.baselines is not None:
+            values["baseline/majority_class"] = promotion.baselines.majority_class
+            if promotion.baselines.linear_probe is not None:
+                values["baseline/probe"] = promotion.baselines.linear_probe
+        self.tracker.log_metrics(values, step=study.finished())
+        self.tracker.log_tags(
+            {
+                "thawline.model": f"{promotion.name}/{promotion.version}",
+                "thawline.verdict": promotion.verdict.outcome.value,
+                "thawline.reason": promotion.verdict.reason,
+                "thawline.best_trial": str(outcome.best_trial),
+            }
+        )
+        self.tracker.log_text(json.dumps(outcome.as_dict(), indent=2), "outcome.json")
+        self.log_leaderboard(study, outcome.lines())
+
     def where_to_look(self) -> str:
         """Where MLflow shows the study and its report, in markdown: links, or the command that opens the UI."""
         run, report = self._page(f"/runs/{self.run_id}"), self._page(f"/runs/{self.run_id}/artifacts/{REPORT}")
@@ -268,18 +258,8 @@ class Recorder:
         tracker.log_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), "config.yaml")
         tracker.log_text(yaml.safe_dump(library_versions(), sort_keys=False), "environment.yaml")
         tracker.log_text(yaml.safe_dump(report_json(manifest), sort_keys=False, allow_unicode=True), "data.yaml")
-        batch_size = prepared.config.train.batch_size
-        for name in prepared.config.backbones:
-            built = backbones.create(
-                name,
-                num_classes=len(manifest.classes),
-                weights="none",
-                image_size=prepared.config.backbone.image_size,
-                max_length=prepared.config.backbone.max_length,
-            )
-            self.costs[name] = backbones.depth_costs(built, batch_size)
-            summary = backbones.summary_text(built, 0, batch_size, self.costs[name])
-            tracker.log_text(summary, f"summary-{backbones.short_name(name)}.txt")
+        for name, described in prepared.described.items():
+            tracker.log_text(described.summary, f"summary-{backbones.short_name(name)}.txt")
         counts = {split: len(manifest.of(split)) for split in ("train", "validation", "test")}
         for context in counts:
             self.mlflow.log_dataset(

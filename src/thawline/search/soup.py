@@ -16,8 +16,8 @@ from thawline.backbones import Backbone
 from thawline.exceptions import CheckpointError
 from thawline.search.events import Note, emit
 from thawline.search.prepare import Prepared, image_preprocessing
-from thawline.search.study import TrialRecord
-from thawline.search.trial import build_backbone
+from thawline.search.records import TrialRecord
+from thawline.search.spec import build_backbone
 from thawline.training import (
     Checkpoint,
     CheckpointFolder,

@@ -26,7 +26,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from thawline.config import with_driver, without_password
 from thawline.exceptions import StudyError
 
-__all__ = ["PASSING", "Claims", "LeaseLost", "Storage", "open_storage", "patiently", "storage_url"]
+__all__ = ["PASSING", "Claims", "LeaseLost", "Storage", "open_storage", "patiently", "storage_of", "storage_url"]
 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
@@ -112,6 +112,13 @@ def storage_url(configured: str | None) -> str | None:
             f"postgresql://user@host/optuna, but got {without_password(url)!r}."
         ) from None
     return parsed.render_as_string(hide_password=False)
+
+
+def storage_of(home: Path, url: str | None) -> Storage:
+    """The storage, made if there is none; see :func:`open_storage`."""
+    storage = open_storage(home, url)
+    assert storage is not None  # noqa: S101  it was made if there was none
+    return storage
 
 
 def open_storage(home: Path, url: str | None, *, create: bool = True) -> Storage | None:

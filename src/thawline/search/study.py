@@ -1,49 +1,39 @@
-"""The study: what was tried, what to try next, what to stop. With ``storage.py``, all that imports Optuna.
+"""The study: what was tried, what to try next, what to stop.
 
 Values go in and out; Optuna's handles stay inside.
 """
 
-import copy
-import inspect
 import json
 import logging
 import math
 import time
-import warnings
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from thawline import logs
-from thawline.config import SearchConfig, StudyConfig
-from thawline.exceptions import ConfigError, StudyError
+from thawline.config import SearchConfig
+from thawline.exceptions import StudyError
+from thawline.search.records import TrialRecord, importances_of, ranked
+from thawline.search.sampling import FINITE, PROBE, pruner_of, quiet, sampler_of, without_probes
 from thawline.search.space import default_points, kept_backbones, point_of, probe_of, sample, with_backbones
-from thawline.search.storage import PASSING, Claims, LeaseLost, Storage, open_storage, patiently
-from thawline.search.trial import TrialResult
+from thawline.search.spec import TrialResult
+from thawline.search.storage import PASSING, Claims, LeaseLost, open_storage, patiently, storage_of
 from thawline.training import METRIC_DIRECTIONS, EpochResult, Hyperparameters
 
-__all__ = ["Asked", "Study", "TrialRecord", "check_sampling", "latest_study", "study_names"]
+__all__ = ["Asked", "Study"]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 if logs.chosen() is logs.LogFormat.json:
     optuna.logging.disable_default_handler()
     optuna.logging.enable_propagation()
 _log = logging.getLogger(__name__)
-
-_PROBE = "probe"
-"""Attribute of a trial that is the linear probe of a backbone, whose name it holds."""
-# Their sequence of points depends on one seed for the whole study; they keep their place in the storage.
-_FINITE = {"GridSampler", "BruteForceSampler"}
-_ONE_SEED = _FINITE | {"QMCSampler"}
 
 
 @dataclass(frozen=True)
@@ -58,18 +48,6 @@ class Asked:
     """Numbers of the trials that it was trained with as one computation, itself among them."""
 
 
-@dataclass(frozen=True)
-class TrialRecord:
-    """One trial as the leaderboard shows it."""
-
-    number: int
-    state: Literal["complete", "pruned", "failed", "running"]
-    hyperparameters: Hyperparameters
-    value: float | None
-    """Best validation value of the study's metric; of a pruned trial, the best before it was stopped."""
-    result: TrialResult | None
-
-
 class Study:
     """One search, by name. Opening it claims nothing; :meth:`held` does.
 
@@ -77,11 +55,12 @@ class Study:
     wait meanwhile, so that training goes on.
     """
 
-    def __init__(self, study: optuna.Study, claims: Claims, config: SearchConfig, depths: Mapping[str, int]) -> None:
+    def __init__(self, study: optuna.Study, claims: Claims, config: SearchConfig) -> None:
         self._study = study
         self._claims = claims
         self._config = config
-        self._depths = depths
+        self.depths: Mapping[str, int] = study.user_attrs["depths"]
+        """Number of layer groups of each backbone."""
         self._opened = time.time()
         self._seconds_before = float(study.user_attrs.get("seconds", 0.0))
         self._waiting: dict[int, list[EpochResult]] = {}
@@ -111,16 +90,18 @@ class Study:
             ConfigError: if a point of ``study.enqueue`` is not one of the search space.
         """
         points = [point_of(point, config, depths) for point in config.study.enqueue]
-        storage = _opened(home, config.study.storage)
+        storage = storage_of(home, config.study.storage)
         claims = storage.claims(name)
         with claims.alone("open"):
             study = optuna.create_study(
                 study_name=name,
                 storage=storage.optuna,
                 direction=METRIC_DIRECTIONS[config.study.metric],
-                pruner=_pruner(config.study),
+                pruner=pruner_of(config.study),
                 load_if_exists=True,
             )
+            if "depths" not in study.user_attrs:
+                study.set_user_attr("depths", dict(depths))
             known = study.user_attrs.get("fingerprint")
             if known is None and "backbones" not in study.user_attrs:
                 study.set_user_attr("ranking", list((ranking or {}).items()))  # as pairs: JSON objects have no order
@@ -131,7 +112,7 @@ class Study:
                 if not study.get_trials(deepcopy=False):  # or it died just here the last time
                     searched = _searched(study, config)
                     for name in searched.backbones:
-                        study.enqueue_trial({}, user_attrs={_PROBE: name})
+                        study.enqueue_trial({}, user_attrs={PROBE: name})
                     for point in _without_twins([*points, *default_points(searched, depths)]):
                         study.enqueue_trial(point)
                 study.set_user_attr("fingerprint", fingerprint)
@@ -141,7 +122,7 @@ class Study:
                     f"The study {name!r} was made with {changed}, so its trials cannot be compared with new ones. "
                     "Give this one another --study name, or go back to the settings it was made with."
                 )
-        return cls(study, claims, _searched(study, config), depths)
+        return cls(study, claims, _searched(study, config))
 
     @classmethod
     def known_ranking(cls, home: Path, name: str, url: str | None) -> dict[str, float]:
@@ -152,11 +133,11 @@ class Study:
         return _ranking(optuna.load_study(study_name=name, storage=storage.optuna))
 
     @classmethod
-    def load(cls, home: Path, name: str, config: SearchConfig, depths: Mapping[str, int]) -> "Study":
+    def load(cls, home: Path, name: str, config: SearchConfig) -> "Study":
         """Open a study that exists, in another thread or process."""
-        storage = _opened(home, config.study.storage)
-        study = optuna.load_study(study_name=name, storage=storage.optuna, pruner=_pruner(config.study))
-        return cls(study, storage.claims(name), config, depths)
+        storage = storage_of(home, config.study.storage)
+        study = optuna.load_study(study_name=name, storage=storage.optuna, pruner=pruner_of(config.study))
+        return cls(study, storage.claims(name), config)
 
     @property
     def config(self) -> SearchConfig:
@@ -249,21 +230,21 @@ class Study:
     def unfinished_probes(self) -> int:
         """Linear probes that are still to be fitted; they come before everything else."""
         trials = self._study.get_trials(deepcopy=False)
-        return sum(_PROBE in trial.user_attrs and not trial.state.is_finished() for trial in trials)
+        return sum(PROBE in trial.user_attrs and not trial.state.is_finished() for trial in trials)
 
     def _sampled(self, number: int | None = None) -> Asked:
         """Draw a new trial, or, if it has a number already, to its end: seeded by its number, it comes out the same."""
         trials = self._study.get_trials(deepcopy=False)
         waiting = [trial.number for trial in trials if trial.state is TrialState.WAITING]
         drawn = min(waiting, default=len(trials)) if number is None else number
-        with _quiet():
-            self._study.sampler = WithoutProbes(_sampler(self._config.study, drawn))
+        with quiet():
+            self._study.sampler = sampler_of(self._config.study, drawn)
             trial = self._study.ask() if number is None else self._trial(number)
-            probed = trial.user_attrs.get(_PROBE)
+            probed = trial.user_attrs.get(PROBE)
             if probed is not None:
-                hyperparameters = probe_of(self._config, self._depths, probed)
+                hyperparameters = probe_of(self._config, self.depths, probed)
             else:
-                hyperparameters = sample(trial, self._config, self._depths)
+                hyperparameters = sample(trial, self._config, self.depths)
         self._claims.take(_lease(trial.number))
         trial.set_user_attr("hyperparameters", hyperparameters.as_dict())
         return Asked(trial.number, hyperparameters, resumed=False)
@@ -281,13 +262,13 @@ class Study:
         waiting = self._waiting.setdefault(number, [])
         waiting.append(result)
         try:
-            if _PROBE in self._stored(number).user_attrs:
+            if PROBE in self._stored(number).user_attrs:
                 return False  # no epochs: what pruners compare others with
             self._report(number)
             frozen = self._stored(number).user_attrs["hyperparameters"]["freeze_depth"]
             if result.metrics.get("train/freeze_depth", frozen) > frozen:
                 return False  # what is still to be thawed cannot be compared with what was from the first epoch
-            seen = optuna.Trial(_without_probes(self._study), self._stored(number)._trial_id)
+            seen = optuna.Trial(without_probes(self._study), self._stored(number)._trial_id)
             return seen.should_prune() and result.epoch < self._config.train.epochs
         except UpdateFinishedTrialError:
             raise LeaseLost(f"Another search took trial {number} over, and has ended it.") from None
@@ -344,7 +325,7 @@ class Study:
 
     def records(self) -> list[TrialRecord]:
         """All trials, best first: complete ones by value, then pruned, running and failed ones."""
-        return patiently(_ranked, self._study)
+        return patiently(ranked, self._study)
 
     def finished(self) -> int:
         """Trials that ended, however they did: what the budget counts."""
@@ -358,7 +339,7 @@ class Study:
     @property
     def draws_ahead(self) -> bool:
         """Whether several trials may be drawn before the first has ended. A grid would begin its points anew."""
-        return self._config.study.sampler not in _FINITE
+        return self._config.study.sampler not in FINITE
 
     def best(self) -> TrialRecord | None:
         """The best complete trial whose checkpoint was kept."""
@@ -371,7 +352,7 @@ class Study:
         By Optuna's fANOVA (Hutter et al., "An Efficient Approach for Assessing Hyperparameter Importance", ICML 2014).
         Empty while the trials are too few, or too alike, to say anything.
         """
-        return _importances(self._study)
+        return importances_of(self._study)
 
     def _stored(self, number: int) -> FrozenTrial:
         """The trial as it stands in the storage."""
@@ -380,55 +361,6 @@ class Study:
     def _trial(self, number: int) -> optuna.Trial:
         """Optuna's handle of a trial that may have been asked for by another process."""
         return optuna.Trial(self._study, self._stored(number)._trial_id)
-
-
-def study_names(home: Path, url: str | None = None) -> list[str]:
-    """Names of all studies in a storage, by default Thawline's own, the oldest first."""
-    storage = open_storage(home, url, create=False)
-    return optuna.get_all_study_names(storage.optuna) if storage else []
-
-
-def latest_study(home: Path, url: str | None = None) -> str:
-    """Name of the study whose last trial began last.
-
-    Raises:
-        StudyError: if there is none.
-    """
-    storage = open_storage(home, url, create=False)
-    studies = optuna.get_all_study_summaries(storage=storage.optuna) if storage else []
-    if not studies:
-        raise StudyError(f"There is no study in {home} yet. `thawline search DATA` makes one.")
-    started = [(s.datetime_start.timestamp() if s.datetime_start else 0.0, s.study_name) for s in studies]
-    return max(started)[1]
-
-
-def load_records(home: Path, name: str, url: str | None = None) -> tuple[str, list[TrialRecord]]:
-    """The metric of a study and its trials, best first.
-
-    Raises:
-        StudyError: if there is no study of that name.
-    """
-    names = study_names(home, url)
-    if name not in names:
-        known = f"Known: {', '.join(names)}." if names else "`thawline search DATA` makes one."
-        raise StudyError(f"There is no study {name!r} in {home}. {known}")
-    study = optuna.load_study(study_name=name, storage=_opened(home, url).optuna)
-    return str(study.user_attrs["metric"]), _ranked(study)
-
-
-def load_importances(home: Path, name: str, url: str | None = None) -> dict[str, float]:
-    """:meth:`Study.importances` of a study that exists."""
-    return _importances(optuna.load_study(study_name=name, storage=_opened(home, url).optuna))
-
-
-def check_sampling(config: StudyConfig) -> None:
-    """Refuse a sampler or pruner that Optuna does not have, or options that it does not take.
-
-    Raises:
-        ConfigError: naming the key, the value and what is possible.
-    """
-    _sampler(config, 0)
-    _pruner(config)
 
 
 def _searched(study: optuna.Study, config: SearchConfig) -> SearchConfig:
@@ -458,52 +390,6 @@ def _ranking(study: optuna.Study) -> dict[str, float]:
     return {str(name): float(value) for name, value in study.user_attrs.get("ranking", [])}
 
 
-def _ranked(study: optuna.Study) -> list[TrialRecord]:
-    sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-    order = {"complete": 0, "pruned": 1, "running": 2, "failed": 3}
-    records = [r for t in study.get_trials(deepcopy=False) if (r := _record(t)) is not None]
-    return sorted(
-        records,
-        key=lambda r: (order[r.state], sign * r.value if r.value is not None else float("inf"), r.number),
-    )
-
-
-_FEWEST_EXPLAINED = 4
-"""Complete trials without which a share would be a guess."""
-
-
-def _importances(study: optuna.Study) -> dict[str, float]:
-    if len(_without_probes(study).get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < _FEWEST_EXPLAINED:
-        return {}
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    try:
-        with _quiet():
-            shares = optuna.importance.get_param_importances(_without_probes(study), evaluator=evaluator)
-    except (RuntimeError, ValueError):  # all values, or all points, are the same
-        return {}
-    return {name: share for name, share in shares.items() if share == share}
-
-
-def _record(trial: FrozenTrial) -> TrialRecord | None:
-    attributes = trial.user_attrs.get("hyperparameters")
-    if attributes is None:  # enqueued, or died while it was being sampled
-        return None
-    stored = trial.user_attrs.get("result")
-    result = TrialResult(**stored) if stored else None
-    states: dict[TrialState, Literal["complete", "pruned", "failed", "running"]] = {
-        TrialState.COMPLETE: "complete",
-        TrialState.PRUNED: "pruned",
-        TrialState.FAIL: "failed",
-    }
-    return TrialRecord(
-        number=trial.number,
-        state=states.get(trial.state, "running"),
-        hyperparameters=Hyperparameters(**attributes),
-        value=result.value if result else None,
-        result=result,
-    )
-
-
 def _changes(known: Mapping[str, Any], config: SearchConfig) -> str:
     """Which settings a study was made with that differ now, for people."""
     differing = [
@@ -515,174 +401,5 @@ def _changes(known: Mapping[str, Any], config: SearchConfig) -> str:
     return ", ".join(differing) or "other data"
 
 
-def _opened(home: Path, url: str | None) -> Storage:
-    storage = open_storage(home, url)
-    assert storage is not None  # noqa: S101  it was made if there was none
-    return storage
-
-
 def _lease(number: int) -> str:
     return f"trial-{number}"
-
-
-class _StudyWithoutProbes(optuna.Study):
-    """The view of a study that samplers have: without linear probes, which have no hyperparameters to learn from."""
-
-    def __init__(self, study: optuna.Study) -> None:
-        super().__init__(study.study_name, study._storage, study.sampler, study.pruner)
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        return [t for t in super()._get_trials(deepcopy, states, use_cache) if _PROBE not in t.user_attrs]
-
-
-def _without_probes(study: optuna.Study) -> optuna.Study:
-    return _StudyWithoutProbes(study)
-
-
-class WithoutProbes(BaseSampler):
-    """A sampler that is not asked about linear probes and does not see them.
-
-    Optuna's samplers model the parameters that all trials have: one trial without any would leave them nothing.
-    """
-
-    def __init__(self, sampler: BaseSampler) -> None:
-        self._sampler = sampler
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """What the sampler models together."""
-        if _PROBE in trial.user_attrs:
-            return {}
-        return self._sampler.infer_relative_search_space(_without_probes(study), trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Ask the sampler."""
-        if _PROBE in trial.user_attrs:
-            return {}
-        return self._sampler.sample_relative(_without_probes(study), trial, search_space)
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """Ask the sampler about one parameter."""
-        return self._sampler.sample_independent(_without_probes(study), trial, param_name, param_distribution)
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Let the sampler prepare a trial."""
-        if _PROBE not in trial.user_attrs:
-            self._sampler.before_trial(_without_probes(study), trial)
-
-    def after_trial(
-        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
-        """Tell the sampler how a trial ended."""
-        if _PROBE not in trial.user_attrs:
-            self._sampler.after_trial(_without_probes(study), trial, state, values)
-
-    def reseed_rng(self) -> None:
-        """Seed the sampler anew."""
-        self._sampler.reseed_rng()
-
-
-class GPSamplerWithPruned(optuna.samplers.GPSampler):
-    """Optuna's ``GPSampler``, which also learns from pruned trials.
-
-    Optuna's own sees complete and running trials alone: where trials are pruned it learns nothing, and asks for the
-    very same point again. Here a pruned trial counts with the last value it reported, a little less than it would have
-    reached: it was below the median all the same.
-    """
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The parameters that are modelled together."""
-        return super().infer_relative_search_space(*_pruned_as_complete(study, trial))
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Ask the model."""
-        return super().sample_relative(*_pruned_as_complete(study, trial), search_space)
-
-
-_MODELLED = 100
-"""Trials that the model is fitted to, at most: the time for it grows with their cube."""
-
-
-def _pruned_as_complete(study: optuna.Study, asking: FrozenTrial) -> tuple[optuna.Study, FrozenTrial]:
-    """A copy of the study in memory in which pruned trials are complete, and that copy of the trial that asks.
-
-    Of a large study it holds the best trials and the latest, half of each, and those that run.
-    """
-    trials = [
-        trial for trial in study.get_trials(deepcopy=False) if trial.number != asking.number and trial.state in _SEEN
-    ]
-    running = [trial for trial in trials if trial.state is TrialState.RUNNING]
-    valued = [trial for trial in trials if trial.value is not None and trial.state is not TrialState.RUNNING]
-    if len(valued) > _MODELLED:
-        sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-        latest = valued[-_MODELLED // 2 :]
-        best = sorted(valued[: -_MODELLED // 2], key=lambda trial: sign * float(trial.value or 0.0))[: _MODELLED // 2]
-        valued = sorted([*best, *latest], key=lambda trial: trial.number)
-    seen = copy.deepcopy([*valued, *running])
-    made = optuna.create_study(direction=study.direction)
-    for trial in sorted(seen, key=lambda trial: trial.number):
-        if trial.state is TrialState.PRUNED:
-            trial.state = TrialState.COMPLETE
-        made.add_trial(trial)
-    made.add_trial(asking)
-    return made, made.get_trials(deepcopy=False)[-1]
-
-
-_SEEN = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-
-
-def _sampler(config: StudyConfig, trials: int) -> BaseSampler:
-    """A sampler seeded by the study's seed and the number of trials so far.
-
-    One sampler for all trials would, after a restart, draw the numbers of the first trials again.
-    """
-    options = dict(config.sampler_options)
-    kind = _class_of(optuna.samplers, config.sampler, BaseSampler, "study.sampler")
-    if kind is optuna.samplers.GPSampler:
-        kind = GPSamplerWithPruned
-        # With several backbones each has a depth of its own, which the model cannot hold: drawn at random, as meant.
-        options.setdefault("warn_independent_sampling", False)
-    if "seed" in inspect.signature(kind).parameters:
-        offset = 0 if config.sampler in _ONE_SEED else trials
-        options.setdefault("seed", (config.seed * 100_003 + offset) % 2**32)
-    sampler = _built(kind, options, "study.sampler_options")
-    assert isinstance(sampler, BaseSampler)  # noqa: S101  narrows the type
-    return sampler
-
-
-def _pruner(config: StudyConfig) -> BasePruner:
-    kind = _class_of(optuna.pruners, config.pruner, BasePruner, "study.pruner")
-    pruner = _built(kind, config.pruner_options, "study.pruner_options")
-    assert isinstance(pruner, BasePruner)  # noqa: S101  narrows the type
-    return pruner
-
-
-def _class_of(module: Any, name: str, base: type, key: str) -> type:
-    kind = getattr(module, name, None)
-    if not (inspect.isclass(kind) and issubclass(kind, base) and kind is not base):
-        known = ", ".join(n for n in module.__all__ if inspect.isclass(getattr(module, n)) and n != base.__name__)
-        raise ConfigError(f"{key}: Optuna has no {name!r}. It has {known}.")
-    return kind
-
-
-def _built(kind: type, options: Mapping[str, Any], key: str) -> object:
-    try:
-        with _quiet():
-            return kind(**options)
-    except (TypeError, ValueError, ImportError) as error:
-        raise ConfigError(f"{key}: {kind.__name__} does not take {dict(options)}: {error}") from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Optuna marks much that people use every day as experimental."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        yield

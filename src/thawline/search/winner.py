@@ -1,6 +1,5 @@
 """From the best trial to a registered model: restore, calibrate, package, judge, and perhaps promote."""
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -29,10 +28,10 @@ from thawline.registry import (
 from thawline.search.events import Note, emit
 from thawline.search.leaderboard import leaderboard_rows
 from thawline.search.prepare import Prepared, image_preprocessing, labelled, preprocessing_for
-from thawline.search.recorder import Recorder
+from thawline.search.records import TrialRecord
 from thawline.search.soup import SOUP_TAG, kept_soup, make_soup
-from thawline.search.study import Study, TrialRecord
-from thawline.search.trial import build_backbone
+from thawline.search.spec import StudyRun, build_backbone
+from thawline.search.study import Study
 from thawline.tracking import TrackingReport, find_trial_run, replay_unsent, unsent_records
 from thawline.training import load_checkpoint, load_model, open_inputs, predict, runtime_for
 
@@ -160,7 +159,7 @@ class SearchOutcome:
         return "\n\n".join([f"# {self.model} version {self.promotion.version}", *self._result(), table])
 
 
-def judge_best(prepared: Prepared, study: Study, recorder: Recorder, home: Path) -> PromotionOutcome:
+def judge_best(prepared: Prepared, study: Study, run: StudyRun) -> PromotionOutcome:
     """Register the best trial as challenger, and judge it against the champion. Doing it again registers nothing twice.
 
     Raises:
@@ -168,15 +167,15 @@ def judge_best(prepared: Prepared, study: Study, recorder: Recorder, home: Path)
         RegistryError: if the model cannot be packaged, registered or scored.
     """
     best = _best(study)
-    run_id = _run_of(best, recorder)
-    registry = MlflowRegistry(recorder.store)
+    run_id = _run_of(best, run)
+    registry = MlflowRegistry(run.store)
     model_uri, tags = "", _tags(prepared, best)
     if registry.find_version(prepared.model, study=study.name, run_id=run_id) is None:
         emit(Note(f"packaging trial {best.number} as model {prepared.model}"))
-        tags |= _soup_tags(prepared, study, home)
-        model_uri = _package(prepared, best, tags, run_id, recorder, home)
+        tags |= _soup_tags(prepared, study, run.home)
+        model_uri = _package(prepared, best, tags, run_id, run)
     version = register_challenger(
-        recorder.store,
+        run.store,
         name=prepared.model,
         model_uri=model_uri,
         run_id=run_id,
@@ -187,7 +186,7 @@ def judge_best(prepared: Prepared, study: Study, recorder: Recorder, home: Path)
     emit(Note(f"scoring on {len(test.labels)} test {prepared.manifest.kind}, and the champion on the same"))
     promotion = prepared.config.promotion
     return judge(
-        recorder.store,
+        run.store,
         name=prepared.model,
         version=version,
         test=test,
@@ -197,33 +196,31 @@ def judge_best(prepared: Prepared, study: Study, recorder: Recorder, home: Path)
     )
 
 
-def conclude(prepared: Prepared, study: Study, recorder: Recorder, judged: PromotionOutcome) -> SearchOutcome:
-    """Move the champion's alias if the verdict says so, and record how the search ended.
+def conclude(prepared: Prepared, study: Study, run: StudyRun, judged: PromotionOutcome) -> SearchOutcome:
+    """Move the champion's alias if the verdict says so, and sum the search up.
 
     Raises:
         RegistryError: if another challenger became champion meanwhile.
     """
-    settle(recorder.store, judged)
+    settle(run.store, judged)
     best = _best(study)
     records = tuple(study.records())
-    outcome = SearchOutcome(
+    return SearchOutcome(
         study=study.name,
         metric=prepared.config.study.metric,
         records=records,
         best_trial=best.number,
         promotion=judged,
         bad_files=prepared.manifest.bad,
-        unsent=unsent_records(recorder.store, study.name),
+        unsent=unsent_records(run.store, study.name),
         unkept=tuple(
             f"trial {record.number}: {record.result.unkept}"
             for record in records
             if record.result and record.result.unkept
         ),
-        run_id=recorder.run_id,
-        soup=_soup_of(prepared, judged, recorder),
+        run_id=run.run_id,
+        soup=_soup_of(prepared, judged, run),
     )
-    _record(outcome, recorder, study)
-    return outcome
 
 
 def test_split(manifest: Manifest) -> LabelledData:
@@ -272,14 +269,14 @@ def _best(study: Study) -> TrialRecord:
     return best
 
 
-def _run_of(best: TrialRecord, recorder: Recorder) -> str:
+def _run_of(best: TrialRecord, run: StudyRun) -> str:
     """The trial's MLflow run; it may have been out of reach while the trial ran."""
     if best.result is not None and best.result.run_id is not None:
         return best.result.run_id
-    replay_unsent(recorder.store)
+    replay_unsent(run.store)
     reason = "the tracking server was out of reach"
     try:
-        run_id = find_trial_run(recorder.store, parent_run_id=recorder.run_id, number=best.number)
+        run_id = find_trial_run(run.store, parent_run_id=run.run_id, number=best.number)
         if run_id is not None:
             return run_id
     except TrackingError as error:
@@ -304,17 +301,15 @@ def _soup_tags(prepared: Prepared, study: Study, home: Path) -> dict[str, str]:
     return tags
 
 
-def _soup_of(prepared: Prepared, judged: PromotionOutcome, recorder: Recorder) -> str:
+def _soup_of(prepared: Prepared, judged: PromotionOutcome, run: StudyRun) -> str:
     """What was recorded of it."""
     if not prepared.config.study.soup:
         return ""
-    return MlflowRegistry(recorder.store).tags(judged.name, judged.version).get(SOUP_TAG, "")
+    return MlflowRegistry(run.store).tags(judged.name, judged.version).get(SOUP_TAG, "")
 
 
-def _package(
-    prepared: Prepared, best: TrialRecord, tags: dict[str, str], run_id: str, recorder: Recorder, home: Path
-) -> str:
-    backbone = restore(prepared, best, home)
+def _package(prepared: Prepared, best: TrialRecord, tags: dict[str, str], run_id: str, run: StudyRun) -> str:
+    backbone = restore(prepared, best, run.home)
     config, manifest, name = prepared.config, prepared.manifest, best.hyperparameters.backbone
     # Those of the pretrained weights, which training saw; `restore` built the network without them.
     preprocessing = preprocessing_for(config, name)
@@ -341,7 +336,7 @@ def _package(
             extra={**tags, "train_classes": _train_classes(manifest)},
         )
         return log_packaged_model(
-            recorder.store,
+            run.store,
             run_id,
             Path(folder),
             prepared.model,
@@ -389,26 +384,3 @@ def _tags(prepared: Prepared, best: TrialRecord) -> dict[str, str]:
         "thawline.learning_rate": f"{best.hyperparameters.learning_rate:.6g}",
         "thawline.data_digest": prepared.manifest.digest,
     }
-
-
-def _record(outcome: SearchOutcome, recorder: Recorder, study: Study) -> None:
-    """The end of the search on the parent run."""
-    promotion = outcome.promotion
-    values = {f"test/{name}": value for name, value in promotion.challenger.metrics.items()}
-    if promotion.majority is not None:
-        values["baseline/majority_class_test_accuracy"] = promotion.majority.metrics["accuracy"]
-    if promotion.baselines is not None:
-        values["baseline/majority_class"] = promotion.baselines.majority_class
-        if promotion.baselines.linear_probe is not None:
-            values["baseline/probe"] = promotion.baselines.linear_probe
-    recorder.tracker.log_metrics(values, step=study.finished())
-    recorder.tracker.log_tags(
-        {
-            "thawline.model": f"{promotion.name}/{promotion.version}",
-            "thawline.verdict": promotion.verdict.outcome.value,
-            "thawline.reason": promotion.verdict.reason,
-            "thawline.best_trial": str(outcome.best_trial),
-        }
-    )
-    recorder.tracker.log_text(json.dumps(outcome.as_dict(), indent=2), "outcome.json")
-    recorder.log_leaderboard(study, outcome.lines())

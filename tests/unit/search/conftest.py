@@ -13,7 +13,7 @@ from thawline.backbones import preprocessing_of
 from thawline.config import SearchConfig
 from thawline.data import decoded, scan
 from thawline.search import worker
-from thawline.search.trial import TrialSpec
+from thawline.search.spec import TrialSpec
 from thawline.tracking import MlflowStore, start_study_run
 from thawline.training import Augmentation, Hyperparameters
 

@@ -17,7 +17,7 @@ from thawline.backbones import depth_of
 from thawline.data import scan
 from thawline.exceptions import StudyError
 from thawline.search import Prepared, Study, materialise, store_activations
-from thawline.search.trial import TrialSpec
+from thawline.search.spec import TrialSpec
 from thawline.training import Augmentation, Runtime, runtime_for
 
 pytestmark = pytest.mark.xdist_group("processes")

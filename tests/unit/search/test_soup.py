@@ -16,9 +16,11 @@ from thawline.reports import StudyReport
 from thawline.search import winner
 from thawline.search.prepare import Prepared
 from thawline.search.recorder import Recorder
+from thawline.search.records import TrialRecord
 from thawline.search.soup import Weights, greedy_soup, kept_soup, make_soup
-from thawline.search.study import Study, TrialRecord
-from thawline.search.trial import TrialResult, TrialSpec, build_backbone, run_trial
+from thawline.search.spec import TrialResult, TrialSpec, build_backbone
+from thawline.search.study import Study
+from thawline.search.trial import run_trial
 from thawline.search.winner import conclude, judge_best, restore
 from thawline.study_report import publish_report
 from thawline.tracking import MlflowStore
@@ -227,9 +229,9 @@ def test_one_trial_alone_makes_no_soup_and_the_outcome_says_so(
     made = searched(0.0)
     assert make_soup(made.prepared, made.study.records(), own_home) is None
     recorder = Recorder.connect(made.prepared.config, own_home)
-    with made.study.held(), recorder.study_run(made.prepared, made.study):
-        judged = judge_best(made.prepared, made.study, recorder, own_home)
-        outcome = conclude(made.prepared, made.study, recorder, judged)
+    with made.study.held(), recorder.study_run(made.prepared, made.study) as run:
+        judged = judge_best(made.prepared, made.study, run)
+        outcome = conclude(made.prepared, made.study, run, judged)
     assert outcome.soup == "not tried: this home holds no checkpoints of two complete trials of the best one's backbone"
 
 
@@ -249,10 +251,10 @@ def test_the_outcome_and_the_version_say_what_came_of_the_soup(
     )
     made = searched(*disturbances)
     recorder = Recorder.connect(made.prepared.config, own_home)
-    with made.study.held(), recorder.study_run(made.prepared, made.study):
-        judged = judge_best(made.prepared, made.study, recorder, own_home)
-        outcome = conclude(made.prepared, made.study, recorder, judged)
-        again = conclude(made.prepared, made.study, recorder, judge_best(made.prepared, made.study, recorder, own_home))
+    with made.study.held(), recorder.study_run(made.prepared, made.study) as run:
+        judged = judge_best(made.prepared, made.study, run)
+        outcome = conclude(made.prepared, made.study, run, judged)
+        again = conclude(made.prepared, made.study, run, judge_best(made.prepared, made.study, run))
     (line,) = [line for line in outcome.lines() if line.startswith("Soup: ")]
     assert line.startswith("Soup: the average of trials 0, 1" if wins else "Soup: not used: of 2 trials")
     assert outcome.as_dict()["soup"] == line.removeprefix("Soup: ")
@@ -267,10 +269,8 @@ def test_a_report_shows_no_other_network_than_the_soup_that_was_registered(
 ) -> None:
     made = searched(1.0, -1.0)
     recorder = Recorder.connect(made.prepared.config, own_home)
-    with made.study.held(), recorder.study_run(made.prepared, made.study):
-        outcome = conclude(
-            made.prepared, made.study, recorder, judge_best(made.prepared, made.study, recorder, own_home)
-        )
+    with made.study.held(), recorder.study_run(made.prepared, made.study) as run:
+        outcome = conclude(made.prepared, made.study, run, judge_best(made.prepared, made.study, run))
         if gone:  # as where another machine has concluded the study
             shutil.rmtree(own_home / "studies" / made.prepared.study / "soup")
         page = publish_report(made.prepared, made.study, recorder, outcome)

@@ -17,9 +17,9 @@ from thawline.exceptions import ConfigError, StudyError
 from thawline.search import storage
 from thawline.search.conduct import Queue
 from thawline.search.space import PORTFOLIO
+from thawline.search.spec import TrialResult
 from thawline.search.storage import LeaseLost, _Leases, open_storage, patiently, storage_url
 from thawline.search.study import Asked, Study
-from thawline.search.trial import TrialResult
 from thawline.training import EpochResult
 
 pytestmark = pytest.mark.xdist_group("postgres")
@@ -137,7 +137,7 @@ from pathlib import Path
 from thawline.config import SearchConfig
 from thawline.search.conduct import Queue
 from thawline.search.study import Study
-from thawline.search.trial import TrialResult
+from thawline.search.spec import TrialResult
 from thawline.training import EpochResult
 
 config = SearchConfig.build(
@@ -148,7 +148,7 @@ done = []
 print("ready", flush=True)
 sys.stdin.readline()
 with study.held():
-    queue = Queue.of(study, config, {"resnet18": 5}, None)
+    queue = Queue.of(study, None)
     while together := queue.next():
         for asked in together:
             study.report(asked.number, EpochResult(1, {"val/accuracy": 0.5}, 0))
@@ -263,7 +263,7 @@ def test_a_batch_that_was_being_drawn_comes_out_as_if_it_had_not_been_interrupte
     """The same points for the same trials, wherever in the drawing the process died."""
 
     def eight(study: Study) -> list[Asked]:
-        queue = Queue.of(study, study._config, DEPTHS, None)
+        queue = Queue.of(study, None)
         drawn: list[Asked] = []
         while len(drawn) < 8:
             for asked in queue.next():
@@ -275,7 +275,7 @@ def test_a_batch_that_was_being_drawn_comes_out_as_if_it_had_not_been_interrupte
     def points(home: Path, interruptions: list[int]) -> list[Asked]:
         for count in interruptions:
             study = open_study(home, batch=4)
-            Queue.of(study, study._config, DEPTHS, None)
+            Queue.of(study, None)
             study.draw(count, trials=12)
         study = open_study(home, batch=4)
         study._study.ask()  # died before anything was sampled

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 from tiny_networks import TINY
@@ -11,8 +12,9 @@ from torchvision.models import get_model
 from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError, StudyError
 from thawline.search import check_backbones
-from thawline.search import study as study_module
 from thawline.search.conduct import Queue
+from thawline.search.records import latest_study, load_importances, load_records, study_names
+from thawline.search.sampling import check_sampling
 from thawline.search.space import (
     PORTFOLIO,
     Start,
@@ -21,17 +23,8 @@ from thawline.search.space import (
     depth_shares,
     with_backbones,
 )
-from thawline.search.study import (
-    Asked,
-    Study,
-    WithoutProbes,
-    check_sampling,
-    latest_study,
-    load_importances,
-    load_records,
-    study_names,
-)
-from thawline.search.trial import TrialResult
+from thawline.search.spec import TrialResult
+from thawline.search.study import Asked, Study
 from thawline.training import EpochResult, Hyperparameters
 
 DEPTHS = {"resnet18": 5, "vgg11": 6}
@@ -195,11 +188,10 @@ def test_a_sampler_models_freeze_depth_and_learning_rate_though_the_probe_has_no
         complete(study, value)
     asked = ask(study)
     seen = study._study.sampler
-    assert isinstance(seen, WithoutProbes)
     trial = study._stored(asked.number)
     modelled = seen.infer_relative_search_space(study._study, trial)
     assert set(modelled) == {"freeze_depth", "learning_rate"}
-    bare = study_module._sampler(study.config.study, 0)
+    bare = getattr(optuna.samplers, sampler)(**options.get("sampler_options", {}))
     assert bare.infer_relative_search_space(study._study, trial) == {}, "a control: it would see it"
 
 
@@ -258,7 +250,7 @@ def test_a_point_to_try_first_that_is_one_of_the_portfolio_is_tried_once(own_hom
 
 def test_a_budget_of_one_trial_is_the_probe(own_home: Path) -> None:
     study = open_study(own_home)
-    queue = Queue(study, trials=1, batch=4, depths=DEPTHS, deadline=None)
+    queue = Queue(study, trials=1, batch=4, deadline=None)
     (asked,) = queue.next()
     assert asked.hyperparameters.is_probe
     study.tell(TrialResult(asked.number, "complete", 0.3, 1, 1, 1.0, "", "run", "file"))
@@ -269,16 +261,16 @@ def test_a_budget_of_one_trial_is_the_probe(own_home: Path) -> None:
 
 
 def test_a_probe_that_was_begun_by_a_dead_process_is_gone_on_with(own_home: Path) -> None:
-    queue = Queue(open_study(own_home), trials=12, batch=4, depths=DEPTHS, deadline=None)
+    queue = Queue(open_study(own_home), trials=12, batch=4, deadline=None)
     (left,) = queue.next()
     again = open_study(own_home)
-    queue = Queue(again, trials=12, batch=4, depths=DEPTHS, deadline=None)
+    queue = Queue(again, trials=12, batch=4, deadline=None)
     (asked,) = queue.next()
     assert (asked.number, asked.hyperparameters) == (0, left.hyperparameters)
     again.tell(TrialResult(0, "complete", 0.3, 1, 1, 1.0, "", "run", "file"))
     last = open_study(own_home)
     rest: list[Asked] = []
-    queue = Queue(last, trials=12, batch=4, depths=DEPTHS, deadline=None)
+    queue = Queue(last, trials=12, batch=4, deadline=None)
     while together := queue.next():
         rest += together
         for each in together:
@@ -298,7 +290,7 @@ def test_a_probe_that_was_just_being_drawn_when_its_process_died_is_one_afterwar
 def test_the_probe_runs_before_and_apart_from_the_heads_of_its_batch(own_home: Path) -> None:
     space = {"freeze_depth": [5, 5]}
     study = open_study(own_home, space=space, study={"sampler": "RandomSampler"})
-    queue = Queue(study, trials=8, batch=4, depths=DEPTHS, deadline=None)
+    queue = Queue(study, trials=8, batch=4, deadline=None)
     groups = []
     while together := queue.next():
         groups.append([asked.number for asked in together])
@@ -551,7 +543,7 @@ def test_a_grid_ends_the_study_when_all_of_it_was_tried(own_home: Path) -> None:
     sections = {"study": {"sampler": "GridSampler", "sampler_options": {"search_space": grid}}}
     study = open_study(own_home, **sections)
     depths = set()
-    queue = Queue(study, trials=10, batch=4, depths=DEPTHS, deadline=None)
+    queue = Queue(study, trials=10, batch=4, deadline=None)
     while together := queue.next():
         (asked,) = together
         if not asked.hyperparameters.is_probe:
@@ -569,7 +561,7 @@ def test_heads_of_any_policy_are_trained_together_unless_each_must_be_alone(
     space = {"freeze_depth": [5, 5], "policy": ["static", "gradual", "lp_ft"], "layer_decay": [0.5, 1]}
     sections = {"space": space, "train": train, "study": {"sampler": "RandomSampler", "trials": 12, "batch": 12}}
     study = open_study(own_home, **sections)
-    queue = Queue.of(study, config(**sections), DEPTHS, None)
+    queue = Queue.of(study, None)
     assert [each.hyperparameters.policy for each in queue.next()] == ["probe"]
     asked = queue.next()
     assert len(asked) == together
@@ -579,7 +571,7 @@ def test_heads_of_any_policy_are_trained_together_unless_each_must_be_alone(
 def test_heads_of_another_augmentation_are_not_trained_together(own_home: Path) -> None:
     space = {"freeze_depth": [5, 5], "augmentation": ["none", "light"]}
     study = begun_study(own_home, space=space, study={"sampler": "RandomSampler"})
-    queue = Queue(study, trials=16, batch=16, depths=DEPTHS, deadline=None)
+    queue = Queue(study, trials=16, batch=16, deadline=None)
     groups = []
     while together := queue.next():
         groups.append([asked.hyperparameters.augmentation for asked in together])

@@ -12,8 +12,10 @@ from thawline.registry import MlflowRegistry, parse_model
 from thawline.reports import StudyReport
 from thawline.search.prepare import Prepared
 from thawline.search.recorder import Recorder
-from thawline.search.study import Study, TrialRecord
-from thawline.search.trial import TrialResult, TrialSpec, run_trial
+from thawline.search.records import TrialRecord
+from thawline.search.spec import TrialResult, TrialSpec
+from thawline.search.study import Study
+from thawline.search.trial import run_trial
 from thawline.search.winner import SearchOutcome, conclude, judge_best
 from thawline.study_report import publish_report
 from thawline.tracking import MlflowStore
@@ -56,8 +58,9 @@ def concluded(
         files = {backbone: spec.activations.data}
         prepared = Prepared(config, config, scan(config.data), {backbone: 6}, files, "f")
         recorder = Recorder.connect(config, own_home)
-        with study.held(), recorder.study_run(prepared, study):
-            outcome = conclude(prepared, study, recorder, judge_best(prepared, study, recorder, own_home))
+        with study.held(), recorder.study_run(prepared, study) as run:
+            outcome = conclude(prepared, study, run, judge_best(prepared, study, run))
+            recorder.log_outcome(outcome, study)
             return dataclasses.replace(outcome, report=publish_report(prepared, study, recorder, outcome))
 
     return conclude_study

@@ -1,0 +1,123 @@
+"""What a study holds, as values: its trials, and the names of all studies."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from thawline.exceptions import StudyError
+from thawline.search.sampling import quiet, without_probes
+from thawline.search.spec import TrialResult
+from thawline.search.storage import open_storage, storage_of
+from thawline.training import Hyperparameters
+
+__all__ = [
+    "TrialRecord",
+    "importances_of",
+    "latest_study",
+    "load_importances",
+    "load_records",
+    "ranked",
+    "study_names",
+]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as the leaderboard shows it."""
+
+    number: int
+    state: Literal["complete", "pruned", "failed", "running"]
+    hyperparameters: Hyperparameters
+    value: float | None
+    """Best validation value of the study's metric; of a pruned trial, the best before it was stopped."""
+    result: TrialResult | None
+
+
+def study_names(home: Path, url: str | None = None) -> list[str]:
+    """Names of all studies in a storage, by default Thawline's own, the oldest first."""
+    storage = open_storage(home, url, create=False)
+    return optuna.get_all_study_names(storage.optuna) if storage else []
+
+
+def latest_study(home: Path, url: str | None = None) -> str:
+    """Name of the study whose last trial began last.
+
+    Raises:
+        StudyError: if there is none.
+    """
+    storage = open_storage(home, url, create=False)
+    studies = optuna.get_all_study_summaries(storage=storage.optuna) if storage else []
+    if not studies:
+        raise StudyError(f"There is no study in {home} yet. `thawline search DATA` makes one.")
+    started = [(s.datetime_start.timestamp() if s.datetime_start else 0.0, s.study_name) for s in studies]
+    return max(started)[1]
+
+
+def load_records(home: Path, name: str, url: str | None = None) -> tuple[str, list[TrialRecord]]:
+    """The metric of a study and its trials, best first.
+
+    Raises:
+        StudyError: if there is no study of that name.
+    """
+    names = study_names(home, url)
+    if name not in names:
+        known = f"Known: {', '.join(names)}." if names else "`thawline search DATA` makes one."
+        raise StudyError(f"There is no study {name!r} in {home}. {known}")
+    study = optuna.load_study(study_name=name, storage=storage_of(home, url).optuna)
+    return str(study.user_attrs["metric"]), ranked(study)
+
+
+def load_importances(home: Path, name: str, url: str | None = None) -> dict[str, float]:
+    """:meth:`~thawline.search.study.Study.importances` of a study that exists."""
+    return importances_of(optuna.load_study(study_name=name, storage=storage_of(home, url).optuna))
+
+
+def ranked(study: optuna.Study) -> list[TrialRecord]:
+    """All trials, best first: complete ones by value, then pruned, running and failed ones."""
+    sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
+    order = {"complete": 0, "pruned": 1, "running": 2, "failed": 3}
+    records = [r for t in study.get_trials(deepcopy=False) if (r := _record(t)) is not None]
+    return sorted(
+        records,
+        key=lambda r: (order[r.state], sign * r.value if r.value is not None else float("inf"), r.number),
+    )
+
+
+_FEWEST_EXPLAINED = 4
+"""Complete trials without which a share would be a guess."""
+
+
+def importances_of(study: optuna.Study) -> dict[str, float]:
+    """See :meth:`thawline.search.study.Study.importances`."""
+    if len(without_probes(study).get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < _FEWEST_EXPLAINED:
+        return {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    try:
+        with quiet():
+            shares = optuna.importance.get_param_importances(without_probes(study), evaluator=evaluator)
+    except (RuntimeError, ValueError):  # all values, or all points, are the same
+        return {}
+    return {name: share for name, share in shares.items() if share == share}
+
+
+def _record(trial: FrozenTrial) -> TrialRecord | None:
+    attributes = trial.user_attrs.get("hyperparameters")
+    if attributes is None:  # enqueued, or died while it was being sampled
+        return None
+    stored = trial.user_attrs.get("result")
+    result = TrialResult(**stored) if stored else None
+    states: dict[TrialState, Literal["complete", "pruned", "failed", "running"]] = {
+        TrialState.COMPLETE: "complete",
+        TrialState.PRUNED: "pruned",
+        TrialState.FAIL: "failed",
+    }
+    return TrialRecord(
+        number=trial.number,
+        state=states.get(trial.state, "running"),
+        hyperparameters=Hyperparameters(**attributes),
+        value=result.value if result else None,
+        result=result,
+    )

@@ -1,0 +1,201 @@
+"""Optuna's samplers and pruners as a study uses them."""
+
+import copy
+import inspect
+import warnings
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from thawline.config import StudyConfig
+from thawline.exceptions import ConfigError
+
+__all__ = ["FINITE", "PROBE", "check_sampling", "pruner_of", "quiet", "sampler_of", "without_probes"]
+
+PROBE = "probe"
+"""Attribute of a trial that is the linear probe of a backbone, whose name it holds."""
+FINITE = {"GridSampler", "BruteForceSampler"}
+# Their sequence of points depends on one seed for the whole study; they keep their place in the storage.
+_ONE_SEED = FINITE | {"QMCSampler"}
+
+
+def check_sampling(config: StudyConfig) -> None:
+    """Refuse a sampler or pruner that Optuna does not have, or options that it does not take.
+
+    Raises:
+        ConfigError: naming the key, the value and what is possible.
+    """
+    sampler_of(config, 0)
+    pruner_of(config)
+
+
+class _StudyWithoutProbes(optuna.Study):
+    """The view of a study that samplers have: without linear probes, which have no hyperparameters to learn from."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        super().__init__(study.study_name, study._storage, study.sampler, study.pruner)
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return [t for t in super()._get_trials(deepcopy, states, use_cache) if PROBE not in t.user_attrs]
+
+
+def without_probes(study: optuna.Study) -> optuna.Study:
+    """A view of a study without its linear probes, which samplers, pruners and importances cannot learn from."""
+    return _StudyWithoutProbes(study)
+
+
+class _WithoutProbes(BaseSampler):
+    """A sampler that is not asked about linear probes and does not see them.
+
+    Optuna's samplers model the parameters that all trials have: one trial without any would leave them nothing.
+    """
+
+    def __init__(self, sampler: BaseSampler) -> None:
+        self._sampler = sampler
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """What the sampler models together."""
+        if PROBE in trial.user_attrs:
+            return {}
+        return self._sampler.infer_relative_search_space(without_probes(study), trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Ask the sampler."""
+        if PROBE in trial.user_attrs:
+            return {}
+        return self._sampler.sample_relative(without_probes(study), trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Ask the sampler about one parameter."""
+        return self._sampler.sample_independent(without_probes(study), trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Let the sampler prepare a trial."""
+        if PROBE not in trial.user_attrs:
+            self._sampler.before_trial(without_probes(study), trial)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        """Tell the sampler how a trial ended."""
+        if PROBE not in trial.user_attrs:
+            self._sampler.after_trial(without_probes(study), trial, state, values)
+
+    def reseed_rng(self) -> None:
+        """Seed the sampler anew."""
+        self._sampler.reseed_rng()
+
+
+class GPSamplerWithPruned(optuna.samplers.GPSampler):
+    """Optuna's ``GPSampler``, which also learns from pruned trials.
+
+    Optuna's own sees complete and running trials alone: where trials are pruned it learns nothing, and asks for the
+    very same point again. Here a pruned trial counts with the last value it reported, a little less than it would have
+    reached: it was below the median all the same.
+    """
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The parameters that are modelled together."""
+        return super().infer_relative_search_space(*_pruned_as_complete(study, trial))
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Ask the model."""
+        return super().sample_relative(*_pruned_as_complete(study, trial), search_space)
+
+
+_MODELLED = 100
+"""Trials that the model is fitted to, at most: the time for it grows with their cube."""
+
+
+def _pruned_as_complete(study: optuna.Study, asking: FrozenTrial) -> tuple[optuna.Study, FrozenTrial]:
+    """A copy of the study in memory in which pruned trials are complete, and that copy of the trial that asks.
+
+    Of a large study it holds the best trials and the latest, half of each, and those that run.
+    """
+    trials = [
+        trial for trial in study.get_trials(deepcopy=False) if trial.number != asking.number and trial.state in _SEEN
+    ]
+    running = [trial for trial in trials if trial.state is TrialState.RUNNING]
+    valued = [trial for trial in trials if trial.value is not None and trial.state is not TrialState.RUNNING]
+    if len(valued) > _MODELLED:
+        sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
+        latest = valued[-_MODELLED // 2 :]
+        best = sorted(valued[: -_MODELLED // 2], key=lambda trial: sign * float(trial.value or 0.0))[: _MODELLED // 2]
+        valued = sorted([*best, *latest], key=lambda trial: trial.number)
+    seen = copy.deepcopy([*valued, *running])
+    made = optuna.create_study(direction=study.direction)
+    for trial in sorted(seen, key=lambda trial: trial.number):
+        if trial.state is TrialState.PRUNED:
+            trial.state = TrialState.COMPLETE
+        made.add_trial(trial)
+    made.add_trial(asking)
+    return made, made.get_trials(deepcopy=False)[-1]
+
+
+_SEEN = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+
+
+def sampler_of(config: StudyConfig, trials: int) -> BaseSampler:
+    """A sampler seeded by the study's seed and the number of trials so far. It does not see linear probes.
+
+    One sampler for all trials would, after a restart, draw the numbers of the first trials again.
+    """
+    options = dict(config.sampler_options)
+    kind = _class_of(optuna.samplers, config.sampler, BaseSampler, "study.sampler")
+    if kind is optuna.samplers.GPSampler:
+        kind = GPSamplerWithPruned
+        # With several backbones each has a depth of its own, which the model cannot hold: drawn at random, as meant.
+        options.setdefault("warn_independent_sampling", False)
+    if "seed" in inspect.signature(kind).parameters:
+        offset = 0 if config.sampler in _ONE_SEED else trials
+        options.setdefault("seed", (config.seed * 100_003 + offset) % 2**32)
+    sampler = _built(kind, options, "study.sampler_options")
+    assert isinstance(sampler, BaseSampler)  # noqa: S101  narrows the type
+    return _WithoutProbes(sampler)
+
+
+def pruner_of(config: StudyConfig) -> BasePruner:
+    """The pruner of a study."""
+    kind = _class_of(optuna.pruners, config.pruner, BasePruner, "study.pruner")
+    pruner = _built(kind, config.pruner_options, "study.pruner_options")
+    assert isinstance(pruner, BasePruner)  # noqa: S101  narrows the type
+    return pruner
+
+
+def _class_of(module: Any, name: str, base: type, key: str) -> type:
+    kind = getattr(module, name, None)
+    if not (inspect.isclass(kind) and issubclass(kind, base) and kind is not base):
+        known = ", ".join(n for n in module.__all__ if inspect.isclass(getattr(module, n)) and n != base.__name__)
+        raise ConfigError(f"{key}: Optuna has no {name!r}. It has {known}.")
+    return kind
+
+
+def _built(kind: type, options: Mapping[str, Any], key: str) -> object:
+    try:
+        with quiet():
+            return kind(**options)
+    except (TypeError, ValueError, ImportError) as error:
+        raise ConfigError(f"{key}: {kind.__name__} does not take {dict(options)}: {error}") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Optuna marks much that people use every day as experimental."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield

@@ -6,7 +6,7 @@ UV_VERSION := 0.13.9
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench lock clean
+.PHONY: help setup demo test minimal check format bench lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -28,6 +28,15 @@ demo: setup  ## Fine-tune, compare and register a digit classifier (under 3 minu
 
 test: setup  ## Run the whole test suite
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+minimal: setup  ## Install the package without extras beside it, and use it: no module may need an extra
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-minimal
+	$(BIN)/uv pip install --quiet --python $(VENV)-minimal/bin/python --constraint requirements.lock .
+	cd $(VENV)-minimal && bin/python -c 'from thawline.data import write_digits; import pathlib; write_digits(pathlib.Path("digits"))'
+	cd $(VENV)-minimal && bin/python -W error -c 'import thawline; print("thawline", thawline.__version__)'
+	cd $(VENV)-minimal && bin/thawline --help >/dev/null && bin/thawline check digits >/dev/null
+	cd $(VENV)-minimal && bin/python -c 'import thawline.cli, thawline.flows.search, thawline.deployments, thawline.serving'
+	rm -rf $(VENV)-minimal
 
 check: setup  ## Lint, types and import contracts
 	$(BIN)/ruff check .

@@ -14,11 +14,13 @@ import sqlalchemy as sa
 
 from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError, StudyError
-from thawline.search import storage
+from thawline.search import patience
 from thawline.search.conduct import Queue
+from thawline.search.journal import Journal
+from thawline.search.leases import LEASES, Leases
 from thawline.search.space import PORTFOLIO
 from thawline.search.spec import TrialResult
-from thawline.search.storage import LeaseLost, _Leases, open_storage, patiently, storage_url
+from thawline.search.storage import LeaseLost, open_storage, patiently, storage_url
 from thawline.search.study import Asked, Study
 from thawline.training import EpochResult
 
@@ -45,13 +47,13 @@ def ended(number: int, value: float = 0.5) -> TrialResult:
 @pytest.fixture
 def engine(new_postgres: Callable[[], str], own_home: Path) -> Iterator[sa.Engine]:
     engine = sa.create_engine(str(storage_url(new_postgres())))
-    storage._leases.create(engine)
+    LEASES.create(engine)
     yield engine
     engine.dispose()
 
 
 def test_a_lease_belongs_to_one_and_is_free_when_given_back(engine: sa.Engine) -> None:
-    first, second = _Leases(engine, "pets"), _Leases(engine, "pets")
+    first, second = Leases(engine, "pets"), Leases(engine, "pets")
     assert first.take("trial-1")
     assert first.take("trial-1"), "its own again"
     assert not second.take("trial-1")
@@ -64,7 +66,7 @@ def test_a_lease_belongs_to_one_and_is_free_when_given_back(engine: sa.Engine) -
 def test_a_lease_that_is_renewed_is_never_taken_and_one_that_is_not_is(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = _Leases(engine, "pets"), _Leases(engine, "pets")
+    first, second = Leases(engine, "pets"), Leases(engine, "pets")
     first.take("trial-1")
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE thawline_leases SET renewed = now() - interval '59 seconds'"))
@@ -83,7 +85,7 @@ def test_a_lease_that_is_renewed_is_never_taken_and_one_that_is_not_is(
 
 
 def test_of_two_that_take_over_at_the_same_moment_one_gets_it(engine: sa.Engine) -> None:
-    first, second, third = (_Leases(engine, "pets") for _ in range(3))
+    first, second, third = (Leases(engine, "pets") for _ in range(3))
     first.take("trial-1")
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE thawline_leases SET renewed = now() - interval '1 hour'"))
@@ -96,8 +98,8 @@ def test_of_two_that_take_over_at_the_same_moment_one_gets_it(engine: sa.Engine)
 
 TAKE_AND_HANG = """
 import sys, sqlalchemy as sa
-from thawline.search.storage import _Leases
-_Leases(sa.create_engine(sys.argv[1]), "pets").take("trial-1")
+from thawline.search.leases import Leases
+Leases(sa.create_engine(sys.argv[1]), "pets").take("trial-1")
 print("taken", flush=True)
 sys.stdin.read()
 """
@@ -110,7 +112,7 @@ def test_the_lease_of_a_process_of_this_machine_is_free_as_soon_as_that_is_dead(
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "taken\n"
-        mine = _Leases(engine, "pets")
+        mine = Leases(engine, "pets")
         assert not mine.take("trial-1")
         os.kill(process.pid, signal.SIGKILL)
     assert mine.take("trial-1")
@@ -121,8 +123,8 @@ def test_a_trial_that_was_taken_over_is_not_reported_any_more(new_postgres: Call
     (asked,) = study.draw(1, trials=12)
     study.report(asked.number, epoch(1))
     claims = study._claims
-    assert isinstance(claims, _Leases)
-    thief = _Leases(claims._engine, "pets")
+    assert isinstance(claims, Leases)
+    thief = Leases(claims._engine, "pets")
     with claims._engine.begin() as connection:
         connection.execute(sa.text("UPDATE thawline_leases SET renewed = now() - interval '1 hour'"))
     assert thief.take("trial-0")
@@ -180,7 +182,7 @@ def test_what_a_dead_search_had_begun_is_gone_on_with_by_another_that_waits(
 ) -> None:
     url = new_postgres()
     study = open_study(own_home, url)
-    dead = _Leases(study._claims._engine, "pets")  # type: ignore[attr-defined]
+    dead = Leases(study._claims._engine, "pets")  # type: ignore[attr-defined]
     (asked,) = study.draw(1, trials=12)
     study.report(asked.number, epoch(1))
     study._claims.release("trial-0")
@@ -227,7 +229,7 @@ def test_a_storage_that_cannot_be_written_gets_the_reports_later_in_order(
         def full(self: object, logs: object) -> None:
             raise OSError(28, "No space left on device")
 
-        context.setattr(storage._Journal, "append_logs", full)
+        context.setattr(Journal, "append_logs", full)
         assert study.report(asked.number, epoch(1, 0.1)) is False
         assert study.report(asked.number, epoch(2, 0.2)) is False
     study.report(asked.number, epoch(3, 0.3))
@@ -244,7 +246,7 @@ def test_what_passes_is_tried_again_and_what_does_not_is_said(monkeypatch: pytes
         return "written"
 
     assert patiently(write) == "written"
-    monkeypatch.setattr(storage, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(patience, "_PATIENCE_SECONDS", 0.0)
     failures.append(OSError(28, "No space left on device"))
     with pytest.raises(StudyError, match=r"cannot be written: .*No space left.*the same command goes on"):
         patiently(write)

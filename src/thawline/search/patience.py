@@ -1,0 +1,48 @@
+"""Waiting for a storage that is locked, restarted or full."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import sqlalchemy as sa
+from optuna.exceptions import StorageInternalError
+
+from thawline.exceptions import StudyError
+
+__all__ = ["PASSING", "patiently"]
+
+_log = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_PATIENCE_SECONDS = 600.0
+_LONGEST_DELAY = 10.0
+
+
+def patiently(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Call, and try again while the storage is locked, out of reach or its disk is full, for ten minutes.
+
+    What is called must give the same whether it was done once or twice: an answer may have been lost on its way.
+
+    Raises:
+        StudyError: if it still fails then.
+    """
+    deadline, delay = time.monotonic() + _PATIENCE_SECONDS, 0.2
+    while True:
+        try:
+            return call(*args, **kwargs)
+        except PASSING as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            if time.monotonic() >= deadline:
+                raise StudyError(
+                    f"The study cannot be written: {reason}. Nothing that was trained is lost: the same command goes "
+                    "on when that is mended."
+                ) from error
+            _log.warning("the study cannot be written: %s; trying again", reason)
+        time.sleep(delay)
+        delay = min(2 * delay, _LONGEST_DELAY)
+
+
+PASSING = (StorageInternalError, sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, OSError)
+"""What may pass by itself."""

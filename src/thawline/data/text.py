@@ -1,18 +1,18 @@
 """Read tables of texts with labels into a manifest, under the same contract as images."""
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from thawline.data._tables import TABLE_SUFFIXES, BadCell, Cell, Table, looks_like_labels, read_table
+from thawline.data._columns import NAME_OF_A_COLUMN, ON_COMMAND_LINE, Guess, Role, split_of
+from thawline.data._sources import NamedTable, Source, file_of, known_names, read_source, tables_in
+from thawline.data._tables import TABLE_SUFFIXES, BadCell, Cell, Table, read_table
 from thawline.data.contract import (
     NOUNS,
-    SPLIT_NAMES,
     SPLITS,
     Found,
     Item,
@@ -27,7 +27,6 @@ from thawline.data.contract import (
     manifest_of,
     split_off,
 )
-from thawline.data.images import EXTENSIONS
 from thawline.data.splits import Split
 from thawline.data.tokenizing import normalized
 from thawline.exceptions import DataError
@@ -37,24 +36,9 @@ if TYPE_CHECKING:  # the processes that decode images import this package and ne
 
 __all__ = ["given_texts", "is_table", "labelled_texts", "scan_table", "texts_of"]
 
-_Role = Literal["text", "label", "split", "group"]
 
-_USUAL: dict[_Role, tuple[str, ...]] = {
-    "text": (
-        *("text", "sentence", "content", "message", "review", "body", "comment", "document", "utterance", "tweet"),
-        *("sms", "headline", "question", "query", "description", "review_text", "texts"),
-    ),
-    "label": ("label", "class", "category", "target", "sentiment", "intent", "topic", "labels", "class_name", "tag"),
-    "split": ("split", "subset", "partition"),
-}
-"""What such columns are usually called, in lower case. The first of each wins over the others."""
 _MISSING_LABELS = {"nan", "NaN", "<NA>"}
 """What pandas writes where there is none, if it is told to. ``None`` and ``NA`` may be classes."""
-_SHORTEST_TEXT = 10
-"""Characters that half of the texts must have at least for a column without a usual name to be taken for texts."""
-_NAME_OF_A_COLUMN = re.compile(r"[^\W\d][\w.-]*")
-_IN_RECIPE, _ON_COMMAND_LINE = "--set data.{role}_column=", "--text-column="
-"""How a user names the column of a role."""
 
 
 def is_table(path: Path) -> bool:
@@ -66,7 +50,7 @@ def is_table(path: Path) -> bool:
     if not path.exists():
         raise DataError(f"There is no folder or table {path}.")
     if path.is_dir():
-        return bool(_tables_in(path))
+        return bool(tables_in(path))
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise DataError(
             f"{path} is a file, but no table of texts by its ending ({', '.join(TABLE_SUFFIXES)}). For images give the "
@@ -83,7 +67,7 @@ def scan_table(config: "DataConfig", *, on_progress: Callable[[int, int], None] 
             class would be empty.
     """
     root = config.path.expanduser().absolute()
-    source = _read(root, config)
+    source = read_source(root, config)
     if config.header is False and (named := [table.name for table in source.tables if table.table.header]):
         raise DataError(f"data.header=False cannot be set for {', '.join(named)}, which always names its columns.")
     found = _found(root, source, config)
@@ -105,7 +89,7 @@ def texts_of(manifest: Manifest, rows: Sequence[Row]) -> list[str]:
     column = manifest.table.text_column
     texts: dict[str, str] = {}
     for file in sorted({row.path.rpartition(":")[0] for row in rows}):
-        table = read_table(_file_of(manifest, file), names=(), header=manifest.table.header)
+        table = read_table(file_of(manifest, file), names=(), header=manifest.table.header)
         if column in table.columns:
             cells = table.column(column)
             lines = (f"{file}:{record.line}" for record in table.records)
@@ -133,8 +117,8 @@ def labelled_texts(path: Path, config: "DataConfig") -> tuple[list[str], list[st
     root = path.expanduser().absolute()
     if not is_table(root):
         raise DataError(f"{path} is no table of texts: give a file ending in {', '.join(TABLE_SUFFIXES)}.")
-    source = _read(root, config.model_copy(update={"split_column": None, "group_column": None}))
-    columns: dict[_Role, str] = {role: column for role, column in source.columns.items() if role != "split"}
+    source = read_source(root, config.model_copy(update={"split_column": None, "group_column": None}))
+    columns: dict[Role, str] = {role: column for role, column in source.columns.items() if role != "split"}
     examples, bad, total = [], [], 0
     for table in source.tables:
         read, problems, _ = _examples(table, columns, given="test")
@@ -167,17 +151,17 @@ def given_texts(path: Path, text_column: str | None = None, *, trained: str | No
     if path.suffix.lower() == ".txt":
         if text_column is not None:
             raise DataError(
-                f"{path} has a text in each line, and no columns: leave {_ON_COMMAND_LINE}{text_column} out."
+                f"{path} has a text in each line, and no columns: leave {ON_COMMAND_LINE}{text_column} out."
             )
         return _lines(path)
     is_table(path)  # or says what is wrong with it
-    table = read_table(path, names=_known(text_column, trained))
+    table = read_table(path, names=known_names(text_column, trained))
     if text_column is None:
         if table.header and trained in table.columns:
             text_column = trained
         elif not table.header:
             _check_first_line(path, table)
-    chosen, _ = _Guess(path.name, [table], {"text": text_column}, ("text",), option=_ON_COMMAND_LINE).columns()
+    chosen, _ = Guess(path.name, [table], {"text": text_column}, ("text",), option=ON_COMMAND_LINE).columns()
     wrong = [f"line {line} {reason}" for line, reason in table.malformed]
     cells = table.column(chosen["text"])
     for record, cell in zip(table.records, cells, strict=True):
@@ -195,11 +179,11 @@ def _check_first_line(path: Path, table: Table) -> None:
     """
     first = table.records[0].cells if table.records else ()
     words = [cell.strip() for cell in first if isinstance(cell, str)]
-    if first and len(set(words)) == len(first) and all(map(_NAME_OF_A_COLUMN.fullmatch, words)):
+    if first and len(set(words)) == len(first) and all(map(NAME_OF_A_COLUMN.fullmatch, words)):
         raise DataError(
             f"It cannot be told whether the first line of {path} names the columns: {', '.join(words)}. If it does, "
-            f"name the column of texts, as in {_ON_COMMAND_LINE}{words[0]}; else give its number, 1 to {len(first)}, "
-            f"as in {_ON_COMMAND_LINE}1"
+            f"name the column of texts, as in {ON_COMMAND_LINE}{words[0]}; else give its number, 1 to {len(first)}, "
+            f"as in {ON_COMMAND_LINE}1"
         )
 
 
@@ -219,220 +203,13 @@ def _lines(path: Path) -> list[str]:
     return [text for text in texts if text.strip()]
 
 
-# ------------------------------------------------------------------------------------------------- finding the tables
-
-
-@dataclass(frozen=True)
-class _NamedTable:
-    name: str
-    """Of the file."""
-    split: Split | None
-    """The split that the whole file is, where the data are a folder of tables."""
-    table: Table
-
-
-@dataclass(frozen=True)
-class _Source:
-    tables: list[_NamedTable]
-    columns: dict[_Role, str]
-    """Name of the column of each role that there is."""
-    text: str
-    """How they were read, in words."""
-
-
-def _tables_in(folder: Path) -> dict[Split, Path]:
-    """``train.csv``, ``validation.csv``, ``test.csv`` by any of their names, or the one table that a folder holds.
-
-    Nothing where there is a subfolder or an image: image folders may hold tables too.
-    """
-    try:
-        children = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"Cannot read the folder {folder}: {error.strerror}.") from None
-    tables = [child for child in children if child.suffix.lower() in TABLE_SUFFIXES and child.is_file()]
-    if not tables or any(child.is_dir() or child.suffix.lower() in EXTENSIONS for child in children):
-        return {}
-    if len(tables) == 1:
-        return {"train": tables[0]}
-    found: dict[Split, Path] = {}
-    for table in tables:
-        split = SPLIT_NAMES.get(table.stem.lower())
-        if split is None or split in found:
-            names = ", ".join(table.name for table in tables)
-            raise DataError(
-                f"{folder} holds the tables {names}. Give one of them as the data, or name them train, validation and "
-                "test, one of each."
-            )
-        found[split] = table
-    if "train" not in found:
-        raise DataError(f"{folder} holds {', '.join(t.name for t in tables)}, but no table of the name train.")
-    return found
-
-
-def _file_of(manifest: Manifest, name: str) -> Path:
-    return manifest.root / name if manifest.root.is_dir() else manifest.root
-
-
-def _read(root: Path, config: "DataConfig") -> _Source:
-    """The tables of a data path and their columns."""
-    if config.group_pattern is not None:
-        raise DataError(
-            "data.group_pattern is searched in the paths of files, of which texts have none: name the column of "
-            "groups by data.group_column."
-        )
-    given: dict[_Role, str | None] = {
-        "text": config.text_column,
-        "label": config.label_column,
-        "split": config.split_column,
-        "group": config.group_column,
-    }
-    paths: Mapping[Split, Path] = _tables_in(root) if root.is_dir() else {"train": root}
-    whole = len(paths) == 1
-    if not whole and config.split_column is not None:
-        raise DataError(f"data.split_column cannot be set where {root} holds a table for each split.")
-    tables: list[_NamedTable] = []
-    for split, path in sorted(paths.items(), key=lambda pair: SPLITS.index(pair[0])):
-        header = tables[0].table.header if tables else config.header
-        table = read_table(path, names=_known(*given.values()), header=header)
-        tables.append(_NamedTable(path.name, None if whole else split, table))
-    roles: tuple[_Role, ...] = ("text", "label", "split", "group") if whole else ("text", "label", "group")
-    columns, found = _Guess(root.name, [named.table for named in tables], given, roles).columns()
-    notes = [*dict.fromkeys(named.table.note for named in tables if named.table.note), found]
-    header_line = [] if tables[0].table.header else ["no header line"]
-    return _Source(tables, columns, "; ".join([*header_line, *notes]))
-
-
-def _known(*given: str | None) -> set[str]:
-    """Names by which a first line is known to name columns."""
-    usual = {name for names in _USUAL.values() for name in names}
-    return usual | {name.casefold() for name in given if name is not None and not name.isdecimal()}
-
-
-# ------------------------------------------------------------------------------------------------ finding the columns
-
-
-class _Guess:
-    """Which column is what: as given, else by its name, else by its content."""
-
-    def __init__(
-        self,
-        name: str,
-        tables: Sequence[Table],
-        given: Mapping[_Role, str | None],
-        roles: Sequence[_Role],
-        *,
-        option: str = _IN_RECIPE,
-    ) -> None:
-        self._name, self._tables, self._given, self._roles, self._option = name, tables, given, roles, option
-        self._all = tables[0].columns
-        self._found: dict[_Role, tuple[str, str]] = {}
-
-    def columns(self) -> tuple[dict[_Role, str], str]:
-        """The column of each role that there is, and how they were found, in words.
-
-        Raises:
-            DataError: if there is no column, or more than one, that may be meant; naming all and the option to set.
-        """
-        for role in self._roles:
-            self._as_given(role)
-        for role in self._roles:
-            if role not in self._found:
-                self._by_name(role)
-        for role in ("label", "text"):  # labels first: what is left is rather the text
-            if role in self._roles and role not in self._found:
-                self._by_content(role)
-        chosen = {role: column for role, (column, _) in self._found.items()}
-        if len(set(chosen.values())) < len(chosen):
-            raise DataError(f"One column of {self._name} cannot be two things: {self._in_words(chosen)}.")
-        for table in self._tables:
-            if lacking := sorted(set(chosen.values()) - set(table.columns)):
-                raise DataError(
-                    f"The tables of {self._name} have different columns: one has no column {lacking[0]}, but "
-                    f"{', '.join(table.columns)}."
-                )
-        return chosen, self._in_words(chosen)
-
-    def _in_words(self, chosen: Mapping[_Role, str]) -> str:
-        hows = {role: f" ({how})" if how else "" for role, (_, how) in self._found.items()}
-        return ", ".join(f"{role} in column {column}{hows[role]}" for role, column in chosen.items())
-
-    def _as_given(self, role: _Role) -> None:
-        name = self._given.get(role)
-        if name is None:
-            return
-        if name not in self._all and name.isdecimal() and 0 < int(name) <= len(self._all):
-            name = self._all[int(name) - 1]
-        if name not in self._all:
-            option = self._option.format(role=role).removeprefix("--set ")  # it may stand in a recipe
-            raise DataError(f"{option}{name!r} is no column of {self._name}. {self._columns_are()}")
-        self._found[role] = (name, "")
-
-    def _by_name(self, role: _Role) -> None:
-        usual = _USUAL.get(role, ())
-        named = [name for name in self._free() if name.strip().casefold() in usual]
-        if role == "split":  # one split name shows what the column is: what else it holds are bad rows
-            named = [name for name in named if any(_split_of(cell) for cell in self._cells(name))]
-        first = [name for name in named if name.strip().casefold() == usual[0]] if usual else []
-        if len(candidates := first or named) > 1:
-            raise self._ambiguous(role, candidates)
-        if candidates:
-            self._found[role] = (candidates[0], "by its name")
-
-    def _by_content(self, role: _Role) -> None:
-        free = self._free()
-        if role == "label":
-            candidates = [name for name in free if looks_like_labels(self._cells(name))]
-        else:
-            candidates = [name for name in free if self._looks_like_texts(name)] if len(free) > 1 else free
-        if len(candidates) != 1:
-            raise self._ambiguous(role, candidates)
-        self._found[role] = (candidates[0], "by its content")
-
-    def _looks_like_texts(self, name: str) -> bool:
-        """Mostly different, not short, and of several words or of letters beyond ASCII: no number, key or URL."""
-        cells = [cell for cell in self._cells(name) if isinstance(cell, str)]
-        return (
-            bool(cells)
-            and len(set(cells)) > len(cells) / 2
-            and median(map(len, cells)) >= _SHORTEST_TEXT
-            and sum(" " in cell.strip() or not cell.isascii() for cell in cells) > len(cells) / 2
-        )
-
-    def _cells(self, name: str) -> list[Cell]:
-        return [cell for table in self._tables if name in table.columns for cell in table.column(name)]
-
-    def _free(self) -> list[str]:
-        taken = {column for column, _ in self._found.values()}
-        return [name for name in self._all if name not in taken]
-
-    def _ambiguous(self, role: _Role, candidates: Sequence[str]) -> DataError:
-        what = f"several columns may be: {', '.join(candidates)}" if candidates else "no column looks like one"
-        return DataError(
-            f"It cannot be told which column of {self._name} is the {role}: {what}. {self._columns_are()} "
-            f"Name it: {self._option.format(role=role)}NAME"
-        )
-
-    def _columns_are(self) -> str:
-        if self._tables[0].header:
-            return f"The columns are: {', '.join(self._all)}."
-        otherwise = " (if there is: --set data.header=true)" if self._option == _IN_RECIPE else ""
-        return f"There is no header line{otherwise}; the columns are called by their numbers, 1 to {len(self._all)}."
-
-
-def _split_of(cell: Cell) -> Split | None:
-    return SPLIT_NAMES.get(cell.strip().casefold()) if isinstance(cell, str) else None
-
-
-# ---------------------------------------------------------------------------------------------------- reading the rows
-
-
 @dataclass(frozen=True)
 class _Example:
     item: Item
     text: str
 
 
-def _found(root: Path, source: _Source, config: "DataConfig") -> Found:
+def _found(root: Path, source: Source, config: "DataConfig") -> Found:
     examples: list[_Example] = []
     bad: list[Problem] = []
     trained: set[str] = set()
@@ -478,7 +255,7 @@ def _found(root: Path, source: _Source, config: "DataConfig") -> Found:
 
 
 def _examples(
-    named: _NamedTable, columns: Mapping[_Role, str], *, given: Split
+    named: NamedTable, columns: Mapping[Role, str], *, given: Split
 ) -> tuple[list[_Example], list[Problem], set[str]]:
     """What can be read, what cannot, and the classes that the training side has, readable or not.
 
@@ -496,7 +273,7 @@ def _examples(
     bad = [Problem(f"{named.name}:{line}", f"the line {reason}", "bad") for line, reason in named.table.malformed]
     for record, text, label, split, group in zip(named.table.records, *cells.values(), strict=True):
         path = f"{named.name}:{record.line}"
-        side = _split_of(split) if "split" in columns else given
+        side = split_of(split) if "split" in columns else given
         if side == "train" and not _wrong_label(label):
             trained.add(_class_name(label))
         reason = _wrong_label(label) or _wrong_text(text) or _wrong_group(group)
@@ -539,7 +316,7 @@ def _digest(text: str) -> str:
     return content_digest(text.encode())
 
 
-def _check_classes(classes: set[str], total: int, source: _Source, root: Path) -> None:
+def _check_classes(classes: set[str], total: int, source: Source, root: Path) -> None:
     """Refuse labels that are none: a classifier needs two at least, and several texts of each."""
     column = source.columns["label"]
     if len(classes) < 2:
@@ -555,7 +332,7 @@ def _check_classes(classes: set[str], total: int, source: _Source, root: Path) -
         )
 
 
-def _given_splits(source: _Source, examples: Sequence[_Example]) -> dict[Split, str]:
+def _given_splits(source: Source, examples: Sequence[_Example]) -> dict[Split, str]:
     """What people call the splits that are given."""
     column = source.columns.get("split")
     if column is None:
@@ -564,7 +341,7 @@ def _given_splits(source: _Source, examples: Sequence[_Example]) -> dict[Split, 
     return {split: f"the split {split} of column {column}" for split in SPLITS if split in there}
 
 
-def _describe(source: _Source, given: Mapping[Split, str], missing: frozenset[Split], config: "DataConfig") -> str:
+def _describe(source: Source, given: Mapping[Split, str], missing: frozenset[Split], config: "DataConfig") -> str:
     parts = [f"table of {NOUNS['texts']}s", source.text]
     if len(source.tables) > 1:
         parts.append(f"splits {', '.join(given.values())}")

@@ -1,6 +1,5 @@
 """The report of a study as one page that loads nothing: for a browser, a telephone, or paper."""
 
-import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,20 @@ from thawline import backbones
 from thawline.data import printable
 from thawline.data.contract import NOUNS
 from thawline.data.report import problem_titles
+from thawline.reports._comparisons import Comparison, compared, comparisons_of, deepest_of
+from thawline.reports._formats import (
+    ORDER,
+    cell,
+    counted,
+    data_uri,
+    epoch_of,
+    number,
+    percent,
+    range_of,
+    rate_of,
+    share_of,
+    some,
+)
 from thawline.reports.drawing import plain_rate
 from thawline.reports.intervals import class_table, metric_intervals, proportion_interval
 from thawline.reports.prediction_figures import (
@@ -52,7 +65,6 @@ _SECTIONS = (
 )
 _NAMED = 10  # problems of a kind; bad files are named all
 _WIDE_CLASSES = 14
-_ORDER = ("complete", "pruned", "running", "failed")
 _SPLITS = ("train", "validation", "test")
 
 
@@ -69,23 +81,23 @@ def render(report: StudyReport, figures: Mapping[str, Figure | None] | None = No
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"picture": _data_uri, "percent": _percent, "plain": printable}
+    environment.filters |= {"picture": data_uri, "percent": percent, "plain": printable}
     page = environment.from_string(files("thawline.reports").joinpath("page.html").read_text(encoding="utf-8"))
     drawn = report_figures(report) if figures is None else figures
     tried = _tried(report)
     best = tried[0].best if tried else None
-    comparisons = _comparisons(report, best)
+    comparisons = comparisons_of(report, best)
     noun = NOUNS[report.data.kind] if report.data else "example"
     return page.render(
         report=report,
         sections=_sections(report),
         metric=f"val/{report.metric}",
         words=report.metric.replace("_", " ").replace("f1", "F1"),
-        counted=_counted(report.trials),
+        counted=counted(report.trials),
         noun=noun,
         headline=_headline(report, best, comparisons),
         cards=_cards(report, best),
-        compared=_compared(comparisons, several=len(tried) > 1),
+        compared=compared(comparisons, several=len(tried) > 1),
         notes=_notes(report, best, noun),
         figures=drawn,
         backbones=[_drawn(backbone, drawn, report) for backbone in tried],
@@ -198,43 +210,16 @@ def _sections(report: StudyReport) -> list[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class _Comparison:
-    """What the best trial is compared with."""
-
-    name: str
-    trial: TrialPoint | None
-    """``None`` of what needs no training."""
-    value: float
-    gain: float
-    """By how much the best trial is better."""
-
-
-@dataclass(frozen=True)
 class _Card:
     name: str
     value: str
     note: str = ""
 
 
-def _deepest(report: StudyReport, best: TrialPoint | None) -> int | None:
-    groups = report.layer_groups.get(best.backbone) if best else None
-    return len(groups) if groups else None
-
-
-def _counted(trials: Sequence[TrialPoint]) -> str:
-    states = Counter[str](trial.state for trial in trials)
-    listed = ", ".join(f"{states[state]} {state}" for state in _ORDER if states[state])
-    return f"{_some(len(trials))}{f' ({listed})' if listed else ''}"
-
-
-def _some(trials: int) -> str:
-    return f"{trials} trial{'' if trials == 1 else 's'}"
-
-
-def _headline(report: StudyReport, best: TrialPoint | None, comparisons: Sequence[_Comparison]) -> str:
+def _headline(report: StudyReport, best: TrialPoint | None, comparisons: Sequence[Comparison]) -> str:
     if best is None:
         reasons = Counter(trial.reason for trial in report.trials if trial.state == "failed" and trial.reason)
-        why = [f"{_some(count)} failed: {reason.rstrip('.')}." for reason, count in reasons.most_common(3)]
+        why = [f"{some(count)} failed: {reason.rstrip('.')}." for reason, count in reasons.most_common(3)]
         return " ".join(["No trial has been completed, so nothing is known yet.", *why])
     backbone = f" of {backbones.label(best.backbone)}" if best.backbone else ""
     ahead = ", ".join(f"of {each.name} by {each.gain:.4f}" for each in comparisons)
@@ -249,7 +234,7 @@ def _headline(report: StudyReport, best: TrialPoint | None, comparisons: Sequenc
         else _frozen(report.layer_groups.get(best.backbone), best.freeze_depth)
     )
     return (
-        f"{what} is best: {_number(best.value)} validation {report.metric.replace('_', ' ')} in trial {best.number}"
+        f"{what} is best: {number(best.value)} validation {report.metric.replace('_', ' ')} in trial {best.number}"
         f"{f', ahead {ahead}' if ahead else ''}. {frozen}"
     )
 
@@ -268,86 +253,28 @@ def _frozen(groups: Sequence[str] | None, depth: int) -> str:
 def _cards(report: StudyReport, best: TrialPoint | None) -> list[_Card]:
     if best is None:
         return []
-    deepest = _deepest(report, best)
+    deepest = deepest_of(report, best)
     cards = [
         _Card(
             "Freeze depth", f"{best.freeze_depth}{f' of {deepest}' if deepest else ''}", backbones.label(best.backbone)
         ),
         _Card("Head", "linear probe", f"trial {best.number}")
         if best.is_probe
-        else _Card("Learning rate", _rate(best), f"trial {best.number}"),
-        _Card(f"Validation {report.metric.replace('_', ' ')}", _number(best.value), _epoch(best)),
+        else _Card("Learning rate", rate_of(best), f"trial {best.number}"),
+        _Card(f"Validation {report.metric.replace('_', ' ')}", number(best.value), epoch_of(best)),
     ]
     if report.test:
         labels, predicted = report.test.labels, report.test.predicted
         accuracy = proportion_interval(int((labels == predicted).sum()), len(labels))
         note = f"95 %: {accuracy.low:.3f} to {accuracy.high:.3f}"
         if report.promotion and report.promotion.majority_class:
-            note += f"; majority class {_number(report.promotion.majority_class.get('accuracy'))}"
-        cards.append(_Card("Test accuracy", _number(accuracy.value), note))
+            note += f"; majority class {number(report.promotion.majority_class.get('accuracy'))}"
+        cards.append(_Card("Test accuracy", number(accuracy.value), note))
     if report.promotion:
         verdict = {"promote": "promoted", "hold": "not promoted", "reject": "rejected"}
         name = f"{report.promotion.model} version {report.promotion.version}"
         cards.append(_Card("Model", verdict.get(report.promotion.outcome, report.promotion.outcome), name))
     return cards
-
-
-def _epoch(trial: TrialPoint) -> str:
-    if trial.best_epoch is None or trial.epochs is None or trial.is_probe:
-        return ""
-    return f"epoch {trial.best_epoch} of {trial.epochs}"
-
-
-def _comparisons(report: StudyReport, best: TrialPoint | None) -> list[_Comparison]:
-    """What the best trial is compared with, if it was tried; and with the majority class, if that is known."""
-    if best is None:
-        return []
-    deepest, others = _deepest(report, best), [trial for trial in report.trials if trial is not best]
-    same = [trial for trial in others if trial.backbone == best.backbone]
-    alone = (
-        [trial for trial in same if trial.freeze_depth == deepest and not trial.is_probe]
-        if best.is_probe or best.freeze_depth != deepest
-        else []
-    )
-    candidates = [
-        ("all other trials", others),
-        ("other freeze depths", [trial for trial in same if trial.freeze_depth != best.freeze_depth]),
-        ("the head alone", alone),
-        ("full fine-tuning", [trial for trial in same if trial.freeze_depth == 0 != best.freeze_depth]),
-        ("other backbones", [trial for trial in others if trial.backbone != best.backbone]),
-        ("the linear probe", [trial for trial in others if trial.is_probe]),
-    ]
-    found = [(name, best_trial(trials, report.metric)) for name, trials in candidates]
-    values: list[tuple[str, TrialPoint | None, float | None]] = [
-        (name, trial, trial.value) for name, trial in found if trial is not None
-    ]
-    if report.promotion and report.promotion.validation:
-        values.append(("the majority class", None, report.promotion.validation.majority_class))
-    sign = sign_of(report.metric)
-    return [
-        _Comparison(name, trial, value, sign * ((best.value or 0.0) - value))
-        for name, trial, value in values
-        if value is not None
-    ]
-
-
-def _compared(comparisons: Sequence[_Comparison], *, several: bool) -> dict[str, Any]:
-    """The same as a table, which says whose freeze depth it is where there are several backbones."""
-    columns = ["best of", "trial", *(["backbone"] if several else []), "freeze depth", "learning rate"]
-    rows = [
-        [
-            each.name,
-            str(trial.number) if trial else "-",
-            *([backbones.label(trial.backbone) if trial else "-"] if several else []),
-            str(trial.freeze_depth) if trial else "-",
-            _rate(trial) if trial else "-",
-            _number(each.value),
-            _number(each.gain),
-        ]
-        for each in comparisons
-        for trial in [each.trial]
-    ]
-    return {"columns": columns, "rows": rows}
 
 
 def _notes(report: StudyReport, best: TrialPoint | None, noun: str) -> list[str]:
@@ -371,7 +298,7 @@ def _outcome(tried: _Tried) -> list[str]:
     if best is None:
         return [tried.title, counted, "-", "-", "-", "-"]
     depth = f"{best.freeze_depth}{f' of {tried.deepest}' if tried.deepest else ''}"
-    return [tried.title, counted, _number(best.value), depth, _rate(best), str(best.number)]
+    return [tried.title, counted, number(best.value), depth, rate_of(best), str(best.number)]
 
 
 def _drawn(tried: _Tried, figures: Mapping[str, Figure | None], report: StudyReport) -> dict[str, Any]:
@@ -398,7 +325,7 @@ def _leaderboard(report: StudyReport) -> dict[str, Any]:
     sign = -sign_of(report.metric)
     ranked = sorted(
         report.trials,
-        key=lambda trial: (_ORDER.index(trial.state), sign * (trial.value or 0.0), trial.number),
+        key=lambda trial: (ORDER.index(trial.state), sign * (trial.value or 0.0), trial.number),
     )
     everything = [_settings(trial) for trial in report.trials]
     trained = [each for each, trial in zip(everything, report.trials, strict=True) if not trial.is_probe]
@@ -411,10 +338,10 @@ def _leaderboard(report: StudyReport) -> dict[str, Any]:
     rows = [
         [
             trial.state,
-            _number(trial.value),
+            number(trial.value),
             str(trial.freeze_depth),
-            _rate(trial),
-            *(_cell(_settings(trial).get(name)) for name in varied),
+            rate_of(trial),
+            *(cell(_settings(trial).get(name)) for name in varied),
             "-" if trial.epochs is None else str(trial.epochs),
             "-" if trial.seconds is None else f"{trial.seconds:.1f}",
         ]
@@ -445,7 +372,7 @@ def _test(predictions: Predictions, noun: str) -> dict[str, Any]:
         ],
         "class_columns": ["class", f"{noun}s", "recall", "95 % interval", "precision", "F1"],
         "classes": [
-            [printable(str(name)), examples, _share(recall), _range(low, high), _share(precision), _share(f1)]
+            [printable(str(name)), examples, share_of(recall), range_of(low, high), share_of(precision), share_of(f1)]
             for name, examples, recall, low, high, precision, f1 in by_class
         ],
         "confusion_caption": "Rows are true classes, columns predicted ones; colours are shares of the row."
@@ -474,32 +401,3 @@ def _data(data: DataSummary) -> dict[str, Any]:
     shown = {kind: data.problems[kind][: None if kind == "bad" else _NAMED] for kind in kinds}
     problems = [(titles.get(kind, kind), shown[kind], len(data.problems[kind]) - len(shown[kind])) for kind in kinds]
     return {"classes": rows, "problems": problems}
-
-
-def _data_uri(picture: bytes) -> str:
-    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _rate(trial: TrialPoint) -> str:
-    return "probe" if trial.learning_rate is None else plain_rate(trial.learning_rate)
-
-
-def _share(value: Any) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _range(low: Any, high: Any) -> str:
-    return "-" if low is None else f"{low:.3f} to {high:.3f}"
-
-
-def _cell(value: str | int | float | None) -> str:
-    return "-" if value is None else f"{value:.2g}" if isinstance(value, float) else printable(str(value))

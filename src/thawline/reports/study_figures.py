@@ -1,17 +1,17 @@
 """Figures of a search: where the thaw line lies, what trials cost, how the search went."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from thawline.backbones import DepthCost
+from thawline.reports._axes import DENSE, aside, draw_curve, draw_legend, draw_marks, focus, medians, whole_numbers
 from thawline.reports.drawing import (
     ACCENT,
     BAND,
     COLOURS,
-    FAINT,
     INK,
     MAIN,
     canvas,
@@ -39,11 +39,6 @@ __all__ = [
     "time_by_depth",
 ]
 
-_HOLLOW: dict[str, dict[str, Any]] = {
-    "pruned": {"marker": "o", "facecolors": "white", "edgecolors": INK, "linewidths": 0.8, "s": 18},
-    "running": {"marker": "^", "facecolors": "white", "edgecolors": INK, "linewidths": 0.8, "s": 20},
-    "failed": {"marker": "x", "color": INK, "linewidths": 0.9, "s": 16},
-}
 _COMPLETE: dict[str, Any] = {"marker": "o", "edgecolors": "white", "linewidths": 0.5, "s": 22}
 _BEST: dict[str, Any] = {
     "marker": "*",
@@ -54,8 +49,6 @@ _BEST: dict[str, Any] = {
     "zorder": 5,
 }
 _PROBE = COLOURS[2]
-_DENSE = 400
-"""Points above which a cloud is drawn as a picture, which no longer grows with their number."""
 _CURVES = 4
 
 
@@ -98,11 +91,11 @@ def response_surface(
         axes.grid(visible=False)
         if surface is not None:
             _draw_surface(axes, surface, colours)
-        _marks(axes, shown, lambda trial: trial.learning_rate)
+        draw_marks(axes, shown, lambda trial: trial.learning_rate)
         depths, rates = zip(*((trial.freeze_depth, rated[trial.number]) for trial in complete), strict=True)
         green = colours["cmap"](colours["norm"](_values(complete)))[:, 1]
         edges = np.where(green > 0.5, INK, "white")
-        style: dict[str, Any] = {**_COMPLETE, **colours, "edgecolors": edges, "rasterized": len(complete) > _DENSE}
+        style: dict[str, Any] = {**_COMPLETE, **colours, "edgecolors": edges, "rasterized": len(complete) > DENSE}
         cloud = axes.scatter(depths, rates, c=_values(complete), **style)
         label = f"{of_shown}: trial {best.number}"
         axes.scatter([best.freeze_depth], [rated[best.number]], label=label, **_BEST)
@@ -112,7 +105,7 @@ def response_surface(
             bar = drawn.drawing.colorbar(cloud, ax=axes, extend="both", pad=0.02, aspect=30)
             bar.set_label(f"val/{metric}")
             bar.outline.set_visible(False)
-        _legend(axes)
+        draw_legend(axes)
     where = "" if surface is None else _peak(surface, metric)
     return Figure(
         drawn.svg,
@@ -153,17 +146,17 @@ def thaw_line(
         axes = drawn.axes
         complete, upright = _complete(trials), {trial.number for trial in at_depth.values()}
         trained = [trial for trial in complete if not trial.is_probe]
-        places, dense = _depths(trained) + _aside(trained, upright), len(trained) > _DENSE
+        places, dense = _depths(trained) + aside(trained, upright), len(trained) > DENSE
         axes.scatter(places, _values(trained), color=MAIN, alpha=0.45, rasterized=dense, **_COMPLETE)
         line = _values(at_depth.values())
         axes.plot(list(at_depth), line, color=MAIN, label="best at each depth")
         axes.scatter([best.freeze_depth], _values([best]), label=f"best: trial {best.number}", **_BEST)
         _draw_probes(axes, [trial for trial in complete if trial.is_probe], curve)
-        _marks(axes, trials, lambda trial: trial.value)
+        draw_marks(axes, trials, lambda trial: trial.value)
         freeze_depth_axis(axes, [*(trial.freeze_depth for trial in trials), *curve], deepest)
         axes.set_ylabel(f"val/{metric}")
-        _focus(axes, _values(complete), line, metric, probes=np.array(list(curve.values())))
-        _legend(axes)
+        focus(axes, _values(complete), line, metric, probes=np.array(list(curve.values())))
+        draw_legend(axes)
     listed = "; ".join(
         f"depth {depth}: {trial.value:.4f}{' (the linear probe)' if trial.is_probe else ''}"
         for depth, trial in at_depth.items()
@@ -193,7 +186,7 @@ def time_by_depth(trials: Sequence[TrialPoint], *, deepest: int | None = None, b
         if trial.seconds and trial.epochs and not trial.is_probe
     ]
     return _by_depth(
-        ("time-by-depth", "seconds of an epoch", "median"), _medians(points), points, deepest=deepest, backbone=backbone
+        ("time-by-depth", "seconds of an epoch", "median"), medians(points), points, deepest=deepest, backbone=backbone
     )
 
 
@@ -220,7 +213,7 @@ def memory_by_depth(
     ]
     computed = {cost.freeze_depth: cost.memory_bytes / 1e9 for cost in costs}
     kind = "computed" if computed else "median"
-    bars = computed or _medians(points)
+    bars = computed or medians(points)
     return _by_depth(("memory-by-depth", "GB of memory", kind), bars, points, deepest=deepest, backbone=backbone)
 
 
@@ -234,15 +227,15 @@ def optimisation_history(trials: Sequence[TrialPoint], metric: str) -> Figure | 
         axes = drawn.axes
         numbers = [trial.number for trial in complete]
         values, line = _values(complete), _values(running)
-        axes.scatter(numbers, values, color=MAIN, label="complete", rasterized=len(complete) > _DENSE, **_COMPLETE)
-        _marks(axes, trials, lambda trial: trial.value, across=lambda trial: trial.number)
+        axes.scatter(numbers, values, color=MAIN, label="complete", rasterized=len(complete) > DENSE, **_COMPLETE)
+        draw_marks(axes, trials, lambda trial: trial.value, across=lambda trial: trial.number)
         last = max(trial.number for trial in trials)
         axes.step([*numbers, last], np.append(line, line[-1]), where="post", color=ACCENT, label="best so far")
-        _whole_numbers(axes)
+        whole_numbers(axes)
         axes.set_xlabel("trial")
         axes.set_ylabel(f"val/{metric}")
-        _focus(axes, values, line[-1:], metric)
-        _legend(axes)
+        focus(axes, values, line[-1:], metric)
+        draw_legend(axes)
     steps = [trial for i, trial in enumerate(running) if i == 0 or trial.number != running[i - 1].number]
     listed = ", ".join(f"{trial.value:.4f} in trial {trial.number}" for trial in steps[-5:])
     return Figure(drawn.svg, f"Value by trial, {_counted(trials)}. It was bettered {len(steps) - 1} times: {listed}.")
@@ -290,12 +283,14 @@ def learning_curves(curves: Sequence[LearningCurve], metric: str) -> Figure | No
         all_axes = drawn.drawing.subplots(len(kinds), sharex=True, squeeze=False)[:, 0]
         for axes, kind in zip(all_axes, kinds, strict=True):
             for curve, colour in zip(shown, COLOURS, strict=False):
-                _curve(axes, curve.metrics.get(f"train/{kind}", ()), color=colour, linestyle=(0, (3, 2)), linewidth=1)
-                _curve(axes, curve.metrics.get(f"val/{kind}", ()), color=colour, label=f"trial {curve.trial}")
+                draw_curve(
+                    axes, curve.metrics.get(f"train/{kind}", ()), color=colour, linestyle=(0, (3, 2)), linewidth=1
+                )
+                draw_curve(axes, curve.metrics.get(f"val/{kind}", ()), color=colour, label=f"trial {curve.trial}")
             axes.set_title(f"{_words(kind)}")
-            _whole_numbers(axes)
+            whole_numbers(axes)
         all_axes[-1].set_xlabel("epoch (dashed: training, solid: validation)")
-        _legend(all_axes[0])
+        draw_legend(all_axes[0])
     return Figure(drawn.svg, "Learning curves. " + " ".join(_course(curve, metric) for curve in shown))
 
 
@@ -373,110 +368,16 @@ def _by_depth(
         axes = drawn.axes
         axes.bar(list(bars), list(bars.values()), color=BAND, width=0.7, label=kind)
         if points:
-            style = {**_COMPLETE, "rasterized": len(points) > _DENSE}
+            style = {**_COMPLETE, "rasterized": len(points) > DENSE}
             axes.scatter(*zip(*points, strict=True), color=MAIN, alpha=0.6, label="measured in trials", **style)
         axes.grid(visible=False, axis="x")
         axes.set_ylabel(unit)
         axes.set_ylim(bottom=0)
         freeze_depth_axis(axes, [*bars, *(depth for depth, _ in points)], deepest)
-        _legend(axes)
+        draw_legend(axes)
     listed = ", ".join(f"{value:.3g} at depth {depth}" for depth, value in bars.items())
     measure = f"{unit.capitalize().replace('Gb', 'GB')}{_of(backbone)}"
     return Figure(drawn.svg, f"{measure} by freeze depth, {kind}: {listed}.")
-
-
-def _medians(points: Sequence[tuple[int, float]]) -> dict[int, float]:
-    depths = sorted({depth for depth, _ in points})
-    return {depth: float(np.median([value for at, value in points if at == depth])) for depth in depths}
-
-
-def _aside(trials: Sequence[TrialPoint], upright: Set[int]) -> np.ndarray:
-    """``[N]``: a little to the left or the right, so that trials of the same depth can be told apart; some are not."""
-    numbers = np.array([trial.number for trial in trials])
-    return np.where(np.isin(numbers, list(upright)), 0.0, 0.3 * ((0.618 * numbers) % 1 - 0.5))
-
-
-def _marks(
-    axes: "Axes",
-    trials: Sequence[TrialPoint],
-    height: Callable[[TrialPoint], float | None],
-    across: Callable[[TrialPoint], float] = lambda trial: trial.freeze_depth,
-) -> None:
-    """Trials that were not completed: hollow where they stand; at the foot of the plot if they have no height."""
-    from matplotlib.patheffects import AbstractPathEffect, withStroke
-
-    # A cross has no white inside to stand out by.
-    halo: list[AbstractPathEffect] = [withStroke(linewidth=2.4, foreground="white")]
-    for state, style in _HOLLOW.items():
-        points = [(across(trial), height(trial)) for trial in trials if trial.state == state]
-        standing = [(x, y) for x, y in points if y is not None]
-        lying = [(x, 0.015) for x, y in points if y is None]
-        label = state
-        for where, transform in ((standing, axes.transData), (lying, axes.get_xaxis_transform())):
-            if where:
-                marks = axes.scatter(*zip(*where, strict=True), label=label, transform=transform, zorder=3, **style)
-                marks.set_rasterized(len(where) > _DENSE)
-                marks.set_path_effects(halo if state == "failed" else [])
-                label = ""
-
-
-def _focus(
-    axes: "Axes", values: np.ndarray, always: np.ndarray, metric: str, *, probes: np.ndarray | None = None
-) -> None:
-    """Leave out, with a word, values so bad that nothing could be told apart among the good ones (Tukey's fence).
-
-    Args:
-        axes: to set.
-        values: of trials, at least one.
-        always: those that are shown whatever they are.
-        metric: that they are of.
-        probes: of the curve of probes, whose ends may be far from any trial.
-    """
-    everything = values if probes is None else np.append(values, probes)
-    first, third = np.quantile(everything, [0.25, 0.75])
-    fence = max(3 * (third - first), 0.05 * abs(third))  # most values may be the same
-    keep = np.append(everything[(everything >= first - fence) & (everything <= third + fence)], always)
-    low, high = float(keep.min()), float(keep.max())
-    margin = 0.06 * (high - low) or 0.01
-    axes.set_ylim(low - 1.5 * margin, high + margin)
-    kinds = {"trial": values, "probe": np.empty(0) if probes is None else probes}
-    outside = {kind: int(((of < low) | (of > high)).sum()) for kind, of in kinds.items()}
-    if any(outside.values()):
-        side = "lower" if METRIC_DIRECTIONS[metric] == "maximize" else "higher"
-        counted = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in outside.items() if count)
-        axes.set_title(f"{counted} {side}, not shown", loc="right", weight="normal", color=FAINT)
-
-
-def _whole_numbers(axes: "Axes") -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _legend(axes: "Axes") -> None:
-    """Below the plot, so that it hides no point."""
-    handles, labels = axes.get_legend_handles_labels()
-    drawing = axes.get_figure()
-    if handles and drawing is not None:
-        drawing.legend(
-            handles,
-            labels,
-            loc="outside lower center",
-            ncols=len(handles) if len(handles) < 5 else 3,
-            columnspacing=1.2,
-        )
-
-
-def _curve(axes: "Axes", values: Sequence[float | None], **style: Any) -> None:
-    if values:
-        marker = "o" if len(values) == 1 else None  # a line of one point cannot be seen
-        axes.plot(
-            range(1, len(values) + 1),
-            [np.nan if v is None else v for v in values],
-            marker=marker,
-            markersize=4,
-            **style,
-        )
 
 
 def _course(curve: LearningCurve, metric: str) -> str:

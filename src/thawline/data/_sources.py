@@ -1,0 +1,108 @@
+"""The tables of a data path, with their columns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from thawline.data._columns import USUAL, Guess, Role
+from thawline.data._tables import TABLE_SUFFIXES, Table, read_table
+from thawline.data.contract import (
+    SPLIT_NAMES,
+    SPLITS,
+    Manifest,
+)
+from thawline.data.images import EXTENSIONS
+from thawline.data.splits import Split
+from thawline.exceptions import DataError
+
+if TYPE_CHECKING:  # the processes that decode images import this package and need no pydantic
+    from thawline.config import DataConfig
+
+__all__ = ["NamedTable", "Source", "file_of", "known_names", "read_source", "tables_in"]
+
+
+@dataclass(frozen=True)
+class NamedTable:
+    name: str
+    """Of the file."""
+    split: Split | None
+    """The split that the whole file is, where the data are a folder of tables."""
+    table: Table
+
+
+@dataclass(frozen=True)
+class Source:
+    tables: list[NamedTable]
+    columns: dict[Role, str]
+    """Name of the column of each role that there is."""
+    text: str
+    """How they were read, in words."""
+
+
+def tables_in(folder: Path) -> dict[Split, Path]:
+    """``train.csv``, ``validation.csv``, ``test.csv`` by any of their names, or the one table that a folder holds.
+
+    Nothing where there is a subfolder or an image: image folders may hold tables too.
+    """
+    try:
+        children = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"Cannot read the folder {folder}: {error.strerror}.") from None
+    tables = [child for child in children if child.suffix.lower() in TABLE_SUFFIXES and child.is_file()]
+    if not tables or any(child.is_dir() or child.suffix.lower() in EXTENSIONS for child in children):
+        return {}
+    if len(tables) == 1:
+        return {"train": tables[0]}
+    found: dict[Split, Path] = {}
+    for table in tables:
+        split = SPLIT_NAMES.get(table.stem.lower())
+        if split is None or split in found:
+            names = ", ".join(table.name for table in tables)
+            raise DataError(
+                f"{folder} holds the tables {names}. Give one of them as the data, or name them train, validation and "
+                "test, one of each."
+            )
+        found[split] = table
+    if "train" not in found:
+        raise DataError(f"{folder} holds {', '.join(t.name for t in tables)}, but no table of the name train.")
+    return found
+
+
+def file_of(manifest: Manifest, name: str) -> Path:
+    return manifest.root / name if manifest.root.is_dir() else manifest.root
+
+
+def read_source(root: Path, config: "DataConfig") -> Source:
+    """The tables of a data path and their columns."""
+    if config.group_pattern is not None:
+        raise DataError(
+            "data.group_pattern is searched in the paths of files, of which texts have none: name the column of "
+            "groups by data.group_column."
+        )
+    given: dict[Role, str | None] = {
+        "text": config.text_column,
+        "label": config.label_column,
+        "split": config.split_column,
+        "group": config.group_column,
+    }
+    paths: Mapping[Split, Path] = tables_in(root) if root.is_dir() else {"train": root}
+    whole = len(paths) == 1
+    if not whole and config.split_column is not None:
+        raise DataError(f"data.split_column cannot be set where {root} holds a table for each split.")
+    tables: list[NamedTable] = []
+    for split, path in sorted(paths.items(), key=lambda pair: SPLITS.index(pair[0])):
+        header = tables[0].table.header if tables else config.header
+        table = read_table(path, names=known_names(*given.values()), header=header)
+        tables.append(NamedTable(path.name, None if whole else split, table))
+    roles: tuple[Role, ...] = ("text", "label", "split", "group") if whole else ("text", "label", "group")
+    columns, found = Guess(root.name, [named.table for named in tables], given, roles).columns()
+    notes = [*dict.fromkeys(named.table.note for named in tables if named.table.note), found]
+    header_line = [] if tables[0].table.header else ["no header line"]
+    return Source(tables, columns, "; ".join([*header_line, *notes]))
+
+
+def known_names(*given: str | None) -> set[str]:
+    """Names by which a first line is known to name columns."""
+    usual = {name for names in USUAL.values() for name in names}
+    return usual | {name.casefold() for name in given if name is not None and not name.isdecimal()}

@@ -1,0 +1,84 @@
+"""The champion, the baselines and the best trial beside one another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from thawline import backbones
+from thawline.reports._formats import number, rate_of
+from thawline.reports.study_figures import (
+    best_trial,
+)
+from thawline.reports.values import StudyReport, TrialPoint
+from thawline.training import sign_of
+
+__all__ = ["Comparison", "compared", "comparisons_of", "deepest_of"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the best trial is compared with."""
+
+    name: str
+    trial: TrialPoint | None
+    """``None`` of what needs no training."""
+    value: float
+    gain: float
+    """By how much the best trial is better."""
+
+
+def deepest_of(report: StudyReport, best: TrialPoint | None) -> int | None:
+    groups = report.layer_groups.get(best.backbone) if best else None
+    return len(groups) if groups else None
+
+
+def comparisons_of(report: StudyReport, best: TrialPoint | None) -> list[Comparison]:
+    """What the best trial is compared with, if it was tried; and with the majority class, if that is known."""
+    if best is None:
+        return []
+    deepest, others = deepest_of(report, best), [trial for trial in report.trials if trial is not best]
+    same = [trial for trial in others if trial.backbone == best.backbone]
+    alone = (
+        [trial for trial in same if trial.freeze_depth == deepest and not trial.is_probe]
+        if best.is_probe or best.freeze_depth != deepest
+        else []
+    )
+    candidates = [
+        ("all other trials", others),
+        ("other freeze depths", [trial for trial in same if trial.freeze_depth != best.freeze_depth]),
+        ("the head alone", alone),
+        ("full fine-tuning", [trial for trial in same if trial.freeze_depth == 0 != best.freeze_depth]),
+        ("other backbones", [trial for trial in others if trial.backbone != best.backbone]),
+        ("the linear probe", [trial for trial in others if trial.is_probe]),
+    ]
+    found = [(name, best_trial(trials, report.metric)) for name, trials in candidates]
+    values: list[tuple[str, TrialPoint | None, float | None]] = [
+        (name, trial, trial.value) for name, trial in found if trial is not None
+    ]
+    if report.promotion and report.promotion.validation:
+        values.append(("the majority class", None, report.promotion.validation.majority_class))
+    sign = sign_of(report.metric)
+    return [
+        Comparison(name, trial, value, sign * ((best.value or 0.0) - value))
+        for name, trial, value in values
+        if value is not None
+    ]
+
+
+def compared(comparisons: Sequence[Comparison], *, several: bool) -> dict[str, Any]:
+    """The same as a table, which says whose freeze depth it is where there are several backbones."""
+    columns = ["best of", "trial", *(["backbone"] if several else []), "freeze depth", "learning rate"]
+    rows = [
+        [
+            each.name,
+            str(trial.number) if trial else "-",
+            *([backbones.label(trial.backbone) if trial else "-"] if several else []),
+            str(trial.freeze_depth) if trial else "-",
+            rate_of(trial) if trial else "-",
+            number(each.value),
+            number(each.gain),
+        ]
+        for each in comparisons
+        for trial in [each.trial]
+    ]
+    return {"columns": columns, "rows": rows}

@@ -1,6 +1,6 @@
-"""Trains the starter backbone: ``python -m thawline.backbones.starter.pretrain --out FILE``.
+"""Trains the starter backbone: ``python tools/starter/pretrain.py --out FILE``.
 
-The images are drawn by formula (see :mod:`thawline.backbones.starter.draw`), once, into a bank of
+The images are drawn by formula (see ``draw.py``), once, into a bank of
 masks. Each training image is then put together on the fly: one mask is distorted and cropped at
 random, and two fills - a colour, a gradient and a faint texture each - show through it and around
 it; blur and noise come last. The network, torchvision's ``mobilenet_v3_small``, learns to name the
@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torchvision.models import mobilenet_v3_small
 
-from thawline.backbones.starter.draw import FAMILIES, Bank, Plan, draw_bank
+from draw import FAMILIES, Bank, Plan, draw_bank
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

@@ -36,7 +36,7 @@ from thawline.reports import (
     surface_mesh,
     worst_mistakes,
 )
-from thawline.search import Note, Prepared, Recorder, SearchOutcome, Study, TrialRecord, emit
+from thawline.search import Note, Phase, Prepared, Recorder, SearchOutcome, Study, TrialRecord, emit
 from thawline.search.prepare import image_preprocessing
 from thawline.search.probing import ProbeFile
 from thawline.search.recorder import REPORT
@@ -84,6 +84,7 @@ def publish_report(prepared: Prepared, study: Study, recorder: Recorder, outcome
         The page, in Thawline's home; ``None`` if it could not be written.
     """
     home = recorder.store.home
+    emit(Phase("writing the report"))
     try:
         best = next(record for record in outcome.records if record.number == outcome.best_trial)
         backbone = _part(

@@ -11,10 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from thawline import logs
-from thawline.search.events import EpochEnded, Event, Note, SearchStarted, TrialEnded, TrialStarted
+from thawline.search.events import EpochEnded, Event, Note, Phase, SearchStarted, TrialEnded, TrialStarted, watching
 
 __all__ = ["SearchView", "watch"]
 
+_PROGRESS_SECONDS = 10.0
+"""In a pipe, the time between two lines of a phase that takes long."""
 _ROWS = 12
 """Trials shown at once: those that run, and the latest to end."""
 
@@ -37,7 +39,8 @@ def watch(console: Console, *, quiet: bool) -> Iterator[None]:
                 logger.propagate = False
                 logger.addHandler(handler)
                 try:
-                    yield
+                    with watching(handler.progress):
+                        yield
                 finally:
                     logger.removeHandler(handler)
     finally:
@@ -64,14 +67,29 @@ class _Handler(logging.Handler):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def progress(self, phase: Phase) -> None:
+        """How far a phase is."""
+
 
 class _LineHandler(_Handler):
-    """One line an event, with the time of day."""
+    """One line an event, with the time of day; of a long phase one every ten seconds."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._last = time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
-        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         mark = "warning: " if record.levelno >= logging.WARNING else ""
-        self.console.print(f"{clock} {mark}{record.getMessage()}", highlight=False, markup=False, soft_wrap=True)
+        self._print(record.created, f"{mark}{record.getMessage()}")
+
+    def progress(self, phase: Phase) -> None:
+        if self.level <= logging.INFO and time.monotonic() - self._last >= _PROGRESS_SECONDS:
+            self._print(time.time(), str(phase))
+
+    def _print(self, when: float, text: str) -> None:
+        self._last = time.monotonic()
+        clock = time.strftime("%H:%M:%S", time.localtime(when))
+        self.console.print(f"{clock} {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 class _LiveHandler(_Handler):
@@ -98,19 +116,26 @@ class _LiveHandler(_Handler):
         else:
             self._view.update(event)
 
+    def progress(self, phase: Phase) -> None:
+        self._view.update(phase)
+
 
 class SearchView:
     """The state of a search as a rich renderable; fed with events."""
 
     def __init__(self) -> None:
         self._search: SearchStarted | None = None
-        self._began = time.monotonic()
+        self._created = self._began = time.monotonic()
+        self._phase: Phase | None = None
         self._running: dict[int, tuple[TrialStarted, EpochEnded | None]] = {}
         self._ended: list[tuple[TrialStarted, TrialEnded]] = []
         self._best: float | None = None
+        self._ends: float | None = None
+        """When all trials should have ended, in seconds of :func:`time.monotonic`."""
 
     def update(self, event: Event) -> None:
         """Take in one event."""
+        self._phase = event if isinstance(event, Phase) else None
         if isinstance(event, SearchStarted):
             self._search, self._began = event, time.monotonic()
         elif isinstance(event, TrialStarted):
@@ -118,14 +143,19 @@ class SearchView:
         elif isinstance(event, EpochEnded):
             self._running[event.number] = (self._running[event.number][0], event)
             self._improve(event.value)
+            self._estimate()
         elif isinstance(event, TrialEnded):
             started, _ = self._running.pop(event.result.number)
             self._ended.append((started, event))
+            self._estimate()
 
     def __rich__(self) -> RenderableType:
+        elapsed = _duration(time.monotonic() - self._created)
+        phase = Text(f"{self._phase or 'preparing'} …  {elapsed}", style="cyan")
         if self._search is None:
-            return Text("preparing …", style="dim")
-        return Group(self._headline(self._search), self._table(self._search))
+            return phase
+        shown: list[RenderableType] = [self._headline(self._search), self._table(self._search)]
+        return Group(*shown, phase) if self._phase is not None else Group(*shown)
 
     def _improve(self, value: float) -> None:
         if self._search is None:
@@ -133,23 +163,38 @@ class SearchView:
         better = min if self._search.metric == "loss" else max
         self._best = value if self._best is None else better(self._best, value)
 
+    def _best_complete(self) -> float | None:
+        values = [
+            ended.result.value
+            for _, ended in self._ended
+            if ended.result.state == "complete" and ended.result.value is not None
+        ]
+        smallest = self._search is not None and self._search.metric == "loss"
+        return (min if smallest else max)(values, default=None)
+
     def _headline(self, search: SearchStarted) -> Text:
         done = search.finished + len(self._ended)
         best = "-" if self._best is None else f"{self._best:.4f}"
         parts = [f"study {search.study}", f"trial {done} of {search.trials}", f"best val/{search.metric} {best}"]
-        left = self._seconds_left(search)
-        if left is not None:
-            parts.append(f"about {_duration(left)} left")
+        parts.append(f"{_duration(time.monotonic() - self._created)} elapsed")
+        if self._ends is not None:
+            parts.append(f"about {_duration(max(0.0, self._ends - time.monotonic()))} left")
         return Text("  ·  ".join(parts), style="bold")
 
-    def _seconds_left(self, search: SearchStarted) -> float | None:
-        """By the mean pace of this run's trials so far; running ones count by their share of epochs."""
+    def _estimate(self) -> None:
+        """By the mean pace of this run's trials so far; running ones count by their share of epochs.
+
+        Made when something ended, and counted down until then: a time left that grew while nothing happens would say
+        nothing.
+        """
+        search = self._search
         share = sum(epoch.epoch / epoch.epochs for _, epoch in self._running.values() if epoch)
         progress = len(self._ended) + share
-        if progress == 0:
-            return None
-        remaining = search.trials - search.finished - progress
-        return max(0.0, remaining) * (time.monotonic() - self._began) / progress
+        if search is None or progress == 0:
+            return
+        remaining = max(0.0, search.trials - search.finished - progress)
+        now = time.monotonic()
+        self._ends = now + remaining * (now - self._began) / progress
 
     def _table(self, search: SearchStarted) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -160,8 +205,10 @@ class SearchView:
         rows = max(0, _ROWS - len(self._running))
         for started, ended in self._ended[-rows:] if rows else []:
             result = ended.result
-            style = {"complete": "", "pruned": "dim", "failed": "red"}[result.state]
-            table.add_row(*_first_cells(started), str(result.epochs), _value(result.value), result.ending, style=style)
+            best = result.state == "complete" and result.value is not None and result.value == self._best_complete()
+            style = "bold green" if best else {"complete": "", "pruned": "dim", "failed": "red"}[result.state]
+            ending = f"{result.ending}, best so far" if best else result.ending
+            table.add_row(*_first_cells(started), str(result.epochs), _value(result.value), ending, style=style)
         for started, epoch in self._running.values():
             epochs = 1 if started.hyperparameters.is_probe else search.epochs
             count = f"{epoch.epoch if epoch else 0}/{epochs}"

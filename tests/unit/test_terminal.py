@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from thawline.search.events import EpochEnded, Note, SearchStarted, TrialEnded, TrialStarted, emit
+from thawline.search.events import EpochEnded, Note, Phase, SearchStarted, TrialEnded, TrialStarted, counting, emit
 from thawline.search.spec import TrialResult
 from thawline.terminal import SearchView, watch
 from thawline.training import Hyperparameters
@@ -49,10 +49,69 @@ def test_in_a_pipe_every_event_is_a_line() -> None:
         "trial-00 epoch 1/2: train/loss 1.0000, val/accuracy 0.5000",
         "trial-00 epoch 2/2: train/loss 0.5000, val/accuracy 0.9000",
         "trial-00 ended after 12.3 s, best value 0.9000: complete",
-        "trial-01 depth=5 lr=1.2e-3 goes on where it stopped",
+        "trial-01 depth=5 lr=1.2e-3 resumes",
         "trial-01 epoch 1/2: train/loss 0.7000, val/accuracy 0.7000",
         "warning: cat/broken.jpg: truncated",
     ]
+
+
+def test_a_phase_is_a_line_where_it_begins_and_its_progress_one_every_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    out = io.StringIO()
+    with watch(Console(file=out, force_terminal=False), quiet=False):
+        count = counting("reading images")
+        for second in range(25):
+            clock[0] += 1.0
+            count(100 * (second + 1), 2_500)
+    lines = [line[9:] for line in out.getvalue().splitlines()]
+    assert lines == ["reading images", "reading images 1,000 / 2,500", "reading images 2,000 / 2,500"]
+
+
+def test_the_view_shows_the_phase_how_far_it_is_and_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    view = SearchView()
+    view.update(Phase("reading images", 1_200, 2_062))
+    clock[0] = 75.0
+    assert "reading images 1,200 / 2,062" in shown(view)
+    assert "1 min 15 s" in shown(view)
+    for event in events():
+        view.update(event)
+    assert "reading" not in shown(view), "the next thing has begun"
+    view.update(Phase("packaging trial 0 as model pets"))
+    assert "packaging trial 0" in shown(view)
+    assert "trial 1 of 4" in shown(view), "the table stays"
+
+
+def test_the_time_left_never_grows_while_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    view = SearchView()
+    for event in events()[:5]:
+        clock[0] += 2.0
+        view.update(event)
+    assert "about 24 s left" in shown(view), "three of four trials, 8 s each"
+    clock[0] += 20.0
+    assert "about 4 s left" in shown(view)
+    clock[0] += 20.0
+    assert "about 0 s left" in shown(view)
+
+
+def test_the_best_trial_is_marked() -> None:
+    view = SearchView()
+    for event in events()[:5]:
+        view.update(event)
+    (line,) = [line for line in shown(view).splitlines() if "0.9000" in line and "complete" in line]
+    assert line.rstrip().endswith("complete, best so far")
+
+
+def test_a_search_that_resumes_says_what_is_done_and_where_trials_go_on() -> None:
+    started = SearchStarted("pets", 6, 2, 8, "accuracy", unfinished=((3, 4),))
+    assert str(started) == "resuming study pets: 2 of 6 trials done, trial 3 from epoch 4"
+    assert str(SearchStarted("pets", 6, 0, 8, "accuracy")) == "study pets: 6 trials of up to 8 epochs"
 
 
 def test_when_a_program_reads_the_output_only_warnings_are_shown() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from thawline import environment, logs
 
@@ -28,6 +29,7 @@ __all__ = [
     "config_of",
     "console",
     "fail",
+    "next_steps",
     "print_json",
     "program",
     "progress",
@@ -125,6 +127,14 @@ def program() -> str:
     here = Path(sys.executable).parent / "thawline"
     found = shutil.which("thawline")
     return "thawline" if found and Path(found).samefile(here) else short(here)
+
+
+def next_steps(steps: Mapping[str, str]) -> None:
+    """Print what makes sense now: commands without the program's name, and what each does."""
+    commands = {f"{program()} {arguments}": what for arguments, what in steps.items()}
+    width = max(map(len, commands))
+    lines = "".join(f"\n  {command:<{width}}  {what}" for command, what in commands.items())
+    console().print(f"\n[bold]Next[/bold]{escape(lines)}", highlight=False, soft_wrap=True)
 
 
 def tell(message: str, *, level: int = logging.INFO, error: str | None = None) -> None:

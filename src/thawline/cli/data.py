@@ -7,7 +7,7 @@ import typer
 
 from thawline import environment
 from thawline.cli._app import app
-from thawline.cli._shared import Json, Model, SetOption, TrackingUri, console, print_json, progress
+from thawline.cli._shared import Json, Model, SetOption, TrackingUri, console, next_steps, print_json, progress
 
 __all__: list[str] = []
 
@@ -30,6 +30,7 @@ def check(
         print_json(report_json(manifest))
     else:
         console().print(report(manifest))
+        next_steps({f"search {data}": "find the best fine-tuned classifier"})
 
 
 @app.command()

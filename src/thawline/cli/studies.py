@@ -17,8 +17,8 @@ from thawline.cli._shared import (
     Weights,
     config_of,
     console,
+    next_steps,
     print_json,
-    program,
     short,
     tell,
 )
@@ -104,7 +104,10 @@ def search(
     if as_json:
         print_json(outcome.as_dict())
     else:
+        from thawline.data import is_table
+
         _print_outcome(outcome)
+        _next_after_search(outcome, "TEXT" if is_table(config.data.path) else "IMAGE")
     if not outcome.everything_kept:
         raise typer.Exit(1)
 
@@ -120,16 +123,12 @@ def demo() -> None:
     config = SearchConfig.build(load_recipe(recipe_path("demo")), {"data": {"path": str(folder)}})
     outcome = _run_search(config, quiet=False)
     _print_outcome(outcome)
-    command = program()
-    ask = f"{command} predict {outcome.model} {short(folder / '7')}"
-    width = max(len(ask), 40)
-    console().print(
-        "\n[bold]Look further[/bold]\n"
-        f"  {command + ' ui':<{width}}  compare the trials in MLflow and TensorBoard\n"
-        f"  {ask:<{width}}  ask the champion\n"
-        f"  {command + ' search PATH/TO/YOUR/FOLDER':<{width}}  the same on your own images",
-        highlight=False,
-        soft_wrap=True,
+    next_steps(
+        {
+            f"predict {outcome.model} {short(folder / '7')}": "ask the champion",
+            "ui": "compare the trials in MLflow and TensorBoard",
+            "search PATH/TO/YOUR/FOLDER": "the same on your own images",
+        }
     )
 
 
@@ -283,3 +282,15 @@ def _print_outcome(outcome: "SearchOutcome") -> None:
         console().print()
     for line in outcome.lines():
         console().print(line, highlight=False, soft_wrap=True)
+
+
+def _next_after_search(outcome: "SearchOutcome", item: str) -> None:
+    model, version = outcome.model, outcome.promotion.version
+    if outcome.promoted:
+        steps = {f"serve {model}": "answer requests over HTTP", f"predict {model} {item}": "ask the champion"}
+    else:
+        steps = {
+            f"predict {model}/{version} {item}": "ask this version",
+            f"history {model}": "who was champion, and why",
+        }
+    next_steps({**steps, "ui": "compare the trials in MLflow and TensorBoard"})

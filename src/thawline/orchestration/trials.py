@@ -83,7 +83,7 @@ def run_trials(
     """Ask, submit, tell, until the budget is spent; a trial for each slot at a time."""
     trials = _Trials(prepared, stored, study, run, runner)
     queue, slots = Queue.of(study, trials.deadline), Slots(prepared.config)
-    recorder.announce(study, study.finished())
+    recorder.announce(study)
     progress = Progress(study, prepared.config.study.trials)
     while True:
         while len(trials.running) < slots.count and (together := queue.next()):

@@ -1,7 +1,7 @@
 """The search: what to try, trying it, what came of it, and the best of it."""
 
 from thawline.search.conduct import Queue, announce_end, announce_start, conduct, trial_spec
-from thawline.search.events import Note, emit
+from thawline.search.events import Note, Phase, emit
 from thawline.search.materialise import store_activations
 from thawline.search.prepare import (
     Prepared,
@@ -25,6 +25,7 @@ from thawline.search.worker import WorkerCrashed, call_in_worker, prepare_worker
 __all__ = [
     "Asked",
     "Note",
+    "Phase",
     "Prepared",
     "Queue",
     "Recorder",

@@ -1,19 +1,37 @@
 """What happens during a search, as values for whoever watches: a live table, a log, a test.
 
 Events travel as log records of the logger ``thawline.search``: their text is the plain log line, the event itself is
-the record's attribute ``event``. Nobody needs to watch, and a watcher that fails stops nothing.
+the record's attribute ``event``. How far a phase is goes to :func:`watching` alone: a log would fill with it. Nobody
+needs to watch.
 """
 
 import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from thawline.search.spec import TrialResult, trial_name
 from thawline.training import Hyperparameters
 
-__all__ = ["EpochEnded", "Event", "Note", "SearchStarted", "TrialEnded", "TrialStarted", "emit"]
+__all__ = [
+    "EpochEnded",
+    "Event",
+    "Note",
+    "Phase",
+    "SearchStarted",
+    "TrialEnded",
+    "TrialStarted",
+    "counting",
+    "emit",
+    "watching",
+]
 
 _log = logging.getLogger("thawline.search")
+_watchers: list[Callable[["Phase"], None]] = []
+_COUNT_SECONDS = 0.5
+"""How often the progress of a phase is told, at most: from a worker it is a message."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +43,14 @@ class SearchStarted:
     finished: int
     epochs: int
     metric: str
+    unfinished: tuple[tuple[int, int], ...] = ()
+    """Trials that had begun, each with the epoch that comes next."""
 
     def __str__(self) -> str:
-        already = f", {self.finished} of them done already" if self.finished else ""
-        return f"study {self.study}: {self.trials} trials of up to {self.epochs} epochs{already}"
+        if not self.finished and not self.unfinished:
+            return f"study {self.study}: {self.trials} trials of up to {self.epochs} epochs"
+        begun = "".join(f", trial {number} from epoch {epoch}" for number, epoch in self.unfinished)
+        return f"resuming study {self.study}: {self.finished} of {self.trials} trials done{begun}"
 
 
 @dataclass(frozen=True)
@@ -40,7 +62,7 @@ class TrialStarted:
     resumed: bool
 
     def __str__(self) -> str:
-        return trial_name(self.number, self.hyperparameters) + (" goes on where it stopped" if self.resumed else "")
+        return trial_name(self.number, self.hyperparameters) + (" resumes" if self.resumed else "")
 
 
 @dataclass(frozen=True)
@@ -83,10 +105,57 @@ class Note:
         return self.text
 
 
-Event = SearchStarted | TrialStarted | EpochEnded | TrialEnded | Note
+@dataclass(frozen=True)
+class Phase:
+    """A phase of the search begins, or is so far."""
+
+    name: str
+    """Such as ``reading images``."""
+    done: int = 0
+    total: int = 0
+    """How many there are; 0 where nothing is counted."""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.done:,} / {self.total:,}" if self.total else self.name
+
+
+Event = SearchStarted | TrialStarted | EpochEnded | TrialEnded | Note | Phase
+
+
+@contextmanager
+def watching(watcher: Callable[[Phase], None]) -> Iterator[None]:
+    """Have the progress of phases told to ``watcher`` for the time of the block."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
+
+
+def counting(name: str, send: Callable[[Phase], Any] | None = None) -> Callable[[int, int], None]:
+    """Say that a phase begins; returns what is told (done, in all) as it goes on.
+
+    Args:
+        name: of the phase.
+        send: from a worker, its link; else :func:`emit`.
+    """
+    tell, last = send or emit, time.monotonic()
+    tell(Phase(name))
+
+    def count(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _COUNT_SECONDS:
+            last = time.monotonic()
+            tell(Phase(name, done, total))
+
+    return count
 
 
 def emit(event: Event) -> None:
     """Tell whoever watches."""
+    if isinstance(event, Phase) and event.done:
+        for watcher in _watchers:
+            watcher(event)
+        return
     level = logging.WARNING if isinstance(event, Note) and event.level == "warning" else logging.INFO
     _log.log(level, "%s", event, extra={"event": event})

@@ -1,7 +1,5 @@
 """Before the first trial: measure, plan, store what the frozen layers make of the data, and fit linear probes to it."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from thawline.backbones import Preprocessing
 from thawline.config import SearchConfig
 from thawline.data import Split, write_atomically
 from thawline.exceptions import StudyError
-from thawline.search.events import Note, emit
+from thawline.search.events import Note, Phase, counting, emit
 from thawline.search.prepare import Prepared, image_preprocessing
 from thawline.search.probing import ProbeFile, probe_curve
 from thawline.search.slots import threads_per_trial
@@ -32,8 +30,6 @@ from thawline.training import (
 )
 
 __all__ = ["store_activations"]
-
-_PROGRESS_SECONDS = 10.0
 
 
 def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str, StoredSplits]:
@@ -135,7 +131,10 @@ def _plan_and_fill(request: _Request, send: Link) -> StoredSplits:
     """In the worker."""
     config = request.config
     set_up_process(threads=request.threads, seed=config.study.seed)
-    plan = _known_plan(request.plan) or _new_plan(request)
+    plan = _known_plan(request.plan)
+    if plan is None:
+        send(Phase(f"measuring the layer groups of {request.backbone}"))
+        plan = _new_plan(request)
     write_atomically(request.plan, plan.model_dump_json().encode())
     plan = plan.model_copy(update={"trials": request.trials})
     if request.only_probes:
@@ -153,10 +152,13 @@ def _plan_and_fill(request: _Request, send: Link) -> StoredSplits:
         )
     splits = request.splits(plan, backbone.weights_digest)
     runtime = runtime_for(splits.train_config(config.train))
-    refused = splits.fill(backbone, runtime, batch_size=config.train.batch_size, on_progress=_progress(send))
+    refused = splits.fill(
+        backbone, runtime, batch_size=config.train.batch_size, on_progress=counting("storing activations", send)
+    )
     for boundary, reason in refused.items():
         name = plan.profile.groups[boundary - 1]
         send(Note(f"not stored behind {name}, computed in every trial instead: {reason}", "warning"))
+    send(Phase("fitting linear probes"))
     curve = probe_curve(backbone, splits, config, runtime, request.probe)
     if len(curve) > 1:
         shown = ", ".join(f"{depth}: {value:.4f}" for depth, value in curve.items())
@@ -211,16 +213,3 @@ def _augmentations(config: SearchConfig) -> tuple[Augmentation, ...]:
     """Those that trials may have."""
     kinds = config.space.augmentation or (config.train.augmentation,)
     return tuple(Augmentation.of(config.train, config.study.seed, kind) for kind in kinds)
-
-
-def _progress(send: Callable[[Note], object]) -> Callable[[int, int], None]:
-    """A line every ten seconds: a pass over many images takes minutes."""
-    last = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _PROGRESS_SECONDS:
-            last = time.monotonic()
-            send(Note(f"storing activations: {done} of {total}"))
-
-    return tell

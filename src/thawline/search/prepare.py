@@ -30,7 +30,7 @@ from thawline.data import (
 from thawline.exceptions import ConfigError
 from thawline.freezing import has_batch_norms
 from thawline.registry import check_exports
-from thawline.search.events import Note, emit
+from thawline.search.events import Note, Phase, counting, emit
 from thawline.search.sampling import check_sampling
 from thawline.search.space import check_space, depth_shares
 from thawline.search.storage import storage_url
@@ -211,7 +211,7 @@ def fetch_data(config: SearchConfig) -> None:
         DataError: if it cannot be fetched.
     """
     if config.data.url is not None:
-        emit(Note(str(mirror(config.data.url, config.data.path))))
+        emit(Note(str(mirror(config.data.url, config.data.path, counting(f"fetching {config.data.url}")))))
 
 
 def check_backbones(config: SearchConfig) -> dict[str, int]:
@@ -226,6 +226,7 @@ def check_backbones(config: SearchConfig) -> dict[str, int]:
     """
     depths, without_places, with_batch_norms = {}, {}, False
     for name in config.backbones:
+        emit(Phase(f"loading {name}"))
         backbone = backbones.create(
             name,
             num_classes=2,
@@ -260,7 +261,8 @@ def read_data(config: SearchConfig) -> Manifest:
     Raises:
         DataError: if the folder cannot be trained on.
     """
-    manifest = scan(config.data)
+    noun = "texts" if config.data.url is None and data_kind(config.data) == "texts" else "images"
+    manifest = scan(config.data, on_progress=counting(f"reading {noun}"))
     check_kind(config, manifest.kind)  # of what is mirrored, nobody knew before
     counts = {split: len(manifest.of(split)) for split in ("train", "validation", "test")}
     emit(
@@ -305,6 +307,7 @@ def _decode(config: SearchConfig, backbone: str, manifest: Manifest, home: Path)
         cache_dir=home / "cache" / "decoded",
         max_pixels=config.data.max_pixels,
         workers=config.data.workers,
+        on_progress=counting(f"resizing images to {view.image_size} pixels"),
     ).path
 
 
@@ -312,7 +315,11 @@ def _tokenize(config: SearchConfig, backbone: str, manifest: Manifest, home: Pat
     wanted = preprocessing_for(config, backbone)
     assert isinstance(wanted, TextPreprocessing)  # noqa: S101  check_config refused networks for images
     texts = tokenized(
-        manifest, tokenizer=wanted.tokenizer, max_length=wanted.max_length, cache_dir=home / "cache" / "tokens"
+        manifest,
+        tokenizer=wanted.tokenizer,
+        max_length=wanted.max_length,
+        cache_dir=home / "cache" / "tokens",
+        on_progress=counting("tokenizing texts"),
     )
     if texts.cut:
         emit(Note(f"{texts.cut} texts are longer than {wanted.max_length} tokens: what is behind is not read"))

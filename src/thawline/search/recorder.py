@@ -1,6 +1,7 @@
 """The study's own record: its MLflow parent run, what it was made of, and its leaderboard."""
 
 import json
+import logging
 import os
 import re
 import sys
@@ -46,6 +47,7 @@ __all__ = ["REPORT", "Recorder"]
 REPORT = "report/report.html"
 """The report among the artifacts of the study's run."""
 
+_log = logging.getLogger(__name__)
 _LEADERBOARD_SECONDS = 5.0
 _NOTED_TRIALS = 25
 """Trials in the note: MLflow cuts it at 8,000 characters."""
@@ -136,10 +138,21 @@ class Recorder:
         finally:
             self.report = self.tracker.close(status)
 
-    def announce(self, study: Study, finished: int) -> None:
-        """Say that the trials begin."""
+    def announce(self, study: Study) -> None:
+        """Say that the trials begin, or resume."""
         config = self._config
-        emit(SearchStarted(study.name, config.study.trials, finished, config.train.epochs, config.study.metric))
+        begun = sorted(record.number for record in study.records() if record.state == "running")
+        epochs = [(number, 1 + study.reported_epochs(number)) for number in begun]
+        emit(
+            SearchStarted(
+                study.name,
+                config.study.trials,
+                study.finished(),
+                config.train.epochs,
+                config.study.metric,
+                tuple((number, epoch) for number, epoch in epochs if epoch > 1),
+            )
+        )
 
     def log_plan(self, stored: Mapping[str, StoredSplits]) -> None:
         """What is stored and what the search should cost, before its first trial."""
@@ -173,7 +186,7 @@ class Recorder:
             taken += record.result.seconds
         if taken:
             self.tracker.log_metrics({"plan/trial_seconds": planned, "plan/trial_seconds_taken": taken}, step=0)
-            emit(Note(f"plan: {planned:.0f} s for the epochs that were trained; they took {taken:.0f} s"))
+            _log.debug("plan: %.0f s for the epochs that were trained; they took %.0f s", planned, taken)
 
     def update_leaderboard(self, study: Study) -> None:
         """Write the leaderboard after a trial, unless it was written just now: it grows with the study."""

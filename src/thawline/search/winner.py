@@ -25,7 +25,7 @@ from thawline.registry import (
     register_challenger,
     settle,
 )
-from thawline.search.events import Note, emit
+from thawline.search.events import Note, Phase, emit
 from thawline.search.leaderboard import leaderboard_rows
 from thawline.search.prepare import Prepared, image_preprocessing, labelled, preprocessing_for
 from thawline.search.records import TrialRecord
@@ -171,7 +171,7 @@ def judge_best(prepared: Prepared, study: Study, run: StudyRun) -> PromotionOutc
     registry = MlflowRegistry(run.store)
     model_uri, tags = "", _tags(prepared, best)
     if registry.find_version(prepared.model, study=study.name, run_id=run_id) is None:
-        emit(Note(f"packaging trial {best.number} as model {prepared.model}"))
+        emit(Phase(f"packaging trial {best.number} as model {prepared.model}"))
         tags |= _soup_tags(prepared, study, run.home)
         model_uri = _package(prepared, best, tags, run_id, run)
     version = register_challenger(
@@ -183,7 +183,7 @@ def judge_best(prepared: Prepared, study: Study, run: StudyRun) -> PromotionOutc
         tags=tags,
     )
     test = test_split(prepared.manifest)
-    emit(Note(f"scoring on {len(test.labels)} test {prepared.manifest.kind}, and the champion on the same"))
+    emit(Phase(f"scoring on {len(test.labels)} test {prepared.manifest.kind}, and the champion on the same"))
     promotion = prepared.config.promotion
     return judge(
         run.store,

@@ -8,7 +8,7 @@ from thawline.config.activations import ActivationsConfig
 from thawline.config.backbone import BackboneConfig
 from thawline.config.data import DataConfig
 from thawline.config.execution import ExecutionConfig
-from thawline.config.layers import flatten, load_recipe, nested, parse_assignments
+from thawline.config.layers import flatten, load_recipe, nested, parse_assignments, parse_value
 from thawline.config.model import PlainName
 from thawline.config.promotion import GateRules, PromotionConfig
 from thawline.config.retrain import RetrainConfig
@@ -41,6 +41,7 @@ __all__ = [
     "load_recipe",
     "nested",
     "parse_assignments",
+    "parse_value",
     "with_driver",
     "without_password",
 ]

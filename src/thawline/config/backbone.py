@@ -11,11 +11,11 @@ class BackboneConfig(Model):
     """The pretrained network."""
 
     name: str = "resnet18"
-    """Name in the list of ``thawline backbones``."""
+    """Name of the network in the list of ``thawline backbones``."""
     weights: str | dict[str, str] = "default"
-    """``default`` (the library's own), ``starter`` (shipped with Thawline), ``none`` (random), or a file: .safetensors,
-    or a state_dict saved by torch.save; of timm also a folder as on HuggingFace's hub. For several backbones a mapping
-    from their names to these; those that it leaves out take ``default``."""
+    """Pretrained weights: ``default`` (the library's own), ``starter`` (shipped with Thawline), ``none`` (random), or a
+    file: .safetensors, or a state_dict saved by torch.save; of timm also a folder as on HuggingFace's hub. For several
+    backbones a mapping from their names to these; those that it leaves out take ``default``."""
     image_size: int | None = Field(None, ge=8, le=2048)
     """Side in pixels of the square that the network sees; by default what its weights were trained for."""
 

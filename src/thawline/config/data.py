@@ -24,7 +24,7 @@ def _column(value: object) -> object:
     return str(value) if type(value) is int else value  # --set data.text_column=2 is a number to YAML
 
 
-ColumnName = Annotated[str, BeforeValidator(_column)]
+ColumnName = Annotated[str, BeforeValidator(_column, json_schema_input_type=str | int)]
 
 
 class DataConfig(Model):

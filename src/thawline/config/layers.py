@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from thawline.exceptions import ConfigError
 
-__all__ = ["flatten", "load_recipe", "merge", "nested", "parse_assignments"]
+__all__ = ["flatten", "load_recipe", "merge", "nested", "parse_assignments", "parse_value"]
 
 
 def load_recipe(path: Path) -> dict[str, Any]:
@@ -45,12 +45,16 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         parts = key.strip().split(".")
         if not separator or not all(parts):
             raise ConfigError(f"--set takes key=value such as train.epochs=3, but got {assignment!r}.")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        merge(result, nested({".".join(parts): value}))
+        merge(result, nested({".".join(parts): parse_value(text)}))
     return result
+
+
+def parse_value(text: str) -> Any:
+    """A value as it is written in a recipe; what is not YAML is the text itself."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:

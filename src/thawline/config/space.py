@@ -22,8 +22,11 @@ def _backbone_choices(value: object) -> object:
     return dict.fromkeys(value)
 
 
+_RangeByName = dict[str, tuple[int, int] | None]
+
+
 class SearchSpace(Model):
-    """What Optuna may choose. A two-item list is a range; ``null`` keeps TrainConfig's value for every trial."""
+    """What Optuna may choose. A two-item list is a range; ``null`` keeps the value in ``train`` for every trial."""
 
     freeze_depth: tuple[int, int] | None = None
     """Smallest and largest number of frozen layer groups; by default from 0 (train everything) to all (head alone)."""
@@ -35,7 +38,9 @@ class SearchSpace(Model):
     """Range of the head's learning-rate factor, sampled on a log scale."""
     optimizer: Annotated[tuple[Literal["adamw", "sgd"], ...] | None, BeforeValidator(as_list)] = None
     """Optimizers to choose from."""
-    backbone: Annotated[dict[str, tuple[int, int] | None] | None, BeforeValidator(_backbone_choices)] = None
+    backbone: Annotated[
+        _RangeByName | None, BeforeValidator(_backbone_choices, json_schema_input_type=list[str] | _RangeByName | None)
+    ] = None
     """Backbones to choose from: a list of names, or a mapping from each name to its range of freeze depths (``null``:
     all). Before the first trial each is probed on its frozen features, see ``study.keep_backbones``."""
     policy: Annotated[tuple[Policy, ...] | None, BeforeValidator(as_list)] = None

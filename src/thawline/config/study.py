@@ -20,7 +20,8 @@ class StudyConfig(Model):
     """The search as a whole."""
 
     name: PlainName | None = None
-    """Name of the study; the same name goes on where it stopped. By default made from data, backbone and settings."""
+    """Name of the study; the same name resumes it where it stopped. By default made from data, backbone and
+    settings."""
     trials: int = Field(20, ge=1)
     """Trials in all, counted over every time that the study was run."""
     timeout_minutes: float | None = Field(None, gt=0)

@@ -32,7 +32,10 @@ class TrackingConfig(Model):
     home. A tracking server decides by itself."""
     tensorboard: bool = True
     """Write TensorBoard event files beside MLflow."""
-    wandb: Annotated[Literal["off", "offline", "online"], BeforeValidator(_wandb_mode)] = "off"
+    wandb: Annotated[
+        Literal["off", "offline", "online"],
+        BeforeValidator(_wandb_mode, json_schema_input_type=Literal["off", "offline", "online", False]),
+    ] = "off"
     """Record in Weights & Biases too (``pip install 'thawline[wandb]'``): ``online`` needs a login, ``offline`` writes
     into Thawline's home for ``wandb sync``."""
     wandb_project: Annotated[str, AfterValidator(_wandb_project)] = "thawline"

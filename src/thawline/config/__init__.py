@@ -13,6 +13,7 @@ from thawline.config.model import PlainName
 from thawline.config.promotion import GateRules, PromotionConfig
 from thawline.config.retrain import RetrainConfig
 from thawline.config.search import SearchConfig
+from thawline.config.searchable import SEARCHABLE, Choice, Range
 from thawline.config.space import SearchSpace
 from thawline.config.study import StudyConfig
 from thawline.config.tracking import TrackingConfig
@@ -20,10 +21,12 @@ from thawline.config.train import AugmentationKind, BatchNorm, HeadStart, Policy
 from thawline.config.urls import with_driver, without_password
 
 __all__ = [
+    "SEARCHABLE",
     "ActivationsConfig",
     "AugmentationKind",
     "BackboneConfig",
     "BatchNorm",
+    "Choice",
     "DataConfig",
     "ExecutionConfig",
     "GateRules",
@@ -31,6 +34,7 @@ __all__ = [
     "PlainName",
     "Policy",
     "PromotionConfig",
+    "Range",
     "RetrainConfig",
     "SearchConfig",
     "SearchSpace",

@@ -19,7 +19,7 @@ from thawline.config.retrain import RetrainConfig
 from thawline.config.space import SearchSpace
 from thawline.config.study import StudyConfig
 from thawline.config.tracking import TrackingConfig
-from thawline.config.train import BatchNorm, Policy, TrainConfig
+from thawline.config.train import AugmentationKind, BatchNorm, Policy, TrainConfig
 from thawline.config.urls import without_password
 from thawline.exceptions import ConfigError
 
@@ -45,8 +45,7 @@ class SearchConfig(Model):
 
     @model_validator(mode="after")
     def _views_of_what_changes(self) -> Self:
-        kinds = {self.train.augmentation} if self.space.augmentation is None else set(self.space.augmentation)
-        if self.train.views is not None and kinds == {"none"} and not self.train.random_erasing:
+        if self.train.views is not None and set(self.augmentations) == {"none"} and not self.train.random_erasing:
             raise ValueError(
                 f"train.views={self.train.views} needs images that change: set train.augmentation to light or "
                 "standard, or train.random_erasing, or leave it out"
@@ -55,7 +54,7 @@ class SearchConfig(Model):
 
     @model_validator(mode="after")
     def _something_thaws_gradually(self) -> Self:
-        policies = self.space.policy or (self.train.policy,)
+        policies = self.policies
         given = {name: getattr(self.train, name) for name in ("thaw_patience", "thaw_epochs")}
         useless = [f"train.{name}={value}" for name, value in given.items() if value is not None]
         if useless and "gradual" not in policies:
@@ -127,6 +126,20 @@ class SearchConfig(Model):
     def backbones(self) -> tuple[str, ...]:
         """Names of all backbones that the study may train."""
         return tuple(self.space.backbone or (self.backbone.name,))
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """Policies of thawing that trials may have."""
+        return self.space.opened("policy") or (self.train.policy,)
+
+    @property
+    def augmentations(self) -> tuple[AugmentationKind, ...]:
+        """Ways of changing training images that trials may have."""
+        return self.space.opened("augmentation") or (self.train.augmentation,)
+
+    def fixed(self, name: str, backbone: str) -> Any:
+        """What trials of a backbone have of a searchable setting where the space does not open it."""
+        return self.batch_norm_of(backbone) if name == "batch_norm" else getattr(self.train, name)
 
     def batch_norm_of(self, backbone: str) -> BatchNorm:
         """What batch-norms of a backbone do where the space does not choose: random ones have no statistics to keep."""

@@ -1,6 +1,7 @@
 """The section ``train``."""
 
 import re
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
@@ -8,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from thawline.config.model import Model
 
-__all__ = ["AugmentationKind", "BatchNorm", "HeadStart", "Policy", "TrainConfig"]
+__all__ = ["AugmentationKind", "BatchNorm", "HeadStart", "Policy", "Searchable", "TrainConfig"]
 
 Policy = Literal["static", "gradual", "lp_ft"]
 HeadStart = Literal["auto", "probe", "fresh"]
@@ -24,6 +25,21 @@ def _augmentation(value: object) -> object:
     return value
 
 
+@dataclass(frozen=True)
+class Searchable:
+    """Marks a setting that a recipe may open to the search, as the key of the same name in ``space``.
+
+    It must be a ``float`` or a ``Literal`` of names; see :mod:`thawline.config.searchable`.
+    """
+
+    description: str
+    """Of the key in ``space``."""
+    log: bool = True
+    """Of a number: whether it is sampled on a log scale."""
+    thawed_only: bool = False
+    """Whether it makes no difference to a trial that trains the head alone."""
+
+
 class TrainConfig(Model):
     """How one trial trains."""
 
@@ -31,11 +47,13 @@ class TrainConfig(Model):
     """Passes over the training images or texts, at most."""
     batch_size: int = Field(32, ge=1)
     """Images or texts per optimizer step."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Annotated[Literal["adamw", "sgd"], Searchable("Optimizers to choose from.")] = "adamw"
     """``adamw``, or ``sgd`` with Nesterov momentum 0.9."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: Annotated[float, Searchable("Range of the weight decay, sampled on a log scale.")] = Field(0.01, ge=0)
     """Decoupled (adamw) or L2 (sgd); never applied to biases, normalisation layers, learned tokens and positions."""
-    head_learning_rate_factor: float = Field(1.0, gt=0)
+    head_learning_rate_factor: Annotated[
+        float, Searchable("Range of the head's learning-rate factor, sampled on a log scale.")
+    ] = Field(1.0, gt=0)
     """The head learns this many times faster than the thawed layer groups."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of all steps in which the learning rate rises linearly, before it falls as a cosine."""
@@ -47,7 +65,14 @@ class TrainConfig(Model):
     """Largest norm of the whole gradient; ``null`` clips nothing."""
     early_stopping: int | None = Field(None, ge=1)
     """Stop after this many epochs without a better value; ``null`` trains all epochs."""
-    augmentation: Annotated[AugmentationKind, BeforeValidator(_augmentation)] = "none"
+    augmentation: Annotated[
+        AugmentationKind,
+        BeforeValidator(_augmentation),
+        Searchable(
+            "Ways of changing training images to choose from; without it all trials see the same. With ``train.views`` "
+            "each is stored."
+        ),
+    ] = "none"
     """``none`` trains on the images as they are; ``light`` crops mildly and mirrors; ``standard`` is torchvision's
     reference: crops down to a twelfth of the image, mirrors, and one operation of TrivialAugment (colours, turns,
     shears)."""
@@ -77,7 +102,7 @@ class TrainConfig(Model):
     """``auto`` (cuda, then mps, then cpu), or a torch device such as ``cpu`` or ``cuda:1``."""
     keep_checkpoints: int = Field(1, ge=1)
     """How many of the best checkpoints of a trial are kept, beside the last."""
-    policy: Policy = "static"
+    policy: Annotated[Policy, Searchable("Policies of thawing to choose from.", thawed_only=True)] = "static"
     """How a trial comes to its freeze depth. ``static`` trains at it from the first epoch. ``gradual`` begins with the
     head alone and thaws one layer group after another. ``lp_ft`` trains the head alone on the frozen features, then
     thaws all groups at once (Kumar et al., 2022)."""
@@ -91,13 +116,22 @@ class TrainConfig(Model):
     """With ``gradual``, in place of ``thaw_fraction``: the epochs, counted from 1, that begin with another layer group
     thawed, such as ``[2, 4, 6]``. The last of them thaws all that are left, so one entry thaws all at once; entries
     beyond a trial's freeze depth thaw nothing. ``null`` thaws evenly."""
-    layer_decay: float = Field(1.0, gt=0, le=1)
+    layer_decay: Annotated[
+        float,
+        Searchable(
+            "Range of the factor by which the learning rate falls from layer group to layer group towards the input.",
+            log=False,
+            thawed_only=True,
+        ),
+    ] = Field(1.0, gt=0, le=1)
     """How much slower each layer group learns than the one behind it: a group's learning rate is multiplied by this
     once for each group between it and the end, itself included; 1 is off. The groups are those that ``freeze_depth``
     counts: in networks of several stages (Swin, ConvNeXt) they are fewer than the blocks that timm counts, so the same
     factor slows the first layers less. It says how fast what is thawed learns, and a policy when it is thawed, so it
     goes with every policy."""
-    batch_norm: BatchNorm = "frozen_eval"
+    batch_norm: Annotated[
+        BatchNorm, Searchable("What batch-norms of thawed layer groups may do.", thawed_only=True)
+    ] = "frozen_eval"
     """What batch-norms of thawed layer groups do: ``frozen_eval`` keeps their statistics, scale and shift,
     ``train_affine`` keeps the statistics alone, ``train_all`` trains and updates all. Frozen groups always keep all.
     A backbone with random weights (``backbone.weights=none``) has no statistics worth keeping: it trains all, whatever

@@ -6,7 +6,7 @@ UV_VERSION := 0.13.9
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test minimal check format bench lock clean
+.PHONY: help setup demo test minimal check format reference bench lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ check: setup  ## Lint, types and import contracts
 format: setup  ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: setup  ## Write docs/configuration.md and the recipes' JSON schema from the fields in src/thawline/config/
+	$(BIN)/python tools/reference.py
 
 bench: setup  ## Measure what docs/benchmarks.md reports, at a small size, in about a quarter of an hour
 	$(BIN)/python benchmarks/search.py --train 100 --validation 50 --peer-trials 6 --designs usual exact default "default, halving"

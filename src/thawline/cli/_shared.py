@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from thawline import environment, logs
+from thawline.config.fields import help_of
 
 if TYPE_CHECKING:
     from thawline.config import SearchConfig
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Json",
     "Model",
+    "Recipe",
     "SetOption",
     "Storage",
     "TrackingUri",
-    "Weights",
     "config_of",
     "console",
     "fail",
@@ -39,21 +40,13 @@ __all__ = [
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Recipe = Annotated[Path | None, typer.Option(help="Recipe file; see `thawline recipes`.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any key of a recipe, such as train.optimizer=sgd; repeatable."),
 ]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        metavar="default|starter|none|FILE",
-        help="Pretrained weights; a .safetensors or state_dict file, of timm also the folder of a download.",
-    ),
-]
-Storage = Annotated[
-    str | None, typer.Option(metavar="URL", help="Database of the study; default: THAWLINE_STORAGE, else the home.")
-]
-TrackingUri = Annotated[str | None, typer.Option(help="MLflow tracking URI.")]
+Storage = Annotated[str | None, typer.Option(metavar="URL", help=help_of("study.storage"))]
+TrackingUri = Annotated[str | None, typer.Option(metavar="URI", help=help_of("tracking.uri"))]
 Model = Annotated[str, typer.Argument(metavar="MODEL[@ALIAS]", help="Registered model; default alias: champion.")]
 
 

@@ -7,6 +7,7 @@ import typer
 
 from thawline.cli._app import app
 from thawline.cli._shared import Json, console, fail, print_json
+from thawline.config.fields import help_of
 from thawline.exceptions import BackboneError
 
 if TYPE_CHECKING:  # it takes a moment that other verbs need not wait for
@@ -53,8 +54,8 @@ def _described(names: list[str], pattern: str | None) -> "Iterator[BackboneInfo]
 def summary(
     backbone: Annotated[str, typer.Argument(help="Name in the list of `thawline backbones`, or hf:FOLDER_OR_ID.")],
     freeze_depth: Annotated[int, typer.Option(help="Layer groups frozen, counted from the input.")] = 0,
-    image_size: Annotated[int | None, typer.Option(help="Side in pixels of what the network sees.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens of a text that the network sees, at most.")] = None,
+    image_size: Annotated[int | None, typer.Option(help=help_of("backbone.image_size"))] = None,
+    max_length: Annotated[int | None, typer.Option(help=help_of("backbone.max_length"))] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images or texts per optimizer step, for the memory.")] = 32,
     as_json: Json = False,
 ) -> None:

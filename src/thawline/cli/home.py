@@ -8,7 +8,7 @@ import typer
 
 from thawline import environment
 from thawline.cli._app import app
-from thawline.cli._shared import Json, TrackingUri, console, print_json, tell
+from thawline.cli._shared import Json, Storage, TrackingUri, console, print_json, tell
 
 __all__: list[str] = []
 
@@ -23,7 +23,7 @@ def clean(
         list[str] | None, typer.Option(metavar="KIND", help="Of what the list calls by this name; repeatable.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only shown.")] = False,
-    storage: Annotated[str | None, typer.Option(help="Database of the studies; default: THAWLINE_STORAGE.")] = None,
+    storage: Storage = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
@@ -94,10 +94,13 @@ def recipes(context: typer.Context, as_json: Json = False) -> None:
 @recipes_app.command("copy")
 def copy_recipe(
     name: Annotated[str, typer.Argument(help="Name of a shipped recipe.")],
-    to: Annotated[Path, typer.Option(help="Folder or file to write; never overwrites.")] = Path(),
+    to: Annotated[Path, typer.Option(help="Folder or file to write; no recipe is overwritten.")] = Path(),
 ) -> None:
-    """Copy a shipped recipe here, to edit it."""
-    from thawline.recipes import copy
+    """Copy a shipped recipe here, to edit it, with the schema by which editors complete and check it."""
+    from thawline.recipes import SCHEMA, copy
 
     target = copy(name, to)
-    console().print(f"Wrote {target}. Use it with: thawline search DATA --recipe {target}", highlight=False)
+    console().print(
+        f"Wrote {target}, and {SCHEMA} beside it for your editor. Use it with: thawline search DATA --recipe {target}",
+        highlight=False,
+    )

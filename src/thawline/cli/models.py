@@ -8,6 +8,7 @@ import typer
 from thawline import environment
 from thawline.cli._app import app
 from thawline.cli._shared import Json, Model, TrackingUri, console, print_json, progress, say
+from thawline.config.fields import help_of
 from thawline.exceptions import ThawlineError
 
 __all__: list[str] = []
@@ -129,9 +130,11 @@ def promote(
     version: Annotated[str | None, typer.Option(help="Challenger; default: the alias challenger.")] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder DATA/<class>/…, or table of texts, to compare on; default: the study's test split."),
+        typer.Option(
+            help="Folder `DATA/<class>/…`, or table of texts, to compare on; default: the study's test split."
+        ),
     ] = None,
-    approve: Annotated[bool, typer.Option("--approve", help="Wait for a person's answer in Prefect's UI.")] = False,
+    approve: Annotated[bool, typer.Option("--approve", help=help_of("promotion.approve"))] = False,
     force: Annotated[bool, typer.Option("--force", help="Promote without a comparison; needs --reason.")] = False,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why by force; recorded in the registry.")] = "",
     tracking_uri: TrackingUri = None,

@@ -9,12 +9,13 @@ from rich.console import Console
 
 from thawline import environment
 from thawline.cli._app import app
+from thawline.cli._settings import Setting, Settings, takes_settings
 from thawline.cli._shared import (
     Json,
+    Recipe,
     SetOption,
     Storage,
     TrackingUri,
-    Weights,
     config_of,
     console,
     next_steps,
@@ -28,7 +29,33 @@ if TYPE_CHECKING:
     from thawline.config import SearchConfig
     from thawline.search import SearchOutcome
 
-__all__: list[str] = []
+__all__ = ["OF_RETRAIN", "OF_SEARCH"]
+
+OF_SEARCH = (
+    Setting("backbone.name", "--backbone"),
+    Setting("backbone.weights", metavar="default|starter|none|FILE"),
+    Setting("study.trials"),
+    Setting("train.epochs"),
+    Setting("study.timeout_minutes", "--timeout", "MINUTES"),
+    Setting("study.workers", metavar="N|auto"),
+    Setting("backbone.image_size"),
+    Setting("backbone.max_length"),
+    Setting("train.batch_size"),
+    Setting("promotion.model"),
+    Setting("study.name", "--study"),
+    Setting("study.seed"),
+    Setting("train.exact"),
+    Setting("activations.budget", "--cache-budget", "SIZE"),
+    Setting("promotion.approve"),
+    Setting("tracking.uri", "--tracking-uri", "URI"),
+)
+"""Settings that `thawline search` has options for."""
+OF_RETRAIN = (
+    Setting("promotion.model"),
+    Setting("retrain.narrow"),
+    Setting("tracking.uri", "--tracking-uri", "URI"),
+)
+"""Settings that `thawline retrain` has options for."""
 
 
 class Deployable(StrEnum):
@@ -41,65 +68,24 @@ class Deployable(StrEnum):
 
 
 @app.command()
+@takes_settings(*OF_SEARCH)
 def search(
     data: Annotated[
         str,
         typer.Argument(
             metavar="FOLDER|TABLE|URL",
-            help="Images: DATA/<class>/…, or DATA/train/<class>/… and so on, or s3://bucket/DATA. "
+            help="Images: `DATA/<class>/…`, or `DATA/train/<class>/…` and so on, or `s3://bucket/DATA`. "
             "Texts: a .csv, .tsv, .jsonl or .parquet with a text and a label in each row.",
         ),
     ],
-    recipe: Annotated[Path | None, typer.Option(help="Recipe file; see `thawline recipes`.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Pretrained network; see `thawline backbones`.")] = None,
-    weights: Weights = None,
-    trials: Annotated[int | None, typer.Option(help="Trials in all, over every time the study is run.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training data per trial, at most.")] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="MINUTES", help="Start no trial after this time.")] = None,
-    workers: Annotated[
-        str | None, typer.Option(metavar="N|auto", help="Trials at the same time; auto: one for each GPU.")
-    ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Side in pixels of what the network sees.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens of a text that the network sees, at most.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images or texts per optimizer step.")] = None,
-    model: Annotated[str | None, typer.Option(help="Name in the model registry; default: the data's name.")] = None,
-    study: Annotated[
-        str | None, typer.Option(help="Name of the study; the same name goes on where it stopped.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of sampling, initialisation and batch order.")] = None,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Give the bits of plain training in single precision; slower.")
-    ] = False,
-    cache_budget: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Disk space for stored activations, such as 20GB.")
-    ] = None,
-    approve: Annotated[
-        bool, typer.Option("--approve", help="Ask a person in Prefect's UI before the champion is replaced.")
-    ] = False,
-    tracking_uri: TrackingUri = None,
+    recipe: Recipe = None,
+    *,
+    settings: Settings,
     assignments: SetOption = None,
     as_json: Json = False,
 ) -> None:
     """Search for the best fine-tuned classifier, register it, and make it champion if it is better."""
-    options = {
-        "backbone.name": backbone,
-        "backbone.weights": weights,
-        "backbone.image_size": image_size,
-        "backbone.max_length": max_length,
-        "train.epochs": epochs,
-        "train.batch_size": batch_size,
-        "train.exact": exact or None,
-        "activations.budget": cache_budget,
-        "study.trials": trials,
-        "study.timeout_minutes": timeout,
-        "study.workers": int(workers) if workers and workers.isdigit() else workers,
-        "study.name": study,
-        "study.seed": seed,
-        "promotion.model": model,
-        "promotion.approve": approve or None,
-        "tracking.uri": tracking_uri,
-    }
-    config = config_of(data, recipe, options, assignments)
+    config = config_of(data, recipe, settings, assignments)
     outcome = _run_search(config, quiet=as_json)
     if as_json:
         print_json(outcome.as_dict())
@@ -170,20 +156,19 @@ def report(
 
 
 @app.command()
+@takes_settings(*OF_RETRAIN)
 def retrain(
     data: Annotated[
         str, typer.Argument(metavar="FOLDER|TABLE|URL", help="Folder of images, or its URL, or table of texts.")
     ],
-    recipe: Annotated[Path | None, typer.Option(help="Recipe file; see `thawline recipes`.")] = None,
-    model: Annotated[str | None, typer.Option(help="Name in the model registry; default: the folder's name.")] = None,
-    narrow: Annotated[bool, typer.Option("--narrow", help="Search only near the champion.")] = False,
-    tracking_uri: TrackingUri = None,
+    recipe: Recipe = None,
+    *,
+    settings: Settings,
     assignments: SetOption = None,
     as_json: Json = False,
 ) -> None:
     """Search anew if data or recipe have changed since the last verdict, beginning with the champion's settings."""
-    options = {"promotion.model": model, "retrain.narrow": narrow or None, "tracking.uri": tracking_uri}
-    config = config_of(data, recipe, options, assignments)
+    config = config_of(data, recipe, settings, assignments)
     environment.quiet_prefect()
     from thawline.search import check_config
     from thawline.terminal import watch
@@ -222,7 +207,7 @@ def deploy(
         str | None, typer.Option(metavar="NAME", help="Process work pool to deploy to; default: serve it from here.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the deployment; default: the model's.")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="Recipe file; see `thawline recipes`.")] = None,
+    recipe: Recipe = None,
     model: Annotated[str | None, typer.Option(help="Registered model; default: the folder's name.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="For score: the table to write.")] = None,
     assignments: SetOption = None,

@@ -1,13 +1,16 @@
 """Shipped recipes: complete, commented examples. The first line of each is the command that runs it."""
 
 import difflib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from thawline.exceptions import ConfigError
 
-__all__ = ["Recipe", "copy", "recipe_path", "shipped_recipes"]
+__all__ = ["SCHEMA", "Recipe", "copy", "recipe_path", "shipped_recipes"]
 
+SCHEMA = "recipe.schema.json"
+"""Name of the JSON schema of recipes."""
 _FOLDER = Path(__file__).parent
 
 
@@ -50,6 +53,9 @@ def recipe_path(name: str) -> Path:
 def copy(name: str, to: Path) -> Path:
     """Copy a recipe into a folder, or to a file that does not exist yet; returns the file written.
 
+    The schema that its comment names is put beside it, for editors to check it by. One that is there already is
+    replaced by that of this version.
+
     Raises:
         ConfigError: if there is no such recipe, or the file exists already.
     """
@@ -58,6 +64,7 @@ def copy(name: str, to: Path) -> Path:
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(source.read_text(encoding="utf-8"))
+        shutil.copyfile(_FOLDER / SCHEMA, target.with_name(SCHEMA))
     except FileExistsError:
         raise ConfigError(f"{target} exists already and is not overwritten. Give another place with --to.") from None
     except OSError as error:

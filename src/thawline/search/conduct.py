@@ -15,7 +15,7 @@ from thawline.search.study import Asked, Study
 from thawline.search.trial import run_together
 from thawline.search.worker import Link, WorkerCrashed, call_in_worker
 from thawline.tracking import close_dead_run, run_status
-from thawline.training import Decision, EpochResult, Hyperparameters
+from thawline.training import SHARED_BY_HEADS, Decision, EpochResult, Hyperparameters
 
 __all__ = ["Queue", "announce_end", "announce_start", "conduct", "trial_spec"]
 
@@ -128,7 +128,7 @@ class Queue:
         one, other = asked.hyperparameters, first.hyperparameters
         if one.is_probe or other.is_probe:
             return asked is first
-        same = all(getattr(one, name) == getattr(other, name) for name in ("backbone", "optimizer", "augmentation"))
+        same = all(getattr(one, name) == getattr(other, name) for name in ("backbone", *SHARED_BY_HEADS))
         return same and not self._apart and self._frozen(asked) == self._frozen(first) == 1
 
 

@@ -6,14 +6,15 @@ from typing import Any
 from rich.table import Table
 
 from thawline import backbones
+from thawline.config import SEARCHABLE
 from thawline.search.records import TrialRecord
 from thawline.training import METRIC_DIRECTIONS
 
 __all__ = ["leaderboard_markdown", "leaderboard_rows", "leaderboard_table", "thaw_line_chart"]
 
 _CHART_WIDTH = 40
-_RATES = ("learning_rate", "weight_decay", "head_learning_rate_factor", "optimizer", "layer_decay", "augmentation")
-"""What a linear probe has none of."""
+_OF_TRAINING = SEARCHABLE.keys() - {"policy", "batch_norm"}
+"""What a linear probe has none of: it is not trained."""
 
 
 def leaderboard_rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
@@ -41,7 +42,7 @@ def leaderboard_rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
 def _hyperparameters(record: TrialRecord) -> dict[str, Any]:
     """By name; a linear probe has no rates."""
     values = record.hyperparameters.as_dict()
-    return values | dict.fromkeys(_RATES) if record.hyperparameters.is_probe else values
+    return values | dict.fromkeys(_OF_TRAINING) if record.hyperparameters.is_probe else values
 
 
 def leaderboard_table(records: Sequence[TrialRecord], metric: str, *, title: str | None = None) -> Table:

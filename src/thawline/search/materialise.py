@@ -211,5 +211,4 @@ def _new_plan(request: _Request) -> Plan:
 
 def _augmentations(config: SearchConfig) -> tuple[Augmentation, ...]:
     """Those that trials may have."""
-    kinds = config.space.augmentation or (config.train.augmentation,)
-    return tuple(Augmentation.of(config.train, config.study.seed, kind) for kind in kinds)
+    return tuple(Augmentation.of(config.train, config.study.seed, kind) for kind in config.augmentations)

@@ -238,7 +238,7 @@ def check_backbones(config: SearchConfig) -> dict[str, int]:
         without_places[name] = depths_without_places(backbone) if config.train.cutmix else []
         with_batch_norms = with_batch_norms or has_batch_norms(backbone)
     check_space(config, depths)
-    if config.space.batch_norm is not None and not with_batch_norms:
+    if config.space.opened("batch_norm") is not None and not with_batch_norms:
         raise ConfigError(
             f"space.batch_norm: there is nothing to choose, because {', '.join(config.backbones)} "
             f"{'has' if len(config.backbones) == 1 else 'have'} no batch-norms. Leave it out."

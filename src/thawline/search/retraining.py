@@ -16,7 +16,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from thawline import backbones
-from thawline.config import SearchConfig, SearchSpace
+from thawline.config import SEARCHABLE, SearchConfig, SearchSpace
 from thawline.data import DataKind, Manifest
 from thawline.exceptions import ConfigError, DataError, StudyError
 from thawline.registry import MlflowRegistry, Outcome
@@ -271,12 +271,10 @@ def _point(config: SearchConfig, champion: Mapping[str, str]) -> dict[str, Any]:
     point: dict[str, Any] = {"freeze_depth": min(max(int(champion["freeze_depth"]), low), high)}
     if space.backbone is not None:
         point["backbone"] = backbone
-    for name in ("learning_rate", "weight_decay", "head_learning_rate_factor", "layer_decay"):
-        if (bounds := getattr(space, name)) is not None and name in champion:
-            point[name] = min(max(float(champion[name]), bounds[0]), bounds[1])
-    for name in ("optimizer", "policy", "batch_norm", "augmentation"):
-        if champion.get(name) in (getattr(space, name) or ()):
-            point[name] = champion[name]
+    for name, row in SEARCHABLE.items():
+        opened = space.opened(name)
+        if opened is not None and name in champion and (near := row.nearest(champion[name], opened)) is not None:
+            point[name] = near
     return point
 
 

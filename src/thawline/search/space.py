@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from thawline.backbones import kind_of
-from thawline.config import BatchNorm, Policy, SearchConfig
+from thawline.config import SEARCHABLE, Policy, Range, SearchConfig
 from thawline.exceptions import ConfigError
 from thawline.training import Hyperparameters, Thawing
 
@@ -25,8 +25,8 @@ __all__ = [
     "with_backbones",
 ]
 
-_CHOICES = ("optimizer", "policy", "batch_norm", "augmentation")
-"""What, beside the backbone, is one of some names; the rest are numbers of a range."""
+_SAMPLED = tuple(each.name for each in fields(Hyperparameters) if each.name in SEARCHABLE)
+"""The searchable settings in the order in which they are drawn; in another, a seed would give other trials."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,11 @@ def check_space(config: SearchConfig, depths: Mapping[str, int]) -> None:
     Raises:
         ConfigError: naming the backbone, its depth and the range.
     """
-    if config.space.batch_norm is not None and all(map(config.backbone.is_random, config.backbones)):
+    norms = config.space.opened("batch_norm")
+    if norms is not None and all(map(config.backbone.is_random, config.backbones)):
         raise ConfigError(
             "space.batch_norm: there is nothing to choose with backbone.weights=none, where batch-norms have no "
-            f"statistics to keep, but got {list(config.space.batch_norm)}. Leave it out, or give pretrained weights."
+            f"statistics to keep, but got {list(norms)}. Leave it out, or give pretrained weights."
         )
     for name in config.backbones:
         wanted = _wanted_range(config, name)
@@ -90,7 +91,7 @@ def check_space(config: SearchConfig, depths: Mapping[str, int]) -> None:
                 f"{key}: 0 <= low <= high <= {depths[name]} must hold, because {name} has {depths[name]} "
                 f"layer groups, but got {list(wanted)}. `thawline summary {name}` shows them."
             )
-    searched = [key for key in ("policy", "layer_decay", "batch_norm") if getattr(config.space, key) is not None]
+    searched = [name for name, row in SEARCHABLE.items() if row.mark.thawed_only and config.space.opened(name)]
     if searched and all(depth_range(config, depths, name)[0] == depths[name] for name in config.backbones):
         raise ConfigError(
             f"space.{searched[0]}: there is nothing to choose, because every trial trains the head alone. Leave it "
@@ -100,8 +101,7 @@ def check_space(config: SearchConfig, depths: Mapping[str, int]) -> None:
 
 def sample(trial: Suggest, config: SearchConfig, depths: Mapping[str, int]) -> Hyperparameters:
     """Ask Optuna for what the space opens; take the configuration's value for the rest."""
-    space, train = config.space, config.train
-    backbone = config.backbone.name
+    space, backbone = config.space, config.backbone.name
     if space.backbone is not None:
         # In an order of its own, for Optuna takes another order for another space.
         backbone = trial.suggest_categorical("backbone", sorted(space.backbone))
@@ -109,29 +109,18 @@ def sample(trial: Suggest, config: SearchConfig, depths: Mapping[str, int]) -> H
     return Hyperparameters(
         backbone=backbone,
         freeze_depth=trial.suggest_int(_depth_parameter(config, backbone), low, high),
-        learning_rate=trial.suggest_float("learning_rate", *space.learning_rate, log=True),
-        weight_decay=(
-            trial.suggest_float("weight_decay", *space.weight_decay, log=True)
-            if space.weight_decay
-            else train.weight_decay
-        ),
-        head_learning_rate_factor=(
-            trial.suggest_float("head_learning_rate_factor", *space.head_learning_rate_factor, log=True)
-            if space.head_learning_rate_factor
-            else train.head_learning_rate_factor
-        ),
-        optimizer=(trial.suggest_categorical("optimizer", space.optimizer) if space.optimizer else train.optimizer),
-        policy=trial.suggest_categorical("policy", space.policy) if space.policy else train.policy,
-        layer_decay=(
-            trial.suggest_float("layer_decay", *space.layer_decay, log=False)
-            if space.layer_decay
-            else train.layer_decay
-        ),
-        batch_norm=_batch_norm(trial, config, backbone),
-        augmentation=(
-            trial.suggest_categorical("augmentation", space.augmentation) if space.augmentation else train.augmentation
-        ),
+        **{name: _drawn(trial, config, backbone, name) for name in _SAMPLED},
     )
+
+
+def _drawn(trial: Suggest, config: SearchConfig, backbone: str, name: str) -> Any:
+    """The value of a searchable setting: drawn if the space opens it, else the configuration's."""
+    opened, row = config.space.opened(name), SEARCHABLE[name]
+    if opened is None or (name == "batch_norm" and config.backbone.is_random(backbone)):
+        return config.fixed(name, backbone)
+    if isinstance(row, Range):
+        return trial.suggest_float(name, *opened, log=row.mark.log)
+    return trial.suggest_categorical(name, opened)
 
 
 def probe_of(config: SearchConfig, depths: Mapping[str, int], backbone: str) -> Hyperparameters:
@@ -146,14 +135,6 @@ def probe_of(config: SearchConfig, depths: Mapping[str, int], backbone: str) -> 
         policy="probe",
         batch_norm=config.batch_norm_of(backbone),
     )
-
-
-def _batch_norm(trial: Suggest, config: SearchConfig, backbone: str) -> BatchNorm:
-    choices = config.space.batch_norm
-    if choices is None or config.backbone.is_random(backbone):
-        return config.batch_norm_of(backbone)
-    chosen: BatchNorm = trial.suggest_categorical("batch_norm", choices)
-    return chosen
 
 
 def kept_backbones(config: SearchConfig, ranking: Iterable[str]) -> list[str]:
@@ -184,7 +165,7 @@ def default_points(config: SearchConfig, depths: Mapping[str, int]) -> list[dict
     for start in PORTFOLIO:
         rate = start.learning_rate * (_TEXTS_SLOWER if texts else 1)
         point = _default_point(config, depths, first, round(start.share * depths[first]), rate)
-        if start.policy in (config.space.policy or ()):
+        if start.policy in (config.space.opened("policy") or ()):
             point["policy"] = start.policy
         if point not in points:
             points.append(point)
@@ -194,21 +175,15 @@ def default_points(config: SearchConfig, depths: Mapping[str, int]) -> list[dict
 def _default_point(
     config: SearchConfig, depths: Mapping[str, int], backbone: str, freeze_depth: int, learning_rate: float
 ) -> dict[str, Any]:
-    space, train = config.space, config.train
     low, high = depth_range(config, depths, backbone)
-    point: dict[str, Any] = {"backbone": backbone} if space.backbone else {}
+    point: dict[str, Any] = {"backbone": backbone} if config.space.backbone else {}
     point[_depth_parameter(config, backbone)] = min(max(freeze_depth, low), high)
-    point["learning_rate"] = _clip(learning_rate, space.learning_rate)
-    if space.weight_decay:
-        point["weight_decay"] = _clip(train.weight_decay, space.weight_decay)
-    if space.head_learning_rate_factor:
-        point["head_learning_rate_factor"] = _clip(train.head_learning_rate_factor, space.head_learning_rate_factor)
-    if space.layer_decay:
-        point["layer_decay"] = _clip(train.layer_decay, space.layer_decay)
-    for name in _CHOICES:
-        if choices := getattr(space, name):
-            usual = getattr(train, name)
-            point[name] = usual if usual in choices else choices[0]
+    for name, row in SEARCHABLE.items():
+        opened = config.space.opened(name)
+        if opened is not None:
+            usual = learning_rate if name == "learning_rate" else getattr(config.train, name)
+            near = row.nearest(usual, opened)
+            point[name] = opened[0] if near is None else near
     return point
 
 
@@ -220,30 +195,21 @@ def point_of(point: Mapping[str, Any], config: SearchConfig, depths: Mapping[str
     """
     space = config.space
     backbone = point.get("backbone", config.backbones[0])
-    ranges: dict[str, Sequence[Any] | None] = {
+    opened = {
         "backbone": tuple(space.backbone) if space.backbone is not None else None,
         "freeze_depth": depth_range(config, depths, backbone) if backbone in depths else None,
-        "learning_rate": space.learning_rate,
-        "weight_decay": space.weight_decay,
-        "head_learning_rate_factor": space.head_learning_rate_factor,
-        "layer_decay": space.layer_decay,
-        "optimizer": space.optimizer,
-        "policy": space.policy,
-        "batch_norm": space.batch_norm,
-        "augmentation": space.augmentation,
+        **{name: space.opened(name) for name in SEARCHABLE},
     }
     problems = []
     if space.backbone is not None and "freeze_depth" in point and "backbone" not in point:
         problems.append("freeze_depth is that of a backbone: name the backbone too")
     for name, value in point.items():
-        allowed = ranges.get(name)
+        allowed = opened.get(name)
         if allowed is None:
-            known = ", ".join(name for name, values in ranges.items() if values is not None)
+            known = ", ".join(name for name, values in opened.items() if values is not None)
             problems.append(f"the space does not open {name!r}, it opens {known}")
-        elif name in ("backbone", *_CHOICES) and value not in allowed:
-            problems.append(f"{name} must be one of {', '.join(allowed)}, but got {value!r}")
-        elif name not in ("backbone", *_CHOICES) and not _within(value, allowed, whole=name == "freeze_depth"):
-            problems.append(f"{allowed[0]} <= {name} <= {allowed[1]} must hold, but got {value!r}")
+        elif problem := _problem(name, value, allowed):
+            problems.append(problem)
     if problems:
         raise ConfigError(f"study.enqueue: {dict(point)}: {'; '.join(problems)}.")
     return {
@@ -251,9 +217,16 @@ def point_of(point: Mapping[str, Any], config: SearchConfig, depths: Mapping[str
     }
 
 
-def _within(value: Any, bounds: Sequence[Any], *, whole: bool) -> bool:
-    right_kind = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    return bool(right_kind and bounds[0] <= value <= bounds[1])
+def _problem(name: str, value: Any, allowed: Sequence[Any]) -> str | None:
+    """Why a point cannot have a value; ``None`` if it can."""
+    if name == "backbone":
+        return None if value in allowed else f"backbone must be one of {', '.join(allowed)}, but got {value!r}"
+    if name == "freeze_depth":
+        is_depth = isinstance(value, int) and not isinstance(value, bool)
+        if is_depth and allowed[0] <= value <= allowed[1]:
+            return None
+        return f"{allowed[0]} <= freeze_depth <= {allowed[1]} must hold, but got {value!r}"
+    return SEARCHABLE[name].check_value(name, value, allowed)
 
 
 def _depth_parameter(config: SearchConfig, backbone: str) -> str:
@@ -273,7 +246,7 @@ def depth_shares(config: SearchConfig, depths: Mapping[str, int], backbone: str)
     """
     low, high = depth_range(config, depths, backbone)
     train, count = config.train, Counter[int]()
-    for policy in config.space.policy or (train.policy,):
+    for policy in config.policies:
         for depth in range(low, high + 1):
             thawing = Thawing(
                 policy=policy,
@@ -290,7 +263,3 @@ def depth_shares(config: SearchConfig, depths: Mapping[str, int], backbone: str)
 def _wanted_range(config: SearchConfig, backbone: str) -> tuple[int, int] | None:
     """The range of freeze depths that the recipe gives for a backbone."""
     return config.space.freeze_depth if config.space.backbone is None else config.space.backbone.get(backbone)
-
-
-def _clip(value: float, bounds: tuple[float, float]) -> float:
-    return min(max(value, bounds[0]), bounds[1])

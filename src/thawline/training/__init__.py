@@ -3,7 +3,7 @@
 from thawline.training.augmentation import Augmentation, check_augmentation
 from thawline.training.checkpoint import Checkpoint, CheckpointFolder, load_model
 from thawline.training.checkpoint import load as load_checkpoint
-from thawline.training.heads import HeadTrial, fit_heads
+from thawline.training.heads import SHARED_BY_HEADS, HeadTrial, fit_heads
 from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.inputs import ImageInputs, Inputs, TextInputs, batches, evaluation_order, open_inputs, padded
 from thawline.training.loop import class_weights, fit, predict
@@ -36,6 +36,7 @@ from thawline.training.thawing import Thawing
 __all__ = [
     "METRIC_DIRECTIONS",
     "PENALTIES",
+    "SHARED_BY_HEADS",
     "Augmentation",
     "Checkpoint",
     "CheckpointFolder",

@@ -46,8 +46,9 @@ def check_augmentation(config: SearchConfig, kind: Literal["images", "texts"]) -
     neutral = {"augmentation": "none", "views": None, "random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
     given = {key: getattr(config.train, key) for key in neutral}
     wrong = [f"train.{key}={value}" for key, value in given.items() if value != neutral[key]]
-    if set(config.space.augmentation or ()) - {"none"}:
-        wrong.append(f"space.augmentation={list(config.space.augmentation or ())}")
+    opened = config.space.opened("augmentation") or ()
+    if set(opened) - {"none"}:
+        wrong.append(f"space.augmentation={list(opened)}")
     if wrong:
         raise ConfigError(f"The data are texts, but for images alone there is {', '.join(wrong)}. Leave that out.")
 

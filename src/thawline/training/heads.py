@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.backbones import Backbone, section
-from thawline.config import BatchNorm, TrainConfig
+from thawline.config import SEARCHABLE, BatchNorm, TrainConfig
 from thawline.exceptions import CheckpointError, TrainingError
 from thawline.freezing import freeze_to, train_mode, trainable_parameters
 from thawline.training.checkpoint import Checkpoint, CheckpointFolder, load_optimizer
@@ -49,7 +49,13 @@ from thawline.training.results import (
 )
 from thawline.training.runtime import Runtime, restore_random_states
 
-__all__ = ["HeadTrial", "fit_heads"]
+__all__ = ["SHARED_BY_HEADS", "HeadTrial", "fit_heads"]
+
+_OF_EACH_HEAD = {"learning_rate", "weight_decay", "head_learning_rate_factor"}
+SHARED_BY_HEADS = tuple(
+    name for name, row in SEARCHABLE.items() if not row.mark.thawed_only and name not in _OF_EACH_HEAD
+)
+"""Searchable settings that trials must have in common to be trained together."""
 
 
 @dataclass(frozen=True)
@@ -189,11 +195,11 @@ class _Stack:
         self.hyperparameters = [trial.hyperparameters for trial in trials]
         if config.ema is not None:
             raise TrainingError("Trials whose weights are averaged (train.ema) cannot be trained together.")
-        kinds = {(h.freeze_depth, h.optimizer, h.augmentation) for h in self.hyperparameters}
+        kinds = {(h.freeze_depth, *(getattr(h, name) for name in SHARED_BY_HEADS)) for h in self.hyperparameters}
         if len(kinds) != 1 or self.hyperparameters[0].freeze_depth != deepest or runtime.needs_loss_scaling:
             raise TrainingError(
-                f"Trials can be trained together if all have freeze depth {deepest}, the same optimizer and "
-                f"augmentation, and no fp16, but got {sorted(kinds)} in {runtime}."
+                f"Trials can be trained together if all have freeze depth {deepest}, the same "
+                f"{' and '.join(SHARED_BY_HEADS)}, and no fp16, but got {sorted(kinds)} in {runtime}."
             )
         if (train.boundary, validation.boundary) != (deepest, deepest):
             raise TrainingError("Trials can be trained together on stored activations alone.")

@@ -1,0 +1,35 @@
+"""The section ``activations``."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from thawline.config.model import Model
+
+__all__ = ["ActivationsConfig"]
+
+_SIZE_UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def _size(value: str) -> str:
+    if not re.fullmatch(r"\d+(\.\d+)?(MB|GB|TB)", value):
+        raise ValueError(f"must be a size such as 500MB, 20GB or 1.5TB, but got {value!r}")
+    return value
+
+
+class ActivationsConfig(Model):
+    """What the frozen layers give, computed once and stored for all trials."""
+
+    store: bool = True
+    """Store activations where the plan finds that it pays; ``false`` computes them anew in every trial."""
+    budget: Annotated[str, AfterValidator(_size)] | None = None
+    """Disk space of all stored activations, such as ``20GB``; by default half of what they take and what is free. Those
+    that were used longest ago make room."""
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """The budget as a number of bytes; ``None`` for the default."""
+        if self.budget is None:
+            return None
+        return int(float(self.budget[:-2]) * _SIZE_UNITS[self.budget[-2:]])

@@ -1,0 +1,40 @@
+"""What all sections of the configuration have in common."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+__all__ = ["Model", "PlainName", "as_list"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def _plain_name(value: str) -> str:
+    """Names become folder names, MLflow names and URL parts: letters, digits, ``.``, ``_``, ``-`` only."""
+    if not _NAME.fullmatch(value):
+        raise ValueError(
+            "must start with a letter or a digit and hold at most 100 letters, digits, '.', '_' or '-', "
+            f"but got {value!r}"
+        )
+    return value
+
+
+PlainName = Annotated[str, AfterValidator(_plain_name)]
+
+
+class Model(BaseModel):
+    """Frozen; refuses keys that it does not know; the docstring below a field is its description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def as_list(value: object) -> object:
+    """Refuse one choice where a list of them belongs: pydantic would take the letters of a word.
+
+    Raises:
+        ValueError: showing the list to write.
+    """
+    if isinstance(value, str):
+        raise ValueError(f"must be a list such as [{value}], but got {value!r}")
+    return value

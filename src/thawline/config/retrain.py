@@ -1,0 +1,33 @@
+"""The section ``retrain``."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
+
+from thawline.config.model import Model
+
+__all__ = ["RetrainConfig"]
+
+
+def _block(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", value):
+        raise ValueError(f"must be a block of Prefect as TYPE/NAME, such as slack-webhook/team, but got {value!r}")
+    return value
+
+
+class RetrainConfig(Model):
+    """What ``thawline retrain`` does around a search."""
+
+    narrow: bool = False
+    """Search only near the champion: one layer group more or less frozen, at a third to three times its learning rate,
+    within the search space. Cheaper; what lies far from the champion is not found."""
+    notify: tuple[Annotated[str, AfterValidator(_block)], ...] = ()
+    """Notification blocks of Prefect that are told how a retraining ended, such as ``slack-webhook/team``."""
+    notify_on: tuple[Literal["promoted", "held", "rejected", "failed", "skipped"], ...] = (
+        "promoted",
+        "held",
+        "rejected",
+        "failed",
+    )
+    """Which ends they are told."""

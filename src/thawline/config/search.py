@@ -1,0 +1,176 @@
+"""The whole configuration of a search."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from pydantic import ValidationError, model_validator
+
+from thawline.config.activations import ActivationsConfig
+from thawline.config.backbone import BackboneConfig
+from thawline.config.data import DataConfig
+from thawline.config.execution import ExecutionConfig
+from thawline.config.layers import merge
+from thawline.config.mistakes import describe
+from thawline.config.model import Model
+from thawline.config.promotion import PromotionConfig
+from thawline.config.retrain import RetrainConfig
+from thawline.config.space import SearchSpace
+from thawline.config.study import StudyConfig
+from thawline.config.tracking import TrackingConfig
+from thawline.config.train import AugmentationKind, BatchNorm, Policy, TrainConfig
+from thawline.config.urls import without_password
+from thawline.exceptions import ConfigError
+
+__all__ = ["SearchConfig"]
+
+_WHOLE = frozenset({"space.backbone", "backbone.weights", "study.sampler_options", "study.pruner_options"})
+"""Mappings that name choices: added to those of a recipe, they could not be made fewer."""
+
+
+class SearchConfig(Model):
+    """Everything that ``thawline search`` does, as one value."""
+
+    data: DataConfig
+    backbone: BackboneConfig = BackboneConfig()
+    train: TrainConfig = TrainConfig()
+    activations: ActivationsConfig = ActivationsConfig()
+    space: SearchSpace = SearchSpace()
+    study: StudyConfig = StudyConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    promotion: PromotionConfig = PromotionConfig()
+    retrain: RetrainConfig = RetrainConfig()
+
+    @model_validator(mode="after")
+    def _views_of_what_changes(self) -> Self:
+        if self.train.views is not None and set(self.augmentations) == {"none"} and not self.train.random_erasing:
+            raise ValueError(
+                f"train.views={self.train.views} needs images that change: set train.augmentation to light or "
+                "standard, or train.random_erasing, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_thaws_gradually(self) -> Self:
+        policies = self.policies
+        given = {name: getattr(self.train, name) for name in ("thaw_patience", "thaw_epochs")}
+        useless = [f"train.{name}={value}" for name, value in given.items() if value is not None]
+        if useless and "gradual" not in policies:
+            raise ValueError(
+                f"{useless[0]} is for the policy gradual, but trials have {', '.join(policies)}: set "
+                "train.policy=gradual, or leave it out"
+            )
+        fraction = self.train.thaw_fraction
+        if fraction != TrainConfig.model_fields["thaw_fraction"].default and not self._reads_thaw_fraction(policies):
+            raise ValueError(
+                f"train.thaw_fraction={fraction} has no effect: trials have {', '.join(policies)}"
+                f"{', and thaw_epochs says when' if self.train.thaw_epochs else ''}. Leave it out, or set "
+                "train.policy=lp_ft"
+            )
+        return self
+
+    def _reads_thaw_fraction(self, policies: Sequence[Policy]) -> bool:
+        return "lp_ft" in policies or ("gradual" in policies and self.train.thaw_epochs is None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sampler_of_conditional_spaces(cls, given: Any) -> Any:
+        """GPSampler cannot model a depth that belongs to one backbone alone; TPESampler can, and is the default there.
+
+        See ADR 18.
+        """
+        if not isinstance(given, Mapping):
+            return given
+        space, study = given.get("space"), given.get("study", {})
+        searched = space.get("backbone") if isinstance(space, Mapping) else getattr(space, "backbone", None)
+        count = len(searched) if isinstance(searched, list | tuple | Mapping) else 0
+        named = study if isinstance(study, Mapping) else getattr(study, "model_fields_set", {"sampler"})
+        if count < 2 or "sampler" in named:
+            return given
+        options = {"multivariate": True, "group": True, "n_startup_trials": 4 + 2 * count}
+        own = study if isinstance(study, Mapping) else study.model_dump(exclude_unset=True)
+        return {**given, "study": {"sampler_options": options, **own, "sampler": "TPESampler"}}
+
+    @model_validator(mode="after")
+    def _weights_are_of_backbones(self) -> Self:
+        if isinstance(self.backbone.weights, dict):
+            unknown = self.backbone.weights.keys() - set(self.backbones)
+            if unknown:
+                raise ValueError(
+                    f"backbone.weights names {', '.join(sorted(unknown))}, but the study's backbones are "
+                    f"{', '.join(self.backbones)}"
+                )
+        return self
+
+    @classmethod
+    def build(cls, *layers: Mapping[str, Any]) -> "SearchConfig":
+        """Merge layers of nested mappings, later ones winning, and validate the whole.
+
+        The choices of ``space.backbone``, ``backbone.weights`` by name and options of samplers and pruners are taken
+        from the last layer that has them as a whole: what an earlier one lists is not added to them.
+
+        Raises:
+            ConfigError: naming every wrong key and value at once.
+        """
+        merged: dict[str, Any] = {}
+        for layer in layers:
+            merge(merged, layer, whole=_WHOLE)
+        try:
+            return cls.model_validate(merged)
+        except ValidationError as error:
+            raise ConfigError(describe(error, cls)) from None
+
+    @property
+    def backbones(self) -> tuple[str, ...]:
+        """Names of all backbones that the study may train."""
+        return tuple(self.space.backbone or (self.backbone.name,))
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """Policies of thawing that trials may have."""
+        return self.space.opened("policy") or (self.train.policy,)
+
+    @property
+    def augmentations(self) -> tuple[AugmentationKind, ...]:
+        """Ways of changing training images that trials may have."""
+        return self.space.opened("augmentation") or (self.train.augmentation,)
+
+    def fixed(self, name: str, backbone: str) -> Any:
+        """What trials of a backbone have of a searchable setting where the space does not open it."""
+        return self.batch_norm_of(backbone) if name == "batch_norm" else getattr(self.train, name)
+
+    def batch_norm_of(self, backbone: str) -> BatchNorm:
+        """What batch-norms of a backbone do where the space does not choose: random ones have no statistics to keep."""
+        return "train_all" if self.backbone.is_random(backbone) else self.train.batch_norm
+
+    def fingerprint(self, data_digest: str) -> str:
+        """Sixteen hex digits that change when trials of two searches could not be compared.
+
+        Budget (trials, timeout, workers), names, tracking and promotion may change between two runs of one study;
+        data, backbone, training and search space may not.
+        """
+        relevant = {"data": data_digest, **self.comparable()}
+        return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+
+    def comparable(self) -> dict[str, dict[str, Any]]:
+        """The settings, by section, that two trials must share to be comparable."""
+        return {
+            "backbone": self.backbone.model_dump(mode="json"),
+            "train": self.train.model_dump(mode="json", exclude={"device", "keep_checkpoints"}),
+            "space": self.space.model_dump(mode="json"),
+            "study": self.study.model_dump(
+                mode="json", include={"metric", "sampler", "sampler_options", "seed", "keep_backbones"}
+            ),
+        }
+
+    def without_passwords(self) -> "SearchConfig":
+        """The same with ``***`` for the passwords of its URLs, for what others may read."""
+        storage, uri = (url and without_password(url) for url in (self.study.storage, self.tracking.uri))
+        return self.model_copy(
+            update={
+                "study": self.study.model_copy(update={"storage": storage}),
+                "tracking": self.tracking.model_copy(update={"uri": uri}),
+            }
+        )

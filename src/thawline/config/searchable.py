@@ -1,0 +1,104 @@
+"""The table of what a search may choose of a training: its rows are fields of ``train`` that are marked as searchable.
+
+A row feeds the section ``space``, sampling, the first points, points of a recipe, retraining and the leaderboard. A new
+one is a marked field of :class:`~thawline.config.TrainConfig`, and a field of the same name in
+:class:`~thawline.training.Hyperparameters`, which says what it was in trials that did not record it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from annotated_types import Le
+from pydantic import BaseModel, BeforeValidator
+from pydantic.fields import FieldInfo
+
+from thawline.config.model import as_list
+from thawline.config.train import Searchable, TrainConfig
+
+__all__ = ["SEARCHABLE", "Choice", "Range"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number, of which the space opens a range ``(low, high)``."""
+
+    mark: Searchable
+    highest: float | None
+    """The largest value that the setting may have; ``None`` if there is no limit."""
+
+    @property
+    def annotation(self) -> Any:
+        """Type of the key in ``space``."""
+        return tuple[float, float] | None
+
+    def check_opened(self, opened: Sequence[Any]) -> str | None:
+        """Why a space cannot open this range; ``None`` if it can."""
+        low, high = opened
+        if 0 < low <= high and (self.highest is None or high <= self.highest):
+            return None
+        limit = "" if self.highest is None else f" <= {self.highest:g}"
+        return f"0 < low <= high{limit} must hold, but got {list(opened)}"
+
+    def check_value(self, name: str, value: Any, opened: Sequence[Any]) -> str | None:
+        """Why a point cannot have this value; ``None`` if it can."""
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and opened[0] <= value <= opened[1]:
+            return None
+        return f"{opened[0]} <= {name} <= {opened[1]} must hold, but got {value!r}"
+
+    def nearest(self, value: float | str, opened: Sequence[Any]) -> Any:
+        """The value in the range that is nearest to another, which may be written as text."""
+        low, high = opened
+        return min(max(float(value), low), high)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some names, of which the space opens several."""
+
+    mark: Searchable
+    names: tuple[str, ...]
+    """All that there are."""
+
+    @property
+    def annotation(self) -> Any:
+        """Type of the key in ``space``."""
+        return Annotated[tuple[Literal[self.names], ...] | None, BeforeValidator(as_list)]  # type: ignore[name-defined]
+
+    def check_opened(self, opened: Sequence[Any]) -> str | None:
+        """Why a space cannot open these names; ``None`` if it can."""
+        if opened and len(set(opened)) == len(opened):
+            return None
+        return f"must list at least one choice, each once, but got {list(opened)}"
+
+    def check_value(self, name: str, value: Any, opened: Sequence[Any]) -> str | None:
+        """Why a point cannot have this value; ``None`` if it can."""
+        return None if value in opened else f"{name} must be one of {', '.join(opened)}, but got {value!r}"
+
+    def nearest(self, value: float | str, opened: Sequence[Any]) -> Any:
+        """The name itself; ``None`` if it is not among those opened, for none is nearer than another."""
+        return value if value in opened else None
+
+
+def _rows(model: type[BaseModel]) -> Iterator[tuple[str, Range | Choice]]:
+    for name, field in model.model_fields.items():
+        for mark in field.metadata:
+            if isinstance(mark, Searchable):
+                yield name, _row(mark, field)
+
+
+def _row(mark: Searchable, field: FieldInfo) -> Range | Choice:
+    if get_origin(field.annotation) is Literal:
+        return Choice(mark, get_args(field.annotation))
+    return Range(mark, next((float(str(rule.le)) for rule in field.metadata if isinstance(rule, Le)), None))
+
+
+SEARCHABLE: Mapping[str, Range | Choice] = {
+    "learning_rate": Range(Searchable("Range of the learning rate, sampled on a log scale."), highest=None),
+    **dict(_rows(TrainConfig)),
+}
+"""By name: that of the key in ``space`` and, but for the learning rate, which is always searched, of that in ``train``.
+
+Backbone and freeze depth are not among them: which depths there are depends on the backbone.
+"""

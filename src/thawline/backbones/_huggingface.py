@@ -27,9 +27,10 @@ from thawline.backbones._huggingface_inputs import (
     text_preprocessing,
     trained_side,
 )
+from thawline.backbones._layouts import example
 from thawline.backbones._registry import library_of, refuse_length
 from thawline.backbones._weights import digest_of, first_line, load_into
-from thawline.backbones._windows import example, learn_layout
+from thawline.backbones._windows import learn_layout
 from thawline.exceptions import BackboneError, WeightsError
 
 __all__ = ["check_weights", "create", "inspect", "kind_of", "list_names", "preprocessing_of"]

@@ -35,6 +35,9 @@ _SWITCHES = {
     "WANDB_ERROR_REPORTING": "false",
 }
 
+_ELSEWHERE = ("PREFECT_API_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
+"""Variables of which each says that no database in ``PREFECT_HOME`` is used."""
+
 
 def home() -> Path:
     """The folder that holds all of Thawline's state: ``THAWLINE_HOME``, else ``.thawline`` in the working directory."""
@@ -58,10 +61,11 @@ def prepare() -> Path:
 
 
 def prepare_flows() -> Path:
-    """:func:`prepare`, and the folder of Prefect's database, which its server does not make itself.
+    """:func:`prepare`, and Prefect's folder and database, unless a server or another database is named.
 
     Raises:
         ConfigError: if the folder cannot be made.
+        DatabaseError: if a newer version of Prefect has made the database, or it cannot be made.
     """
     root = prepare()
     folder = Path(os.environ.get("PREFECT_HOME", root))
@@ -71,6 +75,10 @@ def prepare_flows() -> Path:
         raise ConfigError(
             f"Cannot make the folder {folder}: {error.strerror}. Set THAWLINE_HOME to a folder you may write to."
         ) from None
+    if not any(os.environ.get(name) for name in _ELSEWHERE):
+        from thawline.databases import prefect_database
+
+        prefect_database(folder, home=root)
     # Prefect's UI shows the log of the loggers that PREFECT_LOGGING_EXTRA_LOGGERS names, at the level that they have.
     logging.getLogger("thawline").setLevel(logging.INFO)
     return root

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from thawline.config import TrackingConfig, with_driver, without_password
+from thawline.databases import sqlite_url
 from thawline.exceptions import TrackingError
 from thawline.tracking._base import RunStatus
 from thawline.tracking._mlflow_files import send_checkpoint, send_image, send_table
+from thawline.tracking.database import MLFLOW, mlflow_database, sqlite_file, unknown_revision
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,8 +47,9 @@ _log = logging.getLogger(__name__)
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SERVERS = ("http", "https", "databricks")
 _TRIES = 15
+_OUT_OF_DATE = "out-of-date database schema"
 _BEING_MADE = re.compile(
-    r"already exists|duplicate key|does not exist|out-of-date database schema|Can't locate revision"
+    rf"already exists|duplicate key|UNIQUE constraint|does not exist|{_OUT_OF_DATE}|Can't locate revision"
 )
 """What a database says while another process makes or migrates its tables."""
 _PARAM_LIMIT, _TAG_LIMIT = 6000, 8000
@@ -85,7 +88,7 @@ def resolve_uri(config: TrackingConfig, home: Path) -> str:
         TrackingError: for a folder (MLflow's file store, which MLflow 3 no longer opens), an unknown scheme, or a
             server for which ``artifacts`` is set.
     """
-    default = f"sqlite:///{home}/mlflow.db"
+    default = sqlite_url(home / "mlflow.db")
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
     scheme = uri.partition(":")[0].partition("+")[0] if ":" in uri or uri == "databricks" else ""
     if scheme in ("", "file"):
@@ -140,14 +143,15 @@ def connect(
         raise TrackingError(
             f"Cannot create {home}: {error.strerror}. Set THAWLINE_HOME to a writable folder."
         ) from None
-    database = _sqlite_file(uri)
+    database = sqlite_file(uri)
     registry_uri = with_driver(os.environ.get("MLFLOW_REGISTRY_URI") or uri)
     try:
         with quiet_mlflow():
             if artifacts is not None:
                 _check_reachable(artifacts)
-            if database is not None:
-                database.parent.mkdir(parents=True, exist_ok=True)
+            for file in (database, sqlite_file(registry_uri)):
+                if file is not None:
+                    mlflow_database(file, home=home)
             client = _client(uri, registry_uri)
             if adopt_run_id is not None:
                 experiment_id = str(client.get_run(adopt_run_id).info.experiment_id)
@@ -438,9 +442,16 @@ def _client(uri: str, registry_uri: str) -> "MlflowClient":
             return MlflowClient(tracking_uri=uri, registry_uri=registry_uri)
         except Exception as error:
             tries += 1
-            if tries == _TRIES or not _BEING_MADE.search(str(error)):
+            if tries == _TRIES or not _is_being_made(uri, str(error)):
                 raise
         time.sleep(2)
+
+
+def _is_being_made(uri: str, reason: str) -> bool:
+    """Whether an error may be of tables that another process makes now; those of SQLite are there or not."""
+    if unknown_revision(reason) is not None or (uri.startswith("sqlite") and _OUT_OF_DATE in reason):
+        return False
+    return _BEING_MADE.search(reason) is not None
 
 
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
@@ -494,16 +505,6 @@ def _check_location(client: "MlflowClient", experiment_id: str, artifacts: str) 
         )
 
 
-def _sqlite_file(uri: str) -> Path | None:
-    """The database file of a SQLite URI, ``None`` for other URIs."""
-    if not uri.startswith("sqlite"):
-        return None
-    from sqlalchemy.engine import make_url
-
-    database = make_url(uri).database
-    return Path(database) if database and database != ":memory:" else None
-
-
 def _write_ahead(database: Path) -> None:
     """Let readers and one writer work at the same time: writes take a third of the time. Kept in the file.
 
@@ -524,6 +525,16 @@ def _unreachable(uri: str, error: Exception, home: Path, adopt_run_id: str | Non
         return (
             f"The MLflow server at {name} cannot be reached: {reason}. Start it or correct --tracking-uri; without one "
             f"(and without MLFLOW_TRACKING_URI) results go to a SQLite database in {home}."
+        )
+    if (unknown := unknown_revision(str(error))) is not None:
+        return (
+            f"The MLflow database {name} was made by a newer version of MLflow than the installed {MLFLOW.version}, "
+            f"which does not know its revision {unknown}. Install that version (pip install --upgrade thawline mlflow)."
+        )
+    if _OUT_OF_DATE in str(error):
+        return (
+            f"The MLflow database {name} was made by an older version of MLflow than the installed {MLFLOW.version}. "
+            f"Copy it, then bring it up to date: mlflow db upgrade '{name}'"
         )
     return f"The MLflow database {name} cannot be opened: {reason}. Correct --tracking-uri, or leave it out."
 

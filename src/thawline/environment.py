@@ -9,7 +9,7 @@ from pathlib import Path
 
 from thawline.exceptions import ConfigError
 
-__all__ = ["home", "prepare", "prepare_flows", "quiet_prefect"]
+__all__ = ["home", "no_home", "prepare", "prepare_flows", "quiet_prefect"]
 
 # Prefect reads DO_NOT_TRACK, MLflow wants the word "true" there; the others are named for those who look for them.
 _SWITCHES = {
@@ -42,6 +42,24 @@ _ELSEWHERE = ("PREFECT_API_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREF
 def home() -> Path:
     """The folder that holds all of Thawline's state: ``THAWLINE_HOME``, else ``.thawline`` in the working directory."""
     return Path(os.environ.get("THAWLINE_HOME") or ".thawline").expanduser().absolute()
+
+
+def no_home(root: Path) -> str:
+    """What to say where ``root`` is no home yet, with the nearest that is one: of a folder above, as git looks for its.
+
+    Verbs that only look say this, and make none.
+    """
+    here = Path.cwd()
+    homes = (folder / ".thawline" for folder in (here, *here.parents))
+    nearest = next((found for found in homes if found.is_dir() and found != root), None)
+    if nearest is not None:
+        advice = f"The nearest is {nearest}: work in {nearest.parent}, or set THAWLINE_HOME={nearest}."
+    else:
+        advice = (
+            "Work in the folder in which `thawline search` was run, or set THAWLINE_HOME to the home that it made; "
+            "`thawline search DATA` makes one here."
+        )
+    return f"No Thawline home here: {root} does not exist. {advice}"
 
 
 def prepare() -> Path:

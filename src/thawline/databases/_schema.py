@@ -11,6 +11,8 @@ from enum import Enum
 from functools import cached_property
 from pathlib import Path
 
+from thawline.exceptions import DatabaseError
+
 __all__ = ["Condition", "Schema", "connected", "rows_of"]
 
 _BUSY_SECONDS = 20.0
@@ -97,10 +99,15 @@ class Schema:
             return Condition.WHOLE if revision == self.head else Condition.OLDER
         return Condition.NEWER
 
-    def revision(self, database: Path) -> str | None:
-        """That of a database, ``None`` if it has none."""
+    def newer(self, database: Path) -> DatabaseError:
+        """What to say of a database in the condition :attr:`Condition.NEWER`."""
         with closing(connected(database)) as connection:
-            return _revision(connection)
+            revision = _revision(connection)
+        return DatabaseError(
+            f"{database} was made by a newer version of {self.library} than the installed {self.version}, which does "
+            f"not know its revision {revision}. Install that version again (pip install --upgrade thawline "
+            f"{self.package}), or set THAWLINE_HOME to another folder."
+        )
 
 
 def connected(database: Path) -> sqlite3.Connection:

@@ -52,7 +52,7 @@ def ensure_whole(database: Path, schema: Schema, *, home: Path) -> None:
     """
     condition = schema.condition(database)
     if condition is Condition.NEWER:
-        raise DatabaseError(_newer(database, schema))
+        raise schema.newer(database)
     if condition in (Condition.WHOLE, Condition.FOREIGN):
         return
     try:
@@ -70,14 +70,6 @@ def ensure_whole(database: Path, schema: Schema, *, home: Path) -> None:
             f"{schema.library}'s database {database} cannot be made: {getattr(error, 'strerror', None) or error}. "
             "Make room, or set THAWLINE_HOME to a folder you may write to."
         ) from error
-
-
-def _newer(database: Path, schema: Schema) -> str:
-    return (
-        f"{database} was made by a newer version of {schema.library} than the installed {schema.version}, which does "
-        f"not know its revision {schema.revision(database)}. Install that version again "
-        f"(pip install --upgrade thawline {schema.package}), or set THAWLINE_HOME to another folder."
-    )
 
 
 def _copy(template: Path, database: Path) -> None:

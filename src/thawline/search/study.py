@@ -23,11 +23,11 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from thawline import logs
+from thawline import environment, logs
 from thawline.config import SearchConfig, StudyConfig
 from thawline.exceptions import ConfigError, StudyError
 from thawline.search.space import default_points, kept_backbones, point_of, probe_of, sample, with_backbones
-from thawline.search.storage import PASSING, Claims, LeaseLost, Storage, open_storage, patiently
+from thawline.search.storage import PASSING, Claims, LeaseLost, Storage, open_storage, patiently, storage_url
 from thawline.search.trial import TrialResult
 from thawline.training import METRIC_DIRECTIONS, EpochResult, Hyperparameters
 
@@ -397,9 +397,15 @@ def latest_study(home: Path, url: str | None = None) -> str:
     storage = open_storage(home, url, create=False)
     studies = optuna.get_all_study_summaries(storage=storage.optuna) if storage else []
     if not studies:
-        raise StudyError(f"There is no study in {home} yet. `thawline search DATA` makes one.")
+        raise StudyError(_no_study(home, url))
     started = [(s.datetime_start.timestamp() if s.datetime_start else 0.0, s.study_name) for s in studies]
     return max(started)[1]
+
+
+def _no_study(home: Path, url: str | None) -> str:
+    if storage_url(url) is None and not home.is_dir():
+        return environment.no_home(home)
+    return f"There is no study in {home} yet. `thawline search DATA` makes one."
 
 
 def load_records(home: Path, name: str, url: str | None = None) -> tuple[str, list[TrialRecord]]:
@@ -410,8 +416,8 @@ def load_records(home: Path, name: str, url: str | None = None) -> tuple[str, li
     """
     names = study_names(home, url)
     if name not in names:
-        known = f"Known: {', '.join(names)}." if names else "`thawline search DATA` makes one."
-        raise StudyError(f"There is no study {name!r} in {home}. {known}")
+        known = f"There is no study {name!r} in {home}. Known: {', '.join(names)}."
+        raise StudyError(known if names else _no_study(home, url))
     study = optuna.load_study(study_name=name, storage=_opened(home, url).optuna)
     return str(study.user_attrs["metric"]), _ranked(study)
 

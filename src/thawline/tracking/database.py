@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
-from thawline.databases import Schema, ensure_whole, sqlite_url
+from thawline import environment
+from thawline.databases import Condition, Schema, ensure_whole, sqlite_url
 from thawline.exceptions import DatabaseError, TrackingError
 
-__all__ = ["MLFLOW", "mlflow_database", "sqlite_file", "unknown_revision"]
+__all__ = ["MLFLOW", "check_made", "mlflow_database", "sqlite_file", "unknown_revision"]
 
 _FOUND = re.compile(r"found version (\w+)|Can't locate revision identified by '(\w+)'")
 
@@ -27,6 +28,33 @@ def mlflow_database(database: Path, *, home: Path) -> None:
         ensure_whole(database, MLFLOW, home=home)
     except DatabaseError as error:
         raise TrackingError(str(error)) from error
+
+
+def check_made(uri: str, named_by: str, *, home: Path) -> None:
+    """Refuse a SQLite database that no search has made, where one is only looked at; repair one that was cut short.
+
+    Args:
+        uri: of the database, or of anything else, which is not looked at.
+        named_by: what names it, for the message.
+        home: Thawline's home, which may be missing.
+
+    Raises:
+        TrackingError: if it is missing, or see :func:`mlflow_database`.
+    """
+    file = sqlite_file(uri)
+    if file is None:
+        return
+    if MLFLOW.condition(file) is not Condition.MISSING:
+        mlflow_database(file, home=home)
+    elif file != home / "mlflow.db":
+        raise TrackingError(f"There is no MLflow database {file}. Correct {named_by}.")
+    elif home.is_dir():
+        raise TrackingError(
+            f"MLflow has recorded nothing in {home} yet: `thawline search DATA` does. What was recorded elsewhere is "
+            "found with --tracking-uri or MLFLOW_TRACKING_URI."
+        )
+    else:
+        raise TrackingError(environment.no_home(home))
 
 
 def unknown_revision(reason: str) -> str | None:

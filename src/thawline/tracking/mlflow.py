@@ -25,7 +25,7 @@ from thawline.databases import sqlite_url
 from thawline.exceptions import TrackingError
 from thawline.tracking._base import RunStatus
 from thawline.tracking._mlflow_files import send_checkpoint, send_image, send_table
-from thawline.tracking.database import MLFLOW, mlflow_database, sqlite_file, unknown_revision
+from thawline.tracking.database import MLFLOW, check_made, mlflow_database, sqlite_file, unknown_revision
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -110,13 +110,29 @@ def resolve_uri(config: TrackingConfig, home: Path) -> str:
 
 
 def open_store(tracking_uri: str | None, home: Path) -> "MlflowStore":
-    """The store that a search with this tracking URI, or with none, would use.
+    """The store that a search with this tracking URI, or with none, has made; nothing is made in it.
+
+    Its experiment is MLflow's default one where no search has recorded yet.
 
     Raises:
         TrackingError: if there is no such store, or it cannot be opened now.
     """
     config = TrackingConfig(uri=tracking_uri)
-    return connect(resolve_uri(config, home), home=home, experiment=config.experiment)
+    uri = resolve_uri(config, home)
+    registry_uri = resolve_registry_uri(uri)
+    check_made(uri, "--tracking-uri or MLFLOW_TRACKING_URI", home=home)
+    check_made(registry_uri, "MLFLOW_REGISTRY_URI", home=home)
+    try:
+        with quiet_mlflow():
+            experiment = _client(uri, registry_uri).get_experiment_by_name(config.experiment)
+    except Exception as error:  # MLflow's, SQLAlchemy's, requests' and alembic's
+        raise TrackingError(_unreachable(uri, error, home, None)) from error
+    return MlflowStore(uri, registry_uri, "0" if experiment is None else str(experiment.experiment_id), home)
+
+
+def resolve_registry_uri(tracking_uri: str) -> str:
+    """The registry's URI: ``MLFLOW_REGISTRY_URI``, else that of the runs."""
+    return with_driver(os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri)
 
 
 def connect(
@@ -144,7 +160,7 @@ def connect(
             f"Cannot create {home}: {error.strerror}. Set THAWLINE_HOME to a writable folder."
         ) from None
     database = sqlite_file(uri)
-    registry_uri = with_driver(os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+    registry_uri = resolve_registry_uri(uri)
     try:
         with quiet_mlflow():
             if artifacts is not None:

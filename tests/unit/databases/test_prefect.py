@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from thawline.databases import Condition, prefect_database
-from thawline.databases.prefect import PREFECT
+from thawline.databases import PREFECT, Condition, prefect_database
 from thawline.exceptions import DatabaseError
 
 

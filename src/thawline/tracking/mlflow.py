@@ -37,6 +37,7 @@ __all__ = [
     "fetch_study_file",
     "find_study_run",
     "find_trial_run",
+    "has_run",
     "metric_key",
     "resolve_uri",
     "start_study_run",
@@ -224,6 +225,21 @@ def start_study_run(
 def find_study_run(store: MlflowStore, study: str) -> str | None:
     """The id of the study's parent run, or ``None``; deleted runs do not count."""
     return _find(store, f"tags.`thawline.study` = '{study}' AND tags.`thawline.role` = 'study'")
+
+
+def has_run(store: MlflowStore, run_id: str) -> bool:
+    """Whether the store knows a run; it does know deleted ones.
+
+    Raises:
+        TrackingError: if the store fails.
+    """
+    try:
+        store.client.get_run(run_id)
+    except Exception as error:
+        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise TrackingError(_unreachable(store.uri, error, store.home, None)) from error
+    return True
 
 
 def artifact_text(client: "MlflowClient", run_id: str, file: str) -> str:

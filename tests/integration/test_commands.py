@@ -71,8 +71,6 @@ def test_check_reports_classes_splits_and_digest(data: Path, thawline: Callable[
         (["summary", "resnet18", "--freeze-depth", "7"], "must hold, but got depth=7"),
         (["backbones", "nothing-like-it"], "hf:FOLDER or hf:ORG/NAME[@REVISION] takes an encoder of texts"),
         (["leaderboard"], "No Thawline home here"),
-        (["history", "pets"], "No Thawline home here"),
-        (["ui"], "No Thawline home here"),
         (["predict", "a@b@c", "."], "A model is named as NAME, NAME@ALIAS or NAME/VERSION"),
         (["recipes", "copy", "quikc"], "Did you mean 'quick'?"),
     ],
@@ -87,7 +85,6 @@ def test_a_mistake_is_one_clear_message_and_exit_code_two(
     assert message in answer.err
     assert "Traceback" not in answer.err
     assert answer.err.startswith("Error: ")
-    assert not (tmp_path / "home").exists()
 
 
 def test_debug_shows_the_traceback(thawline: Callable[..., Any], tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+REGISTRY_TAG = "thawline.registry."
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SERVERS = ("http", "https", "databricks")
 _TRIES = 15
@@ -80,6 +81,16 @@ class MlflowStore:
     def name(self) -> str:
         """The tracking URI without a password, for messages and files."""
         return without_password(self.uri)
+
+    @property
+    def registry_tag(self) -> tuple[str, str]:
+        """Tag of a study's run that says which registry its models go to: a key for each, and its name.
+
+        One that is the store itself is called that, wherever it is moved.
+        """
+        if self.registry_uri == self.uri:
+            return f"{REGISTRY_TAG}own", "the store of the runs"
+        return f"{REGISTRY_TAG}{uri_digest(self.registry_uri)}", without_password(self.registry_uri)
 
 
 def resolve_uri(config: TrackingConfig, home: Path) -> str:
@@ -214,7 +225,8 @@ def start_study_run(
             # The trials stay where they are; the run that `mlflow run` made anew points there.
             client.set_tag(adopt_run_id, "thawline.continues_run", run_id)
         client.update_run(run_id, status="RUNNING")
-        own = {"thawline.study": study, "thawline.role": "study"}
+        registry, where = store.registry_tag
+        own = {"thawline.study": study, "thawline.role": "study", registry: where}
         send(client, run_id, {"kind": "tags", "tags": {**tags, **own}})
         send(client, run_id, {"kind": "params", "params": dict(params)})
     except Exception as error:

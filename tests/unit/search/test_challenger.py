@@ -67,9 +67,7 @@ def test_settings_of_an_earlier_version_of_thawline_are_named_and_with_data_the_
 def test_a_version_without_a_run_is_said_to_have_none(store: MlflowStore, others: Path) -> None:
     store.client.create_registered_model("birds")
     store.client.create_model_version("birds", "file:///birds", None)
-    with pytest.raises(
-        RegistryError, match=r"birds/1 was registered without a run, .* birds --version 1 --force"
-    ):
+    with pytest.raises(RegistryError, match=r"birds/1 was registered without a run, .* birds --version 1 --force"):
         opened(store, others)
 
 

@@ -56,9 +56,7 @@ def test_a_study_is_not_resumed_in_another_store_than_it_is_recorded_in(store: M
     study = study_with(store.home, None)
     study.keep_recorded_in(store.name, start_study_run(store, study="pets", params={}, tags={}))
     check_store(store, study)  # a positive control
-    with pytest.raises(
-        StudyError, match=rf"'pets' is recorded in {store.name}, .*--tracking-uri {store.name}, or"
-    ):
+    with pytest.raises(StudyError, match=rf"'pets' is recorded in {store.name}, .*--tracking-uri {store.name}, or"):
         check_store(other_store(store, tmp_path), study)
 
 

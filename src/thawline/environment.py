@@ -35,8 +35,9 @@ _SWITCHES = {
     "WANDB_ERROR_REPORTING": "false",
 }
 
-_ELSEWHERE = ("PREFECT_API_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
-"""Variables of which each says that no database in ``PREFECT_HOME`` is used."""
+_PREFECT_DATABASE = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
+"""Variables that name another database than ``PREFECT_HOME/prefect.db``."""
+_PREFECT_DRIVER = "sqlite+aiosqlite"
 
 
 def home() -> Path:
@@ -75,6 +76,11 @@ def prepare() -> Path:
         os.environ.setdefault(name, str(root / "wandb"))
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(root / "prefect"))
+        if "?" in os.environ["PREFECT_HOME"]:  # Prefect would take what is behind it for options
+            from thawline.databases import sqlite_url
+
+            url = sqlite_url(Path(os.environ["PREFECT_HOME"]) / "prefect.db", _PREFECT_DRIVER)
+            os.environ.setdefault(_PREFECT_DATABASE[0], url)
     return root
 
 
@@ -93,9 +99,11 @@ def prepare_flows() -> Path:
         raise ConfigError(
             f"Cannot make the folder {folder}: {error.strerror}. Set THAWLINE_HOME to a folder you may write to."
         ) from None
-    if not any(os.environ.get(name) for name in _ELSEWHERE):
-        from thawline.databases import prefect_database
+    from thawline.databases import prefect_database, sqlite_url
 
+    own = sqlite_url(folder / "prefect.db", _PREFECT_DRIVER)
+    named = {os.environ.get(name) or own for name in _PREFECT_DATABASE}
+    if not os.environ.get("PREFECT_API_URL") and named == {own}:
         prefect_database(folder, home=root)
     # Prefect's UI shows the log of the loggers that PREFECT_LOGGING_EXTRA_LOGGERS names, at the level that they have.
     logging.getLogger("thawline").setLevel(logging.INFO)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.request import url2pathname
 
 from thawline.cleaning._look import Failure, Item, Look
 from thawline.cleaning._store import Mlflow, pages, reading
@@ -158,7 +159,7 @@ def _delete(delete: Callable[[str], object], ids: Sequence[str]) -> list[Failure
 
 def _artifact_bytes(look: Look, locations: Sequence[str]) -> int | None:
     """Size of what lies in the home; ``None`` if any of it lies elsewhere."""
-    folders = [Path(location.removeprefix("file://")) for location in locations]
+    folders = [Path(url2pathname(location.removeprefix("file://"))) for location in locations]
     if not all(folder.is_relative_to(look.home) for folder in folders):
         return None
     return size([file for folder in folders for file in files_below(folder)])

@@ -52,11 +52,13 @@ class Mlflow:
         """
         from thawline.config import TrackingConfig, without_password
         from thawline.tracking import open_store, resolve_uri
+        from thawline.tracking.database import sqlite_file
         from thawline.tracking.mlflow import REGISTRY_TAG
 
         uri = resolve_uri(TrackingConfig(uri=tracking_uri), home)
-        own = uri.startswith(f"sqlite:///{home}/")
-        if own and not Path(uri.removeprefix("sqlite:///")).exists():
+        file = sqlite_file(uri)
+        own = file is not None and file.is_relative_to(home)
+        if own and file is not None and not file.exists():
             return None
         with reading():
             store = open_store(tracking_uri, home)

@@ -97,8 +97,8 @@ def resolve_uri(config: TrackingConfig, home: Path) -> str:
     """The tracking URI: the configuration's, else ``MLFLOW_TRACKING_URI``, else a SQLite database in ``home``.
 
     Raises:
-        TrackingError: for a folder (MLflow's file store, which MLflow 3 no longer opens), an unknown scheme, or a
-            server for which ``artifacts`` is set.
+        TrackingError: for a folder (MLflow's file store, which MLflow 3 no longer opens), an unknown scheme, a server
+            for which ``artifacts`` is set, or a home in whose files MLflow would not find again what it wrote.
     """
     default = sqlite_url(home / "mlflow.db")
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
@@ -117,6 +117,11 @@ def resolve_uri(config: TrackingConfig, home: Path) -> str:
         raise TrackingError(
             f"tracking.artifacts is {config.artifacts}, but the server {without_password(uri)} decides by itself where "
             "files go. Start it with --artifacts-destination, and leave tracking.artifacts out."
+        )
+    if scheme in _DATABASES and config.artifacts is None and (escaped := re.search(r"%[0-9A-Fa-f]{2}", str(home))):
+        raise TrackingError(
+            f"The home {home} has {escaped[0]} in its name, which MLflow takes for an escaped character: it would "
+            "not find its files again. Set THAWLINE_HOME to a folder with another name."
         )
     return with_driver(uri)
 

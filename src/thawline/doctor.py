@@ -5,14 +5,25 @@ import os
 import platform
 import re
 import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
 from rich.table import Table
 
+from thawline.exceptions import ThawlineError
+
 __all__ = ["Finding", "diagnose", "findings_table"]
+
+_UNEXPECTED = "it could not be looked at: mend what is named, and run `thawline doctor` again"
+_ANSWER_SECONDS = 5
+_NO_SERVER = "start it, correct PREFECT_API_URL, or unset it: Thawline then starts one"
 
 
 @dataclass(frozen=True)
@@ -31,18 +42,37 @@ class Finding:
 
 
 def diagnose(home: Path) -> list[Finding]:
-    """Look at Python, versions, home, cache, devices, torchvision's weights cache, the starter weights and W&B."""
-    return [
-        _python(),
-        *_versions(),
-        _torchvision(),
-        _home(home),
-        _cache(home),
-        _device(),
-        _weights_cache(),
-        _starter(),
-        _wandb(),
-    ]
+    """Look at Python, versions, home, stores, caches, devices, torchvision, the starter weights and W&B.
+
+    Nothing is made. A look that fails by itself is a finding, too.
+    """
+    looks: dict[str, Callable[[], Finding | Iterable[Finding]]] = {
+        "Python": _python,
+        "versions": _versions,
+        "torchvision": _torchvision,
+        "home": partial(_home, home),
+        "MLflow's store": partial(_mlflow, home),
+        "studies": partial(_studies, home),
+        "Prefect's database": partial(_prefect, home),
+        "cache": partial(_cache, home),
+        "device": _device,
+        "weights cache": _weights_cache,
+        "starter weights": _starter,
+        "W&B": _wandb,
+    }
+    return [finding for subject, look in looks.items() for finding in _found(subject, look)]
+
+
+def _found(subject: str, look: Callable[[], Finding | Iterable[Finding]]) -> list[Finding]:
+    try:
+        found = look()
+        return [found] if isinstance(found, Finding) else list(found)
+    except ThawlineError as error:
+        rule, _, advice = str(error).partition(". ")
+        return [Finding(subject, "wrong", rule, advice)]
+    except Exception as error:  # the machine is not as the look expects, and the others are still worth making
+        reason = (str(error).strip().splitlines() or [""])[0]
+        return [Finding(subject, "wrong", f"{type(error).__name__}: {reason}", _UNEXPECTED)]
 
 
 def findings_table(findings: list[Finding]) -> Table:
@@ -97,17 +127,75 @@ def _torchvision() -> Finding:
 
 
 def _home(home: Path) -> Finding:
-    probe = home / ".writable"
+    advice = "set THAWLINE_HOME to a folder you may write to"
+    there = next(folder for folder in (home, *home.parents) if folder.exists())
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=there):
+            pass
     except OSError as error:
-        return Finding("home", "wrong", f"{home}: {error.strerror}", "set THAWLINE_HOME to a folder you may write to")
-    free = shutil.disk_usage(home).free / 1e9
+        return Finding("home", "wrong", f"{home}: {error.strerror}", advice)
+    free = shutil.disk_usage(there).free / 1e9
+    found = f"{home}, {free:.0f} GB free" if there == home else f"{home}, not made yet, {free:.0f} GB free"
     if free < 5:
-        return Finding("home", "warning", f"{home}, {free:.1f} GB free", "caches and checkpoints want several GB")
-    return Finding("home", "ok", f"{home}, {free:.0f} GB free")
+        return Finding("home", "warning", found, "caches and checkpoints want several GB")
+    return Finding("home", "ok", found)
+
+
+def _mlflow(home: Path) -> Iterator[Finding]:
+    """The store of runs and the registry, which may be two."""
+    from thawline.config import without_password
+    from thawline.registry import MlflowRegistry
+    from thawline.tracking import open_store
+
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not (home / "mlflow.db").exists():
+        yield Finding("MLflow's store", "ok", "none yet", "the first search makes one")
+        return
+    store = open_store(None, home)
+    yield Finding("MLflow's store", "ok", f"{store.name} opens")
+    names = MlflowRegistry(store).names()
+    yield Finding("registry", "ok", f"{without_password(store.registry_uri)}: {len(names)} models")
+
+
+def _studies(home: Path) -> Finding:
+    from thawline.config import without_password
+    from thawline.search.storage import storage_url
+    from thawline.search.records import study_names
+
+    url = storage_url(None)
+    if url is None and not (home / "optuna.journal").exists():
+        return Finding("studies", "ok", "none yet", "the first search makes one")
+    where = home / "optuna.journal" if url is None else without_password(url)
+    return Finding("studies", "ok", f"{where}: {len(study_names(home))}")
+
+
+def _prefect(home: Path) -> Finding:
+    """Its server, where one is named, or else the file that the one which Thawline starts keeps all in."""
+    from thawline.config import without_password
+    from thawline.databases import PREFECT, Condition
+
+    if url := os.environ.get("PREFECT_API_URL"):
+        named = without_password(url)
+        try:
+            with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=_ANSWER_SECONDS):  # noqa: S310  as named
+                pass
+        except urllib.error.HTTPError:
+            pass  # it answers; who may ask what is its own business
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+            return Finding("Prefect's server", "wrong", f"{named} does not answer: {reason}", _NO_SERVER)
+        return Finding("Prefect's server", "ok", f"{named} answers")
+    database = Path(os.environ.get("PREFECT_HOME") or home / "prefect") / "prefect.db"
+    match PREFECT.condition(database):
+        case Condition.MISSING:
+            return Finding("Prefect's database", "ok", "none yet", "the first search makes one")
+        case Condition.NEWER:
+            raise PREFECT.newer(database)
+        case Condition.FOREIGN:
+            found = f"{database} cannot be read, or is none of Prefect's"
+            return Finding("Prefect's database", "wrong", found, "move it away; the next search makes another")
+        case Condition.OLDER:
+            return Finding("Prefect's database", "ok", f"{database}: the next search brings it up to date")
+    return Finding("Prefect's database", "ok", f"{database} opens")
 
 
 def _cache(home: Path) -> Finding:

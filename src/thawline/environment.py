@@ -9,7 +9,7 @@ from pathlib import Path
 
 from thawline.exceptions import ConfigError
 
-__all__ = ["home", "prepare", "prepare_flows", "quiet_prefect"]
+__all__ = ["home", "no_home", "prepare", "prepare_flows", "quiet_prefect"]
 
 # Prefect reads DO_NOT_TRACK, MLflow wants the word "true" there; the others are named for those who look for them.
 _SWITCHES = {
@@ -35,10 +35,32 @@ _SWITCHES = {
     "WANDB_ERROR_REPORTING": "false",
 }
 
+_PREFECT_DATABASE = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
+"""Variables that name another database than ``PREFECT_HOME/prefect.db``."""
+_PREFECT_DRIVER = "sqlite+aiosqlite"
+
 
 def home() -> Path:
     """The folder that holds all of Thawline's state: ``THAWLINE_HOME``, else ``.thawline`` in the working directory."""
     return Path(os.environ.get("THAWLINE_HOME") or ".thawline").expanduser().absolute()
+
+
+def no_home(root: Path) -> str:
+    """What to say where ``root`` is no home yet, with the nearest that is one: of a folder above, as git looks for its.
+
+    Verbs that only look say this, and make none.
+    """
+    here = Path.cwd()
+    homes = (folder / ".thawline" for folder in (here, *here.parents))
+    nearest = next((found for found in homes if found.is_dir() and found != root), None)
+    if nearest is not None:
+        advice = f"The nearest is {nearest}: work in {nearest.parent}, or set THAWLINE_HOME={nearest}."
+    else:
+        advice = (
+            "Work in the folder in which `thawline search` was run, or set THAWLINE_HOME to the home that it made; "
+            "`thawline search DATA` makes one here."
+        )
+    return f"No Thawline home here: {root} does not exist. {advice}"
 
 
 def prepare() -> Path:
@@ -54,14 +76,20 @@ def prepare() -> Path:
         os.environ.setdefault(name, str(root / "wandb"))
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(root / "prefect"))
+        if "?" in os.environ["PREFECT_HOME"]:  # Prefect would take what is behind it for options
+            from thawline.databases import sqlite_url
+
+            url = sqlite_url(Path(os.environ["PREFECT_HOME"]) / "prefect.db", _PREFECT_DRIVER)
+            os.environ.setdefault(_PREFECT_DATABASE[0], url)
     return root
 
 
 def prepare_flows() -> Path:
-    """:func:`prepare`, and the folder of Prefect's database, which its server does not make itself.
+    """:func:`prepare`, and Prefect's folder and database, unless a server or another database is named.
 
     Raises:
         ConfigError: if the folder cannot be made.
+        DatabaseError: if a newer version of Prefect has made the database, or it cannot be made.
     """
     root = prepare()
     folder = Path(os.environ.get("PREFECT_HOME", root))
@@ -71,6 +99,12 @@ def prepare_flows() -> Path:
         raise ConfigError(
             f"Cannot make the folder {folder}: {error.strerror}. Set THAWLINE_HOME to a folder you may write to."
         ) from None
+    from thawline.databases import prefect_database, sqlite_url
+
+    own = sqlite_url(folder / "prefect.db", _PREFECT_DRIVER)
+    named = {os.environ.get(name) or own for name in _PREFECT_DATABASE}
+    if not os.environ.get("PREFECT_API_URL") and named == {own}:
+        prefect_database(folder, home=root)
     # Prefect's UI shows the log of the loggers that PREFECT_LOGGING_EXTRA_LOGGERS names, at the level that they have.
     logging.getLogger("thawline").setLevel(logging.INFO)
     return root

@@ -36,7 +36,7 @@ def serve_ui(
     """
     from thawline.tracking import open_store
 
-    uri = open_store(tracking_uri, home).uri  # which makes the database of a fresh home
+    uri = open_store(tracking_uri, home).uri
     logs = home / "tensorboard"
     logs.mkdir(parents=True, exist_ok=True)
     ports = {"MLflow": _port(mlflow_port, 5000), "TensorBoard": _port(tensorboard_port, 6006)}

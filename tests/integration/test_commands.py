@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from thawline.config import TrackingConfig
+from thawline.tracking import connect, resolve_uri
+
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("commands")]
 
 
@@ -67,7 +70,7 @@ def test_check_reports_classes_splits_and_digest(data: Path, thawline: Callable[
         (["summary", "resnt50"], "Unknown backbone 'resnt50'. Did you mean 'resnet50'?"),
         (["summary", "resnet18", "--freeze-depth", "7"], "must hold, but got depth=7"),
         (["backbones", "nothing-like-it"], "hf:FOLDER or hf:ORG/NAME[@REVISION] takes an encoder of texts"),
-        (["leaderboard"], "There is no study in"),
+        (["leaderboard"], "No Thawline home here"),
         (["predict", "a@b@c", "."], "A model is named as NAME, NAME@ALIAS or NAME/VERSION"),
         (["recipes", "copy", "quikc"], "Did you mean 'quick'?"),
     ],
@@ -145,6 +148,7 @@ def test_doctor_finds_this_environment_well_and_a_home_that_cannot_be_written_wr
 
 def test_ui_serves_mlflow_and_tensorboard_and_stops_both(environment_of: Any, tmp_path: Path) -> None:
     home = tmp_path / "home"
+    connect(resolve_uri(TrackingConfig(), home), home=home, experiment="thawline")
     with subprocess.Popen(
         [sys.executable, "-m", "thawline", "ui"],
         stdout=subprocess.PIPE,

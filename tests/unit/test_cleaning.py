@@ -26,7 +26,7 @@ from thawline.exceptions import ConfigError, TrackingError
 from thawline.registry import MlflowRegistry, ModelName, log_packaged_model
 from thawline.search.spec import TrialResult, trial_folder
 from thawline.search.study import Study
-from thawline.tracking import MlflowStore, MlflowTracker, start_study_run
+from thawline.tracking import MlflowStore, MlflowTracker, connect, start_study_run
 from thawline.training import EpochResult
 
 DAY = 86400.0
@@ -230,6 +230,8 @@ def test_what_mlflow_has_not_got_yet_stays(pets: Study, own_home: Path) -> None:
     orphan = write(own_home / "studies" / "old" / "trial-000" / "epoch-0001.safetensors")
     lines = [{"record": {"kind": "artifact", "path": str(path), "folder": ""}} for path in (waiting, orphan)]
     lines.append({"record": {"kind": "metrics", "metrics": []}})
+    checkpoint = own_home / "studies" / "pets" / "trial-001" / "epoch-0002.safetensors"
+    lines.append({"record": {"kind": "checkpoint", "path": str(checkpoint), "name": "trial-01"}})
     unsent = write(own_home / "unsent" / "pets-000.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     write(own_home / "unsent" / ".pets-000.jsonl.1.2")
     write(own_home / "unsent" / "other.tmp")
@@ -237,6 +239,7 @@ def test_what_mlflow_has_not_got_yet_stays(pets: Study, own_home: Path) -> None:
     found, _ = clean(own_home)
     assert waiting.exists()
     assert orphan.exists()
+    assert checkpoint.exists()
     assert len(list(unsent.parent.iterdir())) == 3
     assert found.notes == ("studies/old holds files that MLflow has not got yet. It is left alone.",)
     assert not waiting.with_name("epoch-0002.safetensors").exists(), "the others of the trial are gone"
@@ -478,6 +481,55 @@ def test_what_a_registered_version_comes_from_stays_and_still_predicts(
     assert folder_of(store, versions[0][1]).is_dir()
 
 
+@pytest.fixture
+def champion_elsewhere(store: MlflowStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Id of the package of a model that was registered in another database than the runs are in."""
+    registry = f"sqlite:///{store.home}/models.db"
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", registry)
+    apart = connect(store.uri, home=store.home, experiment="thawline")
+    start_study_run(apart, study="pets", params={}, tags={})
+    run_id = run_of(apart, "pets", 0, "RUNNING", "complete")
+    uri = log_packaged_model(apart, run_id, folder, "birds")
+    MlflowRegistry(apart).register("birds", uri, run_id=run_id, study="pets", tags={})
+    apart.client.set_terminated(run_id, "FINISHED", int(1000 * (time.time() - 45 * DAY)))
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI")
+    return uri.removeprefix("models:/")
+
+
+def test_what_is_registered_in_another_registry_than_is_looked_at_is_left_alone(
+    store: MlflowStore, pets: Study, champion_elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = run_of(store, "pets", 2, "FAILED", "failed")
+    found = survey(store.home, older_than=-1.0, kinds=["models", "runs"])
+    assert found.items == ()
+    (note,) = found.notes
+    assert f"Models of the study pets are registered in sqlite:///{store.home}/models.db, which is not looked" in note
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{store.home}/models.db")
+    found = survey(store.home, older_than=-1.0, kinds=["models", "runs"])
+    assert [item.parts for item in found.items] == [(failed,)]
+    other = connect(f"sqlite:///{store.home}/others.db", home=store.home, experiment="thawline")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", other.uri)
+    assert survey(store.home, older_than=-1.0, kinds=["models", "runs"]).items == ()
+
+
+def test_a_registry_that_is_not_there_is_said_and_not_made(
+    store: MlflowStore, pets: Study, champion_elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{store.home}/typo.db")
+    with pytest.raises(TrackingError, match=r"There is no MLflow database .*typo\.db\. Correct MLFLOW_REGISTRY_URI"):
+        survey(store.home, older_than=-1.0)
+    assert not (store.home / "typo.db").exists()
+
+
+def test_a_package_that_was_registered_before_registries_were_recorded_is_left_alone(
+    store: MlflowStore, pets: Study, champion_elsewhere: str
+) -> None:
+    (run,) = store.client.search_runs([store.experiment_id], "tags.`thawline.role` = 'study'")
+    for key in [key for key in run.data.tags if key.startswith("thawline.registry.")]:
+        store.client.delete_tag(run.info.run_id, key)
+    assert survey(store.home, older_than=-1.0, kinds=["models"]).items == ()
+
+
 def test_a_version_whose_package_lies_in_the_trash_is_warned_of(store: MlflowStore, folder: Path) -> None:
     register(store, folder, "birds")
     (model,) = store.client.search_logged_models([store.experiment_id])
@@ -632,7 +684,7 @@ def test_only_what_is_asked_for_goes(own_home: Path) -> None:
 
 
 def test_an_empty_home_has_nothing_to_remove_and_is_not_made(own_home: Path) -> None:
-    assert CliRunner().invoke(app, ["clean", "--yes"]).output.strip() == "There is nothing to remove."
+    assert CliRunner().invoke(app, ["clean", "--yes"]).output.strip().endswith("There is nothing to remove.")
     assert not own_home.exists()
 
 

@@ -171,7 +171,7 @@ class Look:
         for kept in sorted((self.home / "unsent").glob("*.jsonl")):
             try:
                 records = [json.loads(line)["record"] for line in kept.read_text(encoding="utf-8").splitlines()]
-                paths = [Path(record["path"]).resolve() for record in records if record["kind"] == "artifact"]
+                paths = [Path(record["path"]).resolve() for record in records if "path" in record]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise ConfigError(
                     f"{kept} says what MLflow has not got yet, and cannot be read ({error}): nothing can be removed "

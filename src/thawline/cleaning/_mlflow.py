@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.request import url2pathname
 
 from thawline.cleaning._look import Failure, Item, Look
 from thawline.cleaning._store import Mlflow, pages, reading
@@ -13,6 +14,8 @@ from thawline.tracking import CHECKPOINT
 
 __all__ = ["failed_runs", "unused_models"]
 
+_VERSIONS = "mlflow.modelVersions"
+"""Tag of a package that was registered anywhere; an earlier version of Thawline has not recorded where."""
 _MODEL_TYPES = ("image-classifier", "text-classifier")
 
 
@@ -26,9 +29,10 @@ def failed_runs(look: Look) -> Iterator[Item]:
     ended = f"attributes.end_time < {int(1000 * look.cutoff)}"
     with reading():
         for run in mlflow.runs(f"tags.`thawline.role` = 'trial' AND {ended}"):
-            run_id = run.info.run_id
-            if run_id not in mlflow.registered.runs and (ours is None or run_id in ours) and _has_failed(look, run):
-                by_study[run.data.tags["thawline.study"]].append(run)
+            run_id, study = run.info.run_id, run.data.tags.get("thawline.study", "")
+            unused = run_id not in mlflow.registered.runs and (ours is None or run_id in ours)
+            if unused and _has_failed(look, run) and not _is_elsewhere(look, mlflow, study):
+                by_study[study].append(run)
     for study, runs in sorted(by_study.items()):
         _warn(look, mlflow)
         ids = tuple(run.info.run_id for run in runs)
@@ -89,7 +93,9 @@ def unused_models(look: Look) -> Iterator[Item]:
                 and (ours is None or model.source_run_id in ours)
             ):
                 study = mlflow.study_of(model.source_run_id)
-                if study is not None and study not in look.studies.busy:
+                if study is None or study in look.studies.busy or _is_elsewhere(look, mlflow, study):
+                    continue
+                if mlflow.registries.get(study) or not model.tags.get(_VERSIONS):
                     by_name[model.name].append(model)
     for name, models in sorted(by_name.items()):
         _warn(look, mlflow)
@@ -102,6 +108,17 @@ def unused_models(look: Look) -> Iterator[Item]:
             why="no registered version refers to them",
             remove=partial(_delete, mlflow.store.client.delete_logged_model, ids),
         )
+
+
+def _is_elsewhere(look: Look, mlflow: Mlflow, study: str) -> bool:
+    """Whether its models are, or may be, registered where nobody looks: then nothing is known of what they need."""
+    registry = mlflow.registered_elsewhere(study)
+    if registry is not None:
+        look.note(
+            f"Models of the study {study} are registered in {registry}, which is not looked at. Its runs and packages "
+            "are left alone; MLFLOW_REGISTRY_URI names another registry."
+        )
+    return registry is not None
 
 
 def _recorded(look: Look, mlflow: Mlflow) -> set[str] | None:
@@ -142,7 +159,7 @@ def _delete(delete: Callable[[str], object], ids: Sequence[str]) -> list[Failure
 
 def _artifact_bytes(look: Look, locations: Sequence[str]) -> int | None:
     """Size of what lies in the home; ``None`` if any of it lies elsewhere."""
-    folders = [Path(location.removeprefix("file://")) for location in locations]
+    folders = [Path(url2pathname(location.removeprefix("file://"))) for location in locations]
     if not all(folder.is_relative_to(look.home) for folder in folders):
         return None
     return size([file for folder in folders for file in files_below(folder)])

@@ -40,6 +40,8 @@ class Mlflow:
     experiments: tuple[str, ...]
     storages: Mapping[str, str]
     """Studies that were kept in another database than the one that was looked at, and in which."""
+    registries: Mapping[str, Mapping[str, str]]
+    """Tags of each study that say which registries its models went to; none of an earlier version of Thawline."""
 
     @classmethod
     def open(cls, home: Path, tracking_uri: str | None, studies_url: str | None) -> "Mlflow | None":
@@ -50,20 +52,33 @@ class Mlflow:
         """
         from thawline.config import TrackingConfig, without_password
         from thawline.tracking import open_store, resolve_uri
+        from thawline.tracking.database import sqlite_file
+        from thawline.tracking.mlflow import REGISTRY_TAG
 
         uri = resolve_uri(TrackingConfig(uri=tracking_uri), home)
-        own = uri.startswith(f"sqlite:///{home}/")
-        if own and not Path(uri.removeprefix("sqlite:///")).exists():
+        file = sqlite_file(uri)
+        own = file is not None and file.is_relative_to(home)
+        if own and file is not None and not file.exists():
             return None
         with reading():
             store = open_store(tracking_uri, home)
             experiments = tuple(found.experiment_id for found in pages(store.client.search_experiments))
-            studies = cls(store, own, experiments, {}).runs("tags.`thawline.role` = 'study'")
-            kept = {
-                run.data.tags.get("thawline.study", ""): run.data.params.get("study.storage", "None") for run in studies
-            }
+            kept: dict[str, str] = {}
+            registries: dict[str, dict[str, str]] = {}
+            for run in cls(store, own, experiments, {}, {}).runs("tags.`thawline.role` = 'study'"):
+                study = run.data.tags.get("thawline.study", "")
+                kept[study] = run.data.params.get("study.storage", "None")
+                named = {key: name for key, name in run.data.tags.items() if key.startswith(REGISTRY_TAG)}
+                registries.setdefault(study, {}).update(named)
         here = {"None", without_password(studies_url or "None")}
-        return cls(store, own, experiments, {study: url for study, url in kept.items() if url not in here})
+        storages = {study: url for study, url in kept.items() if url not in here}
+        return cls(store, own, experiments, storages, registries)
+
+    def registered_elsewhere(self, study: str) -> str | None:
+        """A registry that models of a study went to, and which is not looked at; ``None`` if there is none."""
+        looked_at, _ = self.store.registry_tag
+        names = (name for key, name in self.registries.get(study, {}).items() if key != looked_at)
+        return next(names, None)
 
     @cached_property
     def registered(self) -> Registered:

@@ -11,6 +11,7 @@ from typing import Any, get_args
 from rich.filesize import decimal
 from rich.table import Table
 
+from thawline import environment
 from thawline.cleaning._home import cached, checkpoints, leftovers, mirrors, orphans
 from thawline.cleaning._look import Failure, Item, Kind, Look, Used
 from thawline.cleaning._mlflow import failed_runs, unused_models
@@ -99,7 +100,10 @@ def survey(
     Raises:
         ThawlineError: if the studies or MLflow cannot be read now: then nothing can be decided.
     """
-    look = Look(home.absolute(), time.time() - older_than, storage, tracking_uri)
+    home = home.absolute()
+    look = Look(home, time.time() - older_than, storage, tracking_uri)
+    if not home.is_dir():
+        look.note(environment.no_home(home))
     searches: dict[Kind, Callable[[], Iterable[Item]]] = {
         "checkpoints": partial(checkpoints, look),
         "studies": partial(orphans, look, "studies"),

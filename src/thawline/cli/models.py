@@ -157,6 +157,9 @@ def promote(
         from thawline.search.prepare import check_approval
 
         check_approval(PromotionConfig(approve=True))  # before Prefect's server is started, which takes its time
+    from thawline.tracking import open_store
+
+    open_store(tracking_uri, environment.home())  # likewise, and before Prefect makes a home in a wrong folder
     environment.quiet_prefect()
     from thawline.flows.promote import promote as promote_flow
 

@@ -356,9 +356,31 @@ class MlflowRegistry:
         return reigns[-2].version if len(reigns) > 1 else None
 
     def run_of(self, name: str, version: str) -> str:
-        """The run that a version was trained by."""
+        """The run that a version was trained by, which this store has.
+
+        Raises:
+            RegistryError: if it was registered without a run, or with one of another store.
+        """
+        from mlflow.exceptions import MlflowException
+
+        by_force = f"thawline promote {name} --version {version} --force --reason TEXT"
         with _failures_named():
-            return str(self._client.get_model_version(name, version).run_id)
+            run_id = self._client.get_model_version(name, version).run_id
+            if not run_id:
+                raise RegistryError(
+                    f"{name}/{version} was registered without a run, and a verdict is recorded in the run that trained "
+                    f"the version: it cannot be judged. To make it champion on your word: {by_force}"
+                )
+            try:
+                self._client.get_run(run_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                raise RegistryError(
+                    f"{name}/{version} was trained by the run {run_id}, which {self._store.name} does not hold. Name "
+                    f"the store of that run with --tracking-uri; or, to make it champion on your word: {by_force}"
+                ) from None
+        return str(run_id)
 
     def model_of(self, name: str, version: str) -> str | None:
         """Id of the logged model that became a version; ``None`` if it came from elsewhere."""
@@ -371,7 +393,8 @@ class MlflowRegistry:
         from mlflow.exceptions import MlflowException
 
         with _failures_named():
-            parent = self._client.get_run(self.run_of(name, version)).data.tags.get("mlflow.parentRunId")
+            run_id = self._client.get_model_version(name, version).run_id
+            parent = self._client.get_run(run_id).data.tags.get("mlflow.parentRunId") if run_id else None
             if parent is None:
                 return None
             try:

@@ -50,7 +50,7 @@ def open_challenger(
         home: Thawline's home.
 
     Raises:
-        RegistryError: if there is no such version.
+        RegistryError: if there is no such version, or no run to record the verdict in.
         ConfigError: if a person must agree and no server is there to ask one, or if the settings of the study cannot be
             read and no data are given.
         DataError: if the study's data have changed since, or there are none.
@@ -58,6 +58,7 @@ def open_challenger(
     store = open_store(tracking_uri, home)
     registry = MlflowRegistry(store)
     chosen = _version(registry, model, version)
+    registry.run_of(model, chosen)  # before anything is scored
     config = _config_of_study(registry, model, chosen, data)
     rules = config.promotion if config else PromotionConfig()
     if approve is not None:

@@ -16,6 +16,7 @@ from thawline import backbones
 from thawline.activations import StoredSplits
 from thawline.config import SearchConfig, flatten, without_password
 from thawline.data import report_json
+from thawline.exceptions import StudyError
 from thawline.search.events import Note, SearchStarted, emit
 from thawline.search.leaderboard import leaderboard_markdown, leaderboard_rows, thaw_line_chart
 from thawline.search.observed import texts_to_show
@@ -34,6 +35,7 @@ from thawline.tracking import (
     TrackerRun,
     TrackingReport,
     connect,
+    has_run,
     library_versions,
     open_trackers,
     replay_unsent,
@@ -42,7 +44,7 @@ from thawline.tracking import (
 )
 from thawline.training import Thawing
 
-__all__ = ["REPORT", "Recorder"]
+__all__ = ["REPORT", "Recorder", "check_store"]
 
 REPORT = "report/report.html"
 """The report among the artifacts of the study's run."""
@@ -107,7 +109,13 @@ class Recorder:
 
     @contextmanager
     def study_run(self, prepared: Prepared, study: Study) -> Iterator[StudyRun]:
-        """Have a parent run for the time of the block; its status tells how the block was left."""
+        """Have a parent run for the time of the block; its status tells how the block was left.
+
+        Raises:
+            StudyError: if the study was recorded in another store: its runs are not in this one.
+            TrackingError: if the store fails.
+        """
+        check_store(self.store, study)
         shows_texts = prepared.manifest.kind == "texts" and prepared.config.tracking.observe
         texts = texts_to_show(prepared.manifest, prepared.config.study.seed) if shows_texts else ()
         with study.alone("run"):
@@ -118,6 +126,7 @@ class Recorder:
                 tags=_tags(prepared),
                 adopt_run_id=self._adopt,
             )
+            study.keep_recorded_in(self.store.name, run_id)
         run = TrackerRun(
             home=self.store.home,
             study=study.name,
@@ -296,6 +305,29 @@ def _command() -> list[str]:
     program = Path(sys.argv[0])
     ours = program.stem == "thawline" or program.parts[-2:] == ("thawline", "__main__.py")
     return ["thawline", *sys.argv[1:]] if ours else sys.orig_argv
+
+
+def check_store(store: MlflowStore, study: Study) -> None:
+    """Refuse to resume a study where its runs are not: what is to be packaged is recorded in them.
+
+    Raises:
+        StudyError: naming the store that they are in, as far as it is known.
+        TrackingError: if the store fails.
+    """
+    begun = study.recorded_in
+    best = study.best()
+    needed = [begun[1] if begun else None, best.result.run_id if best and best.result else None]
+    if all(run_id is None or has_run(store, run_id) for run_id in needed):
+        return
+    if begun is not None and begun[0] != store.name:
+        raise StudyError(
+            f"The study {study.name!r} is recorded in {begun[0]}, and its runs are not in {store.name}. Resume it with "
+            f"--tracking-uri {begun[0]}, or give this one another --study name."
+        )
+    raise StudyError(
+        f"The runs of the study {study.name!r} are not in {store.name} (any more). Resume it with the --tracking-uri "
+        "that it was begun with, or give this one another --study name."
+    )
 
 
 def _tags(prepared: Prepared) -> dict[str, str]:

@@ -7,10 +7,11 @@ from typing import Literal
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from thawline import environment
 from thawline.exceptions import StudyError
 from thawline.search.sampling import quiet, without_probes
 from thawline.search.spec import TrialResult
-from thawline.search.storage import open_storage, storage_of
+from thawline.search.storage import open_storage, storage_of, storage_url
 from thawline.training import Hyperparameters
 
 __all__ = [
@@ -51,9 +52,15 @@ def latest_study(home: Path, url: str | None = None) -> str:
     storage = open_storage(home, url, create=False)
     studies = optuna.get_all_study_summaries(storage=storage.optuna) if storage else []
     if not studies:
-        raise StudyError(f"There is no study in {home} yet. `thawline search DATA` makes one.")
+        raise StudyError(_no_study(home, url))
     started = [(s.datetime_start.timestamp() if s.datetime_start else 0.0, s.study_name) for s in studies]
     return max(started)[1]
+
+
+def _no_study(home: Path, url: str | None) -> str:
+    if storage_url(url) is None and not home.is_dir():
+        return environment.no_home(home)
+    return f"There is no study in {home} yet. `thawline search DATA` makes one."
 
 
 def load_records(home: Path, name: str, url: str | None = None) -> tuple[str, list[TrialRecord]]:
@@ -64,8 +71,8 @@ def load_records(home: Path, name: str, url: str | None = None) -> tuple[str, li
     """
     names = study_names(home, url)
     if name not in names:
-        known = f"Known: {', '.join(names)}." if names else "`thawline search DATA` makes one."
-        raise StudyError(f"There is no study {name!r} in {home}. {known}")
+        known = f"There is no study {name!r} in {home}. Known: {', '.join(names)}."
+        raise StudyError(known if names else _no_study(home, url))
     study = optuna.load_study(study_name=name, storage=storage_of(home, url).optuna)
     return str(study.user_attrs["metric"]), ranked(study)
 

@@ -159,6 +159,17 @@ class Study:
         if self.weights_of(backbone) is None:
             patiently(self._study.set_user_attr, f"weights:{backbone}", digest)
 
+    @property
+    def recorded_in(self) -> tuple[str, str] | None:
+        """The MLflow store that the study was begun with, without a password, and its run there; ``None`` before."""
+        known = self._study.user_attrs.get("recorded_in")
+        return None if known is None else (str(known[0]), str(known[1]))
+
+    def keep_recorded_in(self, store: str, run_id: str) -> None:
+        """Note what :attr:`recorded_in` answers from now on."""
+        if self.recorded_in != (store, run_id):
+            patiently(self._study.set_user_attr, "recorded_in", [store, run_id])
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Work on the study: keep what this search took from being taken by another, and count the time.

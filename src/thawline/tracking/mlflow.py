@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from thawline.config import TrackingConfig, with_driver, without_password
+from thawline.databases import sqlite_url
 from thawline.exceptions import TrackingError
 from thawline.tracking._base import RunStatus
 from thawline.tracking._mlflow_files import send_checkpoint, send_image, send_table
+from thawline.tracking.database import MLFLOW, check_made, mlflow_database, sqlite_file, unknown_revision
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,6 +37,7 @@ __all__ = [
     "fetch_study_file",
     "find_study_run",
     "find_trial_run",
+    "has_run",
     "metric_key",
     "resolve_uri",
     "start_study_run",
@@ -42,11 +45,13 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+REGISTRY_TAG = "thawline.registry."
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SERVERS = ("http", "https", "databricks")
 _TRIES = 15
+_OUT_OF_DATE = "out-of-date database schema"
 _BEING_MADE = re.compile(
-    r"already exists|duplicate key|does not exist|out-of-date database schema|Can't locate revision"
+    rf"already exists|duplicate key|UNIQUE constraint|does not exist|{_OUT_OF_DATE}|Can't locate revision"
 )
 """What a database says while another process makes or migrates its tables."""
 _PARAM_LIMIT, _TAG_LIMIT = 6000, 8000
@@ -77,15 +82,25 @@ class MlflowStore:
         """The tracking URI without a password, for messages and files."""
         return without_password(self.uri)
 
+    @property
+    def registry_tag(self) -> tuple[str, str]:
+        """Tag of a study's run that says which registry its models go to: a key for each, and its name.
+
+        One that is the store itself is called that, wherever it is moved.
+        """
+        if self.registry_uri == self.uri:
+            return f"{REGISTRY_TAG}own", "the store of the runs"
+        return f"{REGISTRY_TAG}{uri_digest(self.registry_uri)}", without_password(self.registry_uri)
+
 
 def resolve_uri(config: TrackingConfig, home: Path) -> str:
     """The tracking URI: the configuration's, else ``MLFLOW_TRACKING_URI``, else a SQLite database in ``home``.
 
     Raises:
-        TrackingError: for a folder (MLflow's file store, which MLflow 3 no longer opens), an unknown scheme, or a
-            server for which ``artifacts`` is set.
+        TrackingError: for a folder (MLflow's file store, which MLflow 3 no longer opens), an unknown scheme, a server
+            for which ``artifacts`` is set, or a home in whose files MLflow would not find again what it wrote.
     """
-    default = f"sqlite:///{home}/mlflow.db"
+    default = sqlite_url(home / "mlflow.db")
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
     scheme = uri.partition(":")[0].partition("+")[0] if ":" in uri or uri == "databricks" else ""
     if scheme in ("", "file"):
@@ -103,17 +118,38 @@ def resolve_uri(config: TrackingConfig, home: Path) -> str:
             f"tracking.artifacts is {config.artifacts}, but the server {without_password(uri)} decides by itself where "
             "files go. Start it with --artifacts-destination, and leave tracking.artifacts out."
         )
+    if scheme in _DATABASES and config.artifacts is None and (escaped := re.search(r"%[0-9A-Fa-f]{2}", str(home))):
+        raise TrackingError(
+            f"The home {home} has {escaped[0]} in its name, which MLflow takes for an escaped character: it would "
+            "not find its files again. Set THAWLINE_HOME to a folder with another name."
+        )
     return with_driver(uri)
 
 
 def open_store(tracking_uri: str | None, home: Path) -> "MlflowStore":
-    """The store that a search with this tracking URI, or with none, would use.
+    """The store that a search with this tracking URI, or with none, has made; nothing is made in it.
+
+    Its experiment is MLflow's default one where no search has recorded yet.
 
     Raises:
         TrackingError: if there is no such store, or it cannot be opened now.
     """
     config = TrackingConfig(uri=tracking_uri)
-    return connect(resolve_uri(config, home), home=home, experiment=config.experiment)
+    uri = resolve_uri(config, home)
+    registry_uri = resolve_registry_uri(uri)
+    check_made(uri, "--tracking-uri or MLFLOW_TRACKING_URI", home=home)
+    check_made(registry_uri, "MLFLOW_REGISTRY_URI", home=home)
+    try:
+        with quiet_mlflow():
+            experiment = _client(uri, registry_uri).get_experiment_by_name(config.experiment)
+    except Exception as error:  # MLflow's, SQLAlchemy's, requests' and alembic's
+        raise TrackingError(_unreachable(uri, error, home, None)) from error
+    return MlflowStore(uri, registry_uri, "0" if experiment is None else str(experiment.experiment_id), home)
+
+
+def resolve_registry_uri(tracking_uri: str) -> str:
+    """The registry's URI: ``MLFLOW_REGISTRY_URI``, else that of the runs."""
+    return with_driver(os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri)
 
 
 def connect(
@@ -140,14 +176,15 @@ def connect(
         raise TrackingError(
             f"Cannot create {home}: {error.strerror}. Set THAWLINE_HOME to a writable folder."
         ) from None
-    database = _sqlite_file(uri)
-    registry_uri = with_driver(os.environ.get("MLFLOW_REGISTRY_URI") or uri)
+    database = sqlite_file(uri)
+    registry_uri = resolve_registry_uri(uri)
     try:
         with quiet_mlflow():
             if artifacts is not None:
                 _check_reachable(artifacts)
-            if database is not None:
-                database.parent.mkdir(parents=True, exist_ok=True)
+            for file in (database, sqlite_file(registry_uri)):
+                if file is not None:
+                    mlflow_database(file, home=home)
             client = _client(uri, registry_uri)
             if adopt_run_id is not None:
                 experiment_id = str(client.get_run(adopt_run_id).info.experiment_id)
@@ -193,7 +230,8 @@ def start_study_run(
             # The trials stay where they are; the run that `mlflow run` made anew points there.
             client.set_tag(adopt_run_id, "thawline.continues_run", run_id)
         client.update_run(run_id, status="RUNNING")
-        own = {"thawline.study": study, "thawline.role": "study"}
+        registry, where = store.registry_tag
+        own = {"thawline.study": study, "thawline.role": "study", registry: where}
         send(client, run_id, {"kind": "tags", "tags": {**tags, **own}})
         send(client, run_id, {"kind": "params", "params": dict(params)})
     except Exception as error:
@@ -204,6 +242,21 @@ def start_study_run(
 def find_study_run(store: MlflowStore, study: str) -> str | None:
     """The id of the study's parent run, or ``None``; deleted runs do not count."""
     return _find(store, f"tags.`thawline.study` = '{study}' AND tags.`thawline.role` = 'study'")
+
+
+def has_run(store: MlflowStore, run_id: str) -> bool:
+    """Whether the store knows a run; it does know deleted ones.
+
+    Raises:
+        TrackingError: if the store fails.
+    """
+    try:
+        store.client.get_run(run_id)
+    except Exception as error:
+        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise TrackingError(_unreachable(store.uri, error, store.home, None)) from error
+    return True
 
 
 def artifact_text(client: "MlflowClient", run_id: str, file: str) -> str:
@@ -438,9 +491,16 @@ def _client(uri: str, registry_uri: str) -> "MlflowClient":
             return MlflowClient(tracking_uri=uri, registry_uri=registry_uri)
         except Exception as error:
             tries += 1
-            if tries == _TRIES or not _BEING_MADE.search(str(error)):
+            if tries == _TRIES or not _is_being_made(uri, str(error)):
                 raise
         time.sleep(2)
+
+
+def _is_being_made(uri: str, reason: str) -> bool:
+    """Whether an error may be of tables that another process makes now; those of SQLite are there or not."""
+    if unknown_revision(reason) is not None or (uri.startswith("sqlite") and _OUT_OF_DATE in reason):
+        return False
+    return _BEING_MADE.search(reason) is not None
 
 
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
@@ -494,16 +554,6 @@ def _check_location(client: "MlflowClient", experiment_id: str, artifacts: str) 
         )
 
 
-def _sqlite_file(uri: str) -> Path | None:
-    """The database file of a SQLite URI, ``None`` for other URIs."""
-    if not uri.startswith("sqlite"):
-        return None
-    from sqlalchemy.engine import make_url
-
-    database = make_url(uri).database
-    return Path(database) if database and database != ":memory:" else None
-
-
 def _write_ahead(database: Path) -> None:
     """Let readers and one writer work at the same time: writes take a third of the time. Kept in the file.
 
@@ -524,6 +574,16 @@ def _unreachable(uri: str, error: Exception, home: Path, adopt_run_id: str | Non
         return (
             f"The MLflow server at {name} cannot be reached: {reason}. Start it or correct --tracking-uri; without one "
             f"(and without MLFLOW_TRACKING_URI) results go to a SQLite database in {home}."
+        )
+    if (unknown := unknown_revision(str(error))) is not None:
+        return (
+            f"The MLflow database {name} was made by a newer version of MLflow than the installed {MLFLOW.version}, "
+            f"which does not know its revision {unknown}. Install that version (pip install --upgrade thawline mlflow)."
+        )
+    if _OUT_OF_DATE in str(error):
+        return (
+            f"The MLflow database {name} was made by an older version of MLflow than the installed {MLFLOW.version}. "
+            f"Copy it, then bring it up to date: mlflow db upgrade '{name}'"
         )
     return f"The MLflow database {name} cannot be opened: {reason}. Correct --tracking-uri, or leave it out."
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from thawline.config import PromotionConfig
-from thawline.exceptions import ConfigError
+from thawline.exceptions import ConfigError, RegistryError
 from thawline.registry import MlflowRegistry
 from thawline.search.challenger import Challenger, open_challenger
 from thawline.search.recorded import recorded_config
@@ -62,6 +62,22 @@ def test_settings_of_an_earlier_version_of_thawline_are_named_and_with_data_the_
     assert challenger.rules == PromotionConfig()
     assert list(challenger.test.labels) == ["ab", "cd"]
     assert "The default thresholds hold." in caplog.text
+
+
+def test_a_version_without_a_run_is_said_to_have_none(store: MlflowStore, others: Path) -> None:
+    store.client.create_registered_model("birds")
+    store.client.create_model_version("birds", "file:///birds", None)
+    with pytest.raises(RegistryError, match=r"birds/1 was registered without a run, .* birds --version 1 --force"):
+        opened(store, others)
+
+
+def test_a_version_whose_run_is_in_another_store_is_refused_before_anything_is_scored(
+    store: MlflowStore, others: Path
+) -> None:
+    store.client.create_registered_model("birds")
+    store.client.create_model_version("birds", "file:///birds", "f" * 32)
+    with pytest.raises(RegistryError, match=rf"run f{{32}}, which {store.name} does not hold\. .*--tracking-uri"):
+        opened(store, others)
 
 
 def test_what_was_not_recorded_is_no_mistake(store: MlflowStore) -> None:

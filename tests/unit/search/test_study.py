@@ -609,6 +609,12 @@ def test_a_study_that_another_process_holds_is_refused(own_home: Path) -> None:
 
 def test_studies_are_listed_and_the_latest_is_the_one_that_ran_last(own_home: Path) -> None:
     assert study_names(own_home) == []
+    with pytest.raises(StudyError, match=r"No Thawline home here: .*home does not exist"):
+        latest_study(own_home)
+    with pytest.raises(StudyError, match=r"No Thawline home here: .*home does not exist"):
+        load_records(own_home, "ant")
+    assert not own_home.exists()
+    own_home.mkdir()
     with pytest.raises(StudyError, match="no study in"):
         latest_study(own_home)
     complete(open_study(own_home, name="zebra"), 0.5)

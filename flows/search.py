@@ -1,10 +1,10 @@
 """The search: a folder of images or a table of texts in, a registered champion out.
 
 The command ``thawline search`` and :func:`thawline.run_search` run this very flow; so can a deployment or a schedule.
-It needs no server started by hand: without ``PREFECT_API_URL`` Prefect starts one for as long as the flow runs.
+It needs no server started by hand: without ``PREFECT_API_URL`` Thawline starts one, or, for a flow that is called by
+itself, Prefect for as long as it runs.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from thawline import environment
 from thawline.activations import StoredSplits
 from thawline.config import SearchConfig
 from thawline.data import Manifest
-from thawline.orchestration.approval import approved, publish_decision
+from thawline.orchestration.approval import approved, check_answerable, publish_decision
 from thawline.orchestration.artifacts import Progress, publish_leaderboard, publish_outcome
 from thawline.orchestration.execution import placement, trial_runner
 from thawline.orchestration.schedules import drop_missed_runs
+from thawline.orchestration.server import leaving_at_once
 from thawline.registry import PromotionOutcome
 from thawline.search import (
     Prepared,
@@ -45,9 +46,9 @@ from thawline.search import (
     prepare_workers,
     rank_backbones,
     read_data,
-    stop_workers,
     store_activations,
     trial_name,
+    workers_dismissed,
 )
 from thawline.search.recorder import Recorder
 from thawline.study_report import publish_report
@@ -56,6 +57,7 @@ __all__ = ["search"]
 
 
 @flow(name="search", validate_parameters=True, on_running=[drop_missed_runs])
+@leaving_at_once()
 def search(config: SearchConfig) -> SearchOutcome:
     """Search for the best freeze depth and learning rate, then register and perhaps promote the best trial.
 
@@ -69,10 +71,11 @@ def search(config: SearchConfig) -> SearchOutcome:
         ThawlineError: for bad input, before anything expensive starts.
     """
     home = environment.home()
+    check_answerable(config.promotion)
     check_config(config, home)
     prepare_workers()
     recorder = Recorder.connect(config, home)
-    with trial_runner(config.execution) as runner:
+    with trial_runner(config.execution) as runner, workers_dismissed(config.study.grace_seconds):
         prepared = prepare(config, home)
         study = open_study(prepared, home)
         prepared = replace(prepared, config=study.config)
@@ -92,7 +95,6 @@ def search(config: SearchConfig) -> SearchOutcome:
                 if config.tracking.report:
                     outcome = replace(outcome, report=report_task(prepared, study, recorder, outcome))
                 publish_outcome(outcome, recorder)
-    stop_workers()
     return outcome.after_closing(recorder.report)
 
 
@@ -137,7 +139,7 @@ def run_trials(
             if queue.wait_for_others():
                 continue
             return
-        future = first_done(running, prepared.config.study.grace_seconds)
+        future = next(iter(as_completed(list(running))))
         specs = running.pop(future)
         slots.give_back(specs[0].config.train.device)
         for result in trial_outcomes(future, [spec.number for spec in specs]):
@@ -164,15 +166,6 @@ def task_name(specs: list[TrialSpec]) -> str:
     if len(specs) == 1:
         return trial_name(specs[0].number, specs[0].hyperparameters)
     return f"trials {', '.join(f'{spec.number:02d}' for spec in specs)}: heads together"
-
-
-def first_done(running: Iterable[PrefectFuture[Any]], grace_seconds: float) -> PrefectFuture[Any]:
-    """Wait for one of the trials; an interrupted wait asks them all to leave, with a checkpoint where they stand."""
-    try:
-        return next(iter(as_completed(list(running))))
-    except BaseException:
-        stop_workers(grace_seconds)
-        raise
 
 
 @task(name="fetch data", cache_policy=NO_CACHE)

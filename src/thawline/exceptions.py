@@ -13,6 +13,7 @@
     ├── CheckpointError           a checkpoint is torn, foreign or from another configuration
     ├── StudyError                a study is in use, unknown, or was made with another configuration
     ├── TrackingError             the tracking server cannot be reached at the start
+    ├── PrefectServerError        Prefect's API server does not start, or does not answer
     └── RegistryError             a model, version or alias is missing, or a promotion is refused
 """
 
@@ -59,6 +60,10 @@ class StudyError(ThawlineError):
 
 class TrackingError(ThawlineError):
     """The tracking server cannot be reached at the start of a search."""
+
+
+class PrefectServerError(ThawlineError):
+    """Prefect's API server does not start, or does not answer."""
 
 
 class RegistryError(ThawlineError):

@@ -18,7 +18,7 @@ from thawline.search.slots import Slots
 from thawline.search.study import Asked, Study, TrialRecord
 from thawline.search.trial import TrialResult, TrialSpec, run_together, run_trial, trial_name
 from thawline.search.winner import SearchOutcome, conclude, judge_best
-from thawline.search.worker import WorkerCrashed, call_in_worker, prepare_workers, stop_workers
+from thawline.search.worker import WorkerCrashed, call_in_worker, prepare_workers, stop_workers, workers_dismissed
 
 __all__ = [
     "Asked",
@@ -53,4 +53,5 @@ __all__ = [
     "stop_workers",
     "store_activations",
     "trial_name",
+    "workers_dismissed",
 ]

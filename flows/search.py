@@ -22,6 +22,7 @@ from thawline.data import Manifest
 from thawline.orchestration.approval import approved, check_answerable, publish_decision
 from thawline.orchestration.artifacts import Progress, publish_leaderboard, publish_outcome
 from thawline.orchestration.execution import placement, trial_runner
+from thawline.orchestration.reach import keeps_its_value
 from thawline.orchestration.schedules import drop_missed_runs
 from thawline.orchestration.server import leaving_at_once
 from thawline.registry import PromotionOutcome
@@ -58,6 +59,7 @@ __all__ = ["search"]
 
 @flow(name="search", validate_parameters=True, on_running=[drop_missed_runs])
 @leaving_at_once()
+@keeps_its_value
 def search(config: SearchConfig) -> SearchOutcome:
     """Search for the best freeze depth and learning rate, then register and perhaps promote the best trial.
 

@@ -81,10 +81,11 @@ def run_search(
         prepare_workers()
         with watch(Console(stderr=True), quiet=quiet):
             from thawline.flows.search import search
+            from thawline.orchestration.reach import value_of
             from thawline.orchestration.server import connected
 
             with connected(server):
-                return search(data)
+                return value_of(lambda: search(data))
 
 
 def _server_beside_imports(config: SearchConfig) -> "AbstractContextManager[ManagedServer | None]":

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from thawline.config import PromotionConfig
 from thawline.exceptions import ConfigError
+from thawline.orchestration.reach import page
 from thawline.registry import Outcome, PromotionOutcome, record
 from thawline.search import Note, emit
 from thawline.tracking import MlflowStore
@@ -66,6 +67,7 @@ def _ask(judged: PromotionOutcome, config: PromotionConfig) -> PromotionOutcome:
     return judged.agreed(note)
 
 
+@page
 def publish_decision(judged: PromotionOutcome) -> None:
     """The verdict as a page in Prefect's UI."""
     create_markdown_artifact(key="decision", markdown=judged.as_markdown(), description="Promotion decision")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from thawline.exceptions import PrefectServerError
 
-__all__ = ["Address", "Files", "new_password", "try_lock"]
+__all__ = ["Address", "Files", "new_password", "private", "try_lock"]
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,14 @@ class Files:
     def write(self, address: Address) -> None:
         """Replace it as a whole; readable by its user alone."""
         new = self.folder / "server.json.tmp"
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
+        with open(new, "w", opener=private) as file:
             json.dump(asdict(address), file)
         new.replace(self.folder / "server.json")
+
+
+def private(path: str, flags: int) -> int:
+    """An opener for :func:`open`: of files that their user alone can read."""
+    return os.open(path, flags, 0o600)
 
 
 def new_password() -> str:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from thawline.exceptions import PrefectServerError
-from thawline.prefect_server._files import Address, Files, new_password, try_lock
+from thawline.prefect_server._files import Address, Files, new_password, private, try_lock
 
 __all__ = ["PASSWORD", "find_or_start"]
 
@@ -49,7 +49,7 @@ def _start(files: Files, lock: int, former: Address | None) -> Address:
         command = [sys.executable, "-m", "thawline.prefect_server.supervisor"]
         arguments = [str(files.home), str(lock), str(listening.fileno())]
         try:
-            with files.log.open("wb") as log:
+            with open(files.log, "wb", opener=private) as log:
                 process = subprocess.Popen(
                     [*command, *arguments],
                     stdin=subprocess.DEVNULL,

@@ -9,7 +9,8 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from thawline import environment
-from thawline.orchestration.approval import approved, publish_decision
+from thawline.orchestration.approval import approved, check_answerable, publish_decision
+from thawline.orchestration.server import leaving_at_once
 from thawline.registry import PromotionOutcome, settle
 from thawline.search.challenger import Challenger, judge_challenger, open_challenger
 
@@ -17,6 +18,7 @@ __all__ = ["promote"]
 
 
 @flow(name="promote", validate_parameters=True)
+@leaving_at_once()
 def promote(
     model: str,
     version: str | None = None,
@@ -38,6 +40,7 @@ def promote(
         ThawlineError: if the version, its study or its data cannot be found, or another promotion was faster.
     """
     challenger = open_task(model, version, data, approve, tracking_uri)
+    check_answerable(challenger.rules)
     judged = judge_task(challenger)
     publish_decision(judged)
     decided = approved(challenger.store, judged, challenger.rules)

@@ -17,6 +17,7 @@ from thawline.data import Manifest
 from thawline.flows.search import search
 from thawline.orchestration.notifications import check_blocks, tell, tell_failure
 from thawline.orchestration.schedules import alone, drop_missed_runs
+from thawline.orchestration.server import leaving_at_once
 from thawline.search import SearchOutcome, check_config
 from thawline.search.retraining import (
     Retraining,
@@ -37,6 +38,7 @@ __all__ = ["retrain"]
     on_failure=[tell_failure],
     on_crashed=[tell_failure],
 )
+@leaving_at_once()
 def retrain(config: SearchConfig) -> RetrainOutcome:
     """Search anew if data or recipe have changed since the last verdict, and promote the best if it is better.
 

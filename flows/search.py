@@ -1,7 +1,8 @@
 """The search: a folder of images or a table of texts in, a registered champion out.
 
 The command ``thawline search`` and :func:`thawline.run_search` run this very flow; so can a deployment or a schedule.
-It needs no server started by hand: without ``PREFECT_API_URL`` Prefect starts one for as long as the flow runs.
+It needs no server started by hand: without ``PREFECT_API_URL`` Thawline starts one, or, for a flow that is called by
+itself, Prefect for as long as it runs.
 """
 
 from dataclasses import replace
@@ -14,10 +15,12 @@ from thawline import environment
 from thawline.activations import StoredSplits
 from thawline.config import SearchConfig
 from thawline.data import Manifest
-from thawline.orchestration.approval import approved, publish_decision
+from thawline.orchestration.approval import approved, check_answerable, publish_decision
 from thawline.orchestration.artifacts import publish_leaderboard, publish_outcome
 from thawline.orchestration.execution import trial_runner
+from thawline.orchestration.reach import keeps_its_value
 from thawline.orchestration.schedules import drop_missed_runs
+from thawline.orchestration.server import leaving_at_once
 from thawline.orchestration.trials import run_trials
 from thawline.registry import PromotionOutcome
 from thawline.search import (
@@ -36,8 +39,8 @@ from thawline.search import (
     prepare_workers,
     rank_backbones,
     read_data,
-    stop_workers,
     store_activations,
+    workers_dismissed,
 )
 from thawline.study_report import publish_report
 
@@ -45,6 +48,8 @@ __all__ = ["search"]
 
 
 @flow(name="search", validate_parameters=True, on_running=[drop_missed_runs])
+@leaving_at_once()
+@keeps_its_value
 def search(config: SearchConfig) -> SearchOutcome:
     """Search for the best freeze depth and learning rate, then register and perhaps promote the best trial.
 
@@ -58,10 +63,11 @@ def search(config: SearchConfig) -> SearchOutcome:
         ThawlineError: for bad input, before anything expensive starts.
     """
     home = environment.home()
+    check_answerable(config.promotion)
     check_config(config, home)
     prepare_workers()
     recorder = Recorder.connect(config, home)
-    with trial_runner(config.execution) as runner:
+    with trial_runner(config.execution) as runner, workers_dismissed(config.study.grace_seconds):
         prepared = prepare(config, home)
         study = open_study(prepared, home)
         prepared = replace(prepared, config=study.config)
@@ -82,7 +88,6 @@ def search(config: SearchConfig) -> SearchOutcome:
                 if config.tracking.report:
                     outcome = replace(outcome, report=report_task(prepared, study, recorder, outcome))
                 publish_outcome(outcome, recorder)
-    stop_workers()
     return outcome.after_closing(recorder.report)
 
 

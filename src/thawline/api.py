@@ -2,20 +2,23 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thawline import environment
+from thawline import environment, stopping
 from thawline.config import SearchConfig, load_recipe, nested
 from thawline.exceptions import ConfigError, DataError
+from thawline.prefect_server import used
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from thawline.backbones import Backbone
     from thawline.data import Manifest
+    from thawline.prefect_server import ManagedServer
     from thawline.registry import PackagedModel, Prediction
     from thawline.search import SearchOutcome
 
@@ -67,17 +70,29 @@ def run_search(
         raise ConfigError("A SearchConfig holds all settings: change it, or give the data as a path.")
     environment.prepare_flows()
     environment.quiet_prefect()
+    stopping.allow(data.study.grace_seconds)
     from rich.console import Console
 
-    from thawline.search import check_config, prepare_workers
-    from thawline.terminal import watch
+    with _server_beside_imports(data) as server:
+        from thawline.search import check_config, prepare_workers
+        from thawline.terminal import watch
 
-    check_config(data, environment.home())  # before Prefect's server is started, which takes its time
-    prepare_workers()
-    with watch(Console(stderr=True), quiet=quiet):
-        from thawline.flows.search import search
+        check_config(data, environment.home())
+        prepare_workers()
+        with watch(Console(stderr=True), quiet=quiet):
+            from thawline.flows.search import search
+            from thawline.orchestration.reach import value_of
+            from thawline.orchestration.server import connected
 
-        return search(data)
+            with connected(server):
+                return value_of(lambda: search(data))
+
+
+def _server_beside_imports(config: SearchConfig) -> "AbstractContextManager[ManagedServer | None]":
+    """Prefect's server, which is started first of all; not for data that are not there, which are refused at once."""
+    if config.data.url is None and not config.data.path.exists():
+        return nullcontext()
+    return used(environment.home())
 
 
 def load_model(name: str, *, tracking_uri: str | None = None) -> "LoadedModel":

@@ -4,7 +4,6 @@ A deployment names its flow by module, not by file, so that it needs this packag
 """
 
 import asyncio
-import os
 import re
 import signal
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from prefect.types.entrypoint import EntrypointType
 from prefect.workers.process import ProcessWorker
 from pydantic import TypeAdapter, ValidationError
 
-from thawline import environment
+from thawline import environment, stopping
 from thawline.config import PlainName, SearchConfig, without_password
 from thawline.exceptions import ConfigError
 from thawline.flows.drift import drift
@@ -39,29 +38,11 @@ from thawline.registry import parse_model
 from thawline.search import check_config
 from thawline.search.retraining import model_of
 
-__all__ = ["at", "check_server", "deploy", "of_drift", "of_score", "of_search", "serve"]
+__all__ = ["at", "deploy", "of_drift", "of_score", "of_search", "serve"]
 
 _LOGGERS = "thawline"
 """Whose log Prefect's UI shows beside its own."""
 _LEASES = "prefect.server.concurrency.lease_storage"
-
-
-def check_server() -> None:
-    """Refuse to deploy to a server that ends with this process, or does not answer.
-
-    Raises:
-        ConfigError: saying how to start one.
-    """
-    url = os.environ.get("PREFECT_API_URL")
-    start = (
-        f"Start one with `PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE={_LEASES}.filesystem prefect server start`, set "
-        "PREFECT_API_URL=http://127.0.0.1:4200/api, and try again."
-    )
-    if not url:
-        raise ConfigError(f"A deployment lives in a Prefect server, and without PREFECT_API_URL there is none. {start}")
-    with get_client(sync_client=True) as client:
-        if (error := client.api_healthcheck()) is not None:
-            raise ConfigError(f"The Prefect server at {without_password(url)} does not answer ({error}). {start}")
 
 
 def at(cron: str | None, timezone: str | None) -> Schedule | None:
@@ -176,13 +157,17 @@ def of_drift(
     return _deployment(drift, parameters, name=name or named, schedule=schedule)
 
 
-def deploy(deployment: RunnerDeployment, pool: str) -> list[str]:
+def deploy(deployment: RunnerDeployment, pool: str, *, managed: bool) -> list[str]:
     """Put a deployment into a process work pool, which is made if it is new; returns what to know, in sentences.
+
+    Args:
+        deployment: of one of the functions above.
+        pool: its name.
+        managed: whether the server is Thawline's own, which ends when nobody uses it.
 
     Raises:
         ConfigError: if the pool is of another type, or cannot be named so.
     """
-    check_server()
     _check_name("--pool", pool)
     deployment.work_pool_name = pool
     deployment.job_variables = {"env": _environment()}
@@ -192,7 +177,7 @@ def deploy(deployment: RunnerDeployment, pool: str) -> list[str]:
     deployment.apply()
     return [
         f"Deployed {deployment.full_name} to the work pool {pool}.",
-        f"A worker runs it: prefect worker start --pool {pool}",
+        f"A worker runs it: {f'thawline up --worker {pool}' if managed else f'prefect worker start --pool {pool}'}",
         f"Run it now: prefect deployment run {deployment.full_name}",
         *notes,
     ]
@@ -204,9 +189,8 @@ def serve(deployment: RunnerDeployment) -> None:
     The schedule stays when this process ends; of what was missed, one run is started when it is back.
 
     Raises:
-        ConfigError: if there is no server to serve it from.
+        KeyboardInterrupt: on Ctrl-C and SIGTERM, once the run has ended.
     """
-    check_server()
     with temporary_settings({PREFECT_LOGGING_EXTRA_LOGGERS: _LOGGERS}):  # its runs are processes that inherit them
         asyncio.run(_serve(deployment))
 
@@ -221,13 +205,20 @@ async def _serve(deployment: RunnerDeployment) -> None:
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     serving = loop.create_task(runner.start())
     await asyncio.sleep(0)  # the runner has set its own handler by now
+
+    def stop_serving(number: int) -> None:
+        stopping.hear(number)
+        stopped.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
+        loop.add_signal_handler(number, stop_serving, number)
     stop = loop.create_task(stopped.wait())
     await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
     if stopped.is_set():
         await runner.astop()
     await serving
+    if stopped.is_set():
+        raise KeyboardInterrupt
 
 
 def _deployment(

@@ -158,8 +158,8 @@ def _mlflow(home: Path) -> Iterator[Finding]:
 
 def _studies(home: Path) -> Finding:
     from thawline.config import without_password
-    from thawline.search.storage import storage_url
     from thawline.search.records import study_names
+    from thawline.search.storage import storage_url
 
     url = storage_url(None)
     if url is None and not (home / "optuna.journal").exists():

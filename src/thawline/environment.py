@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from thawline.exceptions import ConfigError
+from thawline.prefect_profile import named_server
 
 __all__ = ["home", "no_home", "prepare", "prepare_flows", "quiet_prefect"]
 
@@ -21,7 +22,8 @@ _SWITCHES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Models are safetensors; nothing that we load needs a pickle, and nothing may bring one in.
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    # The first start of Prefect's own server migrates its database; its default of 20 s is too short on a busy laptop.
+    # Where a flow is called from Python without Thawline's own server, Prefect starts one for it, whose first start
+    # migrates its database; its default of 20 s is too short on a busy laptop.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     # Training must not wait for minutes on a tracking server that is down: the tracker buffers and tries again itself.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -67,14 +69,15 @@ def prepare() -> Path:
     """Set the libraries' switches, unless the user has, and return :func:`home`.
 
     Must run before MLflow or Prefect is imported: both read their environment on import. No telemetry leaves the
-    machine, and Prefect's database lies in :func:`home` unless ``PREFECT_HOME`` or ``PREFECT_API_URL`` says otherwise.
+    machine, and Prefect's database lies in :func:`home` unless ``PREFECT_HOME`` says otherwise, or a server is named by
+    ``PREFECT_API_URL`` or a profile of Prefect.
     """
     root = home()
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # else in the user's own folders
         os.environ.setdefault(name, str(root / "wandb"))
-    if "PREFECT_API_URL" not in os.environ:
+    if named_server() is None:
         os.environ.setdefault("PREFECT_HOME", str(root / "prefect"))
         if "?" in os.environ["PREFECT_HOME"]:  # Prefect would take what is behind it for options
             from thawline.databases import sqlite_url

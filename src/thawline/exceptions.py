@@ -14,6 +14,7 @@
     ├── StudyError                a study is in use, unknown, or was made with another configuration
     ├── TrackingError             the tracking server cannot be reached at the start
     ├── DatabaseError             a database of the home was made by a newer version, or cannot be made
+    ├── PrefectServerError        Prefect's API server does not start, or does not answer
     └── RegistryError             a model, version or alias is missing, or a promotion is refused
 """
 
@@ -64,6 +65,10 @@ class TrackingError(ThawlineError):
 
 class DatabaseError(ThawlineError):
     """A database of the home was made by a newer version of its library, or cannot be made."""
+
+
+class PrefectServerError(ThawlineError):
+    """Prefect's API server does not start, or does not answer."""
 
 
 class RegistryError(ThawlineError):

@@ -1,12 +1,13 @@
-"""Processes that do not import the script which started them."""
+"""Processes that do not import the script which started them, and that leave Ctrl-C to who started them."""
 
+import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-__all__ = ["main_module_hidden"]
+__all__ = ["ctrl_c_withheld", "main_module_hidden"]
 
 _lock = threading.Lock()
 
@@ -18,10 +19,24 @@ def main_module_hidden() -> Iterator[None]:
     It runs the main module again in every process that it starts by "spawn" or "forkserver": a script without
     ``if __name__ == "__main__"`` would start its search again in each. Nothing that is sent to them is defined there.
     """
-    with _lock:
+    with _lock, ctrl_c_withheld():
         main = sys.modules["__main__"]
         sys.modules["__main__"] = ModuleType("__main__")
         try:
             yield
         finally:
             sys.modules["__main__"] = main
+
+
+@contextmanager
+def ctrl_c_withheld() -> Iterator[None]:
+    """Processes that this thread starts during the block never hear of Ctrl-C, from their first moment on.
+
+    A terminal sends it to them too, and one that is still importing would die of it with a traceback, before it can say
+    that it leaves the matter to its parent. This process hears of it when the block is left, at the latest.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

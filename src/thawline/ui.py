@@ -1,4 +1,4 @@
-"""``thawline ui``: the MLflow UI and TensorBoard on this project's store, on loopback, until Ctrl-C."""
+"""``thawline ui``: the pages of MLflow, TensorBoard and Prefect on this project, on loopback, until Ctrl-C."""
 
 import os
 import signal
@@ -7,16 +7,21 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
+from thawline import stopping
 from thawline.exceptions import ThawlineError
+from thawline.prefect_profile import named_server
+from thawline.prefect_server import ManagedServer, used
 
 __all__ = ["serve_ui"]
 
 _START_SECONDS = 180
 """MLflow's server takes 20 to 40 s to start on a busy machine."""
+_LOOK_SECONDS = 0.5
+_LEAVE_SECONDS = 1.5
 
 
 def serve_ui(
@@ -25,66 +30,59 @@ def serve_ui(
     mlflow_port: int | None,
     tensorboard_port: int | None,
     say: Callable[[str], None],
-) -> int:
-    """Start both servers, say their addresses when they answer, and wait until one ends or the user stops them.
+) -> None:
+    """Start the servers, say their addresses when they answer, and wait until the user stops them.
 
-    Returns:
-        Exit code: 0 when stopped by the user, 1 when a server ended by itself.
+    Prefect's is the one that searches of this home use, or the one that the user has named; it stays.
 
     Raises:
-        ThawlineError: if a port is taken, or a server does not start.
+        ThawlineError: if a port is taken, or a server does not start or ends by itself.
+        KeyboardInterrupt: when the user has stopped them.
     """
     from thawline.tracking import open_store
 
-    uri = open_store(tracking_uri, home).uri
-    logs = home / "tensorboard"
-    logs.mkdir(parents=True, exist_ok=True)
-    ports = {"MLflow": _port(mlflow_port, 5000), "TensorBoard": _port(tensorboard_port, 6006)}
-    commands = {
-        "MLflow": _mlflow_command(uri, ports["MLflow"]),
-        "TensorBoard": _tensorboard_command(logs, ports["TensorBoard"]),
-    }
-    stopped = _StopSignals()
-    servers: dict[str, subprocess.Popen[bytes]] = {}
-    try:
-        for name, command in commands.items():
-            log = (home / f"{name.lower()}.log").open("wb")
-            with log:
-                servers[name] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=_env())
-        for name, server in servers.items():
-            address = f"http://127.0.0.1:{ports[name]}"
-            if not _wait_until_up(address, server, stopped):
-                if stopped:
-                    return 0
-                raise ThawlineError(f"{name} did not start. Its log: {home / f'{name.lower()}.log'}")
-            say(f"{name:<12} {address}")
-        say("Ctrl-C stops both.")
-        while not stopped and all(server.poll() is None for server in servers.values()):
-            stopped.wait(0.5)
-        return 0 if stopped else 1
-    finally:
-        for server in servers.values():
-            _stop(server)
+    uri = open_store(tracking_uri, home).uri  # first: Prefect would make a home in a wrong folder
+    with used(home) as prefect:
+        logs = home / "tensorboard"
+        logs.mkdir(parents=True, exist_ok=True)
+        ports = {"MLflow": _port(mlflow_port, 5000), "TensorBoard": _port(tensorboard_port, 6006)}
+        commands = {
+            "MLflow": _mlflow_command(uri, ports["MLflow"]),
+            "TensorBoard": _tensorboard_command(logs, ports["TensorBoard"]),
+        }
+        servers: dict[str, subprocess.Popen[bytes]] = {}
+        try:
+            for name, command in commands.items():
+                servers[name] = _start(command, home / f"{name.lower()}.log")
+            for name, server in servers.items():
+                address = f"http://127.0.0.1:{ports[name]}"
+                if not _wait_until_up(address, server):
+                    raise ThawlineError(f"{name} did not start. Its log: {home / f'{name.lower()}.log'}")
+                say(f"{name:<12} {address}")
+            _say_prefect(prefect, say)
+            say("Ctrl-C stops them.")
+            while all(server.poll() is None for server in servers.values()):
+                time.sleep(_LOOK_SECONDS)
+            (ended,) = [name for name, server in servers.items() if server.poll() is not None][:1]
+            raise ThawlineError(f"{ended} ended by itself. Its log: {home / f'{ended.lower()}.log'}")
+        finally:
+            _stop(servers.values())
 
 
-class _StopSignals:
-    """True once SIGINT or SIGTERM has come."""
+def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, env=_env())
+    stopping.take_along(server.pid)
+    return server
 
-    def __init__(self) -> None:
-        self._came = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._came = True
-
-    def __bool__(self) -> bool:
-        return self._came
-
-    def wait(self, seconds: float) -> None:
-        """Sleep, at most so long."""
-        if not self._came:
-            time.sleep(seconds)
+def _say_prefect(server: ManagedServer | None, say: Callable[[str], None]) -> None:
+    if server is None:
+        say(f"{'Prefect':<12} {(named_server() or '').removesuffix('/').removesuffix('/api')}")
+        return
+    server.wait()
+    say(f"{'Prefect':<12} {server.address.ui}")
+    say(f"Prefect's page asks for a password once: {server.address.password}")
 
 
 def _mlflow_command(uri: str, port: int) -> list[str]:
@@ -122,23 +120,26 @@ def _port(wanted: int | None, first: int) -> int:
     raise ThawlineError(f"Port {wanted or f'{first} to {first + 99}'} is taken. Give another one.")
 
 
-def _wait_until_up(address: str, server: subprocess.Popen[bytes], stopped: _StopSignals) -> bool:
+def _wait_until_up(address: str, server: subprocess.Popen[bytes]) -> bool:
     deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline and server.poll() is None and not stopped:
+    while time.monotonic() < deadline and server.poll() is None:
         try:
             with urllib.request.urlopen(address, timeout=2):  # noqa: S310  our own loopback address
                 return True
         except OSError:
-            stopped.wait(0.2)
+            time.sleep(0.2)
     return False
 
 
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server and what it started; it has a process group of its own."""
-    if server.poll() is None:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
+def _stop(servers: Collection[subprocess.Popen[bytes]]) -> None:
+    """End the servers and what they started; each has a process group of its own."""
+    for server in servers:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    for server in servers:
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(max(0.0, deadline - time.monotonic()))
+        with suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+        server.wait()

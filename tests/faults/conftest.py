@@ -9,6 +9,8 @@ import pytest
 from faults import OPTIONS, Search
 from PIL import Image
 
+from thawline.prefect_server import shut_down
+
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -40,3 +42,4 @@ def make_search(shapes: Path, tmp_path: Path) -> Iterator[Callable[..., Search]]
     for search in made:
         for life in search.lives:
             life.kill_everything()
+        shut_down(search.home)

@@ -58,13 +58,16 @@ def prefect(tmp_path: Path, environment_of: Callable[[Path], dict[str, str]]) ->
         yield environment
 
 
-def test_without_a_server_that_outlives_the_command_nobody_could_answer_and_nothing_is_done(
-    store: MlflowStore, pictures: Path, thawline: Callable[..., Any]
+def test_a_flow_that_is_called_without_a_server_that_outlives_it_refuses_to_wait_for_an_answer(
+    store: MlflowStore, pictures: Path, environment_of: Callable[[Path], dict[str, str]]
 ) -> None:
-    ended = thawline("promote", "birds", "--data", pictures, "--approve", home=store.home)
-    assert ended.code == 2
-    assert "without PREFECT_API_URL there is none. Start one with `prefect server start`" in ended.err
-    assert "Traceback" not in ended.err
+    call = "from thawline.flows.promote import promote; import sys; promote('birds', data=sys.argv[1], approve=True)"
+    ended = subprocess.run(
+        [sys.executable, "-c", call, pictures], env=environment_of(store.home), capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    assert "promotion.approve waits for an answer in Prefect's UI" in ended.stderr
+    assert "start a server with `thawline up`" in ended.stderr
 
 
 def test_the_champion_is_replaced_only_after_a_person_agreed(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from thawline.config import TrackingConfig
+from thawline.prefect_server import shut_down
 from thawline.tracking import connect, resolve_uri
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("commands")]
@@ -146,7 +148,7 @@ def test_doctor_finds_this_environment_well_and_a_home_that_cannot_be_written_wr
     assert "THAWLINE_HOME" in wrong[0]["advice"]
 
 
-def test_ui_serves_mlflow_and_tensorboard_and_stops_both(environment_of: Any, tmp_path: Path) -> None:
+def test_ui_shows_the_pages_of_mlflow_tensorboard_and_prefect_until_ctrl_c(environment_of: Any, tmp_path: Path) -> None:
     home = tmp_path / "home"
     connect(resolve_uri(TrackingConfig(), home), home=home, experiment="thawline")
     with subprocess.Popen(
@@ -162,16 +164,17 @@ def test_ui_serves_mlflow_and_tensorboard_and_stops_both(environment_of: Any, tm
             for line in process.stdout:
                 if line.startswith("Ctrl-C"):
                     break
-                name, address = line.split()
-                addresses[name] = address
-            assert set(addresses) == {"MLflow", "TensorBoard"}
+                if found := re.fullmatch(r"(\w+) +(http://\S+)", line.strip()):
+                    addresses[found[1]] = found[2]
+            assert set(addresses) == {"MLflow", "TensorBoard", "Prefect"}
             for address in addresses.values():
                 assert address.startswith("http://127.0.0.1:")
                 with urllib.request.urlopen(address) as answer:
                     assert answer.status == 200
         finally:
             os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(60) == 0
+        assert process.wait(60) == 130
+    assert shut_down(home), "Prefect's server is there for the next command"
     for address in addresses.values():
         with pytest.raises(OSError, match="refused"):
             urllib.request.urlopen(address, timeout=5)

@@ -113,7 +113,7 @@ def _ui(home: Path, environment: dict[str, str]) -> Iterator[tuple[str, str]]:
             if "Ctrl-C" in line:
                 break
         try:
-            mlflow, tensorboard = re.findall(r"http://\S+", said)
+            mlflow, tensorboard, _prefect = re.findall(r"http://\S+", said)
             yield mlflow, tensorboard
         finally:
             process.send_signal(signal.SIGINT)

@@ -84,8 +84,8 @@ def test_a_search_that_is_asked_to_stop_leaves_at_once_closes_its_run_and_leaves
         process.terminate()
         assert process.stderr is not None
         said = process.stderr.read()
-        assert process.wait(60) == 130
-    assert "The same command goes on where it stopped." in said
+        assert process.wait(60) == 143
+    assert said.endswith("Stopped.\nThe same command goes on where it stopped.\n")
     assert "Traceback" not in said
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive

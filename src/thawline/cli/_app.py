@@ -1,15 +1,14 @@
 """The command itself: the options before the verb, and how it ends."""
 
 import logging
-import signal
 import sys
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
-from thawline import __version__, environment, logs
-from thawline.cli._shared import fail, tell
+from thawline import __version__, environment, logs, stopping
+from thawline.cli._farewell import leave_at_once, say_stopped
+from thawline.cli._shared import fail
 from thawline.exceptions import ThawlineError
 
 __all__ = ["app", "main"]
@@ -28,35 +27,41 @@ _log = logging.getLogger("thawline.cli")
 
 
 def main() -> None:
-    """Run the command line. A known error is one message and exit code 2; ``--debug`` shows its traceback."""
+    """Run the command line. A known error is one message and exit code 2; ``--debug`` shows its traceback.
+
+    Ctrl-C and SIGTERM are a sentence or two and exit code 130 or 143.
+    """
+    stopping.listen(leave_at_once)
     environment.prepare()
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:
         _fail_by_usage(error)
     except (KeyboardInterrupt, typer.Abort):
-        tell("Stopped.", level=logging.WARNING)
-        code = 130
+        _leave_stopped()
     except Exception as error:
+        if stopping.came():  # a library that was interrupted may raise what it likes
+            _leave_stopped()
         if isinstance(error, ThawlineError) and not _debug:
             fail(str(error), error=type(error).__name__)
         if logs.chosen() is logs.LogFormat.text:
             raise
         _log.error("%s", error, exc_info=True)
         code = 1
+    if stopping.came():  # typer makes an exit code of KeyboardInterrupt
+        _leave_stopped()
     sys.exit(code)
+
+
+def _leave_stopped() -> NoReturn:
+    say_stopped()
+    sys.exit(stopping.exit_code())
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"thawline {__version__}")  # noqa: T201
         raise typer.Exit
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """Leave as on Ctrl-C: runs are closed, servers and trials ended, and the same command goes on later."""
-    raise KeyboardInterrupt
 
 
 def _fail_by_usage(error: typer.TyperException) -> NoReturn:

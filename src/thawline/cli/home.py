@@ -1,4 +1,4 @@
-"""Verbs about Thawline itself: ui, clean, doctor, recipes."""
+"""Verbs about Thawline itself: ui, up, down, clean, doctor, recipes."""
 
 import logging
 from pathlib import Path
@@ -56,10 +56,43 @@ def ui(
         int | None, typer.Option(help="Port of TensorBoard; default: a free one from 6006.")
     ] = None,
 ) -> None:
-    """Start the MLflow UI and TensorBoard on this project's store; Ctrl-C stops both."""
+    """Show the pages of MLflow, TensorBoard and Prefect on this project, until Ctrl-C."""
     from thawline.ui import serve_ui
 
-    raise typer.Exit(serve_ui(environment.home(), tracking_uri, mlflow_port, tensorboard_port, console().print))
+    def show(line: str) -> None:
+        console().print(line, highlight=False, soft_wrap=True)
+
+    serve_ui(environment.home(), tracking_uri, mlflow_port, tensorboard_port, show)
+
+
+@app.command()
+def up(
+    worker: Annotated[
+        str | None, typer.Option(metavar="POOL", help="Run also a worker, for deployments to this pool.")
+    ] = None,
+) -> None:
+    """Start Prefect's server to stay, until `thawline down`; a search by itself needs no such thing."""
+    from thawline.prefect_server import keep_up
+
+    address = keep_up(environment.home(), worker)
+    lines = [
+        f"Prefect      {address.ui}",
+        f"Its page asks for a password once: {address.password}",
+        f"Prefect's own commands: export PREFECT_API_URL={address.api} PREFECT_API_AUTH_STRING={address.password}",
+        *([f"A worker runs what is deployed to the pool {worker}."] if worker else []),
+        "It stays until `thawline down`.",
+    ]
+    for line in lines:
+        console().print(line, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def down() -> None:
+    """End Prefect's server, and its worker, if they run and no other command uses them."""
+    from thawline.prefect_server import shut_down
+
+    ended = shut_down(environment.home())
+    console().print("Prefect's server has ended." if ended else "No server of Prefect was running here.")
 
 
 @app.command()

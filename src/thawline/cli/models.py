@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from thawline import environment
+from thawline import environment, stopping
 from thawline.cli._app import app
 from thawline.cli._shared import Json, Model, TrackingUri, console, print_json, progress, say
 from thawline.config.fields import help_of
@@ -152,18 +152,20 @@ def promote(
         return
     if reason:
         raise ThawlineError("--reason belongs to --force: without it the comparison is the reason.")
-    if approve:
-        from thawline.config import PromotionConfig
-        from thawline.search.prepare import check_approval
-
-        check_approval(PromotionConfig(approve=True))  # before Prefect's server is started, which takes its time
     from thawline.tracking import open_store
 
-    open_store(tracking_uri, environment.home())  # likewise, and before Prefect makes a home in a wrong folder
+    open_store(tracking_uri, environment.home())  # before Prefect makes a home in a wrong folder
     environment.quiet_prefect()
-    from thawline.flows.promote import promote as promote_flow
+    from thawline.prefect_server import used
 
-    outcome = promote_flow(model, version=version, data=data, approve=approve or None, tracking_uri=tracking_uri)
+    with used(environment.home()) as server:
+        from thawline.flows.promote import promote as promote_flow
+        from thawline.orchestration.server import connected
+
+        with connected(server):
+            outcome = promote_flow(
+                model, version=version, data=data, approve=approve or None, tracking_uri=tracking_uri
+            )
     decision = outcome.verdict.outcome.value
     if as_json:
         print_json(outcome.as_dict())
@@ -230,7 +232,7 @@ def serve(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Serve a registered model over HTTP, and follow its alias: a new champion is served without a restart."""
-    from thawline.serving import ServeOptions
+    from thawline.serving import GRACE_SECONDS, ServeOptions
     from thawline.serving import serve as run_server
 
     options = ServeOptions(
@@ -246,7 +248,5 @@ def serve(
         token_file=token_file,
         webhook_secret_file=webhook_secret_file,
     )
-    try:
-        run_server(options)
-    except KeyboardInterrupt:  # uvicorn has finished what was in flight, and raises the signal again
-        return
+    stopping.allow(GRACE_SECONDS)
+    run_server(options)

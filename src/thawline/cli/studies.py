@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from thawline import environment
+from thawline import environment, stopping
 from thawline.cli._app import app
 from thawline.cli._settings import Setting, Settings, takes_settings
 from thawline.cli._shared import (
@@ -170,14 +170,20 @@ def retrain(
     """Search anew if data or recipe have changed since the last verdict, beginning with the champion's settings."""
     config = config_of(data, recipe, settings, assignments)
     environment.quiet_prefect()
-    from thawline.search import check_config
-    from thawline.terminal import watch
+    stopping.allow(config.study.grace_seconds)
+    from thawline.prefect_server import used
 
-    check_config(config, environment.home())  # before Prefect's server is started, which takes its time
-    with watch(Console(stderr=True), quiet=as_json):
-        from thawline.flows.retrain import retrain as retrain_flow
+    with used(environment.home()) as server:
+        from thawline.search import check_config
+        from thawline.terminal import watch
 
-        outcome = retrain_flow(config)
+        check_config(config, environment.home())
+        with watch(Console(stderr=True), quiet=as_json):
+            from thawline.flows.retrain import retrain as retrain_flow
+            from thawline.orchestration.server import connected
+
+            with connected(server):
+                outcome = retrain_flow(config)
     if as_json:
         print_json(outcome.as_dict())
     elif outcome.search is None:
@@ -223,35 +229,36 @@ def deploy(
         raise ThawlineError(f"--recipe and --set belong to search and retrain: {flow.value} trains nothing.")
     if on_drift and flow is not Deployable.retrain:
         raise ThawlineError(f"--on-drift belongs to retrain: {flow.value} learns nothing from new images.")
-    from thawline import deployments
+    from thawline.prefect_server import used
 
-    deployments.check_server()
-    schedule = deployments.at(cron, timezone)
-    match flow, model, out:
-        case Deployable.score, str(), Path():
-            made = deployments.of_score(model, Path(data), out, name=name, schedule=schedule)
-        case Deployable.drift, str(), None:
-            made = deployments.of_drift(model, Path(data), name=name, schedule=schedule)
-        case _:
-            config = config_of(data, recipe, {"promotion.model": model}, assignments)
-            kind: Literal["search", "retrain"] = "retrain" if flow is Deployable.retrain else "search"
-            made = deployments.of_search(kind, config, name=name, schedule=schedule, on_drift=on_drift)
-    if pool is None:
-        tell(f"Serving {made.full_name}; Ctrl-C stops it.")
-        deployments.serve(made)
-        return
-    for line in deployments.deploy(made, pool):
-        console().print(line, highlight=False, soft_wrap=True)
+    with used(environment.home()) as server:
+        from thawline import deployments
+        from thawline.orchestration.server import connected
+
+        schedule = deployments.at(cron, timezone)
+        with connected(server):
+            match flow, model, out:
+                case Deployable.score, str(), Path():
+                    made = deployments.of_score(model, Path(data), out, name=name, schedule=schedule)
+                case Deployable.drift, str(), None:
+                    made = deployments.of_drift(model, Path(data), name=name, schedule=schedule)
+                case _:
+                    config = config_of(data, recipe, {"promotion.model": model}, assignments)
+                    stopping.allow(config.study.grace_seconds)
+                    kind: Literal["search", "retrain"] = "retrain" if flow is Deployable.retrain else "search"
+                    made = deployments.of_search(kind, config, name=name, schedule=schedule, on_drift=on_drift)
+            if pool is None:
+                tell(f"Serving {made.full_name}; Ctrl-C stops it.")
+                deployments.serve(made)
+                return
+            for line in deployments.deploy(made, pool, managed=server is not None):
+                console().print(line, highlight=False, soft_wrap=True)
 
 
 def _run_search(config: "SearchConfig", *, quiet: bool) -> "SearchOutcome":
     from thawline.api import run_search
 
-    try:
-        return run_search(config, quiet=quiet)
-    except KeyboardInterrupt:
-        tell("The same command goes on where it stopped.")
-        raise
+    return run_search(config, quiet=quiet)
 
 
 def _print_outcome(outcome: "SearchOutcome") -> None:

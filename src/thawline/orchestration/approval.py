@@ -6,15 +6,17 @@ from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_UI_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from pydantic import Field
 
 from thawline.config import PromotionConfig
+from thawline.exceptions import ConfigError
+from thawline.orchestration.reach import page
 from thawline.registry import Outcome, PromotionOutcome, record
 from thawline.search import Note, emit
 from thawline.tracking import MlflowStore
 
-__all__ = ["Approval", "approved", "publish_decision"]
+__all__ = ["Approval", "approved", "check_answerable", "publish_decision"]
 
 
 class Approval(RunInput):
@@ -22,6 +24,19 @@ class Approval(RunInput):
 
     approve: bool = Field(description="Replace the champion by the challenger?")
     note: str = Field(default="", description="Why; kept with the verdict.")
+
+
+def check_answerable(config: PromotionConfig) -> None:
+    """Refuse to wait for an answer that nobody could give.
+
+    Raises:
+        ConfigError: if approval is asked for and no Prefect server outlives this process.
+    """
+    if config.approve and not PREFECT_API_URL.value():
+        raise ConfigError(
+            "promotion.approve waits for an answer in Prefect's UI, and the server that Prefect starts for a single "
+            "flow has none. Use the command line or thawline.run_search, or start a server with `thawline up`."
+        )
 
 
 def approved(store: MlflowStore, judged: PromotionOutcome, config: PromotionConfig) -> PromotionOutcome:
@@ -52,6 +67,7 @@ def _ask(judged: PromotionOutcome, config: PromotionConfig) -> PromotionOutcome:
     return judged.agreed(note)
 
 
+@page
 def publish_decision(judged: PromotionOutcome) -> None:
     """The verdict as a page in Prefect's UI."""
     create_markdown_artifact(key="decision", markdown=judged.as_markdown(), description="Promotion decision")

@@ -9,6 +9,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from thawline.orchestration.reach import page
 from thawline.search import Recorder, SearchOutcome, Study
 from thawline.search.leaderboard import leaderboard_rows
 
@@ -20,20 +21,25 @@ class Progress:
 
     def __init__(self, study: Study, trials: int) -> None:
         self._trials = trials
-        made = create_progress_artifact(
-            self._share(study), key="trials", description=f"Trials of the study {study.name}"
-        )
+        self._artifact: UUID | None = None
+        self.update(study)
+
+    @page
+    def update(self, study: Study) -> None:
+        """Move the bar, which is made the first time."""
+        if self._artifact is not None:
+            update_progress_artifact(self._artifact, self._share(study))
+            return
+        description = f"Trials of the study {study.name}"
+        made = create_progress_artifact(self._share(study), key="trials", description=description)
         assert isinstance(made, UUID)  # noqa: S101  narrows the type: not awaited, since this is no coroutine
         self._artifact = made
-
-    def update(self, study: Study) -> None:
-        """Move the bar."""
-        update_progress_artifact(self._artifact, self._share(study))
 
     def _share(self, study: Study) -> float:
         return min(100.0, 100.0 * study.finished() / self._trials)
 
 
+@page
 def publish_leaderboard(study: Study) -> None:
     """The leaderboard as a Prefect table."""
     create_table_artifact(
@@ -41,6 +47,7 @@ def publish_leaderboard(study: Study) -> None:
     )
 
 
+@page
 def publish_outcome(outcome: SearchOutcome, recorder: Recorder) -> None:
     """The end of the search in sentences, and where all of it can be seen."""
     create_markdown_artifact(

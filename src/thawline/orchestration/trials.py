@@ -26,7 +26,6 @@ from thawline.search import (
     announce_end,
     announce_start,
     conduct,
-    stop_workers,
     trial_name,
     trial_spec,
 )
@@ -67,7 +66,7 @@ class _Trials:
 
     def wait(self) -> tuple[str, list[TrialResult]]:
         """The device that is free again, and the results of the first that ended."""
-        future = _first_done(self.running, self._prepared.config.study.grace_seconds)
+        future = next(iter(as_completed(list(self.running))))
         specs = self.running.pop(future)
         return specs[0].config.train.device, _outcomes(future, [spec.number for spec in specs])
 
@@ -127,15 +126,6 @@ def _task_name(specs: list[TrialSpec]) -> str:
     if len(specs) == 1:
         return trial_name(specs[0].number, specs[0].hyperparameters)
     return f"trials {', '.join(f'{spec.number:02d}' for spec in specs)}: heads together"
-
-
-def _first_done(running: Iterable[PrefectFuture[Any]], grace_seconds: float) -> PrefectFuture[Any]:
-    """Wait for one of the trials; an interrupted wait asks them all to leave, with a checkpoint where they stand."""
-    try:
-        return next(iter(as_completed(list(running))))
-    except BaseException:
-        stop_workers(grace_seconds)
-        raise
 
 
 def _outcomes(future: PrefectFuture[Any], numbers: list[int]) -> list[TrialResult]:

@@ -20,7 +20,7 @@ from thawline.search.spec import StudyRun, TrialResult, TrialSpec, trial_name
 from thawline.search.study import Asked, Study
 from thawline.search.trial import run_together, run_trial
 from thawline.search.winner import SearchOutcome, conclude, judge_best
-from thawline.search.worker import WorkerCrashed, call_in_worker, prepare_workers, stop_workers
+from thawline.search.worker import WorkerCrashed, call_in_worker, prepare_workers, stop_workers, workers_dismissed
 
 __all__ = [
     "Asked",
@@ -58,4 +58,5 @@ __all__ = [
     "store_activations",
     "trial_name",
     "trial_spec",
+    "workers_dismissed",
 ]

@@ -8,7 +8,6 @@ from thawline.data import Manifest, scan
 from thawline.exceptions import ConfigError, DataError
 from thawline.registry import LabelledData, MlflowRegistry, ModelName, PromotionOutcome, force, judge
 from thawline.search.events import Note, emit
-from thawline.search.prepare import check_approval
 from thawline.search.recorded import recorded_config
 from thawline.search.winner import further_data, test_split
 from thawline.tracking import MlflowStore, open_store
@@ -63,7 +62,6 @@ def open_challenger(
     rules = config.promotion if config else PromotionConfig()
     if approve is not None:
         rules = rules.model_copy(update={"approve": approve})
-    check_approval(rules)
     return Challenger(
         store=store,
         name=model,

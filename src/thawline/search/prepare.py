@@ -1,6 +1,5 @@
 """Everything that must hold before the first trial: found out in the order of its cost, the cheapest first."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from thawline import backbones
 from thawline.backbones import Preprocessing, TextPreprocessing
-from thawline.config import DataConfig, ExecutionConfig, PromotionConfig, SearchConfig
+from thawline.config import DataConfig, ExecutionConfig, SearchConfig
 from thawline.data import (
     DataKind,
     Manifest,
@@ -39,7 +38,6 @@ from thawline.training import check_augmentation, depths_without_places, runtime
 
 __all__ = [
     "Prepared",
-    "check_approval",
     "check_backbones",
     "check_config",
     "complete",
@@ -124,7 +122,6 @@ def check_config(config: SearchConfig, home: Path) -> None:
         check_url(config.data.url)
     for path in config.promotion.further:
         labelled(path, config.data)
-    check_approval(config.promotion)
     for name in config.backbones:
         backbones.check_weights(name, config.backbone.weights_of(name))
         if config.space.freeze_depth is not None:
@@ -188,19 +185,6 @@ def check_execution(config: ExecutionConfig) -> None:
     if needed is not None and find_spec(needed) is None:
         raise ConfigError(
             f"execution.kind={config.kind} needs the package {needed}: pip install 'thawline[{config.kind}]'."
-        )
-
-
-def check_approval(config: PromotionConfig) -> None:
-    """Refuse to wait for an answer that nobody could give.
-
-    Raises:
-        ConfigError: if approval is asked for and no Prefect server outlives this process.
-    """
-    if config.approve and not os.environ.get("PREFECT_API_URL"):
-        raise ConfigError(
-            "promotion.approve waits for an answer in Prefect's UI, and without PREFECT_API_URL there is none. Start "
-            "one with `prefect server start`, set PREFECT_API_URL=http://127.0.0.1:4200/api, and try again."
         )
 
 

@@ -12,7 +12,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from types import FrameType
@@ -22,7 +23,7 @@ import torch
 
 from thawline import logs
 from thawline.exceptions import ThawlineError
-from thawline.processes import main_module_hidden
+from thawline.processes import ctrl_c_withheld, main_module_hidden
 from thawline.search.events import Note, emit
 from thawline.training import Interrupted
 
@@ -34,6 +35,7 @@ __all__ = [
     "call_with_retries",
     "prepare_workers",
     "stop_workers",
+    "workers_dismissed",
 ]
 
 _Process: TypeAlias = ForkServerProcess | SpawnProcess
@@ -111,6 +113,21 @@ def stop_workers(grace_seconds: float = 0.0) -> None:
         waiting, _idle[:] = list(_idle), []
     for worker in waiting:
         worker.release()
+
+
+@contextmanager
+def workers_dismissed(grace_seconds: float) -> Iterator[None]:
+    """No worker is left after the block. Where it is interrupted, running trials are asked to leave with a checkpoint.
+
+    Args:
+        grace_seconds: what they have for it, before they are ended.
+    """
+    try:
+        yield
+    except BaseException:
+        stop_workers(grace_seconds)
+        raise
+    stop_workers()
 
 
 def prepare_workers() -> None:
@@ -265,7 +282,8 @@ def _start_server() -> None:
         context.set_forkserver_preload(_PRELOAD)
         from multiprocessing import forkserver
 
-        forkserver.ensure_running()
+        with ctrl_c_withheld():  # it loads libraries for seconds
+            forkserver.ensure_running()
 
 
 def _context() -> ForkServerContext | SpawnContext:

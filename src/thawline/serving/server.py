@@ -20,13 +20,13 @@ from thawline.training import runtime_for, set_up_process
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-__all__ = ["ServeOptions", "serve"]
+__all__ = ["GRACE_SECONDS", "ServeOptions", "serve"]
 
 _log = logging.getLogger("thawline.serving")
 
 _OPTIONS = "THAWLINE_SERVE_OPTIONS"
 """How several processes learn their options: uvicorn starts them by the name of a function alone."""
-_GRACE_SECONDS = 30
+GRACE_SECONDS = 30
 _SHORTEST_SECRET = 16
 
 
@@ -77,7 +77,7 @@ def serve(options: ServeOptions) -> None:
     _check(options)
     listening = _listen(options.host, options.port)
     port = listening.getsockname()[1]
-    more: dict[str, Any] = {"log_config": None, "timeout_graceful_shutdown": _GRACE_SECONDS, "server_header": False}
+    more: dict[str, Any] = {"log_config": None, "timeout_graceful_shutdown": GRACE_SECONDS, "server_header": False}
     with listening:
         if options.workers == 1:
             app = create_app_from(options)

@@ -1,0 +1,44 @@
+"""What a command says that was stopped by Ctrl-C or SIGTERM."""
+
+import logging
+import sys
+
+from thawline.cli._shared import tell
+
+__all__ = ["leave_at_once", "say_stopped"]
+
+_GO_ON = {"search", "demo", "retrain", "score"}
+"""Verbs that keep what they have done."""
+_SHOW_CURSOR = "\x1b[?25h"
+_said = False
+
+
+def say_stopped() -> None:
+    """The two sentences, once; the second for verbs that go on later."""
+    global _said  # noqa: PLW0603  by the main thread, or by the one that forces the end
+    if _said:
+        return
+    _said = True
+    tell("Stopped.", level=logging.WARNING)
+    if _verb(sys.argv[1:]) in _GO_ON:
+        tell("The same command goes on where it stopped.")
+
+
+def leave_at_once() -> None:
+    """Say so, on a terminal whose cursor a live table may have hidden."""
+    if sys.__stderr__ is not None and sys.__stderr__.isatty():
+        sys.stderr = sys.__stderr__
+        sys.stderr.write(f"{_SHOW_CURSOR}\r")
+    say_stopped()
+    sys.stderr.flush()
+
+
+def _verb(arguments: list[str]) -> str | None:
+    """The first argument that is no option and no option's value; it may not have been parsed yet."""
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument == "--log-format":
+            next(waiting, None)
+        elif not argument.startswith("-"):
+            return argument
+    return None

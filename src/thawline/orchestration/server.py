@@ -1,0 +1,103 @@
+"""Flows talk to the server that Thawline manages, or to the one that the user has named; neither may hold them up."""
+
+import concurrent.futures
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefect._internal.concurrency.services import QueueService
+from prefect.client.orchestration import get_client
+from prefect.events.worker import EventsWorker
+from prefect.exceptions import TerminationSignal
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, get_current_settings, temporary_settings
+
+from thawline.config import without_password
+from thawline.exceptions import PrefectServerError
+from thawline.prefect_server import ManagedServer
+
+__all__ = ["check_server", "connected", "leaving_at_once"]
+
+_SEND_SECONDS = 5.0
+"""For the events and logs that are still to be sent when a flow has ended."""
+_STOPPED_SEND_SECONDS = 1.0
+
+
+@contextmanager
+def connected(server: ManagedServer | None) -> Iterator[None]:
+    """Flows of the block run at this server; by default at the one that the user has named.
+
+    Raises:
+        PrefectServerError: if it does not answer.
+    """
+    if server is None:
+        check_server()
+        settings = {}
+    else:
+        server.wait()
+        settings = {PREFECT_API_URL: server.address.api, PREFECT_API_AUTH_STRING: server.address.password}
+    with temporary_settings(settings):
+        seconds = _SEND_SECONDS
+        try:
+            yield
+        except BaseException as error:
+            if _was_interrupted(error):
+                seconds = _STOPPED_SEND_SECONDS
+                raise KeyboardInterrupt from None  # whatever Prefect has made of it when its server was gone too
+            raise
+        finally:
+            _send_the_rest(seconds)
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """In a flow: once it is interrupted, Prefect is told so in one try, and not for a minute if its server is gone."""
+    try:
+        yield
+    except (KeyboardInterrupt, TerminationSignal):
+        get_current_settings().client.max_retries = 0
+        raise
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt | TerminationSignal):
+            return True
+        error = error.__context__
+    return False
+
+
+def check_server() -> None:
+    """Refuse to go on with a server that does not answer.
+
+    Raises:
+        PrefectServerError: naming it, and what to do.
+    """
+    url = str(PREFECT_API_URL.value())
+    with get_client(sync_client=True) as client:
+        error = client.api_healthcheck()
+    if error is not None:
+        raise PrefectServerError(
+            f"The Prefect server at {without_password(url)} does not answer ({error}). Start it, or correct "
+            "PREFECT_API_URL or the profile of Prefect that names it; without one, Thawline starts a server itself."
+        )
+
+
+def _send_the_rest(seconds: float) -> None:
+    """Send queued events and logs for at most so long, and drop what is left: with the interpreter's end it would wait.
+
+    Prefect gives each event eleven tries, a second each, when its server is gone.
+    """
+    services = [service for kind in (EventsWorker, APILogWorker) for service in _running(kind)]
+    tasks = [(service._loop, service._task) for service in services]
+    sent = [service._drain(at_exit=True) for service in services]
+    _, late = concurrent.futures.wait(sent, timeout=seconds)
+    if late:
+        for loop, task in tasks:
+            if loop is not None and task is not None:
+                loop.call_soon_threadsafe(task.cancel)
+        concurrent.futures.wait(late, timeout=1)
+
+
+def _running(kind: type[QueueService[Any]]) -> list[QueueService[Any]]:
+    return [service for service in list(kind._instances.values()) if isinstance(service, kind)]

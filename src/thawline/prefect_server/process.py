@@ -1,0 +1,63 @@
+"""The server's own process: Prefect's application on a socket that it was given.
+
+``python -m thawline.prefect_server.process PORT READY``: a descriptor of the listening socket, and the file to make
+once requests are answered. Standard input is a pipe of the supervisor, whose death ends it.
+"""
+
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import uvicorn
+
+from thawline.databases import prefect_database
+
+__all__: list[str] = []
+
+_APPLICATION = "prefect.server.api.server:create_app"
+_DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
+_LEAVE_SECONDS = 2
+_FAILED = 3
+"""Exit code after a start that failed, as uvicorn's own command has it."""
+
+
+class _Server(uvicorn.Server):
+    """Says when it answers."""
+
+    def __init__(self, config: uvicorn.Config, ready: Path) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready.touch(mode=0o600)
+
+
+def _end_with_supervisor() -> None:
+    os.read(sys.stdin.fileno(), 1)  # nothing is ever written: it returns when the other end is closed
+    os._exit(1)
+
+
+def _make_database() -> None:
+    """A migrated one, unless another is named: Prefect's own first start migrates for ten seconds, and may be killed."""
+    if not any(os.environ.get(name) for name in _DATABASES):
+        prefect_database(Path(os.environ["PREFECT_HOME"]), home=Path(os.environ["THAWLINE_HOME"]))
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    threading.Thread(target=_end_with_supervisor, name="end-with-supervisor", daemon=True).start()
+    _make_database()
+    config = uvicorn.Config(
+        _APPLICATION, factory=True, lifespan="on", log_level="warning", timeout_graceful_shutdown=_LEAVE_SECONDS
+    )
+    server = _Server(config, Path(sys.argv[2]))
+    server.run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
+    sys.exit(0 if server.started else _FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The process that keeps Prefect's server: starts it again when it dies, and ends it when nobody uses it any more.
+
+``python -m thawline.prefect_server.supervisor HOME LOCK PORT``, the latter two as descriptors: of ``server.lock``,
+already taken, and of the listening socket. The socket stays open while the server is started again, so that clients
+wait for it instead of being refused. Prefect is not imported here: it waits with a few megabytes.
+"""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from thawline.prefect_server._files import Files, try_lock
+from thawline.prefect_server._starting import PASSWORD
+
+__all__ = ["IDLE_VARIABLE", "Supervisor"]
+
+IDLE_VARIABLE = "THAWLINE_SERVER_MINUTES"
+"""How long the server waits for its next user."""
+_IDLE_MINUTES = 5.0
+_LOOK_SECONDS = 0.5
+_LEAVE_SECONDS = 5.0
+"""What the server has to finish requests, before it is killed: SQLite loses nothing."""
+_RESTARTS = 20
+
+
+class Supervisor:
+    """The server and, if asked for, a worker beside it."""
+
+    def __init__(self, files: Files, listening: int, *, idle_seconds: float) -> None:
+        """Take over a listening socket.
+
+        Args:
+            files: of the home; ``server.lock`` must be held.
+            listening: descriptor of the socket.
+            idle_seconds: how long the server stays without users.
+        """
+        self._files, self._listening, self._idle_seconds = files, listening, idle_seconds
+        self._users = files.open("users.lock")
+        self._unused_since: float | None = None
+        self._server: subprocess.Popen[bytes] | None = None
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._pool = ""
+        self._starts = 0
+        self.stopping = threading.Event()
+
+    def run(self) -> int:
+        """Until it is told to stop, unused for too long, or fails; returns the exit code."""
+        try:
+            while not self.stopping.is_set() and self._files.folder.is_dir():
+                if self._server is None or self._server.poll() is not None:
+                    if not self._may_start():
+                        return 1
+                    self._start_server()
+                self._tend_worker()
+                if self._unused():
+                    return 0
+                self.stopping.wait(_LOOK_SECONDS)
+            return 0
+        finally:
+            with suppress(OSError):
+                self._files.ready.unlink(missing_ok=True)
+            _end([process for process in (self._worker, self._server) if process is not None])
+
+    def _may_start(self) -> bool:
+        """The first time; and again if it had begun to answer, since then it is not the start that fails."""
+        if self._server is None:
+            return True
+        say(f"the server ended with exit code {self._server.returncode}")
+        return self._files.ready.exists() and self._starts <= _RESTARTS
+
+    def _start_server(self) -> None:
+        self._files.ready.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "thawline.prefect_server.process"]
+        self._server = subprocess.Popen(
+            [*command, str(self._listening), str(self._files.ready)], stdin=subprocess.PIPE, pass_fds=[self._listening]
+        )
+        self._starts += 1
+
+    def _tend_worker(self) -> None:
+        """Have a worker of the pool that was asked for, once the server answers."""
+        pool = self._wanted_pool()
+        ended = self._worker is not None and self._worker.poll() is not None
+        if self._worker is not None and (ended or pool != self._pool):
+            _end([self._worker])
+            self._worker = None
+        if pool and self._worker is None and self._files.ready.exists():
+            self._worker, self._pool = self._start_worker(pool), pool
+
+    def _start_worker(self, pool: str) -> "subprocess.Popen[bytes]":
+        address = self._files.read()
+        assert address is not None  # noqa: S101  written before this process was started
+        client = {"PREFECT_API_URL": address.api, "PREFECT_API_AUTH_STRING": address.password}
+        environment = {name: value for name, value in os.environ.items() if name != PASSWORD}
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment | client, start_new_session=True)
+
+    def _wanted_pool(self) -> str:
+        try:
+            return self._files.stay.read_text().strip()
+        except OSError:
+            return ""
+
+    def _unused(self) -> bool:
+        """Whether nobody has used it for long enough; the lock is then kept, so that the next user waits for the end.
+
+        Who uses it shares ``users.lock``, which the kernel takes back however that process ends: taking it for a
+        moment tells whether there is anybody, and no request of theirs is needed.
+        """
+        if self._files.stay.exists() or not try_lock(self._users):
+            self._unused_since = None
+            return False
+        now = time.monotonic()
+        self._unused_since = now if self._unused_since is None else self._unused_since
+        if now - self._unused_since >= self._idle_seconds:
+            return True
+        fcntl.flock(self._users, fcntl.LOCK_UN)
+        return False
+
+
+def say(text: str) -> None:
+    """Into the server's log."""
+    print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _end(processes: "list[subprocess.Popen[bytes]]") -> None:
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
+
+
+def main() -> None:
+    """Read the arguments and run."""
+    home, _lock, listening = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    minutes = float(os.environ.get(IDLE_VARIABLE) or _IDLE_MINUTES)
+    supervisor = Supervisor(Files(home), listening, idle_seconds=60 * minutes)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: supervisor.stopping.set())
+    sys.exit(supervisor.run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Ctrl-C and SIGTERM end a command in order, in bounded time whatever hangs, and at once when asked for twice.
+
+The first signal raises KeyboardInterrupt in the main thread, from which everything is closed on the way out. Libraries
+have handlers of their own, swallow exceptions, or wait for servers that are gone; so a thread hears of every signal by
+``signal.set_wakeup_fd``, whoever handles it, and ends the process when its time is over.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+from typing import ClassVar, NoReturn
+
+__all__ = ["allow", "came", "exit_code", "hear", "listen", "take_along"]
+
+_LEAVE_SECONDS = 2.0
+"""For closing, beyond what running trials are given."""
+
+
+class _Stop:
+    """What has come so far, and how long the process then has."""
+
+    number: int | None = None
+    raised = False
+    seconds = _LEAVE_SECONDS
+    groups: ClassVar[list[int]] = []
+    wake_up: socket.socket | None = None
+    """Where the interpreter writes the number of a signal that has come."""
+
+
+_stop = _Stop()
+
+
+def listen(on_forced: Callable[[], None]) -> None:
+    """Take over SIGINT and SIGTERM of this process, for good; to be called in the main thread.
+
+    Args:
+        on_forced: what is still to be said, and to be ended, when the process cannot leave in order.
+    """
+    if _stop.wake_up is None:
+        reading, _stop.wake_up = socket.socketpair()
+        _stop.wake_up.setblocking(False)
+        threading.Thread(target=_watch, args=(reading, on_forced), name="stopping", daemon=True).start()
+    signal.set_wakeup_fd(_stop.wake_up.fileno(), warn_on_full_buffer=False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
+def allow(seconds: float) -> None:
+    """How long the rest of this command may take to close when it is stopped.
+
+    Args:
+        seconds: what running trials, or requests in flight, have to finish; everything else has 2 s more.
+    """
+    _stop.seconds = seconds + _LEAVE_SECONDS
+
+
+def take_along(group: int) -> None:
+    """Kill this process group when the command is left at once: it would not hear of it, and stay."""
+    _stop.groups.append(group)
+
+
+def hear(number: int) -> None:
+    """Take note of a signal that an event loop has caught, which has its own way to hear of signals."""
+    if _stop.wake_up is not None:
+        _stop.number = _stop.number or number
+        _stop.wake_up.send(bytes([number]))
+
+
+def came() -> bool:
+    """Whether this process was asked to stop."""
+    return _stop.number is not None
+
+
+def exit_code() -> int:
+    """130 after Ctrl-C, 143 after SIGTERM, as a shell has it."""
+    return 128 + (_stop.number or signal.SIGINT)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Once: what closes everything must not be interrupted itself."""
+    _stop.number = _stop.number or number
+    if not _stop.raised:
+        _stop.raised = True
+        raise KeyboardInterrupt
+
+
+def _watch(reading: socket.socket, on_forced: Callable[[], None]) -> None:
+    deadline: float | None = None
+    while True:
+        reading.settimeout(None if deadline is None else max(0.01, deadline - time.monotonic()))
+        try:
+            came = [number for number in reading.recv(64) if number in (signal.SIGINT, signal.SIGTERM)]
+        except TimeoutError:
+            _leave_at_once(on_forced)
+        for number in came:
+            # Prefect sends its own process another SIGTERM once it has handled the first.
+            if deadline is not None and number == signal.SIGINT:
+                _leave_at_once(on_forced)
+            _stop.number = _stop.number or number
+            # An exception in a destructor or a thread, caused by leaving, is no news.
+            sys.unraisablehook = lambda _: None
+            threading.excepthook = lambda _: None
+            deadline = deadline or time.monotonic() + _stop.seconds
+
+
+def _leave_at_once(on_forced: Callable[[], None]) -> NoReturn:
+    try:
+        for group in _stop.groups:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+        on_forced()
+    finally:
+        os._exit(exit_code())

@@ -1,0 +1,108 @@
+"""Commands in a terminal of their own, as a person runs them: what they show, and the keys that are pressed."""
+
+import fcntl
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+__all__ = ["Terminal", "terminal"]
+
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+"""Colours and movements of the cursor."""
+
+
+class Terminal:
+    """A process whose controlling terminal is a pseudo-terminal that this process reads."""
+
+    def __init__(self, command: list[str], *, env: dict[str, str], cwd: Path) -> None:
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            command,
+            env={**env, "TERM": "xterm", "COLUMNS": "160", "LINES": "50"},
+            cwd=cwd,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  calls nothing of ours
+        )
+        os.close(slave)
+        self._shown, self._changed, self._closed = "", threading.Condition(), False
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def text(self) -> str:
+        """All that was shown so far, without colours."""
+        with self._changed:
+            return _CONTROL.sub("", self._shown)
+
+    def says(self, text: str, seconds: float = 300) -> bool:
+        """Wait until it shows this; False if it ended before."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: text in self._shown or self._closed, seconds), self._shown
+            return text in self._shown
+
+    def press_ctrl_c(self) -> None:
+        """What the terminal makes of the keys goes to the whole foreground process group."""
+        os.write(self._master, b"\x03")
+
+    def signal_group(self, number: int) -> None:
+        """As systemd and Slurm do."""
+        os.killpg(self.process.pid, number)
+
+    def family(self) -> list[psutil.Process]:
+        """The processes of its session, which a managed server has left."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if os.getsid(process.pid) == self.process.pid:
+                    found.append(process)
+        return found
+
+    def end(self, seconds: float) -> int:
+        """Wait for its end; its exit code."""
+        code = self.process.wait(seconds)
+        self._reader.join(10)
+        return code
+
+    def close(self) -> None:
+        """End what is left of it."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
+        self._reader.join(10)
+        os.close(self._master)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                chunk = os.read(self._master, 65536)
+            except OSError:  # the last process that had it open is gone
+                chunk = b""
+            with self._changed:
+                self._shown += chunk.decode(errors="replace")
+                self._closed = not chunk
+                self._changed.notify_all()
+            if not chunk:
+                return
+
+
+@contextmanager
+def terminal(*arguments: str | Path, env: dict[str, str], cwd: Path) -> Iterator[Terminal]:
+    """``thawline`` with arguments in a terminal, ended with the block."""
+    opened = Terminal([sys.executable, "-m", "thawline", *map(str, arguments)], env=env, cwd=cwd)
+    try:
+        yield opened
+    finally:
+        opened.close()

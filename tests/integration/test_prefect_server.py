@@ -1,0 +1,151 @@
+"""Prefect's API server as a process that Thawline manages: one for all, and never in anybody's way."""
+
+import base64
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from thawline.exceptions import PrefectServerError
+from thawline.prefect_server import Address, Files, keep_up, shut_down, used
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("prefect-server")]
+
+PATIENCE = 240
+"""Seconds for what takes a server's start, on a machine that is busy with other things."""
+USE = """
+import sys
+from pathlib import Path
+from thawline.prefect_server import used
+with used(Path(sys.argv[1])) as server:
+    server.wait()
+    print(server.address.pid, server.address.api, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def home(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty home that names no server, and has none afterwards."""
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PREFECT_HOME", str(own_home / "prefect"))
+    yield own_home
+    shut_down(own_home)
+
+
+def until(reached: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not reached():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)  # a process that ends by itself tells nobody
+
+
+def answers(address: Address, path: str, *, password: str | None = None) -> int:
+    """HTTP's status of a request."""
+    request = urllib.request.Request(f"{address.api}/{path}")
+    if password is not None:
+        request.add_header("Authorization", f"Basic {base64.b64encode(password.encode()).decode()}")
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def server_of(address: Address) -> psutil.Process:
+    (process,) = psutil.Process(address.pid).children()
+    return process
+
+
+def test_three_commands_at_once_in_a_fresh_home_share_one_server(home: Path) -> None:
+    with ExitStack() as stack:
+        command = [sys.executable, "-c", USE, home]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        users = [stack.enter_context(subprocess.Popen(command, text=True, **pipes)) for _ in range(3)]
+        said = [user.stdout.readline() for user in users if user.stdout is not None]
+        assert len(set(said)) == 1, [user.communicate() for user in users]
+        pid, api = said[0].split()
+        assert psutil.pid_exists(int(pid))
+        with pytest.raises(PrefectServerError, match="in use by another command"):
+            shut_down(home)
+        for user in users:
+            user.communicate()
+    assert api.startswith("http://127.0.0.1:")
+
+
+def test_it_asks_for_a_password_that_its_user_alone_can_read_and_comes_back_when_it_is_killed(home: Path) -> None:
+    with used(home) as server:
+        assert server is not None
+        server.wait()
+        address = server.address
+        assert os.getsid(address.pid) == address.pid != os.getsid(0), "Ctrl-C in this terminal does not reach it"
+        assert answers(address, "admin/version") == 401
+        assert answers(address, "admin/version", password=address.password) == 200
+        for file in Files(home).folder.iterdir():
+            assert not stat.S_IMODE(file.stat().st_mode) & 0o077, file
+        assert not stat.S_IMODE(Files(home).folder.stat().st_mode) & 0o077
+
+        # The server alone: its supervisor keeps the port, and this request waits for the next.
+        first = server_of(address)
+        first.kill()
+        assert answers(address, "admin/version", password=address.password) == 200
+        assert server_of(address).pid != first.pid
+
+        # All of it: whoever uses it starts it again, at the same address.
+        os.killpg(address.pid, signal.SIGKILL)
+        until(lambda: server.address.pid != address.pid, "nobody started it again")
+        assert (server.address.port, server.address.password) == (address.port, address.password)
+        assert answers(server.address, "admin/version", password=address.password) == 200
+    assert shut_down(home)
+    assert not psutil.pid_exists(server.address.pid) or psutil.Process(server.address.pid).status() == "zombie"
+
+
+def test_it_ends_by_itself_when_its_last_user_has_left_unless_it_is_to_stay(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THAWLINE_SERVER_MINUTES", "0.001")
+    address = keep_up(home, None)
+    assert answers(address, "health") == 200, "it stays without users"
+    Files(home).stay.unlink()
+    with used(home) as server:
+        assert server is not None
+        server.wait()
+        pid = server.address.pid
+    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", "it stays")
+    assert not shut_down(home), "there is none left"
+
+
+def test_a_server_that_cannot_start_is_one_message_at_once_with_the_place_of_its_log(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{home}/no/such/folder.db")
+    with used(home) as server:
+        assert server is not None
+        with pytest.raises(PrefectServerError, match=r"did not start: .*unable to open database file.*server\.log"):
+            server.wait()
+
+
+@pytest.mark.parametrize(
+    "verb", [("promote", "shapes"), ("deploy", "score", "--data", "x", "--model", "m", "--out", "o.parquet")]
+)
+def test_a_named_server_that_does_not_answer_is_one_message_and_exit_code_2(
+    verb: tuple[str, ...], home: Path, thawline: Callable[..., Any]
+) -> None:
+    home.mkdir()
+    (home.parent / "prefect.toml").write_text('[api]\nurl = "http://127.0.0.1:9/api"\n')
+    ended = thawline(*verb, home=home)
+    assert ended.code == 2, ended.err
+    assert "The Prefect server at http://127.0.0.1:9/api does not answer" in ended.err
+    assert "Traceback" not in ended.err

@@ -42,7 +42,7 @@ def _end_with_supervisor() -> None:
 
 
 def _make_database() -> None:
-    """A migrated one, unless another is named: Prefect's own first start migrates for ten seconds, and may be killed."""
+    """A migrated one, unless another is named: Prefect's own first start takes ten seconds, and may be killed."""
     if not any(os.environ.get(name) for name in _DATABASES):
         prefect_database(Path(os.environ["PREFECT_HOME"]), home=Path(os.environ["THAWLINE_HOME"]))
 

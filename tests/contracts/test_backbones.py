@@ -5,8 +5,6 @@ registry: where it has a new one, it is added to FAMILIES and must pass as it is
 """
 
 import importlib.util
-import json
-import math
 import re
 import zlib
 from pathlib import Path
@@ -14,17 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from heads import created_with_random_head, head_of, with_random_head
+from heads import created_with_random_head, with_random_head
 from tiny_networks import FURTHER, TINY, write_tiny
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from thawline import backbones
-from thawline.backbones import Backbone, TextPreprocessing, networks, section
-from thawline.backbones._graph import build_without_memory
+from thawline.backbones import Backbone, section
 from thawline.backbones._registry import LIBRARIES, library_of
 from thawline.exceptions import BackboneError
 from thawline.freezing import freeze_to, train_mode, trainable_parameters
+from thawline.testing.backbones import BackboneContract, inputs_for
 
 CLASSES = 5
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -202,7 +199,7 @@ def built(
     """Built once for the tests of one family; with it the numbers that it begins with, the head's drawn at random: what
     comes through a head of zeros is the same, whatever goes in."""
     backbone = with_random_head(created(request.param, CLASSES, tmp_path_factory.mktemp("network")))
-    return backbone, snapshot(backbone.module)
+    return backbone, {name: value.detach().clone() for name, value in backbone.module.state_dict().items()}
 
 
 def created(family: str, num_classes: int, folder: Path) -> Backbone:
@@ -213,13 +210,6 @@ def created(family: str, num_classes: int, folder: Path) -> Backbone:
     return backbones.create(name, num_classes=num_classes, weights="none", image_size=FAMILIES[family], seed=1)
 
 
-@pytest.fixture
-def backbone(built: tuple[Backbone, dict[str, Tensor]]) -> Backbone:
-    backbone, start = built
-    restore(backbone.module, start)
-    return backbone
-
-
 def restore(module: nn.Module, start: dict[str, Tensor]) -> None:
     state = module.state_dict()  # with the version number that MNASNet insists on
     state.update(start)
@@ -227,194 +217,26 @@ def restore(module: nn.Module, start: dict[str, Tensor]) -> None:
     module.zero_grad()
 
 
-def inputs_for(backbone: Backbone, count: int = 2) -> Tensor:
-    """Images, or the tokens of texts of different lengths."""
-    generator = torch.Generator().manual_seed(0)
-    preprocessing = backbone.preprocessing
-    if isinstance(preprocessing, TextPreprocessing):
-        tokens = torch.randint(5, 20, (count, 7), generator=generator)
-        tokens[1:, 4:] = -1
-        return tokens
-    return torch.randn(count, 3, preprocessing.image_size, preprocessing.image_size, generator=generator)
+class TestEveryFamily(BackboneContract):
+    """Built once for the tests of one family; the first loss needs networks of its own."""
 
+    classes = CLASSES
 
-def borders_of(backbone: Backbone) -> list[int]:
-    """All, or of a network of many equal blocks six."""
-    deepest = len(backbone.layer_groups)
-    return (
-        sorted({1, 2, deepest - 1, deepest} | set(range(1, deepest + 1, max(1, deepest // 4)))) if deepest > 1 else [1]
-    )
+    @pytest.fixture(autouse=True)
+    def of_family(
+        self, request: pytest.FixtureRequest, built: tuple[Backbone, dict[str, Tensor]], tmp_path: Path
+    ) -> None:
+        self.built, self.folder = built, tmp_path
+        self.family: str = request.node.callspec.params["built"]
+        self.numbers_of_classes = (10,) if self.family in SLOW else (2, 10, 200)
 
+    def make(self, num_classes: int) -> Backbone:
+        return created(self.family, num_classes, self.folder / str(num_classes))
 
-def depths_of(backbone: Backbone) -> list[int]:
-    deepest = len(backbone.layer_groups)
-    return [0, deepest // 2, deepest]
-
-
-def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
-def train_a_little(backbone: Backbone, depth: int) -> None:
-    """Two steps: a head that begins at zero sends no gradient back in the first."""
-    torch.manual_seed(0)
-    freeze_to(backbone, depth, batch_norm="train_all")
-    optimizer = torch.optim.SGD(trainable_parameters(backbone).values(), lr=0.05)
-    labels = torch.arange(2)
-    inputs = inputs_for(backbone)
-    for _ in range(2):
-        train_mode(backbone, depth, batch_norm="train_all")
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(backbone.module(inputs), labels).backward()
-        nn.utils.clip_grad_norm_(trainable_parameters(backbone).values(), 1.0)
-        optimizer.step()
-
-
-@pytest.mark.parametrize("family", [case(name) for name in FAMILIES])
-def test_its_first_loss_is_that_of_guessing_and_its_head_learns_from_it(family: str, tmp_path: Path) -> None:
-    labels = torch.tensor([0, 0, 0, 1])
-    for classes in (10,) if family in SLOW else (2, 10, 200):
-        backbone = created(family, classes, tmp_path / str(classes))
-        freeze_to(backbone, len(backbone.layer_groups), batch_norm="frozen_eval")
-        backbone.module.eval()
-        loss = nn.functional.cross_entropy(backbone.module(inputs_for(backbone, 4)), labels)
-        loss.backward()
-        assert loss.item() < 1.2 * math.log(classes)
-        gradients = [parameter.grad for parameter in head_of(backbone).parameters()]
-        for label in (0, 1):  # random layers may give features of 0 alone: then the bias learns
-            assert any(gradient is not None and gradient[label].any() for gradient in gradients)
-
-
-def test_images_or_tokens_go_in_and_one_logit_a_class_comes_out(backbone: Backbone) -> None:
-    backbone.module.eval()
-    with torch.no_grad():
-        assert backbone.module(inputs_for(backbone)).shape == (2, CLASSES)
-
-
-def test_groups_and_head_hold_every_parameter_and_buffer_exactly_once(backbone: Backbone) -> None:
-    held = [name for group in [*backbone.layer_groups, backbone.head] for name in group.tensors]
-    everything = [name for name, _ in [*backbone.module.named_parameters(), *backbone.module.named_buffers()]]
-    assert sorted(held) == sorted(everything)
-
-    parameters = {name for name, _ in backbone.module.named_parameters()}
-    assert all(parameters.intersection(group.tensors) for group in backbone.layer_groups)
-    assert f"{backbone.head.name}.weight" in backbone.head.tensors
-    assert all(name.rpartition(".")[0] == backbone.head.name for name in backbone.head.tensors)
-
-
-def test_every_module_belongs_to_one_group_or_the_head(backbone: Backbone) -> None:
-    held = [name for group in [*backbone.layer_groups, backbone.head] for name in group.modules]
-    assert sorted(held) == sorted(name for name, _ in backbone.module.named_modules())
-    assert "" in backbone.head.modules
-
-
-def test_the_catalogue_tells_the_truth_of_it(backbone: Backbone) -> None:
-    assert tuple(group.name for group in backbone.layer_groups) == backbones.describe(backbone.name).layer_groups
-    assert backbones.depth_of(backbone.name) == len(backbone.layer_groups)
-
-
-def test_training_moves_what_is_free_and_nothing_that_is_frozen(backbone: Backbone) -> None:
-    parameters = {name for name, _ in backbone.module.named_parameters()}
-    for depth in depths_of(backbone):
-        before = snapshot(backbone.module)
-        train_a_little(backbone, depth)
-        moved = {name for name, value in backbone.module.state_dict().items() if not torch.equal(before[name], value)}
-        frozen = {name for group in backbone.layer_groups[:depth] for name in group.tensors}
-        assert not moved & frozen
-
-        free = [*backbone.layer_groups[depth:], backbone.head]
-        assert all(moved & parameters.intersection(group.tensors) for group in free)
-        statistics = {name for group in free for name in group.tensors if name.endswith("running_mean")}
-        assert statistics <= moved
-        reached = {name for name, parameter in backbone.module.named_parameters() if parameter.grad is not None}
-        assert reached == parameters - frozen
-
-
-def test_frozen_batch_norms_are_in_evaluation_mode_and_free_ones_in_training_mode(backbone: Backbone) -> None:
-    for depth in depths_of(backbone):
-        train_mode(backbone, depth, batch_norm="train_all")
-        frozen = {name for group in backbone.layer_groups[:depth] for name in group.tensors}
-        for path, module in backbone.module.named_modules():
-            if isinstance(module, _BatchNorm):
-                assert module.training == (f"{path}.weight" not in frozen), path
-    assert backbone.module.training
-
-
-def test_frozen_activations_are_the_same_in_every_pass(backbone: Backbone) -> None:
-    images = inputs_for(backbone)
-    depth = len(backbone.layer_groups)
-    train_mode(backbone, depth, batch_norm="train_all")
-    prefix = section(backbone, 0, depth)
-    with torch.no_grad():
-        assert torch.equal(prefix(images), prefix(images))
-
-
-def test_every_border_between_groups_cuts_it_in_two_without_a_bit_of_difference(backbone: Backbone) -> None:
-    backbone.module.eval()
-    images = inputs_for(backbone)
-    with torch.no_grad():
-        whole = backbone.module(images)
-        for depth in borders_of(backbone):
-            stored, tail = section(backbone, 0, depth)(images), section(backbone, depth)
-            kept = stored.clone()
-            assert len(stored) == len(images), "one row of activations for each image"
-            assert torch.equal(tail(stored), whole)
-            assert torch.equal(stored, kept), "the tail must not write into stored activations"
-            free = {name for group in [*backbone.layer_groups[depth:], backbone.head] for name in group.tensors}
-            assert {name for name, _ in tail.named_parameters()} <= free
-
-
-def test_its_sections_one_after_the_other_are_the_whole(backbone: Backbone) -> None:
-    backbone.module.eval()
-    images = inputs_for(backbone, count=1)
-    deepest = len(backbone.layer_groups)
-    with torch.no_grad():
-        passed_on = images
-        for start in range(deepest):
-            passed_on = section(backbone, start, start + 1)(passed_on)
-        assert torch.equal(section(backbone, deepest)(passed_on), backbone.module(images))
-
-
-def test_a_tail_trains_to_the_very_weights_that_the_whole_does(backbone: Backbone) -> None:
-    depth, start = max(1, len(backbone.layer_groups) // 2), snapshot(backbone.module)
-    images, labels = inputs_for(backbone), torch.arange(2)
-
-    def after_a_step(from_activations: bool) -> dict[str, Tensor]:
+    def backbone(self) -> Backbone:
+        backbone, start = self.built
         restore(backbone.module, start)
-        freeze_to(backbone, depth, batch_norm="train_all")
-        train_mode(backbone, depth, batch_norm="train_all")
-        torch.manual_seed(0)
-        if from_activations:
-            with torch.no_grad():
-                stored = section(backbone, 0, depth)(images)
-            logits = section(backbone, depth)(stored)
-        else:
-            logits = backbone.module(images)
-        parameters = trainable_parameters(backbone).values()
-        optimizer = torch.optim.SGD(parameters, lr=0.05)
-        nn.functional.cross_entropy(logits, labels).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return snapshot(backbone.module)
-
-    whole, tail = after_a_step(from_activations=False), after_a_step(from_activations=True)
-    assert all(torch.equal(value, tail[name]) for name, value in whole.items())
-    assert any(not torch.equal(value, start[name]) for name, value in whole.items())
-
-
-def test_leaving_out_unread_tokens_changes_the_last_bits_alone(backbone: Backbone) -> None:
-    backbone.module.eval()
-    images = inputs_for(backbone)
-    with torch.no_grad():
-        torch.testing.assert_close(section(backbone, 0, exact=False)(images), backbone.module(images))
-
-
-def test_its_architecture_rebuilds_it_without_thawline(backbone: Backbone) -> None:
-    architecture = json.loads(json.dumps(backbone.architecture))
-    rebuilt = build_without_memory(lambda: networks.build(architecture))
-    assert {name: value.shape for name, value in rebuilt.state_dict().items()} == {
-        name: value.shape for name, value in backbone.module.state_dict().items()
-    }
+        return backbone
 
 
 def test_every_library_of_the_registry_is_tried_here() -> None:

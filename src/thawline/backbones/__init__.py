@@ -1,4 +1,4 @@
-"""Pretrained networks of torchvision, timm and HuggingFace, cut into ordered layer groups.
+"""Pretrained networks of torchvision, timm, HuggingFace and other packages, cut into ordered layer groups.
 
 A backbone takes images ``[N, 3, H, W]``, or the tokens of texts, to logits ``[N, num_classes]``. :func:`create` makes
 one; :func:`names` and :func:`describe` answer about torchvision's and timm's from tables that ship with Thawline,
@@ -26,12 +26,14 @@ from thawline.backbones._base import (
     Preprocessing,
     TextPreprocessing,
 )
-from thawline.backbones._registry import LIBRARIES, Library, library_of
+from thawline.backbones._registry import Library, libraries, library_of
 from thawline.backbones.summary import DepthCost, depth_costs, info_json, listing, summary_json, summary_text
 from thawline.exceptions import BackboneError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from thawline.backbones._plugins import BackboneLibrary as BackboneLibrary
 
 __all__ = [
     "Backbone",
@@ -64,6 +66,16 @@ __all__ = [
     "summary_text",
     "write_head",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """``BackboneLibrary``, whose module imports torch."""
+    if name == "BackboneLibrary":
+        from thawline.backbones._plugins import BackboneLibrary
+
+        return BackboneLibrary
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 _LABEL = 32
 """Characters of a name that break no table."""
@@ -153,12 +165,12 @@ def names(pattern: str | None = None) -> list[str]:
         pattern: only those that hold it or match it (``vgg*``). One with a dot is looked for among the names with tags
             too, of all pretrained weights of an architecture (``timm/resnet50.``).
     """
-    found = [name for library in LIBRARIES for name in _usable(library)]
+    found = [name for library in libraries() for name in _usable(library)]
     if pattern is None:
         return found
     wanted = pattern.lower()
     if "." in wanted:
-        found += [f"{name}.{tag}" for library in LIBRARIES for name, tag in _tagged(library)]
+        found += [f"{name}.{tag}" for library in libraries() for name, tag in _tagged(library)]
     if any(sign in wanted for sign in "*?["):
         return [name for name in found if fnmatchcase(name.lower(), wanted)]
     return [name for name in found if wanted in name.lower()]
@@ -193,7 +205,7 @@ def further_names() -> str:
     install = " It needs: pip install 'thawline[{}]'."
     return "\n".join(
         lines[library.package] + ("" if library.is_installed() else install.format(library.extra))
-        for library in LIBRARIES
+        for library in libraries()
         if library.package in lines
     )
 
@@ -344,7 +356,7 @@ def _suggestion(name: str) -> str:
         return f" Did you mean {name!r}?"
     found = names(name.rpartition(".")[0] + ".") if "." in name else []
     found += names()
-    missing = [library for library in LIBRARIES if library.is_listed and not library.is_installed()]
+    missing = [library for library in libraries() if library.is_listed and not library.is_installed()]
     found += [known for library in missing for known in _catalogue.catalogue_of(library.package).infos]
     full = {known.rpartition("/")[2]: known for known in reversed(found)} | {known: known for known in found}
     close = difflib.get_close_matches(name.lower(), full, n=1)

@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Protocol, cast
 
 from thawline.exceptions import BackboneError
@@ -11,7 +12,11 @@ from thawline.exceptions import BackboneError
 if TYPE_CHECKING:
     from thawline.backbones._base import Backbone, BackboneInfo, Preprocessing, TextPreprocessing
 
-__all__ = ["LIBRARIES", "Library", "Networks", "library_of", "refuse_length"]
+__all__ = ["GROUP", "LIBRARIES", "Library", "Networks", "libraries", "library_of", "refuse_length"]
+
+GROUP = "thawline.backbones"
+"""Entry points of this group are libraries of other packages: the prefix of their backbones, and a
+:class:`thawline.backbones.BackboneLibrary`."""
 
 
 class Networks(Protocol):
@@ -95,9 +100,49 @@ LIBRARIES = (
 )
 
 
+@dataclass(frozen=True)
+class _Plugin(Library):
+    """The library of another package, named by an entry point; it is always installed."""
+
+    def is_installed(self) -> bool:
+        return True
+
+    def networks(self) -> Networks:
+        from thawline.backbones._plugins import PluginNetworks
+
+        (point,) = importlib.metadata.entry_points(group=GROUP, name=self.prefix.removesuffix("/"))
+        try:
+            return PluginNetworks(point.load(), point)
+        except Exception as error:  # whatever another package raises when it is imported
+            raise BackboneError(
+                f"The backbones {self.prefix}… of the package {self.package} cannot be imported: "
+                f"{type(error).__name__}: {error}. Repair the package, or uninstall it."
+            ) from error
+
+
+@cache
+def libraries() -> tuple[Library, ...]:
+    """Thawline's own and those of other packages, which are not imported.
+
+    Raises:
+        BackboneError: if two have the same prefix.
+    """
+    found = list(LIBRARIES)
+    for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda point: point.name):
+        package = point.dist.name if point.dist else point.module
+        prefix = f"{point.name}/"
+        if not point.name.isidentifier() or prefix in {*(library.prefix for library in found), "torchvision/"}:
+            raise BackboneError(
+                f"The name of an entry point in the group {GROUP} must be a Python identifier that no other library "
+                f"has, but got {point.name!r} of the package {package}. Uninstall that package, or have it renamed."
+            )
+        found.append(_Plugin(package, prefix, point.value, extra=None))
+    return tuple(found)
+
+
 def library_of(name: str) -> Library:
     """The library that a name is of, whether it has such a backbone or not."""
-    return max((library for library in LIBRARIES if name.startswith(library.prefix)), key=lambda one: len(one.prefix))
+    return max((library for library in libraries() if name.startswith(library.prefix)), key=lambda one: len(one.prefix))
 
 
 def refuse_length(name: str, max_length: int | None) -> None:

@@ -1,5 +1,6 @@
 """Networks from plain JSON. Imports nothing of Thawline: packaged models, which do without it, hold a copy."""
 
+import importlib
 from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any
@@ -27,7 +28,9 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
               what a model's ``config.json`` holds, and with ``"pooling"`` one of :data:`POOLINGS`; left out, as in
               packages of earlier versions, it is the mean;
             * the same with ``"task": "image-classification"`` and the further arguments of :class:`ImageClassifier`
-              in ``"kwargs"``, without ``"pooling"``.
+              in ``"kwargs"``, without ``"pooling"``;
+            * ``{"library": "entry-point", "package": "toy-backbones", "object": "toy:LIBRARY", "builder": "small",
+              "kwargs": {"num_classes": 2, "image_size": 64}}`` of a package that must be installed.
 
     Returns:
         A module from images ``[N, 3, H, W]``, or from tokens ``[N, T]`` (see :class:`TextClassifier`), to logits
@@ -198,8 +201,25 @@ def _of_transformers(architecture: Mapping[str, Any]) -> nn.Module:
     raise ValueError(f"`task` must be text-classification or image-classification, but got {task!r}.")
 
 
+def _of_entry_point(architecture: Mapping[str, Any]) -> nn.Module:
+    module, _, path = architecture["object"].partition(":")
+    try:
+        library: Any = importlib.import_module(module)
+    except ImportError as error:
+        package = architecture["package"]
+        raise ImportError(
+            f"The network {architecture['builder']!r} needs the package {package}, which cannot be imported ({error}). "
+            f"Install it: pip install {package}; a packaged model's requirements.txt names the version."
+        ) from error
+    for name in path.split("."):
+        library = getattr(library, name)
+    network: nn.Module = library.build(architecture["builder"], **architecture["kwargs"])
+    return network
+
+
 _BUILDERS: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     "torchvision": _of_torchvision,
     "timm": _of_timm,
     "transformers": _of_transformers,
+    "entry-point": _of_entry_point,
 }

@@ -21,7 +21,7 @@ def backbones(
     pattern: Annotated[str | None, typer.Argument(help="Part of a name, or a pattern such as 'resnet*'.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the backbones of torchvision and timm with their layer groups, parameters and weights."""
+    """List the backbones of torchvision, timm and other packages with their layer groups, parameters and weights."""
     from thawline import backbones as registry
 
     infos = list(_described(registry.names(pattern), pattern))

@@ -296,6 +296,7 @@ def _signature(kind: DataKind) -> Any:
 
 def _requirements(settings: Mapping[str, Any]) -> list[str]:
     """The exact installed versions, without a build's local part (``+cu132``), which package indexes do not know."""
-    library = settings["architecture"].get("library", "torchvision")
+    architecture = settings["architecture"]
+    library = architecture.get("package") or architecture.get("library", "torchvision")
     names = dict.fromkeys([*_REQUIREMENTS, library, *_KIND_REQUIREMENTS[settings["kind"]]])
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]

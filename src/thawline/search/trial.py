@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 
 from thawline import backbones
-from thawline.config import flatten
+from thawline.config import TrainConfig, flatten
 from thawline.exceptions import CheckpointError, ThawlineError, TrainingError
 from thawline.search.observed import ObservationRecorder, record_classes
 from thawline.search.probing import ProbeFile, begin_with_probe, fitted_probe
@@ -37,6 +37,7 @@ from thawline.training import (
     EpochResult,
     FitResult,
     HeadTrial,
+    Hyperparameters,
     Inputs,
     Interrupted,
     Observer,
@@ -113,6 +114,17 @@ class _Outcome:
     result: FitResult | None = None
 
 
+class _Arguments(TypedDict):
+    """What a training and a probe that is kept as one are both told."""
+
+    hyperparameters: Hyperparameters
+    config: TrainConfig
+    metric: str
+    runtime: Runtime
+    checkpoints: CheckpointFolder
+    seed: int
+
+
 def _failed(reason: str) -> _Outcome:
     return _Outcome("failed", reason)
 
@@ -137,6 +149,17 @@ class _Trial:
         """Record an epoch, and ask whether to go on."""
         self.tracker.log_metrics(result.metrics, step=result.epoch, timestamp_ms=result.finished_at)
         return self._on_epoch(self.spec.number, result)
+
+    def arguments(self, runtime: Runtime) -> _Arguments:
+        """Of :func:`thawline.training.fit` and :func:`thawline.training.keep_probe`."""
+        return {
+            "hyperparameters": self.spec.hyperparameters,
+            "config": self.spec.config.train,
+            "metric": self.spec.config.study.metric,
+            "runtime": runtime,
+            "checkpoints": self.folder,
+            "seed": self.spec.config.study.seed,
+        }
 
     def outcome(self, result: FitResult) -> _Outcome:
         """How a training ended, in words."""
@@ -202,12 +225,7 @@ def _train(trial: _Trial) -> _Outcome:
         return backbone, fit(
             backbone,
             inputs,
-            hyperparameters=spec.hyperparameters,
-            config=spec.config.train,
-            metric=spec.config.study.metric,
-            runtime=runtime,
-            checkpoints=trial.folder,
-            seed=spec.config.study.seed,
+            **trial.arguments(runtime),
             accumulation=accumulation,
             on_epoch=trial.announce,
             on_batch=trial.on_batch,
@@ -227,18 +245,7 @@ def _probe(trial: _Trial) -> _Outcome:
     backbone = build_backbone(spec.config, spec.hyperparameters.backbone, len(spec.classes))
     probe = fitted_probe(backbone, spec.activations, spec.config, runtime, _probe_path(spec))
     _, validation = spec.activations.open_plain(spec.hyperparameters.freeze_depth, runtime)
-    result = keep_probe(
-        backbone,
-        probe.head,
-        validation,
-        hyperparameters=spec.hyperparameters,
-        config=spec.config.train,
-        metric=spec.config.study.metric,
-        runtime=runtime,
-        checkpoints=trial.folder,
-        seed=spec.config.study.seed,
-        seconds=probe.seconds,
-    )
+    result = keep_probe(backbone, probe.head, validation, seconds=probe.seconds, **trial.arguments(runtime))
     trial.announce(result.history[-1])
     _log_classes(trial, backbone, validation, runtime, result)
     return trial.outcome(result)

@@ -1,5 +1,19 @@
-"""For those who extend Thawline: a tracker that keeps everything in memory, and what every tracker must hold."""
+"""For those who extend Thawline: what every tracker and every backbone must hold, and a tracker in memory."""
+
+from typing import TYPE_CHECKING
 
 from thawline.testing.trackers import MemoryTracker, TrackerContract
 
-__all__ = ["MemoryTracker", "TrackerContract"]
+if TYPE_CHECKING:
+    from thawline.testing.backbones import BackboneContract as BackboneContract
+
+__all__ = ["BackboneContract", "MemoryTracker", "TrackerContract"]
+
+
+def __getattr__(name: str) -> object:
+    """``BackboneContract``, whose module imports torch: a tracker in memory does without it."""
+    if name == "BackboneContract":
+        from thawline.testing.backbones import BackboneContract
+
+        return BackboneContract
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +23,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from thawline.backbones import Backbone
 from thawline.exceptions import CheckpointError
 
-__all__ = ["Checkpoint", "CheckpointFolder", "load", "load_model", "load_optimizer", "pack_model", "pack_optimizer"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointFolder",
+    "Stepper",
+    "load",
+    "load_model",
+    "load_optimizer",
+    "pack_model",
+    "pack_optimizer",
+]
 
 _FORMAT = "thawline-checkpoint-2"
 _FILE = re.compile(r"epoch-(\d{4,})\.safetensors")
@@ -46,6 +55,14 @@ class Checkpoint:
     """JSON: optimizer groups, scheduler, scaler, freeze depth, value, history of metrics, resolved configuration."""
     trained: dict[str, Tensor] = field(default_factory=dict)
     """If ``model`` are averages, the weights that training goes on from; else empty."""
+
+
+class Stepper(NamedTuple):
+    """What optimizer steps are taken by: three objects whose states belong together."""
+
+    optimizer: Optimizer
+    schedule: LambdaLR
+    scaler: GradScaler
 
 
 class CheckpointFolder:
@@ -229,11 +246,9 @@ def load_model(checkpoint: Checkpoint, backbone: Backbone) -> None:
     backbone.module.load_state_dict(state)
 
 
-def pack_optimizer(
-    optimizer: Optimizer, schedule: LambdaLR, scaler: GradScaler
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def pack_optimizer(stepper: Stepper) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Split the states of optimizer, schedule and scaler into tensors and JSON."""
-    content = optimizer.state_dict()
+    content = stepper.optimizer.state_dict()
     tensors, plain = {}, {}
     for index, entries in content["state"].items():
         for key, value in entries.items():
@@ -241,24 +256,25 @@ def pack_optimizer(
                 tensors[f"{index}/{key}"] = value
             else:
                 plain[f"{index}/{key}"] = value
-    schedule_state = {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"}
+    schedule_state = {k: v for k, v in stepper.schedule.state_dict().items() if k != "lr_lambdas"}
     return tensors, {
         "optimizer_groups": content["param_groups"],
         "optimizer_values": plain,
         "schedule": schedule_state,
-        "scaler": scaler.state_dict(),
+        "scaler": stepper.scaler.state_dict(),
     }
 
 
-def load_optimizer(checkpoint: Checkpoint, optimizer: Optimizer, schedule: LambdaLR, scaler: GradScaler) -> None:
+def load_optimizer(checkpoint: Checkpoint, stepper: Stepper) -> None:
     """Undo :func:`pack_optimizer` on freshly built objects of the same configuration."""
     entries: dict[int, dict[str, Any]] = {}
     for key, value in {**checkpoint.optimizer, **checkpoint.state["optimizer_values"]}.items():
         index, _, name = key.partition("/")
         entries.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": entries, "param_groups": checkpoint.state["optimizer_groups"]})
-    schedule.load_state_dict({**checkpoint.state["schedule"], "lr_lambdas": [None] * len(optimizer.param_groups)})
-    scaler.load_state_dict(checkpoint.state["scaler"])
+    stepper.optimizer.load_state_dict({"state": entries, "param_groups": checkpoint.state["optimizer_groups"]})
+    lambdas = [None] * len(stepper.optimizer.param_groups)
+    stepper.schedule.load_state_dict({**checkpoint.state["schedule"], "lr_lambdas": lambdas})
+    stepper.scaler.load_state_dict(checkpoint.state["scaler"])
 
 
 def _digest(tensors: dict[str, Tensor], state: dict[str, Any]) -> str:

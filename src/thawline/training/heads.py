@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,14 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.func import functional_call, vmap
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.backbones import Backbone, section
 from thawline.config import SEARCHABLE, BatchNorm, TrainConfig
-from thawline.exceptions import CheckpointError, TrainingError
+from thawline.exceptions import TrainingError
 from thawline.freezing import freeze_to, train_mode, trainable_parameters
-from thawline.training.checkpoint import Checkpoint, CheckpointFolder, load_optimizer
+from thawline.training.checkpoint import Checkpoint, CheckpointFolder, Stepper, load_optimizer
 from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches
 from thawline.training.loop import class_weights, classes_of, logits_of
@@ -39,12 +37,11 @@ from thawline.training.results import (
     Decision,
     EpochResult,
     FitResult,
+    History,
     Interrupted,
     check_finite,
-    checkpoint_of,
     epoch_result,
     fingerprint_of,
-    fit_result,
     no_longer_improves,
 )
 from thawline.training.runtime import Runtime, restore_random_states
@@ -107,56 +104,65 @@ def fit_heads(
     """
     stack = _Stack(backbone, train, validation, trials, config, runtime)
     weights = class_weights(train.labels, classes_of(backbone), config, runtime)
-    heads = [_Head(trial, i, *stack.optimizer_of(i)) for i, trial in enumerate(trials)]
+    heads = [
+        _Head(
+            trial,
+            i,
+            stack.stepper_of(i),
+            History(trial.checkpoints, fingerprint_of(trial.hyperparameters, config, seed), metric),
+        )
+        for i, trial in enumerate(trials)
+    ]
     leaving = False
 
     def after_batch() -> None:
         nonlocal leaving
         leaving = on_batch() or leaving
 
-    for epoch in range(_resume(stack, heads, config, seed), config.epochs):
+    for epoch in range(_resume(stack, heads), config.epochs):
         for head in heads:
-            if head.goes_on and no_longer_improves(head.history, metric, config.early_stopping):
+            if head.goes_on and no_longer_improves(head.history.epochs, metric, config.early_stopping):
                 head.stopped_early = True
         if not any(head.goes_on for head in heads):
             break
         for head in heads:
             if head.ahead is not None and head.ahead.epoch == epoch:
                 stack.load(head.index, head.ahead)
-        active = [head for head in heads if head.goes_on and len(head.history) == epoch]
+        active = [head for head in heads if head.goes_on and len(head.history.epochs) == epoch]
         started = time.perf_counter()
         training = _train_epoch(stack, train, epoch, seed, weights, after_batch)
         seconds = (time.perf_counter() - started) / len(active)
         backbone.module.eval()
         for head in active:
-            learning_rate = head.optimizer.param_groups[0]["lr"]
-            stack.settle(head.optimizer, head.schedule, epoch + 1)
+            learning_rate = head.stepper.optimizer.param_groups[0]["lr"]
+            stack.settle(head.stepper, epoch + 1)
             try:
-                check_finite(training[head.index]["train/loss"], epoch, head.optimizer)
+                check_finite(training[head.index]["train/loss"], epoch, head.stepper.optimizer)
                 began = time.perf_counter() - seconds
                 logits = stack.predict(head.index, validation)
                 metrics = classification_metrics(logits, torch.from_numpy(validation.labels))
-                check_finite(metrics["loss"], epoch, head.optimizer, of="validation")
+                check_finite(metrics["loss"], epoch, head.stepper.optimizer, of="validation")
             except TrainingError as error:
                 head.error = error
                 continue
-            depth = len(backbone.layer_groups)
             result = epoch_result(
-                epoch, training[head.index], metrics, depth, learning_rate, len(train), seconds, began
+                epoch,
+                training[head.index],
+                metrics,
+                freeze_depth=len(backbone.layer_groups),
+                learning_rate=learning_rate,
+                rows=len(train),
+                training_seconds=seconds,
+                started=began,
             )
-            head.history.append(result)
-            fingerprint = fingerprint_of(head.trial.hyperparameters, config, seed)
-            head.trial.checkpoints.keep(
-                checkpoint_of(
-                    backbone, head.optimizer, head.schedule, stack.scaler, runtime, fingerprint, head.history, metric
-                )
-            )
+            head.history.epochs.append(result)
+            head.trial.checkpoints.keep(head.history.checkpoint(backbone, head.stepper, runtime))
             head.decision = head.trial.on_epoch(result)
         if leaving and epoch + 1 < config.epochs:
             raise Interrupted
     for head in heads:
         head.trial.checkpoints.keep()
-    return [head.error or fit_result(head.decision, head.history, metric, head.stopped_early) for head in heads]
+    return [head.error or head.history.result(head.decision, stopped_early=head.stopped_early) for head in heads]
 
 
 @dataclass
@@ -165,9 +171,8 @@ class _Head:
 
     trial: HeadTrial
     index: int
-    optimizer: Optimizer
-    schedule: LambdaLR
-    history: list[EpochResult] = field(default_factory=list)
+    stepper: Stepper
+    history: History
     decision: Decision = Decision.CONTINUE
     stopped_early: bool = False
     error: TrainingError | None = None
@@ -236,7 +241,7 @@ class _Stack:
     def total_steps(self) -> int:
         return self.config.epochs * self.steps_per_epoch
 
-    def optimizer_of(self, index: int) -> tuple[Optimizer, LambdaLR]:
+    def stepper_of(self, index: int) -> Stepper:
         """One trial's optimizer and schedule, whose tensors are views of the stack: to be saved, not stepped."""
         parameters = {name: nn.Parameter(stacked.detach()[index]) for name, stacked in self.parameters.items()}
         optimizer = build_optimizer(parameters, self.backbone, self.hyperparameters[index])
@@ -245,12 +250,13 @@ class _Stack:
             if self.optimizer_kind == "adamw":
                 optimizer.state[parameter]["step"] = torch.zeros(())
         schedule = build_schedule(optimizer, total_steps=self.total_steps, warmup_fraction=self.config.warmup_fraction)
-        return optimizer, schedule
+        return Stepper(optimizer, schedule, self.scaler)
 
     def load(self, index: int, checkpoint: Checkpoint) -> None:
         """Put one trial where its checkpoint stood."""
-        optimizer, schedule = self.optimizer_of(index)
-        load_optimizer(checkpoint, optimizer, schedule, self.scaler)
+        stepper = self.stepper_of(index)
+        load_optimizer(checkpoint, stepper)
+        optimizer = stepper.optimizer
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         views = {parameter.data_ptr(): parameter for parameter in parameters}
         with torch.no_grad():
@@ -260,8 +266,9 @@ class _Stack:
                 for key, values in self.state[name].items():
                     values[index].copy_(state[key])
 
-    def settle(self, optimizer: Optimizer, schedule: LambdaLR, epochs: int) -> None:
+    def settle(self, stepper: Stepper, epochs: int) -> None:
         """Bring one trial's optimizer and schedule to where they would be had they stepped, for its checkpoint."""
+        optimizer, schedule, _ = stepper
         steps = epochs * self.steps_per_epoch
         for state in optimizer.state.values():
             if "step" in state:
@@ -307,21 +314,18 @@ _BATCH_NORM: BatchNorm = "frozen_eval"
 _STATE = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
 
-def _resume(stack: _Stack, heads: Sequence[_Head], config: TrainConfig, seed: int) -> int:
+def _resume(stack: _Stack, heads: Sequence[_Head]) -> int:
     """Load what the heads' checkpoints hold; returns the epoch to begin with."""
     for head in heads:
-        head.ahead = checkpoint = head.trial.checkpoints.last()
-        if checkpoint is None:
+        head.ahead = head.history.resume()
+        if head.ahead is None:
             continue
-        if checkpoint.state["fingerprint"] != fingerprint_of(head.trial.hyperparameters, config, seed):
-            raise CheckpointError(f"{head.trial.checkpoints.path} holds checkpoints of another configuration.")
-        head.history = [EpochResult(**entry) for entry in checkpoint.state["history"]]
-        stack.settle(head.optimizer, head.schedule, len(head.history))
-        for known in head.history:
+        stack.settle(head.stepper, len(head.history.epochs))
+        for known in head.history.epochs:
             head.decision = head.trial.on_epoch(known)
     # A head that is over keeps its place, or the sums of the others would be taken in another order.
-    epochs = [len(head.history) for head in heads if head.goes_on]
-    first = min(epochs, default=config.epochs)
+    epochs = [len(head.history.epochs) for head in heads if head.goes_on]
+    first = min(epochs, default=stack.config.epochs)
     for head in heads:
         if head.ahead is not None and not head.goes_on:
             stack.load(head.index, head.ahead)

@@ -2,7 +2,7 @@
 
 ``fit`` trains one backbone frozen to one depth, or thaws it down to there on the way, writes a checkpoint after every
 epoch and asks its caller after every epoch whether to go on. Killed at any point and called again with the same
-arguments, it goes on at the next epoch (at the next batch, if it was asked to leave), and ends with bit-equal weights
+arguments, it resumes at the next epoch (at the next batch, if it was asked to leave), and ends with bit-equal weights
 (same machine, CPU, same number of threads).
 """
 
@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Never
+from typing import Never
 
 import numpy as np
 import torch
@@ -25,10 +25,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.backbones import Backbone, section
 from thawline.config import TrainConfig
-from thawline.exceptions import CheckpointError, TrainingError
+from thawline.exceptions import TrainingError
 from thawline.freezing import freeze_to, train_mode, trainable_parameters
 from thawline.training.averaging import WeightAverage
-from thawline.training.checkpoint import Checkpoint, CheckpointFolder, load_model, load_optimizer, pack_model
+from thawline.training.checkpoint import Checkpoint, CheckpointFolder, Stepper, load_model, load_optimizer, pack_model
 from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches, evaluation_order
 from thawline.training.metrics import classification_metrics
@@ -39,12 +39,11 @@ from thawline.training.results import (
     Decision,
     EpochResult,
     FitResult,
+    History,
     Interrupted,
     check_finite,
-    checkpoint_of,
     epoch_result,
     fingerprint_of,
-    fit_result,
 )
 from thawline.training.runtime import Runtime, restore_random_states
 from thawline.training.thawing import Thawing
@@ -96,48 +95,36 @@ def fit(
         CheckpointError: if the checkpoints are of another configuration.
     """
     thawing = Thawing.of(hyperparameters, config, deepest=len(backbone.layer_groups), metric=metric)
-    fingerprint = fingerprint_of(hyperparameters, config, seed)
-    checkpoint = _last(checkpoints, fingerprint)
-    history = [EpochResult(**entry) for entry in checkpoint.state["history"]] if checkpoint is not None else []
-    run = _Run(backbone, inputs, thawing.depths(history), hyperparameters, config, runtime, observer)
+    history = History(checkpoints, fingerprint_of(hyperparameters, config, seed), metric)
+    checkpoint = history.resume()
+    run = _Run(
+        backbone,
+        inputs,
+        thawing.depths(history.epochs),
+        history,
+        hyperparameters=hyperparameters,
+        config=config,
+        runtime=runtime,
+        seed=seed,
+        accumulation=accumulation,
+        on_batch=on_batch,
+        observer=observer,
+    )
     if checkpoint is not None:
         run.restore(checkpoint)
-    weights = class_weights(run.train.labels, classes_of(backbone), config, runtime)
     decision, stopped_early = Decision.CONTINUE, False
-    for known in history:
+    for known in history.epochs:
         decision = on_epoch(known)
-    if decision is not Decision.CONTINUE:
-        return fit_result(decision, history, metric, stopped_early)
 
-    for epoch in range(len(history), config.epochs):
-        stopped_early = thawing.stops_early(history, config.early_stopping)
+    while decision is Decision.CONTINUE and len(history.epochs) < config.epochs:
+        stopped_early = thawing.stops_early(history.epochs, config.early_stopping)
         if stopped_early:
             break
-        run.train_from(thawing.depths(history)[-1])
-        started = time.perf_counter()
-        begun = _go_on_within(run, checkpoints, epoch, fingerprint)
-        learning_rate = begun.learning_rate or run.optimizer.param_groups[0]["lr"]
-        leave = partial(_leave, run, checkpoints, fingerprint, history, metric)
-        training = _train_epoch(run, run.train, epoch, seed, weights, accumulation, begun, on_batch, leave)
-        seconds = time.perf_counter() - started + begun.seconds
-        with run.averaged() as trained:
-            backbone.module.eval()
-            logits = logits_of(run.evaluating, run.validation, runtime, config.batch_size, on_batch)
-            metrics = classification_metrics(logits, torch.from_numpy(run.validation.labels))
-            check_finite(metrics["loss"], epoch, run.optimizer, of="validation")
-            result = epoch_result(
-                epoch, training, metrics, run.depth, learning_rate, len(run.train), seconds, started - begun.seconds
-            )
-            history.append(result)
-            checkpoints.keep(run.checkpoint(fingerprint, history, metric, trained=trained))
-        if observer is not None:
-            observer.end_epoch(epoch + 1, logits)
-        decision = on_epoch(result)
-        if decision is not Decision.CONTINUE:
-            break
+        run.train_from(thawing.depths(history.epochs)[-1])
+        decision = on_epoch(run.train_epoch())
 
     checkpoints.keep()
-    return fit_result(decision, history, metric, stopped_early)
+    return history.result(decision, stopped_early=stopped_early)
 
 
 def predict(backbone: Backbone, inputs: Inputs, runtime: Runtime, batch_size: int) -> Tensor:
@@ -165,17 +152,35 @@ def logits_of(
     return torch.cat(logits)[in_order]
 
 
+@dataclass
+class _Progress:
+    """How far an epoch has come: batches, seconds, and sums over its images and batches."""
+
+    batches: int = 0
+    seconds: float = 0.0
+    learning_rate: float = 0.0
+    """At its beginning."""
+    loss: float = 0.0
+    correct: float = 0.0
+    norm: float = 0.0
+
+
 class _Run:
-    """The objects that one training changes."""
+    """The objects that one training changes, and its history with the checkpoints that keep it."""
 
     def __init__(
         self,
         backbone: Backbone,
         inputs: Callable[[int], tuple[Inputs, Inputs]],
         depths: Sequence[int],
+        history: History,
+        *,
         hyperparameters: Hyperparameters,
         config: TrainConfig,
         runtime: Runtime,
+        seed: int,
+        accumulation: int,
+        on_batch: Callable[[], bool],
         observer: Observer | None,
     ) -> None:
         """Free what the last epoch had free, so that its state can be loaded.
@@ -184,18 +189,24 @@ class _Run:
             backbone: see :func:`fit`, as the other arguments.
             inputs: opened here for the next epoch.
             depths: the freeze depth of each epoch so far and of the next.
+            history: of the epochs so far.
             hyperparameters: rates and optimizer.
             config: batch size, schedule, averaging.
             runtime: device and precision.
+            seed: see :func:`fit`.
+            accumulation: see :func:`fit`.
+            on_batch: see :func:`fit`.
             observer: attached when training begins, and again when the depth changes.
         """
         self.backbone, self.config, self.runtime, self.observer = backbone, config, runtime, observer
+        self.history, self.seed, self.accumulation, self.on_batch = history, seed, accumulation, on_batch
         self._hyperparameters, self._open = hyperparameters, inputs
         self.module = backbone.module.to(runtime.device).to(memory_format=runtime.memory_format)
         self.scaler = GradScaler(runtime.device.type, enabled=runtime.needs_loss_scaling)
         self.average = WeightAverage(self.module, config.ema) if config.ema is not None else None
         self._opened_for = depths[-1]
         self.train, self.validation = self._open(self._opened_for)
+        self.class_weights = class_weights(self.train.labels, classes_of(backbone), config, runtime)
         self._total_steps = config.epochs * len(batch_sizes(len(self.train), config.batch_size))
         self._ready_for: int | None = None
         first, *later = dict.fromkeys(depths[:-1] or depths)
@@ -251,6 +262,34 @@ class _Run:
         self.evaluating = self._network(self.validation.boundary)
         self._ready_for = depth
 
+    def train_epoch(self) -> EpochResult:
+        """Train the next epoch, or what is left of it, measure it, and keep it."""
+        epoch, started = len(self.history.epochs), time.perf_counter()
+        begun = self._resume_within()
+        learning_rate = begun.learning_rate or self.optimizer.param_groups[0]["lr"]
+        training = _train_epoch(self, epoch, begun)
+        seconds = time.perf_counter() - started + begun.seconds
+        with self.averaged() as trained:
+            self.module.eval()
+            logits = logits_of(self.evaluating, self.validation, self.runtime, self.config.batch_size, self.on_batch)
+            metrics = classification_metrics(logits, torch.from_numpy(self.validation.labels))
+            check_finite(metrics["loss"], epoch, self.optimizer, of="validation")
+            result = epoch_result(
+                epoch,
+                training,
+                metrics,
+                freeze_depth=self.depth,
+                learning_rate=learning_rate,
+                rows=len(self.train),
+                training_seconds=seconds,
+                started=started - begun.seconds,
+            )
+            self.history.epochs.append(result)
+            self.history.checkpoints.keep(self._checkpoint(trained))
+        if self.observer is not None:
+            self.observer.end_epoch(epoch + 1, logits)
+        return result
+
     def train_mode(self) -> None:
         """See :func:`thawline.freezing.train_mode`."""
         train_mode(self.backbone, self.depth, batch_norm=self._hyperparameters.batch_norm)
@@ -262,27 +301,26 @@ class _Run:
         """
         return nullcontext({}) if self.average is None else self.average.in_place()
 
-    def checkpoint(
-        self,
-        fingerprint: dict[str, Any],
-        history: list[EpochResult],
-        metric: str,
-        trained: dict[str, Tensor],
-        within: dict[str, float] | None = None,
-    ) -> Checkpoint:
-        """See :func:`checkpoint_of`."""
-        return checkpoint_of(
-            self.backbone,
-            self.optimizer,
-            self.schedule,
-            self.scaler,
-            self.runtime,
-            fingerprint,
-            history,
-            metric,
-            within,
-            trained,
-        )
+    def leave(self, progress: _Progress) -> Never:
+        """Keep where the epoch stands. If that cannot be written, the epoch begins anew when training resumes."""
+        with self.averaged() as trained, suppress(OSError):
+            self.history.checkpoints.save_within(self._checkpoint(trained, asdict(progress)))
+        raise Interrupted
+
+    @property
+    def _stepper(self) -> Stepper:
+        return Stepper(self.optimizer, self.schedule, self.scaler)
+
+    def _checkpoint(self, trained: dict[str, Tensor], within: dict[str, float] | None = None) -> Checkpoint:
+        return self.history.checkpoint(self.backbone, self._stepper, self.runtime, trained=trained, within=within)
+
+    def _resume_within(self) -> _Progress:
+        """Load where the next epoch was left, if it was."""
+        checkpoint = self.history.within()
+        if checkpoint is None:
+            return _Progress()
+        self.restore(checkpoint)
+        return _Progress(**checkpoint.state["within"])
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint of the same freeze depth was made."""
@@ -290,7 +328,7 @@ class _Run:
         if self.average is not None:
             self.average.follow(self.average.names)
             self.average.set(checkpoint.trained)
-        load_optimizer(checkpoint, self.optimizer, self.schedule, self.scaler)
+        load_optimizer(checkpoint, self._stepper)
         restore_random_states(checkpoint.random_states, self.runtime.device)
 
     def _network(self, boundary: int, observer: Observer | None = None) -> nn.Module:
@@ -311,39 +349,17 @@ class _Run:
         return nullcontext() if self.observer is None else self.observer.watching(parts, steps)
 
 
-@dataclass
-class _Begun:
-    """How far an epoch has come: batches, seconds, and sums over its images and batches."""
-
-    batches: int = 0
-    seconds: float = 0.0
-    learning_rate: float = 0.0
-    """At its beginning."""
-    loss: float = 0.0
-    correct: float = 0.0
-    norm: float = 0.0
-
-
-def _train_epoch(
-    run: _Run,
-    train: Inputs,
-    epoch: int,
-    seed: int,
-    weights: Tensor | None,
-    accumulation: int,
-    begun: _Begun,
-    on_batch: Callable[[], bool],
-    leave: Callable[[_Begun], Never],
-) -> dict[str, float]:
+def _train_epoch(run: _Run, epoch: int, begun: _Progress) -> dict[str, float]:
+    """Train what is left of an epoch (from 0); returns the metrics of all of it."""
     run.train_mode()
-    device, started = run.runtime.device, time.perf_counter()
+    train, config, device, started = run.train, run.config, run.runtime.device, time.perf_counter()
     learning_rate = begun.learning_rate or run.optimizer.param_groups[0]["lr"]
     total_loss, correct, total_norm = (torch.tensor(v, device=device) for v in (begun.loss, begun.correct, begun.norm))
-    order = batch_order(train, run.config.batch_size, seed, epoch)
-    parts = [(batch, batch[part]) for batch in order[begun.batches :] for part in _parts(len(batch), accumulation)]
+    order = batch_order(train, config.batch_size, run.seed, epoch)
+    parts = [(batch, batch[part]) for batch in order[begun.batches :] for part in _parts(len(batch), run.accumulation)]
     read = batches(train, [part for _, part in parts], epoch, run.runtime)
     done = begun.batches
-    mixing = Mixing.of(run.config, seed)
+    mixing = Mixing.of(config, run.seed)
     steps = range(epoch * len(order) + done + 1, (epoch + 1) * len(order) + 1)
     with run.watching(len(parts), steps):
         for (batch, _), (rows, tensor) in zip(parts, read, strict=True):
@@ -351,16 +367,17 @@ def _train_epoch(
             with run.runtime.autocast():
                 mixed = mixing.apply(run.before_mixing(tensor), labels, epoch, done)
                 logits = run.training(mixed.batch)
-            loss = mixed.loss(partial(_loss, logits, whole, weights, run.config.label_smoothing))
+            loss = mixed.loss(partial(_loss, logits, whole, run.class_weights, config.label_smoothing))
             run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total_loss += loss.detach() * len(batch)
             correct += (logits.detach().argmax(1) == mixed.heavier).sum()
             if rows[-1] == batch[-1]:
                 total_norm += _step(run)
                 done += 1
-                if on_batch() and done < len(order):
+                if run.on_batch() and done < len(order):
                     seconds = begun.seconds + time.perf_counter() - started
-                    leave(_Begun(done, seconds, learning_rate, float(total_loss), float(correct), float(total_norm)))
+                    sums = (float(total_loss), float(correct), float(total_norm))
+                    run.leave(_Progress(done, seconds, learning_rate, *sums))
     mean_loss = float(total_loss) / len(train)
     check_finite(mean_loss, epoch, run.optimizer)
     return {
@@ -376,29 +393,6 @@ def _loss(logits: Tensor, whole: Tensor, weights: Tensor | None, label_smoothing
     weight = weights[whole].sum() if weights is not None else len(whole)
     total = F.cross_entropy(logits.float(), labels, weight=weights, label_smoothing=label_smoothing, reduction="sum")
     return total / weight
-
-
-def _leave(
-    run: _Run,
-    checkpoints: CheckpointFolder,
-    fingerprint: dict[str, Any],
-    history: list[EpochResult],
-    metric: str,
-    begun: _Begun,
-) -> Never:
-    """Keep where the epoch stands. If that cannot be written, the epoch begins anew when training goes on."""
-    with run.averaged() as trained, suppress(OSError):
-        checkpoints.save_within(run.checkpoint(fingerprint, history, metric, trained, asdict(begun)))
-    raise Interrupted
-
-
-def _go_on_within(run: _Run, checkpoints: CheckpointFolder, epoch: int, fingerprint: dict[str, Any]) -> _Begun:
-    """Load where this epoch was left, if it was."""
-    checkpoint = checkpoints.within(epoch)
-    if checkpoint is None or checkpoint.state["fingerprint"] != fingerprint:
-        return _Begun()
-    run.restore(checkpoint)
-    return _Begun(**checkpoint.state["within"])
 
 
 def _step(run: _Run) -> Tensor:
@@ -435,14 +429,3 @@ def class_weights(labels: np.ndarray, classes: int, config: TrainConfig, runtime
     counts = np.bincount(labels, minlength=classes)
     weights = len(labels) / (classes * np.maximum(counts, 1))
     return torch.tensor(weights, dtype=torch.float32, device=runtime.device)
-
-
-def _last(checkpoints: CheckpointFolder, fingerprint: dict[str, Any]) -> Checkpoint | None:
-    """The last checkpoint, if there is one."""
-    checkpoint = checkpoints.last()
-    if checkpoint is not None and checkpoint.state["fingerprint"] != fingerprint:
-        raise CheckpointError(
-            f"{checkpoints.path} holds checkpoints of another configuration. "
-            "Give the study another name, or remove that folder."
-        )
-    return checkpoint

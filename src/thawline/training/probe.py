@@ -8,7 +8,7 @@ al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distri
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from thawline.backbones import Backbone, section, write_head
 from thawline.config import TrainConfig
 from thawline.freezing import train_mode
-from thawline.training.checkpoint import Checkpoint, CheckpointFolder, pack_model
+from thawline.training.checkpoint import CheckpointFolder
 from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.inputs import Inputs, batches, evaluation_order
 from thawline.training.loop import class_weights, predict
 from thawline.training.metrics import classification_metrics, sign_of
-from thawline.training.results import Decision, EpochResult, FitResult, fingerprint_of, fit_result
-from thawline.training.runtime import Runtime, random_states
+from thawline.training.results import Decision, EpochResult, FitResult, History, fingerprint_of
+from thawline.training.runtime import Runtime
 
 __all__ = [
     "PENALTIES",
@@ -149,26 +149,18 @@ def keep_probe(
         seed: of the study, for the fingerprint.
         seconds: that it took to fit.
     """
-    started, depth = time.perf_counter(), hyperparameters.freeze_depth
+    started = time.perf_counter()
     write_head(backbone, probe.weight, probe.bias, lowest=probe.lowest)
     logits = predict(backbone, validation, runtime, config.batch_size)
     measured = classification_metrics(logits, torch.from_numpy(np.array(validation.labels)))
     metrics = {f"train/{name}": value for name, value in probe.training.items()}
     metrics |= {f"val/{name}": value for name, value in measured.items()}
-    metrics |= {"train/freeze_depth": float(depth), "probe/penalty": probe.penalty}
+    metrics |= {"train/freeze_depth": float(hyperparameters.freeze_depth), "probe/penalty": probe.penalty}
     metrics["time/epoch_seconds"] = seconds + time.perf_counter() - started
-    history = [EpochResult(1, metrics, time.time_ns() // 1_000_000)]
-    state = {
-        "fingerprint": fingerprint_of(hyperparameters, config, seed),
-        "freeze_depth": depth,
-        "weights_digest": backbone.weights_digest,
-        "value": measured[metric],
-        "loss": probe.training["loss"],
-        "history": [asdict(result) for result in history],
-        "within": None,
-    }
-    checkpoints.keep(Checkpoint(1, pack_model(backbone, depth), {}, random_states(runtime.device), state))
-    return fit_result(Decision.CONTINUE, history, metric, stopped_early=False)
+    history = History(checkpoints, fingerprint_of(hyperparameters, config, seed), metric)
+    history.epochs.append(EpochResult(1, metrics, time.time_ns() // 1_000_000))
+    checkpoints.keep(history.checkpoint(backbone, None, runtime))
+    return history.result(Decision.CONTINUE)
 
 
 def head_features(

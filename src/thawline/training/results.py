@@ -1,21 +1,19 @@
-"""What epochs and trainings come to, and the checkpoint that keeps it."""
+"""What epochs and trainings come to, and the checkpoints that keep it."""
 
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
 from torch import Tensor
-from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.backbones import Backbone
 from thawline.config import TrainConfig
-from thawline.exceptions import TrainingError
-from thawline.training.checkpoint import Checkpoint, pack_model, pack_optimizer
+from thawline.exceptions import CheckpointError, TrainingError
+from thawline.training.checkpoint import Checkpoint, CheckpointFolder, Stepper, pack_model, pack_optimizer
 from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.metrics import sign_of
 from thawline.training.runtime import Runtime, random_states
@@ -24,12 +22,11 @@ __all__ = [
     "Decision",
     "EpochResult",
     "FitResult",
+    "History",
     "Interrupted",
     "check_finite",
-    "checkpoint_of",
     "epoch_result",
     "fingerprint_of",
-    "fit_result",
     "no_longer_improves",
 ]
 
@@ -69,6 +66,76 @@ class FitResult:
     """Whether early stopping ended it."""
 
 
+@dataclass
+class History:
+    """The epochs of one training so far, and the checkpoints that keep them."""
+
+    checkpoints: CheckpointFolder
+    fingerprint: dict[str, Any]
+    """See :func:`fingerprint_of`."""
+    metric: str
+    """Validation metric that decides which epoch is best, a key of ``METRIC_DIRECTIONS``."""
+    epochs: list[EpochResult] = field(default_factory=list)
+
+    def resume(self) -> Checkpoint | None:
+        """Take over the epochs of the last checkpoint, and return it; ``None`` if there is none.
+
+        Raises:
+            CheckpointError: if it is of another configuration.
+        """
+        checkpoint = self.checkpoints.last()
+        if checkpoint is None:
+            return None
+        if checkpoint.state["fingerprint"] != self.fingerprint:
+            raise CheckpointError(
+                f"{self.checkpoints.path} holds checkpoints of another configuration. "
+                "Give the study another name, or remove that folder."
+            )
+        self.epochs = [EpochResult(**entry) for entry in checkpoint.state["history"]]
+        return checkpoint
+
+    def within(self) -> Checkpoint | None:
+        """Where the next epoch was left; ``None`` if it was not begun, or by another configuration."""
+        checkpoint = self.checkpoints.within(len(self.epochs))
+        return checkpoint if checkpoint is not None and checkpoint.state["fingerprint"] == self.fingerprint else None
+
+    def checkpoint(
+        self,
+        backbone: Backbone,
+        stepper: Stepper | None,
+        runtime: Runtime,
+        *,
+        trained: Mapping[str, Tensor] | None = None,
+        within: dict[str, float] | None = None,
+    ) -> Checkpoint:
+        """Everything to resume from after the last epoch; with ``within``, from the middle of the next.
+
+        If the backbone has averaged weights now, ``trained`` are those that the optimizer goes on from. Without a
+        stepper, nothing is to be resumed.
+        """
+        tensors, plain = pack_optimizer(stepper) if stepper is not None else ({}, {})
+        depth = self.fingerprint["hyperparameters"]["freeze_depth"]
+        last = self.epochs[-1].metrics if self.epochs else None
+        state = plain | {
+            "fingerprint": self.fingerprint,
+            "freeze_depth": depth,
+            "weights_digest": backbone.weights_digest,
+            "value": last[f"val/{self.metric}"] if last else None,
+            "loss": last["train/loss"] if last else None,
+            "history": [asdict(result) for result in self.epochs],
+            "within": within,
+        }
+        # All that the trial may thaw, whatever is thawed by now: it can be loaded over any of its epochs.
+        model = pack_model(backbone, depth)
+        return Checkpoint(len(self.epochs), model, tensors, random_states(runtime.device), state, dict(trained or {}))
+
+    def result(self, decision: Decision, *, stopped_early: bool = False) -> FitResult:
+        """Sum up the training."""
+        best = _best(self.epochs, self.metric)
+        value = best.metrics[f"val/{self.metric}"]
+        return FitResult(decision, value, best.epoch, tuple(self.epochs), stopped_early)
+
+
 class Interrupted(Exception):
     """Training was asked to leave. What it reached is in its checkpoints, and the same call goes on from there."""
 
@@ -91,6 +158,7 @@ def epoch_result(
     epoch: int,
     training: dict[str, float],
     validation: dict[str, float],
+    *,
     freeze_depth: int,
     learning_rate: float,
     rows: int,
@@ -115,12 +183,6 @@ def epoch_result(
     )
 
 
-def fit_result(decision: Decision, history: list[EpochResult], metric: str, stopped_early: bool) -> FitResult:
-    """Sum up a training."""
-    best = _best(history, metric)
-    return FitResult(decision, best.metrics[f"val/{metric}"], best.epoch, tuple(history), stopped_early)
-
-
 def _best(history: Sequence[EpochResult], metric: str) -> EpochResult:
     """The epoch with the best validation value, the first of equals."""
     sign = sign_of(metric)
@@ -141,35 +203,3 @@ def fingerprint_of(hyperparameters: Hyperparameters, config: TrainConfig, seed: 
     """What a checkpoint must have been made with to be gone on with."""
     train = config.model_dump(mode="json", exclude={"device", "keep_checkpoints"})  # it may go on elsewhere
     return {"hyperparameters": hyperparameters.as_dict(), "train": train, "seed": seed}
-
-
-def checkpoint_of(
-    backbone: Backbone,
-    optimizer: Optimizer,
-    schedule: LambdaLR,
-    scaler: GradScaler,
-    runtime: Runtime,
-    fingerprint: dict[str, Any],
-    history: list[EpochResult],
-    metric: str,
-    within: dict[str, float] | None = None,
-    trained: Mapping[str, Tensor] | None = None,
-) -> Checkpoint:
-    """Everything to go on from after the last epoch of ``history``; with ``within``, from the middle of the next.
-
-    If the backbone has averaged weights now, ``trained`` are those that the optimizer goes on from.
-    """
-    tensors, plain = pack_optimizer(optimizer, schedule, scaler)
-    depth = fingerprint["hyperparameters"]["freeze_depth"]
-    state = plain | {
-        "fingerprint": fingerprint,
-        "freeze_depth": depth,
-        "weights_digest": backbone.weights_digest,
-        "value": history[-1].metrics[f"val/{metric}"] if history else None,
-        "loss": history[-1].metrics["train/loss"] if history else None,
-        "history": [asdict(result) for result in history],
-        "within": within,
-    }
-    # All that the trial may thaw, whatever is thawed by now: it can be loaded over the weights of any of its epochs.
-    model = pack_model(backbone, depth)
-    return Checkpoint(len(history), model, tensors, random_states(runtime.device), state, dict(trained or {}))

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import toy_backbones
 from colours import picture, trial_run
 from heads import created_with_random_head
 from PIL import Image
 from tiny_networks import write_tiny
 
-from thawline.backbones import Backbone, Preprocessing, TextPreprocessing
+from thawline.backbones import Backbone, Preprocessing, TextPreprocessing, _registry
 from thawline.data import decode, resize_and_crop
 from thawline.data.tokenizing import TextTokenizer
 from thawline.registry import MlflowRegistry, ModelName, PackagedModel, log_packaged_model, package, packaging
@@ -73,6 +74,20 @@ def logged(
     registry = MlflowRegistry(store)
     version = registry.register("m", uri, run_id=run_id, study="s", tags={})
     return registry.load(ModelName("m", None, version))
+
+
+def test_a_backbone_of_another_package_is_packaged_and_requires_that_package(
+    store: MlflowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site").mkdir()
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(str(toy_backbones.install(tmp_path / "site")))
+        _registry.libraries.cache_clear()
+        model = logged(store, tmp_path / "package", created_with_random_head("toy/small"), PICTURES)
+    _registry.libraries.cache_clear()
+    assert model.parity is not None
+    assert model.parity < 1e-5
+    assert model.unwrapped.settings["architecture"]["package"] == "toy-backbones"
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])

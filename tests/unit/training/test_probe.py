@@ -13,7 +13,10 @@ from thawline.config import TrainConfig
 from thawline.training import (
     CheckpointFolder,
     Features,
+    FitResult,
     Hyperparameters,
+    Inputs,
+    Probe,
     Runtime,
     features_at,
     fit_probes,
@@ -191,18 +194,7 @@ def test_the_probe_of_a_head_is_what_the_network_then_answers(name: str, tmp_pat
 
     features = head_features(backbone, inputs, RUNTIME, 8, tmp_path)
     expected = torch.from_numpy(scores(features, found))
-    result = keep_probe(
-        backbone,
-        found,
-        inputs,
-        hyperparameters=hyperparameters(name, backbone),
-        config=config,
-        metric="accuracy",
-        runtime=RUNTIME,
-        checkpoints=CheckpointFolder(tmp_path / "trial", keep=1, maximise=True),
-        seed=0,
-        seconds=1.0,
-    )
+    result = kept(backbone, found, inputs, config, CheckpointFolder(tmp_path / "trial", keep=1, maximise=True))
     answered = predict(backbone, inputs, RUNTIME, 8).softmax(1)
     torch.testing.assert_close(answered, expected, atol=2e-2, rtol=0)
     assert result.value == pytest.approx(float((expected.argmax(1).numpy() == labels).mean()), abs=0.04)
@@ -217,18 +209,7 @@ def test_it_is_kept_as_a_checkpoint_that_restores_the_network(tmp_path: Path) ->
         backbone, inputs, inputs, config=config, metric="accuracy", runtime=RUNTIME, folder=tmp_path, seed=0
     )
     folder = CheckpointFolder(tmp_path / "trial", keep=1, maximise=True)
-    keep_probe(
-        backbone,
-        found,
-        inputs,
-        hyperparameters=hyperparameters(name, backbone),
-        config=config,
-        metric="accuracy",
-        runtime=RUNTIME,
-        checkpoints=folder,
-        seed=0,
-        seconds=0.0,
-    )
+    kept(backbone, found, inputs, config, folder)
     best = folder.best()
     assert best is not None
     fresh = backbones.create(name, num_classes=CLASSES, weights="none", image_size=32, seed=1)
@@ -279,6 +260,22 @@ def test_a_head_without_a_bias_gets_a_probe_without_one(tmp_path: Path) -> None:
     )
     assert not found.bias.any()
     assert found.weight.any()
+
+
+def kept(backbone: Backbone, found: Probe, inputs: Inputs, config: TrainConfig, folder: CheckpointFolder) -> FitResult:
+    """A probe as a trial keeps it."""
+    return keep_probe(
+        backbone,
+        found,
+        inputs,
+        hyperparameters=hyperparameters(backbone.name, backbone),
+        config=config,
+        metric="accuracy",
+        runtime=RUNTIME,
+        checkpoints=folder,
+        seed=0,
+        seconds=1.0,
+    )
 
 
 def hyperparameters(name: str, backbone: Backbone) -> Hyperparameters:

@@ -1,0 +1,88 @@
+"""``POST /predict``: one or several images or texts, in the forms that a client has them in."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
+
+from thawline.data import DataKind
+from thawline.registry.mlflow import COLUMNS
+from thawline.serving.classifying import Classifying
+from thawline.serving.requests import items_of, read_body
+
+__all__ = ["PREDICT_BODIES", "ItemPrediction", "PredictAnswer", "router"]
+
+
+class ItemPrediction(BaseModel):
+    """What the model says about one image or text."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+    """Of the most probable classes, the best first."""
+
+
+class PredictAnswer(BaseModel):
+    """The answer to ``POST /predict``: one prediction for each image or text, in order."""
+
+    model: str
+    version: str
+    predictions: list[ItemPrediction]
+
+
+def router(classifying: Classifying) -> APIRouter:
+    """The route of whoever classifies."""
+    routes = APIRouter()
+    options = classifying.options
+
+    @routes.post("/predict", response_model=PredictAnswer)
+    async def predict(request: Request, top_k: Annotated[int, Query(ge=1, le=10_000)] = 5) -> PredictAnswer:
+        """Classify one or several. Images: multipart files, a raw body of type image/*, or JSON with base64. Texts:
+        JSON, or a body of type text/plain."""
+        body = await read_body(request, options.max_body)
+        model = classifying.model  # one for the whole request: the next one may be of another kind
+        items = await items_of(request.headers, body, model.kind, max_items=options.max_waiting)
+        answers = await classifying(model, items)
+        return PredictAnswer(
+            model=model.name,
+            version=model.version,
+            predictions=[_prediction(model.classes, answer, top_k) for answer in answers],
+        )
+
+    return routes
+
+
+def _prediction(classes: tuple[str, ...], probabilities: list[float], top_k: int) -> ItemPrediction:
+    ranked = sorted(zip(classes, probabilities, strict=True), key=lambda each: -each[1])[:top_k]
+    return ItemPrediction(label=ranked[0][0], probability=ranked[0][1], probabilities=dict(ranked))
+
+
+_ONE_IMAGE = {"type": "string", "format": "binary"}
+_BASE64 = {"type": "string", "format": "byte"}
+_STRING = {"type": "string"}
+
+
+def _one_or_several(kind: DataKind, schema: dict[str, str]) -> dict[str, Any]:
+    """JSON with one item, or with a list of them."""
+    forms: dict[str, Mapping[str, Any]] = {COLUMNS[kind]: schema, kind: {"type": "array", "items": schema}}
+    return {"schema": {"oneOf": [_object(name, form) for name, form in forms.items()]}}
+
+
+def _object(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}
+
+
+PREDICT_BODIES: dict[DataKind, dict[str, Any]] = {
+    "images": {
+        "multipart/form-data": {
+            "schema": {"type": "object", "properties": {"file": {"type": "array", "items": _ONE_IMAGE}}}
+        },
+        "image/*": {"schema": _ONE_IMAGE},
+        "application/json": _one_or_several("images", _BASE64),
+    },
+    "texts": {
+        "application/json": _one_or_several("texts", _STRING),
+        "text/plain": {"schema": _STRING},
+    },
+}

@@ -110,7 +110,7 @@ def reading() -> Iterator[None]:
     except ThawlineError:
         raise
     except Exception as error:
-        from thawline.tracking.mlflow import first_line
+        from thawline.tracking import first_line
 
         raise TrackingError(f"MLflow cannot be read, so that nothing is removed: {first_line(error)}") from error
 

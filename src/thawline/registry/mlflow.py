@@ -18,8 +18,7 @@ from filelock import FileLock, Timeout
 
 from thawline.data import DataKind, encoded_image
 from thawline.exceptions import RegistryError
-from thawline.tracking import MlflowStore
-from thawline.tracking.mlflow import artifact_text, first_line, now_ms, quiet_mlflow
+from thawline.tracking import MlflowStore, artifact_text, first_line, now_ms, quiet_mlflow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

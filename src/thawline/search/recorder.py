@@ -204,7 +204,9 @@ class Recorder:
             planned += splits.plan.trial_seconds(thawing.planned(record.result.epochs))
             taken += record.result.seconds
         if taken:
-            self.tracker.log_metrics({"plan/trial_seconds": planned, "plan/trial_seconds_taken": taken}, step=0)
+            self.tracker.log_metrics(
+                {"plan/trial_seconds": planned, "plan/trial_seconds_taken": taken}, step=study.finished()
+            )
             emit(Note(f"plan: {planned:.0f} s for the epochs that were trained; they took {taken:.0f} s"))
 
     def update_leaderboard(self, study: Study) -> None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from thawline.data import DataKind
-from thawline.registry.mlflow import COLUMNS
+from thawline.registry.names import COLUMNS
 from thawline.serving.batcher import Batcher, Overloaded, UnreadableItem
 from thawline.serving.follower import Follower
 from thawline.serving.guard import Guard

@@ -30,7 +30,6 @@ from thawline.tracking import (  # noqa: E402
     find_trial_run,
     start_study_run,
 )
-from thawline.tracking import _background as background  # noqa: E402
 from thawline.tracking.media import Image  # noqa: E402
 
 Points = Mapping[str, Sequence[tuple[int, float]]]
@@ -178,8 +177,8 @@ def release() -> Iterator[threading.Event]:
             thread.join(60)
 
 
-def in_background(tracker: Tracker, grace_seconds: float = 60.0) -> BackgroundTracker:
-    return BackgroundTracker(lambda: tracker, name="Troubled", grace_seconds=grace_seconds)
+def in_background(tracker: Tracker, grace_seconds: float = 60.0, **limits: int) -> BackgroundTracker:
+    return BackgroundTracker(lambda: tracker, name="Troubled", grace_seconds=grace_seconds, **limits)
 
 
 def train(tracker: Tracker, epochs: int = 3) -> None:
@@ -243,11 +242,10 @@ def test_a_tracker_that_cannot_be_made_is_reported() -> None:
 
 
 def test_of_what_a_slow_tracker_has_no_room_for_pictures_go_first(
-    release: threading.Event, monkeypatch: pytest.MonkeyPatch
+    release: threading.Event,
 ) -> None:
-    monkeypatch.setattr(background, "_MOST_MEDIA", 2)
     slow = Troubled(release)
-    tracker = in_background(slow)
+    tracker = in_background(slow, most_large=2)
     train(tracker, epochs=5)
     release.set()
     report = tracker.close("FINISHED")
@@ -256,10 +254,9 @@ def test_of_what_a_slow_tracker_has_no_room_for_pictures_go_first(
     assert (report.unsent, report.problem) == (3, "Troubled is too slow; not all was recorded")
 
 
-def test_memory_is_bounded_whatever_is_logged(release: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "_MOST_CALLS", 3)
+def test_memory_is_bounded_whatever_is_logged(release: threading.Event) -> None:
     slow = Troubled(release)
-    tracker = in_background(slow)
+    tracker = in_background(slow, most_records=3)
     train(tracker, epochs=5)
     release.set()
     assert tracker.close("FINISHED").unsent == 8
@@ -300,3 +297,13 @@ def test_what_a_tracker_itself_reports_is_in_the_report() -> None:
 
     tracker = in_background(Reporting())
     assert tracker.close("FINISHED") == TrackingReport(2, Path("kept"), "no server")
+
+
+def test_a_value_that_a_tracker_has_at_a_step_is_not_recorded_again() -> None:
+    kept = MemoryTracker()
+    tracker = in_background(kept)
+    for at, value in enumerate((0.5, 0.5, 0.75, 0.75)):
+        tracker.log_metrics({"best/accuracy": value, "new": 1.0}, step=3, timestamp_ms=at)
+    tracker.log_metrics({"best/accuracy": 0.75}, step=4, timestamp_ms=4)
+    assert tracker.close("FINISHED") == TrackingReport()
+    assert kept.metrics == {"best/accuracy": {(3, 0): 0.5, (3, 2): 0.75, (4, 4): 0.75}, "new": {(3, 0): 1.0}}

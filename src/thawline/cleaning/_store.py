@@ -53,7 +53,7 @@ class Mlflow:
         from thawline.config import TrackingConfig, without_password
         from thawline.tracking import open_store, resolve_uri
         from thawline.tracking.database import sqlite_file
-        from thawline.tracking.mlflow import REGISTRY_TAG
+        from thawline.tracking.mlflow.store import REGISTRY_TAG
 
         uri = resolve_uri(TrackingConfig(uri=tracking_uri), home)
         file = sqlite_file(uri)
@@ -125,7 +125,7 @@ def reading() -> Iterator[None]:
     except ThawlineError:
         raise
     except Exception as error:
-        from thawline.tracking.mlflow import first_line
+        from thawline.tracking import first_line
 
         raise TrackingError(f"MLflow cannot be read, so that nothing is removed: {first_line(error)}") from error
 

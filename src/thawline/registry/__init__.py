@@ -4,19 +4,16 @@ from thawline.registry.baselines import Baselines, majority_class
 from thawline.registry.calibration import Calibration, calibrate
 from thawline.registry.exports import check_exports
 from thawline.registry.gate import Criterion, Outcome, Verdict, decide
-from thawline.registry.mlflow import (
+from thawline.registry.mlflow import MlflowRegistry, check_kind
+from thawline.registry.names import (
     CHALLENGER,
     CHAMPION,
-    MlflowRegistry,
     ModelInput,
     ModelName,
-    PackagedModel,
-    Prediction,
-    Reign,
-    check_kind,
     check_text_column,
     parse_model,
 )
+from thawline.registry.packaged import PackagedModel, Prediction
 from thawline.registry.packaging import log_packaged_model, package
 from thawline.registry.promotion import (
     LabelledData,
@@ -28,6 +25,7 @@ from thawline.registry.promotion import (
     roll_back,
     settle,
 )
+from thawline.registry.reigns import Reign
 from thawline.registry.scores import Scores, score
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import Any
 
 from thawline.config import GateRules
 from thawline.registry.baselines import majority_class
-from thawline.registry.mlflow import COLUMNS
+from thawline.registry.names import COLUMNS
 from thawline.registry.scores import Scores, compare, compare_calibration
 from thawline.training import METRIC_DIRECTIONS
 

@@ -22,9 +22,9 @@ from thawline.data import DataKind, images, tokenizing
 from thawline.exceptions import RegistryError
 from thawline.registry.calibration import Calibration
 from thawline.registry.exports import ExportFormat, export
-from thawline.registry.mlflow import COLUMNS, import_pyfunc, load_pyfunc
-from thawline.tracking import MlflowStore
-from thawline.tracking.mlflow import first_line, quiet_mlflow
+from thawline.registry.names import COLUMNS
+from thawline.registry.packaged import import_pyfunc, load_pyfunc
+from thawline.tracking import MlflowStore, first_line, quiet_mlflow
 
 __all__ = ["log_packaged_model", "package"]
 

@@ -13,10 +13,11 @@ from thawline.data import DataKind
 from thawline.exceptions import RegistryError
 from thawline.registry.baselines import Baselines, majority_class
 from thawline.registry.gate import Outcome, Verdict, decide
-from thawline.registry.mlflow import CHALLENGER, MlflowRegistry, ModelName, PackagedModel
+from thawline.registry.mlflow import MlflowRegistry
+from thawline.registry.names import CHALLENGER, ModelName
+from thawline.registry.packaged import PackagedModel
 from thawline.registry.scores import Scores, score, seconds_per_item
-from thawline.tracking import MlflowStore, metric_key
-from thawline.tracking.mlflow import first_line, now_ms
+from thawline.tracking import MlflowStore, first_line, metric_key, now_ms
 
 __all__ = [
     "LabelledData",

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from thawline.data import DataKind
 from thawline.exceptions import RegistryError
-from thawline.registry.mlflow import COLUMNS, PackagedModel, Prediction
+from thawline.registry.names import COLUMNS
+from thawline.registry.packaged import PackagedModel, Prediction
 from thawline.registry.statistics import Gain, calibration_error, calibration_gain, mcnemar, paired_bootstrap
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from thawline.registry.gate import Verdict
-from thawline.registry.mlflow import Reign
+from thawline.registry.reigns import Reign
 
 __all__ = ["history_rows", "history_table", "verdict_table"]
 

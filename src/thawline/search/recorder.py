@@ -194,7 +194,9 @@ class Recorder:
             planned += splits.plan.trial_seconds(thawing.planned(record.result.epochs))
             taken += record.result.seconds
         if taken:
-            self.tracker.log_metrics({"plan/trial_seconds": planned, "plan/trial_seconds_taken": taken}, step=0)
+            self.tracker.log_metrics(
+                {"plan/trial_seconds": planned, "plan/trial_seconds_taken": taken}, step=study.finished()
+            )
             _log.debug("plan: %.0f s for the epochs that were trained; they took %.0f s", planned, taken)
 
     def update_leaderboard(self, study: Study) -> None:

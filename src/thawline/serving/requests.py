@@ -14,7 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from thawline.data import DataKind, encoded_image
-from thawline.registry.mlflow import COLUMNS
+from thawline.registry.names import COLUMNS
 
 __all__ = ["BadRequest", "SentItem", "items_of", "read_body"]
 

@@ -2,12 +2,15 @@
 
 from thawline.tracking._background import BackgroundTracker
 from thawline.tracking._base import CompositeTracker, RunStatus, Tracker, TrackerRun, TrackingReport, run_status
-from thawline.tracking._delivery import MlflowTracker, replay_unsent, unsent_records
-from thawline.tracking._mlflow_files import CHECKPOINT
+from thawline.tracking._errors import first_line, quiet_mlflow
 from thawline.tracking._open import TRACKERS, check_trackers, open_trackers
+from thawline.tracking._records import now_ms
 from thawline.tracking.csv import CsvTracker
 from thawline.tracking.mlflow import (
+    CHECKPOINT,
     MlflowStore,
+    MlflowTracker,
+    artifact_text,
     close_dead_run,
     connect,
     fetch_study_file,
@@ -16,8 +19,10 @@ from thawline.tracking.mlflow import (
     has_run,
     metric_key,
     open_store,
+    replay_unsent,
     resolve_uri,
     start_study_run,
+    unsent_records,
 )
 from thawline.tracking.provenance import GitState, Provenance, command_line, git_state, library_versions
 from thawline.tracking.tensorboard import TensorBoardTracker
@@ -39,6 +44,7 @@ __all__ = [
     "TrackerRun",
     "TrackingReport",
     "WandbTracker",
+    "artifact_text",
     "check_trackers",
     "check_wandb",
     "close_dead_run",
@@ -47,12 +53,15 @@ __all__ = [
     "fetch_study_file",
     "find_study_run",
     "find_trial_run",
+    "first_line",
     "git_state",
     "has_run",
     "library_versions",
     "metric_key",
+    "now_ms",
     "open_store",
     "open_trackers",
+    "quiet_mlflow",
     "replay_unsent",
     "resolve_uri",
     "run_status",

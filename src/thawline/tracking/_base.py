@@ -72,7 +72,7 @@ class Tracker(Protocol):
         """Record values by name, such as ``val/accuracy``, at a step (the epoch, counted from 1).
 
         ``timestamp_ms`` is when they were measured, in milliseconds since 1970; by default now. The same values sent
-        again with the same timestamp are the same record.
+        again with the same timestamp are the same record; behind a queue, so are the same values at an unchanged step.
         """
 
     def log_media(self, name: str, media: Media, *, step: int) -> None:

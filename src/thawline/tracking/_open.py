@@ -8,9 +8,9 @@ from thawline.config import TrackingConfig
 from thawline.exceptions import ConfigError
 from thawline.tracking._background import BackgroundTracker
 from thawline.tracking._base import CompositeTracker, Tracker, TrackerRun
-from thawline.tracking._delivery import MlflowTracker
+from thawline.tracking._errors import first_line
 from thawline.tracking.csv import CsvTracker
-from thawline.tracking.mlflow import MlflowStore, first_line
+from thawline.tracking.mlflow import MlflowStore, MlflowTracker
 from thawline.tracking.tensorboard import TensorBoardTracker
 from thawline.tracking.wandb import WandbTracker
 

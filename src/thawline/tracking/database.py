@@ -84,7 +84,7 @@ def sqlite_file(uri: str) -> Path | None:
 def _migrate(file: Path) -> None:
     import mlflow.db
 
-    from thawline.tracking.mlflow import quiet_mlflow
+    from thawline.tracking._errors import quiet_mlflow
 
     with quiet_mlflow():
         mlflow.db.upgrade.main([sqlite_url(file)], standalone_mode=False)

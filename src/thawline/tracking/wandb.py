@@ -17,8 +17,9 @@ import numpy as np
 from thawline.config import TrackingConfig, without_password
 from thawline.exceptions import ConfigError
 from thawline.tracking._base import RunStatus, TrackerRun, TrackingReport
+from thawline.tracking._errors import first_line
 from thawline.tracking.media import Embedding, Figure, Graph, Histogram, Image, Media, Mesh, Predictions, Table
-from thawline.tracking.mlflow import first_line, metric_key
+from thawline.tracking.mlflow import metric_key
 
 if TYPE_CHECKING:
     import wandb

@@ -39,7 +39,7 @@ from thawline.registry import (
     settle,
 )
 from thawline.registry import exports as exports
-from thawline.registry.mlflow import load_pyfunc
+from thawline.registry.packaged import load_pyfunc
 from thawline.tracking import MlflowStore, start_study_run
 
 IMAGES = [picture("red"), picture("green", "JPEG"), picture("blue"), picture("blue")]

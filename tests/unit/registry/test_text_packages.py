@@ -31,7 +31,7 @@ from thawline.registry import (
     package,
     settle,
 )
-from thawline.registry.mlflow import load_pyfunc
+from thawline.registry.packaged import load_pyfunc
 from thawline.tracking import MlflowStore
 
 TEXTS = [*FRIENDLY, *ADVERTISEMENTS]

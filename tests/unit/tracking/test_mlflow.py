@@ -1,5 +1,6 @@
 """The MLflow store, the study's parent run and the tracker of a trial."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,11 @@ from thawline.tracking import (
     resolve_uri,
     start_study_run,
 )
-from thawline.tracking import _delivery as delivery
-from thawline.tracking import mlflow as store_module
-from thawline.tracking._mlflow_files import media_record
+from thawline.tracking._records import Checkpoint, Dataset, Metrics, Record
 from thawline.tracking.media import Figure, Histogram, Image, Table
+from thawline.tracking.mlflow.files import file_of
+from thawline.tracking.mlflow.runs import RunAddress
+from thawline.tracking.mlflow.writer import RunWriter
 
 # ------------------------------------------------------------------------------------------------------------ the store
 
@@ -153,11 +156,8 @@ def parent(store: MlflowStore) -> str:
     return start_study_run(store, study="birds", params={}, tags={})
 
 
-def tracker_of(store: MlflowStore, parent: str, number: int = 7, **options: object) -> MlflowTracker:
-    settings = {"system_metrics": False, **options}
-    return MlflowTracker.for_trial(
-        store, parent_run_id=parent, study="birds", number=number, run_name=f"trial-{number:02d}", **settings
-    )
+def tracker_of(store: MlflowStore, parent: str, number: int = 7, **options: Any) -> MlflowTracker:
+    return MlflowTracker(store, RunAddress("birds", number, None, parent, f"trial-{number:02d}"), **options)
 
 
 def history(store: MlflowStore, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -224,45 +224,40 @@ def test_a_resumed_trial_goes_on_in_the_run_it_had(store: MlflowStore, parent: s
 
 
 def test_what_is_sent_twice_is_stored_once(store: MlflowStore, parent: str) -> None:
-    record = {
-        "kind": "metrics",
-        "metrics": [["val/accuracy", 0.1, 1_700_000_000_000, 1], ["b", 2.0, 1_700_000_000_000, 1]],
-    }
-    dataset = {"kind": "dataset", "name": "n", "digest": "d", "source": "{}", "profile": "{}", "context": "train"}
+    metrics = Metrics(1_700_000_000_000, {"val/accuracy": 0.1, "b": 2.0}, 1)
+    dataset = Dataset(1_700_000_000_000, "n", "d", source="{}", profile="{}", context="train")
     for _ in range(2):
-        store_module.send(store.client, parent, record)
-        store_module.send(store.client, parent, dataset)
+        RunWriter(store.client, parent).write([metrics])
+        RunWriter(store.client, parent).write([dataset])
     assert history(store, parent, "val/accuracy") == [(1, 0.1)]
     assert len(store.client.get_run(parent).inputs.dataset_inputs) == 1
 
 
 def failing_send(monkeypatch: pytest.MonkeyPatch, fail: threading.Event, tried: threading.Event) -> None:
     """While ``fail`` is set, every second sending breaks after it was stored, every other one before."""
-    real = store_module.send
+    real = RunWriter.write
     count = 0
 
-    def send(client: object, run_id: str, record: dict[str, object]) -> None:
+    def write(writer: RunWriter, records: Sequence[Record]) -> None:
         nonlocal count
         if fail.is_set():
             count += 1
             if count % 2 == 0:
-                real(client, run_id, record)  # type: ignore[arg-type]
+                real(writer, records)
             tried.set()
             raise ConnectionError("the cable was pulled")
-        real(client, run_id, record)  # type: ignore[arg-type]
+        real(writer, records)
 
-    monkeypatch.setattr(delivery, "send", send)
+    monkeypatch.setattr(RunWriter, "write", write)
 
 
 def test_an_outage_delays_and_neither_loses_nor_doubles(
     store: MlflowStore, parent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "_FIRST_DELAY", 0.01)
-    monkeypatch.setattr(delivery, "_LONGEST_DELAY", 0.02)
     fail, tried = threading.Event(), threading.Event()
     failing_send(monkeypatch, fail, tried)
     fail.set()
-    tracker = tracker_of(store, parent)
+    tracker = tracker_of(store, parent, pauses=(0.01, 0.02))
     for step in range(1, 30):
         tracker.log_metrics({"val/accuracy": step / 100}, step=step)
     assert tried.wait(60)
@@ -354,10 +349,10 @@ def test_system_metrics_are_in_the_run_and_stop_with_it(store: MlflowStore, pare
     seen = threading.Event()
     put = tracker._put
 
-    def watch(record: dict[str, object]) -> None:
-        put(record)
-        if record["kind"] == "metrics":
+    def watch(record: Record) -> bool:
+        if isinstance(record, Metrics):
             seen.set()
+        return put(record)
 
     tracker._put = watch  # type: ignore[method-assign]
     assert seen.wait(120)
@@ -452,10 +447,10 @@ def test_pictures_of_every_step_are_files_from_which_mlflows_page_reads_name_and
 def test_mlflows_own_call_names_its_pictures_the_same_way(store: MlflowStore, parent: str) -> None:
     store.client.log_image(parent, gradient(), key="val/pictures", step=3, timestamp=1_700_000_000_000)
     theirs = [re.sub(r"[0-9a-f-]{36}", "*", file) for file in files_of(store, parent, "images")]
-    record = media_record("val/pictures", Image(gradient()), step=3, timestamp=1_700_000_000_000)
+    record = file_of("val/pictures", Image(gradient()), step=3, at=1_700_000_000_000)
     assert record is not None
     other = start_study_run(store, study="other", params={}, tags={})
-    store_module.send(store.client, other, record)
+    RunWriter(store.client, other).write([record])
     ours = [re.sub(r"\+[0-9a-f]{16}", "+*", file) for file in files_of(store, other, "images")]
     assert ours == theirs
     tags = [store.client.get_run(run_id).data.tags["mlflow.loggedImages"] for run_id in (parent, other)]
@@ -512,11 +507,10 @@ def test_pictures_that_are_none_are_refused_with_the_rule(store: MlflowStore, pa
 def test_pictures_wait_on_disk_and_are_the_same_when_sent(
     store: MlflowStore, parent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "_MOST_MEDIA", 2)
     fail, tried = threading.Event(), threading.Event()
     failing_send(monkeypatch, fail, tried)
     fail.set()
-    tracker = tracker_of(store, parent, grace_seconds=0.0)
+    tracker = tracker_of(store, parent, grace_seconds=0.0, most_large=2)
     for step in (1, 2, 3):
         tracker.log_media("val/pictures", Image(gradient()), step=step)
         tracker.log_metrics({"val/accuracy": 0.5}, step=step)
@@ -579,8 +573,7 @@ def test_a_checkpoint_whose_sending_broke_off_anywhere_is_there_once(
 ) -> None:
     file = tmp_path / "epoch-0002.safetensors"
     file.write_bytes(b"weights")
-    record = {"kind": "checkpoint", "path": str(file), "name": "best", "epoch": 2, "params": {"a": "1"}}
-    record |= {"metrics": {"val/accuracy": 0.5}, "timestamp": 1_700_000_000_000, "dataset": None}
+    record = Checkpoint(1_700_000_000_000, file, "best", 2, {"val/accuracy": 0.5}, None, {"a": "1"})
     steps = ("create_logged_model", "log_model_artifact", "log_batch", "log_outputs", "finalize_logged_model")
     kind = type(store.client)
     for step in steps:
@@ -592,16 +585,16 @@ def test_a_checkpoint_whose_sending_broke_off_anywhere_is_there_once(
 
         monkeypatch.setattr(kind, step, breaks)
         with pytest.raises(ConnectionError):
-            store_module.send(store.client, parent, record)
+            RunWriter(store.client, parent).write([record])
         monkeypatch.setattr(kind, step, real)
-    store_module.send(store.client, parent, record)
+    RunWriter(store.client, parent).write([record])
     (model,) = checkpoints(store)
     assert model.status == "READY"
     assert len(model.metrics) == 1
     assert len(store.client.get_run(parent).outputs.model_outputs) == 1
     assert history(store, parent, "val/accuracy") == [(2, 0.5)]
 
-    store_module.send(store.client, parent, {**record, "epoch": 3})
+    RunWriter(store.client, parent).write([dataclasses.replace(record, epoch=3)])
     assert len(checkpoints(store)) == 2
 
 

@@ -5,7 +5,7 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from thawline.registry.mlflow import COLUMNS
+from thawline.registry.names import COLUMNS
 from thawline.serving.classifying import Classifying
 from thawline.serving.requests import BadRequest, SentItem, read_body
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 
 from thawline.data import DataKind
-from thawline.registry.mlflow import COLUMNS
+from thawline.registry.names import COLUMNS
 from thawline.serving.classifying import Classifying
 from thawline.serving.requests import items_of, read_body
 

@@ -1,10 +1,9 @@
-"""Pictures, tables and checkpoints in MLflow, sent so that twice is the same as once.
+"""Pictures, tables and checkpoints in MLflow, written so that twice is the same as once.
 
 MLflow's own ``log_image``, ``log_table`` and ``create_logged_model`` add another one each time. These write what those
 would, under names that depend on the record alone.
 """
 
-import base64
 import hashlib
 import io
 import json
@@ -16,31 +15,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from thawline.tracking._records import Checkpoint, ImageFile, TableFile, Text
 from thawline.tracking.media import Figure, Image, Media, Table
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["CHECKPOINT", "MEDIA_KINDS", "as_json", "media_record", "send_checkpoint", "send_image", "send_table"]
+__all__ = ["CHECKPOINT", "file_of", "png", "write_checkpoint", "write_image", "write_table"]
 
 CHECKPOINT = "checkpoint"
 """Type of the logged models that are checkpoints of trials."""
-MEDIA_KINDS = frozenset({"image", "table"})
-"""Records that may be large and many."""
 _THUMBNAIL = 256
 """Longest side of the small copy that MLflow's UI shows first, in pixels."""
 
 
-def media_record(name: str, media: Media, *, step: int, timestamp: int) -> dict[str, Any] | None:
-    """What is sent; ``None`` for what MLflow's UI does not show.
+def file_of(name: str, media: Media, *, step: int, at: int) -> ImageFile | TableFile | Text | None:
+    """What is written; ``None`` for what MLflow's UI does not show.
 
-    A picture stays as it is until it is sent, since training waits here; :func:`as_json` makes a text of it.
+    A picture stays as it is until it is written, since training waits here.
 
     Args:
         name: of characters that MLflow takes, see :func:`~thawline.tracking.mlflow.metric_key`.
         media: see there.
         step: kept of pictures; a table or a figure replaces that of an earlier step.
-        timestamp: of the record, in milliseconds since 1970.
+        at: when it was logged, in milliseconds since 1970.
 
     Raises:
         ValueError: if a picture has other pixels than it should, or a table columns of different lengths.
@@ -54,56 +52,48 @@ def media_record(name: str, media: Media, *, step: int, timestamp: int) -> dict[
             # MLflow's UI reads name, step and time from the file's name; the digits stand where log_image has a random
             # number.
             key = _short(name.replace("/", "~"))
-            digits = hashlib.sha256(f"{name} {step} {timestamp}".encode()).hexdigest()[:16]
-            file = f"{key}+step+{step}+timestamp+{timestamp}+{digits}"
-            return {"kind": "image", "picture": media, "file": file}
+            digits = hashlib.sha256(f"{name} {step} {at}".encode()).hexdigest()[:16]
+            return ImageFile(at, media, f"{key}+step+{step}+timestamp+{at}+{digits}")
         case Table(columns):
             rows = [[_json_value(value) for value in row] for row in zip(*columns.values(), strict=True)]
-            text = json.dumps({"columns": list(columns), "data": rows})
-            return {"kind": "table", "text": text, "file": f"tables/{_path(name)}.json"}
+            return TableFile(at, json.dumps({"columns": list(columns), "data": rows}), f"tables/{_path(name)}.json")
         case Figure(svg):
-            return {"kind": "text", "text": svg, "file": f"figures/{_path(name)}.svg"}
+            return Text(at, svg, f"figures/{_path(name)}.svg")
         case _:
             return None
 
 
-def as_json(value: object) -> str:
-    """What JSON has no word for, as a text: a picture in base64."""
-    return base64.b64encode(_png(value)).decode() if isinstance(value, Image) else str(value)
-
-
-def send_image(client: "MlflowClient", run_id: str, record: dict[str, Any]) -> None:
+def write_image(client: "MlflowClient", run_id: str, record: ImageFile) -> None:
     """A picture of one step, and its small copy, where MLflow's UI looks for them."""
     from PIL import Image as Pillow
 
-    picture = record["picture"]
-    png = _png(picture) if isinstance(picture, Image) else base64.b64decode(picture)
+    encoded = png(record.image)
     with tempfile.TemporaryDirectory(prefix="thawline-") as temporary:
-        Path(temporary, f"{record['file']}.png").write_bytes(png)
-        with Pillow.open(io.BytesIO(png)) as small:
+        Path(temporary, f"{record.file}.png").write_bytes(encoded)
+        with Pillow.open(io.BytesIO(encoded)) as small:
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-            small.save(Path(temporary, f"{record['file']}+compressed.webp"))
+            small.save(Path(temporary, f"{record.file}+compressed.webp"))
         client.log_artifacts(run_id, temporary, "images")
     client.set_tag(run_id, "mlflow.loggedImages", True)
 
 
-def send_table(client: "MlflowClient", run_id: str, record: dict[str, Any]) -> None:
+def write_table(client: "MlflowClient", run_id: str, record: TableFile) -> None:
     """A table as MLflow's UI reads it, and its entry in the list of the run's tables."""
-    client.log_text(run_id, record["text"], record["file"])
+    client.log_text(run_id, record.text, record.file)
     listed = json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
-    entry = {"path": record["file"], "type": "table"}
+    entry = {"path": record.file, "type": "table"}
     if entry not in listed:
         client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([*listed, entry]))
 
 
-def send_checkpoint(client: "MlflowClient", run_id: str, record: dict[str, Any]) -> None:
+def write_checkpoint(client: "MlflowClient", run_id: str, record: Checkpoint) -> None:
     """A checkpoint as a logged model, an output of its run, with what it reached.
 
     It is ready last of all, so that one which was begun is gone on with, and one that is ready is there for good.
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
-    path, epoch = Path(record["path"]), record["epoch"]
+    path, epoch = record.path, record.epoch
     if not path.is_file():
         raise FileNotFoundError(f"{path} is gone")
     run = client.get_run(run_id)
@@ -115,23 +105,23 @@ def send_checkpoint(client: "MlflowClient", run_id: str, record: dict[str, Any])
         if found
         else client.create_logged_model(
             experiment_id,
-            name=re.sub(r"[/:.%\"']", "_", record["name"]) or CHECKPOINT,
+            name=re.sub(r"[/:.%\"']", "_", record.name) or CHECKPOINT,
             source_run_id=run_id,
             tags={"thawline.epoch": str(epoch)},
-            params=record["params"],
+            params=dict(record.params),
             model_type=CHECKPOINT,
         )
     )
     if model.status == LoggedModelStatus.READY:
         return
     client.log_model_artifact(model.model_id, str(path))
-    name, digest = record["dataset"] or (None, None)
+    name, digest = record.dataset or (None, None)
     metrics = []
-    for key, value in record["metrics"].items():
+    for key, value in record.metrics.items():
         # The run has this value of this epoch already; at another time it would have it twice.
         points = client.get_metric_history(run_id, key)
         times = [point.timestamp for point in points if (point.step, point.value) == (epoch, value)]
-        timestamp = times[0] if times else record["timestamp"]
+        timestamp = times[0] if times else record.at
         metrics.append(Metric(key, value, timestamp, epoch, model.model_id, name, digest, run_id))
     client.log_batch(run_id, metrics=metrics)
     if all(output.model_id != model.model_id for output in (run.outputs.model_outputs if run.outputs else ())):
@@ -139,13 +129,14 @@ def send_checkpoint(client: "MlflowClient", run_id: str, record: dict[str, Any])
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
-def _png(image: Image) -> bytes:
+def png(image: Image) -> bytes:
+    """A picture's file, the same whenever it is made."""
     from PIL import Image as Pillow
 
-    png = io.BytesIO()
+    encoded = io.BytesIO()
     # The fastest level: the file is hardly larger.
-    Pillow.fromarray(image.pixels).save(png, "PNG", compress_level=1)
-    return png.getvalue()
+    Pillow.fromarray(image.pixels).save(encoded, "PNG", compress_level=1)
+    return encoded.getvalue()
 
 
 def _json_value(value: Any) -> Any:

@@ -1,0 +1,45 @@
+"""Who was champion from when to when."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+__all__ = ["Reign", "reigns_of"]
+
+
+@dataclass(frozen=True)
+class Reign:
+    """A version's time as champion."""
+
+    version: str
+    since: datetime | None
+    """``None`` if the alias was moved by other means than Thawline."""
+    until: datetime | None
+    """``None`` for the present champion."""
+    by: str
+    reason: str
+
+
+def reigns_of(entries: Sequence[tuple[int, Mapping[str, Any]]], champion: str | None) -> tuple[Reign, ...]:
+    """From what was written before each move of the alias, and where the alias is now.
+
+    A process may have died between writing and moving. Then the next entry, or the alias, still names the champion that
+    this one was to replace, and the entry is left out.
+    """
+    moved = []
+    for index, (milliseconds, entry) in enumerate(entries):
+        followed_by = entries[index + 1][1]["previous"] if index + 1 < len(entries) else champion
+        if followed_by != entry["previous"]:
+            moved.append((milliseconds, entry))
+    reigns = []
+    for index, (milliseconds, entry) in enumerate(moved):
+        until = _moment(moved[index + 1][0]) if index + 1 < len(moved) else None
+        reigns.append(Reign(entry["version"], _moment(milliseconds), until, entry["by"], entry["reason"]))
+    if champion is not None and (not reigns or reigns[-1].version != champion):
+        reigns.append(Reign(champion, None, None, "unknown", "the alias was moved by other means than Thawline"))
+    return tuple(reigns)
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, tz=UTC)

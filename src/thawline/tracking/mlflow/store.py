@@ -1,0 +1,299 @@
+"""MLflow's store: which one, opened, and the experiment in it.
+
+Everything goes through ``MlflowClient`` and run ids. The fluent API's active run and its global tracking URI belong to
+the user's process (and to ``mlflow run``, which sets ``MLFLOW_RUN_ID``); they are neither read nor written.
+
+MLflow takes seconds to import, so it is imported inside the functions.
+"""
+
+import hashlib
+import os
+import re
+import sqlite3
+import time
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from thawline.config import TrackingConfig, with_driver, without_password
+from thawline.databases import sqlite_url
+from thawline.exceptions import TrackingError
+from thawline.tracking._errors import first_line, quiet_mlflow
+from thawline.tracking.database import MLFLOW, check_made, mlflow_database, sqlite_file, unknown_revision
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+__all__ = ["REGISTRY_TAG", "MlflowStore", "connect", "open_store", "resolve_uri", "unreachable", "uri_digest"]
+
+REGISTRY_TAG = "thawline.registry."
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_SERVERS = ("http", "https", "databricks")
+_TRIES = 15
+_OUT_OF_DATE = "out-of-date database schema"
+_BEING_MADE = re.compile(
+    rf"already exists|duplicate key|UNIQUE constraint|does not exist|{_OUT_OF_DATE}|Can't locate revision"
+)
+"""What a database says while another process makes or migrates its tables."""
+
+
+@dataclass(frozen=True)
+class MlflowStore:
+    """An opened MLflow store and the experiment that the study belongs to; plain values, so it can go to a child."""
+
+    uri: str
+    """Tracking URI; may hold a password, see :attr:`name`."""
+    registry_uri: str
+    """Model registry URI: the tracking URI, unless ``MLFLOW_REGISTRY_URI`` says otherwise."""
+    experiment_id: str
+    home: Path
+    """Thawline's home: artifacts of a local store, and what could not be sent."""
+
+    @property
+    def client(self) -> "MlflowClient":
+        """A client of this store; making one is cheap, MLflow keeps the connection."""
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri, registry_uri=self.registry_uri)
+
+    @property
+    def name(self) -> str:
+        """The tracking URI without a password, for messages and files."""
+        return without_password(self.uri)
+
+    @property
+    def registry_tag(self) -> tuple[str, str]:
+        """Tag of a study's run that says which registry its models go to: a key for each, and its name.
+
+        One that is the store itself is called that, wherever it is moved.
+        """
+        if self.registry_uri == self.uri:
+            return f"{REGISTRY_TAG}own", "the store of the runs"
+        return f"{REGISTRY_TAG}{uri_digest(self.registry_uri)}", without_password(self.registry_uri)
+
+
+def resolve_uri(config: TrackingConfig, home: Path) -> str:
+    """The tracking URI: the configuration's, else ``MLFLOW_TRACKING_URI``, else a SQLite database in ``home``.
+
+    Raises:
+        TrackingError: for a folder (MLflow's file store, which MLflow 3 no longer opens), an unknown scheme, a server
+            for which ``artifacts`` is set, or a home in whose files MLflow would not find again what it wrote.
+    """
+    default = sqlite_url(home / "mlflow.db")
+    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    scheme = uri.partition(":")[0].partition("+")[0] if ":" in uri or uri == "databricks" else ""
+    if scheme in ("", "file"):
+        raise TrackingError(
+            f"{uri!r} is a folder, and MLflow no longer records in folders. Use a database such as {default} "
+            "(`mlflow migrate-filestore` copies what the folder holds), or the address of a server."
+        )
+    if scheme not in _DATABASES + _SERVERS:
+        raise TrackingError(
+            f"{without_password(uri)!r} is no MLflow tracking URI. It must start with one of "
+            f"{', '.join(f'{known}:' for known in _DATABASES + _SERVERS)}."
+        )
+    if config.artifacts is not None and scheme in _SERVERS:
+        raise TrackingError(
+            f"tracking.artifacts is {config.artifacts}, but the server {without_password(uri)} decides by itself where "
+            "files go. Start it with --artifacts-destination, and leave tracking.artifacts out."
+        )
+    if scheme in _DATABASES and config.artifacts is None and (escaped := re.search(r"%[0-9A-Fa-f]{2}", str(home))):
+        raise TrackingError(
+            f"The home {home} has {escaped[0]} in its name, which MLflow takes for an escaped character: it would "
+            "not find its files again. Set THAWLINE_HOME to a folder with another name."
+        )
+    return with_driver(uri)
+
+
+def open_store(tracking_uri: str | None, home: Path) -> "MlflowStore":
+    """The store that a search with this tracking URI, or with none, has made; nothing is made in it.
+
+    Its experiment is MLflow's default one where no search has recorded yet.
+
+    Raises:
+        TrackingError: if there is no such store, or it cannot be opened now.
+    """
+    config = TrackingConfig(uri=tracking_uri)
+    uri = resolve_uri(config, home)
+    registry_uri = resolve_registry_uri(uri)
+    check_made(uri, "--tracking-uri or MLFLOW_TRACKING_URI", home=home)
+    check_made(registry_uri, "MLFLOW_REGISTRY_URI", home=home)
+    try:
+        with quiet_mlflow():
+            experiment = _client(uri, registry_uri).get_experiment_by_name(config.experiment)
+    except Exception as error:  # MLflow's, SQLAlchemy's, requests' and alembic's
+        raise TrackingError(unreachable(uri, error, home, None)) from error
+    return MlflowStore(uri, registry_uri, "0" if experiment is None else str(experiment.experiment_id), home)
+
+
+def resolve_registry_uri(tracking_uri: str) -> str:
+    """The registry's URI: ``MLFLOW_REGISTRY_URI``, else that of the runs."""
+    return with_driver(os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri)
+
+
+def connect(
+    uri: str, *, home: Path, experiment: str, artifacts: str | None = None, adopt_run_id: str | None = None
+) -> MlflowStore:
+    """Open the store, creating and migrating a database where needed, and find or create the experiment.
+
+    Args:
+        uri: see :func:`resolve_uri`.
+        home: created if it is missing. A database keeps the artifacts of a new experiment in ``home/artifacts``; a
+            server decides itself.
+        experiment: name of the MLflow experiment.
+        artifacts: URL of a folder to keep them in instead, such as ``s3://bucket/thawline``. MLflow cannot move those
+            of an experiment that exists, so that one which keeps them elsewhere is refused.
+        adopt_run_id: a run made by ``mlflow run``; then the experiment is that run's, whatever its name, because
+            MLflow's UI nests a trial under its study only within one experiment.
+
+    Raises:
+        TrackingError: if the store or ``artifacts`` cannot be opened now.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrackingError(
+            f"Cannot create {home}: {error.strerror}. Set THAWLINE_HOME to a writable folder."
+        ) from None
+    database = sqlite_file(uri)
+    registry_uri = resolve_registry_uri(uri)
+    try:
+        with quiet_mlflow():
+            if artifacts is not None:
+                _check_reachable(artifacts)
+            for file in (database, sqlite_file(registry_uri)):
+                if file is not None:
+                    mlflow_database(file, home=home)
+            client = _client(uri, registry_uri)
+            if adopt_run_id is not None:
+                experiment_id = str(client.get_run(adopt_run_id).info.experiment_id)
+            else:
+                root = artifacts or (home / "artifacts").absolute().as_uri()
+                location = f"{root}/{experiment}" if uri.startswith(_DATABASES) else None
+                experiment_id = _experiment(client, experiment, location)
+            if artifacts is not None:
+                _check_location(client, experiment_id, artifacts)
+            if database is not None:
+                _write_ahead(database)
+    except TrackingError:
+        raise
+    except Exception as error:  # MLflow raises its own, SQLAlchemy's, requests' and alembic's exceptions here
+        raise TrackingError(unreachable(uri, error, home, adopt_run_id)) from error
+    return MlflowStore(uri, registry_uri, experiment_id, home)
+
+
+def _client(uri: str, registry_uri: str) -> "MlflowClient":
+    """A client of an opened store.
+
+    Two that open an empty database at the same moment both make its tables: the second one waits for the first.
+    """
+    from mlflow import MlflowClient
+
+    tries = 0
+    while True:
+        try:
+            return MlflowClient(tracking_uri=uri, registry_uri=registry_uri)
+        except Exception as error:
+            tries += 1
+            if tries == _TRIES or not _is_being_made(uri, str(error)):
+                raise
+        time.sleep(2)
+
+
+_MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""MLflow's UI otherwise takes an experiment for one of agents, and calls models agent versions."""
+
+
+def _is_being_made(uri: str, reason: str) -> bool:
+    """Whether an error may be of tables that another process makes now; those of SQLite are there or not."""
+    if unknown_revision(reason) is not None or (uri.startswith("sqlite") and _OUT_OF_DATE in reason):
+        return False
+    return _BEING_MADE.search(reason) is not None
+
+
+def _experiment(client: "MlflowClient", name: str, location: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=location, tags=_MODEL_TRAINING))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(name)  # another process was faster
+    if experiment is None or experiment.lifecycle_stage == "deleted":
+        hint = f" (`mlflow experiments restore --experiment-id {experiment.experiment_id}`)" if experiment else ""
+        raise TrackingError(
+            f"The MLflow experiment {name!r} is deleted. Restore it{hint}, or choose another name with "
+            "--set tracking.experiment=NAME."
+        )
+    return str(experiment.experiment_id)
+
+
+def _check_reachable(artifacts: str) -> None:
+    """Refuse object storage that cannot be used now, before an experiment is made that would keep its files there."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    try:
+        get_artifact_repository(artifacts).list_artifacts()
+    except ImportError as error:
+        package = "pip install 'thawline[s3]'" if artifacts.startswith("s3:") else first_line(error)
+        raise TrackingError(f"tracking.artifacts, {artifacts}, needs a missing package: {package}") from None
+    except Exception as error:  # MLflow's own, and those of each storage's library
+        raise TrackingError(
+            f"tracking.artifacts, {artifacts}, cannot be read: {first_line(error)}. Correct it, check the credentials "
+            "in the environment (for s3:// other than Amazon's, AWS_ENDPOINT_URL too), or leave it out."
+        ) from error
+
+
+def _check_location(client: "MlflowClient", experiment_id: str, artifacts: str) -> None:
+    """Refuse to write files to another place than was asked for."""
+    experiment = client.get_experiment(experiment_id)
+    if not f"{experiment.artifact_location}/".startswith(f"{artifacts}/"):
+        raise TrackingError(
+            f"The MLflow experiment {experiment.name!r} keeps its files in {experiment.artifact_location}, and MLflow "
+            f"cannot move them to {artifacts}. Leave tracking.artifacts out, or choose another name with "
+            "--set tracking.experiment=NAME."
+        )
+
+
+def _write_ahead(database: Path) -> None:
+    """Let readers and one writer work at the same time: writes take a third of the time. Kept in the file.
+
+    A network file system cannot do it; then SQLite stays as it was.
+    """
+    with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=20)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+
+
+def unreachable(uri: str, error: Exception, home: Path, adopt_run_id: str | None) -> str:
+    """Why a store cannot be used, and what to do about it, for people."""
+    name, reason = without_password(uri), first_line(error)
+    if adopt_run_id is not None and getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+        return (
+            f"MLFLOW_RUN_ID names the run {adopt_run_id}, which {name} does not hold. Unset MLFLOW_RUN_ID, or set "
+            "MLFLOW_TRACKING_URI to where that run is."
+        )
+    if uri.startswith("http"):
+        return (
+            f"The MLflow server at {name} cannot be reached: {reason}. Start it or correct --tracking-uri; without one "
+            f"(and without MLFLOW_TRACKING_URI) results go to a SQLite database in {home}."
+        )
+    if (unknown := unknown_revision(str(error))) is not None:
+        return (
+            f"The MLflow database {name} was made by a newer version of MLflow than the installed {MLFLOW.version}, "
+            f"which does not know its revision {unknown}. Install that version (pip install --upgrade thawline mlflow)."
+        )
+    if _OUT_OF_DATE in str(error):
+        return (
+            f"The MLflow database {name} was made by an older version of MLflow than the installed {MLFLOW.version}. "
+            f"Copy it, then bring it up to date: mlflow db upgrade '{name}'"
+        )
+    return f"The MLflow database {name} cannot be opened: {reason}. Correct --tracking-uri, or leave it out."
+
+
+def uri_digest(uri: str) -> str:
+    """Sixteen hex digits that tell stores apart without naming a password."""
+    return hashlib.sha256(uri.encode()).hexdigest()[:16]

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from thawline import __version__, environment, logs
+from thawline.cli._encoding import show_what_can_be_shown
 from thawline.cli._shared import fail, tell
 from thawline.exceptions import ThawlineError
 
@@ -29,9 +30,10 @@ _log = logging.getLogger("thawline.cli")
 
 def main() -> None:
     """Run the command line. A known error is one message and exit code 2; ``--debug`` shows its traceback."""
-    environment.prepare()
+    show_what_can_be_shown()
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        environment.prepare()
         code = app(standalone_mode=False)
     except typer.TyperException as error:
         _fail_by_usage(error)

@@ -45,7 +45,9 @@ def _migrate(file: Path) -> None:
         raise DatabaseError(f"Prefect has not made its database within {_MIGRATION_SECONDS} s.") from None
     if ended.returncode != 0:
         said = (ended.stderr.strip() or ended.stdout.strip() or "no reason was given").splitlines()[-1]
-        raise DatabaseError(f"Prefect cannot make its database: {said}. `thawline doctor` checks what is installed.")
+        raise DatabaseError(
+            f"Prefect cannot make its database: {said.rstrip('.')}. `thawline doctor` checks what is installed."
+        )
 
 
 PREFECT = Schema("Prefect", "prefect", "server/database/_migrations/versions/sqlite", _migrate)

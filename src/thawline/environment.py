@@ -38,7 +38,7 @@ _SWITCHES = {
 
 _PREFECT_DATABASE = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
 """Variables that name another database than ``PREFECT_HOME/prefect.db``."""
-_PREFECT_DRIVER = "sqlite+aiosqlite"
+_PREFECT_DRIVER = "aiosqlite"
 
 
 def home() -> Path:

@@ -39,7 +39,7 @@ def test_prefect_s_database_lies_in_home_unless_a_server_is_named(
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     environment.prepare_flows()
     assert os.environ["PREFECT_HOME"] == str(own_home / "prefect")
-    assert (own_home / "prefect").is_dir()
+    assert (own_home / "prefect" / "prefect.db").is_file(), "its server would make it table by table"
     monkeypatch.delenv("PREFECT_HOME")
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
     environment.prepare()

@@ -33,7 +33,7 @@ def prefect_database(folder: Path, *, home: Path) -> Path:
 
 def _migrate(file: Path) -> None:
     """In another process: Prefect reads where its database is once, when it is imported."""
-    url = sqlite_url(file, "sqlite+aiosqlite")
+    url = sqlite_url(file, "aiosqlite")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment |= {"PREFECT_HOME": str(file.parent), "PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
     command = [sys.executable, "-P", "-m", "prefect", "server", "database", "upgrade", "--yes"]

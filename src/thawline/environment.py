@@ -3,6 +3,7 @@
 This module imports none of those libraries.
 """
 
+import getpass
 import logging
 import os
 from pathlib import Path
@@ -39,12 +40,20 @@ _SWITCHES = {
 
 _PREFECT_DATABASE = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
 """Variables that name another database than ``PREFECT_HOME/prefect.db``."""
-_PREFECT_DRIVER = "sqlite+aiosqlite"
+_PREFECT_DRIVER = "aiosqlite"
 
 
 def home() -> Path:
-    """The folder that holds all of Thawline's state: ``THAWLINE_HOME``, else ``.thawline`` in the working directory."""
-    return Path(os.environ.get("THAWLINE_HOME") or ".thawline").expanduser().absolute()
+    """The folder that holds all of Thawline's state: ``THAWLINE_HOME``, else ``.thawline`` in the working directory.
+
+    Raises:
+        ConfigError: if it lies in the home directory of a user who has none.
+    """
+    named = Path(os.environ.get("THAWLINE_HOME") or ".thawline")
+    try:
+        return named.expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(f"THAWLINE_HOME is {named}, but {error} Set it to an absolute path.") from None
 
 
 def no_home(root: Path) -> str:
@@ -73,6 +82,7 @@ def prepare() -> Path:
     ``PREFECT_API_URL`` or a profile of Prefect.
     """
     root = home()
+    _introduce_user(root)
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # else in the user's own folders
@@ -85,6 +95,21 @@ def prepare() -> Path:
             url = sqlite_url(Path(os.environ["PREFECT_HOME"]) / "prefect.db", _PREFECT_DRIVER)
             os.environ.setdefault(_PREFECT_DATABASE[0], url)
     return root
+
+
+def _introduce_user(root: Path) -> None:
+    """Give a user whom the system does not know, as in a container run by number, a name and a home directory.
+
+    PyTorch, MLflow, Prefect, matplotlib and W&B ask for them, and fail or write into a folder called ``~``.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = str(root / "user")
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"uid-{os.getuid()}"
 
 
 def prepare_flows() -> Path:

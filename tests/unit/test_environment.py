@@ -1,6 +1,8 @@
 """State lies in one place, and no telemetry leaves the machine unless the user says so."""
 
+import getpass
 import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -37,7 +39,7 @@ def test_prefect_s_database_lies_in_home_unless_a_server_is_named(
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     environment.prepare_flows()
     assert os.environ["PREFECT_HOME"] == str(own_home / "prefect")
-    assert (own_home / "prefect").is_dir()
+    assert (own_home / "prefect" / "prefect.db").is_file(), "its server would make it table by table"
     monkeypatch.delenv("PREFECT_HOME")
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
     environment.prepare()
@@ -49,3 +51,24 @@ def test_a_home_that_cannot_be_made_is_one_clear_error(tmp_path: Path, monkeypat
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "file" / "prefect"))
     with pytest.raises(ConfigError, match=r"Cannot make the folder .*: Not a directory\. Set THAWLINE_HOME"):
         environment.prepare_flows()
+
+
+def test_a_user_without_a_name_or_a_home_directory_gets_both(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "")  # so that what is set below is taken back
+        monkeypatch.delenv(name)
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    environment.prepare()
+    assert Path.home() == own_home / "user"
+    assert getpass.getuser() == f"uid-{os.getuid()}"
+    assert not own_home.exists()
+
+
+def test_a_home_in_the_home_directory_of_nobody_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THAWLINE_HOME", "~nobody-of-that-name/thawline")
+    with pytest.raises(ConfigError, match=r"THAWLINE_HOME is ~nobody-of-that-name/thawline, .* absolute path\."):
+        environment.home()

@@ -21,7 +21,12 @@ def store_in(home: Path) -> MlflowStore:
 
 
 @pytest.mark.parametrize("name", ["what?", "no. #1", "50% off", "ä; b & c=1"])
-def test_everything_lies_in_the_home_and_is_found_again(name: str, tmp_path: Path, folder: Path) -> None:
+def test_everything_lies_in_the_home_and_is_found_again(
+    name: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "homes" / name / "cache"))
     homes = [tmp_path / "homes" / name, tmp_path / "homes" / f"{name}2"]
     stores = [store_in(home) for home in homes]
     register(stores[0], folder, "birds")
@@ -33,8 +38,10 @@ def test_everything_lies_in_the_home_and_is_found_again(name: str, tmp_path: Pat
     assert sorted(path.name for path in (tmp_path / "homes").iterdir()) == [name, f"{name}2"]
     assert sorted(path.name for path in homes[0].iterdir() if not path.name.startswith((".", "mlflow.db-"))) == [
         "artifacts",
+        "cache",
         "mlflow.db",
     ]
+    assert list((tmp_path / "here").iterdir()) == []
 
 
 def test_a_name_that_mlflow_would_unescape_is_refused_before_anything_is_made(tmp_path: Path) -> None:

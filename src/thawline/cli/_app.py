@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from thawline import __version__, environment, logs, stopping
+from thawline.cli._encoding import show_what_can_be_shown
 from thawline.cli._farewell import leave_at_once, say_stopped
 from thawline.cli._shared import fail
 from thawline.exceptions import ThawlineError
@@ -31,9 +32,10 @@ def main() -> None:
 
     Ctrl-C and SIGTERM are a sentence or two and exit code 130 or 143.
     """
+    show_what_can_be_shown()
     stopping.listen(leave_at_once)
-    environment.prepare()
     try:
+        environment.prepare()
         code = app(standalone_mode=False)
     except typer.TyperException as error:
         _fail_by_usage(error)

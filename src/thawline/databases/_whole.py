@@ -25,15 +25,17 @@ _ALEMBIC_COPY = "_alembic_tmp_"
 """SQLite cannot alter most of a table: Alembic copies it under this name, and renames the copy."""
 
 
-def sqlite_url(database: Path, driver: str = "sqlite") -> str:
+def sqlite_url(database: Path, driver: str = "pysqlite") -> str:
     """SQLAlchemy's URL of a SQLite file, whatever its name is.
 
     A question mark would begin the URL's options; then the name is a ``file:`` URI, which has it escaped.
     """
     file = database.absolute()
+    named = "" if driver == "pysqlite" else f"+{driver}"
     if "?" not in str(file):
-        return f"{driver}:///{file}"
-    return f"{driver}:///file:{file.as_uri().removeprefix('file://')}?uri=true"
+        return f"sqlite{named}:///{file}"
+    # With its driver named: of sqlite:///file: MLflow takes all that follows for a path, and makes a folder `file:`.
+    return f"sqlite+{driver}:///file:{file.as_uri().removeprefix('file://')}?uri=true"
 
 
 def ensure_whole(database: Path, schema: Schema, *, home: Path) -> None:
@@ -65,10 +67,15 @@ def ensure_whole(database: Path, schema: Schema, *, home: Path) -> None:
                 _copy(template, database)
             elif condition is Condition.OLDER:
                 _repair(database, schema, template)
-    except (OSError, sqlite3.Error) as error:
+    except OSError as error:
         raise DatabaseError(
-            f"{schema.library}'s database {database} cannot be made: {getattr(error, 'strerror', None) or error}. "
-            "Make room, or set THAWLINE_HOME to a folder you may write to."
+            f"{schema.library}'s database {database} cannot be made: {error.strerror or error}. Make room, or set "
+            "THAWLINE_HOME to a folder you may write to."
+        ) from error
+    except sqlite3.Error as error:
+        raise DatabaseError(
+            f"The making of {database} by {schema.library} was cut short, and it cannot be made anew: {error}. End "
+            "what has it open, or move the file away, and try again."
         ) from error
 
 

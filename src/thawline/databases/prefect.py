@@ -33,7 +33,7 @@ def prefect_database(folder: Path, *, home: Path) -> Path:
 
 def _migrate(file: Path) -> None:
     """In another process: Prefect reads where its database is once, when it is imported."""
-    url = sqlite_url(file, "sqlite+aiosqlite")
+    url = sqlite_url(file, "aiosqlite")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment |= {"PREFECT_HOME": str(file.parent), "PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
     command = [sys.executable, "-P", "-m", "prefect", "server", "database", "upgrade", "--yes"]
@@ -45,7 +45,9 @@ def _migrate(file: Path) -> None:
         raise DatabaseError(f"Prefect has not made its database within {_MIGRATION_SECONDS} s.") from None
     if ended.returncode != 0:
         said = (ended.stderr.strip() or ended.stdout.strip() or "no reason was given").splitlines()[-1]
-        raise DatabaseError(f"Prefect cannot make its database: {said}. `thawline doctor` checks what is installed.")
+        raise DatabaseError(
+            f"Prefect cannot make its database: {said.rstrip('.')}. `thawline doctor` checks what is installed."
+        )
 
 
 PREFECT = Schema("Prefect", "prefect", "server/database/_migrations/versions/sqlite", _migrate)

@@ -163,6 +163,23 @@ def test_a_newer_database_is_called_newer_with_what_to_do(ensure: Callable[[Path
         ensure(database)
 
 
+def test_a_database_that_somebody_has_open_is_not_made_anew_under_them(
+    ensure: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(databases._schema, "_BUSY_SECONDS", 0.1)
+    database = written(tmp_path / "shelves.db", "CREATE TABLE books (title)")
+    with closing(sqlite3.connect(database)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DatabaseError, match=r"database is locked\. End what has it open"):
+            ensure(database)
+
+
+def test_a_folder_that_cannot_be_written_is_said(ensure: Callable[[Path], None], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DatabaseError, match=r"Shelves's database .* cannot be made: .* set THAWLINE_HOME"):
+        ensure(tmp_path / "file" / "shelves.db")
+
+
 def test_a_template_that_was_damaged_is_made_anew(
     library: Library, ensure: Callable[[Path], None], tmp_path: Path
 ) -> None:

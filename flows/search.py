@@ -75,7 +75,7 @@ def search(config: SearchConfig) -> SearchOutcome:
     with trial_runner(config.execution) as runner:
         prepared = prepare(config, home)
         study = open_study(prepared, home)
-        prepared = replace(prepared, config=study.config)
+        prepared = prepared.with_backbones(study.config.backbones)
         with study.held(), recorder.study_run(prepared, study):
             stored = activations_task(prepared, study, home)
             recorder.log_plan(stored)

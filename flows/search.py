@@ -70,7 +70,7 @@ def search(config: SearchConfig) -> SearchOutcome:
     with trial_runner(config.execution) as runner, workers_dismissed(config.study.grace_seconds):
         prepared = prepare(config, home)
         study = open_study(prepared, home)
-        prepared = replace(prepared, config=study.config)
+        prepared = prepared.with_backbones(study.config.backbones)
         with study.held(), recorder.study_run(prepared, study) as run:
             stored = activations_task(prepared, run)
             recorder.log_plan(stored)

@@ -1,11 +1,14 @@
 """The configuration is one value, and its mistakes are all named at once."""
 
+import json
+import pickle
 import re
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
-from thawline.config import SearchConfig, flatten, load_recipe, parse_assignments
+from thawline.config import ResolvedConfig, SearchConfig, flatten, load_recipe, parse_assignments
 from thawline.exceptions import ConfigError
 from thawline.recipes import copy, recipe_path, shipped_recipes
 
@@ -244,3 +247,22 @@ def test_a_project_that_wandb_would_refuse_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"tracking\.wandb_project: must be 1 to 128 characters without"):
         SearchConfig.build(DATA, {"tracking": {"wandb_project": name}})
     assert SearchConfig.build(DATA, {"tracking": {"wandb_project": "x" * 128}}).tracking.wandb_project == "x" * 128
+
+
+def test_a_recipe_that_is_carried_out_has_names_and_is_the_same_in_all_else() -> None:
+    written = SearchConfig.build(DATA, {"space": {"backbone": ["resnet18", "resnet34"]}, "train": {"epochs": 3}})
+    resolved = ResolvedConfig.of(written, study="birds-1", model="birds")
+    assert (resolved.study.name, resolved.promotion.model) == ("birds-1", "birds")
+    named = {"study": {"name": "birds-1"}, "promotion": {"model": "birds"}}
+    assert resolved.model_dump() == SearchConfig.build(written.model_dump(), named).model_dump()
+    assert resolved.fingerprint("d") == written.fingerprint("d")
+    with pytest.raises(ValidationError, match=r"study\.name"):
+        ResolvedConfig.model_validate(written.model_dump())
+
+
+def test_a_recipe_that_is_carried_out_goes_wherever_a_recipe_does() -> None:
+    resolved = ResolvedConfig.of(SearchConfig.build(DATA), study="birds-1", model="birds")
+    flows = TypeAdapter(SearchConfig)  # as Prefect takes and stores the parameter of a flow
+    assert flows.validate_python(resolved) is resolved
+    assert SearchConfig.build(json.loads(flows.dump_json(resolved))).model_dump() == resolved.model_dump()
+    assert pickle.loads(pickle.dumps(resolved)) == resolved  # noqa: S301

@@ -11,6 +11,7 @@ from thawline.config.execution import ExecutionConfig
 from thawline.config.layers import flatten, load_recipe, nested, parse_assignments, parse_value
 from thawline.config.model import PlainName
 from thawline.config.promotion import GateRules, PromotionConfig
+from thawline.config.resolved import ResolvedConfig
 from thawline.config.retrain import RetrainConfig
 from thawline.config.search import SearchConfig
 from thawline.config.searchable import SEARCHABLE, Choice, Range
@@ -35,6 +36,7 @@ __all__ = [
     "Policy",
     "PromotionConfig",
     "Range",
+    "ResolvedConfig",
     "RetrainConfig",
     "SearchConfig",
     "SearchSpace",

@@ -2,15 +2,15 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
 from thawline import backbones
 from thawline.backbones import Preprocessing, TextPreprocessing
-from thawline.config import DataConfig, ExecutionConfig, SearchConfig
+from thawline.config import DataConfig, ExecutionConfig, ResolvedConfig, SearchConfig
 from thawline.data import (
     DataKind,
     Manifest,
@@ -31,7 +31,7 @@ from thawline.freezing import has_batch_norms
 from thawline.registry import check_exports
 from thawline.search.events import Note, Phase, counting, emit
 from thawline.search.sampling import check_sampling
-from thawline.search.space import check_space, depth_shares
+from thawline.search.space import check_space, depth_shares, with_backbones
 from thawline.search.storage import storage_url
 from thawline.tracking import check_trackers, check_wandb, resolve_uri
 from thawline.training import check_augmentation, depths_without_places, runtime_for
@@ -68,9 +68,9 @@ class DescribedBackbone:
 class Prepared:
     """A search that is ready to run."""
 
-    config: SearchConfig
-    """With the names of study and model filled in, and the backbones alone that are tried."""
-    recipe: SearchConfig
+    config: ResolvedConfig
+    """With the backbones alone that are tried."""
+    recipe: ResolvedConfig
     """The same with all its backbones: what is recorded, and what makes the fingerprint."""
     manifest: Manifest
     depths: dict[str, int]
@@ -99,14 +99,16 @@ class Prepared:
     @property
     def study(self) -> str:
         """Name of the study."""
-        assert self.config.study.name is not None  # noqa: S101  complete() filled it in
         return self.config.study.name
 
     @property
     def model(self) -> str:
         """Name of the registered model."""
-        assert self.config.promotion.model is not None  # noqa: S101  complete() filled it in
         return self.config.promotion.model
+
+    def with_backbones(self, names: Iterable[str]) -> "Prepared":
+        """The same with these of its backbones to be tried, in this order."""
+        return replace(self, config=with_backbones(self.config, names))
 
 
 def check_config(config: SearchConfig, home: Path) -> None:
@@ -327,7 +329,7 @@ def image_preprocessing(config: SearchConfig, backbone: str) -> Preprocessing | 
     return wanted if isinstance(wanted, Preprocessing) else None
 
 
-def complete(config: SearchConfig, manifest: Manifest) -> tuple[SearchConfig, str]:
+def complete(config: SearchConfig, manifest: Manifest) -> tuple[ResolvedConfig, str]:
     """Fill in the names of study and model that were left out; returns the fingerprint too.
 
     A study's default name ends in its fingerprint: the same command goes on with the same study, and a command with
@@ -338,15 +340,7 @@ def complete(config: SearchConfig, manifest: Manifest) -> tuple[SearchConfig, st
     model = config.promotion.model or folder
     networks = _plain("+".join(map(backbones.short_name, config.backbones)))
     study = config.study.name or f"{folder}-{networks}-{fingerprint[:6]}"
-    return (
-        config.model_copy(
-            update={
-                "study": config.study.model_copy(update={"name": study}),
-                "promotion": config.promotion.model_copy(update={"model": model}),
-            }
-        ),
-        fingerprint,
-    )
+    return ResolvedConfig.of(config, study=study, model=model), fingerprint
 
 
 def _plain(text: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from thawline import backbones
-from thawline.config import SEARCHABLE, SearchConfig, SearchSpace
+from thawline.config import SEARCHABLE, ResolvedConfig, SearchConfig, SearchSpace
 from thawline.data import DataKind, Manifest
 from thawline.exceptions import ConfigError, DataError, StudyError
 from thawline.registry import MlflowRegistry, Outcome
@@ -52,8 +52,8 @@ _FACTOR = 3.0
 class Retraining:
     """What is to be done for a model."""
 
-    config: SearchConfig
-    """Of the search: with names filled in, and begun with the champion's hyperparameters."""
+    config: ResolvedConfig
+    """Of the search: begun with the champion's hyperparameters."""
     recipe: str
     """Fingerprint of the data and of the recipe as written."""
     store: MlflowStore
@@ -148,7 +148,7 @@ def model_of(config: SearchConfig) -> str:
     root = config.data.path.expanduser().absolute()
     kind: DataKind = "texts" if root.is_file() else "images"
     anything = Manifest(root=root, classes=(), rows=(), problems=(), digest="", layout="", kind=kind)
-    return str(complete(config, anything)[0].promotion.model)
+    return complete(config, anything)[0].promotion.model
 
 
 def plan_retraining(config: SearchConfig, manifest: Manifest, home: Path, *, busy: str | None = None) -> Retraining:
@@ -168,7 +168,7 @@ def plan_retraining(config: SearchConfig, manifest: Manifest, home: Path, *, bus
         RegistryError: if the registry fails.
     """
     named, recipe = complete(config, manifest)
-    model = str(named.promotion.model)
+    model = named.promotion.model
     store = connect(resolve_uri(config.tracking, home), home=home, experiment=config.tracking.experiment)
     registry = MlflowRegistry(store)
     known = model in registry.names()
@@ -189,7 +189,7 @@ def conclude_retraining(plan: Retraining, outcome: SearchOutcome | None) -> Retr
         RegistryError: if the registry fails.
     """
     if outcome is None:
-        return RetrainOutcome(str(plan.config.promotion.model), plan.reason or "", None)
+        return RetrainOutcome(plan.config.promotion.model, plan.reason or "", None)
     MlflowRegistry(plan.store).set_tags(outcome.model, outcome.promotion.version, {_RECIPE: plan.recipe})
     return RetrainOutcome(outcome.model, outcome.promotion.verdict.reason, outcome)
 
@@ -223,13 +223,13 @@ def _recipe_of_study(registry: MlflowRegistry, model: str, version: str) -> str 
     return config.fingerprint(digest) if config is not None and digest is not None else None
 
 
-def _named(config: SearchConfig, manifest: Manifest) -> SearchConfig:
+def _named(config: SearchConfig, manifest: Manifest) -> ResolvedConfig:
     """With the names filled in. A study's own name, if it has one, gets an ending that changes with the data."""
     named, fingerprint = complete(config, manifest)
     if config.study.name is None:
         return named
     name = f"{config.study.name[:90]}-{fingerprint[:6]}"
-    return named.model_copy(update={"study": named.study.model_copy(update={"name": name})})
+    return ResolvedConfig.of(config, study=name, model=named.promotion.model)
 
 
 # ---------------------------------------------------------------------------------------- beginning from the champion

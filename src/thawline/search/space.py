@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from thawline.backbones import kind_of
 from thawline.config import SEARCHABLE, Policy, Range, SearchConfig
@@ -25,6 +25,7 @@ __all__ = [
     "with_backbones",
 ]
 
+_Config = TypeVar("_Config", bound=SearchConfig)
 _SAMPLED = tuple(each.name for each in fields(Hyperparameters) if each.name in SEARCHABLE)
 """The searchable settings in the order in which they are drawn; in another, a seed would give other trials."""
 
@@ -144,7 +145,7 @@ def kept_backbones(config: SearchConfig, ranking: Iterable[str]) -> list[str]:
     return [name for name in ranked if name in ranked[: config.study.keep_backbones] or name in named]
 
 
-def with_backbones(config: SearchConfig, names: Iterable[str]) -> SearchConfig:
+def with_backbones(config: _Config, names: Iterable[str]) -> _Config:
     """The search with these of its backbones, in this order."""
     if config.space.backbone is None:
         return config

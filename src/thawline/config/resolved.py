@@ -1,0 +1,36 @@
+"""The configuration of a search whose data are known: the names that a recipe may leave out are filled in."""
+
+from thawline.config.promotion import PromotionConfig
+from thawline.config.search import SearchConfig
+from thawline.config.study import StudyConfig
+
+__all__ = ["NamedPromotion", "NamedStudy", "ResolvedConfig"]
+
+
+class NamedStudy(StudyConfig):
+    """The search as a whole, which has a name."""
+
+    name: str
+    """Name of the study."""
+
+
+class NamedPromotion(PromotionConfig):
+    """What happens to the best trial of a model that has a name."""
+
+    model: str
+    """Name in the MLflow model registry."""
+
+
+class ResolvedConfig(SearchConfig):
+    """A recipe as it is carried out, where :class:`SearchConfig` is the recipe as it was written."""
+
+    study: NamedStudy
+    promotion: NamedPromotion
+
+    @classmethod
+    def of(cls, config: SearchConfig, *, study: str, model: str) -> "ResolvedConfig":
+        """The recipe with the names of study and registered model."""
+        sections = {name: getattr(config, name) for name in SearchConfig.model_fields}
+        sections["study"] = NamedStudy.model_validate({**config.study.model_dump(), "name": study})
+        sections["promotion"] = NamedPromotion.model_validate({**config.promotion.model_dump(), "model": model})
+        return cls(**sections)

@@ -1,6 +1,5 @@
 """Searches of a few seconds, to be hurt."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 from faults import OPTIONS, Search
 from PIL import Image
+from servers import clean_environment
 
 
 @pytest.fixture(scope="session")
@@ -25,14 +25,16 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_search(shapes: Path, tmp_path: Path) -> Iterator[Callable[..., Search]]:
+def make_search(
+    shapes: Path, tmp_path: Path, prepared: Callable[[Path], Path], prefect: dict[str, str]
+) -> Iterator[Callable[..., Search]]:
+    """Makes searches in homes of their own that record on the worker's Prefect server."""
     made: list[Search] = []
 
     def make(name: str, *options: str, home: Path | None = None, **more: str) -> Search:
-        keep = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "THAWLINE_", "CUDA_"))}
-        folder = home or tmp_path / name / "home"
-        folder.mkdir(parents=True, exist_ok=True)
-        environment = {**keep, "THAWLINE_HOME": str(folder), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+        folder = prepared(home or tmp_path / name / "home")
+        settings = {"THAWLINE_HOME": str(folder), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment = clean_environment() | settings | prefect | more
         made.append(Search(shapes, folder, environment, [*OPTIONS, *options]))
         return made[-1]
 

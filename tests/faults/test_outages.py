@@ -112,8 +112,7 @@ def test_a_disk_that_is_full_does_not_stop_training_and_what_waits_is_written_wh
 ) -> None:
     options = [*TRIALS, "--exact", "--set", "space.freeze_depth=[0, 1]"]  # some seconds for each trial
     expected = make_search("roomy", *options).finish()
-    elsewhere = {"PREFECT_HOME": str(small_disk.parent / "prefect")}
-    search = make_search("full", *options, home=small_disk / "home", **elsewhere)
+    search = make_search("full", *options, home=small_disk / "home")
     life = search.start()
     assert life.says("epoch 1/4")
     ballast = fill(small_disk)

@@ -1,7 +1,6 @@
 """One whole search by the command line, which many tests look at from all sides."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from servers import clean_environment
 
 CLASSES = ("circle", "square", "stripes")
 
@@ -52,8 +52,7 @@ class Finished:
 
 
 def _environment_of(home: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_"))}
-    return {**kept, "THAWLINE_HOME": str(home), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    return {**clean_environment(), "THAWLINE_HOME": str(home), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +62,10 @@ def draw_pictures() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def environment_of() -> Callable[[Path], dict[str, str]]:
-    """Environment of a command: a home of its own, and nothing of MLflow's or Prefect's from this process."""
+    """Environment of a command: a home of its own, and nothing of MLflow's or Prefect's from this process.
+
+    Without ``prefect``'s variables beside it, a flow starts a Prefect server of its own.
+    """
     return _environment_of
 
 
@@ -92,7 +94,7 @@ SEARCH = [
 
 @dataclass(frozen=True)
 class Searched:
-    """A search that was run once for all tests."""
+    """A search that was run once for all tests, as a user's first: in an empty home, without a Prefect server."""
 
     data: Path
     home: Path

@@ -39,7 +39,11 @@ asyncio.run(as_in_a_notebook())
 
 
 def test_the_readme_example_runs_without_a_main_guard_and_in_a_running_event_loop(
-    draw_pictures: Callable[..., Path], environment_of: Callable[[Path], dict[str, str]], tmp_path: Path
+    draw_pictures: Callable[..., Path],
+    environment_of: Callable[[Path], dict[str, str]],
+    prepared: Callable[[Path], Path],
+    prefect: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     photos = draw_pictures(tmp_path / "photos", count=12)
@@ -52,7 +56,7 @@ def test_the_readme_example_runs_without_a_main_guard_and_in_a_running_event_loo
     ended = subprocess.run(
         [sys.executable, "script.py"],
         cwd=tmp_path,
-        env=environment_of(tmp_path / "home"),
+        env=environment_of(prepared(tmp_path / "home")) | prefect,
         capture_output=True,
         text=True,
         timeout=300,

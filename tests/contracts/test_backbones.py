@@ -1,7 +1,8 @@
 """What every backbone promises, whichever library and family it is of; seen by its effect on tensors.
 
-One member of each family, the smallest, at a small image size and with random weights. The families are those of the
-registry: where it has a new one, it is added to FAMILIES and must pass as it is.
+One member of each family, the smallest, at a small image size and with random weights; where even that takes seconds,
+one with fewer and narrower blocks of the same classes (TINY_TIMM), while the catalogue is compared with the whole
+network. The families are those of the registry: where it has a new one, it is added to FAMILIES and must pass as it is.
 """
 
 import importlib.util
@@ -16,6 +17,8 @@ import torch
 import torchvision
 from heads import created_with_random_head, head_of, with_random_head
 from tiny_networks import FURTHER, TINY, write_tiny
+from tiny_timm import TINY as TINY_TIMM
+from tiny_timm import tiny
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -134,7 +137,7 @@ TIMM_SLOW: dict[str, int] = {
     "timm/vit_tiny_patch16_dinov3_qkvb": 32,
     "timm/xcit_nano_12_p8_224": 32,
 }
-"""Families of which already the smallest network takes more than a few seconds."""
+"""Families of which already the smallest network takes more than a few seconds; TINY_TIMM makes most of them tiny."""
 TIMM_LARGE = {
     "deepseek_vit",
     "focalnet",
@@ -189,10 +192,14 @@ FAMILIES = {**TORCHVISION, **TIMM, **TIMM_SLOW, **dict.fromkeys(HUGGINGFACE)}
 SLOW = {"maxvit_t", *TIMM_SLOW}
 
 
+def is_tiny(name: str) -> bool:
+    return name.startswith("timm/") and name.removeprefix("timm/") in TINY_TIMM
+
+
 def case(name: str) -> object:
     package = library_of(name).package
     missing = pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"needs {package}")
-    return pytest.param(name, marks=[missing, *([pytest.mark.slow] if name in SLOW else [])])
+    return pytest.param(name, marks=[missing, *([pytest.mark.slow] if name in SLOW and not is_tiny(name) else [])])
 
 
 @pytest.fixture(scope="module", params=[case(name) for name in FAMILIES])
@@ -210,7 +217,8 @@ def created(family: str, num_classes: int, folder: Path) -> Backbone:
     if family in HUGGINGFACE:
         kind = family.removeprefix("hf:")
         name = f"hf:{TINY[kind](folder / kind)}"
-    return backbones.create(name, num_classes=num_classes, weights="none", image_size=FAMILIES[family], seed=1)
+    with tiny(name):
+        return backbones.create(name, num_classes=num_classes, weights="none", image_size=FAMILIES[family], seed=1)
 
 
 @pytest.fixture
@@ -309,8 +317,12 @@ def test_every_module_belongs_to_one_group_or_the_head(backbone: Backbone) -> No
 
 
 def test_the_catalogue_tells_the_truth_of_it(backbone: Backbone) -> None:
-    assert tuple(group.name for group in backbone.layer_groups) == backbones.describe(backbone.name).layer_groups
-    assert backbones.depth_of(backbone.name) == len(backbone.layer_groups)
+    described = backbones.describe(backbone.name)
+    if is_tiny(backbone.name):
+        assert library_of(backbone.name).networks().inspect(backbone.name) == described
+    else:
+        assert tuple(group.name for group in backbone.layer_groups) == described.layer_groups
+    assert backbones.depth_of(backbone.name) == len(described.layer_groups)
 
 
 def test_training_moves_what_is_free_and_nothing_that_is_frozen(backbone: Backbone) -> None:
@@ -411,7 +423,8 @@ def test_leaving_out_unread_tokens_changes_the_last_bits_alone(backbone: Backbon
 
 def test_its_architecture_rebuilds_it_without_thawline(backbone: Backbone) -> None:
     architecture = json.loads(json.dumps(backbone.architecture))
-    rebuilt = build_without_memory(lambda: networks.build(architecture))
+    with tiny(backbone.name):
+        rebuilt = build_without_memory(lambda: networks.build(architecture))
     assert {name: value.shape for name, value in rebuilt.state_dict().items()} == {
         name: value.shape for name, value in backbone.module.state_dict().items()
     }

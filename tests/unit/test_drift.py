@@ -361,7 +361,6 @@ def test_the_flow_publishes_the_report_and_tells_prefect_of_drift(
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     from prefect.client.orchestration import get_client
     from prefect.testing.utilities import prefect_test_harness
-
     from thawline.flows.drift import drift
 
     darkened = changed(same_kind, tmp_path / "darkened", lambda image: ImageEnhance.Brightness(image).enhance(0.4))

@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import forks
 from PIL import Image, ImageDraw
 from servers import clean_environment
 
@@ -79,6 +80,17 @@ def thawline() -> Callable[..., Finished]:
         return Finished(ended.returncode, ended.stdout, ended.stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[Callable[..., Finished]]:
+    """Like ``thawline``, in a fork of a process that is up already: for commands that refuse, or look something up."""
+    with forks(clean_environment()) as first:
+
+        def run(*arguments: str | Path, home: Path, **more: str) -> Finished:
+            return Finished(*first.run([*map(str, arguments)], _environment_of(home) | more, home.parent))
+
+        yield run
 
 
 SEARCH = [

@@ -12,7 +12,7 @@ from colours import CLASSES, make_package, picture, register
 
 from thawline.tracking import MlflowStore
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deploy")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("approval")]
 
 ANSWER = """
 import asyncio, json, sys
@@ -50,9 +50,9 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_without_a_server_that_outlives_the_command_nobody_could_answer_and_nothing_is_done(
-    store: MlflowStore, pictures: Path, thawline: Callable[..., Any]
+    store: MlflowStore, pictures: Path, forked: Callable[..., Any]
 ) -> None:
-    ended = thawline("promote", "birds", "--data", pictures, "--approve", home=store.home)
+    ended = forked("promote", "birds", "--data", pictures, "--approve", home=store.home)
     assert ended.code == 2
     assert "without PREFECT_API_URL there is none. Start one with `prefect server start`" in ended.err
     assert "Traceback" not in ended.err

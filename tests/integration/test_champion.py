@@ -146,7 +146,7 @@ def test_a_better_model_replaces_the_champion_under_load_an_equal_one_does_not_a
     assert "40 images scored by shapes version 2" in scored.out
 
 
-def test_what_cannot_be_served_is_said_at_once(tmp_path: Path, thawline: Callable[..., Any]) -> None:
+def test_what_cannot_be_served_is_said_at_once(tmp_path: Path, forked: Callable[..., Any]) -> None:
     home = tmp_path / "home"
     short = tmp_path / "token"
     short.write_text("abc")
@@ -161,7 +161,7 @@ def test_what_cannot_be_served_is_said_at_once(tmp_path: Path, thawline: Callabl
         (("promote", "nothing", "--reason", "x"), "--reason belongs to --force"),
         (("promote", "nothing", "--force"), "No model 'nothing'"),
     ):
-        ended = thawline(*arguments, home=home)
+        ended = forked(*arguments, home=home)
         assert ended.code == 2, (arguments, ended.out, ended.err)
         assert sentence in ended.err, (arguments, ended.err)
         assert "Traceback" not in ended.err

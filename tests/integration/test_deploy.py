@@ -210,14 +210,14 @@ def test_prefect_alone_deploys_what_prefect_yaml_names(prefect: dict[str, str], 
 
 
 def test_a_deployment_without_a_server_that_stays_up_is_refused_with_the_next_step(
-    shapes: Path, tmp_path: Path, thawline: Callable[..., Any]
+    shapes: Path, tmp_path: Path, forked: Callable[..., Any]
 ) -> None:
     arguments = ("deploy", "--data", shapes, "--cron", "0 3 * * *")
     for client, sentence in (
         ({}, "without PREFECT_API_URL there is none. Start one with"),
         ({"PREFECT_API_URL": "http://127.0.0.1:9/api"}, "The Prefect server at http://127.0.0.1:9/api does not answer"),
     ):
-        ended = thawline(*arguments, home=tmp_path / "home", PREFECT_CLIENT_MAX_RETRIES="0", **client)
+        ended = forked(*arguments, home=tmp_path / "home", PREFECT_CLIENT_MAX_RETRIES="0", **client)
         assert ended.code == 2
         assert sentence in ended.err
         assert "Traceback" not in ended.err

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from servers import ask_prefect
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deploy"), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("retrain"), pytest.mark.timeout(1200)]
 
 RECIPE: dict[str, Any] = {
     "data": {"workers": 1},
@@ -126,7 +126,7 @@ def test_it_trains_what_changed_begins_with_the_champion_skips_what_did_not_and_
 
 
 def test_somebody_to_tell_who_does_not_exist_is_named_before_anything_is_trained(
-    tmp_path: Path, thawline: Callable[..., Any], draw_pictures: Callable[..., Path]
+    tmp_path: Path, forked: Callable[..., Any], draw_pictures: Callable[..., Path]
 ) -> None:
     data, home = draw_pictures(tmp_path / "figures"), tmp_path / "home"
     recipe = tmp_path / "recipe.yaml"
@@ -135,7 +135,7 @@ def test_somebody_to_tell_who_does_not_exist_is_named_before_anything_is_trained
         ("team", "retrain.notify.0: must be a block of Prefect as TYPE/NAME, such as slack-webhook/team"),
         ("slack-webhook/team", "retrain.notify: Prefect has no block 'slack-webhook/team'"),
     ):
-        ended = thawline("retrain", data, "--recipe", recipe, "--set", f"retrain.notify=[{block}]", home=home)
+        ended = forked("retrain", data, "--recipe", recipe, "--set", f"retrain.notify=[{block}]", home=home)
         assert ended.code == 2
         assert sentence in ended.err
         assert "Traceback" not in ended.err

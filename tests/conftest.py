@@ -20,6 +20,24 @@ environment.prepare()
 
 from thawline.tracking import MlflowStore, connect  # noqa: E402
 
+_LONGEST = (
+    *("topology", "champion", "deploy", "looking", "outages-disk", "kills", "outages-hung", "cluster", "retrain"),
+    *("outages-mlflow", "search", "outages-databases", "postgres", "resume", "approval", "search_texts", "commands"),
+    *("s3", "serving", "serving_texts", "page", "huggingface", "drift"),
+)
+"""Groups of tests that take longest by themselves, the longest first: what begins last must not take long."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the groups that take longest first; pytest-xdist then hands groups out in this order."""
+    place = {group: number for number, group in enumerate(_LONGEST)}
+
+    def number(item: pytest.Item) -> int:
+        mark = item.get_closest_marker("xdist_group")
+        return place.get(mark.args[0], len(place)) if mark else len(place)
+
+    items.sort(key=number)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

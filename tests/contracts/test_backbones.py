@@ -199,7 +199,10 @@ def is_tiny(name: str) -> bool:
 def case(name: str) -> object:
     package = library_of(name).package
     missing = pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"needs {package}")
-    return pytest.param(name, marks=[missing, *([pytest.mark.slow] if name in SLOW and not is_tiny(name) else [])])
+    together = pytest.mark.xdist_group(f"backbone-{name}")  # or several workers would build it
+    return pytest.param(
+        name, marks=[missing, together, *([pytest.mark.slow] if name in SLOW and not is_tiny(name) else [])]
+    )
 
 
 @pytest.fixture(scope="module", params=[case(name) for name in FAMILIES])

@@ -38,6 +38,8 @@ asyncio.run(as_in_a_notebook())
 """
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("api")
 def test_the_readme_example_runs_without_a_main_guard_and_in_a_running_event_loop(
     draw_pictures: Callable[..., Path],
     environment_of: Callable[[Path], dict[str, str]],
@@ -69,6 +71,8 @@ def test_the_readme_example_runs_without_a_main_guard_and_in_a_running_event_loo
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("search")
 def test_a_loaded_model_takes_files_bytes_and_pictures_and_names_what_it_cannot_read(
     searched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from servers import server
 from thawline.registry import MlflowRegistry
 from thawline.tracking import MlflowStore
 
-pytestmark = [pytest.mark.slow, needs_browser]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page"), needs_browser]
 
 
 def test_an_image_that_is_chosen_is_answered_and_a_bad_one_gets_its_reason(

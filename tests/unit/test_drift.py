@@ -31,6 +31,8 @@ from thawline.exceptions import ConfigError, DataError, RegistryError
 from thawline.registry import MlflowRegistry, log_packaged_model, package
 from thawline.tracking import MlflowStore
 
+pytestmark = pytest.mark.xdist_group("drift")
+
 
 def answers(seed: int, images: int, dimensions: int = 32, shift: float = 0.0) -> Answers:
     """Features as a network has them: correlated, heavy-tailed (Student's t, 3 degrees of freedom), cut off at zero."""
@@ -361,6 +363,7 @@ def test_the_flow_publishes_the_report_and_tells_prefect_of_drift(
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     from prefect.client.orchestration import get_client
     from prefect.testing.utilities import prefect_test_harness
+
     from thawline.flows.drift import drift
 
     darkened = changed(same_kind, tmp_path / "darkened", lambda image: ImageEnhance.Brightness(image).enhance(0.4))

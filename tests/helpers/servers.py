@@ -2,12 +2,10 @@
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -16,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
+from said import Said
 
 __all__ = [
     "PREFECT",
@@ -51,17 +49,9 @@ def server(model: str, environment: dict[str, str]) -> Iterator[tuple[int, "subp
     """`thawline serve` on a free port, up and answering."""
     command = [sys.executable, "-m", "thawline", "serve", model, "--port", "0"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        log = []
+        said = Said(process.stderr)
         try:
-            for line in process.stderr:
-                log.append(line)
-                if found := re.search(r"http://127\.0\.0\.1:(\d+) answers", line):
-                    break
-            else:
-                pytest.fail("the server ended by itself:\n" + "".join(log))
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            yield int(found[1]), process
+            yield int(said.wait_for(r"http://127\.0\.0\.1:(\d+) answers")[1]), process
         finally:
             process.kill()
 

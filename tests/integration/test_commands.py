@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from said import Said
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("commands")]
 
@@ -152,14 +153,10 @@ def test_ui_serves_mlflow_and_tensorboard_and_stops_both(environment_of: Any, tm
         env={**environment_of(home), "PYTHONUNBUFFERED": "1"},
         start_new_session=True,
     ) as process:
-        assert process.stdout is not None
+        said = Said(process.stdout)
         try:
-            addresses = {}
-            for line in process.stdout:
-                if line.startswith("Ctrl-C"):
-                    break
-                name, address = line.split()
-                addresses[name] = address
+            said.wait_for("^Ctrl-C")
+            addresses = dict(line.split() for line in said.text.partition("Ctrl-C")[0].splitlines())
             assert set(addresses) == {"MLflow", "TensorBoard"}
             for address in addresses.values():
                 assert address.startswith("http://127.0.0.1:")

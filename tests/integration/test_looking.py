@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from browsers import Browser, needs_browser, open_browser
+from said import Said
 from servers import ask_prefect, free_port, prefect_server
 
 from thawline.tracking import connect
@@ -114,14 +115,10 @@ def _ui(home: Path, environment: dict[str, str]) -> Iterator[tuple[str, str]]:
     ports = ("--mlflow-port", str(free_port()), "--tensorboard-port", str(free_port()))
     command = [sys.executable, "-m", "thawline", "ui", *ports]
     with subprocess.Popen(command, env=environment, cwd=home.parent, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        said = ""
-        for line in process.stdout:
-            said += line
-            if "Ctrl-C" in line:
-                break
+        said = Said(process.stdout)
         try:
-            mlflow, tensorboard = re.findall(r"http://\S+", said)
+            said.wait_for("Ctrl-C")
+            mlflow, tensorboard = re.findall(r"http://\S+", said.text.partition("Ctrl-C")[0])
             yield mlflow, tensorboard
         finally:
             process.send_signal(signal.SIGINT)

@@ -1,13 +1,14 @@
 """Fixtures that every test may use."""
 
 import os
-import sqlite3
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
-from databases import postgres_server
+from databases import copy_database, postgres_server
+from once import made_once
+from servers import clean_environment, prefect_server
 
 # Networks this small are slower on several threads, and by far when tests run side by side. Before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -18,6 +19,24 @@ from thawline import environment
 environment.prepare()
 
 from thawline.tracking import MlflowStore, connect  # noqa: E402
+
+_LONGEST = [
+    *("topology", "champion", "deploy", "looking", "outages-disk", "kills", "cluster", "retrain", "outages-hung"),
+    *("outages-mlflow", "search", "outages-left", "outages-databases", "postgres", "resume", "approval"),
+    *("search_texts", "commands", "s3", "serving", "serving_texts", "page", "huggingface", "drift"),
+]
+"""Groups of tests that take longest by themselves, the longest first: what begins last must not take long."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the groups that take longest first; pytest-xdist then hands groups out in this order."""
+    place = {group: number for number, group in enumerate(_LONGEST)}
+
+    def number(item: pytest.Item) -> int:
+        mark = item.get_closest_marker("xdist_group")
+        return place.get(mark.args[0], len(place)) if mark else len(place)
+
+    items.sort(key=number)
 
 
 @pytest.fixture(scope="session")
@@ -64,17 +83,51 @@ def new_postgres() -> Iterator[Callable[[], str]]:
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh MLflow database, made once: the first opening of a new one costs seconds, copying it does not."""
-    home = tmp_path_factory.mktemp("migrated")
-    connect(f"sqlite:///{home}/mlflow.db", home=home, experiment="template")
-    return home / "mlflow.db"
+    """An MLflow database without experiments of ours, made once: the first opening of a new one costs seconds."""
+
+    def make(folder: Path) -> None:
+        connect(f"sqlite:///{folder}/new.db", home=folder, experiment="template")
+        copy_database(folder / "new.db", folder / "mlflow.db")
+
+    return made_once(tmp_path_factory, "mlflow", make) / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def migrated_prefect(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a first start leaves in ``PREFECT_HOME``: the migrated database, and that its blocks are registered."""
+
+    def make(folder: Path) -> None:
+        with prefect_server(folder / "first", clean_environment()):
+            pass
+        copy_database(folder / "first" / "prefect.db", folder / "home" / "prefect.db")
+        shutil.copy(folder / "first" / "memo_store.toml", folder / "home")
+
+    return made_once(tmp_path_factory, "prefect", make) / "home"
+
+
+@pytest.fixture(scope="session")
+def prepared(migrated: Path) -> Callable[[Path], Path]:
+    """Gives a home its MLflow database, migrated, and returns it: for all tests that are not about the first use."""
+
+    def prepare(home: Path) -> Path:
+        home.mkdir(parents=True, exist_ok=True)
+        shutil.copy(migrated, home)
+        return home
+
+    return prepare
+
+
+@pytest.fixture(scope="session")
+def prefect(migrated_prefect: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The worker's own Prefect server: the variables of those that use it, which saves each command a server."""
+    folder = tmp_path_factory.mktemp("server") / "prefect"
+    shutil.copytree(migrated_prefect, folder)
+    with prefect_server(folder, clean_environment()) as client:
+        yield client
 
 
 @pytest.fixture
-def store(migrated: Path, own_home: Path) -> MlflowStore:
+def store(prepared: Callable[[Path], Path], own_home: Path) -> MlflowStore:
     """An empty local store in the test's own home."""
-    own_home.mkdir(parents=True)
-    # By SQLite itself: the template may have pages in its write-ahead log, which copying the file would miss.
-    with closing(sqlite3.connect(migrated)) as source, closing(sqlite3.connect(own_home / "mlflow.db")) as target:
-        source.backup(target)
+    prepared(own_home)
     return connect(f"sqlite:///{own_home}/mlflow.db", home=own_home, experiment="thawline")

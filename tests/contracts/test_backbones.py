@@ -1,7 +1,8 @@
 """What every backbone promises, whichever library and family it is of; seen by its effect on tensors.
 
-One member of each family, the smallest, at a small image size and with random weights. The families are those of the
-registry: where it has a new one, it is added to FAMILIES and must pass as it is.
+One member of each family, the smallest, at a small image size and with random weights; where even that takes seconds,
+one with fewer and narrower blocks of the same classes (TINY_TIMM), while the catalogue is compared with the whole
+network. The families are those of the registry: where it has a new one, it is added to FAMILIES and must pass as it is.
 """
 
 import importlib.util
@@ -14,6 +15,8 @@ import torch
 import torchvision
 from heads import created_with_random_head, with_random_head
 from tiny_networks import FURTHER, TINY, write_tiny
+from tiny_timm import TINY as TINY_TIMM
+from tiny_timm import tiny
 from torch import Tensor, nn
 
 from thawline import backbones
@@ -131,7 +134,7 @@ TIMM_SLOW: dict[str, int] = {
     "timm/vit_tiny_patch16_dinov3_qkvb": 32,
     "timm/xcit_nano_12_p8_224": 32,
 }
-"""Families of which already the smallest network takes more than a few seconds."""
+"""Families of which already the smallest network takes more than a few seconds; TINY_TIMM makes most of them tiny."""
 TIMM_LARGE = {
     "deepseek_vit",
     "focalnet",
@@ -186,10 +189,17 @@ FAMILIES = {**TORCHVISION, **TIMM, **TIMM_SLOW, **dict.fromkeys(HUGGINGFACE)}
 SLOW = {"maxvit_t", *TIMM_SLOW}
 
 
+def is_tiny(name: str) -> bool:
+    return name.startswith("timm/") and name.removeprefix("timm/") in TINY_TIMM
+
+
 def case(name: str) -> object:
     package = library_of(name).package
     missing = pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"needs {package}")
-    return pytest.param(name, marks=[missing, *([pytest.mark.slow] if name in SLOW else [])])
+    together = pytest.mark.xdist_group(f"backbone-{name}")  # or several workers would build it
+    return pytest.param(
+        name, marks=[missing, together, *([pytest.mark.slow] if name in SLOW and not is_tiny(name) else [])]
+    )
 
 
 @pytest.fixture(scope="module", params=[case(name) for name in FAMILIES])
@@ -207,7 +217,8 @@ def created(family: str, num_classes: int, folder: Path) -> Backbone:
     if family in HUGGINGFACE:
         kind = family.removeprefix("hf:")
         name = f"hf:{TINY[kind](folder / kind)}"
-    return backbones.create(name, num_classes=num_classes, weights="none", image_size=FAMILIES[family], seed=1)
+    with tiny(name):
+        return backbones.create(name, num_classes=num_classes, weights="none", image_size=FAMILIES[family], seed=1)
 
 
 def restore(module: nn.Module, start: dict[str, Tensor]) -> None:
@@ -237,6 +248,18 @@ class TestEveryFamily(BackboneContract):
         backbone, start = self.built
         restore(backbone.module, start)
         return backbone
+
+    def test_the_catalogue_tells_the_truth_of_it(self) -> None:
+        if not is_tiny(self.family):
+            super().test_the_catalogue_tells_the_truth_of_it()
+            return
+        described = backbones.describe(self.family)  # of the whole network, which is built here without memory
+        assert library_of(self.family).networks().inspect(self.family) == described
+        assert backbones.depth_of(self.family) == len(described.layer_groups)
+
+    def test_its_architecture_rebuilds_it_without_thawline(self) -> None:
+        with tiny(self.family):
+            super().test_its_architecture_rebuilds_it_without_thawline()
 
 
 def test_every_library_of_the_registry_is_tried_here() -> None:

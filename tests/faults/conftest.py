@@ -1,13 +1,16 @@
 """Searches of a few seconds, to be hurt."""
 
-import os
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from faults import OPTIONS, Search
+from faults import OPTIONS, TRIALS, Search
+from once import made_once
 from PIL import Image
+from servers import clean_environment
 
 from thawline.prefect_server import shut_down
 
@@ -26,16 +29,35 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def search_in(shapes: Path, prepared: Callable[[Path], Path], prefect: dict[str, str]) -> Callable[..., Search]:
+    """Makes a search in a home of its own that records on the worker's Prefect server."""
+
+    def make(home: Path, *options: str, **more: str) -> Search:
+        settings = {"THAWLINE_HOME": str(prepared(home)), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        return Search(shapes, home, clean_environment() | settings | prefect | more, [*OPTIONS, *options])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def reference(search_in: Callable[..., Search], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The outcome of a search by ``TRIALS`` that nothing hurt, made once for all that are compared with it."""
+
+    def make(folder: Path) -> None:
+        outcome = search_in(tmp_path_factory.mktemp("reference") / "home", *TRIALS).finish()
+        (folder / "outcome.json").write_text(json.dumps(outcome))
+
+    return dict(json.loads((made_once(tmp_path_factory, "reference", make) / "outcome.json").read_text()))
+
+
 @pytest.fixture
-def make_search(shapes: Path, tmp_path: Path) -> Iterator[Callable[..., Search]]:
+def make_search(search_in: Callable[..., Search], tmp_path: Path) -> Iterator[Callable[..., Search]]:
+    """Makes searches as ``search_in`` does, of which no process outlives the test."""
     made: list[Search] = []
 
     def make(name: str, *options: str, home: Path | None = None, **more: str) -> Search:
-        keep = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "THAWLINE_", "CUDA_"))}
-        folder = home or tmp_path / name / "home"
-        folder.mkdir(parents=True, exist_ok=True)
-        environment = {**keep, "THAWLINE_HOME": str(folder), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
-        made.append(Search(shapes, folder, environment, [*OPTIONS, *options]))
+        made.append(search_in(home or tmp_path / name / "home", *options, **more))
         return made[-1]
 
     yield make

@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from faults import Search, epochs_of, facts
+from faults import TRIALS, Search, epochs_of, facts
 from servers import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster"), pytest.mark.timeout(900)]
 
-TRIALS = ["--trials", "3", "--epochs", "6", "--set", "study.pruner=NopPruner", "--exact"]
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 """Who does not know it is not let in, as on a cluster that others can reach."""
 
@@ -61,32 +61,31 @@ def head() -> Iterator[str]:
             yield f"127.0.0.1:{port}"
 
 
-def test_a_trial_whose_node_is_killed_is_finished_on_another_one(make_search: Callable[..., Search], head: str) -> None:
-    expected = make_search("here", *TRIALS).finish()
+def test_a_trial_whose_node_is_killed_is_finished_on_another_one(
+    make_search: Callable[..., Search], reference: dict[str, Any], head: str
+) -> None:
     on_ray = ["--set", "execution.kind=ray", "--set", f"execution.address={head}"]
     search = make_search("there", *TRIALS, *on_ray, **TOKEN)
     with node("--address", head, "--num-cpus", "1") as first:
         life = search.start()
         trials = search.home / "studies" / "shapes"
         deadline = time.monotonic() + 300
-        while not list(trials.glob("trial-*/epoch-0002.safetensors")) and life.process.poll() is None:
+        while not list(trials.glob("trial-00[123]/epoch-000[12].safetensors")) and life.process.poll() is None:
             assert time.monotonic() < deadline, life.lines
             time.sleep(0.05)  # a trial elsewhere tells its driver nothing before it ends
         kill(first)
         with node("--address", head, "--num-cpus", "1"):
             code, _ = life.end(400)
     assert code == 0, "\n".join(life.lines)
-    assert facts(search.outcome()) == facts(expected)
+    assert facts(search.outcome()) == facts(reference)
     recorded = search.epochs()
-    assert recorded.keys() == epochs_of(3, 6)
+    assert recorded.keys() == epochs_of(4, 4)
     assert {key for key, times in recorded.items() if len(times) > 1} == set()
 
 
-def test_dask_does_the_same_trials(make_search: Callable[..., Search]) -> None:
-    options = ["--trials", "3", "--epochs", "1", "--exact"]
-    expected = make_search("here", *options).finish()
-    outcome = make_search("there", *options, "--set", "execution.kind=dask").finish()
-    assert facts(outcome) == facts(expected)
+def test_dask_does_the_same_trials(make_search: Callable[..., Search], reference: dict[str, Any]) -> None:
+    outcome = make_search("there", *TRIALS, "--set", "execution.kind=dask").finish()
+    assert facts(outcome) == facts(reference)
 
 
 def test_a_cluster_that_does_not_answer_is_said_before_anything_is_trained(make_search: Callable[..., Search]) -> None:

@@ -8,16 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from faults import Search, epochs_of, facts
+from faults import TRIALS, Search, epochs_of, facts
 from servers import mlflow_server
 from unreliable import unreliable
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-TRIALS = ["--trials", "4", "--epochs", "4", "--set", "study.pruner=NopPruner"]
 
 
 def nothing_lost_or_doubled(search: Search) -> None:
@@ -110,10 +109,9 @@ def fill(folder: Path) -> Path:
 def test_a_disk_that_is_full_does_not_stop_training_and_what_waits_is_written_when_there_is_room(
     make_search: Callable[..., Search], small_disk: Path
 ) -> None:
-    options = [*TRIALS, "--exact", "--set", "space.freeze_depth=[0, 1]"]  # some seconds for each trial
+    options = [*TRIALS, "--set", "space.freeze_depth=[0, 1]"]  # some seconds for each trial
     expected = make_search("roomy", *options).finish()
-    elsewhere = {"PREFECT_HOME": str(small_disk.parent / "prefect")}
-    search = make_search("full", *options, home=small_disk / "home", **elsewhere)
+    search = make_search("full", *options, home=small_disk / "home")
     life = search.start()
     assert life.says("epoch 1/4")
     ballast = fill(small_disk)
@@ -132,9 +130,10 @@ def test_a_disk_that_is_full_does_not_stop_training_and_what_waits_is_written_wh
 
 
 @pytest.mark.xdist_group("outages-hung")
-def test_a_worker_that_hangs_is_ended_and_its_trial_comes_out_the_same(make_search: Callable[..., Search]) -> None:
-    expected = make_search("lively", *TRIALS, "--exact").finish()
-    search = make_search("hung", *TRIALS, "--exact", "--set", "study.hang_minutes=0.4")
+def test_a_worker_that_hangs_is_ended_and_its_trial_comes_out_the_same(
+    make_search: Callable[..., Search], reference: dict[str, Any]
+) -> None:
+    search = make_search("hung", *TRIALS, "--set", "study.hang_minutes=0.4")
     life = search.start()
     assert life.says("epoch 2/4")
     (worker,) = [process for process in life.workers() if process.status() != psutil.STATUS_ZOMBIE]
@@ -142,11 +141,11 @@ def test_a_worker_that_hangs_is_ended_and_its_trial_comes_out_the_same(make_sear
     assert life.says("its process made no progress for 0.4 minutes; it is tried again from its last checkpoint")
     code, _ = life.end()
     assert code == 0, "\n".join(life.lines)
-    assert facts(search.outcome()) == facts(expected)
+    assert facts(search.outcome()) == facts(reference)
     nothing_lost_or_doubled(search)
 
 
-@pytest.mark.xdist_group("outages-hung")
+@pytest.mark.xdist_group("outages-left")
 def test_a_search_that_is_asked_to_leave_writes_a_checkpoint_first_and_goes_on_at_the_next_batch(
     make_search: Callable[..., Search],
 ) -> None:

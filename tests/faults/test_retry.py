@@ -3,13 +3,12 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
-from faults import Search, epochs_of, facts
+from faults import TRIALS, Search, epochs_of, facts
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kills"), pytest.mark.timeout(600)]
-
-OPTIONS = ["--trials", "3", "--epochs", "2", "--set", "study.pruner=NopPruner", "--exact"]
 
 FAIL_ONCE = """
 from thawline import environment
@@ -31,9 +30,10 @@ cli.main()
 """
 
 
-def test_a_flow_that_prefect_tries_again_goes_on_in_the_same_study_and_runs(make_search: Callable[..., Search]) -> None:
-    expected = make_search("whole", *OPTIONS).finish()
-    search = make_search("retried", *OPTIONS)
+def test_a_flow_that_prefect_tries_again_goes_on_in_the_same_study_and_runs(
+    make_search: Callable[..., Search], reference: dict[str, Any]
+) -> None:
+    search = make_search("retried", *TRIALS)
     ended = subprocess.run(
         [sys.executable, "-c", FAIL_ONCE, "search", str(search.data), *search.options],
         env=search.environment,
@@ -42,8 +42,8 @@ def test_a_flow_that_prefect_tries_again_goes_on_in_the_same_study_and_runs(make
         cwd=search.home.parent,
     )
     assert ended.returncode == 0, ended.stderr
-    assert facts(search.outcome()) == facts(expected)
+    assert facts(search.outcome()) == facts(reference)
     recorded = search.epochs()
-    assert recorded.keys() == epochs_of(3, 2)
+    assert recorded.keys() == epochs_of(4, 4)
     assert {key for key, times in recorded.items() if len(times) > 1} == set()
     assert len(search.store.client.search_model_versions("name = 'shapes'")) == 1

@@ -18,7 +18,7 @@ import psutil
 from thawline.config import with_driver
 from thawline.tracking import MlflowStore, connect
 
-__all__ = ["OPTIONS", "STUDY", "Life", "Search", "epochs_of", "facts"]
+__all__ = ["OPTIONS", "STUDY", "TRIALS", "Life", "Search", "epochs_of", "facts"]
 
 STUDY = "shapes"
 OPTIONS = [
@@ -36,6 +36,9 @@ OPTIONS = [
     *("--set", "tracking.system_metrics=false", "--set", "tracking.tensorboard=false"),
     *("--set", "tracking.observe=false", "--set", "tracking.report=false"),
 ]
+
+TRIALS = ["--trials", "4", "--epochs", "4", "--set", "study.pruner=NopPruner", "--exact"]
+"""What the reference search does, and so whatever is compared with it."""
 
 
 def epochs_of(trials: int, epochs: int) -> set[tuple[int, int]]:

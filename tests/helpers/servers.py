@@ -2,12 +2,10 @@
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -16,12 +14,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pytest
+from said import Said
 
-__all__ = ["PREFECT", "ask_prefect", "free_port", "mlflow_server", "prefect_server", "prefect_worker", "server"]
+__all__ = [
+    "PREFECT",
+    "ask_prefect",
+    "clean_environment",
+    "free_port",
+    "mlflow_server",
+    "prefect_server",
+    "prefect_worker",
+    "server",
+]
 
 PREFECT, MLFLOW = (str(Path(sys.executable).with_name(name)) for name in ("prefect", "mlflow"))
 """Their own commands."""
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's, without what points to a home, a store or a server."""
+    ours = ("PREFECT_", "MLFLOW_", "THAWLINE_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
 def free_port() -> int:
@@ -36,17 +49,9 @@ def server(model: str, environment: dict[str, str]) -> Iterator[tuple[int, "subp
     """`thawline serve` on a free port, up and answering."""
     command = [sys.executable, "-m", "thawline", "serve", model, "--port", "0"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        log = []
+        said = Said(process.stderr)
         try:
-            for line in process.stderr:
-                log.append(line)
-                if found := re.search(r"http://127\.0\.0\.1:(\d+) answers", line):
-                    break
-            else:
-                pytest.fail("the server ended by itself:\n" + "".join(log))
-            threading.Thread(target=process.stderr.read, daemon=True).start()
-            yield int(found[1]), process
+            yield int(said.wait_for(r"http://127\.0\.0\.1:(\d+) answers")[1]), process
         finally:
             process.kill()
 
@@ -58,7 +63,7 @@ def prefect_server(folder: Path, environment: dict[str, str]) -> Iterator[dict[s
     Its database lies in the folder, and who holds its concurrency limits too, as with a server that is to run for long.
     """
     port = free_port()
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     environment = {
         **environment,
         "PREFECT_HOME": str(folder),
@@ -100,8 +105,8 @@ def prefect_worker(pool: str, environment: dict[str, str], log: Path) -> Iterato
 def ask_prefect(client: dict[str, str], path: str, body: object = None) -> Any:
     """The answer of Prefect's REST API: to a POST if there is a body, else to a GET.
 
-    A server whose SQLite file is locked for longer than its patience answers 503 and has done nothing; Prefect's own
-    client asks again then, and so does this.
+    A server whose SQLite file is locked for longer than its patience answers 503, or 500 where it did not expect that,
+    and has done nothing; Prefect's own client asks again then, and so does this.
     """
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"{client['PREFECT_API_URL']}/{path}", data)
@@ -112,7 +117,7 @@ def ask_prefect(client: dict[str, str], path: str, body: object = None) -> Any:
             with urllib.request.urlopen(request, timeout=120) as response:
                 return json.loads(response.read() or "null")
         except urllib.error.HTTPError as error:
-            if error.code != 503 or time.monotonic() > deadline:
+            if error.code not in (500, 503) or time.monotonic() > deadline:
                 raise
             time.sleep(1)  # nothing tells when it has time again
 

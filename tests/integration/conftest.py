@@ -1,17 +1,18 @@
 """One whole search by the command line, which many tests look at from all sides."""
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import forks
 from PIL import Image, ImageDraw
+from servers import clean_environment
 
 CLASSES = ("circle", "square", "stripes")
 
@@ -52,8 +53,7 @@ class Finished:
 
 
 def _environment_of(home: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_"))}
-    return {**kept, "THAWLINE_HOME": str(home), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    return {**clean_environment(), "THAWLINE_HOME": str(home), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +63,10 @@ def draw_pictures() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def environment_of() -> Callable[[Path], dict[str, str]]:
-    """Environment of a command: a home of its own, and nothing of MLflow's or Prefect's from this process."""
+    """Environment of a command: a home of its own, and nothing of MLflow's or Prefect's from this process.
+
+    Without ``prefect``'s variables beside it, a flow starts a Prefect server of its own.
+    """
     return _environment_of
 
 
@@ -79,6 +82,17 @@ def thawline() -> Callable[..., Finished]:
     return run
 
 
+@pytest.fixture(scope="session")
+def forked() -> Iterator[Callable[..., Finished]]:
+    """Like ``thawline``, in a fork of a process that is up already: for commands that refuse, or look something up."""
+    with forks(clean_environment()) as first:
+
+        def run(*arguments: str | Path, home: Path, **more: str) -> Finished:
+            return Finished(*first.run([*map(str, arguments)], _environment_of(home) | more, home.parent))
+
+        yield run
+
+
 SEARCH = [
     *("--backbone", "mobilenet_v3_small", "--weights", "starter", "--image-size", "32"),
     *("--trials", "6", "--epochs", "3", "--batch-size", "16", "--model", "shapes", "--study", "shapes"),
@@ -92,7 +106,7 @@ SEARCH = [
 
 @dataclass(frozen=True)
 class Searched:
-    """A search that was run once for all tests."""
+    """A search that was run once for all tests, as a user's first: in an empty home, without a Prefect server."""
 
     data: Path
     home: Path

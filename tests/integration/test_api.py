@@ -38,8 +38,14 @@ asyncio.run(as_in_a_notebook())
 """
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("api")
 def test_the_readme_example_runs_without_a_main_guard_and_in_a_running_event_loop(
-    draw_pictures: Callable[..., Path], environment_of: Callable[[Path], dict[str, str]], tmp_path: Path
+    draw_pictures: Callable[..., Path],
+    environment_of: Callable[[Path], dict[str, str]],
+    prepared: Callable[[Path], Path],
+    prefect: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     photos = draw_pictures(tmp_path / "photos", count=12)
@@ -52,7 +58,7 @@ def test_the_readme_example_runs_without_a_main_guard_and_in_a_running_event_loo
     ended = subprocess.run(
         [sys.executable, "script.py"],
         cwd=tmp_path,
-        env=environment_of(tmp_path / "home"),
+        env=environment_of(prepared(tmp_path / "home")) | prefect,
         capture_output=True,
         text=True,
         timeout=300,
@@ -65,6 +71,8 @@ def test_the_readme_example_runs_without_a_main_guard_and_in_a_running_event_loo
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("search")
 def test_a_loaded_model_takes_files_bytes_and_pictures_and_names_what_it_cannot_read(
     searched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,15 +3,14 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from colours import CLASSES, make_package, picture, register
-from servers import prefect_server
 
-from thawline.tracking import MlflowStore, connect
+from thawline.tracking import MlflowStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("approval")]
 
@@ -35,9 +34,8 @@ asyncio.run(answer())
 
 
 @pytest.fixture
-def store(own_home: Path, tmp_path: Path) -> MlflowStore:
-    """A registered version that is no champion yet."""
-    store = connect(f"sqlite:///{own_home}/mlflow.db", home=own_home, experiment="thawline")
+def store(store: MlflowStore, tmp_path: Path) -> MlflowStore:
+    """With a registered version that is no champion yet."""
     register(store, make_package(tmp_path / "package"))
     return store
 
@@ -49,13 +47,6 @@ def pictures(tmp_path: Path) -> Path:
         for name in ("a.png", "b.png"):  # enough to beat the majority class beyond chance
             (tmp_path / "pictures" / colour / name).write_bytes(picture(colour))
     return tmp_path / "pictures"
-
-
-@pytest.fixture
-def prefect(tmp_path: Path, environment_of: Callable[[Path], dict[str, str]]) -> Iterator[dict[str, str]]:
-    """The environment of a Prefect server's clients."""
-    with prefect_server(tmp_path / "prefect", environment_of(tmp_path)) as environment:
-        yield environment
 
 
 def test_a_flow_that_is_called_without_a_server_that_outlives_it_refuses_to_wait_for_an_answer(

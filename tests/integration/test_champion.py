@@ -93,14 +93,16 @@ def test_a_better_model_replaces_the_champion_under_load_an_equal_one_does_not_a
     tmp_path: Path,
     thawline: Callable[..., Any],
     environment_of: Callable[[Path], dict[str, str]],
+    prepared: Callable[[Path], Path],
+    prefect: dict[str, str],
     draw_pictures: Callable[..., Path],
 ) -> None:
-    home, data = tmp_path / "home", draw_pictures(tmp_path / "shapes", count=40)
-    first = thawline("search", mixed(data, tmp_path / "mixed"), *COMMON, "--study", "poor", home=home).json
+    home, data = prepared(tmp_path / "home"), draw_pictures(tmp_path / "shapes", count=40)
+    first = thawline("search", mixed(data, tmp_path / "mixed"), *COMMON, "--study", "poor", home=home, **prefect).json
     assert (first["version"], first["decision"], first["champion_version"]) == ("1", "hold", None)
     assert "does not beat the majority class beyond chance" in first["reason"]
     command = re.findall("`thawline (.*) --reason TEXT`", first["reason"])[0].split()
-    forced = thawline(*command, "--reason", "something must be served", home=home)
+    forced = thawline(*command, "--reason", "something must be served", home=home, **prefect)
     assert forced.out.strip() == "shapes version 1 is the champion now, by force: something must be served"
 
     image = (data / "circle" / "circle-00.png").read_bytes()
@@ -108,15 +110,15 @@ def test_a_better_model_replaces_the_champion_under_load_an_equal_one_does_not_a
         client = Client(port, image)
         try:
             client.wait_for("1")
-            second = thawline("search", data, *COMMON, "--study", "good", home=home).json
+            second = thawline("search", data, *COMMON, "--study", "good", home=home, **prefect).json
             assert (second["version"], second["decision"]) == ("2", "promote"), second["reason"]
             assert "the challenger is better: accuracy" in second["reason"]
             client.wait_for("2")
 
-            third = thawline("search", data, *COMMON, "--study", "good-again", home=home).json
+            third = thawline("search", data, *COMMON, "--study", "good-again", home=home, **prefect).json
             assert (third["version"], third["decision"], third["champion_version"]) == ("3", "hold", "2")
             assert "gain +0.0000" in third["reason"]
-            judged = thawline("promote", "shapes", "--json", home=home)
+            judged = thawline("promote", "shapes", "--json", home=home, **prefect)
             assert (judged.code, judged.json["outcome"], judged.json["version"]) == (1, "hold", "3")
 
             back = thawline("rollback", "shapes", home=home)
@@ -139,12 +141,12 @@ def test_a_better_model_replaces_the_champion_under_load_an_equal_one_does_not_a
     table = thawline("history", "shapes", home=home)
     assert "Champions of shapes" in table.out
 
-    scored = thawline("score", "shapes/2", data / "circle", "--out", tmp_path / "out.parquet", home=home)
+    scored = thawline("score", "shapes/2", data / "circle", "--out", tmp_path / "out.parquet", home=home, **prefect)
     assert scored.code == 0, scored.err
     assert "40 images scored by shapes version 2" in scored.out
 
 
-def test_what_cannot_be_served_is_said_at_once(tmp_path: Path, thawline: Callable[..., Any]) -> None:
+def test_what_cannot_be_served_is_said_at_once(tmp_path: Path, forked: Callable[..., Any]) -> None:
     home = tmp_path / "home"
     short = tmp_path / "token"
     short.write_text("abc")
@@ -159,7 +161,7 @@ def test_what_cannot_be_served_is_said_at_once(tmp_path: Path, thawline: Callabl
         (("promote", "nothing", "--reason", "x"), "--reason belongs to --force"),
         (("promote", "nothing", "--force"), "No model 'nothing'"),
     ):
-        ended = thawline(*arguments, home=home)
+        ended = forked(*arguments, home=home)
         assert ended.code == 2, (arguments, ended.out, ended.err)
         assert sentence in ended.err, (arguments, ended.err)
         assert "Traceback" not in ended.err

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from said import Said
 
 from thawline.config import TrackingConfig
 from thawline.prefect_server import shut_down
@@ -42,12 +43,12 @@ def test_the_module_and_the_command_are_the_same(thawline: Callable[..., Any], t
     assert answer.out.startswith("thawline ")
 
 
-def test_check_reports_classes_splits_and_digest(data: Path, thawline: Callable[..., Any], tmp_path: Path) -> None:
-    report = thawline("check", data, "--json", home=tmp_path / "home").json
+def test_check_reports_classes_splits_and_digest(data: Path, forked: Callable[..., Any], tmp_path: Path) -> None:
+    report = forked("check", data, "--json", home=tmp_path / "home").json
     text = json.dumps(report)
     assert {"circle", "square", "stripes"} <= set(report["classes"])
     assert "digest" in text
-    assert "circle" in thawline("check", data, home=tmp_path / "home").out
+    assert "circle" in forked("check", data, home=tmp_path / "home").out
 
 
 @pytest.mark.parametrize(
@@ -79,9 +80,9 @@ def test_check_reports_classes_splits_and_digest(data: Path, thawline: Callable[
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
 def test_a_mistake_is_one_clear_message_and_exit_code_two(
-    arguments: list[str], message: str, data: Path, thawline: Callable[..., Any], tmp_path: Path
+    arguments: list[str], message: str, data: Path, forked: Callable[..., Any], tmp_path: Path
 ) -> None:
-    answer = thawline(*(data if word == "DATA" else word for word in arguments), home=tmp_path / "home")
+    answer = forked(*(data if word == "DATA" else word for word in arguments), home=tmp_path / "home")
     assert answer.code == 2
     assert answer.out == ""
     assert message in answer.err
@@ -89,59 +90,59 @@ def test_a_mistake_is_one_clear_message_and_exit_code_two(
     assert answer.err.startswith("Error: ")
 
 
-def test_debug_shows_the_traceback(thawline: Callable[..., Any], tmp_path: Path) -> None:
-    answer = thawline("--debug", "check", "nowhere", home=tmp_path / "home")
+def test_debug_shows_the_traceback(forked: Callable[..., Any], tmp_path: Path) -> None:
+    answer = forked("--debug", "check", "nowhere", home=tmp_path / "home")
     assert answer.code == 1
     assert "Traceback" in answer.err
 
 
 def test_missing_weights_are_said_before_anything_is_trained(
-    data: Path, thawline: Callable[..., Any], tmp_path: Path
+    data: Path, forked: Callable[..., Any], tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
-    answer = thawline("search", data, "--weights", tmp_path / "none.safetensors", home=home)
+    answer = forked("search", data, "--weights", tmp_path / "none.safetensors", home=home)
     assert answer.code == 2
     assert "none.safetensors" in answer.err
     assert "Traceback" not in answer.err
     assert not (home / "studies").exists()
 
 
-def test_backbones_lists_layer_groups_parameters_and_weights(thawline: Callable[..., Any], tmp_path: Path) -> None:
-    listed = thawline("backbones", "--json", home=tmp_path / "home").json
+def test_backbones_lists_layer_groups_parameters_and_weights(forked: Callable[..., Any], tmp_path: Path) -> None:
+    listed = forked("backbones", "--json", home=tmp_path / "home").json
     assert len(listed) >= 80
     resnet = next(row for row in listed if row["name"] == "resnet18")
     assert resnet["layer_groups"]
     assert resnet["parameters"] == 11_689_512
     assert resnet["weights"] == ["default"]
-    only = thawline("backbones", "vit*", home=tmp_path / "home").out
+    only = forked("backbones", "vit*", home=tmp_path / "home").out
     assert "vit_b_16" in only
     assert "resnet18" not in only
 
 
-def test_summary_shows_what_is_frozen_and_trainable(thawline: Callable[..., Any], tmp_path: Path) -> None:
-    text = thawline("summary", "mobilenet_v3_small", "--freeze-depth", "2", home=tmp_path / "home").out
+def test_summary_shows_what_is_frozen_and_trainable(forked: Callable[..., Any], tmp_path: Path) -> None:
+    text = forked("summary", "mobilenet_v3_small", "--freeze-depth", "2", home=tmp_path / "home").out
     assert "frozen" in text
     assert "trainable" in text
 
 
-def test_recipes_are_listed_and_copied(thawline: Callable[..., Any], tmp_path: Path) -> None:
+def test_recipes_are_listed_and_copied(forked: Callable[..., Any], tmp_path: Path) -> None:
     home = tmp_path / "home"
-    names = {row["name"] for row in thawline("recipes", "--json", home=home).json}
+    names = {row["name"] for row in forked("recipes", "--json", home=home).json}
     assert {"demo", "quick", "thorough", "backbones"} <= names
-    answer = thawline("recipes", "copy", "quick", home=home)
+    answer = forked("recipes", "copy", "quick", home=home)
     assert answer.code == 0
     assert (tmp_path / "quick.yaml").is_file()
-    assert thawline("recipes", "copy", "quick", home=home).code == 2
+    assert forked("recipes", "copy", "quick", home=home).code == 2
 
 
 def test_doctor_finds_this_environment_well_and_a_home_that_cannot_be_written_wrong(
-    thawline: Callable[..., Any], tmp_path: Path
+    forked: Callable[..., Any], tmp_path: Path
 ) -> None:
-    well = thawline("doctor", "--json", home=tmp_path / "home")
+    well = forked("doctor", "--json", home=tmp_path / "home")
     assert well.code == 0
     assert {"fastapi", "sqlalchemy", "home", "device", "starter weights"} <= {row["subject"] for row in well.json}
     (tmp_path / "file").write_text("")
-    ill = thawline("doctor", "--json", home=tmp_path / "home", THAWLINE_HOME=str(tmp_path / "file" / "home"))
+    ill = forked("doctor", "--json", home=tmp_path / "home", THAWLINE_HOME=str(tmp_path / "file" / "home"))
     assert ill.code == 1
     wrong = [row for row in ill.json if row["status"] == "wrong"]
     assert [row["subject"] for row in wrong] == ["home"]
@@ -158,14 +159,10 @@ def test_ui_shows_the_pages_of_mlflow_tensorboard_and_prefect_until_ctrl_c(envir
         env={**environment_of(home), "PYTHONUNBUFFERED": "1"},
         start_new_session=True,
     ) as process:
-        assert process.stdout is not None
+        said = Said(process.stdout)
         try:
-            addresses = {}
-            for line in process.stdout:
-                if line.startswith("Ctrl-C"):
-                    break
-                if found := re.fullmatch(r"(\w+) +(http://\S+)", line.strip()):
-                    addresses[found[1]] = found[2]
+            said.wait_for("^Ctrl-C")
+            addresses = dict(re.findall(r"(\w+) +(http://\S+)", said.text))
             assert set(addresses) == {"MLflow", "TensorBoard", "Prefect"}
             for address in addresses.values():
                 assert address.startswith("http://127.0.0.1:")

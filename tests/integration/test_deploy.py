@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from servers import PREFECT, ask_prefect, prefect_server, prefect_worker
+from servers import PREFECT, ask_prefect, prefect_worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deploy"), pytest.mark.timeout(1200)]
 
@@ -49,16 +49,6 @@ for arguments in json.loads(sys.argv[1]):
         print(json.dumps("it was deployed"))
 """
 """The command line, many times in one process: it takes seconds to start."""
-
-
-@pytest.fixture(scope="module")
-def client(
-    tmp_path_factory: pytest.TempPathFactory, environment_of: Callable[[Path], dict[str, str]]
-) -> Iterator[dict[str, str]]:
-    """The environment of a Prefect server's clients."""
-    folder = tmp_path_factory.mktemp("server")
-    with prefect_server(folder / "prefect", environment_of(folder)) as environment:
-        yield environment
 
 
 @pytest.fixture
@@ -103,56 +93,57 @@ def test_a_worker_that_was_off_starts_one_run_then_skips_what_did_not_change_and
     shapes: Path,
     recipe: Path,
     tmp_path: Path,
-    client: dict[str, str],
+    prefect: dict[str, str],
+    prepared: Callable[[Path], Path],
     thawline: Callable[..., Any],
     environment_of: Callable[[Path], dict[str, str]],
 ) -> None:
-    home = tmp_path / "home"
+    home = prepared(tmp_path / "home")
     # From the folder that holds the images, by a relative path.
     made = thawline(
         *("deploy", "retrain", "--data", "shapes", "--recipe", recipe.name, "--cron", "* * * * *"),
         *("--pool", "local", "--on-drift"),
         home=home,
-        **client,
+        **prefect,
     )
     assert made.code == 0, made.err
     assert "Deployed retrain/shapes to the work pool local." in made.out
     assert "prefect worker start --pool local" in made.out
     assert "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE" not in made.out  # this server keeps them on disk
     name = "retrain/shapes"
-    known = deployment(client, name)
+    known = deployment(prefect, name)
     assert known["parameters"]["config"]["data"]["path"] == str(shapes)
     assert known["entrypoint"] == "thawline.flows.retrain.retrain"
-    assert ask_prefect(client, "work_pools/local")["type"] == "process"
+    assert ask_prefect(prefect, "work_pools/local")["type"] == "process"
 
     # The server plans the runs of an hour in which no worker was up.
     now = datetime.now(UTC)
     span = {"start_time": (now - timedelta(minutes=60)).isoformat(), "end_time": now.isoformat()}
-    ask_prefect(client, f"deployments/{known['id']}/schedule", {**span, "min_runs": MISSED, "max_runs": MISSED})
-    planned = runs_of(client, name, type=["SCHEDULED"])
+    ask_prefect(prefect, f"deployments/{known['id']}/schedule", {**span, "min_runs": MISSED, "max_runs": MISSED})
+    planned = runs_of(prefect, name, type=["SCHEDULED"])
     missed = {run["id"] for run in planned if datetime.fromisoformat(run["expected_start_time"]) <= now}
     assert len(missed) >= MISSED
 
-    worker = environment_of(tmp_path / "elsewhere") | client
+    worker = environment_of(tmp_path / "elsewhere") | prefect
     with prefect_worker("local", worker, tmp_path / "worker.log"):
-        trained = until(lambda: runs_of(client, name, name=["Completed"]), "a scheduled run that trains")
+        trained = until(lambda: runs_of(prefect, name, name=["Completed"]), "a scheduled run that trains")
         assert trained[0]["auto_scheduled"]
         assert trained[0]["state"]["message"].startswith("there is no champion yet")
-        skipped = until(lambda: runs_of(client, name, name=["Skipped"]), "a scheduled run that skips")
+        skipped = until(lambda: runs_of(prefect, name, name=["Skipped"]), "a scheduled run that skips")
         assert skipped[0]["auto_scheduled"]
         assert skipped[0]["state"]["message"].startswith("nothing has changed since shapes version 1")
 
-        begun = [run for run in runs_of(client, name, type=["COMPLETED", "RUNNING"]) if run["id"] in missed]
+        begun = [run for run in runs_of(prefect, name, type=["COMPLETED", "RUNNING"]) if run["id"] in missed]
         assert len(begun) == 1, "one run stands for all that were missed"
-        cancelled = {run["id"] for run in runs_of(client, name, type=["CANCELLED"])}
+        cancelled = {run["id"] for run in runs_of(prefect, name, type=["CANCELLED"])}
         assert missed - {begun[0]["id"]} <= cancelled
 
-        ask_prefect(client, f"deployments/{known['id']}/pause_deployment", {})
+        ask_prefect(prefect, f"deployments/{known['id']}/pause_deployment", {})
         subprocess.run([sys.executable, "-c", DRIFT], env=worker, check=True)
         by_drift = until(
             lambda: [
                 run
-                for run in runs_of(client, name, type=["COMPLETED", "CANCELLED"])
+                for run in runs_of(prefect, name, type=["COMPLETED", "CANCELLED"])
                 if (run["created_by"] or {}).get("type") == "AUTOMATION"
             ],
             "a run that drift asked for",
@@ -167,18 +158,18 @@ def test_served_from_here_a_run_that_is_stopped_is_said_to_be_cancelled_and_hold
     shapes: Path,
     recipe: Path,
     tmp_path: Path,
-    client: dict[str, str],
+    prefect: dict[str, str],
     environment_of: Callable[[Path], dict[str, str]],
 ) -> None:
     command = [sys.executable, "-m", "thawline", "deploy", "--data", shapes, "--recipe", recipe, "--name", "stopped"]
     longer = ["--set", "train.epochs=1000", "--set", "study.trials=100", "--set", "activations.store=false"]
-    environment = environment_of(tmp_path / "home") | client
+    environment = environment_of(tmp_path / "home") | prefect
     with subprocess.Popen([*command, *longer], env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
             assert "Serving retrain/stopped" in process.stderr.readline()
-            known = until(lambda: _found(client, "retrain/stopped"), "the deployment")
-            asked = ask_prefect(client, f"deployments/{known['id']}/create_flow_run", {})
+            known = until(lambda: _found(prefect, "retrain/stopped"), "the deployment")
+            asked = ask_prefect(prefect, f"deployments/{known['id']}/create_flow_run", {})
             for line in process.stderr:
                 if re.search(r"Task run '(trial|store activations)", line):
                     break
@@ -187,11 +178,11 @@ def test_served_from_here_a_run_that_is_stopped_is_said_to_be_cancelled_and_hold
             assert process.returncode == 143, log
         finally:
             process.kill()
-    ended = ask_prefect(client, f"flow_runs/{asked['id']}")
+    ended = ask_prefect(prefect, f"flow_runs/{asked['id']}")
     assert (ended["state_type"], ended["run_count"]) == ("CANCELLED", 1)
 
     def taken() -> set[str]:
-        limits = ask_prefect(client, "v2/concurrency_limits/filter", {})
+        limits = ask_prefect(prefect, "v2/concurrency_limits/filter", {})
         assert {"thawline-shapes", f"deployment:{known['id']}"} <= {limit["name"] for limit in limits}
         return {limit["name"] for limit in limits if limit["active_slots"]}
 
@@ -206,13 +197,13 @@ def _found(client: dict[str, str], name: str) -> dict[str, Any] | None:
         return None
 
 
-def test_prefect_alone_deploys_what_prefect_yaml_names(client: dict[str, str], tmp_path: Path) -> None:
-    environment = {**os.environ, **client}
+def test_prefect_alone_deploys_what_prefect_yaml_names(prefect: dict[str, str], tmp_path: Path) -> None:
+    environment = {**os.environ, **prefect}
     for command in (["work-pool", "create", "thawline", "--type", "process"], ["--no-prompt", "deploy", "--all"]):
         ended = subprocess.run([PREFECT, *command], env=environment, cwd=ROOT, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stdout + ended.stderr
     for flow in ("retrain", "search", "promote", "score", "drift"):
-        made = deployment(client, f"{flow}/photos")
+        made = deployment(prefect, f"{flow}/photos")
         assert made["entrypoint"] == f"thawline.flows.{flow}.{flow}"
         assert made["global_concurrency_limit"]["limit"] == 1
         assert made["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
@@ -238,19 +229,19 @@ def test_without_a_named_server_thawline_s_own_takes_the_deployment_and_its_work
 
 
 def test_a_named_server_that_does_not_answer_is_one_message(
-    shapes: Path, tmp_path: Path, thawline: Callable[..., Any]
+    shapes: Path, tmp_path: Path, forked: Callable[..., Any]
 ) -> None:
     arguments = ("deploy", "--data", shapes, "--cron", "0 3 * * *")
-    ended = thawline(*arguments, home=tmp_path / "home", PREFECT_API_URL="http://127.0.0.1:9/api")
+    ended = forked(*arguments, home=tmp_path / "home", PREFECT_API_URL="http://127.0.0.1:9/api")
     assert ended.code == 2
     assert "The Prefect server at http://127.0.0.1:9/api does not answer" in ended.err
     assert "Traceback" not in ended.err
 
 
 def test_what_cannot_run_is_refused_before_anything_is_deployed(
-    shapes: Path, tmp_path: Path, client: dict[str, str], environment_of: Callable[[Path], dict[str, str]]
+    shapes: Path, tmp_path: Path, prefect: dict[str, str], environment_of: Callable[[Path], dict[str, str]]
 ) -> None:
-    ask_prefect(client, "work_pools/", {"name": "containers", "type": "docker"})
+    ask_prefect(prefect, "work_pools/", {"name": "containers", "type": "docker"})
     cases = {
         "--cron=61 * * * *": "--cron takes minute, hour, day, month and weekday",
         "--cron=0 3 * * * --timezone=Mars": "--timezone takes a name such as Europe/Berlin, but got 'Mars'",
@@ -267,12 +258,12 @@ def test_what_cannot_run_is_refused_before_anything_is_deployed(
     calls = [["deploy", "--data", str(shapes), *re.split(" (?=--)", arguments)] for arguments in cases]
     calls.append(["deploy", "score", "--data", str(shapes), "--model", "shapes", "--out", "a.csv"])
     sentences = [*cases.values(), "--out must be a .parquet file"]
-    environment = environment_of(tmp_path / "home") | client
+    environment = environment_of(tmp_path / "home") | prefect
     ended = subprocess.run(
         [sys.executable, "-c", REFUSED, json.dumps(calls)], env=environment, capture_output=True, text=True, check=True
     )
     said = [json.loads(line) for line in ended.stdout.splitlines()]
     for call, sentence, error in zip(calls, sentences, said, strict=True):
         assert sentence in error, call
-    made = ask_prefect(client, "deployments/filter", {"deployments": {"name": {"any_": ["shapes", "a/b"]}}})
+    made = ask_prefect(prefect, "deployments/filter", {"deployments": {"name": {"any_": ["shapes", "a/b"]}}})
     assert not [each for each in made if each["parameters"].get("config", {}).get("data") == {"path": str(shapes)}]

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from browsers import Browser, needs_browser, open_browser
+from said import Said
 from servers import ask_prefect, free_port, prefect_server
 
 from thawline.tracking import connect
@@ -81,11 +82,19 @@ def photographs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def looked(
-    photographs: Path, shared: Path, thawline: Callable[..., Any], environment_of: Callable[[Path], dict[str, str]]
+    photographs: Path,
+    shared: Path,
+    prepared: Callable[[Path], Path],
+    migrated_prefect: Path,
+    thawline: Callable[..., Any],
+    environment_of: Callable[[Path], dict[str, str]],
 ) -> Iterator[Looked]:
-    home = photographs.parent / "home"
+    home = prepared(photographs.parent / "home")
     weights = shared / "weights" / "squeezenet1_0_imagenet.safetensors"
-    with prefect_server(photographs.parent / "prefect", environment_of(home)) as client:
+    server = shutil.copytree(
+        migrated_prefect, photographs.parent / "prefect"
+    )  # of its own: all its pages are looked at
+    with prefect_server(server, environment_of(home)) as client:
         ended = thawline(
             *("search", photographs, "--backbone", "squeezenet1_0", "--weights", weights, "--image-size", "128"),
             *("--trials", str(TRIALS), "--epochs", "12", "--study", "clothing", "--model", "clothing", "--json"),
@@ -106,14 +115,10 @@ def _ui(home: Path, environment: dict[str, str]) -> Iterator[tuple[str, str]]:
     ports = ("--mlflow-port", str(free_port()), "--tensorboard-port", str(free_port()))
     command = [sys.executable, "-m", "thawline", "ui", *ports]
     with subprocess.Popen(command, env=environment, cwd=home.parent, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        said = ""
-        for line in process.stdout:
-            said += line
-            if "Ctrl-C" in line:
-                break
+        said = Said(process.stdout)
         try:
-            mlflow, tensorboard, _prefect = re.findall(r"http://\S+", said)
+            said.wait_for("Ctrl-C")
+            mlflow, tensorboard, _prefect = re.findall(r"http://\S+", said.text.partition("Ctrl-C")[0])
             yield mlflow, tensorboard
         finally:
             process.send_signal(signal.SIGINT)

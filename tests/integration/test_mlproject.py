@@ -16,9 +16,9 @@ PROJECT = Path(__file__).parents[2] / "mlproject"
 
 
 def test_mlflow_run_searches_and_the_study_is_the_run_that_mlflow_made(
-    tmp_path: Path, draw_pictures: Any, environment_of: Any
+    tmp_path: Path, draw_pictures: Any, environment_of: Any, prepared: Any, prefect: dict[str, str]
 ) -> None:
-    data, home = draw_pictures(tmp_path / "shapes", count=12), tmp_path / "home"
+    data, home = draw_pictures(tmp_path / "shapes", count=12), prepared(tmp_path / "home")
     uri = f"sqlite:///{home}/mlflow.db"
     client = connect(uri, home=home, experiment="projects").client
     recipe = tmp_path / "recipe.yaml"
@@ -40,7 +40,7 @@ def test_mlflow_run_searches_and_the_study_is_the_run_that_mlflow_made(
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     ended = subprocess.run(
         command,
-        env={**environment_of(home), "MLFLOW_TRACKING_URI": uri, "PATH": path},
+        env={**environment_of(home), **prefect, "MLFLOW_TRACKING_URI": uri, "PATH": path},
         capture_output=True,
         text=True,
         timeout=500,

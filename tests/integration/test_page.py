@@ -9,20 +9,19 @@ from colours import make_package, picture, register
 from servers import server
 
 from thawline.registry import MlflowRegistry
-from thawline.tracking import connect
+from thawline.tracking import MlflowStore
 
-pytestmark = [pytest.mark.slow, needs_browser]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page"), needs_browser]
 
 
 def test_an_image_that_is_chosen_is_answered_and_a_bad_one_gets_its_reason(
-    own_home: Path, tmp_path: Path, environment_of: Callable[[Path], dict[str, str]]
+    store: MlflowStore, tmp_path: Path, environment_of: Callable[[Path], dict[str, str]]
 ) -> None:
-    store = connect(f"sqlite:///{own_home}/mlflow.db", home=own_home, experiment="thawline")
     MlflowRegistry(store).set_alias("birds", "champion", register(store, make_package(tmp_path / "package")))
     (tmp_path / "red.png").write_bytes(picture("red"))
     (tmp_path / "broken.png").write_bytes(picture("red")[:60])
     with (
-        server("birds", environment_of(own_home)) as (port, _),
+        server("birds", environment_of(store.home)) as (port, _),
         open_browser(tmp_path / "browser", width=900) as browser,
     ):
         browser.open(f"http://127.0.0.1:{port}/")

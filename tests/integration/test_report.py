@@ -166,7 +166,11 @@ def test_a_part_that_cannot_be_made_is_named_and_what_stands_for_it_is_taken(cap
 
 
 def test_a_study_of_two_backbones_shows_and_records_the_thaw_line_of_each(
-    thawline: Callable[..., Any], tmp_path: Path, draw_pictures: Callable[..., Path]
+    thawline: Callable[..., Any],
+    tmp_path: Path,
+    draw_pictures: Callable[..., Path],
+    prepared: Callable[[Path], Path],
+    prefect: dict[str, str],
 ) -> None:
     (tmp_path / "two.yaml").write_text(
         "backbone: {weights: {mobilenet_v3_small: starter, squeezenet1_1: none}, image_size: 32}\n"
@@ -178,7 +182,8 @@ def test_a_study_of_two_backbones_shows_and_records_the_thaw_line_of_each(
     ended = thawline(
         *("search", draw_pictures(tmp_path / "shapes", 12), "--recipe", tmp_path / "two.yaml"),
         *("--trials", "6", "--study", "two", "--json"),
-        home=tmp_path / "home",
+        home=prepared(tmp_path / "home"),
+        **prefect,
     )
     assert ended.code == 0, ended.err
     assert "the report lacks" not in ended.err
@@ -194,14 +199,19 @@ def test_a_study_of_two_backbones_shows_and_records_the_thaw_line_of_each(
 
 
 def test_a_study_may_go_without(
-    thawline: Callable[..., Any], tmp_path: Path, draw_pictures: Callable[..., Path]
+    thawline: Callable[..., Any],
+    tmp_path: Path,
+    draw_pictures: Callable[..., Path],
+    prepared: Callable[[Path], Path],
+    prefect: dict[str, str],
 ) -> None:
     data = draw_pictures(tmp_path / "shapes", 12)
     ended = thawline(
         *("search", data, "--backbone", "mobilenet_v3_small", "--weights", "starter", "--image-size", "32"),
         *("--trials", "1", "--epochs", "1", "--study", "plain", "--set", "data.workers=1", "--set", "train.device=cpu"),
         *("--set", "tracking.report=false", "--set", "tracking.observe=false", "--json"),
-        home=tmp_path / "home",
+        home=prepared(tmp_path / "home"),
+        **prefect,
     )
     assert ended.code == 0, ended.err
     assert ended.json["report"] is None

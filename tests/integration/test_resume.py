@@ -1,6 +1,7 @@
 """Killed with -9 in the middle of a trial, the same command goes on: same study, same trial, same epoch, same run."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from said import Said
 
 from thawline.tracking import connect
 
@@ -24,24 +26,20 @@ OPTIONS = [
 
 
 @contextmanager
-def search_until(line_start: str, data: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+def search_until(
+    line_start: str, data: Path, environment: dict[str, str]
+) -> Iterator[tuple[subprocess.Popen[str], Said]]:
     """Run the search, in a process group of its own, until a log line begins like this."""
     command = [sys.executable, "-m", "thawline", "search", str(data), *OPTIONS]
     command.remove("--json")
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     ) as process:
-        assert process.stderr is not None
-        seen = []
-        for line in process.stderr:
-            seen.append(line)
-            if line[9:].startswith(line_start):
-                assert any("linear probe: val/accuracy" in each for each in seen), "the first result, said at once"
-                break
-        else:
-            pytest.fail(f"the search ended without saying {line_start!r}:\n{''.join(seen)}")
+        said = Said(process.stderr)
         try:
-            yield process
+            said.wait_for(f"^.{{9}}{re.escape(line_start)}")
+            assert "linear probe: val/accuracy" in said.text.partition(line_start)[0], "the first result, said at once"
+            yield process, said
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -78,13 +76,12 @@ def test_a_search_that_is_asked_to_stop_leaves_at_once_closes_its_run_and_leaves
     tmp_path: Path, draw_pictures: Any, environment_of: Any
 ) -> None:
     data, home = draw_pictures(tmp_path / "shapes", count=16), tmp_path / "home"
-    with search_until("trial-02 epoch 1/3", data, environment_of(home)) as process:
+    with search_until("trial-02 epoch 1/3", data, environment_of(home)) as (process, stderr):
         family = psutil.Process(process.pid).children(recursive=True)
         assert any("forkserver" in " ".join(child.cmdline()) for child in family)
         process.terminate()
-        assert process.stderr is not None
-        said = process.stderr.read()
         assert process.wait(60) == 143
+        said = stderr.all()
     assert said.endswith("Stopped.\nThe same command goes on where it stopped.\n")
     assert "Traceback" not in said
     _, alive = psutil.wait_procs(family, timeout=30)

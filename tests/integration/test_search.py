@@ -133,35 +133,35 @@ def test_the_same_command_again_trains_nothing_and_registers_nothing_new(
     assert len(client.search_model_versions("name = 'shapes'")) == 1
 
 
-def test_the_leaderboard_and_predict_answer_from_the_store(searched: Any, thawline: Callable[..., Any]) -> None:
-    board = thawline("leaderboard", "--json", home=searched.home).json
+def test_the_leaderboard_and_predict_answer_from_the_store(searched: Any, forked: Callable[..., Any]) -> None:
+    board = forked("leaderboard", "--json", home=searched.home).json
     assert board["study"] == "shapes"
     assert [row["trial"] for row in board["trials"]] == [row["trial"] for row in trials(searched)]
     folder = searched.data / "stripes"
-    predictions = thawline("predict", "shapes", folder, "--json", home=searched.home).json
+    predictions = forked("predict", "shapes", folder, "--json", home=searched.home).json
     assert len(predictions) == 24
     assert sum(prediction["class"] == "stripes" for prediction in predictions) >= 16
     assert all(abs(sum(prediction["probabilities"].values()) - 1) < 1e-3 for prediction in predictions)
 
 
-def test_predicting_a_broken_file_names_it_and_exits_with_one(searched: Any, thawline: Callable[..., Any]) -> None:
+def test_predicting_a_broken_file_names_it_and_exits_with_one(searched: Any, forked: Callable[..., Any]) -> None:
     broken, good = searched.data / "circle" / "broken.jpg", searched.data / "circle" / "circle-00.png"
-    answer = thawline("predict", "shapes@champion", broken, good, "--json", home=searched.home)
+    answer = forked("predict", "shapes@champion", broken, good, "--json", home=searched.home)
     assert answer.code == 1
     assert "error" in answer.json[0]
     assert answer.json[1]["class"] in ("circle", "square", "stripes")
 
 
-def test_a_missing_model_or_alias_is_one_clear_message(searched: Any, thawline: Callable[..., Any]) -> None:
-    answer = thawline("predict", "dogs", searched.data, home=searched.home)
+def test_a_missing_model_or_alias_is_one_clear_message(searched: Any, forked: Callable[..., Any]) -> None:
+    answer = forked("predict", "dogs", searched.data, home=searched.home)
     assert (answer.code, answer.out) == (2, "")
     assert "No model 'dogs'" in answer.err
     assert "Registered: shapes." in answer.err
     assert "Traceback" not in answer.err
 
 
-def test_other_settings_under_the_same_study_name_are_refused(searched: Any, thawline: Callable[..., Any]) -> None:
-    answer = thawline("search", searched.data, *searched.options, "--batch-size", "8", home=searched.home)
+def test_other_settings_under_the_same_study_name_are_refused(searched: Any, forked: Callable[..., Any]) -> None:
+    answer = forked("search", searched.data, *searched.options, "--batch-size", "8", home=searched.home)
     assert answer.code == 2
     assert "train.batch_size=16" in answer.err
     assert "Traceback" not in answer.err

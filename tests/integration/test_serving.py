@@ -17,7 +17,7 @@ from servers import free_port
 
 from thawline.backbones import create
 from thawline.registry import MlflowRegistry, log_packaged_model, package, parse_model
-from thawline.tracking import MlflowStore, connect
+from thawline.tracking import MlflowStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("serving")]
 
@@ -34,14 +34,13 @@ def photograph(shared: Path) -> Path:
 
 
 @pytest.fixture
-def store(shared: Path, own_home: Path, photograph: Path) -> MlflowStore:
+def store(store: MlflowStore, shared: Path, photograph: Path) -> MlflowStore:
     """A registered champion: a real pretrained network with an untrained head."""
-    store = connect(f"sqlite:///{own_home}/mlflow.db", home=own_home, experiment="thawline")
     classes = sorted(path.name for path in (shared / "data" / "clothing" / "test").iterdir())
     weights = str(shared / "weights" / "squeezenet1_0_imagenet.safetensors")
     backbone = create("squeezenet1_0", num_classes=len(classes), weights=weights, image_size=128)
     folder = package(
-        own_home / "package",
+        store.home / "package",
         state_dict=backbone.module.state_dict(),
         architecture=backbone.architecture,
         classes=classes,

@@ -20,9 +20,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("serving_texts")]
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory, prepared: Callable[[Path], Path]) -> Path:
     """With a champion that tells advertisements from notes among friends."""
-    home = tmp_path_factory.mktemp("texts") / "home"
+    home = prepared(tmp_path_factory.mktemp("texts") / "home")
     store = connect(f"sqlite:///{home}/mlflow.db", home=home, experiment="thawline")
     MlflowRegistry(store).set_alias("notes", "champion", register(store, make_text_package(home / "package"), "notes"))
     return home

@@ -31,6 +31,8 @@ from thawline.exceptions import ConfigError, DataError, RegistryError
 from thawline.registry import MlflowRegistry, log_packaged_model, package
 from thawline.tracking import MlflowStore
 
+pytestmark = pytest.mark.xdist_group("drift")
+
 
 def answers(seed: int, images: int, dimensions: int = 32, shift: float = 0.0) -> Answers:
     """Features as a network has them: correlated, heavy-tailed (Student's t, 3 degrees of freedom), cut off at zero."""

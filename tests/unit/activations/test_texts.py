@@ -26,6 +26,8 @@ from thawline.training import (
     set_up_process,
 )
 
+pytestmark = pytest.mark.xdist_group("stored-texts")
+
 TRAIN = TrainConfig(device="cpu", epochs=2, batch_size=16, precision="fp32", warmup_fraction=0)
 RUNTIME = runtime_for(TRAIN)
 WORDS = VOCABULARY[5:]

@@ -27,7 +27,7 @@ from thawline.exceptions import BackboneError, WeightsError
 from thawline.freezing import freeze_to, train_mode
 from thawline.training.observation import HEAD, Allowance, _GradientFlow
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("huggingface")]
 
 
 @pytest.fixture(scope="module")

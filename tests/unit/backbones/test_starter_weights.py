@@ -15,6 +15,8 @@ from torch import Tensor
 from torchvision.models import mobilenet_v3_small
 from torchvision.models.mobilenetv3 import MobileNetV3
 
+pytestmark = pytest.mark.xdist_group("starter-weights")
+
 LEFT_OUT = {"classifier.3.weight", "classifier.3.bias"}
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
 STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)

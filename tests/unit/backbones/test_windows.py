@@ -21,7 +21,7 @@ from thawline.backbones._windows import Window, learn_layout, window
 from thawline.exceptions import BackboneError
 from thawline.freezing import freeze_to, train_mode
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.xdist_group("windows")]
 
 IMAGE = Preprocessing(4, 4, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
 

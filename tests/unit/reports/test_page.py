@@ -26,6 +26,8 @@ from thawline.reports import (
 )
 from thawline.tracking.media import Figure, Predictions
 
+pytestmark = pytest.mark.xdist_group("report-page")
+
 ODD = "<script>alert(1)</script>"
 LONG_BACKBONE = "hf:/models/a/long/way/down/in-a-folder-whose-name-breaks-tables"
 LONG = "a-very-long-name-of-a-class-that-nobody-would-want-to-type-in"

@@ -21,6 +21,8 @@ from thawline.search import Prepared, Study, prepare_inputs, rank_backbones
 from thawline.search.ranking import _some_rows
 from thawline.training import Inputs
 
+pytestmark = pytest.mark.xdist_group("ranking")
+
 BLIND, SEEING = "squeezenet1_1", "mobilenet_v3_small"
 
 

@@ -22,6 +22,8 @@ from thawline import backbones
 from thawline.tracking import TensorBoardTracker, TrackerRun
 from thawline.tracking.media import Embedding, Figure, Histogram, Image, Mesh, Predictions, Table
 
+pytestmark = pytest.mark.xdist_group("tensorboard")
+
 Get = Callable[..., Any]
 
 CLASSES = ("hat", "shirt\n\t(long)", "shoe")

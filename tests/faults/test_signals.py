@@ -1,12 +1,16 @@
 """Ctrl-C in a terminal, and a signal to the whole process group, at each phase of a command: two sentences, no more."""
 
+import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
 from faults import Search
 from terminals import Terminal, terminal
+
+from thawline.prefect_server import Files
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("signals"), pytest.mark.timeout(600)]
 
@@ -15,20 +19,36 @@ GRACE = 20
 OPTIONS = ["--trials", "3", "--epochs", "200", "--set", "space.freeze_depth=[3, 5]", "--set", "study.enqueue=[]"]
 STOPPED, GOES_ON = "Stopped.", "The same command goes on where it stopped."
 
-WAYS: dict[str, tuple[Callable[[Terminal], None], int]] = {
-    "ctrl-c": (Terminal.press_ctrl_c, 130),
-    "group-int": (lambda command: command.signal_group(signal.SIGINT), 130),
-    "group-term": (lambda command: command.signal_group(signal.SIGTERM), 143),
-    "process-term": (lambda command: command.process.terminate(), 143),
+
+def press_twice(command: Terminal, home: Path) -> None:
+    """By somebody impatient."""
+    command.press_ctrl_c()
+    command.press_ctrl_c()
+
+
+def end_everything(command: Terminal, home: Path) -> None:
+    """As a machine that goes down, or systemd: Prefect's server is gone before the search can tell it anything."""
+    address = Files(home).read()
+    assert address is not None
+    os.killpg(address.pid, signal.SIGKILL)
+    command.signal_group(signal.SIGTERM)
+
+
+WAYS: dict[str, tuple[Callable[[Terminal, Path], None], int]] = {
+    "ctrl-c": (lambda command, _: command.press_ctrl_c(), 130),
+    "ctrl-c twice": (press_twice, 130),
+    "SIGINT to the group": (lambda command, _: command.signal_group(signal.SIGINT), 130),
+    "SIGTERM to the group": (lambda command, _: command.signal_group(signal.SIGTERM), 143),
+    "SIGTERM to the group, and no server": (end_everything, 143),
 }
 
 
-def stop(command: Terminal, way: str) -> str:
+def stop(command: Terminal, home: Path, way: str) -> str:
     """Stop it in this way, and look at how it ends; what it had shown."""
     send, expected = WAYS[way]
     family = command.family()
     assert family, "it had ended before"
-    send(command)
+    send(command, home)
     code = command.end(GRACE + 3)
     assert code == expected, command.text
     for noise in ("Traceback", "Exception ignored", "leaked", "Error"):
@@ -42,10 +62,10 @@ def stop(command: Terminal, way: str) -> str:
     ("phase", "way"),
     [
         ("2 classes; images", "ctrl-c"),
-        ("linear probe", "group-int"),
-        (" 3/200", "ctrl-c"),
-        (" 4/200", "group-term"),
-        (" 5/200", "process-term"),
+        ("linear probe", "SIGINT to the group"),
+        ("/200", "ctrl-c twice"),
+        ("/200", "SIGTERM to the group"),
+        ("/200", "SIGTERM to the group, and no server"),
     ],
 )
 def test_a_search_that_is_stopped_says_two_sentences_and_leaves_nothing_behind(
@@ -54,5 +74,5 @@ def test_a_search_that_is_stopped_says_two_sentences_and_leaves_nothing_behind(
     search = make_search("stopped", *OPTIONS)
     with terminal("search", search.data, *search.options, env=search.environment, cwd=search.home.parent) as command:
         assert command.says(phase), command.text
-        shown = stop(command, way)
+        shown = stop(command, search.home, way)
     assert shown.count(STOPPED) == shown.count(GOES_ON) == 1

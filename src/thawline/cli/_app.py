@@ -56,8 +56,9 @@ def main() -> None:
 
 
 def _leave_stopped() -> NoReturn:
+    """Everything has been closed on the way here."""
     say_stopped()
-    sys.exit(stopping.exit_code())
+    stopping.leave()
 
 
 def _print_version(wanted: bool) -> None:

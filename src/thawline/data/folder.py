@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thawline.data import images
+from thawline.data._files import printable
 from thawline.data._pool import map_files
 from thawline.data.contract import (
     HELD_OUT,
@@ -164,14 +165,26 @@ def _find_layout(root: Path, config: "DataConfig") -> _Layout:
     return _Layout(files, problems, given, missing, _describe(given, missing, config))
 
 
+def _class_name(class_folder: Path) -> str:
+    """That of the folder; macOS writes "é" as two characters and others as one, and both are the same class."""
+    try:
+        class_folder.name.encode()
+    except UnicodeEncodeError:
+        name = printable(class_folder.name)
+        raise DataError(
+            f"{class_folder.parent} holds the class folder {name}, whose name is no text in the encoding of file names "
+            "here, so that it could not be recorded. Rename it, or set PYTHONUTF8=1."
+        ) from None
+    return unicodedata.normalize("NFC", class_folder.name)
+
+
 def _classes_below(folder: Path, root: Path, problems: list[Problem]) -> dict[str, list[str]]:
     """Relative paths of the images of each class that has any."""
     by_class: dict[str, list[str]] = defaultdict(list)
     for class_folder in _folders(folder):
         found = list(_images_below(class_folder, root, {_identity(root), _identity(folder)}, problems))
         if found:
-            # macOS writes "é" as two characters and others as one; a class must be the same class on both.
-            by_class[unicodedata.normalize("NFC", class_folder.name)] += found
+            by_class[_class_name(class_folder)] += found
         else:
             problems.append(Problem(_relative(class_folder, root), "a class folder without images", "class"))
     return by_class

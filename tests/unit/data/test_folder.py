@@ -55,6 +55,13 @@ def test_one_folder_per_class_is_split_by_content(fill: Fill) -> None:
     assert "split off by content" in manifest.layout
 
 
+def test_a_class_whose_name_is_no_text_is_refused_before_anything_is_trained(fill: Fill) -> None:
+    root = fill(classes())
+    os.rename(root / "b", os.fsencode(root) + b"/caf\xe9")  # noqa: PTH104  bytes
+    with pytest.raises(DataError, match=r"holds the class folder caf\\udce9, whose name is no text .* Rename it"):
+        read(root)
+
+
 @pytest.mark.parametrize(
     "names",
     [

@@ -1,5 +1,21 @@
-"""``python -m thawline`` is the same as the command ``thawline``."""
+"""The command ``thawline``, and ``python -m thawline``."""
 
-from thawline.cli import main
+from thawline import stopping
+from thawline.farewell import leave_at_once, say_stopped
 
-main()
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Hear of Ctrl-C before the command line is loaded, which takes a moment."""
+    stopping.listen(leave_at_once)
+    try:
+        from thawline.cli import main as run
+    except KeyboardInterrupt:
+        say_stopped()
+        stopping.leave()
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -76,3 +76,17 @@ def test_a_search_that_is_stopped_says_two_sentences_and_leaves_nothing_behind(
         assert command.says(phase), command.text
         shown = stop(command, search.home, way)
     assert shown.count(STOPPED) == shown.count(GOES_ON) == 1
+
+
+def test_a_search_whose_server_is_killed_in_the_middle_goes_to_its_end(make_search: Callable[..., Search]) -> None:
+    search = make_search("whole", "--trials", "3", "--epochs", "2")
+    life = search.start()
+    assert life.says("linear probes by freeze depth")
+    address = Files(search.home).read()
+    assert address is not None
+    os.killpg(address.pid, signal.SIGKILL)
+    code, _ = life.end()
+    assert code == 0, "\n".join(life.lines)
+    assert not any("Traceback" in line for line in life.lines)
+    assert any("it is started again" in line for line in life.lines)
+    assert len(search.outcome()["trials"]) == 3

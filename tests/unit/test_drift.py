@@ -207,7 +207,7 @@ def check(store: MlflowStore, folder: Path, **options: Any) -> DriftReport:
 @pytest.fixture
 def thawline(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
     """The command line in this process; returns the exit code."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*arguments: str | Path) -> int:
         monkeypatch.setattr(sys, "argv", ["thawline", *map(str, arguments)])
@@ -216,7 +216,9 @@ def thawline(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
         return int(ended.value.code or 0)
 
     yield run
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    signal.set_wakeup_fd(-1)
 
 
 def test_pictures_of_the_same_kind_are_no_drift_and_inverted_ones_are(

@@ -8,9 +8,9 @@ import typer
 
 from thawline import __version__, environment, logs, stopping
 from thawline.cli._encoding import show_what_can_be_shown
-from thawline.cli._farewell import leave_at_once, say_stopped
 from thawline.cli._shared import fail
 from thawline.exceptions import ThawlineError
+from thawline.farewell import leave_at_once, say_stopped
 
 __all__ = ["app", "main"]
 

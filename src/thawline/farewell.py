@@ -1,9 +1,9 @@
-"""What a command says that was stopped by Ctrl-C or SIGTERM."""
+"""What a command says that was stopped by Ctrl-C or SIGTERM, however little of it has been loaded."""
 
 import logging
 import sys
 
-from thawline.cli._shared import tell
+from thawline import logs
 
 __all__ = ["leave_at_once", "say_stopped"]
 
@@ -19,9 +19,15 @@ def say_stopped() -> None:
     if _said:
         return
     _said = True
-    tell("Stopped.", level=logging.WARNING)
+    sentences = ["Stopped."]
     if _verb(sys.argv[1:]) in _GO_ON:
-        tell("The same command goes on where it stopped.")
+        sentences.append("The same command goes on where it stopped.")
+    for sentence in sentences:
+        if logs.chosen() is logs.LogFormat.json:
+            logs.start()
+            logging.getLogger("thawline.cli").warning("%s", sentence)
+        else:
+            print(sentence, file=sys.stderr)  # noqa: T201
 
 
 def leave_at_once() -> None:

@@ -30,7 +30,7 @@ def test_a_package_of_the_first_versions_names_no_library_and_means_torchvision(
 
 
 def test_a_library_that_there_is_not_is_refused() -> None:
-    with pytest.raises(ValueError, match="`library` must be one of torchvision, timm, transformers, but got 'keras'"):
+    with pytest.raises(ValueError, match="`library` must be one of torchvision, timm, transformers, entry-point, but"):
         networks.build({"library": "keras", "builder": "resnet", "kwargs": {}})
 
 

@@ -12,8 +12,10 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from thawline import backbones
 from thawline.activations import StoredSplits
@@ -137,14 +139,10 @@ def run(spec: TrialSpec, kind: str, number: int) -> float:
     tracking = spec.config.tracking.model_copy(update=KINDS[kind])
     config = spec.config.model_copy(update={"tracking": tracking})
     spec = dataclasses.replace(spec, number=number, config=config)
-    trackers = trial._trackers
-    if kind == "nothing":
-        trial._trackers = lambda spec: (Unreached(), CompositeTracker([]))  # type: ignore[assignment, return-value]
+    nobody = patch.object(trial, "trackers_of", lambda spec: (Unreached(), CompositeTracker([])))
     began = time.perf_counter()
-    try:
+    with nobody if kind == "nothing" else nullcontext():
         result = run_trial(spec, lambda epoch: Decision.CONTINUE)
-    finally:
-        trial._trackers = trackers
     seconds = time.perf_counter() - began
     assert result.state == "complete", result.ending
     assert result.unsent == 0, result.unkept

@@ -8,27 +8,22 @@ infrastructure raises.
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 import torch
 
 from thawline import backbones
-from thawline.config import TrainConfig, flatten
-from thawline.exceptions import CheckpointError, ThawlineError, TrainingError
+from thawline.config import TrainConfig
+from thawline.exceptions import ThawlineError, TrainingError
 from thawline.search.observed import ObservationRecorder, record_classes
 from thawline.search.probing import ProbeFile, begin_with_probe, fitted_probe
-from thawline.search.spec import TrialResult, TrialSpec, build_backbone, trial_folder, trial_name
+from thawline.search.spec import TrialResult, TrialSpec, build_backbone, trial_folder
+from thawline.search.trial_record import Outcome, params_of, record_end, trackers_of, what_was_reached
 from thawline.tracking import (
-    CompositeTracker,
-    MlflowTracker,
     Tracker,
-    TrackerRun,
     TrackingReport,
-    open_trackers,
-    run_status,
 )
 from thawline.training import (
     METRIC_DIRECTIONS,
@@ -107,13 +102,6 @@ def run_together(
     return tuple(trial.end(outcome, seconds) for trial, outcome in zip(trials, outcomes, strict=True))
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    state: Literal["complete", "pruned", "failed"]
-    reason: str = ""
-    result: FitResult | None = None
-
-
 class _Arguments(TypedDict):
     """What a training and a probe that is kept as one are both told."""
 
@@ -125,8 +113,8 @@ class _Arguments(TypedDict):
     seed: int
 
 
-def _failed(reason: str) -> _Outcome:
-    return _Outcome("failed", reason)
+def _failed(reason: str) -> Outcome:
+    return Outcome("failed", reason)
 
 
 class _Trial:
@@ -138,8 +126,8 @@ class _Trial:
         self.spec = spec
         self._on_epoch = on_epoch
         self.on_batch = on_batch
-        self.mlflow, self.tracker = _trackers(spec)
-        self.tracker.log_params(_params(spec))
+        self.mlflow, self.tracker = trackers_of(spec)
+        self.tracker.log_params(params_of(spec))
         if spec.provenance is not None:
             spec.provenance.record(self.tracker)
         self.folder = _checkpoint_folder(spec)
@@ -161,22 +149,22 @@ class _Trial:
             "seed": self.spec.config.study.seed,
         }
 
-    def outcome(self, result: FitResult) -> _Outcome:
+    def outcome(self, result: FitResult) -> Outcome:
         """How a training ended, in words."""
         if result.decision is Decision.PRUNE:
-            return _Outcome("pruned", f"pruned after epoch {result.history[-1].epoch}", result)
+            return Outcome("pruned", f"pruned after epoch {result.history[-1].epoch}", result)
         if result.decision is Decision.STOP:
-            return _Outcome("complete", f"stopped by the time limit after epoch {result.history[-1].epoch}", result)
+            return Outcome("complete", f"stopped by the time limit after epoch {result.history[-1].epoch}", result)
         reason = f"no better for {self.spec.config.train.early_stopping} epochs" if result.stopped_early else ""
-        return _Outcome("complete", reason, result)
+        return Outcome("complete", reason, result)
 
-    def end(self, outcome: _Outcome, seconds: float) -> TrialResult:
+    def end(self, outcome: Outcome, seconds: float) -> TrialResult:
         """Record how it ended, and sum it up."""
         spec = self.spec
-        reached = _what_was_reached(spec, self.folder, outcome.result)
+        reached = what_was_reached(spec, self.folder, outcome.result)
         if self.observer is not None and self.observer.verdict.findings:
             self.tracker.log_tags({"mlflow.note.content": "\n\n".join(self.observer.verdict.findings)})
-        report = _record_end(spec, self.tracker, outcome, reached, seconds)
+        report = record_end(spec, self.tracker, outcome, reached, seconds)
         return TrialResult(
             number=spec.number,
             state=outcome.state,
@@ -201,7 +189,7 @@ def _lost(folder: CheckpointFolder, report: TrackingReport) -> Iterator[str]:
         yield f"{report.unsent} records were given up: {report.problem}"
 
 
-def _guarded(trial: _Trial) -> _Outcome:
+def _guarded(trial: _Trial) -> Outcome:
     """Train one trial; whatever goes wrong is its outcome."""
     try:
         return _probe(trial) if trial.spec.hyperparameters.is_probe else _train(trial)
@@ -215,7 +203,7 @@ def _guarded(trial: _Trial) -> _Outcome:
         return _failed(_reason(error))
 
 
-def _train(trial: _Trial) -> _Outcome:
+def _train(trial: _Trial) -> Outcome:
     spec = trial.spec
     runtime = _set_up(spec)
     inputs = _LastOpened(spec, runtime)
@@ -238,7 +226,7 @@ def _train(trial: _Trial) -> _Outcome:
     return trial.outcome(result)
 
 
-def _probe(trial: _Trial) -> _Outcome:
+def _probe(trial: _Trial) -> Outcome:
     """The linear probe as a trial: it is fitted already, or is now, and measured as a network."""
     spec = trial.spec
     runtime = _set_up(spec)
@@ -266,7 +254,7 @@ class _LastOpened:
         return self._opened[depth]
 
 
-def _train_heads(trials: Sequence[_Trial]) -> list[_Outcome] | None:
+def _train_heads(trials: Sequence[_Trial]) -> list[Outcome] | None:
     """Train heads together; ``None`` if it cannot be done so, and they must train one after the other."""
     spec = trials[0].spec
     try:
@@ -379,104 +367,6 @@ def _checkpoint_folder(spec: TrialSpec) -> CheckpointFolder:
         keep=spec.config.train.keep_checkpoints,
         maximise=METRIC_DIRECTIONS[spec.config.study.metric] == "maximize",
     )
-
-
-def _trackers(spec: TrialSpec) -> tuple[MlflowTracker, CompositeTracker]:
-    """MLflow's tracker, whose run id is wanted at the end, and all trackers as one."""
-    run = TrackerRun(
-        home=spec.home,
-        study=spec.study,
-        trial=spec.number,
-        run_name=trial_name(spec.number, spec.hyperparameters),
-        study_run_id=spec.parent_run_id,
-        metric=spec.config.study.metric,
-    )
-    return open_trackers(run, spec.config.tracking, spec.store)
-
-
-_OF_PROBES = {
-    *("backbone", "freeze_depth", "policy", "class_weights", "precision", "device"),
-    *("weights", "image_size", "max_length", "seed"),
-}
-"""What a linear probe depends on; it has no learning rate, no epochs and no schedule."""
-
-
-def _params(spec: TrialSpec) -> dict[str, str]:
-    """The same keys for every trial of a study, so that MLflow's charts can compare them.
-
-    What is searched has a name of its own, and the rest that of its setting, behind it in the alphabet: so MLflow's
-    contour plot, which takes the first two that are numbers, begins with freeze depth and learning rate.
-    """
-    config = spec.config
-    values = {name: str(value) for name, value in spec.hyperparameters.as_dict().items()}
-    always = ("backbone", "freeze_depth", "learning_rate", "policy")
-    searched = {name: value for name, value in values.items() if name in always or getattr(config.space, name)}
-    fixed = flatten(config.train, "train.") | {
-        "train.weights": config.backbone.weights_of(spec.hyperparameters.backbone),
-        "train.image_size": str(config.backbone.image_size or "the backbone's own"),
-        "train.max_length": str(config.backbone.max_length or "the backbone's own"),
-        "train.seed": str(config.study.seed),
-    }
-    fixed |= {f"train.{name}": value for name, value in values.items() if f"train.{name}" in fixed}
-    if spec.hyperparameters.is_probe:
-        fixed = {key: value for key, value in fixed.items() if key.removeprefix("train.") in _OF_PROBES}
-        return fixed | {name: value for name, value in searched.items() if name in _OF_PROBES}
-    return searched | {key: value for key, value in fixed.items() if key.removeprefix("train.") not in searched}
-
-
-@dataclass(frozen=True)
-class _Reached:
-    value: float | None = None
-    best_epoch: int | None = None
-    epochs: int = 0
-    checkpoint: Path | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    """Validation's, of the best epoch."""
-
-
-def _what_was_reached(spec: TrialSpec, folder: CheckpointFolder, result: FitResult | None) -> _Reached:
-    """Best value and its epoch and checkpoint, and the epochs trained; of a failed trial, what its checkpoints hold."""
-    best, last = folder.best(), folder.last()
-    if result is not None:
-        # On a full disk the best epoch's checkpoint may be missing; another's has other weights.
-        kept = best if best is not None and load_checkpoint(best).epoch == result.best_epoch else None
-        metrics = _of_validation(result.history[result.best_epoch - 1].metrics)
-        return _Reached(result.value, result.best_epoch, len(result.history), kept, metrics)
-    if best is None or last is None:
-        return _Reached()
-    try:
-        checkpoint = load_checkpoint(best)
-    except CheckpointError:
-        return _Reached(epochs=last.epoch)
-    metrics = _of_validation(checkpoint.state["history"][-1]["metrics"])
-    return _Reached(float(checkpoint.state["value"]), checkpoint.epoch, last.epoch, best, metrics)
-
-
-def _of_validation(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if name.startswith("val/")}
-
-
-def _record_end(
-    spec: TrialSpec, tracker: CompositeTracker, outcome: _Outcome, reached: _Reached, seconds: float
-) -> TrackingReport:
-    summary = {"time/seconds": seconds}
-    if reached.value is not None:
-        summary[f"best/{spec.config.study.metric}"] = reached.value
-    tracker.log_metrics(summary, step=reached.epochs)
-    tracker.log_tags({"thawline.state": outcome.state, "thawline.reason": outcome.reason})
-    history = trial_folder(spec.home, spec.study, spec.number) / "history.csv"
-    if history.exists():
-        tracker.log_artifact(history)
-    if reached.checkpoint is not None and reached.best_epoch is not None:
-        tracker.log_checkpoint(
-            reached.checkpoint,
-            name=f"{spec.study}-trial-{spec.number:03d}",
-            epoch=reached.best_epoch,
-            metrics=reached.metrics,
-            dataset=spec.dataset,
-            params=_params(spec),
-        )
-    return tracker.close(run_status(outcome.state))
 
 
 def _reason(error: Exception) -> str:

@@ -12,7 +12,7 @@ import pytest
 from thawline.databases import Condition
 from thawline.exceptions import TrackingError
 from thawline.tracking import MlflowStore, connect
-from thawline.tracking import mlflow as store_module
+from thawline.tracking.mlflow import store as store_module
 from thawline.tracking.database import MLFLOW, unknown_revision
 
 

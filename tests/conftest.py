@@ -10,11 +10,14 @@ from databases import copy_database, postgres_server
 from once import made_once
 from servers import clean_environment, prefect_server
 
+# Shipped contracts fail as legibly as tests. Before anything imports them.
+pytest.register_assert_rewrite("thawline.testing.backbones", "thawline.testing.trackers")
+
 # Networks this small are slower on several threads, and by far when tests run side by side. Before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
-from thawline import environment
+from thawline import environment  # noqa: E402
 
 environment.prepare()
 

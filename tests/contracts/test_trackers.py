@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 from wandb_runs import read_wandb_run, wandb_folders
 
-pytest.register_assert_rewrite("thawline.testing.trackers")
-
-from thawline.config import TrackingConfig  # noqa: E402
-from thawline.testing import MemoryTracker, TrackerContract  # noqa: E402
-from thawline.tracking import (  # noqa: E402
+from thawline.config import TrackingConfig
+from thawline.testing import MemoryTracker, TrackerContract
+from thawline.tracking import (
     BackgroundTracker,
     CompositeTracker,
     CsvTracker,
@@ -30,7 +28,7 @@ from thawline.tracking import (  # noqa: E402
     find_trial_run,
     start_study_run,
 )
-from thawline.tracking.media import Image  # noqa: E402
+from thawline.tracking.media import Image
 
 Points = Mapping[str, Sequence[tuple[int, float]]]
 

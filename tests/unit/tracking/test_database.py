@@ -12,8 +12,8 @@ import pytest
 from thawline.databases import Condition
 from thawline.exceptions import TrackingError
 from thawline.tracking import MlflowStore, connect
-from thawline.tracking.mlflow import store as store_module
 from thawline.tracking.database import MLFLOW, unknown_revision
+from thawline.tracking.mlflow import store as store_module
 
 
 def change(database: Path, *statements: str) -> None:

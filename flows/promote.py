@@ -18,7 +18,7 @@ __all__ = ["promote"]
 
 
 @flow(name="promote", validate_parameters=True)
-@leaving_at_once()
+@leaving_at_once
 def promote(
     model: str,
     version: str | None = None,

@@ -38,7 +38,7 @@ __all__ = ["retrain"]
     on_failure=[tell_failure],
     on_crashed=[tell_failure],
 )
-@leaving_at_once()
+@leaving_at_once
 def retrain(config: SearchConfig) -> RetrainOutcome:
     """Search anew if data or recipe have changed since the last verdict, and promote the best if it is better.
 

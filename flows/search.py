@@ -48,7 +48,7 @@ __all__ = ["search"]
 
 
 @flow(name="search", validate_parameters=True, on_running=[drop_missed_runs])
-@leaving_at_once()
+@leaving_at_once
 @keeps_its_value
 def search(config: SearchConfig) -> SearchOutcome:
     """Search for the best freeze depth and learning rate, then register and perhaps promote the best trial.

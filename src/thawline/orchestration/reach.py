@@ -36,17 +36,25 @@ def page(publish: Callable[Parameters, None]) -> Callable[Parameters, None]:
 
 
 def keeps_its_value(function: Callable[Parameters, Value]) -> Callable[Parameters, Value]:
-    """A flow's function whose value :func:`value_of` finds, even if Prefect cannot be told that the flow has ended."""
+    """A flow's function whose value :func:`value_of` finds, even if Prefect cannot be told that the flow has ended.
+
+    Clusters are sent the flow by value: it reaches the context variable, which cannot be pickled, by a function's name.
+    """
 
     @functools.wraps(function)
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Value:
         value = function(*args, **kwargs)
-        values = _values.get()
-        if values is not None:
-            values.append(value)
+        keep(value)
         return value
 
     return call
+
+
+def keep(value: object) -> None:
+    """Have :func:`value_of` find this."""
+    values = _values.get()
+    if values is not None:
+        values.append(value)
 
 
 def value_of(run: Callable[[], Value]) -> Value:

@@ -1,9 +1,10 @@
 """Flows talk to the server that Thawline manages, or to the one that the user has named; neither may hold them up."""
 
 import concurrent.futures
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from prefect._internal.concurrency.services import QueueService
 from prefect.client.orchestration import get_client
@@ -18,6 +19,8 @@ from thawline.prefect_server import ManagedServer
 
 __all__ = ["check_server", "connected", "leaving_at_once"]
 
+Parameters = ParamSpec("Parameters")
+Value = TypeVar("Value")
 _SEND_SECONDS = 5.0
 """For the events and logs that are still to be sent when a flow has ended."""
 _STOPPED_SEND_SECONDS = 1.0
@@ -49,9 +52,23 @@ def connected(server: ManagedServer | None) -> Iterator[None]:
             _send_the_rest(seconds)
 
 
+def leaving_at_once(function: Callable[Parameters, Value]) -> Callable[Parameters, Value]:
+    """A flow's function: once it is interrupted, Prefect is told so in one try, not for a minute if its server is gone.
+
+    Clusters are sent the flow by value, so that it may hold nothing that cannot be pickled, such as a generator.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Value:
+        with told_in_one_try():
+            return function(*args, **kwargs)
+
+    return call
+
+
 @contextmanager
-def leaving_at_once() -> Iterator[None]:
-    """In a flow: once it is interrupted, Prefect is told so in one try, and not for a minute if its server is gone."""
+def told_in_one_try() -> Iterator[None]:
+    """For the time of a flow; see :func:`leaving_at_once`."""
     try:
         yield
     except (KeyboardInterrupt, TerminationSignal):

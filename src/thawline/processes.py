@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import ModuleType
 
 __all__ = ["ctrl_c_withheld", "main_module_hidden"]
@@ -35,6 +36,8 @@ def ctrl_c_withheld() -> Iterator[None]:
     A terminal sends it to them too, and one that is still importing would die of it with a traceback, before it can say
     that it leaves the matter to its parent. This process hears of it when the block is left, at the latest.
     """
+    # First: where multiprocessing starts it by the way, it unblocks SIGINT in the middle of the block.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

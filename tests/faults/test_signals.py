@@ -20,6 +20,19 @@ OPTIONS = ["--trials", "3", "--epochs", "200", "--set", "space.freeze_depth=[3, 
 STOPPED, GOES_ON = "Stopped.", "The same command goes on where it stopped."
 
 
+@pytest.fixture
+def make_search(make_search: Callable[..., Search]) -> Callable[..., Search]:
+    """Searches that start Prefect's server themselves."""
+
+    def make(name: str, *options: str) -> Search:
+        search = make_search(name, *options)
+        for variable in [name for name in search.environment if name.startswith("PREFECT_")]:
+            del search.environment[variable]
+        return search
+
+    return make
+
+
 def press_twice(command: Terminal, home: Path) -> None:
     """By somebody impatient."""
     command.press_ctrl_c()

@@ -15,7 +15,7 @@ import yaml
 from thawline import backbones
 from thawline.backbones import Backbone
 from thawline.data import DecodedImages, report_json, texts_of
-from thawline.exceptions import StudyError
+from thawline.exceptions import StudyError, TrackingError
 from thawline.explain import explained_pictures
 from thawline.pictures import label_grid
 from thawline.registry import MlflowRegistry
@@ -147,11 +147,17 @@ def write_report(name: str, out: Path, *, home: Path, storage: str | None, track
 def _concluded(name: str, home: Path, tracking_uri: str | None) -> StudyReport | None:
     """What the conclusion left, here or in MLflow; of an earlier version of Thawline it may not be readable."""
     here = _folder(home, name) / "report.json"
-    text = (
-        here.read_text(encoding="utf-8")
-        if here.exists()
-        else fetch_study_file(open_store(tracking_uri, home), name, f"{Path(REPORT).parent}/report.json")
-    )
+    try:
+        text = (
+            here.read_text(encoding="utf-8")
+            if here.exists()
+            else fetch_study_file(open_store(tracking_uri, home), name, f"{Path(REPORT).parent}/report.json")
+        )
+    except TrackingError as error:
+        if tracking_uri is not None:  # asked for by name
+            raise
+        emit(Note(f"the page shows the trials alone: {error}", "warning"))
+        return None
     try:
         return StudyReport.from_json(text) if text else None
     except StudyError as error:

@@ -1,5 +1,6 @@
 """Processes that do not import the script which started them, and that leave Ctrl-C to who started them."""
 
+import os
 import signal
 import sys
 import threading
@@ -36,10 +37,22 @@ def ctrl_c_withheld() -> Iterator[None]:
     A terminal sends it to them too, and one that is still importing would die of it with a traceback, before it can say
     that it leaves the matter to its parent. This process hears of it when the block is left, at the latest.
     """
-    # First: where multiprocessing starts it by the way, it unblocks SIGINT in the middle of the block.
-    resource_tracker.ensure_running()
+    _start_tracker()  # first: where multiprocessing starts it by the way, it unblocks SIGINT in the middle of the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_tracker() -> None:
+    """Semaphores of workers that are killed are its to clean up, as it does; users need not be warned of each."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker"]))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before

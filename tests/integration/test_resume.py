@@ -14,6 +14,7 @@ import psutil
 import pytest
 from said import Said
 
+from thawline.prefect_server import shut_down
 from thawline.tracking import connect
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
@@ -79,6 +80,7 @@ def test_a_search_that_is_asked_to_stop_leaves_at_once_closes_its_run_and_leaves
     with search_until("trial-02 epoch 1/3", data, environment_of(home)) as (process, stderr):
         family = psutil.Process(process.pid).children(recursive=True)
         assert any("forkserver" in " ".join(child.cmdline()) for child in family)
+        family = [child for child in family if "prefect_server" not in " ".join(child.cmdline())]  # meant to stay
         process.terminate()
         assert process.wait(60) == 143
         said = stderr.all()
@@ -86,6 +88,7 @@ def test_a_search_that_is_asked_to_stop_leaves_at_once_closes_its_run_and_leaves
     assert "Traceback" not in said
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive
+    assert shut_down(home), "Prefect's server waits for the next command"
     client = connect(f"sqlite:///{home}/mlflow.db", home=home, experiment="thawline").client
     statuses = {run.data.tags.get("thawline.trial", "study"): run.info.status for run in _runs(client)}
     assert statuses["study"] == "KILLED"

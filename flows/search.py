@@ -107,6 +107,11 @@ def open_study(prepared: Prepared, home: Path) -> Study:
     return Study.open(home, prepared.study, prepared.config, prepared.depths, prepared.fingerprint, ranking)
 
 
+def study_of(prepared: Prepared, run: StudyRun) -> Study:
+    """The study, opened by a task of its own."""
+    return Study.load(run.home, run.study, prepared.config)
+
+
 @task(name="fetch data", cache_policy=NO_CACHE)
 def fetch_task(config: SearchConfig) -> None:
     """Mirror what is on object storage."""
@@ -140,19 +145,19 @@ def rank_task(prepared: Prepared, home: Path) -> dict[str, float]:
 @task(name="store activations", cache_policy=NO_CACHE)
 def activations_task(prepared: Prepared, run: StudyRun) -> dict[str, StoredSplits]:
     """Measure, plan, and compute the frozen layers once."""
-    return store_activations(prepared, Study.load(run.home, run.study, prepared.config), run.home)
+    return store_activations(prepared, study_of(prepared, run), run.home)
 
 
 @task(name="register and judge", cache_policy=NO_CACHE)
 def judge_task(prepared: Prepared, run: StudyRun) -> PromotionOutcome:
     """Package the best trial, and score it and the champion on the test split."""
-    return judge_best(prepared, Study.load(run.home, run.study, prepared.config), run)
+    return judge_best(prepared, study_of(prepared, run), run)
 
 
 @task(name="promote", cache_policy=NO_CACHE)
 def promote_task(prepared: Prepared, run: StudyRun, decided: PromotionOutcome) -> SearchOutcome:
     """Move the champion's alias if the verdict says so."""
-    return conclude(prepared, Study.load(run.home, run.study, prepared.config), run, decided)
+    return conclude(prepared, study_of(prepared, run), run, decided)
 
 
 @task(name="write report", cache_policy=NO_CACHE)

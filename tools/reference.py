@@ -49,9 +49,7 @@ def page() -> str:
     options = {setting.key: setting.option for setting in (*OF_SEARCH, *OF_RETRAIN)}
     parts = [_HEAD]
     for section, model in SECTIONS.items():
-        parts.append(
-            f"\n## `{section}`\n\n{_markdown(model.__doc__)}\n\n| key | value | default | |\n|---|---|---|---|\n"
-        )
+        parts.append(f"\n## `{section}`\n\n{_markdown(model.__doc__)}\n\n{_COLUMNS}")
         parts += [_row(name, field, options.get(f"{section}.{name}")) for name, field in model.model_fields.items()]
     return "".join(parts)
 

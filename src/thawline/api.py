@@ -68,7 +68,7 @@ def run_search(
         data = SearchConfig.build(*layers, nested(options))
     elif options or recipe is not None:
         raise ConfigError("A SearchConfig holds all settings: change it, or give the data as a path.")
-    environment.prepare_flows()
+    environment.prepare()
     environment.quiet_prefect()
     stopping.allow(data.study.grace_seconds)
     from rich.console import Console

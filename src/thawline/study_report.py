@@ -153,14 +153,10 @@ def _concluded(name: str, home: Path, tracking_uri: str | None) -> StudyReport |
             if here.exists()
             else fetch_study_file(open_store(tracking_uri, home), name, f"{Path(REPORT).parent}/report.json")
         )
-    except TrackingError as error:
-        if tracking_uri is not None:  # asked for by name
-            raise
-        emit(Note(f"the page shows the trials alone: {error}", "warning"))
-        return None
-    try:
         return StudyReport.from_json(text) if text else None
-    except StudyError as error:
+    except (StudyError, TrackingError) as error:
+        if isinstance(error, TrackingError) and tracking_uri is not None:  # that store was asked for
+            raise
         emit(Note(f"the page shows the trials alone: {error}", "warning"))
         return None
 

@@ -17,14 +17,14 @@ from heads import created_with_random_head, with_random_head
 from tiny_networks import FURTHER, TINY, write_tiny
 from tiny_timm import TINY as TINY_TIMM
 from tiny_timm import tiny
-from torch import Tensor, nn
+from torch import Tensor
 
 from thawline import backbones
 from thawline.backbones import Backbone, section
 from thawline.backbones._registry import LIBRARIES, library_of
 from thawline.exceptions import BackboneError
 from thawline.freezing import freeze_to, train_mode, trainable_parameters
-from thawline.testing.backbones import BackboneContract, inputs_for
+from thawline.testing.backbones import BackboneContract, inputs_for, restore
 
 CLASSES = 5
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -219,13 +219,6 @@ def created(family: str, num_classes: int, folder: Path) -> Backbone:
         name = f"hf:{TINY[kind](folder / kind)}"
     with tiny(name):
         return backbones.create(name, num_classes=num_classes, weights="none", image_size=FAMILIES[family], seed=1)
-
-
-def restore(module: nn.Module, start: dict[str, Tensor]) -> None:
-    state = module.state_dict()  # with the version number that MNASNet insists on
-    state.update(start)
-    module.load_state_dict(state)
-    module.zero_grad()
 
 
 class TestEveryFamily(BackboneContract):

@@ -19,13 +19,11 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Read and report the data without training: classes, splits, what is bad by name, duplicates, leaks, digest."""
-    from thawline.config import SearchConfig, parse_assignments
-    from thawline.data import data_location, mirror, report, report_json, scan
+    from thawline.api import check_data
+    from thawline.config import parse_assignments
+    from thawline.data import report, report_json
 
-    config = SearchConfig.build({"data": data_location(data, environment.home())}, parse_assignments(assignments or []))
-    if config.data.url is not None:
-        mirror(config.data.url, config.data.path)
-    manifest = scan(config.data)
+    manifest = check_data(data, settings=parse_assignments(assignments or []))
     if as_json:
         print_json(report_json(manifest))
     else:

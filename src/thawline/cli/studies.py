@@ -26,7 +26,6 @@ from thawline.cli._shared import (
 from thawline.exceptions import ThawlineError
 
 if TYPE_CHECKING:
-    from thawline.config import SearchConfig
     from thawline.search import SearchOutcome
 
 __all__ = ["OF_RETRAIN", "OF_SEARCH"]
@@ -85,8 +84,10 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search for the best fine-tuned classifier, register it, and make it champion if it is better."""
+    from thawline.api import run_search
+
     config = config_of(data, recipe, settings, assignments)
-    outcome = _run_search(config, quiet=as_json)
+    outcome = run_search(config, quiet=as_json)
     if as_json:
         print_json(outcome.as_dict())
     else:
@@ -101,13 +102,14 @@ def search(
 @app.command()
 def demo() -> None:
     """Run the whole search on scikit-learn's handwritten digits with the starter weights: nothing is downloaded."""
+    from thawline.api import run_search
     from thawline.config import SearchConfig, load_recipe
     from thawline.data import write_digits
     from thawline.recipes import recipe_path
 
     folder = write_digits(environment.home() / "demo" / "digits")
     config = SearchConfig.build(load_recipe(recipe_path("demo")), {"data": {"path": str(folder)}})
-    outcome = _run_search(config, quiet=False)
+    outcome = run_search(config)
     _print_outcome(outcome)
     next_steps(
         {
@@ -253,12 +255,6 @@ def deploy(
                 return
             for line in deployments.deploy(made, pool, managed=server is not None):
                 console().print(line, highlight=False, soft_wrap=True)
-
-
-def _run_search(config: "SearchConfig", *, quiet: bool) -> "SearchOutcome":
-    from thawline.api import run_search
-
-    return run_search(config, quiet=quiet)
 
 
 def _print_outcome(outcome: "SearchOutcome") -> None:

@@ -100,7 +100,7 @@ def used(home: Path) -> Iterator[ManagedServer | None]:
         yield None
         return
     files = Files(home)
-    environment.prepare_flows()  # the folder of its database
+    environment.prepare_flows()  # the folder of its database, and that database
     files.make()
     with _among_the_users(files):
         server = ManagedServer(files, find_or_start(files))

@@ -12,12 +12,9 @@ from pathlib import Path
 
 import uvicorn
 
-from thawline.databases import prefect_database
-
 __all__: list[str] = []
 
 _APPLICATION = "prefect.server.api.server:create_app"
-_DATABASES = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
 _LEAVE_SECONDS = 2
 _FAILED = 3
 """Exit code after a start that failed, as uvicorn's own command has it."""
@@ -41,16 +38,9 @@ def _end_with_supervisor() -> None:
     os._exit(1)
 
 
-def _make_database() -> None:
-    """A migrated one, unless another is named: Prefect's own first start takes ten seconds, and may be killed."""
-    if not any(os.environ.get(name) for name in _DATABASES):
-        prefect_database(Path(os.environ["PREFECT_HOME"]), home=Path(os.environ["THAWLINE_HOME"]))
-
-
 def main() -> None:
     """Serve until told to stop."""
     threading.Thread(target=_end_with_supervisor, name="end-with-supervisor", daemon=True).start()
-    _make_database()
     config = uvicorn.Config(
         _APPLICATION, factory=True, lifespan="on", log_level="warning", timeout_graceful_shutdown=_LEAVE_SECONDS
     )

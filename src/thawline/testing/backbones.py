@@ -14,7 +14,7 @@ from thawline.backbones import Backbone, TextPreprocessing, networks, section
 from thawline.backbones._graph import build_without_memory
 from thawline.freezing import freeze_to, train_mode, trainable_parameters
 
-__all__ = ["BackboneContract", "inputs_for"]
+__all__ = ["BackboneContract", "inputs_for", "restore"]
 
 
 class BackboneContract(ABC):
@@ -163,7 +163,7 @@ class BackboneContract(ABC):
         images, labels = inputs_for(backbone), torch.arange(2)
 
         def after_a_step(from_activations: bool) -> dict[str, Tensor]:
-            _restore(backbone.module, start)
+            restore(backbone.module, start)
             freeze_to(backbone, depth, batch_norm="train_all")
             train_mode(backbone, depth, batch_norm="train_all")
             torch.manual_seed(0)
@@ -245,7 +245,8 @@ def _train_a_little(backbone: Backbone, depth: int) -> None:
         optimizer.step()
 
 
-def _restore(module: nn.Module, start: dict[str, Tensor]) -> None:
+def restore(module: nn.Module, start: dict[str, Tensor]) -> None:
+    """Give a module the numbers that it had, and no gradients."""
     state = module.state_dict()  # with the version number that MNASNet insists on
     state.update(start)
     module.load_state_dict(state)

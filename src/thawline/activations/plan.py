@@ -101,7 +101,7 @@ class Plan(BaseModel):
         return self.model_copy(update={"boundaries": (), "bytes": 0})
 
     def for_probes(self) -> "Plan":
-        """The same for a search that ends with the linear probe, which needs what is in front of the head alone."""
+        """The same for a search that ends with the linear probe, which needs only what is in front of the head."""
         deepest = len(self.profile.groups)
         kept = tuple(boundary for boundary in self.boundaries if boundary == deepest)
         size = sum(self.bytes_of(boundary) for boundary in kept)

@@ -22,7 +22,7 @@ class ActivationsConfig(Model):
     """What the frozen layers give, computed once and stored for all trials."""
 
     store: bool = True
-    """Store activations where the plan finds that it pays; ``false`` computes them anew in every trial."""
+    """Store activations where the plan finds that it pays; ``false`` computes them again in every trial."""
     budget: Annotated[str, AfterValidator(_size)] | None = None
     """Disk space of all stored activations, such as ``20GB``; by default half of what they take and what is free. Those
     that were used longest ago make room."""

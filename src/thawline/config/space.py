@@ -29,7 +29,7 @@ class _Space(Model):
     """What Optuna may choose. A two-item list is a range; ``null`` keeps the value in ``train`` for every trial."""
 
     freeze_depth: tuple[int, int] | None = None
-    """Smallest and largest number of frozen layer groups; by default from 0 (train everything) to all (head alone)."""
+    """Smallest and largest number of frozen layer groups; by default from 0 (train everything) to all (head only)."""
     learning_rate: tuple[float, float] = (1e-5, 1e-2)
     """Range of the learning rate, sampled on a log scale."""
     backbone: Annotated[

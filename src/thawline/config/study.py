@@ -42,7 +42,7 @@ class StudyConfig(Model):
     """Seed of sampling, initialisation and batch order."""
     batch: int = Field(4, ge=1)
     """Trials that are drawn at once, before any of them has a result. The cheapest of a batch run first, and those that
-    train the head alone are trained together."""
+    train only the head are trained together."""
     enqueue: tuple[dict[str, Any], ...] = ()
     """Points to try first, such as ``[{freeze_depth: 3, learning_rate: 0.002}]``; what one leaves out is sampled."""
     workers: Annotated[int | Literal["auto"], BeforeValidator(_workers)] = "auto"
@@ -52,7 +52,7 @@ class StudyConfig(Model):
     workers_per_gpu: int = Field(1, ge=1)
     """Trials that share a GPU; two or more pay where little is thawed and a trial leaves it half idle."""
     retries: int = Field(1, ge=0)
-    """How often a trial whose process died or hung is tried again from its last checkpoint; counted anew after every
+    """How often a trial whose process died or hung is tried again from its last checkpoint; counted again from zero after every
     epoch that it finishes."""
     hang_minutes: float = Field(30.0, gt=0)
     """A trial that finishes no batch for so long is stopped, and tried again as if its process had died."""

@@ -52,8 +52,8 @@ class StudyConfig(Model):
     workers_per_gpu: int = Field(1, ge=1)
     """Trials that share a GPU; two or more pay where little is thawed and a trial leaves it half idle."""
     retries: int = Field(1, ge=0)
-    """How often a trial whose process died or hung is tried again from its last checkpoint; counted again after every epoch
-    that it finishes."""
+    """How often a trial whose process died or hung is tried again from its last checkpoint; counted again after
+    every epoch that it finishes."""
     hang_minutes: float = Field(30.0, gt=0)
     """A trial that finishes no batch for so long is stopped, and tried again as if its process had died."""
     grace_seconds: float = Field(20.0, ge=0)

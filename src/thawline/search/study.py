@@ -212,6 +212,10 @@ class Study:
             for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if not self._claims.take(_lease(trial.number)):
                     continue
+                trial = self._stored(trial.number)  # noqa: PLW2901  as it stands now that nobody else can write it
+                if trial.state.is_finished():  # by another search, which released it after it was listed here
+                    self._claims.release(_lease(trial.number))
+                    continue
                 attributes = trial.user_attrs.get("hyperparameters")
                 if attributes is None:  # it died while it was being drawn, and is now drawn to its end
                     asked.append(self._sampled(trial.number))

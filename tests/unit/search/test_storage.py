@@ -177,6 +177,25 @@ def test_two_searches_on_postgresql_share_a_study_without_a_lost_or_doubled_tria
     assert all(done), "both had some"
 
 
+def test_a_trial_that_another_search_ends_while_this_one_looks_is_not_run_again(
+    new_postgres: Callable[[], str], own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = new_postgres()
+    one, other = open_study(own_home, url), open_study(own_home, url)
+    other._claims = Leases(one._claims._engine, "pets")  # type: ignore[attr-defined]
+    (asked,) = other.draw(1, trials=12)
+    take = one._claims.take
+
+    def take_late(name: str) -> bool:
+        if name == f"trial-{asked.number}":  # it was listed as running, and ends now
+            other.tell(ended(asked.number))
+        return take(name)
+
+    monkeypatch.setattr(one._claims, "take", take_late)
+    assert one.unfinished() == []
+    assert not other._claims.taken_by_others(f"trial-{asked.number}")
+
+
 def test_what_a_dead_search_had_begun_is_gone_on_with_by_another_that_waits(
     new_postgres: Callable[[], str], own_home: Path
 ) -> None:

@@ -14,7 +14,10 @@ def main() -> None:
     except KeyboardInterrupt:
         say_stopped()
         stopping.leave()
-    run()
+    try:
+        run()
+    except SystemExit as ended:
+        stopping.leave(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
 
 
 if __name__ == "__main__":

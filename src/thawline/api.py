@@ -1,8 +1,8 @@
 """The Python API: what ``import thawline`` offers. It does what the commands of the same names do."""
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +12,7 @@ from thawline import environment, stopping
 from thawline.config import SearchConfig, load_recipe, nested
 from thawline.exceptions import ConfigError, DataError
 from thawline.prefect_server import used
+from thawline.processes import start_fork_server
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,12 +74,11 @@ def run_search(
     stopping.allow(data.study.grace_seconds)
     from rich.console import Console
 
-    with _server_beside_imports(data) as server:
-        from thawline.search import check_config, prepare_workers
+    with _beside_imports(data) as server:
+        from thawline.search import check_config
         from thawline.terminal import watch
 
         check_config(data, environment.home())
-        prepare_workers()
         with watch(Console(stderr=True), quiet=quiet):
             from thawline.flows.search import search
             from thawline.orchestration.reach import value_of
@@ -88,11 +88,15 @@ def run_search(
                 return value_of(lambda: search(data))
 
 
-def _server_beside_imports(config: SearchConfig) -> "AbstractContextManager[ManagedServer | None]":
-    """Prefect's server, which is started first of all; not for data that are not there, which are refused at once."""
+@contextmanager
+def _beside_imports(config: SearchConfig) -> "Iterator[ManagedServer | None]":
+    """Prefect's server and the fork server, started first of all; not for data that are not there: refused at once."""
     if config.data.url is None and not config.data.path.exists():
-        return nullcontext()
-    return used(environment.home())
+        yield None
+        return
+    with used(environment.home()) as server:
+        start_fork_server()
+        yield server
 
 
 def load_model(name: str, *, tracking_uri: str | None = None) -> "LoadedModel":

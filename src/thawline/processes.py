@@ -1,5 +1,9 @@
-"""Processes that do not import the script which started them, and that leave Ctrl-C to who started them."""
+"""Processes that do not import the script which started them, and that leave Ctrl-C to who started them.
 
+Nothing here imports a heavy library, so that the fork server loads its own beside the imports of who starts it.
+"""
+
+import multiprocessing
 import os
 import signal
 import sys
@@ -7,11 +11,34 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from multiprocessing.context import ForkServerContext, SpawnContext
 from types import ModuleType
 
-__all__ = ["ctrl_c_withheld", "main_module_hidden"]
+__all__ = ["ctrl_c_withheld", "main_module_hidden", "start_fork_server", "worker_context"]
 
+_PRELOAD = ["thawline.search.preload"]
 _lock = threading.Lock()
+
+
+def start_fork_server() -> None:
+    """Start the process that workers are forked from, unless it runs; where there is none, workers are spawned.
+
+    It loads PyTorch and its like for seconds, which cost no time of their own if it is started early.
+    """
+    context = worker_context()
+    if isinstance(context, ForkServerContext):
+        context.set_forkserver_preload(_PRELOAD)
+        from multiprocessing import forkserver
+
+        with ctrl_c_withheld():
+            forkserver.ensure_running()
+
+
+def worker_context() -> ForkServerContext | SpawnContext:
+    """How this system starts workers."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("forkserver")
+    return multiprocessing.get_context("spawn")
 
 
 @contextmanager

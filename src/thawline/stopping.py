@@ -83,17 +83,22 @@ def exit_code() -> int:
     return 128 + (_stop.number or signal.SIGINT)
 
 
-def leave() -> NoReturn:
+def leave(code: int | None = None) -> NoReturn:
     """End this process in order, without taking its modules apart, which takes torch and its like many seconds.
 
-    The thread that bounds the time to leave would be the first to stand still then.
+    When it is being stopped, the thread that bounds the time to leave would be the first to stand still then.
+
+    Args:
+        code: what it ends with; by default :func:`exit_code`, and threads that still run are not waited for.
     """
     try:
+        if code is not None:
+            threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
-        os._exit(exit_code())
+        os._exit(exit_code() if code is None else code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
+from multiprocessing.context import ForkServerProcess, SpawnProcess
 from types import FrameType
 from typing import Any, TypeAlias
 
@@ -23,7 +23,7 @@ import torch
 
 from thawline import logs
 from thawline.exceptions import ThawlineError
-from thawline.processes import ctrl_c_withheld, main_module_hidden
+from thawline.processes import main_module_hidden, start_fork_server, worker_context
 from thawline.search.events import Note, emit
 from thawline.training import Interrupted
 
@@ -44,7 +44,6 @@ _Send: TypeAlias = Callable[[Any], Any]
 _LEAVE_SECONDS = 5.0
 _SIGN_SECONDS = 1.0
 """How often a worker says that it lives, at most."""
-_PRELOAD = ["thawline.search.preload"]
 
 
 class WorkerCrashed(Exception):
@@ -133,7 +132,7 @@ def workers_dismissed(grace_seconds: float) -> Iterator[None]:
 def prepare_workers() -> None:
     """Start the fork server now, so that it loads the libraries while the data is being read."""
     _stopping.clear()
-    _start_server()
+    start_fork_server()
 
 
 def call_in_worker(
@@ -204,9 +203,11 @@ class _Worker:
     """A process and the driver's end of its pipe."""
 
     def __init__(self) -> None:
-        _start_server()
+        start_fork_server()
         self.connection, theirs = multiprocessing.Pipe()
-        self.process: _Process = _context().Process(target=_serve, args=(theirs,), name="thawline-worker", daemon=True)
+        self.process: _Process = worker_context().Process(
+            target=_serve, args=(theirs,), name="thawline-worker", daemon=True
+        )
         with main_module_hidden():
             self.process.start()
         theirs.close()
@@ -274,22 +275,6 @@ def _give_back(worker: _Worker) -> None:
         return
     with _idle_lock:
         _idle.append(worker)
-
-
-def _start_server() -> None:
-    context = _context()
-    if isinstance(context, ForkServerContext):
-        context.set_forkserver_preload(_PRELOAD)
-        from multiprocessing import forkserver
-
-        with ctrl_c_withheld():  # it loads libraries for seconds
-            forkserver.ensure_running()
-
-
-def _context() -> ForkServerContext | SpawnContext:
-    if "forkserver" in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("forkserver")
-    return multiprocessing.get_context("spawn")
 
 
 def _serve(connection: Connection) -> None:

@@ -27,7 +27,7 @@ from thawline.backbones._base import (
     TextPreprocessing,
 )
 from thawline.backbones._registry import Library, libraries, library_of
-from thawline.backbones.summary import DepthCost, depth_costs, info_json, listing, summary_json, summary_text
+from thawline.backbones.summary import DepthCost, depth_costs, info_json, summary_json, summary_text
 from thawline.exceptions import BackboneError
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ __all__ = [
     "kind_of",
     "label",
     "library_version",
-    "listing",
     "names",
     "outline",
     "preprocessing_of",

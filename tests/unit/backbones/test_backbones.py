@@ -20,6 +20,7 @@ from thawline.backbones._registry import LIBRARIES, Library
 from thawline.backbones._torchvision import inspect, list_names
 from thawline.backbones.building import build_without_memory
 from thawline.backbones.tracing import steps_of
+from thawline.cli.tables.backbones import backbones_table
 from thawline.exceptions import BackboneError
 
 
@@ -419,7 +420,7 @@ def test_the_summary_says_what_is_frozen_and_what_is_trainable() -> None:
 
 def test_the_listing_shows_every_backbone_asked_for() -> None:
     infos = [backbones.describe(name) for name in backbones.names("vgg*")]
-    assert backbones.listing(infos).row_count == len(infos) == 8
+    assert backbones_table(infos).row_count == len(infos) == 8
     assert json.loads(json.dumps(backbones.info_json(infos[0])))["layer_groups"][0] == "features.0"
 
 

@@ -72,14 +72,12 @@ def run_search(
     environment.prepare()
     environment.quiet_prefect()
     stopping.allow(data.study.grace_seconds)
-    from rich.console import Console
-
     with _beside_imports(data) as server:
         from thawline.search import check_config
         from thawline.terminal import watch
 
         check_config(data, environment.home())
-        with watch(Console(stderr=True), quiet=quiet):
+        with watch(quiet=quiet):
             from thawline.flows.search import search
             from thawline.orchestration.reach import value_of
             from thawline.orchestration.server import connected

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
-from rich.table import Table
 
 from thawline.exceptions import ThawlineError
 
-__all__ = ["Finding", "diagnose", "findings_table"]
+__all__ = ["Finding", "diagnose"]
 
 _UNEXPECTED = "it could not be looked at: mend what is named, and run `thawline doctor` again"
 _ANSWER_SECONDS = 5
@@ -73,18 +72,6 @@ def _found(subject: str, look: Callable[[], Finding | Iterable[Finding]]) -> lis
     except Exception as error:  # the machine is not as the look expects, and the others are still worth making
         reason = (str(error).strip().splitlines() or [""])[0]
         return [Finding(subject, "wrong", f"{type(error).__name__}: {reason}", _UNEXPECTED)]
-
-
-def findings_table(findings: list[Finding]) -> Table:
-    """The findings for the terminal."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("", "what", "found", "what to do"):
-        table.add_column(name, overflow="fold")
-    styles = {"ok": "green", "warning": "yellow", "wrong": "red"}
-    for finding in findings:
-        mark = f"[{styles[finding.status]}]{finding.status}[/]"
-        table.add_row(mark, finding.subject, finding.detail, finding.advice)
-    return table
 
 
 def _python() -> Finding:

@@ -4,18 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
-from thawline.data import DataKind, given_files, given_texts, printable
+from thawline.data import given_files, given_texts
 from thawline.exceptions import DataError
 from thawline.registry import MlflowRegistry, Prediction, check_text_column, parse_model
 from thawline.tracking import open_store
 
-__all__ = ["predict_items", "predictions_table"]
-
-_SHOWN_LETTERS = 60
-"""Of a text in the terminal."""
+__all__ = ["predict_items"]
 
 
 def predict_items(
@@ -52,23 +46,6 @@ def predict_items(
     return [{key: str(item), **_plain(answer)} for item, answer in zip(found, answers, strict=True)]
 
 
-def predictions_table(predictions: Sequence[dict[str, Any]]) -> Table:
-    """Predictions for the terminal: the class, its probability, and the runner-up."""
-    kind: DataKind = "texts" if "text" in predictions[0] else "images"
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("text" if kind == "texts" else "file", "class", "probability", "next"):
-        table.add_column(name, overflow="fold")
-    for prediction in predictions:
-        shown = escape(_shortened(prediction["text"]) if kind == "texts" else printable(prediction["path"]))
-        if "error" in prediction:
-            table.add_row(shown, f"[red]{escape(prediction['error'])}[/]", "", "")
-            continue
-        ranked = sorted(prediction["probabilities"].items(), key=lambda item: -item[1])
-        runner_up = f"{ranked[1][0]} {ranked[1][1]:.3f}" if len(ranked) > 1 else ""
-        table.add_row(shown, escape(prediction["class"]), f"{prediction['probability']:.3f}", escape(runner_up))
-    return table
-
-
 def _files(items: Sequence[str]) -> list[Path]:
     return [file for item in items for file in given_files(Path(item))]
 
@@ -93,11 +70,6 @@ def _is_path(item: str) -> bool:
         return item != "" and Path(item).exists()
     except (OSError, ValueError):
         return False
-
-
-def _shortened(text: str) -> str:
-    line = printable(" ".join(text.split()))
-    return line if len(line) <= _SHOWN_LETTERS else f"{line[: _SHOWN_LETTERS - 1]}…"
 
 
 def _plain(answer: Prediction | str) -> dict[str, Any]:

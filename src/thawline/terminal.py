@@ -22,8 +22,8 @@ _ROWS = 12
 
 
 @contextmanager
-def watch(console: Console, *, quiet: bool) -> Iterator[None]:
-    """Show the events of a search on ``console`` until the block ends.
+def watch(console: Console | None = None, *, quiet: bool) -> Iterator[None]:
+    """Show the events of a search until the block ends, on ``console`` or else on standard error.
 
     With ``quiet``, only warnings are shown: standard output is for a program to read. Structured logs (see
     :mod:`thawline.logs`) were asked for by a program too, and have every event.
@@ -35,7 +35,7 @@ def watch(console: Console, *, quiet: bool) -> Iterator[None]:
         if logs.chosen() is logs.LogFormat.json:
             yield  # the root logger's handler writes them, among those of the libraries
         else:
-            with _handler(console, quiet=quiet) as handler:
+            with _handler(console or Console(stderr=True), quiet=quiet) as handler:
                 logger.propagate = False
                 logger.addHandler(handler)
                 try:

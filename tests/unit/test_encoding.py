@@ -10,7 +10,7 @@ import pytest
 SHOWN = """
 import sys
 from thawline.cli._encoding import show_what_can_be_shown
-from thawline.search.leaderboard import leaderboard_table
+from thawline.cli.tables.studies import leaderboard_table
 from rich.console import Console
 show_what_can_be_shown()
 print("2 … 3 · a → b ● ≤ 4 é 図")

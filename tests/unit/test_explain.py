@@ -20,7 +20,7 @@ from torchvision.models import MaxVit, SwinTransformer, VisionTransformer, get_m
 from typer.testing import CliRunner
 
 from thawline import backbones
-from thawline.backbones._graph import build_without_memory
+from thawline.backbones.building import build_without_memory
 from thawline.cli import app
 from thawline.exceptions import ConfigError, DataError, RegistryError
 from thawline.explain import Explainer, Method, explain_files, explained_pictures, overlay

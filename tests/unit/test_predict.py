@@ -10,8 +10,9 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from thawline.cli import app
+from thawline.cli.tables.models import predictions_table
 from thawline.exceptions import DataError
-from thawline.predict import predict_items, predictions_table
+from thawline.predict import predict_items
 from thawline.registry import MlflowRegistry
 from thawline.tracking import MlflowStore
 

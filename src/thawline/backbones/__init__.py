@@ -27,13 +27,14 @@ from thawline.backbones._base import (
     TextPreprocessing,
 )
 from thawline.backbones._registry import Library, libraries, library_of
-from thawline.backbones.summary import DepthCost, depth_costs, info_json, listing, summary_json, summary_text
+from thawline.backbones.summary import DepthCost, depth_costs, info_json, summary_json, summary_text
 from thawline.exceptions import BackboneError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from thawline.backbones._plugins import BackboneLibrary as BackboneLibrary
+    from thawline.backbones._section import Section as Section
 
 __all__ = [
     "Backbone",
@@ -45,6 +46,7 @@ __all__ = [
     "Interpolation",
     "LayerGroup",
     "Preprocessing",
+    "Section",
     "TextPreprocessing",
     "check_weights",
     "create",
@@ -56,7 +58,6 @@ __all__ = [
     "kind_of",
     "label",
     "library_version",
-    "listing",
     "names",
     "outline",
     "preprocessing_of",
@@ -69,11 +70,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """``BackboneLibrary``, whose module imports torch."""
+    """``BackboneLibrary`` and ``Section``, whose modules import torch."""
     if name == "BackboneLibrary":
         from thawline.backbones._plugins import BackboneLibrary
 
         return BackboneLibrary
+    if name == "Section":
+        from thawline.backbones._section import Section
+
+        return Section
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -123,11 +128,41 @@ def create(
     return backbone
 
 
-def section(backbone: Backbone, start: int, stop: int | None = None, *, exact: bool = True) -> "nn.Module":
-    """See :func:`thawline.backbones._sections.section`."""
-    from thawline.backbones import _sections
+def section(backbone: Backbone, start: int, stop: int | None = None, *, exact: bool = True) -> "Section":
+    """The operations from layer group ``start`` up to, but not including, layer group ``stop``.
 
-    return _sections.section(backbone, start, stop, exact=exact)
+    ``section(b, 0, d)`` is the *prefix* of depth ``d``: images ``[N, 3, H, W]`` to activations, whose shape beyond
+    ``N`` depends on the architecture. ``section(b, d)`` is the *tail*: those activations to logits
+    ``[N, num_classes]``. In evaluation mode, on the CPU in single precision, the parts one after the other give the
+    very bits of the whole.
+
+    The section shares parameters, buffers and modules with the backbone, under their names. In evaluation mode it
+    never writes into its input; in training mode a dropout in place may. Take it after ``train_mode`` or ``eval()``
+    and after moving the module: code that reads ``self.training`` by itself is recorded in the mode that it is in now,
+    and bare buffers where they are now.
+
+    Of texts, tokens int64 ``[N, T]`` go in, and activations are ``[N, T, H + 1]``, whose last channel is 1 where there
+    is a token and 0 behind the end of a text; behind the last layer group they are pooled, ``[N, H]``.
+
+    Args:
+        backbone: any backbone.
+        start: number of layer groups left out at the input, ``0 <= start <= len(layer_groups)``.
+        stop: number of layer groups after which it ends, more than ``start``; ``None`` includes the head.
+        exact: with False, work that cannot reach the output is left out (the other tokens in the last block of a
+            vision transformer); results then differ in the last bits, as its matrices have other shapes.
+
+    Raises:
+        BackboneError: if there are no such borders.
+    """
+    from thawline.backbones._traced import traced_section
+    from thawline.backbones._windows import is_windowed, window
+
+    deepest = len(backbone.layer_groups)
+    if not 0 <= start <= deepest or (stop is not None and not start < stop <= deepest):
+        raise BackboneError(f"`0 <= start < stop <= {deepest}` must hold, but got start={start}, stop={stop}.")
+    if is_windowed(backbone):
+        return window(backbone, start, stop)
+    return traced_section(backbone, start, stop, exact=exact)
 
 
 def write_head(backbone: Backbone, weight: "Tensor", bias: "Tensor", *, lowest: float) -> None:

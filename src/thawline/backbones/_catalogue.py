@@ -1,7 +1,7 @@
 """What is known of every backbone without building it, so that listing more than a thousand networks takes no time.
 
-One file for each library that can list its networks, written by ``python -m thawline.backbones.catalogue``. Imports
-neither torch nor the library.
+One file for each library that can list its networks, written by ``python -m thawline.backbones.write_catalogue``.
+Imports neither torch nor the library.
 """
 
 import json

@@ -19,8 +19,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from thawline.backbones._base import Backbone, Preprocessing, TextPreprocessing
-from thawline.backbones._graph import trace
 from thawline.backbones._windows import Window, is_windowed, layout_of
+from thawline.backbones.tracing import trace
 
 __all__ = ["GroupCost", "group_costs"]
 

@@ -4,7 +4,7 @@ Where the library of the network has layer groups of its own (timm's ``group_mat
 network can be cut between them. Elsewhere the groups are *stages*: a new one begins where the network lowers its
 spatial resolution, which is how architectures are described in their papers. A network that keeps one resolution (a
 vision transformer) gets a group per repeated block. What works on pooled features before the head (VGG's two large
-layers) is a group of its own. Every border between groups is a cut (see :mod:`thawline.backbones._graph`), also where
+layers) is a group of its own. Every border between groups is a cut (see :mod:`thawline.backbones.tracing`), also where
 nobody freezes yet.
 
 Layers are counted by their weights of two or more dimensions, so a normalisation is no layer of its own.
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from thawline.backbones._base import LayerGroup
-from thawline.backbones._graph import Step, sizes_read_behind, steps_of
+from thawline.backbones.tracing import Step, sizes_read_behind, steps_of
 from thawline.exceptions import BackboneError
 
 __all__ = ["layer_groups_of", "outputs_of"]

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from thawline.backbones import networks
 from thawline.backbones._base import Backbone, BackboneInfo, LayerGroup, Preprocessing, TextPreprocessing
-from thawline.backbones._graph import forget_biases_on_load, seeded
 from thawline.backbones._huggingface_files import (
     check_weights,
     config_of,
@@ -31,6 +30,8 @@ from thawline.backbones._layouts import example
 from thawline.backbones._registry import library_of, refuse_length
 from thawline.backbones._weights import digest_of, first_line, load_into
 from thawline.backbones._windows import learn_layout
+from thawline.backbones.building import seeded
+from thawline.backbones.tracing import forget_biases_on_load
 from thawline.exceptions import BackboneError, WeightsError
 
 __all__ = ["check_weights", "create", "inspect", "kind_of", "list_names", "preprocessing_of"]

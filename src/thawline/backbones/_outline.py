@@ -10,8 +10,9 @@ from torch import fx, nn
 
 from thawline.backbones import networks
 from thawline.backbones._base import Backbone, Graph, GraphNode, LayerGroup, Preprocessing
-from thawline.backbones._graph import Step, build_without_memory, steps_of
 from thawline.backbones._windows import is_windowed, layout_of
+from thawline.backbones.building import build_without_memory
+from thawline.backbones.tracing import Step, steps_of
 from thawline.exceptions import BackboneError
 
 __all__ = ["outline"]

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from thawline.backbones import networks
 from thawline.backbones._base import Backbone, BackboneInfo, LayerGroup, Preprocessing
-from thawline.backbones._graph import build_without_memory, seeded
 from thawline.backbones._groups import layer_groups_of, outputs_of
 from thawline.backbones._registry import refuse_length
 from thawline.backbones._weights import ALTERNATIVES, digest_of, first_line, load_into, read_file
 from thawline.backbones._weights import check_weights as check_file
+from thawline.backbones.building import build_without_memory, seeded
 from thawline.exceptions import BackboneError, WeightsError
 
 __all__ = ["check_weights", "create", "inspect", "list_names", "preprocessing_of"]

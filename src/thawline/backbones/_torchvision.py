@@ -9,7 +9,6 @@ from torchvision import models
 
 from thawline.backbones import networks
 from thawline.backbones._base import Backbone, BackboneInfo, LayerGroup, Preprocessing
-from thawline.backbones._graph import build_without_memory, seeded
 from thawline.backbones._groups import layer_groups_of, outputs_of
 from thawline.backbones._registry import refuse_length
 from thawline.backbones._weights import (
@@ -21,6 +20,7 @@ from thawline.backbones._weights import (
     read_weights,
     starter_metadata,
 )
+from thawline.backbones.building import build_without_memory, seeded
 from thawline.exceptions import BackboneError
 
 __all__ = ["check_weights", "create", "inspect", "list_names", "preprocessing_of"]

@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 
 from thawline.backbones._base import Backbone, Preprocessing, TextPreprocessing
 from thawline.backbones._layouts import Layout, Recording, Shape, evaluating, example_for, holds_parameters
+from thawline.backbones._section import Section
 from thawline.exceptions import BackboneError
 
 __all__ = ["Window", "is_windowed", "layout_of", "learn_layout", "window"]
@@ -136,7 +137,7 @@ class _Left(BaseException):
         self.activations = activations
 
 
-class Window(nn.Module):
+class Window(Section):
     """The places from ``start`` up to, but not including, ``stop`` of a network; see the module's docstring.
 
     What lies in it is shared with the network, under the network's names, and nothing else is registered. It takes the
@@ -172,12 +173,9 @@ class Window(nn.Module):
             return crossed
         return torch.cat([crossed, is_token.unsqueeze(2).to(crossed.dtype)], 2)
 
-    def probe(self, group: int, probe: Callable[[Tensor], Tensor]) -> None:
-        """Have what the layer group ``group`` begins with (of their number: the head) be what ``probe`` makes of it.
-
-        One more than their number stands for the logits. Where the window begins or is left, nothing is probed.
-        """
-        self._probes[[*self._layout.borders, self._layout.head_place + 1][group]] = probe
+    def probe(self, border: int, probe: Callable[[Tensor], Tensor]) -> None:
+        """See :meth:`Section.probe`; a function will do."""
+        self._probes[[*self._layout.borders, self._layout.head_place + 1][border]] = probe
 
     def _crossing(self, inputs: Tensor, is_token: Tensor) -> Tensor:
         """Run the network until the window ends; a text's activations come without the last channel."""

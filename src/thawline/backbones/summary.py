@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from thawline.backbones._base import Backbone, BackboneInfo, TextPreprocessing
 from thawline.exceptions import BackboneError
 
 if TYPE_CHECKING:  # it needs torch, which the listing does not
     from thawline.backbones._costs import GroupCost
 
-__all__ = ["DepthCost", "depth_costs", "info_json", "listing", "summary_json", "summary_text"]
+__all__ = ["DepthCost", "depth_costs", "info_json", "summary_json", "summary_text"]
 
 _ASSUMPTIONS = """\
 FLOPs: a training step of {example}, forward through everything and backward through what is trained; an addition and a
@@ -42,29 +40,8 @@ class DepthCost:
     """Both, for a batch."""
 
 
-def listing(infos: Sequence[BackboneInfo]) -> Table:
-    """A table of backbones for a terminal."""
-    table = Table(title=f"{len(infos)} backbones")
-    table.add_column("backbone", no_wrap=True)
-    table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("image size", justify="right", no_wrap=True)
-    table.add_column("weights")
-    table.add_column("depths", justify="right")
-    table.add_column("layer groups, from input to head")
-    for info in infos:
-        table.add_row(
-            info.name,
-            f"{info.parameters / 1e6:.1f} M",
-            "-" if info.image_size is None else str(info.image_size),
-            ", ".join(info.weights),
-            f"0-{len(info.layer_groups)}",
-            ", ".join(info.layer_groups),
-        )
-    return table
-
-
 def info_json(info: BackboneInfo) -> dict[str, Any]:
-    """The same as plain JSON."""
+    """What is known of a backbone as plain JSON."""
     lists = {"layer_groups": list(info.layer_groups), "weights": list(info.weights), "tags": dict(info.tags)}
     return dataclasses.asdict(info) | lists
 

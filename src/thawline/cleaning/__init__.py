@@ -6,6 +6,6 @@ alone: its lock is taken before anything is removed, and what was found is looke
 """
 
 from thawline.cleaning._look import Failure, Item, Kind
-from thawline.cleaning._survey import Survey, clean_table, parse_age, parse_kinds, remove, survey
+from thawline.cleaning._survey import Survey, parse_age, parse_kinds, remove, survey
 
-__all__ = ["Failure", "Item", "Kind", "Survey", "clean_table", "parse_age", "parse_kinds", "remove", "survey"]
+__all__ = ["Failure", "Item", "Kind", "Survey", "parse_age", "parse_kinds", "remove", "survey"]

@@ -8,16 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from rich.filesize import decimal
-from rich.table import Table
-
 from thawline import environment
 from thawline.cleaning._home import cached, checkpoints, leftovers, mirrors, orphans
 from thawline.cleaning._look import Failure, Item, Kind, Look, Used
 from thawline.cleaning._mlflow import failed_runs, unused_models
 from thawline.exceptions import ConfigError
 
-__all__ = ["Survey", "clean_table", "parse_age", "parse_kinds", "remove", "survey"]
+__all__ = ["Survey", "parse_age", "parse_kinds", "remove", "survey"]
 
 _KINDS: tuple[Kind, ...] = get_args(Kind)
 _UNITS = {"h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
@@ -34,15 +31,6 @@ class Survey:
     def bytes(self) -> int:
         """Of all items whose size is known."""
         return sum(item.bytes or 0 for item in self.items)
-
-    def total(self, *, removed: bool, failures: int = 0) -> str:
-        """All of it in a sentence, and how to remove it."""
-        if not self.items:
-            return "There is nothing to remove."
-        amount = f"{sum(len(item.parts) for item in self.items)} files or records, {decimal(self.bytes)}"
-        if removed:
-            return f"Removed: {amount}, all but {failures}." if failures else f"Removed: {amount}."
-        return f"Nothing was removed. The same command with --yes removes all of this: {amount}."
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values by name."""
@@ -130,17 +118,3 @@ def remove(found: Survey) -> list[Failure]:
         except Used as used:
             failures.append(Failure(item.name, str(used)))
     return failures
-
-
-def clean_table(found: Survey) -> Table:
-    """The items for the terminal."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("what", "where"):
-        table.add_column(name, overflow="fold")
-    for name in ("how many", "size"):
-        table.add_column(name, justify="right")
-    table.add_column("why", overflow="fold")
-    for item in found.items:
-        size = "?" if item.bytes is None else decimal(item.bytes)
-        table.add_row(item.kind, item.name, str(len(item.parts)), size, item.why)
-    return table

@@ -30,7 +30,9 @@ def backbones(
     if as_json:
         print_json([registry.info_json(info) for info in infos])
     else:
-        console().print(registry.listing(infos))
+        from thawline.cli.tables.backbones import backbones_table
+
+        console().print(backbones_table(infos))
         console().print(registry.further_names(), markup=False)
 
 

@@ -21,13 +21,15 @@ def check(
     """Read and report the data without training: classes, splits, what is bad by name, duplicates, leaks, digest."""
     from thawline.api import check_data
     from thawline.config import parse_assignments
-    from thawline.data import report, report_json
+    from thawline.data import report_json
 
     manifest = check_data(data, settings=parse_assignments(assignments or []))
     if as_json:
         print_json(report_json(manifest))
     else:
-        console().print(report(manifest))
+        from thawline.cli.tables.data import data_report
+
+        console().print(data_report(manifest))
         next_steps({f"search {data}": "find the best fine-tuned classifier"})
 
 
@@ -48,7 +50,7 @@ def drift(
     as_json: Json = False,
 ) -> None:
     """Test whether new images are like those that a model was made for; exit code 1 if they are not."""
-    from thawline.drift import check_drift, drift_table
+    from thawline.drift import check_drift
 
     with progress("comparing") as on_progress:
         report = check_drift(
@@ -65,6 +67,8 @@ def drift(
     if as_json:
         print_json(report.as_dict())
     else:
+        from thawline.cli.tables.drift import drift_table
+
         console().print(drift_table(report))
         console().print(str(report), highlight=False, soft_wrap=True)
     if report.drift:

@@ -36,9 +36,11 @@ def clean(
     if as_json:
         print_json(found.as_dict() | {"removed": yes, "failures": [str(failure) for failure in failures]})
     else:
+        from thawline.cli.tables.home import clean_table, clean_total
+
         if found.items:
-            console().print(cleaning.clean_table(found))
-        for line in (*found.notes, found.total(removed=yes, failures=len(failures))):
+            console().print(clean_table(found))
+        for line in (*found.notes, clean_total(found, removed=yes, failures=len(failures))):
             console().print(line, highlight=False, soft_wrap=True)
         for failure in failures:
             tell(f"Not removed: {failure}", level=logging.WARNING)
@@ -98,12 +100,14 @@ def down() -> None:
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Check versions, home, devices and the weights cache, and say what to do."""
-    from thawline.doctor import diagnose, findings_table
+    from thawline.doctor import diagnose
 
     findings = diagnose(environment.home())
     if as_json:
         print_json([finding.as_dict() for finding in findings])
     else:
+        from thawline.cli.tables.home import findings_table
+
         console().print(findings_table(findings))
     if any(finding.status == "wrong" for finding in findings):
         raise typer.Exit(1)

@@ -38,7 +38,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Name the class of images or texts, with probabilities, by a model from the registry."""
-    from thawline.predict import predict_items, predictions_table
+    from thawline.predict import predict_items
 
     predictions = predict_items(
         model, items, tracking_uri=tracking_uri, home=environment.home(), text_column=text_column
@@ -46,6 +46,8 @@ def predict(
     if as_json:
         print_json(predictions)
     else:
+        from thawline.cli.tables.models import predictions_table
+
         console().print(predictions_table(predictions))
     if any("error" in prediction for prediction in predictions):
         raise typer.Exit(1)
@@ -104,7 +106,7 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Draw which parts of pictures speak for a class, by a model from the registry."""
-    from thawline.explain import explain_files, explanations_table
+    from thawline.explain import explain_files
 
     rows = explain_files(
         model,
@@ -119,6 +121,8 @@ def explain(
     if as_json:
         print_json(rows)
     else:
+        from thawline.cli.tables.models import explanations_table
+
         console().print(explanations_table(rows))
     if any("error" in row for row in rows):
         raise typer.Exit(1)
@@ -170,7 +174,7 @@ def promote(
     if as_json:
         print_json(outcome.as_dict())
     else:
-        from thawline.registry.tables import verdict_table
+        from thawline.cli.tables.models import verdict_table
 
         console().print(verdict_table(outcome.verdict))
         console().print(f"{model} version {outcome.version}, {decision}: {outcome.verdict.reason}", highlight=False)
@@ -202,13 +206,14 @@ def history(
 ) -> None:
     """Tell which version was champion from when to when, on what evidence, and who moved it."""
     from thawline.registry import MlflowRegistry
-    from thawline.registry.tables import history_rows, history_table
     from thawline.tracking import open_store
 
     reigns = MlflowRegistry(open_store(tracking_uri, environment.home())).history(model)
     if as_json:
-        print_json(history_rows(reigns))
+        print_json([reign.as_dict() for reign in reigns])
     else:
+        from thawline.cli.tables.models import history_table
+
         console().print(history_table(model, reigns))
 
 

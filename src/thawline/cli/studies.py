@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from thawline import environment, stopping
 from thawline.cli._app import app
@@ -127,7 +126,7 @@ def leaderboard(
     as_json: Json = False,
 ) -> None:
     """Rank the trials of a study."""
-    from thawline.search.leaderboard import leaderboard_rows, leaderboard_table
+    from thawline.search.leaderboard import leaderboard_rows
     from thawline.search.records import latest_study, load_records
 
     name = study or latest_study(environment.home(), storage)
@@ -135,6 +134,8 @@ def leaderboard(
     if as_json:
         print_json({"study": name, "metric": metric, "trials": leaderboard_rows(records)})
     else:
+        from thawline.cli.tables.studies import leaderboard_table
+
         console().print(leaderboard_table(records, metric, title=f"Study {name}"))
 
 
@@ -180,7 +181,7 @@ def retrain(
         from thawline.terminal import watch
 
         check_config(config, environment.home())
-        with watch(Console(stderr=True), quiet=as_json):
+        with watch(quiet=as_json):
             from thawline.flows.retrain import retrain as retrain_flow
             from thawline.orchestration.server import connected
 
@@ -258,13 +259,13 @@ def deploy(
 
 
 def _print_outcome(outcome: "SearchOutcome") -> None:
-    from thawline.search.leaderboard import leaderboard_table
+    from thawline.cli.tables.studies import leaderboard_table
 
     console().print(leaderboard_table(outcome.records, outcome.metric, title=f"Study {outcome.study}"))
     console().print()
     is_news = outcome.promotion.champion is not None or not outcome.promoted
     if is_news and outcome.promotion.verdict.criteria:
-        from thawline.registry.tables import verdict_table
+        from thawline.cli.tables.models import verdict_table
 
         console().print(verdict_table(outcome.promotion.verdict))
         console().print()

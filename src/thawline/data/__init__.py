@@ -11,11 +11,11 @@ from thawline.data.digits import write_digits
 from thawline.data.folder import given_files, image_files, labelled_files
 from thawline.data.images import BadImage, decode, encoded_image, resize_and_crop
 from thawline.data.remote import MIRROR_STATE, MirrorSummary, check_url, data_location, mirror
-from thawline.data.report import report, report_json, report_text
+from thawline.data.report import problem_titles, report_json
 from thawline.data.source import check_data, data_kind, scan
 from thawline.data.splits import Split
 from thawline.data.text import given_texts, is_table, labelled_texts, texts_of
-from thawline.data.tokenizing import TextTokenizer, normalized
+from thawline.data.tokenizer import TextTokenizer, normalized
 from thawline.data.tokens import TokenizedTexts, Tokens, tokenized
 
 __all__ = [
@@ -48,9 +48,8 @@ __all__ = [
     "mirror",
     "normalized",
     "printable",
-    "report",
+    "problem_titles",
     "report_json",
-    "report_text",
     "resize_and_crop",
     "scan",
     "texts_of",

@@ -31,7 +31,7 @@ def scan(config: "DataConfig", *, on_progress: Callable[[int, int], None] | None
       lies in the lesser one is left out (kind ``leak``).
     - Copies within one class are kept (kind ``duplicate``): they always lie on one side.
 
-    Images are the same if their files are; texts if they are alike after :func:`thawline.data.tokenizing.normalized`.
+    Images are the same if their files are; texts if they are alike after :func:`thawline.data.tokenizer.normalized`.
 
     Args:
         config: the folder or table, the fractions, the groups, the columns and the limits.

@@ -28,7 +28,7 @@ from thawline.data.contract import (
     split_off,
 )
 from thawline.data.splits import Split
-from thawline.data.tokenizing import normalized
+from thawline.data.tokenizer import normalized
 from thawline.exceptions import DataError
 
 if TYPE_CHECKING:  # the processes that decode images import this package and need no pydantic
@@ -77,7 +77,7 @@ def scan_table(config: "DataConfig", *, on_progress: Callable[[int, int], None] 
 
 
 def texts_of(manifest: Manifest, rows: Sequence[Row]) -> list[str]:
-    """The texts of these rows, as they are trained on (:func:`~thawline.data.tokenizing.normalized`), in order.
+    """The texts of these rows, as they are trained on (:func:`~thawline.data.tokenizer.normalized`), in order.
 
     Every file is read once, however many rows are asked for.
 

@@ -16,12 +16,12 @@ from thawline.data._arrays import allocate, build, digest, locked, open_array, r
 from thawline.data.contract import Manifest
 from thawline.data.splits import Split
 from thawline.data.text import texts_of
-from thawline.data.tokenizing import TextTokenizer
+from thawline.data.tokenizer import TextTokenizer
 from thawline.exceptions import DataError
 
 __all__ = ["TokenizedTexts", "Tokens", "tokenized"]
 
-_VERSION = 1  # raise it when tokenizing.py changes what it returns
+_VERSION = 1  # raise it when tokenizer.py changes what it returns
 _BATCH = 1000  # texts that are tokenized between two reports: some 50 ms
 _HALVES = 2  # int32 places of an int64
 

@@ -16,7 +16,7 @@ from thawline.drift.comparison import Answers, Floats, class_shares, compare
 from thawline.drift.report import ClassShare, DriftReport, Unusual
 from thawline.exceptions import ConfigError, DataError
 from thawline.registry import MlflowRegistry, ModelName, PackagedModel, check_kind, parse_model
-from thawline.search.recorded import recorded_config
+from thawline.search.version_config import config_of_version
 from thawline.serving.served import ServedModel
 from thawline.tracking import open_store
 
@@ -231,7 +231,7 @@ def _held_out(registry: MlflowRegistry, model: str, version: str) -> _Reference:
     """Validation and test images of the study that trained the version."""
     instead = "Name a folder of images like those with --reference."
     try:
-        config = recorded_config(registry, model, version)
+        config = config_of_version(registry, model, version)
     except ConfigError as error:
         raise DataError(f"{error}\n{instead}") from None
     if config is None:

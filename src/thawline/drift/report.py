@@ -1,18 +1,18 @@
-"""What a drift check found: for programs, for the terminal, and as a page."""
+"""What a drift check found: for programs, and as a page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from thawline.data import printable
 from thawline.drift.comparison import ShiftTest
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-__all__ = ["ClassShare", "DriftReport", "Unusual", "drift_table"]
+__all__ = ["CLASS_COLUMNS", "TEST_COLUMNS", "ClassShare", "DriftReport", "Unusual"]
 
 _CLASSES = 10  # shown to people; JSON has all
+
+TEST_COLUMNS = ("compared", "by", "difference", "p-value", "threshold", "")
+CLASS_COLUMNS = ("predicted class", "reference", "new")
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,13 @@ class DriftReport:
 
     def as_markdown(self) -> str:
         """The same as a page."""
-        classes = [[_code(each.name), *cells] for each, cells in self._class_rows()]
+        classes = [[_code(each.name), *cells] for each, cells in self.class_rows()]
         parts = [
             f"# {self.model} version {self.version}: {'drift' if self.drift else 'no drift found'}",
             f"{self} {self.note}".rstrip(),
             f"New images: {_code(self.folder)}. Reference: {self.reference}.",
-            _markdown_table(_TEST_COLUMNS, [[*cells, _verdict(test)] for test, cells in self._test_rows()]),
-            _markdown_table(_CLASS_COLUMNS, classes),
+            _markdown_table(TEST_COLUMNS, [cells for _, cells in self.test_rows()]),
+            _markdown_table(CLASS_COLUMNS, classes),
             "Farthest from the reference:",
             "\n".join(f"- {_code(each.path)}, {each.distance:.1f} times the usual distance" for each in self.unusual),
         ]
@@ -97,49 +97,22 @@ class DriftReport:
             parts += ["Not readable:", "\n".join(f"- {_code(path)}: {why}" for path, why in self.bad.items())]
         return "\n\n".join(parts)
 
-    def _test_rows(self) -> list[tuple[ShiftTest, list[str]]]:
+    def test_rows(self) -> list[tuple[ShiftTest, list[str]]]:
+        """Each test with its cells below :data:`TEST_COLUMNS`."""
         return [
-            (each, [each.part, each.method, f"{each.difference:.3f}", f"{each.p_value:.2g}", f"{each.threshold:.2g}"])
+            (
+                each,
+                [
+                    *(each.part, each.method, f"{each.difference:.3f}", f"{each.p_value:.2g}"),
+                    *(f"{each.threshold:.2g}", "drift" if each.drift else "no drift found"),
+                ],
+            )
             for each in self.tests
         ]
 
-    def _class_rows(self) -> list[tuple[ClassShare, list[str]]]:
+    def class_rows(self) -> list[tuple[ClassShare, list[str]]]:
+        """The classes to show, each with its cells below :data:`CLASS_COLUMNS`, but for the first."""
         return [(each, [f"{each.reference:.1%}", f"{each.new:.1%}"]) for each in self.classes[:_CLASSES]]
-
-
-_TEST_COLUMNS = ("compared", "by", "difference", "p-value", "threshold", "")
-_CLASS_COLUMNS = ("predicted class", "reference", "new")
-
-
-def drift_table(report: DriftReport) -> "RenderableType":
-    """The report for the terminal."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    def table(columns: Sequence[str]) -> Table:
-        made = Table(box=None, pad_edge=False, header_style="bold")
-        for column in columns:
-            made.add_column(column, overflow="fold")
-        return made
-
-    tests = table(_TEST_COLUMNS)
-    for test, cells in report._test_rows():
-        tests.add_row(*cells, Text(_verdict(test), "red" if test.drift else "green"))
-    classes = table(_CLASS_COLUMNS)
-    for share, cells in report._class_rows():
-        classes.add_row(Text(printable(share.name)), *cells)
-    unusual = table(("farthest from the reference", "times the usual distance"))
-    for image in report.unusual:
-        unusual.add_row(Text(printable(image.path)), f"{image.distance:.1f}")
-    heading = f"{report.model} version {report.version}; reference: {report.reference}"
-    bad = [Text(f"Cannot be read: {printable(path)}: {reason}", "red") for path, reason in report.bad.items()]
-    note = [Text(report.note, "yellow")] if report.note else []
-    return Group(Text(printable(heading), "bold"), "", tests, "", classes, "", unusual, "", *bad, *note)
-
-
-def _verdict(test: ShiftTest) -> str:
-    return "drift" if test.drift else "no drift found"
 
 
 def _enumerated(words: Sequence[str]) -> str:

@@ -6,6 +6,6 @@ gives the numbers and ``overlay`` their colours. See ``docs/explanations.md``.
 
 from thawline.explain._attribution import Explainer, Method
 from thawline.explain._drawing import explained_pictures, overlay
-from thawline.explain._files import explain_files, explanations_table
+from thawline.explain._files import explain_files
 
-__all__ = ["Explainer", "Method", "explain_files", "explained_pictures", "explanations_table", "overlay"]
+__all__ = ["Explainer", "Method", "explain_files", "explained_pictures", "overlay"]

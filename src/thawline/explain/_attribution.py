@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from thawline.backbones._graph import Step, steps_of, trace
+from thawline.backbones.tracing import Step, steps_of, trace
 from thawline.exceptions import ConfigError
 
 __all__ = ["Explainer", "Method"]

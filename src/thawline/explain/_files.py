@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from thawline.config import TrainConfig
 from thawline.data import given_files, printable, write_atomically
@@ -20,7 +19,7 @@ from thawline.serving.served import ServedModel
 from thawline.tracking import open_store
 from thawline.training import runtime_for
 
-__all__ = ["explain_files", "explanations_table"]
+__all__ = ["explain_files"]
 
 _BATCH = 16
 _NAME_BYTES = 100
@@ -74,22 +73,6 @@ def explain_files(
     rows = [row for start in range(0, len(files), _BATCH) for row in drawer.rows(files[start : start + _BATCH])]
     write_atomically(out / "explanations.json", json.dumps(rows, indent=2).encode())
     return rows
-
-
-def explanations_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Explanations for the terminal."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("file", "class", "probability", "explained", "method", "picture"):
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        if "error" in row:
-            table.add_row(printable(row["path"]), f"[red]{row['error']}[/]", "", "", "", "")
-            continue
-        table.add_row(
-            printable(row["path"]), row["predicted"], f"{row['probability']:.3f}",
-            row["target"], row["method"], printable(row["file"]),
-        )  # fmt: skip
-    return table
 
 
 class _Drawer:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from thawline.backbones import Preprocessing, TextPreprocessing, networks
-from thawline.data import DataKind, images, tokenizing
+from thawline.data import DataKind, images, tokenizer
 from thawline.exceptions import RegistryError
 from thawline.registry.calibration import Calibration
 from thawline.registry.exports import ExportFormat, export
@@ -129,7 +129,7 @@ def _write_texts(folder: Path, preprocessing: TextPreprocessing, example: str) -
     return {
         "kind": "texts",
         "preprocessing": {"max_length": preprocessing.max_length},
-        "inputs_module": _copy_module(tokenizing.__file__, folder, "thawline_tokenizing"),
+        "inputs_module": _copy_module(tokenizer.__file__, folder, "thawline_tokenizing"),
     }
 
 

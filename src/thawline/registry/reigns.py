@@ -20,6 +20,16 @@ class Reign:
     by: str
     reason: str
 
+    def as_dict(self) -> dict[str, str | None]:
+        """Plain values by name; times are ISO 8601 in UTC."""
+        return {
+            "version": self.version,
+            "since": self.since.isoformat(timespec="seconds") if self.since else None,
+            "until": self.until.isoformat(timespec="seconds") if self.until else None,
+            "by": self.by,
+            "reason": self.reason,
+        }
+
 
 def reigns_of(entries: Sequence[tuple[int, Mapping[str, Any]]], champion: str | None) -> tuple[Reign, ...]:
     """From what was written before each move of the alias, and where the alias is now.

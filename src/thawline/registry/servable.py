@@ -3,7 +3,7 @@
 MLflow copies this file into the model ("models from code") and runs it to load the model, so nothing is pickled. It
 needs MLflow, PyTorch, pandas, safetensors and the library of the network, and two files of Thawline that lie beside it
 in the package: ``thawline/backbones/networks.py``, and ``thawline/data/images.py`` for images or
-``thawline/data/tokenizing.py`` for texts. A model serves without Thawline.
+``thawline/data/tokenizer.py`` for texts. A model serves without Thawline.
 """
 
 import importlib

@@ -2,7 +2,6 @@
 
 from thawline.search.conduct import Queue, announce_end, announce_start, conduct, trial_spec
 from thawline.search.events import Note, Phase, emit
-from thawline.search.materialise import store_activations
 from thawline.search.prepare import (
     Prepared,
     check_backbones,
@@ -17,6 +16,7 @@ from thawline.search.recorder import Recorder
 from thawline.search.records import TrialRecord
 from thawline.search.slots import Slots
 from thawline.search.spec import StudyRun, TrialResult, TrialSpec, trial_name
+from thawline.search.stored_activations import store_activations
 from thawline.search.study import Asked, Study
 from thawline.search.trial import run_together, run_trial
 from thawline.search.winner import SearchOutcome, conclude, judge_best

@@ -8,7 +8,7 @@ from thawline.data import Manifest, scan
 from thawline.exceptions import ConfigError, DataError
 from thawline.registry import LabelledData, MlflowRegistry, ModelName, PromotionOutcome, force, judge
 from thawline.search.events import Note, emit
-from thawline.search.recorded import recorded_config
+from thawline.search.version_config import config_of_version
 from thawline.search.winner import further_data, test_split
 from thawline.tracking import MlflowStore, open_store
 
@@ -110,7 +110,7 @@ def _version(registry: MlflowRegistry, model: str, version: str | None) -> str:
 def _config_of_study(registry: MlflowRegistry, model: str, version: str, data: Path | None) -> SearchConfig | None:
     """Settings of the study that trained a version, or ``None`` where it can be judged without them."""
     try:
-        return recorded_config(registry, model, version)
+        return config_of_version(registry, model, version)
     except ConfigError as error:
         if data is None:
             raise ConfigError(

@@ -1,16 +1,21 @@
-"""The trials of a study, ranked: as rows, as a table for the terminal, as markdown for MLflow."""
+"""The trials of a study, ranked: as rows, as cells of a table, as markdown for MLflow."""
 
 from collections.abc import Sequence
 from typing import Any
-
-from rich.table import Table
 
 from thawline import backbones
 from thawline.config import SEARCHABLE
 from thawline.search.records import TrialRecord
 from thawline.training import METRIC_DIRECTIONS
 
-__all__ = ["leaderboard_markdown", "leaderboard_rows", "leaderboard_table", "thaw_line_chart"]
+__all__ = [
+    "leaderboard_cells",
+    "leaderboard_markdown",
+    "leaderboard_rows",
+    "shortened_names",
+    "thaw_line_chart",
+    "varied_hyperparameters",
+]
 
 _CHART_WIDTH = 40
 _OF_TRAINING = SEARCHABLE.keys() - {"policy", "batch_norm"}
@@ -45,37 +50,9 @@ def _hyperparameters(record: TrialRecord) -> dict[str, Any]:
     return values | dict.fromkeys(_OF_TRAINING) if record.hyperparameters.is_probe else values
 
 
-def leaderboard_table(records: Sequence[TrialRecord], metric: str, *, title: str | None = None) -> Table:
-    """A table for the terminal; hyperparameters that no trial varies are left out.
-
-    A backbone with a long name has a short one in the table and the long one below.
-    """
-    varied = _varied(records)
-    table = Table(
-        title=title,
-        title_justify="left",
-        caption="\n".join(_shortened(records)) or None,
-        caption_justify="left",
-        header_style="bold",
-        box=None,
-        padding=(0, 1, 0, 0),
-    )
-    for name in ["rank", "trial", "state"]:
-        table.add_column(name, justify="right" if name != "state" else "left", no_wrap=True)
-    table.add_column(f"val/{metric}", justify="right", no_wrap=True)
-    for name in [*varied, "epochs", "seconds"]:
-        table.add_column(name.replace("_", "\n", 1).replace("_", " "), justify="right", no_wrap=True)
-    # The one column that gives way where the terminal is narrow, so that a trial stays one line.
-    table.add_column("MLflow run", overflow="ellipsis", min_width=8)
-    for row in leaderboard_rows(records):
-        style = {"complete": "", "pruned": "dim", "failed": "red", "running": "cyan"}[row["state"]]
-        table.add_row(*_cells(row, varied), row["run_id"] or "-", style=style)
-    return table
-
-
 def leaderboard_markdown(records: Sequence[TrialRecord], metric: str, *, most: int | None = None) -> str:
     """A markdown table, for MLflow's note and other pages; of the best ``most`` trials, if there are more."""
-    varied = _varied(records)
+    varied = varied_hyperparameters(records)
     header = [
         "rank",
         "trial",
@@ -86,10 +63,10 @@ def leaderboard_markdown(records: Sequence[TrialRecord], metric: str, *, most: i
         "seconds",
     ]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(_cells(row, varied)) + " |" for row in leaderboard_rows(records)[:most]]
+    lines += ["| " + " | ".join(leaderboard_cells(row, varied)) + " |" for row in leaderboard_rows(records)[:most]]
     if most is not None and len(records) > most:
         lines += ["", f"and {len(records) - most} trials more"]
-    lines += [line for sentence in _shortened(records[:most]) for line in ("", sentence)]
+    lines += [line for sentence in shortened_names(records[:most]) for line in ("", sentence)]
     return "\n".join(lines)
 
 
@@ -123,7 +100,7 @@ def thaw_line_chart(records: Sequence[TrialRecord], metric: str) -> str:
     return "\n".join(lines)
 
 
-def _varied(records: Sequence[TrialRecord]) -> list[str]:
+def varied_hyperparameters(records: Sequence[TrialRecord]) -> list[str]:
     """Freeze depth and learning rate, and whatever else differs between the trials that are trained."""
     always = ["freeze_depth", "learning_rate"]
     trained = [record for record in records if not record.hyperparameters.is_probe]
@@ -131,15 +108,16 @@ def _varied(records: Sequence[TrialRecord]) -> list[str]:
     return [name for name in rows[0] if name in always or len({row[name] for row in rows}) > 1] if rows else always
 
 
-def _shortened(records: Sequence[TrialRecord]) -> list[str]:
+def shortened_names(records: Sequence[TrialRecord]) -> list[str]:
     """Of each backbone that the table has by a shorter name: which it is, in a sentence."""
-    if "backbone" not in _varied(records):
+    if "backbone" not in varied_hyperparameters(records):
         return []
     names = sorted({record.hyperparameters.backbone for record in records})
     return [f"{backbones.label(name)} is {name}" for name in names if backbones.label(name) != name]
 
 
-def _cells(row: dict[str, Any], varied: Sequence[str]) -> list[str]:
+def leaderboard_cells(row: dict[str, Any], varied: Sequence[str]) -> list[str]:
+    """A row as text: rank, trial, state, value, the hyperparameters that vary, epochs and seconds."""
     cells = [_text(row["rank"]), _text(row["trial"]), row["state"]]
     cells.append("-" if row["value"] is None else f"{row['value']:.4f}")
     shown = row | {"backbone": backbones.label(row["backbone"])}

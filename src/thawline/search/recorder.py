@@ -19,7 +19,7 @@ from thawline.data import report_json
 from thawline.exceptions import StudyError
 from thawline.search.events import Note, SearchStarted, emit
 from thawline.search.leaderboard import leaderboard_markdown, leaderboard_rows, thaw_line_chart
-from thawline.search.observed import texts_to_show
+from thawline.search.observation_log import texts_to_show
 from thawline.search.prepare import Prepared
 from thawline.search.probing import ProbeFile
 from thawline.search.spec import StudyRun

@@ -22,8 +22,8 @@ from thawline.exceptions import ConfigError, DataError, StudyError
 from thawline.registry import MlflowRegistry, Outcome
 from thawline.search.events import Note, emit
 from thawline.search.prepare import complete, fetch_data, read_data
-from thawline.search.recorded import recorded_config
 from thawline.search.space import depth_range, point_of
+from thawline.search.version_config import config_of_version
 from thawline.search.winner import SearchOutcome
 from thawline.tracking import MlflowStore, connect, resolve_uri
 
@@ -217,7 +217,7 @@ def _recipe_of_study(registry: MlflowRegistry, model: str, version: str) -> str 
     """Fingerprint of the search that trained a version, by the settings that it recorded."""
     digest = registry.tags(model, version).get("thawline.data_digest")
     try:
-        config = recorded_config(registry, model, version)
+        config = config_of_version(registry, model, version)
     except ConfigError:  # of a version of Thawline with other settings, and so another recipe
         return None
     return config.fingerprint(digest) if config is not None and digest is not None else None

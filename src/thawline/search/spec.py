@@ -7,7 +7,7 @@ from typing import Literal
 from thawline import backbones
 from thawline.activations import StoredSplits
 from thawline.config import SearchConfig
-from thawline.search.observed import ShownText
+from thawline.search.observation_log import ShownText
 from thawline.tracking import MlflowStore, Provenance
 from thawline.training import Hyperparameters
 

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from thawline import backbones
 from thawline.backbones import Backbone, TextPreprocessing, networks, section
-from thawline.backbones._graph import build_without_memory
+from thawline.backbones.building import build_without_memory
 from thawline.freezing import freeze_to, train_mode, trainable_parameters
 
 __all__ = ["BackboneContract", "inputs_for", "restore"]

@@ -15,12 +15,11 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.utils.hooks import RemovableHandle
 
-from thawline.backbones import Backbone
-from thawline.backbones._windows import Window
+from thawline.backbones import Backbone, Section
 
 __all__ = ["HEAD", "Allowance", "Distribution", "GradientVerdict", "Observation", "Observer"]
 
@@ -130,7 +129,7 @@ class Observer:
         """What the gradients of all epochs say, those of a training that broke too."""
         self._seen = _Seen()
 
-    def attach(self, network: nn.Module, backbone: Backbone, depth: int, scaler: GradScaler) -> None:
+    def attach(self, network: Section, backbone: Backbone, depth: int, scaler: GradScaler) -> None:
         """Prepare to watch ``network``, a section of ``backbone`` that is trained from layer group ``depth`` on."""
         self._flow = _GradientFlow(network, backbone, depth, scaler, self._allowance)
         self._parameters = _parameters_of(backbone, depth)
@@ -267,7 +266,7 @@ class _GradientFlow:
     """
 
     def __init__(
-        self, network: nn.Module, backbone: Backbone, depth: int, scaler: GradScaler, allowance: Allowance
+        self, network: Section, backbone: Backbone, depth: int, scaler: GradScaler, allowance: Allowance
     ) -> None:
         self._scaler, self._allowance = scaler, allowance
         self._device = next(backbone.module.parameters()).device
@@ -323,44 +322,13 @@ class _GradientFlow:
         return {name: table[:, i] for i, name in enumerate(self._probes)}
 
 
-def _probe(network: nn.Module, backbone: Backbone, depth: int) -> dict[str, nn.Module]:
+def _probe(network: Section, backbone: Backbone, depth: int) -> dict[str, nn.Module]:
     """Put a module that does nothing behind each trained layer group of a section, and behind the head."""
-    if isinstance(network, fx.GraphModule):
-        return {
-            name: _inserted(network, node, f"gradient_probe_{number}")
-            for number, (name, node) in enumerate(_borders(network, backbone, depth).items())
-        }
-    assert isinstance(network, Window)  # noqa: S101  the other kind of section
     names = [*(group.name for group in backbone.layer_groups[depth:]), HEAD]
     probes: dict[str, nn.Module] = {name: nn.Identity() for name in names}
     for border, probe in enumerate(probes.values(), start=depth + 1):
         network.probe(border, probe)
     return probes
-
-
-def _inserted(network: fx.GraphModule, node: fx.Node, path: str) -> nn.Module:
-    """A module that does nothing behind an operation."""
-    network.add_submodule(path, probe := nn.Identity())
-    users = list(node.users)
-    with network.graph.inserting_after(node):
-        probing = network.graph.call_module(path, (node,))
-    for user in users:
-        user.replace_input_with(node, probing)
-    network.recompile()
-    return probe
-
-
-def _borders(network: fx.GraphModule, backbone: Backbone, depth: int) -> dict[str, fx.Node]:
-    """The operation of the network behind which each trained layer group, and the head, ends."""
-    nodes = {node.name: node for node in network.graph.nodes}
-    borders = {group.name: nodes[group.output] for group in backbone.layer_groups[depth:-1]}
-    if depth < len(backbone.layer_groups):
-        # Not the last group's output: a dropout in place may follow, and a transformer's may be narrowed to one token.
-        (head,) = (node for node in nodes.values() if node.op == "call_module" and node.target == backbone.head.name)
-        (borders[backbone.layer_groups[-1].name],) = head.all_input_nodes
-    (output,) = network.graph.find_nodes(op="output")
-    (borders[HEAD],) = output.all_input_nodes
-    return borders
 
 
 def _parameters_of(backbone: Backbone, depth: int) -> dict[str, list[nn.Parameter]]:

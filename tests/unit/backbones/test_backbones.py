@@ -15,10 +15,12 @@ from torchvision import models
 from thawline import backbones
 from thawline.backbones import BackboneInfo, _catalogue
 from thawline.backbones._catalogue import Catalogue, catalogue_of
-from thawline.backbones._graph import build_without_memory, steps_of
 from thawline.backbones._groups import layer_groups_of
 from thawline.backbones._registry import LIBRARIES, Library
 from thawline.backbones._torchvision import inspect, list_names
+from thawline.backbones.building import build_without_memory
+from thawline.backbones.tracing import steps_of
+from thawline.cli.tables.backbones import backbones_table
 from thawline.exceptions import BackboneError
 
 
@@ -418,7 +420,7 @@ def test_the_summary_says_what_is_frozen_and_what_is_trainable() -> None:
 
 def test_the_listing_shows_every_backbone_asked_for() -> None:
     infos = [backbones.describe(name) for name in backbones.names("vgg*")]
-    assert backbones.listing(infos).row_count == len(infos) == 8
+    assert backbones_table(infos).row_count == len(infos) == 8
     assert json.loads(json.dumps(backbones.info_json(infos[0])))["layer_groups"][0] == "features.0"
 
 
@@ -442,3 +444,31 @@ def test_a_section_between_borders_that_are_not_there_is_refused() -> None:
     backbone = backbones.create("squeezenet1_1", num_classes=3, weights="none", image_size=64)
     with pytest.raises(BackboneError, match=r"`0 <= start < stop <= \d+` must hold, but got start=3, stop=2"):
         backbones.section(backbone, 3, 2)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_16"])
+def test_a_probe_sees_and_may_change_what_crosses_a_border(name: str, exact: bool) -> None:
+    backbone = backbones.create(name, num_classes=3, weights="none", image_size=32)
+    backbone.module.eval()
+    nn.init.normal_(backbone.module.get_parameter(f"{backbone.head.name}.weight"))
+    deepest = len(backbone.layer_groups)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    seen: dict[int, torch.Tensor] = {}
+    tail = backbones.section(backbone, deepest - 2, exact=exact)
+    stored = backbones.section(backbone, 0, deepest - 2)(images)
+    expected = tail(stored)
+    for border in (deepest - 1, deepest, deepest + 1):
+        probe = nn.Identity()
+        probe.register_forward_hook(lambda _, inputs, output, border=border: seen.update({border: output}))
+        tail.probe(border, probe)
+    with torch.no_grad():
+        assert torch.equal(tail(stored), expected)
+        assert torch.equal(seen[deepest - 1], backbones.section(backbone, 0, deepest - 1)(images))
+        assert torch.equal(seen[deepest + 1], expected)
+        head = backbone.module.get_submodule(backbone.head.name)
+        assert torch.equal(head(seen[deepest]).flatten(1), expected)
+
+    other = backbones.section(backbone, deepest - 2, exact=exact)
+    other.probe(deepest, nn.Threshold(float("inf"), 0.0))
+    assert not torch.equal(other(stored), expected)

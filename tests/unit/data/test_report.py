@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from rendered import rendered
 
+from thawline.cli.tables.data import data_report
 from thawline.config import DataConfig
-from thawline.data import Manifest, Problem, Row, report_json, report_text, scan
+from thawline.data import Manifest, Problem, Row, report_json, scan
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def manifest() -> Manifest:
 
 
 def test_the_text_names_classes_counts_problems_and_digest(manifest: Manifest) -> None:
-    text = report_text(manifest)
+    text = rendered(data_report(manifest))
 
     lines = [line.split() for line in text.splitlines()]
     assert ["cat", "1,500", "3", "2", "1,505", "50.0%"] in lines
@@ -43,7 +45,7 @@ def test_the_text_names_classes_counts_problems_and_digest(manifest: Manifest) -
 
 
 def test_file_names_cannot_steer_the_terminal(manifest: Manifest) -> None:
-    text = report_text(manifest)
+    text = rendered(data_report(manifest))
 
     assert "\x1b" not in text
     assert r"cat/\x1b[31m\n\udcff.png" in text
@@ -67,4 +69,4 @@ def test_real_photographs_are_read_in_other_processes(shared: Path) -> None:
     assert len(manifest.classes) == 10
     assert not [problem for problem in manifest.problems if problem.kind != "class"]
     assert manifest.counts()["t-shirt"]["train"] > 40
-    assert "t-shirt" in report_text(manifest)
+    assert "t-shirt" in rendered(data_report(manifest))

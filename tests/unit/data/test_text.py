@@ -12,7 +12,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rendered import rendered
 
+from thawline.cli.tables.data import data_report
 from thawline.config import DataConfig
 from thawline.data import (
     Manifest,
@@ -24,7 +26,6 @@ from thawline.data import (
     labelled_texts,
     normalized,
     report_json,
-    report_text,
     scan,
     texts_of,
 )
@@ -743,7 +744,7 @@ def test_a_folder_and_a_column_of_lines_are_refused_as_texts_to_classify(write: 
 def test_the_report_speaks_of_texts(write: Write) -> None:
     manifest = read(write("a.csv", [("label", "text"), ("ham", "a copy\x1b[31m"), ("ham", "a copy\x1b[31m"), *rows()]))
 
-    text, content = report_text(manifest), json.loads(json.dumps(report_json(manifest)))
+    text, content = rendered(data_report(manifest)), json.loads(json.dumps(report_json(manifest)))
 
     assert "Copies of another text" in text
     assert "Length of a text in characters: 25 (median), 25 (longest)" in text

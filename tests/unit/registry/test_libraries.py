@@ -19,7 +19,7 @@ from tiny_networks import write_tiny
 
 from thawline.backbones import Backbone, Preprocessing, TextPreprocessing, _registry
 from thawline.data import decode, resize_and_crop
-from thawline.data.tokenizing import TextTokenizer
+from thawline.data.tokenizer import TextTokenizer
 from thawline.registry import MlflowRegistry, ModelName, PackagedModel, log_packaged_model, package, packaging
 from thawline.tracking import MlflowStore
 

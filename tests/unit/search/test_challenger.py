@@ -10,7 +10,7 @@ from thawline.config import PromotionConfig
 from thawline.exceptions import ConfigError, RegistryError
 from thawline.registry import MlflowRegistry
 from thawline.search.challenger import Challenger, open_challenger
-from thawline.search.recorded import recorded_config
+from thawline.search.version_config import config_of_version
 from thawline.tracking import MlflowStore
 
 OWN: dict[str, Any] = {"data": {"path": "birds"}, "promotion": {"minimum_gain": 0.25}}
@@ -82,4 +82,4 @@ def test_a_version_whose_run_is_in_another_store_is_refused_before_anything_is_s
 
 def test_what_was_not_recorded_is_no_mistake(store: MlflowStore) -> None:
     add_version(store, None)
-    assert recorded_config(MlflowRegistry(store), "birds", "1") is None
+    assert config_of_version(MlflowRegistry(store), "birds", "1") is None

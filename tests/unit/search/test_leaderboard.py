@@ -6,11 +6,11 @@ from dataclasses import replace
 from rich.console import Console
 
 from thawline import backbones
+from thawline.cli.tables.studies import leaderboard_table
 from thawline.search import TrialRecord, TrialResult
 from thawline.search.leaderboard import (
     leaderboard_markdown,
     leaderboard_rows,
-    leaderboard_table,
     thaw_line_chart,
 )
 from thawline.training import Hyperparameters

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from thawline import backbones
-from thawline.backbones import Backbone, section
+from thawline.backbones import Backbone, Section, section
 from thawline.config import TrainConfig
 from thawline.freezing import freeze_to, train_mode
 from thawline.training import (
@@ -104,10 +104,10 @@ def test_losses_and_checkpoints_are_the_same_with_and_without_an_observer(
 
 
 def test_no_hook_is_left_after_training_nor_after_an_error(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    networks: list[fx.GraphModule] = []
+    networks: list[Section] = []
     attach = Observer.attach
 
-    def remember(self: Observer, network: fx.GraphModule, *arguments: Any) -> None:
+    def remember(self: Observer, network: Section, *arguments: Any) -> None:
         networks.append(network)
         attach(self, network, *arguments)
 

@@ -6,10 +6,10 @@ from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError
 from thawline.registry import MlflowRegistry
 
-__all__ = ["recorded_config"]
+__all__ = ["config_of_version"]
 
 
-def recorded_config(registry: MlflowRegistry, model: str, version: str) -> SearchConfig | None:
+def config_of_version(registry: MlflowRegistry, model: str, version: str) -> SearchConfig | None:
     """The settings of the study that trained a version; ``None`` if they were not recorded.
 
     Raises:

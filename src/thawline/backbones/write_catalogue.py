@@ -1,8 +1,8 @@
 """Writes the tables behind ``thawline backbones`` anew, for the installed torchvision and timm.
 
-Run ``python -m thawline.backbones.catalogue`` after a new version of one of them or a change to how networks are cut.
-No network is built with real numbers; torchvision's take about a minute, timm's about ten. Tests compare a sample of
-the tables with the networks.
+Run ``python -m thawline.backbones.write_catalogue`` after a new version of one of them or a change to how networks
+are cut. No network is built with real numbers; torchvision's take about a minute, timm's about ten. Tests compare a
+sample of the tables with the networks.
 """
 
 import sys

@@ -16,7 +16,7 @@ from thawline.activations import StoredSplits
 from thawline.backbones import depth_of
 from thawline.data import scan
 from thawline.exceptions import StudyError
-from thawline.search import Prepared, Study, materialise, store_activations
+from thawline.search import Prepared, Study, store_activations, stored_activations
 from thawline.search.spec import TrialSpec
 from thawline.training import Augmentation, Runtime, runtime_for
 
@@ -48,7 +48,7 @@ def test_a_process_that_dies_twice_while_it_stores_is_a_warning_and_trials_begin
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     spec = make_spec()
-    monkeypatch.setattr(materialise, "_plan_and_fill", _killed)
+    monkeypatch.setattr(stored_activations, "_plan_and_fill", _killed)
     with caplog.at_level(logging.WARNING, "thawline.search"):
         splits = stored(spec, own_home)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [

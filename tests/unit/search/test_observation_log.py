@@ -10,7 +10,7 @@ import torch
 
 from thawline.config import DataConfig
 from thawline.data import DecodedImages, scan
-from thawline.search.observed import ObservationRecorder, ShownText, choose_rows, record_classes, texts_to_show
+from thawline.search.observation_log import ObservationRecorder, ShownText, choose_rows, record_classes, texts_to_show
 from thawline.testing import MemoryTracker
 from thawline.tracking.media import Histogram, Image, Table
 from thawline.training import Observation

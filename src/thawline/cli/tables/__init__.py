@@ -1,0 +1,1 @@
+"""What commands show on a terminal, mostly as tables by rich; they get values, and compute nothing."""

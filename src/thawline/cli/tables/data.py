@@ -1,0 +1,50 @@
+"""What is shown of data."""
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from thawline.data import Manifest, TextTable, printable, problem_titles
+from thawline.data.contract import SPLITS
+
+__all__ = ["data_report"]
+
+_NAMED = 10
+"""Problems of one kind that are named; bad files are named all."""
+
+
+def data_report(manifest: Manifest) -> RenderableType:
+    """A table of classes and splits, then every kind of problem with its files or lines, then the data digest."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("class", overflow="fold")
+    for title in (*SPLITS, "all", "share"):
+        table.add_column(title, justify="right")
+    counts = manifest.counts()
+    total = len(manifest.rows)
+    for name, by_split in counts.items():
+        own = sum(by_split.values())
+        table.add_row(Text(printable(name)), *(f"{n:,}" for n in by_split.values()), f"{own:,}", f"{own / total:.1%}")
+    sums = [sum(by_split[split] for by_split in counts.values()) for split in SPLITS]
+    table.add_row("all", *(f"{n:,}" for n in sums), f"{total:,}", "", style="bold")
+
+    parts: list[Any] = [Text(printable(f"{manifest.root}: {manifest.layout}")), Text(), table]
+    if manifest.table is not None:
+        parts += [Text(), Text(_lengths(manifest.table))]
+    for kind, title in problem_titles(manifest.kind).items():
+        problems = [problem for problem in manifest.problems if problem.kind == kind]
+        if problems:
+            shown = problems if kind == "bad" else problems[:_NAMED]
+            lines = [printable(f"{problem.path}: {problem.reason}") for problem in shown]
+            if len(shown) < len(problems):
+                lines.append(f"and {len(problems) - len(shown):,} more")
+            parts += [Text(), Text(f"{title}: {len(problems):,}", style="bold")]
+            parts += [Padding(Text(line), (0, 0, 0, 2)) for line in lines]
+    parts += [Text(), Text(f"data digest {manifest.digest}")]
+    return Group(*parts)
+
+
+def _lengths(table: TextTable) -> str:
+    return f"Length of a text in characters: {table.median_length:,} (median), {table.longest:,} (longest)"

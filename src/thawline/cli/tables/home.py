@@ -1,0 +1,49 @@
+"""What is shown of a home and its machine."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.filesize import decimal
+from rich.table import Table
+
+if TYPE_CHECKING:  # the doctor needs nothing that may not be installed as it should
+    from thawline.cleaning import Survey
+    from thawline.doctor import Finding
+
+__all__ = ["clean_table", "clean_total", "findings_table"]
+
+
+def findings_table(findings: "Sequence[Finding]") -> Table:
+    """What was looked at, what was found, and what to do."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("", "what", "found", "what to do"):
+        table.add_column(name, overflow="fold")
+    styles = {"ok": "green", "warning": "yellow", "wrong": "red"}
+    for finding in findings:
+        mark = f"[{styles[finding.status]}]{finding.status}[/]"
+        table.add_row(mark, finding.subject, finding.detail, finding.advice)
+    return table
+
+
+def clean_table(found: "Survey") -> Table:
+    """What would be removed, or was."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("what", "where"):
+        table.add_column(name, overflow="fold")
+    for name in ("how many", "size"):
+        table.add_column(name, justify="right")
+    table.add_column("why", overflow="fold")
+    for item in found.items:
+        size = "?" if item.bytes is None else decimal(item.bytes)
+        table.add_row(item.kind, item.name, str(len(item.parts)), size, item.why)
+    return table
+
+
+def clean_total(found: "Survey", *, removed: bool, failures: int = 0) -> str:
+    """All that was found in a sentence, and how to remove it."""
+    if not found.items:
+        return "There is nothing to remove."
+    amount = f"{sum(len(item.parts) for item in found.items)} files or records, {decimal(found.bytes)}"
+    if removed:
+        return f"Removed: {amount}, all but {failures}." if failures else f"Removed: {amount}."
+    return f"Nothing was removed. The same command with --yes removes all of this: {amount}."

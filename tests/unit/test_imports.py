@@ -1,0 +1,44 @@
+"""What no import contract can say: the private modules of a package are its own."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import thawline
+
+SOURCES = Path(thawline.__file__).parent
+
+
+def test_no_module_imports_a_private_module_of_another_package() -> None:
+    for file in SOURCES.rglob("*.py"):
+        module = ".".join(["thawline", *file.relative_to(SOURCES).with_suffix("").parts])
+        assert not list(strangers(module, file.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from thawline.backbones._windows import Window",
+        "from thawline.backbones import _windows",
+        "import thawline.backbones._windows",
+    ],
+)
+def test_such_an_import_would_be_found(line: str) -> None:
+    assert list(strangers("thawline.training.loop", f"def late():\n    {line}\n")) == ["thawline.backbones._windows"]
+    assert not list(strangers("thawline.backbones.networks", line))
+
+
+def strangers(module: str, source: str) -> Iterator[str]:
+    """The private modules that a module imports of packages that it is not in."""
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            package, dot, rest = name.partition("._")
+            if dot and package.startswith("thawline") and not module.startswith(f"{package}."):
+                yield f"{package}._{rest.partition('.')[0]}"

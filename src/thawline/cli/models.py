@@ -172,8 +172,10 @@ def promote(
     else:
         from thawline.registry.tables import verdict_table
 
-        console().print(verdict_table(outcome.verdict))
-        console().print(f"{model} version {outcome.version}, {decision}: {outcome.verdict.reason}", highlight=False)
+        said = "" if outcome.is_champion else f"{model} version {outcome.version}, {decision}: "
+        console().print(f"{said}{outcome.verdict.reason}.", highlight=False, markup=False)
+        if outcome.verdict.criteria:
+            console().print(verdict_table(outcome.verdict))
     if decision != "promote":
         raise typer.Exit(1)
 

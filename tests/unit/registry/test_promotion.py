@@ -710,7 +710,7 @@ def test_exports_answer_as_the_network_does_hold_no_pickle_and_travel_with_the_m
 
     random = np.random.default_rng(0)
     calibration = calibrate(random.normal(size=(50, 3)), random.integers(0, 3, 50))
-    folder = make_package(tmp_path / "package", calibration=calibration, exports=("pt2", "onnx"))
+    folder = make_package(tmp_path / "package", calibration=calibration, exports=("pt2", "onnx"), sample=IMAGES)
     settings = json.loads((folder / "model.json").read_text())
     assert settings["exports"].keys() == {"pt2", "onnx"}
     assert max(settings["exports"].values()) < 1e-5
@@ -726,6 +726,12 @@ def test_exports_answer_as_the_network_does_hold_no_pickle_and_travel_with_the_m
     session = onnxruntime.InferenceSession(artifacts / "model.onnx")
     for answer in (program(pixels).detach().numpy(), session.run(None, {"pixels": pixels.numpy()})[0]):
         assert answer[0] == pytest.approx(list(answers[0].values()), abs=1e-4)
+    MlflowRegistry(store).register("birds", uri, run_id=trial_run(store), study="s", tags={})
+    model = MlflowRegistry(store).load(ModelName("birds", None, "1"), engine="onnxruntime")
+    (tried,) = model.engines
+    assert (model.engine, tried.refused) == ("onnxruntime", None)
+    assert tried.difference is not None
+    assert tried.difference < 1e-4
 
 
 def test_an_export_that_answers_otherwise_stops_the_packaging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import argparse
 import base64
 import http.client
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -27,8 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from thawline import backbones
+from thawline.data import decode, resize_and_crop
+from thawline.engines import EngineName
 from thawline.registry import MlflowRegistry, ModelName, log_packaged_model, package
 from thawline.scoring import score_files
 from thawline.serving.served import ServedModel
@@ -56,6 +60,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet18", help="with random weights: only times count")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--seconds", type=float, default=15, help="of load for each number of clients")
+    parser.add_argument("--engines", nargs="+", default=["pytorch", "onnxruntime"], help="of process, score and serve")
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 8, 32])
     options = parser.parse_args()
     photographs = sorted((SHARED / "data" / "clothing" / "test").rglob("*.jpg"))[:200]
@@ -70,31 +75,49 @@ def main() -> None:
         registry.set_alias("clothing", "champion", "1")
         print(f"{platform.machine()}, {os.cpu_count()} cores; {vars(options)}; {len(images)} photographs of "
               f"{statistics.median(map(len, images)) / 1e3:.0f} kB\n")  # fmt: skip
-        print("| | clients | a second | of the ceiling | p50 ms | p99 ms | failed | memory, GB |")
-        print("|---|---|---|---|---|---|---|---|")
-        in_process = ServedModel(registry.load(ModelName("clothing")))
-        ceiling = in_process_rate(in_process, images, options.seconds)
-        print(f"| in process, decoding beside batches of {BATCH} | | {ceiling:.1f} | 1.00 | | | | |")
-        alone = single_seconds(in_process, images)
-        shares = f"{1 / alone:.1f} | {1 / alone / ceiling:.2f} | {1e3 * alone:.1f}"
-        print(f"| in process, one image at a time | | {shares} | | | |")
-        rate = scoring_rate(store, photographs, Path(folder))
-        print(f"| thawline score | | {rate:.1f} | {rate / ceiling:.2f} | | | | |", flush=True)
-        for name, command, path in (
-            ("thawline serve", thawline_command(), "/predict"),
-            ("mlflow models serve", mlflow_command(), "/invocations"),
+        print("| | engine | clients | a second | of the engine's ceiling | p50 ms | p99 ms | failed | memory, GB |")
+        print("|---|---|---|---|---|---|---|---|---|")
+        ceilings = {
+            engine: in_process(registry, store, engine, photographs, images, options.seconds, Path(folder))
+            for engine in options.engines
+        }
+        for name, engine, command, path in (
+            *(("thawline serve", engine, thawline_command(engine), "/predict") for engine in options.engines),
+            ("mlflow models serve", "pytorch", mlflow_command(), "/invocations"),
         ):
+            ceiling = ceilings.get(engine, math.nan)
             with server(command, store, Path(folder)) as (port, process):
                 for clients in options.clients:
                     load = under_load(port, path, images, clients, options.seconds)
                     memory = sum(each.memory_info().rss for each in [process, *process.children(recursive=True)]) / 1e9
                     print(
-                        f"| {name} | {clients} | {load.per_second:.1f} | {load.per_second / ceiling:.2f} "
+                        f"| {name} | {engine} | {clients} | {load.per_second:.1f} | {load.per_second / ceiling:.2f} "
                         f"| {load.p50:.1f} | {load.p99:.1f} | {load.failed} | {memory:.2f} |",
                         flush=True,
                     )
-                if name == "thawline serve":
+                if name == "thawline serve" and engine == options.engines[0]:
                     reload(port, registry, images, version, options.seconds)
+
+
+def in_process(
+    registry: MlflowRegistry,
+    store: MlflowStore,
+    engine: EngineName,
+    photographs: Sequence[Path],
+    images: Sequence[bytes],
+    seconds: float,
+    folder: Path,
+) -> float:
+    """An engine without a server: its rows of the table, and the ceiling, images a second."""
+    model = ServedModel(registry.load(ModelName("clothing"), engine=engine))
+    ceiling = in_process_rate(model, images, seconds)
+    print(f"| in process, decoding beside batches of {BATCH} | {engine} | | {ceiling:.1f} | 1.00 | | | | |")
+    alone = single_seconds(model, images)
+    shares = f"{1 / alone:.1f} | {1 / alone / ceiling:.2f} | {1e3 * alone:.1f}"
+    print(f"| in process, one image at a time | {engine} | | {shares} | | | |")
+    rate = scoring_rate(store, photographs, folder, engine)
+    print(f"| thawline score | {engine} | | {rate:.1f} | {rate / ceiling:.2f} | | | | |", flush=True)
+    return ceiling
 
 
 def reload(port: int, registry: MlflowRegistry, images: Sequence[bytes], version: str, seconds: float) -> None:
@@ -109,7 +132,7 @@ def reload(port: int, registry: MlflowRegistry, images: Sequence[bytes], version
     now = json.loads(connection.getresponse().read())["version"]
     connection.close()
     print(
-        f"| thawline serve, champion moves (now version {now}) | 8 | {moved.per_second:.1f} | | {moved.p50:.1f} "
+        f"| thawline serve, champion moves (now version {now}) | | 8 | {moved.per_second:.1f} | | {moved.p50:.1f} "
         f"| {moved.p99:.1f}, without a move {usual.p99:.1f} | {moved.failed} | |",
         flush=True,
     )
@@ -129,10 +152,31 @@ def register(store: MlflowStore, options: argparse.Namespace, example: bytes) ->
             classes=classes,
             preprocessing=backbone.preprocessing,
             example=example,
+            exports=("onnx",) if "onnxruntime" in options.engines else (),
+            network=backbone.module.eval(),
+            sample=[(example, trained(backbone, example))],
         )
         run_id = str(store.client.create_run(store.experiment_id).info.run_id)
         uri = log_packaged_model(store, run_id, Path(folder), "clothing")
     return MlflowRegistry(store).register("clothing", uri, run_id=run_id, study=run_id, tags={})
+
+
+def trained(backbone: backbones.Backbone, image: bytes) -> list[float]:
+    """What the network says of an image, without a package."""
+    preprocessing = backbone.preprocessing
+    assert isinstance(preprocessing, backbones.Preprocessing)
+    pixels = resize_and_crop(
+        decode(image),
+        resize_size=preprocessing.resize_size,
+        crop_size=preprocessing.image_size,
+        interpolation=preprocessing.interpolation,
+        crop_mode=preprocessing.crop_mode,
+    )
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (preprocessing.mean, preprocessing.std))
+    with torch.inference_mode():
+        logits = backbone.module.eval()(((torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std)[None])
+    probabilities: list[float] = logits[0].double().softmax(0).tolist()
+    return probabilities
 
 
 def in_process_rate(model: ServedModel, images: Sequence[bytes], seconds: float) -> float:
@@ -149,7 +193,7 @@ def in_process_rate(model: ServedModel, images: Sequence[bytes], seconds: float)
     return done / elapsed
 
 
-def scoring_rate(store: MlflowStore, photographs: Sequence[Path], folder: Path) -> float:
+def scoring_rate(store: MlflowStore, photographs: Sequence[Path], folder: Path, engine: EngineName) -> float:
     """Files a second of a batch scoring, from its first to its last, the table written."""
     listed = folder / "list.txt"
     listed.write_text("\n".join(map(str, [*photographs] * 5)))
@@ -160,6 +204,7 @@ def scoring_rate(store: MlflowStore, photographs: Sequence[Path], folder: Path) 
         folder / "out.parquet",
         tracking_uri=store.uri,
         home=folder,
+        engine=engine,
         on_progress=lambda done, total: times.append((time.perf_counter(), done)),
     )
     return times[-1][1] / (times[-1][0] - times[0][0])
@@ -276,9 +321,9 @@ def warm_up() -> bytes:
     return min((SHARED / "data" / "clothing" / "test" / "dress").iterdir()).read_bytes()
 
 
-def thawline_command() -> list[str]:
-    """With its defaults."""
-    return [str(PROGRAMS / "thawline"), "serve", "clothing"]
+def thawline_command(engine: EngineName) -> list[str]:
+    """With its defaults, but for the engine."""
+    return [str(PROGRAMS / "thawline"), "serve", "clothing", "--engine", engine]
 
 
 def mlflow_command() -> list[str]:

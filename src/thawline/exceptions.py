@@ -75,5 +75,9 @@ class RegistryError(ThawlineError):
     """A model, version or alias is missing, or a promotion is refused."""
 
 
+class EngineError(RegistryError):
+    """A version cannot be computed by the engine that is wanted."""
+
+
 class ServingError(ThawlineError):
     """The server cannot start: its port, token file or device cannot be used."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from thawline.data import given_files, given_texts
+from thawline.engines import EngineName
 from thawline.exceptions import DataError
 from thawline.registry import MlflowRegistry, Prediction, check_text_column, parse_model
 from thawline.tracking import open_store
@@ -13,7 +14,13 @@ __all__ = ["predict_items"]
 
 
 def predict_items(
-    model: str, items: Sequence[str], *, tracking_uri: str | None, home: Path, text_column: str | None = None
+    model: str,
+    items: Sequence[str],
+    *,
+    tracking_uri: str | None,
+    home: Path,
+    text_column: str | None = None,
+    engine: EngineName = "auto",
 ) -> list[dict[str, Any]]:
     """Classify images or texts, whichever the model is for.
 
@@ -25,6 +32,7 @@ def predict_items(
         home: Thawline's home.
         text_column: name of the column of texts in the tables among the items, or its number from 1 where no line names
             the columns; by default the one that the model was trained on, else guessed.
+        engine: what computes the network, see :func:`thawline.engines.choose`.
 
     Returns:
         A mapping for each image or text: ``path`` or ``text``, and ``class``, ``probability``, ``probabilities``, or
@@ -41,7 +49,7 @@ def predict_items(
     check_text_column(text_column, name, taken.kind)
     kind = taken.kind
     found: Sequence[Path | str] = _texts(items, text_column, taken.text_column) if kind == "texts" else _files(items)
-    answers = registry.load(name).predict(found)
+    answers = registry.load(name, engine=engine).predict(found)
     key = "text" if kind == "texts" else "path"
     return [{key: str(item), **_plain(answer)} for item, answer in zip(found, answers, strict=True)]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thawline.data import DataKind, given_texts, image_files, write_atomically
+from thawline.engines import EngineName
 from thawline.exceptions import DataError
 from thawline.registry import MlflowRegistry, ModelName, check_text_column, parse_model
 from thawline.serving.served import ServedModel
@@ -65,6 +66,7 @@ def score_files(
     tracking_uri: str | None,
     home: Path,
     device: str = "auto",
+    engine: EngineName = "auto",
     text_column: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ScoreSummary:
@@ -84,6 +86,7 @@ def score_files(
         tracking_uri: where the registry is; by default as for a search.
         home: Thawline's home.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        engine: what computes the network, see :func:`thawline.engines.choose`.
         text_column: name of the column of texts in the table, or its number from 1 where no line names the columns; by
             default the one that the model was trained on, else guessed.
         on_progress: called with (items done, items in all).
@@ -104,7 +107,7 @@ def score_files(
     taken = registry.input_of(chosen)
     check_text_column(text_column, chosen, taken.kind)
     items: _Items = _texts(source, text_column, taken.text_column) if taken.kind == "texts" else _files(source)
-    served = ServedModel(registry.load(chosen), device)
+    served = ServedModel(registry.load(chosen, device=device, engine=engine), device)
     parts = _Parts(out, served, items)
     resumed = bad = done = 0
     on_progress(0, len(items))

@@ -1,6 +1,7 @@
 """A small network whose answers are known: it names the colour of a picture."""
 
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,12 +12,15 @@ from PIL import Image
 from torchvision.models import get_model
 
 from thawline.backbones import Preprocessing
+from thawline.data import decode, resize_and_crop
+from thawline.engines import SAMPLE_FILE, write_sample
 from thawline.registry import Calibration, MlflowRegistry, log_packaged_model, package
 from thawline.tracking import MlflowStore
 
 __all__ = [
     "CLASSES",
     "PREPROCESSING",
+    "add_engine_files",
     "colour_network",
     "folder_of",
     "make_package",
@@ -73,13 +77,16 @@ def make_package(
     classes: tuple[str, ...] = CLASSES,
     calibration: Calibration | None = None,
     exports: Sequence[Literal["pt2", "onnx"]] = (),
+    sample: Sequence[bytes] = (),
 ) -> Path:
     network = colour_network(order)
+    temperature = calibration.temperature if calibration else 1.0
     return package(
         folder,
         state_dict=network.state_dict(),
         exports=exports,
         network=network,
+        sample=[(image, _trained(network, image, temperature)) for image in sample],
         architecture={"builder": "mnasnet0_5", "kwargs": {"num_classes": 3, "dropout": 0.0}},
         classes=classes,
         preprocessing=PREPROCESSING,
@@ -88,6 +95,52 @@ def make_package(
         calibration=calibration,
         extra={"study": "birds", "trial": 7},
     )
+
+
+def _trained(network: torch.nn.Module, image: bytes, temperature: float) -> list[float]:
+    """Probabilities, by the network itself."""
+    pixels = resize_and_crop(decode(image), resize_size=36, crop_size=32, interpolation="bilinear")
+    with torch.inference_mode():
+        logits = network(((torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 - 0.5) / 0.25)[None])
+    answer: list[float] = (logits[0].double() / temperature).softmax(0).tolist()
+    return answer
+
+
+def add_engine_files(folder: Path, *, wrong_by: float = 0.0) -> Path:
+    """A graph in ONNX that names one-coloured pictures as the network of the package does, and a sample of them.
+
+    It is written by hand: PyTorch's exporter takes seconds.
+
+    Args:
+        folder: of a package, which is changed.
+        wrong_by: added to the graph's first probability.
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["pixels"], ["colour"], axes=[2, 3], keepdims=0),
+            helper.make_node("Mul", ["colour", "ten"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["right"], axis=1),
+            helper.make_node("Add", ["right", "wrong"], ["probabilities"]),
+        ],
+        "colours",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, 32, 32])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3])],
+        [
+            helper.make_tensor("ten", TensorProto.FLOAT, [], [10.0]),
+            helper.make_tensor("wrong", TensorProto.FLOAT, [3], [wrong_by, 0.0, 0.0]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, folder / "model.onnx")
+    images = [np.full((32, 32, 3), 255 * np.eye(3, dtype=np.uint8)[index]) for index in range(3)]
+    sure = np.exp(10) / (np.exp(10) + 2)
+    write_sample(folder / SAMPLE_FILE, images, np.where(np.eye(3) == 1, sure, (1 - sure) / 2).tolist())
+    settings = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(settings | {"exports": {"onnx": 0.0}}))
+    return folder
 
 
 def trial_run(store: MlflowStore, number: int = 1) -> str:

@@ -135,7 +135,7 @@ def test_a_better_model_replaces_the_champion_under_load_an_equal_one_does_not_a
     reigns = thawline("history", "shapes", "--json", home=home).json
     assert [reign["version"] for reign in reigns] == ["1", "2", "1"]
     assert [reign["until"] for reign in reigns] == [reigns[1]["since"], reigns[2]["since"], None]
-    assert reigns[0]["reason"] == "by force: something must be served"
+    assert reigns[0]["reason"] == "first champion, by force: something must be served"
     assert second["reason"] in reigns[1]["reason"]
     assert reigns[2]["reason"] == "rolled back from version 2"
     table = thawline("history", "shapes", home=home)

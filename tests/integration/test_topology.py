@@ -300,7 +300,8 @@ def test_a_schedule_trains_then_skips_then_trains_on_what_has_come_and_the_bette
 
         third = it.next_run(first, second, end="Completed")
         judged = re.fullmatch(
-            r"the challenger is better: accuracy ([\d.]+) against ([\d.]+) on the same 48 test images",
+            r"the challenger is better: accuracy ([\d.]+) against ([\d.]+) on the same 48 test images; "
+            r"\d+ images? of 48 better, 95% interval \S+ to \S+",
             third["state"]["message"],
         )
         assert judged, third["state"]["message"]

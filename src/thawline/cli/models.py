@@ -21,6 +21,11 @@ TextColumn = Annotated[
     ),
 ]
 
+Engine = Annotated[
+    Literal["auto", "pytorch", "onnxruntime"],
+    typer.Option(help="What computes the network; auto: the fastest that is installed and answers as PyTorch does."),
+]
+
 
 @app.command()
 def predict(
@@ -34,6 +39,7 @@ def predict(
         ),
     ],
     text_column: TextColumn = None,
+    engine: Engine = "auto",
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
@@ -41,7 +47,7 @@ def predict(
     from thawline.predict import predict_items
 
     predictions = predict_items(
-        model, items, tracking_uri=tracking_uri, home=environment.home(), text_column=text_column
+        model, items, tracking_uri=tracking_uri, home=environment.home(), text_column=text_column, engine=engine
     )
     if as_json:
         print_json(predictions)
@@ -66,6 +72,7 @@ def score(
     out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Table to write, a row for each image or text.")],
     text_column: TextColumn = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    engine: Engine = "auto",
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Classify any number of images or texts into a Parquet file; the same command goes on after an interruption."""
@@ -79,6 +86,7 @@ def score(
             tracking_uri=tracking_uri,
             home=environment.home(),
             device=device,
+            engine=engine,
             text_column=text_column,
             on_progress=on_progress,
         )
@@ -176,8 +184,10 @@ def promote(
     else:
         from thawline.cli.tables.models import verdict_table
 
-        console().print(verdict_table(outcome.verdict))
-        console().print(f"{model} version {outcome.version}, {decision}: {outcome.verdict.reason}", highlight=False)
+        said = "" if outcome.is_champion else f"{model} version {outcome.version}, {decision}: "
+        console().print(f"{said}{outcome.verdict.reason}.", highlight=False, markup=False)
+        if outcome.verdict.criteria:
+            console().print(verdict_table(outcome.verdict))
     if decision != "promote":
         raise typer.Exit(1)
 
@@ -228,6 +238,7 @@ def serve(
         float, typer.Option(metavar="MS", min=0, max=1000, help="How long a batch waits for items being decoded.")
     ] = 2.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    engine: Engine = "auto",
     token_file: Annotated[
         Path | None, typer.Option(help="File with a token that clients must send as Authorization: Bearer.")
     ] = None,
@@ -250,6 +261,7 @@ def serve(
         max_batch=max_batch,
         max_delay_ms=max_delay,
         device=device,
+        engine=engine,
         token_file=token_file,
         webhook_secret_file=webhook_secret_file,
     )

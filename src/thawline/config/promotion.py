@@ -21,7 +21,8 @@ class GateRules(Model):
     """How often chance alone may promote a challenger that is no better: the gain must be above 0 in all but this share
     of resampled test sets. 1 asks for no evidence beyond the gain itself."""
     max_recall_loss: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """How much recall any class may lose; a single image or text of a small class is not counted as a loss."""
+    """How much recall any class may lose; a single image or text of a small class is not counted as a loss, nor is what
+    chance makes of so many classes."""
     max_calibration_loss: Annotated[float, Field(ge=0, le=1)] = 0.05
     """How much the expected calibration error may grow, beyond what chance explains on this test set."""
     max_latency_ratio: Annotated[float, Field(gt=0)] = 5.0
@@ -40,7 +41,8 @@ class PromotionConfig(GateRules):
     must not be worse beyond chance."""
     exports: tuple[Literal["pt2", "onnx"], ...] = ()
     """Further formats to package the model in, each compared with the network: ``torch.export`` and ONNX (which needs
-    ``pip install 'thawline[onnx]'``)."""
+    ``pip install 'thawline[onnx]'``). With ``onnx``, ``serve``, ``score`` and ``predict`` compute by ONNX Runtime
+    where it is faster."""
     approve: bool = False
     """Whether a person must agree before the champion is replaced: the flow pauses until somebody answers in Prefect's
     UI."""

@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say: one temperature for all logits, fitted on what was not trained on."""
+"""Probabilities that mean what they say: one temperature for all logits, where it helps on held-out folds."""
 
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -14,19 +14,30 @@ __all__ = ["Calibration", "calibrate"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+_FOLDS = 5
+_FEWEST = 20
+"""Items that a temperature is fitted on at least: folds of fewer than four do not tell luck from being right."""
 _SHOWN_BINS = 5
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The temperature, and what it did to the images or texts that it was fitted on."""
+    """The temperature, whether it is used, and what it does to images or texts that it was not fitted on."""
 
     temperature: float
+    """That logits are divided by: 1 where the fitted one is not used."""
     items: int
     """Images or texts that it was fitted on."""
+    helps: bool
+    """Whether it is used: whether both the loss and the calibration error are smaller with it on held-out folds."""
+    loss_before: float
+    """Mean of ``-log`` of the true class's probability."""
+    loss_after: float
+    """The same with temperatures, each item's fitted on the folds that it is not in."""
     error_before: float
     """Expected calibration error, 0 to 1."""
     error_after: float
+    """The same with the temperatures of held-out folds."""
     reliability: tuple[dict[str, str], ...]
     """For fifths of the probability: what share of the answers that sure was right, and how many there were."""
 
@@ -36,10 +47,12 @@ class Calibration:
 
 
 def calibrate(logits: Floats, labels: Ints) -> Calibration:
-    """Fit the number by which logits are divided so that the probabilities have the least loss.
+    """Fit the number by which logits are divided so that the probabilities have the least loss, if that helps.
 
     It changes no prediction, only how sure the model says it is: above 1 less, below 1 more (Guo et al., On Calibration
-    of Modern Neural Networks, 2017).
+    of Modern Neural Networks, 2017). Fitted on a few items it says how lucky they were: it is used only if temperatures
+    that were fitted on four fifths of the items make the loss and the calibration error of the other fifth smaller, and
+    never with fewer than 20 items.
 
     Args:
         logits: ``[N, num_classes]`` on images or texts that were not trained on.
@@ -48,25 +61,47 @@ def calibrate(logits: Floats, labels: Ints) -> Calibration:
     Returns:
         With a temperature between 0.05 and 20.
     """
-    from scipy.optimize import minimize_scalar
-    from scipy.special import log_softmax, softmax
-
-    rows = np.arange(len(labels))
-
-    def loss(log_temperature: float) -> float:
-        return -float(log_softmax(logits / np.exp(log_temperature), axis=1)[rows, labels].mean())
-
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
-    temperature = float(np.exp(found.x))
+    fold = np.random.default_rng(0).permutation(len(labels)) % _FOLDS
+    temperatures = np.ones(len(labels))
+    if len(labels) >= _FEWEST:
+        for number in range(_FOLDS):
+            temperatures[fold == number] = _fitted(logits[fold != number], labels[fold != number])
     correct = logits.argmax(1) == labels
-    before, after = (softmax(logits / divisor, axis=1).max(1) for divisor in (1.0, temperature))
+    (loss_before, before), (loss_after, after) = (
+        _answered(logits / divisor, labels) for divisor in (np.ones((1, 1)), temperatures[:, None])
+    )
+    error_before, error_after = (calibration_error(each, correct) for each in (before, after))
+    helps = loss_after < loss_before and error_after < error_before
     return Calibration(
-        temperature=temperature,
+        temperature=_fitted(logits, labels) if helps else 1.0,
         items=len(labels),
-        error_before=calibration_error(before, correct),
-        error_after=calibration_error(after, correct),
+        helps=helps,
+        loss_before=loss_before,
+        loss_after=loss_after,
+        error_before=error_before,
+        error_after=error_after,
         reliability=tuple(_reliability(before, after, correct)),
     )
+
+
+def _fitted(logits: Floats, labels: Ints) -> float:
+    """The temperature of the least loss."""
+    from scipy.optimize import minimize_scalar
+
+    found = minimize_scalar(
+        lambda log_temperature: _answered(logits / np.exp(log_temperature), labels)[0],
+        bounds=(np.log(0.05), np.log(20)),
+        method="bounded",
+    )
+    return float(np.exp(found.x))
+
+
+def _answered(logits: Floats, labels: Ints) -> tuple[float, Floats]:
+    """Loss, and the probability of each predicted class, ``[N]``."""
+    from scipy.special import log_softmax
+
+    logarithms = log_softmax(logits, axis=1)
+    return -float(logarithms[np.arange(len(labels)), labels].mean()), np.exp(logarithms.max(1))
 
 
 def _reliability(before: Floats, after: Floats, correct: npt.NDArray[np.bool_]) -> list[dict[str, str]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from thawline.engines import EngineName, choose
 from thawline.exceptions import RegistryError
 from thawline.registry.names import CHALLENGER, CHAMPION, ModelInput, ModelName
 from thawline.registry.packaged import PackagedModel, failures_named, kind_of, load_pyfunc
@@ -227,13 +228,27 @@ class MlflowRegistry:
             description = Model.load(str(path))
             return ModelInput(kind_of(description), (description.metadata or {}).get("text_column"))
 
-    def load(self, model: ModelName) -> PackagedModel:
-        """Load a model by alias or version; a message lists what there is if it is missing."""
+    def load(self, model: ModelName, *, device: str = "auto", engine: EngineName = "pytorch") -> PackagedModel:
+        """Load a model by alias or version; a message lists what there is if it is missing.
+
+        Args:
+            model: which.
+            device: ``auto`` for a GPU if there is one, or any of PyTorch's.
+            engine: what computes it, see :func:`thawline.engines.choose`.
+
+        Raises:
+            EngineError: if the engine that is wanted cannot compute it.
+        """
         version = self.resolve(model)
         with failures_named(f"{model} cannot be loaded"), self._files(model.name, version) as path:
             loaded = load_pyfunc(path)
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        return PackagedModel(loaded, ModelName(model.name, None, version), size=size)
+            packaged = PackagedModel(loaded, ModelName(model.name, None, version), size=size)
+            if device != "auto" or engine not in ("auto", "pytorch"):
+                packaged.unwrapped.to("cpu" if device == "auto" else device)  # other engines compute on the CPU
+            if engine != "pytorch":
+                packaged.compute_by(choose(packaged.unwrapped, path / "artifacts", engine, model=str(packaged.name)))
+        return packaged
 
     @contextmanager
     def _files(self, name: str, version: str, part: str = "") -> Iterator[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from thawline.data import DataKind, encoded_image
+from thawline.engines import Choice, Tried
 from thawline.exceptions import RegistryError
 from thawline.registry.names import COLUMNS, ModelName
 from thawline.tracking import first_line
@@ -44,11 +45,20 @@ class PackagedModel:
         self.train_classes: Mapping[str, int] | None = described.get("train_classes")
         """How many images or texts each class had in the training split; older packages do not know."""
         self.calibration: Mapping[str, Any] | None = described.get("calibration")
+        self.engine = "pytorch"
+        """What computes the network."""
+        self.engines: tuple[Tried, ...] = ()
+        """Those that were tried; none where PyTorch alone was wanted."""
 
     @property
     def unwrapped(self) -> Any:
         """The object of ``servable.py`` that MLflow wraps."""
         return self._model.unwrap_python_model()
+
+    def compute_by(self, choice: Choice) -> None:
+        """Have the network computed by another engine; decoding, class names and answers stay the package's own."""
+        self.unwrapped.probabilities = choice.engine.probabilities
+        self.engine, self.engines = choice.engine.name, choice.tried
 
     def check(self) -> None:
         """Classify the model's own input example.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from thawline.backbones import Preprocessing, TextPreprocessing, networks
 from thawline.data import DataKind, images, tokenizer
+from thawline.engines import SAMPLE_FILE, write_sample
 from thawline.exceptions import RegistryError
 from thawline.registry.calibration import Calibration
 from thawline.registry.exports import ExportFormat, export
@@ -51,6 +52,7 @@ def package(
     calibration: Calibration | None = None,
     exports: Sequence[ExportFormat] = (),
     network: nn.Module | None = None,
+    sample: Sequence[tuple[bytes | str, Sequence[float]]] = (),
     text_column: str | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -73,6 +75,8 @@ def package(
         exports: further formats, each compared with the network and written as ``model.pt2`` or ``model.onnx``; of
             images alone, see :func:`~thawline.registry.exports.check_exports`.
         network: that ``state_dict`` is of, in evaluation mode; needed for ``exports`` alone.
+        sample: a few encoded images, and for each the probabilities that the trained network gives it; kept beside
+            ``exports``, whose engines are compared with it wherever the model is loaded.
         text_column: name of the column that held the texts; :attr:`~thawline.registry.ModelInput.text_column` tells it.
         extra: JSON values that tell where the model comes from (study, trial, data digest); also shown in the registry.
 
@@ -114,6 +118,9 @@ def package(
                     temperature=temperature,
                     pixels=torch.stack([picture, picture.flip(2)]),
                 )
+                if sample:
+                    shown = [_shown(item, preprocessing, max_pixels) for item, _ in sample if isinstance(item, bytes)]
+                    write_sample(folder / SAMPLE_FILE, shown, [probabilities for _, probabilities in sample])
         case _:
             raise RegistryError(
                 "The input example of a model of images is an encoded image (bytes), that of a model of texts a text "
@@ -265,6 +272,8 @@ def _artifacts(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     if settings["kind"] == "texts":
         files["tokenizer"] = "tokenizer.json"
     files |= {name: f"model.{name}" for name in settings["exports"]}
+    if (folder / SAMPLE_FILE).is_file():
+        files["sample"] = SAMPLE_FILE
     return {name: str(folder / file) for name, file in files.items()}
 
 

@@ -91,11 +91,21 @@ class PromotionOutcome:
             "calibration": self.calibration,
         }
 
+    @property
+    def is_champion(self) -> bool:
+        """Whether the version was the champion when it was judged, so that there was nothing to decide."""
+        return self.champion_version == self.version
+
+    def _against(self) -> str:
+        if self.is_champion:
+            return "is the champion"
+        against = f"version {self.champion_version}" if self.champion_version else "no champion"
+        return f"against {against}: {self.verdict.outcome.value}"
+
     def as_markdown(self) -> str:
         """The evidence as a page."""
-        against = f"version {self.champion_version}" if self.champion_version else "no champion"
         parts = [
-            f"# {self.name} version {self.version} against {against}: {self.verdict.outcome.value}",
+            f"# {self.name} version {self.version} {self._against()}",
             f"{self.verdict.reason}.",
             self.verdict.as_markdown() if self.verdict.criteria else "",
             f"{self.baselines.sentence()}." if self.baselines else "",
@@ -181,7 +191,11 @@ def judge(
     champion_version = registry.champion(name)
     if champion_version == version:
         value = challenger.metrics[rules.metric]
-        verdict = Verdict(Outcome.HOLD, f"it is the champion already; its {rules.metric} is {value:.4f}")
+        verdict = Verdict(
+            Outcome.HOLD,
+            f"{name} version {version} is the champion already; its {rules.metric} is {value:.4f} on "
+            f"{len(test.labels)} test {model.kind}",
+        )
         return PromotionOutcome(
             name,
             version,
@@ -270,7 +284,7 @@ def force(store: MlflowStore, *, name: str, version: str, reason: str) -> None:
     champion = registry.champion(name)
     if champion == version:
         raise RegistryError(f"{name}/{version} is the champion already.")
-    reason = f"by force: {reason.strip()}"
+    reason = f"{'' if champion else 'first champion, '}by force: {reason.strip()}"
     registry.set_tags(name, version, {"thawline.verdict": "forced", "thawline.reason": reason})
     registry.promote(name, version, judged_against=champion, by=_user(), reason=reason)
 
@@ -365,8 +379,18 @@ def _calibration(model: PackagedModel) -> Mapping[str, Any] | None:
 def _calibration_text(calibration: Mapping[str, Any], kind: DataKind) -> str:
     rows = [f"| {row['confidence']} | {row['before']} | {row['after']} |" for row in calibration.get("reliability", ())]
     table = [f"| probability | right before, of {kind} | right after, of {kind} |", "|---|---|---|", *rows]
-    return (
-        f"Logits are divided by {calibration['temperature']:.3f}, fitted on the {calibration['items']} validation "
-        f"{kind}: calibration error there {calibration['error_before']:.4f} before, {calibration['error_after']:.4f} "
-        "after.\n\n" + "\n".join(table)
-    )
+    return f"{_calibration_sentence(calibration, kind)}\n\n" + "\n".join(table)
+
+
+def _calibration_sentence(calibration: Mapping[str, Any], kind: DataKind) -> str:
+    items, temperature = calibration["items"], calibration["temperature"]
+    errors = f"{calibration['error_before']:.4f} before, {calibration['error_after']:.4f} after"
+    if "helps" not in calibration:  # an older package: measured on what the temperature was fitted on
+        return f"Logits are divided by {temperature:.3f}, fitted on the {items} validation {kind}: {errors}."
+    losses = f"loss {calibration['loss_before']:.4f} before, {calibration['loss_after']:.4f} after"
+    on_folds = f"on held-out folds of the {items} validation {kind}: {losses}; calibration error {errors}"
+    if calibration["helps"]:
+        return f"Logits are divided by {temperature:.3f}, which helps {on_folds}."
+    if calibration["error_before"] == calibration["error_after"]:
+        return f"Not calibrated: {items} validation {kind} are too few to fit a temperature on."
+    return f"Not calibrated, because a fitted temperature does not help {on_folds}."

@@ -14,17 +14,28 @@ from thawline.data import DataKind
 from thawline.exceptions import RegistryError
 from thawline.registry.names import COLUMNS
 from thawline.registry.packaged import PackagedModel, Prediction
-from thawline.registry.statistics import Gain, calibration_error, calibration_gain, mcnemar, paired_bootstrap
+from thawline.registry.statistics import (
+    Gain,
+    RecallLoss,
+    calibration_error,
+    calibration_gain,
+    mcnemar,
+    paired_bootstrap,
+    worst_recall_loss,
+)
 
 __all__ = [
     "SMALLEST_PROBABILITY",
     "Scores",
     "compare",
     "compare_calibration",
+    "compare_recalls",
     "label_metrics",
     "score",
     "seconds_per_item",
 ]
+
+Ints = npt.NDArray[np.int64]
 
 SMALLEST_PROBABILITY = 1e-12
 """What a class counts for in the loss if the model does not know it or gives it nothing."""
@@ -147,14 +158,16 @@ def seconds_per_item(models: Sequence[PackagedModel], items: Sequence[bytes | Pa
 
 def compare(metric: str, challenger: Scores, champion: Scores) -> tuple[Gain, float]:
     """The challenger's gain over the champion on the same items, and McNemar's p-value."""
-    names = sorted({*challenger.labels, *challenger.predicted, *champion.predicted})
-    numbers = {name: number for number, name in enumerate(names)}
-    labels, ours, theirs = (
-        np.array([numbers[name] for name in each], dtype=np.int64)
-        for each in (challenger.labels, challenger.predicted, champion.predicted)
-    )
+    _, labels, ours, theirs = _numbered(challenger, champion)
     values = (challenger.losses, champion.losses) if metric == "loss" else (ours, theirs)
     return paired_bootstrap(metric, labels, *values), mcnemar(labels, ours, theirs)
+
+
+def compare_recalls(challenger: Scores, champion: Scores, *, tolerated: float) -> tuple[str, RecallLoss]:
+    """The class whose recall has fallen the furthest beyond chance, by name, and how likely chance is."""
+    names, labels, ours, theirs = _numbered(challenger, champion)
+    worst = worst_recall_loss(labels, ours, theirs, tolerated=tolerated)
+    return names[worst.label], worst
 
 
 def compare_calibration(challenger: Scores, champion: Scores) -> Gain:
@@ -163,3 +176,14 @@ def compare_calibration(challenger: Scores, champion: Scores) -> Gain:
         (each.confidence, np.array(each.predicted) == np.array(each.labels)) for each in (challenger, champion)
     )
     return calibration_gain(ours, theirs)
+
+
+def _numbered(challenger: Scores, champion: Scores) -> tuple[list[str], Ints, Ints, Ints]:
+    """Names of classes; labels, the challenger's answers and the champion's as numbers of them, ``[N]`` each."""
+    names = sorted({*challenger.labels, *challenger.predicted, *champion.predicted})
+    numbers = {name: number for number, name in enumerate(names)}
+    labels, ours, theirs = (
+        np.array([numbers[name] for name in each], dtype=np.int64)
+        for each in (challenger.labels, challenger.predicted, champion.predicted)
+    )
+    return names, labels, ours, theirs

@@ -1,11 +1,20 @@
-"""The statistics of a comparison on the same images: resampling, McNemar's test, calibration."""
+"""The statistics of a comparison on the same images: resampling, McNemar's test, recall of each class, calibration."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Gain", "calibration_error", "calibration_gain", "mcnemar", "paired_bootstrap"]
+__all__ = [
+    "Gain",
+    "RecallLoss",
+    "calibration_error",
+    "calibration_gain",
+    "mcnemar",
+    "paired_bootstrap",
+    "worst_recall_loss",
+]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -88,6 +97,63 @@ def mcnemar(labels: Ints, challenger: Ints, champion: Ints) -> float:
     gained = int(((challenger == labels) & (champion != labels)).sum())
     lost = int(((challenger != labels) & (champion == labels)).sum())
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+@dataclass(frozen=True)
+class RecallLoss:
+    """The class whose loss of recall is the least likely to be chance, and how likely it is."""
+
+    label: int
+    """Number of the class."""
+    loss: float
+    """How much smaller its recall is than the champion's; negative if no class loses any."""
+    p_value: float
+    """How often any class of two equally good models would lose as much; 1 if none loses more than is tolerated."""
+
+
+def worst_recall_loss(labels: Ints, challenger: Ints, champion: Ints, *, tolerated: float) -> RecallLoss:
+    """Whether a class has lost recall beyond what chance makes of so many classes.
+
+    Of the images of a class that only one model gets right, chance gives either model half (McNemar's test, one-sided
+    and exact). The class with the smallest probability is the worst of many, so that this probability is compared with
+    that of the worst class where no class has lost anything: the classes are independent, and of each it is known which
+    probabilities its few images can give at all (Westfall and Young, Resampling-Based Multiple Testing, 1993; no
+    resampling is needed here). A loss that is tolerated, and a single image, count as none, by chance or not.
+
+    Args:
+        labels: ``[N]``, numbers of classes from 0; a class without images is no class.
+        challenger: ``[N]``, predicted classes.
+        champion: ``[N]``, predicted classes.
+        tolerated: loss of recall of one class that is accepted, 0 to 1.
+    """
+    from scipy.stats import binom
+
+    classes = int(labels.max()) + 1
+    right, before = challenger == labels, champion == labels
+    images, gained, lost = (
+        np.bincount(labels[chosen], minlength=classes) for chosen in (slice(None), right & ~before, ~right & before)
+    )
+    losses = np.divide(lost - gained, images, out=np.full(classes, -np.inf), where=images > 0)
+    by_chance = np.where(_counts(lost - gained, images, tolerated), binom.sf(lost - 1, lost + gained, 0.5), 1.0)
+    smallest = float(by_chance.min())
+    if smallest == 1:
+        worst = int(losses.argmax())
+        return RecallLoss(worst, float(losses[worst]), 1.0)
+    none_so_small = 0.0  # logarithm of the probability
+    cells, repeated = np.unique(np.stack([lost + gained, images]), axis=1, return_counts=True)
+    for differing, of, times in zip(*cells, repeated, strict=True):
+        possible = np.arange(differing + 1)
+        tails = binom.sf(possible - 1, differing, 0.5)
+        as_small = tails[_counts(2 * possible - differing, of, tolerated) & (tails <= smallest * (1 + 1e-9))]
+        none_so_small += times * np.log1p(-as_small.max(initial=0.0))
+    worst = int(by_chance.argmin())
+    return RecallLoss(worst, float(losses[worst]), float(-np.expm1(none_so_small)))
+
+
+def _counts(lost: Ints, images: Ints, tolerated: float) -> npt.NDArray[np.bool_]:
+    """Whether so many images fewer are a loss."""
+    counted: npt.NDArray[np.bool_] = (lost > tolerated * images + 1e-9) & (lost > 1)
+    return counted
 
 
 def calibration_error(confidence: Floats, correct: npt.NDArray[np.bool_]) -> float:

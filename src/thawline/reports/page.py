@@ -115,9 +115,8 @@ def report_figures(report: StudyReport) -> dict[str, Figure | None]:
     ``thaw_line``, ``time`` and ``memory`` are drawn of each, and named as in ``thaw_line/resnet18``.
     """
     metric, test, surfaces = report.metric, report.test, report_surfaces(report)
-    temperature = (
-        report.promotion.calibration.temperature if report.promotion and report.promotion.calibration else None
-    )
+    calibration = report.promotion.calibration if report.promotion else None
+    temperature = calibration.temperature if calibration and calibration.helps else None
     figures: dict[str, Figure | None] = {}
     for tried in _tried(report):
         trials, deepest, title = tried.trials, tried.deepest, tried.title

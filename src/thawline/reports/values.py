@@ -135,10 +135,12 @@ class DataSummary(_Value):
 
 
 class Calibration(_Value):
-    """The number that logits were divided by, and what that did to the calibration error on validation."""
+    """The number that logits are divided by, and what that does to the calibration error on held-out folds."""
 
     temperature: float = Field(gt=0)
     items: int
+    helps: bool = True
+    """Whether it is used; otherwise the logits stay as they are."""
     error_before: float
     error_after: float
 

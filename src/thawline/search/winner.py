@@ -320,6 +320,7 @@ def _package(prepared: Prepared, best: TrialRecord, tags: dict[str, str], run_id
     calibration = calibrate(logits.numpy(), inputs.labels)
     probabilities = (logits / calibration.temperature).softmax(1).tolist()
     example, *compared = map(_sent, _items(manifest, [manifest.of("train")[0], *manifest.of("validation")[:_COMPARED]]))
+    sample = list(zip(compared, probabilities, strict=False))
     with tempfile.TemporaryDirectory(prefix="thawline-") as folder:
         package(
             Path(folder),
@@ -332,6 +333,7 @@ def _package(prepared: Prepared, best: TrialRecord, tags: dict[str, str], run_id
             calibration=calibration,
             exports=config.promotion.exports,
             network=backbone.module.cpu(),
+            sample=sample,
             text_column=manifest.table.text_name if manifest.table is not None else None,
             extra={**tags, "train_classes": _train_classes(manifest)},
         )
@@ -340,7 +342,7 @@ def _package(prepared: Prepared, best: TrialRecord, tags: dict[str, str], run_id
             run_id,
             Path(folder),
             prepared.model,
-            trained=list(zip(compared, probabilities, strict=False)),
+            trained=sample,
         )
 
 

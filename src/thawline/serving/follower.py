@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 
+from thawline.engines import EngineName
 from thawline.exceptions import ThawlineError
 from thawline.registry import MlflowRegistry, ModelName
 from thawline.serving.served import ServedModel
@@ -24,6 +25,7 @@ class Follower:
         name: with an alias, which is followed, or with a version, which stays.
         poll_seconds: how often the registry is asked.
         device: see :class:`ServedModel`.
+        engine: what computes each version, see :func:`thawline.engines.choose`.
 
     Raises:
         RegistryError: from :meth:`load_first`, if there is nothing to serve.
@@ -36,8 +38,10 @@ class Follower:
         *,
         poll_seconds: float,
         device: str = "auto",
+        engine: EngineName = "auto",
     ) -> None:
-        self._registry, self._name, self._poll_seconds, self._device = registry, name, poll_seconds, device
+        self._registry, self._name, self._poll_seconds = registry, name, poll_seconds
+        self._device, self._engine = device, engine
         self._model: ServedModel | None = None
         self.refused: dict[str, str] | None = None
         """Version and reason, if the alias points to one that cannot be served."""
@@ -108,10 +112,11 @@ class Follower:
         self.refused = None
         before = self._served()
         self._model = model  # one assignment: a request has the old one or the new one, for all of it
-        _log.info("%s is served in place of %s", self._served(), before)
+        _log.info("%s is served in place of %s, by %s", self._served(), before, model.engine)
 
     def _load(self, version: str) -> ServedModel:
-        return ServedModel(self._registry.load(ModelName(self._name.name, None, version)), self._device)
+        name = ModelName(self._name.name, None, version)
+        return ServedModel(self._registry.load(name, device=self._device, engine=self._engine), self._device)
 
     def _refused_lately(self, version: str) -> bool:
         refused = self.refused

@@ -40,6 +40,10 @@ class ServedModel:
         self.kind: DataKind = packaged.kind
         self.classes: tuple[str, ...] = tuple(self._servable.classes)
         self.device = str(self._servable.device)
+        self.engine = packaged.engine
+        """What computes the network."""
+        self.engines = packaged.engines
+        """All that were tried."""
 
     def prepare(self, item: bytes | str) -> Any:
         """What the network is shown of one encoded image, uint8 ``[S, S, 3]``, or of one text, int32 tokens ``[T]``.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from thawline import environment, logs
 from thawline.config import TrainConfig
+from thawline.engines import EngineName
 from thawline.exceptions import ServingError
 from thawline.registry import MlflowRegistry, parse_model
 from thawline.serving.follower import Follower
@@ -47,6 +48,7 @@ class ServeOptions:
     max_body_mb: float = 32.0
     poll_seconds: float = 2.0
     device: str = "auto"
+    engine: EngineName = "auto"
     token_file: Path | None = None
     webhook_secret_file: Path | None = None
 
@@ -115,11 +117,13 @@ def create_app_from(options: ServeOptions) -> "FastAPI":
     from thawline.serving.metrics import Metrics
 
     name = parse_model(options.model)
-    follower = Follower(_registry(options), name, poll_seconds=options.poll_seconds, device=options.device)
+    follower = Follower(
+        _registry(options), name, poll_seconds=options.poll_seconds, device=options.device, engine=options.engine
+    )
     follower.load_first()
     model = follower.model
     following = f", follows the alias {name.alias}" if name.alias else ""
-    _log.info("%s version %s on %s%s", model.name, model.version, model.device, following)
+    _log.info("%s version %s on %s by %s%s", model.name, model.version, model.device, model.engine, following)
     app_options = AppOptions(
         max_batch=options.max_batch,
         max_delay=options.max_delay_ms / 1000,

@@ -248,7 +248,7 @@ def test_a_first_model_that_is_no_better_than_the_majority_class_stays_challenge
         registry.load(parse_model("birds"))
     force(store, name="birds", version="1", reason="it is all there is")
     assert registry.champion("birds") == "1"
-    assert registry.history("birds")[0].reason == "by force: it is all there is"
+    assert registry.history("birds")[0].reason == "first champion, by force: it is all there is"
     assert challenge(store, folder, study="t").verdict.outcome is Outcome.PROMOTE
 
 
@@ -545,7 +545,7 @@ def test_history_tells_who_was_champion_when_and_rollback_returns_to_the_former(
     assert reigns[0].until == reigns[1].since
     assert reigns[1].until == reigns[2].since
     assert reigns[2].until is None
-    assert reigns[0].reason == "by force: it is all there is"
+    assert reigns[0].reason == "first champion, by force: it is all there is"
     assert "the challenger is better" in reigns[1].reason
     assert reigns[2].reason == "rolled back from version 2"
     assert roll_back(store, name="birds") == ("1", "2")  # and forth again
@@ -643,18 +643,47 @@ def test_an_overconfident_network_gets_a_temperature_that_changes_no_answer(stor
 def test_the_calibration_of_a_package_from_before_there_were_texts_is_shown_too(
     store: MlflowStore, tmp_path: Path
 ) -> None:
-    calibration = calibrate(np.eye(3)[[0, 1, 2, 0]] * 4, np.array([0, 1, 2, 1]))
+    labels = np.arange(30) % 3
+    calibration = calibrate(np.eye(3)[np.where(np.arange(30) < 20, labels, 0)] * 20, labels)
+    assert calibration.helps
     uri = log_packaged_model(
         store, trial_run(store), make_package(tmp_path / "package", calibration=calibration), "birds"
     )
     description = folder_of(store, uri) / "MLmodel"
     text = description.read_text()
-    assert text.count("items: 4") == 1
-    description.write_text(text.replace("items: 4", "images: 4"))
+    assert text.count("items: 30") == 1
+    older = re.sub(r"\n *(helps|loss_before|loss_after): .*", "", text.replace("items: 30", "images: 30"))
+    description.write_text(older)
     MlflowRegistry(store).register("birds", uri, run_id=trial_run(store), study="s", tags={})
     outcome = judge(store, name="birds", version="1", test=LabelledData("test", IMAGES, LABELS))
-    assert "fitted on the 4 validation images" in outcome.as_markdown()
-    assert outcome.as_dict()["calibration"] == json.loads(json.dumps(calibration.as_dict()))
+    assert "fitted on the 30 validation images" in outcome.as_markdown()
+    shown, known = outcome.as_dict()["calibration"], json.loads(json.dumps(calibration.as_dict()))
+    assert shown == {key: known[key] for key in known.keys() - {"helps", "loss_before", "loss_after"}}
+
+
+def test_a_temperature_that_does_not_help_what_it_was_not_fitted_on_is_not_used_and_the_verdict_says_so(
+    store: MlflowStore, tmp_path: Path
+) -> None:
+    """Five images that a sure network got wrong gave a temperature of 13.6; 21 made the calibration error worse."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 400)
+    fair = np.log(np.full((400, 3), 0.2) + 0.4 * np.eye(3)[np.where(random.random(400) < 0.5, labels, 0)])
+    few = calibrate(8 * np.eye(3)[[0, 1, 2, 0, 1]], np.array([0, 1, 1, 2, 2]))
+    assert (few.temperature, few.helps, few.error_after) == (1.0, False, few.error_before)
+    useless = [calibrate(fair[start : start + 21], labels[start : start + 21]) for start in range(0, 399, 21)]
+    refused = [each for each in useless if not each.helps]
+    assert len(refused) >= len(useless) / 2
+    assert all(each.temperature == 1.0 for each in refused)
+    assert all(each.loss_after < each.loss_before and each.error_after < each.error_before
+               for each in useless if each.helps)  # fmt: skip
+    for number, (calibration, sentence) in enumerate(
+        ((few, "Not calibrated: 5 validation images are too few to fit a temperature on."),
+         (refused[0], "Not calibrated, because a fitted temperature does not help on held-out folds of the 21 "))
+    ):  # fmt: skip
+        run_id = trial_run(store)
+        uri = log_packaged_model(store, run_id, make_package(tmp_path / str(number), calibration=calibration), "birds")
+        version = MlflowRegistry(store).register("birds", uri, run_id=run_id, study=str(number), tags={})
+        assert sentence in judge(store, name="birds", version=version, test=TEST).as_markdown()
 
 
 def test_a_package_that_differs_from_the_trained_network_says_by_how_much_and_is_rejected(
@@ -681,7 +710,7 @@ def test_exports_answer_as_the_network_does_hold_no_pickle_and_travel_with_the_m
 
     random = np.random.default_rng(0)
     calibration = calibrate(random.normal(size=(50, 3)), random.integers(0, 3, 50))
-    folder = make_package(tmp_path / "package", calibration=calibration, exports=("pt2", "onnx"))
+    folder = make_package(tmp_path / "package", calibration=calibration, exports=("pt2", "onnx"), sample=IMAGES)
     settings = json.loads((folder / "model.json").read_text())
     assert settings["exports"].keys() == {"pt2", "onnx"}
     assert max(settings["exports"].values()) < 1e-5
@@ -697,6 +726,12 @@ def test_exports_answer_as_the_network_does_hold_no_pickle_and_travel_with_the_m
     session = onnxruntime.InferenceSession(artifacts / "model.onnx")
     for answer in (program(pixels).detach().numpy(), session.run(None, {"pixels": pixels.numpy()})[0]):
         assert answer[0] == pytest.approx(list(answers[0].values()), abs=1e-4)
+    MlflowRegistry(store).register("birds", uri, run_id=trial_run(store), study="s", tags={})
+    model = MlflowRegistry(store).load(ModelName("birds", None, "1"), engine="onnxruntime")
+    (tried,) = model.engines
+    assert (model.engine, tried.refused) == ("onnxruntime", None)
+    assert tried.difference is not None
+    assert tried.difference < 1e-4
 
 
 def test_an_export_that_answers_otherwise_stops_the_packaging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Whether the process answers, what it serves, and with what."""
 
 import importlib.metadata
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
@@ -8,6 +9,9 @@ from fastapi import APIRouter
 from thawline.serving.follower import Follower
 
 __all__ = ["router"]
+
+_DISTRIBUTIONS = {"pytorch": "torch", "onnxruntime": "onnxruntime"}
+"""Of each engine, as package indexes name it."""
 
 
 def router(follower: Follower) -> APIRouter:
@@ -28,19 +32,24 @@ def router(follower: Follower) -> APIRouter:
             "model": follower.model.name,
             "version": follower.model.version,
             "kind": follower.model.kind,
+            "engine": follower.model.engine,
+            "engines": [asdict(tried) for tried in follower.model.engines],
             "refused": follower.refused,
             "registry_error": follower.registry_error,
         }
 
     @routes.get("/version")
-    async def version() -> dict[str, str]:
+    async def version() -> dict[str, Any]:
         """Versions of the model and of what serves it."""
-        libraries = {name: importlib.metadata.version(name) for name in ("thawline", "torch", "mlflow")}
+        used = dict.fromkeys(("thawline", "torch", "mlflow", _DISTRIBUTIONS[follower.model.engine]))
+        libraries = {name: importlib.metadata.version(name) for name in used}
         return {
             "model": follower.model.name,
             "version": follower.model.version,
             "kind": follower.model.kind,
             "device": follower.model.device,
+            "engine": follower.model.engine,
+            "engines": [asdict(tried) for tried in follower.model.engines],
             **libraries,
         }
 

@@ -1,0 +1,135 @@
+"""How often the gate errs: by the recall of one class, and over many nights on the same test images.
+
+Models are simulated as two trainings of one recipe are seen to differ: four images in five are easy (0.985 right), the
+others hard (0.3 right), 85 % in all, and two trainings answer 10 % of the images differently.
+"""
+
+import argparse
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from thawline.config import GateRules
+from thawline.registry.gate import RECALL_BY_CHANCE
+from thawline.registry.statistics import paired_bootstrap, worst_recall_loss
+
+EASY, HARD, SHARE = 0.985, 0.3, 0.2
+RULES = GateRules()
+
+Bools = npt.NDArray[np.bool_]
+
+
+def main() -> None:
+    """Simulate, and print two tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--challengers", type=int, default=400, help="simulated for each row of the first table")
+    parser.add_argument("--years", type=int, default=200, help="simulated for each row of the second table")
+    parser.add_argument("--nights", type=int, default=300)
+    parser.add_argument("--images", type=int, nargs="+", default=[200, 1000], help="of the test split, second table")
+    options = parser.parse_args()
+    recalls(options.challengers)
+    nights(options.years, options.nights, options.images)
+
+
+def recalls(challengers: int) -> None:
+    """Stopped by the recall of a class, which has truly fallen or not."""
+    print(f"Stopped by the recall of every class, of {challengers} challengers each:\n")
+    print("| classes | images of each | as good | 3 points better | the same, as measured | one class 20 worse |")
+    print("|---|---|---|---|---|---|")
+    for classes, images in (
+        (2, 10), (2, 100), (5, 20), (10, 100), (30, 100), (100, 20), (100, 100), (200, 50), (300, 100), (1000, 20),
+        (1000, 100),
+    ):  # fmt: skip
+        random, times = np.random.default_rng(0), max(60, challengers * 100 // max(100, classes))
+        rows = [
+            [stopped(random, classes, images, gain, fall) for _ in range(times)]
+            for gain, fall in ((0.0, 0.0), (0.03, 0.0), (0.0, 0.2))
+        ]
+        equal, better, fallen = (np.mean([by_chance for by_chance, _ in row]) for row in rows)
+        measured = np.mean([as_measured for _, as_measured in rows[1]])
+        print(f"| {classes} | {images} | {equal:.1%} | {better:.1%} | {measured:.1%} | {fallen:.1%} |", flush=True)
+
+
+def stopped(random: np.random.Generator, classes: int, images: int, gain: float, fall: float) -> tuple[bool, bool]:
+    """Whether the criterion stops a challenger, and whether one without chance would: more than tolerated is lost.
+
+    Args:
+        random: to draw from.
+        classes: how many.
+        images: of each.
+        gain: by how much the challenger is truly better in every class.
+        fall: by how much it is truly worse in the first one.
+    """
+    labels = np.repeat(np.arange(classes), images)
+    hard = random.random(labels.size) < SHARE
+    champion, challenger = (answers(random, hard, each) for each in (0.0, gain))
+    challenger &= (labels > 0) | (random.random(labels.size) > fall / (EASY * (1 - SHARE) + HARD * SHARE))
+    ours, theirs = (np.where(right, labels, (labels + 1) % classes) for right in (challenger, champion))
+    worst = worst_recall_loss(labels, ours, theirs, tolerated=RULES.max_recall_loss)
+    lost = np.bincount(labels, champion) - np.bincount(labels, challenger)
+    return worst.p_value <= RECALL_BY_CHANCE, bool((lost > max(RULES.max_recall_loss * images, 1)).any())
+
+
+def nights(years: int, count: int, sizes: Sequence[int]) -> None:
+    """Every night a challenger, against the same test images."""
+    print(f"\nAfter so many nights with a challenger that is as good as the champion, of {years} simulations each; "
+          f"`{RULES.significance:g} / nights` divides what chance may do among the nights:\n")  # fmt: skip
+    print("| test images | significance | night | promoted | independent nights would | champion measured too good by "
+          "| promoted if 3 points better | promoted if 1 point worse |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|")
+    shown = [night for night in (1, 10, 30, 100, 300, 1000) if night <= count]
+    for images in sizes:
+        for shared in (False, True):
+            seen = np.array([year(np.random.default_rng(seed), images, shown, shared=shared) for seed in range(years)])
+            name = f"{RULES.significance:g}{' / nights' if shared else ''}"
+            for night, (promoted, surplus, better, worse) in zip(shown, seen.mean(0), strict=True):
+                independent = f"{RULES.significance * night:.2f}" if not shared else ""
+                print(f"| {images} | {name} | {night} | {promoted:.2f} | {independent} | {surplus:+.3f} | {better:.0%} "
+                      f"| {worse:.1%} |", flush=True)  # fmt: skip
+
+
+def year(random: np.random.Generator, images: int, shown: Sequence[int], *, shared: bool) -> list[list[float]]:
+    """Of each night that is shown: champions replaced so far, by how much the champion's measured accuracy is above its
+    true one, and how often models that are 3 points better and 1 point worse would be promoted then."""
+    hard = random.random(images) < SHARE
+    true = np.where(hard, HARD, EASY).mean()
+    champion, replaced, seen = answers(random, hard, 0.0), 0, []
+    for night in range(1, max(shown) + 1):
+        significance = round(RULES.significance / night, 6) if shared else RULES.significance
+        challenger = answers(random, hard, 0.0)
+        if promoted(challenger, champion, significance):
+            champion, replaced = challenger, replaced + 1
+        if night in shown:
+            tried = [
+                np.mean([promoted(answers(random, hard, gain), champion, significance) for _ in range(10)])
+                for gain in (0.03, -0.01)
+            ]
+            seen.append([replaced, float(champion.mean() - true), *map(float, tried)])
+    return seen
+
+
+def answers(random: np.random.Generator, hard: Bools, gain: float) -> Bools:
+    """Which images a model gets right that is so much better than the recipe's, ``[N]``; the gain is on hard ones."""
+    right: Bools = random.random(hard.size) < np.where(hard, HARD + gain / SHARE, EASY)
+    return right
+
+
+def promoted(challenger: Bools, champion: Bools, significance: float) -> bool:
+    """Whether the gate finds the gain in accuracy beyond chance."""
+    gained, lost = int((challenger & ~champion).sum()), int((champion & ~challenger).sum())
+    return gained > lost and beyond_chance(gained, lost, challenger.size, significance)
+
+
+@cache
+def beyond_chance(gained: int, lost: int, images: int, significance: float) -> bool:
+    """As the gate decides for a challenger that is right on ``gained`` images more and ``lost`` others fewer."""
+    ours, theirs = np.zeros((2, images), dtype=np.int64)
+    theirs[:gained] = 1
+    ours[gained : gained + lost] = 1
+    return paired_bootstrap("accuracy", np.zeros(images, dtype=np.int64), ours, theirs).lower(significance) > 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""What computes a packaged network: the fastest engine that is installed and answers as the network does."""
+
+from thawline.engines._base import ENGINE_TOLERANCE, Engine, EngineName
+from thawline.engines.choice import Choice, Tried, choose
+from thawline.engines.onnx_runtime import OnnxRuntime
+from thawline.engines.pytorch import PyTorch
+from thawline.engines.sample import SAMPLE_FILE, Sample, read_sample, write_sample
+
+__all__ = [
+    "ENGINE_TOLERANCE",
+    "SAMPLE_FILE",
+    "Choice",
+    "Engine",
+    "EngineName",
+    "OnnxRuntime",
+    "PyTorch",
+    "Sample",
+    "Tried",
+    "choose",
+    "read_sample",
+    "write_sample",
+]

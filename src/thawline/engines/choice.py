@@ -1,0 +1,158 @@
+"""Which engine computes a version: all that there are are compared with the trained network, and measured."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thawline.engines._base import ENGINE_TOLERANCE, Engine, EngineName, Unavailable
+from thawline.engines.onnx_runtime import OnnxRuntime
+from thawline.engines.pytorch import PyTorch
+from thawline.engines.sample import SAMPLE_FILE, Sample, read_sample
+from thawline.exceptions import EngineError
+
+__all__ = ["Choice", "Tried", "choose"]
+
+_BATCH = 8
+"""Images of the sample that are computed at once."""
+_ROUNDS = 5
+
+_OTHERS: dict[str, Callable[[Path, int], Engine]] = {
+    OnnxRuntime.name: lambda files, threads: OnnxRuntime(files, threads=threads)
+}
+"""Engines besides PyTorch: from the package's files and a number of threads."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """How an engine did with a version."""
+
+    name: str
+    refused: str | None = None
+    """Why it is not used, whatever its speed."""
+    difference: float | None = None
+    """Largest difference of a probability from the trained network's on the package's sample."""
+    seconds: float | None = None
+    """Median time of one image on its own, decoding not included; ``None`` where there was nothing to choose."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine that computes a version, and all that were tried."""
+
+    engine: Engine
+    tried: tuple[Tried, ...] = ()
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Why engines are not used, by their names."""
+        return {each.name: each.refused for each in self.tried if each.refused is not None}
+
+
+def choose(servable: Any, files: Path, wanted: EngineName = "auto", *, model: str = "the model") -> Choice:
+    """The fastest engine that answers as the trained network does, or the one that is wanted if it does so.
+
+    PyTorch is always there: where no other engine passes, it computes. A network on a GPU stays with PyTorch.
+
+    Args:
+        servable: a loaded package, see :mod:`thawline.registry.servable`.
+        files: folder of the package's files; not needed afterwards.
+        wanted: an engine's name, or ``auto``.
+        model: its name, for messages.
+
+    Raises:
+        EngineError: if one other than PyTorch is wanted and cannot be used, or answers otherwise.
+    """
+    network = PyTorch(servable)
+    if wanted == network.name or (wanted == "auto" and servable.device.type != "cpu"):
+        return Choice(network)
+    if servable.device.type != "cpu":
+        raise EngineError(f"{wanted} computes on the CPU, but {model} is on {servable.device}: leave out --device.")
+    passed, refused = _compared(files, [name for name in _OTHERS if wanted in ("auto", name)])
+    if wanted == "auto":
+        return _fastest(network, files, passed, refused)
+    if refused:
+        raise EngineError(
+            f"{model} cannot be computed by {wanted}: {refused[0].refused}. Without --engine, the fastest engine that "
+            "can computes it."
+        )
+    ((engine, difference),) = passed
+    return Choice(engine, (Tried(engine.name, difference=difference),))
+
+
+def _compared(files: Path, names: Sequence[str]) -> tuple[list[tuple[Engine, float]], list[Tried]]:
+    """Engines that answer as the trained network does, with the largest difference; and the others, with the reason."""
+    passed: list[tuple[Engine, float]] = []
+    refused: list[Tried] = []
+    for name in names:
+        try:
+            engine, sample = _OTHERS[name](files, _threads()), _sample(files)
+            difference = _difference(engine, sample)
+            if not difference <= ENGINE_TOLERANCE:  # what is no number is none either
+                raise Unavailable(
+                    f"it answers otherwise than the trained network: a probability differs by {difference:.1e}, and at "
+                    f"most {ENGINE_TOLERANCE:.0e} is allowed"
+                )
+            passed.append((engine, difference))
+        except Unavailable as error:
+            refused.append(Tried(name, refused=str(error)))
+        except Exception as error:  # an engine raises whatever its libraries do; there is another one
+            reason = str(error).strip().partition("\n")[0]
+            refused.append(Tried(name, refused=f"{type(error).__name__}: {reason}"))
+    return passed, refused
+
+
+def _fastest(network: Engine, files: Path, passed: Sequence[tuple[Engine, float]], refused: Sequence[Tried]) -> Choice:
+    if not passed:
+        return Choice(network, (Tried(network.name), *refused))
+    sample = _sample(files)
+    compared = [(network, _difference(network, sample)), *passed]
+    seconds = _seconds([engine for engine, _ in compared], sample)
+    tried = [
+        Tried(engine.name, difference=difference, seconds=taken)
+        for (engine, difference), taken in zip(compared, seconds, strict=True)
+    ]
+    return Choice(compared[seconds.index(min(seconds))][0], (*tried, *refused))
+
+
+def _sample(files: Path) -> Sample:
+    sample = read_sample(files / SAMPLE_FILE)
+    if sample is None:
+        raise Unavailable("the package holds no validation images to compare engines on; its version is older")
+    return sample
+
+
+def _difference(engine: Engine, sample: Sample) -> float:
+    """Largest difference of a probability from the trained network's.
+
+    Raises:
+        Unavailable: if the engine knows another number of classes.
+    """
+    batches = [sample.inputs[start : start + _BATCH] for start in range(0, len(sample.inputs), _BATCH)]
+    answers = np.array([row for batch in batches for row in engine.probabilities(list(batch))])
+    expected = sample.probabilities
+    if answers.shape != expected.shape:
+        raise Unavailable(f"it knows {answers.shape[-1]} classes, and the trained network {expected.shape[-1]}")
+    return float(np.abs(answers - expected).max())
+
+
+def _seconds(engines: Sequence[Engine], sample: Sample) -> list[float]:
+    """Median seconds of each for one image, the engines taking turns; all have computed the sample before."""
+    taken: list[list[float]] = [[] for _ in engines]
+    for number in range(_ROUNDS):
+        image = [sample.inputs[number % len(sample.inputs)]]
+        for engine, seconds in zip(engines, taken, strict=True):
+            began = time.perf_counter()
+            engine.probabilities(image)
+            seconds.append(time.perf_counter() - began)
+    return [statistics.median(seconds) for seconds in taken]
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()  # as many as this process was told to use

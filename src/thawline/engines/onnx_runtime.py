@@ -1,0 +1,52 @@
+"""ONNX Runtime on the CPU, which computes the package's ``model.onnx``."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from thawline.engines._base import Unavailable
+
+__all__ = ["OnnxRuntime"]
+
+_FILE = "model.onnx"
+
+
+class OnnxRuntime:
+    """ONNX Runtime in fp32. Normalisation, calibration and softmax are part of the graph.
+
+    Args:
+        files: folder of the package's files; it may vanish afterwards.
+        threads: that compute one forward pass.
+
+    Raises:
+        Unavailable: if the package holds no ``model.onnx``, or ONNX Runtime is not installed.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, files: Path, *, threads: int) -> None:
+        if not (files / _FILE).is_file():
+            raise Unavailable(f"the package holds no {_FILE}: `promotion.exports: [onnx]` makes one")
+        if importlib.util.find_spec("onnxruntime") is None:
+            raise Unavailable("ONNX Runtime is not installed: pip install 'thawline[onnx]'")
+        import onnxruntime
+
+        onnxruntime.disable_telemetry_events()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # errors; warnings are about the machine, such as a GPU that it cannot list
+        # Threads that spin between forward passes take the cores from those that decode.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session: Any = onnxruntime.InferenceSession(
+            (files / _FILE).read_bytes(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def probabilities(self, prepared: Sequence[Any]) -> list[list[float]]:
+        """See :class:`~thawline.engines.Engine`; uint8 images ``[S, S, 3]`` alone."""
+        import numpy as np
+
+        pixels = np.stack(prepared).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+        (answers,) = self._session.run(None, {"pixels": pixels})
+        rows: list[list[float]] = answers.tolist()
+        return rows

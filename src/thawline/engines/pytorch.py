@@ -1,0 +1,24 @@
+"""The network as it was trained, by PyTorch: the engine that every package has, and that others are compared with."""
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["PyTorch"]
+
+
+class PyTorch:
+    """Eager PyTorch, on whatever device the network is.
+
+    Args:
+        servable: a loaded package, see :mod:`thawline.registry.servable`.
+    """
+
+    name = "pytorch"
+
+    def __init__(self, servable: Any) -> None:
+        self._compute = servable.probabilities
+
+    def probabilities(self, prepared: Sequence[Any]) -> list[list[float]]:
+        """See :class:`~thawline.engines.Engine`."""
+        answers: list[list[float]] = self._compute(list(prepared))
+        return answers

@@ -11,14 +11,13 @@ import importlib
 import io
 import math
 import re
-import threading
 import warnings
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-__all__ = ["EXTENSIONS", "BadImage", "decode", "encoded_image", "resize_and_crop"]
+__all__ = ["EXTENSIONS", "BadImage", "declared_pixels", "decode", "encoded_image", "resize_and_crop"]
 
 # Pillow knows some forty formats. These are the ones that people keep photographs in; the others stay out because
 # they are not pictures (HDF5, MPEG), run other programs (EPS starts Ghostscript) or are read by code that few test.
@@ -55,9 +54,9 @@ _INTERPOLATIONS = {
 }
 _MAX_ASPECT = 16
 
-# `warnings.catch_warnings` swaps a list that all threads share; two threads at once can leave it swapped for good.
-# The lock costs threads their overlap in decoding (some milliseconds a photograph); processes are not touched.
-_quiet = threading.Lock()
+# What is odd about a file but does not keep it from being shown. Once and for all: `warnings.catch_warnings` swaps a
+# list that all threads share, so threads that decode would need a lock around it, and so decode one after the other.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class BadImage(ValueError):
@@ -81,32 +80,39 @@ def decode(data: bytes, *, max_pixels: int = 64_000_000) -> Image.Image:
     """
     if not data:
         raise BadImage("the file is empty")
-    with _quiet, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(io.BytesIO(data), formats=_AVAILABLE) as image:
-                pixels = image.width * image.height
-                if pixels > max_pixels:
-                    raise BadImage(
-                        f"it has {pixels:,} pixels ({image.width} x {image.height}); at most {max_pixels:,} are allowed"
-                    )
-                # verify() passes JPEGs that are cut off; only a full decode tells.
-                image.load()
-                # 16 bits in a 32-bit image: so Pillow gives PGM (and PNG until version 11). In TIFF they are 32 indeed.
-                sixteen_bit = image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format in ("PNG", "PPM"))
-                return _to_rgb(_upright(image), sixteen_bit=sixteen_bit)
-        except BadImage:
-            raise
-        except UnidentifiedImageError:
-            raise BadImage(f"not an image of a known format{_looks_like(data)}") from None
-        except Image.DecompressionBombError:
-            raise BadImage("it has more pixels than Pillow agrees to decode") from None
-        except MemoryError:
-            raise BadImage("decoding it needs more memory than there is") from None
-        except Exception as error:
-            # Pillow's decoders raise whatever their parsers meet: OSError, SyntaxError, ValueError, struct.error,
-            # KeyError, ZeroDivisionError … There is no list that holds for the next version.
-            raise BadImage(_reason(error)) from None
+    try:
+        with Image.open(io.BytesIO(data), formats=_AVAILABLE) as image:
+            pixels = image.width * image.height
+            if pixels > max_pixels:
+                raise BadImage(
+                    f"it has {pixels:,} pixels ({image.width} x {image.height}); at most {max_pixels:,} are allowed"
+                )
+            # verify() passes JPEGs that are cut off; only a full decode tells.
+            image.load()
+            # 16 bits in a 32-bit image: so Pillow gives PGM (and PNG until version 11). In TIFF they are 32 indeed.
+            sixteen_bit = image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format in ("PNG", "PPM"))
+            return _to_rgb(_upright(image), sixteen_bit=sixteen_bit)
+    except BadImage:
+        raise
+    except UnidentifiedImageError:
+        raise BadImage(f"not an image of a known format{_looks_like(data)}") from None
+    except Image.DecompressionBombError:
+        raise BadImage("it has more pixels than Pillow agrees to decode") from None
+    except MemoryError:
+        raise BadImage("decoding it needs more memory than there is") from None
+    except Exception as error:
+        # Pillow's decoders raise whatever their parsers meet: OSError, SyntaxError, ValueError, struct.error,
+        # KeyError, ZeroDivisionError … There is no list that holds for the next version.
+        raise BadImage(_reason(error)) from None
+
+
+def declared_pixels(data: bytes) -> int:
+    """Width times height, as the head of the file says; 0 where that cannot be read. Nothing is decoded."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_AVAILABLE) as image:
+            return image.width * image.height
+    except Exception:  # whatever a parser meets; decode() says what
+        return 0
 
 
 def encoded_image(value: object) -> bytes:

@@ -38,9 +38,7 @@ class StandIn:
         self.before_batch: Callable[[int], None] = lambda size: None
 
     def prepare(self, item: bytes) -> Any:
-        return images.resize_and_crop(
-            images.decode(item, max_pixels=MAX_PIXELS), resize_size=8, crop_size=8, interpolation="bilinear"
-        )
+        return images.seen(item, max_pixels=MAX_PIXELS, resize_size=8, crop_size=8, interpolation="bilinear")
 
     def probabilities(self, prepared: list[Any]) -> list[list[float]]:
         self.before_batch(len(prepared))

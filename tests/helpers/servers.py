@@ -21,6 +21,7 @@ __all__ = [
     "ask_prefect",
     "clean_environment",
     "free_port",
+    "memory_of",
     "mlflow_server",
     "prefect_server",
     "prefect_worker",
@@ -145,3 +146,9 @@ def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path)
         with suppress(OSError), urllib.request.urlopen(url, timeout=60):
             return
         time.sleep(0.2)  # it says nothing when it begins to answer
+
+
+def memory_of(pid: int | None) -> int:
+    """Bytes of a process (``None``: this one) that lie in memory."""
+    status = Path(f"/proc/{pid or 'self'}/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))

@@ -237,6 +237,26 @@ def serve(
     max_delay: Annotated[
         float, typer.Option(metavar="MS", min=0, max=1000, help="How long a batch waits for items being decoded.")
     ] = 2.0,
+    max_items: Annotated[int, typer.Option(min=1, help="Images or texts of one request.")] = 256,
+    max_megapixels: Annotated[
+        float, typer.Option(metavar="MP", min=0.01, help="Width times height of all images of one request.")
+    ] = 200.0,
+    max_body: Annotated[float, typer.Option(metavar="MB", min=0.001, help="Body of one request.")] = 32.0,
+    max_bodies: Annotated[float, typer.Option(metavar="MB", min=0.001, help="Bodies that are held at once.")] = 128.0,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Images or texts in a process at once.")] = 1024,
+    max_connections: Annotated[int, typer.Option(min=1, help="Connections of a process.")] = 512,
+    client_timeout: Annotated[
+        float,
+        typer.Option(metavar="S", min=0.1, help="How long a client may take to send a request, or take its answer."),
+    ] = 30.0,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name by which the server may be called, besides localhost, this machine's and addresses; repeat it "
+            "for more, * for any. Pages of that host may use the server.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     engine: Engine = "auto",
     token_file: Annotated[
@@ -260,6 +280,14 @@ def serve(
         workers=workers,
         max_batch=max_batch,
         max_delay_ms=max_delay,
+        max_items=max_items,
+        max_megapixels=max_megapixels,
+        max_body_mb=max_body,
+        max_bodies_mb=max_bodies,
+        max_waiting=max_waiting,
+        max_connections=max_connections,
+        client_seconds=client_timeout,
+        allowed_hosts=tuple(allow_host or ()),
         device=device,
         engine=engine,
         token_file=token_file,

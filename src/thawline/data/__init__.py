@@ -4,12 +4,12 @@
 one of texts into ``TokenizedTexts``; ``report`` says for people what was found.
 """
 
-from thawline.data._files import printable, write_atomically
+from thawline.data._files import markdown_text, printable, write_atomically
 from thawline.data.cache import DecodedImages, decoded
 from thawline.data.contract import DataKind, Manifest, Problem, Row, TextTable
 from thawline.data.digits import write_digits
 from thawline.data.folder import given_files, image_files, labelled_files
-from thawline.data.images import BadImage, decode, encoded_image, resize_and_crop
+from thawline.data.images import BadImage, declared_pixels, decode, encoded_image, resize_and_crop
 from thawline.data.remote import MIRROR_STATE, MirrorSummary, check_url, data_location, mirror
 from thawline.data.report import problem_titles, report_json
 from thawline.data.source import check_data, data_kind, scan
@@ -36,6 +36,7 @@ __all__ = [
     "check_url",
     "data_kind",
     "data_location",
+    "declared_pixels",
     "decode",
     "decoded",
     "encoded_image",
@@ -45,6 +46,7 @@ __all__ = [
     "is_table",
     "labelled_files",
     "labelled_texts",
+    "markdown_text",
     "mirror",
     "normalized",
     "printable",

@@ -1,10 +1,12 @@
 """Writing files so that a reader never sees half of one, and printing their names."""
 
+import html
 import os
+import re
 import tempfile
 from pathlib import Path
 
-__all__ = ["printable", "write_atomically"]
+__all__ = ["markdown_text", "printable", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -21,6 +23,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def markdown_text(text: str) -> str:
+    """The text as a page in Markdown shows it unchanged, in a table too: names may hold HTML, links and ``|``."""
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(printable(text), quote=False))
 
 
 def printable(text: str) -> str:

@@ -20,7 +20,7 @@ from thawline.exceptions import DataError
 
 __all__ = ["DecodedImages", "decoded"]
 
-_VERSION = 1  # raise it when images.py changes what it returns
+_VERSION = 2  # raise it when images.py changes what it returns
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,15 +189,16 @@ def _decode_into(task: _Task, *, target: Path, view: _View) -> str:
     if content_digest(data) != task.digest:
         return f"{task.path}: its content has changed"
     try:
-        image = images.decode(data, max_pixels=view.max_pixels)
+        pixels = images.seen(
+            data,
+            max_pixels=view.max_pixels,
+            resize_size=view.resize_size,
+            crop_size=view.crop_size,
+            interpolation=view.interpolation,
+            crop_mode=view.crop_mode,
+        )
     except images.BadImage as error:
         return f"{task.path}: {error}"
     rows = np.load(target, mmap_mode="r+", allow_pickle=False)
-    rows[list(task.places)] = images.resize_and_crop(
-        image,
-        resize_size=view.resize_size,
-        crop_size=view.crop_size,
-        interpolation=view.interpolation,
-        crop_mode=view.crop_mode,
-    )
+    rows[list(task.places)] = pixels
     return ""

@@ -11,14 +11,14 @@ import importlib
 import io
 import math
 import re
-import threading
 import warnings
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
-__all__ = ["EXTENSIONS", "BadImage", "decode", "encoded_image", "resize_and_crop"]
+__all__ = ["EXTENSIONS", "BadImage", "declared_pixels", "decode", "encoded_image", "resize_and_crop", "seen"]
 
 # Pillow knows some forty formats. These are the ones that people keep photographs in; the others stay out because
 # they are not pictures (HDF5, MPEG), run other programs (EPS starts Ghostscript) or are read by code that few test.
@@ -43,6 +43,10 @@ _AVAILABLE = tuple(name for name in _FORMATS if name in Image.OPEN)
 EXTENSIONS = frozenset(extension for name in _AVAILABLE for extension in _FORMATS[name])
 """Lower-case file extensions, with their dot, of everything that :func:`decode` can read on this machine."""
 
+_PIXEL_BYTES = {"I": 4, "F": 4}
+"""Of modes with more than three bytes a pixel that are not 8-bit colours."""
+_STRIP = 1_000_000
+"""Pixels that are converted at once: what conversion needs besides source and result then stays at some 50 MB."""
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 _INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -54,17 +58,19 @@ _INTERPOLATIONS = {
     "hamming": Image.Resampling.HAMMING,
 }
 _MAX_ASPECT = 16
+_ORIENTATION = 0x0112
+"""EXIF's tag."""
 
-# `warnings.catch_warnings` swaps a list that all threads share; two threads at once can leave it swapped for good.
-# The lock costs threads their overlap in decoding (some milliseconds a photograph); processes are not touched.
-_quiet = threading.Lock()
+# What is odd about a file but does not keep it from being shown. Once and for all: `warnings.catch_warnings` swaps a
+# list that all threads share, so threads that decode would need a lock around it, and so decode one after the other.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class BadImage(ValueError):
     """A file that cannot be decoded; ``str(error)`` is the reason, for people, without the file's name."""
 
 
-def decode(data: bytes, *, max_pixels: int = 64_000_000) -> Image.Image:
+def decode(data: bytes, *, max_pixels: int = 64_000_000, shortest: int | None = None) -> Image.Image:
     """Decode an image wholly and return it in mode RGB, as a viewer would show it.
 
     EXIF rotation and embedded colour profiles are applied; transparent pixels lie on white; of an animation the first
@@ -73,40 +79,63 @@ def decode(data: bytes, *, max_pixels: int = 64_000_000) -> Image.Image:
 
     Args:
         data: the bytes of the file.
-        max_pixels: images of more pixels (width times height) are refused before they are decoded. Pillow's own bound
+        max_pixels: images of more pixels (width times height) are refused before they are decoded; of those with 32
+            bits a pixel, which take four bytes and not three, of more than three quarters as many. Pillow's own bound
             of twice ``PIL.Image.MAX_IMAGE_PIXELS`` (179 million) stays in force.
+        shortest: a JPEG comes at a half, a quarter or an eighth of its size where that divides both sides, as long as
+            they keep at least this many pixels: libjpeg then leaves out the detail that resizing would, in a fraction
+            of the time. ``None`` keeps its size.
 
     Raises:
         BadImage: if the data is empty, of no known format, cut off, damaged, or too large.
     """
     if not data:
         raise BadImage("the file is empty")
-    with _quiet, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(io.BytesIO(data), formats=_AVAILABLE) as image:
-                pixels = image.width * image.height
-                if pixels > max_pixels:
-                    raise BadImage(
-                        f"it has {pixels:,} pixels ({image.width} x {image.height}); at most {max_pixels:,} are allowed"
-                    )
-                # verify() passes JPEGs that are cut off; only a full decode tells.
-                image.load()
-                # 16 bits in a 32-bit image: so Pillow gives PGM (and PNG until version 11). In TIFF they are 32 indeed.
-                sixteen_bit = image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format in ("PNG", "PPM"))
-                return _to_rgb(_upright(image), sixteen_bit=sixteen_bit)
-        except BadImage:
-            raise
-        except UnidentifiedImageError:
-            raise BadImage(f"not an image of a known format{_looks_like(data)}") from None
-        except Image.DecompressionBombError:
-            raise BadImage("it has more pixels than Pillow agrees to decode") from None
-        except MemoryError:
-            raise BadImage("decoding it needs more memory than there is") from None
-        except Exception as error:
-            # Pillow's decoders raise whatever their parsers meet: OSError, SyntaxError, ValueError, struct.error,
-            # KeyError, ZeroDivisionError … There is no list that holds for the next version.
-            raise BadImage(_reason(error)) from None
+    try:
+        with Image.open(io.BytesIO(data), formats=_AVAILABLE) as image:
+            pixels, most = image.width * image.height, max_pixels * 3 // _PIXEL_BYTES.get(image.mode, 3)
+            if pixels > most:
+                deep = " of 32 bits" if image.mode in _PIXEL_BYTES else ""
+                raise BadImage(
+                    f"it has {pixels:,} pixels{deep} ({image.width} x {image.height}); at most {most:,} are allowed"
+                )
+            if shortest is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+                _reduce(image, shortest)
+            # verify() passes JPEGs that are cut off; only a full decode tells.
+            image.load()
+            # 16 bits in a 32-bit image: so Pillow gives PGM (and PNG until version 11). In TIFF they are 32 indeed.
+            sixteen_bit = image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format in ("PNG", "PPM"))
+            return _to_rgb(_upright(image), sixteen_bit=sixteen_bit)
+    except BadImage:
+        raise
+    except UnidentifiedImageError:
+        raise BadImage(f"not an image of a known format{_looks_like(data)}") from None
+    except Image.DecompressionBombError:
+        raise BadImage("it has more pixels than Pillow agrees to decode") from None
+    except MemoryError:
+        raise BadImage("decoding it needs more memory than there is") from None
+    except Exception as error:
+        # Pillow's decoders raise whatever their parsers meet: OSError, SyntaxError, ValueError, struct.error,
+        # KeyError, ZeroDivisionError … There is no list that holds for the next version.
+        raise BadImage(_reason(error)) from None
+
+
+def _reduce(image: JpegImagePlugin.JpegImageFile, shortest: int) -> None:
+    """Have libjpeg decode less. Not where a part of a pixel would be left at an edge, which would shift the others."""
+    for scale in (8, 4, 2):
+        width, height = image.width // scale, image.height // scale
+        if min(width, height) >= shortest and (width * scale, height * scale) == image.size:
+            image.draft(None, (width, height))
+            return
+
+
+def declared_pixels(data: bytes) -> int:
+    """Width times height, as the head of the file says; 0 where that cannot be read. Nothing is decoded."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_AVAILABLE) as image:
+            return image.width * image.height
+    except Exception:  # whatever a parser meets; decode() says what
+        return 0
 
 
 def encoded_image(value: object) -> bytes:
@@ -134,6 +163,31 @@ def encoded_image(value: object) -> bytes:
         except binascii.Error:
             return data
     return data
+
+
+def seen(
+    data: bytes, *, max_pixels: int, resize_size: int, crop_size: int, interpolation: str, crop_mode: str = "center"
+) -> npt.NDArray[np.uint8]:
+    """What a network is shown of an encoded image, in training and in serving alike.
+
+    That is :func:`decode` and :func:`resize_and_crop`, but a large JPEG is decoded at a size that is still at least
+    twice that to which it is resized; with ``nearest``, which would see the difference, always in full.
+
+    Returns:
+        uint8 ``[crop_size, crop_size, 3]``.
+
+    Raises:
+        BadImage: see :func:`decode`.
+        ValueError: see :func:`resize_and_crop`.
+    """
+    shortest = None if interpolation.startswith("nearest") else 2 * resize_size
+    return resize_and_crop(
+        decode(data, max_pixels=max_pixels, shortest=shortest),
+        resize_size=resize_size,
+        crop_size=crop_size,
+        interpolation=interpolation,
+        crop_mode=crop_mode,
+    )
 
 
 def resize_and_crop(
@@ -198,7 +252,8 @@ def _crop_centre(image: Image.Image, width: int, height: int) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        # Without this question every image would be copied.
+        return image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
     except Exception:  # a broken EXIF block says nothing about the pixels; viewers show them as they lie
         return image
 
@@ -207,27 +262,56 @@ def _to_rgb(image: Image.Image, *, sixteen_bit: bool) -> Image.Image:
     if sixteen_bit or image.mode in ("I", "F"):
         return _eight_bit(image, sixteen_bit=sixteen_bit).convert("RGB")
     image = _to_srgb(image)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        # Palettes and "transparent" colours hide arbitrary colours under the transparency: a plain convert("RGB")
-        # would bring them out, usually as black.
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    return _in_strips(image, "RGB", _on_white) if image.has_transparency_data else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    # Palettes and "transparent" colours hide arbitrary colours under the transparency: a plain convert("RGB") would
+    # bring them out, usually as black.
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _in_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """What ``convert`` makes of the image, some rows at a time: arrays of it all would take many times its memory."""
+    made = Image.new(mode, image.size)
+    for strip, top in _strips(image):
+        made.paste(convert(strip), (0, top))
+    return made
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, int]]:
+    """Strips of the image from top to bottom, and the row at which each begins."""
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height))), top
 
 
 def _eight_bit(image: Image.Image, *, sixteen_bit: bool) -> Image.Image:
     """Scale grey values of more than 8 bits; ``convert`` would cut them off at 255 and show nearly all as white."""
-    values = np.asarray(image)
     if sixteen_bit:
-        return Image.fromarray(((values.astype(np.uint32) + 128) // 257).clip(0, 255).astype(np.uint8))
-    values = values.astype(np.float64)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    if image.mode == "F" and low >= 0 and high <= 1:
+        return _in_strips(image, "L", _from_sixteen_bit)
+    low, high = math.inf, -math.inf
+    for strip, _ in _strips(image):
+        finite = np.asarray(strip)
+        finite = finite[np.isfinite(finite)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if low > high or (image.mode == "F" and low >= 0 and high <= 1):
         low, high = 0.0, 1.0
     span = high - low or 1.0
-    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / span
-    return Image.fromarray(np.rint(scaled * 255).astype(np.uint8))
+
+    def scaled(strip: Image.Image) -> Image.Image:
+        values = np.asarray(strip).astype(np.float64)
+        values = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / span
+        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+
+    return _in_strips(image, "L", scaled)
+
+
+def _from_sixteen_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.uint32)
+    return Image.fromarray(((values + 128) // 257).clip(0, 255).astype(np.uint8))
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from thawline.config import GateRules
+from thawline.data import markdown_text
 from thawline.registry.baselines import majority_class
 from thawline.registry.names import COLUMNS
 from thawline.registry.scores import Scores, compare, compare_calibration, compare_recalls
@@ -69,7 +70,8 @@ class Verdict:
     def as_markdown(self) -> str:
         """The criteria as a table."""
         rows = [
-            f"| {each.name} | {each.value} | {each.threshold} | {'pass' if each.passed else '**fail**'} |"
+            f"| {markdown_text(each.name)} | {markdown_text(each.value)} | {markdown_text(each.threshold)} "
+            f"| {'pass' if each.passed else '**fail**'} |"
             for each in self.criteria
         ]
         return "\n".join(["| criterion | value | required | |", "|---|---|---|---|", *rows])

@@ -142,8 +142,9 @@ def _write_texts(folder: Path, preprocessing: TextPreprocessing, example: str) -
 
 def _shown(example: bytes, preprocessing: Preprocessing, max_pixels: int) -> npt.NDArray[np.uint8]:
     """The example as the network sees it, ``[S, S, 3]``."""
-    return images.resize_and_crop(
-        images.decode(example, max_pixels=max_pixels),
+    return images.seen(
+        example,
+        max_pixels=max_pixels,
         resize_size=preprocessing.resize_size,
         crop_size=preprocessing.image_size,
         interpolation=preprocessing.interpolation,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from thawline.config import GateRules
-from thawline.data import DataKind
+from thawline.data import DataKind, markdown_text
 from thawline.exceptions import RegistryError
 from thawline.registry.baselines import Baselines, majority_class
 from thawline.registry.gate import Outcome, Verdict, decide
@@ -106,7 +106,7 @@ class PromotionOutcome:
         """The evidence as a page."""
         parts = [
             f"# {self.name} version {self.version} {self._against()}",
-            f"{self.verdict.reason}.",
+            f"{markdown_text(self.verdict.reason)}.",
             self.verdict.as_markdown() if self.verdict.criteria else "",
             f"{self.baselines.sentence()}." if self.baselines else "",
             f"## On {len(self.challenger.labels)} test {self.challenger.kind}",
@@ -362,7 +362,9 @@ def _table(what: str, **columns: Mapping[str, float]) -> str:
     """A row for each name of the first column, which the others may lack."""
     header = " | ".join([what, *(name.replace("_", " ") for name in columns)])
     rows = [
-        " | ".join([name, *(f"{values[name]:.4f}" if name in values else "" for values in columns.values())])
+        " | ".join(
+            [markdown_text(name), *(f"{values[name]:.4f}" if name in values else "" for values in columns.values())]
+        )
         for name in next(iter(columns.values()))
     ]
     return "\n".join([f"| {header} |", f"|{'---|' * (len(columns) + 1)}", *(f"| {row} |" for row in rows)])

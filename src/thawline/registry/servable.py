@@ -145,8 +145,9 @@ class _Images:
     def prepare(self, item: Any) -> Any:
         if isinstance(item, str):
             raise ValueError("a text, but this model classifies images")
-        return self._images.resize_and_crop(
-            self._images.decode(item, max_pixels=self._max_pixels),
+        return self._images.seen(
+            item,
+            max_pixels=self._max_pixels,
             resize_size=self._preprocessing["resize_size"],
             crop_size=self._preprocessing["image_size"],
             interpolation=self._preprocessing["interpolation"],

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from thawline import backbones
 from thawline.config import SEARCHABLE, ResolvedConfig, SearchConfig, SearchSpace
-from thawline.data import DataKind, Manifest
+from thawline.data import DataKind, Manifest, markdown_text
 from thawline.exceptions import ConfigError, DataError, StudyError
 from thawline.registry import MlflowRegistry, Outcome
 from thawline.search.events import Note, emit
@@ -93,7 +93,7 @@ class RetrainOutcome:
 
     def as_markdown(self) -> str:
         """The same as a page."""
-        return "\n\n".join([f"# {self.title}", *self.lines()])
+        return "\n\n".join([f"# {self.title}", *map(markdown_text, self.lines())])
 
 
 def read_changes(config: SearchConfig, home: Path) -> Manifest:

@@ -9,7 +9,7 @@ from typing import Any
 
 from thawline import backbones
 from thawline.config import DataConfig
-from thawline.data import Manifest, Problem, Row, printable, texts_of
+from thawline.data import Manifest, Problem, Row, markdown_text, printable, texts_of
 from thawline.exceptions import StudyError, TrackingError
 from thawline.registry import (
     Baselines,
@@ -156,7 +156,9 @@ class SearchOutcome:
         """The decision as a page."""
         rows = [f"| {name} | {value:.4f} |" for name, value in self.promotion.challenger.metrics.items()]
         table = "\n".join(["| test metric | value |", "|---|---|", *rows])
-        return "\n\n".join([f"# {self.model} version {self.promotion.version}", *self._result(), table])
+        return "\n\n".join(
+            [f"# {self.model} version {self.promotion.version}", *map(markdown_text, self._result()), table]
+        )
 
 
 def judge_best(prepared: Prepared, study: Study, run: StudyRun) -> PromotionOutcome:

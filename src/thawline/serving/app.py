@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from thawline.serving import routes
 from thawline.serving.batcher import Batcher, Overloaded
+from thawline.serving.bodies import Bodies
 from thawline.serving.classifying import AppOptions, Classifying
 from thawline.serving.follower import Follower
 from thawline.serving.guard import Guard
@@ -48,12 +49,13 @@ def create_app(follower: Follower, options: AppOptions, metrics: Metrics) -> Fas
         version=importlib.metadata.version("thawline"),
         lifespan=lifespan,
     )
-    app.add_middleware(Guard, token=options.token, metrics=metrics)
-    classifying = Classifying(follower, batcher, metrics, options)
+    app.add_middleware(Guard, token=options.token, allowed_hosts=options.allowed_hosts, metrics=metrics)
+    bodies = Bodies(largest=options.max_body, together=options.max_bodies, seconds=options.client_seconds)
+    classifying = Classifying(follower, batcher, metrics, bodies, options)
     app.include_router(routes.predict.router(classifying))
     app.include_router(routes.invocations.router(classifying))
     if options.webhook_secret is not None:
-        app.include_router(routes.webhook.router(follower, options.webhook_secret, options.max_body))
+        app.include_router(routes.webhook.router(follower, options.webhook_secret, bodies))
     app.include_router(routes.health.router(follower))
     app.include_router(routes.metrics.router(follower, metrics))
     app.include_router(routes.page.router())
@@ -82,7 +84,8 @@ def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(BadRequest)
     async def bad_request(request: Request, error: BadRequest) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, error.status)
+        too_slow = {"Connection": "close"} if error.status == 408 else None
+        return JSONResponse({"error": str(error)}, error.status, too_slow)
 
     @app.exception_handler(RequestValidationError)
     async def wrong_option(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -7,10 +7,11 @@ already on its way. Decoding and tokenizing happen in threads beside it.
 import asyncio
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from thawline.serving.served import ServedModel
 
@@ -29,17 +30,23 @@ class UnreadableItem(ValueError):
         self.index = index
 
 
+_Waiting: TypeAlias = tuple[Any, asyncio.Future[list[float]]]
+"""What was prepared, and where its probabilities go."""
+
+
 @dataclass
-class _Waiting:
-    """What is to be classified."""
+class _Turn:
+    """What is left of one request; requests take turns."""
 
     model: ServedModel
-    prepared: Any
-    answer: "asyncio.Future[list[float]]" = field(repr=False)
+    waiting: deque[_Waiting]
 
 
 class Batcher:
     """Takes images or texts from any number of requests, and gives each its probabilities.
+
+    Requests take turns, item by item: while one of hundreds of images is computed, one of a single image waits for no
+    more than the batch that is running, and for as many images to be decoded as there are cores.
 
     Args:
         max_batch: items per forward pass, at most.
@@ -57,14 +64,18 @@ class Batcher:
             max_waiting,
             on_batch,
         )
-        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
+        self._turns: deque[_Turn] = deque()
+        self._arrived = asyncio.Event()
         self._preparing = 0
         self._inside = 0
-        self._preparers = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="prepare")
+        self._threads = os.cpu_count() or 1
+        self._preparers = ThreadPoolExecutor(self._threads, thread_name_prefix="prepare")
         self._forward = ThreadPoolExecutor(1, thread_name_prefix="forward")
 
     async def classify(self, model: ServedModel, items: Sequence[bytes | str]) -> list[list[float]]:
         """Probabilities ``[N][num_classes]`` of encoded images or of texts, whatever the model takes.
+
+        When it is cancelled, nothing more is prepared or computed for it.
 
         Raises:
             Overloaded: if the queue is full; nothing was done.
@@ -73,23 +84,23 @@ class Batcher:
         if self._inside + len(items) > self._max_waiting and self._inside:
             raise Overloaded
         self._inside += len(items)
+        turn = _Turn(model, deque())
         try:
             prepared = await self._prepare(model, items)
             loop = asyncio.get_running_loop()
-            waiting = [_Waiting(model, each, loop.create_future()) for each in prepared]
-            for each in waiting:
-                self._queue.put_nowait(each)
-            return list(await asyncio.gather(*(each.answer for each in waiting)))
+            answers = [loop.create_future() for _ in prepared]
+            turn.waiting.extend(zip(prepared, answers, strict=True))
+            self._turns.append(turn)
+            self._arrived.set()
+            return list(await asyncio.gather(*answers))
         finally:
+            turn.waiting.clear()
             self._inside -= len(items)
 
     async def run(self) -> None:
         """Compute batches until cancelled."""
-        carried: _Waiting | None = None
         while True:
-            first = carried or await self._queue.get()
-            batch, carried = await self._gather(first)
-            await self._compute(batch)
+            await self._compute(*await self._gather())
 
     def close(self) -> None:
         """End the threads once they are idle."""
@@ -97,56 +108,80 @@ class Batcher:
         self._forward.shutdown(wait=False)
 
     async def _prepare(self, model: ServedModel, items: Sequence[bytes | str]) -> list[Any]:
+        """One request has as many items in the threads' queue as there are threads, so that others come between."""
         loop = asyncio.get_running_loop()
+        prepared: list[Any] = [None] * len(items)
+        failed: dict[int, Exception] = {}
+        left = iter(enumerate(items))
+
+        async def one_by_one() -> None:
+            for index, item in left:
+                try:
+                    prepared[index] = await loop.run_in_executor(self._preparers, model.prepare, item)
+                except Exception as error:
+                    failed[index] = error
+                if failed:  # those before it are in the hands of the others
+                    return
+
         self._preparing += len(items)
         try:
-            prepared = await asyncio.gather(
-                *(loop.run_in_executor(self._preparers, model.prepare, item) for item in items), return_exceptions=True
-            )
+            await asyncio.gather(*(one_by_one() for _ in range(min(self._threads, len(items)))))
         finally:
             self._preparing -= len(items)
-        for index, each in enumerate(prepared):
-            if isinstance(each, ValueError):
-                raise UnreadableItem(index, str(each))
-            if isinstance(each, BaseException):
-                raise each
+        if failed:
+            first = min(failed)
+            if isinstance(failed[first], ValueError):
+                raise UnreadableItem(first, str(failed[first]))
+            raise failed[first]
         return prepared
 
-    async def _gather(self, first: _Waiting) -> tuple[list[_Waiting], _Waiting | None]:
-        """A batch for one version, and the first item for another one, which begins the next batch."""
-        batch, deadline = [first], time.monotonic() + self._max_delay
-        while len(batch) < self._max_batch:
-            if self._queue.empty():
-                left = deadline - time.monotonic()
-                if not self._preparing or left <= 0:
-                    break
-                try:
-                    following = await asyncio.wait_for(self._queue.get(), left)
-                except TimeoutError:
-                    break
-            else:
-                following = self._queue.get_nowait()
-            if following.model is not first.model:
-                return batch, following
-            batch.append(following)
-        return batch, None
+    async def _gather(self) -> tuple[ServedModel, list[_Waiting]]:
+        """A batch for one version: of each request in turn one item, until it is full or nothing is left."""
+        while not self._turns:
+            self._arrived.clear()
+            await self._arrived.wait()
+        model, deadline = self._turns[0].model, time.monotonic() + self._max_delay
+        batch: list[_Waiting] = []
+        while True:
+            self._take(model, batch)
+            left = deadline - time.monotonic()
+            # Turns that are left are for another version.
+            if len(batch) == self._max_batch or self._turns or not self._preparing or left <= 0:
+                return model, batch
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return model, batch
 
-    async def _compute(self, batch: Sequence[_Waiting]) -> None:
-        wanted = [each for each in batch if not each.answer.done()]  # a client that left has cancelled its own
+    def _take(self, model: ServedModel, batch: list[_Waiting]) -> None:
+        others: deque[_Turn] = deque()
+        while self._turns and len(batch) < self._max_batch:
+            turn = self._turns.popleft()
+            if turn.model is not model:
+                others.append(turn)
+            elif turn.waiting:  # otherwise its client has left
+                batch.append(turn.waiting.popleft())
+                if turn.waiting:
+                    self._turns.append(turn)
+        self._turns.extendleft(reversed(others))  # in their order: their version is the next
+
+    async def _compute(self, model: ServedModel, batch: Sequence[_Waiting]) -> None:
+        wanted = [(prepared, answer) for prepared, answer in batch if not answer.done()]  # done: its client has left
         if not wanted:
             return
         began = time.perf_counter()
-        prepared = [each.prepared for each in wanted]
         try:
             answers = await asyncio.get_running_loop().run_in_executor(
-                self._forward, wanted[0].model.probabilities, prepared
+                self._forward, model.probabilities, [prepared for prepared, _ in wanted]
             )
         except Exception as error:
-            for each in wanted:
-                if not each.answer.done():
-                    each.answer.set_exception(error)
+            for _, answer in wanted:
+                if not answer.done():
+                    answer.set_exception(error)
             return
         self._on_batch(len(wanted), time.perf_counter() - began)
-        for each, answer in zip(wanted, answers, strict=True):
-            if not each.answer.done():
-                each.answer.set_result(answer)
+        for (_, answer), probabilities in zip(wanted, answers, strict=True):
+            if not answer.done():
+                answer.set_result(probabilities)

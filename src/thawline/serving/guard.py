@@ -1,12 +1,17 @@
-"""What surrounds every request: the token, the clock, and the last place where a failure can be caught."""
+"""What surrounds every request: who may ask, the clock, and the last place where a failure can be caught."""
 
 import hmac
+import ipaddress
 import logging
+import socket
+from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from thawline.serving.leaving import ClientLeft
 from thawline.serving.metrics import Metrics
 
 __all__ = ["Guard"]
@@ -17,17 +22,34 @@ _OPEN = {"/health", "/ping", "/ready", "/", "/webhook"}
 """Paths that need no token: probes, the page, which asks for one, and webhooks, which are signed."""
 
 
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+"""Of every answer: no page of others may show it, or guess at what it is."""
+
+
 class Guard:
     """Middleware around the application.
+
+    A page in a browser can send requests to any address that its user reaches. It reads the answers if it has its own
+    name point to that address, which the header ``Host`` gives away; and it makes the server work without reading,
+    which ``Origin`` gives away.
 
     Args:
         app: what is guarded.
         token: what ``Authorization: Bearer`` must say; ``None`` asks for nothing.
+        allowed_hosts: names by which the server may be called, besides this machine's own and addresses; ``*.`` in
+            front stands for any subdomain, ``*`` for any name.
         metrics: told of every request.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, token: str | None, allowed_hosts: tuple[str, ...], metrics: Metrics) -> None:
         self._app, self._token, self._metrics = app, token, metrics
+        self._hosts = tuple(host.lower() for host in allowed_hosts)
+        self._own = {"localhost", socket.gethostname().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -41,24 +63,73 @@ class Guard:
                 nonlocal answering
                 if message["type"] == "http.response.start":
                     answering = True
+                    MutableHeaders(scope=message).update(_HEADERS)
                     finished(message["status"])
                 await send(message)
 
-            if not self._allowed(scope):
-                sentence = "This server asks for a token: send the header Authorization: Bearer TOKEN."
-                refused = JSONResponse({"error": sentence}, 401, {"WWW-Authenticate": "Bearer"})
+            refused = self._refused(Headers(scope=scope), scope["path"])
+            if refused is not None:
                 await refused(scope, receive, watched)
                 return
             try:
                 await self._app(scope, receive, watched)
+            except (ClientLeft, ClientDisconnect):
+                self._metrics.leave()
+                _log.info("%s %s: the client left before the answer", scope["method"], scope["path"])
             except Exception:  # its trace stays in the log
                 _log.exception("%s %s failed", scope["method"], scope["path"])
                 if not answering:
                     failed = JSONResponse({"error": "The server failed; its log says why."}, 500)
                     await failed(scope, receive, watched)
 
-    def _allowed(self, scope: Scope) -> bool:
-        if self._token is None or scope["path"] in _OPEN:
+    def _refused(self, headers: Headers, path: str) -> JSONResponse | None:
+        """The answer to who may not ask."""
+        host = headers.get("host", "")
+        if host and not self._is_ours(_name(host)):
+            sentence = f"This server does not answer to the name {_name(host)!r}; --allow-host allows it."
+            return JSONResponse({"error": sentence}, 421)
+        origin = headers.get("origin")
+        if origin is not None and not self._may_come_from(origin, host):
+            return JSONResponse({"error": f"Pages of {origin} may not use this server; --allow-host allows it."}, 403)
+        if not self._has_token(headers, path):
+            sentence = "This server asks for a token: send the header Authorization: Bearer TOKEN."
+            return JSONResponse({"error": sentence}, 401, {"WWW-Authenticate": "Bearer"})
+        return None
+
+    def _is_ours(self, name: str) -> bool:
+        return name in self._own or _is_address(name) or self._is_allowed(name)
+
+    def _is_allowed(self, name: str) -> bool:
+        return any(
+            host in ("*", name) or (host.startswith("*.") and name.endswith(host.removeprefix("*")))
+            for host in self._hosts
+        )
+
+    def _may_come_from(self, origin: str, host: str) -> bool:
+        try:
+            authority = urlsplit(origin).netloc.lower()
+        except ValueError:
+            return False
+        return bool(authority) and (authority == host.lower() or self._is_allowed(_name(authority)))
+
+    def _has_token(self, headers: Headers, path: str) -> bool:
+        if self._token is None or path in _OPEN:
             return True
-        kind, _, sent = Headers(scope=scope).get("authorization", "").partition(" ")
+        kind, _, sent = headers.get("authorization", "").partition(" ")
         return kind.lower() == "bearer" and hmac.compare_digest(sent.encode(), self._token.encode())
+
+
+def _name(authority: str) -> str:
+    """``name:8000`` and ``[::1]:8000`` without the port."""
+    if authority.startswith("["):
+        return authority[1:].partition("]")[0].lower()
+    return authority.partition(":")[0].lower().removesuffix(".")
+
+
+def _is_address(name: str) -> bool:
+    """No page of others has an address for its name, unless it lies on that machine."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -49,6 +49,9 @@ class Metrics:
         self._refused = Counter(
             "thawline_refused", "Requests refused because the queue was full.", registry=self._registry
         )
+        self._left = Counter(
+            "thawline_cancelled", "Requests whose client left before the answer.", registry=self._registry
+        )
         self._inside = Gauge(
             "thawline_images_inside", "Images or texts decoded, waiting or computed now.", registry=self._registry,
             multiprocess_mode="livesum",
@@ -91,6 +94,10 @@ class Metrics:
     def refuse(self) -> None:
         """Count a request that found the queue full."""
         self._refused.inc()
+
+    def leave(self) -> None:
+        """Count a request whose client has left."""
+        self._left.inc()
 
     def exposition(self, version: str) -> tuple[bytes, int, dict[str, str]]:
         """Body, status and headers of the answer to Prometheus."""

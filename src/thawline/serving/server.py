@@ -6,6 +6,7 @@ import os
 import socket
 import tempfile
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,10 @@ from thawline.tracking import open_store
 from thawline.training import runtime_for, set_up_process
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
 
-__all__ = ["GRACE_SECONDS", "ServeOptions", "serve"]
+__all__ = ["GRACE_SECONDS", "ServeOptions", "http_server", "serve"]
 
 _log = logging.getLogger("thawline.serving")
 
@@ -33,7 +35,7 @@ _SHORTEST_SECRET = 16
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Everything that ``thawline serve`` can be told."""
+    """Everything that ``thawline serve`` can be told; the limits hold for each of its processes."""
 
     model: str
     tracking_uri: str | None
@@ -44,8 +46,14 @@ class ServeOptions:
     workers: int = 1
     max_batch: int = 32
     max_delay_ms: float = 2.0
-    max_waiting: int = 512
+    max_waiting: int = 1024
+    max_items: int = 256
+    max_megapixels: float = 200.0
     max_body_mb: float = 32.0
+    max_bodies_mb: float = 128.0
+    max_connections: int = 512
+    client_seconds: float = 30.0
+    allowed_hosts: tuple[str, ...] = ()
     poll_seconds: float = 2.0
     device: str = "auto"
     engine: EngineName = "auto"
@@ -61,6 +69,7 @@ class ServeOptions:
         """What :meth:`to_json` wrote."""
         values: dict[str, Any] = json.loads(text)
         values["home"] = Path(values["home"])
+        values["allowed_hosts"] = tuple(values["allowed_hosts"])
         for name in ("token_file", "webhook_secret_file"):
             values[name] = Path(values[name]) if values[name] else None
         return cls(**values)
@@ -71,31 +80,53 @@ def serve(options: ServeOptions) -> None:
 
     Raises:
         RegistryError: if there is no such model, or it does not answer its own example.
-        ServingError: if the port is taken, or the token file or the device cannot be used.
+        ServingError: if the port is taken, the token file or the device cannot be used, or limits contradict each
+            other.
     """
-    import uvicorn
-
     _log_to_terminal()
     _check(options)
     listening = _listen(options.host, options.port)
     port = listening.getsockname()[1]
-    more: dict[str, Any] = {"log_config": None, "timeout_graceful_shutdown": GRACE_SECONDS, "server_header": False}
     with listening:
         if options.workers == 1:
             app = create_app_from(options)
             _log.info("http://%s:%d answers; Ctrl-C stops it", options.host, port)
-            uvicorn.Server(uvicorn.Config(app, **more)).run(sockets=[listening])
+            http_server(app, options).run(sockets=[listening])
             return
-        from uvicorn.supervisors import Multiprocess
+        from thawline.serving.workers import Workers
 
         _registry(options).resolve(parse_model(options.model))
         with tempfile.TemporaryDirectory(prefix="thawline-metrics-") as folder:
             os.environ |= {"PROMETHEUS_MULTIPROC_DIR": folder, _OPTIONS: options.to_json()}
-            config = uvicorn.Config(
-                "thawline.serving.server:create_worker_app", factory=True, workers=options.workers, **more
+            config = _config(
+                "thawline.serving.server:create_worker_app", options, factory=True, workers=options.workers
             )
             _log.info("http://%s:%d: starting %d processes", options.host, port, options.workers)
-            Multiprocess(config, sockets=[listening]).run()
+            Workers(config, sockets=[listening]).run()
+
+
+def http_server(app: "FastAPI", options: ServeOptions) -> "uvicorn.Server":
+    """What listens for the application, within the limits of the options."""
+    import uvicorn
+
+    return uvicorn.Server(_config(app, options))
+
+
+def _config(app: "FastAPI | str", options: ServeOptions, **more: Any) -> "uvicorn.Config":
+    import uvicorn
+
+    from thawline.serving.connections import BoundedConnection
+
+    bounded: Any = partial(BoundedConnection, most=options.max_connections, seconds=options.client_seconds)
+    return uvicorn.Config(
+        app,
+        http=bounded,
+        ws="none",
+        log_config=None,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        server_header=False,
+        **more,
+    )
 
 
 def create_worker_app() -> "FastAPI":
@@ -128,7 +159,12 @@ def create_app_from(options: ServeOptions) -> "FastAPI":
         max_batch=options.max_batch,
         max_delay=options.max_delay_ms / 1000,
         max_waiting=options.max_waiting,
+        max_items=options.max_items,
+        max_pixels=round(options.max_megapixels * 1e6),
         max_body=round(options.max_body_mb * 1e6),
+        max_bodies=round(options.max_bodies_mb * 1e6),
+        client_seconds=options.client_seconds,
+        allowed_hosts=(options.host, *options.allowed_hosts),
         token=_secret(options.token_file),
         webhook_secret=_secret(options.webhook_secret_file),
     )
@@ -149,6 +185,16 @@ def _registry(options: ServeOptions) -> MlflowRegistry:
 def _check(options: ServeOptions) -> None:
     """What can be known before the model is loaded."""
     parse_model(options.model)
+    if options.max_waiting < options.max_items:
+        raise ServingError(
+            f"--max-waiting {options.max_waiting} is smaller than --max-items {options.max_items}: a request of "
+            "that many would find no place. Raise the one or lower the other."
+        )
+    if options.max_bodies_mb < options.max_body_mb:
+        raise ServingError(
+            f"--max-bodies {options.max_bodies_mb:g} MB is smaller than --max-body {options.max_body_mb:g} MB: such a "
+            "body would find no place. Raise the one or lower the other."
+        )
     _secret(options.token_file)
     _secret(options.webhook_secret_file)
     runtime_for(TrainConfig(device=options.device))

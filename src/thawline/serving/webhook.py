@@ -7,17 +7,24 @@ import time
 
 from starlette.datastructures import Headers
 
-__all__ = ["is_genuine"]
+__all__ = ["is_genuine", "is_signed"]
 
 _OLDEST_SECONDS = 300
 """A delivery that was recorded somewhere is worth nothing after this time."""
 
 
-def is_genuine(secret: str, headers: Headers, body: bytes) -> bool:
-    """Whether a delivery is signed with the secret (``v1``, HMAC-SHA256 of id, time and body) and is recent."""
+def is_signed(headers: Headers) -> bool:
+    """Whether a delivery has a recent time and something like a signature: all that can be known without its body."""
+    sent_at, signature = headers.get("x-mlflow-timestamp", ""), headers.get("x-mlflow-signature", "")
+    if not (sent_at.isascii() and sent_at.isdigit() and len(sent_at) < 20):
+        return False
+    return signature.startswith("v1,") and abs(time.time() - int(sent_at)) < _OLDEST_SECONDS
+
+
+def is_genuine(secret: str, headers: Headers, body: bytes | bytearray) -> bool:
+    """Whether a delivery :func:`is_signed` with the secret (``v1``, HMAC-SHA256 of id, time and body)."""
     delivery, sent_at = headers.get("x-mlflow-delivery-id", ""), headers.get("x-mlflow-timestamp", "")
     signed = b".".join([delivery.encode(), sent_at.encode(), body])
     expected = "v1," + base64.b64encode(hmac.digest(secret.encode(), signed, hashlib.sha256)).decode()
-    if not hmac.compare_digest(expected.encode(), headers.get("x-mlflow-signature", "").encode()):
-        return False
-    return sent_at.isdigit() and abs(time.time() - int(sent_at)) < _OLDEST_SECONDS
+    genuine = hmac.compare_digest(expected.encode(), headers.get("x-mlflow-signature", "").encode())
+    return genuine and is_signed(headers)

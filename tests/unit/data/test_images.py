@@ -4,8 +4,12 @@ import io
 import struct
 import subprocess
 import sys
+import threading
+import tracemalloc
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from thawline.data import BadImage, decode, images, resize_and_crop
+from thawline.data.images import seen
 
 Encode = Callable[..., bytes]
 
@@ -372,3 +377,100 @@ def test_wrong_arguments_are_named(mode: str, options: dict[str, Any], words: st
     arguments: dict[str, Any] = {"resize_size": 8, "crop_size": 8, "interpolation": "bilinear"} | options
     with pytest.raises(ValueError, match=words):
         resize_and_crop(Image.new(mode, (9, 9)), **arguments)
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    """Colours that change slowly and, as in photographs, shapes of light down to the single pixel."""
+    across, down = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    light = 0.15 * np.sin(150 * across * down) + np.random.default_rng(0).normal(0, 0.01, (height, width))
+    channels = [0.5 + 0.2 * np.sin(9 * across + 7 * down), 0.3 + 0.4 * across * down, 0.5 + 0.2 * np.cos(5 * across)]
+    return Image.fromarray(((np.stack(channels, 2) + light[..., None]).clip(0, 1) * 255).astype(np.uint8))
+
+
+VIEW = {"resize_size": 64, "crop_size": 56, "interpolation": "bilinear"}
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("size", [(1200, 800), (1024, 2048), (262, 518)])
+def test_a_large_jpeg_is_decoded_in_part_and_looks_the_same(
+    encode: Encode, size: tuple[int, int], orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(photograph(*size), "JPEG", quality=92, exif=exif)
+    whole = resize_and_crop(decode(data), **VIEW).astype(int)
+    loaded: list[tuple[int, int]] = []
+    upright = images._upright
+
+    def watched(image: Image.Image) -> Image.Image:
+        loaded.append(image.size)
+        return upright(image)
+
+    monkeypatch.setattr(images, "_upright", watched)
+
+    part = seen(data, max_pixels=64_000_000, **VIEW)
+
+    assert min(loaded[0]) < min(size)
+    assert min(loaded[0]) >= 2 * VIEW["resize_size"]
+    assert np.abs(part - whole).mean() < 1.5  # of 255; of photographs it is 0.3
+    assert np.abs(part - whole).max() <= 12
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((1201, 801), {}),  # an edge of half a pixel would shift the others
+        ((1200, 800), {"interpolation": "nearest"}),
+        ((254, 254), {}),
+    ],
+    ids=["odd", "nearest", "small"],
+)
+def test_where_the_difference_could_be_seen_the_whole_is_decoded(
+    encode: Encode, size: tuple[int, int], options: dict[str, str]
+) -> None:
+    data, view = encode(photograph(*size), "JPEG", quality=92), VIEW | options
+
+    assert np.array_equal(seen(data, max_pixels=64_000_000, **view), resize_and_crop(decode(data), **view))
+
+
+def test_threads_decode_beside_each_other(encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, convert = threading.Barrier(2, timeout=60), images._to_rgb
+
+    def meet(image: Image.Image, *, sixteen_bit: bool) -> Image.Image:
+        inside.wait()  # with a lock around decode() the second would never come
+        return convert(image, sixteen_bit=sixteen_bit)
+
+    monkeypatch.setattr(images, "_to_rgb", meet)
+    with ThreadPoolExecutor(2) as pool:
+        assert [image.size for image in pool.map(decode, [encode(photograph(30, 20), "JPEG")] * 20)] == [(30, 20)] * 20
+
+
+def test_nothing_is_said_of_what_is_odd_about_a_file(encode: Encode, tmp_path: Path) -> None:
+    file = tmp_path / "odd.png"
+    file.write_bytes(encode(photograph(40, 30).convert("P"), "PNG", transparency=bytes(range(256))))
+    script = (
+        "import pathlib, sys\n{}\nfrom PIL import Image\nImage.open(sys.argv[1]).convert('RGB')\nprint('converted')\n"
+    )
+
+    def run(imports: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-W", "error::UserWarning", "-c", script.format(imports), str(file)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+    assert "Palette images with Transparency" in run("").stderr
+    assert run("import thawline.data.images").stdout == "converted\n"
+
+
+def test_a_picture_of_32_bits_a_pixel_counts_its_bytes_and_is_converted_in_strips(
+    encode: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.linspace(0, 1, 2000 * 1500, dtype=np.float32).reshape(1500, 2000)
+    data = encode(Image.fromarray(values), "TIFF")
+    with pytest.raises(BadImage, match=r"3,000,000 pixels of 32 bits .* at most 2,999,999 are allowed"):
+        decode(data, max_pixels=3_999_999)
+    monkeypatch.setattr(images, "_STRIP", 100_000)
+    tracemalloc.start()
+    result = decode(data, max_pixels=4_000_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(np.asarray(result)[..., 0], np.rint(values.astype(np.float64) * 255).astype(np.uint8))
+    assert peak < 20_000_000, "NumPy's arrays; of the whole image they took 120 MB"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from thawline.config import GateRules
-from thawline.registry import Outcome, Scores, Verdict, decide, majority_class
-from thawline.registry.gate import RECALL_BY_CHANCE
+from thawline.registry import Outcome, PromotionOutcome, Scores, Verdict, decide, majority_class
+from thawline.registry.gate import RECALL_BY_CHANCE, Criterion
 from thawline.registry.scores import label_metrics
 from thawline.registry.statistics import calibration_error, mcnemar, paired_bootstrap, worst_recall_loss
 
@@ -413,3 +413,16 @@ def test_of_200_champions_trained_again_at_most_5_percent_are_promoted() -> None
 def test_of_200_models_that_are_3_points_better_on_1000_images_at_least_80_percent_are_promoted() -> None:
     promoted = sum(simulated(seed, 0.03).outcome is Outcome.PROMOTE for seed in range(200))
     assert promoted >= 160
+
+
+def test_names_of_classes_stand_in_the_verdicts_page_as_they_are_and_not_as_html_or_markdown() -> None:
+    name = "<img src=x onerror=alert(1)>|[a](b)`*_"
+    criterion = Criterion(f"recall of {name}", False, name, name)
+    verdict = Verdict(Outcome.HOLD, f"recall of {name} is too low", (criterion,))
+    judged = scores(150, recalls={name: 0.5, "b": 1.0})
+    page = PromotionOutcome("birds", "2", verdict, judged, "1", judged).as_markdown()
+    assert page.count("&lt;img src=x onerror=alert(1)&gt;") == 5
+    assert "<" not in page
+    assert "[a]" not in page
+    for row in (line for line in page.splitlines() if line.startswith("|")):
+        assert len(re.findall(r"(?<!\\)\|", row)) in (4, 5), row

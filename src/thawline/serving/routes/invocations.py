@@ -7,7 +7,8 @@ from fastapi.responses import JSONResponse
 
 from thawline.registry.names import COLUMNS
 from thawline.serving.classifying import Classifying
-from thawline.serving.requests import BadRequest, SentItem, read_body
+from thawline.serving.requests import BadRequest, SentItem, check_values
+from thawline.serving.served import ServedModel
 
 __all__ = ["router"]
 
@@ -19,16 +20,28 @@ def router(classifying: Classifying) -> APIRouter:
     @routes.post("/invocations")
     async def invocations(request: Request) -> Response:
         """MLflow's scoring protocol, as `mlflow models serve` speaks it."""
-        body = await read_body(request, classifying.options.max_body)
-        model = classifying.model
-        kind = request.headers.get("content-type", "")
-        try:
-            items = await asyncio.to_thread(model.items_in, body, kind)
-        except ValueError as error:
-            raise BadRequest(400, f"The request cannot be read: {error}") from None
-        if not items:
-            raise BadRequest(400, f"There is no {COLUMNS[model.kind]} in the request.")
-        answers = await classifying(model, [SentItem(f"Row {index}", item) for index, item in enumerate(items)])
+        async with classifying.bodies.read(request) as body:
+            model = classifying.model
+            content_type = request.headers.get("content-type", "")
+            items = await asyncio.to_thread(_items, model, bytes(body), content_type, classifying.options.max_items)
+            sent = [SentItem(f"Row {index}", item) for index, item in enumerate(items)]
+            answers = await classifying(request, model, sent)
         return JSONResponse({"predictions": [model.row(answer) for answer in answers]})
 
     return routes
+
+
+def _items(model: ServedModel, body: bytes, content_type: str, max_items: int) -> list[bytes | str]:
+    """MLflow reads it, and of what it does not foresee it raises whatever its parsers meet: that is the client's."""
+    check_values(body, content_type.partition(";")[0].strip().lower(), max_items=max_items)
+    try:
+        items = model.items_in(body, content_type)
+    except ValueError as error:
+        raise BadRequest(400, f"The request cannot be read: {error}") from None
+    except RecursionError:
+        raise BadRequest(400, "The request cannot be read: its values lie too deep in one another.") from None
+    except Exception as error:
+        raise BadRequest(400, f"The request cannot be read: {type(error).__name__}.") from None
+    if not items:
+        raise BadRequest(400, f"There is no {COLUMNS[model.kind]} in the request.")
+    return items

@@ -4,14 +4,21 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from thawline.data import DataKind
 from thawline.registry.names import COLUMNS
 from thawline.serving.classifying import Classifying
-from thawline.serving.requests import items_of, read_body
+from thawline.serving.requests import items_of
 
 __all__ = ["PREDICT_BODIES", "ItemPrediction", "PredictAnswer", "router"]
+
+
+class ClassProbability(BaseModel):
+    """One class and how probable it is."""
+
+    label: str
+    probability: float
 
 
 class ItemPrediction(BaseModel):
@@ -19,8 +26,11 @@ class ItemPrediction(BaseModel):
 
     label: str
     probability: float
-    probabilities: dict[str, float]
-    """Of the most probable classes, the best first."""
+    top: list[ClassProbability]
+    """The most probable classes, the best first."""
+    probabilities: Annotated[dict[str, float], Field(deprecated=True)]
+    """The same as a mapping, of which JavaScript and others lose the order where classes are whole numbers; the release
+    after 0.3 leaves it out."""
 
 
 class PredictAnswer(BaseModel):
@@ -40,10 +50,10 @@ def router(classifying: Classifying) -> APIRouter:
     async def predict(request: Request, top_k: Annotated[int, Query(ge=1, le=10_000)] = 5) -> PredictAnswer:
         """Classify one or several. Images: multipart files, a raw body of type image/*, or JSON with base64. Texts:
         JSON, or a body of type text/plain."""
-        body = await read_body(request, options.max_body)
-        model = classifying.model  # one for the whole request: the next one may be of another kind
-        items = await items_of(request.headers, body, model.kind, max_items=options.max_waiting)
-        answers = await classifying(model, items)
+        async with classifying.bodies.read(request) as body:
+            model = classifying.model  # one for the whole request: the next one may be of another kind
+            items = await items_of(request.headers, body, model.kind, max_items=options.max_items)
+            answers = await classifying(request, model, items)
         return PredictAnswer(
             model=model.name,
             version=model.version,
@@ -55,7 +65,8 @@ def router(classifying: Classifying) -> APIRouter:
 
 def _prediction(classes: tuple[str, ...], probabilities: list[float], top_k: int) -> ItemPrediction:
     ranked = sorted(zip(classes, probabilities, strict=True), key=lambda each: -each[1])[:top_k]
-    return ItemPrediction(label=ranked[0][0], probability=ranked[0][1], probabilities=dict(ranked))
+    top = [ClassProbability(label=label, probability=probability) for label, probability in ranked]
+    return ItemPrediction(label=top[0].label, probability=top[0].probability, top=top, probabilities=dict(ranked))
 
 
 _ONE_IMAGE = {"type": "string", "format": "binary"}

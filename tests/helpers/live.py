@@ -1,0 +1,176 @@
+"""The server as `thawline serve` sets it up, in a thread and behind a real socket; what it serves is a stand-in."""
+
+import http.client
+import io
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from colours import CLASSES
+from PIL import Image
+
+from thawline.data import images
+from thawline.serving.app import AppOptions, create_app
+from thawline.serving.metrics import Metrics
+from thawline.serving.server import ServeOptions, http_server
+
+__all__ = ["Live", "StandIn", "live", "one_bit", "tiny"]
+
+MAX_PIXELS = 64_000_000
+
+
+class StandIn:
+    """Names the colour of an image; of it everything but the network is real."""
+
+    name, version, kind, device = "birds", "1", "images", "cpu"
+
+    def __init__(self, classes: Sequence[str] = CLASSES) -> None:
+        self.classes = tuple(classes)
+        self.computed = 0
+        """Images that went through the network."""
+        self.before_batch: Callable[[int], None] = lambda size: None
+
+    def prepare(self, item: bytes) -> Any:
+        return images.seen(item, max_pixels=MAX_PIXELS, resize_size=8, crop_size=8, interpolation="bilinear")
+
+    def probabilities(self, prepared: list[Any]) -> list[list[float]]:
+        self.before_batch(len(prepared))
+        self.computed += len(prepared)
+        means = np.stack(prepared).mean((1, 2)) + 1
+        return [(row / row.sum()).tolist() for row in means]
+
+    def items_in(self, body: bytes, content_type: str) -> list[bytes | str]:
+        return self._packaged.items_in(body, content_type)  # type: ignore[no-any-return]
+
+    def row(self, probabilities: list[float]) -> dict[str, Any]:
+        best = max(range(len(self.classes)), key=probabilities.__getitem__)
+        return {"class": self.classes[best], "probability": probabilities[best]}
+
+    @cached_property
+    def _packaged(self) -> Any:
+        from mlflow.models import Model, ModelSignature
+        from mlflow.types import ColSpec, Schema
+
+        from thawline.registry import ModelName
+        from thawline.registry.packaged import PackagedModel, import_pyfunc
+
+        import_pyfunc()
+        metadata = Model(signature=ModelSignature(Schema([ColSpec("binary", "image")])))
+        return PackagedModel(SimpleNamespace(metadata=metadata), ModelName(self.name))
+
+
+class _Follower:
+    refused = registry_error = None
+
+    def __init__(self, model: StandIn) -> None:
+        self.model = model
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def look(self) -> None: ...
+
+
+class Live:
+    """A server that answers, and how to ask it."""
+
+    def __init__(self, port: int, model: StandIn) -> None:
+        self.port, self.model = port, model
+
+    def connect(self) -> socket.socket:
+        """A connection on which nothing is sent yet."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
+
+    def ask(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> "Answer":
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return Answer(response.status, dict(response.headers), response.read())
+        finally:
+            connection.close()
+
+    def post(self, path: str, value: object, headers: dict[str, str] | None = None) -> "Answer":
+        """Send JSON."""
+        return self.ask(
+            "POST", path, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})}
+        )
+
+    def metric(self, line: str) -> float:
+        """The value of a metric, named as `/metrics` does with its labels; 0 if there is none."""
+        for each in self.ask("GET", "/metrics").body.decode().splitlines():
+            if each.startswith(f"{line} "):
+                return float(each.rpartition(" ")[2])
+        return 0.0
+
+
+class Answer:
+    """Status, headers and body."""
+
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status, self.headers, self.body = status, headers, body
+
+    @property
+    def error(self) -> str:
+        """Its one sentence."""
+        (sentence,) = json.loads(self.body).values()
+        return str(sentence)
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@contextmanager
+def live(*, model: StandIn | None = None, max_connections: int = 512, **options: Any) -> Iterator[Live]:
+    """Serve on a free port until the block is left.
+
+    Args:
+        model: what is served.
+        max_connections: of the server.
+        options: of :class:`~thawline.serving.app.AppOptions`.
+    """
+    model = model or StandIn()
+    app = create_app(_Follower(model), AppOptions(**options), Metrics())  # type: ignore[arg-type]
+    serve_options = ServeOptions(
+        model="birds",
+        tracking_uri=None,
+        home=Path(),
+        max_connections=max_connections,
+        client_seconds=AppOptions(**options).client_seconds,
+    )
+    server = http_server(app, serve_options)
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        try:
+            found = Live(listening.getsockname()[1], model)
+            assert found.ask("GET", "/health").status == 200
+            yield found
+        finally:
+            server.should_exit = True
+            thread.join(60)
+    assert not thread.is_alive()
+
+
+def tiny(colour: str = "red") -> bytes:
+    """A PNG of one pixel."""
+    pixels = np.zeros((1, 1, 3), np.uint8)
+    pixels[..., CLASSES.index(colour)] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def one_bit(width: int, height: int) -> bytes:
+    """A PNG of a bit a pixel: its bytes say nothing of the work it makes."""
+    file = io.BytesIO()
+    Image.new("1", (width, height)).save(file, "PNG")
+    return file.getvalue()

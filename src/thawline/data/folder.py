@@ -24,6 +24,7 @@ from thawline.data.contract import (
     check_bad,
     content_digest,
     counted,
+    group_name,
     listed,
     manifest_of,
     split_off,
@@ -336,14 +337,18 @@ def _with_groups(files: list[Item], config: "DataConfig", root: Path) -> list[It
 
 def _groups_by_pattern(files: list[Item], pattern: str) -> list[str | None]:
     """The first capture group of the match, or the whole match; a file without a match is a group of its own."""
-    compiled = re.compile(pattern)
-    matches = [compiled.search(file.path) for file in files]
-    if files and not any(matches):
+    compiled = re.compile(unicodedata.normalize("NFC", pattern))
+    matches = [compiled.search(unicodedata.normalize("NFC", file.path)) for file in files]
+    groups = [
+        group_name(match[1] if compiled.groups and match[1] else match[0]) if match else None for match in matches
+    ]
+    if files and not any(groups):
+        what = "the empty text alone in" if any(matches) else "none of"
         raise DataError(
-            f"data.group_pattern={pattern!r} matches none of {counted(len(files), 'image')}, for example "
-            f"{files[0].path!r}. It is searched in the path relative to the data folder."
+            f"data.group_pattern={pattern!r} matches {what} {counted(len(files), 'image')}, for example "
+            f"{printable(files[0].path)!r}. It is searched in the path relative to the data folder."
         )
-    return [(match[1] if compiled.groups and match[1] else match[0]) or None if match else None for match in matches]
+    return groups
 
 
 def _groups_by_column(files: list[Item], column: str, table: Path) -> list[str | None]:
@@ -366,15 +371,17 @@ def _groups_by_column(files: list[Item], column: str, table: Path) -> list[str |
         ) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"Cannot read {table} as UTF-8 CSV: {error}.") from None
-    named: dict[str, str] = {}
-    for name, group in records:
-        path = name.strip().replace("\\", "/").removeprefix("./")
-        if named.setdefault(path, group.strip()) != group.strip():
-            raise DataError(f"{table} puts {path!r} into two groups: {named[path]!r} and {group.strip()!r}.")
-    without = [file.path for file in files if file.path not in named]
+    named: dict[str, str | None] = {}
+    for name, cell in records:
+        path = unicodedata.normalize("NFC", name.strip().replace("\\", "/").removeprefix("./"))
+        group = group_name(cell)
+        if named.setdefault(path, group) != group:
+            raise DataError(f"{table} puts {path!r} into two groups: {named[path] or ''!r} and {group or ''!r}.")
+    paths = [unicodedata.normalize("NFC", file.path) for file in files]
+    without = [path for path in paths if path not in named]
     if without:
         raise DataError(
             f"{table} has no row for {counted(len(without), 'image')} (file_name must be relative to {table.parent}):\n"
             f"{listed(without)}"
         )
-    return [named[file.path] or None for file in files]
+    return [named[path] for path in paths]

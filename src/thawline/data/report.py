@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from thawline.data._files import printable
-from thawline.data.contract import NOUNS, SPLITS, DataKind, Manifest, Problem, TextTable
+from thawline.data.contract import NOUNS, SPLITS, DataKind, Manifest, Problem, TextTable, counted
 
 if TYPE_CHECKING:  # the processes that decode import this package and print nothing
     from rich.console import RenderableType
@@ -36,6 +36,8 @@ def report(manifest: Manifest) -> "RenderableType":
     table.add_row("all", *(f"{n:,}" for n in sums), f"{total:,}", "", style="bold")
 
     parts: list[Any] = [Text(printable(f"{manifest.root}: {manifest.layout}")), Text(), table]
+    if groups := _groups(manifest):
+        parts += [Text(), Text(groups)]
     if manifest.table is not None:
         parts += [Text(), Text(_lengths(manifest.table))]
     for kind, title in problem_titles(manifest.kind).items():
@@ -62,6 +64,18 @@ def problem_titles(kind: DataKind) -> dict[str, str]:
         "duplicate": f"Copies of another {noun}, kept on the same side",
         "stray": "Not read",
     }
+
+
+def _groups(manifest: Manifest) -> str:
+    """How many groups stay on one side, or nothing where none are given."""
+    sizes = Counter(row.group for row in manifest.rows if row.group is not None)
+    if not sizes:
+        return ""
+    noun = NOUNS[manifest.kind]
+    without = len(manifest.rows) - sizes.total()
+    alone = f"; {counted(without, noun)} in none" if without else ""
+    kept = "each stays on one side of the split"
+    return f"Groups: {len(sizes):,}, of at most {counted(max(sizes.values()), noun)}{alone}; {kept}"
 
 
 def _lengths(table: TextTable) -> str:
@@ -92,6 +106,7 @@ def report_json(manifest: Manifest) -> dict[str, Any]:
         "digest": manifest.digest,
         manifest.kind: len(manifest.rows),
         **({"table": asdict(manifest.table)} if manifest.table is not None else {}),
+        "groups": len({row.group for row in manifest.rows} - {None}),
         "splits": {split: splits[split] for split in SPLITS},
         "classes": {name: dict(by_split) for name, by_split in manifest.counts().items()},
         "problems": {kind: [{"path": p.path, "reason": p.reason} for p in of(kind)] for kind in titles},

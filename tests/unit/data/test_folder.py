@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from thawline.config import DataConfig
-from thawline.data import Manifest, scan
+from thawline.data import Manifest, report_text, scan
 from thawline.exceptions import DataError
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -412,6 +413,45 @@ def test_a_file_that_the_pattern_does_not_match_is_a_group_of_its_own(fill: Fill
 def test_a_pattern_that_matches_nothing_is_a_mistake(fill: Fill) -> None:
     with pytest.raises(DataError, match=r"matches none of 6 images, for example 'a/000.png'"):
         read(fill(classes(3)), group_pattern=r"patient(\d+)")
+
+
+def test_a_pattern_that_matches_nothing_but_the_empty_text_is_a_mistake(fill: Fill) -> None:
+    for pattern in (r"(p\d*x)?", "", r"(?=p)", r"[QZ]*"):
+        with pytest.raises(DataError, match=r"matches the empty text alone in 180 images, for example 'a/p00-0\.png'"):
+            read(fill(people()), group_pattern=pattern)
+
+
+ACCENTS = ("Jos\u00e9", "Jose\u0301")
+
+
+def patients() -> Files:
+    """Each with two pictures, whose names spell it in both Unicode forms."""
+    return {
+        f"{name}/{ACCENTS[shot]}{person}-{shot}.png": 1000 * place + 10 * person + shot
+        for place, name in enumerate("ab")
+        for person in range(30)
+        for shot in range(2)
+    }
+
+
+def test_a_group_in_two_unicode_forms_is_one_group(fill: Fill) -> None:
+    for pattern in (r"(\w+\d+)-", "(Jos\u00e9\\d+)", "(Jose\u0301\\d+)"):
+        manifest = read(fill(patients()), group_pattern=pattern)
+
+        groups: dict[str | None, set[str]] = {}
+        for row in manifest.rows:
+            groups.setdefault(row.group, set()).add(row.split)
+        assert set(groups) == {f"Jos\u00e9{person}" for person in range(30)}
+        assert all(len(splits) == 1 for splits in groups.values())
+        assert "Groups: 30, of at most 4 images; each stays" in " ".join(report_text(manifest).split())
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_table_of_groups_finds_files_in_either_unicode_form(fill: Fill, form: Any) -> None:
+    names = {unicodedata.normalize(form, name): f"{ACCENTS[n % 2]}{n // 4}" for n, name in enumerate(patients())}
+    manifest = read(fill(patients() | {"metadata.csv": table(names)}), group_column="patient")
+
+    assert {row.group for row in manifest.rows} == {f"Jos\u00e9{n}" for n in range(30)}
 
 
 def test_a_group_over_given_splits_is_a_leak(fill: Fill) -> None:

@@ -20,7 +20,7 @@ from thawline.exceptions import DataError
 
 __all__ = ["DecodedImages", "decoded"]
 
-_VERSION = 1  # raise it when images.py changes what it returns
+_VERSION = 2  # raise it when images.py changes what it returns
 
 
 @dataclass(frozen=True, eq=False)

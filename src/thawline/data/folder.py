@@ -4,7 +4,7 @@ import csv
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from thawline.data.contract import (
     Item,
     Manifest,
     Problem,
+    Row,
     check_bad,
     content_digest,
     counted,
@@ -36,7 +37,7 @@ from thawline.exceptions import DataError
 if TYPE_CHECKING:  # the processes that decode import this module and need no pydantic
     from thawline.config import DataConfig
 
-__all__ = ["check_folder", "given_files", "image_files", "labelled_files", "scan_folder"]
+__all__ = ["check_folder", "files_of", "given_files", "image_files", "labelled_files", "scan_folder"]
 
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
 _METADATA = "metadata.csv"
@@ -105,6 +106,31 @@ def image_files(folder: Path) -> list[Path]:
         DataError: if a folder cannot be read.
     """
     return [folder / path for path in _images_below(folder, folder, set(), [])]
+
+
+def files_of(manifest: Manifest, rows: Sequence[Row]) -> list[Path]:
+    """The files of these rows, in order, each read once to see that it still is what the scan saw.
+
+    Raises:
+        DataError: if the manifest is one of texts, or a file is gone or holds something else.
+    """
+    if manifest.kind != "images":
+        raise DataError(f"{manifest.root} is a table of texts, no folder of images.")
+    changed: list[str] = []
+    for path, digest in {row.path: row.digest for row in rows}.items():
+        try:
+            intact = content_digest((manifest.root / path).read_bytes()) == digest
+        except OSError as error:
+            changed.append(f"{path}: {error.strerror}")
+        else:
+            if not intact:
+                changed.append(f"{path}: its content has changed")
+    if changed:
+        raise DataError(
+            f"{counted(len(changed), 'image')} of {manifest.root} {'is' if len(changed) == 1 else 'are'} not what the "
+            f"study was trained on:\n{listed(changed)}\nStart again: the folder is then read anew."
+        )
+    return [manifest.root / row.path for row in rows]
 
 
 def given_files(path: Path) -> list[Path]:

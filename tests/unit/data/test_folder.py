@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from thawline.config import DataConfig
-from thawline.data import Manifest, report_text, scan
+from thawline.data import Manifest, files_of, report_text, scan
 from thawline.exceptions import DataError
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -589,6 +589,37 @@ def test_the_digest_does_not_depend_on_where_the_folder_lies(fill: Fill, tmp_pat
     root.rename(tmp_path / "moved")
 
     assert read(tmp_path / "moved").digest == before.digest
+
+
+@pytest.mark.parametrize(
+    ("change_it", "words"),
+    [
+        (lambda file, picture: file.write_bytes(picture(4711)), "its content has changed"),
+        (lambda file, picture: file.write_bytes(file.read_bytes() + b"\0"), "its content has changed"),
+        (lambda file, picture: file.unlink(), "No such file or directory"),
+        (lambda file, picture: (file.unlink(), file.mkdir()), "Is a directory"),
+    ],
+)
+def test_an_image_that_changed_since_the_scan_is_an_error(
+    fill: Fill, picture: Callable[[int], bytes], change_it: Callable[..., Any], words: str
+) -> None:
+    manifest = read(fill(classes(40)))
+    rows = manifest.of("test")
+    assert files_of(manifest, rows) == [manifest.root / row.path for row in rows]
+    change_it(manifest.root / rows[0].path, picture)
+
+    with pytest.raises(DataError, match=rf"1 image of .* is not what .*\n  {rows[0].path}: {words}\nStart again"):
+        files_of(manifest, rows)
+    assert files_of(manifest, rows[1:])  # none of these changed
+
+
+def test_all_images_that_changed_are_counted(fill: Fill) -> None:
+    manifest = read(fill(classes(40)))
+    for row in manifest.rows:
+        (manifest.root / row.path).unlink()
+
+    with pytest.raises(DataError, match=r"(?s)80 images of .* are not what .*and 70 more\nStart again"):
+        files_of(manifest, manifest.rows)
 
 
 # --------------------------------------------------------------------------------------------------------- JSON

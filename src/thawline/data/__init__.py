@@ -8,7 +8,7 @@ from thawline.data._files import markdown_text, printable, write_atomically
 from thawline.data.cache import DecodedImages, decoded
 from thawline.data.contract import DataKind, Manifest, Problem, Row, TextTable
 from thawline.data.digits import write_digits
-from thawline.data.folder import given_files, image_files, labelled_files
+from thawline.data.folder import files_of, given_files, image_files, labelled_files
 from thawline.data.images import BadImage, declared_pixels, decode, encoded_image, resize_and_crop
 from thawline.data.remote import MIRROR_STATE, MirrorSummary, check_url, data_location, mirror
 from thawline.data.report import problem_titles, report_json
@@ -40,6 +40,7 @@ __all__ = [
     "decode",
     "decoded",
     "encoded_image",
+    "files_of",
     "given_files",
     "given_texts",
     "image_files",

@@ -12,9 +12,11 @@ import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from thawline.data._dialects import find_dialect, open_text, parsed
 from thawline.exceptions import DataError
 
 __all__ = ["SAVE_AS_UTF8", "TABLE_SUFFIXES", "BadCell", "Cell", "Record", "Table", "looks_like_labels", "read_table"]
@@ -72,10 +74,10 @@ class Table:
         return [record.cells[index] for record in self.records]
 
 
-def read_table(path: Path, *, names: Collection[str], header: bool | None = None) -> Table:
+def read_table(path: Path, *, names: Collection[str], header: bool | None = None, limit: int | None = None) -> Table:
     """Read a file by its ending.
 
-    - ``.csv``: RFC 4180, with commas, or semicolons or tabs where the first line has no comma.
+    - ``.csv``: RFC 4180, with commas, semicolons, tabs or vertical bars, whichever fit the first 200 records.
     - ``.tsv``: quotation marks are taken literally, unless the whole file is well-formed with them as quotes.
     - ``.jsonl``: one JSON object a line; ``.parquet``: also with class names in the notation of HuggingFace's datasets.
 
@@ -85,6 +87,7 @@ def read_table(path: Path, *, names: Collection[str], header: bool | None = None
         path: the file.
         names: names of columns, in lower case, by one of which a first line is taken for a header.
         header: whether the first line names the columns; found out where ``None``.
+        limit: records that are read at most, to look at a table before it is read.
 
     Raises:
         DataError: if the file cannot be read at all, is in UTF-16, holds nothing, or names a column twice or not in
@@ -92,13 +95,16 @@ def read_table(path: Path, *, names: Collection[str], header: bool | None = None
     """
     try:
         if path.suffix.lower() == ".parquet":
-            table = _read_parquet(path)
+            table = _read_parquet(path, limit)
         else:
             with path.open("rb") as file:
                 beginning = file.read(4096)
             if beginning[:2] in _UTF16 or b"\0" in beginning:
                 raise DataError(f"{path} is in UTF-16, or no text at all. Save it as UTF-8.")
-            table = _read_json_lines(path) if path.suffix.lower() == ".jsonl" else _read_csv(path, names, header)
+            if path.suffix.lower() == ".jsonl":
+                table = _read_json_lines(path, limit)
+            else:
+                table = _read_csv(path, names, header, limit)
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from None
     if not table.records and not table.malformed:
@@ -146,18 +152,18 @@ def _text(text: str) -> Cell:
 # ------------------------------------------------------------------------------------------------------ CSV and TSV
 
 
-def _open(path: Path) -> IO[str]:
-    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
-
-
-def _read_csv(path: Path, names: Collection[str], header: bool | None) -> Table:
+def _read_csv(path: Path, names: Collection[str], header: bool | None, limit: int | None) -> Table:
     with _long_cells():
-        options, note = _dialect(path)
-        with _open(path) as file:
-            parsed = list(_parse(file, options))
-    width = next((len(fields) for _, _, fields in parsed if isinstance(fields, list)), 0)
+        dialect = find_dialect(path)
+        with open_text(path, dialect.skipped) as file:
+            records_of_file = list(islice(parsed(file, dialect), limit))
+    if dialect.unnamed_first and records_of_file and header is not False:
+        first, last, fields = records_of_file[0]
+        records_of_file[0] = (first, last, ["", *fields])
+        header = True
+    width = next((len(fields) for _, _, fields in records_of_file if isinstance(fields, list)), 0)
     records, malformed = [], []
-    for first, last, fields in parsed:
+    for first, last, fields in records_of_file:
         if isinstance(fields, list) and len(fields) == width:
             records.append(Record(first, tuple(_text(field) if field else None for field in fields)))
             continue
@@ -175,61 +181,11 @@ def _read_csv(path: Path, names: Collection[str], header: bool | None) -> Table:
         named = [cell.strip() if isinstance(cell, str) else "" for cell in records[0].cells]
         columns = tuple(name or number for name, number in zip(named, columns, strict=True))
         del records[0]
-    return Table(columns, header, tuple(records), tuple(malformed), note)
+    return Table(columns, header, tuple(records), tuple(malformed), "; ".join(dialect.notes))
 
 
 def _wrong_width(found: int, expected: int) -> str:
     return f"has {found} field{'' if found == 1 else 's'}, the first line has {expected}"
-
-
-def _dialect(path: Path) -> tuple[dict[str, Any], str]:
-    """Arguments for :func:`csv.reader`, and what is to be said of them."""
-    if path.suffix.lower() == ".tsv":
-        if _quotes_well_formed(path):
-            return {"delimiter": "\t", "strict": True}, ""
-        return {"delimiter": "\t", "quoting": csv.QUOTE_NONE}, "quotation marks are taken literally"
-    for delimiter, name in ((",", ""), (";", "fields are separated by semicolons"), ("\t", "separated by tabs")):
-        options = {"delimiter": delimiter, "strict": True}
-        with _open(path) as file:
-            fields = next((fields for _, _, fields in _parse(file, options)), [])
-        if isinstance(fields, list) and len(fields) > 1:
-            return options, name
-    return {"delimiter": ",", "strict": True}, ""
-
-
-def _quotes_well_formed(path: Path) -> bool:
-    """Whether every record of a TSV file has the same number of fields with ``"`` read as a quote.
-
-    Messages hold stray quotes, of which two may enclose hundreds of lines. So where that would join lines, and without
-    quotes each line has the same number of fields, the quotes are no quotes.
-    """
-    widths, joins = set(), False
-    with _open(path) as file:
-        for first, last, fields in _parse(file, {"delimiter": "\t", "strict": True}):
-            if isinstance(fields, str):
-                return False
-            widths.add(len(fields))
-            joins = joins or last > first
-    if len(widths) > 1:
-        return False
-    with _open(path) as file:
-        return not joins or len({line.count("\t") for line in file if line.strip()}) > 1
-
-
-def _parse(file: IO[str], options: dict[str, Any]) -> Iterator[tuple[int, int, list[str] | str]]:
-    """(first line, last line, fields or what is wrong) of each record; empty lines are passed over."""
-    reader = csv.reader(file, **options)
-    while True:
-        first = reader.line_num + 1
-        fields: list[str] | str
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:  # the reader goes on with the next line
-            fields = f"is malformed: {error}"
-        if fields:
-            yield first, reader.line_num, fields
 
 
 @contextmanager
@@ -265,11 +221,11 @@ def _is_header(rows: Sequence[tuple[Cell, ...]], names: Collection[str]) -> bool
 # --------------------------------------------------------------------------------------------- JSON lines and Parquet
 
 
-def _read_json_lines(path: Path) -> Table:
+def _read_json_lines(path: Path, limit: int | None) -> Table:
     objects: list[tuple[int, dict[str, Any]]] = []
     malformed: list[tuple[int, str]] = []
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in islice(enumerate(file, 1), limit):
             if not line.strip():
                 continue
             try:
@@ -286,12 +242,17 @@ def _read_json_lines(path: Path) -> Table:
     return Table(columns, True, records, tuple(malformed), "")
 
 
-def _read_parquet(path: Path) -> Table:
+def _read_parquet(path: Path, limit: int | None) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, partitioning=None)  # a folder named label=spam is no column
+        # Not `read_table`: in a folder named label=spam it would find a column, and two columns of a name stop it.
+        with pq.ParquetFile(path) as file:
+            if limit is None:
+                table = file.read()
+            else:
+                table = pa.Table.from_batches(islice(file.iter_batches(limit), 1), file.schema_arrow)
         class_names = _class_names(table.schema)
         columns = [
             _arrow_cells(column, class_names.get(name))
@@ -303,7 +264,7 @@ def _read_parquet(path: Path) -> Table:
     return Table(tuple(table.column_names), True, records, (), "")
 
 
-def _arrow_cells(column: Any, class_names: list[str] | None) -> list[Cell]:
+def _arrow_cells(column: Any, class_names: Sequence[str] | None) -> list[Cell]:
     """The cells of one column. Strings are decoded here: PyArrow does not check them, and raises for a whole column."""
     import pyarrow as pa
 
@@ -314,14 +275,42 @@ def _arrow_cells(column: Any, class_names: list[str] | None) -> list[Cell]:
         return [None if value is None else _text(value.decode("utf-8", "surrogateescape")) for value in values]
     if class_names is None:
         return [_cell(value) for value in column.to_pylist()]
-    # HuggingFace writes -1 where the label is not known.
-    return [None if v is None or not 0 <= v < len(class_names) else class_names[v] for v in column.to_pylist()]
+    return [_class_cell(value, class_names) for value in column.to_pylist()]
+
+
+def _class_cell(value: Any, names: Sequence[str]) -> Cell:
+    """The name of the class that a number stands for; pandas makes floats of numbers where one is missing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)) or value == -1:
+        return None  # HuggingFace writes -1 where the label is not known
+    if isinstance(value, (list, tuple)):
+        return BadCell("is a list of labels, but each row needs one")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        return BadCell(f"is {value!r}, but the file names classes for the numbers 0 to {len(names) - 1}")
+    if not 0 <= value < len(names):
+        return BadCell(f"is number {value}, but the file names classes for the numbers 0 to {len(names) - 1}")
+    return names[value]
 
 
 def _class_names(schema: Any) -> dict[str, list[str]]:
     """Names of the classes that a column of numbers stands for, as HuggingFace's datasets write them into the file."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        return {name: list(map(str, f["names"])) for name, f in features.items() if f.get("_type") == "ClassLabel"}
+        described = dict(features.items())
     except (TypeError, KeyError, ValueError, AttributeError):  # no such metadata, or in another form
         return {}
+    names = {name: _names_of(feature) for name, feature in described.items()}
+    return {name: found for name, found in names.items() if found is not None}
+
+
+def _names_of(feature: Any) -> list[str] | None:
+    """Of a class label, or of a list of them, which is described by a JSON list or by what its elements are."""
+    if isinstance(feature, list):
+        return _names_of(feature[0]) if len(feature) == 1 else None
+    if not isinstance(feature, dict):
+        return None
+    if feature.get("_type") == "ClassLabel":
+        names = feature.get("names")
+        return list(map(str, names)) if isinstance(names, list) else None
+    return _names_of(feature.get("feature"))

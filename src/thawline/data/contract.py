@@ -7,6 +7,7 @@ Folders of images (:mod:`thawline.data.folder`) and tables of texts (:mod:`thawl
 import hashlib
 import json
 import math
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from thawline.data._files import printable, write_atomically
+from thawline.data._labels import look_alikes
 from thawline.data._tables import SAVE_AS_UTF8
 from thawline.data.splits import Split, assign, keys
 from thawline.exceptions import DataError
@@ -37,6 +39,7 @@ __all__ = [
     "check_bad",
     "content_digest",
     "counted",
+    "group_name",
     "listed",
     "manifest_of",
     "split_off",
@@ -237,6 +240,7 @@ def manifest_of(found: Found, config: "DataConfig") -> Manifest:
     rows = _rows(items, found, config)
     problems = [*found.problems, *conflicts, *leaks, *_duplicates(rows, NOUNS[found.kind])]
     problems += _check_counts(rows, found, problems, config)
+    problems += _look_alikes(found.classes)
     kinds = get_args(ProblemKind)
     return Manifest(
         root=found.root,
@@ -278,6 +282,11 @@ def check_bad(bad: Sequence[Problem], total: int, limit: float, kind: DataKind) 
 def counted(count: int, noun: str) -> str:
     """``1 image``, ``1,200 images``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def group_name(text: str) -> str | None:
+    """What a group is called: "é" is one character or two, as Macs write it, and both are the same patient."""
+    return unicodedata.normalize("NFC", text).strip() or None
 
 
 def listed(lines: Sequence[str]) -> str:
@@ -426,6 +435,12 @@ def _check_counts(
         for split in fractions
         if not by_class[name, split]
     ]
+
+
+def _look_alikes(classes: Sequence[str]) -> Iterator[Problem]:
+    for names in look_alikes(classes):
+        reason = "these classes differ only in case, width, spaces or characters that are not shown: are they one?"
+        yield Problem(" | ".join(names), reason, "class")
 
 
 def _left_out(problems: Sequence[Problem], kind: DataKind, *places: str) -> str:

@@ -4,7 +4,7 @@ import csv
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,11 @@ from thawline.data.contract import (
     Item,
     Manifest,
     Problem,
+    Row,
     check_bad,
     content_digest,
     counted,
+    group_name,
     listed,
     manifest_of,
     split_off,
@@ -35,7 +37,7 @@ from thawline.exceptions import DataError
 if TYPE_CHECKING:  # the processes that decode import this module and need no pydantic
     from thawline.config import DataConfig
 
-__all__ = ["check_folder", "given_files", "image_files", "labelled_files", "scan_folder"]
+__all__ = ["check_folder", "files_of", "given_files", "image_files", "labelled_files", "scan_folder"]
 
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
 _METADATA = "metadata.csv"
@@ -104,6 +106,31 @@ def image_files(folder: Path) -> list[Path]:
         DataError: if a folder cannot be read.
     """
     return [folder / path for path in _images_below(folder, folder, set(), [])]
+
+
+def files_of(manifest: Manifest, rows: Sequence[Row]) -> list[Path]:
+    """The files of these rows, in order, each read once to see that it still is what the scan saw.
+
+    Raises:
+        DataError: if the manifest is one of texts, or a file is gone or holds something else.
+    """
+    if manifest.kind != "images":
+        raise DataError(f"{manifest.root} is a table of texts, no folder of images.")
+    changed: list[str] = []
+    for path, digest in {row.path: row.digest for row in rows}.items():
+        try:
+            intact = content_digest((manifest.root / path).read_bytes()) == digest
+        except OSError as error:
+            changed.append(f"{path}: {error.strerror}")
+        else:
+            if not intact:
+                changed.append(f"{path}: its content has changed")
+    if changed:
+        raise DataError(
+            f"{counted(len(changed), 'image')} of {manifest.root} {'is' if len(changed) == 1 else 'are'} not what the "
+            f"study was trained on:\n{listed(changed)}\nStart again: the folder is then read anew."
+        )
+    return [manifest.root / row.path for row in rows]
 
 
 def given_files(path: Path) -> list[Path]:
@@ -336,14 +363,18 @@ def _with_groups(files: list[Item], config: "DataConfig", root: Path) -> list[It
 
 def _groups_by_pattern(files: list[Item], pattern: str) -> list[str | None]:
     """The first capture group of the match, or the whole match; a file without a match is a group of its own."""
-    compiled = re.compile(pattern)
-    matches = [compiled.search(file.path) for file in files]
-    if files and not any(matches):
+    compiled = re.compile(unicodedata.normalize("NFC", pattern))
+    matches = [compiled.search(unicodedata.normalize("NFC", file.path)) for file in files]
+    groups = [
+        group_name(match[1] if compiled.groups and match[1] else match[0]) if match else None for match in matches
+    ]
+    if files and not any(groups):
+        what = "the empty text alone in" if any(matches) else "none of"
         raise DataError(
-            f"data.group_pattern={pattern!r} matches none of {counted(len(files), 'image')}, for example "
-            f"{files[0].path!r}. It is searched in the path relative to the data folder."
+            f"data.group_pattern={pattern!r} matches {what} {counted(len(files), 'image')}, for example "
+            f"{printable(files[0].path)!r}. It is searched in the path relative to the data folder."
         )
-    return [(match[1] if compiled.groups and match[1] else match[0]) or None if match else None for match in matches]
+    return groups
 
 
 def _groups_by_column(files: list[Item], column: str, table: Path) -> list[str | None]:
@@ -366,15 +397,17 @@ def _groups_by_column(files: list[Item], column: str, table: Path) -> list[str |
         ) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"Cannot read {table} as UTF-8 CSV: {error}.") from None
-    named: dict[str, str] = {}
-    for name, group in records:
-        path = name.strip().replace("\\", "/").removeprefix("./")
-        if named.setdefault(path, group.strip()) != group.strip():
-            raise DataError(f"{table} puts {path!r} into two groups: {named[path]!r} and {group.strip()!r}.")
-    without = [file.path for file in files if file.path not in named]
+    named: dict[str, str | None] = {}
+    for name, cell in records:
+        path = unicodedata.normalize("NFC", name.strip().replace("\\", "/").removeprefix("./"))
+        group = group_name(cell)
+        if named.setdefault(path, group) != group:
+            raise DataError(f"{table} puts {path!r} into two groups: {named[path] or ''!r} and {group or ''!r}.")
+    paths = [unicodedata.normalize("NFC", file.path) for file in files]
+    without = [path for path in paths if path not in named]
     if without:
         raise DataError(
             f"{table} has no row for {counted(len(without), 'image')} (file_name must be relative to {table.parent}):\n"
             f"{listed(without)}"
         )
-    return [named[file.path] or None for file in files]
+    return [named[path] for path in paths]

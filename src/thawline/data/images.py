@@ -11,12 +11,16 @@ import importlib
 import io
 import math
 import re
+import struct
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, ImageOps, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 __all__ = ["EXTENSIONS", "BadImage", "declared_pixels", "decode", "encoded_image", "resize_and_crop", "seen"]
 
@@ -47,6 +51,10 @@ _PIXEL_BYTES = {"I": 4, "F": 4}
 """Of modes with more than three bytes a pixel that are not 8-bit colours."""
 _STRIP = 1_000_000
 """Pixels that are converted at once: what conversion needs besides source and result then stays at some 50 MB."""
+_PNG = b"\x89PNG\r\n\x1a\n"
+_LONGEST_PART = 1 << 20
+"""Bytes of a compressed text or profile that Pillow expands at most."""
+_HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1"}
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 _INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -91,6 +99,7 @@ def decode(data: bytes, *, max_pixels: int = 64_000_000, shortest: int | None = 
     """
     if not data:
         raise BadImage("the file is empty")
+    data, profile = _readable_png(data)
     try:
         with Image.open(io.BytesIO(data), formats=_AVAILABLE) as image:
             pixels, most = image.width * image.height, max_pixels * 3 // _PIXEL_BYTES.get(image.mode, 3)
@@ -101,11 +110,12 @@ def decode(data: bytes, *, max_pixels: int = 64_000_000, shortest: int | None = 
                 )
             if shortest is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
                 _reduce(image, shortest)
+            depth = _depth(image, data)
             # verify() passes JPEGs that are cut off; only a full decode tells.
             image.load()
-            # 16 bits in a 32-bit image: so Pillow gives PGM (and PNG until version 11). In TIFF they are 32 indeed.
-            sixteen_bit = image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format in ("PNG", "PPM"))
-            return _to_rgb(_upright(image), sixteen_bit=sixteen_bit)
+            if profile is not None:
+                image.info["icc_profile"] = profile
+            return _to_rgb(_upright(image), depth)
     except BadImage:
         raise
     except UnidentifiedImageError:
@@ -258,10 +268,12 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image, *, sixteen_bit: bool) -> Image.Image:
-    if sixteen_bit or image.mode in ("I", "F"):
-        return _eight_bit(image, sixteen_bit=sixteen_bit).convert("RGB")
+def _to_rgb(image: Image.Image, depth: "_Depth") -> Image.Image:
+    if depth.maximum is not None or depth.signed_bytes or image.mode in ("I", "F"):
+        return _eight_bit(image, depth).convert("RGB")
     image = _to_srgb(image)
+    if depth.transparent is not None:
+        image.info["transparency"] = depth.transparent
     return _in_strips(image, "RGB", _on_white) if image.has_transparency_data else image.convert("RGB")
 
 
@@ -287,31 +299,178 @@ def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, int]]:
         yield image.crop((0, top, image.width, min(top + rows, image.height))), top
 
 
-def _eight_bit(image: Image.Image, *, sixteen_bit: bool) -> Image.Image:
+def _eight_bit(image: Image.Image, depth: "_Depth") -> Image.Image:
     """Scale grey values of more than 8 bits; ``convert`` would cut them off at 255 and show nearly all as white."""
-    if sixteen_bit:
-        return _in_strips(image, "L", _from_sixteen_bit)
+    if depth.maximum is not None:
+        return _in_strips(image, "L", lambda strip: _grey(_of_maximum(np.asarray(strip), depth), depth))
     low, high = math.inf, -math.inf
     for strip, _ in _strips(image):
-        finite = np.asarray(strip)
-        finite = finite[np.isfinite(finite)]
+        values = _numbers(strip, depth)
+        finite = values[np.isfinite(values)]
         if finite.size:
             low, high = min(low, float(finite.min())), max(high, float(finite.max()))
     if low > high or (image.mode == "F" and low >= 0 and high <= 1):
         low, high = 0.0, 1.0
     span = high - low or 1.0
 
-    def scaled(strip: Image.Image) -> Image.Image:
-        values = np.asarray(strip).astype(np.float64)
+    def stretched(strip: Image.Image) -> Image.Image:
+        values = _numbers(strip, depth).astype(np.float64)
         values = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / span
-        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+        return _grey(np.rint(values * 255).astype(np.uint8), depth)
 
-    return _in_strips(image, "L", scaled)
+    return _in_strips(image, "L", stretched)
 
 
-def _from_sixteen_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.uint32)
-    return Image.fromarray(((values + 128) // 257).clip(0, 255).astype(np.uint8))
+def _of_maximum(values: npt.NDArray[Any], depth: "_Depth") -> npt.NDArray[np.uint8]:
+    """Grey whose white is known, on the scale of 8 bits."""
+    assert depth.maximum is not None  # noqa: S101  narrows the type
+    grey = ((values.astype(np.uint32) * 255 + depth.maximum // 2) // depth.maximum).clip(0, 255).astype(np.uint8)
+    if isinstance(depth.transparent, int):
+        grey[values == depth.transparent] = 255
+    return grey
+
+
+def _numbers(image: Image.Image, depth: "_Depth") -> npt.NDArray[Any]:
+    """The pixels as what they are meant to be."""
+    values = np.asarray(image)
+    if depth.signed_bytes:
+        return values.view(np.int8)
+    return values.view(np.uint32) if depth.unsigned else values
+
+
+def _grey(values: npt.NDArray[np.uint8], depth: "_Depth") -> Image.Image:
+    return Image.fromarray(255 - values if depth.white_is_zero else values)
+
+
+# ---------------------------------------------------------------- what Pillow does not say, or gets wrong, of an image
+
+
+@dataclass(frozen=True)
+class _Depth:
+    """What the numbers in an image mean, beyond what its mode says."""
+
+    maximum: int | None = None
+    """The value of white of grey with more than 8 bits; ``None`` of all other images."""
+    white_is_zero: bool = False
+    """Whether the values are still to be inverted: Pillow does it for 8 bits alone."""
+    unsigned: bool = False
+    """Whether 32-bit integers, which Pillow takes for signed, are not."""
+    signed_bytes: bool = False
+    """Whether bytes, which Pillow takes for unsigned, are signed."""
+    transparent: int | tuple[int, ...] | None = None
+    """The value or colour that is transparent, where Pillow gives it on another scale than the pixels."""
+
+
+def _depth(image: Image.Image, data: bytes) -> _Depth:
+    """What the pixels will mean; call it before they are decoded, because it corrects how.
+
+    Raises:
+        BadImage: if Pillow would decode them wrongly.
+    """
+    # 16 bits in a 32-bit image: so Pillow gives PGM (and PNG until version 11). In TIFF they are 32 indeed.
+    sixteen_bit = image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    depth = _Depth(maximum=65535 if sixteen_bit else None)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return _depth_of_tiff(image, depth)
+    if image.format == "PNG":
+        return replace(depth, transparent=_transparent_of_png(image, bits=data[24]))
+    if image.format == "JPEG2000" and image.mode not in _SIXTEEN_BIT and _bits_of_jpeg2000(data) > 8:
+        # Pillow rounds 16 bits to 8 without a bound: 65535 becomes 256, of which 0 is kept. White turns black.
+        raise BadImage("it has more than 8 bits a channel, which Pillow decodes wrongly: convert it to PNG or TIFF")
+    return depth
+
+
+def _depth_of_tiff(image: TiffImagePlugin.TiffImageFile, depth: _Depth) -> _Depth:
+    bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+    kind = image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]  # 1 unsigned, 2 signed, 3 floats
+    white_is_zero = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    if bits[0] == 8 and kind == 2:
+        if image.mode != "L":
+            raise BadImage("its channels are signed bytes, which Pillow reads as unsigned: convert it to PNG")
+        return replace(depth, signed_bytes=True, white_is_zero=white_is_zero)
+    image.tile = [_right_tile(tile, bits[0], image) for tile in image.tile]
+    if depth.maximum is not None:
+        depth = replace(depth, maximum=2 ** bits[0] - 1)
+    elif image.mode not in ("I", "F"):
+        return depth
+    return replace(depth, white_is_zero=white_is_zero, unsigned=bits[0] == 32 and kind == 1)
+
+
+def _right_tile(tile: Any, bits: int, image: TiffImagePlugin.TiffImageFile) -> Any:
+    """How one part of a TIFF is decoded.
+
+    Planes of 16 bits that are not compressed would be read as planes of 8, and what libtiff has put in the machine's
+    own order would be swapped once more.
+    """
+    raw = tile.args if isinstance(tile.args, str) else tile.args[0]
+    right = raw
+    if tile.codec_name == "raw" and bits == 16 and len(raw) == 1 and len(image.getbands()) > 1:
+        right = f"{raw};16{'B' if image.tag_v2.prefix == b'MM' else 'L'}"
+    elif tile.codec_name == "libtiff":
+        right = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}.get(raw, raw)
+    return tile if right == raw else tile._replace(args=(right, *tile.args[1:]))
+
+
+def _transparent_of_png(image: Image.Image, *, bits: int) -> int | tuple[int, ...] | None:
+    """The transparent value or colour on the scale of the pixels, where Pillow leaves it on that of the file."""
+    given: object = image.info.get("transparency")
+    if bits in (2, 4) and image.mode == "L" and isinstance(given, int) and given < 2**bits:
+        return int(given * 255 // (2**bits - 1))
+    if bits == 16 and isinstance(given, tuple):
+        # The high bytes are all that Pillow keeps: colours that differ by less than one of 255 become transparent too.
+        return tuple(int(value) >> 8 for value in given)
+    return given if bits == 16 and isinstance(given, int) else None
+
+
+def _bits_of_jpeg2000(data: bytes) -> int:
+    """Most bits of a component, as the marker SIZ at the beginning of the code stream says; 8 if there is none."""
+    start = data.find(b"\xff\x4f\xff\x51")
+    if start < 0:
+        return 8
+    (count,) = struct.unpack_from(">H", data, start + 40)
+    return max((1 + (depth & 0x7F) for depth in data[start + 42 : start + 42 + 3 * count : 3]), default=8)
+
+
+def _readable_png(data: bytes) -> tuple[bytes, bytes | None]:
+    """A PNG without the parts that Pillow stumbles over and no viewer needs; its colour profile, if it is one of them.
+
+    These are texts and profiles of more than a megabyte, as image generators and printers' profiles have, and parts
+    that are not critical with a wrong checksum. What is no PNG, or cut off, is returned as it is.
+    """
+    if not data.startswith(_PNG):
+        return data, None
+    kept, profile, place, texts = [_PNG], None, len(_PNG), 0
+    while place + 12 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, place)
+        part = data[place : place + 12 + length]
+        place += len(part)
+        content = part[8:-4]
+        ancillary = bool(name[0] & 0x20)
+        if ancillary and len(part) == 12 + length and zlib.crc32(part[4:-4]) != int.from_bytes(part[-4:], "big"):
+            continue
+        if name in (b"zTXt", b"iTXt", b"tEXt"):
+            texts += length
+            if texts > _LONGEST_PART or _expanded(content) is None:
+                continue
+        elif name == b"iCCP" and _expanded(content) is None:
+            profile = _expanded(content, limit=64 * _LONGEST_PART)
+            continue
+        kept.append(part)
+    whole = b"".join([*kept, data[place:]])
+    return (data, None) if len(whole) == len(data) else (whole, profile)
+
+
+def _expanded(content: bytes, limit: int = 0) -> bytes | None:
+    """What a part of a PNG holds in compressed form, empty if nothing; ``None`` if it is longer than the limit."""
+    start = content.find(b"\x78", content.find(b"\0") + 1)  # as zlib's streams begin
+    if start < 0:
+        return b""
+    stream = zlib.decompressobj()
+    try:
+        expanded = stream.decompress(content[start:], limit or _LONGEST_PART)
+    except zlib.error:
+        return b""
+    return None if stream.unconsumed_tail else expanded
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
@@ -348,15 +507,40 @@ def _looks_like(data: bytes) -> str:
         return " (it is a pointer of Git LFS: `git lfs pull` gets the image)"
     if start.startswith(b"%pdf"):
         return " (it is a PDF)"
-    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"):
+    if data[4:8] == b"ftyp" and _HEIC & {data[place : place + 4] for place in range(8, min(64, len(data)), 4)}:
         return " (it is HEIC, which Pillow does not read: convert it to JPEG)"
+    if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return " (it is JPEG XL, which Pillow does not read: convert it to JPEG)"
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return _described_tiff(data)
     if not any(data[:512]):
         return " (it starts with zero bytes)"
     return ""
+
+
+def _described_tiff(data: bytes) -> str:
+    """The kind of numbers in a TIFF that Pillow does not read."""
+    try:
+        file = io.BytesIO(data)
+        directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if data[2] == 43 else 8))
+        file.seek(directory.next)
+        directory.load(file)
+        bits = directory.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+        kind = directory.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]
+    except Exception:  # Pillow's parser raises whatever it meets
+        return " (it is a damaged TIFF)"
+    if TiffImagePlugin.IMAGEWIDTH not in directory:
+        return " (it is a damaged TIFF)"
+    samples = directory.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+    what = {2: "signed integers", 3: "floats"}.get(kind, "integers")
+    channels = f"{samples} channel{'' if samples == 1 else 's'} of {bits[0]}-bit {what}"
+    return f" (it is a TIFF with {channels}, which Pillow does not read: convert it to PNG)"
 
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if "truncated" in text.lower() or isinstance(error, EOFError):
         return f"the image is cut off ({text})" if text else "the image is cut off"
+    if "raw mode" in text:
+        return f"its kind of pixels is one that Pillow does not read: convert it to PNG ({text})"
     return f"the image is damaged ({text or type(error).__name__})"

@@ -36,6 +36,7 @@ def report_json(manifest: Manifest) -> dict[str, Any]:
         "digest": manifest.digest,
         manifest.kind: len(manifest.rows),
         **({"table": asdict(manifest.table)} if manifest.table is not None else {}),
+        "groups": len({row.group for row in manifest.rows} - {None}),
         "splits": {split: splits[split] for split in SPLITS},
         "classes": {name: dict(by_split) for name, by_split in manifest.counts().items()},
         "problems": {kind: [{"path": p.path, "reason": p.reason} for p in of(kind)] for kind in titles},

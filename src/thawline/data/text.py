@@ -1,6 +1,5 @@
 """Read tables of texts with labels into a manifest, under the same contract as images."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from thawline.data._columns import NAME_OF_A_COLUMN, ON_COMMAND_LINE, Guess, Role, split_of
+from thawline.data._labels import LabelColumn, wrong_label
 from thawline.data._sources import NamedTable, Source, file_of, known_names, read_source, tables_in
 from thawline.data._tables import TABLE_SUFFIXES, BadCell, Cell, Table, read_table
 from thawline.data.contract import (
@@ -23,6 +23,7 @@ from thawline.data.contract import (
     check_bad,
     content_digest,
     counted,
+    group_name,
     listed,
     manifest_of,
     split_off,
@@ -35,10 +36,6 @@ if TYPE_CHECKING:  # the processes that decode images import this package and ne
     from thawline.config import DataConfig
 
 __all__ = ["given_texts", "is_table", "labelled_texts", "scan_table", "texts_of"]
-
-
-_MISSING_LABELS = {"nan", "NaN", "<NA>"}
-"""What pandas writes where there is none, if it is told to. ``None`` and ``NA`` may be classes."""
 
 
 def is_table(path: Path) -> bool:
@@ -120,8 +117,9 @@ def labelled_texts(path: Path, config: "DataConfig") -> tuple[list[str], list[st
     source = read_source(root, config.model_copy(update={"split_column": None, "group_column": None}))
     columns: dict[Role, str] = {role: column for role, column in source.columns.items() if role != "split"}
     examples, bad, total = [], [], 0
+    labels = _labels(source)
     for table in source.tables:
-        read, problems, _ = _examples(table, columns, given="test")
+        read, problems, _ = _examples(table, columns, labels, given="test")
         examples += read
         bad += problems
         total += len(read) + len(problems)
@@ -213,8 +211,9 @@ def _found(root: Path, source: Source, config: "DataConfig") -> Found:
     examples: list[_Example] = []
     bad: list[Problem] = []
     trained: set[str] = set()
+    labels = _labels(source)
     for named in source.tables:
-        read, problems, classes = _examples(named, source.columns, given=named.split or "train")
+        read, problems, classes = _examples(named, source.columns, labels, given=named.split or "train")
         examples += read
         bad += problems
         trained |= classes
@@ -254,14 +253,19 @@ def _found(root: Path, source: Source, config: "DataConfig") -> Found:
     )
 
 
+def _labels(source: Source) -> LabelColumn:
+    return LabelColumn(cell for named in source.tables for cell in named.table.column(source.columns["label"]))
+
+
 def _examples(
-    named: NamedTable, columns: Mapping[Role, str], *, given: Split
+    named: NamedTable, columns: Mapping[Role, str], labels: LabelColumn, *, given: Split
 ) -> tuple[list[_Example], list[Problem], set[str]]:
     """What can be read, what cannot, and the classes that the training side has, readable or not.
 
     Args:
         named: one table.
         columns: the column of each role that there is.
+        labels: the column of labels of all tables.
         given: the split of rows where no column says it.
     """
     absent: list[Cell] = [None] * len(named.table.records)
@@ -274,15 +278,15 @@ def _examples(
     for record, text, label, split, group in zip(named.table.records, *cells.values(), strict=True):
         path = f"{named.name}:{record.line}"
         side = split_of(split) if "split" in columns else given
-        if side == "train" and not _wrong_label(label):
-            trained.add(_class_name(label))
-        reason = _wrong_label(label) or _wrong_text(text) or _wrong_group(group)
+        if side == "train" and not wrong_label(label):
+            trained.add(labels.name(label))
+        reason = wrong_label(label) or _wrong_text(text) or _wrong_group(group)
         if side is None or reason:
             bad.append(Problem(path, reason or _wrong_split(split), "bad"))
             continue
         content = normalized(str(text))
-        named_group = group.strip() or None if isinstance(group, str) else None
-        examples.append(_Example(Item(path, _class_name(label), side, _digest(content), named_group), content))
+        named_group = group_name(group) if isinstance(group, str) else None
+        examples.append(_Example(Item(path, labels.name(label), side, _digest(content), named_group), content))
     return examples, bad, trained
 
 
@@ -290,12 +294,6 @@ def _wrong_text(cell: Cell) -> str:
     if isinstance(cell, BadCell):
         return f"the text {cell.reason}"
     return "" if cell is not None and normalized(cell) else "the text is empty"
-
-
-def _wrong_label(cell: Cell) -> str:
-    if isinstance(cell, BadCell):
-        return f"the label {cell.reason}"
-    return "" if cell is not None and cell.strip() and cell.strip() not in _MISSING_LABELS else "the label is missing"
 
 
 def _wrong_group(cell: Cell) -> str:
@@ -306,10 +304,6 @@ def _wrong_split(cell: Cell) -> str:
     if isinstance(cell, BadCell):
         return f"the split {cell.reason}"
     return f"the split is {cell!r}, none of {', '.join(SPLITS)}" if cell else "the split is missing"
-
-
-def _class_name(cell: Cell) -> str:
-    return unicodedata.normalize("NFC", str(cell)).strip()
 
 
 def _digest(text: str) -> str:

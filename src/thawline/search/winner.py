@@ -9,7 +9,7 @@ from typing import Any
 
 from thawline import backbones
 from thawline.config import DataConfig
-from thawline.data import Manifest, Problem, Row, markdown_text, printable, texts_of
+from thawline.data import Manifest, Problem, Row, files_of, markdown_text, printable, texts_of
 from thawline.exceptions import StudyError, TrackingError
 from thawline.registry import (
     Baselines,
@@ -237,8 +237,8 @@ def test_split(manifest: Manifest) -> LabelledData:
 
 
 def _items(manifest: Manifest, rows: Sequence[Row]) -> Sequence[Path] | Sequence[str]:
-    """Files of images, or texts."""
-    return texts_of(manifest, rows) if manifest.kind == "texts" else [manifest.root / row.path for row in rows]
+    """Files of images, or texts: still those that were trained on, or the scores would be of other data."""
+    return texts_of(manifest, rows) if manifest.kind == "texts" else files_of(manifest, rows)
 
 
 def further_data(paths: Sequence[Path], columns: DataConfig) -> list[LabelledData]:

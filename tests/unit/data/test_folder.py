@@ -2,15 +2,18 @@
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rendered import rendered
 
+from thawline.cli.tables.data import data_report
 from thawline.config import DataConfig
-from thawline.data import Manifest, scan
+from thawline.data import Manifest, files_of, scan
 from thawline.exceptions import DataError
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -414,6 +417,45 @@ def test_a_pattern_that_matches_nothing_is_a_mistake(fill: Fill) -> None:
         read(fill(classes(3)), group_pattern=r"patient(\d+)")
 
 
+def test_a_pattern_that_matches_nothing_but_the_empty_text_is_a_mistake(fill: Fill) -> None:
+    for pattern in (r"(p\d*x)?", "", r"(?=p)", r"[QZ]*"):
+        with pytest.raises(DataError, match=r"matches the empty text alone in 180 images, for example 'a/p00-0\.png'"):
+            read(fill(people()), group_pattern=pattern)
+
+
+ACCENTS = ("Jos\u00e9", "Jose\u0301")
+
+
+def patients() -> Files:
+    """Each with two pictures, whose names spell it in both Unicode forms."""
+    return {
+        f"{name}/{ACCENTS[shot]}{person}-{shot}.png": 1000 * place + 10 * person + shot
+        for place, name in enumerate("ab")
+        for person in range(30)
+        for shot in range(2)
+    }
+
+
+def test_a_group_in_two_unicode_forms_is_one_group(fill: Fill) -> None:
+    for pattern in (r"(\w+\d+)-", "(Jos\u00e9\\d+)", "(Jose\u0301\\d+)"):
+        manifest = read(fill(patients()), group_pattern=pattern)
+
+        groups: dict[str | None, set[str]] = {}
+        for row in manifest.rows:
+            groups.setdefault(row.group, set()).add(row.split)
+        assert set(groups) == {f"Jos\u00e9{person}" for person in range(30)}
+        assert all(len(splits) == 1 for splits in groups.values())
+        assert "Groups: 30, of at most 4 images; each stays" in " ".join(rendered(data_report(manifest)).split())
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_table_of_groups_finds_files_in_either_unicode_form(fill: Fill, form: Any) -> None:
+    names = {unicodedata.normalize(form, name): f"{ACCENTS[n % 2]}{n // 4}" for n, name in enumerate(patients())}
+    manifest = read(fill(patients() | {"metadata.csv": table(names)}), group_column="patient")
+
+    assert {row.group for row in manifest.rows} == {f"Jos\u00e9{n}" for n in range(30)}
+
+
 def test_a_group_over_given_splits_is_a_leak(fill: Fill) -> None:
     files = people("train/") | people("val/", 5000, range(28, 34)) | people("test/", 8000, range(32, 40))
 
@@ -549,6 +591,37 @@ def test_the_digest_does_not_depend_on_where_the_folder_lies(fill: Fill, tmp_pat
     root.rename(tmp_path / "moved")
 
     assert read(tmp_path / "moved").digest == before.digest
+
+
+@pytest.mark.parametrize(
+    ("change_it", "words"),
+    [
+        (lambda file, picture: file.write_bytes(picture(4711)), "its content has changed"),
+        (lambda file, picture: file.write_bytes(file.read_bytes() + b"\0"), "its content has changed"),
+        (lambda file, picture: file.unlink(), "No such file or directory"),
+        (lambda file, picture: (file.unlink(), file.mkdir()), "Is a directory"),
+    ],
+)
+def test_an_image_that_changed_since_the_scan_is_an_error(
+    fill: Fill, picture: Callable[[int], bytes], change_it: Callable[..., Any], words: str
+) -> None:
+    manifest = read(fill(classes(40)))
+    rows = manifest.of("test")
+    assert files_of(manifest, rows) == [manifest.root / row.path for row in rows]
+    change_it(manifest.root / rows[0].path, picture)
+
+    with pytest.raises(DataError, match=rf"1 image of .* is not what .*\n  {rows[0].path}: {words}\nStart again"):
+        files_of(manifest, rows)
+    assert files_of(manifest, rows[1:])  # none of these changed
+
+
+def test_all_images_that_changed_are_counted(fill: Fill) -> None:
+    manifest = read(fill(classes(40)))
+    for row in manifest.rows:
+        (manifest.root / row.path).unlink()
+
+    with pytest.raises(DataError, match=r"(?s)80 images of .* are not what .*and 70 more\nStart again"):
+        files_of(manifest, manifest.rows)
 
 
 # --------------------------------------------------------------------------------------------------------- JSON

@@ -436,9 +436,9 @@ def test_where_the_difference_could_be_seen_the_whole_is_decoded(
 def test_threads_decode_beside_each_other(encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
     inside, convert = threading.Barrier(2, timeout=60), images._to_rgb
 
-    def meet(image: Image.Image, *, sixteen_bit: bool) -> Image.Image:
+    def meet(image: Image.Image, depth: images._Depth) -> Image.Image:
         inside.wait()  # with a lock around decode() the second would never come
-        return convert(image, sixteen_bit=sixteen_bit)
+        return convert(image, depth)
 
     monkeypatch.setattr(images, "_to_rgb", meet)
     with ThreadPoolExecutor(2) as pool:

@@ -124,6 +124,135 @@ def test_class_names_of_huggingface_stand_for_their_numbers(tmp_path: Path) -> N
     assert read(tmp_path / "plain.parquet").classes == ("0", "1")
 
 
+def huggingface(table: pa.Table, features: dict[str, Any], path: Path) -> Path:
+    """Write the table as HuggingFace's datasets do, with a description of its features."""
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    return path
+
+
+CLASS_LABEL = {"names": ["ham", "spam"], "_type": "ClassLabel"}
+
+
+@pytest.mark.parametrize("dtype", [pa.float64(), pa.float32(), pa.int8(), pa.uint16()])
+def test_class_names_stand_for_numbers_of_any_type(tmp_path: Path, dtype: pa.DataType) -> None:
+    table = pa.table({"text": [text for _, text in rows()], "label": pa.array([n % 2 for n in range(40)], dtype)})
+    manifest = read(huggingface(table, {"label": CLASS_LABEL}, tmp_path / "a.parquet"))
+
+    assert manifest.classes == ("ham", "spam")
+    assert contents(manifest)["a.parquet:2"][1] == "spam"
+
+
+def test_numbers_for_which_no_class_is_named_are_bad_rows(tmp_path: Path) -> None:
+    labels: list[float | None] = [n % 2 for n in range(40)]
+    labels[:5] = [-1, None, 7, 0.5, float("nan")]
+    table = pa.table({"text": [text for _, text in rows()], "label": pa.array(labels, pa.float64())})
+
+    found = reasons(read(huggingface(table, {"label": CLASS_LABEL}, tmp_path / "a.parquet"), **LENIENT), "bad")
+
+    assert found["a.parquet:1"] == found["a.parquet:2"] == found["a.parquet:5"] == "the label is missing"
+    assert found["a.parquet:3"] == "the label is number 7, but the file names classes for the numbers 0 to 1"
+    assert found["a.parquet:4"] == "the label is 0.5, but the file names classes for the numbers 0 to 1"
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        [CLASS_LABEL],
+        {"feature": CLASS_LABEL, "_type": "List"},
+        {"feature": CLASS_LABEL, "length": -1, "_type": "Sequence"},
+        {"feature": [CLASS_LABEL], "_type": "LargeList"},
+    ],
+)
+def test_several_labels_a_row_are_refused_with_what_is_needed(tmp_path: Path, feature: Any) -> None:
+    table = pa.table({"text": [text for _, text in rows()], "label": [[n % 2, 1] for n in range(40)]})
+    path = huggingface(table, {"label": feature, "text": {"_type": "Value"}}, tmp_path / "a.parquet")
+
+    with pytest.raises(DataError, match="a list of labels, but each row needs one"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "other", [[{"_type": "Value", "dtype": "string"}], [], "text", None, {"_type": "ClassLabel"}, {"names": 3}]
+)
+def test_one_feature_in_another_form_does_not_cost_the_class_names(tmp_path: Path, other: Any) -> None:
+    table = pa.table({"text": [text for _, text in rows()], "label": [n % 2 for n in range(40)], "tags": [["a"]] * 40})
+    path = huggingface(table, {"tags": other, "label": CLASS_LABEL}, tmp_path / "a.parquet")
+
+    assert read(path).classes == ("ham", "spam")
+
+
+def test_a_column_that_parquet_names_twice_is_refused_in_words_of_ours(tmp_path: Path) -> None:
+    texts, labels = [text for _, text in rows()], [label for label, _ in rows()]
+    pq.write_table(
+        pa.Table.from_arrays([pa.array(texts)] * 2 + [pa.array(labels)], ["text", "text", "label"]),
+        tmp_path / "a.parquet",
+    )
+
+    with pytest.raises(DataError, match=r"a\.parquet names the column 'text' twice: rename one of them\.$"):
+        read(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [([True, False], ("false", "true")), ([1.0, 2.0], ("1", "2")), ([1, 2], ("1", "2")), ([0.5, 1.5], ("0.5", "1.5"))],
+)
+def test_labels_that_are_no_texts_are_called_the_same_in_every_format(
+    tmp_path: Path, labels: list[Any], expected: tuple[str, ...]
+) -> None:
+    frame = pd.DataFrame({"label": [labels[n % 2] for n in range(40)], "text": [text for _, text in rows()]})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    frame.to_parquet(tmp_path / "a.parquet")
+
+    manifests = [read(tmp_path / name) for name in ("a.csv", "a.jsonl", "a.parquet")]
+
+    assert [manifest.classes for manifest in manifests] == [expected] * 3
+    assert len({manifest.digest for manifest in manifests}) == 1
+
+
+def test_labels_that_only_look_like_numbers_or_booleans_keep_their_names(write: Write) -> None:
+    table = [("label", "text"), *((("1.0", "2.0", "beta")[n % 3], text) for n, (_, text) in enumerate(rows(60)))]
+    assert read(write("a.csv", table)).classes == ("1.0", "2.0", "beta")
+    table = [("label", "text"), *((("True", "False", "Both")[n % 3], text) for n, (_, text) in enumerate(rows(60)))]
+    assert read(write("b.csv", table)).classes == ("Both", "False", "True")
+    table = [("label", "text"), *((("007", "7")[n % 2], text) for n, (_, text) in enumerate(rows(60)))]
+    assert read(write("c.csv", table)).classes == ("007", "7")
+
+
+def test_a_label_that_reads_nan_is_said_to_and_what_to_do(write: Write) -> None:
+    manifest = read(write("a.csv", [("label", "text"), ("nan", "an Indian bread"), *rows()]))
+
+    assert reasons(manifest, "bad")["a.csv:2"] == (
+        "the label is missing: it reads nan, which pandas writes where there is none. A class that is called so needs "
+        "another name, such as not-a-number"
+    )
+
+
+@pytest.mark.parametrize("other", ["Ham", "\uff48am", "ha\u200bm", "HAM"])
+def test_labels_that_look_alike_are_named_together(write: Write, other: str) -> None:
+    table = [*rows(), *((other, f"another {n} of many") for n in range(30))]
+    manifest = read(write("a.csv", [("label", "text"), *table]))
+
+    (found,) = [path for path, reason in reasons(manifest, "class").items() if "are they one?" in reason]
+    assert set(found.split(" | ")) == {"ham", other}
+    assert manifest.classes == tuple(sorted(["ham", "spam", other]))
+    assert "are they one?" not in rendered(data_report(read(write("b.csv", [("label", "text"), *rows()]))))
+
+
+def test_groups_in_two_unicode_forms_are_one_group(write: Write) -> None:
+    names = ("Jos\u00e97", "Jose\u03017")
+    table = [("label", "text", "author"), *((*row, names[n % 2]) for n, row in enumerate(rows(20)))]
+    table += [(*row, f"author {n}") for n, row in enumerate(rows(100, first=20))]
+    manifest = read(write("a.csv", table), group_column="author")
+
+    assert len({row.split for row in manifest.rows if row.group == "Jos\u00e97"}) == 1
+    assert sum(row.group == "Jos\u00e97" for row in manifest.rows) == 20
+    shown = " ".join(rendered(data_report(manifest)).split())
+    assert "Groups: 101, of at most 20 texts; each stays on one side" in shown
+    assert report_json(manifest)["groups"] == 101
+
+
 def test_texts_may_span_lines_and_be_longer_than_csv_itself_allows(write: Write) -> None:
     long = "word " * 40_000
     manifest = read(write("a.csv", [("label", "text"), ("ham", "two\nlines"), ("spam", long), *rows()]))
@@ -334,7 +463,7 @@ def test_every_bad_row_is_named_by_its_line_and_left_out(write: Write) -> None:
         b"ham,   ",
         b"ham,",
         b",no label",
-        b"NaN,no label either",
+        b"  ,no label either",
         b"ham,one,too many",
         b'ham,"quote" in the wrong place',
     ]

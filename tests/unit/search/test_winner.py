@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from thawline.data import scan
+from thawline.exceptions import DataError
 from thawline.registry import MlflowRegistry, parse_model
 from thawline.reports import StudyReport
+from thawline.search import winner
 from thawline.search.prepare import Prepared
 from thawline.search.recorder import Recorder
 from thawline.search.records import TrialRecord
@@ -64,6 +67,24 @@ def concluded(
             return dataclasses.replace(outcome, report=publish_report(prepared, study, recorder, outcome))
 
     return conclude_study
+
+
+def test_images_that_changed_during_the_search_are_not_scored(
+    make_spec: Callable[..., TrialSpec], tmp_path: Path
+) -> None:
+    """Their score would stand under the digest of the others."""
+    config = make_spec(depth=0).config.data
+    root = shutil.copytree(config.path, tmp_path / "photos")
+    manifest = scan(config.model_copy(update={"path": root}))
+    files = winner.test_split(manifest).items
+    assert files == [root / row.path for row in manifest.of("test")]
+    other = (root / manifest.of("train")[0].path).read_bytes()
+    for file in files:
+        assert isinstance(file, Path)
+        file.write_bytes(other)
+
+    with pytest.raises(DataError, match=r"(?s)not what the study was trained on.*Start again"):
+        winner.test_split(manifest)
 
 
 def _with_probe(

@@ -1,5 +1,6 @@
 """What is shown of data."""
 
+from collections import Counter
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -8,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from thawline.data import Manifest, TextTable, printable, problem_titles
-from thawline.data.contract import SPLITS
+from thawline.data.contract import NOUNS, SPLITS, counted
 
 __all__ = ["data_report"]
 
@@ -31,6 +32,8 @@ def data_report(manifest: Manifest) -> RenderableType:
     table.add_row("all", *(f"{n:,}" for n in sums), f"{total:,}", "", style="bold")
 
     parts: list[Any] = [Text(printable(f"{manifest.root}: {manifest.layout}")), Text(), table]
+    if groups := _groups(manifest):
+        parts += [Text(), Text(groups)]
     if manifest.table is not None:
         parts += [Text(), Text(_lengths(manifest.table))]
     for kind, title in problem_titles(manifest.kind).items():
@@ -44,6 +47,18 @@ def data_report(manifest: Manifest) -> RenderableType:
             parts += [Padding(Text(line), (0, 0, 0, 2)) for line in lines]
     parts += [Text(), Text(f"data digest {manifest.digest}")]
     return Group(*parts)
+
+
+def _groups(manifest: Manifest) -> str:
+    """How many groups stay on one side, or nothing where none are given."""
+    sizes = Counter(row.group for row in manifest.rows if row.group is not None)
+    if not sizes:
+        return ""
+    noun = NOUNS[manifest.kind]
+    without = len(manifest.rows) - sizes.total()
+    alone = f"; {counted(without, noun)} in none" if without else ""
+    kept = "each stays on one side of the split"
+    return f"Groups: {len(sizes):,}, of at most {counted(max(sizes.values()), noun)}{alone}; {kept}"
 
 
 def _lengths(table: TextTable) -> str:

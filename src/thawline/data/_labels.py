@@ -1,0 +1,60 @@
+"""What a label is called, whichever file it comes from, and labels that look like one another."""
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from thawline.data._tables import BadCell, Cell
+
+__all__ = ["LabelColumn", "look_alikes", "wrong_label"]
+
+_MISSING = {"nan", "NaN", "<NA>"}
+"""What pandas writes where there is none, if it is told to. ``None`` and ``NA`` may be classes."""
+_BOOLEANS = {"true", "false"}
+_WHOLE = re.compile(r"([+-]?\d+)\.0+")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+
+
+class LabelColumn:
+    """The names of the classes in a column of labels: the same in CSV, JSON lines and Parquet.
+
+    A column of booleans reads ``True`` in CSV and ``true`` in JSON; one of whole numbers is stored as floats where one
+    was missing. Both are told from classes that are merely called so by all cells of the column.
+    """
+
+    def __init__(self, cells: Iterable[Cell]) -> None:
+        given = {cell.strip() for cell in cells if isinstance(cell, str) and not wrong_label(cell)}
+        self._booleans = bool(given) and {cell.lower() for cell in given} <= _BOOLEANS
+        self._numbers = all(map(_NUMBER.fullmatch, given))
+
+    def name(self, cell: Cell) -> str:
+        """Of the class: in Unicode's form NFC, without spaces around it, booleans in lower case, ``1.0`` as ``1``."""
+        name = unicodedata.normalize("NFC", str(cell)).strip()
+        if self._booleans:
+            return name.lower()
+        whole = _WHOLE.fullmatch(name) if self._numbers else None
+        return whole[1] if whole else name
+
+
+def wrong_label(cell: Cell) -> str:
+    """Why a cell is no label, or nothing."""
+    if isinstance(cell, BadCell):
+        return f"the label {cell.reason}"
+    if cell is None or not cell.strip():
+        return "the label is missing"
+    if cell.strip() in _MISSING:
+        return (
+            f"the label is missing: it reads {cell.strip()}, which pandas writes where there is none. A class that is "
+            "called so needs another name, such as not-a-number"
+        )
+    return ""
+
+
+def look_alikes(names: Sequence[str]) -> list[list[str]]:
+    """Names that people take for the same: they differ only in case, width, spaces or characters that are not shown."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        shown = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+        alike[" ".join(shown.casefold().split())].append(name)
+    return [group for group in alike.values() if len(group) > 1]

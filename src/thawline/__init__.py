@@ -10,7 +10,6 @@
 ``import thawline`` is light: torch, MLflow, Optuna and Prefect are loaded by what needs them.
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
         run_search,
     )
 
-__version__ = version("thawline")
+    __version__: str
+
 __all__ = [
     "LoadedModel",
     "SearchConfig",
@@ -40,6 +40,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'thawline' has no attribute {name!r}")
+    if name == "__version__":  # which takes as long as all the rest
+        from importlib.metadata import version
+
+        return version("thawline")
     from thawline import api
 
     return getattr(api, name)

@@ -21,6 +21,10 @@ __all__ = ["allow", "came", "exit_code", "hear", "leave", "listen", "take_along"
 
 _LEAVE_SECONDS = 2.0
 """For closing, beyond what running trials are given."""
+_LOST = 0
+"""Stands where the numbers of signals do: a destructor was interrupted, where the exception came to nothing."""
+_AGAIN_SECONDS = 0.05
+"""For such a destructor to return."""
 
 
 class _Stop:
@@ -106,7 +110,21 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     _stop.number = _stop.number or number
     if not _stop.raised:
         _stop.raised = True
+        _be_quiet()
         raise KeyboardInterrupt
+
+
+def _be_quiet() -> None:
+    """An exception in a destructor or a thread, caused by leaving, is no news."""
+    sys.unraisablehook = _raise_again_if_lost
+    threading.excepthook = lambda _: None
+
+
+def _raise_again_if_lost(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Garbage is collected anywhere: the interruption may have come while it was, and stopped nothing else."""
+    if _stop.wake_up is not None and issubclass(unraisable.exc_type, KeyboardInterrupt):
+        _stop.raised = False
+        _stop.wake_up.send(bytes([_LOST]))
 
 
 def _watch(reading: socket.socket, on_forced: Callable[[], None]) -> None:
@@ -114,17 +132,20 @@ def _watch(reading: socket.socket, on_forced: Callable[[], None]) -> None:
     while True:
         reading.settimeout(None if deadline is None else max(0.01, deadline - time.monotonic()))
         try:
-            came = [number for number in reading.recv(64) if number in (signal.SIGINT, signal.SIGTERM)]
+            came = [number for number in reading.recv(64) if number in (signal.SIGINT, signal.SIGTERM, _LOST)]
         except TimeoutError:
             _leave_at_once(on_forced)
         for number in came:
+            if number == _LOST:
+                time.sleep(_AGAIN_SECONDS)
+                # Not SIGINT, of which a second one ends the process at once.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                continue
             # Prefect sends its own process another SIGTERM once it has handled the first.
             if deadline is not None and number == signal.SIGINT:
                 _leave_at_once(on_forced)
             _stop.number = _stop.number or number
-            # An exception in a destructor or a thread, caused by leaving, is no news.
-            sys.unraisablehook = lambda _: None
-            threading.excepthook = lambda _: None
+            _be_quiet()
             deadline = deadline or time.monotonic() + _stop.seconds
 
 

@@ -115,6 +115,8 @@ class _LiveHandler(_Handler):
             self._live.console.print(Text(record.getMessage(), style=style))
         else:
             self._view.update(event)
+            if isinstance(event, Phase):
+                self._live.refresh()  # it may be over before the next look
 
     def progress(self, phase: Phase) -> None:
         self._view.update(phase)

@@ -18,7 +18,7 @@ from thawline.flows.search import search
 from thawline.orchestration.notifications import check_blocks, tell, tell_failure
 from thawline.orchestration.schedules import alone, drop_missed_runs
 from thawline.orchestration.server import leaving_at_once
-from thawline.search import SearchOutcome, check_config
+from thawline.search import SearchOutcome, already_checked, check_config
 from thawline.search.retraining import (
     Retraining,
     RetrainOutcome,
@@ -59,7 +59,8 @@ def retrain(config: SearchConfig) -> RetrainOutcome:
     manifest = data_task(config, home)
     with alone(model_of(config), home) as busy:
         plan = plan_task(config, manifest, home, busy)
-        outcome = conclude_task(plan, None if plan.reason else search(plan.config))
+        with already_checked(plan.config):  # the recipe was, and what the plan changes is made from it
+            outcome = conclude_task(plan, None if plan.reason else search(plan.config))
     publish(outcome)
     tell(outcome, config.retrain)
     name = "Skipped" if outcome.end == "skipped" else None

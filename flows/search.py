@@ -42,7 +42,7 @@ from thawline.search import (
     store_activations,
     workers_dismissed,
 )
-from thawline.study_report import publish_report
+from thawline.study_report import MadeReport, make_report
 
 __all__ = ["search"]
 
@@ -85,8 +85,9 @@ def search(config: SearchConfig) -> SearchOutcome:
                 decided = approved(run.store, judged, prepared.config.promotion)
                 outcome = promote_task(prepared, run, decided)
                 recorder.log_outcome(outcome, study)
-                if config.tracking.report:
-                    outcome = replace(outcome, report=report_task(prepared, study, recorder, outcome))
+                if config.tracking.report and (report := report_task(prepared, run, outcome)) is not None:
+                    report.record(recorder.tracker)
+                    outcome = replace(outcome, report=report.page)
                 publish_outcome(outcome, recorder)
     return outcome.after_closing(recorder.report)
 
@@ -161,6 +162,6 @@ def promote_task(prepared: Prepared, run: StudyRun, decided: PromotionOutcome) -
 
 
 @task(name="write report", cache_policy=NO_CACHE)
-def report_task(prepared: Prepared, study: Study, recorder: Recorder, outcome: SearchOutcome) -> Path | None:
-    """Gather what the study shows on one page, and record its figures."""
-    return publish_report(prepared, study, recorder, outcome)
+def report_task(prepared: Prepared, run: StudyRun, outcome: SearchOutcome) -> MadeReport | None:
+    """Gather what the study shows on one page."""
+    return make_report(prepared, study_of(prepared, run), run, outcome)

@@ -73,7 +73,7 @@ def run_search(
     environment.quiet_prefect()
     stopping.allow(data.study.grace_seconds)
     with _beside_imports(data) as server:
-        from thawline.search import check_config
+        from thawline.search import already_checked, check_config
         from thawline.terminal import watch
 
         check_config(data, environment.home())
@@ -82,7 +82,7 @@ def run_search(
             from thawline.orchestration.reach import value_of
             from thawline.orchestration.server import connected
 
-            with connected(server):
+            with connected(server), already_checked(data):
                 return value_of(lambda: search(data))
 
 

@@ -36,7 +36,7 @@ from thawline.reports import (
     surface_mesh,
     worst_mistakes,
 )
-from thawline.search import Note, Phase, Prepared, Recorder, SearchOutcome, Study, TrialRecord, emit
+from thawline.search import Note, Phase, Prepared, SearchOutcome, Study, StudyRun, TrialRecord, emit
 from thawline.search.prepare import image_preprocessing
 from thawline.search.probing import ProbeFile
 from thawline.search.recorder import REPORT
@@ -44,11 +44,11 @@ from thawline.search.records import load_importances, load_records
 from thawline.search.soup import is_kept, kept_soup
 from thawline.search.spec import trial_folder
 from thawline.search.winner import restore
-from thawline.tracking import fetch_study_file, library_versions, open_store
-from thawline.tracking.media import Embedding, Figure, Image, Predictions, Table
+from thawline.tracking import Tracker, fetch_study_file, library_versions, open_store
+from thawline.tracking.media import Embedding, Figure, Image, Media, Predictions, Table
 from thawline.training import head_features, open_inputs, runtime_for
 
-__all__ = ["publish_report", "write_report"]
+__all__ = ["MadeReport", "make_report", "write_report"]
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -74,39 +74,52 @@ class _Test:
     predictions: Predictions
 
 
-def publish_report(prepared: Prepared, study: Study, recorder: Recorder, outcome: SearchOutcome) -> Path | None:
-    """Write the report beside the study, and record it with its figures and tables.
+@dataclass(frozen=True)
+class MadeReport:
+    """The report of a study that was just concluded."""
+
+    page: Path
+    """In a folder of Thawline's home, with what it was drawn from."""
+    media: tuple[tuple[str, Media, int], ...]
+    """What trackers show by themselves: name, what it is, and step."""
+
+    def record(self, tracker: Tracker) -> None:
+        """Put the folder, figures and tables into the study's run."""
+        tracker.log_artifact(self.page.parent, str(Path(REPORT).parent))
+        for name, media, step in self.media:
+            tracker.log_media(name, media, step=step)
+
+
+def make_report(prepared: Prepared, study: Study, run: StudyRun, outcome: SearchOutcome) -> MadeReport | None:
+    """Write the report beside the study.
 
     A part that cannot be made is left out with a warning, and so is all of it: the model is registered by now, and
     nothing of it is lost.
 
     Returns:
-        The page, in Thawline's home; ``None`` if it could not be written.
+        The report; ``None`` if it could not be written.
     """
-    home = recorder.store.home
     emit(Phase("writing the report"))
     try:
         best = next(record for record in outcome.records if record.number == outcome.best_trial)
-        backbone = _part(
-            "explanations, graph and features", lambda: _registered(prepared, recorder, outcome, best), None
-        )
+        backbone = _part("explanations, graph and features", lambda: _registered(prepared, run, outcome, best), None)
         test = _test(prepared, outcome, best)
-        report = _gather(prepared, study, recorder, outcome, backbone, test)
-        folder = _folder(home, study.name)
+        report = _gather(prepared, study, run, outcome, backbone, test)
+        folder = _folder(run.home, study.name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
         page = folder / "report.html"
         figures = report_figures(report)
         page.write_text(render(report, figures), encoding="utf-8")
-        _record(report, figures, test, folder, recorder)
+        media = _media(report, figures, test)
         if backbone is not None:
-            _part("graph", lambda: _record_network(recorder, backbone, best), None)
-            _part("features", lambda: _record_features(prepared, recorder, backbone, test), None)
+            media += _part("graph", lambda: _network(backbone, best), [])
+            media += _part("features", lambda: _features(prepared, run.home, backbone, test), [])
     except Exception as error:
         _log.debug("no report", exc_info=True)
         emit(Note(f"the report could not be written: {error}", "warning"))
         return None
-    return page
+    return MadeReport(page, tuple(media))
 
 
 def write_report(name: str, out: Path, *, home: Path, storage: str | None, tracking_uri: str | None) -> Path:
@@ -172,12 +185,12 @@ def _folder(home: Path, study: str) -> Path:
 def _gather(
     prepared: Prepared,
     study: Study,
-    recorder: Recorder,
+    run: StudyRun,
     outcome: SearchOutcome,
     backbone: Backbone | None,
     test: _Test,
 ) -> StudyReport:
-    code = recorder.provenance.code
+    code = run.provenance.code
     return StudyReport(
         study=study.name,
         metric=prepared.config.study.metric,
@@ -185,8 +198,8 @@ def _gather(
         created=_now(),
         layer_groups=_part("layer groups", lambda: _layer_groups(prepared), {}),
         costs={name: described.costs for name, described in prepared.described.items()},
-        probe_curves=_part("probe curve", lambda: _probe_curves(recorder.store.home, study.name, outcome.records), {}),
-        curves=_curves(recorder.store.home, study.name, outcome.records),
+        probe_curves=_part("probe curve", lambda: _probe_curves(run.home, study.name, outcome.records), {}),
+        curves=_curves(run.home, study.name, outcome.records),
         importance=_part("importance", study.importances, {}),
         test=test.predictions,
         mistakes=_part(
@@ -196,7 +209,7 @@ def _gather(
         promotion=Promotion.model_validate(outcome.promotion.as_dict()),
         data=DataSummary.model_validate(report_json(prepared.manifest)),
         provenance=Provenance(
-            command=recorder.provenance.command,
+            command=run.provenance.command,
             config=yaml.safe_dump(prepared.recipe.without_passwords().model_dump(mode="json"), sort_keys=False),
             commit=code.commit if code else "",
             dirty=code.dirty if code else None,
@@ -216,15 +229,15 @@ def _part(name: str, make: Callable[[], _T], instead: _T | Any) -> _T | Any:
         return instead
 
 
-def _registered(prepared: Prepared, recorder: Recorder, outcome: SearchOutcome, best: TrialRecord) -> Backbone:
+def _registered(prepared: Prepared, run: StudyRun, outcome: SearchOutcome, best: TrialRecord) -> Backbone:
     """The network that was registered.
 
     Raises:
         StudyError: if it was registered by another machine, and what it was made from is not in this home.
     """
-    home, (model, version) = recorder.store.home, (outcome.model, outcome.promotion.version)
+    home, (model, version) = run.home, (outcome.model, outcome.promotion.version)
     soup = kept_soup(prepared.study, best.number, home) if prepared.config.study.soup else None
-    if not is_kept(MlflowRegistry(recorder.store).tags(model, version), soup):
+    if not is_kept(MlflowRegistry(run.store).tags(model, version), soup):
         raise StudyError(
             f"{model}/{version} is an average of trials, whose weights are kept where it was made and not in {home}"
         )
@@ -326,29 +339,21 @@ def _now() -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Where it goes
+# What of it trackers show by themselves
 
 
-def _record(
-    report: StudyReport,
-    figures: Mapping[str, Figure | None],
-    test: _Test,
-    folder: Path,
-    recorder: Recorder,
-) -> None:
-    """Page, figures and tables to the trackers of the study."""
-    tracker, step = recorder.tracker, len(report.trials)
-    tracker.log_artifact(folder, str(Path(REPORT).parent))
-    for name, figure in figures.items():
-        if figure is not None:
-            tracker.log_media(name, figure, step=step)
+def _media(report: StudyReport, figures: Mapping[str, Figure | None], test: _Test) -> list[tuple[str, Media, int]]:
+    """Figures and tables."""
+    shown: dict[str, Media] = {name: figure for name, figure in figures.items() if figure is not None}
     if report.mistakes:
-        tracker.log_media("test/mistakes", _sheet(report.mistakes), step=step)
-    tracker.log_media("test/classes", class_table(test.predictions), step=step)
-    tracker.log_media("test/predictions", _answers(test), step=step)
-    tracker.log_media("test", test.predictions, step=step)
-    for name, surface in report_surfaces(report).items():
-        tracker.log_media(f"response_{name}", surface_mesh(surface), step=step)
+        shown["test/mistakes"] = _sheet(report.mistakes)
+    shown |= {
+        "test/classes": class_table(test.predictions),
+        "test/predictions": _answers(test),
+        "test": test.predictions,
+        **{f"response_{name}": surface_mesh(surface) for name, surface in report_surfaces(report).items()},
+    }
+    return [(name, media, len(report.trials)) for name, media in shown.items()]
 
 
 def _sheet(mistakes: Sequence[Mistake]) -> Image | Table:
@@ -388,12 +393,12 @@ def _answers(test: _Test) -> Table:
     )
 
 
-def _record_network(recorder: Recorder, backbone: Backbone, best: TrialRecord) -> None:
+def _network(backbone: Backbone, best: TrialRecord) -> list[tuple[str, Media, int]]:
     """The best trial's network as a graph."""
-    recorder.tracker.log_media("network", backbones.outline(backbone, best.hyperparameters.freeze_depth), step=0)
+    return [("network", backbones.outline(backbone, best.hyperparameters.freeze_depth), 0)]
 
 
-def _record_features(prepared: Prepared, recorder: Recorder, backbone: Backbone, test: _Test) -> None:
+def _features(prepared: Prepared, home: Path, backbone: Backbone, test: _Test) -> list[tuple[str, Media, int]]:
     """What the best trial's network makes of the test images or texts, as points in space."""
     config, manifest = prepared.config, prepared.manifest
     runtime = runtime_for(config.train.model_copy(update={"precision": "fp32"}))
@@ -405,13 +410,11 @@ def _record_features(prepared: Prepared, recorder: Recorder, backbone: Backbone,
         else {"thumbnails": np.stack([_small(test.examples[i]) for i in chosen])}
     )
     embedding = Embedding(
-        vectors=head_features(
-            backbone, inputs, runtime, config.train.batch_size, recorder.store.home, rows=chosen
-        ).values,
+        vectors=head_features(backbone, inputs, runtime, config.train.batch_size, home, rows=chosen).values,
         labels=tuple(manifest.classes[label] for label in inputs.labels[chosen]),
         **shown,
     )
-    recorder.tracker.log_media("features", embedding, step=0)
+    return [("features", embedding, 0)]
 
 
 def _small(pixels: np.ndarray) -> np.ndarray:

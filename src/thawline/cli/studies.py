@@ -177,7 +177,7 @@ def retrain(
     from thawline.prefect_server import used
 
     with used(environment.home()) as server:
-        from thawline.search import check_config
+        from thawline.search import already_checked, check_config
         from thawline.terminal import watch
 
         check_config(config, environment.home())
@@ -185,7 +185,7 @@ def retrain(
             from thawline.flows.retrain import retrain as retrain_flow
             from thawline.orchestration.server import connected
 
-            with connected(server):
+            with connected(server), already_checked(config):
                 outcome = retrain_flow(config)
     if as_json:
         print_json(outcome.as_dict())

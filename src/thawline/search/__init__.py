@@ -4,6 +4,7 @@ from thawline.search.conduct import Queue, announce_end, announce_start, conduct
 from thawline.search.events import Note, Phase, emit
 from thawline.search.prepare import (
     Prepared,
+    already_checked,
     check_backbones,
     check_config,
     complete,
@@ -37,6 +38,7 @@ __all__ = [
     "TrialResult",
     "TrialSpec",
     "WorkerCrashed",
+    "already_checked",
     "announce_end",
     "announce_start",
     "call_in_worker",

@@ -2,7 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -38,6 +40,7 @@ from thawline.training import check_augmentation, depths_without_places, runtime
 
 __all__ = [
     "Prepared",
+    "already_checked",
     "check_backbones",
     "check_config",
     "complete",
@@ -52,6 +55,7 @@ __all__ = [
 
 _NAMED = 10
 """Problems of a kind that are named in the log, at most; bad files are named all."""
+_checked: ContextVar[SearchConfig | None] = ContextVar("checked", default=None)
 
 
 @dataclass(frozen=True)
@@ -111,12 +115,27 @@ class Prepared:
         return replace(self, config=with_backbones(self.config, names))
 
 
+@contextmanager
+def already_checked(config: SearchConfig) -> Iterator[None]:
+    """Within the block :func:`check_config` takes this configuration for good.
+
+    For who calls a flow and has checked its configuration: a table is read whole for that.
+    """
+    token = _checked.set(config)
+    try:
+        yield
+    finally:
+        _checked.reset(token)
+
+
 def check_config(config: SearchConfig, home: Path) -> None:
     """Refuse what can be known in a moment: data, backbones, sampler, pruner, device, tracking URI.
 
     Raises:
         ThawlineError: naming the key or the path, the value, and what is possible.
     """
+    if config == _checked.get():
+        return
     if config.data.url is None:
         check_data(config.data)
         check_kind(config, data_kind(config.data))

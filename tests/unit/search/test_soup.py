@@ -22,7 +22,7 @@ from thawline.search.spec import TrialResult, TrialSpec, build_backbone
 from thawline.search.study import Study
 from thawline.search.trial import run_trial
 from thawline.search.winner import conclude, judge_best, restore
-from thawline.study_report import publish_report
+from thawline.study_report import make_report
 from thawline.tracking import MlflowStore
 from thawline.training import Checkpoint, CheckpointFolder, Decision, load_checkpoint, load_model
 
@@ -273,9 +273,9 @@ def test_a_report_shows_no_other_network_than_the_soup_that_was_registered(
         outcome = conclude(made.prepared, made.study, run, judge_best(made.prepared, made.study, run))
         if gone:  # as where another machine has concluded the study
             shutil.rmtree(own_home / "studies" / made.prepared.study / "soup")
-        page = publish_report(made.prepared, made.study, recorder, outcome)
-    assert page is not None
-    report = StudyReport.from_json(page.with_name("report.json").read_text())
+        made_report = make_report(made.prepared, made.study, run, outcome)
+    assert made_report is not None
+    report = StudyReport.from_json(made_report.page.with_name("report.json").read_text())
     assert report.test is not None
     assert bool(report.explanations) is not gone
     lacking = f"lacks its explanations, graph and features: {outcome.model}/{outcome.promotion.version} is an average"

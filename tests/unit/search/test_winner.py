@@ -20,7 +20,7 @@ from thawline.search.spec import TrialResult, TrialSpec
 from thawline.search.study import Study
 from thawline.search.trial import run_trial
 from thawline.search.winner import SearchOutcome, conclude, judge_best
-from thawline.study_report import publish_report
+from thawline.study_report import make_report
 from thawline.tracking import MlflowStore
 from thawline.training import CheckpointFolder, Decision, load_checkpoint
 
@@ -64,7 +64,8 @@ def concluded(
         with study.held(), recorder.study_run(prepared, study) as run:
             outcome = conclude(prepared, study, run, judge_best(prepared, study, run))
             recorder.log_outcome(outcome, study)
-            return dataclasses.replace(outcome, report=publish_report(prepared, study, recorder, outcome))
+            report = make_report(prepared, study, run, outcome)
+            return dataclasses.replace(outcome, report=report and report.page)
 
     return conclude_study
 

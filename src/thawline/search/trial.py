@@ -155,7 +155,7 @@ class _Trial:
             return Outcome("pruned", f"pruned after epoch {result.history[-1].epoch}", result)
         if result.decision is Decision.STOP:
             return Outcome("complete", f"stopped by the time limit after epoch {result.history[-1].epoch}", result)
-        reason = f"no better for {self.spec.config.train.early_stopping} epochs" if result.stopped_early else ""
+        reason = f"no improvement for {self.spec.config.train.early_stopping} epochs" if result.stopped_early else ""
         return Outcome("complete", reason, result)
 
     def end(self, outcome: Outcome, seconds: float) -> TrialResult:

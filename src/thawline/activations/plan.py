@@ -121,9 +121,8 @@ class Plan(BaseModel):
                 f"plan: search about {_duration(self.search_seconds())} if no trial is stopped early",
             ]
         names = ", ".join(profile.groups[boundary - 1] for boundary in self.boundaries)
-        count = f"{len(self.boundaries)} boundar{'y' if len(self.boundaries) == 1 else 'ies'}"
         return [
-            f"plan: stores {count} (behind {names}), {_size(self.bytes)}; trains in {way}",
+            f"plan: stores activations after {names}: {_size(self.bytes)}; trains in {way}",
             f"plan: search about {_duration(self.search_seconds())} instead of "
             f"{_duration(self.seconds_without_store())}, if no trial is stopped early",
         ]

@@ -167,7 +167,7 @@ def test_logging_is_left_as_it_was() -> None:
     ("state", "reason", "words"),
     [
         ("complete", "", "complete"),
-        ("complete", "no better for 3 epochs", "complete: no better for 3 epochs"),
+        ("complete", "no improvement for 3 epochs", "complete: no improvement for 3 epochs"),
         ("pruned", "pruned after epoch 2", "pruned after epoch 2"),
         ("failed", "out of memory", "failed: out of memory"),
     ],

@@ -1,4 +1,4 @@
-"""Filling the store: one pass over the data, a file for every border that it goes through."""
+"""Filling the store: one pass over the data, a file for every boundary that it crosses."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -30,14 +30,14 @@ def fill(
 ) -> dict[int, str]:
     """Have the activations of ``inputs`` in the store at every boundary in ``keys``; what is there whole stays.
 
-    All boundaries are filled in the same pass, which goes on where a killed one stopped. Of several processes that
+    All boundaries are filled in the same pass, which resumes where a killed one stopped. Of several processes that
     want the same, one computes and the others wait for it.
 
     Args:
         store: where to.
         backbone: with the weights that the keys name; its module is left in evaluation mode.
-        inputs: images, or texts, of whose activations behind all but the last layer group a row for each token is
-            stored.
+        inputs: images, or texts, whose activations are stored as a row for each token, except after the last layer
+            group.
         epoch: whose view of the images is stored.
         keys: by boundary, at least 1.
         runtime: device and precision, as the keys say.
@@ -118,7 +118,7 @@ class _Pass:
         return np.arange(len(self.inputs) + 1)
 
     def _has_tokens(self, boundary: int) -> bool:
-        """Whether a file has a row for each token: behind its last layer group a text has one row."""
+        """Whether a file has a row for each token: after its last layer group a text has one row."""
         return self.inputs.lengths is not None and boundary < self.deepest
 
     def _go_back_to_common_row(self) -> int:
@@ -132,7 +132,7 @@ class _Pass:
         return min(done.values(), default=len(self.inputs))
 
     def _rows_per_block(self, block_bytes: int) -> int:
-        """The same for all files, so that a pass that goes on finds them all at the end of a block."""
+        """The same for all files, so that a resumed pass finds them all at the end of a block."""
         largest = max((writer.layout.bytes // len(self.inputs) for writer in self.writers.values()), default=1)
         return max(1, block_bytes // max(1, largest) // self.batch_size) * self.batch_size
 
@@ -186,6 +186,6 @@ class _Pass:
         return passed
 
     def _close(self) -> None:
-        """Leave what was not published for the next builder to go on with."""
+        """Leave what was not published for the next builder to resume."""
         for writer in self.writers.values():
             writer.close()

@@ -12,13 +12,13 @@ from thawline.training import Augmentation, Runtime
 __all__ = ["ActivationInputs", "TextActivationInputs"]
 
 _RESIDENT_IN_MEMORY = 256_000_000
-"""Bytes that a trial keeps in memory: what lies behind all layer groups nearly always fits."""
+"""Bytes that a trial keeps in memory: what comes after all layer groups nearly always fits."""
 _BLOCK = 64_000_000
 """Bytes that are copied to where they are kept at a time."""
 
 
 class ActivationInputs:
-    """Rows of one split behind a border, one file for each view.
+    """Rows of one split after a layer group, one file for each view.
 
     Where they fit, they are kept on the GPU (in at most half of its free memory), or, if they are small, in memory;
     else they are read from the file a batch at a time.
@@ -54,7 +54,7 @@ class ActivationInputs:
 
 
 class TextActivationInputs:
-    """What a text network makes of each token, at a border before its last layer group: texts differ in length.
+    """A text network's activations for each token, at a boundary before its last layer group: texts differ in length.
 
     The file has a row for each token of all texts, one text after the other, and none for padding.
     """
@@ -72,7 +72,7 @@ class TextActivationInputs:
         return len(self.labels)
 
     def read(self, rows: np.ndarray, epoch: int) -> Tensor:
-        """``[n, T, H + 1]``, zeros behind the end of each text; the last channel is 1 where there is a token."""
+        """``[n, T, H + 1]``, zeros after the end of each text; the last channel is 1 where there is a token."""
         lengths = self.lengths[rows]
         tokens = self._rows.take(
             np.concatenate([np.arange(self._starts[row], self._starts[row] + self.lengths[row]) for row in rows])

@@ -15,7 +15,7 @@ _HALF_PRECISION_LIMIT = 6000.0
 
 _LARGEST_EXACT = 3
 """How many times as many numbers as the image a boundary may have that is stored without asking what it saves. Larger
-ones lie behind the first few layers, which cost about as much as reading what they give."""
+ones come after the first few layers, which cost about as much as reading their activations."""
 
 
 class Profile(BaseModel):
@@ -38,7 +38,7 @@ class Profile(BaseModel):
     parameters: tuple[int, ...]
     """Number of parameters, the same."""
     numbers: tuple[int, ...]
-    """Numbers of a row that are stored behind each layer group."""
+    """Numbers of a row that are stored after each layer group."""
     computed_as: tuple[StoredType, ...]
     """Their type, the same."""
     largest: tuple[float, ...]
@@ -62,7 +62,7 @@ class Plan(BaseModel):
 
     profile: Profile
     boundaries: tuple[int, ...] = ()
-    """Numbers of layer groups behind which activations are stored."""
+    """Numbers of layer groups after which activations are stored."""
     stored_as: dict[int, StoredType] = {}
     bytes: int = 0
     train_rows: int
@@ -101,7 +101,7 @@ class Plan(BaseModel):
         return self.model_copy(update={"boundaries": (), "bytes": 0})
 
     def for_probes(self) -> "Plan":
-        """The same for a search that ends with the linear probe, which needs only what is in front of the head."""
+        """The same for a search that ends with the linear probe, which needs only what is before the head."""
         deepest = len(self.profile.groups)
         kept = tuple(boundary for boundary in self.boundaries if boundary == deepest)
         size = sum(self.bytes_of(boundary) for boundary in kept)
@@ -121,15 +121,14 @@ class Plan(BaseModel):
                 f"plan: search about {_duration(self.search_seconds())} if no trial is stopped early",
             ]
         names = ", ".join(profile.groups[boundary - 1] for boundary in self.boundaries)
-        count = f"{len(self.boundaries)} boundar{'y' if len(self.boundaries) == 1 else 'ies'}"
         return [
-            f"plan: stores {count} (behind {names}), {_size(self.bytes)}; trains in {way}",
+            f"plan: stores activations after {names}: {_size(self.bytes)}; trains in {way}",
             f"plan: search about {_duration(self.search_seconds())} instead of "
             f"{_duration(self.seconds_without_store())}, if no trial is stopped early",
         ]
 
     def bytes_of(self, boundary: int) -> int:
-        """Size of what is stored behind a boundary."""
+        """Size of what is stored after a boundary."""
         return self._row_bytes(boundary) * (self.validation_rows + (self.views or 0) * self.train_rows)
 
     def _row_bytes(self, boundary: int) -> int:
@@ -171,7 +170,7 @@ def make_plan(
     """Choose the boundaries to store: the deepest, then one after the other the one that saves the most time for its
     bytes.
 
-    Where results must be exact, nothing that was measured may have a say: a layer that sees another number of images at
+    Where results must be exact, no decision may depend on timings: a layer that sees another number of images at
     once may differ in the last bits, so where a trial begins must not depend on how busy the machine was. Then all
     boundaries are stored that are not much larger than the image, the deepest first.
 

@@ -27,8 +27,8 @@ __all__ = ["profile"]
 
 _MODE_ROWS = 8
 _SHORTER_PRECISION_GAIN, _OTHER_ORDER_GAIN = 1.3, 1.15
-"""How many times faster another way must be to be taken: a choice that hangs on a few per cent would change from run to
-run, and with it the last digits of all results; bf16 costs more digits."""
+"""How many times faster another way must be to be taken: a choice that depends on a few per cent would change from run
+to run, and with it the last digits of all results; bf16 costs more digits."""
 _PASS_SECONDS = 1.5
 _TYPES: dict[torch.dtype, StoredType] = {
     torch.float32: "float32",

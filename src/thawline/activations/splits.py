@@ -1,4 +1,4 @@
-"""The training and validation data of a study behind a border: which files they are, filling and opening them."""
+"""The stored activations of a study's training and validation data: which files they are, filling and opening them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class StoredSplits:
 
     @property
     def boundaries(self) -> tuple[int, ...]:
-        """Numbers of layer groups behind which activations are stored."""
+        """Numbers of layer groups after which activations are stored."""
         return self.plan.boundaries if self.plan is not None else ()
 
     def train_config(self, config: TrainConfig) -> TrainConfig:
@@ -78,7 +78,7 @@ class StoredSplits:
         return refused
 
     def open(self, depth: int, runtime: Runtime, kind: AugmentationKind) -> tuple[Inputs, Inputs]:
-        """Training and validation inputs for a freeze depth, from behind the last border that is stored whole.
+        """Training and validation inputs for a freeze depth, from after the last layer group that is stored completely.
 
         What is not in the store (any more) is computed from images or tokens.
 

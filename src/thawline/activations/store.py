@@ -1,8 +1,8 @@
-"""What frozen layers make of the data, kept in files that all trials and processes of a machine share.
+"""Frozen activations, kept in files that all trials and processes of a machine share.
 
-A file holds the activations of one split in one view at one border of one backbone, row by row, and is named after
+A file holds the activations of one split in one view at one boundary of one backbone, row by row, and is named after
 everything that they depend on. It is built under a lock, in a partial file with a checksum for every block, so that a
-builder that was killed is gone on from where it stopped. A file that is cut off, foreign or changed is never trusted.
+killed builder resumes where it stopped. A file that is cut off, foreign or changed is never trusted.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ _READ_AT_ONCE = 64 * 2**20
 
 @dataclass(frozen=True)
 class ActivationKey:
-    """Everything that activations depend on: whoever asks for the same key gets the same numbers."""
+    """Everything that activations depend on: the same key gives the same numbers."""
 
     data: str
     """Name of the file of decoded images or tokenized texts: digest of manifest (and so the order of rows), sizes and
@@ -207,7 +207,7 @@ class ActivationStore:
             yield
 
     def writer(self, key: ActivationKey, sample: Tensor, rows: int) -> "ActivationWriter":
-        """Begin a file, or go on with one whose builder was killed. Call it inside :meth:`building`.
+        """Begin a file, or resume one whose builder was killed. Call it inside :meth:`building`.
 
         Args:
             key: what is stored.
@@ -339,7 +339,7 @@ class ActivationWriter:
 
     @property
     def rows_done(self) -> int:
-        """Rows in finished blocks: go on from here."""
+        """Rows in finished blocks: resume from here."""
         return sum(size for size, _ in self._blocks) // self.layout.row_bytes
 
     @property
@@ -361,7 +361,7 @@ class ActivationWriter:
         self.rewind(self.rows_done)
 
     def rewind(self, rows: int) -> None:
-        """Go on at row ``rows``, at the end of one of the finished blocks or before any."""
+        """Resume at row ``rows``, at the end of one of the finished blocks or before any."""
         while self.rows_done > rows:
             self._blocks.pop()
         self._file.seek(self.rows_done * self.layout.row_bytes)
@@ -404,7 +404,7 @@ class ActivationWriter:
         return self._blocks
 
     def close(self) -> None:
-        """Close the file; what was noted stays for whoever goes on."""
+        """Close the file; what was noted stays for whoever resumes."""
         if self._file is not None:
             self._file.close()
 

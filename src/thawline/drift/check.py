@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["catch_features", "check_drift"]
 
 _FEWEST_IMAGES = 20
-"""With fewer the tests would find only what anybody sees."""
+"""With fewer the tests would find only the obvious."""
 _LOWEST_ALPHA, _HIGHEST_ALPHA = 0.001, 0.2
 _BATCH = 32
 _UNUSUAL = 5
@@ -48,11 +48,11 @@ def check_drift(
     """Compare a folder of new images with what a model was made for.
 
     The reference are the images that the model's study held out (validation and test): from the same source as the
-    training images, but not learnt by heart. A network is surer of images that it was trained on, so that beside them
-    any new image would look like drift.
+    training images, but not overfitted. A network is more confident on images that it was trained on, so that compared
+    with them any new image would look like drift.
 
     The false-alarm rate holds for images that are independent of each other. Frames of one video are not: the same
-    scene over and over is a difference, and is called one. Copies of a file count once.
+    scene over and over is a difference, and is reported as one. Copies of a file count once.
 
     Args:
         model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
@@ -61,8 +61,8 @@ def check_drift(
         home: Thawline's home.
         reference: a folder of images to compare with instead.
         alpha: false-alarm rate of the whole, 0.001 to 0.2.
-        max_images: of more, new or reference, so many are drawn, always the same. With very many images a test finds
-            differences that are too small to matter.
+        max_images: the maximum number of images, new or reference; of more, this many are drawn, always the same. With
+            very many images a test finds differences that are too small to matter.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         on_progress: called with (files done, files in all).
 
@@ -127,7 +127,7 @@ class _Read:
 
 
 class _Reader:
-    """Image files to what the model makes of them, by one forward pass."""
+    """Image files to the model's features and logits, by one forward pass."""
 
     def __init__(self, packaged: PackagedModel, device: str) -> None:
         self._model = ServedModel(packaged, device)
@@ -184,7 +184,7 @@ class _Reader:
 def catch_features(network: "nn.Module") -> Callable[[], Floats]:
     """What the head of a network is given, caught on its way: a package needs nothing for it.
 
-    The head is the last linear or convolutional layer that runs. It is so in every classification network of
+    The head is the last linear or convolutional layer that runs. That holds for every classification network of
     torchvision, and nothing that is packaged has to say where its head is.
 
     Returns:
@@ -257,12 +257,12 @@ def _note(reference: _Read, validation: frozenset[Path], alpha: float) -> str:
         return ""
     return (
         "The validation and the test images differ from each other by the same tests: new images that are like one of "
-        "them alone may be called drift. Name what to compare with by --reference."
+        "them alone may be reported as drift. Name what to compare with by --reference."
     )
 
 
 def _drawn(files: Sequence[Path], most: int) -> list[Path]:
-    """At most so many, always the same of the same files."""
+    """At most this many, always the same of the same files."""
     return list(files) if len(files) <= most else random.Random(0).sample(list(files), most)  # noqa: S311
 
 

@@ -20,7 +20,7 @@ _COMPONENTS = 32
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What a model made of ``N`` images."""
+    """A model's features and logits for ``N`` images."""
 
     features: Floats
     """``[N, D]``: what the head, the last layer, is given."""

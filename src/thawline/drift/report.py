@@ -35,7 +35,7 @@ class Unusual:
 
 @dataclass(frozen=True)
 class DriftReport:
-    """What was compared, and what came of it."""
+    """What was compared, and the result."""
 
     model: str
     version: str
@@ -43,7 +43,7 @@ class DriftReport:
     reference: str
     """Where the reference images are from, in words."""
     alpha: float
-    """The false-alarm rate: how often, at most, images from the same source would be called drift."""
+    """The false-alarm rate: how often, at most, images from the same source would be reported as drift."""
     reference_images: int
     new_images: int
     tests: tuple[ShiftTest, ...]

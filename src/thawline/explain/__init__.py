@@ -1,4 +1,4 @@
-"""What a network looked at: which parts of a picture speak for a class, by captum.
+"""What a network looked at: which parts of an image are evidence for a class, by captum.
 
 ``explain_files`` is ``thawline explain``; ``explained_pictures`` does the same for a network in memory; ``Explainer``
 gives the numbers and ``overlay`` their colours. See ``docs/explanations.md``.

@@ -1,4 +1,4 @@
-"""Which places of a picture speak for a class, by the method of captum that fits the network."""
+"""Which places of an image are evidence for a class, by the method of captum that fits the network."""
 
 import copy
 import itertools
@@ -64,15 +64,15 @@ class Explainer:
             self._attribute = _METHODS[method](network, image_size)
 
     def __call__(self, images: Tensor, classes: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Heat maps of images: how much each place speaks for a class.
+        """Heat maps of images: how strong the evidence for a class is at each place.
 
         Args:
             images: float ``[N, 3, S, S]``, preprocessed, on the network's device.
             classes: ``[N]``, index of the class to explain in each.
 
         Returns:
-            float32 ``[N, S, S]``, each from 0 to 1 for the place that speaks most for the class; 0 all over where
-            nothing does.
+            float32 ``[N, S, S]``, each from 0 to 1 for the place with the strongest evidence for the class; 0 all over
+            where there is none.
         """
         targets = torch.as_tensor(np.asarray(classes), device=images.device)
         with _evaluating(self._network):

@@ -38,7 +38,7 @@ def explain_files(
     method: Method = "auto",
     device: str = "auto",
 ) -> list[dict[str, Any]]:
-    """Draw what speaks for a class in each image, as ``<stem>-<class>.png``, and list all in ``explanations.json``.
+    """Draw the evidence for a class in each image, as ``<stem>-<class>.png``, and list all in ``explanations.json``.
 
     Args:
         model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
@@ -117,7 +117,7 @@ class _Drawer:
         classes, model = self._served.classes, f"{self._served.name}/{self._served.version}"
         best, method = int(np.argmax(probabilities)), self._explainer.method
         name = self._name(file.stem, classes[target])
-        what = "what speaks for" if heatmap.any() else "nothing in the picture speaks for"
+        what = "evidence for" if heatmap.any() else "no evidence in the picture for"
         lines = (
             f"predicted: {classes[best]}, {probabilities[best]:.3f}, by {model}",
             f"right: {what} {classes[target]}, {probabilities[target]:.3f}, by {_METHODS[method]}",

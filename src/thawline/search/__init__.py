@@ -1,4 +1,4 @@
-"""The search: what to try, trying it, what came of it, and the best of it."""
+"""The search: what to try, trying it, the results, and the best model."""
 
 from thawline.search.conduct import Queue, announce_end, announce_start, conduct, trial_spec
 from thawline.search.events import Note, Phase, emit

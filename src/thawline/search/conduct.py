@@ -1,4 +1,4 @@
-"""Trials as their driver sees them: drawn, put together, judged after every epoch, tried again when a process dies."""
+"""Trials as their driver sees them: drawn, grouped, judged after every epoch, retried when a process dies."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -20,14 +20,14 @@ from thawline.training import SHARED_BY_HEADS, Decision, EpochResult, Hyperparam
 __all__ = ["Queue", "announce_end", "announce_start", "conduct", "trial_spec"]
 
 _LOOK_SECONDS = 2.0
-"""How often a search that has nothing left to do looks after the others that share its study."""
+"""How often a search that has nothing left to do checks on the others that share its study."""
 
 
 class Queue:
     """The trials of a study in the order in which they run.
 
-    They are drawn a few at a time. The cheapest run first, so that the first good model is there in seconds and a dear
-    trial is measured against others; those that train the head alone are trained together.
+    They are drawn a few at a time. The cheapest run first, so that the first good model is there in seconds and an
+    expensive trial is measured against others; head-only trials are trained together.
     """
 
     @classmethod
@@ -51,14 +51,14 @@ class Queue:
         deadline: float | None,
         apart: bool = False,
     ) -> None:
-        """Go on with a study, which must be held.
+        """Resume a study, which must be held.
 
         Args:
             study: the study; trials that a dead process had begun come first.
             trials: how many it may have in all.
             batch: how many are drawn at once.
             deadline: in seconds of :func:`time.time`; no trial starts after it.
-            apart: whether each trial must be trained alone: for its bits, or for the average of its weights.
+            apart: whether each trial must be trained on its own: to be bit-equal, or for the average of its weights.
         """
         self._study, self._deadline = study, deadline
         self._trials, self._apart = trials, apart
@@ -107,9 +107,9 @@ class Queue:
         return sorted(asked, key=lambda each: (-self._frozen(each), each.number))
 
     def _complete_batch(self) -> None:
-        """A batch of which nothing was begun was still being drawn when the process died: draw the rest of it.
+        """A batch that was still being drawn when the process died, none of it begun: draw the rest of it.
 
-        Each trial of a batch is drawn without the results of the others, so the rest would come out otherwise later.
+        Each trial of a batch is drawn without the results of the others, so the rest would be different later.
         """
         drawn = self._study.drawn()
         of_batch = range(drawn - drawn % self._batch, drawn)
@@ -118,7 +118,7 @@ class Queue:
             self._waiting = self._in_order([*self._waiting, *self._study.draw(missing, trials=self._trials)])
 
     def _frozen(self, asked: Asked) -> float:
-        """Share of the layer groups that are frozen: what is cheap."""
+        """Fraction of the layer groups that are frozen: cheap trials have a large one."""
         return asked.hyperparameters.freeze_depth / self._study.depths[asked.hyperparameters.backbone]
 
     def _is_with(self, asked: Asked, first: Asked) -> bool:
@@ -141,7 +141,7 @@ def trial_spec(
     hyperparameters: Hyperparameters,
     device: str,
 ) -> TrialSpec:
-    """Everything that a trial's process must know.
+    """Everything that a trial's process needs.
 
     Args:
         prepared: the search.
@@ -175,9 +175,9 @@ def trial_spec(
 def conduct(specs: Sequence[TrialSpec], study: Study, deadline: float | None) -> list[TrialResult]:
     """Run a trial, or several heads, in another process; prune when the study says so; return how they ended.
 
-    A process that dies or hangs is replaced, and the trial goes on from its last checkpoint; one that dies again
-    without an epoch more is a failed trial, never a pruned one, and never the end of the search. Trials that another
-    search took over have no result here.
+    A process that dies or hangs is replaced, and the trial resumes from its last checkpoint; one that dies again before
+    the next epoch is a failed trial, never a pruned one, and never the end of the search. Trials that another search
+    took over have no result here.
     """
     attempt, began = _Attempt(), time.perf_counter()
     results: list[TrialResult] | None = None
@@ -206,7 +206,7 @@ def conduct(specs: Sequence[TrialSpec], study: Study, deadline: float | None) ->
 
 
 def announce_start(specs: Sequence[TrialSpec], study: Study) -> None:
-    """Tell who watches that these trials begin, or go on."""
+    """Tell who watches that these trials begin, or resume."""
     for spec in specs:
         emit(TrialStarted(spec.number, spec.hyperparameters, resumed=study.reported_epochs(spec.number) > 0))
 
@@ -218,7 +218,7 @@ def announce_end(result: TrialResult) -> None:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """How often a trial was tried without an epoch more."""
+    """How often a trial was tried without completing another epoch."""
 
     number: int = 0
     epochs: tuple[int, ...] = ()
@@ -254,7 +254,7 @@ def _judge(spec: TrialSpec, study: Study, deadline: float | None) -> Callable[[t
 
 
 def _crashed(spec: TrialSpec, study: Study, reason: str, seconds: float) -> TrialResult:
-    """Close the dead process's MLflow run for it; a tracking server that is down must not take the search along."""
+    """Close the dead process's MLflow run for it; a tracking server that is down must not end the search."""
     try:
         run_id = close_dead_run(
             spec.store,

@@ -1,8 +1,8 @@
 """What happens during a search, as values for whoever watches: a live table, a log, a test.
 
 Events travel as log records of the logger ``thawline.search``: their text is the plain log line, the event itself is
-the record's attribute ``event``. How far a phase is goes to :func:`watching` alone: a log would fill with it. Nobody
-needs to watch.
+the record's attribute ``event``. The progress of a phase goes only to :func:`watching`: it would flood a log. Watching
+is optional.
 """
 
 import logging
@@ -96,7 +96,7 @@ class TrialEnded:
 
 @dataclass(frozen=True)
 class Note:
-    """A step of the search that is worth a line."""
+    """A step of the search that is worth logging."""
 
     text: str
     level: Literal["info", "warning"] = "info"
@@ -107,7 +107,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of the search begins, or is so far."""
+    """A phase of the search begins, or has progressed."""
 
     name: str
     """Such as ``reading images``."""
@@ -124,7 +124,7 @@ Event = SearchStarted | TrialStarted | EpochEnded | TrialEnded | Note | Phase
 
 @contextmanager
 def watching(watcher: Callable[[Phase], None]) -> Iterator[None]:
-    """Have the progress of phases told to ``watcher`` for the time of the block."""
+    """Report the progress of phases to ``watcher`` within the block."""
     _watchers.append(watcher)
     try:
         yield
@@ -133,7 +133,7 @@ def watching(watcher: Callable[[Phase], None]) -> Iterator[None]:
 
 
 def counting(name: str, send: Callable[[Phase], Any] | None = None) -> Callable[[int, int], None]:
-    """Say that a phase begins; returns what is told (done, in all) as it goes on.
+    """Report that a phase begins; returns a function to call with (done, total) as it progresses.
 
     Args:
         name: of the phase.
@@ -152,7 +152,7 @@ def counting(name: str, send: Callable[[Phase], Any] | None = None) -> Callable[
 
 
 def emit(event: Event) -> None:
-    """Tell whoever watches."""
+    """Tell the watchers."""
     if isinstance(event, Phase) and event.done:
         for watcher in _watchers:
             watcher(event)

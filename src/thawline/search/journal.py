@@ -17,7 +17,7 @@ __all__ = ["Journal", "JournalLock", "WholeStudy"]
 
 
 class JournalLock(JournalFileOpenLock):
-    """A lock that the system lets go of when its process dies. Optuna's own stays for 30 s, and then is stolen."""
+    """A lock that the system releases when its process dies. Optuna's own stays for 30 s, and then is stolen."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(str(file))
@@ -41,9 +41,9 @@ class JournalLock(JournalFileOpenLock):
 
 
 class Journal(JournalFileBackend):
-    """Optuna's journal, which also survives a line that was written half, as on a full disk or in a power cut.
+    """Optuna's journal, which also survives a partially written line, as after a full disk or a power cut.
 
-    Optuna's appends behind such a line, after which nobody can read the file any more.
+    Optuna's appends to such a line, after which the file cannot be read any more.
     """
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -77,7 +77,7 @@ class Journal(JournalFileBackend):
 
 
 class WholeStudy:
-    """One process has the whole study: whatever is RUNNING in it is left over from one that died."""
+    """One process has the whole study: any trial RUNNING in it was left by a process that died."""
 
     def __init__(self, folder: Path, study: str) -> None:
         self._folder, self._study = folder, study

@@ -19,7 +19,7 @@ __all__ = [
 
 _CHART_WIDTH = 40
 _OF_TRAINING = SEARCHABLE.keys() - {"policy", "batch_norm"}
-"""What a linear probe has none of: it is not trained."""
+"""Missing for a linear probe, which is not trained."""
 
 
 def leaderboard_rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
@@ -65,7 +65,7 @@ def leaderboard_markdown(records: Sequence[TrialRecord], metric: str, *, most: i
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(leaderboard_cells(row, varied)) + " |" for row in leaderboard_rows(records)[:most]]
     if most is not None and len(records) > most:
-        lines += ["", f"and {len(records) - most} trials more"]
+        lines += ["", f"and {len(records) - most} more trials"]
     lines += [line for sentence in shortened_names(records[:most]) for line in ("", sentence)]
     return "\n".join(lines)
 
@@ -73,7 +73,7 @@ def leaderboard_markdown(records: Sequence[TrialRecord], metric: str, *, most: i
 def thaw_line_chart(records: Sequence[TrialRecord], metric: str) -> str:
     """The best value at each freeze depth as a chart of characters, from the worst to the best of them.
 
-    Several backbones have depths that mean other things: each then has lines of its own, below its name. Empty without
+    Depths of different backbones are not comparable: each then has lines of its own, below its name. Empty without
     a value.
     """
     best: dict[tuple[str, int], list[float]] = {}

@@ -21,7 +21,7 @@ __all__ = ["LEASES", "LEASE_SECONDS", "Leases", "beating"]
 _log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 60.0
-"""A search that did not renew its leases for so long, by the database's clock, is taken for dead."""
+"""A search that did not renew its leases for so long, by the database's clock, is considered dead."""
 
 
 LEASES = sa.Table(
@@ -88,7 +88,7 @@ class Leases:
             with beating(beat):
                 yield
         finally:
-            # What this one has not finished, others may go on with at once. One that is killed cannot say so.
+            # Others may resume at once what this one has not finished. One that is killed cannot say so.
             with suppress(*PASSING):
                 for name in tuple(self._mine):
                     self.release(name)
@@ -104,7 +104,7 @@ class Leases:
             self.release(name)
 
     def renew(self) -> None:
-        """Say that this one lives; notice what was taken over meanwhile."""
+        """Renew the leases; notice what was taken over meanwhile."""
         with self._lock:
             mine = sorted(self._mine)
         for name in mine:

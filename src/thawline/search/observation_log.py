@@ -1,4 +1,4 @@
-"""What is recorded of a trial's inside: gradient flow always, histograms and examples while there is time for them."""
+"""What is recorded from inside a trial: gradient flow always, histograms and examples while there is time for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class ShownText:
 
 @dataclass(frozen=True)
 class _Answers:
-    """What the network says of some examples, ``[n]`` each; ``order`` begins with the largest loss."""
+    """The network's predictions for some examples, ``[n]`` each; ``order`` begins with the largest loss."""
 
     predicted: np.ndarray
     probabilities: np.ndarray
@@ -147,7 +147,7 @@ def choose_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def record_classes(tracker: Tracker, confusion: np.ndarray, classes: tuple[str, ...], *, step: int) -> None:
-    """Record which class is taken for which, and how good each is.
+    """Record the confusion matrix and the metrics of each class.
 
     Args:
         tracker: of the trial.

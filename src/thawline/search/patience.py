@@ -21,9 +21,9 @@ _LONGEST_DELAY = 10.0
 
 
 def patiently(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Call, and try again while the storage is locked, out of reach or its disk is full, for ten minutes.
+    """Call, and retry while the storage is locked, out of reach or its disk is full, for ten minutes.
 
-    What is called must give the same whether it was done once or twice: an answer may have been lost on its way.
+    The call must be idempotent: an answer may have been lost on its way.
 
     Raises:
         StudyError: if it still fails then.
@@ -36,8 +36,8 @@ def patiently(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             if time.monotonic() >= deadline:
                 raise StudyError(
-                    f"The study cannot be written: {reason}. Nothing that was trained is lost: the same command goes "
-                    "on when that is mended."
+                    f"The study cannot be written: {reason}. Nothing that was trained is lost: the same command "
+                    "resumes once that is fixed."
                 ) from error
             _log.warning("the study cannot be written: %s; trying again", reason)
         time.sleep(delay)
@@ -45,4 +45,4 @@ def patiently(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T
 
 
 PASSING = (StorageInternalError, sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, OSError)
-"""What may pass by itself."""
+"""Errors that may be transient."""

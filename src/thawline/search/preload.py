@@ -1,6 +1,6 @@
 """What the fork server loads once for all trials. It must start no thread and touch no device."""
 
-# ruff: noqa: F401  imported for their loading alone
+# ruff: noqa: F401  imported only to be loaded
 import mlflow
 import sklearn.metrics
 import torch.utils.tensorboard

@@ -1,4 +1,4 @@
-"""Everything that must hold before the first trial: found out in the order of its cost, the cheapest first."""
+"""Everything that must hold before the first trial, checked in the order of its cost, the cheapest first."""
 
 import re
 from collections import Counter
@@ -73,7 +73,7 @@ class Prepared:
     """A search that is ready to run."""
 
     config: ResolvedConfig
-    """With the backbones alone that are tried."""
+    """With only the backbones that are tried."""
     recipe: ResolvedConfig
     """The same with all its backbones: what is recorded, and what makes the fingerprint."""
     manifest: Manifest
@@ -129,7 +129,7 @@ def already_checked(config: SearchConfig) -> Iterator[None]:
 
 
 def check_config(config: SearchConfig, home: Path) -> None:
-    """Refuse what can be known in a moment: data, backbones, sampler, pruner, device, tracking URI.
+    """Refuse what can be checked at once: data, backbones, sampler, pruner, device, tracking URI.
 
     Raises:
         ThawlineError: naming the key or the path, the value, and what is possible.
@@ -166,7 +166,7 @@ def labelled(path: Path, columns: DataConfig) -> tuple[Sequence[Path] | Sequence
 
 
 def check_kind(config: SearchConfig, kind: DataKind) -> None:
-    """Refuse what does not go with images, or with texts: networks, augmentation, exports.
+    """Refuse what does not fit images, or texts: networks, augmentation, exports.
 
     Raises:
         ConfigError: saying what does.
@@ -193,7 +193,8 @@ def _check_options_of_other_kind(config: SearchConfig, kind: DataKind) -> None:
     other, given = ("texts", of_texts) if kind == "images" else ("images", of_images)
     wrong = [f"{key}={value}" for key, value in given.items() if value is not None]
     if wrong:
-        raise ConfigError(f"The data are {kind}, but for {other} alone there is {', '.join(wrong)}. Leave that out.")
+        keys = ", ".join(wrong)
+        raise ConfigError(f"The data are {kind}, but these settings are for {other}: {keys}. Leave them out.")
 
 
 def check_execution(config: ExecutionConfig) -> None:
@@ -226,7 +227,7 @@ def check_backbones(config: SearchConfig) -> dict[str, int]:
 
     Raises:
         BackboneError: if a backbone is unknown or does not take the image size.
-        WeightsError: if its weights cannot be had or do not fit.
+        WeightsError: if its weights are not available or do not fit.
         ConfigError: if the freeze-depth range is not one of the backbone.
     """
     depths, without_places, with_batch_norms = {}, {}, False
@@ -268,7 +269,7 @@ def read_data(config: SearchConfig) -> Manifest:
     """
     noun = "texts" if config.data.url is None and data_kind(config.data) == "texts" else "images"
     manifest = scan(config.data, on_progress=counting(f"reading {noun}"))
-    check_kind(config, manifest.kind)  # of what is mirrored, nobody knew before
+    check_kind(config, manifest.kind)  # what is mirrored was not known before
     counts = {split: len(manifest.of(split)) for split in ("train", "validation", "test")}
     emit(
         Note(
@@ -327,7 +328,7 @@ def _tokenize(config: SearchConfig, backbone: str, manifest: Manifest, home: Pat
         on_progress=counting("tokenizing texts"),
     )
     if texts.cut:
-        emit(Note(f"{texts.cut} texts are longer than {wanted.max_length} tokens: what is behind is not read"))
+        emit(Note(f"{texts.cut} texts are longer than {wanted.max_length} tokens: the rest is ignored"))
     return texts.path
 
 
@@ -351,8 +352,8 @@ def image_preprocessing(config: SearchConfig, backbone: str) -> Preprocessing | 
 def complete(config: SearchConfig, manifest: Manifest) -> tuple[ResolvedConfig, str]:
     """Fill in the names of study and model that were left out; returns the fingerprint too.
 
-    A study's default name ends in its fingerprint: the same command goes on with the same study, and a command with
-    other settings begins one of its own.
+    A study's default name ends in its fingerprint: the same command resumes the same study, and a command with other
+    settings begins a new one.
     """
     fingerprint = config.fingerprint(manifest.digest)
     folder = _plain(manifest.name)

@@ -1,4 +1,4 @@
-"""The linear probes of a study: each backbone's head, and how far the features behind each stored layer group go.
+"""The linear probes of a study: each backbone's head, and how good the features after each stored layer group are.
 
 They are fitted once, as soon as the activations are stored, and kept in a file of the study's folder. Trial 0 is the
 probe itself; other trials begin with its head.
@@ -37,7 +37,7 @@ class ProbeFile:
     seconds: float
     """To fit them, the features included."""
     curve: dict[int, float]
-    """The study's metric on validation of a probe behind so many layer groups; empty until they are fitted."""
+    """The study's metric on validation of a probe after this many layer groups; empty until they are fitted."""
 
     @staticmethod
     def path(home: Path, study: str, backbone: str) -> Path:
@@ -79,7 +79,7 @@ class ProbeFile:
 def fitted_probe(
     backbone: Backbone, splits: StoredSplits, config: SearchConfig, runtime: Runtime, path: Path
 ) -> ProbeFile:
-    """The probes of a backbone's head: what is kept of them, or, for the first who asks, fitted now and kept.
+    """The probes of a backbone's head: what is kept of them, or, on the first call, fitted now and kept.
 
     Args:
         backbone: fresh from :func:`thawline.backbones.create`; its module is left in evaluation mode.
@@ -113,10 +113,10 @@ def fitted_probe(
 def probe_curve(
     backbone: Backbone, splits: StoredSplits, config: SearchConfig, runtime: Runtime, path: Path
 ) -> dict[int, float]:
-    """How far the features behind each stored layer group go: the study's metric on validation by freeze depth.
+    """How good the features after each stored layer group are: the study's metric on validation by freeze depth.
 
     The deepest is the head's own probe; those before it are the mean over places or tokens, with every other penalty.
-    Fitted once, as :func:`fitted_probe`; a search that goes on with more stored layer groups adds theirs.
+    Fitted once, as :func:`fitted_probe`; a search that resumes with more stored layer groups adds theirs.
     """
     known = fitted_probe(backbone, splits, config, runtime, path)
     metric, deepest = config.study.metric, len(backbone.layer_groups)

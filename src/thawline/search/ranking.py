@@ -1,7 +1,8 @@
-"""Which of several backbones to begin with, or to search at all: how well a linear probe does on what each one knows.
+"""Which of several backbones to begin with, or to search at all: how well a linear probe does on their features.
 
-One pass through each frozen backbone costs what an epoch of its cheapest trial costs, and a logistic regression on what
-it gives says how far its features alone go (Kornblith et al., "Do better ImageNet models transfer better?", CVPR 2019).
+One pass through each frozen backbone costs what an epoch of its cheapest trial costs, and a logistic regression on its
+features says how good they are without fine-tuning (Kornblith et al., "Do better ImageNet models transfer better?",
+CVPR 2019).
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from thawline.training import Inputs, fit_probes, head_features, open_inputs, ru
 __all__ = ["rank_backbones"]
 
 _MOST_ROWS = 4000
-"""Training images or texts, and as many of validation, that a probe sees at most: more change its place seldom."""
+"""Training images or texts, and as many of validation, that a probe sees at most: more seldom change its rank."""
 _SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
@@ -35,7 +36,7 @@ def rank_backbones(prepared: Prepared, home: Path) -> dict[str, float]:
         The value of the study's metric on validation for each backbone, the best first; empty for a single one.
 
     Raises:
-        StudyError: if the process that probes dies again and again: what comes first would be left to chance.
+        StudyError: if the probing process dies again and again: the order would be left to chance.
     """
     config = prepared.config
     if len(config.backbones) < 2:
@@ -55,7 +56,7 @@ def rank_backbones(prepared: Prepared, home: Path) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Request:
-    """What the worker must know: not the manifest, which grows with the data."""
+    """What the worker needs: not the manifest, which grows with the data."""
 
     config: SearchConfig
     backbone: str

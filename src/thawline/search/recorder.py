@@ -68,7 +68,7 @@ class Recorder:
         self.provenance = Provenance.collect(Path.cwd(), _command(), diff=config.tracking.git_diff)
         """What runs here; every run of the study says it."""
         self.report = TrackingReport()
-        """What became of the study's own records; known when the run is closed."""
+        """What happened to the study's own records; known when the run is closed."""
 
     @classmethod
     def connect(cls, config: SearchConfig, home: Path) -> "Recorder":
@@ -96,7 +96,7 @@ class Recorder:
 
     @property
     def mlflow(self) -> MlflowTracker:
-        """MLflow's alone of these, for what only it is to have: what is written again and again."""
+        """MLflow's alone of these, for what is written again and again."""
         assert self._mlflow is not None, "only inside study_run()"  # noqa: S101  a mistake of ours
         return self._mlflow
 
@@ -109,7 +109,7 @@ class Recorder:
 
     @contextmanager
     def study_run(self, prepared: Prepared, study: Study) -> Iterator[StudyRun]:
-        """Have a parent run for the time of the block; its status tells how the block was left.
+        """Open a parent run for the block; its status tells how the block was left.
 
         Raises:
             StudyError: if the study was recorded in another store: its runs are not in this one.
@@ -174,7 +174,7 @@ class Recorder:
             self.tracker.log_metrics({"plan/search_seconds": seconds}, step=0)
 
     def log_probe_curves(self, stored: Mapping[str, StoredSplits], study: Study) -> None:
-        """How far the features behind each stored layer group go, with the freeze depth as the step."""
+        """How good the features after each stored layer group are, with the freeze depth as the step."""
         metric = self._config.study.metric
         for name in stored:
             probes = ProbeFile.read(ProbeFile.path(self.store.home, study.name, name))
@@ -183,7 +183,7 @@ class Recorder:
                 self.tracker.log_metrics({f"probe/{of}{metric}": value}, step=depth)
 
     def log_plan_outcome(self, stored: Mapping[str, StoredSplits], study: Study) -> None:
-        """What the trials took beside what the plan says for the epochs that they trained."""
+        """What the trials took compared with the plan for the epochs that they trained."""
         planned = taken = 0.0
         for record in study.records():
             splits = stored.get(record.hyperparameters.backbone)
@@ -303,14 +303,14 @@ def _params(config: SearchConfig) -> dict[str, str]:
 
 
 def _command() -> list[str]:
-    """What was typed: the program by its name if it is Thawline's own, else as it was started."""
+    """The command line: the program by its name if it is Thawline's own, else as it was started."""
     program = Path(sys.argv[0])
     ours = program.stem == "thawline" or program.parts[-2:] == ("thawline", "__main__.py")
     return ["thawline", *sys.argv[1:]] if ours else sys.orig_argv
 
 
 def check_store(store: MlflowStore, study: Study) -> None:
-    """Refuse to resume a study where its runs are not: what is to be packaged is recorded in them.
+    """Refuse to resume a study whose runs are in another store: they are needed for packaging.
 
     Raises:
         StudyError: naming the store that they are in, as far as it is known.

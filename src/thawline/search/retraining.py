@@ -50,7 +50,7 @@ _FACTOR = 3.0
 
 @dataclass(frozen=True)
 class Retraining:
-    """What is to be done for a model."""
+    """What a retraining will do for a model."""
 
     config: ResolvedConfig
     """Of the search: begun with the champion's hyperparameters."""
@@ -63,7 +63,7 @@ class Retraining:
 
 @dataclass(frozen=True)
 class RetrainOutcome:
-    """What came of a retraining."""
+    """The result of a retraining."""
 
     model: str
     reason: str
@@ -129,7 +129,7 @@ def alone_at_home(model: str, home: Path) -> Iterator[None]:
     """Keep other retrainings of a model that use this home away for the time of the block.
 
     Raises:
-        StudyError: if one is going on.
+        StudyError: if one is running.
     """
     lock = FileLock(home / "locks" / f"retrain-{model}.lock", timeout=0)
     Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
@@ -155,13 +155,13 @@ def plan_retraining(config: SearchConfig, manifest: Manifest, home: Path, *, bus
     """Decide whether anything must be trained, and where the search begins.
 
     Nothing must, if data and recipe are those of the last study of this model that came to a verdict. A study that died
-    before that is gone on with: the same data and recipe give the same name.
+    before that is resumed: the same data and recipe give the same name.
 
     Args:
         config: the recipe.
         manifest: its data.
         home: Thawline's home.
-        busy: who is retraining the model already, in words; then nothing must be trained either.
+        busy: who is already retraining the model, in words; then nothing is trained either.
 
     Raises:
         TrackingError: if the store cannot be reached.
@@ -179,7 +179,7 @@ def plan_retraining(config: SearchConfig, manifest: Manifest, home: Path, *, bus
 
 
 def conclude_retraining(plan: Retraining, outcome: SearchOutcome | None) -> RetrainOutcome:
-    """What came of a plan; which recipe came to this verdict is remembered for the next time.
+    """The result of a plan; which recipe led to this verdict is remembered for the next time.
 
     Args:
         plan: what was to be done.
@@ -200,7 +200,7 @@ def _unchanged(registry: MlflowRegistry, model: str, recipe: str, manifest: Mani
     tags = registry.tags(model, version)
     verdict = tags.get("thawline.verdict")
     if verdict is None:
-        emit(Note(f"{model} version {version} was never judged: its study is gone on with, if nothing has changed"))
+        emit(Note(f"{model} version {version} was never judged: its study is resumed if nothing has changed"))
         return None
     trained = tags.get(_RECIPE) or _recipe_of_study(registry, model, version)
     if trained == recipe:
@@ -279,7 +279,7 @@ def _point(config: SearchConfig, champion: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _narrowed(config: SearchConfig, champion: Mapping[str, str]) -> SearchConfig:
-    """The space near the champion, of its backbone alone, within the recipe's own."""
+    """The space near the champion, of its backbone only, within the recipe's own."""
     space, (low, high) = config.space, _depths(config, champion["backbone"])
     slowest, fastest = space.learning_rate
     depth = min(max(int(champion["freeze_depth"]), low), high)
@@ -314,7 +314,7 @@ def _points_within(narrow: SearchConfig, wide: SearchConfig) -> tuple[dict[str, 
     depths = {name: backbones.depth_of(name) for name in wide.backbones}
     within = []
     for point in wide.study.enqueue:
-        point_of(point, wide, depths)  # a mistake is not taken for a point that is merely far from the champion
+        point_of(point, wide, depths)  # a mistake must not pass for a point that is merely far from the champion
         if point.get("backbone", backbone) != backbone:
             continue
         rest = {name: value for name, value in point.items() if name != "backbone"}
@@ -334,7 +334,7 @@ def _depths(config: SearchConfig, backbone: str) -> tuple[int, int]:
 
 
 def _listing(data: Path) -> tuple[str, float]:
-    """A digest of what can be known of a table, or of all files below a folder, without opening one, and the latest of
+    """A digest of what is known of a table, or of all files below a folder, without opening one, and the latest of
     their times.
 
     Times are in seconds since 1970. As for a scan, linked folders count and hidden files do not.

@@ -95,16 +95,16 @@ class _WithoutProbes(BaseSampler):
             self._sampler.after_trial(without_probes(study), trial, state, values)
 
     def reseed_rng(self) -> None:
-        """Seed the sampler anew."""
+        """Reseed the sampler."""
         self._sampler.reseed_rng()
 
 
 class GPSamplerWithPruned(optuna.samplers.GPSampler):
     """Optuna's ``GPSampler``, which also learns from pruned trials.
 
-    Optuna's own sees complete and running trials alone: where trials are pruned it learns nothing, and asks for the
-    very same point again. Here a pruned trial counts with the last value it reported, a little less than it would have
-    reached: it was below the median all the same.
+    Optuna's own sees only complete and running trials: it learns nothing from pruned ones, and asks for the same point
+    again. Here a pruned trial counts with the last value it reported, a little less than it would have reached: it was
+    below the median all the same.
     """
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -125,7 +125,7 @@ _MODELLED = 100
 def _pruned_as_complete(study: optuna.Study, asking: FrozenTrial) -> tuple[optuna.Study, FrozenTrial]:
     """A copy of the study in memory in which pruned trials are complete, and that copy of the trial that asks.
 
-    Of a large study it holds the best trials and the latest, half of each, and those that run.
+    Of a large study it holds the best and the latest trials, half of each, and those that are running.
     """
     trials = [
         trial for trial in study.get_trials(deepcopy=False) if trial.number != asking.number and trial.state in _SEEN
@@ -195,7 +195,7 @@ def _built(kind: type, options: Mapping[str, Any], key: str) -> object:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Optuna marks much that people use every day as experimental."""
+    """Optuna marks widely used features as experimental."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield

@@ -1,8 +1,8 @@
-"""A greedy soup: the average of the weights of good trials, where validation says that it is better than the best.
+"""A greedy soup: the average of the weights of good trials, where it is better than the best on validation.
 
 Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
 inference time", ICML 2022. Trials of one backbone begin with the same weights, the head's too, so their averages are
-networks that work more often than not; whether one does better is measured, never assumed.
+usually working networks; whether one is better is measured, never assumed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ from thawline.training.checkpoint import pack_model
 __all__ = ["SOUP_TAG", "Soup", "Weights", "greedy_soup", "is_kept", "kept_soup", "make_soup"]
 
 SOUP_TAG = "thawline.soup"
-"""Tag of a version: what came of the soup that was wanted, in words."""
+"""Tag of a version: the result of the soup, in words."""
 _TRIALS = "thawline.soup_trials"
 """Tag of a version that is a soup."""
 
@@ -44,7 +44,7 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Soup:
-    """What came of averaging."""
+    """The result of averaging."""
 
     trials: tuple[int, ...]
     """Numbers of those that are averaged; the best trial is the first."""
@@ -54,12 +54,12 @@ class Soup:
     value: float
     """Validation value of the average."""
     best_value: float
-    """Validation value of the best trial alone, measured in the same way."""
+    """Validation value of the best single trial, measured in the same way."""
     weights: Weights
 
     @property
     def wins(self) -> bool:
-        """Whether the average is better than the best trial alone."""
+        """Whether the average is better than the best single trial."""
         sign = sign_of(self.metric)
         return sign * self.value > sign * self.best_value
 
@@ -69,7 +69,7 @@ class Soup:
             return f"not used: of {self.tried} trials no average is better than {best}"
         numbers = ", ".join(map(str, self.trials))
         return (
-            f"the average of trials {numbers} ({self.tried} tried): val/{self.metric} {self.value:.4f}, of trial "
+            f"the average of trials {numbers} ({self.tried} tried): val/{self.metric} {self.value:.4f}, trial "
             f"{self.trials[0]} alone {self.best_value:.4f}"
         )
 
@@ -89,7 +89,7 @@ def greedy_soup(trials: Iterator[tuple[int, Weights]], measure: Callable[[Weight
         metric: what it measures, a key of ``METRIC_DIRECTIONS``.
 
     Returns:
-        The average, be it better than the best trial alone or not.
+        The average, whether it is better than the best single trial or not.
     """
     sign = sign_of(metric)
     best, average = next(trials)
@@ -116,9 +116,9 @@ def make_soup(prepared: Prepared, records: Sequence[TrialRecord], home: Path) ->
         home: Thawline's home.
 
     Returns:
-        What came of it; ``None`` if there is only one such trial.
+        The result; ``None`` if there is only one such trial.
     """
-    for old in _folder(home, prepared.study).glob("*.safetensors"):  # of the study as it was before it went on
+    for old in _folder(home, prepared.study).glob("*.safetensors"):  # of the study as it was before it was resumed
         old.unlink()
     mixable = _mixable(records, home)
     if len(mixable) < 2:
@@ -158,7 +158,7 @@ def make_soup(prepared: Prepared, records: Sequence[TrialRecord], home: Path) ->
 def kept_soup(study: str, best: int, home: Path) -> Checkpoint | None:
     """The weights of the soup that won against this trial of a study; ``None`` if there is none.
 
-    It is a checkpoint to load into a fresh backbone, and not to go on from.
+    It is a checkpoint to load into a fresh backbone, not to resume from.
     """
     path = _folder(home, study)
     checkpoint = CheckpointFolder(path, keep=1, maximise=True).last() if path.is_dir() else None
@@ -166,9 +166,9 @@ def kept_soup(study: str, best: int, home: Path) -> Checkpoint | None:
 
 
 def is_kept(tags: Mapping[str, str], soup: Checkpoint | None) -> bool:
-    """Whether a version is what can be restored here: this soup, or without one the trial alone.
+    """Whether a version is what can be restored here: this soup, or without one the trial itself.
 
-    It is not where another machine concluded the study: soups stay in the home in which they were made.
+    It is not if another machine concluded the study: soups stay in the home in which they were made.
 
     Args:
         tags: of the version.

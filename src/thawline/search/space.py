@@ -52,7 +52,7 @@ PORTFOLIO = (
 )
 """Found by leaving one of eight tasks out after the other, the best first (ADR 21)."""
 _TEXTS_SLOWER = 0.5
-"""Encoders of texts want half the rate of networks for images."""
+"""Text encoders need half the rate of image networks."""
 
 
 class Suggest(Protocol):
@@ -95,7 +95,7 @@ def check_space(config: SearchConfig, depths: Mapping[str, int]) -> None:
     searched = [name for name, row in SEARCHABLE.items() if row.mark.thawed_only and config.space.opened(name)]
     if searched and all(depth_range(config, depths, name)[0] == depths[name] for name in config.backbones):
         raise ConfigError(
-            f"space.{searched[0]}: there is nothing to choose, because every trial trains the head alone. Leave it "
+            f"space.{searched[0]}: there is nothing to choose, because every trial trains the head only. Leave it "
             "out, or open smaller freeze depths."
         )
 
@@ -154,7 +154,7 @@ def with_backbones(config: _Config, names: Iterable[str]) -> _Config:
 
 
 def default_points(config: SearchConfig, depths: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The points that are tried first, moved into the space; of several backbones those of the first one alone.
+    """The points that are tried first, moved into the space; of several backbones only those of the first one.
 
     A grid is tried as it is given.
     """

@@ -1,4 +1,4 @@
-"""A trial as values: what it must know, what came of it, what it is called."""
+"""A trial as values: its inputs, its result, its name."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ class TrialSpec:
     study: str
     classes: tuple[str, ...]
     activations: StoredSplits
-    """Where its inputs are, images or texts and what the frozen layers made of them."""
+    """Where its inputs are, images or texts and their frozen activations."""
     home: Path
     store: MlflowStore
     parent_run_id: str
@@ -59,7 +59,7 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What came of a trial."""
+    """The result of a trial."""
 
     number: int
     state: Literal["complete", "pruned", "failed"]
@@ -77,11 +77,12 @@ class TrialResult:
     checkpoint: str | None
     """Best checkpoint's file, relative to Thawline's home."""
     memory_bytes: int | None = None
-    """Most memory that its tensors took on the GPU; ``None`` on a CPU, where nobody counts it."""
+    """Peak memory of its tensors on the GPU; ``None`` on a CPU, where it is not counted."""
     unsent: int = 0
     """Records that could not be sent to the tracking server and are kept in Thawline's home."""
     unkept: str = ""
-    """What of it is lost, and why: checkpoints that are not on disk, records that nobody has; else empty."""
+    """What of it is lost, and why: checkpoints that are not on disk, records that could not be delivered; else
+    empty."""
 
     @property
     def ending(self) -> str:
@@ -94,7 +95,7 @@ class TrialResult:
     def without_result(
         cls, number: int, *, reason: str, epochs: int = 0, seconds: float = 0.0, run_id: str | None = None
     ) -> "TrialResult":
-        """A failed trial whose process ended before it could say anything."""
+        """A failed trial whose process ended before it could report anything."""
         return cls(number, "failed", None, None, epochs, seconds, reason, run_id, None)
 
 

@@ -1,7 +1,7 @@
 """Where studies are kept, and who works on what.
 
 By default that is a journal file in Thawline's home, and a lock on a file says that a study is being run: the system
-lets go of it when the process dies, however it dies. A database by URL may be shared by searches on several machines;
+releases it when the process dies, however it dies. A database by URL may be shared by searches on several machines;
 there every trial has a lease, which its search renews while it lives, and which another takes over when it is dead.
 """
 
@@ -36,7 +36,7 @@ _one_per_process_lock = threading.Lock()
 
 
 class LeaseLost(StudyError):
-    """Another search took a trial over, since this one was out of the world for longer than a lease."""
+    """Another search took a trial over, since this one did not respond for longer than a lease."""
 
 
 class Claims(Protocol):
@@ -46,19 +46,19 @@ class Claims(Protocol):
     """
 
     def take(self, name: str) -> bool:
-        """Take a name that nobody has, or whose owner is dead; False if a live one has it."""
+        """Claim a name that is free or whose owner is dead; False if a live search has it."""
 
     def release(self, name: str) -> None:
-        """Let others have it."""
+        """Release it."""
 
     def lost(self, name: str) -> bool:
         """Whether another took a name that this one had, as it may after hours of standby."""
 
     def taken_by_others(self, name: str) -> bool:
-        """Whether a live one other than this has it."""
+        """Whether another live search has it."""
 
     def held(self, on_beat: Callable[[], None]) -> AbstractContextManager[None]:
-        """Live for the time of the block: leases are renewed and ``on_beat`` is called every quarter of a lease.
+        """Stay alive within the block: leases are renewed and ``on_beat`` is called every quarter of a lease.
 
         Raises:
             StudyError: if the study is another's.
@@ -96,7 +96,7 @@ def storage_url(configured: str | None) -> str | None:
     """The configured URL, else ``THAWLINE_STORAGE``, else ``None`` for the journal in Thawline's home.
 
     Raises:
-        StudyError: if it is no URL of a database.
+        StudyError: if it is not the URL of a database.
     """
     url = configured or os.environ.get("THAWLINE_STORAGE") or None
     if url is None:

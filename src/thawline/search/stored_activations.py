@@ -1,4 +1,4 @@
-"""Before the first trial: measure, plan, store what the frozen layers make of the data, and fit linear probes to it."""
+"""Before the first trial: measure, plan, store the frozen activations, and fit linear probes to them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,8 @@ __all__ = ["store_activations"]
 
 
 def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str, StoredSplits]:
-    """Measure and plan each backbone, and fill the store; the plan is kept with the study, so that it goes on with it.
+    """Measure and plan each backbone, and fill the store; the plan is kept with the study, so that it is resumed with
+    it.
 
     Trials do not need it: if the process that does it dies again and again, they compute everything themselves, and a
     warning says so.
@@ -84,7 +85,7 @@ def _stored(request: "_Request") -> StoredSplits:
 
 @dataclass(frozen=True)
 class _Request:
-    """What the worker must know."""
+    """What the worker needs."""
 
     config: SearchConfig
     backbone: str
@@ -147,7 +148,7 @@ def _plan_and_fill(request: _Request, send: Link) -> StoredSplits:
     if request.weights not in (None, backbone.weights_digest):
         raise StudyError(
             f"The study was begun with other weights of {request.backbone} (digest {request.weights}, now "
-            f"{backbone.weights_digest}), so its trials cannot be compared with new ones. Give this one another "
+            f"{backbone.weights_digest}), so its trials are not comparable with new ones. Give this one another "
             "--study name, or put the former weights back."
         )
     splits = request.splits(plan, backbone.weights_digest)
@@ -157,7 +158,7 @@ def _plan_and_fill(request: _Request, send: Link) -> StoredSplits:
     )
     for boundary, reason in refused.items():
         name = plan.profile.groups[boundary - 1]
-        send(Note(f"not stored behind {name}, computed in every trial instead: {reason}", "warning"))
+        send(Note(f"not stored after {name}, computed in every trial instead: {reason}", "warning"))
     send(Phase("fitting linear probes"))
     curve = probe_curve(backbone, splits, config, runtime, request.probe)
     if len(curve) > 1:
@@ -194,7 +195,7 @@ def _new_plan(request: _Request) -> Plan:
     )
     measured = profile(request.build_backbone, inputs, hyperparameters, train, request.plan.parent)
     runtime = runtime_for(train)
-    # Texts of another batch are padded to another length, which changes the last bits: exact, nothing is stored.
+    # Texts of another batch are padded to another length, which changes the last bits: so exact searches store nothing.
     may_store = preprocessing is not None or not train.exact
     return make_plan(
         measured,

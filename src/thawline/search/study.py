@@ -52,7 +52,7 @@ class Study:
     """One search, by name. Opening it claims nothing; :meth:`held` does.
 
     What is written survives a storage that is locked, restarted or full for minutes, see :func:`patiently`; reports
-    wait meanwhile, so that training goes on.
+    wait meanwhile, so that training continues.
     """
 
     def __init__(self, study: optuna.Study, claims: Claims, config: SearchConfig) -> None:
@@ -75,14 +75,14 @@ class Study:
         fingerprint: str,
         ranking: Mapping[str, float] | None = None,
     ) -> "Study":
-        """Create the study, or go on with the one of that name.
+        """Create the study, or resume the one of that name.
 
         Args:
             home: Thawline's home.
             name: of the study.
-            config: the search; :attr:`config` is then the same with the backbones alone that are tried.
+            config: the search; :attr:`config` is then the same with only the backbones that are tried.
             depths: number of layer groups of each backbone.
-            fingerprint: of what may not change while a study goes on.
+            fingerprint: of what must not change when a study is resumed.
             ranking: of several backbones, the best first, and the value of each. The study keeps the first it is given.
 
         Raises:
@@ -172,7 +172,7 @@ class Study:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Work on the study: keep what this search took from being taken by another, and count the time.
+        """Work on the study: keep other searches from taking its trials, and count the time.
 
         Raises:
             StudyError: if another process holds it. In a database several may.
@@ -200,7 +200,7 @@ class Study:
             self._study.set_user_attr("seconds", round(self.seconds, 1))
 
     def unfinished(self) -> list[Asked]:
-        """Trials that a process which died had begun, in order; they are this search's now.
+        """Unfinished trials of a process that died, in order; they are this search's now.
 
         Call it only inside :meth:`held`.
         """
@@ -248,7 +248,7 @@ class Study:
         return sum(PROBE in trial.user_attrs and not trial.state.is_finished() for trial in trials)
 
     def _sampled(self, number: int | None = None) -> Asked:
-        """Draw a new trial, or, if it has a number already, to its end: seeded by its number, it comes out the same."""
+        """Draw a new trial, or, if it has a number already, finish drawing it: seeded by its number, it is the same."""
         trials = self._study.get_trials(deepcopy=False)
         waiting = [trial.number for trial in trials if trial.state is TrialState.WAITING]
         drawn = min(waiting, default=len(trials)) if number is None else number
@@ -267,10 +267,10 @@ class Study:
     def report(self, number: int, result: EpochResult) -> bool:
         """Record an epoch's validation value; returns whether the trial should be pruned. Idempotent.
 
-        A storage that cannot be written now gets the value with the next one; the trial goes on meanwhile.
+        A storage that cannot be written now gets the value with the next one; the trial continues meanwhile.
 
         Raises:
-            LeaseLost: if another search took the trial over, since this one was out of the world for too long.
+            LeaseLost: if another search took the trial over, since this one did not respond for too long.
         """
         if self._claims.lost(_lease(number)):
             raise LeaseLost(f"Another search took trial {number} over.")
@@ -288,7 +288,7 @@ class Study:
         except UpdateFinishedTrialError:
             raise LeaseLost(f"Another search took trial {number} over, and has ended it.") from None
         except PASSING as error:
-            _log.warning("the study cannot be written (%s); trial %d goes on", error, number)
+            _log.warning("the study cannot be written (%s); trial %d continues", error, number)
             return False
 
     def _report(self, number: int) -> None:
@@ -325,17 +325,17 @@ class Study:
         self._note_seconds()
 
     def join(self, numbers: Sequence[int]) -> None:
-        """Note that these trials are trained together: killed, they must go on together to have the same bits."""
+        """Note that these trials are trained together: to be bit-equal after a kill, they must resume together."""
         for number in numbers:
             patiently(self._trial(number).set_user_attr, "together", list(numbers))
 
     def others_run(self) -> bool:
-        """Whether another search that lives has a trial of this study."""
+        """Whether another live search has a trial of this study."""
         running = patiently(self._study.get_trials, deepcopy=False, states=(TrialState.RUNNING,))
         return any(self._claims.taken_by_others(_lease(trial.number)) for trial in running)
 
     def alone(self, name: str) -> AbstractContextManager[None]:
-        """For the time of the block, no other search that shares the study is in a block of this name."""
+        """Within the block, no other search that shares the study is in a block of this name."""
         return self._claims.alone(name)
 
     def records(self) -> list[TrialRecord]:
@@ -353,7 +353,7 @@ class Study:
 
     @property
     def draws_ahead(self) -> bool:
-        """Whether several trials may be drawn before the first has ended. A grid would begin its points anew."""
+        """Whether several trials may be drawn before the first has ended. A grid would start over."""
         return self._config.study.sampler not in FINITE
 
     def best(self) -> TrialRecord | None:
@@ -365,7 +365,7 @@ class Study:
         """How much of the differences between complete trials each hyperparameter explains; shares of 1, largest first.
 
         By Optuna's fANOVA (Hutter et al., "An Efficient Approach for Assessing Hyperparameter Importance", ICML 2014).
-        Empty while the trials are too few, or too alike, to say anything.
+        Empty while the trials are too few or too similar.
         """
         return importances_of(self._study)
 

@@ -1,8 +1,7 @@
 """One trial: a function from values to a value.
 
-``run_trial`` builds the backbone, trains it, records it, and returns what came of it; ``run_together`` does so for
-trials that train the head alone, all at once. A pruned, failed or out-of-memory trial *returns*; only a fault of the
-infrastructure raises.
+``run_trial`` builds the backbone, trains it, records it, and returns the result; ``run_together`` does so for head-only
+trials, all at once. A pruned, failed or out-of-memory trial *returns*; only a fault of the infrastructure raises.
 """
 
 import gc
@@ -60,11 +59,11 @@ _log = logging.getLogger(__name__)
 def run_trial(
     spec: TrialSpec, on_epoch: Callable[[EpochResult], Decision], on_batch: Callable[[], bool] = lambda: False
 ) -> TrialResult:
-    """Train one trial, or go on with one that was stopped.
+    """Train one trial, or resume one that was stopped.
 
     Args:
         spec: what to train, on what, and where to record it.
-        on_epoch: told each epoch's result; answers whether to go on.
+        on_epoch: told each epoch's result; answers whether to continue.
         on_batch: called after every batch; True asks to write a checkpoint and leave.
 
     Returns:
@@ -79,12 +78,12 @@ def run_together(
     on_epoch: Callable[[int, EpochResult], Decision],
     on_batch: Callable[[], bool] = lambda: False,
 ) -> tuple[TrialResult, ...]:
-    """Train one trial, or several that train the head alone, as one computation.
+    """Train one trial, or several head-only trials, as one computation.
 
     Args:
         specs: of one study and, if several, of one backbone and full freeze depth; if they were begun before, then
             together and in this order.
-        on_epoch: told the number of a trial and its epoch's result; answers whether it goes on.
+        on_epoch: told the number of a trial and its epoch's result; answers whether it continues.
         on_batch: called after every batch; True asks to write checkpoints and leave.
 
     Returns:
@@ -103,7 +102,7 @@ def run_together(
 
 
 class _Arguments(TypedDict):
-    """What a training and a probe that is kept as one are both told."""
+    """Arguments that a training and a probe kept as a trial have in common."""
 
     hyperparameters: Hyperparameters
     config: TrainConfig
@@ -134,7 +133,7 @@ class _Trial:
         self.observer = _observer(spec, self.tracker)
 
     def announce(self, result: EpochResult) -> Decision:
-        """Record an epoch, and ask whether to go on."""
+        """Record an epoch, and ask whether to continue."""
         self.tracker.log_metrics(result.metrics, step=result.epoch, timestamp_ms=result.finished_at)
         return self._on_epoch(self.spec.number, result)
 
@@ -155,7 +154,7 @@ class _Trial:
             return Outcome("pruned", f"pruned after epoch {result.history[-1].epoch}", result)
         if result.decision is Decision.STOP:
             return Outcome("complete", f"stopped by the time limit after epoch {result.history[-1].epoch}", result)
-        reason = f"no better for {self.spec.config.train.early_stopping} epochs" if result.stopped_early else ""
+        reason = f"no improvement for {self.spec.config.train.early_stopping} epochs" if result.stopped_early else ""
         return Outcome("complete", reason, result)
 
     def end(self, outcome: Outcome, seconds: float) -> TrialResult:
@@ -190,7 +189,7 @@ def _lost(folder: CheckpointFolder, report: TrackingReport) -> Iterator[str]:
 
 
 def _guarded(trial: _Trial) -> Outcome:
-    """Train one trial; whatever goes wrong is its outcome."""
+    """Train one trial; any failure is its outcome."""
     try:
         return _probe(trial) if trial.spec.hyperparameters.is_probe else _train(trial)
     except Interrupted:
@@ -227,7 +226,7 @@ def _train(trial: _Trial) -> Outcome:
 
 
 def _probe(trial: _Trial) -> Outcome:
-    """The linear probe as a trial: it is fitted already, or is now, and measured as a network."""
+    """The linear probe as a trial: fitted unless it is already, and measured as a network."""
     spec = trial.spec
     runtime = _set_up(spec)
     backbone = build_backbone(spec.config, spec.hyperparameters.backbone, len(spec.classes))
@@ -255,7 +254,7 @@ class _LastOpened:
 
 
 def _train_heads(trials: Sequence[_Trial]) -> list[Outcome] | None:
-    """Train heads together; ``None`` if it cannot be done so, and they must train one after the other."""
+    """Train heads together; ``None`` if that is not possible, and they must train one after the other."""
     spec = trials[0].spec
     try:
         runtime = _set_up(spec)
@@ -294,7 +293,7 @@ def _train_heads(trials: Sequence[_Trial]) -> list[Outcome] | None:
 
 
 def _set_up(spec: TrialSpec) -> Runtime:
-    """Threads, and one seed for all trials of a study: they differ in their hyperparameters, not in luck."""
+    """Threads, and one seed for all trials of a study: they differ in their hyperparameters, not by chance."""
     set_up_process(threads=spec.threads, seed=spec.config.study.seed)
     runtime = runtime_for(spec.config.train)
     forget_peak_memory(runtime.device)
@@ -334,7 +333,8 @@ def _probe_path(spec: TrialSpec) -> Path:
 def _log_classes(
     trial: _Trial, backbone: backbones.Backbone, validation: Inputs, runtime: Runtime, result: FitResult
 ) -> None:
-    """Which classes the best epoch, whose weights the backbone then has, gives up; in detail unless it was pruned."""
+    """The confusion matrix and class metrics of the best epoch, whose weights the backbone then has; unless pruned, in
+    detail."""
     spec, best = trial.spec, trial.folder.best()
     if best is None:
         return

@@ -56,7 +56,7 @@ def trackers_of(spec: TrialSpec) -> tuple[MlflowTracker, CompositeTracker]:
 def params_of(spec: TrialSpec) -> dict[str, str]:
     """The same keys for every trial of a study, so that MLflow's charts can compare them.
 
-    What is searched has a name of its own, and the rest that of its setting, behind it in the alphabet: so MLflow's
+    What is searched has a name of its own, and the rest that of its setting, after it in the alphabet: so MLflow's
     contour plot, which takes the first two that are numbers, begins with freeze depth and learning rate.
     """
     config = spec.config
@@ -78,7 +78,7 @@ def params_of(spec: TrialSpec) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Reached:
-    """What a trial has come to, over all restarts."""
+    """A trial's results, over all restarts."""
 
     value: float | None = None
     best_epoch: int | None = None

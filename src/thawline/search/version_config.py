@@ -1,4 +1,4 @@
-"""What a study recorded, read again later: perhaps by another version of Thawline."""
+"""A study's recorded configuration, read again later, perhaps by another version of Thawline."""
 
 import yaml
 
@@ -13,7 +13,7 @@ def config_of_version(registry: MlflowRegistry, model: str, version: str) -> Sea
     """The settings of the study that trained a version; ``None`` if they were not recorded.
 
     Raises:
-        ConfigError: if this version of Thawline has other settings, naming those that it does not read.
+        ConfigError: if this version of Thawline has other settings, naming those that it does not know.
         RegistryError: if there is no such version, or the registry fails.
     """
     text = registry.study_file(model, version, "config.yaml")

@@ -43,7 +43,7 @@ _COMPARED = 16
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """What came of a search."""
+    """The result of a search."""
 
     study: str
     metric: str
@@ -53,15 +53,15 @@ class SearchOutcome:
     promotion: PromotionOutcome
     bad_files: tuple[Problem, ...]
     unsent: int
-    """Records that the tracking server has not got; kept in Thawline's home and sent by the next search."""
+    """Records that the tracking server has not received; kept in Thawline's home and sent by the next search."""
     unkept: tuple[str, ...]
     """What is neither on disk nor recorded, and why: a line for each trial of which something is lost."""
     run_id: str
     """MLflow's parent run."""
     soup: str = ""
-    """What came of averaging trials, in words; empty if it was not tried."""
+    """The result of averaging trials, in words; empty if it was not tried."""
     report: Path | None = None
-    """The page that shows all of it; ``None`` if it was not wanted, or could not be written."""
+    """The report; ``None`` if it was not requested, or could not be written."""
 
     @property
     def model(self) -> str:
@@ -79,7 +79,7 @@ class SearchOutcome:
         return self.unsent == 0 and not self.unkept
 
     def after_closing(self, report: TrackingReport) -> "SearchOutcome":
-        """The same, once it is known what became of the study's own records."""
+        """The same, once it is known what happened to the study's own records."""
         return replace(self, unsent=self.unsent + report.unsent)
 
     def __str__(self) -> str:
@@ -102,7 +102,7 @@ class SearchOutcome:
         return lines
 
     def _result(self) -> list[str]:
-        """What is best, how good it is beside its baselines, and what became of it."""
+        """The best trial, its metrics beside the baselines, and the promotion decision."""
         promotion = self.promotion
         metrics, majority = promotion.challenger.metrics, promotion.majority
         beside = f"; majority class {majority.metrics['accuracy']:.4f}" if majority else ""
@@ -290,7 +290,7 @@ def _run_of(best: TrialRecord, run: StudyRun) -> str:
 
 
 def _soup_tags(prepared: Prepared, study: Study, home: Path) -> dict[str, str]:
-    """Try a soup if it is wanted; how it came out is recorded with the version."""
+    """Try a soup if it is wanted; its result is recorded with the version."""
     if not prepared.config.study.soup:
         return {}
     soup = make_soup(prepared, study.records(), home)
@@ -354,7 +354,7 @@ def _sent(item: Path | str) -> bytes | str:
 
 
 def _baselines(prepared: Prepared, study: Study) -> Baselines:
-    """What the best trial's value on validation stands beside: the majority class, and the best linear probe."""
+    """Baselines for the best trial's validation value: the majority class, and the best linear probe."""
     metric, manifest = prepared.config.study.metric, prepared.manifest
     labels = [manifest.classes[row.label] for row in manifest.of("validation")]
     majority = majority_class(_train_classes(manifest), labels, kind=manifest.kind)

@@ -1,9 +1,9 @@
-"""Work in a process of its own, so that its death, its memory and its crashes stay its own.
+"""Work in a separate process, so that a crash or a memory leak ends only that process.
 
 Processes come from a fork server that has the heavy libraries loaded, and serve one call after another: the first
 starts in a second or two instead of twenty, the next at once. A call may report over a pipe and wait for the answer, so
-Optuna's study stays with the driver. When the driver dies, its workers end themselves; when it leaves, they are asked
-to leave and have some seconds for it; when one says nothing for too long, it is ended.
+Optuna's study stays with the driver. When the driver dies, its workers end themselves; when it stops, they are asked to
+stop and have some seconds for it; one that is silent for too long is ended.
 """
 
 import gc
@@ -43,7 +43,7 @@ _Send: TypeAlias = Callable[[Any], Any]
 
 _LEAVE_SECONDS = 5.0
 _SIGN_SECONDS = 1.0
-"""How often a worker says that it lives, at most."""
+"""How often a worker sends a heartbeat, at most."""
 
 
 class WorkerCrashed(Exception):
@@ -51,18 +51,18 @@ class WorkerCrashed(Exception):
 
     @classmethod
     def with_exit_code(cls, code: int | None) -> "WorkerCrashed":
-        """It ended by itself, or another ended it."""
+        """It ended by itself, or was killed."""
         return cls(
             f"its process was killed by signal {-code}" if code and code < 0 else f"its process ended with {code}"
         )
 
 
 class WorkStopped(Exception):
-    """The driver is leaving; what was begun is not over and goes on when the search is run again."""
+    """The driver is stopping; what was begun resumes when the search is run again."""
 
 
 class Link:
-    """What a function in a worker may say to its driver, and hear from it."""
+    """The connection of a function in a worker to its driver."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -144,7 +144,7 @@ def call_in_worker(
 ) -> Any:
     """Run ``function(*args, link)`` in another process and wait for what it returns.
 
-    The wait is a poll, so that whoever calls can be interrupted (Prefect's time-outs and cancellation); the process is
+    The wait is a poll, so that the caller can be interrupted (Prefect's time-outs and cancellation); the process is
     ended when this function leaves without a result, and kept for the next call otherwise.
 
     Args:
@@ -152,7 +152,7 @@ def call_in_worker(
             and ``link.alive()``; it may raise :class:`Interrupted` when that asks it to leave.
         args: values that can be pickled.
         on_message: answers messages.
-        silent_seconds: a process that says nothing for so long is ended; ``None`` waits for ever.
+        silent_seconds: a process that says nothing for so long is ended; ``None`` waits indefinitely.
         poll_seconds: how soon an interruption is noticed.
 
     Raises:
@@ -181,7 +181,7 @@ def call_with_retries(function: Callable[..., Any], *args: Any, retries: int, ti
     """As :func:`call_in_worker`, and again after a crash, with a warning each time; what it sends are events.
 
     Args:
-        function: that leaves nothing half-done behind when it dies, or goes on with it.
+        function: that leaves nothing half-done when it dies, or resumes it.
         args: values that can be pickled.
         retries: how many crashes are followed by another call, at least 0.
         title: what it does, for the warnings: "probing resnet18".
@@ -288,7 +288,7 @@ def _serve(connection: Connection) -> None:
     def leave(number: int, frame: FrameType | None) -> None:
         _leaving.set()
         if not busy:
-            os._exit(0)  # there is nothing to keep, and waiting for the next call would go on after a mere signal
+            os._exit(0)  # there is nothing to keep, and a mere signal would not end the wait for the next call
 
     signal.signal(signal.SIGTERM, leave)
     while not _leaving.is_set():
@@ -312,7 +312,7 @@ def _serve(connection: Connection) -> None:
 
 
 def _end_with_parent() -> None:
-    """A trial whose driver died must not train on, holding the device and writing to the same files."""
+    """A trial whose driver died must not continue, holding the device and writing to the same files."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return

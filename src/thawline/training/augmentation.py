@@ -1,7 +1,7 @@
-"""Changed training images, drawn so that a view of an image can be made again, whoever makes it.
+"""Augmented training images, drawn so that every process can reproduce a view of an image.
 
-A *view* is one way of changing every image of the data set. What happens to an image hangs on the seed, the view and
-the image alone, so epochs, trials and processes that name the same view see the same pixels.
+A *view* is one way of changing every image of the data set. What happens to an image depends only on the seed, the view
+and the image, so epochs, trials and processes that name the same view see the same pixels.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ _NUMBERS = 13
 
 
 def check_augmentation(config: SearchConfig, kind: Literal["images", "texts"]) -> None:
-    """Refuse to change texts as if they were images.
+    """Refuse to augment texts as if they were images.
 
     Args:
         config: the whole configuration.
@@ -50,12 +50,12 @@ def check_augmentation(config: SearchConfig, kind: Literal["images", "texts"]) -
     if set(opened) - {"none"}:
         wrong.append(f"space.augmentation={list(opened)}")
     if wrong:
-        raise ConfigError(f"The data are texts, but for images alone there is {', '.join(wrong)}. Leave that out.")
+        raise ConfigError(f"The data are texts, but these settings are for images: {', '.join(wrong)}. Leave them out.")
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images change from epoch to epoch."""
+    """How training images are augmented from epoch to epoch."""
 
     kind: AugmentationKind = "none"
     """See :class:`thawline.config.TrainConfig`, as for the rest."""
@@ -112,7 +112,7 @@ class Augmentation:
             view: ``None`` gives ``images`` back.
 
         Returns:
-            ``[n, C, S, S]`` in [0, 1]; each image's result hangs on its row and the view, not on what else is in the
+            ``[n, C, S, S]`` in [0, 1]; each image's result depends on its row and the view, not on what else is in the
             batch.
         """
         if view is None or self.kind == "none":
@@ -165,7 +165,7 @@ def _operations() -> Sequence[tuple[_Operation, float, float, bool]]:
     strongest magnitude, and whether the sign is drawn.
 
     ``torchvision.transforms.v2.TrivialAugmentWide`` itself draws from torch's global generator, which would make an
-    image's view hang on whatever was drawn before. The operations are torchvision's.
+    image's view depend on whatever was drawn before. The operations are torchvision's.
     """
     from torchvision.transforms.v2 import functional as V
 

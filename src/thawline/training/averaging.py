@@ -29,7 +29,7 @@ class WeightAverage:
         return frozenset(self._averages)
 
     def follow(self, names: Iterable[str]) -> None:
-        """Average these parameters and buffers too, beginning with what they are now; again, to begin anew."""
+        """Average these parameters and buffers too, beginning with what they are now; again, to start over."""
         state = self._module.state_dict()
         for name in names:
             self._present[name], self._averages[name] = state[name], state[name].clone()
@@ -49,7 +49,7 @@ class WeightAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[dict[str, Tensor]]:
-        """Give the module the averages for the time of the block; yields copies of what training goes on with."""
+        """Give the module the averages within the block; yields copies of the weights that training continues with."""
         trained = {name: tensor.clone() for name, tensor in self._present.items()}
         self.set(self._averages)
         try:

@@ -42,10 +42,10 @@ _PARTS = ("model", "optimizer", "random_states", "trained")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that training needs to go on as if it had never stopped."""
+    """Everything that training needs to resume as if it had never stopped."""
 
     epoch: int
-    """Epochs that were finished; the next to train, or to go on with, has this index."""
+    """Epochs that were finished; the next to train, or to resume, has this index."""
     model: dict[str, Tensor]
     """Of the module's ``state_dict`` what was not frozen, see :func:`pack_model`."""
     optimizer: dict[str, Tensor]
@@ -54,7 +54,7 @@ class Checkpoint:
     state: dict[str, Any]
     """JSON: optimizer groups, scheduler, scaler, freeze depth, value, history of metrics, resolved configuration."""
     trained: dict[str, Tensor] = field(default_factory=dict)
-    """If ``model`` are averages, the weights that training goes on from; else empty."""
+    """If ``model`` are averages, the weights that training resumes from; else empty."""
 
 
 class Stepper(NamedTuple):
@@ -74,7 +74,7 @@ class CheckpointFolder:
         self._sign = 1.0 if maximise else -1.0
         self._owed: list[Checkpoint] = []
         self.problem: str | None = None
-        """Why checkpoints that training went on without are missing on disk; ``None`` if none is."""
+        """Why checkpoints are missing on disk; ``None`` if none is."""
         path.mkdir(parents=True, exist_ok=True)
         for leftover in path.glob("*.tmp"):
             leftover.unlink()

@@ -1,9 +1,9 @@
 """Many heads trained together: one batch of activations, one computation, as many trials as it has heads.
 
-Trials that train the head alone differ in their rates only: they see the same batches in the same order. One after the
-other, each waits for Python far longer than for arithmetic; stacked, they cost about as much as one. Every trial keeps
-an optimizer, a schedule and checkpoints of its own, whose tensors are views of the stack, so that each can be gone on
-with alone.
+Head-only trials differ only in their rates: they see the same batches in the same order. One after the other, each
+waits for Python far longer than for arithmetic; stacked, they cost about as much as one. Every trial keeps an
+optimizer, a schedule and checkpoints of its own, whose tensors are views of the stack, so that each can be resumed on
+its own.
 
 The idea is that of HFTA (Wang et al., "Horizontally Fused Training Array", MLSys 2021).
 """
@@ -83,11 +83,11 @@ def fit_heads(
     Args:
         backbone: fresh from :func:`thawline.backbones.create`; its head is where every trial begins. Its own head is
             left at the weights of the last trial that was measured.
-        train: activations behind all layer groups.
+        train: activations after all layer groups.
         validation: the same.
         trials: all of full freeze depth, where all policies are one, and of one kind of optimizer. If they have
-            checkpoints, the same trials in the same order as before: they go on from there, with the bits that they
-            would have had.
+            checkpoints, the same trials in the same order as before: they resume from there, bit-equal to an
+            uninterrupted training.
         config: as in ``fit``, but weights are not averaged.
         metric: as in ``fit``.
         runtime: device and precision; not fp16, which needs a loss scale for each trial.
@@ -207,7 +207,7 @@ class _Stack:
                 f"{' and '.join(SHARED_BY_HEADS)}, and no fp16, but got {sorted(kinds)} in {runtime}."
             )
         if (train.boundary, validation.boundary) != (deepest, deepest):
-            raise TrainingError("Trials can be trained together on stored activations alone.")
+            raise TrainingError("Trials can only be trained together on stored activations.")
         self.backbone, self.config, self.runtime = backbone, config, runtime
         backbone.module.to(runtime.device).to(memory_format=runtime.memory_format)
         freeze_to(backbone, deepest, batch_norm=_BATCH_NORM)
@@ -233,7 +233,7 @@ class _Stack:
         self.spared = without_decay(free, backbone)
 
     def _per_trial(self, values: list[float]) -> Tensor:
-        # Double precision, as torch's own optimizers reckon with Python's numbers; Apple's GPUs have none.
+        # Double precision, as torch's own optimizers compute with Python's floats; Apple's GPUs have none.
         kind = torch.float32 if self.runtime.device.type == "mps" else torch.float64
         return torch.tensor(values, dtype=kind, device=self.runtime.device)
 
@@ -310,7 +310,7 @@ class _Stack:
 
 
 _BATCH_NORM: BatchNorm = "frozen_eval"
-"""Whatever their trials say, it is the same: none is thawed with the head alone, which is a single linear layer."""
+"""Whatever their trials say, it is the same: nothing is thawed with the head only, which is a single linear layer."""
 _STATE = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
 

@@ -1,4 +1,4 @@
-"""What a trial is told apart by."""
+"""What distinguishes one trial from another."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -17,7 +17,7 @@ class Hyperparameters:
 
     backbone: str
     freeze_depth: int
-    """Layer groups frozen, counted from the input; the number of layer groups trains the head alone."""
+    """Layer groups frozen, counted from the input; the number of layer groups trains the head only."""
     learning_rate: float
     """0 for a linear probe, which has none."""
     weight_decay: float

@@ -1,4 +1,4 @@
-"""What a network, or the part of it behind a border, is fed with: a batch at a time, ahead of time where it pays."""
+"""What a network, or its part after a layer group, is fed with: a batch at a time, prefetched where it pays."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,7 +36,7 @@ _AHEAD = 2
 
 
 class Inputs(Protocol):
-    """Rows that a network is trained on or measured with: images, or what its first layer groups made of them."""
+    """Rows that a network is trained on or measured with: images, or the activations of its first layer groups."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -125,7 +125,7 @@ def evaluation_order(inputs: Inputs, batch_size: int, rows: np.ndarray | None = 
 
 
 def padded(rows: Sequence[np.ndarray]) -> Tensor:
-    """Tokens int64 ``[n, T]`` of texts, int32 ``[tokens]`` each, with -1 behind the end of each."""
+    """Tokens int64 ``[n, T]`` of texts, int32 ``[tokens]`` each, with -1 after the end of each."""
     tokens = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
     for place, row in zip(tokens, rows, strict=True):
         place[: len(row)] = row
@@ -185,7 +185,7 @@ class TextInputs:
         return len(self.labels)
 
     def read(self, rows: np.ndarray, epoch: int) -> Tensor:
-        """int64 ``[n, T]``, -1 behind the end of each text."""
+        """int64 ``[n, T]``, -1 after the end of each text."""
         return padded(self._tokens.rows(rows))
 
     def prepare(self, read: Tensor, rows: np.ndarray, epoch: int) -> Tensor:

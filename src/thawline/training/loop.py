@@ -1,7 +1,7 @@
 """The training loop: plain PyTorch, read top to bottom.
 
 ``fit`` trains one backbone frozen to one depth, or thaws it down to there on the way, writes a checkpoint after every
-epoch and asks its caller after every epoch whether to go on. Killed at any point and called again with the same
+epoch and asks its caller after every epoch whether to continue. Killed at any point and called again with the same
 arguments, it resumes at the next epoch (at the next batch, if it was asked to leave), and ends with bit-equal weights
 (same machine, CPU, same number of threads).
 """
@@ -72,7 +72,7 @@ def fit(
         backbone: fresh from :func:`thawline.backbones.create`, on any device.
         inputs: for a freeze depth, what is trained on, in a new order each epoch, and what is measured after each
             epoch: rows as they are, or stored activations of at most so many layer groups. Both give the same numbers;
-            the former cost the frozen layers' time. Called anew when the depth has changed, with the same rows.
+            the former cost the frozen layers' time. Called again when the depth has changed, with the same rows.
         hyperparameters: freeze depth, rates, optimizer, and how it comes to its freeze depth.
         config: epochs, batch size, schedule, loss and precision.
         metric: validation metric that decides which epoch is best, a key of ``METRIC_DIRECTIONS``.
@@ -82,7 +82,7 @@ def fit(
         accumulation: batches are computed in this many parts to save memory. The gradient is that of the whole batch
             with two exceptions: batch-norms that are trained (``train_all``) normalise by the statistics of each part,
             and mixup and cutmix pair images of the same part.
-        on_epoch: told each epoch's result, answers whether to go on. After a resume it is first told those that a
+        on_epoch: told each epoch's result, answers whether to continue. After a resume it is first told those that a
             checkpoint already holds, since nobody knows whether they arrived before the process died.
         on_batch: called after every batch; True asks to write a checkpoint there and leave.
         observer: watches the training and is told of every epoch before ``on_epoch``; changes nothing of it.
@@ -91,7 +91,7 @@ def fit(
 
     Raises:
         Interrupted: after ``on_batch`` asked for it.
-        TrainingError: if the loss is not finite, or activations come from behind the freeze depth of an epoch.
+        TrainingError: if the loss is not finite, or activations come from after the freeze depth of an epoch.
         CheckpointError: if the checkpoints are of another configuration.
     """
     thawing = Thawing.of(hyperparameters, config, deepest=len(backbone.layer_groups), metric=metric)
@@ -251,7 +251,7 @@ class _Run:
         behind = max(self.train.boundary, self.validation.boundary)
         if behind > depth:
             raise TrainingError(
-                f"Activations behind {behind} layer groups cannot train a network that is frozen to {depth}: those "
+                f"Activations after {behind} layer groups cannot train a network that is frozen to {depth}: those "
                 "between would never change."
             )
         self.train_mode()
@@ -297,12 +297,12 @@ class _Run:
     def averaged(self) -> AbstractContextManager[dict[str, Tensor]]:
         """Give the backbone its averaged weights for the time of the block, if they are averaged.
 
-        Yields those that training goes on with; none if they are not averaged.
+        Yields those that training continues with; none if they are not averaged.
         """
         return nullcontext({}) if self.average is None else self.average.in_place()
 
     def leave(self, progress: _Progress) -> Never:
-        """Keep where the epoch stands. If that cannot be written, the epoch begins anew when training resumes."""
+        """Keep where the epoch stands. If that cannot be written, the epoch starts over when training resumes."""
         with self.averaged() as trained, suppress(OSError):
             self.history.checkpoints.save_within(self._checkpoint(trained, asdict(progress)))
         raise Interrupted
@@ -332,7 +332,7 @@ class _Run:
         restore_random_states(checkpoint.random_states, self.runtime.device)
 
     def _network(self, boundary: int, observer: Observer | None = None) -> nn.Module:
-        """What follows a border, in the mode that the module is in now. The whole needs no tracing if exact."""
+        """What follows a boundary, in the mode that the module is in now. The whole needs no tracing if exact."""
         if boundary == 0 and self.config.exact and observer is None:
             return self.module
         network = section(self.backbone, boundary, exact=self.config.exact)

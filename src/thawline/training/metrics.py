@@ -50,7 +50,7 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def confusion(predicted: Sequence[int] | np.ndarray, truth: Sequence[int] | np.ndarray, classes: int) -> np.ndarray:
-    """int64 ``[classes, classes]``: how many of each class (row) are taken for which (column)."""
+    """int64 ``[classes, classes]``: how many of each class (row) are predicted as which (column)."""
     from sklearn.metrics import confusion_matrix
 
     matrix: np.ndarray = confusion_matrix(truth, predicted, labels=range(classes))

@@ -1,10 +1,10 @@
 """Mixing the images of a batch in pairs: mixup (Zhang et al., 2018) and cutmix (Yun et al., 2019).
 
-What is mixed is what the thawed part of the network is fed with: images where nothing is frozen, else what the frozen
-layer groups made of them (Verma et al., "Manifold Mixup", 2019). So stored activations serve as they do without, and a
-trial comes to the same numbers whether they are stored or not.
+What is mixed is the input of the thawed part of the network: images where nothing is frozen, else frozen activations
+(Verma et al., "Manifold Mixup", 2019). So stored activations serve as they do without, and a trial gives the same
+numbers whether they are stored or not.
 
-``torchvision.transforms.v2.MixUp`` and ``CutMix`` take images alone, draw from torch's global generator, and pair each
+``torchvision.transforms.v2.MixUp`` and ``CutMix`` take only images, draw from torch's global generator, and pair each
 image with the one before it: within a batch rows are in the order of the data set, so most pairs would be of a class.
 """
 
@@ -57,7 +57,7 @@ class Mixed:
 
 @dataclass(frozen=True)
 class Mixing:
-    """What is drawn hangs on the seed, the epoch and the batch alone, so a resumed epoch mixes as it would have.
+    """What is drawn depends only on the seed, the epoch and the batch, so a resumed epoch mixes as it would have.
 
     Parts of an accumulated batch have the batch's share and box, but mix among themselves: the pairs are others.
     """

@@ -1,4 +1,4 @@
-"""What training looks like from inside: gradients on their way back, and how weights and gradients are spread.
+"""What happens inside a training: gradient flow, and the distributions of weights and gradients.
 
 Observing changes no number that training computes, draws none from its random generators, and takes at most a share of
 its time: what costs little is done always, the rest only while the share allows it.
@@ -63,7 +63,7 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Observation:
-    """What one epoch looked like. Groups are those that were trained, from the input on, and :data:`HEAD`."""
+    """Observation of one epoch. Groups are those that were trained, from the input on, and :data:`HEAD`."""
 
     epoch: int
     """Epochs finished, from 1."""
@@ -81,7 +81,7 @@ class Observation:
     logits: Tensor
     """``[N, num_classes]`` of the validation images, fp32 on the CPU."""
     in_detail: bool
-    """Whether there is time for what takes some, such as pictures."""
+    """Whether there is time for what takes longer, such as pictures."""
 
 
 class Allowance:

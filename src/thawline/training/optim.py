@@ -34,7 +34,7 @@ def build_optimizer(
 
     They are in one group for each learning rate, with and without weight decay, see :func:`without_decay`; those of the
     head come first. The head learns ``head_learning_rate_factor`` times faster than ``learning_rate``, and each layer
-    group, from the last on, ``layer_decay`` times as fast as the one behind it.
+    group, from the last on, ``layer_decay`` times as fast as the one after it.
     """
     groups = _groups(parameters, backbone, hyperparameters)
     if hyperparameters.optimizer == "sgd":
@@ -50,7 +50,7 @@ def add_parameters(
 ) -> None:
     """Give an optimizer parameters that were thawed, in groups of their own; the state of the others stays as it is.
 
-    A schedule holds the rates of the groups that it was built with: build it anew, with the steps that were taken.
+    A schedule holds the rates of the groups that it was built with: rebuild it, with the steps that were taken.
     """
     for group in _groups(parameters, backbone, hyperparameters):
         optimizer.add_param_group(group)
@@ -96,7 +96,7 @@ def _listed_by_timm(module: nn.Module) -> list[str]:
 
 
 def build_schedule(optimizer: Optimizer, *, total_steps: int, warmup_fraction: float, steps: int = 0) -> LambdaLR:
-    """Linear warm-up over a share of all optimizer steps, then half a cosine down to nought.
+    """Linear warm-up over a share of all optimizer steps, then half a cosine down to zero.
 
     All parameters follow it, those that are thawed later too: they join at the share of their learning rate that is in
     force by then, without a warm-up of their own.

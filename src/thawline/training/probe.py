@@ -1,7 +1,7 @@
 """A linear probe: a logistic regression on frozen features, fitted to convergence.
 
-How far a network's frozen features go (Alain and Bengio, "Understanding intermediate layers using linear classifier
-probes", 2016). On the features in front of the head it *is* a head: a good one to begin fine-tuning from (Kumar et
+How good a network's frozen features are (Alain and Bengio, "Understanding intermediate layers using linear classifier
+probes", 2016). On the features before the head it *is* a head: a good one to begin fine-tuning from (Kumar et
 al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022).
 """
 
@@ -54,7 +54,7 @@ _CHUNK = 200_000_000
 
 @dataclass(frozen=True)
 class Features:
-    """What frozen layers make of one split."""
+    """The frozen features of one split."""
 
     values: np.ndarray
     """float32 ``[N, F]``; of many rows a memory map."""
@@ -289,7 +289,7 @@ class Probes:
 
 
 def softened(probe: Probe, training: Features, class_weights: Tensor | None = None) -> Probe:
-    """The same answers, less sure of themselves where dropout asks for it, for fine-tuning from there.
+    """The same predictions, less confident where dropout asks for it, to start fine-tuning from.
 
     All scores are made smaller by the one factor with which the loss in training is the lowest. A network with dropout
     in front of its head would else begin with a loss above that of guessing, since large weights multiply the noise

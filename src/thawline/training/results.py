@@ -1,4 +1,4 @@
-"""What epochs and trainings come to, and the checkpoints that keep it."""
+"""Results of epochs and trainings, and the checkpoints that keep them."""
 
 import math
 import time
@@ -110,7 +110,7 @@ class History:
     ) -> Checkpoint:
         """Everything to resume from after the last epoch; with ``within``, from the middle of the next.
 
-        If the backbone has averaged weights now, ``trained`` are those that the optimizer goes on from. Without a
+        If the backbone has averaged weights now, ``trained`` are those that the optimizer resumes from. Without a
         stepper, nothing is to be resumed.
         """
         tensors, plain = pack_optimizer(stepper) if stepper is not None else ({}, {})
@@ -137,11 +137,11 @@ class History:
 
 
 class Interrupted(Exception):
-    """Training was asked to leave. What it reached is in its checkpoints, and the same call goes on from there."""
+    """Training was asked to leave. What it reached is in its checkpoints, and the same call resumes from there."""
 
 
 def check_finite(loss: float, epoch: int, optimizer: Optimizer, *, of: str = "training") -> None:
-    """Refuse to go on with a loss that is not finite, and to judge weights by one.
+    """Refuse to continue with a loss that is not finite, and to judge weights by one.
 
     Raises:
         TrainingError: saying what to change.
@@ -167,7 +167,7 @@ def epoch_result(
 ) -> EpochResult:
     """What one epoch (from 0) brought.
 
-    The learning rate is the head's when the epoch began; ``started`` is in seconds of :func:`time.perf_counter`.
+    The learning rate is the head's at the start of the epoch; ``started`` is in seconds of :func:`time.perf_counter`.
     """
     return EpochResult(
         epoch + 1,
@@ -200,6 +200,6 @@ def no_longer_improves(history: Sequence[EpochResult], metric: str, patience: in
 
 
 def fingerprint_of(hyperparameters: Hyperparameters, config: TrainConfig, seed: int) -> dict[str, Any]:
-    """What a checkpoint must have been made with to be gone on with."""
-    train = config.model_dump(mode="json", exclude={"device", "keep_checkpoints"})  # it may go on elsewhere
+    """What a checkpoint must have been made with to be resumed."""
+    train = config.model_dump(mode="json", exclude={"device", "keep_checkpoints"})  # it may resume elsewhere
     return {"hyperparameters": hyperparameters.as_dict(), "train": train, "seed": seed}

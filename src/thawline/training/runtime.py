@@ -108,7 +108,7 @@ def restore_random_states(states: dict[str, Tensor], device: torch.device) -> No
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Begin to count anew for :func:`peak_memory`; in a process that trains one trial after the other."""
+    """Reset the counter of :func:`peak_memory`; in a process that trains one trial after the other."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

@@ -24,7 +24,7 @@ class Thawing:
     freeze_depth: int
     """Where it ends."""
     deepest: int
-    """Number of layer groups, where ``gradual`` and ``lp_ft`` begin: the head alone."""
+    """Number of layer groups, where ``gradual`` and ``lp_ft`` begin: head only."""
     until: int
     """Epochs after which ``thaw_fraction`` has all thawed."""
     metric: str
@@ -85,7 +85,7 @@ class Thawing:
 
     def _on_plateaus(self, history: Sequence[EpochResult], patience: int) -> list[int]:
         """On plateaus, and all that are left in the end: otherwise trials of different freeze depths that make progress
-        would train the very same."""
+        would train exactly the same."""
         sign = sign_of(self.metric)
         depths, best, since = [self._scheduled(0)], -math.inf, 0
         for result in history:

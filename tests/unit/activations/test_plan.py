@@ -159,7 +159,7 @@ def test_the_seconds_add_up() -> None:
 def test_it_is_told_in_two_lines() -> None:
     lines = plan(budget=300_000_000).lines()
     assert lines == [
-        "plan: stores 2 boundaries (behind body, neck), 0.2 GB; trains in fp32, channels last",
+        "plan: stores activations after body, neck: 0.2 GB; trains in fp32, channels last",
         "plan: search about 2.9 h instead of 3.7 h, if no trial is stopped early",
     ]
     assert plan(budget=0).lines()[0] == "plan: stores nothing, trains in fp32, channels last"

@@ -49,7 +49,7 @@ def test_errors_that_cancel_make_a_soup_that_wins() -> None:
     assert torch.allclose(soup.weights["weight"], torch.tensor([[1.0, 1.05]]))
     assert soup.wins
     assert soup.value < soup.best_value
-    assert str(soup) == "the average of trials 3, 1 (3 tried): val/loss 0.0025, of trial 3 alone 0.0400"
+    assert str(soup) == "the average of trials 3, 1 (3 tried): val/loss 0.0025, trial 3 alone 0.0400"
     assert soup.tags["thawline.soup_trials"] == "3,1"
 
 

@@ -35,7 +35,7 @@ CONFIG = TrainConfig(epochs=3, batch_size=8, device="cpu", class_weights="balanc
 
 
 class Features:
-    """Activations behind all layer groups, kept in memory."""
+    """Activations after all layer groups, kept in memory."""
 
     boundary = DEPTH
     lengths = None

@@ -424,7 +424,7 @@ def test_where_the_head_alone_is_trained_every_policy_is_the_same(train: Trained
 
 
 class Features:
-    """Activations behind so many layer groups, kept in memory."""
+    """Activations after this many layer groups, kept in memory."""
 
     lengths = None
 
@@ -505,7 +505,7 @@ def test_activations_from_behind_what_an_epoch_trains_are_refused(train: Trained
     def stored(backbone: Backbone) -> Callable[[int], tuple[Inputs, Inputs]]:
         return lambda depth: (Features(backbone, images(60), 3), Features(backbone, images(30), 3))
 
-    with pytest.raises(TrainingError, match=r"Activations behind 3 layer groups cannot train a network .* frozen to 2"):
+    with pytest.raises(TrainingError, match=r"Activations after 3 layer groups cannot train a network .* frozen to 2"):
         train("gradual", inputs=stored)
 
 

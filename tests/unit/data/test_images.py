@@ -1,5 +1,6 @@
 """Every kind of picture comes out as a viewer would show it, and every broken one with a reason."""
 
+import base64
 import io
 import struct
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from thawline.data import BadImage, decode, images, resize_and_crop
+from thawline.data import BadImage, decode, encoded_image, images, resize_and_crop
 
 Encode = Callable[..., bytes]
 
@@ -372,3 +373,16 @@ def test_wrong_arguments_are_named(mode: str, options: dict[str, Any], words: st
     arguments: dict[str, Any] = {"resize_size": 8, "crop_size": 8, "interpolation": "bilinear"} | options
     with pytest.raises(ValueError, match=words):
         resize_and_crop(Image.new(mode, (9, 9)), **arguments)
+
+
+def test_base64_of_either_alphabet_is_understood_padded_or_not() -> None:
+    data = bytes(range(256)) + b"\xfb\xff\xfe" * 5  # + and / and what stands for them in URLs
+    for length in (256, 257, 258):
+        for encoded in (base64.b64encode(data[:length]), base64.urlsafe_b64encode(data[:length])):
+            for text in (encoded, encoded.rstrip(b"=")):
+                assert encoded_image(text.decode()) == data[:length]
+                assert encoded_image(text) == data[:length]
+    assert {b"-", b"_"} <= {base64.urlsafe_b64encode(data)[i : i + 1] for i in range(300)}
+    for text in ("§§", "a", "ab=c", "a b c d e"):
+        with pytest.raises(ValueError, match="the text is not base64"):
+            encoded_image(text)

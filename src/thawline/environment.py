@@ -21,8 +21,6 @@ _SWITCHES = {
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Models are safetensors; nothing that we load needs a pickle, and nothing may bring one in.
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     # Where a flow is called from Python without Thawline's own server, Prefect starts one for it, whose first start
     # migrates its database; its default of 20 s is too short on a busy laptop.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",

@@ -15,6 +15,7 @@ from thawline.backbones import Preprocessing
 from thawline.data import decode, resize_and_crop
 from thawline.engines import SAMPLE_FILE, write_sample
 from thawline.registry import Calibration, MlflowRegistry, log_packaged_model, package
+from thawline.registry.contents import DIGEST_TAG
 from thawline.tracking import MlflowStore
 
 __all__ = [
@@ -22,7 +23,9 @@ __all__ = [
     "PREPROCESSING",
     "add_engine_files",
     "colour_network",
+    "files_of",
     "folder_of",
+    "forget_digests",
     "make_package",
     "picture",
     "register",
@@ -151,6 +154,19 @@ def folder_of(store: MlflowStore, uri: str) -> Path:
     """Where the files of a logged model lie."""
     location = store.client.get_logged_model(uri.removeprefix("models:/")).artifact_location
     return Path(location.removeprefix("file://"))
+
+
+def files_of(store: MlflowStore, name: str = "birds", version: str = "1") -> Path:
+    """Where the files of a registered version lie."""
+    return Path(store.client.get_model_version_download_uri(name, version).removeprefix("file://"))
+
+
+def forget_digests(store: MlflowStore, version: str = "1") -> Path:
+    """Make a version of ``birds`` what an earlier Thawline had registered, which may be changed; returns its folder."""
+    folder = files_of(store, version=version)
+    (folder / "digests.json").unlink()
+    store.client.delete_model_version_tag("birds", version, DIGEST_TAG)
+    return folder
 
 
 def register(store: MlflowStore, folder: Path, name: str = "birds", study: str = "s") -> str:

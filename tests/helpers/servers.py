@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -84,13 +84,21 @@ def prefect_server(folder: Path, environment: dict[str, str]) -> Iterator[dict[s
 
 
 @contextmanager
-def mlflow_server(folder: Path) -> Iterator[int]:
-    """`mlflow server` on a free port, up and answering; gives the port. Runs and artifacts lie in the folder."""
+def mlflow_server(folder: Path, *options: str, variables: Mapping[str, str] | None = None) -> Iterator[int]:
+    """`mlflow server` on a free port, up and answering; gives the port. Runs and artifacts lie in the folder.
+
+    Args:
+        folder: for what it stores.
+        options: further ones of the command.
+        variables: further ones of its environment.
+    """
     port = free_port()
     keep = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     environment = {**keep, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment |= variables or {}
     command = [MLFLOW, "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "a")]
+    command += options
     with _process_group(command, environment, folder / "server.log") as process:
         _wait_until_healthy(f"http://127.0.0.1:{port}/health", process, folder / "server.log")
         yield port

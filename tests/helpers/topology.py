@@ -65,7 +65,7 @@ def load(environment: Mapping[str, str], file: Path = COMPOSE) -> dict[str, Serv
     """
     services = {}
     for name, service in compose(file)["services"].items():
-        health = service["healthcheck"]["test"][-1]
+        health = service.get("healthcheck", {"test": [""]})["test"][-1]
         services[name] = Service(
             command=[substitute(part, environment) for part in service.get("command", [])],
             environment={key: substitute(value, environment) for key, value in service["environment"].items()},

@@ -73,6 +73,14 @@ class Stack:
         """Wait for it."""
         self.running.wait_until_healthy(name, PATIENCE)
 
+    def once(self, name: str) -> None:
+        """Run a service that ends by itself."""
+        service = self.services[name]
+        ended = subprocess.run(
+            service.command, env=self.image | service.environment, capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert ended.returncode == 0, ended.stderr
+
     def in_worker(self, *command: str | Path) -> str:
         """`docker compose exec worker-cpu COMMAND`; what it prints."""
         environment = self.image | self.services["worker-cpu"].environment
@@ -203,6 +211,7 @@ def stack(folder: Path, data: Path) -> Iterator[Stack]:
     paths = {inside: str(path) for inside, path in folders.items()}
     settings = (COMPOSE.parent / "mlflow-auth.ini").read_text()
     (folders["/etc/thawline"] / "mlflow-auth.ini").write_text(rewire(settings, ports, paths))
+    shutil.copy(COMPOSE.parent / "mlflow_reader.py", folders["/etc/thawline"])
     shutil.copy(environment["SERVE_TOKEN_FILE"], folders["/run/secrets"] / "serve-token")
     services = on_loopback(load(environment), ports, paths)
     image = {
@@ -283,6 +292,7 @@ def test_a_schedule_trains_then_skips_then_trains_on_what_has_come_and_the_bette
             r"there is no champion yet; .* accuracy is [\d.]+, .* majority class's [\d.]+", first["state"]["message"]
         )
         assert it.champion() == "1"
+        it.once("mlflow-reader")
         it.up("serve-cpu")  # there is something to serve now
         it.healthy("serve-cpu")
         status, answer = it.predict(photo)

@@ -27,6 +27,8 @@ FOLDER = COMPOSE.parent
 ROOT = FOLDER.parent
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 FINAL = {"server", "cpu", "cuda"}
+ONCE = "mlflow-reader"
+"""The service that ends when its work is done."""
 PROFILES = ("cpu", "cuda", "serve-cpu", "serve-cuda")
 
 _USED = re.compile(r"\$\{([A-Z_]+)(?::([?-])([^}]*))?\}")
@@ -108,18 +110,74 @@ def test_no_image_runs_as_root(services: dict[str, Any]) -> None:
 
 def test_services_are_confined_restarted_and_watched(services: dict[str, Any]) -> None:
     for name, service in services.items():
-        assert service["restart"] == "unless-stopped", name
+        assert service["restart"] == ("on-failure" if name == ONCE else "unless-stopped"), name
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert "no-new-privileges:true" in service["security_opt"], name
         assert service["logging"]["options"]["max-size"], name
-        check = service["healthcheck"]
-        assert check["test"][0] == "CMD", name
-        assert {"interval", "timeout", "retries", "start_period"} <= set(check), name
+        if name != ONCE:
+            check = service["healthcheck"]
+            assert check["test"][0] == "CMD", name
+            assert {"interval", "timeout", "retries", "start_period"} <= set(check), name
         for other, condition in service.get("depends_on", {}).items():
             assert other in services, name
-            assert condition == {"condition": "service_healthy"}, name
+            wanted = "service_completed_successfully" if other == ONCE else "service_healthy"
+            assert condition == {"condition": wanted}, name
     assert services["worker-cpu"]["depends_on"].keys() == {"postgres", "mlflow", "prefect"}
+
+
+def test_the_model_server_is_a_user_of_mlflow_that_only_reads(services: dict[str, Any]) -> None:
+    for name in ("serve-cpu", "serve-cuda"):
+        service = services[name]
+        environment = service["environment"]
+        assert environment["MLFLOW_TRACKING_USERNAME"] == services[ONCE]["environment"]["READER"] != "admin"
+        assert "MLFLOW_ADMIN_PASSWORD" not in json.dumps(service)
+        assert set(services[ONCE]["profiles"]) >= set(service["profiles"])
+    assert "\ndefault_permission = READ\n" in (FOLDER / "mlflow-auth.ini").read_text()
+
+
+@pytest.mark.slow
+def test_the_reading_user_loads_a_registered_model_and_moves_no_alias(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from colours import picture, register
+    from mlflow.exceptions import MlflowException
+    from servers import mlflow_server
+
+    from thawline.registry import MlflowRegistry, ModelName
+    from thawline.tracking import connect
+
+    settings = (FOLDER / "mlflow-auth.ini").read_text()
+    (tmp_path / "auth.ini").write_text(re.sub(r"postgresql\S+", f"sqlite:///{tmp_path}/auth.db", settings))
+    admin = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "an admin's password"}
+    variables = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini"),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": admin["MLFLOW_TRACKING_PASSWORD"],
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "a secret",
+    }
+    with mlflow_server(tmp_path, "--app-name", "basic-auth", variables=variables) as port:
+        uri = f"http://127.0.0.1:{port}"
+        for password in ("the first password", "another password"):  # it may have been changed in .env
+            reader = {"READER": "reader", "MLFLOW_READER_PASSWORD": password, "MLFLOW_TRACKING_URI": uri}
+            subprocess.run(
+                [sys.executable, FOLDER / "mlflow_reader.py"], env=os.environ | admin | reader, check=True, timeout=300
+            )
+        for name, value in admin.items():
+            monkeypatch.setenv(name, value)
+        register(connect(uri, home=tmp_path / "home", experiment="thawline"), folder)
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "reader")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "another password")
+        store = connect(uri, home=tmp_path / "home", experiment="thawline")
+        (answer,) = MlflowRegistry(store).load(ModelName("birds", None, "1")).predict([picture("green")])
+        assert not isinstance(answer, str)
+        assert answer.class_name == "green"
+        for write in (
+            lambda: store.client.set_registered_model_alias("birds", "champion", "1"),
+            lambda: store.client.set_model_version_tag("birds", "1", "thawline.digest", "0"),
+            lambda: store.client.create_model_version("birds", "models:/birds/1"),
+        ):
+            with pytest.raises(MlflowException, match=r"(?i)permission denied|forbidden|403"):
+                write()
 
 
 def test_ports_are_those_of_this_machine_alone(services: dict[str, Any]) -> None:
@@ -187,7 +245,10 @@ def _accepts(command: list[str]) -> None:
     from thawline.cli import app
 
     program, *arguments = command
-    if program == "prefect":
+    if program == "python":  # a script that is mounted
+        (script,) = arguments
+        compile((FOLDER / Path(script).name).read_text(), script, "exec")
+    elif program == "prefect":
         prefect.parse_args(arguments, exit_on_error=False, print_error=False)
     else:
         group: Any = typer.main.get_command(app) if program == "thawline" else mlflow
@@ -200,7 +261,7 @@ def test_every_command_exists_with_all_its_options(filled: Path) -> None:
     commands = {name: service.command for name, service in services.items() if service.command}
     assert set(commands) == set(services) - {"postgres"}
     for command in commands.values():
-        assert command[0] in scripts
+        assert command[0] in {*scripts, "python"}
         _accepts(command)
     for name in ("mlflow", "prefect", "serve-cpu"):
         with pytest.raises(Exception, match=r"(?i)(no such|unknown) option"):
@@ -408,7 +469,8 @@ def test_the_image_holds_what_health_checks_and_mounts_name(services: dict[str, 
     for name, service in services.items():
         if "build" not in service:
             continue
-        assert service["healthcheck"]["test"][1:3] == ["python", "/opt/healthy.py"], name
+        if name != ONCE:
+            assert service["healthcheck"]["test"][1:3] == ["python", "/opt/healthy.py"], name
         for volume in service.get("volumes", []):
             if isinstance(volume, str) and not volume.startswith("."):
                 assert volume.partition(":")[2] in made.split(), "a new volume takes its owner from the image"
@@ -434,7 +496,8 @@ def test_compose_itself_takes_the_file(profile: str, filled: Path) -> None:
     assert resolved.stderr == ""
     theirs = json.loads(resolved.stdout)["services"]
     extra = f"worker-{profile}" if profile in {"cpu", "cuda"} else profile
-    assert set(theirs) == {"postgres", "mlflow", "prefect", extra}
+    once = {ONCE} if profile.startswith("serve") else set()
+    assert set(theirs) == {"postgres", "mlflow", "prefect", extra, *once}
     ours = load(read_env(filled))
     for name, service in theirs.items():
         assert ours[name].environment == service["environment"], "the helper substitutes as Compose does"

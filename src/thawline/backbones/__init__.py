@@ -26,6 +26,7 @@ from thawline.backbones._base import (
     Preprocessing,
     TextPreprocessing,
 )
+from thawline.backbones._recorded import check_architecture
 from thawline.backbones._registry import Library, libraries, library_of
 from thawline.backbones.summary import DepthCost, depth_costs, info_json, summary_json, summary_text
 from thawline.exceptions import BackboneError
@@ -48,6 +49,7 @@ __all__ = [
     "Preprocessing",
     "Section",
     "TextPreprocessing",
+    "check_architecture",
     "check_weights",
     "create",
     "depth_costs",

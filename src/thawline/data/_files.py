@@ -3,17 +3,21 @@
 import html
 import os
 import re
-import tempfile
+import secrets
 from pathlib import Path
 
 __all__ = ["markdown_text", "printable", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside ``path``, make sure that it is on the disk, then rename; missing folders are made."""
+    """Write beside ``path``, make sure that it is on the disk, then rename; missing folders are made.
+
+    Who may read the file is as the umask says.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    partial = Path(name)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    # Not tempfile's: its files are for their owner alone.
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

@@ -5,7 +5,6 @@ packaged model: what serves a model decodes exactly as what trained it.
 """
 
 import base64
-import binascii
 import contextlib
 import importlib
 import io
@@ -152,7 +151,8 @@ def encoded_image(value: object) -> bytes:
     """The bytes of an image file from what a client sent: those bytes, or their base64 as text or as bytes.
 
     MLflow's server decodes base64 for ``dataframe_records`` and ``dataframe_split`` but not for ``instances`` and
-    ``inputs``. A ``data:image/jpeg;base64,`` in front of the text is allowed.
+    ``inputs``. A ``data:image/jpeg;base64,`` in front of the text is allowed; so are the alphabet that is safe in URLs
+    (``-`` and ``_``), and padding that is left out.
 
     Raises:
         ValueError: if it is neither.
@@ -160,19 +160,25 @@ def encoded_image(value: object) -> bytes:
     if isinstance(value, str):
         text = re.sub(r"^data:[^,]*,", "", value)
         try:
-            return base64.b64decode("".join(text.split()), validate=True)
-        except (binascii.Error, ValueError):
+            return _from_base64("".join(text.split()).encode())
+        except ValueError:
             raise ValueError("the text is not base64") from None
     if not isinstance(value, bytes | bytearray | memoryview):
         raise ValueError(f"an image must be bytes or base64 text, but got {type(value).__name__}")
     data = bytes(value)
     # Of the image formats only the plain-text ones of the PPM family could be taken for base64.
-    if re.fullmatch(rb"[A-Za-z0-9+/\s]+={0,2}\s*", data) and not re.match(rb"P[1-6]\s", data):
+    if re.fullmatch(rb"[\w+/\s-]+={0,2}\s*", data) and not re.match(rb"P[1-6]\s", data):
         try:
-            return base64.b64decode(b"".join(data.split()), validate=True)
-        except binascii.Error:
+            return _from_base64(b"".join(data.split()))
+        except ValueError:
             return data
     return data
+
+
+def _from_base64(text: bytes) -> bytes:
+    """Of either alphabet, padded or not; ``ValueError`` (which ``binascii.Error`` is) for anything else."""
+    padded = text if text.endswith(b"=") else text + b"=" * (-len(text) % 4)
+    return base64.b64decode(padded.translate(bytes.maketrans(b"-_", b"+/")), validate=True)
 
 
 def seen(

@@ -132,7 +132,7 @@ class _Reader:
     def __init__(self, packaged: PackagedModel, device: str) -> None:
         self._model = ServedModel(packaged, device)
         self.classes = self._model.classes
-        self._features = catch_features(packaged.unwrapped.network)
+        self._features = catch_features(packaged.servable.network)
 
     def read(self, files: Sequence[Path], where: str, on_done: Callable[[int], None]) -> _Read:
         """Decode and classify; a file that cannot be read is named, one that is a copy is counted.

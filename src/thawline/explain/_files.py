@@ -69,7 +69,7 @@ def explain_files(
     packaged = registry.load(name)
     served = ServedModel(packaged, device)
     target = None if class_name is None else _index_of(class_name, served.classes, served.name)
-    drawer = _Drawer(served, packaged.unwrapped, target, method, out)
+    drawer = _Drawer(served, packaged.servable, target, method, out)
     rows = [row for start in range(0, len(files), _BATCH) for row in drawer.rows(files[start : start + _BATCH])]
     write_atomically(out / "explanations.json", json.dumps(rows, indent=2).encode())
     return rows

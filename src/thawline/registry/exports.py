@@ -1,8 +1,11 @@
 """The classifier of images for other runtimes: ``torch.export`` (``.pt2``) and ONNX, each compared with the network."""
 
+import importlib.metadata
 import importlib.util
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,11 +14,12 @@ from torch import Tensor, nn
 
 from thawline.data import DataKind
 from thawline.exceptions import ConfigError, RegistryError
+from thawline.registry.calibration import Calibration
 
 if TYPE_CHECKING:
     from thawline.backbones import Preprocessing
 
-__all__ = ["EXPORT_TOLERANCE", "ExportFormat", "check_exports", "export"]
+__all__ = ["EXPORT_TOLERANCE", "ExportFormat", "check_exports", "described", "export"]
 
 ExportFormat = Literal["pt2", "onnx"]
 
@@ -72,6 +76,7 @@ def export(
     preprocessing: "Preprocessing",
     temperature: float,
     pixels: Tensor,
+    metadata: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """Write ``model.pt2`` and ``model.onnx`` into a folder, read them back, and compare.
 
@@ -85,6 +90,7 @@ def export(
         preprocessing: of the network.
         temperature: of its calibration.
         pixels: ``[N, 3, S, S]``, at least two images, to compare on.
+        metadata: what an ONNX file says of itself, such as :func:`described`.
 
     Returns:
         For each format the largest difference of a probability.
@@ -99,7 +105,7 @@ def export(
     for kind in formats:
         path = folder / f"model.{kind}"
         try:
-            answer = _EXPORTERS[kind](classifier, path, pixels)
+            answer = _EXPORTERS[kind](classifier, path, pixels, metadata or {})
         except Exception as error:  # exporters raise whatever their passes meet
             reason = re.sub(r"\x1b\[\d*m", "", str(error).partition("\n")[0])  # ONNX's exporter writes in colours
             raise RegistryError(
@@ -114,7 +120,25 @@ def export(
     return differences
 
 
-def _pt2(classifier: nn.Module, path: Path, pixels: Tensor) -> Tensor:
+def described(
+    classes: Sequence[str], preprocessing: "Preprocessing", calibration: Calibration | None
+) -> dict[str, str]:
+    """Entries for the metadata of an ONNX file, each JSON: whoever has the file alone knows how to use it.
+
+    ``classes`` (in the order of the probabilities), ``preprocessing`` (how an image is resized and cropped; mean and
+    standard deviation are applied in the graph, which takes pixels from 0 to 1), ``calibration`` (the temperature is
+    applied in the graph) and ``thawline``, the version.
+    """
+    said = {
+        "classes": list(classes),
+        "preprocessing": asdict(preprocessing),
+        "calibration": calibration.as_dict() if calibration else None,
+        "thawline": importlib.metadata.version("thawline"),
+    }
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in said.items()}
+
+
+def _pt2(classifier: nn.Module, path: Path, pixels: Tensor, metadata: Mapping[str, str]) -> Tensor:
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(classifier, (pixels,), dynamic_shapes=({0: batch},))
     program.example_inputs = None  # kept as a pickle otherwise
@@ -124,22 +148,23 @@ def _pt2(classifier: nn.Module, path: Path, pixels: Tensor) -> Tensor:
     return answer
 
 
-def _onnx(classifier: nn.Module, path: Path, pixels: Tensor) -> Tensor:
+def _onnx(classifier: nn.Module, path: Path, pixels: Tensor, metadata: Mapping[str, str]) -> Tensor:
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()
     batch = torch.export.Dim("batch", min=1)
-    torch.onnx.export(
+    program = torch.onnx.export(
         classifier,
         (pixels,),
-        path,
         input_names=["pixels"],
         output_names=["probabilities"],
         dynamic_shapes=({0: batch},),
         dynamo=True,
-        external_data=False,
         verbose=False,
     )
+    assert program is not None  # noqa: S101  what `dynamo` gives
+    program.model.metadata_props.update(metadata)
+    program.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (answer,) = session.run(None, {"pixels": pixels.numpy()})
     return torch.from_numpy(answer)

@@ -13,8 +13,9 @@ from filelock import FileLock, Timeout
 
 from thawline.engines import EngineName, choose
 from thawline.exceptions import RegistryError
+from thawline.registry.contents import DIGEST_TAG, describe
 from thawline.registry.names import CHALLENGER, CHAMPION, ModelInput, ModelName
-from thawline.registry.packaged import PackagedModel, failures_named, kind_of, load_pyfunc
+from thawline.registry.packaged import PackagedModel, failures_named, read_package
 from thawline.registry.reigns import Reign, reigns_of
 from thawline.tracking import MlflowStore, artifact_text, now_ms, quiet_mlflow
 
@@ -73,9 +74,11 @@ class MlflowRegistry:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
+            logged = self._client.get_logged_model(model_id).tags
+            recorded = {"thawline.study": study} | {key: logged[key] for key in (DIGEST_TAG,) if key in logged}
             with _as_global_store(self._store), quiet_mlflow():
                 created = self._client.create_model_version(
-                    name, model_uri, run_id=run_id, tags={**tags, "thawline.study": study}, model_id=model_id
+                    name, model_uri, run_id=run_id, tags={**tags, **recorded}, model_id=model_id
                 )
             # By this tag the UI's page of the logged model names its versions. A server sets it; otherwise
             # mlflow.register_model would, which prints and works on the global store.
@@ -218,18 +221,16 @@ class MlflowRegistry:
 
     def input_of(self, model: ModelName) -> ModelInput:
         """What a model classifies, by its description alone: no network is built, and no weights are fetched."""
-        from mlflow.models import Model
-
         version = self.resolve(model)
         with (
             failures_named(f"The description of {model} cannot be read"),
             self._files(model.name, version, "/MLmodel") as path,
         ):
-            description = Model.load(str(path))
-            return ModelInput(kind_of(description), (description.metadata or {}).get("text_column"))
+            description = describe(path.read_bytes(), str(model))
+        return ModelInput(description.kind, description.metadata.get("text_column"))
 
     def load(self, model: ModelName, *, device: str = "auto", engine: EngineName = "pytorch") -> PackagedModel:
-        """Load a model by alias or version; a message lists what there is if it is missing.
+        """Load a model by alias or version, once its files are what was registered; no code in them is run.
 
         Args:
             model: which.
@@ -238,16 +239,17 @@ class MlflowRegistry:
 
         Raises:
             EngineError: if the engine that is wanted cannot compute it.
+            RegistryError: if it is missing, listing what there is; if Thawline did not package it, or its files have
+                changed.
         """
         version = self.resolve(model)
+        name = ModelName(model.name, None, version)
         with failures_named(f"{model} cannot be loaded"), self._files(model.name, version) as path:
-            loaded = load_pyfunc(path)
-            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            packaged = PackagedModel(loaded, ModelName(model.name, None, version), size=size)
+            packaged = read_package(path, name, recorded=self.tags(model.name, version).get(DIGEST_TAG))
             if device != "auto" or engine not in ("auto", "pytorch"):
-                packaged.unwrapped.to("cpu" if device == "auto" else device)  # other engines compute on the CPU
+                packaged.servable.to("cpu" if device == "auto" else device)  # other engines compute on the CPU
             if engine != "pytorch":
-                packaged.compute_by(choose(packaged.unwrapped, path / "artifacts", engine, model=str(packaged.name)))
+                packaged.compute_by(choose(packaged.servable, path / "artifacts", engine, model=str(packaged.name)))
         return packaged
 
     @contextmanager

@@ -1,23 +1,30 @@
-"""A packaged model, loaded: by MLflow's ``pyfunc``, which knows a table in and a table out."""
+"""A packaged model, loaded: its files are read as data, by Thawline's own code, once they are what was registered."""
 
-import re
-import sys
-import warnings
+import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thawline.data import DataKind, encoded_image
+from thawline import backbones
+from thawline.backbones import networks
+from thawline.data import DataKind, encoded_image, images, tokenizer
 from thawline.engines import Choice, Tried
-from thawline.exceptions import RegistryError
+from thawline.exceptions import BackboneError, RegistryError
+from thawline.registry.contents import Description, check_files, describe, refusal
 from thawline.registry.names import COLUMNS, ModelName
+from thawline.registry.servable import BATCH, Servable
 from thawline.tracking import first_line
 
-__all__ = ["PackagedModel", "Prediction", "failures_named", "import_pyfunc", "kind_of", "load_pyfunc"]
+__all__ = ["FORMAT", "PackagedModel", "Prediction", "failures_named", "read_package", "signature_of"]
 
-_BATCH = 32
+_log = logging.getLogger("thawline.registry")
+
+FORMAT = 1
+"""Of ``model.json``; raised with every change after which an earlier Thawline would answer otherwise."""
+_INPUTS = {"images": images, "texts": tokenizer}
 
 
 @dataclass(frozen=True)
@@ -31,40 +38,38 @@ class Prediction:
 
 
 class PackagedModel:
-    """A model loaded from the registry. It knows only what MLflow's ``pyfunc`` promises: a table in, a table out."""
+    """A model of the registry in memory: encoded images or texts in, classes and probabilities out."""
 
-    def __init__(self, model: Any, name: ModelName, *, size: int | None = None) -> None:
-        self._model = model
+    def __init__(
+        self, servable: Servable, description: Description, example: bytes | str, name: ModelName, *, size: int
+    ) -> None:
+        self.servable = servable
+        """The network with its preprocessing."""
         self.name = name
         self.bytes = size
         """Of all its files."""
-        self.kind: DataKind = kind_of(model.metadata)
-        described: Mapping[str, Any] = model.metadata.metadata or {}
-        self.parity: float | None = described.get("parity")
+        self.kind: DataKind = description.kind
+        self._example = example
+        self.parity: float | None = description.metadata.get("parity")
         """Largest difference of a probability from the trained network, measured when it was packaged."""
-        self.train_classes: Mapping[str, int] | None = described.get("train_classes")
+        self.train_classes: Mapping[str, int] | None = description.metadata.get("train_classes")
         """How many images or texts each class had in the training split; older packages do not know."""
-        self.calibration: Mapping[str, Any] | None = described.get("calibration")
+        self.calibration: Mapping[str, Any] | None = description.metadata.get("calibration")
         self.engine = "pytorch"
         """What computes the network."""
         self.engines: tuple[Tried, ...] = ()
         """Those that were tried; none where PyTorch alone was wanted."""
 
-    @property
-    def unwrapped(self) -> Any:
-        """The object of ``servable.py`` that MLflow wraps."""
-        return self._model.unwrap_python_model()
-
     def compute_by(self, choice: Choice) -> None:
         """Have the network computed by another engine; decoding, class names and answers stay the package's own."""
-        self.unwrapped.probabilities = choice.engine.probabilities
+        self.servable.probabilities = choice.engine.probabilities  # type: ignore[method-assign]
         self.engine, self.engines = choice.engine.name, choice.tried
 
     def check(self) -> None:
         """Classify the model's own input example.
 
         Raises:
-            RegistryError: if it has none, or does not answer.
+            RegistryError: if it does not answer.
         """
         with failures_named(f"{self.name} does not answer its own input example"):
             answer = self.predict([self.example()])[0]
@@ -73,7 +78,7 @@ class PackagedModel:
 
     def example(self) -> bytes | str:
         """The encoded image or the text that was packaged with it."""
-        return self._sent(self._model.input_example[COLUMNS[self.kind]].iloc[0])
+        return self._example
 
     def items_in(self, body: bytes, content_type: str) -> list[bytes | str]:
         """The encoded images, or the texts, of a request in MLflow's scoring protocol (JSON or CSV, in any form).
@@ -84,12 +89,14 @@ class PackagedModel:
             ValueError: if it cannot be read, with the reason for people.
         """
         from mlflow.exceptions import MlflowException
+        from mlflow.models import Model
         from mlflow.pyfunc.scoring_server import invocations
 
-        reader = _Reader(self._model.metadata)
+        signature = signature_of(self.kind)
+        reader = _Reader(Model(signature=signature))
         try:
             answer: Any = invocations(  # type: ignore[no-untyped-call, unused-ignore]
-                body, content_type, reader, self._model.metadata.get_input_schema()
+                body, content_type, reader, signature.inputs
             )
         except MlflowException as error:
             raise ValueError(first_line(error)) from None
@@ -102,18 +109,10 @@ class PackagedModel:
         items = []
         for row, value in enumerate(table[column]):
             try:
-                items.append(self._sent(value))
+                items.append(_sent(value, self.kind))
             except ValueError as error:
                 raise ValueError(f"row {row}: {error}") from None
         return items
-
-    def _sent(self, value: object) -> bytes | str:
-        """An encoded image, or a text, from a value of a table."""
-        if self.kind == "images":
-            return encoded_image(value)
-        if not isinstance(value, str):
-            raise ValueError(f"a text must be a string, but got {type(value).__name__}")
-        return value
 
     def predict(self, items: Sequence[bytes | Path | str]) -> list[Prediction | str]:
         """Classify in batches; a string in place of a prediction is the reason why an item cannot be read.
@@ -129,27 +128,27 @@ class PackagedModel:
                 got = "a text" if isinstance(item, str) else "an image"
                 raise RegistryError(f"{self.name} classifies {self.kind}, but got {got}.")
         results: list[Prediction | str] = []
-        for start in range(0, len(items), _BATCH):
-            results += self._batch([_read(item) for item in items[start : start + _BATCH]])
+        for start in range(0, len(items), BATCH):
+            results += self._batch(items[start : start + BATCH])
         return results
 
-    def _batch(self, items: list[bytes | str | OSError]) -> list[Prediction | str]:
-        import pandas as pd
-        from mlflow.exceptions import MlflowException
+    def _batch(self, items: Sequence[bytes | Path | str]) -> list[Prediction | str]:
+        prepared: list[Any] = []
+        reasons: list[str | None] = []
+        for item in items:
+            try:
+                prepared.append(self.servable.prepare(item.read_bytes() if isinstance(item, Path) else item))
+                reasons.append(None)
+            except OSError as error:
+                reasons.append(error.strerror or type(error).__name__)
+            except ValueError as error:  # BadImage is one
+                reasons.append(str(error))
+        answers = iter(self.servable.probabilities(prepared) if prepared else [])
+        return [self._prediction(next(answers)) if reason is None else reason for reason in reasons]
 
-        readable = [item for item in items if not isinstance(item, OSError)]
-        try:
-            table = self._model.predict(pd.DataFrame({COLUMNS[self.kind]: readable})) if readable else pd.DataFrame()
-        except MlflowException as error:
-            # One bad item refuses its whole batch: ask again one by one to learn which.
-            if len(items) > 1:
-                return [result for item in items for result in self._batch([item])]
-            return [re.sub(r"^Row \d+: ", "", first_line(error))]
-        rows = iter(table.to_dict(orient="records"))
-        return [
-            item.strerror or type(item).__name__ if isinstance(item, OSError) else _prediction(next(rows))
-            for item in items
-        ]
+    def _prediction(self, probabilities: list[float]) -> Prediction:
+        row = self.servable.row(probabilities)
+        return Prediction(row["class"], row["probability"], row["probabilities"])
 
 
 class _Reader:
@@ -164,21 +163,68 @@ class _Reader:
         return []
 
 
-def load_pyfunc(folder: str | Path) -> Any:
-    """An MLflow model from its folder, as MLflow's server loads it, but without leaving bytecode in the folder."""
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+def read_package(folder: Path, name: ModelName, *, recorded: str | None) -> PackagedModel:
+    """Load a package from its folder. Its files are compared with their digests first; no code in it is run.
+
+    Args:
+        folder: of the package, whose files must stay as they are meanwhile.
+        name: how it is called in messages and answers.
+        recorded: the digest that the registry remembers, see :func:`thawline.registry.contents.check_files`.
+
+    Raises:
+        RegistryError: if Thawline did not package it, a file has changed since, or the network cannot be built.
+    """
+    if not check_files(folder, str(name), recorded):
+        _log.warning(
+            "%s was registered before digests were recorded: its files are read as data, but whether somebody has "
+            "changed them cannot be told. Versions that `thawline search` registers from now on have digests.",
+            name,
+        )
+    artifacts = folder / "artifacts"
     try:
-        return import_pyfunc().load_model(str(folder))
-    finally:
-        sys.dont_write_bytecode = before
+        description = describe((folder / "MLmodel").read_bytes(), str(name))
+        settings = json.loads((artifacts / "model.json").read_bytes())
+        if settings.get("format", 1) > FORMAT:
+            raise RegistryError(
+                f"{name} was packaged by Thawline {settings['thawline']}, whose packages are of a newer format "
+                f"({settings['format']}, known: {FORMAT}). Update Thawline: pip install --upgrade thawline"
+            )
+        if settings["kind"] != description.kind:
+            raise refusal(str(name), f"its MLmodel takes {description.kind}, its model.json {settings['kind']}")
+        backbones.check_architecture(settings["architecture"])
+        files = {"weights": artifacts / "model.safetensors", "tokenizer": artifacts / "tokenizer.json"}
+        servable = Servable(
+            settings,
+            {key: str(path) for key, path in files.items()},
+            networks=networks,
+            inputs=_INPUTS[description.kind],
+        )
+        example = _sent(
+            json.loads((folder / "input_example.json").read_bytes())["data"][0][0],
+            description.kind,
+        )
+    except BackboneError as error:
+        raise RegistryError(f"{name} cannot be loaded: {first_line(error)}") from error
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name if error.filename else "a file"
+        raise refusal(str(name), f"{missing} is missing") from error
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return PackagedModel(servable, description, example, name, size=size)
 
 
-def import_pyfunc() -> Any:
-    """MLflow's module ``pyfunc``; importing it warns about the type hints of classes of MLflow's own."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType", category=UserWarning)
-        import mlflow.pyfunc
-    return mlflow.pyfunc
+def signature_of(kind: DataKind) -> Any:
+    """What a package takes and gives, in MLflow's words."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import Map
+
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.string, "class"),
+        ColSpec(DataType.double, "probability"),
+        ColSpec(Map(DataType.double), "probabilities"),
+    ]
+    given = ColSpec(DataType.string if kind == "texts" else DataType.binary, COLUMNS[kind])
+    return ModelSignature(inputs=Schema([given]), outputs=Schema(outputs))
 
 
 @contextmanager
@@ -192,21 +238,10 @@ def failures_named(what: str = "The model registry failed") -> Iterator[None]:
         raise RegistryError(f"{what}: {type(error).__name__}: {first_line(error)}") from error
 
 
-def kind_of(description: Any) -> DataKind:
-    """Of an MLflow model, by the column that it takes; a model that was packaged elsewhere may say nothing."""
-    schema = description.get_input_schema()
-    names = schema.input_names() if schema is not None else []
-    return "texts" if names == [COLUMNS["texts"]] else "images"
-
-
-def _read(item: bytes | Path | str) -> bytes | str | OSError:
-    if not isinstance(item, Path):
-        return item
-    try:
-        return item.read_bytes()
-    except OSError as error:
-        return error
-
-
-def _prediction(row: Mapping[Any, Any]) -> Prediction:
-    return Prediction(str(row["class"]), float(row["probability"]), dict(row["probabilities"]))
+def _sent(value: object, kind: DataKind) -> bytes | str:
+    """An encoded image, or a text, from a value of a table."""
+    if kind == "images":
+        return encoded_image(value)
+    if not isinstance(value, str):
+        raise ValueError(f"a text must be a string, but got {type(value).__name__}")
+    return value

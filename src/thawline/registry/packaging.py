@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import stat
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,20 +22,22 @@ from thawline.backbones import Preprocessing, TextPreprocessing, networks
 from thawline.data import DataKind, images, tokenizer
 from thawline.engines import SAMPLE_FILE, write_sample
 from thawline.exceptions import RegistryError
+from thawline.registry import servable
 from thawline.registry.calibration import Calibration
-from thawline.registry.exports import ExportFormat, export
-from thawline.registry.names import COLUMNS
-from thawline.registry.packaged import import_pyfunc, load_pyfunc
+from thawline.registry.contents import DIGEST_TAG, record_digests
+from thawline.registry.exports import ExportFormat, described, export
+from thawline.registry.names import COLUMNS, ModelName
+from thawline.registry.packaged import FORMAT, PackagedModel, read_package, signature_of
 from thawline.tracking import MlflowStore, first_line, quiet_mlflow
 
 __all__ = ["log_packaged_model", "package"]
 
-_SERVABLE = Path(__file__).with_name("servable.py")
+_PYFUNC = Path(__file__).with_name("pyfunc.py")
 _REQUIREMENTS = ("mlflow", "torch", "safetensors", "numpy", "pandas")
 _KIND_REQUIREMENTS = {"images": ("pillow",), "texts": ("tokenizers",)}
 _MODEL_TYPES = {"images": "image-classifier", "texts": "text-classifier"}
 """What MLflow shows, and finds, a logged model as."""
-_MODULES = ("networks_module", "inputs_module")
+_MODULES = ("servable_module", "networks_module", "inputs_module")
 """Keys of ``model.json`` that name a module beside it."""
 _EXAMPLE_LETTERS = 500
 """Of a text that becomes the input example, which the registry shows."""
@@ -58,9 +61,9 @@ def package(
 ) -> Path:
     """Write all that the served model consists of into ``folder`` and return it.
 
-    The folder then holds ``model.safetensors``, ``model.json`` (the rest of the arguments), the modules that build the
-    network and that decode or tokenize, each under a name with its digest, and ``example.jpg``, or for texts
-    ``tokenizer.json`` and ``example.txt``.
+    The folder then holds ``model.safetensors``, ``model.json`` (the rest of the arguments), for MLflow's tools the
+    modules that answer, that build the network and that decode or tokenize, each under a name with its digest, and
+    ``example.jpg``, or for texts ``tokenizer.json`` and ``example.txt``.
 
     Args:
         folder: created if it is missing; files of these names are overwritten.
@@ -93,7 +96,9 @@ def package(
     safetensors.torch.save_file(tensors, folder / "model.safetensors")
     temperature = calibration.temperature if calibration else 1.0
     settings: dict[str, Any] = {
+        "format": FORMAT,
         "architecture": dict(architecture),
+        "servable_module": _copy_module(servable.__file__, folder, "thawline_servable"),
         "networks_module": _copy_module(networks.__file__, folder, "thawline_networks"),
         "classes": list(classes),
         "temperature": temperature,
@@ -117,6 +122,7 @@ def package(
                     preprocessing=preprocessing,
                     temperature=temperature,
                     pixels=torch.stack([picture, picture.flip(2)]),
+                    metadata=described(classes, preprocessing, calibration),
                 )
                 if sample:
                     shown = [_shown(item, preprocessing, max_pixels) for item, _ in sample if isinstance(item, bytes)]
@@ -127,6 +133,8 @@ def package(
                 f"(str), but got {type(example).__name__} for {type(preprocessing).__name__}."
             )
     (folder / "model.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
+    # safetensors leaves a file that nobody but its owner can read; the other has what the umask says.
+    (folder / "model.safetensors").chmod(stat.S_IMODE((folder / "model.json").stat().st_mode))
     return folder
 
 
@@ -187,8 +195,9 @@ def log_packaged_model(
 ) -> str:
     """Log a folder made by :func:`package` as an output of a run; returns its URI, ``models:/m-…``.
 
-    Before anything is sent, the model is loaded from its files, as a server would, and classifies its own example.
-    ``mlflow.pyfunc.log_model`` does the same through the global tracking URI; this does it through the store's client.
+    Before anything is sent, the model is loaded from its files, as a server would, and classifies its own example; the
+    digest of its files is a tag of the logged model, and of every version that is registered from it.
+    ``mlflow.pyfunc.log_model`` does much the same through the global tracking URI; this uses the store's client.
 
     Args:
         store: where to.
@@ -235,23 +244,26 @@ def log_packaged_model(
             # MLflow 3.17 compares column names with a range, which pandas 3 deprecates.
             warnings.filterwarnings("ignore", message="Operation with range is deprecated", category=DeprecationWarning)
             path = Path(temporary) / "model"
-            import_pyfunc().save_model(
+            _import_pyfunc().save_model(
                 str(path),
-                python_model=str(_SERVABLE),
+                python_model=str(_PYFUNC),
                 artifacts=_artifacts(folder, settings),
                 code_paths=[str(folder / f"{settings[key]}.py") for key in _MODULES],
-                signature=_signature(kind),
+                signature=signature_of(kind),
                 input_example=example,
                 pip_requirements=_requirements(settings),
                 mlflow_model=description,
             )
-            loaded = load_pyfunc(path)
-            loaded.predict(example)
+            digest = record_digests(path)
+            loaded = read_package(path, ModelName(name), recorded=digest)
+            loaded.check()
             if trained:
                 saved = Model.load(str(path))
                 saved.metadata = {**(saved.metadata or {}), "parity": _parity(loaded, settings, trained)}
                 saved.save(str(path / "MLmodel"))
+                digest = record_digests(path)
             client.log_model_artifacts(logged.model_id, str(path))
+        client.set_logged_model_tags(logged.model_id, {DIGEST_TAG: digest})
         client.finalize_logged_model(logged.model_id, "READY")
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     except Exception as error:
@@ -278,30 +290,28 @@ def _artifacts(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(folder / file) for name, file in files.items()}
 
 
-def _parity(model: Any, settings: Mapping[str, Any], trained: Sequence[tuple[bytes | str, Sequence[float]]]) -> float:
+def _parity(
+    model: PackagedModel, settings: Mapping[str, Any], trained: Sequence[tuple[bytes | str, Sequence[float]]]
+) -> float:
     """Largest difference of a probability."""
-    import pandas as pd
-
-    answers = model.predict(pd.DataFrame({COLUMNS[settings["kind"]]: [item for item, _ in trained]}))["probabilities"]
+    answers = model.predict([item for item, _ in trained])
+    unread = [answer for answer in answers if isinstance(answer, str)]
+    if unread:
+        raise RegistryError(f"an example that it was trained on cannot be read: {unread[0]}")
     return max(
-        float(abs(answer[name] - probability))
+        abs(answer.probabilities[name] - probability)
         for answer, (_, expected) in zip(answers, trained, strict=True)
+        if not isinstance(answer, str)
         for name, probability in zip(settings["classes"], expected, strict=True)
     )
 
 
-def _signature(kind: DataKind) -> Any:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-    from mlflow.types.schema import Map
-
-    outputs: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.string, "class"),
-        ColSpec(DataType.double, "probability"),
-        ColSpec(Map(DataType.double), "probabilities"),
-    ]
-    given = ColSpec(DataType.string if kind == "texts" else DataType.binary, COLUMNS[kind])
-    return ModelSignature(inputs=Schema([given]), outputs=Schema(outputs))
+def _import_pyfunc() -> Any:
+    """MLflow's module ``pyfunc``; importing it warns about the type hints of classes of MLflow's own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType", category=UserWarning)
+        import mlflow.pyfunc
+    return mlflow.pyfunc
 
 
 def _requirements(settings: Mapping[str, Any]) -> list[str]:

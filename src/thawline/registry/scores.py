@@ -1,5 +1,6 @@
 """How a packaged model does on labelled images or texts, measured now, and how two compare on the same ones."""
 
+import itertools
 import math
 import statistics
 import time
@@ -148,7 +149,8 @@ def label_metrics(labels: Sequence[str], predicted: Sequence[str]) -> tuple[dict
 def seconds_per_item(models: Sequence[PackagedModel], items: Sequence[bytes | Path | str]) -> list[float]:
     """Median seconds of each model for one image or text on its own, the models taking turns on a few of them."""
     taken: list[list[float]] = [[] for _ in models]
-    for item in [items[0], *items[:_TIMED_ITEMS]]:  # the first one twice: once to warm up
+    # The first one once to warm up; of fewer items each several times, so that a busy moment is not the median.
+    for item in [items[0], *itertools.islice(itertools.cycle(items), _TIMED_ITEMS)]:
         for model, seconds in zip(models, taken, strict=True):
             began = time.perf_counter()
             model.predict([item])

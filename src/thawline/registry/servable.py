@@ -1,23 +1,17 @@
-"""The packaged model: encoded images or texts in, classes and probabilities out.
+"""A packaged model that answers: encoded images or texts in, probabilities out, from files that are data alone.
 
-MLflow copies this file into the model ("models from code") and runs it to load the model, so nothing is pickled. It
-needs MLflow, PyTorch, pandas, safetensors and the library of the network, and two files of Thawline that lie beside it
-in the package: ``thawline/backbones/networks.py``, and ``thawline/data/images.py`` for images or
-``thawline/data/tokenizer.py`` for texts. A model serves without Thawline.
+Thawline reads every package with this file of its own. A copy of it lies in each package, too, for MLflow's tools
+(``pyfunc.py``), so it needs nothing of Thawline: PyTorch, safetensors and NumPy.
 """
 
-import importlib
-import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from mlflow.exceptions import MlflowException
-from mlflow.models import set_model
-from mlflow.pyfunc.model import PythonModel
+__all__ = ["BATCH", "Servable"]
 
-_BATCH = 32
+BATCH = 32
 """Images or texts that the network sees at once: bounds the memory that a large request takes."""
 _LONGEST_TEXT = 1_000_000
 """Characters that are looked at. No network reads so far, and to tokenize 32 MB would take 3.5 GB of memory."""
@@ -25,36 +19,44 @@ _PADDING = -1
 """Stands behind the end of a text that is shorter than the longest of its batch; no token has this number."""
 
 
-class Classifier(PythonModel):  # type: ignore[misc, unused-ignore]  # MLflow's base class may be untyped
-    """One column to ``class``, ``probability``, ``probabilities``.
-
-    The column is ``image`` (an encoded image, or its base64 text) for a model of images, ``text`` for one of texts.
+class Servable:
+    """The network of a package with all that stands around it.
 
     Thread safety: after loading, nothing is written.
     """
 
-    def load_context(self, context: Any) -> None:
-        """Build the network and load its weights; on a GPU if there is one."""
+    def __init__(self, settings: dict[str, Any], files: Mapping[str, str], *, networks: Any, inputs: Any) -> None:
+        """Build the network and load its weights; on a GPU if there is one.
+
+        Args:
+            settings: what ``model.json`` holds.
+            files: paths of the package's other files by their names: ``weights`` (``model.safetensors``) and, for
+                texts, ``tokenizer``.
+            networks: the module ``thawline.backbones.networks``, or a copy.
+            inputs: the module ``thawline.data.images`` or ``thawline.data.tokenizer``, or a copy.
+
+        Raises:
+            ValueError: if the weights do not fit the network.
+            KeyError: if the settings lack an entry.
+        """
         import safetensors.torch
         import torch
 
-        self.settings = json.loads(Path(context.artifacts["model"]).read_text(encoding="utf-8"))
+        self.settings = settings
         self.kind: str = self.settings["kind"]
         self.classes: list[str] = self.settings["classes"]
         self.temperature: float = self.settings["temperature"]
-        self.inputs: _Images | _Texts = _INPUTS[self.kind](self.settings, context.artifacts)
+        self.inputs: _Images | _Texts = _INPUTS[self.kind](self.settings, files, inputs)
         architecture = self.settings["architecture"]
-        # A module's name holds a digest of its file: a champion and a challenger in one process run as they were made.
-        networks = importlib.import_module(self.settings["networks_module"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # inception_v3, googlenet: how weights will be initialised
             network = networks.build(architecture)
-        weights = safetensors.torch.load_file(context.artifacts["weights"])
+        weights = safetensors.torch.load_file(files["weights"])
         # Into the network's own state_dict, which has the version numbers that mnasnet asks for; a plain dict has none.
         state = network.state_dict()
         if different := sorted(state.keys() ^ weights.keys()):
             name = architecture.get("builder") or architecture["config"]["model_type"]
-            raise MlflowException(f"The weights do not fit {name}: {', '.join(different[:5])}.")
+            raise ValueError(f"the weights do not fit {name}: {', '.join(different[:5])}")
         state.update(weights)
         network.load_state_dict(state)
         if self.kind == "images":  # channels last is how they come, and what convolutions are fastest in
@@ -69,25 +71,6 @@ class Classifier(PythonModel):  # type: ignore[misc, unused-ignore]  # MLflow's 
         self.device = torch.device(device)
         self.network = self.network.to(self.device)
         self.inputs.to(self.device)
-
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Classify each row.
-
-        Raises:
-            MlflowException: (400) naming the row of the first image or text that cannot be read.
-        """
-        values = list(model_input[self.inputs.column])
-        rows: list[dict[str, Any]] = []
-        for start in range(0, len(values), _BATCH):
-            prepared = [self._row(value, start + i) for i, value in enumerate(values[start : start + _BATCH])]
-            rows += map(self.row, self.probabilities(prepared))
-        return pd.DataFrame(rows, columns=["class", "probability", "probabilities"])
-
-    def _row(self, value: Any, row: int) -> Any:
-        try:
-            return self.prepare(self.inputs.sent(value))
-        except ValueError as error:  # BadImage is one
-            raise MlflowException.invalid_parameter_value(f"Row {row}: {error}") from None
 
     def prepare(self, item: Any) -> Any:
         """What the network is shown of one item, computed apart from it so that threads can do it ahead.
@@ -125,10 +108,10 @@ class _Images:
 
     column = "image"
 
-    def __init__(self, settings: dict[str, Any], artifacts: dict[str, str]) -> None:
+    def __init__(self, settings: dict[str, Any], files: Mapping[str, str], images: Any) -> None:
         self._preprocessing = settings["preprocessing"]
         self._max_pixels: int = settings["max_pixels"]
-        self._images = importlib.import_module(settings["inputs_module"])
+        self._images = images
 
     def to(self, device: Any) -> None:
         import torch
@@ -168,9 +151,9 @@ class _Texts:
 
     column = "text"
 
-    def __init__(self, settings: dict[str, Any], artifacts: dict[str, str]) -> None:
-        self._texts = importlib.import_module(settings["inputs_module"])
-        tokenizer = Path(artifacts["tokenizer"]).read_text(encoding="utf-8")
+    def __init__(self, settings: dict[str, Any], files: Mapping[str, str], texts: Any) -> None:
+        self._texts = texts
+        tokenizer = Path(files["tokenizer"]).read_text(encoding="utf-8")
         self._tokenizer = self._texts.TextTokenizer(tokenizer, settings["preprocessing"]["max_length"])
 
     def to(self, device: Any) -> None:
@@ -206,5 +189,3 @@ class _Texts:
 
 
 _INPUTS: dict[str, type[_Images] | type[_Texts]] = {"images": _Images, "texts": _Texts}
-
-set_model(Classifier())

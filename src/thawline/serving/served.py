@@ -3,14 +3,9 @@
 from typing import Any
 
 from thawline.data import DataKind
-from thawline.exceptions import RegistryError
 from thawline.registry import PackagedModel
 
 __all__ = ["ServedModel"]
-
-
-_ASKED = ("prepare", "probabilities", "row")
-"""What a package must answer besides MLflow's ``predict``: see :mod:`thawline.registry.servable`."""
 
 
 class ServedModel:
@@ -21,17 +16,12 @@ class ServedModel:
         device: ``auto`` for a GPU if there is one, or any of PyTorch's.
 
     Raises:
-        RegistryError: if the package is not one of Thawline's, or does not answer.
+        RegistryError: if it does not answer.
     """
 
     def __init__(self, packaged: PackagedModel, device: str = "auto") -> None:
         self._packaged = packaged
-        self._servable: Any = packaged.unwrapped
-        if not all(hasattr(self._servable, name) for name in _ASKED):
-            raise RegistryError(
-                f"{packaged.name} was not packaged by Thawline, or by an earlier version of it: serve it with "
-                "`mlflow models serve` instead, or search again for one that `thawline serve` understands."
-            )
+        self._servable = packaged.servable
         if device != "auto":
             self._servable.to(device)
         packaged.check()
@@ -55,8 +45,7 @@ class ServedModel:
 
     def probabilities(self, prepared: list[Any]) -> list[list[float]]:
         """One forward pass: what :meth:`prepare` gave, ``[N]``, to ``[N][num_classes]``."""
-        answers: list[list[float]] = self._servable.probabilities(prepared)
-        return answers
+        return self._servable.probabilities(prepared)
 
     def items_in(self, body: bytes, content_type: str) -> list[bytes | str]:
         """The images or texts of a request in MLflow's scoring protocol; ``ValueError`` says what is wrong with it."""
@@ -64,5 +53,4 @@ class ServedModel:
 
     def row(self, probabilities: list[float]) -> dict[str, Any]:
         """One item's probabilities as the package itself answers: ``class``, ``probability``, ``probabilities``."""
-        answer: dict[str, Any] = self._servable.row(probabilities)
-        return answer
+        return self._servable.row(probabilities)

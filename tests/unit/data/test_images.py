@@ -1,5 +1,6 @@
 """Every kind of picture comes out as a viewer would show it, and every broken one with a reason."""
 
+import base64
 import io
 import struct
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from thawline.data import BadImage, decode, images, resize_and_crop
+from thawline.data import BadImage, decode, encoded_image, images, resize_and_crop
 from thawline.data.images import seen
 
 Encode = Callable[..., bytes]
@@ -474,3 +475,16 @@ def test_a_picture_of_32_bits_a_pixel_counts_its_bytes_and_is_converted_in_strip
     tracemalloc.stop()
     assert np.array_equal(np.asarray(result)[..., 0], np.rint(values.astype(np.float64) * 255).astype(np.uint8))
     assert peak < 20_000_000, "NumPy's arrays; of the whole image they took 120 MB"
+
+
+def test_base64_of_either_alphabet_is_understood_padded_or_not() -> None:
+    data = bytes(range(256)) + b"\xfb\xff\xfe" * 5  # + and / and what stands for them in URLs
+    for length in (256, 257, 258):
+        for encoded in (base64.b64encode(data[:length]), base64.urlsafe_b64encode(data[:length])):
+            for text in (encoded, encoded.rstrip(b"=")):
+                assert encoded_image(text.decode()) == data[:length]
+                assert encoded_image(text) == data[:length]
+    assert {b"-", b"_"} <= {base64.urlsafe_b64encode(data)[i : i + 1] for i in range(300)}
+    for text in ("§§", "a", "ab=c", "a b c d e"):
+        with pytest.raises(ValueError, match="the text is not base64"):
+            encoded_image(text)

@@ -87,7 +87,7 @@ def test_a_backbone_of_another_package_is_packaged_and_requires_that_package(
     _registry.libraries.cache_clear()
     assert model.parity is not None
     assert model.parity < 1e-5
-    assert model.unwrapped.settings["architecture"]["package"] == "toy-backbones"
+    assert model.servable.settings["architecture"]["package"] == "toy-backbones"
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
@@ -98,7 +98,7 @@ def test_a_huggingface_classifier_of_images_is_packaged_and_exported(
     model = logged(store, tmp_path / "package", backbone, PICTURES)
     assert model.parity is not None
     assert model.parity < 1e-5
-    assert model.unwrapped.settings["exports"]["pt2"] < 1e-5
+    assert model.servable.settings["exports"]["pt2"] < 1e-5
 
 
 def test_a_package_squashes_an_image_if_its_network_does_and_one_without_a_word_of_it_cuts(
@@ -114,7 +114,7 @@ def test_a_package_squashes_an_image_if_its_network_does_and_one_without_a_word_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packaging, "asdict", lambda said: {k: v for k, v in asdict(said).items() if k != "crop_mode"})
         cut = logged(store, tmp_path / "cut", silent, wide)
-    assert "crop_mode" not in cut.unwrapped.settings["preprocessing"]
+    assert "crop_mode" not in cut.servable.settings["preprocessing"]
     for model, network in ((squashed, backbone), (cut, silent)):
         assert model.parity is not None
         assert model.parity < 1e-5
@@ -140,7 +140,7 @@ def test_a_network_of_timm_is_packaged_and_exported(store: MlflowStore, tmp_path
     model = logged(store, tmp_path / "package", backbone, PICTURES)
     assert model.parity is not None
     assert model.parity < 1e-5
-    assert model.unwrapped.settings["exports"]["pt2"] < 1e-5
+    assert model.servable.settings["exports"]["pt2"] < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "modernbert"])
@@ -162,7 +162,7 @@ def test_an_encoder_of_texts_pools_in_its_package_as_it_was_trained_to(
     (folder / "modules.json").write_text(json.dumps([{"path": "1_Pooling", "type": "sentence_transformers.Pooling"}]))
     backbone = created_with_random_head(f"hf:{folder}")
     model = logged(store, tmp_path / "package", backbone, TEXTS)
-    assert model.unwrapped.settings["architecture"]["pooling"] == mode
+    assert model.servable.settings["architecture"]["pooling"] == mode
     assert model.parity is not None
     assert model.parity < 1e-5
 

@@ -13,6 +13,7 @@ import yaml
 from colours import folder_of, picture, register, trial_run
 from mlflow.exceptions import MlflowException
 from notes import ADVERTISEMENTS, CLASSES, FRIENDLY, PREPROCESSING, make_text_package, note_network, tokens_of
+from pyfuncs import load_pyfunc
 
 from thawline.drift import check_drift
 from thawline.exceptions import ConfigError, RegistryError
@@ -31,7 +32,6 @@ from thawline.registry import (
     package,
     settle,
 )
-from thawline.registry.packaged import load_pyfunc
 from thawline.tracking import MlflowStore
 
 TEXTS = [*FRIENDLY, *ADVERTISEMENTS]
@@ -81,7 +81,7 @@ def test_more_texts_than_a_batch_keep_their_order_and_an_empty_one_costs_only_it
 def test_of_a_text_that_no_network_reads_to_its_end_only_the_beginning_is_looked_at(
     store: MlflowStore, text_folder: Path
 ) -> None:
-    classifier = load(store, text_folder).unwrapped
+    classifier = load(store, text_folder).servable
     near, far = ("see" + " " * spaces + "you" for spaces in (900_000, 1_000_000))
     assert [len(classifier.prepare(text)) for text in (near, far)] == [4, 3]
 
@@ -92,17 +92,22 @@ def test_the_logged_model_holds_its_tokenizer_and_no_pickle(store: MlflowStore, 
     path = folder_of(store, uri)
     names = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
     code = {name for name in names if name.startswith("code/")}
-    assert {name.rpartition("_")[0] for name in code} == {"code/thawline_networks", "code/thawline_tokenizing"}
+    assert {name.rpartition("_")[0] for name in code} == {
+        "code/thawline_networks",
+        "code/thawline_servable",
+        "code/thawline_tokenizing",
+    }
     assert names - code == {
         "MLmodel",
         "artifacts/model.json",
         "artifacts/model.safetensors",
         "artifacts/tokenizer.json",
         "conda.yaml",
+        "digests.json",
         "input_example.json",
+        "pyfunc.py",
         "python_env.yaml",
         "requirements.txt",
-        "servable.py",
         "serving_input_example.json",
     }
     for name in names:
@@ -132,7 +137,7 @@ def test_the_model_classifies_a_text_in_a_process_that_cannot_import_thawline(
     )
     answer = subprocess.run(
         [sys.executable, "-c", program, str(path), ADVERTISEMENTS[1], FRIENDLY[0]],
-        env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -52,7 +52,7 @@ def test_a_version_that_does_not_load_is_refused_and_the_old_one_stays_until_a_g
     assert follower.model.version == "1"
     assert follower.refused is not None
     assert follower.refused["version"] == broken
-    assert "birds/2 cannot be loaded" in follower.refused["reason"]
+    assert "birds/2 is not what was registered: artifacts/model.safetensors has changed" in follower.refused["reason"]
     registry.set_alias("birds", "champion", register(store, other_folder, study="u"))
     follower._look()
     assert (follower.model.version, follower.refused) == ("3", None)

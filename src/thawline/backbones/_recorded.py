@@ -1,0 +1,115 @@
+"""Architectures that are read from files: they may name nothing but networks, and build them of plain values."""
+
+import importlib.metadata
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from thawline.backbones._registry import GROUP, LIBRARIES, Library
+from thawline.exceptions import BackboneError
+
+__all__ = ["check_architecture"]
+
+_KEYS = {
+    "torchvision": {"library", "builder", "kwargs"},
+    "timm": {"library", "builder", "kwargs", "one_head"},
+    "transformers": {"library", "task", "config", "num_classes", "kwargs", "pooling"},
+    "entry-point": {"library", "package", "object", "builder", "kwargs"},
+}
+_ARGUMENTS = {
+    "torchvision": {
+        *("num_classes", "image_size", "input_size", "dropout"),
+        *("transform_input", "aux_logits", "init_weights"),
+    },
+    "timm": {"num_classes", "img_size"},
+    "transformers": {"interpolate_positions", "is_bgr"},
+    "entry-point": {"num_classes", "image_size"},
+}
+"""Others could name files of weights that are pickles (timm's ``checkpoint_path``), or fetch some."""
+_ATTENTION = (None, "eager", "sdpa")
+"""Of transformers' attention what it has itself; other names stand for kernels that it would fetch and run."""
+_FETCHING = ("auto_map", "custom_pipelines", "trust_remote_code", "use_timm_backbone", "use_pretrained_backbone")
+"""Keys of a configuration of transformers that name code, or weights, which lie elsewhere."""
+
+
+def check_architecture(architecture: Mapping[str, Any]) -> None:
+    """Refuse an architecture that would run or fetch anything but a network of an installed library.
+
+    What :func:`thawline.backbones.networks.build` is given decides which function is called, and with what. Of a file
+    that somebody else may have written, only networks by their names and plain values are let through.
+
+    Args:
+        architecture: see :attr:`thawline.backbones.Backbone.architecture`.
+
+    Raises:
+        BackboneError: if it is refused, or the library of the network is not installed.
+    """
+    name = str(architecture.get("library", "torchvision"))
+    if name not in _KEYS:
+        raise BackboneError(f"Its network is of the library {name!r}, but the known ones are {', '.join(_KEYS)}.")
+    arguments = architecture.get("kwargs", {})
+    if unknown := [*(architecture.keys() - _KEYS[name]), *(arguments.keys() - _ARGUMENTS[name])]:
+        raise BackboneError(f"Its network is described by {', '.join(sorted(map(str, unknown)))}, which is not known.")
+    if not all(map(_is_number, arguments.values())):
+        raise BackboneError(f"Its network must be built of numbers alone, but got {dict(arguments)}.")
+    library = next((one for one in LIBRARIES if one.package == name), None)
+    if library is not None:
+        library.check_installed()
+    _CHECKS[name](architecture)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, list) and all(isinstance(one, int) for one in value))
+
+
+def _check_listed(library: Library, name: str) -> None:
+    if name not in library.networks().list_names():
+        raise BackboneError(f"Its network is {name!r}, which the installed {library.package} does not have.")
+
+
+def _of_torchvision(architecture: Mapping[str, Any]) -> None:
+    _check_listed(LIBRARIES[0], str(architecture["builder"]))
+
+
+def _of_timm(architecture: Mapping[str, Any]) -> None:
+    """A bare name: with a colon timm looks in folders and on the hub. Behind a point are weights, which stay unread."""
+    import timm
+
+    name = str(architecture["builder"])
+    if re.fullmatch(r"\w+(\.\w+)?", name) is None or not timm.is_model(name):
+        raise BackboneError(f"Its network is {name!r}, which the installed timm does not have.")
+
+
+def _of_transformers(architecture: Mapping[str, Any]) -> None:
+    for key, value in _entries(architecture["config"]):
+        if key in _FETCHING and value:
+            raise BackboneError(f"Its network is described by {key}, which names what lies elsewhere.")
+        if key.endswith("attn_implementation") and value not in _ATTENTION:
+            raise BackboneError(f"Its attention is {value!r}, but it must be one of {_ATTENTION}.")
+        if key == "model_type" and str(value).startswith("timm"):
+            raise BackboneError(f"Its network is of the type {value!r}, which names a network of another library.")
+
+
+def _entries(value: object) -> list[tuple[str, object]]:
+    """Keys and values of a configuration and of those within."""
+    if isinstance(value, Mapping):
+        return [entry for key, inner in value.items() for entry in [(str(key), inner), *_entries(inner)]]
+    return [entry for inner in value for entry in _entries(inner)] if isinstance(value, list) else []
+
+
+def _of_entry_point(architecture: Mapping[str, Any]) -> None:
+    """Of a package that is installed and says itself that this object is its library."""
+    points = {point.value for point in importlib.metadata.entry_points(group=GROUP)}
+    if architecture["object"] not in points:
+        raise BackboneError(
+            f"Its network needs {architecture['object']!r} of the package {architecture['package']}, which is not "
+            f"installed: no installed package names it among its entry points of {GROUP}. Install the package."
+        )
+
+
+_CHECKS: dict[str, Callable[[Mapping[str, Any]], None]] = {
+    "torchvision": _of_torchvision,
+    "timm": _of_timm,
+    "transformers": _of_transformers,
+    "entry-point": _of_entry_point,
+}

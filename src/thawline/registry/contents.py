@@ -1,0 +1,167 @@
+"""What a package consists of: the files that there may be, their digests, and how MLflow would load it.
+
+A package is data to Thawline. Its files are listed and compared with the digests that were recorded when it was made
+before any of them is used, and no code in it is run (ADR 30).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from thawline.data import DataKind
+from thawline.exceptions import RegistryError
+from thawline.registry.names import COLUMNS
+
+__all__ = ["DIGEST_TAG", "Description", "check_files", "describe", "record_digests", "refusal"]
+
+DIGEST_TAG = "thawline.digest"
+"""Tag of a logged model, and of the versions that are registered from it: SHA-256 of its list of digests."""
+
+_LIST = "digests.json"
+"""The list: SHA-256 of every other file of the package, by its path."""
+_FILES = re.compile(
+    r"MLmodel|conda\.yaml|python_env\.yaml|requirements\.txt|(serving_)?input_example\.json|(pyfunc|servable)\.py"
+    r"|code/thawline_(images|networks|servable|tokenizing)_[0-9a-f]{12}\.py"
+    r"|artifacts/(model\.(json|safetensors|pt2|onnx)|sample\.safetensors|tokenizer\.json)"
+)
+_LOADER = "mlflow.pyfunc.loaders.code_model"
+_CODE = ("pyfunc.py", "servable.py")
+"""What MLflow runs to load a package, whatever folder is named before it; earlier versions had the second."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a package's ``MLmodel`` says of it."""
+
+    kind: DataKind
+    metadata: Mapping[str, Any]
+    """What Thawline wrote into it: classes, calibration, where the model comes from."""
+
+
+def describe(text: str | bytes, name: str) -> Description:
+    """Read an ``MLmodel``, which must be as Thawline writes it.
+
+    Args:
+        text: the file.
+        name: of the model, for messages.
+
+    Raises:
+        RegistryError: if the model was not packaged by Thawline: it has another loader or flavor, or holds a pickle.
+    """
+    try:
+        found = yaml.safe_load(text)
+        loading = found["flavors"]["python_function"]
+        columns = [column["name"] for column in json.loads(found["signature"]["inputs"])]
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError):
+        raise refusal(name, "its MLmodel does not say how images or texts are classified") from None
+    if others := sorted(map(str, found["flavors"].keys() - {"python_function"})):
+        raise refusal(name, f"it has the flavor {', '.join(others)}")
+    if loading.get("loader_module") != _LOADER:
+        raise refusal(name, f"it brings a loader of its own, {loading.get('loader_module')!r}")
+    if pickle := loading.get("python_model"):
+        raise refusal(name, f"it is a pickle ({pickle})")
+    code = str(loading.get("model_code_path"))
+    if re.split(r"[/\\]", code)[-1] not in _CODE:
+        raise refusal(name, f"MLflow would load it by {code}")
+    kinds = [kind for kind, column in COLUMNS.items() if columns == [column]]
+    if not kinds:
+        raise refusal(name, f"it takes the columns {', '.join(map(str, columns)) or 'none'}")
+    return Description(kinds[0], found.get("metadata") or {})
+
+
+def record_digests(folder: Path) -> str:
+    """Write the list of digests into a package and return its own, which is what the registry remembers."""
+    files = sorted(_files(folder).items())
+    text = json.dumps({name: _digest(path) for name, path in files if name != _LIST}, indent=1)
+    (folder / _LIST).write_text(text, encoding="utf-8")
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_files(folder: Path, name: str, recorded: str | None) -> bool:
+    """Compare every file of a package with what was recorded; nothing is run, and only the list is parsed.
+
+    Args:
+        folder: of the package.
+        name: of the model, for messages.
+        recorded: the version's tag :data:`DIGEST_TAG`; ``None`` if it has none.
+
+    Returns:
+        Whether there was anything to compare with: packages of earlier versions have no digests.
+
+    Raises:
+        RegistryError: if a file is unknown, missing or has changed.
+    """
+    files = _files(folder)
+    if strange := sorted(path for path, file in files.items() if not _is_known(path) or not _is_plain(file)):
+        raise refusal(name, f"it holds {', '.join(map(repr, strange[:5]))}")
+    if _LIST not in files:
+        if recorded is not None:
+            raise _changed(name, f"{_LIST} is missing")
+        return False
+    listed = files[_LIST].read_bytes()
+    if recorded is not None and hashlib.sha256(listed).hexdigest() != recorded:
+        raise _changed(name, f"{_LIST} has changed")
+    try:
+        expected: dict[str, str] = dict(json.loads(listed))
+    except (ValueError, TypeError):
+        raise _changed(name, f"{_LIST} is no list of digests") from None
+    del files[_LIST]
+    for what, paths in (
+        ("is missing", expected.keys() - files.keys()),
+        ("was added", files.keys() - expected.keys()),
+        ("has changed", {path for path in files.keys() & expected.keys() if _digest(files[path]) != expected[path]}),
+    ):
+        if paths:
+            raise _changed(name, f"{', '.join(sorted(paths)[:5])} {what}")
+    return True
+
+
+def refusal(name: str, reason: str) -> RegistryError:
+    """The one message for what Thawline did not write."""
+    return RegistryError(
+        f"{name} was not packaged by Thawline: {reason}. Thawline runs no code of a package and reads only what it "
+        "wrote itself: serve this model with `mlflow models serve` if you trust who made it, or name a version that "
+        "`thawline search` registered."
+    )
+
+
+def _changed(name: str, reason: str) -> RegistryError:
+    return RegistryError(
+        f"{name} is not what was registered: {reason}. Bring its files back from a backup, or go back to another "
+        f"version: thawline rollback {re.split('[@/]', name)[0]}"
+    )
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Files of a package by their path in it.
+
+    What Python leaves of modules that it has imported is left out: whoever loads a package by MLflow where it lies
+    leaves such files there, and Thawline reads none of them.
+    """
+    found = {}
+    for path in folder.rglob("*"):
+        inside = path.relative_to(folder)
+        if (path.is_symlink() or not path.is_dir()) and "__pycache__" not in inside.parts:
+            found[inside.as_posix()] = path
+    return found
+
+
+def _is_known(path: str) -> bool:
+    return path == _LIST or _FILES.fullmatch(path) is not None
+
+
+def _is_plain(file: Path) -> bool:
+    """Neither a link, which may lead anywhere, nor a pipe, which may never end."""
+    return file.is_file() and not file.is_symlink()
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

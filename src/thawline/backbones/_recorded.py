@@ -5,7 +5,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from thawline.backbones._registry import GROUP, LIBRARIES, Library
+from thawline.backbones._catalogue import catalogue_of
+from thawline.backbones._registry import GROUP, LIBRARIES
 from thawline.exceptions import BackboneError
 
 __all__ = ["check_architecture"]
@@ -62,13 +63,11 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) or (isinstance(value, list) and all(isinstance(one, int) for one in value))
 
 
-def _check_listed(library: Library, name: str) -> None:
-    if name not in library.networks().list_names():
-        raise BackboneError(f"Its network is {name!r}, which the installed {library.package} does not have.")
-
-
 def _of_torchvision(architecture: Mapping[str, Any]) -> None:
-    _check_listed(LIBRARIES[0], str(architecture["builder"]))
+    """One of its classifiers: among those that ship in a table, which needs no import, or that it lists itself."""
+    library, name = LIBRARIES[0], str(architecture["builder"])
+    if name not in catalogue_of(library.package).infos and name not in library.networks().list_names():
+        raise BackboneError(f"Its network is {name!r}, which the installed {library.package} does not have.")
 
 
 def _of_timm(architecture: Mapping[str, Any]) -> None:

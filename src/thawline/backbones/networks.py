@@ -1,8 +1,11 @@
 """Networks from plain JSON. Imports nothing of Thawline: packaged models, which do without it, hold a copy."""
 
 import importlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from inspect import signature
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -161,10 +164,38 @@ def without_pooler(encoder: nn.Module) -> nn.Module:
 
 
 def _of_torchvision(architecture: Mapping[str, Any]) -> nn.Module:
-    from torchvision.models import get_model
+    with _compiler_on_demand():
+        from torchvision.models import get_model
 
     network: nn.Module = get_model(architecture["builder"], weights=None, **architecture["kwargs"])
     return network
+
+
+@contextmanager
+def _compiler_on_demand() -> Iterator[None]:
+    """Import torchvision without ``torch._dynamo``, which takes longer to load than all the rest of it.
+
+    Its ``roi_align`` imports that for one question, which only an operator of detectors asks, when it runs: here it is
+    asked then.
+    """
+    name = "torch._dynamo.utils"
+    if name in sys.modules:
+        yield
+        return
+
+    def is_compile_supported(device_type: str) -> bool:
+        from torch._dynamo import utils
+
+        return bool(utils.is_compile_supported(device_type))
+
+    placeholder = ModuleType(name)
+    placeholder.is_compile_supported = is_compile_supported  # type: ignore[attr-defined]
+    sys.modules[name] = placeholder
+    try:
+        yield
+    finally:
+        if sys.modules.get(name) is placeholder:
+            del sys.modules[name]
 
 
 def _of_timm(architecture: Mapping[str, Any]) -> nn.Module:

@@ -611,7 +611,7 @@ def test_an_alias_moved_by_other_means_is_said_to_be(store: MlflowStore, folder:
     challenge(store, other_folder, study="t")
     store.client.set_registered_model_alias("birds", "champion", "2")
     first, last = MlflowRegistry(store).history("birds")
-    assert first.reason.startswith("first champion: accuracy is 1.0000, the majority class's 0.5000")
+    assert first.reason.startswith("first champion; its accuracy is 1.0000, the majority class's 0.5000")
     assert (last.version, last.since, last.by) == ("2", None, "unknown")
     assert "other means" in last.reason
 

@@ -128,7 +128,7 @@ def test_a_worker_that_was_off_starts_one_run_then_skips_what_did_not_change_and
     with prefect_worker("local", worker, tmp_path / "worker.log"):
         trained = until(lambda: runs_of(prefect, name, name=["Completed"]), "a scheduled run that trains")
         assert trained[0]["auto_scheduled"]
-        assert trained[0]["state"]["message"].startswith("there is no champion yet")
+        assert trained[0]["state"]["message"].startswith("first champion; its accuracy is")
         skipped = until(lambda: runs_of(prefect, name, name=["Skipped"]), "a scheduled run that skips")
         assert skipped[0]["auto_scheduled"]
         assert skipped[0]["state"]["message"].startswith("nothing has changed since shapes version 1")

@@ -289,7 +289,7 @@ def test_a_schedule_trains_then_skips_then_trains_on_what_has_come_and_the_bette
 
         first = it.next_run(end="Completed")
         assert re.fullmatch(
-            r"there is no champion yet; .* accuracy is [\d.]+, .* majority class's [\d.]+", first["state"]["message"]
+            r"first champion; its accuracy is [\d.]+, .* majority class's [\d.]+", first["state"]["message"]
         )
         assert it.champion() == "1"
         it.once("mlflow-reader")

@@ -172,7 +172,7 @@ def _first(
     criteria = (*usable, better)
     if better.passed:
         compared = f"{metric} is {challenger.metrics[metric]:.4f}, the majority class's {majority.metrics[metric]:.4f}"
-        return Verdict(Outcome.PROMOTE, f"first champion: {compared}", criteria)
+        return Verdict(Outcome.PROMOTE, f"first champion; its {compared}", criteria)
     perfect = replace(challenger, predicted=challenger.labels)
     too_few = "" if _gain_at_least(rules, perfect, majority) > 0 else ", too few for any model to show it"
     return Verdict(

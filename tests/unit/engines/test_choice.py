@@ -4,13 +4,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from colours import add_engine_files
 
-from thawline.engines import SAMPLE_FILE, OnnxRuntime, choice, choose, read_sample, write_sample
+from thawline.cli import models
+from thawline.engines import SAMPLE_FILE, EngineName, OnnxRuntime, choice, choose, read_sample, write_sample
 from thawline.exceptions import EngineError
 
 SURE = np.exp(10) / (np.exp(10) + 2)
@@ -133,3 +134,8 @@ def test_a_sample_is_read_as_it_was_written_by_whoever_may_read_the_package(tmp_
     assert read_sample(tmp_path / "none") is None
     (tmp_path / "plain").touch()
     assert (tmp_path / SAMPLE_FILE).stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_the_engines_that_the_command_line_names_are_those_there_are() -> None:
+    named = get_args(get_args(models.Engine)[0])
+    assert named == get_args(EngineName) == ("auto", "pytorch", *choice._OTHERS)

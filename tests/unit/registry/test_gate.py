@@ -59,7 +59,7 @@ def with_metric(made: Scores, value: float) -> Scores:
 def test_the_first_model_that_has_learned_something_is_promoted_and_a_clearly_better_one_too() -> None:
     first = decide(GateRules(), scores(140), None)
     assert first.outcome is Outcome.PROMOTE
-    assert first.reason == "first champion: accuracy is 0.7000, the majority class's 0.5000"
+    assert first.reason == "first champion; its accuracy is 0.7000, the majority class's 0.5000"
     verdict = decide(GateRules(), scores(180), scores(160))
     assert verdict.outcome is Outcome.PROMOTE
     assert verdict.reason == (
@@ -307,7 +307,7 @@ def test_accuracy_below_that_of_the_majority_class_is_enough_where_every_class_i
     """Of 90 to 10 images the majority class is right 90 times; who finds nine of the ten is worth more."""
     verdict = decide(GateRules(), answered(("a", "a", 75), ("a", "b", 15), ("b", "b", 9), ("b", "a", 1)), None)
     assert verdict.outcome is Outcome.PROMOTE
-    assert verdict.reason == "first champion: accuracy is 0.8400, the majority class's 0.9000"
+    assert verdict.reason == "first champion; its accuracy is 0.8400, the majority class's 0.9000"
 
 
 def test_the_majority_class_is_that_of_the_training_split_and_of_classes_that_are_tested() -> None:

@@ -359,7 +359,8 @@ def test_judging_again_registers_no_second_version(store: MlflowStore, folder: P
     again = challenge(store, folder, run_id=run_id, model_uri="models:/m-never-used")
     assert again.version == first.version == "1"
     assert again.verdict.outcome is Outcome.HOLD
-    assert "champion already" in again.verdict.reason
+    assert again.verdict.reason == "birds version 1 is the champion already; its accuracy is 1.0000 on 8 test images"
+    assert again.as_markdown().startswith("# birds version 1 is the champion\n")
     assert store.client.get_model_version("birds", "1").tags["thawline.verdict"] == "promote"
     registry = MlflowRegistry(store)
     assert registry.find_version("birds", study="s", run_id=run_id) == "1"
@@ -642,7 +643,8 @@ def test_an_alias_moved_by_other_means_is_said_to_be(store: MlflowStore, folder:
     challenge(store, folder)
     challenge(store, other_folder, study="t")
     store.client.set_registered_model_alias("birds", "champion", "2")
-    last = MlflowRegistry(store).history("birds")[-1]
+    first, last = MlflowRegistry(store).history("birds")
+    assert first.reason.startswith("first champion; its accuracy is 1.0000, the majority class's 0.5000")
     assert (last.version, last.since, last.by) == ("2", None, "unknown")
     assert "other means" in last.reason
 

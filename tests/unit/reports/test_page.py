@@ -16,6 +16,7 @@ from thawline.backbones import DepthCost, short_name
 from thawline.data import TextTable
 from thawline.reports import (
     FileProblem,
+    Promotion,
     StudyReport,
     TrialPoint,
     render,
@@ -413,3 +414,30 @@ def test_on_a_phone_there_is_one_column_and_nothing_is_wider_than_the_screen(odd
             assert needed <= there
             assert len(set(browser.driver.execute_script(lefts))) == columns
         assert ODD in browser.text
+
+
+@pytest.mark.parametrize(
+    ("calibration", "sentence"),
+    [
+        ({"temperature": 1.3, "items": 60, "helps": True, "error_before": 0.06, "error_after": 0.02},
+         "Calibration: logits are divided by 1.300, fitted on 60 validation examples. Calibration error on held-out "
+         "folds of them: 0.0600 without a temperature, 0.0200 with one."),
+        ({"temperature": 1.0, "items": 60, "helps": False, "error_before": 0.06, "error_after": 0.08},
+         "Not calibrated: a temperature fitted on the 60 validation examples does not help. Calibration error on "
+         "held-out folds of them: 0.0600 without a temperature, 0.0800 with one."),
+        ({"temperature": 1.0, "items": 5, "helps": False, "error_before": 0.06, "error_after": 0.06},
+         "Not calibrated: 5 validation examples are too few to fit a temperature on."),
+    ],
+    ids=["it helps", "it does not", "too few"],
+)  # fmt: skip
+def test_the_page_says_whether_the_model_is_calibrated_and_the_diagram_shows_no_before_where_it_is_not(
+    make_report: Callable[..., StudyReport], report: StudyReport, calibration: dict[str, Any], sentence: str
+) -> None:
+    assert report.promotion is not None
+    judged = report.promotion.model_dump() | {"calibration": calibration}
+    made = make_report(promotion=Promotion.model_validate(judged))
+    figures = report_figures(made)
+    assert sentence in " ".join(Page(render(made, figures)).text.split())
+    diagram = figures["reliability"]
+    assert diagram is not None
+    assert ("before calibration" in diagram.alt) == calibration["helps"]

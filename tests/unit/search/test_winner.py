@@ -109,7 +109,7 @@ def test_the_result_stands_beside_the_majority_class_and_the_probe_wherever_it_i
     lines = outcome.lines()
     assert lines[1] == beside
     assert lines[2] == "Test accuracy: 1.0000 (balanced 1.0000, macro F1 1.0000; majority class 0.5000)"
-    assert lines[3].endswith("the challenger's accuracy is 1.0000, the majority class's 0.5000")
+    assert lines[3].endswith("first champion; its accuracy is 1.0000, the majority class's 0.5000")
     assert outcome.promoted
     assert beside in outcome.as_markdown()
     assert beside in outcome.promotion.as_markdown()

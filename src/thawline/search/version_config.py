@@ -1,4 +1,4 @@
-"""What a study recorded, read again later: perhaps by another version of Thawline."""
+"""The settings behind a registered version, as its study recorded them: perhaps with another version of Thawline."""
 
 import yaml
 

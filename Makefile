@@ -28,6 +28,7 @@ demo: setup  ## Fine-tune, compare and register a digit classifier (under 3 minu
 
 test: setup  ## Run the whole test suite
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadgroup
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m gpu tests/gpu
 
 minimal: setup  ## Install the package without extras beside it, and use it: no module may need an extra
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-minimal

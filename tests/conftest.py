@@ -1,13 +1,11 @@
 """Fixtures that every test may use."""
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from databases import copy_database, postgres_server
-from once import made_once
+from databases import postgres_server
 from servers import clean_environment, prefect_server
 
 # Shipped contracts fail as legibly as tests. Before anything imports them.
@@ -15,24 +13,40 @@ pytest.register_assert_rewrite("thawline.testing.backbones", "thawline.testing.t
 
 # Networks this small are slower on several threads, and by far when tests run side by side. Before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 from thawline import environment  # noqa: E402
 
 environment.prepare()
 
 from thawline.tracking import MlflowStore, connect  # noqa: E402
+from thawline.tracking.database import mlflow_database  # noqa: E402
 
 _LONGEST = [
     *("topology", "champion", "deploy", "looking", "outages-disk", "kills", "cluster", "retrain", "outages-hung"),
     *("outages-mlflow", "search", "outages-left", "outages-databases", "postgres", "resume", "approval"),
-    *("search_texts", "commands", "s3", "serving", "serving_texts", "page", "huggingface", "drift"),
+    *("search_texts", "commands", "api", "s3", "serving", "serving_texts", "page", "huggingface", "drift"),
 ]
 """Groups of tests that take longest by themselves, the longest first: what begins last must not take long."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the groups that take longest first; pytest-xdist then hands groups out in this order."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from all tests but those that are marked ``gpu``: `auto` would take them, with numbers of their own."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where none is seen; put the groups that take longest first.
+
+    pytest-xdist hands groups out in this order.
+    """
+    if on_gpu := [item for item in items if item.get_closest_marker("gpu")]:
+        import torch
+
+        if not torch.cuda.is_available():
+            reason = "there is no GPU" if config.option.markexpr == "gpu" else "needs a GPU: pytest -m gpu"
+            for item in on_gpu:
+                item.add_marker(pytest.mark.skip(reason))
     place = {group: number for number, group in enumerate(_LONGEST)}
 
     def number(item: pytest.Item) -> int:
@@ -85,47 +99,20 @@ def new_postgres() -> Iterator[Callable[[], str]]:
 
 
 @pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without experiments of ours, made once: the first opening of a new one costs seconds."""
-
-    def make(folder: Path) -> None:
-        connect(f"sqlite:///{folder}/new.db", home=folder, experiment="template")
-        copy_database(folder / "new.db", folder / "mlflow.db")
-
-    return made_once(tmp_path_factory, "mlflow", make) / "mlflow.db"
-
-
-@pytest.fixture(scope="session")
-def migrated_prefect(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a first start leaves in ``PREFECT_HOME``: the migrated database, and that its blocks are registered."""
-
-    def make(folder: Path) -> None:
-        with prefect_server(folder / "first", clean_environment()):
-            pass
-        copy_database(folder / "first" / "prefect.db", folder / "home" / "prefect.db")
-        shutil.copy(folder / "first" / "memo_store.toml", folder / "home")
-
-    return made_once(tmp_path_factory, "prefect", make) / "home"
-
-
-@pytest.fixture(scope="session")
-def prepared(migrated: Path) -> Callable[[Path], Path]:
-    """Gives a home its MLflow database, migrated, and returns it: for all tests that are not about the first use."""
+def prepared() -> Callable[[Path], Path]:
+    """Gives a home its MLflow database and returns it: for all tests that are not about the first use."""
 
     def prepare(home: Path) -> Path:
-        home.mkdir(parents=True, exist_ok=True)
-        shutil.copy(migrated, home)
+        mlflow_database(home / "mlflow.db", home=home)
         return home
 
     return prepare
 
 
 @pytest.fixture(scope="session")
-def prefect(migrated_prefect: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The worker's own Prefect server: the variables of those that use it, which saves each command a server."""
-    folder = tmp_path_factory.mktemp("server") / "prefect"
-    shutil.copytree(migrated_prefect, folder)
-    with prefect_server(folder, clean_environment()) as client:
+    with prefect_server(tmp_path_factory.mktemp("server") / "prefect", clean_environment()) as client:
         yield client
 
 

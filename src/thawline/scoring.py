@@ -68,6 +68,7 @@ def score_files(
     device: str = "auto",
     engine: EngineName = "auto",
     text_column: str | None = None,
+    rows_per_part: int = _PART,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ScoreSummary:
     """Classify every image of a folder or of a list of paths, or every text of a file, into a Parquet file.
@@ -89,6 +90,7 @@ def score_files(
         engine: what computes the network, see :func:`thawline.engines.choose`.
         text_column: name of the column of texts in the table, or its number from 1 where no line names the columns; by
             default the one that the model was trained on, else guessed.
+        rows_per_part: items whose rows are written at a time: what an interruption costs, at most.
         on_progress: called with (items done, items in all).
 
     Raises:
@@ -111,7 +113,7 @@ def score_files(
     parts = _Parts(out, served, items)
     resumed = bad = done = 0
     on_progress(0, len(items))
-    for number, part in enumerate(_cut(items, _PART)):
+    for number, part in enumerate(_cut(items, rows_per_part)):
         table = parts.read(number)
         if table is None:
             rows = _rows(served, part, done, partial(_report, on_progress, done, len(items)))
@@ -130,7 +132,7 @@ def _report(on_progress: Callable[[int, int], None], before: int, total: int, ro
 
 
 class _Parts:
-    """Tables of a thousand rows in a folder beside the output, valid for one model and one list of items."""
+    """Tables in a folder beside the output, valid for one model and one list of items."""
 
     def __init__(self, out: Path, model: ServedModel, items: _Items) -> None:
         self._out, self._folder = out, out.with_name(f"{out.name}.parts")

@@ -1,24 +1,16 @@
-"""Real PostgreSQL servers: one that makes databases, one with passwords as in a container. Copies of SQLite files."""
+"""Real PostgreSQL servers: one that makes databases, one with passwords as in a container."""
 
 import os
 import shutil
-import sqlite3
 import subprocess
 import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["copy_database", "postgres_at", "postgres_server"]
-
-
-def copy_database(source: Path, target: Path) -> None:
-    """Copy an SQLite database with what is in its write-ahead log only; the folder is made. The copy is one file."""
-    target.parent.mkdir(exist_ok=True)
-    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
-        old.backup(new)
+__all__ = ["postgres_at", "postgres_server"]
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from typing import Any
 
 from said import Said
 
+from thawline.databases import prefect_database
+
 __all__ = [
     "PREFECT",
     "ask_prefect",
@@ -64,7 +66,7 @@ def prefect_server(folder: Path, environment: dict[str, str]) -> Iterator[dict[s
     Its database lies in the folder, and who holds its concurrency limits too, as with a server that is to run for long.
     """
     port = free_port()
-    folder.mkdir(exist_ok=True)
+    prefect_database(folder, home=folder)
     environment = {
         **environment,
         "PREFECT_HOME": str(folder),

@@ -1,4 +1,4 @@
-"""What is checked before a search: once, whichever command runs it."""
+"""What is checked before a search: once, whoever runs it."""
 
 import subprocess
 import sys
@@ -9,12 +9,14 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("api")]
 
-COUNTED = """
+BOTH = """
+import os, sys
 from thawline import environment
 environment.quiet_prefect()
 from thawline import cli
+from thawline.config import SearchConfig
 from thawline.exceptions import DataError
-from thawline.flows import search as module
+from thawline.flows import retrain, search
 from thawline.search import prepare
 
 checks, check_data = [], prepare.check_data
@@ -24,55 +26,48 @@ def counted(config):
     check_data(config)
 
 def end(*_):
-    raise DataError(f"checked {len(checks)} times")
+    print(name, len(checks), flush=True)
+    raise DataError("that is enough")
 
-prepare.check_data, module.prepare = counted, end
-cli.main()
+prepare.check_data, search.prepare = counted, end
+settings = {"backbone": {"name": "mobilenet_v3_small", "weights": "starter"}, "data": {"path": "photos", "workers": 1}}
+config = SearchConfig.build(settings)
+sets = [f"--set={key}.{name}={value}" for key in settings for name, value in settings[key].items() if name != "path"]
+
+def command(verb):
+    sys.argv = ["thawline", verb, "photos", *sets]
+    cli.main()
+
+runs = {
+    "thawline search": lambda: command("search"),
+    "thawline retrain": lambda: command("retrain"),
+    "the flow search": lambda: search.search(config),
+    "the flow retrain": lambda: retrain.retrain(config),
+}
+for name, run in runs.items():
+    checks.clear()
+    try:
+        run()
+    except (DataError, SystemExit):
+        pass
 """
 
 
-@pytest.mark.parametrize("command", ["search", "retrain"])
-def test_a_command_checks_its_data_once_before_it_reads_them(
-    command: str,
+def test_a_command_checks_its_data_once_and_so_does_a_flow_that_no_command_has_called(
     draw_pictures: Callable[..., Path],
     environment_of: Callable[[Path], dict[str, str]],
     prepared: Callable[[Path], Path],
     prefect: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    photos = draw_pictures(tmp_path / "photos", count=12)
-    settings = ("--set", "backbone.name=mobilenet_v3_small", "--set", "backbone.weights=starter")
+    draw_pictures(tmp_path / "photos", count=12)
     ended = subprocess.run(
-        [sys.executable, "-c", COUNTED, command, str(photos), *settings, "--set", "data.workers=1"],
+        [sys.executable, "-c", BOTH],
         cwd=tmp_path,
         env=environment_of(prepared(tmp_path / "home")) | prefect,
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert "Error: checked 1 times" in ended.stderr
-
-
-@pytest.mark.parametrize("command", ["search", "retrain"])
-def test_a_flow_that_no_command_has_called_checks_too(
-    command: str,
-    environment_of: Callable[[Path], dict[str, str]],
-    prepared: Callable[[Path], Path],
-    prefect: dict[str, str],
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "photos").mkdir()
-    call = (
-        f"from thawline.flows.{command} import {command}; from thawline.config import SearchConfig\n"
-        f"{command}(SearchConfig.build({{'data': {{'path': 'photos'}}, 'backbone': {{'weights': 'none'}}}}))"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", call],
-        cwd=tmp_path,
-        env=environment_of(prepared(tmp_path / "home")) | prefect,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert "DataError" in ended.stderr
-    assert "check_config" in ended.stderr, "the traceback ends there"
+    expected = ["thawline search 1", "thawline retrain 1", "the flow search 1", "the flow retrain 1"]
+    assert ended.stdout.splitlines() == expected, ended.stderr

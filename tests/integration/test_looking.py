@@ -85,16 +85,13 @@ def looked(
     photographs: Path,
     shared: Path,
     prepared: Callable[[Path], Path],
-    migrated_prefect: Path,
     thawline: Callable[..., Any],
     environment_of: Callable[[Path], dict[str, str]],
 ) -> Iterator[Looked]:
     home = prepared(photographs.parent / "home")
     weights = shared / "weights" / "squeezenet1_0_imagenet.safetensors"
-    server = shutil.copytree(
-        migrated_prefect, photographs.parent / "prefect"
-    )  # of its own: all its pages are looked at
-    with prefect_server(server, environment_of(home)) as client:
+    # A server of its own: all its pages are looked at.
+    with prefect_server(photographs.parent / "prefect", environment_of(home)) as client:
         ended = thawline(
             *("search", photographs, "--backbone", "squeezenet1_0", "--weights", weights, "--image-size", "128"),
             *("--trials", str(TRIALS), "--epochs", "12", "--study", "clothing", "--model", "clothing", "--json"),

@@ -1,6 +1,7 @@
 """Batch scoring: a row for every file or text, bad ones with a reason, and nothing computed twice."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -32,10 +33,8 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def run(
-    store: MlflowStore, source: Path, out: Path, model: str = "birds", text_column: str | None = None
-) -> ScoreSummary:
-    return score_files(model, source, out, tracking_uri=store.uri, home=store.home, text_column=text_column)
+def run(store: MlflowStore, source: Path, out: Path, model: str = "birds", **options: Any) -> ScoreSummary:
+    return score_files(model, source, out, tracking_uri=store.uri, home=store.home, **options)
 
 
 def test_every_file_has_a_row_and_a_bad_one_a_reason(
@@ -71,7 +70,6 @@ def test_a_list_and_a_csv_name_files_relative_to_where_they_lie(
 def test_an_interrupted_run_is_gone_on_with_and_a_torn_part_is_computed_again(
     store_with_champion: MlflowStore, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "_PART", 2)
     computed: list[int] = []
     probabilities = ServedModel.probabilities
 
@@ -86,12 +84,12 @@ def test_an_interrupted_run_is_gone_on_with_and_a_torn_part_is_computed_again(
     with monkeypatch.context() as patch:
         patch.setattr(ServedModel, "probabilities", counted)
         with pytest.raises(KeyboardInterrupt):
-            run(store_with_champion, pictures, out)
+            run(store_with_champion, pictures, out, rows_per_part=2)
     assert out.read_bytes() == b"what was there"
     parts = sorted((tmp_path / "out.parquet.parts").glob("*.parquet"))
     assert len(parts) == 4
     parts[1].write_bytes(parts[1].read_bytes()[:100])
-    summary = run(store_with_champion, pictures, out)
+    summary = run(store_with_champion, pictures, out, rows_per_part=2)
     assert summary.resumed == 6
     assert summary.bad == 1
     assert list(pd.read_parquet(out)["class"].dropna()) == COLOURS * 3
@@ -139,15 +137,14 @@ def store_of_texts(store: MlflowStore, text_folder: Path) -> MlflowStore:
 
 
 def test_every_text_of_a_table_has_a_row_in_order_and_an_empty_one_a_reason(
-    store_of_texts: MlflowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store_of_texts: MlflowStore, tmp_path: Path
 ) -> None:
     from notes import ADVERTISEMENTS, FRIENDLY
 
-    monkeypatch.setattr(scoring, "_PART", 4)
     texts = [*FRIENDLY, " ", *ADVERTISEMENTS, "see you, at lunch"]
     pd.DataFrame({"id": range(8), "text": texts}).to_csv(tmp_path / "texts.csv", index=False)
     out = tmp_path / "out.parquet"
-    summary = run(store_of_texts, tmp_path / "texts.csv", out, model="notes")
+    summary = run(store_of_texts, tmp_path / "texts.csv", out, model="notes", rows_per_part=4)
     assert (summary.items, summary.bad, summary.resumed) == (8, 1, 0)
     assert str(summary).startswith("8 texts scored by notes version 1: ")
     table = pd.read_parquet(out)
@@ -187,7 +184,6 @@ def test_a_column_of_texts_is_refused_for_a_model_of_images(
 def test_scoring_texts_is_gone_on_with_after_an_interruption_and_begun_anew_with_other_texts(
     store_of_texts: MlflowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "_PART", 2)
     source, out = tmp_path / "texts.txt", tmp_path / "out.parquet"
 
     def killed(self: object) -> None:
@@ -199,9 +195,9 @@ def test_scoring_texts_is_gone_on_with_after_an_interruption_and_begun_anew_with
         with monkeypatch.context() as patch:
             patch.setattr(scoring._Parts, "join", killed)
             with pytest.raises(KeyboardInterrupt):
-                run(store_of_texts, source, out, model="notes")
+                run(store_of_texts, source, out, model="notes", rows_per_part=2)
         source.write_text(lines)
-        resumed.append(run(store_of_texts, source, out, model="notes").resumed)
+        resumed.append(run(store_of_texts, source, out, model="notes", rows_per_part=2).resumed)
         assert list(pd.read_parquet(out)["text"]) == lines.split("\n")
     assert resumed == [3, 0]
 

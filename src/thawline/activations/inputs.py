@@ -11,7 +11,7 @@ from thawline.training import Augmentation, Runtime
 
 __all__ = ["ActivationInputs", "TextActivationInputs"]
 
-_RESIDENT_IN_MEMORY = 256_000_000
+_RESIDENT = 256_000_000
 """Bytes that a trial keeps in memory: what comes after all layer groups nearly always fits."""
 _BLOCK = 64_000_000
 """Bytes that are copied to where they are kept at a time."""
@@ -32,14 +32,27 @@ class ActivationInputs:
         runtime: Runtime,
         augmentation: Augmentation | None = None,
         lengths: np.ndarray | None = None,
+        *,
+        resident: int = _RESIDENT,
+        block: int = _BLOCK,
     ) -> None:
-        """Take the files of ``augmentation.stored_views``, in that order, labels int64 ``[N]``, and of texts the number
-        of their tokens int32 ``[N]``, so that batches are those that tokens would be in."""
+        """
+        Args:
+            views: the files of ``augmentation.stored_views``, in that order.
+            labels: int64 ``[N]``.
+            boundary: number of layer groups that they lie behind.
+            runtime: device.
+            augmentation: of training; none by default.
+            lengths: of texts, the number of their tokens int32 ``[N]``, so that batches are those that tokens would be
+                in.
+            resident: bytes that are kept in memory, at most.
+            block: bytes that are copied there at a time.
+        """
         self.labels, self.boundary, self.lengths = labels, boundary, lengths
         self._runtime = runtime
         self._augmentation = augmentation or Augmentation()
-        fit = sum(view.bytes for view in views) <= _room(runtime.device)
-        self._views = [_Rows(view, runtime.device if fit else None) for view in views]
+        fit = sum(view.bytes for view in views) <= _room(runtime.device, resident)
+        self._views = [_Rows(view, runtime.device if fit else None, block) for view in views]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,7 +79,8 @@ class TextActivationInputs:
         self.labels, self.boundary, self.lengths = labels, boundary, lengths
         self._starts = np.cumsum(lengths, dtype=np.int64) - lengths
         self._runtime = runtime
-        self._rows = _Rows(activations, runtime.device if activations.bytes <= _room(runtime.device) else None)
+        fit = activations.bytes <= _room(runtime.device, _RESIDENT)
+        self._rows = _Rows(activations, runtime.device if fit else None, _BLOCK)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,9 +104,9 @@ class TextActivationInputs:
 class _Rows:
     """Rows of a file, all of them kept on a device if one is given."""
 
-    def __init__(self, activations: Activations, device: torch.device | None) -> None:
+    def __init__(self, activations: Activations, device: torch.device | None, block: int) -> None:
         self._activations = activations
-        self._resident = None if device is None else _resident(activations, device)
+        self._resident = None if device is None else _resident(activations, device, block)
 
     def take(self, rows: np.ndarray) -> Tensor:
         """Some rows, ``[n, …]``, in the type and memory order that they were computed in."""
@@ -102,9 +116,9 @@ class _Rows:
         return self._activations.arrange(self._resident[indices])
 
 
-def _resident(activations: Activations, device: torch.device) -> Tensor:
+def _resident(activations: Activations, device: torch.device, block: int) -> Tensor:
     """The whole file on a device. In blocks: a GPU may have room for more than the memory of its machine."""
-    step = max(1, _BLOCK * len(activations) // max(1, activations.bytes))
+    step = max(1, block * len(activations) // max(1, activations.bytes))
     first = activations.physical(slice(0, 1))
     resident = torch.empty((len(activations), *first.shape[1:]), dtype=first.dtype, device=device)
     for start in range(0, len(activations), step):
@@ -117,8 +131,8 @@ def _on_device(read: Tensor, device: torch.device) -> Tensor:
     return moved.float() if moved.dtype == torch.float16 else moved
 
 
-def _room(device: torch.device) -> int:
+def _room(device: torch.device, in_memory: int) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free // 2)
-    return _RESIDENT_IN_MEMORY
+    return in_memory

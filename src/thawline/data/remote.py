@@ -105,7 +105,14 @@ def check_url(url: str) -> None:
         raise DataError(f"{url} cannot be opened: fsspec knows no storage {scheme!r}, such as s3, gs or az.") from None
 
 
-def mirror(url: str, folder: Path, on_progress: Callable[[int, int], None] | None = None) -> MirrorSummary:
+def mirror(
+    url: str,
+    folder: Path,
+    on_progress: Callable[[int, int], None] | None = None,
+    *,
+    together: int = _TOGETHER,
+    index_seconds: float = _INDEX_SECONDS,
+) -> MirrorSummary:
     """Make a local folder hold what a URL holds: fetch what is new or changed, remove what is gone there.
 
     A file counts as unchanged if its size and version (the storage's ETag, checksum or time) are those that were
@@ -117,6 +124,8 @@ def mirror(url: str, folder: Path, on_progress: Callable[[int, int], None] | Non
             environment, as the storage's own tools take them.
         folder: made where missing; otherwise it must be empty or a mirror of this URL.
         on_progress: called with (files fetched, files to fetch).
+        together: files that are fetched at a time; an interruption costs no more.
+        index_seconds: after which what was fetched is noted, so that a killed process costs no more.
 
     Raises:
         DataError: if the URL cannot be read or holds nothing, if a key cannot be the path of a file below the folder,
@@ -129,7 +138,7 @@ def mirror(url: str, folder: Path, on_progress: Callable[[int, int], None] | Non
     with _failures_named(url, folder):
         _mark(folder)
         with FileLock(folder / MIRROR_STATE / "lock"):
-            return _Mirror(url, folder).update(on_progress or (lambda done, total: None))
+            return _Mirror(url, folder, together, index_seconds).update(on_progress or (lambda done, total: None))
 
 
 @dataclass(frozen=True)
@@ -159,10 +168,11 @@ class _Changed(Exception):
 class _Mirror:
     """A mirror that this process holds the lock of."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, together: int, index_seconds: float) -> None:
         import fsspec
 
         self._url, self._folder = url, folder
+        self._together, self._index_seconds = together, index_seconds
         self._state = folder / MIRROR_STATE
         # A connection of its own: a kept one would go on with the credentials and the address it was made with.
         self._files, self._root = fsspec.url_to_fs(url, skip_instance_cache=True)
@@ -250,13 +260,13 @@ class _Mirror:
         written, done = time.monotonic(), 0
         on_progress(0, len(wanted))
         try:
-            while bundle := dict(islice(left, _TOGETHER)):
+            while bundle := dict(islice(left, self._together)):
                 shutil.rmtree(partials, ignore_errors=True)
                 partials.mkdir()
                 self._fetch_together(bundle, partials)
                 done += len(bundle)
                 on_progress(done, len(wanted))
-                if time.monotonic() - written > _INDEX_SECONDS:
+                if time.monotonic() - written > self._index_seconds:
                     self._write_index()
                     written = time.monotonic()
         finally:

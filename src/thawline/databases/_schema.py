@@ -13,9 +13,9 @@ from pathlib import Path
 
 from thawline.exceptions import DatabaseError
 
-__all__ = ["Condition", "Schema", "connected", "rows_of"]
+__all__ = ["BUSY_SECONDS", "Condition", "Schema", "connected", "rows_of"]
 
-_BUSY_SECONDS = 20.0
+BUSY_SECONDS = 20.0
 _REVISION = re.compile(r"^revision\b[^=\n]*=\s*['\"]([^'\"]+)", re.MULTILINE)
 _BEFORE = re.compile(r"^down_revision\b[^=\n]*=\s*(.+)$", re.MULTILINE)
 
@@ -110,12 +110,12 @@ class Schema:
         )
 
 
-def connected(database: Path) -> sqlite3.Connection:
-    """A connection to a file that exists; it is not made.
+def connected(database: Path, *, busy_seconds: float = BUSY_SECONDS) -> sqlite3.Connection:
+    """A connection to a file that exists; it is not made. Whoever has it locked is waited for, so many seconds.
 
     A file that SQLite was killed in is brought back to its last transaction by opening it.
     """
-    return sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True, timeout=_BUSY_SECONDS)
+    return sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True, timeout=busy_seconds)
 
 
 def rows_of(database: Path) -> dict[str, int]:

@@ -11,13 +11,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from thawline.databases._schema import Condition, Schema, connected, rows_of
+from thawline.databases._schema import BUSY_SECONDS, Condition, Schema, connected, rows_of
 from thawline.exceptions import DatabaseError
 
 __all__ = ["ensure_whole", "sqlite_url"]
 
 _STILL_SECONDS = 5.0
-"""A database that nobody has written to for so long is not being made by another program."""
 _LONGEST_WAIT = 60.0
 _MAKING = ".making-"
 _ABANDONED_SECONDS = 3600.0
@@ -38,7 +37,14 @@ def sqlite_url(database: Path, driver: str = "pysqlite") -> str:
     return f"sqlite+{driver}:///file:{file.as_uri().removeprefix('file://')}?uri=true"
 
 
-def ensure_whole(database: Path, schema: Schema, *, home: Path) -> None:
+def ensure_whole(
+    database: Path,
+    schema: Schema,
+    *,
+    home: Path,
+    still_seconds: float = _STILL_SECONDS,
+    busy_seconds: float = BUSY_SECONDS,
+) -> None:
     """Make a database that is missing, and replace one whose making was cut short if nothing is in it.
 
     A database appears under its name with all of its tables. One of an older version that holds something is left to
@@ -48,6 +54,8 @@ def ensure_whole(database: Path, schema: Schema, *, home: Path) -> None:
         database: the file.
         schema: of the library that will open it.
         home: Thawline's home, for the template of a user who has no cache folder.
+        still_seconds: a database that nobody has written to for so long is not being made by another program.
+        busy_seconds: that it may be locked by one.
 
     Raises:
         DatabaseError: if it is of a newer version, its making was cut short with something in it, or it cannot be made.
@@ -61,12 +69,12 @@ def ensure_whole(database: Path, schema: Schema, *, home: Path) -> None:
         database.parent.mkdir(parents=True, exist_ok=True)
         template = _template(schema, home)
         with FileLock(database.with_name(f".{database.name}.lock")):
-            _wait_until_still(database, schema)
+            _wait_until_still(database, schema, still_seconds)
             condition = schema.condition(database)  # another process may have been faster
             if condition is Condition.MISSING:
                 _copy(template, database)
             elif condition is Condition.OLDER:
-                _repair(database, schema, template)
+                _repair(database, schema, template, busy_seconds)
     except OSError as error:
         raise DatabaseError(
             f"{schema.library}'s database {database} cannot be made: {error.strerror or error}. Make room, or set "
@@ -87,7 +95,7 @@ def _copy(template: Path, database: Path) -> None:
     partial.replace(database)
 
 
-def _repair(database: Path, schema: Schema, template: Path) -> None:
+def _repair(database: Path, schema: Schema, template: Path, busy_seconds: float) -> None:
     """Write the template into a database whose making was cut short, in one transaction; leave an older one alone."""
     rows, seeded = rows_of(database), rows_of(template)
     copies = [name for name in rows if name.startswith(_ALEMBIC_COPY)]
@@ -103,17 +111,20 @@ def _repair(database: Path, schema: Schema, template: Path) -> None:
     if filled:
         return
     unchanging = f"{template.as_uri()}?immutable=1"
-    with closing(sqlite3.connect(unchanging, uri=True)) as source, closing(connected(database)) as target:
+    with (
+        closing(sqlite3.connect(unchanging, uri=True)) as source,
+        closing(connected(database, busy_seconds=busy_seconds)) as target,
+    ):
         target.execute("BEGIN EXCLUSIVE")  # fails where somebody has it open; backup() would wait for them for ever
         target.rollback()
         source.backup(target)
 
 
-def _wait_until_still(database: Path, schema: Schema) -> None:
+def _wait_until_still(database: Path, schema: Schema, seconds: float) -> None:
     """Let another program finish that makes this very database now, step by step."""
     deadline = time.monotonic() + _LONGEST_WAIT
     while schema.condition(database) is Condition.OLDER and time.monotonic() < deadline:
-        if not 0 <= time.time() - _written(database) < _STILL_SECONDS:
+        if not 0 <= time.time() - _written(database) < seconds:
             return
         time.sleep(0.2)
 

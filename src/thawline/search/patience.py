@@ -10,7 +10,7 @@ from optuna.exceptions import StorageInternalError
 
 from thawline.exceptions import StudyError
 
-__all__ = ["PASSING", "patiently"]
+__all__ = ["PASSING", "patiently", "patiently_for"]
 
 _log = logging.getLogger(__name__)
 
@@ -21,14 +21,19 @@ _LONGEST_DELAY = 10.0
 
 
 def patiently(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Call, and retry while the storage is locked, out of reach or its disk is full, for ten minutes.
+    """:func:`patiently_for` ten minutes."""
+    return patiently_for(_PATIENCE_SECONDS, call, *args, **kwargs)
+
+
+def patiently_for(seconds: float, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Call, and retry while the storage is locked, out of reach or its disk is full, for so many seconds.
 
     The call must be idempotent: an answer may have been lost on its way.
 
     Raises:
         StudyError: if it still fails then.
     """
-    deadline, delay = time.monotonic() + _PATIENCE_SECONDS, 0.2
+    deadline, delay = time.monotonic() + seconds, 0.2
     while True:
         try:
             return call(*args, **kwargs)

@@ -96,12 +96,18 @@ class RetrainOutcome:
         return "\n\n".join([f"# {self.title}", *map(markdown_text, self.lines())])
 
 
-def read_changes(config: SearchConfig, home: Path) -> Manifest:
+def read_changes(config: SearchConfig, home: Path, *, racy_seconds: float = _RACY_SECONDS) -> Manifest:
     """The manifest of the data. A folder or table that is as it was when it was last read is not read again.
 
     As it was: every file below it, or the table itself, has the path, size, modification time and change time that it
     had. Listing 100,000 files takes a second or two, reading them minutes, so that a schedule may look every few
     minutes. A folder on object storage is mirrored first, which lists it too.
+
+    Args:
+        config: the recipe.
+        home: Thawline's home.
+        racy_seconds: a file that was changed so short a time before it was read may change again within the resolution
+            of its time stamp: it is read again the next time.
 
     Raises:
         DataError: if the data cannot be trained on.
@@ -119,7 +125,7 @@ def read_changes(config: SearchConfig, home: Path) -> Manifest:
     began = time.time()
     manifest = read_data(config)
     shutil.rmtree(folder, ignore_errors=True)  # of former states of the data
-    if newest < began - _RACY_SECONDS and _listing(config.data.path)[0] == listing:
+    if newest < began - racy_seconds and _listing(config.data.path)[0] == listing:
         manifest.to_json(known)
     return manifest
 

@@ -1,4 +1,4 @@
-"""A study's recorded configuration, read again later, perhaps by another version of Thawline."""
+"""The settings behind a registered version, as its study recorded them: perhaps with another version of Thawline."""
 
 import yaml
 

@@ -120,27 +120,31 @@ class Provenance:
             tracker.log_text(self.code.changes, CHANGES_FILE)
 
 
-def git_state(folder: Path) -> GitState | None:
+def git_state(folder: Path, *, seconds: float = _GIT_SECONDS) -> GitState | None:
     """The commit checked out in ``folder``, and what was changed since.
 
-    No hook, pager or program of the user's for showing differences is run, and no command takes more than ten seconds;
-    what git cannot say in that time is left out.
+    No hook, pager or program of the user's for showing differences is run, and what git cannot say in time is left
+    out.
+
+    Args:
+        folder: any folder of the checkout.
+        seconds: that a command of git may take.
 
     Returns:
         ``None`` outside a repository, without git, without a commit, and in a repository that belongs to another user,
         which git does not open.
     """
     try:
-        root = Path(os.fsdecode(_git(folder, "rev-parse", "--show-toplevel").removesuffix(b"\n")))
-        commit = _text(_git(root, "rev-parse", "--verify", "HEAD"))
-        branch = _text(_git(root, "branch", "--show-current"))
-        remote = _remote(root)
-        diff, whole = _beginning(root, *_DIFF, limit=_DIFF_BYTES)
-        names, _ = _beginning(root, *_UNTRACKED, limit=_NAMES_BYTES)
+        root = Path(os.fsdecode(_git(folder, "rev-parse", "--show-toplevel", seconds=seconds).removesuffix(b"\n")))
+        commit = _text(_git(root, "rev-parse", "--verify", "HEAD", seconds=seconds))
+        branch = _text(_git(root, "branch", "--show-current", seconds=seconds))
+        remote = _remote(root, seconds)
+        diff, whole = _beginning(root, *_DIFF, limit=_DIFF_BYTES, seconds=seconds)
+        names, _ = _beginning(root, *_UNTRACKED, limit=_NAMES_BYTES, seconds=seconds)
     except (OSError, subprocess.SubprocessError):
         return None
     if not whole:
-        diff += f"# cut here, at {_DIFF_BYTES:,} bytes or {_GIT_SECONDS:g} seconds: the rest is not kept\n"
+        diff += f"# cut here, at {_DIFF_BYTES:,} bytes or {seconds:g} seconds: the rest is not kept\n"
     untracked = tuple(name for name in names.split("\n") if name)
     return GitState(commit, branch or None, remote, dirty=bool(diff), diff=diff, untracked=untracked)
 
@@ -180,10 +184,10 @@ def _program() -> str:
     return script.parent.name if script.name == "__main__.py" else script.name
 
 
-def _remote(root: Path) -> str | None:
-    names = _text(_git(root, "remote")).split("\n")
+def _remote(root: Path, seconds: float) -> str | None:
+    names = _text(_git(root, "remote", seconds=seconds)).split("\n")
     name = "origin" if "origin" in names else names[0]
-    url = _text(_git(root, "config", "--default", "", "--get", f"remote.{name}.url"))
+    url = _text(_git(root, "config", "--default", "", "--get", f"remote.{name}.url", seconds=seconds))
     if url.startswith(("http://", "https://")):
         url = re.sub(r"://[^/]*@", "://", url).partition("?")[0]  # a token may stand for user and password
     return without_password(url) or None
@@ -194,7 +198,7 @@ def _command(folder: Path, *arguments: str) -> list[str]:
     return ["git", "--no-pager", *settings, "-C", str(folder), *arguments]
 
 
-def _git(folder: Path, *arguments: str) -> bytes:
+def _git(folder: Path, *arguments: str, seconds: float) -> bytes:
     """What git prints.
 
     Raises:
@@ -202,12 +206,10 @@ def _git(folder: Path, *arguments: str) -> bytes:
         subprocess.SubprocessError: if it fails or takes too long.
     """
     command = _command(folder, *arguments)
-    return subprocess.run(
-        command, capture_output=True, timeout=_GIT_SECONDS, check=True, env=os.environ | _VARIABLES
-    ).stdout
+    return subprocess.run(command, capture_output=True, timeout=seconds, check=True, env=os.environ | _VARIABLES).stdout
 
 
-def _beginning(folder: Path, *arguments: str, limit: int) -> tuple[str, bool]:
+def _beginning(folder: Path, *arguments: str, limit: int, seconds: float) -> tuple[str, bool]:
     """The first lines of what git prints, as far as ``limit`` bytes and the time go, and whether that is all."""
     with subprocess.Popen(
         _command(folder, *arguments),
@@ -217,7 +219,7 @@ def _beginning(folder: Path, *arguments: str, limit: int) -> tuple[str, bool]:
         env=os.environ | _VARIABLES,
     ) as process:
         assert process.stdout is not None  # noqa: S101  narrows the type
-        clock = Timer(_GIT_SECONDS, process.kill)
+        clock = Timer(seconds, process.kill)
         clock.start()
         printed = process.stdout.read(limit + 1)
         clock.cancel()

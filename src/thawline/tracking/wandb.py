@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WandbTracker", "check_wandb", "is_logged_in"]
 
-_INIT_SECONDS = 10.0
+_ANSWER_SECONDS = 10.0
 """How long W&B's server has to answer at the start of a run; after that there is still time to keep it on disk."""
 _FINISH_SECONDS = 15.0
 """How long the end of a run, and so of its process, may wait for what is being sent."""
@@ -99,14 +99,21 @@ class WandbTracker:
         """When a value was measured, by name and step: W&B would take a repeated one for another."""
 
     @classmethod
-    def for_run(cls, run: TrackerRun, config: TrackingConfig) -> "WandbTracker":
+    def for_run(
+        cls, run: TrackerRun, config: TrackingConfig, *, answer_seconds: float = _ANSWER_SECONDS
+    ) -> "WandbTracker":
         """Start the run of a trial or of the study, or go on with it.
 
         A resumed trial goes on in the run that it had. Offline, W&B makes a second folder with the same run id, and
         ``wandb sync`` sends them one after the other.
 
-        If the server does not answer within ten seconds, the run is kept in ``<home>/wandb`` as if it were offline,
-        and the report says so.
+        If the server does not answer in time, the run is kept in ``<home>/wandb`` as if it were offline, and the report
+        says so.
+
+        Args:
+            run: of a trial or of the study.
+            config: project, entity and mode.
+            answer_seconds: that the server has to answer.
 
         Raises:
             wandb.Error: if W&B cannot even write.
@@ -115,12 +122,12 @@ class WandbTracker:
 
         step_name, run_id = "trials" if run.trial is None else "epoch", _run_id(run)
         try:
-            return cls(_start(run, config, run_id, config.wandb), step_name=step_name)
+            return cls(_start(run, config, run_id, config.wandb, answer_seconds), step_name=step_name)
         except wandb.Error as error:
             if config.wandb != "online":
                 raise
             # The attempt has taken the id, which W&B's process gives back to nobody.
-            kept = _start(run, config, f"{run_id}-offline", "offline")
+            kept = _start(run, config, f"{run_id}-offline", "offline", answer_seconds)
             problem = f"W&B: {first_line(error)}; `wandb sync {kept.settings.sync_dir}` sends the run"
             return cls(kept, step_name=step_name, problem=problem)
 
@@ -230,7 +237,7 @@ class WandbTracker:
         self._run.log_artifact(artifact)
 
 
-def _start(run: TrackerRun, config: TrackingConfig, run_id: str, mode: str) -> "wandb.Run":
+def _start(run: TrackerRun, config: TrackingConfig, run_id: str, mode: str, answer_seconds: float) -> "wandb.Run":
     import wandb
 
     run.home.mkdir(parents=True, exist_ok=True)
@@ -252,7 +259,7 @@ def _start(run: TrackerRun, config: TrackingConfig, run_id: str, mode: str) -> "
             console="off",
             label_disable=True,
             x_disable_stats=not config.system_metrics or run.trial is None,
-            init_timeout=_INIT_SECONDS,
+            init_timeout=answer_seconds,
             finish_timeout=_FINISH_SECONDS,
             finish_timeout_raises=True,
             stop_fn=_go_on,

@@ -50,6 +50,7 @@ _PATIENCE = 3
 _IN_MEMORY = 2_000_000_000
 """Bytes of features that are kept in memory; more lie in a file, of which each evaluation reads a part at a time."""
 _CHUNK = 200_000_000
+"""Bytes of features that are computed with at a time."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,9 @@ def head_features(
         backbone.module.eval()
 
 
-def features_at(inputs: Inputs, runtime: Runtime, batch_size: int, folder: Path) -> Features:
+def features_at(
+    inputs: Inputs, runtime: Runtime, batch_size: int, folder: Path, *, in_memory: int = _IN_MEMORY
+) -> Features:
     """Stored activations as features, the mean over places or tokens where they have several.
 
     Args:
@@ -213,6 +216,7 @@ def features_at(inputs: Inputs, runtime: Runtime, batch_size: int, folder: Path)
         runtime: device.
         batch_size: rows at a time.
         folder: as in :func:`head_features`.
+        in_memory: bytes of features that are kept in memory, at most; more lie in a file.
     """
 
     def features(batch: Tensor) -> Tensor:
@@ -222,7 +226,7 @@ def features_at(inputs: Inputs, runtime: Runtime, batch_size: int, folder: Path)
         channels_last = batch.ndim != 4 or (batch.shape[1] == batch.shape[2] and batch.shape[2] != batch.shape[3])
         return _mean_over_places(batch, channels=-1 if channels_last else 1)
 
-    return _collected(features, inputs, runtime, batch_size, folder, None)
+    return _collected(features, inputs, runtime, batch_size, folder, None, in_memory)
 
 
 def fit_probes(
@@ -235,6 +239,8 @@ def fit_probes(
     class_weights: Tensor | None = None,
     bias: bool = True,
     penalties: Sequence[float] = PENALTIES,
+    in_memory: int = _IN_MEMORY,
+    chunk: int = _CHUNK,
 ) -> "Probes":
     """Fit a logistic regression for each penalty.
 
@@ -250,11 +256,14 @@ def fit_probes(
         class_weights: of the loss, ``[classes]``.
         bias: whether the classifier may have one.
         penalties: that are tried, falling. Those that are weaker than the best by more than three steps are not.
+        in_memory: bytes of standardised features that are kept in memory, at most; more are made again at every step.
+        chunk: bytes of features that are computed with at a time.
     """
-    problem, probes = _Problem(train, classes, device, class_weights, bias=bias), Probes(metric, len(validation.labels))
+    problem = _Problem(train, classes, device, class_weights, bias=bias, in_memory=in_memory, chunk=chunk)
+    probes = Probes(metric, len(validation.labels))
     for penalty in penalties:
         weight, offset, training, lowest = problem.solve(penalty)
-        logits = _logits(validation.values, weight, offset)
+        logits = _logits(validation.values, weight, offset, chunk)
         measured = classification_metrics(logits, torch.from_numpy(validation.labels))
         probes.fitted.append(Probe(weight, offset, penalty, training, measured, lowest))
         if len(probes.fitted) > _PATIENCE + probes.fitted.index(probes.best):
@@ -311,14 +320,22 @@ class _Problem:
     """The regression of one training split, solved for one penalty after the other, each from where the last ended."""
 
     def __init__(
-        self, train: Features, classes: int, device: torch.device, class_weights: Tensor | None, *, bias: bool
+        self,
+        train: Features,
+        classes: int,
+        device: torch.device,
+        class_weights: Tensor | None,
+        *,
+        bias: bool,
+        in_memory: int,
+        chunk: int,
     ) -> None:
         self._values, self._device, self._bias = train.values, device, bias
         self._labels = torch.from_numpy(train.labels)
         self._class_weights = None if class_weights is None else class_weights.to(device)
-        self._rows = max(1, _CHUNK // (4 * train.values.shape[1]))
+        self._rows = max(1, chunk // (4 * train.values.shape[1]))
         self._mean, self._deviation = self._moments()
-        kept = train.values.nbytes <= _IN_MEMORY
+        kept = train.values.nbytes <= in_memory
         self._kept = list(self._standardised()) if kept else None
         count = torch.bincount(self._labels, minlength=classes).to(device, torch.float32)
         self._total = float((count if self._class_weights is None else count * self._class_weights).sum())
@@ -396,8 +413,8 @@ class _Problem:
         return first, second
 
 
-def _logits(values: np.ndarray, weight: Tensor, bias: Tensor) -> Tensor:
-    rows = max(1, _CHUNK // (4 * values.shape[1]))
+def _logits(values: np.ndarray, weight: Tensor, bias: Tensor, chunk: int = _CHUNK) -> Tensor:
+    rows = max(1, chunk // (4 * values.shape[1]))
     parts = (torch.from_numpy(np.array(values[s : s + rows])) for s in range(0, len(values), rows))
     return torch.cat([F.linear(part, weight, bias) for part in parts])
 
@@ -417,6 +434,7 @@ def _collected(
     batch_size: int,
     folder: Path,
     rows: np.ndarray | None,
+    in_memory: int = _IN_MEMORY,
 ) -> Features:
     """The features of all rows, in their order."""
     wanted = np.arange(len(inputs)) if rows is None else rows
@@ -425,14 +443,14 @@ def _collected(
         with runtime.autocast():
             found = features(batch).cpu().numpy()
         if values is None:
-            values = _room_for(len(wanted), found.shape[1], folder)
+            values = _room_for(len(wanted), found.shape[1], folder, in_memory)
         values[np.searchsorted(wanted, part)] = found
     assert values is not None  # noqa: S101  there are rows
     return Features(values, np.array(inputs.labels)[wanted])
 
 
-def _room_for(rows: int, features: int, folder: Path) -> np.ndarray:
-    if 4 * rows * features <= _IN_MEMORY:
+def _room_for(rows: int, features: int, folder: Path, in_memory: int) -> np.ndarray:
+    if 4 * rows * features <= in_memory:
         return np.empty((rows, features), np.float32)
     with tempfile.TemporaryFile(dir=folder) as file:  # not where temporary files lie, which may be in memory
         return np.memmap(file, np.float32, "w+", shape=(rows, features))

@@ -389,10 +389,10 @@ def test_small_activations_are_kept_in_memory_and_large_ones_read_from_the_file(
     fill_store(store, [key(1)])
     rows = np.array([1, 5, 9])
 
-    def read() -> tuple[Tensor, bool]:
+    def read(**limits: int) -> tuple[Tensor, bool]:
         opened = store.open(key(1))
         assert opened is not None
-        inputs = ActivationInputs([opened], make_images().labels, 1, RUNTIME)
+        inputs = ActivationInputs([opened], make_images().labels, 1, RUNTIME, **limits)
         monkeypatch.setattr(opened, "_array", None)  # whoever reads the file now fails
         try:
             return inputs.prepare(inputs.read(rows, 0), rows, 0), True
@@ -402,7 +402,5 @@ def test_small_activations_are_kept_in_memory_and_large_ones_read_from_the_file(
     kept, from_memory = read()
     assert from_memory
     assert torch.equal(kept, expected(1)[rows])
-    monkeypatch.setattr("thawline.activations.inputs._BLOCK", 1)
-    assert torch.equal(read()[0], kept), "however much is copied at a time"
-    monkeypatch.setattr("thawline.activations.inputs._RESIDENT_IN_MEMORY", 10)
-    assert not read()[1]
+    assert torch.equal(read(block=1)[0], kept), "however much is copied at a time"
+    assert not read(resident=10)[1]

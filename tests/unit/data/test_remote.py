@@ -133,15 +133,14 @@ def test_the_mirror_is_the_same_data_set_and_study_as_the_folder_itself(
 # ------------------------------------------------------------------------------------------ interrupted and together
 
 
-def test_an_interrupted_mirror_keeps_what_it_had(photos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_TOGETHER", 1)
+def test_an_interrupted_mirror_keeps_what_it_had(photos: str, tmp_path: Path) -> None:
 
     def interrupt(done: int, total: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        mirror(photos, tmp_path / "photos", interrupt)
+        mirror(photos, tmp_path / "photos", interrupt, together=1)
     assert len(contents(tmp_path / "photos")) == 2
     assert mirror(photos, tmp_path / "photos").fetched == 1
     assert contents(tmp_path / "photos") == FILES
@@ -159,16 +158,14 @@ def often_switched() -> Iterator[None]:
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from thawline.data import mirror, remote
-
-remote._TOGETHER, remote._INDEX_SECONDS = 1, 0.0
+from thawline.data import mirror
 
 def kill(done, total):
     if done == 2:
         (Path(sys.argv[2]) / ".thawline-mirror" / "partial" / "torn").write_bytes(b"half a fi")
         os.kill(os.getpid(), signal.SIGKILL)
 
-mirror(sys.argv[1], Path(sys.argv[2]), kill)
+mirror(sys.argv[1], Path(sys.argv[2]), kill, together=1, index_seconds=0.0)
 """
 
 

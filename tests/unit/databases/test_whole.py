@@ -5,14 +5,13 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 from sqlalchemy.engine import create_engine
 
-from thawline import databases
 from thawline.databases import Condition, Schema, ensure_whole, sqlite_url
-from thawline.databases._whole import _STILL_SECONDS
 from thawline.exceptions import DatabaseError
 
 REVISIONS = ("a1", "b2", "c3")
@@ -68,9 +67,8 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Library:
 
 
 @pytest.fixture
-def ensure(library: Library, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
-    monkeypatch.setattr(databases._whole, "_STILL_SECONDS", 0.0)
-    return lambda database: ensure_whole(database, library.schema, home=own_home)
+def ensure(library: Library, own_home: Path) -> Callable[..., None]:
+    return partial(ensure_whole, schema=library.schema, home=own_home, still_seconds=0.0)
 
 
 def test_a_new_database_is_a_copy_of_a_template_that_is_migrated_once(
@@ -164,14 +162,13 @@ def test_a_newer_database_is_called_newer_with_what_to_do(ensure: Callable[[Path
 
 
 def test_a_database_that_somebody_has_open_is_not_made_anew_under_them(
-    ensure: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ensure: Callable[..., None], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(databases._schema, "_BUSY_SECONDS", 0.1)
     database = written(tmp_path / "shelves.db", "CREATE TABLE books (title)")
     with closing(sqlite3.connect(database)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(DatabaseError, match=r"database is locked\. End what has it open"):
-            ensure(database)
+            ensure(database, busy_seconds=0.1)
 
 
 def test_a_folder_that_cannot_be_written_is_said(ensure: Callable[[Path], None], tmp_path: Path) -> None:
@@ -233,9 +230,9 @@ def test_another_program_that_makes_the_database_now_is_waited_for(
     library: Library, own_home: Path, tmp_path: Path
 ) -> None:
     database = written(tmp_path / "shelves.db", "CREATE TABLE books (title)")
-    finish = threading.Timer(_STILL_SECONDS / 10, lambda: written(database, "CREATE TABLE own (x)", *at("c3")))
+    finish = threading.Timer(0.5, lambda: written(database, "CREATE TABLE own (x)", *at("c3")))
     finish.start()
-    ensure_whole(database, library.schema, home=own_home)
+    ensure_whole(database, library.schema, home=own_home, still_seconds=5.0)
     finish.join()
     assert values(database, "SELECT name FROM sqlite_master WHERE name = 'own'") == [("own",)]
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -90,9 +91,13 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "birds"
 
 
+read_old_changes = partial(read_changes, racy_seconds=-3600.0)
+"""Files that were made a moment ago count as old."""
+
+
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[SearchConfig]:
-    """Every time that a folder was read; files made a moment ago count as old."""
+    """Every time that a folder was read."""
     made: list[SearchConfig] = []
     read = retraining.read_data
 
@@ -101,7 +106,6 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[SearchConfig]:
         return read(config)
 
     monkeypatch.setattr(retraining, "read_data", reading)
-    monkeypatch.setattr(retraining, "_RACY_SECONDS", -3600.0)
     return made
 
 
@@ -109,9 +113,9 @@ def test_a_folder_that_did_not_change_is_listed_but_not_read(
     images: Path, own_home: Path, reads: list[SearchConfig]
 ) -> None:
     config = config_of(path=images)
-    first = read_changes(config, own_home)
+    first = read_old_changes(config, own_home)
     (images / "a" / ".hidden").write_text("no image, and no change")
-    again = read_changes(config_of({"data": {"workers": 2}}, path=images), own_home)
+    again = read_old_changes(config_of({"data": {"workers": 2}}, path=images), own_home)
     assert again == first
     assert len(reads) == 1
 
@@ -143,24 +147,23 @@ def test_a_folder_that_changed_is_read_again(
     change: Callable[[Path], None], images: Path, own_home: Path, reads: list[SearchConfig]
 ) -> None:
     config = config_of({"data": {"max_bad_fraction": 0.5}}, path=images)
-    before = read_changes(config, own_home)
+    before = read_old_changes(config, own_home)
     change(images)
-    assert read_changes(config, own_home).digest != before.digest
+    assert read_old_changes(config, own_home).digest != before.digest
     assert len(reads) == 2
 
 
 def test_a_folder_read_by_other_rules_is_read_again(images: Path, own_home: Path, reads: list[SearchConfig]) -> None:
-    read_changes(config_of(path=images), own_home)
-    read_changes(config_of({"data": {"test_fraction": 0.3}}, path=images), own_home)
+    read_old_changes(config_of(path=images), own_home)
+    read_old_changes(config_of({"data": {"test_fraction": 0.3}}, path=images), own_home)
     assert len(reads) == 2
 
 
 def test_a_file_written_a_moment_ago_may_still_change_so_that_its_folder_is_not_remembered(
-    images: Path, own_home: Path, reads: list[SearchConfig], monkeypatch: pytest.MonkeyPatch
+    images: Path, own_home: Path, reads: list[SearchConfig]
 ) -> None:
-    monkeypatch.setattr(retraining, "_RACY_SECONDS", 3600.0)
     for _ in range(2):
-        read_changes(config_of(path=images), own_home)
+        read_changes(config_of(path=images), own_home, racy_seconds=3600.0)
     assert len(reads) == 2
 
 
@@ -176,18 +179,18 @@ def test_a_folder_that_changes_while_it_is_read_is_not_remembered(
         return manifest
 
     monkeypatch.setattr(retraining, "read_data", reading)
-    first = read_changes(config_of(path=images), own_home)
-    second = read_changes(config_of(path=images), own_home)
+    first = read_old_changes(config_of(path=images), own_home)
+    second = read_old_changes(config_of(path=images), own_home)
     assert (len(reads), first.digest == second.digest) == (2, False)
-    read_changes(config_of(path=images), own_home)
+    read_old_changes(config_of(path=images), own_home)
     assert len(reads) == 2
 
 
 def test_a_damaged_memory_of_a_folder_is_not_believed(images: Path, own_home: Path, reads: list[SearchConfig]) -> None:
-    first = read_changes(config_of(path=images), own_home)
+    first = read_old_changes(config_of(path=images), own_home)
     (memory,) = (own_home / "cache" / "manifests").rglob("*.json")
     memory.write_text(memory.read_text().replace('"label": 0', '"label": 1'))
-    assert read_changes(config_of(path=images), own_home) == first
+    assert read_old_changes(config_of(path=images), own_home) == first
     assert len(reads) == 2
 
 
@@ -196,10 +199,10 @@ def test_links_that_lead_back_end_and_a_missing_folder_is_named(
 ) -> None:
     (images / "a" / "again").symlink_to(images)
     (images / "b" / "nowhere.png").symlink_to(images / "missing.png")
-    read_changes(config_of({"data": {"max_bad_fraction": 0.5}}, path=images), own_home)
+    read_old_changes(config_of({"data": {"max_bad_fraction": 0.5}}, path=images), own_home)
     assert len(reads) == 1
     with pytest.raises(DataError, match=r"Cannot read .*none: No such file"):
-        read_changes(config_of(path=images / "none"), own_home)
+        read_old_changes(config_of(path=images / "none"), own_home)
 
 
 def test_a_table_of_texts_is_read_again_when_a_line_was_added_and_its_model_has_its_name(
@@ -209,15 +212,15 @@ def test_a_table_of_texts_is_read_again_when_a_line_was_added_and_its_model_has_
     table.write_text("label\ttext\n" + "".join(f"{'ab'[n % 2]}\tmessage number {n}\n" for n in range(60)))
     encoder = write_tiny("bert", tmp_path / "bert", weights=False)
     config = config_of({"backbone": {"name": f"hf:{encoder}"}}, path=table)
-    first = read_changes(config, own_home)
+    first = read_old_changes(config, own_home)
     assert model_of(config) == complete(config, first)[0].promotion.model == "sms"
     add_version(store, config, digest=first.digest, model="sms")
-    again = plan_retraining(config, read_changes(config, own_home), own_home)
+    again = plan_retraining(config, read_old_changes(config, own_home), own_home)
     assert str(again.reason).startswith("nothing has changed since sms version 1")
     assert len(reads) == 1
     with table.open("a") as lines:
         lines.write("a\tone more\n")
-    assert plan_retraining(config, read_changes(config, own_home), own_home).reason is None
+    assert plan_retraining(config, read_old_changes(config, own_home), own_home).reason is None
     assert len(reads) == 2
 
 

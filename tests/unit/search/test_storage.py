@@ -14,13 +14,13 @@ import sqlalchemy as sa
 
 from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError, StudyError
-from thawline.search import patience
 from thawline.search.conduct import Queue
 from thawline.search.journal import Journal
 from thawline.search.leases import LEASES, Leases
+from thawline.search.patience import patiently, patiently_for
 from thawline.search.space import PORTFOLIO
 from thawline.search.spec import TrialResult
-from thawline.search.storage import LeaseLost, open_storage, patiently, storage_url
+from thawline.search.storage import LeaseLost, open_storage, storage_url
 from thawline.search.study import Asked, Study
 from thawline.training import EpochResult
 
@@ -256,7 +256,7 @@ def test_a_storage_that_cannot_be_written_gets_the_reports_later_in_order(
     assert stored == {1: 0.1, 2: 0.2, 3: 0.3}
 
 
-def test_what_passes_is_tried_again_and_what_does_not_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_passes_is_tried_again_and_what_does_not_is_said() -> None:
     failures = [OSError(28, "No space left on device"), sa.exc.OperationalError("UPDATE", {}, Exception("locked"))]
 
     def write() -> str:
@@ -265,10 +265,9 @@ def test_what_passes_is_tried_again_and_what_does_not_is_said(monkeypatch: pytes
         return "written"
 
     assert patiently(write) == "written"
-    monkeypatch.setattr(patience, "_PATIENCE_SECONDS", 0.0)
     failures.append(OSError(28, "No space left on device"))
     with pytest.raises(StudyError, match=r"cannot be written: .*No space left.*the same command goes on"):
-        patiently(write)
+        patiently_for(0.0, write)
 
 
 def test_a_storage_that_is_none_is_refused_with_the_next_step(own_home: Path) -> None:

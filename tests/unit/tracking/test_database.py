@@ -34,11 +34,14 @@ def no_second_try(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def database(migrated: Path, own_home: Path) -> Path:
-    """A copy of one that was used."""
-    own_home.mkdir()
-    with closing(sqlite3.connect(migrated)) as source, closing(sqlite3.connect(own_home / "mlflow.db")) as target:
-        source.backup(target)
+def database(own_home: Path) -> Path:
+    """One that holds an experiment: a copy, because MLflow remembers what it has opened."""
+    opened(own_home / "used.db")
+    with (
+        closing(sqlite3.connect(own_home / "used.db")) as used,
+        closing(sqlite3.connect(own_home / "mlflow.db")) as copy,
+    ):
+        used.backup(copy)
     return own_home / "mlflow.db"
 
 

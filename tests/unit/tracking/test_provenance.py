@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from thawline.tracking import provenance
 from thawline.tracking.provenance import GitState, Provenance, command_line, git_state
 
 Git = Callable[..., str]
@@ -137,8 +136,8 @@ def test_a_git_that_takes_too_long_is_ended(folder: Path, git: Git, monkeypatch:
     slow.write_text(f'#!/bin/sh\ncase "$*" in *"diff HEAD"*) exec sleep 600;; esac\nexec {real} "$@"\n')
     slow.chmod(0o755)
     monkeypatch.setenv("PATH", f"{slow.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(provenance, "_GIT_SECONDS", 1.0)
-    state = state_of(folder)
+    state = git_state(folder, seconds=1.0)
+    assert state is not None
     assert state.dirty
     assert state.diff.startswith("# cut here")
 

@@ -266,8 +266,8 @@ def test_after_the_end_nothing_is_taken_and_closing_again_changes_nothing(tmp_pa
 def test_a_run_whose_server_does_not_answer_is_kept_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setattr(module, "_INIT_SECONDS", 1.0)
-    tracker = opened(tmp_path, wandb="online")
+    config = TrackingConfig(wandb="online", system_metrics=False)
+    tracker = WandbTracker.for_run(run_of(tmp_path, 7), config, answer_seconds=1.0)
     tracker.log_metrics({"val/accuracy": 0.5}, step=1)
     problem = tracker.close("FINISHED").problem
     assert problem is not None

@@ -140,17 +140,15 @@ def test_with_dropout_in_front_of_the_head_training_begins_with_no_more_than_abo
     assert losses[0] > 2 * np.log(10), "a control: dropout disturbs the best probe's answers"
 
 
-def test_features_that_do_not_fit_in_memory_give_the_same_probe(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_features_that_do_not_fit_in_memory_give_the_same_probe(tmp_path: Path) -> None:
     train, validation = made(200, 1), made(50, 2)
     whole = fit_probes(train, validation, classes=CLASSES, metric="accuracy", device=CPU).best
-    monkeypatch.setattr(probe, "_IN_MEMORY", 0)
-    monkeypatch.setattr(probe, "_CHUNK", 4 * 8 * 30)
     rows = Rows(torch.from_numpy(train.values), train.labels, boundary=1)
-    on_disk = features_at(rows, RUNTIME, 16, tmp_path)
+    on_disk = features_at(rows, RUNTIME, 16, tmp_path, in_memory=0)
     assert isinstance(on_disk.values, np.memmap)
-    parts = fit_probes(on_disk, validation, classes=CLASSES, metric="accuracy", device=CPU).best
+    parts = fit_probes(
+        on_disk, validation, classes=CLASSES, metric="accuracy", device=CPU, in_memory=0, chunk=4 * 8 * 30
+    ).best
     np.testing.assert_allclose(scores(validation, parts), scores(validation, whole), atol=1e-2)
     assert list(tmp_path.iterdir()) == []  # the file has no name
 

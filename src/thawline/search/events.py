@@ -46,8 +46,13 @@ class SearchStarted:
     unfinished: tuple[tuple[int, int], ...] = ()
     """Trials that had begun, each with the epoch that comes next."""
 
+    @property
+    def resumes(self) -> bool:
+        """Whether something of it is done already."""
+        return bool(self.finished or self.unfinished)
+
     def __str__(self) -> str:
-        if not self.finished and not self.unfinished:
+        if not self.resumes:
             return f"study {self.study}: {self.trials} trials of up to {self.epochs} epochs"
         begun = "".join(f", trial {number} from epoch {epoch}" for number, epoch in self.unfinished)
         return f"resuming study {self.study}: {self.finished} of {self.trials} trials done{begun}"

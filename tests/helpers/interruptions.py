@@ -57,7 +57,7 @@ def stop(command: Terminal, home: Path, way: str, *, code: int | None = None) ->
     assert family, "it had ended before"
     send(command, home)
     assert command.end(GRACE + 3) == (expected if code is None else code), command.text
-    for noise in ("Traceback", "Exception ignored", "leaked", "Error"):
+    for noise in ("Traceback", "Exception ignored", "leaked", "Error", "Warning"):
         assert noise not in command.text
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive, [process.cmdline() for process in alive]

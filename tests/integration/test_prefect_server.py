@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from thawline.exceptions import PrefectServerError
-from thawline.prefect_server import Address, Files, keep_up, shut_down, used
+from thawline.prefect_server import Address, Files, ManagedServer, keep_up, shut_down, used
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("prefect-server")]
 
@@ -125,6 +125,18 @@ def test_it_ends_by_itself_when_its_last_user_has_left_unless_it_is_to_stay(
         pid = server.address.pid
     until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", "it stays")
     assert not shut_down(home), "there is none left"
+
+
+def test_up_that_is_stopped_before_the_server_answers_does_not_have_it_stay(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press_ctrl_c(server: ManagedServer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ManagedServer, "wait", press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        keep_up(home, None)
+    assert not Files(home).stay.exists()
 
 
 def test_a_server_that_cannot_start_is_one_message_at_once_with_the_place_of_its_log(

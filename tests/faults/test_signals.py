@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from faults import Search
@@ -28,9 +29,9 @@ def make_stopped(
     search_in: Callable[..., Search], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Search]]:
     """Makes searches in one home, to be stopped and started again: they share a server, and what is stored."""
-    home = tmp_path_factory.mktemp("signals") / "home"
-    yield lambda *options: starting_its_server(search_in(home, *options))
-    shut_down(home)
+    search = starting_its_server(search_in(tmp_path_factory.mktemp("signals") / "home"))
+    yield lambda *options: replace(search, options=[*search.options, *options])
+    shut_down(search.home)
 
 
 def stopped_at(phase: str, way: str, search: Search) -> str:
@@ -65,7 +66,7 @@ def test_a_search_is_stopped_as_well_while_its_best_trial_is_packaged_judged_and
     stopped_at("packaging trial", "ctrl-c", search)
     stopped_at("scoring on", "SIGTERM to the group", search)
     shown = stopped_at("writing the report", "SIGINT to the group", search)
-    assert "resuming study ending: 1 of 1 trials done" in shown
+    assert "resuming study ending: 1 of 1 trial done" in shown
     versions = search.store.client.search_model_versions("name='ending'")
     assert len(versions) == 1, "it was packaged once"
 

@@ -53,9 +53,13 @@ class SearchStarted:
 
     def __str__(self) -> str:
         if not self.resumes:
-            return f"study {self.study}: {self.trials} trials of up to {self.epochs} epochs"
+            return f"study {self.study}: {_counted(self.trials, 'trial')} of up to {_counted(self.epochs, 'epoch')}"
         begun = "".join(f", trial {number} from epoch {epoch}" for number, epoch in self.unfinished)
-        return f"resuming study {self.study}: {self.finished} of {self.trials} trials done{begun}"
+        return f"resuming study {self.study}: {self.finished} of {_counted(self.trials, 'trial')} done{begun}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)

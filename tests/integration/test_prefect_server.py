@@ -66,6 +66,7 @@ def server_of(address: Address) -> psutil.Process:
     return process
 
 
+@pytest.mark.timeout(900)
 def test_three_searches_at_once_in_a_fresh_home_end_well_and_share_one_server(
     home: Path, tmp_path: Path, draw_pictures: Callable[..., Path], environment_of: Callable[[Path], dict[str, str]]
 ) -> None:
@@ -75,11 +76,12 @@ def test_three_searches_at_once_in_a_fresh_home_end_well_and_share_one_server(
             data = draw_pictures(tmp_path / f"shapes-{number}", count=8)
             log = stack.enter_context((tmp_path / f"{number}.log").open("w+"))
             command = [sys.executable, "-m", "thawline", "search", str(data), *SEARCH]
-            search = subprocess.Popen(command, env=environment_of(home), cwd=tmp_path, stdout=log, stderr=log)
+            popen = subprocess.Popen(command, env=environment_of(home), cwd=tmp_path, stdout=log, stderr=log)
+            search = stack.enter_context(popen)
             stack.callback(search.kill)
             searches.append(search)
             logs.append(log)
-        codes = [search.wait(PATIENCE) for search in searches]
+        codes = [search.wait(2 * PATIENCE) for search in searches]
         said = [log.seek(0) or log.read() for log in logs]
     assert codes == [0, 0, 0], said
     assert not any("Traceback" in each or "warning" in each.lower() for each in said), said

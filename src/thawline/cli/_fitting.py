@@ -31,8 +31,10 @@ def _fit(table: Table, console: Console) -> None:
 
 
 def _measure(column: Column, console: Console) -> Measurement:
-    """The longest word, and the longest line; of a column that may be cut off, what it must at least show: that is one
-    with a least width, since rich would cut any that is not said to fold."""
+    """The longest word, and the longest line; of a column that may be cut off, what it must at least show.
+
+    Such a column has a least width: by rich's defaults any would be cut that is not said to fold.
+    """
     cells = [Measurement.get(console, console.options, cell) for cell in (column.header, *column.cells)]
     most = max(cell.maximum for cell in cells)
     if column.overflow == "ellipsis" and column.min_width is not None:

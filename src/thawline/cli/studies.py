@@ -199,10 +199,11 @@ def retrain(
         print_json(outcome.as_dict())
     elif outcome.search is None:
         show(f"{outcome.title}: {outcome.reason}.")
+        by_recipe = f" --recipe {typed(recipe)}" if recipe else ""
         next_steps(
             {
                 f"history {outcome.model}": "who was champion, and why",
-                f"deploy retrain --data {typed(data)} --cron '0 3 * * *'": "look for changes every night",
+                f"deploy retrain --data {typed(data)}{by_recipe} --cron '0 3 * * *'": "look for changes every night",
             }
         )
     else:

@@ -22,9 +22,9 @@ from thawline.tracking import MlflowStore, connect  # noqa: E402
 from thawline.tracking.database import mlflow_database  # noqa: E402
 
 _LONGEST = [
-    *("topology", "champion", "deploy", "looking", "outages-disk", "kills", "cluster", "retrain", "outages-hung"),
-    *("outages-mlflow", "search", "outages-left", "outages-databases", "postgres", "resume", "approval"),
-    *("search_texts", "commands", "api", "s3", "serving", "serving_texts", "page", "huggingface", "drift"),
+    *("topology", "champion", "deploy", "looking", "outages-disk", "kills", "cluster", "retrain", "signals"),
+    *("outages-hung", "outages-mlflow", "search", "outages-left", "outages-databases", "postgres", "resume"),
+    *("approval", "search_texts", "commands", "api", "s3", "serving", "serving_texts", "page", "huggingface", "drift"),
 ]
 """Groups of tests that take longest by themselves, the longest first: what begins last must not take long."""
 

@@ -113,10 +113,12 @@ class _LiveHandler(_Handler):
         if event is None or isinstance(event, Note):
             style = "yellow" if record.levelno >= logging.WARNING else "dim"
             self._live.console.print(Text(record.getMessage(), style=style))
-        else:
-            self._view.update(event)
-            if isinstance(event, Phase):
-                self._live.refresh()  # it may be over before the next look
+            return
+        if isinstance(event, SearchStarted) and event.resumes:
+            self._live.console.print(Text(str(event), style="bold"))
+        self._view.update(event)
+        if isinstance(event, Phase):
+            self._live.refresh()  # it may be over before the next look
 
     def progress(self, phase: Phase) -> None:
         self._view.update(phase)

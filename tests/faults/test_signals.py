@@ -1,74 +1,46 @@
-"""Ctrl-C in a terminal, and a signal to the whole process group, at each phase of a command: two sentences, no more."""
+"""Ctrl-C in a terminal, and a signal to the whole process group, at each phase of a search: two sentences, no more."""
 
 import os
 import signal
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-import psutil
 import pytest
 from faults import Search
-from terminals import Terminal, terminal
+from interruptions import GOES_ON, STOPPED, stop
+from terminals import terminal
 
-from thawline.prefect_server import Files
+from thawline.prefect_server import Files, shut_down
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("signals"), pytest.mark.timeout(600)]
 
-GRACE = 20
-"""``study.grace_seconds`` by default; the end may come so much later, and three seconds."""
 OPTIONS = ["--trials", "3", "--epochs", "200", "--set", "space.freeze_depth=[3, 5]", "--set", "study.enqueue=[]"]
-STOPPED, GOES_ON = "Stopped.", "The same command goes on where it stopped."
 
 
-@pytest.fixture
-def make_search(make_search: Callable[..., Search]) -> Callable[..., Search]:
-    """Searches that start Prefect's server themselves."""
-
-    def make(name: str, *options: str) -> Search:
-        search = make_search(name, *options)
-        for variable in [name for name in search.environment if name.startswith("PREFECT_")]:
-            del search.environment[variable]
-        return search
-
-    return make
+def starting_its_server(search: Search) -> Search:
+    """The same, which starts Prefect's server itself."""
+    for variable in [name for name in search.environment if name.startswith("PREFECT_")]:
+        del search.environment[variable]
+    return search
 
 
-def press_twice(command: Terminal, home: Path) -> None:
-    """By somebody impatient."""
-    command.press_ctrl_c()
-    command.press_ctrl_c()
+@pytest.fixture(scope="module")
+def make_stopped(
+    search_in: Callable[..., Search], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Search]]:
+    """Makes searches in one home, to be stopped and started again: they share a server, and what is stored."""
+    search = starting_its_server(search_in(tmp_path_factory.mktemp("signals") / "home"))
+    yield lambda *options: replace(search, options=[*search.options, *options])
+    shut_down(search.home)
 
 
-def end_everything(command: Terminal, home: Path) -> None:
-    """As a machine that goes down, or systemd: Prefect's server is gone before the search can tell it anything."""
-    address = Files(home).read()
-    assert address is not None
-    os.killpg(address.pid, signal.SIGKILL)
-    command.signal_group(signal.SIGTERM)
-
-
-WAYS: dict[str, tuple[Callable[[Terminal, Path], None], int]] = {
-    "ctrl-c": (lambda command, _: command.press_ctrl_c(), 130),
-    "ctrl-c twice": (press_twice, 130),
-    "SIGINT to the group": (lambda command, _: command.signal_group(signal.SIGINT), 130),
-    "SIGTERM to the group": (lambda command, _: command.signal_group(signal.SIGTERM), 143),
-    "SIGTERM to the group, and no server": (end_everything, 143),
-}
-
-
-def stop(command: Terminal, home: Path, way: str) -> str:
-    """Stop it in this way, and look at how it ends; what it had shown."""
-    send, expected = WAYS[way]
-    family = command.family()
-    assert family, "it had ended before"
-    send(command, home)
-    code = command.end(GRACE + 3)
-    assert code == expected, command.text
-    for noise in ("Traceback", "Exception ignored", "leaked", "Error"):
-        assert noise not in command.text
-    _, alive = psutil.wait_procs(family, timeout=10)
-    assert not alive, [process.cmdline() for process in alive]
-    return command.text
+def stopped_at(phase: str, way: str, search: Search) -> str:
+    """What a search has shown that was stopped in this way once it had shown this."""
+    with terminal("search", search.data, *search.options, env=search.environment, cwd=search.home.parent) as command:
+        assert command.says(phase), command.text
+        shown = stop(command, search.home, way)
+    assert shown.count(STOPPED) == shown.count(GOES_ON) == 1
+    return shown
 
 
 @pytest.mark.parametrize(
@@ -82,17 +54,25 @@ def stop(command: Terminal, home: Path, way: str) -> str:
     ],
 )
 def test_a_search_that_is_stopped_says_two_sentences_and_leaves_nothing_behind(
-    phase: str, way: str, make_search: Callable[..., Search]
+    phase: str, way: str, make_stopped: Callable[..., Search]
 ) -> None:
-    search = make_search("stopped", *OPTIONS)
-    with terminal("search", search.data, *search.options, env=search.environment, cwd=search.home.parent) as command:
-        assert command.says(phase), command.text
-        shown = stop(command, search.home, way)
-    assert shown.count(STOPPED) == shown.count(GOES_ON) == 1
+    stopped_at(phase, way, make_stopped(*OPTIONS))
+
+
+def test_a_search_is_stopped_as_well_while_its_best_trial_is_packaged_judged_and_reported(
+    make_stopped: Callable[..., Search],
+) -> None:
+    search = make_stopped("--study", "ending", "--model", "ending", "--trials", "1", "--set", "tracking.report=true")
+    stopped_at("packaging trial", "ctrl-c", search)
+    stopped_at("scoring on", "SIGTERM to the group", search)
+    shown = stopped_at("writing the report", "SIGINT to the group", search)
+    assert "resuming study ending: 1 of 1 trial done" in shown
+    versions = search.store.client.search_model_versions("name='ending'")
+    assert len(versions) == 1, "it was packaged once"
 
 
 def test_a_search_whose_server_is_killed_in_the_middle_goes_to_its_end(make_search: Callable[..., Search]) -> None:
-    search = make_search("whole", "--trials", "3", "--epochs", "2")
+    search = starting_its_server(make_search("whole", "--trials", "3", "--epochs", "2"))
     life = search.start()
     assert life.says("linear probes by freeze depth")
     address = Files(search.home).read()

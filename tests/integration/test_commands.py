@@ -1,9 +1,7 @@
 """The verbs that need no search, and what the command line does with mistakes."""
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -12,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from said import Said
+from interruptions import STOPPED, stop
+from terminals import terminal
 
 from thawline.config import TrackingConfig
 from thawline.prefect_server import shut_down
@@ -152,25 +151,15 @@ def test_doctor_finds_this_environment_well_and_a_home_that_cannot_be_written_wr
 def test_ui_shows_the_pages_of_mlflow_tensorboard_and_prefect_until_ctrl_c(environment_of: Any, tmp_path: Path) -> None:
     home = tmp_path / "home"
     connect(resolve_uri(TrackingConfig(), home), home=home, experiment="thawline")
-    with subprocess.Popen(
-        [sys.executable, "-m", "thawline", "ui"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**environment_of(home), "PYTHONUNBUFFERED": "1"},
-        start_new_session=True,
-    ) as process:
-        said = Said(process.stdout)
-        try:
-            said.wait_for("^Ctrl-C")
-            addresses = dict(re.findall(r"(\w+) +(http://\S+)", said.text))
-            assert set(addresses) == {"MLflow", "TensorBoard", "Prefect"}
-            for address in addresses.values():
-                assert address.startswith("http://127.0.0.1:")
-                with urllib.request.urlopen(address) as answer:
-                    assert answer.status == 200
-        finally:
-            os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(60) == 130
+    with terminal("ui", env=environment_of(home), cwd=tmp_path) as process:
+        assert process.says("Ctrl-C stops them."), process.text
+        addresses = dict(re.findall(r"(\w+) +(http://\S+)", process.text))
+        assert set(addresses) == {"MLflow", "TensorBoard", "Prefect"}
+        for address in addresses.values():
+            assert address.startswith("http://127.0.0.1:")
+            with urllib.request.urlopen(address) as answer:
+                assert answer.status == 200
+        assert stop(process, home, "ctrl-c").count(STOPPED) == 1
     assert shut_down(home), "Prefect's server is there for the next command"
     for address in addresses.values():
         with pytest.raises(OSError, match="refused"):

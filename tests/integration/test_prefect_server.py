@@ -18,21 +18,16 @@ import psutil
 import pytest
 
 from thawline.exceptions import PrefectServerError
-from thawline.prefect_server import Address, Files, keep_up, shut_down, used
+from thawline.prefect_server import Address, Files, ManagedServer, keep_up, shut_down, used
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("prefect-server")]
 
 PATIENCE = 240
 """Seconds for what takes a server's start, on a machine that is busy with other things."""
-USE = """
-import sys
-from pathlib import Path
-from thawline.prefect_server import used
-with used(Path(sys.argv[1])) as server:
-    server.wait()
-    print(server.address.pid, server.address.api, flush=True)
-    sys.stdin.read()
-"""
+SEARCH = [
+    *("--backbone", "mobilenet_v3_small", "--weights", "starter", "--image-size", "32", "--trials", "1"),
+    *("--set", "data.workers=1", "--set", "tracking.report=false", "--set", "tracking.observe=false"),
+]
 
 
 @pytest.fixture
@@ -52,16 +47,18 @@ def until(reached: Callable[[], bool], what: str) -> None:
         time.sleep(0.1)  # a process that ends by itself tells nobody
 
 
-def answers(address: Address, path: str, *, password: str | None = None) -> int:
-    """HTTP's status of a request."""
-    request = urllib.request.Request(f"{address.api}/{path}")
+def answers(
+    address: Address, path: str, *, password: str | None = None, body: bytes | None = None
+) -> tuple[int, bytes]:
+    """HTTP's status of a request, and what came back: of a POST if there is a body."""
+    request = urllib.request.Request(f"{address.api}/{path}", body, {"Content-Type": "application/json"})
     if password is not None:
         request.add_header("Authorization", f"Basic {base64.b64encode(password.encode()).decode()}")
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE) as response:
-            return int(response.status)
+            return int(response.status), response.read()
     except urllib.error.HTTPError as error:
-        return error.code
+        return error.code, b""
 
 
 def server_of(address: Address) -> psutil.Process:
@@ -69,20 +66,28 @@ def server_of(address: Address) -> psutil.Process:
     return process
 
 
-def test_three_commands_at_once_in_a_fresh_home_share_one_server(home: Path) -> None:
+@pytest.mark.timeout(900)
+def test_three_searches_at_once_in_a_fresh_home_end_well_and_share_one_server(
+    home: Path, tmp_path: Path, draw_pictures: Callable[..., Path], environment_of: Callable[[Path], dict[str, str]]
+) -> None:
     with ExitStack() as stack:
-        command = [sys.executable, "-c", USE, home]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        users = [stack.enter_context(subprocess.Popen(command, text=True, **pipes)) for _ in range(3)]
-        said = [user.stdout.readline() for user in users if user.stdout is not None]
-        assert len(set(said)) == 1, [user.communicate() for user in users]
-        pid, api = said[0].split()
-        assert psutil.pid_exists(int(pid))
-        with pytest.raises(PrefectServerError, match="in use by another command"):
-            shut_down(home)
-        for user in users:
-            user.communicate()
-    assert api.startswith("http://127.0.0.1:")
+        searches, logs = [], []
+        for number in range(3):
+            data = draw_pictures(tmp_path / f"shapes-{number}", count=8)
+            log = stack.enter_context((tmp_path / f"{number}.log").open("w+"))
+            command = [sys.executable, "-m", "thawline", "search", str(data), *SEARCH]
+            popen = subprocess.Popen(command, env=environment_of(home), cwd=tmp_path, stdout=log, stderr=log)
+            search = stack.enter_context(popen)
+            stack.callback(search.kill)
+            searches.append(search)
+            logs.append(log)
+        codes = [search.wait(2 * PATIENCE) for search in searches]
+        said = [log.seek(0) or log.read() for log in logs]
+    assert codes == [0, 0, 0], said
+    assert not any("Traceback" in each or "warning" in each.lower() for each in said), said
+    address = Files(home).read()
+    assert address is not None
+    assert answers(address, "flow_runs/count", password=address.password, body=b"{}") == (200, b"3")
 
 
 def test_it_asks_for_a_password_that_its_user_alone_can_read_and_comes_back_when_it_is_killed(home: Path) -> None:
@@ -90,9 +95,11 @@ def test_it_asks_for_a_password_that_its_user_alone_can_read_and_comes_back_when
         assert server is not None
         server.wait()
         address = server.address
+        with pytest.raises(PrefectServerError, match="in use by another command"):
+            shut_down(home)
         assert os.getsid(address.pid) == address.pid != os.getsid(0), "Ctrl-C in this terminal does not reach it"
-        assert answers(address, "admin/version") == 401
-        assert answers(address, "admin/version", password=address.password) == 200
+        assert answers(address, "admin/version")[0] == 401
+        assert answers(address, "admin/version", password=address.password)[0] == 200
         for file in Files(home).folder.iterdir():
             assert not stat.S_IMODE(file.stat().st_mode) & 0o077, file
         assert not stat.S_IMODE(Files(home).folder.stat().st_mode) & 0o077
@@ -100,14 +107,14 @@ def test_it_asks_for_a_password_that_its_user_alone_can_read_and_comes_back_when
         # The server alone: its supervisor keeps the port, and this request waits for the next.
         first = server_of(address)
         first.kill()
-        assert answers(address, "admin/version", password=address.password) == 200
+        assert answers(address, "admin/version", password=address.password)[0] == 200
         assert server_of(address).pid != first.pid
 
         # All of it: whoever uses it starts it again, at the same address.
         os.killpg(address.pid, signal.SIGKILL)
         until(lambda: server.address.pid != address.pid, "nobody started it again")
         assert (server.address.port, server.address.password) == (address.port, address.password)
-        assert answers(server.address, "admin/version", password=address.password) == 200
+        assert answers(server.address, "admin/version", password=address.password)[0] == 200
     assert shut_down(home)
     assert not psutil.pid_exists(server.address.pid) or psutil.Process(server.address.pid).status() == "zombie"
 
@@ -117,7 +124,7 @@ def test_it_ends_by_itself_when_its_last_user_has_left_unless_it_is_to_stay(
 ) -> None:
     monkeypatch.setenv("THAWLINE_SERVER_MINUTES", "0.001")
     address = keep_up(home, None)
-    assert answers(address, "health") == 200, "it stays without users"
+    assert answers(address, "health")[0] == 200, "it stays without users"
     Files(home).stay.unlink()
     with used(home) as server:
         assert server is not None
@@ -125,6 +132,18 @@ def test_it_ends_by_itself_when_its_last_user_has_left_unless_it_is_to_stay(
         pid = server.address.pid
     until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", "it stays")
     assert not shut_down(home), "there is none left"
+
+
+def test_up_that_is_stopped_before_the_server_answers_does_not_have_it_stay(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press_ctrl_c(server: ManagedServer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ManagedServer, "wait", press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        keep_up(home, None)
+    assert not Files(home).stay.exists()
 
 
 def test_a_server_that_cannot_start_is_one_message_at_once_with_the_place_of_its_log(

@@ -34,7 +34,12 @@ def test_ctrl_c_while_garbage_is_collected_ends_the_command_in_order_too() -> No
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "in order\n", "")
 
 
+LOADED = """
+import sys, thawline.__main__
+print([name for name in ("importlib.metadata", "logging") if name in sys.modules])
+"""
+
+
 def test_nothing_slow_is_loaded_before_ctrl_c_is_heard_of() -> None:
-    code = "import sys, thawline.__main__; print([name for name in ('importlib.metadata', 'logging') if name in sys.modules])"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
     assert loaded.stdout == "[]\n"

@@ -112,6 +112,16 @@ def test_a_search_that_resumes_says_what_is_done_and_where_trials_go_on() -> Non
     started = SearchStarted("pets", 6, 2, 8, "accuracy", unfinished=((3, 4),))
     assert str(started) == "resuming study pets: 2 of 6 trials done, trial 3 from epoch 4"
     assert str(SearchStarted("pets", 6, 0, 8, "accuracy")) == "study pets: 6 trials of up to 8 epochs"
+    assert str(SearchStarted("pets", 1, 0, 1, "accuracy")) == "study pets: 1 trial of up to 1 epoch"
+
+
+def test_a_search_that_resumes_says_so_on_a_terminal_too() -> None:
+    out = io.StringIO()
+    with watch(Console(file=out, force_terminal=True, width=120), quiet=False):
+        emit(SearchStarted("pets", 6, 2, 8, "accuracy", unfinished=((3, 4),)))
+        emit(Phase("packaging"))
+    assert "resuming study pets: 2 of 6 trials done, trial 3 from epoch 4" in out.getvalue()
+    assert "packaging" in out.getvalue(), "a phase is shown however short it is"
 
 
 def test_when_a_program_reads_the_output_only_warnings_are_shown() -> None:

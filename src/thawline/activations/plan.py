@@ -120,11 +120,12 @@ class Plan(BaseModel):
                 f"plan: stores nothing, trains in {way}",
                 f"plan: search about {_duration(self.search_seconds())} if no trial is stopped early",
             ]
+        planned, without = _duration(self.search_seconds()), _duration(self.seconds_without_store())
+        saving = f" instead of {without}," if planned != without else ""
         names = ", ".join(profile.groups[boundary - 1] for boundary in self.boundaries)
         return [
             f"plan: stores activations after {names}: {_size(self.bytes)}; trains in {way}",
-            f"plan: search about {_duration(self.search_seconds())} instead of "
-            f"{_duration(self.seconds_without_store())}, if no trial is stopped early",
+            f"plan: search about {planned}{saving} if no trial is stopped early",
         ]
 
     def bytes_of(self, boundary: int) -> int:

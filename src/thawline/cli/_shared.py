@@ -3,18 +3,21 @@
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, RenderableType
+from rich.text import Text
 
 from thawline import environment, logs
+from thawline.cli._fitting import fit
 from thawline.config.fields import help_of
 
 if TYPE_CHECKING:
@@ -36,7 +39,10 @@ __all__ = [
     "progress",
     "say",
     "short",
+    "show",
+    "show_table",
     "tell",
+    "typed",
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -100,11 +106,31 @@ def say(as_json: bool, values: Mapping[str, object], sentence: str) -> None:
     if as_json:
         print_json(values)
     else:
-        console().print(sentence, highlight=False, soft_wrap=True)
+        show(sentence)
+
+
+def show(*lines: str) -> None:
+    """Print sentences: on a terminal broken between words, however long those are, in a pipe not at all."""
+    out = console()
+    wrap = textwrap.TextWrapper(out.width, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)
+    for line in lines:
+        out.print(Text(wrap.fill(line) if out.is_terminal else line), soft_wrap=True)
+
+
+def show_table(table: RenderableType) -> None:
+    """Print a table, or a group of them."""
+    out = console()
+    fit(table, out)
+    out.print(table)
 
 
 def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, allow_nan=False, default=str))  # noqa: T201
+
+
+def typed(value: str | Path) -> str:
+    """A path or URL as it is typed in a shell."""
+    return shlex.quote(str(value))
 
 
 def short(path: Path) -> str:
@@ -123,11 +149,17 @@ def program() -> str:
 
 
 def next_steps(steps: Mapping[str, str]) -> None:
-    """Print what makes sense now: commands without the program's name, and what each does."""
+    """Print what makes sense now: commands without the program's name, and what each does.
+
+    Where the two do not fit beside each other on a terminal, what it does stands below. A command is never broken, so
+    that it can be copied.
+    """
     commands = {f"{program()} {arguments}": what for arguments, what in steps.items()}
-    width = max(map(len, commands))
-    lines = "".join(f"\n  {command:<{width}}  {what}" for command, what in commands.items())
-    console().print(f"\n[bold]Next[/bold]{escape(lines)}", highlight=False, soft_wrap=True)
+    width, out = max(map(len, commands)), console()
+    beside = not out.is_terminal or width + 4 + max(map(len, commands.values())) <= out.width
+    form = f"\n  {{:<{width}}}  {{}}" if beside else "\n  {}\n      {}"
+    lines = "".join(form.format(command, what) for command, what in commands.items())
+    out.print(Text.assemble("\n", ("Next", "bold"), lines), soft_wrap=True)
 
 
 def tell(message: str, *, level: int = logging.INFO, error: str | None = None) -> None:

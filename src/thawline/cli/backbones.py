@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from thawline.cli._app import app
-from thawline.cli._shared import Json, console, fail, print_json
+from thawline.cli._shared import Json, fail, next_steps, print_json, show, show_table
 from thawline.config.fields import help_of
 from thawline.exceptions import BackboneError
 
@@ -32,8 +32,15 @@ def backbones(
     else:
         from thawline.cli.tables.backbones import backbones_table
 
-        console().print(backbones_table(infos))
-        console().print(registry.further_names(), markup=False)
+        show_table(backbones_table(infos))
+        show(registry.further_names())
+        example = infos[0].name if len(infos) == 1 else "NAME"
+        next_steps(
+            {
+                f"summary {example}": "its layers, and what each freeze depth costs",
+                f"search DATA --backbone {example}": "fine-tune it",
+            }
+        )
 
 
 def _described(names: list[str], pattern: str | None) -> "Iterator[BackboneInfo]":
@@ -69,3 +76,4 @@ def summary(
         print_json(registry.summary_json(built, freeze_depth, batch_size))
     else:
         print(registry.summary_text(built, freeze_depth, batch_size))  # noqa: T201  as wide as it is, for a pager
+        next_steps({f"search DATA --backbone {backbone}": "find how deep to freeze it"})

@@ -7,7 +7,18 @@ import typer
 
 from thawline import environment
 from thawline.cli._app import app
-from thawline.cli._shared import Json, Model, SetOption, TrackingUri, console, next_steps, print_json, progress
+from thawline.cli._shared import (
+    Json,
+    Model,
+    SetOption,
+    TrackingUri,
+    next_steps,
+    print_json,
+    progress,
+    show,
+    show_table,
+    typed,
+)
 
 __all__: list[str] = []
 
@@ -29,8 +40,8 @@ def check(
     else:
         from thawline.cli.tables.data import data_report
 
-        console().print(data_report(manifest))
-        next_steps({f"search {data}": "find the best fine-tuned classifier"})
+        show_table(data_report(manifest))
+        next_steps({f"search {typed(data)}": "find the best fine-tuned classifier"})
 
 
 @app.command()
@@ -69,7 +80,13 @@ def drift(
     else:
         from thawline.cli.tables.drift import drift_table
 
-        console().print(drift_table(report))
-        console().print(str(report), highlight=False, soft_wrap=True)
+        show_table(drift_table(report))
+        show(str(report))
+        if report.drift:
+            steps = {"retrain DATA": f"search again, on labelled images like these, and improve {report.model}"}
+        else:
+            hourly = f"deploy drift --data {typed(folder)} --model {report.model} --cron '0 * * * *'"
+            steps = {hourly: "look every hour"}
+        next_steps(steps)
     if report.drift:
         raise typer.Exit(1)

@@ -8,7 +8,19 @@ import typer
 
 from thawline import environment
 from thawline.cli._app import app
-from thawline.cli._shared import Json, Storage, TrackingUri, console, print_json, tell
+from thawline.cli._shared import (
+    Json,
+    Storage,
+    TrackingUri,
+    console,
+    next_steps,
+    print_json,
+    short,
+    show,
+    show_table,
+    tell,
+    typed,
+)
 
 __all__: list[str] = []
 
@@ -39,9 +51,8 @@ def clean(
         from thawline.cli.tables.home import clean_table, clean_total
 
         if found.items:
-            console().print(clean_table(found))
-        for line in (*found.notes, clean_total(found, removed=yes, failures=len(failures))):
-            console().print(line, highlight=False, soft_wrap=True)
+            show_table(clean_table(found))
+        show(*found.notes, clean_total(found, removed=yes, failures=len(failures)))
         for failure in failures:
             tell(f"Not removed: {failure}", level=logging.WARNING)
     if failures:
@@ -61,9 +72,6 @@ def ui(
     """Show the pages of MLflow, TensorBoard and Prefect on this project, until Ctrl-C."""
     from thawline.ui import serve_ui
 
-    def show(line: str) -> None:
-        console().print(line, highlight=False, soft_wrap=True)
-
     serve_ui(environment.home(), tracking_uri, mlflow_port, tensorboard_port, show)
 
 
@@ -77,15 +85,22 @@ def up(
     from thawline.prefect_server import keep_up
 
     address = keep_up(environment.home(), worker)
-    lines = [
+    show(
         f"Prefect      {address.ui}",
         f"Its page asks for a password once: {address.password}",
-        f"Prefect's own commands: export PREFECT_API_URL={address.api} PREFECT_API_AUTH_STRING={address.password}",
+        "Prefect's own commands need to know:",
+        f"  export PREFECT_API_URL={address.api}",
+        f"  export PREFECT_API_AUTH_STRING={address.password}",
         *([f"A worker runs what is deployed to the pool {worker}."] if worker else []),
         "It stays until `thawline down`.",
-    ]
-    for line in lines:
-        console().print(line, highlight=False, soft_wrap=True)
+    )
+    pool = f" --pool {worker}" if worker else ""
+    next_steps(
+        {
+            f"deploy retrain --data DATA{pool} --cron '0 3 * * *'": "retrain every night if the data have changed",
+            "down": "end it",
+        }
+    )
 
 
 @app.command()
@@ -94,7 +109,7 @@ def down() -> None:
     from thawline.prefect_server import shut_down
 
     ended = shut_down(environment.home())
-    console().print("Prefect's server has ended." if ended else "No server of Prefect was running here.")
+    show("Prefect's server has ended." if ended else "No server of Prefect was running here.")
 
 
 @app.command()
@@ -108,9 +123,16 @@ def doctor(as_json: Json = False) -> None:
     else:
         from thawline.cli.tables.home import findings_table
 
-        console().print(findings_table(findings))
+        show_table(findings_table(findings))
     if any(finding.status == "wrong" for finding in findings):
         raise typer.Exit(1)
+    if not as_json:
+        next_steps(
+            {
+                "demo": "see it all on handwritten digits",
+                "check PATH/TO/YOUR/DATA": "read your own images or texts without training",
+            }
+        )
 
 
 @recipes_app.callback()
@@ -137,7 +159,5 @@ def copy_recipe(
     from thawline.recipes import SCHEMA, copy
 
     target = copy(name, to)
-    console().print(
-        f"Wrote {target}, and {SCHEMA} beside it for your editor. Use it with: thawline search DATA --recipe {target}",
-        highlight=False,
-    )
+    show(f"Wrote {target}, and {SCHEMA} beside it for your editor.")
+    next_steps({f"search DATA --recipe {typed(short(target))}": "use it, once you have edited it"})

@@ -1,13 +1,26 @@
 """Verbs about registered models: predict, score, explain, promote, rollback, history, serve."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
 
 from thawline import environment, stopping
 from thawline.cli._app import app
-from thawline.cli._shared import Json, Model, TrackingUri, console, print_json, progress, say
+from thawline.cli._shared import (
+    Json,
+    Model,
+    TrackingUri,
+    next_steps,
+    print_json,
+    progress,
+    say,
+    show,
+    show_table,
+    typed,
+)
 from thawline.config.fields import help_of
 from thawline.exceptions import ThawlineError
 
@@ -54,7 +67,15 @@ def predict(
     else:
         from thawline.cli.tables.models import predictions_table
 
-        console().print(predictions_table(predictions))
+        show_table(predictions_table(predictions))
+        texts = "text" in predictions[0]
+        next_steps(
+            {
+                **({} if texts else {f"explain {model} IMAGE --out DIR": "draw the evidence for its class"}),
+                f"score {model} {'TABLE' if texts else 'FOLDER'} --out FILE.parquet": "classify many into a table",
+                f"serve {model}": "answer requests over HTTP",
+            }
+        )
     if any("error" in prediction for prediction in predictions):
         raise typer.Exit(1)
 
@@ -90,7 +111,10 @@ def score(
             text_column=text_column,
             on_progress=on_progress,
         )
-    console().print(f"{summary}.", highlight=False, soft_wrap=True)
+    show(f"{summary}.")
+    drift = {f"drift {model} {typed(source)}": "test whether they are like those it was made for"}
+    again = f"deploy score --data {typed(source)} --model {model} --out {typed(out)} --cron '0 3 * * *'"
+    next_steps({**(drift if summary.kind == "images" and source.is_dir() else {}), again: "score them every night"})
     if summary.bad:
         raise typer.Exit(1)
 
@@ -131,7 +155,8 @@ def explain(
     else:
         from thawline.cli.tables.models import explanations_table
 
-        console().print(explanations_table(rows))
+        show_table(explanations_table(rows))
+        show(f"The pictures and explanations.json are in {out}.")
     if any("error" in row for row in rows):
         raise typer.Exit(1)
 
@@ -161,6 +186,8 @@ def promote(
         )
         say(as_json, {"model": model, "version": version, "decision": "forced", "reason": reason.strip()},
              f"{model} version {version} is the champion now, by force: {reason.strip()}")  # fmt: skip
+        if not as_json:
+            _next_after_promotion(model)
         return
     if reason:
         raise ThawlineError("--reason belongs to --force: without it the comparison is the reason.")
@@ -170,7 +197,7 @@ def promote(
     environment.quiet_prefect()
     from thawline.prefect_server import used
 
-    with used(environment.home()) as server:
+    with used(environment.home()) as server, _watched(quiet=as_json):
         from thawline.flows.promote import promote as promote_flow
         from thawline.orchestration.server import connected
 
@@ -185,11 +212,34 @@ def promote(
         from thawline.cli.tables.models import verdict_table
 
         said = "" if outcome.is_champion else f"{model} version {outcome.version}, {decision}: "
-        console().print(f"{said}{outcome.verdict.reason}.", highlight=False, markup=False)
+        show(f"{said}{outcome.verdict.reason}.")
         if outcome.verdict.criteria:
-            console().print(verdict_table(outcome.verdict))
+            show_table(verdict_table(outcome.verdict))
+        if decision == "promote":
+            _next_after_promotion(model)
+        else:
+            by_force = f"promote {model} --version {outcome.version} --force --reason TEXT"
+            steps = {f"history {model}": "who was champion, and why"}
+            next_steps(steps if outcome.is_champion else {**steps, by_force: "make it champion all the same"})
     if decision != "promote":
         raise typer.Exit(1)
+
+
+def _watched(*, quiet: bool) -> AbstractContextManager[None]:
+    """The phases of a flow on standard error."""
+    from thawline.terminal import watch
+
+    return watch(Console(stderr=True), quiet=quiet)
+
+
+def _next_after_promotion(model: str) -> None:
+    next_steps(
+        {
+            f"serve {model}": "answer requests over HTTP; servers that run follow by themselves",
+            f"history {model}": "who was champion, and why",
+            f"rollback {model}": "make the former champion the champion again",
+        }
+    )
 
 
 @app.command()
@@ -206,6 +256,8 @@ def rollback(
     before, after = roll_back(open_store(tracking_uri, environment.home()), name=model, to=to)
     say(as_json, {"model": model, "from": before, "to": after},
          f"{model}: version {after} is the champion again, in place of version {before}.")  # fmt: skip
+    if not as_json:
+        next_steps({f"history {model}": "who was champion, and why"})
 
 
 @app.command()
@@ -224,7 +276,9 @@ def history(
     else:
         from thawline.cli.tables.models import history_table
 
-        console().print(history_table(model, reigns))
+        show_table(history_table(model, reigns))
+        back = {f"rollback {model}": "make the champion before this one the champion again"} if len(reigns) > 1 else {}
+        next_steps({f"serve {model}": "answer requests over HTTP", **back})
 
 
 @app.command()

@@ -16,11 +16,13 @@ from thawline.cli._shared import (
     Storage,
     TrackingUri,
     config_of,
-    console,
     next_steps,
     print_json,
     short,
+    show,
+    show_table,
     tell,
+    typed,
 )
 from thawline.exceptions import ThawlineError
 
@@ -93,7 +95,7 @@ def search(
         from thawline.data import is_table
 
         _print_outcome(outcome)
-        _next_after_search(outcome, "TEXT" if is_table(config.data.path) else "IMAGE")
+        _next_after_search(outcome, texts=is_table(config.data.path))
     if not outcome.everything_kept:
         raise typer.Exit(1)
 
@@ -112,7 +114,7 @@ def demo() -> None:
     _print_outcome(outcome)
     next_steps(
         {
-            f"predict {outcome.model} {short(folder / '7')}": "ask the champion",
+            f"predict {outcome.model} {typed(short(folder / '7'))}": "ask the champion",
             "ui": "compare the trials in MLflow and TensorBoard",
             "search PATH/TO/YOUR/FOLDER": "the same on your own images",
         }
@@ -136,7 +138,13 @@ def leaderboard(
     else:
         from thawline.cli.tables.studies import leaderboard_table
 
-        console().print(leaderboard_table(records, metric, title=f"Study {name}"))
+        show_table(leaderboard_table(records, metric, title=f"Study {name}"))
+        next_steps(
+            {
+                f"report {name}": "the study as one page that needs no network",
+                "ui": "compare the trials in MLflow and TensorBoard",
+            }
+        )
 
 
 @app.command()
@@ -155,7 +163,8 @@ def report(
     home = environment.home()
     name = study or latest_study(home, storage)
     page = write_report(name, out or Path(f"{name}.html"), home=home, storage=storage, tracking_uri=tracking_uri)
-    console().print(f"Wrote {page}.", highlight=False, soft_wrap=True)
+    show(f"Wrote {page}: any browser shows it.")
+    next_steps({"ui": "compare the trials in MLflow and TensorBoard"})
 
 
 @app.command()
@@ -190,9 +199,19 @@ def retrain(
     if as_json:
         print_json(outcome.as_dict())
     elif outcome.search is None:
-        console().print(f"{outcome.title}: {outcome.reason}.", highlight=False, soft_wrap=True)
+        show(f"{outcome.title}: {outcome.reason}.")
+        by_recipe = f" --recipe {typed(recipe)}" if recipe else ""
+        next_steps(
+            {
+                f"history {outcome.model}": "who was champion, and why",
+                f"deploy retrain --data {typed(data)}{by_recipe} --cron '0 3 * * *'": "look for changes every night",
+            }
+        )
     else:
+        from thawline.data import is_table
+
         _print_outcome(outcome.search)
+        _next_after_search(outcome.search, texts=is_table(config.data.path))
     if outcome.search is not None and not outcome.search.everything_kept:
         raise typer.Exit(1)
 
@@ -252,29 +271,31 @@ def deploy(
                     made = deployments.of_search(kind, config, name=name, schedule=schedule, on_drift=on_drift)
             if pool is None:
                 tell(f"Serving {made.full_name}; Ctrl-C stops it.")
+                if schedule is None and not on_drift:
+                    tell(f"Run it now, in another terminal: prefect deployment run {made.full_name}")
+                    if server is not None:
+                        tell("`thawline up` says what that needs to know of the server.")
                 deployments.serve(made)
                 return
-            for line in deployments.deploy(made, pool, managed=server is not None):
-                console().print(line, highlight=False, soft_wrap=True)
+            show(*deployments.deploy(made, pool, managed=server is not None))
 
 
 def _print_outcome(outcome: "SearchOutcome") -> None:
     from thawline.cli.tables.studies import leaderboard_table
 
-    console().print(leaderboard_table(outcome.records, outcome.metric, title=f"Study {outcome.study}"))
-    console().print()
+    show_table(leaderboard_table(outcome.records, outcome.metric, title=f"Study {outcome.study}"))
+    show("")
     is_news = outcome.promotion.champion is not None or not outcome.promoted
     if is_news and outcome.promotion.verdict.criteria:
         from thawline.cli.tables.models import verdict_table
 
-        console().print(verdict_table(outcome.promotion.verdict))
-        console().print()
-    for line in outcome.lines():
-        console().print(line, highlight=False, soft_wrap=True)
+        show_table(verdict_table(outcome.promotion.verdict))
+        show("")
+    show(*outcome.lines())
 
 
-def _next_after_search(outcome: "SearchOutcome", item: str) -> None:
-    model, version = outcome.model, outcome.promotion.version
+def _next_after_search(outcome: "SearchOutcome", *, texts: bool) -> None:
+    model, version, item = outcome.model, outcome.promotion.version, "TEXT" if texts else "IMAGE"
     if outcome.promoted:
         steps = {f"serve {model}": "answer requests over HTTP", f"predict {model} {item}": "ask the champion"}
     else:
@@ -282,4 +303,10 @@ def _next_after_search(outcome: "SearchOutcome", item: str) -> None:
             f"predict {model}/{version} {item}": "ask this version",
             f"history {model}": "who was champion, and why",
         }
-    next_steps({**steps, "ui": "compare the trials in MLflow and TensorBoard"})
+    next_steps(
+        {
+            **steps,
+            "ui": "compare the trials in MLflow and TensorBoard",
+            f"report {outcome.study}": "the study as one page that needs no network",
+        }
+    )

@@ -16,6 +16,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, get_curre
 from thawline.config import without_password
 from thawline.exceptions import PrefectServerError
 from thawline.prefect_server import ManagedServer
+from thawline.search import Phase, emit
 
 __all__ = ["check_server", "connected", "leaving_at_once"]
 
@@ -37,6 +38,7 @@ def connected(server: ManagedServer | None) -> Iterator[None]:
         check_server()
         settings = {}
     else:
+        emit(Phase("waiting for Prefect's server"))
         server.wait()
         settings = {PREFECT_API_URL: server.address.api, PREFECT_API_AUTH_STRING: server.address.password}
     with temporary_settings(settings):

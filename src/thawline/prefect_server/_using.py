@@ -126,8 +126,15 @@ def keep_up(home: Path, pool: str | None) -> Address:
                 f"{named_server()} is used, because PREFECT_API_URL or a profile of Prefect names it: Thawline starts "
                 "no server beside it."
             )
-        Files(home).stay.write_text(pool or "")
-        server.wait()
+        stay = Files(home).stay
+        stayed = stay.exists()
+        stay.write_text(pool or "")
+        try:
+            server.wait()
+        except BaseException:  # Ctrl-C too: nobody was told then that it stays
+            if not stayed:
+                stay.unlink(missing_ok=True)
+            raise
         return server.address
 
 

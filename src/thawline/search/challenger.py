@@ -7,7 +7,7 @@ from thawline.config import DataConfig, PromotionConfig, SearchConfig
 from thawline.data import Manifest, scan
 from thawline.exceptions import ConfigError, DataError
 from thawline.registry import LabelledData, MlflowRegistry, ModelName, PromotionOutcome, force, judge
-from thawline.search.events import Note, emit
+from thawline.search.events import Note, Phase, counting, emit
 from thawline.search.version_config import config_of_version
 from thawline.search.winner import further_data, test_split
 from thawline.tracking import MlflowStore, open_store
@@ -78,11 +78,14 @@ def judge_challenger(challenger: Challenger) -> PromotionOutcome:
     Raises:
         RegistryError: if it cannot be loaded or scored.
     """
+    test = challenger.test
+    kind = "texts" if isinstance(test.items[0], str) else "images"
+    emit(Phase(f"scoring version {challenger.version} on {len(test.labels)} test {kind}, and the champion on the same"))
     return judge(
         challenger.store,
         name=challenger.name,
         version=challenger.version,
-        test=challenger.test,
+        test=test,
         rules=challenger.rules,
         further=further_data(challenger.rules.further, challenger.data),
     )
@@ -128,7 +131,7 @@ def _test_data(
         return further_data([data], config.data if config else DataConfig(path=data))[0]
     if config is None:
         raise DataError(f"What {model}/{version} was tested on is not recorded: name a folder or a table with --data.")
-    manifest: Manifest = scan(config.data)
+    manifest: Manifest = scan(config.data, on_progress=counting("reading the data of its study"))
     trained_on = registry.tags(model, version).get("thawline.data_digest")
     if trained_on not in (None, manifest.digest):
         raise DataError(

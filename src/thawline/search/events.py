@@ -46,11 +46,20 @@ class SearchStarted:
     unfinished: tuple[tuple[int, int], ...] = ()
     """Trials that had begun, each with the epoch that comes next."""
 
+    @property
+    def resumes(self) -> bool:
+        """Whether something of it is done already."""
+        return bool(self.finished or self.unfinished)
+
     def __str__(self) -> str:
-        if not self.finished and not self.unfinished:
-            return f"study {self.study}: {self.trials} trials of up to {self.epochs} epochs"
+        if not self.resumes:
+            return f"study {self.study}: {_counted(self.trials, 'trial')} of up to {_counted(self.epochs, 'epoch')}"
         begun = "".join(f", trial {number} from epoch {epoch}" for number, epoch in self.unfinished)
-        return f"resuming study {self.study}: {self.finished} of {self.trials} trials done{begun}"
+        return f"resuming study {self.study}: {self.finished} of {_counted(self.trials, 'trial')} done{begun}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ def findings_table(findings: "Sequence[Finding]") -> Table:
 def clean_table(found: "Survey") -> Table:
     """What would be removed, or was."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("what", "where"):
-        table.add_column(name, overflow="fold")
+    table.add_column("what", overflow="fold")
+    # The one column that gives way where the terminal is narrow: names of files are hashes.
+    table.add_column("where", overflow="ellipsis", no_wrap=True, min_width=30)
     for name in ("how many", "size"):
         table.add_column(name, justify="right")
     table.add_column("why", overflow="fold")

@@ -1,0 +1,64 @@
+"""Ways to stop a command that runs in a terminal, and what must hold of its end."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+from terminals import Terminal
+
+from thawline.prefect_server import Files
+
+__all__ = ["GOES_ON", "GRACE", "STOPPED", "stop"]
+
+GRACE = 20
+"""``study.grace_seconds`` by default; the end may come so much later, and three seconds."""
+STOPPED, GOES_ON = "Stopped.", "The same command goes on where it stopped."
+
+
+def press_twice(command: Terminal, home: Path) -> None:
+    """By somebody impatient."""
+    command.press_ctrl_c()
+    command.press_ctrl_c()
+
+
+def end_everything(command: Terminal, home: Path) -> None:
+    """As a machine that goes down, or systemd: Prefect's server is gone before the search can tell it anything."""
+    address = Files(home).read()
+    assert address is not None
+    os.killpg(address.pid, signal.SIGKILL)
+    command.signal_group(signal.SIGTERM)
+
+
+WAYS: dict[str, tuple[Callable[[Terminal, Path], None], int]] = {
+    "ctrl-c": (lambda command, _: command.press_ctrl_c(), 130),
+    "ctrl-c twice": (press_twice, 130),
+    "SIGINT to the group": (lambda command, _: command.signal_group(signal.SIGINT), 130),
+    "SIGTERM to the group": (lambda command, _: command.signal_group(signal.SIGTERM), 143),
+    "SIGTERM to the group, and no server": (end_everything, 143),
+}
+
+
+def stop(command: Terminal, home: Path, way: str, *, code: int | None = None) -> str:
+    """Stop it in this way, and look at how it ends.
+
+    Args:
+        command: that has said that it is where it is to be stopped.
+        home: Thawline's.
+        way: one of ``WAYS``.
+        code: that it is to end with; by default that of a shell for this signal.
+
+    Returns:
+        What it had shown.
+    """
+    send, expected = WAYS[way]
+    family = command.family()
+    assert family, "it had ended before"
+    send(command, home)
+    assert command.end(GRACE + 3) == (expected if code is None else code), command.text
+    for noise in ("Traceback", "Exception ignored", "leaked", "Error", "Warning"):
+        assert noise not in command.text
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive, [process.cmdline() for process in alive]
+    return command.text

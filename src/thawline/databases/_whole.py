@@ -17,7 +17,7 @@ from thawline.exceptions import DatabaseError
 __all__ = ["ensure_whole", "sqlite_url"]
 
 _STILL_SECONDS = 5.0
-"""A database that nobody has written to for so long is not being made by another program."""
+"""A database without writes for this long is not being made by another program."""
 _LONGEST_WAIT = 60.0
 _MAKING = ".making-"
 _ABANDONED_SECONDS = 3600.0
@@ -74,7 +74,7 @@ def ensure_whole(database: Path, schema: Schema, *, home: Path) -> None:
         ) from error
     except sqlite3.Error as error:
         raise DatabaseError(
-            f"The making of {database} by {schema.library} was cut short, and it cannot be made anew: {error}. End "
+            f"The making of {database} by {schema.library} was cut short, and it cannot be recreated: {error}. End "
             "what has it open, or move the file away, and try again."
         ) from error
 
@@ -104,7 +104,7 @@ def _repair(database: Path, schema: Schema, template: Path) -> None:
         return
     unchanging = f"{template.as_uri()}?immutable=1"
     with closing(sqlite3.connect(unchanging, uri=True)) as source, closing(connected(database)) as target:
-        target.execute("BEGIN EXCLUSIVE")  # fails where somebody has it open; backup() would wait for them for ever
+        target.execute("BEGIN EXCLUSIVE")  # fails where somebody has it open; backup() would wait for them indefinitely
         target.rollback()
         source.backup(target)
 

@@ -93,7 +93,7 @@ def test_a_file_that_is_no_history_is_written_anew_and_that_is_said(path: Path, 
     assert rows(path) == [{"epoch": "1", "b": "1.0"}]
     problem = tracker.close("FINISHED").problem
     assert problem is not None
-    assert problem.startswith(f"{path} could not be read and is written anew: ")
+    assert problem.startswith(f"{path} could not be read and is rewritten: ")
 
 
 def test_after_the_end_nothing_is_taken_and_closing_again_changes_nothing(path: Path) -> None:

@@ -147,9 +147,8 @@ def test_a_report_that_an_earlier_version_left_is_not_read_but_the_trials_are_sh
 
     here.write_text(json.dumps(json.loads(report.to_json()) | {"costs": []}))
     assert "0.7500" in shown()
-    assert (
-        "the page shows the trials alone: This is no report that this version of Thawline reads: costs" in caplog.text
-    )
+    expected = "the page shows only the trials: This is not a report that this version of Thawline can read: costs"
+    assert expected in caplog.text
     caplog.clear()
     here.write_text(report.to_json())
     assert "0.7500" in shown()

@@ -7,7 +7,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Hear of Ctrl-C before the command line is loaded, which takes a moment."""
+    """Handle Ctrl-C before the command line is loaded, which takes a moment."""
     stopping.listen(leave_at_once)
     try:
         from thawline.cli import main as run

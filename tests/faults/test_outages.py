@@ -157,7 +157,7 @@ def test_a_search_that_is_asked_to_leave_writes_a_checkpoint_first_and_goes_on_a
     life.process.terminate()
     code, _ = life.end(60)
     assert code == 143
-    assert "The same command goes on where it stopped." in "\n".join(life.lines)
+    assert "The same command resumes where it stopped." in "\n".join(life.lines)
     checkpoint = search.home / "studies" / "shapes" / "trial-001" / "within-epoch.safetensors"
     assert checkpoint.exists(), "it had nineteen of twenty batches before it"
     outcome = search.finish()

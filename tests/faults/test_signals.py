@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("signals"), pytest.mark.
 GRACE = 20
 """``study.grace_seconds`` by default; the end may come so much later, and three seconds."""
 OPTIONS = ["--trials", "3", "--epochs", "200", "--set", "space.freeze_depth=[3, 5]", "--set", "study.enqueue=[]"]
-STOPPED, GOES_ON = "Stopped.", "The same command goes on where it stopped."
+STOPPED, GOES_ON = "Stopped.", "The same command resumes where it stopped."
 
 
 @pytest.fixture

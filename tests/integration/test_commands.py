@@ -65,7 +65,7 @@ def test_check_reports_classes_splits_and_digest(data: Path, forked: Callable[..
         (["search", "DATA", "--set", "space.freeze_depth=[0,9]"], "because resnet18 has 5 layer groups"),
         (
             ["search", "DATA", "--backbone", "resnet18", "--set", "space.backbone=[resnet34, resnet50]"],
-            "--backbone resnet18 would not be looked at, because space.backbone lists resnet34, resnet50. To search",
+            "--backbone resnet18 would be ignored, because space.backbone lists resnet34, resnet50. To search",
         ),
         (["search", "DATA", "--max-length", "64"], "settings are for texts: backbone.max_length=64. Leave them out."),
         (["search", "DATA", "--set", "data.header=true"], "The data are images, but these settings are for texts"),

@@ -84,7 +84,7 @@ def test_a_search_that_is_asked_to_stop_leaves_at_once_closes_its_run_and_leaves
         process.terminate()
         assert process.wait(60) == 143
         said = stderr.all()
-    assert said.endswith("Stopped.\nThe same command goes on where it stopped.\n")
+    assert said.endswith("Stopped.\nThe same command resumes where it stopped.\n")
     assert "Traceback" not in said
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive
@@ -94,7 +94,7 @@ def test_a_search_that_is_asked_to_stop_leaves_at_once_closes_its_run_and_leaves
     assert statuses["study"] == "KILLED"
     assert statuses["0"] == "FINISHED", "the linear probe"
     # The trial records itself from a thread of its own, which may not have reached the store before the end came.
-    assert statuses.get("2", "RUNNING") == "RUNNING", "the trial is not over: it goes on later"
+    assert statuses.get("2", "RUNNING") == "RUNNING", "the trial is not over: it resumes later"
 
 
 def _runs(client: Any) -> list[Any]:

@@ -150,7 +150,7 @@ def test_a_study_that_begins_between_looking_and_removing_keeps_everything(pets:
     found = survey(own_home, older_than=MONTH)
     assert named(found, "checkpoints") == ["studies/pets"]
     with FileLock(own_home / "studies" / "pets" / "study.lock"):
-        assert [str(failure) for failure in remove(found)] == ["studies/pets: it is used now, and kept"]
+        assert [str(failure) for failure in remove(found)] == ["studies/pets: it is in use, and kept"]
     write(own_home / "studies" / "pets" / "trial-004" / "epoch-0003.safetensors")
     assert [str(failure) for failure in remove(found)] == ["studies/pets: it was used a moment ago, and is kept"]
     assert len(list((own_home / "studies").rglob("*.safetensors"))) == 11
@@ -241,11 +241,11 @@ def test_what_mlflow_has_not_got_yet_stays(pets: Study, own_home: Path) -> None:
     assert orphan.exists()
     assert checkpoint.exists()
     assert len(list(unsent.parent.iterdir())) == 3
-    assert found.notes == ("studies/old holds files that MLflow has not got yet. It is left alone.",)
+    assert found.notes == ("studies/old holds files that MLflow has not received yet. It is left alone.",)
     assert not waiting.with_name("epoch-0002.safetensors").exists(), "the others of the trial are gone"
 
     unsent.write_bytes(b'{"record": ')
-    with pytest.raises(ConfigError, match=r"pets-000\.jsonl says what MLflow has not got yet, and cannot be read"):
+    with pytest.raises(ConfigError, match=r"pets-000\.jsonl lists records for MLflow, and cannot be read"):
         clean(own_home)
 
 
@@ -503,7 +503,7 @@ def test_what_is_registered_in_another_registry_than_is_looked_at_is_left_alone(
     found = survey(store.home, older_than=-1.0, kinds=["models", "runs"])
     assert found.items == ()
     (note,) = found.notes
-    assert f"Models of the study pets are registered in sqlite:///{store.home}/models.db, which is not looked" in note
+    assert f"Models of the study pets are registered in sqlite:///{store.home}/models.db, which is not checked" in note
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{store.home}/models.db")
     found = survey(store.home, older_than=-1.0, kinds=["models", "runs"])
     assert [item.parts for item in found.items] == [(failed,)]
@@ -642,7 +642,7 @@ def test_what_cannot_be_removed_is_named_and_the_rest_goes(own_home: Path, monke
     ended = CliRunner().invoke(app, ["clean", "--yes"])
     assert ended.exit_code == 1
     assert "Not removed: cache/decoded/d.npy: Permission denied" in ended.stderr
-    assert "all but 1" in " ".join(ended.stdout.split())
+    assert "except 1" in " ".join(ended.stdout.split())
     assert (own_home / "cache" / "decoded" / "d.npy").exists()
     assert not (own_home / "cache" / "activations" / "a.bin").exists()
     assert not (own_home / "studies" / "old").exists()

@@ -267,7 +267,7 @@ def test_what_passes_is_tried_again_and_what_does_not_is_said(monkeypatch: pytes
     assert patiently(write) == "written"
     monkeypatch.setattr(patience, "_PATIENCE_SECONDS", 0.0)
     failures.append(OSError(28, "No space left on device"))
-    with pytest.raises(StudyError, match=r"cannot be written: .*No space left.*the same command goes on"):
+    with pytest.raises(StudyError, match=r"cannot be written: .*No space left.*the same command resumes"):
         patiently(write)
 
 

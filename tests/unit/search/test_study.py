@@ -1,4 +1,4 @@
-"""The study samples what the space opens, prunes what is bad, and goes on where it stopped."""
+"""The study samples what the space opens, prunes what is bad, and resumes where it stopped."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is shown of data."""
+"""The report on data."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What is known of every backbone without building it, so that listing more than a thousand networks takes no time.
+"""Information on every backbone without building it, so that listing more than a thousand networks takes no time.
 
 One file for each library that can list its networks, written by ``python -m thawline.backbones.write_catalogue``.
 Imports neither torch nor the library.

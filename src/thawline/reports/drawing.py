@@ -143,7 +143,7 @@ def freeze_depth_axis(axes: "Axes", depths: Sequence[int], deepest: int | None =
     low, high = min(depths), max(depths)
     step = max(1, (high - low + 1) // 12)
     ticks = [*range(low, high + 1, step)]
-    meanings = {0: "0\nall trained"} | ({deepest: f"{deepest}\nhead alone"} if deepest else {})
+    meanings = {0: "0\nall trained"} | ({deepest: f"{deepest}\nhead only"} if deepest else {})
     axes.set_xticks(ticks, [meanings.get(tick, str(tick)) for tick in ticks])
     axes.set_xlim(low - 0.5, high + 0.5)
     axes.set_xlabel("freeze depth")

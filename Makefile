@@ -38,9 +38,10 @@ minimal: setup  ## Install the package without extras beside it, and use it: no 
 	cd $(VENV)-minimal && bin/python -c 'import thawline.cli, thawline.flows.search, thawline.deployments, thawline.serving'
 	rm -rf $(VENV)-minimal
 
-check: setup  ## Lint, types and import contracts
+check: setup  ## Lint, phrases, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/phrases.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

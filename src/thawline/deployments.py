@@ -269,7 +269,7 @@ def _absolute(config: SearchConfig) -> SearchConfig:
 
 
 def _full_name(backbone: str) -> str:
-    """A HuggingFace model's folder may be named from the working directory; a hub's id is no folder."""
+    """A HuggingFace model's folder may be named from the working directory; a hub's id is not a folder."""
     folder = Path(backbone.removeprefix("hf:")).expanduser()
     return f"hf:{_full(folder)}" if backbone.startswith("hf:") and folder.is_dir() else backbone
 

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("signals"), pytest.mark.
 GRACE = 20
 """``study.grace_seconds`` by default; the end may come so much later, and three seconds."""
 OPTIONS = ["--trials", "3", "--epochs", "200", "--set", "space.freeze_depth=[3, 5]", "--set", "study.enqueue=[]"]
-STOPPED, GOES_ON = "Stopped.", "The same command resumes where it stopped."
+STOPPED, RESUMES = "Stopped.", "The same command resumes where it stopped."
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_search_that_is_stopped_says_two_sentences_and_leaves_nothing_behind(
     with terminal("search", search.data, *search.options, env=search.environment, cwd=search.home.parent) as command:
         assert command.says(phase), command.text
         shown = stop(command, search.home, way)
-    assert shown.count(STOPPED) == shown.count(GOES_ON) == 1
+    assert shown.count(STOPPED) == shown.count(RESUMES) == 1
 
 
 def test_a_search_whose_server_is_killed_in_the_middle_goes_to_its_end(make_search: Callable[..., Search]) -> None:

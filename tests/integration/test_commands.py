@@ -96,7 +96,7 @@ def test_debug_shows_the_traceback(forked: Callable[..., Any], tmp_path: Path) -
     assert "Traceback" in answer.err
 
 
-def test_missing_weights_are_said_before_anything_is_trained(
+def test_missing_weights_are_reported_before_anything_is_trained(
     data: Path, forked: Callable[..., Any], tmp_path: Path
 ) -> None:
     home = tmp_path / "home"

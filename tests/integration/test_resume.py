@@ -1,4 +1,4 @@
-"""Killed with -9 in the middle of a trial, the same command goes on: same study, same trial, same epoch, same run."""
+"""Killed with -9 in the middle of a trial, the same command resumes: same study, same trial, same epoch, same run."""
 
 import os
 import re
@@ -46,7 +46,7 @@ def search_until(
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_a_killed_search_goes_on_and_ends_like_one_that_was_never_killed(
+def test_a_killed_search_resumes_and_ends_like_one_that_was_never_killed(
     tmp_path: Path, thawline: Callable[..., Any], draw_pictures: Any, environment_of: Any
 ) -> None:
     data = draw_pictures(tmp_path / "shapes", count=16)
@@ -66,7 +66,7 @@ def test_a_killed_search_goes_on_and_ends_like_one_that_was_never_killed(
     assert facts(resumed.json) == facts(whole)
     assert resumed.json["test"] == whole["test"]
     runs = {run.data.tags.get("thawline.trial"): run.info.run_id for run in _runs(client)}
-    assert begun.items() <= runs.items(), "the same MLflow runs go on"
+    assert begun.items() <= runs.items(), "the same MLflow runs continue"
     assert len(_runs(client)) == 5, "a parent and four trials, none doubled"
     for number, epochs in {"0": [1], "1": [1, 2, 3], "2": [1, 2, 3], "3": [1, 2, 3]}.items():
         history = client.get_metric_history(runs[number], "val/accuracy")

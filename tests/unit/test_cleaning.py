@@ -197,7 +197,7 @@ def test_folders_of_studies_that_are_gone_go_whole(pets: Study, own_home: Path) 
 def test_where_the_studies_are_kept_must_be_known_before_a_folder_is_called_orphaned(
     own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: bool
 ) -> None:
-    """A deployment keeps its studies in a database; whoever cleans in another shell would see none."""
+    """A deployment keeps its studies in a database; a clean-up from another shell would see none."""
     url = f"sqlite:///{tmp_path}/studies.db"
     open_study(own_home, "elsewhere", storage=url)
     if journal:
@@ -259,7 +259,7 @@ def test_cache_entries_go_by_their_last_use(own_home: Path) -> None:
             for name in (f"{digest}.partial",) if digest == "half" else (f"{digest}.{suffix}", f"{digest}.json"):
                 grow_old(write(folder / name, b"x" * 50), days)
             grow_old(write(folder / f"{digest}.lock", b""), days)
-        os.utime(own_home / "cache" / kind / "used.json")  # what whoever opens an entry does
+        os.utime(own_home / "cache" / kind / "used.json")  # as opening an entry does
     before = snapshot(own_home)
     found, failures = clean(own_home, "decoded", "tokens", "activations")
     assert failures == []
@@ -285,7 +285,7 @@ def test_an_entry_that_is_being_built_or_was_just_used_stays(own_home: Path) -> 
     assert {path.name for path in folder.iterdir()} >= {"built.partial", "used.json", "used.bin"}
 
 
-def test_an_activation_store_goes_on_after_it_was_cleaned(own_home: Path) -> None:
+def test_an_activation_store_works_after_it_was_cleaned(own_home: Path) -> None:
     store = ActivationStore(own_home / "cache" / "activations", budget=10**6)
     for name in ("a.bin", "a.json", "a.progress"):
         write(store.folder / name, b"x" * 10)
@@ -512,7 +512,7 @@ def test_what_is_registered_in_another_registry_than_is_looked_at_is_left_alone(
     assert survey(store.home, older_than=-1.0, kinds=["models", "runs"]).items == ()
 
 
-def test_a_registry_that_is_not_there_is_said_and_not_made(
+def test_a_registry_that_is_not_there_is_reported_and_not_made(
     store: MlflowStore, pets: Study, champion_elsewhere: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{store.home}/typo.db")
@@ -648,7 +648,7 @@ def test_what_cannot_be_removed_is_named_and_the_rest_goes(own_home: Path, monke
     assert not (own_home / "studies" / "old").exists()
 
 
-def test_a_clean_up_that_was_killed_leaves_a_home_that_works_and_is_gone_on_with(
+def test_a_clean_up_that_was_killed_leaves_a_home_that_works_and_is_resumed(
     pets: Study, own_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(own_home / "studies" / "old" / "trial-000" / "epoch-0001.safetensors")

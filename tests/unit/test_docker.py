@@ -122,7 +122,7 @@ def test_services_are_confined_restarted_and_watched(services: dict[str, Any]) -
     assert services["worker-cpu"]["depends_on"].keys() == {"postgres", "mlflow", "prefect"}
 
 
-def test_ports_are_those_of_this_machine_alone(services: dict[str, Any]) -> None:
+def test_ports_are_those_of_this_machine_only(services: dict[str, Any]) -> None:
     published = {name: service["ports"] for name, service in services.items() if "ports" in service}
     assert set(published) == {"mlflow", "prefect", "serve-cpu", "serve-cuda"}
     for name, ports in published.items():

@@ -34,7 +34,7 @@ def test_the_reference_and_the_schema_are_up_to_date(tool: ModuleType, capsys: p
     assert tool.main(["--check"]) == 0, capsys.readouterr().out
 
 
-def test_one_that_is_out_of_date_is_named_and_written_anew(
+def test_one_that_is_out_of_date_is_named_and_rewritten(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page, schema = tmp_path / "configuration.md", tmp_path / SCHEMA

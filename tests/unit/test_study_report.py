@@ -34,7 +34,7 @@ from thawline.tracking.media import Embedding, Image, Predictions, Table
 from thawline.training import Hyperparameters, Probe
 
 CLASSES = ("ham", "spam")
-TEXTS = ["see you", "win\n\n£1000 now", "a long text " + "that goes on " * 20]
+TEXTS = ["see you", "win\n\n£1000 now", "a long text " + "that continues " * 20]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ vision transformer) gets a group per repeated block. What works on pooled featur
 layers) is a group of its own. Every border between groups is a cut (see :mod:`thawline.backbones.tracing`), also where
 nobody freezes yet.
 
-Layers are counted by their weights of two or more dimensions, so a normalisation is no layer of its own.
+Layers are counted by their weights of two or more dimensions, so a normalisation is not a layer of its own.
 """
 
 import math

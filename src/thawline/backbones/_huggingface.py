@@ -191,8 +191,7 @@ def _check_padding(module: nn.Module, name: str) -> None:
         module.train()
     if not torch.allclose(alone, with_padding, rtol=1e-3, atol=1e-5):
         raise BackboneError(
-            f"{name!r} gives another output for a text with padding: it has no attention mask. Choose "
-            "another backbone."
+            f"{name!r} gives another output for a text with padding: it has no attention mask. Choose another backbone."
         )
 
 

@@ -8,7 +8,7 @@ begin, the pass is left. So all that is done between the blocks, and all that is
 activations (masks, tables of positions), is the network's own doing.
 
 How a network is laid out, and what its blocks hand on, is learned from one pass with a tiny input; and every border is
-tried: what depends on more than the one tensor that crosses a border is no border, and its neighbours stay together.
+tried: what depends on more than the one tensor that crosses a border is not a border, and its neighbours stay together.
 """
 
 import copy

@@ -84,7 +84,7 @@ class Studies:
 
         self._home, self._given = home, url
         self.url = storage_url(url)
-        """The database that was looked at; ``None`` for the journal in the home."""
+        """The surveyed database; ``None`` for the journal in the home."""
         self.names = frozenset(study_names(home, url))
         self._records: dict[str, list[TrialRecord]] = {}
         self.busy = frozenset(self._busy())

@@ -39,7 +39,7 @@ class Mlflow:
     """Whether its database lies in the home. Another one may hold the runs of others, too."""
     experiments: tuple[str, ...]
     storages: Mapping[str, str]
-    """Studies that were kept in another database than the one that was looked at, and in which."""
+    """Studies that were kept in another database than the surveyed one, and in which."""
     registries: Mapping[str, Mapping[str, str]]
     """Tags of each study that say which registries its models went to; none of an earlier version of Thawline."""
 

@@ -69,8 +69,7 @@ class TrainConfig(Model):
         AugmentationKind,
         BeforeValidator(_augmentation),
         Searchable(
-            "Augmentations to choose from; without it all trials see the same. With ``train.views`` "
-            "each is stored."
+            "Augmentations to choose from; without it all trials see the same. With ``train.views`` each is stored."
         ),
     ] = "none"
     """``none`` trains on the images as they are; ``light`` crops mildly and mirrors; ``standard`` is torchvision's
@@ -130,9 +129,9 @@ class TrainConfig(Model):
     the end, itself included; 1 is off. The groups are those that ``freeze_depth`` counts: in networks of several stages
     (Swin, ConvNeXt) they are fewer than the blocks that timm counts, so the same factor slows the first layers less. It
     can be combined with every policy."""
-    batch_norm: Annotated[
-        BatchNorm, Searchable("Modes of batch-norms in thawed layer groups.", thawed_only=True)
-    ] = "frozen_eval"
+    batch_norm: Annotated[BatchNorm, Searchable("Modes of batch-norms in thawed layer groups.", thawed_only=True)] = (
+        "frozen_eval"
+    )
     """Mode of batch-norms in thawed layer groups: ``frozen_eval`` keeps their statistics, scale and shift,
     ``train_affine`` keeps only the statistics, ``train_all`` trains and updates all. Frozen groups always keep all. A
     backbone with random weights (``backbone.weights=none``) has no statistics worth keeping: it always trains all."""

@@ -2,9 +2,9 @@
 
 The kernel frees a lock when its last holder dies, however it dies, so that nothing here can be left behind by a crash:
 
-- ``server.lock`` is held by the supervisor for its whole life, taken by whoever starts it;
+- ``server.lock`` is held by the supervisor for its whole life, taken by the process that starts it;
 - ``users.lock`` is shared by all who use the server; the supervisor can take it for itself when nobody does;
-- ``change.lock`` is held for moments, by whoever looks at the others or starts or ends the server.
+- ``change.lock`` is held for moments, by a process that checks the others or starts or ends the server.
 """
 
 import fcntl

@@ -32,7 +32,7 @@ def find_or_start(files: Files) -> Address:
         try:
             address = files.read()
             if not try_lock(lock):
-                assert address is not None  # noqa: S101  written before the starter lets go of change.lock
+                assert address is not None  # noqa: S101  written before the starter releases change.lock
                 return address
             address = _start(files, lock, address)
             files.write(address)

@@ -152,7 +152,7 @@ def shut_down(home: Path) -> bool:
                     "`thawline ui`. Stop that first, and then try `thawline down` again."
                 )
             address = files.read()
-            assert address is not None  # noqa: S101  written by whoever started it
+            assert address is not None  # noqa: S101  written by the process that started it
             files.stay.unlink(missing_ok=True)
             _end(files, address.pid)
         finally:

@@ -26,7 +26,7 @@ class BackboneContract(ABC):
     classes = 5
     """Of the head."""
     numbers_of_classes = (2, 10, 200)
-    """With each of which the first loss is looked at."""
+    """With each of which the first loss is checked."""
 
     @abstractmethod
     def make(self, num_classes: int) -> Backbone:

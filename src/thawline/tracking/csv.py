@@ -55,7 +55,7 @@ class CsvTracker:
         self._check_open()
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int, timestamp_ms: int | None = None) -> None:
-        """Write the row of an epoch; metrics whose step is no epoch are left out."""
+        """Write the row of an epoch; metrics whose step is not an epoch are left out."""
         self._check_open()
         values = {name: str(float(value)) for name, value in metrics.items() if not name.startswith(_NOT_BY_EPOCH)}
         if values:

@@ -278,7 +278,7 @@ def test_longer_encoders_keep_512_tokens_unless_more_are_asked_for(tmp_path: Pat
     assert text_of(backbones.preprocessing_of(name, max_length=800)).max_length == 800
 
 
-def test_robertas_positions_begin_behind_that_of_padding(tmp_path: Path) -> None:
+def test_robertas_positions_begin_after_that_of_padding(tmp_path: Path) -> None:
     name = f"hf:{write_tiny('roberta', tmp_path, pad_token_id=1)}"
     backbone = backbones.create(name, num_classes=2)
     longest = text_of(backbone.preprocessing).max_length
@@ -343,7 +343,7 @@ def test_tokens_are_pooled_as_sentence_transformers_says_in_its_files(
         again.load_state_dict(backbone.module.state_dict())
         for network in (backbone.module, again):
             torch.testing.assert_close(network(tokens), expected)
-        # In parts, as behind stored activations, it is the same.
+        # In parts, as with stored activations, it is the same.
         parts = section(backbone, 2)(section(backbone, 0, 2)(tokens))
         torch.testing.assert_close(parts, expected)
     plain = backbones.create(f"hf:{bert}", num_classes=3)
@@ -664,7 +664,7 @@ def test_torn_weights_are_told(bert: Path, tmp_path: Path) -> None:
 def test_a_hub_that_cannot_be_reached_is_told_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        WeightsError, match=r"There is no folder 'no/such', and from HuggingFace's hub .* name the fold"
+        WeightsError, match=r"There is no folder 'no/such', and .* from HuggingFace's hub.* name the fold"
     ):
         backbones.create("hf:no/such", num_classes=2)
 
@@ -762,7 +762,7 @@ def test_its_architecture_is_plain_and_names_no_place(bert: Path) -> None:
 # Training
 
 
-def test_gradients_are_observed_at_the_borders_from_tokens_as_from_activations(bert: Path) -> None:
+def test_gradients_are_observed_at_the_boundaries_from_tokens_as_from_activations(bert: Path) -> None:
     backbone = created_with_random_head(f"hf:{bert}")
     depth, tokens = 2, torch.randint(5, 30, (3, 7), generator=torch.Generator().manual_seed(0))
     freeze_to(backbone, depth, batch_norm="train_all")

@@ -1,4 +1,4 @@
-"""The page: it says what came of the study, loads nothing, and takes no name for markup."""
+"""The page: it shows the result of the study, loads nothing, and takes no name for markup."""
 
 import re
 from collections import Counter
@@ -248,7 +248,7 @@ def test_every_part_is_there_and_the_leaderboard_shows_what_differs(page: Page) 
     assert len(page.of("img")) > 2
 
 
-def test_what_is_missing_is_said_in_a_sentence() -> None:
+def test_what_is_missing_is_reported_in_a_sentence() -> None:
     trial = TrialPoint(number=0, state="complete", freeze_depth=3, learning_rate=1e-3, value=0.4)
     page = Page(render(StudyReport(study="pets", metric="loss", trials=(trial,))))
     text = words(page.text)

@@ -196,7 +196,7 @@ def test_a_trial_that_another_search_ends_while_this_one_looks_is_not_run_again(
     assert not other._claims.taken_by_others(f"trial-{asked.number}")
 
 
-def test_what_a_dead_search_had_begun_is_gone_on_with_by_another_that_waits(
+def test_what_a_dead_search_had_begun_is_resumed_by_another_that_waits(
     new_postgres: Callable[[], str], own_home: Path
 ) -> None:
     url = new_postgres()
@@ -256,7 +256,7 @@ def test_a_storage_that_cannot_be_written_gets_the_reports_later_in_order(
     assert stored == {1: 0.1, 2: 0.2, 3: 0.3}
 
 
-def test_what_passes_is_tried_again_and_what_does_not_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_passes_is_tried_again_and_what_does_not_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     failures = [OSError(28, "No space left on device"), sa.exc.OperationalError("UPDATE", {}, Exception("locked"))]
 
     def write() -> str:

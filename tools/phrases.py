@@ -42,8 +42,9 @@ PHRASES = {
 }
 """Phrases, alternatives separated by ``|``, and what to write instead."""
 
-_TEXTS = ("src", "flows", "docs", "tests", "benchmarks", "tools", "docker", "README.md", "CONTRIBUTING.md", "Makefile")
-_SUFFIXES = {".py", ".md", ".html", ".yaml", ".yml", ".toml", ".ini", ""}
+_FOLDERS = ("src", "flows", "docs", "tests", "benchmarks", "tools", "docker")
+_TEXTS = (*_FOLDERS, "docker/Dockerfile", "README.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml", "prefect.yaml")
+_SUFFIXES = {".py", ".md", ".html", ".yaml", ".yml", ".toml", ".ini", ".sql"}
 _OWN = ("tools/phrases.py", "tests/unit/test_phrases.py")
 _EXCLUDED = (
     "src/thawline/serving/",
@@ -94,7 +95,8 @@ def _files(places: Sequence[Path]) -> Iterator[Path]:
     for place in places:
         for path in [place] if place.is_file() else place.rglob("*"):
             name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
-            if path.is_file() and path.suffix in _SUFFIXES and name not in _OWN and not name.startswith(_EXCLUDED):
+            is_text = path == place or (path.suffix in _SUFFIXES and path.is_file())
+            if is_text and name not in _OWN and not name.startswith(_EXCLUDED):
                 yield path
 
 

@@ -43,8 +43,7 @@ def choose(log_format: LogFormat) -> None:
 
 
 def start() -> None:
-    """With the format JSON, make everything on standard error JSON, whichever library writes it; call it in every
-    process.
+    """With the format JSON, make everything on standard error JSON; call it in every process.
 
     Log records of Thawline from INFO on, those of others and Python's warnings from WARNING on, and, as records of the
     logger ``stderr``, the lines of whatever writes there directly. What C++ code writes there stays as it is.
@@ -120,8 +119,7 @@ def _finite(value: Any) -> Any:
 
 
 class _StderrAsRecords(io.TextIOBase):
-    """Stands for standard error: every line that is written becomes a record. It is not a terminal, so nothing is
-    drawn."""
+    """Stands for standard error: every line that is written becomes a record. It is not a terminal."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._handler = stream, JsonHandler(stream)

@@ -88,8 +88,7 @@ def _unless_run(look: Look, folder: Path, act: Act) -> Act:
 
 
 def cached(look: Look, kind: Literal["decoded", "tokens", "activations"]) -> Iterator[Item]:
-    """Entries ``<digest>.*``. Their locks ``<digest>.lock``, which are empty, stay: a process may be waiting for
-    one."""
+    """Entries ``<digest>.*``. Their locks ``<digest>.lock``, which are empty, stay: they may be waited for."""
     if look.studies.busy:
         return
     entries: dict[str, list[Path]] = defaultdict(list)

@@ -42,7 +42,7 @@ def drift(
         typer.Option(help="Folder of images to compare with; default: the held-out images of the model's study."),
     ] = None,
     alpha: Annotated[
-        float, typer.Option(help="False-alarm rate: the most often that similar images are reported as drift.")
+        float, typer.Option(help="False-alarm rate: how often, at most, similar images are reported as drift.")
     ] = 0.01,
     max_images: Annotated[int, typer.Option(help="Largest number of images compared; more are sampled.")] = 2000,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",

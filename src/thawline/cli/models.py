@@ -232,7 +232,7 @@ def serve(
         Path | None, typer.Option(help="File with a token that clients must send as Authorization: Bearer.")
     ] = None,
     webhook_secret_file: Annotated[
-        Path | None, typer.Option(help="File with the secret of an MLflow webhook; it is served at /webhook.")
+        Path | None, typer.Option(help="File with the secret of an MLflow webhook, which is accepted at /webhook.")
     ] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:

@@ -11,7 +11,7 @@ class BackboneConfig(Model):
     """The pretrained network."""
 
     name: str = "resnet18"
-    """Name of the network in the list of ``thawline backbones``."""
+    """Pretrained network, one of ``thawline backbones``."""
     weights: str | dict[str, str] = "default"
     """Pretrained weights: ``default`` (the library's own), ``starter`` (shipped with Thawline), ``none`` (random), or a
     file: .safetensors, or a state_dict saved by torch.save; of timm also a folder as on HuggingFace's hub. For several

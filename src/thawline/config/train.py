@@ -97,7 +97,7 @@ class TrainConfig(Model):
     channels_last: bool | Literal["auto"] = "auto"
     """Keep images and convolutions in channels-last memory order; ``auto`` measures which order is faster."""
     exact: bool = False
-    """Be bit-equal to plain training in single precision: nothing is stored or computed in lower precision."""
+    """Make results bit-equal to plain training in single precision: no lower precision is stored or computed."""
     device: str = "auto"
     """``auto`` (cuda, then mps, then cpu), or a torch device such as ``cpu`` or ``cuda:1``."""
     keep_checkpoints: int = Field(1, ge=1)

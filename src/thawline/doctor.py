@@ -124,7 +124,7 @@ def _home(home: Path) -> Finding:
     free = shutil.disk_usage(there).free / 1e9
     found = f"{home}, {free:.0f} GB free" if there == home else f"{home}, not made yet, {free:.0f} GB free"
     if free < 5:
-        return Finding("home", "warning", found, "caches and checkpoints want several GB")
+        return Finding("home", "warning", found, "caches and checkpoints need several GB")
     return Finding("home", "ok", found)
 
 

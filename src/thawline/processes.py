@@ -60,12 +60,12 @@ def main_module_hidden() -> Iterator[None]:
 
 @contextmanager
 def ctrl_c_withheld() -> Iterator[None]:
-    """Processes that this thread starts during the block never hear of Ctrl-C, from their first moment on.
+    """Processes that this thread starts during the block never receive Ctrl-C, from their start on.
 
     A terminal sends it to them too, and one that is still importing would die of it with a traceback, before it can
     ignore the signal. This process hears of it when the block is left, at the latest.
     """
-    _start_tracker()  # first: where multiprocessing starts it by the way, it unblocks SIGINT in the middle of the block
+    _start_tracker()  # first: where multiprocessing starts it implicitly, it unblocks SIGINT in the middle of the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -69,7 +69,8 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class TextPreprocessing:
-    """What is done to a text before the network sees it: cut into tokens, of which the first so many are kept."""
+    """What is done to a text before the network sees it: cut into tokens, of which the first ``max_length`` are
+    kept."""
 
     tokenizer: str
     """The tokenizer in the JSON format of the ``tokenizers`` library, which adds the special tokens too."""

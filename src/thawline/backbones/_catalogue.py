@@ -24,7 +24,7 @@ class Catalogue:
     infos: dict[str, BackboneInfo]
     """By name, in order of names."""
     refused: dict[str, str]
-    """By name, the networks of the library that cannot be used: what is said to somebody who asks for one."""
+    """By name, the networks of the library that cannot be used: the message for each of them."""
 
 
 def file_of(library: str) -> Path:

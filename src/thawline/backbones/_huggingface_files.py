@@ -134,7 +134,7 @@ def _given(name: str) -> str:
 
 
 def load(library: Any, name: str, *, is_whole: Callable[[Any], bool] = lambda _: True, **arguments: Any) -> Any:
-    """What a class of transformers makes of the files of a folder, or of the hub's, from its cache if they lie there.
+    """Load the files of a folder, or of the hub (from its cache if possible), with a class of transformers.
 
     Args:
         library: such as ``AutoConfig``.

@@ -203,7 +203,7 @@ def _side(size: Any) -> int | None:
 
 @remembered
 def image_processor(name: str) -> Any:
-    """What is said of the preparation of images beside the weights, or for such networks in general."""
+    """The description of image preprocessing beside the weights, or the default for such networks."""
     from transformers import AutoImageProcessor
 
     return load(AutoImageProcessor, name)

@@ -272,7 +272,7 @@ def _replaced(args: Any, kwargs: Any, activations: Tensor) -> Any:
 
 
 def _shallow(module: nn.Module) -> nn.Module:
-    """Another module with the very same parts, whose attributes can be changed without changing the first's."""
+    """Another module with the same parts, whose attributes can be changed without changing the first's."""
     return copy.copy(module)
 
 

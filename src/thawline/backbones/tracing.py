@@ -2,7 +2,7 @@
 
 A *cut* is an operation after which exactly one tensor is still needed. Everything up to it is a function from images
 to that tensor, and everything after it is a function of that tensor alone, so the first part can be frozen, its results
-can be stored, and the two parts one after the other give the very same numbers as the whole.
+can be stored, and the two parts one after the other give exactly the same numbers as the whole.
 
 The idea of cutting at single live values comes from register allocation in compilers ("liveness"); tracing comes from
 ``torch.fx``, as in torchvision's feature extraction.

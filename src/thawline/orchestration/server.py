@@ -101,7 +101,7 @@ def check_server() -> None:
 
 
 def _send_the_rest(seconds: float) -> None:
-    """Send queued events and logs for at most so long, and drop what is left: at interpreter exit it would wait.
+    """Send queued events and logs within a time limit, and drop the rest: at interpreter exit it would wait.
 
     Prefect tries each event eleven times, a second each, when its server is gone.
     """

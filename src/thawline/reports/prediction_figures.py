@@ -46,7 +46,7 @@ def confusion_figure(predictions: Predictions) -> Figure:
             _draw_pairs(drawn.axes, counts, pairs[:_PAIRS], names)
     right, examples = int(np.trace(counts)), int(counts.sum())
     listed = "; ".join(
-        f"{names[true]} taken for {names[said]}, {counts[true, said]} of {counts[true].sum()}"
+        f"{names[true]} predicted as {names[said]}, {counts[true, said]} of {counts[true].sum()}"
         for true, said in pairs[:5]
     )
     most = f" Most often confused: {listed}." if pairs else ""

@@ -227,7 +227,7 @@ class QueuedTracker:
 
 
 def _head(queue: Iterable[Record], most: int) -> tuple[Record, ...]:
-    """From the front: metrics up to so many values, or one record that is something else."""
+    """From the front: metrics up to a number of values, or one other record."""
     taken: list[Record] = []
     values = 0
     for record in queue:

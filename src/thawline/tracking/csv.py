@@ -108,7 +108,7 @@ def _read(path: Path) -> tuple[dict[str, None], dict[int, dict[str, str]]]:
 
 
 def _replace(path: Path, names: Iterable[str], rows: Mapping[int, Mapping[str, str]]) -> None:
-    """Write the table beside its place, then put it there: a reader sees the old one or the whole new one."""
+    """Write the table atomically: a reader sees the old one or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     with temporary.open("w", encoding="utf-8", newline="") as file:

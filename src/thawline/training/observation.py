@@ -94,12 +94,12 @@ class Allowance:
         """Seconds so far."""
 
     def permits(self, seconds: float = 0.0) -> bool:
-        """Whether, with so many seconds more, no more than the share is spent."""
+        """Whether this many more seconds still fit into the share."""
         return self.spent + seconds <= self._share * (self._clock() - self._began)
 
     @contextmanager
     def spending(self, *, elsewhere: float = 0.0, times: float = 1.0) -> Iterator[None]:
-        """Count the time of what is done within, so many times, and seconds that it takes in other threads."""
+        """Count the time of the block, times a factor, and seconds that it takes in other threads."""
         began = self._clock()
         yield
         self.spent += times * (self._clock() - began) + elsewhere
@@ -282,7 +282,7 @@ class _GradientFlow:
         return bool(self._handles)
 
     def begin(self, parts: int) -> None:
-        """Forget what was noted, and watch the first of so many backward passes."""
+        """Reset, and watch the first of this many backward passes."""
         self.parts = 0
         # One row a pass and one place a group, the last place for the loss scale: nothing waits for the device.
         self._norms = torch.ones(parts, len(self._probes) + 1, device=self._device)

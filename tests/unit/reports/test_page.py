@@ -387,7 +387,7 @@ def test_the_page_of_a_study_of_texts_quotes_its_mistakes_and_speaks_of_texts(te
     assert ODD in page.text
     assert "Win £1000 now" in text
     assert "Test texts that the model got wrong" in text
-    assert f"({text_report.mistakes[0].label_probability:.0%}), taken for" in text
+    assert f"({text_report.mistakes[0].label_probability:.0%}), predicted as" in text
     assert "Texts of each class" in text
     assert "sms.tsv:17: has no label" in text
     assert "Half of the texts have at most 61 characters, the longest has 1,910." in text

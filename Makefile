@@ -13,7 +13,7 @@ help:  ## Show this list
 
 setup: $(STAMP)  ## Make .venv and install the project there with everything pinned
 
-# Compiled once: else each of the many processes compiles MLflow, Prefect and PyTorch anew, for 13 s, wherever Python is
+# Compiled once: else each of the many processes compiles MLflow, Prefect and PyTorch again, for 13 s, wherever Python is
 # told to write no bytecode, as in many containers.
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Thawline needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
@@ -39,9 +39,10 @@ minimal: setup  ## Install the package without extras beside it, and use it: no 
 	cd $(VENV)-minimal && bin/python -c 'import thawline.cli, thawline.flows.search, thawline.deployments, thawline.serving'
 	rm -rf $(VENV)-minimal
 
-check: setup  ## Lint, types and import contracts
+check: setup  ## Lint, phrases, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/phrases.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -1,4 +1,4 @@
-"""How good the found model is: a search against the head alone, full fine-tuning and what needs no fine-tuning at all.
+"""How good the found model is: a search against the head only, full fine-tuning and what needs no fine-tuning at all.
 
 Every design is run with several seeds (of the search, the heads and the batches; the split is the data's own) as
 ``thawline search`` in a home of its own, and its test examples are looked at once, by the promotion of the model that

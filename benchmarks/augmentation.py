@@ -126,7 +126,7 @@ class Bench:
 def stored(
     folder: Path, backbone: backbones.Backbone, images: ImageInputs, depth: int, runtime: Runtime, own: Augmentation
 ) -> Inputs:
-    """The inputs behind ``depth`` layer groups, one file for each view; images where nothing can be stored."""
+    """The inputs after ``depth`` layer groups, one file for each view; images where nothing can be stored."""
     if depth == 0 or not own.is_storable:
         return images
     with tempfile.TemporaryDirectory(dir=folder) as each:

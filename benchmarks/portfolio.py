@@ -49,7 +49,7 @@ HEAD_RATE = 3e-3
 SHARES = (0.0, 1 / 3, 2 / 3, 1.0)
 HEADS = ("fresh", "probe", "strong", "soft")
 """``strong``: the probe of the strongest penalty whose validation accuracy is within one standard error of the best;
-``soft``: the same with smaller scores behind a dropout, see :func:`thawline.training.softened`."""
+``soft``: the same with smaller scores after a dropout, see :func:`thawline.training.softened`."""
 
 
 Table = dict[tuple[str, int], dict[tuple[float, float, str, str], float]]
@@ -119,7 +119,7 @@ def files_of(options: argparse.Namespace, data: str, folder: Path, seed: int) ->
 
 
 class InMemory:
-    """Rows behind a border, computed once."""
+    """Rows after a layer group, computed once."""
 
     lengths: np.ndarray | None = None
 
@@ -140,7 +140,7 @@ class InMemory:
 
 @torch.inference_mode()
 def behind(backbone: Backbone, inputs: Inputs, depth: int, runtime: Runtime) -> Inputs:
-    """What the first layer groups make of images; texts stay as they are, as their lengths differ."""
+    """The activations of images after the first layer groups; texts stay as they are, as their lengths differ."""
     if depth == 0 or (inputs.lengths is not None and depth < len(backbone.layer_groups)):
         return inputs
     backbone.module.eval()

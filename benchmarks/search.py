@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--designs", nargs="+", default=list(DESIGNS), choices=list(DESIGNS), metavar="DESIGN")
-    parser.add_argument("--head-only", action="store_true", help="only trials that train the head alone")
+    parser.add_argument("--head-only", action="store_true", help="only trials that train the head only")
     parser.add_argument("--peer-trials", type=int, help="run only so many of the peer's trials, and scale up its time")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path, help="where to write all curves")

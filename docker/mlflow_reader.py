@@ -1,4 +1,4 @@
-"""Makes the user of MLflow that the model server is, or gives it the password of the environment anew.
+"""Makes the user of MLflow that the model server is, or resets its password to that of the environment.
 
 It may read every run, model and artifact, by `default_permission` in `mlflow-auth.ini`, and write none. Run once by
 `compose.yaml` before the model server starts; running it again changes nothing but the password.

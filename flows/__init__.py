@@ -1,4 +1,4 @@
-"""Prefect flows: what can be run. Each is a table of contents of what the packages beneath do."""
+"""Prefect flows. Each is a table of contents of what the packages beneath do."""
 
 from thawline import environment
 

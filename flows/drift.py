@@ -1,4 +1,4 @@
-"""Drift: whether new images are still like those that a model was made for, told as an event that starts what it must.
+"""Drift: whether new images are still like those that a model was trained for, published as an event.
 
 The event ``thawline.drift.detected`` of the resource ``thawline.model.<name>`` can trigger a deployment, such as one
 that retrains; after a check without drift it is ``thawline.drift.absent``. The command ``thawline drift`` does the same
@@ -29,14 +29,14 @@ def drift(
     device: str = "auto",
     tracking_uri: str | None = None,
 ) -> DriftReport:
-    """Compare a folder of new images with what a model was made for; see :func:`thawline.drift.check_drift`.
+    """Compare a folder of new images with what a model was trained for; see :func:`thawline.drift.check_drift`.
 
     Args:
         model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
         folder: searched for image files.
         reference: a folder of images to compare with; by default what the model's study held out.
         alpha: false-alarm rate.
-        max_images: of more, so many are drawn.
+        max_images: the maximum number of images; of more, this many are drawn.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         tracking_uri: where the registry is; by default as for a search.
 

@@ -1,6 +1,6 @@
-"""The gate by itself: a version of a registered model against its champion, both scored now.
+"""The promotion gate: a version of a registered model against its champion, both scored now.
 
-The command ``thawline promote`` runs this very flow. The test data are those of the study that trained the version.
+The command ``thawline promote`` runs this flow. The test data are those of the study that trained the version.
 """
 
 from pathlib import Path
@@ -37,7 +37,7 @@ def promote(
         tracking_uri: where the registry is; by default as for a search.
 
     Raises:
-        ThawlineError: if the version, its study or its data cannot be found, or another promotion was faster.
+        ThawlineError: if the version, its study or its data cannot be found, or another promotion came first.
     """
     challenger = open_task(model, version, data, approve, tracking_uri)
     check_answerable(challenger.rules)

@@ -1,6 +1,6 @@
-"""Retraining: the search again if data or recipe have changed, begun from the champion; made to run on a schedule.
+"""Retraining: another search if data or recipe have changed, starting from the champion; made to run on a schedule.
 
-The command ``thawline retrain`` runs this very flow; ``thawline deploy`` puts it on a schedule.
+The command ``thawline retrain`` runs this flow; ``thawline deploy`` puts it on a schedule.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ __all__ = ["retrain"]
 )
 @leaving_at_once
 def retrain(config: SearchConfig) -> RetrainOutcome:
-    """Search anew if data or recipe have changed since the last verdict, and promote the best if it is better.
+    """Search again if data or recipe have changed since the last verdict, and promote the best if it is better.
 
     The run's state is ``Completed``, or ``Skipped`` with the reason.
 
@@ -48,7 +48,7 @@ def retrain(config: SearchConfig) -> RetrainOutcome:
         config: as for a search; ``config.retrain`` says where it begins and who is told.
 
     Returns:
-        What came of it.
+        The result.
 
     Raises:
         ThawlineError: for bad input, before anything expensive starts.
@@ -70,7 +70,7 @@ def retrain(config: SearchConfig) -> RetrainOutcome:
 
 @task(name="look for changes", cache_policy=NO_CACHE)
 def data_task(config: SearchConfig, home: Path) -> Manifest:
-    """List the folder, or look at the table, and read it if it is not as it was."""
+    """List the folder, or check the table, and read it if it has changed."""
     return read_changes(config, home)
 
 
@@ -87,5 +87,5 @@ def conclude_task(plan: Retraining, outcome: SearchOutcome | None) -> RetrainOut
 
 
 def publish(outcome: RetrainOutcome) -> None:
-    """The end as a page in Prefect's UI."""
+    """The result as a page in Prefect's UI."""
     create_markdown_artifact(key="retrain", markdown=outcome.as_markdown(), description="Retraining")

@@ -38,5 +38,5 @@ def score(model: str, source: Path, out: Path, device: str = "auto", tracking_ur
 
 @task(name="score files", cache_policy=NO_CACHE)
 def score_task(model: str, source: Path, out: Path, device: str, tracking_uri: str | None) -> ScoreSummary:
-    """Score, going on where an interrupted run stopped."""
+    """Score, resuming where an interrupted run stopped."""
     return score_files(model, source, out, tracking_uri=tracking_uri, home=environment.home(), device=device)

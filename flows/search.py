@@ -1,6 +1,6 @@
 """The search: a folder of images or a table of texts in, a registered champion out.
 
-The command ``thawline search`` and :func:`thawline.run_search` run this very flow; so can a deployment or a schedule.
+The command ``thawline search`` and :func:`thawline.run_search` run this flow; so can a deployment or a schedule.
 It needs no server started by hand: without ``PREFECT_API_URL`` Thawline starts one, or, for a flow that is called by
 itself, Prefect for as long as it runs.
 """
@@ -57,7 +57,7 @@ def search(config: SearchConfig) -> SearchOutcome:
         config: everything; see :class:`thawline.config.SearchConfig`.
 
     Returns:
-        What came of it: leaderboard, model version, decision, test metrics, and what could not be kept.
+        The result: leaderboard, model version, decision, test metrics, and what could not be kept.
 
     Raises:
         ThawlineError: for bad input, before anything expensive starts.
@@ -115,7 +115,7 @@ def study_of(prepared: Prepared, run: StudyRun) -> Study:
 
 @task(name="fetch data", cache_policy=NO_CACHE)
 def fetch_task(config: SearchConfig) -> None:
-    """Mirror what is on object storage."""
+    """Mirror data on object storage."""
     fetch_data(config)
 
 

@@ -7,7 +7,7 @@
     outcome = thawline.run_search("photos", trials=20, backbone="resnet18")
     thawline.load_model("photos@champion").predict(["photos/cat/1.jpg"])
 
-``import thawline`` is light: torch, MLflow, Optuna and Prefect are loaded by what needs them.
+``import thawline`` is light: torch, MLflow, Optuna and Prefect are loaded on demand.
 """
 
 from typing import TYPE_CHECKING, Any

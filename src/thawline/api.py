@@ -1,4 +1,4 @@
-"""The Python API: what ``import thawline`` offers. It does what the commands of the same names do."""
+"""The Python API, ``import thawline``. Its functions do what the commands of the same names do."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +53,7 @@ def run_search(
         data: folder of images, ``DATA/<class>/…`` or ``DATA/train/<class>/…`` and so on, or its URL; a table of texts;
             or a whole configuration.
         backbone: pretrained network, one of :func:`list_backbones` or ``hf:FOLDER_OR_ID``.
-        trials: in all, over every time the study is run.
+        trials: in total, over all runs of the study.
         epochs: passes over the training data per trial, at most.
         recipe: file whose settings come before those given here.
         settings: any others, by the keys of a recipe: ``{"train.batch_size": 64}``.
@@ -88,7 +88,7 @@ def run_search(
 
 @contextmanager
 def _beside_imports(config: SearchConfig) -> "Iterator[ManagedServer | None]":
-    """Prefect's server and the fork server, started first of all; not for data that are not there: refused at once."""
+    """Prefect's server and the fork server, started first of all; not for missing data, which are refused at once."""
     if config.data.url is None and not config.data.path.exists():
         yield None
         return

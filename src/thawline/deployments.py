@@ -89,7 +89,7 @@ def of_search(
         on_drift: run also when drift of the model's images is detected.
 
     Raises:
-        ConfigError: if something is wrong with it that can be known now.
+        ConfigError: if something is wrong with it that can be checked now.
     """
     config = _absolute(config)
     if config.without_passwords() != config:
@@ -127,8 +127,8 @@ def of_score(
         schedule: when to run, of :func:`at`; by default only when asked to.
 
     Raises:
-        RegistryError: if the model is not named as one is.
-        ConfigError: if something else is wrong with it that can be known now.
+        RegistryError: if the model's name is invalid.
+        ConfigError: if something else is wrong with it that can be checked now.
     """
     named = parse_model(model).name
     if out.suffix != ".parquet":
@@ -140,7 +140,7 @@ def of_score(
 def of_drift(
     model: str, folder: Path, *, name: str | None = None, schedule: Schedule | None = None
 ) -> RunnerDeployment:
-    """A deployment of the flow ``drift``: every run compares the folder with what the champion was made for.
+    """A deployment of the flow ``drift``: every run compares the folder with what the champion was trained for.
 
     Args:
         model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
@@ -149,8 +149,8 @@ def of_drift(
         schedule: when to run, of :func:`at`; by default only when asked to.
 
     Raises:
-        RegistryError: if the model is not named as one is.
-        ConfigError: if something else is wrong with it that can be known now.
+        RegistryError: if the model's name is invalid.
+        ConfigError: if something else is wrong with it that can be checked now.
     """
     named = parse_model(model).name
     parameters = {"model": model, "folder": str(_full(folder))}
@@ -158,7 +158,7 @@ def of_drift(
 
 
 def deploy(deployment: RunnerDeployment, pool: str, *, managed: bool) -> list[str]:
-    """Put a deployment into a process work pool, which is made if it is new; returns what to know, in sentences.
+    """Put a deployment into a process work pool, created if it is new; returns hints, in sentences.
 
     Args:
         deployment: of one of the functions above.
@@ -166,7 +166,7 @@ def deploy(deployment: RunnerDeployment, pool: str, *, managed: bool) -> list[st
         managed: whether the server is Thawline's own, which ends when nobody uses it.
 
     Raises:
-        ConfigError: if the pool is of another type, or cannot be named so.
+        ConfigError: if the pool is of another type, or its name is invalid.
     """
     _check_name("--pool", pool)
     deployment.work_pool_name = pool
@@ -184,7 +184,7 @@ def deploy(deployment: RunnerDeployment, pool: str, *, managed: bool) -> list[st
 
 
 def serve(deployment: RunnerDeployment) -> None:
-    """Keep a deployment up in this process and run it here, one run at a time, until Ctrl-C.
+    """Serve a deployment from this process, one run at a time, until Ctrl-C.
 
     The schedule stays when this process ends; of what was missed, one run is started when it is back.
 
@@ -196,9 +196,9 @@ def serve(deployment: RunnerDeployment) -> None:
 
 
 async def _serve(deployment: RunnerDeployment) -> None:
-    """What ``prefect.serve`` does, but on SIGTERM and Ctrl-C the run that goes on is ended and said to be cancelled.
+    """What ``prefect.serve`` does, but on SIGTERM and Ctrl-C the current run is ended and marked as cancelled.
 
-    Prefect's own leaves it RUNNING for ever, and what it occupies taken.
+    Prefect's own leaves it RUNNING forever, with its concurrency slots taken.
     """
     runner = Runner(pause_on_shutdown=False, limit=1)
     await runner.aadd_deployment(deployment)
@@ -236,7 +236,7 @@ def _deployment(
         parameters=dict(parameters),
         schedule=schedule,
         triggers=list(triggers),
-        # What is due while a run goes on is not queued up behind it: the next time comes.
+        # A run that is due during another is skipped, not queued: the next one comes.
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
         tags=["thawline"],
         entrypoint_type=EntrypointType.MODULE_PATH,
@@ -269,7 +269,7 @@ def _absolute(config: SearchConfig) -> SearchConfig:
 
 
 def _full_name(backbone: str) -> str:
-    """A HuggingFace model's folder may be named from the working directory; a hub's id is no folder."""
+    """A HuggingFace model's folder may be named from the working directory; a hub's id is not a folder."""
     folder = Path(backbone.removeprefix("hf:")).expanduser()
     return f"hf:{_full(folder)}" if backbone.startswith("hf:") and folder.is_dir() else backbone
 
@@ -290,9 +290,9 @@ def _full_database(uri: str | None) -> str | None:
 
 
 def _environment() -> dict[str, str]:
-    """What a worker, started anywhere, must be told to use the same home, store and weights.
+    """The variables that a worker needs to use the same home, store and weights.
 
-    Secrets are left out: whoever can read Prefect's UI can read these.
+    Secrets are left out: everyone who can read Prefect's UI can read these.
     """
     shown = {name: str(_full_database(value)) for name, value in places().items() if without_password(value) == value}
     return {**shown, "THAWLINE_HOME": str(environment.home()), PREFECT_LOGGING_EXTRA_LOGGERS.name: _LOGGERS}
@@ -309,7 +309,7 @@ def _leases_note(client: SyncPrefectClient) -> list[str]:
     if storage != f"{_LEASES}.memory":
         return []
     return [
-        "Restarted in the middle of a run, this Prefect server would take the run for unfinished and cancel all later "
+        "Restarted in the middle of a run, this Prefect server would consider the run unfinished and cancel all later "
         f"ones: start it with PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE={_LEASES}.filesystem"
     ]
 

@@ -1,4 +1,4 @@
-"""``thawline doctor``: what must hold on this machine, and what to do where it does not."""
+"""``thawline doctor``: checks of this machine, and how to fix what fails."""
 
 import importlib.metadata
 import os
@@ -20,14 +20,14 @@ from thawline.exceptions import ThawlineError
 
 __all__ = ["Finding", "diagnose"]
 
-_UNEXPECTED = "it could not be looked at: mend what is named, and run `thawline doctor` again"
+_UNEXPECTED = "the check failed: fix what is named, and run `thawline doctor` again"
 _ANSWER_SECONDS = 5
 _NO_SERVER = "start it, correct PREFECT_API_URL, or unset it: Thawline then starts one"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     subject: str
     status: Literal["ok", "warning", "wrong"]
@@ -41,9 +41,9 @@ class Finding:
 
 
 def diagnose(home: Path) -> list[Finding]:
-    """Look at Python, versions, home, stores, caches, devices, torchvision, the starter weights and W&B.
+    """Check Python, versions, home, stores, caches, devices, torchvision, the starter weights and W&B.
 
-    Nothing is made. A look that fails by itself is a finding, too.
+    Nothing is created. A check that fails unexpectedly is a finding, too.
     """
     looks: dict[str, Callable[[], Finding | Iterable[Finding]]] = {
         "Python": _python,
@@ -69,7 +69,7 @@ def _found(subject: str, look: Callable[[], Finding | Iterable[Finding]]) -> lis
     except ThawlineError as error:
         rule, _, advice = str(error).partition(". ")
         return [Finding(subject, "wrong", rule, advice)]
-    except Exception as error:  # the machine is not as the look expects, and the others are still worth making
+    except Exception as error:  # unexpected, but the other checks are still useful
         reason = (str(error).strip().splitlines() or [""])[0]
         return [Finding(subject, "wrong", f"{type(error).__name__}: {reason}", _UNEXPECTED)]
 
@@ -79,7 +79,7 @@ def _python() -> Finding:
 
 
 def _versions() -> list[Finding]:
-    """Every dependency that Thawline declares, against the bounds it declares."""
+    """Every declared dependency, against its declared bounds."""
     findings = []
     for line in importlib.metadata.requires("thawline") or []:
         requirement = Requirement(line)
@@ -124,7 +124,7 @@ def _home(home: Path) -> Finding:
     free = shutil.disk_usage(there).free / 1e9
     found = f"{home}, {free:.0f} GB free" if there == home else f"{home}, not made yet, {free:.0f} GB free"
     if free < 5:
-        return Finding("home", "warning", found, "caches and checkpoints want several GB")
+        return Finding("home", "warning", found, "caches and checkpoints need several GB")
     return Finding("home", "ok", found)
 
 
@@ -156,7 +156,7 @@ def _studies(home: Path) -> Finding:
 
 
 def _prefect(home: Path) -> Finding:
-    """Its server, where one is named, or else the file that the one which Thawline starts keeps all in."""
+    """The named server, or else the database of the one that Thawline starts."""
     from thawline.config import without_password
     from thawline.databases import PREFECT, Condition
 
@@ -166,7 +166,7 @@ def _prefect(home: Path) -> Finding:
             with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=_ANSWER_SECONDS):  # noqa: S310  as named
                 pass
         except urllib.error.HTTPError:
-            pass  # it answers; who may ask what is its own business
+            pass  # it answers; permissions are its own matter
         except OSError as error:
             reason = getattr(error, "reason", error)
             return Finding("Prefect's server", "wrong", f"{named} does not answer: {reason}", _NO_SERVER)
@@ -178,7 +178,7 @@ def _prefect(home: Path) -> Finding:
         case Condition.NEWER:
             raise PREFECT.newer(database)
         case Condition.FOREIGN:
-            found = f"{database} cannot be read, or is none of Prefect's"
+            found = f"{database} cannot be read, or is not Prefect's"
             return Finding("Prefect's database", "wrong", found, "move it away; the next search makes another")
         case Condition.OLDER:
             return Finding("Prefect's database", "ok", f"{database}: the next search brings it up to date")
@@ -186,13 +186,13 @@ def _prefect(home: Path) -> Finding:
 
 
 def _cache(home: Path) -> Finding:
-    """What decoded images and stored activations take; all of it can be made again."""
+    """The size of decoded images and stored activations, all of which can be recomputed."""
     sizes = []
     for name in ("decoded", "activations"):
         folder = home / "cache" / name
         files = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
         sizes.append(f"{sum(path.stat().st_size for path in files) / 1e9:.1f} GB {name}")
-    advice = "thawline clean shows what can go; --cache-budget bounds the activations"
+    advice = "thawline clean lists what can be removed; --cache-budget bounds the activations"
     return Finding("cache", "ok", f"{home / 'cache'}: {', '.join(sizes)}", advice if (home / "cache").is_dir() else "")
 
 
@@ -208,7 +208,7 @@ def _device() -> Finding:
 
 
 def _weights_cache() -> Finding:
-    """Torchvision loads what lies in its cache without looking at it: a name that holds a hash must match it."""
+    """Torchvision does not verify its cache: a file with a hash in its name must match it."""
     import hashlib
 
     import torch
@@ -239,7 +239,7 @@ def _starter() -> Finding:
 
 
 def _wandb() -> Finding:
-    """What ``tracking.wandb`` may be here; nothing of it is needed."""
+    """Which values of ``tracking.wandb`` work here; W&B is optional."""
     from thawline.tracking.wandb import is_logged_in
 
     try:

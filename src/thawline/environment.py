@@ -1,4 +1,4 @@
-"""Where state lives, and the switches of the libraries that must be set before they are imported.
+"""The home, and the switches of libraries that must be set before they are imported.
 
 This module imports none of those libraries.
 """
@@ -13,7 +13,7 @@ from thawline.prefect_profile import named_server
 
 __all__ = ["home", "no_home", "prepare", "prepare_flows", "quiet_prefect"]
 
-# Prefect reads DO_NOT_TRACK, MLflow wants the word "true" there; the others are named for those who look for them.
+# Prefect reads DO_NOT_TRACK, MLflow wants the word "true" there; the others are listed for those who look for them.
 _SWITCHES = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -24,14 +24,14 @@ _SWITCHES = {
     # Where a flow is called from Python without Thawline's own server, Prefect starts one for it, whose first start
     # migrates its database; its default of 20 s is too short on a busy laptop.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
-    # Training must not wait for minutes on a tracking server that is down: the tracker buffers and tries again itself.
+    # Training must not wait for minutes on a tracking server that is down: the tracker buffers and retries itself.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     # MLflow would print "View run …" into the standard output that `--json` promises to a program, and bars beside it.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
-    # W&B would greet on the terminal, and report its own errors home.
+    # W&B would print on the terminal, and report its own errors to its server.
     "WANDB_SILENT": "true",
     "WANDB_ERROR_REPORTING": "false",
 }
@@ -45,7 +45,7 @@ def home() -> Path:
     """The folder that holds all of Thawline's state: ``THAWLINE_HOME``, else ``.thawline`` in the working directory.
 
     Raises:
-        ConfigError: if it lies in the home directory of a user who has none.
+        ConfigError: if it is in the home directory of a user who has none.
     """
     named = Path(os.environ.get("THAWLINE_HOME") or ".thawline")
     try:
@@ -55,9 +55,9 @@ def home() -> Path:
 
 
 def no_home(root: Path) -> str:
-    """What to say where ``root`` is no home yet, with the nearest that is one: of a folder above, as git looks for its.
+    """The message where ``root`` is not a home yet, with the nearest one, in a parent folder.
 
-    Verbs that only look say this, and make none.
+    Verbs that only read give this message, and create no home.
     """
     here = Path.cwd()
     homes = (folder / ".thawline" for folder in (here, *here.parents))
@@ -66,7 +66,7 @@ def no_home(root: Path) -> str:
         advice = f"The nearest is {nearest}: work in {nearest.parent}, or set THAWLINE_HOME={nearest}."
     else:
         advice = (
-            "Work in the folder in which `thawline search` was run, or set THAWLINE_HOME to the home that it made; "
+            "Work in the folder in which `thawline search` was run, or set THAWLINE_HOME to the home that it created; "
             "`thawline search DATA` makes one here."
         )
     return f"No Thawline home here: {root} does not exist. {advice}"
@@ -87,7 +87,7 @@ def prepare() -> Path:
         os.environ.setdefault(name, str(root / "wandb"))
     if named_server() is None:
         os.environ.setdefault("PREFECT_HOME", str(root / "prefect"))
-        if "?" in os.environ["PREFECT_HOME"]:  # Prefect would take what is behind it for options
+        if "?" in os.environ["PREFECT_HOME"]:  # Prefect would read what follows as options
             from thawline.databases import sqlite_url
 
             url = sqlite_url(Path(os.environ["PREFECT_HOME"]) / "prefect.db", _PREFECT_DRIVER)
@@ -96,9 +96,9 @@ def prepare() -> Path:
 
 
 def _introduce_user(root: Path) -> None:
-    """Give a user whom the system does not know, as in a container run by number, a name and a home directory.
+    """Give a user unknown to the system, as in a container run by number, a name and a home directory.
 
-    PyTorch, MLflow, Prefect, matplotlib and W&B ask for them, and fail or write into a folder called ``~``.
+    PyTorch, MLflow, Prefect, matplotlib and W&B need them, and fail or write into a folder called ``~``.
     """
     try:
         Path.home()
@@ -137,7 +137,7 @@ def prepare_flows() -> Path:
 
 
 def quiet_prefect() -> None:
-    """Keep Prefect's own log off the terminal, where the search shows itself; its UI still gets all of it.
+    """Keep Prefect's own log off the terminal, where the search shows its progress; its UI still gets all of it.
 
     Must run before Prefect is imported.
     """

@@ -7,9 +7,9 @@
     ├── DataError                 the data cannot be trained on
     │   └── BadImageError         one file cannot be decoded; collected into the report, never hidden
     ├── BackboneError             an unknown backbone, or one that cannot be cut or sized as asked
-    │   └── WeightsError          pretrained weights cannot be had, or do not fit
-    ├── ActivationError           activations cannot be stored; they are then computed instead, with a word
-    ├── TrainingError             a trial cannot go on (loss is not finite, a device is missing)
+    │   └── WeightsError          pretrained weights are not available, or do not fit
+    ├── ActivationError           activations cannot be stored; they are then computed instead, with a warning
+    ├── TrainingError             a trial cannot continue (loss is not finite, a device is missing)
     ├── CheckpointError           a checkpoint is torn, foreign or from another configuration
     ├── StudyError                a study is in use, unknown, or was made with another configuration
     ├── TrackingError             the tracking server cannot be reached at the start
@@ -40,15 +40,15 @@ class BackboneError(ThawlineError):
 
 
 class WeightsError(BackboneError):
-    """Pretrained weights cannot be had, or do not fit the backbone."""
+    """Pretrained weights are not available, or do not fit the backbone."""
 
 
 class ActivationError(ThawlineError):
-    """Activations cannot be stored (no room, numbers too large); they are then computed instead, with a word."""
+    """Activations cannot be stored (no room, numbers too large); they are then computed instead, with a warning."""
 
 
 class TrainingError(ThawlineError):
-    """A trial cannot go on; the trial is recorded as failed with this text."""
+    """A trial cannot continue; the trial is recorded as failed with this text."""
 
 
 class CheckpointError(ThawlineError):

@@ -1,4 +1,4 @@
-"""What a command says that was stopped by Ctrl-C or SIGTERM, however little of it has been loaded."""
+"""The last message of a command that was stopped by Ctrl-C or SIGTERM, even while it is still loading."""
 
 import logging
 import sys
@@ -8,20 +8,20 @@ from thawline import logs
 __all__ = ["leave_at_once", "say_stopped"]
 
 _GO_ON = {"search", "demo", "retrain", "score"}
-"""Verbs that keep what they have done."""
+"""Verbs whose work is kept."""
 _SHOW_CURSOR = "\x1b[?25h"
 _said = False
 
 
 def say_stopped() -> None:
-    """The two sentences, once; the second for verbs that go on later."""
+    """The two sentences, once; the second for verbs that can resume."""
     global _said  # noqa: PLW0603  by the main thread, or by the one that forces the end
     if _said:
         return
     _said = True
     sentences = ["Stopped."]
     if _verb(sys.argv[1:]) in _GO_ON:
-        sentences.append("The same command goes on where it stopped.")
+        sentences.append("The same command resumes where it stopped.")
     for sentence in sentences:
         if logs.chosen() is logs.LogFormat.json:
             logs.start()
@@ -31,7 +31,7 @@ def say_stopped() -> None:
 
 
 def leave_at_once() -> None:
-    """Say so, on a terminal whose cursor a live table may have hidden."""
+    """Print the message, on a terminal whose cursor a live table may have hidden."""
     if sys.__stderr__ is not None and sys.__stderr__.isatty():
         sys.stderr = sys.__stderr__
         sys.stderr.write(f"{_SHOW_CURSOR}\r")
@@ -40,7 +40,7 @@ def leave_at_once() -> None:
 
 
 def _verb(arguments: list[str]) -> str | None:
-    """The first argument that is no option and no option's value; it may not have been parsed yet."""
+    """The first argument that is neither an option nor its value; it may not have been parsed yet."""
     waiting = iter(arguments)
     for argument in waiting:
         if argument == "--log-format":

@@ -1,7 +1,7 @@
 """Freezing a backbone down to a depth, and what "frozen" must mean for batch-norms and dropout.
 
 *Freeze depth* is the number of layer groups frozen, counted from the input: 0 trains everything, ``len(layer_groups)``
-trains the head alone.
+trains the head only.
 """
 
 from torch import nn
@@ -20,7 +20,7 @@ def freeze_to(backbone: Backbone, depth: int, *, batch_norm: BatchNorm) -> None:
     Call it before the optimizer is made, with ``trainable_parameters(backbone)``: a frozen parameter that is given to
     an optimizer with an old gradient is still moved, by momentum and by weight decay.
 
-    With ``batch_norm="frozen_eval"`` the scale and shift of batch-norms stay frozen behind ``depth`` too: it is that of
+    With ``batch_norm="frozen_eval"`` the scale and shift of batch-norms stay frozen after ``depth`` too: it is that of
     the trial, ``Hyperparameters.batch_norm``, and must be the same for :func:`train_mode`.
 
     This is half of freezing. Batch-norms update their running statistics in every forward pass in training mode,
@@ -46,7 +46,7 @@ def train_mode(backbone: Backbone, depth: int, *, batch_norm: BatchNorm) -> None
     Use it in place of ``module.train()``, at the beginning of every epoch (and after every evaluation). With
     ``module.train()`` alone a "frozen" group
 
-    * still moves the running mean and variance of its batch-norms, so that it is another network after each epoch;
+    * still moves the running mean and variance of its batch-norms, so that it is a different network after each epoch;
     * normalises by the statistics of the batch, so its results depend on which images happen to be together;
     * still applies dropout and stochastic depth, so the same image gives other activations each time.
 

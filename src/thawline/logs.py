@@ -23,7 +23,7 @@ VARIABLE = "THAWLINE_LOG_FORMAT"
 
 
 class LogFormat(StrEnum):
-    """How everything that is said on standard error looks."""
+    """The format of standard error."""
 
     text = "text"
     """Lines for people; a live table on a terminal."""
@@ -32,7 +32,7 @@ class LogFormat(StrEnum):
 
 
 def chosen() -> LogFormat:
-    """What ``THAWLINE_LOG_FORMAT`` says; text if it says nothing, or nothing known."""
+    """The value of ``THAWLINE_LOG_FORMAT``; text if it is unset or unknown."""
     return LogFormat.json if os.environ.get(VARIABLE) == LogFormat.json else LogFormat.text
 
 
@@ -43,7 +43,7 @@ def choose(log_format: LogFormat) -> None:
 
 
 def start() -> None:
-    """With the format JSON, have all that goes to standard error, whoever writes it, be JSON; call it in every process.
+    """With the format JSON, make everything on standard error JSON; call it in every process.
 
     Log records of Thawline from INFO on, those of others and Python's warnings from WARNING on, and, as records of the
     logger ``stderr``, the lines of whatever writes there directly. What C++ code writes there stays as it is.
@@ -59,10 +59,10 @@ def start() -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """A log record as one line: ``time``, ``level``, ``logger``, ``message``, and what else is known of it.
+    """A log record as one line: ``time``, ``level``, ``logger``, ``message``, and further fields.
 
     The time is UTC, as RFC 3339, with milliseconds. An event of a search adds ``event``, its name such as
-    ``trial_ended``, and its fields; an error adds ``error``, the name of its class, and one that nobody expected its
+    ``trial_ended``, and its fields; an error adds ``error``, the name of its class, and an unexpected one its
     ``traceback``. Numbers that JSON does not have (NaN, infinity) are null.
     """
 
@@ -90,7 +90,7 @@ class JsonHandler(logging.StreamHandler[TextIO]):
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
-        self.setFormatter(JsonFormatter())  # its being set keeps Prefect from taking the handler off the root logger
+        self.setFormatter(JsonFormatter())  # while it is set, Prefect does not remove the handler from the root logger
         self.addFilter(_is_shown)
 
 
@@ -119,7 +119,7 @@ def _finite(value: Any) -> Any:
 
 
 class _StderrAsRecords(io.TextIOBase):
-    """Stands for standard error: every line that is written becomes a record. It is no terminal, so nobody draws."""
+    """Stands for standard error: every line that is written becomes a record. It is not a terminal."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._handler = stream, JsonHandler(stream)
@@ -133,7 +133,7 @@ class _StderrAsRecords(io.TextIOBase):
         return len(text)
 
     def end_line(self) -> None:
-        """Tell what was begun and not ended."""
+        """Write an unfinished line."""
         self.write("\n")
 
     def writable(self) -> bool:

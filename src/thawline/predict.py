@@ -70,9 +70,9 @@ def _texts(items: Sequence[str], text_column: str | None, trained: str | None) -
 
 
 def _is_path(item: str) -> bool:
-    """Whether a text is the name of a file or folder; one that none can have, being too long or holding a zero, is not.
+    """Whether a text is the name of a file or folder; an impossible name, too long or with a zero byte, is not.
 
-    The empty text is none, though it stands for the present folder elsewhere.
+    The empty text is not, although it means the current folder elsewhere.
     """
     try:
         return item != "" and Path(item).exists()

@@ -12,7 +12,7 @@ _KEY = "PREFECT_API_URL"
 def named_server() -> str | None:
     """The URL of Prefect's API that Prefect itself would use; ``None`` where none is named.
 
-    Looked for in Prefect's own order: the environment, ``.env``, ``prefect.toml`` and ``pyproject.toml`` in the working
+    Searched in Prefect's own order: the environment, ``.env``, ``prefect.toml`` and ``pyproject.toml`` in the working
     directory, and the active profile.
     """
     found = (
@@ -51,7 +51,7 @@ def _toml(file: Path) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return {}
-    import tomllib  # rarely needed, and every command comes by here
+    import tomllib  # rarely needed, and every command runs this
 
     try:
         return tomllib.loads(text)

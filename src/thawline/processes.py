@@ -1,6 +1,7 @@
-"""Processes that do not import the script which started them, and that leave Ctrl-C to who started them.
+"""Processes that do not import the script which started them, and that leave Ctrl-C to their parent.
 
-Nothing here imports a heavy library, so that the fork server loads its own beside the imports of who starts it.
+Nothing here imports a heavy library, so that the fork server loads its libraries in parallel with the imports of its
+parent.
 """
 
 import multiprocessing
@@ -23,7 +24,7 @@ _lock = threading.Lock()
 def start_fork_server() -> None:
     """Start the process that workers are forked from, unless it runs; where there is none, workers are spawned.
 
-    It loads PyTorch and its like for seconds, which cost no time of their own if it is started early.
+    Loading PyTorch and other libraries takes seconds, which cost nothing if it is started early.
     """
     context = worker_context()
     if isinstance(context, ForkServerContext):
@@ -59,12 +60,12 @@ def main_module_hidden() -> Iterator[None]:
 
 @contextmanager
 def ctrl_c_withheld() -> Iterator[None]:
-    """Processes that this thread starts during the block never hear of Ctrl-C, from their first moment on.
+    """Processes that this thread starts during the block never receive Ctrl-C, from their start on.
 
-    A terminal sends it to them too, and one that is still importing would die of it with a traceback, before it can say
-    that it leaves the matter to its parent. This process hears of it when the block is left, at the latest.
+    A terminal sends it to them too, and one that is still importing would die of it with a traceback, before it can
+    ignore the signal. This process hears of it when the block is left, at the latest.
     """
-    _start_tracker()  # first: where multiprocessing starts it by the way, it unblocks SIGINT in the middle of the block
+    _start_tracker()  # first: where multiprocessing starts it implicitly, it unblocks SIGINT in the middle of the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -73,7 +74,7 @@ def ctrl_c_withheld() -> Iterator[None]:
 
 
 def _start_tracker() -> None:
-    """Semaphores of workers that are killed are its to clean up, as it does; users need not be warned of each."""
+    """The resource tracker cleans up the semaphores of killed workers; users need not be warned of each."""
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker"]))
     try:

@@ -1,4 +1,4 @@
-"""``thawline score``: any number of images or texts to one table, streaming, gone on with after an interruption."""
+"""``thawline score``: any number of images or texts to one table, streaming, resumable after an interruption."""
 
 import csv
 import hashlib
@@ -27,7 +27,7 @@ __all__ = ["ScoreSummary", "score_files"]
 
 _BATCH = 32
 _PART = 1024
-"""Images or texts whose rows are written at once: what is lost at most when the process dies."""
+"""Images or texts whose rows are written at once: the most that is lost when the process dies."""
 _PATH_COLUMN = "path"
 
 _Items = Sequence[Path] | Sequence[str]
@@ -36,7 +36,7 @@ _Items = Sequence[Path] | Sequence[str]
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """What came of it."""
+    """The result of scoring."""
 
     model: str
     version: str
@@ -46,7 +46,7 @@ class ScoreSummary:
     bad: int
     """Those that could not be read; their rows have a reason instead of a class."""
     resumed: int
-    """Those whose rows an interrupted run had left."""
+    """Those whose rows came from an interrupted run."""
     kind: DataKind = "images"
 
     def __str__(self) -> str:
@@ -147,7 +147,7 @@ class _Parts:
         self._count = 0
 
     def read(self, number: int) -> "pa.Table | None":
-        """What an earlier run has left, if it is whole."""
+        """A part of an earlier run, if it is complete."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -158,7 +158,7 @@ class _Parts:
             return None
 
     def write(self, number: int, rows: list[dict[str, Any]]) -> "pa.Table":
-        """Write a part wholly or not at all."""
+        """Write a part atomically."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -198,7 +198,7 @@ def _rows(model: ServedModel, items: _Items, before: int, on_rows: Callable[[int
 
 
 def _prepared(model: ServedModel, batches: Sequence[_Items]) -> Iterator[tuple[_Items, list[Any]]]:
-    """Batches with what the network is shown of each item, or the reason why there is nothing; two batches ahead."""
+    """Batches with the prepared items, or the reason why one is unreadable; two batches ahead."""
 
     def prepare(item: Path | str) -> Any:
         try:
@@ -245,7 +245,7 @@ def _listed(source: Path) -> list[str]:
     try:
         text = source.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise DataError(f"{source} is no text: give a folder, a CSV file with a column `path`, or a list.") from None
+        raise DataError(f"{source} is not text: give a folder, a CSV file with a column `path`, or a list.") from None
     if source.suffix.lower() != ".csv":
         return [line.strip() for line in text.splitlines() if line.strip()]
     rows = csv.DictReader(text.splitlines())

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM end a command in order, in bounded time whatever hangs, and at once when asked for twice.
+"""Ctrl-C and SIGTERM end a command in order, in bounded time whatever hangs, and at once the second time.
 
 The first signal raises KeyboardInterrupt in the main thread, from which everything is closed on the way out. Libraries
-have handlers of their own, swallow exceptions, or wait for servers that are gone; so a thread hears of every signal by
-``signal.set_wakeup_fd``, whoever handles it, and ends the process when its time is over.
+have handlers of their own, swallow exceptions, or wait for servers that are gone; so a thread receives every signal by
+``signal.set_wakeup_fd``, whichever handler runs, and ends the process when its time is over.
 """
 
 import atexit
@@ -28,7 +28,7 @@ _AGAIN_SECONDS = 0.05
 
 
 class _Stop:
-    """What has come so far, and how long the process then has."""
+    """The signals so far, and how long the process then has."""
 
     number: int | None = None
     raised = False
@@ -45,7 +45,7 @@ def listen(on_forced: Callable[[], None]) -> None:
     """Take over SIGINT and SIGTERM of this process, for good; to be called in the main thread.
 
     Args:
-        on_forced: what is still to be said, and to be ended, when the process cannot leave in order.
+        on_forced: what to print and to end when the process cannot exit in order.
     """
     if _stop.wake_up is None:
         reading, _stop.wake_up = socket.socketpair()
@@ -66,12 +66,12 @@ def allow(seconds: float) -> None:
 
 
 def take_along(group: int) -> None:
-    """Kill this process group when the command is left at once: it would not hear of it, and stay."""
+    """Kill this process group when the command exits at once: it would not notice, and keep running."""
     _stop.groups.append(group)
 
 
 def hear(number: int) -> None:
-    """Take note of a signal that an event loop has caught, which has its own way to hear of signals."""
+    """Record a signal that an event loop has caught with its own handler."""
     if _stop.wake_up is not None:
         _stop.number = _stop.number or number
         _stop.wake_up.send(bytes([number]))
@@ -83,14 +83,14 @@ def came() -> bool:
 
 
 def exit_code() -> int:
-    """130 after Ctrl-C, 143 after SIGTERM, as a shell has it."""
+    """130 after Ctrl-C, 143 after SIGTERM, as in a shell."""
     return 128 + (_stop.number or signal.SIGINT)
 
 
 def leave(code: int | None = None) -> NoReturn:
-    """End this process in order, without taking its modules apart, which takes torch and its like many seconds.
+    """End this process in order, without tearing down its modules, which takes many seconds with torch.
 
-    When it is being stopped, the thread that bounds the time to leave would be the first to stand still then.
+    While it is being stopped, the thread that bounds the time would be the first to halt.
 
     Args:
         code: what it ends with; by default :func:`exit_code`, and threads that still run are not waited for.
@@ -106,7 +106,7 @@ def leave(code: int | None = None) -> NoReturn:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Once: what closes everything must not be interrupted itself."""
+    """Once: the clean-up must not be interrupted itself."""
     _stop.number = _stop.number or number
     if not _stop.raised:
         _stop.raised = True

@@ -1,4 +1,4 @@
-"""The thaw-line report of a study: gathered when it is concluded, kept and recorded, and shown again later."""
+"""The thaw-line report of a study: written when it is concluded, recorded, and shown again later."""
 
 import csv
 import io
@@ -56,9 +56,10 @@ _T = TypeVar("_T")
 _CURVES = 5
 """Trials whose learning curves are drawn, the best."""
 _EXPLAINED, _EXPLAIN_SECONDS = 8, 20.0
-"""Pictures that are explained, at most, and the time for it: a large transformer takes half a minute each on a CPU."""
+"""Maximum number of explained pictures, and the time for them: a large transformer takes half a minute each on a
+CPU."""
 _EMBEDDED = 500
-"""Points of the feature space: TensorBoard shows more of them no better."""
+"""Points of the feature space: TensorBoard is no clearer with more."""
 _THUMBNAIL = 32
 _CELL = 100
 """Characters of a text in a table of the whole test split."""
@@ -66,7 +67,7 @@ _CELL = 100
 
 @dataclass(frozen=True)
 class _Test:
-    """The held-out examples, and what the packaged model says of them."""
+    """The held-out examples, and the packaged model's predictions."""
 
     files: list[str]
     examples: np.ndarray | list[str]
@@ -93,8 +94,8 @@ class MadeReport:
 def make_report(prepared: Prepared, study: Study, run: StudyRun, outcome: SearchOutcome) -> MadeReport | None:
     """Write the report beside the study.
 
-    A part that cannot be made is left out with a warning, and so is all of it: the model is registered by now, and
-    nothing of it is lost.
+    A part that fails is left out with a warning, and so is the whole report: the model is registered by now, and not
+    affected.
 
     Returns:
         The report; ``None`` if it could not be written.
@@ -123,9 +124,9 @@ def make_report(prepared: Prepared, study: Study, run: StudyRun, outcome: Search
 
 
 def write_report(name: str, out: Path, *, home: Path, storage: str | None, tracking_uri: str | None) -> Path:
-    """Write the page of a study as it stands: what it was concluded with, and the trials that it has now.
+    """Write the current page of a study: its conclusion, and the trials that it has now.
 
-    A study that was not concluded has a page of its trials alone.
+    The page of a study that was not concluded has only its trials.
 
     Args:
         name: of the study.
@@ -158,7 +159,7 @@ def write_report(name: str, out: Path, *, home: Path, storage: str | None, track
 
 
 def _concluded(name: str, home: Path, tracking_uri: str | None) -> StudyReport | None:
-    """What the conclusion left, here or in MLflow; of an earlier version of Thawline it may not be readable."""
+    """The report of the conclusion, here or in MLflow; one of an earlier version of Thawline may not be readable."""
     here = _folder(home, name) / "report.json"
     try:
         text = (
@@ -170,7 +171,7 @@ def _concluded(name: str, home: Path, tracking_uri: str | None) -> StudyReport |
     except (StudyError, TrackingError) as error:
         if isinstance(error, TrackingError) and tracking_uri is not None:  # that store was asked for
             raise
-        emit(Note(f"the page shows the trials alone: {error}", "warning"))
+        emit(Note(f"the page shows only the trials: {error}", "warning"))
         return None
 
 
@@ -179,7 +180,7 @@ def _folder(home: Path, study: str) -> Path:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What it is made of
+# Its parts
 
 
 def _gather(
@@ -220,7 +221,7 @@ def _gather(
 
 
 def _part(name: str, make: Callable[[], _T], instead: _T | Any) -> _T | Any:
-    """A part of the report, or what stands for it if it cannot be made."""
+    """A part of the report, or its default if it fails."""
     try:
         return make()
     except Exception as error:
@@ -248,7 +249,7 @@ def _point(record: TrialRecord) -> TrialPoint:
     result, hyperparameters = record.result, record.hyperparameters.as_dict()
     own = {name: hyperparameters.pop(name) for name in ("backbone", "freeze_depth", "learning_rate")}
     if record.hyperparameters.is_probe:
-        # Of what trials are trained with, it has nothing.
+        # It has none of the training settings of trials.
         own, hyperparameters = own | {"learning_rate": None}, {"policy": hyperparameters["policy"]}
     return TrialPoint(
         number=record.number,
@@ -269,7 +270,7 @@ def _layer_groups(prepared: Prepared) -> dict[str, tuple[str, ...]]:
 
 
 def _test(prepared: Prepared, outcome: SearchOutcome, best: TrialRecord) -> _Test:
-    """As the packaged model was scored for the promotion."""
+    """The packaged model's predictions, as scored for the promotion."""
     scores, rows = outcome.promotion.challenger, prepared.manifest.of("test")
     numbers = {name: number for number, name in enumerate(scores.classes)}
     labels = np.array([numbers[label] for label in scores.labels])
@@ -282,7 +283,7 @@ def _test(prepared: Prepared, outcome: SearchOutcome, best: TrialRecord) -> _Tes
 
 
 def _curves(home: Path, study: str, records: Sequence[TrialRecord]) -> tuple[LearningCurve, ...]:
-    """Of the best trials that have epochs, which a linear probe has not, those whose history lies here."""
+    """Learning curves of the best trials whose history is in this home; linear probes have none."""
     curves: list[LearningCurve] = []
     for record in records:
         if record.hyperparameters.is_probe:
@@ -294,7 +295,7 @@ def _curves(home: Path, study: str, records: Sequence[TrialRecord]) -> tuple[Lea
 
 
 def _probe_curves(home: Path, study: str, records: Sequence[TrialRecord]) -> dict[str, dict[int, float]]:
-    """What linear probes reach by freeze depth, of each backbone whose probes were fitted here."""
+    """Values of linear probes by freeze depth, for each backbone whose probes were fitted here."""
     names = dict.fromkeys(record.hyperparameters.backbone for record in records)
     found = {name: ProbeFile.read(ProbeFile.path(home, study, name)) for name in names}
     return {name: probes.curve for name, probes in found.items() if probes is not None and probes.curve}
@@ -311,9 +312,9 @@ def _columns(file: Path) -> dict[str, tuple[float | None, ...]]:
 
 
 def _explanations(backbone: Backbone, test: _Test) -> tuple[Explanation, ...]:
-    """What the model looked at where it was most wrong, and, if it seldom was, where it was least sure.
+    """Explanations of the worst mistakes and, if there are few, of the least confident predictions.
 
-    None of texts, which have no places to look at.
+    None for texts, which have no places to look at.
     """
     said, pictures = test.predictions, test.examples
     if isinstance(pictures, list):
@@ -357,7 +358,7 @@ def _media(report: StudyReport, figures: Mapping[str, Figure | None], test: _Tes
 
 
 def _sheet(mistakes: Sequence[Mistake]) -> Image | Table:
-    """The worst mistakes as one picture or, of texts, as a table, for those who look elsewhere than at the page."""
+    """The worst mistakes as one picture or, of texts, as a table, for readers of MLflow and TensorBoard."""
     pictures = [_decoded(each.picture) for each in mistakes if each.picture is not None]
     if not pictures:
         columns = ("text", "label", "predicted", "probability", "file")
@@ -374,7 +375,7 @@ def _decoded(picture: bytes) -> np.ndarray:
 
 
 def _answers(test: _Test) -> Table:
-    """What the model says of every test image or text, the most mistaken first."""
+    """The model's predictions for every test image or text, the worst mistakes first."""
     said, files, examples = test.predictions, test.files, test.examples
     order, predicted = np.argsort(said.given, kind="stable").tolist(), said.predicted
     shown: dict[str, list[str]] = (

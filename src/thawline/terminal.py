@@ -1,4 +1,4 @@
-"""What a search shows while it runs: a live table on a terminal, plain lines in a pipe, or JSON."""
+"""The progress of a search: a live table on a terminal, plain lines in a pipe, or JSON."""
 
 import logging
 import time
@@ -16,9 +16,9 @@ from thawline.search.events import EpochEnded, Event, Note, Phase, SearchStarted
 __all__ = ["SearchView", "watch"]
 
 _PROGRESS_SECONDS = 10.0
-"""In a pipe, the time between two lines of a phase that takes long."""
+"""In a pipe, the time between two lines of a long phase."""
 _ROWS = 12
-"""Trials shown at once: those that run, and the latest to end."""
+"""Trials shown at once: the running ones, and the latest to end."""
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def watch(console: Console | None = None, *, quiet: bool) -> Iterator[None]:
     """Show the events of a search until the block ends, on ``console`` or else on standard error.
 
     With ``quiet``, only warnings are shown: standard output is for a program to read. Structured logs (see
-    :mod:`thawline.logs`) were asked for by a program too, and have every event.
+    :mod:`thawline.logs`) are for programs too, and have every event.
     """
     logger = logging.getLogger("thawline")
     level, propagate = logger.level, logger.propagate
@@ -68,11 +68,11 @@ class _Handler(logging.Handler):
         self.close()
 
     def progress(self, phase: Phase) -> None:
-        """How far a phase is."""
+        """Progress of a phase."""
 
 
 class _LineHandler(_Handler):
-    """One line an event, with the time of day; of a long phase one every ten seconds."""
+    """One line per event, with the time of day; for a long phase one every ten seconds."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -93,7 +93,7 @@ class _LineHandler(_Handler):
 
 
 class _LiveHandler(_Handler):
-    """A table that follows the trials; notes scroll by above it."""
+    """A live table of the trials; notes scroll above it."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -186,10 +186,10 @@ class SearchView:
         return Text("  ·  ".join(parts), style="bold")
 
     def _estimate(self) -> None:
-        """By the mean pace of this run's trials so far; running ones count by their share of epochs.
+        """From the mean duration of this run's trials so far; running ones count by their fraction of epochs.
 
-        Made when something ended, and counted down until then: a time left that grew while nothing happens would say
-        nothing.
+        Updated when a trial ends, and counted down in between: an estimate that grew while nothing happened would be
+        useless.
         """
         search = self._search
         share = sum(epoch.epoch / epoch.epochs for _, epoch in self._running.values() if epoch)

@@ -31,12 +31,12 @@ def serve_ui(
     tensorboard_port: int | None,
     say: Callable[[str], None],
 ) -> None:
-    """Start the servers, say their addresses when they answer, and wait until the user stops them.
+    """Start the servers, print their addresses when they answer, and wait until the user stops them.
 
-    Prefect's is the one that searches of this home use, or the one that the user has named; it stays.
+    Prefect's is the one that searches of this home use, or the one that the user has named; it keeps running.
 
     Raises:
-        ThawlineError: if a port is taken, or a server does not start or ends by itself.
+        ThawlineError: if a port is taken, or a server does not start or stops unexpectedly.
         KeyboardInterrupt: when the user has stopped them.
     """
     from thawline.tracking import open_store
@@ -60,11 +60,11 @@ def serve_ui(
                     raise ThawlineError(f"{name} did not start. Its log: {home / f'{name.lower()}.log'}")
                 say(f"{name:<12} {address}")
             _say_prefect(prefect, say)
-            say("Ctrl-C stops them.")
+            say("Press Ctrl-C to stop them.")
             while all(server.poll() is None for server in servers.values()):
                 time.sleep(_LOOK_SECONDS)
             (ended,) = [name for name, server in servers.items() if server.poll() is not None][:1]
-            raise ThawlineError(f"{ended} ended by itself. Its log: {home / f'{ended.lower()}.log'}")
+            raise ThawlineError(f"{ended} stopped unexpectedly. Its log: {home / f'{ended.lower()}.log'}")
         finally:
             _stop(servers.values())
 
@@ -132,7 +132,7 @@ def _wait_until_up(address: str, server: subprocess.Popen[bytes]) -> bool:
 
 
 def _stop(servers: Collection[subprocess.Popen[bytes]]) -> None:
-    """End the servers and what they started; each has a process group of its own."""
+    """Stop the servers and their children; each has a process group of its own."""
     for server in servers:
         if server.poll() is None:
             os.killpg(server.pid, signal.SIGTERM)

@@ -160,15 +160,15 @@ TIMM_LARGE = {
 }
 """Families of which the smallest network has more than 25 million parameters: that they are cut, the catalogue says."""
 REFUSED = {
-    "convbert": "it has no mask of what is a token",
+    "convbert": "it has no attention mask",
     "flaubert": "more than one tensor is handed from one to the next",
-    "fnet": "it has no mask of what is a token",
+    "fnet": "it has no attention mask",
     "layoutlm": "cannot be run on texts with a mask of their tokens",
     "longformer": "more than one tensor is handed from one to the next",
     "squeezebert": "cannot be run on texts with a mask of their tokens",
     "swiftformer": "must be what one linear layer gives, but they are not",
     "xlm": "more than one tensor is handed from one to the next",
-    "yoso": "it has no mask of what is a token",
+    "yoso": "it has no attention mask",
 }
 UNTRIED = {
     "cvt": "transformers cannot build it from an own configuration",

@@ -88,7 +88,9 @@ def test_dask_does_the_same_trials(make_search: Callable[..., Search], reference
     assert facts(outcome) == facts(reference)
 
 
-def test_a_cluster_that_does_not_answer_is_said_before_anything_is_trained(make_search: Callable[..., Search]) -> None:
+def test_a_cluster_that_does_not_answer_is_reported_before_anything_is_trained(
+    make_search: Callable[..., Search],
+) -> None:
     search = make_search("nobody", "--set", "execution.kind=dask", "--set", "execution.address=tcp://127.0.0.1:1")
     life = search.start()
     code, _ = life.end()

@@ -1,4 +1,4 @@
-"""Servers that fail, locked databases, full disks: training goes on, and nothing is lost or doubled."""
+"""Servers that fail, locked databases, full disks: training continues, and nothing is lost or doubled."""
 
 import os
 import shutil
@@ -146,7 +146,7 @@ def test_a_worker_that_hangs_is_ended_and_its_trial_comes_out_the_same(
 
 
 @pytest.mark.xdist_group("outages-left")
-def test_a_search_that_is_asked_to_leave_writes_a_checkpoint_first_and_goes_on_at_the_next_batch(
+def test_a_search_that_is_asked_to_leave_writes_a_checkpoint_first_and_resumes_at_the_next_batch(
     make_search: Callable[..., Search],
 ) -> None:
     options = ["--trials", "2", "--epochs", "2", "--set", "space.freeze_depth=[0, 0]", "--set", "train.batch_size=2"]
@@ -157,7 +157,7 @@ def test_a_search_that_is_asked_to_leave_writes_a_checkpoint_first_and_goes_on_a
     life.process.terminate()
     code, _ = life.end(60)
     assert code == 143
-    assert "The same command goes on where it stopped." in "\n".join(life.lines)
+    assert "The same command resumes where it stopped." in "\n".join(life.lines)
     checkpoint = search.home / "studies" / "shapes" / "trial-001" / "within-epoch.safetensors"
     assert checkpoint.exists(), "it had nineteen of twenty batches before it"
     outcome = search.finish()

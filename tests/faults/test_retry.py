@@ -1,4 +1,4 @@
-"""Prefect's own retry of the flow goes on with the same study."""
+"""Prefect's own retry of the flow resumes the same study."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ cli.main()
 """
 
 
-def test_a_flow_that_prefect_tries_again_goes_on_in_the_same_study_and_runs(
+def test_a_flow_that_prefect_tries_again_resumes_in_the_same_study_and_runs(
     make_search: Callable[..., Search], reference: dict[str, Any]
 ) -> None:
     search = make_search("retried", *TRIALS)

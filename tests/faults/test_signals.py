@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from faults import Search
-from interruptions import GOES_ON, STOPPED, stop
+from interruptions import RESUMES, STOPPED, stop
 from terminals import terminal
 
 from thawline.prefect_server import Files, shut_down
@@ -39,7 +39,7 @@ def stopped_at(phase: str, way: str, search: Search) -> str:
     with terminal("search", search.data, *search.options, env=search.environment, cwd=search.home.parent) as command:
         assert command.says(phase), command.text
         shown = stop(command, search.home, way)
-    assert shown.count(STOPPED) == shown.count(GOES_ON) == 1
+    assert shown.count(STOPPED) == shown.count(RESUMES) == 1
     return shown
 
 

@@ -24,7 +24,7 @@ STUDY = "shapes"
 OPTIONS = [
     *("--backbone", "mobilenet_v3_small", "--weights", "starter", "--image-size", "32", "--batch-size", "8"),
     *("--study", STUDY, "--model", "shapes", "--set", "data.workers=1", "--set", "train.device=cpu"),
-    # Not measured anew in each home, where another answer would mean other bits.
+    # Not measured again in each home, where another answer would mean other bits.
     *(
         "--set",
         "space.learning_rate=[0.001, 0.03]",
@@ -48,7 +48,7 @@ def epochs_of(trials: int, epochs: int) -> set[tuple[int, int]]:
 
 @dataclass
 class Life:
-    """One run of the command, from its start to its end, whoever brings that about."""
+    """One run of the command, from its start to its end, however it ends."""
 
     process: "subprocess.Popen[str]"
     lines: list[str] = field(default_factory=list)
@@ -152,7 +152,7 @@ class Search:
         return life
 
     def finish(self) -> dict[str, Any]:
-        """Run it to its end; what came of it, as a user of ``--json`` reads it."""
+        """Run it to its end; the result, as a user of ``--json`` reads it."""
         life = self.start()
         code, _ = life.end()
         assert code == 0, "\n".join(life.lines)

@@ -10,11 +10,11 @@ from terminals import Terminal
 
 from thawline.prefect_server import Files
 
-__all__ = ["GOES_ON", "GRACE", "STOPPED", "stop"]
+__all__ = ["GRACE", "RESUMES", "STOPPED", "stop"]
 
 GRACE = 20
 """``study.grace_seconds`` by default; the end may come so much later, and three seconds."""
-STOPPED, GOES_ON = "Stopped.", "The same command goes on where it stopped."
+STOPPED, RESUMES = "Stopped.", "The same command resumes where it stopped."
 
 
 def press_twice(command: Terminal, home: Path) -> None:

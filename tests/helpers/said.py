@@ -57,7 +57,7 @@ class Said:
             return result
 
     def _read(self) -> None:
-        with suppress(ValueError):  # closed by whoever started the process, after its end
+        with suppress(ValueError):  # closed by the process's parent, after its end
             for line in self._stream:
                 with self._changed:
                     self.lines.append(line)

@@ -169,7 +169,7 @@ class Processes:
 
     def start(self, name: str, service: Service) -> None:
         """Start it as its container would; :meth:`wait_until_healthy` says when it is up."""
-        # A shell's background jobs ignore Ctrl-C, and what is started by one of them would for ever.
+        # A shell's background jobs ignore Ctrl-C, and their children would too.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             with (self._folder / f"{name}.log").open("ab") as log:

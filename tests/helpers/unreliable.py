@@ -40,7 +40,7 @@ class Unreliable(ThreadingHTTPServer):
             assert self._asked.wait_for(lambda: self.refused >= wanted, seconds)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes away in the middle is no news."""
+        """A client that disconnects in the middle is expected."""
 
 
 class _Handler(BaseHTTPRequestHandler):

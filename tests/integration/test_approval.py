@@ -35,7 +35,7 @@ asyncio.run(answer())
 
 @pytest.fixture
 def store(store: MlflowStore, tmp_path: Path) -> MlflowStore:
-    """With a registered version that is no champion yet."""
+    """With a registered version that is not a champion yet."""
     register(store, make_package(tmp_path / "package"))
     return store
 

@@ -146,7 +146,7 @@ def test_a_better_model_replaces_the_champion_under_load_an_equal_one_does_not_a
     assert "40 images scored by shapes version 2" in scored.out
 
 
-def test_what_cannot_be_served_is_said_at_once(
+def test_what_cannot_be_served_is_reported_at_once(
     tmp_path: Path, prepared: Callable[[Path], Path], forked: Callable[..., Any]
 ) -> None:
     home = prepared(tmp_path / "home")

@@ -64,7 +64,7 @@ def test_check_reports_classes_splits_and_digest(data: Path, forked: Callable[..
         (["search", "DATA", "--set", "space.freeze_depth=[0,9]"], "because resnet18 has 5 layer groups"),
         (
             ["search", "DATA", "--backbone", "resnet18", "--set", "space.backbone=[resnet34, resnet50]"],
-            "--backbone resnet18 would not be looked at, because space.backbone lists resnet34, resnet50. To search",
+            "--backbone resnet18 would be ignored, because space.backbone lists resnet34, resnet50. To search",
         ),
         (["search", "DATA", "--max-length", "64"], "settings are for texts: backbone.max_length=64. Leave them out."),
         (["search", "DATA", "--set", "data.header=true"], "The data are images, but these settings are for texts"),
@@ -95,7 +95,7 @@ def test_debug_shows_the_traceback(forked: Callable[..., Any], tmp_path: Path) -
     assert "Traceback" in answer.err
 
 
-def test_missing_weights_are_said_before_anything_is_trained(
+def test_missing_weights_are_reported_before_anything_is_trained(
     data: Path, forked: Callable[..., Any], tmp_path: Path
 ) -> None:
     home = tmp_path / "home"

@@ -134,7 +134,7 @@ def test_a_worker_that_was_off_starts_one_run_then_skips_what_did_not_change_and
         assert skipped[0]["state"]["message"].startswith("nothing has changed since shapes version 1")
 
         begun = [run for run in runs_of(prefect, name, type=["COMPLETED", "RUNNING"]) if run["id"] in missed]
-        assert len(begun) == 1, "one run stands for all that were missed"
+        assert len(begun) == 1, "one run replaces all that were missed"
         cancelled = {run["id"] for run in runs_of(prefect, name, type=["CANCELLED"])}
         assert missed - {begun[0]["id"]} <= cancelled
 
@@ -225,7 +225,7 @@ def test_without_a_named_server_thawline_s_own_takes_the_deployment_and_its_work
         assert ended.returncode == 0, ended.stdout + ended.stderr
     finally:
         down = thawline("down", home=home)
-    assert (down.code, down.out) == (0, "Prefect's server has ended.\n")
+    assert (down.code, down.out) == (0, "Prefect's server has stopped.\n")
 
 
 def test_a_named_server_that_does_not_answer_is_one_message(

@@ -267,7 +267,7 @@ def test_the_report_is_one_page_that_reads_well_on_a_desk_and_on_a_phone(looked:
     for name, width in (("desk", 1200), ("phone", 390)):
         browser.resize(width, 900)
         browser.open(page.as_uri())
-        text = browser.wait_for_text("where the thaw line lies", "Make it again")
+        text = browser.wait_for_text("where the thaw line lies", "Reproduce")
         height = browser.driver.execute_script("return document.documentElement.scrollHeight")
         wide = browser.driver.execute_script("return document.documentElement.scrollWidth")
         assert wide <= width, "nothing is wider than the screen"
@@ -278,7 +278,7 @@ def test_the_report_is_one_page_that_reads_well_on_a_desk_and_on_a_phone(looked:
     for section in ("Leaderboard", "Test results", "Mistakes", "Explanations", "Promotion", "Data"):
         assert section in text
     assert "broken.jpg" in text
-    assert "thawline search" in text, "how to make it again"
+    assert "thawline search" in text, "how to reproduce it"
     assert all(figure.get_attribute("aria-label") for figure in browser.find("[role=img]"))
 
 

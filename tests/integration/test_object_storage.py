@@ -1,4 +1,4 @@
-"""A search whose images and artifacts lie on a real S3 server: nothing of them is local but what can be made again."""
+"""A search whose images and artifacts lie on a real S3 server: nothing of them is local but what can be recreated."""
 
 from collections.abc import Callable
 from pathlib import Path

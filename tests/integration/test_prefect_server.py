@@ -90,7 +90,7 @@ def test_three_searches_at_once_in_a_fresh_home_end_well_and_share_one_server(
     assert answers(address, "flow_runs/count", password=address.password, body=b"{}") == (200, b"3")
 
 
-def test_it_asks_for_a_password_that_its_user_alone_can_read_and_comes_back_when_it_is_killed(home: Path) -> None:
+def test_it_asks_for_a_password_that_only_its_user_can_read_and_comes_back_when_it_is_killed(home: Path) -> None:
     with used(home) as server:
         assert server is not None
         server.wait()
@@ -110,7 +110,7 @@ def test_it_asks_for_a_password_that_its_user_alone_can_read_and_comes_back_when
         assert answers(address, "admin/version", password=address.password)[0] == 200
         assert server_of(address).pid != first.pid
 
-        # All of it: whoever uses it starts it again, at the same address.
+        # All of it: one of its users restarts it, at the same address.
         os.killpg(address.pid, signal.SIGKILL)
         until(lambda: server.address.pid != address.pid, "nobody started it again")
         assert (server.address.port, server.address.password) == (address.port, address.password)

@@ -130,7 +130,7 @@ def test_a_study_that_was_not_concluded_has_a_page_of_its_trials_and_says_what_i
         write_report("begin", tmp_path / "page.html", home=own_home, storage=None, tracking_uri=None)
 
 
-def test_a_report_that_an_earlier_version_left_is_not_read_but_the_trials_are_shown(
+def test_a_report_that_an_earlier_version_left_is_ignored_but_the_trials_are_shown(
     own_home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = SearchConfig.build({"data": {"path": "photos"}, "train": {"epochs": 1}})
@@ -147,9 +147,8 @@ def test_a_report_that_an_earlier_version_left_is_not_read_but_the_trials_are_sh
 
     here.write_text(json.dumps(json.loads(report.to_json()) | {"costs": []}))
     assert "0.7500" in shown()
-    assert (
-        "the page shows the trials alone: This is no report that this version of Thawline reads: costs" in caplog.text
-    )
+    expected = "the page shows only the trials: This is not a report that this version of Thawline can read: costs"
+    assert expected in caplog.text
     caplog.clear()
     here.write_text(report.to_json())
     assert "0.7500" in shown()

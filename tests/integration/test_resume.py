@@ -1,4 +1,4 @@
-"""Killed with -9 in the middle of a trial, the same command goes on: same study, same trial, same epoch, same run."""
+"""Killed with -9 in the middle of a trial, the same command resumes: same study, same trial, same epoch, same run."""
 
 import os
 import re
@@ -46,7 +46,7 @@ def search_until(
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_a_killed_search_goes_on_and_ends_like_one_that_was_never_killed(
+def test_a_killed_search_resumes_and_ends_like_one_that_was_never_killed(
     tmp_path: Path, thawline: Callable[..., Any], draw_pictures: Any, environment_of: Any
 ) -> None:
     data = draw_pictures(tmp_path / "shapes", count=16)
@@ -66,7 +66,7 @@ def test_a_killed_search_goes_on_and_ends_like_one_that_was_never_killed(
     assert facts(resumed.json) == facts(whole)
     assert resumed.json["test"] == whole["test"]
     runs = {run.data.tags.get("thawline.trial"): run.info.run_id for run in _runs(client)}
-    assert begun.items() <= runs.items(), "the same MLflow runs go on"
+    assert begun.items() <= runs.items(), "the same MLflow runs continue"
     assert len(_runs(client)) == 5, "a parent and four trials, none doubled"
     for number, epochs in {"0": [1], "1": [1, 2, 3], "2": [1, 2, 3], "3": [1, 2, 3]}.items():
         history = client.get_metric_history(runs[number], "val/accuracy")
@@ -84,7 +84,7 @@ def test_a_search_that_is_asked_to_stop_leaves_at_once_closes_its_run_and_leaves
         process.terminate()
         assert process.wait(60) == 143
         said = stderr.all()
-    assert said.endswith("Stopped.\nThe same command goes on where it stopped.\n")
+    assert said.endswith("Stopped.\nThe same command resumes where it stopped.\n")
     assert "Traceback" not in said
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive
@@ -94,7 +94,7 @@ def test_a_search_that_is_asked_to_stop_leaves_at_once_closes_its_run_and_leaves
     assert statuses["study"] == "KILLED"
     assert statuses["0"] == "FINISHED", "the linear probe"
     # The trial records itself from a thread of its own, which may not have reached the store before the end came.
-    assert statuses.get("2", "RUNNING") == "RUNNING", "the trial is not over: it goes on later"
+    assert statuses.get("2", "RUNNING") == "RUNNING", "the trial is not over: it resumes later"
 
 
 def _runs(client: Any) -> list[Any]:

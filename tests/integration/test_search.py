@@ -44,7 +44,7 @@ def test_the_first_trial_is_a_linear_probe_that_no_trial_has_to_beat_for_the_sea
     assert run.data.metrics["best/accuracy"] == pytest.approx(probe["value"])
 
 
-def test_probes_behind_the_stored_layer_groups_are_in_mlflow_with_the_freeze_depth_as_the_step(
+def test_probes_after_the_stored_layer_groups_are_in_mlflow_with_the_freeze_depth_as_the_step(
     searched: Any, client: Any
 ) -> None:
     curve = client.get_metric_history(searched.result.json["run_id"], "probe/accuracy")

@@ -52,7 +52,7 @@ def test_a_table_of_texts_becomes_a_champion_that_knows_them(searched: Any) -> N
     assert [(row["freeze_depth"], row["policy"]) for row in rows] == [(7, "probe"), (5, "lp_ft"), (5, "lp_ft")]
 
 
-def test_what_the_frozen_blocks_make_of_the_texts_is_stored(searched: Any, home: Path) -> None:
+def test_the_frozen_activations_of_the_texts_are_stored(searched: Any, home: Path) -> None:
     assert searched.code == 0, searched.err
     assert list((home / "cache" / "activations").glob("*.bin"))
 

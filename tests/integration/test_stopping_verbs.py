@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from interruptions import GOES_ON, STOPPED, stop
+from interruptions import RESUMES, STOPPED, stop
 from terminals import Terminal, terminal
 
 from thawline.prefect_server import shut_down
@@ -61,7 +61,7 @@ def test_a_verb_that_is_stopped_says_so_in_a_sentence_or_two_and_leaves_nothing_
         assert command.says(where), command.text
         shown = stop(command, home, way)
     assert shown.count(STOPPED) == 1
-    assert shown.count(GOES_ON) == goes_on
+    assert shown.count(RESUMES) == goes_on
 
 
 def test_a_search_of_mlflow_run_that_is_stopped_leaves_nothing_behind(folder: Path, environment_of: Any) -> None:
@@ -78,4 +78,4 @@ def test_a_search_of_mlflow_run_that_is_stopped_leaves_nothing_behind(folder: Pa
         shown = stop(mlflow, home, "ctrl-c", code=1)  # MLflow's own, after its word "Aborted!"
     finally:
         mlflow.close()
-    assert shown.count(STOPPED) == shown.count(GOES_ON) == 1
+    assert shown.count(STOPPED) == shown.count(RESUMES) == 1

@@ -150,7 +150,7 @@ def test_a_study_that_begins_between_looking_and_removing_keeps_everything(pets:
     found = survey(own_home, older_than=MONTH)
     assert named(found, "checkpoints") == ["studies/pets"]
     with FileLock(own_home / "studies" / "pets" / "study.lock"):
-        assert [str(failure) for failure in remove(found)] == ["studies/pets: it is used now, and kept"]
+        assert [str(failure) for failure in remove(found)] == ["studies/pets: it is in use, and kept"]
     write(own_home / "studies" / "pets" / "trial-004" / "epoch-0003.safetensors")
     assert [str(failure) for failure in remove(found)] == ["studies/pets: it was used a moment ago, and is kept"]
     assert len(list((own_home / "studies").rglob("*.safetensors"))) == 11
@@ -197,7 +197,7 @@ def test_folders_of_studies_that_are_gone_go_whole(pets: Study, own_home: Path) 
 def test_where_the_studies_are_kept_must_be_known_before_a_folder_is_called_orphaned(
     own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: bool
 ) -> None:
-    """A deployment keeps its studies in a database; whoever cleans in another shell would see none."""
+    """A deployment keeps its studies in a database; a clean-up from another shell would see none."""
     url = f"sqlite:///{tmp_path}/studies.db"
     open_study(own_home, "elsewhere", storage=url)
     if journal:
@@ -241,11 +241,11 @@ def test_what_mlflow_has_not_got_yet_stays(pets: Study, own_home: Path) -> None:
     assert orphan.exists()
     assert checkpoint.exists()
     assert len(list(unsent.parent.iterdir())) == 3
-    assert found.notes == ("studies/old holds files that MLflow has not got yet. It is left alone.",)
+    assert found.notes == ("studies/old holds files that MLflow has not received yet. It is left alone.",)
     assert not waiting.with_name("epoch-0002.safetensors").exists(), "the others of the trial are gone"
 
     unsent.write_bytes(b'{"record": ')
-    with pytest.raises(ConfigError, match=r"pets-000\.jsonl says what MLflow has not got yet, and cannot be read"):
+    with pytest.raises(ConfigError, match=r"pets-000\.jsonl lists records for MLflow, and cannot be read"):
         clean(own_home)
 
 
@@ -259,7 +259,7 @@ def test_cache_entries_go_by_their_last_use(own_home: Path) -> None:
             for name in (f"{digest}.partial",) if digest == "half" else (f"{digest}.{suffix}", f"{digest}.json"):
                 grow_old(write(folder / name, b"x" * 50), days)
             grow_old(write(folder / f"{digest}.lock", b""), days)
-        os.utime(own_home / "cache" / kind / "used.json")  # what whoever opens an entry does
+        os.utime(own_home / "cache" / kind / "used.json")  # as opening an entry does
     before = snapshot(own_home)
     found, failures = clean(own_home, "decoded", "tokens", "activations")
     assert failures == []
@@ -285,7 +285,7 @@ def test_an_entry_that_is_being_built_or_was_just_used_stays(own_home: Path) -> 
     assert {path.name for path in folder.iterdir()} >= {"built.partial", "used.json", "used.bin"}
 
 
-def test_an_activation_store_goes_on_after_it_was_cleaned(own_home: Path) -> None:
+def test_an_activation_store_works_after_it_was_cleaned(own_home: Path) -> None:
     store = ActivationStore(own_home / "cache" / "activations", budget=10**6)
     for name in ("a.bin", "a.json", "a.progress"):
         write(store.folder / name, b"x" * 10)
@@ -503,7 +503,7 @@ def test_what_is_registered_in_another_registry_than_is_looked_at_is_left_alone(
     found = survey(store.home, older_than=-1.0, kinds=["models", "runs"])
     assert found.items == ()
     (note,) = found.notes
-    assert f"Models of the study pets are registered in sqlite:///{store.home}/models.db, which is not looked" in note
+    assert f"Models of the study pets are registered in sqlite:///{store.home}/models.db, which is not checked" in note
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{store.home}/models.db")
     found = survey(store.home, older_than=-1.0, kinds=["models", "runs"])
     assert [item.parts for item in found.items] == [(failed,)]
@@ -512,7 +512,7 @@ def test_what_is_registered_in_another_registry_than_is_looked_at_is_left_alone(
     assert survey(store.home, older_than=-1.0, kinds=["models", "runs"]).items == ()
 
 
-def test_a_registry_that_is_not_there_is_said_and_not_made(
+def test_a_registry_that_is_not_there_is_reported_and_not_made(
     store: MlflowStore, pets: Study, champion_elsewhere: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{store.home}/typo.db")
@@ -642,13 +642,13 @@ def test_what_cannot_be_removed_is_named_and_the_rest_goes(own_home: Path, monke
     ended = CliRunner().invoke(app, ["clean", "--yes"])
     assert ended.exit_code == 1
     assert "Not removed: cache/decoded/d.npy: Permission denied" in ended.stderr
-    assert "all but 1" in " ".join(ended.stdout.split())
+    assert "except 1" in " ".join(ended.stdout.split())
     assert (own_home / "cache" / "decoded" / "d.npy").exists()
     assert not (own_home / "cache" / "activations" / "a.bin").exists()
     assert not (own_home / "studies" / "old").exists()
 
 
-def test_a_clean_up_that_was_killed_leaves_a_home_that_works_and_is_gone_on_with(
+def test_a_clean_up_that_was_killed_leaves_a_home_that_works_and_is_resumed(
     pets: Study, own_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(own_home / "studies" / "old" / "trial-000" / "epoch-0001.safetensors")

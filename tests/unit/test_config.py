@@ -149,7 +149,7 @@ def test_what_thaws_is_one_of_what_there_is_and_within_its_range() -> None:
         ),
     ],
 )
-def test_when_to_thaw_is_said_in_one_way_and_to_a_policy_that_listens(train: dict[str, object], message: str) -> None:
+def test_when_to_thaw_is_set_in_one_way_and_to_a_policy_that_listens(train: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=".*".join(map(re.escape, message.split(".*")))):
         SearchConfig.build(DATA, {"train": {"policy": "gradual", **train}})
 

@@ -314,7 +314,7 @@ def test_test_images_unlike_the_validation_images_are_said_to_be_so(
     assert check(store, same_kind, reference=data / "validation").note == ""
 
 
-def test_a_reference_that_cannot_be_had_is_refused_with_what_to_do(
+def test_a_reference_that_is_not_available_is_refused_with_what_to_do(
     store: MlflowStore, folder: Path, known: Path, same_kind: Path, tmp_path: Path
 ) -> None:
     registered(store, folder)

@@ -115,7 +115,7 @@ def with_random_parameters(network: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_speaks_for_a_class_lies_where_the_class_can_be_seen(trained: nn.Module, method: Method) -> None:
+def test_the_evidence_for_a_class_lies_where_the_class_can_be_seen(trained: nn.Module, method: Method) -> None:
     images, classes, evidence = pictures(24, 2000)
     heat = Explainer(trained, SIZE, method)(images, classes.numpy())
     assert heat.shape == (24, SIZE, SIZE)
@@ -225,7 +225,7 @@ def test_a_maxvit_is_explained_by_integrated_gradients_and_refuses_grad_cam() ->
 
 
 class Deciding(nn.Module):
-    """Looks at its images before it goes on, as HuggingFace's networks do."""
+    """Inspects its images before the forward pass, as HuggingFace's networks do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -346,7 +346,7 @@ def test_another_class_than_the_predicted_one_is_explained(
     assert row["method"] == "occlusion"
 
 
-def test_what_cannot_be_explained_is_said_and_nothing_is_overwritten(
+def test_what_cannot_be_explained_is_reported_and_nothing_is_overwritten(
     with_champion: MlflowStore, photographs: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "used").mkdir()

@@ -1,4 +1,4 @@
-"""With ``--log-format json`` a program can read every line of standard error, whoever wrote it."""
+"""With ``--log-format json`` a program can read every line of standard error."""
 
 import json
 import logging
@@ -129,7 +129,7 @@ sys.stderr.write("not ended")
 """
 
 
-def test_whoever_writes_to_standard_error_writes_json() -> None:
+def test_everything_on_standard_error_is_json() -> None:
     lines = lines_of(SPEAKERS, THAWLINE_LOG_FORMAT="json", PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL="CRITICAL")
     said = [(line["logger"], line["level"], line["message"]) for line in lines]
     assert said[:2] == [("thawline.search", "info", "of ours"), ("other", "warning", "of another")]

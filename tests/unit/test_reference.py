@@ -34,11 +34,11 @@ def test_the_reference_and_the_schema_are_up_to_date(tool: ModuleType, capsys: p
     assert tool.main(["--check"]) == 0, capsys.readouterr().out
 
 
-def test_one_that_is_out_of_date_is_named_and_written_anew(
+def test_one_that_is_out_of_date_is_named_and_rewritten(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page, schema = tmp_path / "configuration.md", tmp_path / SCHEMA
-    page.write_text(tool.page().replace("Passes over the training images", "Rounds over the training images"))
+    page.write_text(tool.page().replace("passes over the training images", "rounds over the training images"))
     schema.write_text(tool.schema())
     monkeypatch.setattr(tool, "ROOT", tmp_path)
     monkeypatch.setattr(tool, "PAGE", page)
@@ -55,7 +55,7 @@ def test_the_reference_has_every_key_below_its_section_with_its_option(tool: Mod
     for section, name in (key.split(".") for key in keys):
         rows = [row for part in sections if part.startswith(f"`{section}`") for row in part.splitlines()]
         assert any(row.startswith((f"| `{name}` |", f"| `{name}`<br>")) for row in rows), f"{section}.{name}"
-    assert "\n| `epochs`<br>`--epochs` | whole number ≥ 1 | `8` | Passes over" in tool.page()
+    assert "\n| `epochs`<br>`--epochs` | whole number ≥ 1 | `8` | Maximum number of passes over" in tool.page()
     assert "\n| `budget`<br>`--cache-budget` | text | `null` |" in tool.page()
 
 

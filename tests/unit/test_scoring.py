@@ -67,7 +67,7 @@ def test_a_list_and_a_csv_name_files_relative_to_where_they_lie(
     assert table["error"].iloc[1] == "No such file or directory"
 
 
-def test_an_interrupted_run_is_gone_on_with_and_a_torn_part_is_computed_again(
+def test_an_interrupted_run_is_resumed_and_a_torn_part_is_computed_again(
     store_with_champion: MlflowStore, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[int] = []
@@ -112,7 +112,7 @@ def test_parts_of_another_version_or_another_list_are_not_taken(
     assert (summary.version, summary.resumed) == ("2", 0)
 
 
-def test_what_cannot_be_scored_is_said_before_anything_is_computed(
+def test_what_cannot_be_scored_is_reported_before_anything_is_computed(
     store_with_champion: MlflowStore, pictures: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -181,7 +181,7 @@ def test_a_column_of_texts_is_refused_for_a_model_of_images(
     assert not (tmp_path / "out.parquet").exists()
 
 
-def test_scoring_texts_is_gone_on_with_after_an_interruption_and_begun_anew_with_other_texts(
+def test_scoring_texts_resumes_after_an_interruption_and_restarts_with_other_texts(
     store_of_texts: MlflowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out = tmp_path / "texts.txt", tmp_path / "out.parquet"

@@ -34,7 +34,7 @@ from thawline.tracking.media import Embedding, Image, Predictions, Table
 from thawline.training import Hyperparameters, Probe
 
 CLASSES = ("ham", "spam")
-TEXTS = ["see you", "win\n\n£1000 now", "a long text " + "that goes on " * 20]
+TEXTS = ["see you", "win\n\n£1000 now", "a long text " + "that continues " * 20]
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_answers_name_images_by_their_files_and_texts_by_their_beginnings_and_li
     images: _Test, texts: _Test
 ) -> None:
     of_images, of_texts = _answers(images).columns, _answers(texts).columns
-    assert of_images["image"] == ["b.png", "c.png", "a.png"], "the most mistaken first"
+    assert of_images["image"] == ["b.png", "c.png", "a.png"], "the worst mistakes first"
     assert of_texts["line"] == ["sms.tsv:7", "sms.tsv:2", "sms.tsv:4"]
     first, second, third = of_texts["text"]
     assert (first, third) == ("win £1000 now", "see you")

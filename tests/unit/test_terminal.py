@@ -108,7 +108,7 @@ def test_the_best_trial_is_marked() -> None:
     assert line.rstrip().endswith("complete, best so far")
 
 
-def test_a_search_that_resumes_says_what_is_done_and_where_trials_go_on() -> None:
+def test_a_search_that_resumes_says_what_is_done_and_where_trials_resume() -> None:
     started = SearchStarted("pets", 6, 2, 8, "accuracy", unfinished=((3, 4),))
     assert str(started) == "resuming study pets: 2 of 6 trials done, trial 3 from epoch 4"
     assert str(SearchStarted("pets", 6, 0, 8, "accuracy")) == "study pets: 6 trials of up to 8 epochs"
@@ -182,7 +182,7 @@ def test_logging_is_left_as_it_was() -> None:
         ("failed", "out of memory", "failed: out of memory"),
     ],
 )
-def test_how_a_trial_ended_is_said_once(state: Any, reason: str, words: str) -> None:
+def test_how_a_trial_ended_is_reported_once(state: Any, reason: str, words: str) -> None:
     ended = TrialEnded(dataclasses.replace(ENDED, state=state, reason=reason))
     assert str(ended).endswith(f"0.9000: {words}")
     view = SearchView()

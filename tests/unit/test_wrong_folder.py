@@ -61,5 +61,7 @@ def test_without_any_home_the_next_step_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     ended = CliRunner().invoke(app, ["history", "pets"])
-    assert "set THAWLINE_HOME to the home that it made; `thawline search DATA` makes one here." in str(ended.exception)
+    assert "set THAWLINE_HOME to the home that it created; `thawline search DATA` makes one here." in str(
+        ended.exception
+    )
     assert not own_home.exists()

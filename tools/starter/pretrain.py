@@ -13,7 +13,7 @@ The schedule runs over wall time, so that a run ends when it was told to. A seed
 the initial weights and the order of the samples; how many steps fit in depends on the machine.
 
 The file holds the weights in half precision, without the final classification layer, under
-torchvision's own names, and is rewritten about once a minute while training goes on.
+torchvision's own names, and is rewritten about once a minute during training.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Settings:
     seed: int
     threads: int
     start: Path | None = None
-    """A file of an earlier run to go on from; its classes need not be the same."""
+    """A file of an earlier run to resume from; its classes need not be the same."""
     batch: int = 64
     """Images per process and step."""
     peak_rate: float = 2e-3
@@ -161,7 +161,7 @@ def compose(bank: Bank, chosen: Tensor, side: int, strength: float, generator: t
 
 
 def _shuffled(total: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield batches of mask numbers for ever, every mask once before any comes again."""
+    """Yield batches of mask numbers indefinitely, every mask once before any comes again."""
     while True:
         yield from torch.split(torch.randperm(total, generator=generator), batch)
 
@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40.0, help="how long to train, drawing not included")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="how many single-threaded processes train together")
-    parser.add_argument("--start", type=Path, help="go on from the file of an earlier run")
+    parser.add_argument("--start", type=Path, help="resume from the file of an earlier run")
     given = parser.parse_args()
     settings = Settings(given.out, given.minutes, given.seed, given.threads, given.start)
 

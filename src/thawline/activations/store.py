@@ -404,7 +404,7 @@ class ActivationWriter:
         return self._blocks
 
     def close(self) -> None:
-        """Close the file; what was noted stays for whoever resumes."""
+        """Close the file; what was noted stays for the next builder."""
         if self._file is not None:
             self._file.close()
 

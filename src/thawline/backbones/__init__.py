@@ -116,7 +116,7 @@ def create(
 
     Raises:
         BackboneError: if there is no such backbone, or it does not take images of that size; before anything expensive.
-        WeightsError: if the weights cannot be had, are torn, or do not fit. Random weights are never a way out.
+        WeightsError: if the weights are not available, are torn, or do not fit. Random weights are never used instead.
     """
     from thawline.backbones import _heads
 
@@ -134,9 +134,9 @@ def section(backbone: Backbone, start: int, stop: int | None = None, *, exact: b
     """The operations from layer group ``start`` up to, but not including, layer group ``stop``.
 
     ``section(b, 0, d)`` is the *prefix* of depth ``d``: images ``[N, 3, H, W]`` to activations, whose shape beyond
-    ``N`` depends on the architecture. ``section(b, d)`` is the *tail*: those activations to logits
-    ``[N, num_classes]``. In evaluation mode, on the CPU in single precision, the parts one after the other give the
-    very bits of the whole.
+    ``N`` depends on the architecture. ``section(b, d)`` is the *tail*: those activations to logits ``[N,
+    num_classes]``. In evaluation mode, on the CPU in single precision, the parts one after the other are bit-equal to
+    the whole.
 
     The section shares parameters, buffers and modules with the backbone, under their names. In evaluation mode it
     never writes into its input; in training mode a dropout in place may. Take it after ``train_mode`` or ``eval()``
@@ -144,7 +144,7 @@ def section(backbone: Backbone, start: int, stop: int | None = None, *, exact: b
     and bare buffers where they are now.
 
     Of texts, tokens int64 ``[N, T]`` go in, and activations are ``[N, T, H + 1]``, whose last channel is 1 where there
-    is a token and 0 behind the end of a text; behind the last layer group they are pooled, ``[N, H]``.
+    is a token and 0 after the end of a text; after the last layer group they are pooled, ``[N, H]``.
 
     Args:
         backbone: any backbone.
@@ -196,7 +196,7 @@ def names(pattern: str | None = None) -> list[str]:
 
     HuggingFace's are not among them: what the hub holds is not listed.
 
-    Of a library whose version is another than that of its table, some may turn out to be of no use when they are asked.
+    Of a library whose version is another than that of its table, some may turn out to be unusable.
 
     Args:
         pattern: only those that hold it or match it (``vgg*``). One with a dot is looked for among the names with tags
@@ -222,7 +222,7 @@ def describe(name: str) -> BackboneInfo:
 
     Raises:
         BackboneError: if there is no such backbone, or it cannot be used, or its library is not installed.
-        WeightsError: if the small files of a network ``hf:…`` cannot be had.
+        WeightsError: if the small files of a network ``hf:…`` are not available.
     """
     library = _known(name)
     architecture, tag = _architecture_and_tag(library, name)
@@ -233,7 +233,7 @@ def describe(name: str) -> BackboneInfo:
 
 
 def further_names() -> str:
-    """How backbones are named that a listing has not, a line for each library."""
+    """How to name backbones that are not listed, a line for each library."""
     lines = {
         "timm": "timm/NAME.TAG takes others of its pretrained weights: `thawline backbones timm/NAME.` lists them.",
         "transformers": "hf:FOLDER or hf:ORG/NAME[@REVISION] takes an encoder of texts or a classifier of images from "
@@ -252,7 +252,7 @@ def kind_of(name: str) -> Literal["images", "texts"]:
 
     Raises:
         BackboneError: if there is no such backbone.
-        WeightsError: if the configuration cannot be had.
+        WeightsError: if the configuration is not available.
     """
     if _known(name).package != "transformers":
         return "images"
@@ -297,7 +297,7 @@ def depth_of(name: str) -> int:
 
     Raises:
         BackboneError: if there is no such backbone, or it cannot be used.
-        WeightsError: if the small files of a network ``hf:…`` cannot be had.
+        WeightsError: if the small files of a network ``hf:…`` are not available.
     """
     return len(describe(name).layer_groups)
 

@@ -41,7 +41,7 @@ class LayerGroup:
     """Name of the traced operation whose result, one single tensor, is all that it passes on; in a network that cannot
     be traced, the path of its last block."""
     sizes: tuple[tuple[str, Any], ...] = ()
-    """Heights and widths found up to there that operations behind it read, by the names of the operations that found
+    """Heights and widths found up to there that later operations read, by the names of the operations that found
     them: they are the same for all images that the backbone sees, so they need not be passed on. Where the operation
     found the number of images, ``count`` stands for it."""
 
@@ -50,7 +50,7 @@ class LayerGroup:
 class Preprocessing:
     """What is done to an image before the network sees it: resize, crop the centre, scale to [0, 1], normalise.
 
-    Networks are good at what they were trained on, so this is what their own library does, ``crop_mode`` included.
+    Networks work best as they were trained, so this is what their own library does, ``crop_mode`` included.
     """
 
     image_size: int
@@ -69,7 +69,8 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class TextPreprocessing:
-    """What is done to a text before the network sees it: cut into tokens, of which the first so many are kept."""
+    """What is done to a text before the network sees it: cut into tokens, of which the first ``max_length`` are
+    kept."""
 
     tokenizer: str
     """The tokenizer in the JSON format of the ``tokenizers`` library, which adds the special tokens too."""
@@ -82,7 +83,7 @@ class Backbone:
     """A pretrained network, cut into ordered layer groups, with a new head.
 
     ``module`` takes images ``[N, 3, image_size, image_size]`` (preprocessed), or the tokens of texts, int64 ``[N, T]``
-    with -1 behind the end of each, to logits ``[N, num_classes]``. The groups are disjoint and ordered from input to
+    with -1 after the end of each, to logits ``[N, num_classes]``. The groups are disjoint and ordered from input to
     head, and with the head hold every parameter and buffer exactly once. At every border between groups one single
     tensor is passed on.
     """

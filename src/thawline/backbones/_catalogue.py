@@ -1,4 +1,4 @@
-"""What is known of every backbone without building it, so that listing more than a thousand networks takes no time.
+"""Information on every backbone without building it, so that listing more than a thousand networks takes no time.
 
 One file for each library that can list its networks, written by ``python -m thawline.backbones.write_catalogue``.
 Imports neither torch nor the library.
@@ -24,7 +24,7 @@ class Catalogue:
     infos: dict[str, BackboneInfo]
     """By name, in order of names."""
     refused: dict[str, str]
-    """By name, the networks of the library that cannot be used: what is said to somebody who asks for one."""
+    """By name, the networks of the library that cannot be used: the message for each of them."""
 
 
 def file_of(library: str) -> Path:

@@ -1,4 +1,4 @@
-"""Leaving out the tokens that nobody reads: a vision transformer's head sees its class token alone.
+"""Leaving out unused tokens: a vision transformer's head sees only its class token.
 
 In the last block, then, only that token's query, its sum and its two-layer network matter; keys and values still come
 from all tokens. That is about a sixth of the block's work.
@@ -15,7 +15,7 @@ _TOKEN_WISE = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.GELU, nn.ReLU, nn.SiLU, n
 
 
 def for_one_token_alone(module: fx.GraphModule) -> None:
-    """Where ``module`` picks one token of ``[N, tokens, C]``, compute what leads there for that token alone.
+    """Where ``module`` picks one token of ``[N, tokens, C]``, compute what leads there for that token only.
 
     This reaches back to the last attention before, whose keys and values need all tokens. Results differ from those of
     the whole in the last bits only. A module that picks no token stays as it is.
@@ -99,7 +99,7 @@ class _Narrowing:
             return self.graph.node_copy(node, sources.__getitem__)
 
     def _attention(self, result: fx.Node) -> fx.Node:
-        """The same attention, asked by one token alone; all tokens answer."""
+        """The same attention with one token as the query; all tokens are keys and values."""
         attention = result.args[0]
         assert isinstance(attention, fx.Node)  # noqa: S101  _is_attention said so
         query, key, value = attention.args

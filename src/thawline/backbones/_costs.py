@@ -1,7 +1,7 @@
-"""What a training step costs in each layer group, found out without computing a single number.
+"""The cost of a training step in each layer group, determined without real tensors.
 
 The network runs on PyTorch's fake tensors, which have shapes and no memory, so a network of any size takes seconds. It
-runs in parts, cut at the borders between the groups, once with and once without a gradient that goes on to the group
+runs in parts, cut at the borders between the groups, once with and once without a gradient that flows on to the group
 before: between the two lies what the first thawed group saves.
 """
 
@@ -74,7 +74,7 @@ def _examples(preprocessing: Preprocessing | TextPreprocessing) -> Tensor:
 
 
 def _run(backbone: Backbone, module: nn.Module, inputs: Tensor, meter: "_Meter") -> Tensor:
-    """The logits; ``meter`` is told of what crosses each border, and its answer goes on in place of that.
+    """The logits; ``meter`` is told of what crosses each border, and its answer replaces that.
 
     Args:
         backbone: how it is cut.
@@ -95,7 +95,7 @@ def _run(backbone: Backbone, module: nn.Module, inputs: Tensor, meter: "_Meter")
 
 
 def _without_numbers(module: nn.Module) -> nn.Module:
-    """A copy whose parameters, all to be trained, and buffers are made anew, as the mode in force makes them."""
+    """A copy whose parameters, all to be trained, and buffers are recreated, as the current mode requires."""
     made: dict[int, Any] = {id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype)) for p in module.parameters()}
     made |= {id(buffer): torch.empty(buffer.shape, dtype=buffer.dtype) for buffer in module.buffers()}
     return copy.deepcopy(module, made)  # which takes what it finds there for copied already
@@ -138,7 +138,7 @@ class _Meter:
         return self._parts
 
     def begin_part(self, border: str, result: Tensor) -> Tensor:
-        """Go on with the same numbers as if they were an input."""
+        """Continue with the same values as if they were an input."""
         self._end_part(result)
         self._parts.append(_Part())
         # Cloned, since a dropout in place may not write into a leaf; it stands for the same memory.

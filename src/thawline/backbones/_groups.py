@@ -7,7 +7,7 @@ vision transformer) gets a group per repeated block. What works on pooled featur
 layers) is a group of its own. Every border between groups is a cut (see :mod:`thawline.backbones.tracing`), also where
 nobody freezes yet.
 
-Layers are counted by their weights of two or more dimensions, so a normalisation is no layer of its own.
+Layers are counted by their weights of two or more dimensions, so a normalisation is not a layer of its own.
 """
 
 import math
@@ -89,7 +89,7 @@ def layer_groups_of(
 def _by_order(atoms: Sequence[_Atom], order: Mapping[str, int]) -> list[list[_Atom]]:
     """Runs of atoms of one group of the library's.
 
-    What is used later than its place in that order (a class token that is added behind most blocks) goes with what is
+    What is used later than its place in that order (a class token that is added after most blocks) goes with what is
     before it there, as does a run without a layer (a last normalisation).
     """
     # An atom is passed on as a whole: it is of the last group that it has a part in.

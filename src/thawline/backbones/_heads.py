@@ -20,7 +20,7 @@ def initialise_head(backbone: Backbone) -> None:
     of random weights is small for all. Weights of 0 are, and they are not stuck there: each class has labels of its
     own, and so a gradient of its own. The layers in front of the head learn from the second step on.
 
-    SqueezeNet has a ReLU behind its head, whose gradient at 0 is 0. There the bias is the same positive number for all
+    SqueezeNet has a ReLU after its head, whose gradient at 0 is 0. There the bias is the same positive number for all
     classes, which changes no probability.
     """
     layer = _layer(backbone)
@@ -37,7 +37,7 @@ def write_head(backbone: Backbone, weight: Tensor, bias: Tensor, *, lowest: floa
         backbone: any; a head without a bias gets none.
         weight: ``[classes, features]``.
         bias: ``[classes]``.
-        lowest: the lowest score that they give to what they were fitted to. Where there is a ReLU behind the head, all
+        lowest: the lowest score that they give to what they were fitted to. Where there is a ReLU after the head, all
             scores are raised by as much, so that it lets them pass: the same number for all classes changes no
             probability.
     """

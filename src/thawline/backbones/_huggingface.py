@@ -47,7 +47,7 @@ def kind_of(name: str) -> Literal["images", "texts"]:
 
     Raises:
         BackboneError: if it is neither a classifier of images nor an encoder of texts, or transformers is missing.
-        WeightsError: if the configuration cannot be had.
+        WeightsError: if the configuration is not available.
     """
     library_of(name).check_installed()
     from transformers.models.auto import modeling_auto as auto
@@ -103,7 +103,7 @@ def preprocessing_of(
     Raises:
         BackboneError: if there is no such backbone, it does not take such a size or length, its images are prepared by
             steps that Thawline does not know, or its tokenizer is none of the library tokenizers.
-        WeightsError: if the files cannot be had, or hold no tokenizer.
+        WeightsError: if the files are not available, or hold no tokenizer.
     """
     del weights
     if kind_of(name) == "texts":
@@ -151,7 +151,7 @@ def inspect(name: str) -> BackboneInfo:
 
     Raises:
         BackboneError: if it cannot be used.
-        WeightsError: if those files cannot be had.
+        WeightsError: if those files are not available.
     """
     preprocessing = preprocessing_of(name)
     module, groups, _ = _built(name, _architecture(name, preprocessing, 1000), preprocessing, 0)
@@ -182,7 +182,7 @@ def _built(
 
 
 def _check_padding(module: nn.Module, name: str) -> None:
-    """Refuse a network that answers a text otherwise where there is padding behind it, as there is in most batches."""
+    """Refuse a network whose output for a text depends on its padding, as there is in most batches."""
     tokens = torch.arange(2, 6).unsqueeze(0)
     padded = torch.nn.functional.pad(tokens, (0, 4), value=-1)
     with torch.no_grad():
@@ -191,8 +191,7 @@ def _check_padding(module: nn.Module, name: str) -> None:
         module.train()
     if not torch.allclose(alone, with_padding, rtol=1e-3, atol=1e-5):
         raise BackboneError(
-            f"{name!r} answers a text otherwise with padding behind it: it has no mask of what is a token. Choose "
-            "another backbone."
+            f"{name!r} gives another output for a text with padding: it has no attention mask. Choose another backbone."
         )
 
 
@@ -255,11 +254,11 @@ def _architecture(name: str, preprocessing: Preprocessing | TextPreprocessing, n
 def _pooling(name: str) -> str:
     """How an encoder was trained to pool its tokens: as sentence-transformers' files beside it say, else the mean.
 
-    What they name behind the pooling (a dense layer, normalisation) is left out: the head takes its place.
+    What they name after the pooling (a dense layer, normalisation) is left out: the head takes its place.
 
     Raises:
         BackboneError: if it is none of :data:`thawline.backbones.networks.POOLINGS`.
-        WeightsError: if the files cannot be had.
+        WeightsError: if the files are not available.
     """
     modules = json_beside(name, "modules.json")
     pooling = next((part for part in modules or [] if part.get("type", "").rpartition(".")[2] == "Pooling"), None)
@@ -301,7 +300,8 @@ def _pretrained(name: str, architecture: dict[str, Any], head: str) -> dict[str,
     """The pretrained tensors by the names that they have in the network.
 
     Raises:
-        WeightsError: if they cannot be had, or others than the head's are missing, which transformers draws at random.
+        WeightsError: if they are not available, or others than the head's are missing, which transformers draws at
+            random.
     """
     from transformers import AutoModel, AutoModelForImageClassification
 

@@ -77,7 +77,7 @@ def json_beside(name: str, file: str) -> Any:
         return None
     except (OSError, ValueError, HfHubHTTPError) as error:  # a hub that is out of reach among them
         raise WeightsError(
-            f"The {file} of {name!r}, which says how the network pools its tokens, cannot be had: "
+            f"The {file} of {name!r}, which says how the network pools its tokens, could not be loaded: "
             f"{first_line(error)}. {'' if is_local else WAYS_OUT}".rstrip()
         ) from error
 
@@ -134,7 +134,7 @@ def _given(name: str) -> str:
 
 
 def load(library: Any, name: str, *, is_whole: Callable[[Any], bool] = lambda _: True, **arguments: Any) -> Any:
-    """What a class of transformers makes of the files of a folder, or of the hub's, from its cache if they lie there.
+    """Load the files of a folder, or of the hub (from its cache if possible), with a class of transformers.
 
     Args:
         library: such as ``AutoConfig``.
@@ -167,7 +167,7 @@ def load(library: Any, name: str, *, is_whole: Callable[[Any], bool] = lambda _:
                 f"{name!r} has no .safetensors on the hub, and other files could run code. {CONVERT}"
             ) from error
         raise WeightsError(
-            f"There is no folder {str(source)!r}, and from HuggingFace's hub {name!r} cannot be had: "
+            f"There is no folder {str(source)!r}, and {name!r} could not be downloaded from HuggingFace's hub: "
             f"{first_line(error)}. {WAYS_OUT}"
         ) from error
 

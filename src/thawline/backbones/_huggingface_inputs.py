@@ -56,7 +56,7 @@ def _tokenizer(name: str) -> tuple[str, int | None]:
 
     Raises:
         BackboneError: if it is none of the library tokenizers.
-        WeightsError: if it cannot be had, or knows no words.
+        WeightsError: if it is not available, or knows no words.
     """
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
@@ -95,7 +95,7 @@ def _positions(name: str) -> int | None:
     with torch.device("meta"):
         module = networks.build({"library": "transformers", "task": "text-classification", "num_classes": 1,
                                  "config": json.loads(config.to_json_string(use_diff=False))})  # fmt: skip
-    # RoBERTa and its kin count positions from behind that of padding.
+    # RoBERTa and similar networks count positions from after that of padding.
     first = max(
         (
             part.padding_idx + 1
@@ -203,7 +203,7 @@ def _side(size: Any) -> int | None:
 
 @remembered
 def image_processor(name: str) -> Any:
-    """What is said of the preparation of images beside the weights, or for such networks in general."""
+    """The description of image preprocessing beside the weights, or the default for such networks."""
     from transformers import AutoImageProcessor
 
     return load(AutoImageProcessor, name)

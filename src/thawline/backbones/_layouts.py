@@ -47,7 +47,7 @@ class Shape:
         return cls(tuple(tensor.shape), tensor.dtype)
 
     def zeros(self, device: torch.device, count: int) -> Tensor:
-        """For so many examples."""
+        """For this many examples."""
         first, *others = self.sizes
         return torch.zeros(first * count, *others, dtype=self.dtype, device=device)
 

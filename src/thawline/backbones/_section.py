@@ -15,7 +15,7 @@ class Section(nn.Module, ABC):
 
     @abstractmethod
     def probe(self, border: int, probe: nn.Module) -> None:
-        """Have what crosses a border within the section be what ``probe`` makes of it: it may look, or change it.
+        """Pass what crosses a border within the section through ``probe``, which may inspect or change it.
 
         Args:
             border: number of layer groups before it. One more than there are groups stands for the logits. Where the

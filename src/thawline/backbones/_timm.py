@@ -312,7 +312,7 @@ def _pretrained(name: str, weights: str, image_size: int) -> dict[str, Tensor]:
     all of them fit.
 
     Raises:
-        WeightsError: if they cannot be had, or do not fit.
+        WeightsError: if they are not available, or do not fit.
     """
     config = _config(name)
     source: dict[str, Any]
@@ -358,7 +358,7 @@ def _from_hub(name: str) -> Path:
     """The file of the default weights, downloaded unless it lies in the hub's cache already.
 
     Raises:
-        WeightsError: if it cannot be had.
+        WeightsError: if it is not available.
     """
     repository, revision, file = _on_hub(name)
     try:
@@ -368,7 +368,7 @@ def _from_hub(name: str) -> Path:
             return Path(hf_hub_download(repository, file, revision=revision, library_name="timm"))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise WeightsError(
-            f"The pretrained weights of {name!r} cannot be had: {first_line(error)}.\n"
+            f"The pretrained weights of {name!r} could not be downloaded: {first_line(error)}.\n"
             f"They are the file {file} of the model {repository!r} on the Hugging Face hub; where that cannot be "
             f"reached, bring its cache along (HF_HOME moves it). {ALTERNATIVES}"
         ) from None

@@ -46,14 +46,14 @@ ALTERNATIVES = (
     "Or give a file of your own (--weights FILE), or take what Thawline ships "
     f"(--backbone {STARTER} --weights starter), or train from random weights (--weights none)."
 )
-"""What to do where a library's own weights cannot be had; the end of an error."""
+"""What to do where a library's own weights are not available; the end of an error."""
 
 
 def read_weights(name: str, weights: str, default: WeightsEnum) -> dict[str, Tensor]:
     """The tensors that ``weights`` stands for: ``default``, ``starter`` or a file.
 
     Raises:
-        WeightsError: if they cannot be had, are torn, or would run code when loaded.
+        WeightsError: if they are not available, are torn, or would run code when loaded.
     """
     if weights == "default":
         return _read_default(name, default)
@@ -103,7 +103,7 @@ def _read_default(name: str, default: WeightsEnum) -> dict[str, Tensor]:
             state = default.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
     except (URLError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise WeightsError(
-            f"The pretrained weights of {name!r} cannot be had: {first_line(error)}.\n"
+            f"The pretrained weights of {name!r} could not be downloaded: {first_line(error)}.\n"
             f"Put the file {file.name} (from {default.url}) into {file.parent}, which TORCH_HOME moves. "
             f"{ALTERNATIVES}"
         ) from None

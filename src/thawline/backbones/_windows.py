@@ -8,7 +8,7 @@ begin, the pass is left. So all that is done between the blocks, and all that is
 activations (masks, tables of positions), is the network's own doing.
 
 How a network is laid out, and what its blocks hand on, is learned from one pass with a tiny input; and every border is
-tried: what depends on more than the one tensor that crosses a border is no border, and its neighbours stay together.
+tried: what depends on more than the one tensor that crosses a border is not a border, and its neighbours stay together.
 """
 
 import copy
@@ -83,7 +83,7 @@ def _learned(module: nn.Module, preprocessing: Preprocessing | TextPreprocessing
 
 
 def _with_borders(module: nn.Module, layout: Layout, inputs: Tensor, name: str) -> Layout:
-    """Take the borders at which the parts give the very bits of the whole, between groups that hold parameters."""
+    """Take the boundaries at which the parts are bit-equal to the whole, between groups that hold parameters."""
     whole = module(inputs)
 
     def holds(layout: Layout) -> bool:
@@ -131,7 +131,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 class _Left(BaseException):
-    """The pass has come to the border where the window ends: no error, and no `except Exception` may catch it."""
+    """The pass has come to the boundary where the window ends: no error, and no `except Exception` may catch it."""
 
     def __init__(self, activations: Tensor) -> None:
         self.activations = activations
@@ -142,7 +142,7 @@ class Window(Section):
 
     What lies in it is shared with the network, under the network's names, and nothing else is registered. It takes the
     network's input, or activations, and gives activations or logits. Of images those are whatever the block takes,
-    ``[N, …]``; of texts ``[N, T, H + 1]``, with 1 as the last channel where there is a token and 0 behind the end, and
+    ``[N, …]``; of texts ``[N, T, H + 1]``, with 1 as the last channel where there is a token and 0 after the end, and
     before the head ``[N, H]``. One thread at a time may run it.
     """
 
@@ -272,7 +272,7 @@ def _replaced(args: Any, kwargs: Any, activations: Tensor) -> Any:
 
 
 def _shallow(module: nn.Module) -> nn.Module:
-    """Another module with the very same parts, whose attributes can be changed without changing the first's."""
+    """Another module with the same parts, whose attributes can be changed without changing the first's."""
     return copy.copy(module)
 
 

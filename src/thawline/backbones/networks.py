@@ -50,7 +50,7 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
 
 
 class OneHead(nn.Module):
-    """A network of timm whose logits are those of several layers added up, with a single linear head instead.
+    """A network of timm whose logits are the sum of several layers' outputs, with a single linear head instead.
 
     Such layers speak for tokens of their own (DeiT's token that learned from a teacher), for several scales (CrossViT,
     EfficientViM) or for every place of the image (VOLO). Without them timm's networks give all the features that they
@@ -103,7 +103,7 @@ class TextClassifier(nn.Module):
         self.padding_id = padding_id
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens, int64 ``[N, T]`` with -1 behind the end of each text, to logits ``[N, num_classes]``."""
+        """Tokens, int64 ``[N, T]`` with -1 after the end of each text, to logits ``[N, num_classes]``."""
         is_token = tokens >= 0
         ids = torch.where(is_token, tokens, self.padding_id)
         hidden = self.encoder(input_ids=ids, attention_mask=is_token.long()).last_hidden_state

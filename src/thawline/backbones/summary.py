@@ -15,8 +15,8 @@ __all__ = ["DepthCost", "depth_costs", "info_json", "summary_json", "summary_tex
 
 _ASSUMPTIONS = """\
 FLOPs: a training step of {example}, forward through everything and backward through what is trained; an addition and a
-multiplication are two. From the store: the frozen layer groups are not run. MB: what is kept for the backward pass.
-GB: that, all weights, and gradients and AdamW's two averages of what is trained; not what the libraries need besides.
+multiplication are two. From the store: the frozen layer groups are not run. MB: activations kept for the backward pass.
+GB: that, all weights, and gradients and AdamW's two averages of what is trained; without the libraries' overhead.
 All in single precision: in bfloat16 about half is kept for the backward pass."""
 
 
@@ -31,11 +31,11 @@ class DepthCost:
     """Floating-point operations of a training step, per image: forward through everything, backward through what is
     trained. A multiplication and an addition count as two."""
     flops_from_store: int
-    """The same when what the frozen layer groups give is read from the store, so that they are not run."""
+    """The same when frozen activations are read from the store, so that the frozen layer groups are not run."""
     state_bytes: int
     """All weights and buffers, and gradients and AdamW's two averages of those that are trained."""
     activation_bytes: int
-    """What is kept for the backward pass, per image."""
+    """Activations kept for the backward pass, per image."""
     memory_bytes: int
     """Both, for a batch."""
 

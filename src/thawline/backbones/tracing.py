@@ -2,7 +2,7 @@
 
 A *cut* is an operation after which exactly one tensor is still needed. Everything up to it is a function from images
 to that tensor, and everything after it is a function of that tensor alone, so the first part can be frozen, its results
-can be stored, and the two parts one after the other give the very same numbers as the whole.
+can be stored, and the two parts one after the other give exactly the same numbers as the whole.
 
 The idea of cutting at single live values comes from register allocation in compilers ("liveness"); tracing comes from
 ``torch.fx``, as in torchvision's feature extraction.
@@ -170,14 +170,14 @@ def steps_of(module: nn.Module, image_size: int) -> list[Step]:
 
     steps = []
     seen: set[str] = set()
-    needed_until = -1  # by the results before this one, and by parameters that an operation behind shares
+    needed_until = -1  # by the results before this one, and by parameters that a later operation shares
     for i, node in enumerate(nodes):
         tensors = tuple(dict.fromkeys(name for name in used[i] if name not in seen))
         seen.update(tensors)
         needed_until = max([needed_until, *(last_use_of.get(name, -1) for name in tensors)])
         value = recorder.values[node]
         alone = needed_until <= i < last_use[i] and node.op != "placeholder"
-        # An operation in place, however far behind and through whatever view, would overwrite a stored result.
+        # An operation in place, however much later and through whatever view, would overwrite a stored result.
         shape = value.shape if isinstance(value, Tensor) and value.is_floating_point() else None
         of_one_image = shape is not None and shape[:1] == (1,)  # not of the windows that it was taken apart into
         is_cut = alone and of_one_image and value._version == recorder.versions[node]
@@ -190,7 +190,7 @@ def steps_of(module: nn.Module, image_size: int) -> list[Step]:
 
 
 def sizes_read_behind(steps: Sequence[Step], end: int) -> dict[str, Any]:
-    """Sizes found up to step ``end`` that operations behind it read, by the names of the operations that found them.
+    """Sizes found up to step ``end`` that later operations read, by the names of the operations that found them.
 
     They are read by these themselves, or to compute a table once more.
     """

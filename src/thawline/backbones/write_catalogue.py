@@ -1,4 +1,4 @@
-"""Writes the tables behind ``thawline backbones`` anew, for the installed torchvision and timm.
+"""Regenerates the tables of ``thawline backbones`` for the installed torchvision and timm.
 
 Run ``python -m thawline.backbones.write_catalogue`` after a new version of one of them or a change to how networks
 are cut. No network is built with real numbers; torchvision's take about a minute, timm's about ten. Tests compare a

@@ -1,4 +1,4 @@
-"""What may go of the files in Thawline's home."""
+"""Removable files in Thawline's home."""
 
 import re
 import tempfile
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["cached", "checkpoints", "leftovers", "mirrors", "orphans"]
 
 _LEFTOVER_SECONDS = 3600.0
-"""A temporary file that nobody has written to for so long was left by a process that died."""
+"""A temporary file without writes for this long was left by a process that died."""
 _TEMPORARY = re.compile(r".*\.tmp|\..*\.partial")
 _CHECKPOINT = re.compile(r".*\.safetensors|.*\.tmp")
 
@@ -48,7 +48,7 @@ def checkpoints(look: Look) -> Iterator[Item]:
 
 
 def _needed(records: "Sequence[TrialRecord]") -> set[str]:
-    """What :meth:`~thawline.search.study.Study.best` would choose; records come ranked."""
+    """The choice of :meth:`~thawline.search.study.Study.best`; records come ranked."""
     for record in records:
         if record.state == "complete" and record.result is not None and record.result.checkpoint is not None:
             return {Path(record.result.checkpoint).as_posix()}
@@ -69,17 +69,17 @@ def _discard(look: Look, files: Sequence[Path]) -> list[Failure]:
 
 
 def orphans(look: Look, kind: Literal["studies", "tensorboard"]) -> Iterator[Item]:
-    """Folders of studies that are gone."""
+    """Folders of studies that no longer exist."""
     for folder in folders(look.home / kind):
         used = last_used(folder)
         if used >= look.cutoff or not look.is_gone(folder.name):
             continue
         files = list(files_below(folder))
         if not look.unsent.isdisjoint(map(look.relative, files)):
-            look.note(f"{look.relative(folder)} holds files that MLflow has not got yet. It is left alone.")
+            look.note(f"{look.relative(folder)} holds files that MLflow has not received yet. It is left alone.")
             continue
         act = _unless_run(look, folder, partial(look.remove_tree, folder))
-        yield look.item(kind, folder, files, f"its study is gone, {look.since(used)}", act)
+        yield look.item(kind, folder, files, f"its study no longer exists, {look.since(used)}", act)
 
 
 def _unless_run(look: Look, folder: Path, act: Act) -> Act:
@@ -88,7 +88,7 @@ def _unless_run(look: Look, folder: Path, act: Act) -> Act:
 
 
 def cached(look: Look, kind: Literal["decoded", "tokens", "activations"]) -> Iterator[Item]:
-    """Entries ``<digest>.*``. Their locks ``<digest>.lock``, which are empty, stay: somebody may wait for one."""
+    """Entries ``<digest>.*``. Their locks ``<digest>.lock``, which are empty, stay: they may be waited for."""
     if look.studies.busy:
         return
     entries: dict[str, list[Path]] = defaultdict(list)
@@ -97,13 +97,13 @@ def cached(look: Look, kind: Literal["decoded", "tokens", "activations"]) -> Ite
         if digest and suffix != "lock" and is_file(path):
             entries[digest].append(path)
     for digest, files in entries.items():
-        # Nobody opens an entry without its description, so that this goes first.
+        # An entry without its description is never opened, so the description goes first.
         files.sort(key=lambda path: (path.suffix != ".json", path.name))
         used = newest(files)
         if used < look.cutoff:
             lock = files[0].with_name(f"{digest}.lock")
             act = look.unless_used(lock, partial(newest, files), partial(look.remove_files, files))
-            yield look.item(kind, files[0], files, f"{look.since(used)}; made again where it is needed", act)
+            yield look.item(kind, files[0], files, f"{look.since(used)}; recreated when it is needed", act)
 
 
 def mirrors(look: Look) -> Iterator[Item]:
@@ -116,7 +116,7 @@ def mirrors(look: Look) -> Iterator[Item]:
         if is_file(index) and used < look.cutoff:
             remove = partial(_remove_mirror, look, folder, state.name)
             act = look.unless_used(state / "lock", partial(newest, [index]), remove)
-            why = f"{look.since(used)}; fetched again where it is needed"
+            why = f"{look.since(used)}; fetched again when it is needed"
             yield look.item("mirrors", folder, list(files_below(folder)), why, act)
 
 
@@ -130,7 +130,7 @@ def _mirrors(look: Look) -> Iterator[tuple[Path, Path]]:
 
 
 def _remove_mirror(look: Look, folder: Path, state: str) -> list[Failure]:
-    # Its mark goes last: without it, what a killed removal has left would not be taken for a mirror any more.
+    # Its mark goes last: without it, the rest of a killed removal would no longer be recognised as a mirror.
     failures = look.remove_tree(folder, last=state)
     with suppress(OSError):  # not empty
         folder.parent.rmdir()
@@ -138,7 +138,7 @@ def _remove_mirror(look: Look, folder: Path, state: str) -> list[Failure]:
 
 
 def leftovers(look: Look, taken: Collection[str]) -> Iterator[Item]:
-    """What processes left that died while they wrote.
+    """Leftovers of processes that died while writing.
 
     Args:
         look: the home.
@@ -152,7 +152,7 @@ def leftovers(look: Look, taken: Collection[str]) -> Iterator[Item]:
     ]
     for file in (file for place in places for file in files_below(place)):
         if _TEMPORARY.fullmatch(file.name) and look.relative(file) not in taken and newest([file]) < before:
-            yield look.item("temporary", file, [file], "its process is gone", partial(look.remove_files, [file]))
+            yield look.item("temporary", file, [file], "its process has died", partial(look.remove_files, [file]))
     temporary = Path(tempfile.gettempdir())
     if not temporary.is_relative_to(look.home):
         return  # nothing outside the home is touched
@@ -160,4 +160,4 @@ def leftovers(look: Look, taken: Collection[str]) -> Iterator[Item]:
         # Not those of a server's metrics, which has them open for months.
         if re.fullmatch(r"thawline-[a-z0-9_]{8}", folder.name) and last_used(folder) < before:
             act = partial(look.remove_tree, folder)
-            yield look.item("temporary", folder, list(files_below(folder)), "its process is gone", act)
+            yield look.item("temporary", folder, list(files_below(folder)), "its process has died", act)

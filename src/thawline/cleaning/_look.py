@@ -1,4 +1,4 @@
-"""What the searches for removable things share: the home, the studies, MLflow, and how something is removed."""
+"""What the surveys of removable items share: the home, the studies, MLflow, and removal."""
 
 import json
 import re
@@ -49,12 +49,12 @@ class Failure:
 
 
 Act = Callable[[], list[Failure]]
-"""Removes something; what it could not is returned."""
+"""Removes something; returns what could not be removed."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """Something that may go as a whole."""
+    """An item that can be removed as a whole."""
 
     kind: Kind
     name: str
@@ -72,11 +72,11 @@ class Item:
 
 
 class Used(Exception):
-    """It is used now, or was since it was looked at."""
+    """It is in use, or was since the survey."""
 
 
 class Studies:
-    """What the studies' storage says."""
+    """The studies according to their storage."""
 
     def __init__(self, home: Path, url: str | None) -> None:
         from thawline.search.records import study_names
@@ -84,7 +84,7 @@ class Studies:
 
         self._home, self._given = home, url
         self.url = storage_url(url)
-        """The database that was looked at; ``None`` for the journal in the home."""
+        """The surveyed database; ``None`` for the journal in the home."""
         self.names = frozenset(study_names(home, url))
         self._records: dict[str, list[TrialRecord]] = {}
         self.busy = frozenset(self._busy())
@@ -96,13 +96,13 @@ class Studies:
 
         if name not in self._records:
             self._records[name] = []
-            with suppress(KeyError):  # it was made a moment ago, and nothing is known of it yet
+            with suppress(KeyError):  # it was created a moment ago, and nothing is known of it yet
                 self._records[name] = load_records(self._home, name, self._given)[1]
         return self._records[name]
 
     @property
     def complete(self) -> bool:
-        """Whether a study that is not among the names is kept nowhere else, as far as can be seen from here."""
+        """Whether a study that is not among the names is kept nowhere else, as far as is known here."""
         journal = (self._home / "optuna.journal").exists()
         return journal if self.url is None else not journal
 
@@ -121,22 +121,22 @@ class Studies:
 
 
 class Look:
-    """One look at a home."""
+    """A survey of a home."""
 
     def __init__(self, home: Path, cutoff: float, storage: str | None, tracking_uri: str | None) -> None:
         self.home = home
         self.cutoff = cutoff
-        """Seconds since 1970; what was used before may go."""
+        """Seconds since 1970; what was last used before can be removed."""
         self.studies = Studies(home, storage)
         self.notes = [
             f"The study {name} is being run. It is left alone, and so are the caches."
             for name in sorted(self.studies.busy)
         ]
-        """What a person should know."""
+        """Notes for the user."""
         self._tracking_uri = tracking_uri
 
     def note(self, sentence: str) -> None:
-        """Tell something, once."""
+        """Add a note, once."""
         if sentence not in self.notes:
             self.notes.append(sentence)
 
@@ -165,7 +165,7 @@ class Look:
         """Files that the next search sends to MLflow, relative to the home.
 
         Raises:
-            ConfigError: if that cannot be known.
+            ConfigError: if that cannot be determined.
         """
         root, found = self.home.resolve(), []
         for kept in sorted((self.home / "unsent").glob("*.jsonl")):
@@ -174,8 +174,8 @@ class Look:
                 paths = [Path(record["path"]).resolve() for record in records if "path" in record]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise ConfigError(
-                    f"{kept} says what MLflow has not got yet, and cannot be read ({error}): nothing can be removed "
-                    "safely. Mend it, or move it out of the home."
+                    f"{kept} lists records for MLflow, and cannot be read ({error}): nothing can be removed "
+                    "safely. Repair it, or move it out of the home."
                 ) from None
             found += [file for path in paths for file in (files_below(path) if path.is_dir() else [path])]
         return frozenset(file.relative_to(root).as_posix() for file in found if file.is_relative_to(root))
@@ -194,7 +194,7 @@ class Look:
         return Item(kind, self.relative(path), tuple(map(self.relative, files)), size(files), why, act)
 
     def unless_used(self, lock: Path, last_used: Callable[[], float], act: Act) -> Act:
-        """Act under a lock, if nothing was used since it was looked at; :class:`Used` is raised otherwise."""
+        """Act under a lock, if nothing was used since the survey; :class:`Used` is raised otherwise."""
         return partial(self._unless_used, lock, last_used, act)
 
     def _unless_used(self, lock: Path, last_used: Callable[[], float], act: Act) -> list[Failure]:
@@ -203,7 +203,7 @@ class Look:
                 try:
                     stack.enter_context(FileLock(lock, timeout=0))
                 except Timeout:
-                    raise Used("it is used now, and kept") from None
+                    raise Used("it is in use, and kept") from None
             if last_used() >= self.cutoff:
                 raise Used("it was used a moment ago, and is kept")
             return act()

@@ -1,4 +1,4 @@
-"""What may go of MLflow's records: to its own trash, from which they can be brought back."""
+"""Removable records of MLflow: they go to its trash, from which they can be restored."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -70,7 +70,7 @@ def _has_failed(look: Look, run: Any) -> bool:
         return False
     if study in look.studies.names:
         return any(record.state == "failed" and str(record.number) == number for record in look.studies.records(study))
-    # MLflow calls pruned trials killed; they are results all the same.
+    # MLflow calls pruned trials killed, but they are results.
     ended_badly = run.info.status in {"FAILED", "KILLED"} and tags.get("thawline.state") != "pruned"
     return ended_badly and look.is_gone(study)
 
@@ -111,11 +111,11 @@ def unused_models(look: Look) -> Iterator[Item]:
 
 
 def _is_elsewhere(look: Look, mlflow: Mlflow, study: str) -> bool:
-    """Whether its models are, or may be, registered where nobody looks: then nothing is known of what they need."""
+    """Whether its models are, or may be, registered in a registry that is not checked."""
     registry = mlflow.registered_elsewhere(study)
     if registry is not None:
         look.note(
-            f"Models of the study {study} are registered in {registry}, which is not looked at. Its runs and packages "
+            f"Models of the study {study} are registered in {registry}, which is not checked. Its runs and packages "
             "are left alone; MLFLOW_REGISTRY_URI names another registry."
         )
     return registry is not None
@@ -130,9 +130,9 @@ def _recorded(look: Look, mlflow: Mlflow) -> set[str] | None:
 
 
 def _warn(look: Look, mlflow: Mlflow) -> None:
-    """Say how the files are freed, and what to look at before.
+    """Say how the files are freed, and what to check before.
 
-    It is not done here: ``mlflow gc`` cannot be bound to some runs. It destroys all deleted experiments beside them,
+    That is not done here: ``mlflow gc`` cannot be bound to some runs. It destroys all deleted experiments beside them,
     and does not ask whether a registered model needs what it destroys.
     """
     store = mlflow.store

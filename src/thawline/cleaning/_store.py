@@ -1,4 +1,4 @@
-"""MLflow's store, and what in it is needed."""
+"""MLflow's store, and what must be kept in it."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,7 @@ class Registered:
     runs: frozenset[str]
     models: frozenset[str]
     unclear: frozenset[str]
-    """Runs of versions of which it cannot be told which package is meant: all of theirs are kept."""
+    """Runs of versions whose package cannot be identified: all of their packages are kept."""
     in_trash: tuple[str, ...]
     """Versions whose package somebody deleted, and which cannot be loaded once ``mlflow gc`` has run."""
 
@@ -39,7 +39,7 @@ class Mlflow:
     """Whether its database lies in the home. Another one may hold the runs of others, too."""
     experiments: tuple[str, ...]
     storages: Mapping[str, str]
-    """Studies that were kept in another database than the one that was looked at, and in which."""
+    """Studies that were kept in another database than the surveyed one, and in which."""
     registries: Mapping[str, Mapping[str, str]]
     """Tags of each study that say which registries its models went to; none of an earlier version of Thawline."""
 
@@ -75,14 +75,14 @@ class Mlflow:
         return cls(store, own, experiments, storages, registries)
 
     def registered_elsewhere(self, study: str) -> str | None:
-        """A registry that models of a study went to, and which is not looked at; ``None`` if there is none."""
+        """A registry that models of a study went to, and which is not checked; ``None`` if there is none."""
         looked_at, _ = self.store.registry_tag
         names = (name for key, name in self.registries.get(study, {}).items() if key != looked_at)
         return next(names, None)
 
     @cached_property
     def registered(self) -> Registered:
-        """What must stay.
+        """What must be kept.
 
         Raises:
             TrackingError: if the registry cannot be read now.
@@ -112,7 +112,7 @@ class Mlflow:
         )
 
     def study_of(self, run_id: str) -> str | None:
-        """The study that a run belongs to; ``None`` for a run that is none of ours, or destroyed."""
+        """The study that a run belongs to; ``None`` for a run that is not ours, or destroyed."""
         run = _found(self.store.client.get_run, run_id)
         return None if run is None else run.data.tags.get("thawline.study")
 

@@ -1,4 +1,4 @@
-"""One look at everything, and the removal of what it has found."""
+"""The survey of everything, and the removal of what it finds."""
 
 import re
 import time
@@ -22,7 +22,7 @@ _UNITS = {"h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 
 @dataclass(frozen=True)
 class Survey:
-    """What would be removed, and what a person should know."""
+    """What would be removed, and notes for the user."""
 
     items: tuple[Item, ...]
     notes: tuple[str, ...]
@@ -69,12 +69,12 @@ def survey(
     storage: str | None = None,
     tracking_uri: str | None = None,
 ) -> Survey:
-    """Find what may go; nothing is changed.
+    """Find what can be removed; nothing is changed.
 
     - ``checkpoints`` of finished trials. The best one of the best trial stays, and so do those of trials that are not
-      finished and those that MLflow has not got yet.
+      finished and those that MLflow has not received yet.
     - ``studies`` and ``tensorboard``: folders of studies that their storage no longer knows.
-    - ``decoded`` images, ``tokens``, ``activations`` and ``mirrors`` that no search has used; all can be made again.
+    - ``decoded`` images, ``tokens``, ``activations`` and ``mirrors`` that no search has used; all can be recreated.
     - ``temporary`` files of processes that died.
     - ``runs``: failed trials in MLflow; ``models``: packaged ones that no version of a registered model refers to.
 
@@ -110,7 +110,7 @@ def survey(
 
 
 def remove(found: Survey) -> list[Failure]:
-    """Remove what a survey has found; what cannot be is named, and the rest goes on."""
+    """Remove what a survey has found; failures are named, and the rest continues."""
     failures: list[Failure] = []
     for item in found.items:
         try:

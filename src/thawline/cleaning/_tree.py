@@ -51,14 +51,14 @@ def newest(paths: Sequence[Path]) -> float:
 def last_used(folder: Path) -> float:
     """When anything in a folder was written last; of an empty one, when it was made.
 
-    Locks do not count: whoever looks whether one is held may touch it.
+    Locks do not count: checking one may touch it.
     """
     files = [path for path in files_below(folder) if path.suffix != ".lock"]
     return newest(files or [folder])
 
 
 def is_locked(lock: Path) -> bool:
-    """Whether a process that lives holds a lock."""
+    """Whether a live process holds a lock."""
     if not is_file(lock):
         return False
     try:
@@ -71,5 +71,5 @@ def is_locked(lock: Path) -> bool:
 def _status(path: Path) -> os.stat_result | None:
     try:
         return path.lstat()
-    except OSError:  # removed by somebody else
+    except OSError:  # removed by another process
         return None

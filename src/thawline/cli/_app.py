@@ -90,7 +90,7 @@ def _options(
             envvar=logs.VARIABLE,
             is_eager=True,  # before a verb is looked for that may not exist
             callback=_choose_log_format,
-            help="Of standard error: for people, or one JSON object a line.",
+            help="Format of standard error: text for people, or JSON, one object per line.",
         ),
     ] = logs.LogFormat.text,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,

@@ -1,4 +1,4 @@
-"""Output on terminals that cannot show every character, such as those of ``LC_ALL=C`` or Latin-1."""
+"""Output on terminals that cannot show every character, such as those with ``LC_ALL=C`` or Latin-1."""
 
 import codecs
 import io
@@ -15,7 +15,7 @@ _HANDLER = "thawline.plain"
 
 
 def show_what_can_be_shown() -> None:
-    """Have standard output and error write something like a character that they cannot write, in place of an error."""
+    """Have standard output and error replace characters that they cannot encode instead of failing."""
     codecs.register_error(_HANDLER, _plain)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

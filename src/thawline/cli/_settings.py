@@ -1,4 +1,4 @@
-"""Options that are settings of a recipe: name, type, default and help of each are those of its field."""
+"""Options that are settings of a recipe: name, type, default and help come from the field."""
 
 import functools
 import inspect
@@ -47,12 +47,12 @@ class Setting:
         )
 
     def value(self, given: Any) -> Any:
-        """What was given, as a value of the setting; where that may have several types, it is read as by ``--set``."""
+        """The given value; where the setting may have several types, it is parsed as by ``--set``."""
         return given if self._type is not None else parse_value(given)
 
     @property
     def _type(self) -> type | None:
-        """The type that the command line reads; ``None`` if there are several, none of them a text."""
+        """The type that the command line parses; ``None`` if there are several, none of them text."""
         allowed = alternatives(FIELDS[self.key].annotation)
         if str in allowed:
             return str

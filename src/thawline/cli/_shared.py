@@ -1,4 +1,4 @@
-"""What several verbs take and print."""
+"""Options and output that several verbs share."""
 
 import json
 import logging
@@ -70,7 +70,7 @@ def config_of(
     """The configuration of a recipe, with options and assignments over it.
 
     Raises:
-        ConfigError: naming every wrong key and value, or a backbone that would not be looked at.
+        ConfigError: naming every wrong key and value, or a backbone that would be ignored.
     """
     from thawline.config import SearchConfig, load_recipe, nested, parse_assignments
     from thawline.data import data_location
@@ -85,7 +85,7 @@ def config_of(
     named = options.get("backbone.name")
     if named is not None and config.space.backbone is not None:
         raise ConfigError(
-            f"--backbone {named} would not be looked at, because space.backbone lists {', '.join(config.backbones)}. "
+            f"--backbone {named} would be ignored, because space.backbone lists {', '.join(config.backbones)}. "
             f"To search {named} alone, replace the list: --set space.backbone=[{named}]"
         )
     return config
@@ -93,7 +93,7 @@ def config_of(
 
 @contextmanager
 def progress(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error for the time of the block; told (files done, files in all)."""
+    """A progress bar on standard error within the block; called with (files done, total)."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -165,7 +165,7 @@ def next_steps(steps: Mapping[str, str]) -> None:
 def tell(message: str, *, level: int = logging.INFO, error: str | None = None) -> None:
     """A sentence on standard error, in the format of the logs; ``error`` is the name of an exception's class."""
     if logs.chosen() is logs.LogFormat.json:
-        logs.start()  # a mistake among the first options comes before their format is looked at
+        logs.start()  # a mistake among the first options is found before their format is read
         logging.getLogger("thawline.cli").log(level, "%s", message, extra={"error": error})
     else:
         print(message if error is None else f"Error: {message}", file=sys.stderr)  # noqa: T201

@@ -10,7 +10,7 @@ from thawline.cli._shared import Json, fail, next_steps, print_json, show, show_
 from thawline.config.fields import help_of
 from thawline.exceptions import BackboneError
 
-if TYPE_CHECKING:  # it takes a moment that other verbs need not wait for
+if TYPE_CHECKING:  # slow to import; other verbs need not wait for it
     from thawline.backbones import BackboneInfo
 
 __all__: list[str] = []
@@ -44,10 +44,10 @@ def backbones(
 
 
 def _described(names: list[str], pattern: str | None) -> "Iterator[BackboneInfo]":
-    """What is known of each; of a library newer than its table, without those that turn out to be of no use.
+    """The information on each; for a library newer than its table, without backbones that cannot be used.
 
     Raises:
-        BackboneError: if it was asked for one alone, and that cannot be used.
+        BackboneError: if only one was asked for, and it cannot be used.
     """
     from thawline import backbones as registry
 
@@ -65,10 +65,10 @@ def summary(
     freeze_depth: Annotated[int, typer.Option(help="Layer groups frozen, counted from the input.")] = 0,
     image_size: Annotated[int | None, typer.Option(help=help_of("backbone.image_size"))] = None,
     max_length: Annotated[int | None, typer.Option(help=help_of("backbone.max_length"))] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images or texts per optimizer step, for the memory.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images or texts per step, for the memory estimate.")] = 32,
     as_json: Json = False,
 ) -> None:
-    """Show a backbone's layers, what is trainable at a freeze depth, and the work and memory of every depth."""
+    """Show a backbone's layers, what is trainable at a freeze depth, and FLOPs and memory of every depth."""
     from thawline import backbones as registry
 
     built = registry.create(backbone, num_classes=10, weights="none", image_size=image_size, max_length=max_length)

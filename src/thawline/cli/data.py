@@ -29,7 +29,7 @@ def check(
     assignments: SetOption = None,
     as_json: Json = False,
 ) -> None:
-    """Read and report the data without training: classes, splits, what is bad by name, duplicates, leaks, digest."""
+    """Check the data without training: classes, splits, bad files by name, duplicates, leaks, digest."""
     from thawline.api import check_data
     from thawline.config import parse_assignments
     from thawline.data import report_json
@@ -50,17 +50,17 @@ def drift(
     folder: Annotated[Path, typer.Argument(help="Folder of new images, without labels.")],
     reference: Annotated[
         Path | None,
-        typer.Option(help="Folder of images to compare with; default: what the model's study held out."),
+        typer.Option(help="Folder of images to compare with; default: the held-out images of the model's study."),
     ] = None,
     alpha: Annotated[
-        float, typer.Option(help="False-alarm rate: how often, at most, images of the same kind are called drift.")
+        float, typer.Option(help="False-alarm rate: how often, at most, similar images are reported as drift.")
     ] = 0.01,
-    max_images: Annotated[int, typer.Option(help="Of more images, new or reference, so many are drawn.")] = 2000,
+    max_images: Annotated[int, typer.Option(help="Largest number of images compared; more are sampled.")] = 2000,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Test whether new images are like those that a model was made for; exit code 1 if they are not."""
+    """Test whether new images are like those that a model was trained for; exit code 1 if they are not."""
     from thawline.drift import check_drift
 
     with progress("comparing") as on_progress:

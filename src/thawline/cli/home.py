@@ -30,16 +30,16 @@ app.add_typer(recipes_app, name="recipes")
 
 @app.command()
 def clean(
-    older_than: Annotated[str, typer.Option(metavar="AGE", help="Since the last use: 30d, 12h or 2w.")] = "30d",
+    older_than: Annotated[str, typer.Option(metavar="AGE", help="Time since the last use: 30d, 12h or 2w.")] = "30d",
     only: Annotated[
-        list[str] | None, typer.Option(metavar="KIND", help="Of what the list calls by this name; repeatable.")
+        list[str] | None, typer.Option(metavar="KIND", help="Only this kind, as named in the list; repeatable.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only shown.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; by default it is only listed.")] = False,
     storage: Storage = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Show what no search needs any more, and remove it if asked to: checkpoints, caches, leftovers, failed runs."""
+    """List what no search needs any more, and with --yes remove it: checkpoints, caches, leftovers, failed runs."""
     from thawline import cleaning
 
     age, kinds = cleaning.parse_age(older_than), cleaning.parse_kinds(only or [])
@@ -69,7 +69,7 @@ def ui(
         int | None, typer.Option(help="Port of TensorBoard; default: a free one from 6006.")
     ] = None,
 ) -> None:
-    """Show the pages of MLflow, TensorBoard and Prefect on this project, until Ctrl-C."""
+    """Serve the web UIs of MLflow, TensorBoard and Prefect for this project, until Ctrl-C."""
     from thawline.ui import serve_ui
 
     serve_ui(environment.home(), tracking_uri, mlflow_port, tensorboard_port, show)
@@ -78,10 +78,10 @@ def ui(
 @app.command()
 def up(
     worker: Annotated[
-        str | None, typer.Option(metavar="POOL", help="Run also a worker, for deployments to this pool.")
+        str | None, typer.Option(metavar="POOL", help="Also run a worker for deployments to this pool.")
     ] = None,
 ) -> None:
-    """Start Prefect's server to stay, until `thawline down`; a search by itself needs no such thing."""
+    """Keep Prefect's server running until `thawline down`; searches do not need this."""
     from thawline.prefect_server import keep_up
 
     address = keep_up(environment.home(), worker)
@@ -105,7 +105,7 @@ def up(
 
 @app.command()
 def down() -> None:
-    """End Prefect's server, and its worker, if they run and no other command uses them."""
+    """Stop Prefect's server and its worker, unless another command uses them."""
     from thawline.prefect_server import shut_down
 
     ended = shut_down(environment.home())
@@ -114,7 +114,7 @@ def down() -> None:
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Check versions, home, devices and the weights cache, and say what to do."""
+    """Check versions, home, devices and the weights cache, and say how to fix problems."""
     from thawline.doctor import diagnose
 
     findings = diagnose(environment.home())
@@ -153,9 +153,9 @@ def recipes(context: typer.Context, as_json: Json = False) -> None:
 @recipes_app.command("copy")
 def copy_recipe(
     name: Annotated[str, typer.Argument(help="Name of a shipped recipe.")],
-    to: Annotated[Path, typer.Option(help="Folder or file to write; no recipe is overwritten.")] = Path(),
+    to: Annotated[Path, typer.Option(help="Folder or file to write; existing files are not overwritten.")] = Path(),
 ) -> None:
-    """Copy a shipped recipe here, to edit it, with the schema by which editors complete and check it."""
+    """Copy a shipped recipe to edit it, with the JSON schema for completion and checks in editors."""
     from thawline.recipes import SCHEMA, copy
 
     target = copy(name, to)

@@ -30,7 +30,7 @@ TextColumn = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Column of texts in a table, or its number where no line names the columns; default: as in training.",
+        help="Column of texts in a table, or its number if the table has no header; default: as in training.",
     ),
 ]
 
@@ -56,7 +56,7 @@ def predict(
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Name the class of images or texts, with probabilities, by a model from the registry."""
+    """Classify images or texts with a model from the registry, with probabilities."""
     from thawline.predict import predict_items
 
     predictions = predict_items(
@@ -90,13 +90,13 @@ def score(
             help="Folder of images, or a file that lists their paths; for a model of texts a table or .txt of them.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Table to write, a row for each image or text.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Table to write: a row for each image or text.")],
     text_column: TextColumn = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     engine: Engine = "auto",
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Classify any number of images or texts into a Parquet file; the same command goes on after an interruption."""
+    """Classify any number of images or texts into a Parquet file; the same command resumes after an interruption."""
     from thawline.scoring import score_files
 
     with progress("scoring") as on_progress:
@@ -137,7 +137,7 @@ def explain(
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Draw which parts of pictures speak for a class, by a model from the registry."""
+    """Draw heat maps of the evidence for a class in images, by a model from the registry."""
     from thawline.explain import explain_files
 
     rows = explain_files(
@@ -173,7 +173,7 @@ def promote(
     ] = None,
     approve: Annotated[bool, typer.Option("--approve", help=help_of("promotion.approve"))] = False,
     force: Annotated[bool, typer.Option("--force", help="Promote without a comparison; needs --reason.")] = False,
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why by force; recorded in the registry.")] = "",
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why it is forced; recorded in the registry.")] = "",
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
@@ -249,7 +249,7 @@ def rollback(
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Make the former champion the champion again; servers follow within seconds."""
+    """Make the previous champion the champion again; servers follow within seconds."""
     from thawline.registry import roll_back
     from thawline.tracking import open_store
 
@@ -266,7 +266,7 @@ def history(
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Tell which version was champion from when to when, on what evidence, and who moved it."""
+    """Show which version was champion when, on what evidence, and who moved the alias."""
     from thawline.registry import MlflowRegistry
     from thawline.tracking import open_store
 
@@ -284,10 +284,10 @@ def history(
 @app.command()
 def serve(
     model: Model,
-    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; default: this machine only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one.")] = 8000,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, each with the model in memory.")] = 1,
-    max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Items that share a forward pass, at most.")] = 32,
+    max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Maximum number of items in a forward pass.")] = 32,
     max_delay: Annotated[
         float, typer.Option(metavar="MS", min=0, max=1000, help="How long a batch waits for items being decoded.")
     ] = 2.0,
@@ -317,7 +317,7 @@ def serve(
         Path | None, typer.Option(help="File with a token that clients must send as Authorization: Bearer.")
     ] = None,
     webhook_secret_file: Annotated[
-        Path | None, typer.Option(help="File with the secret of an MLflow webhook; it is taken at /webhook.")
+        Path | None, typer.Option(help="File with the secret of an MLflow webhook, which is accepted at /webhook.")
     ] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:

@@ -102,7 +102,7 @@ def search(
 
 @app.command()
 def demo() -> None:
-    """Run the whole search on scikit-learn's handwritten digits with the starter weights: nothing is downloaded."""
+    """Run a whole search on scikit-learn's handwritten digits with the starter weights; nothing is downloaded."""
     from thawline.api import run_search
     from thawline.config import SearchConfig, load_recipe
     from thawline.data import write_digits
@@ -116,7 +116,7 @@ def demo() -> None:
         {
             f"predict {outcome.model} {typed(short(folder / '7'))}": "ask the champion",
             "ui": "compare the trials in MLflow and TensorBoard",
-            "search PATH/TO/YOUR/FOLDER": "the same on your own images",
+            "search PATH/TO/YOUR/FOLDER": "search your own images",
         }
     )
 
@@ -156,7 +156,7 @@ def report(
     storage: Storage = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Write the thaw-line report of a study: one page that needs no network."""
+    """Write the report of a study as one self-contained HTML page."""
     from thawline.search.records import latest_study
     from thawline.study_report import write_report
 
@@ -179,7 +179,7 @@ def retrain(
     assignments: SetOption = None,
     as_json: Json = False,
 ) -> None:
-    """Search anew if data or recipe have changed since the last verdict, beginning with the champion's settings."""
+    """Search again if data or recipe have changed since the last verdict, starting from the champion's settings."""
     config = config_of(data, recipe, settings, assignments)
     environment.quiet_prefect()
     stopping.allow(config.study.grace_seconds)
@@ -225,19 +225,19 @@ def deploy(
             metavar="DATA", help="Folder of images, or its URL, or table of texts; for score, or a list of paths."
         ),
     ] = None,
-    cron: Annotated[str | None, typer.Option(metavar="'M H D M W'", help="When; default: only when asked to.")] = None,
+    cron: Annotated[str | None, typer.Option(metavar="'M H D M W'", help="Schedule; default: only on request.")] = None,
     timezone: Annotated[str | None, typer.Option(help="Of --cron, such as Europe/Berlin; default: UTC.")] = None,
     on_drift: Annotated[
         bool,
-        typer.Option("--on-drift", help="Retrain also when a deployment of drift finds that the images changed."),
+        typer.Option("--on-drift", help="Also retrain when a deployment of drift finds that the images changed."),
     ] = False,
     pool: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Process work pool to deploy to; default: serve it from here.")
+        str | None, typer.Option(metavar="NAME", help="Process work pool to deploy to; default: this process.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Of the deployment; default: the model's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the deployment; default: the model's.")] = None,
     recipe: Recipe = None,
     model: Annotated[str | None, typer.Option(help="Registered model; default: the folder's name.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="For score: the table to write.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="Table to write, for score.")] = None,
     assignments: SetOption = None,
 ) -> None:
     """Put a flow on a schedule of a Prefect server, and run it here until Ctrl-C or by the workers of a pool."""
@@ -250,7 +250,7 @@ def deploy(
     if not trains and (recipe or assignments):
         raise ThawlineError(f"--recipe and --set belong to search and retrain: {flow.value} trains nothing.")
     if on_drift and flow is not Deployable.retrain:
-        raise ThawlineError(f"--on-drift belongs to retrain: {flow.value} learns nothing from new images.")
+        raise ThawlineError(f"--on-drift belongs to retrain: {flow.value} does not train.")
     from thawline.prefect_server import used
 
     with used(environment.home()) as server:
@@ -301,7 +301,7 @@ def _next_after_search(outcome: "SearchOutcome", *, texts: bool) -> None:
     else:
         steps = {
             f"predict {model}/{version} {item}": "ask this version",
-            f"history {model}": "who was champion, and why",
+            f"history {model}": "which version was champion, and why",
         }
     next_steps(
         {

@@ -1,4 +1,4 @@
-"""One set of frozen models is the recipe file, the command line, the Prefect form and the logged configuration.
+"""The configuration: one set of frozen models for the recipe file, the command line, Prefect's form and the log.
 
 A recipe is YAML with these keys; every key may be left out. Precedence: defaults, then the recipe, then the command
 line's options, then ``--set key=value``. All mistakes are reported at once, with the path of each key.

@@ -19,13 +19,13 @@ def _size(value: str) -> str:
 
 
 class ActivationsConfig(Model):
-    """What the frozen layers give, computed once and stored for all trials."""
+    """Frozen activations, computed once and stored for all trials."""
 
     store: bool = True
-    """Store activations where the plan finds that it pays; ``false`` computes them again in every trial."""
+    """Store activations where the plan finds that it pays off; ``false`` computes them again in every trial."""
     budget: Annotated[str, AfterValidator(_size)] | None = None
-    """Disk space of all stored activations, such as ``20GB``; by default half of what they take and what is free. Those
-    that were used longest ago make room."""
+    """Disk space of all stored activations, such as ``20GB``; by default half of the sum of their size and the free
+    space. The least recently used are removed to make room."""
 
     @property
     def budget_bytes(self) -> int | None:

@@ -11,16 +11,16 @@ class BackboneConfig(Model):
     """The pretrained network."""
 
     name: str = "resnet18"
-    """Name of the network in the list of ``thawline backbones``."""
+    """Pretrained network, one of ``thawline backbones``."""
     weights: str | dict[str, str] = "default"
     """Pretrained weights: ``default`` (the library's own), ``starter`` (shipped with Thawline), ``none`` (random), or a
     file: .safetensors, or a state_dict saved by torch.save; of timm also a folder as on HuggingFace's hub. For several
     backbones a mapping from their names to these; those that it leaves out take ``default``."""
     image_size: int | None = Field(None, ge=8, le=2048)
-    """Side in pixels of the square that the network sees; by default what its weights were trained for."""
+    """Input image size (pixels), the side of a square; by default the size that the weights were trained for."""
 
     max_length: int | None = Field(None, ge=8, le=8192)
-    """Tokens of a text that the network sees, at most; by default what it was trained for, up to 512."""
+    """Maximum number of tokens of a text; by default what the encoder was trained for, up to 512."""
 
     def weights_of(self, backbone: str) -> str:
         """What one backbone begins with."""

@@ -34,11 +34,11 @@ class DataConfig(Model):
     """Folder with one subfolder of images per class, or with train/, validation/ and test/ above the classes; or a
     table of texts (.csv, .tsv, .jsonl or .parquet), or a folder with a table train, validation and test."""
     url: DataUrl | None = None
-    """Folder on object storage, such as ``s3://bucket/photos``, that ``path`` is made a mirror of before it is read."""
+    """Folder on object storage, such as ``s3://bucket/photos``, that is mirrored to ``path`` before it is read."""
     validation_fraction: float = Field(0.15, gt=0, lt=0.5)
-    """Share of the images or texts split off for validation where the data have no validation/ of their own."""
+    """Fraction of the images or texts split off for validation where the data have no validation/ of their own."""
     test_fraction: float = Field(0.15, gt=0, lt=0.5)
-    """Share of the images or texts held out for the final test where the data have no test/ of their own."""
+    """Fraction of the images or texts held out for the final test where the data have no test/ of their own."""
     group_pattern: Annotated[str, AfterValidator(_pattern)] | None = None
     """Regular expression searched in each file's relative path; files with the same match (its first group, if it has
     one) stay on one side of the split: a patient, a camera, a video."""
@@ -46,22 +46,22 @@ class DataConfig(Model):
     """Column that names each row's group: of the table of texts, or of DATA/metadata.csv (beside its column
     ``file_name``) for images."""
     max_bad_fraction: float = Field(0.05, ge=0, le=1)
-    """Share of unreadable files or rows above which nothing is trained."""
+    """Fraction of unreadable files or rows above which nothing is trained."""
     max_pixels: int = Field(64_000_000, ge=1)
     """Images with more pixels (width times height) are refused before they are decoded."""
     workers: int | None = Field(None, ge=1)
-    """Processes that decode; by default one per CPU core."""
+    """Decoding processes; by default one per CPU core."""
     text_column: ColumnName | None = None
-    """Column of a table that holds the texts: its name, or its number from 1 where no line names the columns; by
+    """Column of a table that holds the texts: its name, or its number from 1 if the table has no header; by
     default found by usual names, such as text or message, else by what the columns hold."""
     label_column: ColumnName | None = None
     """Column of a table that holds the labels; by default found in the same way."""
     split_column: ColumnName | None = None
-    """Column of a table that says of each row whether it is train, validation or test; by default a column of the name
-    split. What it gives none of is split off the rows to train on."""
+    """Column of a table with each row's split (train, validation or test); by default a column of the name
+    split. A split that it lacks is split off the training rows."""
     header: bool | None = None
-    """Whether the first line of a .csv or .tsv table names its columns; by default found out from the names and from
-    what lies below."""
+    """Whether the first line of a .csv or .tsv table is a header; by default detected from the names and the values
+    below."""
 
     @model_validator(mode="after")
     def _one_kind_of_group(self) -> Self:

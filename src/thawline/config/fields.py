@@ -1,4 +1,4 @@
-"""The fields of the configuration by their keys, for whatever shows them: ``--help`` and the reference in ``docs/``."""
+"""The fields of the configuration by their keys, for all that show them: ``--help`` and the reference in ``docs/``."""
 
 import re
 import types
@@ -30,7 +30,7 @@ FIELDS: dict[str, FieldInfo] = {
 
 
 def help_of(key: str) -> str:
-    """The first sentence of what is said of a setting, and its default, as Markdown.
+    """The first sentence of a setting's description, and its default, as Markdown.
 
     Raises:
         KeyError: if there is no such setting.

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in words."""
+"""The mistakes of a configuration, in words."""
 
 import difflib
 

@@ -11,34 +11,34 @@ __all__ = ["GateRules", "PromotionConfig"]
 
 
 class GateRules(Model):
-    """What a challenger must fulfil to become champion; both are measured on the same images or texts."""
+    """The criteria for a challenger to become champion; both are measured on the same images or texts."""
 
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"] = "accuracy"
     """Metric on the test split by which a challenger must beat the champion."""
     minimum_gain: Annotated[float, Field(ge=0)] = 0.0
-    """By how much at least; 0.01 is one point of accuracy."""
+    """Minimum gain; 0.01 is one point of accuracy."""
     significance: Annotated[float, Field(gt=0, le=1)] = 0.04
-    """How often chance alone may promote a challenger that is no better: the gain must be above 0 in all but this share
-    of resampled test sets. 1 asks for no evidence beyond the gain itself."""
+    """Probability that chance promotes a challenger that is no better: the gain must be above 0 in all but this
+    fraction of resampled test sets. 1 asks for no evidence beyond the gain itself."""
     max_recall_loss: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """How much recall any class may lose; a single image or text of a small class is not counted as a loss, nor is what
+    """Maximum loss of recall of any class; a single image or text of a small class is not counted as a loss, nor is what
     chance makes of so many classes."""
     max_calibration_loss: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """How much the expected calibration error may grow, beyond what chance explains on this test set."""
+    """Maximum increase of the expected calibration error, beyond what chance explains on this test set."""
     max_latency_ratio: Annotated[float, Field(gt=0)] = 5.0
-    """How many times longer than the champion a single image or text may take."""
+    """Maximum latency of a single image or text, relative to the champion's."""
     max_size_ratio: Annotated[float, Field(gt=0)] = 10.0
-    """How many times larger than the champion the package may be."""
+    """Maximum size of the package, relative to the champion's."""
 
 
 class PromotionConfig(GateRules):
-    """What happens to the best trial."""
+    """Registration and promotion of the best trial."""
 
     model: PlainName | None = None
     """Name in the MLflow model registry; by default the name of the data folder."""
     further: tuple[Path, ...] = ()
     """Further folders of labelled images, ``FOLDER/<class>/…``, or tables of labelled texts, on which the challenger
-    must not be worse beyond chance."""
+    must not be significantly worse."""
     exports: tuple[Literal["pt2", "onnx"], ...] = ()
     """Further formats to package the model in, each compared with the network: ``torch.export`` and ONNX (which needs
     ``pip install 'thawline[onnx]'``). With ``onnx``, ``serve``, ``score`` and ``predict`` compute by ONNX Runtime

@@ -1,4 +1,4 @@
-"""The configuration of a search whose data are known: the names that a recipe may leave out are filled in."""
+"""The configuration of a search whose data are known, with the optional names filled in."""
 
 from thawline.config.promotion import PromotionConfig
 from thawline.config.search import SearchConfig
@@ -15,7 +15,7 @@ class NamedStudy(StudyConfig):
 
 
 class NamedPromotion(PromotionConfig):
-    """What happens to the best trial of a model that has a name."""
+    """The same, with the name of the model filled in."""
 
     model: str
     """Name in the MLflow model registry."""

@@ -17,17 +17,17 @@ def _block(value: str) -> str:
 
 
 class RetrainConfig(Model):
-    """What ``thawline retrain`` does around a search."""
+    """What ``thawline retrain`` does besides the search."""
 
     narrow: bool = False
     """Search only near the champion: one layer group more or less frozen, at a third to three times its learning rate,
-    within the search space. Cheaper; what lies far from the champion is not found."""
+    within the search space. Cheaper, but finds nothing far from the champion."""
     notify: tuple[Annotated[str, AfterValidator(_block)], ...] = ()
-    """Notification blocks of Prefect that are told how a retraining ended, such as ``slack-webhook/team``."""
+    """Notification blocks of Prefect that report how a retraining ended, such as ``slack-webhook/team``."""
     notify_on: tuple[Literal["promoted", "held", "rejected", "failed", "skipped"], ...] = (
         "promoted",
         "held",
         "rejected",
         "failed",
     )
-    """Which ends they are told."""
+    """Which outcomes are reported."""

@@ -26,11 +26,11 @@ from thawline.exceptions import ConfigError
 __all__ = ["SearchConfig"]
 
 _WHOLE = frozenset({"space.backbone", "backbone.weights", "study.sampler_options", "study.pruner_options"})
-"""Mappings that name choices: added to those of a recipe, they could not be made fewer."""
+"""Mappings of choices: if they were merged with those of a recipe, none could be removed."""
 
 
 class SearchConfig(Model):
-    """Everything that ``thawline search`` does, as one value."""
+    """The whole configuration of ``thawline search``."""
 
     data: DataConfig
     backbone: BackboneConfig = BackboneConfig()
@@ -77,7 +77,7 @@ class SearchConfig(Model):
     @model_validator(mode="before")
     @classmethod
     def _sampler_of_conditional_spaces(cls, given: Any) -> Any:
-        """GPSampler cannot model a depth that belongs to one backbone alone; TPESampler can, and is the default there.
+        """GPSampler cannot model a depth that belongs to only one backbone; TPESampler can, and is the default there.
 
         See ADR 18.
         """
@@ -134,19 +134,19 @@ class SearchConfig(Model):
 
     @property
     def augmentations(self) -> tuple[AugmentationKind, ...]:
-        """Ways of changing training images that trials may have."""
+        """Augmentations that trials may have."""
         return self.space.opened("augmentation") or (self.train.augmentation,)
 
     def fixed(self, name: str, backbone: str) -> Any:
-        """What trials of a backbone have of a searchable setting where the space does not open it."""
+        """The value of a searchable setting for trials of a backbone where the space does not open it."""
         return self.batch_norm_of(backbone) if name == "batch_norm" else getattr(self.train, name)
 
     def batch_norm_of(self, backbone: str) -> BatchNorm:
-        """What batch-norms of a backbone do where the space does not choose: random ones have no statistics to keep."""
+        """The batch-norm mode of a backbone where the space does not choose: random ones have no statistics to keep."""
         return "train_all" if self.backbone.is_random(backbone) else self.train.batch_norm
 
     def fingerprint(self, data_digest: str) -> str:
-        """Sixteen hex digits that change when trials of two searches could not be compared.
+        """Sixteen hex digits that differ when trials of two searches are not comparable.
 
         Budget (trials, timeout, workers), names, tracking and promotion may change between two runs of one study;
         data, backbone, training and search space may not.
@@ -166,7 +166,7 @@ class SearchConfig(Model):
         }
 
     def without_passwords(self) -> "SearchConfig":
-        """The same with ``***`` for the passwords of its URLs, for what others may read."""
+        """The same with ``***`` for the passwords of its URLs, for logs and pages."""
         storage, uri = (url and without_password(url) for url in (self.study.storage, self.tracking.uri))
         return self.model_copy(
             update={

@@ -26,7 +26,7 @@ _RangeByName = dict[str, tuple[int, int] | None]
 
 
 class _Space(Model):
-    """What Optuna may choose. A two-item list is a range; ``null`` keeps the value in ``train`` for every trial."""
+    """The search space. A two-item list is a range; ``null`` keeps the value in ``train`` for every trial."""
 
     freeze_depth: tuple[int, int] | None = None
     """Smallest and largest number of frozen layer groups; by default from 0 (train everything) to all (head only)."""

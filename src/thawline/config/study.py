@@ -23,26 +23,26 @@ class StudyConfig(Model):
     """Name of the study; the same name resumes it where it stopped. By default made from data, backbone and
     settings."""
     trials: int = Field(20, ge=1)
-    """Trials in all, counted over every time that the study was run."""
+    """Total number of trials, over all runs of the study."""
     timeout_minutes: float | None = Field(None, gt=0)
-    """No trial is started after the study was run for this many minutes, counted over every time that it was run, and a
-    running one stops at its next epoch."""
+    """Time limit in minutes, over all runs of the study: afterwards no trial starts, and a running one stops at its
+    next epoch."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"] = "accuracy"
     """Validation metric that the search optimises (``loss`` is minimised, the others are maximised)."""
     sampler: str = "GPSampler"
     """Any of Optuna's samplers, by class name."""
     sampler_options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the sampler. GPSampler's default draws four trials at random before it models them."""
+    """Keyword arguments of the sampler. GPSampler's default starts with four random trials."""
     pruner: str = "MedianPruner"
     """Any of Optuna's pruners, by class name; ``NopPruner`` prunes nothing."""
     pruner_options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the pruner. Steps are epochs, counted from 1. MedianPruner's default spares the first epoch
-    of every trial, and lets eight trials run to their end: with fewer to compare with, a median says little."""
+    of every trial, and lets eight trials run to their end: with fewer to compare with, a median means little."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of sampling, initialisation and batch order."""
     batch: int = Field(4, ge=1)
-    """Trials that are drawn at once, before any of them has a result. The cheapest of a batch run first, and those that
-    train only the head are trained together."""
+    """Trials that are drawn at once, before any of them has a result. The cheapest of a batch run first, and head-only
+    trials are trained together."""
     enqueue: tuple[dict[str, Any], ...] = ()
     """Points to try first, such as ``[{freeze_depth: 3, learning_rate: 0.002}]``; what one leaves out is sampled."""
     workers: Annotated[int | Literal["auto"], BeforeValidator(_workers)] = "auto"
@@ -50,23 +50,24 @@ class StudyConfig(Model):
     without, and ``batch`` of them on a cluster. More than one makes the order of results, and so the sampler's choices,
     depend on timing."""
     workers_per_gpu: int = Field(1, ge=1)
-    """Trials that share a GPU; two or more pay where little is thawed and a trial leaves it half idle."""
+    """Trials that share a GPU; two or more pay off where little is thawed and a trial leaves it half idle."""
     retries: int = Field(1, ge=0)
-    """How often a trial whose process died or hung is tried again from its last checkpoint; counted again after
+    """How often a trial whose process died or hung is retried from its last checkpoint; counted again after
     every epoch that it finishes."""
     hang_minutes: float = Field(30.0, gt=0)
-    """A trial that finishes no batch for so long is stopped, and tried again as if its process had died."""
+    """Minutes without a finished batch after which a trial is stopped, and retried as if its process had died."""
     grace_seconds: float = Field(20.0, ge=0)
-    """On SIGTERM or Ctrl-C, how long running trials have to finish their batch and write a checkpoint."""
+    """Seconds that running trials have to finish their batch and write a checkpoint on SIGTERM or Ctrl-C."""
     keep_backbones: int | None = Field(None, ge=1)
-    """Of several backbones, search only so many: those on whose frozen features a linear probe does best on validation.
+    """Number of backbones to search: those on whose frozen features a linear probe does best on validation.
     ``null`` searches all, the best first."""
     storage: str | None = None
     """Database of the study, such as ``postgresql://user@host/optuna``, which searches on several machines may share;
-    by default THAWLINE_STORAGE, else a journal file in Thawline's home. Passwords belong into the variable."""
+    by default THAWLINE_STORAGE, else a journal file in Thawline's home. Put passwords into the variable."""
     soup: bool = False
     """Average the weights of the best trials of the best one's backbone, one after the other as long as validation does
-    not suffer, and package that where it is better on validation than the best trial alone (Wortsman et al., 2022)."""
+    not get worse, and package that where it is better on validation than the best trial alone (Wortsman et al.,
+    2022)."""
 
     @model_validator(mode="before")
     @classmethod

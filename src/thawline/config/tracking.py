@@ -29,7 +29,7 @@ class TrackingConfig(Model):
     """MLflow experiment that the study's runs belong to."""
     artifacts: ArtifactsUrl | None = None
     """Where a new experiment in a database keeps its files, such as ``s3://bucket/thawline``; by default Thawline's
-    home. A tracking server decides by itself."""
+    home. A tracking server decides itself."""
     tensorboard: bool = True
     """Write TensorBoard event files beside MLflow."""
     wandb: Annotated[
@@ -51,4 +51,4 @@ class TrackingConfig(Model):
     report: bool = True
     """Write the report of a concluded study, and record its figures and tables."""
     git_diff: bool = True
-    """Record the differences of a changed checkout on every run."""
+    """Record the uncommitted changes of the checkout on every run."""

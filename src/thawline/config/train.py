@@ -37,14 +37,14 @@ class Searchable:
     log: bool = True
     """Of a number: whether it is sampled on a log scale."""
     thawed_only: bool = False
-    """Whether it makes no difference to a trial that trains the head alone."""
+    """Whether it has no effect on a head-only trial."""
 
 
 class TrainConfig(Model):
-    """How one trial trains."""
+    """The training of one trial."""
 
     epochs: int = Field(8, ge=1)
-    """Passes over the training images or texts, at most."""
+    """Maximum number of passes over the training images or texts."""
     batch_size: int = Field(32, ge=1)
     """Images or texts per optimizer step."""
     optimizer: Annotated[Literal["adamw", "sgd"], Searchable("Optimizers to choose from.")] = "adamw"
@@ -54,66 +54,67 @@ class TrainConfig(Model):
     head_learning_rate_factor: Annotated[
         float, Searchable("Range of the head's learning-rate factor, sampled on a log scale.")
     ] = Field(1.0, gt=0)
-    """The head learns this many times faster than the thawed layer groups."""
+    """The head's learning rate, as a multiple of that of the thawed layer groups."""
     warmup_fraction: float = Field(0.1, ge=0, lt=1)
-    """Share of all steps in which the learning rate rises linearly, before it falls as a cosine."""
+    """Fraction of all steps in which the learning rate warms up linearly, before the cosine decay."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     """Probability mass spread over the other classes in the training loss."""
     class_weights: Literal["none", "balanced"] = "none"
     """``balanced`` weighs each class's loss by the inverse of its share of the training images or texts."""
     gradient_clip: float | None = Field(1.0, gt=0)
-    """Largest norm of the whole gradient; ``null`` clips nothing."""
+    """Maximum norm of the whole gradient; ``null`` clips nothing."""
     early_stopping: int | None = Field(None, ge=1)
-    """Stop after this many epochs without a better value; ``null`` trains all epochs."""
+    """Stop after this many epochs without improvement; ``null`` trains all epochs."""
     augmentation: Annotated[
         AugmentationKind,
         BeforeValidator(_augmentation),
         Searchable(
-            "Ways of changing training images to choose from; without it all trials see the same. With ``train.views`` "
-            "each is stored."
+            "Augmentations to choose from; without it all trials see the same. With ``train.views`` each is stored."
         ),
     ] = "none"
     """``none`` trains on the images as they are; ``light`` crops mildly and mirrors; ``standard`` is torchvision's
     reference: crops down to a twelfth of the image, mirrors, and one operation of TrivialAugment (colours, turns,
     shears)."""
     views: int | None = Field(None, ge=1, le=999)
-    """Ways of augmenting that take turns, each stored behind the frozen layers; ``null`` draws anew in every epoch, so
-    that nothing of the frozen layers can be stored for training."""
+    """Number of augmented views of each image that take turns, with activations stored for each; ``null`` draws new
+    ones in every epoch, so that no activations can be stored for training."""
     mirror: bool = True
-    """Whether augmentation mirrors left and right; not for digits, text, or whatever has a side."""
+    """Whether augmentation flips images horizontally; not for digits, text, or anything with a handedness."""
     random_erasing: float = Field(0.0, ge=0, le=1)
-    """How often a rectangle of a training image is erased (2 to 33 % of it); a part of its view, as augmentation is."""
+    """Probability that a rectangle of a training image is erased (2 to 33 % of it); part of its view, as augmentation
+    is."""
     mixup: float = Field(0.0, ge=0)
-    """Mix training images in pairs, by shares from Beta(mixup, mixup): 0.2 is usual, 0 does not. Where layers are
-    frozen, what they give is mixed, so that it can be stored. Not for texts."""
+    """Mix training images in pairs, with weights from Beta(mixup, mixup): 0.2 is usual, 0 is off. Where layers are
+    frozen, their activations are mixed, so that they can be stored. Not for texts."""
     cutmix: float = Field(0.0, ge=0)
-    """Put a box of one training image into another, of an area from Beta(cutmix, cutmix): 1.0 is usual, 0 does not.
-    With mixup too, one of them is drawn for each batch. Where what frozen layers give has no height and width, as the
-    tokens of a vision transformer and the pooled features before a head, the images are mixed as by mixup: a note at
-    the beginning of the search names those freeze depths."""
+    """Put a box of one training image into another, of an area from Beta(cutmix, cutmix): 1.0 is usual, 0 is off. With
+    mixup too, one of them is drawn for each batch. Where frozen activations have no height and width, as the tokens of
+    a vision transformer and the pooled features before a head, the images are mixed as by mixup: a note at the
+    beginning of the search names those freeze depths."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """``auto`` is bf16 autocast on a GPU that has it, fp16 on an older one; on a CPU bf16 if it is measured to be much
     faster, else fp32."""
     channels_last: bool | Literal["auto"] = "auto"
     """Keep images and convolutions in channels-last memory order; ``auto`` measures which order is faster."""
     exact: bool = False
-    """Give the bits of plain training in single precision: nothing is stored or computed in a shorter one."""
+    """Make results bit-equal to plain training in single precision: no lower precision is stored or computed."""
     device: str = "auto"
     """``auto`` (cuda, then mps, then cpu), or a torch device such as ``cpu`` or ``cuda:1``."""
     keep_checkpoints: int = Field(1, ge=1)
-    """How many of the best checkpoints of a trial are kept, beside the last."""
+    """Number of best checkpoints kept of a trial, besides the last."""
     policy: Annotated[Policy, Searchable("Policies of thawing to choose from.", thawed_only=True)] = "static"
-    """How a trial comes to its freeze depth. ``static`` trains at it from the first epoch. ``gradual`` begins with the
-    head alone and thaws one layer group after another. ``lp_ft`` trains the head alone on the frozen features, then
-    thaws all groups at once (Kumar et al., 2022)."""
+    """How a trial comes to its freeze depth. ``static`` trains at it from the first epoch. ``gradual`` begins head only
+    and thaws one layer group after another. ``lp_ft`` first trains only the head on the frozen features (linear
+    probing), then thaws all groups at once (Kumar et al., 2022)."""
     thaw_fraction: float = Field(0.5, gt=0, le=1)
-    """Share of the epochs after which all is thawed that the freeze depth leaves free: ``gradual`` thaws evenly until
-    then, ``lp_ft`` trains the head until then. The last epoch always trains all of it, if there are two or more."""
+    """Fraction of the epochs after which all layer groups beyond the freeze depth are thawed: ``gradual`` thaws evenly
+    until then, ``lp_ft`` trains the head until then. The last epoch always trains all of them, if there are two or more
+    epochs."""
     thaw_patience: int | None = Field(None, ge=1)
-    """With ``gradual``: thaw the next layer group after this many epochs without a better validation value, and after
+    """With ``gradual``: thaw the next layer group after this many epochs without improvement on validation, and after
     ``thaw_fraction`` of the epochs all that are left; ``null`` thaws evenly."""
     thaw_epochs: tuple[int, ...] | None = Field(None, min_length=1)
-    """With ``gradual``, in place of ``thaw_fraction``: the epochs, counted from 1, that begin with another layer group
+    """With ``gradual``, instead of ``thaw_fraction``: the epochs, counted from 1, that begin with another layer group
     thawed, such as ``[2, 4, 6]``. The last of them thaws all that are left, so one entry thaws all at once; entries
     beyond a trial's freeze depth thaw nothing. ``null`` thaws evenly."""
     layer_decay: Annotated[
@@ -124,24 +125,22 @@ class TrainConfig(Model):
             thawed_only=True,
         ),
     ] = Field(1.0, gt=0, le=1)
-    """How much slower each layer group learns than the one behind it: a group's learning rate is multiplied by this
-    once for each group between it and the end, itself included; 1 is off. The groups are those that ``freeze_depth``
-    counts: in networks of several stages (Swin, ConvNeXt) they are fewer than the blocks that timm counts, so the same
-    factor slows the first layers less. It says how fast what is thawed learns, and a policy when it is thawed, so it
-    goes with every policy."""
-    batch_norm: Annotated[
-        BatchNorm, Searchable("What batch-norms of thawed layer groups may do.", thawed_only=True)
-    ] = "frozen_eval"
-    """What batch-norms of thawed layer groups do: ``frozen_eval`` keeps their statistics, scale and shift,
-    ``train_affine`` keeps the statistics alone, ``train_all`` trains and updates all. Frozen groups always keep all.
-    A backbone with random weights (``backbone.weights=none``) has no statistics worth keeping: it trains all, whatever
-    this says."""
+    """Layer-wise learning-rate decay: a group's learning rate is multiplied by this once for each group between it and
+    the end, itself included; 1 is off. The groups are those that ``freeze_depth`` counts: in networks of several stages
+    (Swin, ConvNeXt) they are fewer than the blocks that timm counts, so the same factor slows the first layers less. It
+    can be combined with every policy."""
+    batch_norm: Annotated[BatchNorm, Searchable("Modes of batch-norms in thawed layer groups.", thawed_only=True)] = (
+        "frozen_eval"
+    )
+    """Mode of batch-norms in thawed layer groups: ``frozen_eval`` keeps their statistics, scale and shift,
+    ``train_affine`` keeps only the statistics, ``train_all`` trains and updates all. Frozen groups always keep all. A
+    backbone with random weights (``backbone.weights=none``) has no statistics worth keeping: it always trains all."""
     head: HeadStart = "auto"
-    """What the head of every trial begins with: ``probe``, a linear probe of the frozen backbone, strongly regularised
+    """Initial weights of every trial's head: ``probe``, a linear probe of the frozen backbone, strongly regularised
     and fitted once for the whole search (Kumar et al., 2022), or ``fresh``, weights of 0. ``auto`` is ``probe`` for
     images and ``fresh`` for texts, as measured."""
     ema: float | None = Field(None, gt=0, lt=1)
-    """Measure and keep an exponential moving average of the weights instead of the weights themselves, with this decay
+    """Evaluate and keep an exponential moving average of the weights instead of the weights themselves, with this decay
     for each step, such as 0.99; in the first steps the decay is smaller. ``null`` averages nothing."""
 
     @model_validator(mode="after")
@@ -171,15 +170,15 @@ class TrainConfig(Model):
             raise ValueError("thaw_epochs and thaw_patience cannot both be set")
         if not 2 <= epochs[0] <= epochs[-1] <= self.epochs or any(a >= b for a, b in pairwise(epochs)):
             raise ValueError(
-                "thaw_epochs must rise, from 2 at least (the first epoch trains the head alone) to epochs at most, "
+                "thaw_epochs must rise, from 2 at least (the first epoch trains only the head) to epochs at most, "
                 f"but got {list(epochs)} with epochs={self.epochs}"
             )
         return self
 
     @property
     def epochs_until_thawed(self) -> int:
-        """Epochs after which ``thaw_fraction`` has all thawed: one at least, for the head, and one less than all at
-        most, so that the last trains all."""
+        """Epochs after which ``thaw_fraction`` has all thawed: at least one, for the head, and at most one less than
+        all, so that the last trains all."""
         return min(max(1, round(self.thaw_fraction * self.epochs)), self.epochs - 1)
 
     @property

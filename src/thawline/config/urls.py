@@ -1,4 +1,4 @@
-"""URLs of databases, servers and object storage: which are taken, and what of them may be shown."""
+"""URLs of databases, servers and object storage: which are accepted, and which parts may be shown."""
 
 import re
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""What a library's database looks like, and what one that exists has of it; nothing of the library is imported."""
+"""The schema of a library's database, and the condition of an existing one; the library is not imported."""
 
 import importlib.metadata
 import importlib.util
@@ -32,7 +32,7 @@ class Condition(Enum):
     NEWER = "newer"
     """Of a version that the installed one does not know."""
     FOREIGN = "foreign"
-    """Nothing that can be judged: another program's, no database, or locked."""
+    """Unknown: another program's database, not a database, or locked."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Schema:
         return Condition.NEWER
 
     def newer(self, database: Path) -> DatabaseError:
-        """What to say of a database in the condition :attr:`Condition.NEWER`."""
+        """The message for a database in the condition :attr:`Condition.NEWER`."""
         with closing(connected(database)) as connection:
             revision = _revision(connection)
         return DatabaseError(

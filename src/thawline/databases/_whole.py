@@ -82,7 +82,7 @@ def ensure_whole(
         ) from error
     except sqlite3.Error as error:
         raise DatabaseError(
-            f"The making of {database} by {schema.library} was cut short, and it cannot be made anew: {error}. End "
+            f"The making of {database} by {schema.library} was cut short, and it cannot be recreated: {error}. End "
             "what has it open, or move the file away, and try again."
         ) from error
 
@@ -115,7 +115,7 @@ def _repair(database: Path, schema: Schema, template: Path, busy_seconds: float)
         closing(sqlite3.connect(unchanging, uri=True)) as source,
         closing(connected(database, busy_seconds=busy_seconds)) as target,
     ):
-        target.execute("BEGIN EXCLUSIVE")  # fails where somebody has it open; backup() would wait for them for ever
+        target.execute("BEGIN EXCLUSIVE")  # fails where somebody has it open; backup() would wait for them indefinitely
         target.rollback()
         source.backup(target)
 

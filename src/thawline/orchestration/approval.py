@@ -1,4 +1,4 @@
-"""A person's yes or no before the champion is replaced, by Prefect's own pause with input."""
+"""Approval by a person before the champion is replaced, by Prefect's pause with input."""
 
 from prefect.artifacts import create_markdown_artifact
 from prefect.exceptions import FlowPauseTimeout
@@ -20,14 +20,14 @@ __all__ = ["Approval", "approved", "check_answerable", "publish_decision"]
 
 
 class Approval(RunInput):
-    """What the form in Prefect's UI asks."""
+    """The form in Prefect's UI."""
 
     approve: bool = Field(description="Replace the champion by the challenger?")
     note: str = Field(default="", description="Why; kept with the verdict.")
 
 
 def check_answerable(config: PromotionConfig) -> None:
-    """Refuse to wait for an answer that nobody could give.
+    """Refuse approval that nobody could give.
 
     Raises:
         ConfigError: if approval is asked for and no Prefect server outlives this process.

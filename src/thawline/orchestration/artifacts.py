@@ -1,4 +1,4 @@
-"""What Prefect's UI shows of a search beside its task runs: how far it is, the leaderboard, where to look further."""
+"""What Prefect's UI shows of a search beside its task runs: progress, the leaderboard, links."""
 
 from uuid import UUID
 
@@ -17,7 +17,7 @@ __all__ = ["Progress", "publish_leaderboard", "publish_outcome"]
 
 
 class Progress:
-    """The bar of trials that ended, of those that may be tried."""
+    """The progress bar of finished trials."""
 
     def __init__(self, study: Study, trials: int) -> None:
         self._trials = trials
@@ -26,7 +26,7 @@ class Progress:
 
     @page
     def update(self, study: Study) -> None:
-        """Move the bar, which is made the first time."""
+        """Move the bar, which is created on the first call."""
         if self._artifact is not None:
             update_progress_artifact(self._artifact, self._share(study))
             return
@@ -49,9 +49,9 @@ def publish_leaderboard(study: Study) -> None:
 
 @page
 def publish_outcome(outcome: SearchOutcome, recorder: Recorder) -> None:
-    """The end of the search in sentences, and where all of it can be seen."""
+    """The result of the search in sentences, with links."""
     create_markdown_artifact(
         key="outcome",
         markdown=f"{outcome.as_markdown()}\n\n## See more\n\n{recorder.where_to_look()}",
-        description=f"What came of the study {outcome.study}",
+        description=f"Result of the study {outcome.study}",
     )

@@ -16,7 +16,7 @@ __all__ = ["placement", "trial_runner"]
 
 @contextmanager
 def trial_runner(config: ExecutionConfig) -> Iterator[TaskRunner[Any]]:
-    """The task runner that trials are submitted to, for the time of the block.
+    """The task runner that trials are submitted to within the block.
 
     Raises:
         ConfigError: if the cluster does not answer.
@@ -42,7 +42,7 @@ def placement(config: ExecutionConfig) -> Any:
         return nullcontext()
     from prefect_ray.context import remote_options
 
-    # A node that dies takes its trial along; Ray starts it again on another, where it goes on from its checkpoint.
+    # A trial dies with its node; Ray restarts it on another, where it resumes from its checkpoint.
     return remote_options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=3)
 
 
@@ -51,7 +51,7 @@ def _runner(config: ExecutionConfig) -> TaskRunner[Any]:
         return _ray(config)
     if config.kind == "dask":
         return _dask(config)
-    # Threads that wait for processes: their number limits nothing, the search's slots do.
+    # Threads that wait for processes: the search's slots are the limit, not their number.
     return ThreadPoolTaskRunner(max_workers=256)
 
 
@@ -60,7 +60,7 @@ def _ray(config: ExecutionConfig) -> TaskRunner[Any]:
 
     options: dict[str, Any] = {
         "runtime_env": {"env_vars": places_and_credentials()},
-        "log_to_driver": False,  # the workers' output would come among that of the command
+        "log_to_driver": False,  # the workers' output would mix with that of the command
         "logging_level": "warning",
         "configure_logging": True,
     }
@@ -76,7 +76,7 @@ def _dask(config: ExecutionConfig) -> TaskRunner[Any]:
     from distributed import Client
     from prefect_dask.task_runners import DaskTaskRunner
 
-    if config.address is not None:  # the runner itself would find out at the first trial
+    if config.address is not None:  # the runner itself would fail only at the first trial
         Client(config.address, timeout="15s", set_as_default=False).close()  # type: ignore[no-untyped-call]
     # Processes, each with one thread: a trial sets its own number of threads, for the whole process.
     local = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}

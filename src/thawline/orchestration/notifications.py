@@ -1,4 +1,4 @@
-"""How a retraining ended, told by Prefect's notification blocks."""
+"""Notifications of how a retraining ended, by Prefect's notification blocks."""
 
 import inspect
 from typing import Any
@@ -22,7 +22,7 @@ __all__ = ["check_blocks", "tell", "tell_failure"]
 
 
 def check_blocks(config: RetrainConfig) -> None:
-    """Refuse blocks that do not exist, or that tell nobody anything, before anything is trained.
+    """Refuse blocks that do not exist, or are not for notifications, before anything is trained.
 
     Raises:
         ConfigError: naming the block, and what to do.
@@ -32,17 +32,17 @@ def check_blocks(config: RetrainConfig) -> None:
 
 
 def tell(outcome: RetrainOutcome, config: RetrainConfig) -> None:
-    """Tell how a retraining ended, if the recipe wants it told. A message that cannot be sent stops nothing."""
+    """Notify how a retraining ended, if the recipe asks for it. A message that cannot be sent stops nothing."""
     context = FlowRunContext.get()
     if outcome.end in config.notify_on and context is not None and context.flow_run is not None:
         _send(config, context.flow_run, outcome.title, "\n".join(outcome.lines()))
 
 
 def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """A hook for ``on_failure`` and ``on_crashed``: the latter is run by the worker, whatever became of the flow."""
+    """A hook for ``on_failure`` and ``on_crashed``: the latter is run by the worker, whatever happened to the flow."""
     try:
         config = SearchConfig.model_validate(flow_run.parameters["config"])
-    except (KeyError, ValidationError):  # what cannot be read names nobody to tell
+    except (KeyError, ValidationError):  # without readable parameters nobody can be notified
         return
     if "failed" in config.retrain.notify_on:
         model = config.promotion.model or config.data.path.name
@@ -59,7 +59,7 @@ def _send(config: RetrainConfig, flow_run: FlowRun, subject: str, body: str) -> 
                 sending: object = block.notify(body, subject=subject)  # type: ignore[func-returns-value, unused-ignore]
                 if inspect.iscoroutine(sending):  # a block of the user's own, or a hook that a worker runs
                     run_coro_as_sync(sending)
-        except Exception as error:  # whatever the service, or the network on the way to it, says
+        except Exception as error:  # any error of the service or of the network
             flow_run_logger(flow_run).warning("%s was not told %r: %s", name, subject, error)
 
 
@@ -68,9 +68,9 @@ def _load(name: str) -> NotificationBlock:
         block = Block.load(name)
     except ValueError as error:
         raise ConfigError(
-            f"retrain.notify: Prefect has no block {name!r} ({error}). `prefect block ls` lists those that there are; "
+            f"retrain.notify: Prefect has no block {name!r} ({error}). `prefect block ls` lists the existing ones; "
             "its UI makes new ones."
         ) from None
     if not isinstance(block, NotificationBlock):
-        raise ConfigError(f"retrain.notify: {name!r} is a {type(block).__name__}, which is no notification block.")
+        raise ConfigError(f"retrain.notify: {name!r} is a {type(block).__name__}, which is not a notification block.")
     return block

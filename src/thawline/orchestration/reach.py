@@ -1,4 +1,4 @@
-"""What a flow does without when Prefect's API is gone: its pages in the UI, and the word that it has ended."""
+"""What a flow can do without when Prefect's API is lost: its pages in the UI, and its final state."""
 
 import functools
 import logging
@@ -22,7 +22,7 @@ class _Reach:
 
 
 def page(publish: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """A function that puts something into Prefect's UI: a flow goes on where that fails, and says so once."""
+    """A function that puts something into Prefect's UI: a flow continues if that fails, and warns once."""
 
     @functools.wraps(publish)
     def publish_if_reached(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
@@ -76,5 +76,5 @@ def value_of(run: Callable[[], Value]) -> Value:
 
 def _lose(error: Exception) -> None:
     if not _Reach.lost:
-        _log.warning("Prefect's API does not answer (%s): the search goes on, and Prefect's UI lacks the rest", error)
+        _log.warning("Prefect's API does not answer (%s): the search continues, and Prefect's UI lacks the rest", error)
     _Reach.lost = True

@@ -1,4 +1,4 @@
-"""Schedules that are kept up for months: no two runs at once, and no pile of runs that were missed."""
+"""Schedules that run for months: no two runs at once, and no pile-up of missed runs."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -35,17 +35,17 @@ _LOCKED = 423
 
 
 def drop_missed_runs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Cancel the other runs that the schedule of this deployment planned for the past: this one stands for them all.
+    """Cancel the other runs that this deployment's schedule planned for the past: this one replaces them all.
 
     A hook for ``on_running``. Prefect keeps every run that nobody started in time, and a worker that was off for a week
-    would start one after the other (prefect#15886).
+    would start them one after the other (prefect#15886).
     """
     if flow_run.deployment_id is None:
         return
     with get_client(sync_client=True) as client:
         missed = _missed(client, flow_run)
         for run in missed:
-            client.set_flow_run_state(run.id, Cancelled(message=f"missed: {flow_run.name} stands for it"))
+            client.set_flow_run_state(run.id, Cancelled(message=f"missed: {flow_run.name} replaces it"))
     if missed:
         flow_run_logger(flow_run).info("%d missed runs of this schedule were cancelled", len(missed))
 
@@ -59,13 +59,13 @@ def _missed(client: SyncPrefectClient, stands_in: FlowRun) -> list[FlowRun]:
     found: list[FlowRun] = []
     while page := client.read_flow_runs(flow_run_filter=late, limit=_PAGE, offset=len(found)):
         found += page
-    # A run that a person or an event asked for is somebody's wish, not a missed one.
+    # A run that a person or an event asked for was not missed.
     return [run for run in found if run.auto_scheduled and run.id != stands_in.id]
 
 
 @contextmanager
 def alone(model: str, home: Path) -> Iterator[str | None]:
-    """Hold a model's retraining for the time of the block; gives in words who holds it already, and holds nothing then.
+    """Hold a model's retraining within the block; yields who holds it already, in words, and then holds nothing.
 
     A lock in Thawline's home keeps its processes apart, also without a Prefect server, and is free again when its
     process dies. With a server, the global concurrency limit ``thawline-<model>`` keeps machines apart.
@@ -84,7 +84,7 @@ def alone(model: str, home: Path) -> Iterator[str | None]:
 
 @contextmanager
 def _alone_at_server(model: str) -> Iterator[None]:
-    """Occupy the one slot of the model's global concurrency limit, which is made if it is new.
+    """Occupy the one slot of the model's global concurrency limit, which is created if it is new.
 
     Raises:
         StudyError: if it is occupied.
@@ -95,13 +95,13 @@ def _alone_at_server(model: str) -> Iterator[None]:
         f"running, free it with: prefect gcl update {name} --active-slots 0"
     )
     with get_client(sync_client=True) as client:
-        with suppress(ObjectAlreadyExists):  # another run made it at the same moment
+        with suppress(ObjectAlreadyExists):  # another run created it at the same moment
             client.upsert_global_concurrency_limit_by_name(name, limit=1)
         if client.read_global_concurrency_limit_by_name(name).active_slots > 0:
-            raise taken  # by far the most common way to learn it: Prefect logs a slot that it refuses as an error
+            raise taken  # by far the most common case: Prefect logs a slot that it refuses as an error
     with ExitStack() as slot:
         try:
-            # A training is not thrown away because the server was out of reach when the slot's lease was due.
+            # A training is not discarded because the server was unreachable when the slot's lease was due.
             slot.enter_context(concurrency(name, max_retries=0, strict=True, raise_on_lease_renewal_failure=False))
         except ConcurrencySlotAcquisitionError as error:
             if getattr(getattr(error.__cause__, "response", None), "status_code", None) == _LOCKED:

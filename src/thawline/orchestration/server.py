@@ -1,4 +1,4 @@
-"""Flows talk to the server that Thawline manages, or to the one that the user has named; neither may hold them up."""
+"""Flows use the server that Thawline manages, or the one that the user has named; neither may block them."""
 
 import concurrent.futures
 import functools
@@ -23,7 +23,7 @@ __all__ = ["check_server", "connected", "leaving_at_once"]
 Parameters = ParamSpec("Parameters")
 Value = TypeVar("Value")
 _SEND_SECONDS = 5.0
-"""For the events and logs that are still to be sent when a flow has ended."""
+"""For events and logs still to be sent when a flow has ended."""
 _STOPPED_SEND_SECONDS = 1.0
 
 
@@ -48,14 +48,14 @@ def connected(server: ManagedServer | None) -> Iterator[None]:
         except BaseException as error:
             if _was_interrupted(error):
                 seconds = _STOPPED_SEND_SECONDS
-                raise KeyboardInterrupt from None  # whatever Prefect has made of it when its server was gone too
+                raise KeyboardInterrupt from None  # whatever Prefect has turned it into when its server was gone too
             raise
         finally:
             _send_the_rest(seconds)
 
 
 def leaving_at_once(function: Callable[Parameters, Value]) -> Callable[Parameters, Value]:
-    """A flow's function: once it is interrupted, Prefect is told so in one try, not for a minute if its server is gone.
+    """A flow's function: once it is interrupted, Prefect is told in one try, not for a minute if its server is gone.
 
     Clusters are sent the flow by value, so that it may hold nothing that cannot be pickled, such as a generator.
     """
@@ -70,7 +70,7 @@ def leaving_at_once(function: Callable[Parameters, Value]) -> Callable[Parameter
 
 @contextmanager
 def told_in_one_try() -> Iterator[None]:
-    """For the time of a flow; see :func:`leaving_at_once`."""
+    """Within a flow; see :func:`leaving_at_once`."""
     try:
         yield
     except (KeyboardInterrupt, TerminationSignal):
@@ -87,7 +87,7 @@ def _was_interrupted(error: BaseException | None) -> bool:
 
 
 def check_server() -> None:
-    """Refuse to go on with a server that does not answer.
+    """Refuse a server that does not answer.
 
     Raises:
         PrefectServerError: naming it, and what to do.
@@ -103,9 +103,9 @@ def check_server() -> None:
 
 
 def _send_the_rest(seconds: float) -> None:
-    """Send queued events and logs for at most so long, and drop what is left: with the interpreter's end it would wait.
+    """Send queued events and logs within a time limit, and drop the rest: at interpreter exit it would wait.
 
-    Prefect gives each event eleven tries, a second each, when its server is gone.
+    Prefect tries each event eleven times, a second each, when its server is gone.
     """
     services = [service for kind in (EventsWorker, APILogWorker) for service in _running(kind)]
     tasks = [(service._loop, service._task) for service in services]

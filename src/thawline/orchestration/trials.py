@@ -34,7 +34,7 @@ __all__ = ["run_trials"]
 
 
 class _Trials:
-    """Those of one search: how they are started, and waited for."""
+    """The trial tasks of one search: how they are started and waited for."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ def _task_name(specs: list[TrialSpec]) -> str:
 
 
 def _outcomes(future: PrefectFuture[Any], numbers: list[int]) -> list[TrialResult]:
-    """The value of a trial's task; a task that itself broke (cancelled, timed out) is a failed trial."""
+    """The value of a trial's task; a task that failed itself (cancelled, timed out) is a failed trial."""
     value = future.result(raise_on_failure=False)
     if isinstance(value, list):
         return value

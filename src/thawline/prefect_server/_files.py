@@ -1,10 +1,10 @@
-"""What the processes of one home tell each other about their server: three locks and a file.
+"""How the processes of one home share their server: three locks and a file.
 
 The kernel frees a lock when its last holder dies, however it dies, so that nothing here can be left behind by a crash:
 
-- ``server.lock`` is held by the supervisor for its whole life, taken by whoever starts it;
+- ``server.lock`` is held by the supervisor for its whole life, taken by the process that starts it;
 - ``users.lock`` is shared by all who use the server; the supervisor can take it for itself when nobody does;
-- ``change.lock`` is held for moments, by whoever looks at the others or starts or ends the server.
+- ``change.lock`` is held for moments, by a process that checks the others or starts or ends the server.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ __all__ = ["Address", "Files", "new_password", "private", "try_lock"]
 
 @dataclass(frozen=True)
 class Address:
-    """Where the server answers, and what it asks for."""
+    """The server's address and password."""
 
     pid: int
     """Of the supervisor, which leads a session of its own."""
@@ -52,22 +52,22 @@ class Files:
 
     @property
     def folder(self) -> Path:
-        """Readable by its user alone."""
+        """Readable only by its user."""
         return self.home / "prefect" / "server" / (platform.node() or "localhost")
 
     @property
     def log(self) -> Path:
-        """What the server has written since it was last started."""
+        """The server's log since its last start."""
         return self.folder / "server.log"
 
     @property
     def ready(self) -> Path:
-        """There while the server answers."""
+        """Exists while the server answers."""
         return self.folder / "ready"
 
     @property
     def stay(self) -> Path:
-        """There while the server is to stay without users."""
+        """Exists while the server is to stay without users."""
         return self.folder / "stay"
 
     def make(self) -> None:
@@ -114,7 +114,7 @@ class Files:
             return None
 
     def write(self, address: Address) -> None:
-        """Replace it as a whole; readable by its user alone."""
+        """Replace it atomically; readable only by its user."""
         new = self.folder / "server.json.tmp"
         with open(new, "w", opener=private) as file:
             json.dump(asdict(address), file)
@@ -122,7 +122,7 @@ class Files:
 
 
 def private(path: str, flags: int) -> int:
-    """An opener for :func:`open`: of files that their user alone can read."""
+    """An opener for :func:`open`, for files readable only by their user."""
     return os.open(path, flags, 0o600)
 
 
@@ -132,7 +132,7 @@ def new_password() -> str:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Take the lock for oneself unless another has it."""
+    """Take the lock exclusively unless another has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

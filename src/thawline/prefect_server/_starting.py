@@ -21,8 +21,8 @@ _BACKLOG = 2048
 def find_or_start(files: Files) -> Address:
     """The address of the home's server, which is started unless it lives.
 
-    The caller must hold ``users.lock``, so that the server does not take itself for unused. The port is bound and
-    listened on here, before the server has been loaded: whoever connects too early waits instead of being refused.
+    The caller must hold ``users.lock``, so that the server does not consider itself unused. The port is bound and
+    listened on here, before the server has been loaded: early connections wait instead of being refused.
 
     Raises:
         PrefectServerError: if there is no free port, or no process can be started.
@@ -32,7 +32,7 @@ def find_or_start(files: Files) -> Address:
         try:
             address = files.read()
             if not try_lock(lock):
-                assert address is not None  # noqa: S101  written before the starter lets go of change.lock
+                assert address is not None  # noqa: S101  written before the starter releases change.lock
                 return address
             address = _start(files, lock, address)
             files.write(address)
@@ -42,7 +42,7 @@ def find_or_start(files: Files) -> Address:
 
 
 def _start(files: Files, lock: int, former: Address | None) -> Address:
-    """The same port and password as before, if they can be had: clients and open pages go on with the new server."""
+    """The same port and password as before, if possible: clients and open pages continue with the new server."""
     files.ready.unlink(missing_ok=True)
     with _listen(former.port if former else 0) as listening:
         address = Address(0, listening.getsockname()[1], former.password if former else new_password())
@@ -58,7 +58,7 @@ def _start(files: Files, lock: int, former: Address | None) -> Address:
                     cwd=files.folder,
                     env=_environment(files, address),
                     pass_fds=(lock, listening.fileno()),
-                    start_new_session=True,  # Ctrl-C and a closed terminal are not meant for it
+                    start_new_session=True,  # Ctrl-C and a closed terminal must not reach it
                 )
         except OSError as error:
             raise PrefectServerError(f"Prefect's API server cannot be started: {error}.") from None
@@ -68,7 +68,7 @@ def _start(files: Files, lock: int, former: Address | None) -> Address:
 
 def _listen(wanted: int) -> socket.socket:
     for port in dict.fromkeys((wanted, 0)):
-        # The protocol is named, or asyncio leaves Nagle's algorithm on, and each answer waits 40 ms for its client.
+        # Without naming the protocol, asyncio leaves Nagle's algorithm on, and each answer waits 40 ms for its client.
         listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -106,7 +106,7 @@ def _environment(files: Files, address: Address) -> dict[str, str]:
 
 
 def _pages(files: Files) -> dict[str, str]:
-    """Prefect writes its UI's pages anew, by default beside its modules, where a user may not be allowed to."""
+    """Prefect rewrites its UI's pages, by default beside its modules, where a user may lack permission."""
     found = find_spec("prefect")
     folder = Path(found.origin).parent / "server" if found and found.origin else None
     if folder is not None and os.access(folder, os.W_OK):

@@ -1,4 +1,4 @@
-"""Who uses the server: for the time of a block, with it being started again if it dies; and `up` and `down`."""
+"""Use of the server within a block, with restarts if it dies; and `up` and `down`."""
 
 import fcntl
 import logging
@@ -19,7 +19,7 @@ from thawline.prefect_server._starting import find_or_start
 __all__ = ["ManagedServer", "keep_up", "shut_down", "used"]
 
 _START_SECONDS = 180
-"""A new database is migrated before the first answer, which takes a busy laptop long."""
+"""A new database is migrated before the first answer, which takes long on a busy laptop."""
 _LOOK_SECONDS = 0.05
 _WATCH_SECONDS = 1.0
 _END_SECONDS = 15
@@ -71,12 +71,12 @@ class ManagedServer:
     def _keep_alive(self) -> None:
         """Its supervisor starts it again when it dies; here, when the supervisor died too."""
         revivals = 0
-        with suppress(OSError, PrefectServerError):  # a home that is gone, no more processes: there is no server then
+        with suppress(OSError, PrefectServerError):  # without a home, or at the process limit, there is no server
             while not self._over.wait(_WATCH_SECONDS):
                 if self._lives():
                     continue
                 if revivals == _REVIVALS:
-                    _log.warning("Prefect's API server keeps ending; its log: %s", self._files.log)
+                    _log.warning("Prefect's API server keeps stopping; its log: %s", self._files.log)
                     return
                 revivals += 1
                 _log.warning("Prefect's API server was ended from outside; it is started again")
@@ -85,7 +85,7 @@ class ManagedServer:
 
 @contextmanager
 def used(home: Path) -> Iterator[ManagedServer | None]:
-    """Prefect's server of a home, for the time of the block; it is being started, unless it runs already.
+    """Prefect's server of a home, for the time of the block; started unless it is running.
 
     Args:
         home: Thawline's.
@@ -111,7 +111,7 @@ def used(home: Path) -> Iterator[ManagedServer | None]:
 
 
 def keep_up(home: Path, pool: str | None) -> Address:
-    """Start the server to stay until :func:`shut_down`, perhaps with a worker.
+    """Start the server to stay until :func:`shut_down`, optionally with a worker.
 
     Args:
         home: Thawline's.
@@ -142,7 +142,7 @@ def shut_down(home: Path) -> bool:
     """End the server and its worker; returns whether one was running.
 
     Raises:
-        PrefectServerError: if somebody uses it.
+        PrefectServerError: if it is in use.
     """
     files = Files(home)
     if not files.folder.is_dir():
@@ -159,7 +159,7 @@ def shut_down(home: Path) -> bool:
                     "`thawline ui`. Stop that first, and then try `thawline down` again."
                 )
             address = files.read()
-            assert address is not None  # noqa: S101  written by whoever started it
+            assert address is not None  # noqa: S101  written by the process that started it
             files.stay.unlink(missing_ok=True)
             _end(files, address.pid)
         finally:
@@ -179,7 +179,7 @@ def _end(files: Files, supervisor: int) -> None:
 
 
 def _take(lock: int) -> bool:
-    """Take a lock for oneself; its supervisor has it for a moment now and then."""
+    """Take a lock exclusively; its supervisor holds it briefly now and then."""
     deadline = time.monotonic() + 1
     while not try_lock(lock):
         if time.monotonic() > deadline:
@@ -190,7 +190,7 @@ def _take(lock: int) -> bool:
 
 @contextmanager
 def _among_the_users(files: Files) -> Iterator[None]:
-    """A server that is just ending, as nobody used it, is waited for."""
+    """Wait for a server that is just ending because it was idle."""
     users = files.open("users.lock")
     try:
         fcntl.flock(users, fcntl.LOCK_SH)

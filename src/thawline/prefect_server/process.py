@@ -21,7 +21,7 @@ _FAILED = 3
 
 
 class _Server(uvicorn.Server):
-    """Says when it answers."""
+    """Signals when it answers."""
 
     def __init__(self, config: uvicorn.Config, ready: Path) -> None:
         super().__init__(config)

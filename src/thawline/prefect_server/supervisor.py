@@ -1,8 +1,8 @@
-"""The process that keeps Prefect's server: starts it again when it dies, and ends it when nobody uses it any more.
+"""The process that supervises Prefect's server: restarts it when it dies, and ends it when it is idle.
 
 ``python -m thawline.prefect_server.supervisor HOME LOCK PORT``, the latter two as descriptors: of ``server.lock``,
 already taken, and of the listening socket. The socket stays open while the server is started again, so that clients
-wait for it instead of being refused. Prefect is not imported here: it waits with a few megabytes.
+wait for it instead of being refused. Prefect is not imported here: it waits in a few megabytes.
 """
 
 import fcntl
@@ -21,11 +21,11 @@ from thawline.prefect_server._starting import PASSWORD
 __all__ = ["IDLE_VARIABLE", "Supervisor"]
 
 IDLE_VARIABLE = "THAWLINE_SERVER_MINUTES"
-"""How long the server waits for its next user."""
+"""How long an idle server waits for its next user."""
 _IDLE_MINUTES = 5.0
 _LOOK_SECONDS = 0.5
 _LEAVE_SECONDS = 5.0
-"""What the server has to finish requests, before it is killed: SQLite loses nothing."""
+"""Seconds that the server has to finish requests before it is killed: SQLite loses nothing."""
 _RESTARTS = 20
 
 
@@ -68,7 +68,7 @@ class Supervisor:
             _end([process for process in (self._worker, self._server) if process is not None])
 
     def _may_start(self) -> bool:
-        """The first time; and again if it had begun to answer, since then it is not the start that fails."""
+        """Start the server; again only if it had answered before, so that it is not the start that fails."""
         if self._server is None:
             return True
         say(f"the server ended with exit code {self._server.returncode}")
@@ -83,7 +83,7 @@ class Supervisor:
         self._starts += 1
 
     def _tend_worker(self) -> None:
-        """Have a worker of the pool that was asked for, once the server answers."""
+        """Start a worker of the requested pool, once the server answers."""
         pool = self._wanted_pool()
         ended = self._worker is not None and self._worker.poll() is not None
         if self._worker is not None and (ended or pool != self._pool):
@@ -107,10 +107,10 @@ class Supervisor:
             return ""
 
     def _unused(self) -> bool:
-        """Whether nobody has used it for long enough; the lock is then kept, so that the next user waits for the end.
+        """Whether it has been idle for long enough; the lock is then kept, so that the next user waits for its end.
 
-        Who uses it shares ``users.lock``, which the kernel takes back however that process ends: taking it for a
-        moment tells whether there is anybody, and no request of theirs is needed.
+        Who uses it shares ``users.lock``, which the kernel takes back however that process ends: taking it for a moment
+        tells whether there are users, without any request.
         """
         if self._files.stay.exists() or not try_lock(self._users):
             self._unused_since = None

@@ -53,7 +53,7 @@ def recipe_path(name: str) -> Path:
 def copy(name: str, to: Path) -> Path:
     """Copy a recipe into a folder, or to a file that does not exist yet; returns the file written.
 
-    The schema that its comment names is put beside it, for editors to check it by. One that is there already is
+    The schema that its comment names is put beside it, for editors to check it by. An existing one is
     replaced by that of this version.
 
     Raises:

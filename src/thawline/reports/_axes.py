@@ -1,4 +1,4 @@
-"""What several figures of a study draw alike."""
+"""What several figures of a study have in common."""
 
 from collections.abc import Callable, Sequence, Set
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ def medians(points: Sequence[tuple[int, float]]) -> dict[int, float]:
 
 
 def aside(trials: Sequence[TrialPoint], upright: Set[int]) -> np.ndarray:
-    """``[N]``: a little to the left or the right, so that trials of the same depth can be told apart; some are not."""
+    """``[N]``: horizontal jitter, so that trials of the same depth can be told apart; some get none."""
     numbers = np.array([trial.number for trial in trials])
     return np.where(np.isin(numbers, list(upright)), 0.0, 0.3 * ((0.618 * numbers) % 1 - 0.5))
 
@@ -43,7 +43,7 @@ def draw_marks(
     height: Callable[[TrialPoint], float | None],
     across: Callable[[TrialPoint], float] = lambda trial: trial.freeze_depth,
 ) -> None:
-    """Trials that were not completed: hollow where they stand; at the foot of the plot if they have no height."""
+    """Trials that were not completed: hollow at their value; at the bottom of the plot if they have none."""
     from matplotlib.patheffects import AbstractPathEffect, withStroke
 
     # A cross has no white inside to stand out by.
@@ -64,7 +64,7 @@ def draw_marks(
 def focus(
     axes: "Axes", values: np.ndarray, always: np.ndarray, metric: str, *, probes: np.ndarray | None = None
 ) -> None:
-    """Leave out, with a word, values so bad that nothing could be told apart among the good ones (Tukey's fence).
+    """Leave out, with a note, values so bad that the good ones could not be told apart (Tukey's fence).
 
     Args:
         axes: to set.

@@ -1,4 +1,4 @@
-"""The champion, the baselines and the best trial beside one another."""
+"""Comparison of the champion, the baselines and the best trial."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Comparison:
 
     name: str
     trial: TrialPoint | None
-    """``None`` of what needs no training."""
+    """``None`` for baselines that need no training."""
     value: float
     gain: float
     """By how much the best trial is better."""
@@ -46,7 +46,7 @@ def comparisons_of(report: StudyReport, best: TrialPoint | None) -> list[Compari
     candidates = [
         ("all other trials", others),
         ("other freeze depths", [trial for trial in same if trial.freeze_depth != best.freeze_depth]),
-        ("the head alone", alone),
+        ("head only", alone),
         ("full fine-tuning", [trial for trial in same if trial.freeze_depth == 0 != best.freeze_depth]),
         ("other backbones", [trial for trial in others if trial.backbone != best.backbone]),
         ("the linear probe", [trial for trial in others if trial.is_probe]),
@@ -66,7 +66,7 @@ def comparisons_of(report: StudyReport, best: TrialPoint | None) -> list[Compari
 
 
 def compared(comparisons: Sequence[Comparison], *, several: bool) -> dict[str, Any]:
-    """The same as a table, which says whose freeze depth it is where there are several backbones."""
+    """The same as a table, which names the backbones where there are several."""
     columns = ["best of", "trial", *(["backbone"] if several else []), "freeze depth", "learning rate"]
     rows = [
         [

@@ -1,4 +1,4 @@
-"""The one look of all figures, and how a drawing becomes a small SVG document.
+"""The common style of all figures, and how a drawing becomes a small SVG document.
 
 Drawings are half a page wide, so that their text can be read on a telephone without turning it.
 """
@@ -92,7 +92,7 @@ class Canvas:
 
 @contextmanager
 def canvas(name: str, width: float = 4.4, height: float = 3.2) -> Iterator[Canvas]:
-    """A blank drawing in the house's look; after the block its :attr:`Canvas.svg` is filled in.
+    """A blank drawing in the common style; after the block its :attr:`Canvas.svg` is filled in.
 
     The same drawing gives the same bytes. No setting of matplotlib is changed for others.
 
@@ -138,12 +138,12 @@ def freeze_depth_axis(axes: "Axes", depths: Sequence[int], deepest: int | None =
     Args:
         axes: to set.
         depths: those that are shown.
-        deepest: the depth at which the head alone is trained, if it is known.
+        deepest: the depth at which only the head is trained, if it is known.
     """
     low, high = min(depths), max(depths)
     step = max(1, (high - low + 1) // 12)
     ticks = [*range(low, high + 1, step)]
-    meanings = {0: "0\nall trained"} | ({deepest: f"{deepest}\nhead alone"} if deepest else {})
+    meanings = {0: "0\nall trained"} | ({deepest: f"{deepest}\nhead only"} if deepest else {})
     axes.set_xticks(ticks, [meanings.get(tick, str(tick)) for tick in ticks])
     axes.set_xlim(low - 0.5, high + 0.5)
     axes.set_xlabel("freeze depth")

@@ -1,4 +1,4 @@
-"""The images or texts that a model gets most wrong, small enough for a page."""
+"""The worst mistakes of a model, as images or texts small enough for a page."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ __all__ = ["excerpt", "thumbnail", "worst_mistakes"]
 
 _SIDE = 160
 _CHARACTERS = 280
-"""Some six lines on a telephone."""
+"""About six lines on a telephone."""
 _MOST = 24
 _JOINERS = "\u200c\u200d"
 """Seen by what they do to the letters or emoji around them; in many scripts a word is not spelt without."""
@@ -23,12 +23,12 @@ _JOINERS = "\u200c\u200d"
 def worst_mistakes(
     predictions: Predictions, files: Sequence[str], show: Callable[[int], np.ndarray | str], *, most: int = _MOST
 ) -> tuple[Mistake, ...]:
-    """Of the examples that were got wrong, those whose true class was given the smallest probability, the worst first.
+    """Misclassified examples, those with the smallest probability of the true class first.
 
     Args:
         predictions: of ``N`` images or texts.
         files: ``[N]``, their names.
-        show: gives the uint8 ``[H, W, 3]`` of an image, or a text, by its number; asked only of those that are shown.
+        show: gives the uint8 ``[H, W, 3]`` of an image, or a text, by its number; called only for those that are shown.
         most: how many, at most.
     """
     predicted, given = predictions.predicted, predictions.given

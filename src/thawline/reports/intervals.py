@@ -1,4 +1,4 @@
-"""How far the metrics of so few test examples may be from those of the ones to come: 95 % confidence intervals."""
+"""Confidence intervals (95 %) of metrics on the test split."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Interval:
 
 
 def proportion_interval(right: int, examples: int) -> Interval:
-    """A share of at least one example, by Wilson's score interval: it says something of 0 and of 1 too."""
+    """A share of at least one example, by Wilson's score interval: it is informative at 0 and 1 too."""
     from scipy.stats import binomtest
 
     found = binomtest(right, examples).proportion_ci(_CONFIDENCE, method="wilson")
@@ -44,8 +44,8 @@ def metric_intervals(predictions: Predictions) -> dict[str, Interval]:
     """Accuracy, balanced accuracy and macro F1 of at least one example, as in the metrics of a trial.
 
     Accuracy's interval is Wilson's, the others' is that of 2,000 bootstrap resamples with a fixed seed (percentiles;
-    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). Where every answer is right there is
-    nothing to resample, and accuracy alone has an interval.
+    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). Without a mistake there is nothing to
+    resample, and only accuracy has an interval.
     """
     from scipy.stats import bootstrap
 
@@ -72,7 +72,7 @@ def metric_intervals(predictions: Predictions) -> dict[str, Interval]:
 
 
 def class_table(predictions: Predictions) -> Table:
-    """Of each class: examples, recall with its 95 % interval, precision, F1; ``None`` where nothing can be divided."""
+    """Of each class: examples, recall with its 95 % interval, precision, F1; ``None`` where the divisor is 0."""
     labels, predicted = predictions.labels, predictions.predicted
     columns: dict[str, list[str | int | float | None]] = {
         name: [] for name in ("class", "examples", "recall", "recall from", "recall to", "precision", "F1")

@@ -1,4 +1,4 @@
-"""The report of a study as one page that loads nothing: for a browser, a telephone, or paper."""
+"""The report of a study as one self-contained page: for a browser, a telephone, or paper."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -61,7 +61,7 @@ _SECTIONS = (
     ("explanations", "Explanations"),
     ("promotion", "Promotion"),
     ("data", "Data"),
-    ("reproduce", "Make it again"),
+    ("reproduce", "Reproduce"),
 )
 _NAMED = 10  # problems of a kind; bad files are named all
 _WIDE_CLASSES = 14
@@ -71,7 +71,7 @@ _SPLITS = ("train", "validation", "test")
 def render(report: StudyReport, figures: Mapping[str, Figure | None] | None = None) -> str:
     """The page, as HTML.
 
-    It holds its style, drawings and pictures; a browser that opens it asks no server for anything. Whatever comes from
+    It is self-contained: a browser that opens it sends no request. Whatever comes from
     outside, such as names of classes and files, is text in it. Sections whose values are missing say why in a sentence.
 
     Args:
@@ -111,7 +111,7 @@ def render(report: StudyReport, figures: Mapping[str, Figure | None] | None = No
 def report_figures(report: StudyReport) -> dict[str, Figure | None]:
     """All figures of the report by name, such as ``thaw_line``; ``None`` for those that lack their values.
 
-    A freeze depth of one backbone means something else in another. Where a study tries several, ``surface``,
+    Freeze depths of different backbones are not comparable. Where a study tries several, ``surface``,
     ``thaw_line``, ``time`` and ``memory`` are drawn of each, and named as in ``thaw_line/resnet18``.
     """
     metric, test, surfaces = report.metric, report.test, report_surfaces(report)
@@ -168,7 +168,7 @@ class _Tried:
 
     @property
     def title(self) -> str:
-        """What tells it from others."""
+        """What distinguishes it from others."""
         return "" if self.alone else backbones.label(self.name)
 
     def figure(self, kind: str) -> str:
@@ -203,7 +203,7 @@ def _surface(tried: _Tried) -> Surface | None:
 
 
 def _sections(report: StudyReport) -> list[tuple[str, str]]:
-    """Those of the page; nothing shows yet what a model reads in a text."""
+    """The sections of the page; explanations exist only for images."""
     of_texts = report.data is not None and report.data.kind == "texts"
     return [each for each in _SECTIONS if not (of_texts and each[0] == "explanations")]
 
@@ -219,7 +219,7 @@ def _headline(report: StudyReport, best: TrialPoint | None, comparisons: Sequenc
     if best is None:
         reasons = Counter(trial.reason for trial in report.trials if trial.state == "failed" and trial.reason)
         why = [f"{some(count)} failed: {reason.rstrip('.')}." for reason, count in reasons.most_common(3)]
-        return " ".join(["No trial has been completed, so nothing is known yet.", *why])
+        return " ".join(["No trial has been completed, so there is no result yet.", *why])
     backbone = f" of {backbones.label(best.backbone)}" if best.backbone else ""
     ahead = ", ".join(f"of {each.name} by {each.gain:.4f}" for each in comparisons)
     what = (
@@ -245,7 +245,7 @@ def _frozen(groups: Sequence[str] | None, depth: int) -> str:
     if depth == 0:
         return "Nothing is frozen."
     if depth >= len(groups):
-        return "All layer groups are frozen; the head alone is trained."
+        return "All layer groups are frozen; only the head is trained."
     return f"Frozen: {', '.join(groups[:depth])}. Trained: {', '.join(groups[depth:])} and the head."
 
 
@@ -277,14 +277,14 @@ def _cards(report: StudyReport, best: TrialPoint | None) -> list[_Card]:
 
 
 def _notes(report: StudyReport, best: TrialPoint | None, noun: str) -> list[str]:
-    """What a reader must know to trust the comparison, in sentences."""
+    """Caveats of the comparison, in sentences."""
     notes = []
     size = report.data.size("validation") if report.data else 0
     if best and best.value is not None and report.metric == "accuracy" and size:
         interval = proportion_interval(round(best.value * size), size)
         notes.append(
             f"On {size} validation {noun}s an accuracy of {best.value:.3f} has the 95 % interval {interval.low:.3f} "
-            f"to {interval.high:.3f}: much smaller differences may be chance."
+            f"to {interval.high:.3f}: much smaller differences may be due to chance."
         )
     names = sorted({trial.backbone for trial in report.trials})
     shortened = [f"{backbones.label(name)} is {name}." for name in names if backbones.label(name) != name]
@@ -365,7 +365,7 @@ def _test(predictions: Predictions, noun: str) -> dict[str, Any]:
     columns = class_table(predictions).columns
     by_class = sorted(zip(*columns.values(), strict=True), key=lambda row: (row[2] is None, row[2] or 0.0))
     return {
-        "sentence": f"The best trial's model got {size - wrong} of {size} {noun}s right that no trial has seen.",
+        "sentence": f"The best trial's model got {size - wrong} of {size} {noun}s right; no trial has seen them.",
         "metrics": [
             [name, f"{each.value:.4f}", f"{each.low:.3f} to {each.high:.3f}"] for name, each in intervals.items()
         ],

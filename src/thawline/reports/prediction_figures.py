@@ -1,4 +1,4 @@
-"""Figures of what a classifier says of labelled examples: what it confuses, how well it ranks, how sure it may be."""
+"""Figures of a classifier's predictions: confusions, ranking, calibration."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ _BINS = 15
 
 
 def confusion_figure(predictions: Predictions) -> Figure:
-    """How many examples of each class, and what share of them, are taken for which class.
+    """The confusion matrix, as counts and fractions.
 
     Up to 40 classes as a matrix, in the order of the classes; above that, the 20 pairs that are confused most often.
 
@@ -46,7 +46,7 @@ def confusion_figure(predictions: Predictions) -> Figure:
             _draw_pairs(drawn.axes, counts, pairs[:_PAIRS], names)
     right, examples = int(np.trace(counts)), int(counts.sum())
     listed = "; ".join(
-        f"{names[true]} taken for {names[said]}, {counts[true, said]} of {counts[true].sum()}"
+        f"{names[true]} predicted as {names[said]}, {counts[true, said]} of {counts[true].sum()}"
         for true, said in pairs[:5]
     )
     most = f" Most often confused: {listed}." if pairs else ""
@@ -74,7 +74,7 @@ def precision_recall_curves(predictions: Predictions) -> Figure | None:
 
 
 def roc_curves(predictions: Predictions) -> Figure | None:
-    """True positives against false positives of each class that occurs, against all others, and their mean.
+    """True positive rate against false positive rate of each class that occurs, against all others, and their mean.
 
     ``None`` unless at least two classes occur.
     """
@@ -88,16 +88,16 @@ def roc_curves(predictions: Predictions) -> Figure | None:
     def area(right: npt.NDArray[np.bool_], score: Floats) -> float:
         return float(roc_auc_score(right, score))
 
-    labels = ("false positives, share of other classes", "true positives, share of the class")
+    labels = ("false positive rate", "true positive rate (recall)")
     return _class_curves(predictions, "roc", labels, "area under the curve", curve, area)
 
 
 def reliability_diagram(predictions: Predictions, *, temperature: float | None = None) -> Figure:
-    """How often answers of each probability are right, and how many answers there are of it.
+    """Accuracy by confidence, and a histogram of the confidence.
 
     Args:
         predictions: of at least one example, calibrated if the model is.
-        temperature: that its logits were divided by; with it, the diagram shows what was before, too.
+        temperature: that its logits were divided by; with it, the diagram also shows the state before.
     """
     labels, probabilities = predictions.labels, predictions.probabilities
     right = probabilities.argmax(1) == labels
@@ -122,16 +122,16 @@ def reliability_diagram(predictions: Predictions, *, temperature: float | None =
                 zorder=3,
             )
             lower.hist(confidence, np.linspace(0, 1, _BINS + 1), edgecolor=line, facecolor=fill, histtype="stepfilled")
-        upper.set_ylabel("share that is right")
+        upper.set_ylabel("accuracy")
         upper.set_ylim(-0.03, 1.06)
         upper.legend(loc="upper left")
         lower.set_ylabel("examples")
-        lower.set_xlabel("probability of the predicted class")
+        lower.set_xlabel("confidence (probability of the predicted class)")
     listed = ", ".join(f"{name} {error:.3f}" for name, error in errors.items())
     sure = probabilities.max(1).mean()
     return Figure(
         drawn.svg,
-        f"Reliability on {len(labels)} examples: the model is {sure:.1%} sure on average and right in "
+        f"Reliability on {len(labels)} examples: mean confidence {sure:.1%}, accuracy "
         f"{right.mean():.1%}. Expected calibration error: {listed}.",
     )
 
@@ -173,7 +173,7 @@ def _class_curves(
             *axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, title=f"{area_name}, lowest classes"
         )
     listed = ", ".join(f"{shorten(predictions.classes[occurring[place]])} {areas[place]:.3f}" for place in worst)
-    across, up = (label.split(",")[0] for label in labels)
+    across, up = labels
     return Figure(
         drawn.svg,
         f"{up.capitalize()} against {across} of {len(curves)} classes. Mean {area_name}: {areas.mean():.3f}. "
@@ -248,7 +248,7 @@ def _draw_pairs(axes: "Axes", counts: Ints, pairs: Sequence[tuple[int, int]], na
 
 
 def _uncalibrated(probabilities: Floats, temperature: float) -> Floats:
-    """What the probabilities were before the logits were divided by the temperature."""
+    """The probabilities before the logits were divided by the temperature."""
     from scipy.special import softmax
 
     undone: Floats = softmax(np.log(np.maximum(probabilities, 1e-30)) * temperature, axis=1)
@@ -256,7 +256,7 @@ def _uncalibrated(probabilities: Floats, temperature: float) -> Floats:
 
 
 def _bins(confidence: Floats, right: npt.NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
-    """Mean probability, share that is right, and number of examples, of each bin that has any."""
+    """Mean confidence, accuracy and number of examples of each bin that is not empty."""
     places = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
     count = np.bincount(places, minlength=_BINS)
     filled = count > 0

@@ -1,4 +1,4 @@
-"""Figures of a search: where the thaw line lies, what trials cost, how the search went."""
+"""Figures of a search: the thaw line, the cost of trials, the history."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -67,11 +67,11 @@ def response_surface(
 ) -> Figure | None:
     """The metric over freeze depth and learning rate: the fitted surface, and every trial where it was tried.
 
-    A linear probe has no learning rate, and so no place here.
+    A linear probe has no learning rate, and is not shown.
 
     Args:
         trials: of one backbone.
-        surface: of :func:`~thawline.reports.fit_surface`; without one the trials stand alone, coloured by value.
+        surface: of :func:`~thawline.reports.fit_surface`; without one only the trials are shown, coloured by value.
         metric: that the study optimises.
         deepest: number of layer groups, where it is known.
         backbone: its name, if there are figures of several.
@@ -123,12 +123,12 @@ def thaw_line(
     deepest: int | None = None,
     backbone: str = "",
 ) -> Figure | None:
-    """The best value at each freeze depth, and every trial behind it; beside it, what linear probes reach.
+    """The best value at each freeze depth, and every trial behind it; and the values of linear probes.
 
     Args:
         trials: of one backbone.
         metric: that the study optimises.
-        probes: the same metric of a linear probe behind the frozen layer groups, by freeze depth.
+        probes: the same metric of a linear probe after the frozen layer groups, by freeze depth.
         deepest: number of layer groups, where it is known.
         backbone: its name, if there are figures of several.
 
@@ -165,7 +165,7 @@ def thaw_line(
     return Figure(
         drawn.svg,
         f"Best validation {_words(metric)}{_of(backbone)} at each freeze depth, {_counted(trials)}. {listed}."
-        f"{f' Linear probes on the frozen features alone reach {reached}.' if reached else ''}",
+        f"{f' Linear probes on the frozen features reach {reached}.' if reached else ''}",
     )
 
 
@@ -197,7 +197,7 @@ def memory_by_depth(
     deepest: int | None = None,
     backbone: str = "",
 ) -> Figure | None:
-    """Memory of training at each freeze depth: as computed beforehand, and as measured; a linear probe is not trained.
+    """Memory of training at each freeze depth: as computed and as measured; a linear probe is not trained.
 
     Args:
         trials: of one backbone.
@@ -238,11 +238,11 @@ def optimisation_history(trials: Sequence[TrialPoint], metric: str) -> Figure | 
         draw_legend(axes)
     steps = [trial for i, trial in enumerate(running) if i == 0 or trial.number != running[i - 1].number]
     listed = ", ".join(f"{trial.value:.4f} in trial {trial.number}" for trial in steps[-5:])
-    return Figure(drawn.svg, f"Value by trial, {_counted(trials)}. It was bettered {len(steps) - 1} times: {listed}.")
+    return Figure(drawn.svg, f"Value by trial, {_counted(trials)}. Improvements ({len(steps) - 1}): {listed}.")
 
 
 def hyperparameter_importance(shares: Mapping[str, float], metric: str) -> Figure | None:
-    """What share of the differences in value each hyperparameter explains, the largest first.
+    """The importance of each hyperparameter, the largest first.
 
     Args:
         shares: 0 to 1, by name.
@@ -264,9 +264,9 @@ def hyperparameter_importance(shares: Mapping[str, float], metric: str) -> Figur
         axes.set_xlim(0, max(0.1, 1.15 * ranked[0][1]))
         axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel(f"share of the differences in val/{metric}")
+        axes.set_xlabel(f"importance (share of the variance of val/{metric})")
     listed = ", ".join(f"{name} {share:.0%}" for name, share in ranked)
-    return Figure(drawn.svg, f"What explains the differences in validation {_words(metric)}: {listed}.")
+    return Figure(drawn.svg, f"Importance of hyperparameters for validation {_words(metric)}: {listed}.")
 
 
 def learning_curves(curves: Sequence[LearningCurve], metric: str) -> Figure | None:
@@ -295,7 +295,7 @@ def learning_curves(curves: Sequence[LearningCurve], metric: str) -> Figure | No
 
 
 def _colours(values: np.ndarray, surface: Surface | None, metric: str) -> dict[str, Any]:
-    """The scale of colours, bright where the metric is good; a few very bad values do not take it up."""
+    """The scale of colours, bright where the metric is good; a few very bad values do not dominate it."""
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
 
@@ -316,7 +316,7 @@ def _draw_surface(axes: "Axes", surface: Surface, colours: Mapping[str, Any]) ->
 
 
 def _draw_probes(axes: "Axes", probes: Sequence[TrialPoint], curve: Mapping[int, float]) -> None:
-    """The trials that are linear probes, and what probes reach at the other depths: one thing in the legend."""
+    """The trials that are linear probes, and probes at the other depths: one legend entry."""
     style: dict[str, Any] = {"color": _PROBE, "label": "linear probe", "zorder": 4}
     if curve:
         axes.plot(

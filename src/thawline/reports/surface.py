@@ -1,9 +1,8 @@
 """The metric of a study as a surface over freeze depth and learning rate.
 
-Trials lie where the search looked, and two of them at the same place differ by chance. A Gaussian process draws a
-surface through them that says how much of what they differ by is chance: its smoothness and its noise are those under
-which the trials' values are the most probable, so no smoothing has to be chosen. Splines with a chosen smoothing draw
-valleys between trials that are only unlucky.
+Trials lie where the search looked, and two of them at the same place differ by chance. A Gaussian process estimates how
+much of their difference is noise: its length scales and noise maximise the likelihood of the trials' values, so no
+smoothing has to be chosen. Splines with a chosen smoothing draw valleys between trials that were only unlucky.
 """
 
 import warnings
@@ -136,7 +135,7 @@ def _smooth(points: np.ndarray, values: np.ndarray, grid: np.ndarray) -> np.ndar
 
 
 def _inside(points: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Which points of ``grid`` lie within the convex hull of ``points``, its border included."""
+    """Which points of ``grid`` lie within the convex hull of ``points``, its edge included."""
     from scipy.spatial import Delaunay
 
     inside: np.ndarray = Delaunay(points).find_simplex(grid, tol=1e-6) >= 0
@@ -144,7 +143,7 @@ def _inside(points: np.ndarray, grid: np.ndarray) -> np.ndarray:
 
 
 def _colours(values: np.ndarray) -> np.ndarray:
-    """uint8 ``[V, 3]``: matplotlib's viridis, which grows evenly brighter and is told apart by the colour-blind too."""
+    """uint8 ``[V, 3]``: matplotlib's viridis, perceptually uniform and suitable for the colour-blind."""
     from matplotlib import colormaps
 
     low, high = np.nanmin(values), np.nanmax(values)

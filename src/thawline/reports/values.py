@@ -1,6 +1,6 @@
-"""What a report of a study is made from: plain values, which are ``report.json`` too.
+"""The values of a study's report, which are also ``report.json``.
 
-Everything but the study's name, its metric and its trials may be missing; the report then does without.
+Everything but the study's name, its metric and its trials may be missing; the report then leaves it out.
 """
 
 import math
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 Address = Annotated[str, Field(pattern=r"^https?://")]
-"""That a reader may follow; a report loads nothing from it."""
+"""A link for the reader; a report loads nothing from it."""
 
 
 def _finite(value: float | None) -> float | None:
@@ -80,7 +80,7 @@ class TrialPoint(_Value):
     epochs: int | None = None
     seconds: float | None = None
     memory_bytes: float | None = None
-    """Most memory that was in use while it was trained, if it was measured."""
+    """Peak memory of its training, if it was measured."""
     reason: str = ""
     """Why it ended before its last epoch, or failed."""
     link: Address | None = None
@@ -99,7 +99,7 @@ class TrialPoint(_Value):
 
 
 class LearningCurve(_Value):
-    """What the epochs of a trial brought."""
+    """The metrics of a trial's epochs."""
 
     trial: int
     metrics: dict[str, tuple[Measured, ...]]
@@ -107,7 +107,7 @@ class LearningCurve(_Value):
 
 
 class FileProblem(_Value):
-    """Something about a file, a folder, or a line of a table that a person should know."""
+    """A problem of a file, a folder, or a line of a table."""
 
     path: str
     """Of a line with its number, such as ``messages.csv:17``."""
@@ -146,7 +146,7 @@ class Calibration(_Value):
 
 
 class Criterion(_Value):
-    """One question of the promotion, its answer, and what would have been the right one."""
+    """One criterion of the promotion, its value, and what was required."""
 
     name: str
     passed: bool
@@ -155,7 +155,7 @@ class Criterion(_Value):
 
 
 class Baselines(_Value):
-    """The best trial's value on validation, and what it stands beside."""
+    """The best trial's value on validation, and the baselines."""
 
     best_trial: Measured
     majority_class: Measured
@@ -164,7 +164,7 @@ class Baselines(_Value):
 
 
 class Promotion(_Value):
-    """What became of the best trial's model: ``Promotion.model_validate(promotion_outcome.as_dict())``.
+    """The promotion decision on the best trial's model: ``Promotion.model_validate(promotion_outcome.as_dict())``.
 
     That mapping is the artifact ``promotion/verdict.json`` of the run too.
     """
@@ -204,7 +204,7 @@ _Predictions = Annotated[InstanceOf[Predictions], BeforeValidator(_predictions),
 
 
 class Mistake(_Value):
-    """An image or a text that the model got wrong; :func:`~thawline.reports.worst_mistakes` makes them."""
+    """A misclassified image or text; :func:`~thawline.reports.worst_mistakes` makes them."""
 
     picture: bytes | None = None
     """Encoded as JPEG or PNG, at most 160 px wide and high; ``None`` of a text."""
@@ -228,7 +228,7 @@ class Mistake(_Value):
 
 
 class Explanation(_Value):
-    """A picture with what the model looked at."""
+    """An explanation of a prediction, as a picture."""
 
     picture: bytes
     """Encoded as JPEG or PNG."""
@@ -236,10 +236,10 @@ class Explanation(_Value):
 
 
 class Provenance(_Value):
-    """How to make the same study again."""
+    """How to reproduce the study."""
 
     command: str = ""
-    """As it can be pasted into a shell."""
+    """Ready to paste into a shell."""
     config: str = ""
     """The whole configuration, as a recipe."""
     commit: str = ""
@@ -252,7 +252,7 @@ class Provenance(_Value):
 
 
 class StudyReport(_Value):
-    """All that the report of a study shows."""
+    """All values of a study's report."""
 
     format: Literal[1] = 1
     study: str
@@ -269,14 +269,14 @@ class StudyReport(_Value):
     costs: dict[str, tuple[DepthCost, ...]] = Field(default_factory=dict)
     """Of each backbone, what every freeze depth costs."""
     probe_curves: dict[str, dict[int, Measured]] = Field(default_factory=dict)
-    """Of each backbone, the metric on validation of a linear probe behind so many frozen layer groups, by freeze depth;
+    """Of each backbone, the metric on validation of a linear probe after the frozen layer groups, by freeze depth;
     of those depths whose activations were stored."""
     curves: tuple[LearningCurve, ...] = ()
     """Of a few trials, the best first."""
     importance: dict[str, float] = Field(default_factory=dict)
-    """What share, 0 to 1, of the differences in value each hyperparameter explains."""
+    """The importance of each hyperparameter, 0 to 1: its share of the variance."""
     test: _Predictions | None = None
-    """What the best trial's model says of the held-out images or texts, at least one: calibrated, as it answers."""
+    """The calibrated predictions of the best trial's model for the held-out images or texts, at least one."""
     mistakes: tuple[Mistake, ...] = ()
     explanations: tuple[Explanation, ...] = ()
     promotion: Promotion | None = None
@@ -292,7 +292,7 @@ class StudyReport(_Value):
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            StudyError: if it is no report, naming what is wrong with it.
+            StudyError: if it is not a report, naming what is wrong with it.
         """
         try:
             return cls.model_validate_json(text)
@@ -302,6 +302,6 @@ class StudyReport(_Value):
                 for each in error.errors(include_url=False)
             )
             raise StudyError(
-                f"This is no report that this version of Thawline reads: {wrong}. The search that wrote it writes a "
-                "new one when it is run again."
+                f"This is not a report that this version of Thawline can read: {wrong}. The search that wrote it "
+                "writes a new one when it is run again."
             ) from None

@@ -1,4 +1,4 @@
-"""What happens during a search, as values for whoever watches: a live table, a log, a test.
+"""What happens during a search, as values for watchers: a live table, a log, a test.
 
 Events travel as log records of the logger ``thawline.search``: their text is the plain log line, the event itself is
 the record's attribute ``event``. The progress of a phase goes only to :func:`watching`: it would flood a log. Watching

@@ -21,7 +21,7 @@ __all__ = ["LEASES", "LEASE_SECONDS", "Leases", "beating"]
 _log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 60.0
-"""A search that did not renew its leases for so long, by the database's clock, is considered dead."""
+"""A search that did not renew its leases for this long, by the database's clock, is considered dead."""
 
 
 LEASES = sa.Table(

@@ -139,7 +139,7 @@ def probe_of(config: SearchConfig, depths: Mapping[str, int], backbone: str) -> 
 
 
 def kept_backbones(config: SearchConfig, ranking: Iterable[str]) -> list[str]:
-    """Those that are tried, the best first: so many as ``study.keep_backbones``, and what ``study.enqueue`` names."""
+    """Those that are tried, the best first: ``study.keep_backbones`` of them, and what ``study.enqueue`` names."""
     ranked = [name for name in ranking if name in config.backbones] or list(config.backbones)
     named = {point.get("backbone") for point in config.study.enqueue}
     return [name for name in ranked if name in ranked[: config.study.keep_backbones] or name in named]

@@ -33,8 +33,7 @@ __all__ = ["store_activations"]
 
 
 def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str, StoredSplits]:
-    """Measure and plan each backbone, and fill the store; the plan is kept with the study, so that it is resumed with
-    it.
+    """Measure and plan each backbone, and fill the store; the plan is kept with the study.
 
     Trials do not need it: if the process that does it dies again and again, they compute everything themselves, and a
     warning says so.

@@ -333,8 +333,7 @@ def _probe_path(spec: TrialSpec) -> Path:
 def _log_classes(
     trial: _Trial, backbone: backbones.Backbone, validation: Inputs, runtime: Runtime, result: FitResult
 ) -> None:
-    """The confusion matrix and class metrics of the best epoch, whose weights the backbone then has; unless pruned, in
-    detail."""
+    """Record the confusion matrix and class metrics of the best epoch; in detail unless it was pruned."""
     spec, best = trial.spec, trial.folder.best()
     if best is None:
         return

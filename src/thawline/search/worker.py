@@ -152,7 +152,7 @@ def call_in_worker(
             and ``link.alive()``; it may raise :class:`Interrupted` when that asks it to leave.
         args: values that can be pickled.
         on_message: answers messages.
-        silent_seconds: a process that says nothing for so long is ended; ``None`` waits indefinitely.
+        silent_seconds: a process that is silent for this long is ended; ``None`` waits indefinitely.
         poll_seconds: how soon an interruption is noticed.
 
     Raises:

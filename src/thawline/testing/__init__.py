@@ -1,4 +1,4 @@
-"""For those who extend Thawline: what every tracker and every backbone must hold, and a tracker in memory."""
+"""For extensions of Thawline: the contracts of trackers and backbones, and a tracker in memory."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The tests that every backbone must pass, whichever library it is of; seen by their effect on tensors."""
+"""The tests that every backbone must pass, whichever library it is from; they check effects on tensors."""
 
 # ruff: noqa: S101  asserts are what pytest's tests are made of
 import json
@@ -26,14 +26,14 @@ class BackboneContract(ABC):
     classes = 5
     """Of the head."""
     numbers_of_classes = (2, 10, 200)
-    """With each of which the first loss is looked at."""
+    """With each of which the first loss is checked."""
 
     @abstractmethod
     def make(self, num_classes: int) -> Backbone:
         """A fresh backbone from :func:`thawline.backbones.create`."""
 
     def backbone(self) -> Backbone:
-        """A fresh one, whose head has weights of chance: what comes through zeros is the same, whatever goes in."""
+        """A fresh one, whose head has random weights: with zeros the logits would not depend on the input."""
         backbone = self.make(self.classes)
         weight = backbone.module.get_parameter(f"{backbone.head.name}.weight").detach()
         drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
@@ -145,7 +145,7 @@ class BackboneContract(ABC):
                 assert {name for name, _ in tail.named_parameters()} <= free
 
     def test_its_sections_one_after_the_other_are_the_whole(self) -> None:
-        """Group after group, without a bit of difference."""
+        """Group after group, bit-equal."""
         backbone = self.backbone()
         backbone.module.eval()
         images = inputs_for(backbone, count=1)
@@ -246,7 +246,7 @@ def _train_a_little(backbone: Backbone, depth: int) -> None:
 
 
 def restore(module: nn.Module, start: dict[str, Tensor]) -> None:
-    """Give a module the numbers that it had, and no gradients."""
+    """Restore a module's values, and clear its gradients."""
     state = module.state_dict()  # with the version number that MNASNet insists on
     state.update(start)
     module.load_state_dict(state)

@@ -25,7 +25,7 @@ __all__ = ["MemoryTracker", "TrackerContract"]
 
 
 class MemoryTracker:
-    """Keeps all that it is given; for tests, and as the simplest example of a plugin.
+    """Keeps everything in memory; for tests, and as the simplest example of a plugin.
 
     ``MemoryTracker`` itself is what makes a tracker of a run, so that an entry point may name it::
 
@@ -88,7 +88,7 @@ class MemoryTracker:
 
 
 class TrackerContract(ABC):
-    """What every tracker must hold; a subclass says how one is made and how its numbers are read back.
+    """The contract of trackers; a subclass says how one is made and how its values are read back.
 
     ::
 
@@ -101,7 +101,7 @@ class TrackerContract(ABC):
             def read_metrics(self, folder):
                 return {"val/accuracy": [(1, 0.5)]}  # what was written, read back
 
-    Trackers are opened as the search opens them: in a thread of their own, which also keeps whatever they raise from
+    Trackers are opened as the search opens them: in a thread of their own, which also keeps their exceptions from
     training.
     """
 

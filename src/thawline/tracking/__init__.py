@@ -1,4 +1,4 @@
-"""Recording what a study and its trials do: MLflow, and beside it TensorBoard, tables, W&B and other packages'."""
+"""Recording of studies and their trials: MLflow, and optionally TensorBoard, tables, W&B and plugins."""
 
 from thawline.tracking._background import BackgroundTracker
 from thawline.tracking._base import CompositeTracker, RunStatus, Tracker, TrackerRun, TrackingReport, run_status

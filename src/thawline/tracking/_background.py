@@ -1,4 +1,4 @@
-"""Any tracker behind a queue of its own: whatever it does, training goes on."""
+"""Any tracker behind a queue of its own: whatever it does, training continues."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,13 +9,13 @@ from thawline.tracking._records import Artifact, End, Metrics, Params, Record, S
 __all__ = ["BackgroundTracker"]
 
 _FAILURES = 5
-"""Calls that may fail one after the other before a tracker is given up."""
+"""Consecutive calls that may fail before a tracker is given up."""
 
 
 class BackgroundTracker(QueuedTracker):
     """Makes a tracker in a thread of its own, and calls it there.
 
-    A call that raises is remembered for the report, and the next ones are made all the same; after five failures in a
+    A call that raises is kept for the report, and the next ones are still made; after five failures in a
     row the tracker is only closed. One that does not finish within ``grace_seconds`` after the end is left behind.
     """
 
@@ -31,10 +31,10 @@ class BackgroundTracker(QueuedTracker):
         """Begin to make the tracker.
 
         Args:
-            make: returns the tracker; called in the thread, so it may take its time and import what it likes.
+            make: returns the tracker; called in the thread, so it may be slow and import anything.
             name: see :class:`QueuedTracker`; so are the others.
             grace_seconds: how long :meth:`close` may take.
-            most_large: how many pictures and the like may wait.
+            most_large: how many large records, such as pictures, may wait.
             most_records: how many calls of any kind may wait.
         """
         super().__init__(
@@ -43,7 +43,7 @@ class BackgroundTracker(QueuedTracker):
 
 
 class _Called:
-    """A tracker as the destination of a queue. It is never asked twice for the same."""
+    """A tracker as the destination of a queue. A record is never delivered twice."""
 
     together = 1
 

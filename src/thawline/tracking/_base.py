@@ -1,4 +1,4 @@
-"""What every tracker does, whatever it writes to."""
+"""The interface of all trackers."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -44,12 +44,12 @@ class TrackerRun:
 
 @dataclass(frozen=True)
 class TrackingReport:
-    """What became of everything that was logged."""
+    """What happened to everything that was logged."""
 
     unsent: int = 0
     """Records that could not be delivered."""
     where: Path | None = None
-    """File that keeps them until the next start; ``None`` if there are none, or if not even that could be written."""
+    """File that keeps them until the next start; ``None`` if there are none, or if it could not be written."""
     problem: str | None = None
     """The first failure, as one sentence; ``None`` if nothing failed. Delivered late is a problem without unsent."""
 
@@ -89,7 +89,7 @@ class Tracker(Protocol):
         """Record a file, or all that a directory holds, into a folder among the run's artifacts."""
 
     def close(self, status: RunStatus) -> TrackingReport:
-        """Deliver what is waiting, set how the run ended, and say what could not be delivered."""
+        """Deliver what is waiting, set how the run ended, and report what could not be delivered."""
 
 
 @runtime_checkable
@@ -114,7 +114,7 @@ class Delivering(Protocol):
     """A tracker that delivers from a thread of its own."""
 
     def begin_close(self, status: RunStatus) -> None:
-        """Say how the run ended and that nothing more comes; ``close`` then waits for what is under way."""
+        """Announce how the run ended and that nothing more comes; ``close`` then waits for what is in progress."""
 
 
 def run_status(state: Literal["complete", "pruned", "failed"]) -> RunStatus:
@@ -204,6 +204,6 @@ class CompositeTracker:
         for tracker in self._trackers:
             try:
                 call(tracker)
-            except Exception as error:  # whatever a tracker's library raises, the trial goes on
+            except Exception as error:  # whatever a tracker's library raises, the trial continues
                 _log.debug("a tracker failed", exc_info=True)
                 self._problem = self._problem or f"{type(tracker).__name__}: {type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""What libraries say of their failures: one line of it for people, and none of it on the terminal."""
+"""Failure messages of libraries: one line for people, and nothing on the terminal."""
 
 import logging
 import re
@@ -15,7 +15,7 @@ def first_line(error: BaseException) -> str:
     """The first line of an exception's text, shortened and without passwords, or its type if it has none."""
     lines = str(error).strip().splitlines()
     text = without_password(lines[0].strip()) if lines else ""
-    # MLflow quotes urllib3's account of every attempt; what a person needs of it is which server is silent, and why.
+    # MLflow quotes urllib3's account of every attempt; what matters is which server does not answer, and why.
     if silent := re.match(r"API request to (\w+://[^/]+)\S* failed with exception", text):
         why = re.search(r"Connection refused|timed out|Failed to resolve|certificate verify failed[^('\"]*", text)
         return f"{silent[1]} does not answer" + (f" ({why[0].strip()})" if why else "")
@@ -38,7 +38,7 @@ _NOISE = {
 
 @contextmanager
 def quiet_mlflow() -> Iterator[None]:
-    """Hold back what MLflow says of its own doings; its warnings about ours are let through."""
+    """Suppress MLflow's progress messages; its warnings about our calls are let through."""
     before = {name: logging.getLogger(name).level for name in _NOISE}
     try:
         for name, level in _NOISE.items():
@@ -50,7 +50,7 @@ def quiet_mlflow() -> Iterator[None]:
 
 
 class _NotOurThread(logging.Filter):
-    """Drops what a library logs from a queue's thread: that a server is down is said once, in the report."""
+    """Drops what a library logs from a queue's thread: an unreachable server is reported once, at the end."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not (record.threadName or "").startswith("thawline-tracking")
@@ -61,7 +61,7 @@ _filter: _NotOurThread | None = None
 
 
 def hold_back_warnings() -> None:
-    """Keep what libraries say of failures in the queues' threads off the terminal; other threads keep theirs.
+    """Keep libraries' failure messages in the queues' threads off the terminal; other threads keep theirs.
 
     That is urllib3's "Retrying …", and the traceback that MLflow logs of a database that is locked or full.
     """

@@ -1,4 +1,4 @@
-"""One queue for what is told to slow trackers: training puts records into it, a thread delivers them."""
+"""One queue for slow trackers: training puts records into it, a thread delivers them."""
 
 import logging
 import math
@@ -24,7 +24,7 @@ _LONGEST_PAUSE_AT_END = 1.0
 
 
 class Destination(Protocol):
-    """Where the records of a queue go; all but :meth:`keep` is called in the queue's thread, and may take its time."""
+    """Where the records of a queue go; all but :meth:`keep` is called in the queue's thread, and may be slow."""
 
     @property
     def together(self) -> int:
@@ -37,7 +37,7 @@ class Destination(Protocol):
         """Record one record, or several of metrics; raises whatever keeps that from being done."""
 
     def retry_after(self, error: Exception, attempt: int) -> float | None:
-        """Seconds after which the same is tried again; ``None`` if that is of no use.
+        """Seconds after which the same is tried again; ``None`` if retrying is useless.
 
         Args:
             error: what :meth:`open` or :meth:`deliver` raised.
@@ -55,9 +55,9 @@ class Destination(Protocol):
 class QueuedTracker:
     """A tracker that delivers in order, from a thread of its own, and never waits for it but in :meth:`close`.
 
-    What a destination refuses for good costs that record alone, even if others were sent along. Until a slow one takes
-    them, at most ``most_large`` pictures, tables and the like wait, the newest of which are left out first, and
-    ``most_records`` records of any kind. All that got lost is counted in the report. A value that a metric already has
+    A record that a destination refuses permanently is lost by itself, not the others sent with it. Until a slow one
+    takes them, at most ``most_large`` pictures, tables and the like wait, of which the newest are dropped first, and
+    ``most_records`` records of any kind. All that is lost is counted in the report. A value that a metric already has
     at a step is not recorded again.
 
     Create it in the process that logs: a thread does not survive a fork.
@@ -77,7 +77,7 @@ class QueuedTracker:
         Args:
             destination: where the records go.
             name: of the system, for the report.
-            grace_seconds: how long delivering may go on after the run has ended.
+            grace_seconds: how long delivery may continue after the run has ended.
             most_large: pictures, tables and the like that may wait: by default a hundred megabytes.
             most_records: by default far more than a trial makes, and less than a hundred megabytes.
         """
@@ -100,7 +100,7 @@ class QueuedTracker:
         self._lost = 0
         self._problem: str | None = None
         self._report: TrackingReport | None = None
-        # By the thread's name, what libraries say of their failures is kept off the terminal.
+        # By the thread's name, libraries' failure messages are kept off the terminal.
         self._thread = threading.Thread(target=self._run, name=f"thawline-tracking-{name}", daemon=True)
         self._thread.start()
 
@@ -162,7 +162,7 @@ class QueuedTracker:
             raise RuntimeError("This tracker is closed; nothing may be logged any more.")
 
     def _put(self, record: Record) -> bool:
-        """Let a record wait for its turn; False if there is no room for it."""
+        """Enqueue a record; False if there is no room for it."""
         with self._changed:
             self._check_open()
             large = isinstance(record, LARGE)
@@ -189,12 +189,12 @@ class QueuedTracker:
                 alone = True
 
     def _attempt(self, action: Callable[[], None]) -> bool:
-        """Whether it could be done, as soon or as late as that was; why not at once is remembered."""
+        """Whether it could be delivered, at once or late; the reason for a delay is kept."""
         attempt = 0
         while not self._abandoned.is_set():
             try:
                 action()
-            except Exception as error:  # the network, a server, the disk, a library: training goes on
+            except Exception as error:  # the network, a server, the disk, a library: training continues
                 _log.debug("recording with %s failed", self._name, exc_info=True)
                 self._problem = self._problem or f"{self._name}: {first_line(error)}"
                 attempt += 1
@@ -210,7 +210,7 @@ class QueuedTracker:
         return False
 
     def _next(self, alone: bool) -> tuple[Record, ...]:
-        """The records whose turn it is, which wait on until they are done; none after the end."""
+        """The next records, which stay queued until they are delivered; none after the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closing.is_set())
             if self._abandoned.is_set():
@@ -219,7 +219,7 @@ class QueuedTracker:
 
     def _done(self, count: int, *, lost: bool = False) -> None:
         with self._changed:
-            if self._abandoned.is_set():  # whoever closes has counted them
+            if self._abandoned.is_set():  # `close` has counted them
                 return
             for _ in range(count):
                 self._large -= isinstance(self._queue.popleft(), LARGE)
@@ -227,7 +227,7 @@ class QueuedTracker:
 
 
 def _head(queue: Iterable[Record], most: int) -> tuple[Record, ...]:
-    """From the front: metrics up to so many values, or one record that is something else."""
+    """From the front: metrics up to a number of values, or one other record."""
     taken: list[Record] = []
     values = 0
     for record in queue:

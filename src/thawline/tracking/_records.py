@@ -1,4 +1,4 @@
-"""What trackers are told, as values that carry the time at which it happened."""
+"""The records that trackers are sent, as values with the time at which they happened."""
 
 import time
 from collections.abc import Mapping
@@ -118,7 +118,7 @@ class Checkpoint:
     name: str
     epoch: int
     metrics: Mapping[str, float]
-    """Finite ones alone."""
+    """Only finite ones."""
     dataset: tuple[str, str] | None
     """Name and digest of what the metrics were measured on, as MLflow has them."""
     params: Mapping[str, str]
@@ -151,4 +151,4 @@ Record: TypeAlias = (
 )
 
 LARGE = Shown | ImageFile | TableFile
-"""Records of which only some may wait: a hundred megabytes of pictures and tables."""
+"""Large records, of which only some may wait: a hundred megabytes of pictures and tables."""

@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class SystemSampler:
-    """Measures in a thread of its own and hands ``(metrics, step)`` on; the step is seconds since ``started_at``.
+    """Measures in a thread of its own and passes ``(metrics, step)`` on; the step is seconds since ``started_at``.
 
     It begins with a sample every two seconds, so that a trial of half a minute has a curve, and thins out to one every
     30 seconds, so that a trial of a day has three thousand points and not forty thousand.
@@ -30,14 +30,14 @@ class SystemSampler:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop measuring; nothing is recorded after this returns, unless a driver hangs, for which nobody waits."""
+        """Stop measuring; nothing is recorded after this returns, unless a driver hangs, which is not waited for."""
         self._stop.set()
         self._thread.join(5.0)
 
     def _run(self) -> None:
         try:
             monitors = _monitors()
-        except Exception:  # measuring is a courtesy: without it the trial is trained all the same
+        except Exception:  # measuring is optional: the trial is trained without it too
             _log.debug("system metrics are not available", exc_info=True)
             return
         begun = time.monotonic()
@@ -48,7 +48,7 @@ class SystemSampler:
                     monitor.collect_metrics()
                     metrics |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
                     monitor.clear_metrics()
-                except Exception:  # a driver that answers now and then
+                except Exception:  # a driver that answers intermittently
                     _log.debug("a system monitor failed", exc_info=True)
             if metrics and not self._stop.is_set():
                 self._record(metrics, int(time.time() - self._started_at))

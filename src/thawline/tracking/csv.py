@@ -1,4 +1,4 @@
-"""A trial's history as a table that every program reads: one row for each epoch."""
+"""A trial's history as a CSV table: one row for each epoch."""
 
 import csv
 import os
@@ -17,9 +17,9 @@ _NOT_BY_EPOCH = ("gradient_step/", "system/")
 class CsvTracker:
     """Writes one trial's metrics to ``<home>/studies/<study>/trial-007/history.csv``, as RFC 4180 has it.
 
-    The columns are ``epoch`` and the metrics in the order in which they came; what an epoch lacks is empty. The file is
-    whole at any moment: after each epoch it is written anew and put in place of the old one, which is a matter of
-    kilobytes. A resumed trial adds to the rows that it finds, and repeated epochs replace theirs.
+    The columns are ``epoch`` and the metrics in the order in which they came; missing values are empty. The file is
+    always complete: after each epoch it is rewritten and replaces the old one, which is a matter of kilobytes. A
+    resumed trial adds to the rows that it finds, and repeated epochs replace theirs.
 
     A table has no room for anything else: texts, media and files are left out.
     """
@@ -38,7 +38,7 @@ class CsvTracker:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, TypeError, csv.Error) as error:
-            self._unread = f"{path} could not be read and is written anew: {_reason(error)}"
+            self._unread = f"{path} could not be read and is rewritten: {_reason(error)}"
 
     @classmethod
     def for_run(cls, run: TrackerRun) -> "CsvTracker":
@@ -55,7 +55,7 @@ class CsvTracker:
         self._check_open()
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int, timestamp_ms: int | None = None) -> None:
-        """Write the row of an epoch; metrics whose step is no epoch are left out."""
+        """Write the row of an epoch; metrics whose step is not an epoch are left out."""
         self._check_open()
         values = {name: str(float(value)) for name, value in metrics.items() if not name.startswith(_NOT_BY_EPOCH)}
         if values:
@@ -76,7 +76,7 @@ class CsvTracker:
         self._check_open()
 
     def close(self, status: RunStatus) -> TrackingReport:
-        """See :class:`Tracker`. What the disk had no room for is tried once more."""
+        """See :class:`Tracker`. What the disk had no room for is retried once."""
         if self._report is None:
             if self._unwritten is not None:
                 self._write()
@@ -108,7 +108,7 @@ def _read(path: Path) -> tuple[dict[str, None], dict[int, dict[str, str]]]:
 
 
 def _replace(path: Path, names: Iterable[str], rows: Mapping[int, Mapping[str, str]]) -> None:
-    """Write the table beside its place, then put it there: a reader sees the old one or the whole new one."""
+    """Write the table atomically: a reader sees the old one or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     with temporary.open("w", encoding="utf-8", newline="") as file:

@@ -1,4 +1,4 @@
-"""MLflow's SQLite database: made in one step, and what is wrong with one that cannot be opened."""
+"""MLflow's SQLite database: created in one step, with a diagnosis of one that cannot be opened."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ _FOUND = re.compile(r"found version (\w+)|Can't locate revision identified by '(
 
 
 def mlflow_database(database: Path, *, home: Path) -> None:
-    """Make MLflow's database unless it is there.
+    """Create MLflow's database unless it exists.
 
     To be called before MLflow opens it.
 
@@ -31,10 +31,10 @@ def mlflow_database(database: Path, *, home: Path) -> None:
 
 
 def check_made(uri: str, named_by: str, *, home: Path) -> None:
-    """Refuse a SQLite database that no search has made, where one is only looked at; repair one that was cut short.
+    """Refuse a SQLite database that no search has made, where one is only read; repair one that was cut short.
 
     Args:
-        uri: of the database, or of anything else, which is not looked at.
+        uri: of the database, or of anything else, which is ignored.
         named_by: what names it, for the message.
         home: Thawline's home, which may be missing.
 
@@ -58,9 +58,9 @@ def check_made(uri: str, named_by: str, *, home: Path) -> None:
 
 
 def unknown_revision(reason: str) -> str | None:
-    """The revision that MLflow does not know, of what it says of a newer database; ``None`` if it says another thing.
+    """The revision that MLflow does not know, from its message about a newer database; ``None`` for other messages.
 
-    It calls such a database out of date.
+    MLflow calls such a database out of date.
     """
     match = _FOUND.search(reason)
     found = match and (match[1] or match[2])

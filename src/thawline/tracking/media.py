@@ -24,7 +24,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Histogram:
-    """A distribution, already counted: what it was counted from may be large and on a GPU."""
+    """A distribution, already binned: the values may be many and on a GPU."""
 
     counts: np.ndarray
     """``[B]``: values in each bin."""
@@ -46,12 +46,12 @@ class Figure:
     svg: str
     """A whole SVG document that loads nothing."""
     alt: str
-    """What there is to see, in a sentence or two, for those who cannot see it."""
+    """Alternative text: what there is to see, in a sentence or two."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a classifier says of labelled examples, from which curves are drawn."""
+    """A classifier's predictions for labelled examples, from which curves are drawn."""
 
     labels: np.ndarray
     """int64 ``[N]``: index of the true class."""
@@ -67,7 +67,7 @@ class Predictions:
 
     @property
     def given(self) -> np.ndarray:
-        """float ``[N]``: what the true class of each was given."""
+        """float ``[N]``: the probability of each true class."""
         found: np.ndarray = self.probabilities[np.arange(len(self.labels)), self.labels]
         return found
 

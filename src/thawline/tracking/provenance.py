@@ -1,4 +1,4 @@
-"""Where a result came from: the code, the command, the libraries, the machine."""
+"""Provenance of a result: the code, the command, the libraries, the machine."""
 
 import importlib.metadata
 import os
@@ -18,7 +18,7 @@ from thawline.tracking._base import Tracker
 __all__ = ["CHANGES_FILE", "GitState", "Provenance", "command_line", "git_state", "library_versions"]
 
 CHANGES_FILE = "code/changes.diff"
-"""Artifact of a run that holds what its commit does not."""
+"""Artifact of a run that holds its uncommitted changes."""
 
 _LIBRARIES = (
     "thawline",
@@ -41,7 +41,7 @@ _DIFF = (
     *("diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color", "--no-relative", "--full-index"),
     *("--src-prefix=a/", "--dst-prefix=b/", "--submodule=short", "--ignore-submodules=untracked"),
 )
-"""The same whatever the user's own settings are, and what ``git apply`` takes."""
+"""Independent of the user's settings, and valid for ``git apply``."""
 _UNTRACKED = ("ls-files", "--others", "--exclude-standard", "--directory", "--no-empty-directory")
 _DIFF_BYTES, _NAMES_BYTES = 1_000_000, 100_000
 _HIDDEN = r"[\w.-]*(?:password|passwd|secret|token|credential|api[_-]?key|access[_-]?key)s?"
@@ -68,7 +68,7 @@ class GitState:
 
     @property
     def changes(self) -> str:
-        """All that the commit does not hold, as one text that ``git apply`` takes; empty if there is nothing."""
+        """All uncommitted changes, as one text that ``git apply`` takes; empty if there is nothing."""
         if not self.diff and not self.untracked:
             return ""
         names = [f"# not tracked, and not kept here: {name}" for name in self.untracked]
@@ -77,12 +77,12 @@ class GitState:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What ran: found out once, for the run of a study and, handed to their processes, for those of its trials."""
+    """What ran: collected once, for the run of a study and, passed to their processes, for those of its trials."""
 
     command: str
     """The command, see :func:`command_line`."""
     program: str | None
-    """Name of the script or module; ``None`` in a run of ``mlflow run``, which has said already what is run."""
+    """Name of the script or module; ``None`` in a run of ``mlflow run``, which has recorded already what is run."""
     code: GitState | None
     """``None`` outside a repository; see :func:`git_state`."""
 
@@ -93,7 +93,7 @@ class Provenance:
         Args:
             folder: any folder of the checkout whose code runs.
             arguments: the program and its arguments, such as ``sys.orig_argv``.
-            diff: whether to keep how the checkout differs from its commit; that it does is said anyway.
+            diff: whether to keep how the checkout differs from its commit; that it does is recorded anyway.
         """
         code = git_state(folder)
         if code is not None and not diff:
@@ -114,7 +114,7 @@ class Provenance:
         return tags
 
     def record(self, tracker: Tracker) -> None:
-        """Put it on a run: tags, and what the commit does not hold as the file ``code/changes.diff``."""
+        """Record it on a run: tags, and uncommitted changes as the file ``code/changes.diff``."""
         tracker.log_tags(self.tags)
         if self.code is not None and self.code.changes:
             tracker.log_text(self.code.changes, CHANGES_FILE)

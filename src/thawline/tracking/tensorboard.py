@@ -1,4 +1,4 @@
-"""TensorBoard event files: every tab of TensorBoard that says something of a trial."""
+"""TensorBoard event files, for every tab of TensorBoard that applies to a trial."""
 
 import math
 import re
@@ -93,7 +93,7 @@ class TensorBoardTracker:
             self._events.add_summary(summary)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Write tags as texts, each when it comes first; what it becomes is written by :meth:`close`."""
+        """Write tags as texts, each when it comes first; its final state is written by :meth:`close`."""
         self._check_open()
         for name, value in tags.items():
             self._write_text(name, value)

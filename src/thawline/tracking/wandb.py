@@ -29,7 +29,7 @@ __all__ = ["WandbTracker", "check_wandb", "is_logged_in"]
 _ANSWER_SECONDS = 10.0
 """How long W&B's server has to answer at the start of a run; after that there is still time to keep it on disk."""
 _FINISH_SECONDS = 15.0
-"""How long the end of a run, and so of its process, may wait for what is being sent."""
+"""How long the end of a run, and so of its process, may wait for uploads."""
 _EXIT_CODES: dict[RunStatus, int] = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
 """W&B's own for a run that was stopped on purpose is that of Ctrl-C."""
 _BY_STEP = "gradient_step/"
@@ -59,7 +59,7 @@ def check_wandb(config: TrackingConfig) -> None:
 def is_logged_in() -> bool:
     """Whether W&B finds an API key or an identity token, in the environment, in .netrc or in its settings.
 
-    Whether it is still valid only the server knows.
+    Only the server knows whether it is still valid.
     """
     from wandb.errors import AuthenticationError
     from wandb.sdk import wandb_setup
@@ -79,7 +79,7 @@ class WandbTracker:
     W&B sends from a process of its own, which ends with the one that started it. Charts are drawn over ``epoch``, those
     of single optimizer steps over ``global_step``; W&B's own step only counts calls. W&B records code and git as its
     own settings say, but neither command nor machine if the command holds a password. Stopping a run from its web page
-    does nothing: what runs is Thawline's business.
+    does nothing: Thawline controls its runs.
     """
 
     def __init__(self, run: "wandb.Run", *, step_name: str, problem: str | None = None) -> None:
@@ -102,9 +102,9 @@ class WandbTracker:
     def for_run(
         cls, run: TrackerRun, config: TrackingConfig, *, answer_seconds: float = _ANSWER_SECONDS
     ) -> "WandbTracker":
-        """Start the run of a trial or of the study, or go on with it.
+        """Start or resume the run of a trial or of the study.
 
-        A resumed trial goes on in the run that it had. Offline, W&B makes a second folder with the same run id, and
+        A resumed trial resumes its run. Offline, W&B makes a second folder with the same run id, and
         ``wandb sync`` sends them one after the other.
 
         If the server does not answer in time, the run is kept in ``<home>/wandb`` as if it were offline, and the report
@@ -116,7 +116,7 @@ class WandbTracker:
             answer_seconds: that the server has to answer.
 
         Raises:
-            wandb.Error: if W&B cannot even write.
+            wandb.Error: if W&B cannot write either.
         """
         import wandb
 
@@ -212,7 +212,7 @@ class WandbTracker:
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
-        """Remember what fails; whatever that is, training goes on."""
+        """Remember what fails; whatever that is, training continues."""
         if self._report is not None:
             raise RuntimeError("This tracker is closed; nothing may be logged any more.")
         try:
@@ -241,7 +241,7 @@ def _start(run: TrackerRun, config: TrackingConfig, run_id: str, mode: str, answ
     import wandb
 
     run.home.mkdir(parents=True, exist_ok=True)
-    # W&B records the command as it was given, beside the machine: then rather neither.
+    # W&B records the command as typed together with the machine: then neither is recorded.
     secret = any(without_password(argument) != argument for argument in sys.argv)
     return wandb.init(
         mode=mode,  # type: ignore[arg-type]  # "online" or "offline"

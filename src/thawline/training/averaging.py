@@ -36,7 +36,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
-        """Take in the weights after a step, of which there were so many.
+        """Update the average after a step, given the number of steps so far.
 
         The first steps count for more, as in TensorFlow's ``tf.train.ExponentialMovingAverage`` with ``num_updates``:
         with a decay of 0.999 a training of a few hundred steps would else be measured by what it began with.

@@ -237,7 +237,7 @@ def load_model(checkpoint: Checkpoint, backbone: Backbone) -> None:
         raise CheckpointError(f"The checkpoint is of another network: {', '.join(differing[:5])} are not in both.")
     if checkpoint.state["weights_digest"] != backbone.weights_digest:
         raise CheckpointError(
-            f"The checkpoint was trained from the weights {checkpoint.state['weights_digest']}, but those at hand are "
+            f"The checkpoint was trained from the weights {checkpoint.state['weights_digest']}, but the given ones are "
             f"{backbone.weights_digest}. Give the weights that the study was made with."
         )
     # Into the module's own state_dict: it carries the version numbers that MNASNet insists on.

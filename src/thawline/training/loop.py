@@ -71,8 +71,9 @@ def fit(
     Args:
         backbone: fresh from :func:`thawline.backbones.create`, on any device.
         inputs: for a freeze depth, what is trained on, in a new order each epoch, and what is measured after each
-            epoch: rows as they are, or stored activations of at most so many layer groups. Both give the same numbers;
-            the former cost the frozen layers' time. Called again when the depth has changed, with the same rows.
+            epoch: rows as they are, or stored activations of at most that many layer groups. Both give the same
+            numbers; the former cost the frozen layers' time. Called again when the depth has changed, with the same
+            rows.
         hyperparameters: freeze depth, rates, optimizer, and how it comes to its freeze depth.
         config: epochs, batch size, schedule, loss and precision.
         metric: validation metric that decides which epoch is best, a key of ``METRIC_DIRECTIONS``.

@@ -68,7 +68,7 @@ class Observation:
     epoch: int
     """Epochs finished, from 1."""
     mean_norms: Mapping[str, float]
-    """Of each group, over the steps that were looked at: norm of the gradient that reached it. A group is left out for
+    """Of each group, over the observed steps: norm of the gradient that reached it. A group is left out for
     which none is finite."""
     steps: np.ndarray
     """int64 ``[S]``: some of these steps, at most 50, counted from 1 over the whole training."""
@@ -94,12 +94,12 @@ class Allowance:
         """Seconds so far."""
 
     def permits(self, seconds: float = 0.0) -> bool:
-        """Whether, with so many seconds more, no more than the share is spent."""
+        """Whether this many more seconds still fit into the share."""
         return self.spent + seconds <= self._share * (self._clock() - self._began)
 
     @contextmanager
     def spending(self, *, elsewhere: float = 0.0, times: float = 1.0) -> Iterator[None]:
-        """Count the time of what is done within, so many times, and seconds that it takes in other threads."""
+        """Count the time of the block, times a factor, and seconds that it takes in other threads."""
         began = self._clock()
         yield
         self.spent += times * (self._clock() - began) + elsewhere
@@ -108,9 +108,9 @@ class Allowance:
 class Observer:
     """Watches one training, for :func:`thawline.training.fit`, and hands over an observation after every epoch.
 
-    Of the training's time, gradients take at most 0.4 %, else not all steps are looked at, and details 1 %, else not
-    all epochs are looked at in detail: that leaves room for what is not counted before it is 5 %. What ``record``
-    raises is logged and never ends the training.
+    Of the training's time, gradients take at most 0.4 %, else not all steps are observed, and details 1 %, else not all
+    epochs are observed in detail: that leaves room for what is not counted before it is 5 %. What ``record`` raises is
+    logged and never ends the training.
     """
 
     def __init__(
@@ -248,12 +248,12 @@ class _Seen:
     done: int = 0
     """How many of these were taken."""
     watched: list[int] = field(default_factory=list)
-    """Numbers of those that were looked at."""
+    """Numbers of the observed ones."""
     parts_of_steps: list[int] = field(default_factory=list)
-    """Backward passes that were looked at until each of them was taken."""
+    """Backward passes observed until each of them was taken."""
     norms: dict[str, np.ndarray] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
-    """Samples of the last step's, on the device; empty if nothing is looked at in detail."""
+    """Samples of the last step's, on the device; empty if nothing is observed in detail."""
 
 
 class _GradientFlow:
@@ -274,7 +274,7 @@ class _GradientFlow:
         self._handles: list[RemovableHandle] = []
         self._norms = torch.zeros(0, 0)
         self.parts = 0
-        """Backward passes that were looked at since the epoch began."""
+        """Backward passes observed since the epoch began."""
 
     @property
     def is_watched(self) -> bool:
@@ -282,7 +282,7 @@ class _GradientFlow:
         return bool(self._handles)
 
     def begin(self, parts: int) -> None:
-        """Forget what was noted, and watch the first of so many backward passes."""
+        """Reset, and watch the first of this many backward passes."""
         self.parts = 0
         # One row a pass and one place a group, the last place for the loss scale: nothing waits for the device.
         self._norms = torch.ones(parts, len(self._probes) + 1, device=self._device)

@@ -88,7 +88,7 @@ def test_for_one_epoch_of_one_trial_nothing_is_stored_but_what_the_linear_probe_
     assert plan(slow_disk, trials=20, depths=(2, 2), config=once).boundaries == (2, 3), "a control: of more it pays"
 
 
-def test_a_trial_begins_behind_the_last_boundary_that_it_freezes() -> None:
+def test_a_trial_begins_after_the_last_boundary_that_it_freezes() -> None:
     stored = plan(budget=10_000_000)
     assert [stored.boundary_for(depth) for depth in range(4)] == [0, 0, 0, 3]
 
@@ -128,12 +128,12 @@ def test_epochs_of_a_depth_count_by_their_share() -> None:
     options: dict[str, Any] = {"train_rows": 1_000, "validation_rows": 200, "views": 1, "trials": 20}
     options |= {"budget": 10**12, "input_numbers": 40_000}
     config = TrainConfig(epochs=10)
-    # As lp_ft at freeze depth 0: half of all epochs train the head alone, half everything.
+    # As lp_ft at freeze depth 0: half of all epochs train only the head, half everything.
     halves = make_plan(make_profile(), config, depths={0: 0.5, 3: 0.5}, **options)
-    assert halves.boundaries == (3,), "nothing begins behind the others"
+    assert halves.boundaries == (3,), "nothing begins after the others"
     trial = halves.trial_seconds([3] * 5 + [0] * 5)
     assert halves.search_seconds() == pytest.approx(halves.fill_seconds() + 20 * trial)
-    assert trial > 5 * halves.trial_seconds([3]), "the epochs that train everything are the dear ones"
+    assert trial > 5 * halves.trial_seconds([3]), "the epochs that train everything are the expensive ones"
 
 
 def test_a_search_that_ends_with_the_probe_stores_only_what_the_probe_is_fitted_to() -> None:

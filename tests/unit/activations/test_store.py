@@ -1,4 +1,4 @@
-"""The store gives what was computed, bit for bit, or nothing: whoever was killed, whatever was cut off."""
+"""The store gives what was computed, bit for bit, or nothing, after any kill or truncation."""
 
 import json
 import multiprocessing
@@ -217,7 +217,7 @@ def describe_another(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut_off, overwrite, remove, garble_description, describe_another])
-def test_a_damaged_or_foreign_file_is_not_opened_and_is_built_anew(
+def test_a_damaged_or_foreign_file_is_not_opened_and_is_rebuilt(
     store: ActivationStore, damage: Callable[[Path], None]
 ) -> None:
     fill_store(store, [key(1)])
@@ -243,7 +243,7 @@ class Interrupted(BaseException):
     """A kill that leaves the test alive."""
 
 
-def test_a_pass_that_was_stopped_goes_on_where_it_was(store: ActivationStore) -> None:
+def test_a_pass_that_was_stopped_resumes_where_it_was(store: ActivationStore) -> None:
     def stop(done: int, total: int) -> None:
         if done >= 32:
             raise Interrupted
@@ -360,13 +360,13 @@ def _fill_until_killed(folder: Path, connection: Connection) -> None:
     def tell(done: int, total: int) -> None:
         connection.send(done)
         if done >= 32:
-            connection.recv()  # for ever: the kill comes here, in the middle of the pass
+            connection.recv()  # indefinitely: the kill comes here, in the middle of the pass
 
     fill_store(ActivationStore(folder), [key(1)], on_progress=tell, **SMALL_BLOCKS)
 
 
 @pytest.mark.xdist_group("processes")
-def test_a_killed_builder_holds_nobody_up_and_is_gone_on_from(store: ActivationStore) -> None:
+def test_a_killed_builder_holds_nobody_up_and_is_resumed(store: ActivationStore) -> None:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     process = context.Process(target=_fill_until_killed, args=(store.folder, theirs))

@@ -1,4 +1,4 @@
-"""What frozen layers make of texts is stored token by token, without padding, and trains like the texts themselves."""
+"""Frozen activations of texts are stored token by token, without padding, and train like the texts themselves."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return Study(name, tokens.path, folder)
 
 
-def test_the_plan_stores_a_row_for_each_token_and_behind_the_last_group_one_for_each_text(study: Study) -> None:
+def test_the_plan_stores_a_row_for_each_token_and_after_the_last_group_one_for_each_text(study: Study) -> None:
     plan = study.plan()
     deepest = len(plan.profile.groups)
     assert plan.boundaries
@@ -173,7 +173,7 @@ class Killed(BaseException):
     """A kill that leaves the test alive."""
 
 
-def test_a_pass_over_texts_that_was_stopped_goes_on_where_it_was(study: Study, tmp_path: Path) -> None:
+def test_a_pass_over_texts_that_was_stopped_resumes_where_it_was(study: Study, tmp_path: Path) -> None:
     inputs, backbone = study.inputs(), study.backbone()
     keys = {
         boundary: ActivationKey(

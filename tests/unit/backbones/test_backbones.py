@@ -252,7 +252,7 @@ def test_a_network_without_a_cut_before_its_head_is_refused() -> None:
 
 
 class SharedLayer(nn.Module):
-    """``body`` works twice: a border between its two runs would split what can only be frozen as one."""
+    """``body`` works twice: a boundary between its two runs would split what can only be frozen as one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -313,7 +313,7 @@ class SizesAndTables(nn.Module):
         return self.head(x.sum(2) / height)
 
 
-def test_sizes_and_tables_need_not_cross_a_border_and_the_tail_takes_any_number_of_images() -> None:
+def test_sizes_and_tables_need_not_cross_a_boundary_and_the_tail_takes_any_number_of_images() -> None:
     module = SizesAndTables().eval()
     groups, head = layer_groups_of(
         build_without_memory(SizesAndTables),
@@ -334,7 +334,7 @@ def test_sizes_and_tables_need_not_cross_a_border_and_the_tail_takes_any_number_
 
 
 class LateToken(nn.Module):
-    """By its library's order ``token`` is of the stem, but it is used behind the first block."""
+    """By its library's order ``token`` is of the stem, but it is used after the first block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -440,7 +440,7 @@ def test_the_last_block_of_a_transformer_computes_its_class_token_alone_unless_t
     assert operations(exact=False) < operations(exact=True) / 4
 
 
-def test_a_section_between_borders_that_are_not_there_is_refused() -> None:
+def test_a_section_between_boundaries_that_do_not_exist_is_refused() -> None:
     backbone = backbones.create("squeezenet1_1", num_classes=3, weights="none", image_size=64)
     with pytest.raises(BackboneError, match=r"`0 <= start < stop <= \d+` must hold, but got start=3, stop=2"):
         backbones.section(backbone, 3, 2)
@@ -448,7 +448,7 @@ def test_a_section_between_borders_that_are_not_there_is_refused() -> None:
 
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_16"])
-def test_a_probe_sees_and_may_change_what_crosses_a_border(name: str, exact: bool) -> None:
+def test_a_probe_sees_and_may_change_what_crosses_a_boundary(name: str, exact: bool) -> None:
     backbone = backbones.create(name, num_classes=3, weights="none", image_size=32)
     backbone.module.eval()
     nn.init.normal_(backbone.module.get_parameter(f"{backbone.head.name}.weight"))

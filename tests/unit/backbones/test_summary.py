@@ -87,7 +87,7 @@ def test_a_network_counted_by_hand(tiny: Backbone) -> None:
     images, middle, last = 4 * 3 * 64, 4 * 4 * 36, 4 * 2 * 16  # bytes of what each layer is given
     weights, trained = 4 * (108 + 72 + 165), [4 * (108 + 72 + 165), 4 * (72 + 165), 4 * 165]
     costs = depth_costs(tiny, batch_size=10)
-    # The first trained layer needs the gradient of its weights, those behind it that of what they are given too.
+    # The first trained layer needs the gradient of its weights, later ones that of their inputs too.
     assert [cost.flops for cost in costs] == [
         forward + first + 2 * second + 2 * head,
         forward + second + 2 * head,

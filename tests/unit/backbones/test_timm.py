@@ -231,7 +231,7 @@ def test_default_weights_are_a_safetensors_file_of_the_hub_and_the_cache_is_aske
     assert asked == [(repository, "model.safetensors", True), (repository, "model.safetensors", False)]
 
 
-def test_default_weights_that_cannot_be_had_are_no_random_ones_and_the_ways_out_are_named(
+def test_unavailable_default_weights_are_not_replaced_by_random_ones_and_the_ways_out_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def unreachable(*_: object, **__: object) -> str:

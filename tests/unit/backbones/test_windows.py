@@ -176,12 +176,12 @@ def test_a_window_holds_what_lies_in_it_under_the_names_of_the_network() -> None
         assert all(parameter is named[name] for name, parameter in part.named_parameters())
 
 
-def test_where_more_than_one_tensor_crosses_there_is_no_border() -> None:
+def test_where_more_than_one_tensor_crosses_there_is_no_boundary() -> None:
     backbone = backbone_of(Skipping())
     assert [group.name for group in backbone.layer_groups] == ["stem-blocks.0", "blocks.1", "blocks.2"]
 
 
-def test_a_network_without_a_border_is_refused() -> None:
+def test_a_network_without_a_boundary_is_refused() -> None:
     with pytest.raises(BackboneError, match="'toy' cannot be cut between its blocks: more than one tensor"):
         backbone_of(Dense())
 
@@ -239,7 +239,7 @@ def test_learning_the_layout_leaves_the_network_as_it_is() -> None:
     assert all(not part._forward_hooks and not part._forward_pre_hooks for part in module.modules())
 
 
-def test_probes_see_and_may_change_what_crosses_the_borders() -> None:
+def test_probes_see_and_may_change_what_crosses_the_boundaries() -> None:
     backbone = backbone_of(Toy())
     backbone.module.eval()
     seen: dict[int, Tensor] = {}
@@ -349,7 +349,7 @@ def test_texts_cross_with_a_channel_that_says_where_there_are_tokens(bert: Backb
         features = section(bert, 0, 4)(tokens)
     assert passed.shape == (3, 9, 33)
     assert torch.equal(passed[..., -1] == 1, tokens >= 0)
-    assert features.shape == (3, 32), "behind the last group they are pooled"
+    assert features.shape == (3, 32), "after the last group they are pooled"
 
 
 def test_more_padding_hardly_changes_what_a_tail_answers(bert: Backbone) -> None:

@@ -106,7 +106,7 @@ def test_a_user_without_a_home_directory_has_the_template_in_thawlines_home(
 
 
 @pytest.mark.parametrize("killed_after", range(4))
-def test_a_database_whose_making_was_killed_is_made_anew(
+def test_a_database_whose_making_was_killed_is_made_again(
     killed_after: int, library: Library, ensure: Callable[[Path], None], tmp_path: Path
 ) -> None:
     steps = (
@@ -144,7 +144,9 @@ def test_another_programs_empty_tables_are_left_alone(
     assert values(database, "SELECT name FROM sqlite_master") == [("notes",)]
 
 
-def test_a_migration_that_was_cut_short_over_records_is_said(ensure: Callable[[Path], None], tmp_path: Path) -> None:
+def test_a_migration_that_was_cut_short_over_records_is_reported(
+    ensure: Callable[[Path], None], tmp_path: Path
+) -> None:
     database = written(
         tmp_path / "shelves.db",
         *("CREATE TABLE books (title)", "INSERT INTO books VALUES ('Emma')", "CREATE TABLE _alembic_tmp_books (title)"),
@@ -161,7 +163,7 @@ def test_a_newer_database_is_called_newer_with_what_to_do(ensure: Callable[[Path
         ensure(database)
 
 
-def test_a_database_that_somebody_has_open_is_not_made_anew_under_them(
+def test_a_database_that_somebody_has_open_is_not_made_again_under_them(
     ensure: Callable[..., None], tmp_path: Path
 ) -> None:
     database = written(tmp_path / "shelves.db", "CREATE TABLE books (title)")
@@ -171,13 +173,13 @@ def test_a_database_that_somebody_has_open_is_not_made_anew_under_them(
             ensure(database, busy_seconds=0.1)
 
 
-def test_a_folder_that_cannot_be_written_is_said(ensure: Callable[[Path], None], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(ensure: Callable[[Path], None], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DatabaseError, match=r"Shelves's database .* cannot be made: .* set THAWLINE_HOME"):
         ensure(tmp_path / "file" / "shelves.db")
 
 
-def test_a_template_that_was_damaged_is_made_anew(
+def test_a_template_that_was_damaged_is_made_again(
     library: Library, ensure: Callable[[Path], None], tmp_path: Path
 ) -> None:
     library.cache.mkdir(parents=True)

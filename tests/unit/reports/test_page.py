@@ -1,4 +1,4 @@
-"""The page: it says what came of the study, loads nothing, and takes no name for markup."""
+"""The page: it shows the result of the study, loads nothing, and takes no name for markup."""
 
 import re
 from collections import Counter
@@ -82,7 +82,7 @@ def test_the_headline_says_what_won_and_by_how_much(report: StudyReport, page: P
     best = max((trial for trial in report.trials if trial.state == "complete"), key=lambda trial: trial.value or 0)
     assert f"Freeze depth {best.freeze_depth} of resnet18" in text
     assert f"{best.value:.4f} validation accuracy in trial {best.number}, ahead of all other trials by 0.0" in text
-    assert "of the head alone by 0.0" in text
+    assert "of head only by 0.0" in text
     assert "of full fine-tuning by 0.0" in text
     assert "Frozen: stem, layer1. Trained: layer2, layer3, layer4 and the head." in text
     assert "On 300 validation images" in text
@@ -107,7 +107,7 @@ def test_the_result_stands_beside_the_linear_probe_and_the_majority_class(
     best = probe.model_copy(update={"value": 0.99})
     text = words(Page(render(make_report(trials=(*trials, best)), figures)).text)
     assert "The linear probe of resnet18 is best: 0.9900 validation accuracy in trial 18, ahead of all other" in text
-    assert re.search(r"of the head alone by 0\.\d+, of full fine-tuning by", text)
+    assert re.search(r"of head only by 0\.\d+, of full fine-tuning by", text)
     assert "All layer groups are frozen; a linear head on their features is fitted to convergence." in text
     assert "Headlinear probetrial 18" in re.sub(r"(?<=\w) (?=Head)", "", text)
     assert "with learning rate" not in text
@@ -136,7 +136,7 @@ def test_the_captions_say_what_the_probe_and_its_line_are(
     def caption(**parts: Any) -> str:
         return words(Page(render(make_report(**parts))).text)
 
-    line = "how far the frozen features at each depth go with a linear classifier alone."
+    line = "the value of a linear classifier on the frozen features at each depth."
     left_out = "A linear probe has no learning rate and is not among them."
     drawn = caption(trials=probed, probe_curves={"resnet18": {3: 0.7, 5: 0.8}})
     assert line in drawn
@@ -239,7 +239,7 @@ def test_every_part_is_there_and_the_leaderboard_shows_what_differs(page: Page) 
         "Cannot be decoded, left out: 1",
         "train/cat/3.jpg: truncated",
         "thawline search --data /data/pets",
-        "with changes that are not committed",
+        "with uncommitted changes",
         "1.jpg: cat, 91 %, Grad-CAM",
         "2.11.0",
     ):
@@ -249,7 +249,7 @@ def test_every_part_is_there_and_the_leaderboard_shows_what_differs(page: Page) 
     assert len(page.of("img")) > 2
 
 
-def test_what_is_missing_is_said_in_a_sentence() -> None:
+def test_what_is_missing_is_reported_in_a_sentence() -> None:
     trial = TrialPoint(number=0, state="complete", freeze_depth=3, learning_rate=1e-3, value=0.4)
     page = Page(render(StudyReport(study="pets", metric="loss", trials=(trial,))))
     text = words(page.text)
@@ -259,7 +259,7 @@ def test_what_is_missing_is_said_in_a_sentence() -> None:
         "No verdict yet",
         "No explanations yet",
         "No learning curves",
-        "No report of the data is at hand",
+        "No report of the data is available",
         "The command and the versions are not known.",
         "(lower is better)",
     ):
@@ -274,7 +274,7 @@ def test_a_study_in_which_every_trial_failed_says_why() -> None:
         for number in range(3)
     ]
     text = words(Page(render(StudyReport(study="pets", metric="accuracy", trials=tuple(failed)))).text)
-    assert "No trial has been completed, so nothing is known yet. 3 trials failed: out of memory." in text
+    assert "No trial has been completed, so there is no result yet. 3 trials failed: out of memory." in text
     assert "No trial has been drawn." in Page(render(StudyReport(study="pets", metric="accuracy", trials=()))).text
 
 
@@ -387,8 +387,8 @@ def test_the_page_of_a_study_of_texts_quotes_its_mistakes_and_speaks_of_texts(te
     assert not page.of("script")
     assert ODD in page.text
     assert "Win £1000 now" in text
-    assert "Test texts that were got wrong" in text
-    assert f"({text_report.mistakes[0].label_probability:.0%}), taken for" in text
+    assert "Test texts that the model got wrong" in text
+    assert f"({text_report.mistakes[0].label_probability:.0%}), predicted as" in text
     assert "Texts of each class" in text
     assert "sms.tsv:17: has no label" in text
     assert "Half of the texts have at most 61 characters, the longest has 1,910." in text

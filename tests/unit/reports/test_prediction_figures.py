@@ -26,7 +26,7 @@ def test_the_confusion_matrix_counts_and_names_what_is_confused_most() -> None:
     figure = confusion_figure(Predictions(labels, np.eye(3)[said], ("cat", "dog", "owl")))
     assert figure.alt == (
         "Confusion of 7 examples in 3 classes: 3 are right. "
-        "Most often confused: cat taken for dog, 3 of 4; dog taken for cat, 1 of 2."
+        "Most often confused: cat predicted as dog, 3 of 4; dog predicted as cat, 1 of 2."
     )
     assert {"cat", "owl", "3", "75%", "true class", "predicted"} <= set(texts(figure))
 

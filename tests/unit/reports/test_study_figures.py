@@ -92,7 +92,7 @@ def test_the_probe_curve_is_drawn_beside_the_thaw_line(
     assert texts(alone).count("linear probe") == texts(both).count("linear probe") == 1
     assert "depth 5: 0.8200 (the linear probe)." in alone.alt
     assert "Linear probes" not in alone.alt
-    assert "Linear probes on the frozen features alone reach 0.7500 at depth 3, 0.8200 at depth 5." in both.alt
+    assert "Linear probes on the frozen features reach 0.7500 at depth 3, 0.8200 at depth 5." in both.alt
     assert both.svg.count(GREEN) > alone.svg.count(GREEN) > plain.svg.count(GREEN) == 0
 
 
@@ -140,8 +140,8 @@ def test_a_linear_probe_is_in_the_history_but_has_no_time_and_no_memory_of_an_ep
 
 def test_the_ends_of_the_depths_say_what_they_mean_where_it_is_known() -> None:
     trials = [complete(0, 0, 1e-3, 0.7), complete(1, 5, 1e-4, 0.8)]
-    assert {"all trained", "head alone"} <= set(texts(thaw_line(trials, "accuracy", deepest=5)))
-    assert "head alone" not in texts(thaw_line(trials, "accuracy"))
+    assert {"all trained", "head only"} <= set(texts(thaw_line(trials, "accuracy", deepest=5)))
+    assert "head only" not in texts(thaw_line(trials, "accuracy"))
 
 
 def test_a_trial_that_ruins_the_scale_is_left_out_with_a_word() -> None:
@@ -158,7 +158,7 @@ def test_the_response_surface_shows_every_state_and_where_the_fit_is_best(
     alone = response_surface(trials, None, "accuracy", deepest=5)
     assert fitted is not None
     assert alone is not None
-    assert {"pruned", "failed", "running", "1e-3", "head alone", "val/accuracy"} <= set(texts(fitted))
+    assert {"pruned", "failed", "running", "1e-3", "head only", "val/accuracy"} <= set(texts(fitted))
     assert "18 trials (15 complete, 1 pruned, 1 failed, 1 running)" in fitted.alt
     assert "The fitted surface is best" in fitted.alt
     assert "fitted" not in alone.alt
@@ -181,7 +181,7 @@ def test_the_history_tells_how_the_best_rose() -> None:
     trials = [complete(0, 1, 1e-3, 0.5), complete(1, 2, 1e-3, 0.4), complete(2, 2, 1e-3, 0.7)]
     figure = optimisation_history(trials, "accuracy")
     assert figure is not None
-    assert "bettered 1 times: 0.5000 in trial 0, 0.7000 in trial 2" in figure.alt
+    assert "Improvements (1): 0.5000 in trial 0, 0.7000 in trial 2" in figure.alt
     falling = optimisation_history(trials, "loss")
     assert falling is not None
     assert "0.5000 in trial 0, 0.4000 in trial 1" in falling.alt

@@ -39,7 +39,7 @@ def test_a_study_of_which_nothing_else_is_known_is_a_report_too() -> None:
     "text", ["", "{}", '{"study": "x"}', '{"study": "x", "metric": "accuracy", "trials": [], "test": {}}']
 )
 def test_what_is_no_report_is_refused_with_a_word_of_why(text: str) -> None:
-    with pytest.raises(StudyError, match=r"no report that this version of Thawline reads.*run again"):
+    with pytest.raises(StudyError, match=r"not a report that this version of Thawline can read.*run again"):
         StudyReport.from_json(text)
 
 

@@ -133,5 +133,5 @@ def test_a_backbone_with_a_long_name_has_a_short_one_in_the_table_and_stands_onc
 def test_a_long_leaderboard_is_cut_and_says_so() -> None:
     records = [_record(number, 1e-3) for number in range(30)]
     assert leaderboard_markdown(records, "accuracy", most=10).count("complete") == 10
-    assert leaderboard_markdown(records, "accuracy", most=10).endswith("and 20 trials more")
+    assert leaderboard_markdown(records, "accuracy", most=10).endswith("and 20 more trials")
     assert leaderboard_markdown(records, "accuracy").count("complete") == 30

@@ -126,7 +126,7 @@ def test_one_of_other_data_or_another_metric_is_not_taken_for_it(
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 0.999])
-def test_a_torn_file_is_fitted_anew(make_spec: Make, fits: list[str], kept: float) -> None:
+def test_a_torn_file_is_refitted(make_spec: Make, fits: list[str], kept: float) -> None:
     spec = make_spec()
     whole = probed(spec)
     content = path_of(spec).read_bytes()
@@ -137,7 +137,7 @@ def test_a_torn_file_is_fitted_anew(make_spec: Make, fits: list[str], kept: floa
     assert path_of(spec).read_bytes()[:8] == content[:8]
 
 
-def test_a_search_that_goes_on_with_more_stored_layer_groups_adds_their_probes(make_spec: Make) -> None:
+def test_a_resumed_search_with_more_stored_layer_groups_adds_their_probes(make_spec: Make) -> None:
     spec = with_activations(make_spec(), {2: 0.5, 4: 0.5})
     plan = spec.activations.plan
     assert plan is not None
@@ -324,6 +324,6 @@ def test_a_curve_leaves_out_what_is_no_longer_stored(make_spec: Make) -> None:
     assert list(curve_of(spec)) == [DEEPEST]
 
 
-def test_of_nothing_stored_the_curve_is_the_head_alone(make_spec: Make) -> None:
+def test_of_nothing_stored_the_curve_is_the_head_only(make_spec: Make) -> None:
     spec = make_spec()
     assert curve_of(spec) == {DEEPEST: probed(spec).head.validation["accuracy"]}

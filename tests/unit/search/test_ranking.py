@@ -28,7 +28,7 @@ BLIND, SEEING = "squeezenet1_1", "mobilenet_v3_small"
 
 @pytest.fixture(scope="module")
 def blind(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of nought: every picture looks the same."""
+    """Weights of zero: every picture looks the same."""
     file = tmp_path_factory.mktemp("weights") / "blind.pth"
     state = get_model(BLIND, weights=None).state_dict()
     torch.save({name: torch.zeros_like(value) for name, value in state.items()}, file)
@@ -79,7 +79,7 @@ def test_a_backbone_that_tells_the_classes_apart_comes_before_one_that_is_blind(
     assert within == {2, 3}, "within the range of its own"
 
 
-def test_only_so_many_are_kept_and_it_is_said_which_are_not(
+def test_only_that_many_are_kept_and_it_is_reported_which_are_not(
     make_prepared: Callable[..., Prepared], own_home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     prepared = make_prepared(keep_backbones=1)
@@ -103,7 +103,7 @@ def test_what_is_named_as_a_point_to_try_is_kept(make_prepared: Callable[..., Pr
     assert (first.backbone, first.freeze_depth, first.policy) == (BLIND, 2, "static")
 
 
-def test_a_study_goes_on_with_the_ranking_it_was_begun_with_wherever_it_is_opened(
+def test_a_study_resumes_with_the_ranking_it_was_begun_with_wherever_it_is_opened(
     make_prepared: Callable[..., Prepared], own_home: Path
 ) -> None:
     prepared = make_prepared()

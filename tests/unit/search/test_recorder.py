@@ -60,7 +60,7 @@ def test_a_study_is_not_resumed_in_another_store_than_it_is_recorded_in(store: M
         check_store(other_store(store, tmp_path), study)
 
 
-def test_a_trial_whose_run_is_in_no_store_at_hand_is_said_at_the_start(store: MlflowStore, tmp_path: Path) -> None:
+def test_a_trial_whose_run_is_in_no_store_at_hand_is_reported_at_the_start(store: MlflowStore, tmp_path: Path) -> None:
     run_id = start_study_run(store, study="pets", params={}, tags={})
     check_store(store, study_with(store.home, run_id))
     with pytest.raises(StudyError, match=r"The runs of the study 'pets' are not in sqlite:.*other\.db"):
@@ -71,7 +71,7 @@ def test_a_study_that_is_new_or_was_never_recorded_may_begin_anywhere(store: Mlf
     check_store(store, study_with(store.home, None))
 
 
-def test_a_home_that_was_moved_goes_on_with_its_database_in_the_new_place(store: MlflowStore, tmp_path: Path) -> None:
+def test_a_home_that_was_moved_keeps_its_database_in_the_new_place(store: MlflowStore, tmp_path: Path) -> None:
     study = study_with(store.home, None)
     run_id = start_study_run(store, study="pets", params={}, tags={})
     study.keep_recorded_in("sqlite:////once/here.db", run_id)

@@ -256,7 +256,7 @@ def test_another_budget_or_name_is_no_other_recipe(settings: dict[str, Any], sto
     assert plan_retraining(config_of(settings), manifest_of(OLD), store.home).reason is not None
 
 
-def test_a_version_that_was_never_judged_is_no_reason_and_its_study_is_gone_on_with(store: MlflowStore) -> None:
+def test_a_version_that_was_never_judged_is_no_reason_and_its_study_is_resumed(store: MlflowStore) -> None:
     add_version(store, config_of(), digest="c" * 32)
     add_version(store, config_of(), verdict=None, champion=False)
     plan = plan_retraining(config_of(), manifest_of(OLD), store.home)
@@ -264,7 +264,7 @@ def test_a_version_that_was_never_judged_is_no_reason_and_its_study_is_gone_on_w
     assert plan.config.study.name == complete(config_of(), manifest_of(OLD))[0].study.name
 
 
-def test_settings_that_this_version_of_thawline_does_not_read_are_another_recipe(store: MlflowStore) -> None:
+def test_settings_unknown_to_this_version_of_thawline_are_another_recipe(store: MlflowStore) -> None:
     add_version(store, config_of(), recorded={"train": {"augmentation": "fresh"}})
     assert plan_retraining(config_of(), manifest_of(OLD), store.home).reason is None
 
@@ -408,7 +408,7 @@ def test_a_study_with_a_name_of_its_own_gets_another_for_other_data(store: Mlflo
     assert (model_of(recipe), model_of(config_of())) == ("gulls", "birds")
 
 
-def test_whoever_retrains_the_model_already_is_a_reason_too(store: MlflowStore) -> None:
+def test_another_retraining_of_the_model_is_a_reason_too(store: MlflowStore) -> None:
     who = "birds is being retrained by another process"
     outcome = conclude_retraining(plan_retraining(config_of(), manifest_of(NEW), store.home, busy=who), None)
     assert (outcome.end, outcome.reason) == ("skipped", who)

@@ -236,7 +236,7 @@ def test_one_trial_alone_makes_no_soup_and_the_outcome_says_so(
 
 
 @pytest.mark.parametrize(("disturbances", "wins"), [((1.0, -1.0), True), ((0.0, 5.0), False)])
-def test_the_outcome_and_the_version_say_what_came_of_the_soup(
+def test_the_outcome_and_the_version_record_the_result_of_the_soup(
     searched: Callable[..., Searched],
     store: MlflowStore,
     own_home: Path,

@@ -196,7 +196,7 @@ def test_a_trial_that_another_search_ends_while_this_one_looks_is_not_run_again(
     assert not other._claims.taken_by_others(f"trial-{asked.number}")
 
 
-def test_what_a_dead_search_had_begun_is_gone_on_with_by_another_that_waits(
+def test_what_a_dead_search_had_begun_is_resumed_by_another_that_waits(
     new_postgres: Callable[[], str], own_home: Path
 ) -> None:
     url = new_postgres()
@@ -266,7 +266,7 @@ def test_what_passes_is_tried_again_and_what_does_not_is_said() -> None:
 
     assert patiently(write) == "written"
     failures.append(OSError(28, "No space left on device"))
-    with pytest.raises(StudyError, match=r"cannot be written: .*No space left.*the same command goes on"):
+    with pytest.raises(StudyError, match=r"cannot be written: .*No space left.*the same command resumes"):
         patiently_for(0.0, write)
 
 

@@ -1,4 +1,4 @@
-"""Storing activations spares time; without it a search goes on."""
+"""Storing activations saves time; a search works without it."""
 
 import logging
 import os

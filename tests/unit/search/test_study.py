@@ -1,4 +1,4 @@
-"""The study samples what the space opens, prunes what is bad, and goes on where it stopped."""
+"""The study samples what the space opens, prunes what is bad, and resumes where it stopped."""
 
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,8 @@ def test_after_the_probe_the_first_trials_are_the_portfolio_moved_into_the_space
     assert part[-1] not in moved
 
 
-def test_the_portfolio_begins_with_everything_and_holds_no_head_alone() -> None:
-    """The probe is the head alone, and better than one that is trained; what lies deep in a network is dear."""
+def test_the_portfolio_begins_with_everything_and_holds_no_head_only_trial() -> None:
+    """The probe is head only, and better than a trained head; deep thawing is expensive."""
     shares = [each.share for each in PORTFOLIO]
     assert shares[0] == 0
     assert all(0 <= share < 1 for share in shares)
@@ -260,7 +260,7 @@ def test_a_budget_of_one_trial_is_the_probe(own_home: Path) -> None:
     assert best.hyperparameters.is_probe
 
 
-def test_a_probe_that_was_begun_by_a_dead_process_is_gone_on_with(own_home: Path) -> None:
+def test_a_probe_that_was_begun_by_a_dead_process_is_resumed(own_home: Path) -> None:
     queue = Queue(open_study(own_home), trials=12, batch=4, deadline=None)
     (left,) = queue.next()
     again = open_study(own_home)
@@ -363,7 +363,7 @@ def test_random_weights_have_no_batch_norm_statistics_to_keep_so_all_is_trained(
 
 
 @pytest.mark.parametrize("searched", [{"policy": ["static", "gradual"]}, {"layer_decay": [0.5, 1]}])
-def test_there_is_nothing_to_thaw_where_every_trial_trains_the_head_alone(searched: dict[str, Any]) -> None:
+def test_there_is_nothing_to_thaw_where_every_trial_trains_only_the_head(searched: dict[str, Any]) -> None:
     (key,) = searched
     deepest = DEPTHS["resnet18"]
     check_space(config(space={**searched, "freeze_depth": [deepest - 1, deepest]}), DEPTHS)
@@ -500,7 +500,7 @@ def test_telling_twice_keeps_the_first_end(own_home: Path) -> None:
     assert [record.state for record in study.records()] == ["complete"]
 
 
-def test_the_same_name_goes_on_with_the_same_trials(own_home: Path) -> None:
+def test_the_same_name_resumes_with_the_same_trials(own_home: Path) -> None:
     complete(open_study(own_home), 0.5)
     again = open_study(own_home)
     assert again.finished() == 1
@@ -520,7 +520,7 @@ def test_trials_of_a_dead_process_are_given_back_in_order(own_home: Path) -> Non
     assert again.reported_epochs(1) == 1
 
 
-def test_sampling_goes_on_after_a_restart_as_if_there_had_been_none(own_home: Path, tmp_path: Path) -> None:
+def test_sampling_resumes_after_a_restart_as_if_there_had_been_none(own_home: Path, tmp_path: Path) -> None:
     def run(home: Path, restarts: bool) -> list[float]:
         study = open_study(home)
         rates = []

@@ -1,4 +1,4 @@
-"""A trial returns what came of it, and its record says the same."""
+"""A trial returns its result, and its record says the same."""
 
 import dataclasses
 import os

@@ -83,7 +83,7 @@ def test_a_worker_that_does_not_leave_within_its_grace_is_ended() -> None:
     assert not [process for process in active_children() if process.name == "thawline-worker"]
 
 
-def test_a_worker_that_the_system_asks_to_leave_is_a_crash_after_which_the_next_goes_on() -> None:
+def test_a_worker_that_the_system_asks_to_leave_is_a_crash_after_which_the_next_continues() -> None:
     def terminate(message: object) -> None:
         for process in active_children():
             if process.name == "thawline-worker":

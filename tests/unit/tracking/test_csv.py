@@ -49,7 +49,7 @@ def test_what_is_measured_by_step_or_second_is_no_epoch(path: Path) -> None:
     assert rows(path) == [{"epoch": "1", "gradient/head": "1.0"}]
 
 
-def test_a_resumed_trial_goes_on_and_repeated_epochs_replace_their_values(path: Path) -> None:
+def test_a_resumed_trial_continues_and_repeated_epochs_replace_their_values(path: Path) -> None:
     first = CsvTracker(path)
     for epoch in (1, 2):
         first.log_metrics({"b": epoch / 10, "a": epoch / 4}, step=epoch)
@@ -85,7 +85,7 @@ def test_a_full_disk_costs_the_file_alone_and_what_it_lacked_is_there_with_the_n
 @pytest.mark.parametrize(
     "content", ["step,a\n1,2\n", "epoch,a\none,2\n", "epoch,a\n1,good\n", "epoch,a\n1,2,3\n", "\0"]
 )
-def test_a_file_that_is_no_history_is_written_anew_and_that_is_said(path: Path, content: str) -> None:
+def test_a_file_that_is_no_history_is_rewritten_and_that_is_reported(path: Path, content: str) -> None:
     path.parent.mkdir()
     path.write_text(content)
     tracker = CsvTracker(path)
@@ -93,7 +93,7 @@ def test_a_file_that_is_no_history_is_written_anew_and_that_is_said(path: Path, 
     assert rows(path) == [{"epoch": "1", "b": "1.0"}]
     problem = tracker.close("FINISHED").problem
     assert problem is not None
-    assert problem.startswith(f"{path} could not be read and is written anew: ")
+    assert problem.startswith(f"{path} could not be read and is rewritten: ")
 
 
 def test_after_the_end_nothing_is_taken_and_closing_again_changes_nothing(path: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_new_home_has_a_database_that_is_whole_and_holds_what_is_recorded(own_
     assert default.name == "Default"
 
 
-def test_a_database_whose_first_migration_was_killed_is_made_anew(own_home: Path) -> None:
+def test_a_database_whose_first_migration_was_killed_is_made_again(own_home: Path) -> None:
     own_home.mkdir()
     database = own_home / "mlflow.db"
     from mlflow.store.tracking.dbmodels.initial_models import Base

@@ -129,7 +129,7 @@ def test_a_value_at_an_unchanged_step_is_there_once_and_a_changed_one_is_added(s
     assert history(store, parent, "best/accuracy") == [(3, 0.5), (3, 0.75), (4, 0.75)]
 
 
-def test_a_search_that_goes_on_doubles_no_value_that_its_run_has(store: MlflowStore, parent: str) -> None:
+def test_a_resumed_search_doubles_no_value_that_its_run_has(store: MlflowStore, parent: str) -> None:
     for trials in (3, 3, 5):
         tracker = MlflowTracker.for_study(store, run_id=parent, study="birds")
         tracker.log_metrics({"plan/search_seconds": 40.0}, step=0)

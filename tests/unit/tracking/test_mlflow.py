@@ -100,7 +100,7 @@ def test_opening_a_store_leaves_the_users_own_tracking_uri_alone(store: MlflowSt
 # ------------------------------------------------------------------------------------------------------ the study's run
 
 
-def test_a_study_goes_on_in_its_run_and_a_changed_parameter_becomes_a_tag(store: MlflowStore) -> None:
+def test_a_study_resumes_in_its_run_and_a_changed_parameter_becomes_a_tag(store: MlflowStore) -> None:
     first = start_study_run(store, study="birds", params={"study.trials": "5", "seed": "0"}, tags={"a": "1"})
     store.client.set_terminated(first, "FINISHED")
     other = start_study_run(store, study="other", params={}, tags={})
@@ -117,7 +117,7 @@ def test_a_study_goes_on_in_its_run_and_a_changed_parameter_becomes_a_tag(store:
     assert run.data.tags["a"] == "2"
 
 
-def test_a_deleted_run_is_not_gone_on_with(store: MlflowStore) -> None:
+def test_a_deleted_run_is_not_resumed(store: MlflowStore) -> None:
     first = start_study_run(store, study="birds", params={}, tags={})
     store.client.delete_run(first)
     assert start_study_run(store, study="birds", params={}, tags={}) != first
@@ -204,7 +204,7 @@ def test_everything_logged_is_in_the_child_run_and_pruned_is_killed(
         tracker.log_metrics({"train/loss": 1.0}, step=3)
 
 
-def test_a_resumed_trial_goes_on_in_the_run_it_had(store: MlflowStore, parent: str) -> None:
+def test_a_resumed_trial_continues_in_the_run_it_had(store: MlflowStore, parent: str) -> None:
     first = tracker_of(store, parent)
     first.log_params({"batch_size": "32"})
     first.log_metrics({"val/accuracy": 0.5}, step=1)
@@ -325,7 +325,9 @@ def test_a_run_that_somebody_deleted_does_not_hold_up_the_rest(store: MlflowStor
     assert "active" in str(report.problem)
 
 
-def test_a_file_that_is_gone_is_said_and_what_follows_is_sent(store: MlflowStore, parent: str, tmp_path: Path) -> None:
+def test_a_file_that_is_gone_is_reported_and_what_follows_is_sent(
+    store: MlflowStore, parent: str, tmp_path: Path
+) -> None:
     tracker = tracker_of(store, parent)
     tracker.log_artifact(tmp_path / "gone.txt")
     tracker.log_metrics({"a": 1.0}, step=1)
@@ -335,7 +337,7 @@ def test_a_file_that_is_gone_is_said_and_what_follows_is_sent(store: MlflowStore
     assert history(store, tracker.run_id, "a") == [(1, 1.0)]
 
 
-def test_a_full_disk_is_said_and_raises_nothing(store: MlflowStore, parent: str) -> None:
+def test_a_full_disk_is_reported_and_raises_nothing(store: MlflowStore, parent: str) -> None:
     (store.home / "unsent").write_text("a file where the folder should be")
     down = MlflowStore("http://127.0.0.1:9", "http://127.0.0.1:9", store.experiment_id, store.home)
     tracker = tracker_of(down, parent, grace_seconds=0.0)

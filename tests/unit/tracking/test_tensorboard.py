@@ -306,7 +306,7 @@ def test_what_tensorboard_cannot_show_is_left_out(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_resumed_trial_goes_on_in_the_same_run(tmp_path: Path) -> None:
+def test_a_resumed_trial_continues_in_the_same_run(tmp_path: Path) -> None:
     log_trial(tmp_path, 7, depth=3)._writer.close()
     resumed = TensorBoardTracker.for_run(run_of(tmp_path, 7))
     resumed.log_params({"freeze_depth": "3"})

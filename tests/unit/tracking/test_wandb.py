@@ -104,7 +104,7 @@ def test_how_a_trial_ended_is_its_exit_code(status: RunStatus, code: int, tmp_pa
     assert written(tmp_path).exit_code == code
 
 
-def test_a_resumed_trial_goes_on_in_its_run_and_no_other_does(tmp_path: Path) -> None:
+def test_a_resumed_trial_continues_in_its_run_and_no_other_does(tmp_path: Path) -> None:
     for epoch, trial in ((1, 7), (2, 7), (1, 8)):
         tracker = opened(tmp_path, trial)
         tracker.log_metrics({"val/accuracy": epoch / 4}, step=epoch)

@@ -1,4 +1,4 @@
-"""Views are the same for whoever makes them, differ from each other, and can be turned off."""
+"""Views are reproducible, differ from each other, and can be turned off."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -55,7 +55,7 @@ def test_every_image_is_changed_and_stays_a_picture(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_view_of_an_image_does_not_hang_on_the_rest_of_the_batch(kind: Any) -> None:
+def test_a_view_of_an_image_does_not_depend_on_the_rest_of_the_batch(kind: Any) -> None:
     augmentation, images = Augmentation(kind, erasing=0.5), pictures(40)
     whole = view_of(augmentation, images, np.arange(40), 1)
     chosen = np.array([31, 4, 17])
@@ -209,7 +209,7 @@ def test_views_of_images_that_nothing_changes_are_refused() -> None:
     assert build(views=4, random_erasing=0.1).train.views == 4
 
 
-def test_texts_can_be_neither_changed_nor_mixed_and_all_that_is_wrong_is_said() -> None:
+def test_texts_can_be_neither_changed_nor_mixed_and_all_that_is_wrong_is_reported() -> None:
     wrong = {"augmentation": "light", "views": 2, "random_erasing": 0.1, "mixup": 0.2, "cutmix": 1.0}
     config = build(**wrong, space={"augmentation": ["none", "standard"]})
     with pytest.raises(ConfigError) as error:

@@ -173,7 +173,7 @@ def test_a_head_without_a_finite_validation_loss_fails_alone(
     assert losses(sound) == pytest.approx(losses(alone(head(1e-2))), rel=1e-4)
 
 
-def test_a_pruned_head_ends_and_the_others_go_on(together: Any) -> None:
+def test_a_pruned_head_ends_and_the_others_continue(together: Any) -> None:
     pruned, other = together(
         [head(1e-3), head(1e-2)],
         on_epoch=lambda number, result: Decision.PRUNE if number == 0 else Decision.CONTINUE,
@@ -190,7 +190,7 @@ def test_each_stops_early_by_its_own_values(together: Any) -> None:
     assert len(moving.history) > 2
 
 
-def test_a_head_can_be_gone_on_with_alone(alone: Any, together: Any, tmp_path: Path) -> None:
+def test_a_head_can_be_resumed_on_its_own(alone: Any, together: Any, tmp_path: Path) -> None:
     def stop_after_two(number: int, result: EpochResult) -> Decision:
         return Decision.STOP if result.epoch == 2 else Decision.CONTINUE
 
@@ -206,7 +206,7 @@ def test_a_head_can_be_gone_on_with_alone(alone: Any, together: Any, tmp_path: P
 
 
 @pytest.mark.parametrize(("of", "epoch"), [(0, 1), (1, 1), (2, 2)])
-def test_heads_that_were_killed_go_on_together_with_the_bits_of_those_that_were_not(
+def test_heads_that_were_killed_resume_together_with_the_bits_of_those_that_were_not(
     together: Any, tmp_path: Path, of: int, epoch: int
 ) -> None:
     """Killed before, between and after the checkpoints of one epoch are written."""
@@ -235,14 +235,14 @@ def test_heads_that_were_killed_go_on_together_with_the_bits_of_those_that_were_
                 assert torch.equal(tensor, getattr(theirs, part)[name]), (number, name)
 
 
-def test_the_checkpoint_of_a_head_holds_the_head_alone(together: Any, tmp_path: Path) -> None:
+def test_the_checkpoint_of_a_head_holds_only_the_head(together: Any, tmp_path: Path) -> None:
     together([head(1e-3), head(1e-2)])
     best = CheckpointFolder(tmp_path / "together-0", keep=1, maximise=True).best()
     assert best is not None
     assert sorted(load_checkpoint(best).model) == ["head.bias", "head.weight"]
 
 
-def test_all_policies_are_one_where_the_head_alone_is_trained_so_they_can_be_trained_together(
+def test_all_policies_are_one_where_only_the_head_is_trained_so_they_can_be_trained_together(
     alone: Any, together: Any
 ) -> None:
     asked = [head(1e-2), replace(head(1e-2), policy="lp_ft"), replace(head(1e-2), policy="gradual", layer_decay=0.5)]

@@ -32,7 +32,7 @@ def test_reading_ahead_gives_the_same_batches_in_the_same_order(images: Any, mon
         assert torch.equal(tensor, other)
 
 
-def test_an_error_while_reading_ahead_reaches_whoever_trains(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_reading_ahead_reaches_the_training(images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = images(20)
 
     def gone(rows: np.ndarray, epoch: int) -> torch.Tensor:
@@ -88,7 +88,7 @@ def test_batches_of_texts_hold_texts_of_about_one_length_in_another_order_every_
     assert longest != sorted(longest), "batches come in no order of length"
 
 
-def test_texts_are_padded_behind_their_end_to_the_longest_of_the_batch() -> None:
+def test_texts_are_padded_after_their_end_to_the_longest_of_the_batch() -> None:
     inputs = TextInputs(Texts([2, 4, 3]), np.zeros(3, dtype=np.int64), RUNTIME)  # type: ignore[arg-type]
     assert inputs.read(np.array([0, 2]), 0).tolist() == [[0, 0, -1], [2, 2, 2]]
 

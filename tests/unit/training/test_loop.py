@@ -163,7 +163,7 @@ def test_a_resumed_trial_ends_with_the_weights_of_one_that_never_stopped(
 
 
 @pytest.mark.parametrize("batch", [1, 8, 11, 16])
-def test_a_trial_that_was_asked_to_leave_goes_on_at_the_next_batch_with_the_same_weights(
+def test_a_trial_that_was_asked_to_leave_resumes_at_the_next_batch_with_the_same_weights(
     train: Any, batch: int
 ) -> None:
     """Eight batches of training and four of validation an epoch: in the first, at its end, in the second."""

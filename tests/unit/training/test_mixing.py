@@ -126,7 +126,7 @@ def test_the_loss_is_the_cross_entropy_of_soft_targets(weights: Tensor | None) -
 
 
 class Stored:
-    """What frozen layer groups make of images, kept in memory."""
+    """Frozen activations of images, kept in memory."""
 
     lengths = None
 
@@ -207,7 +207,7 @@ def test_a_trial_comes_to_the_same_weights_from_images_and_from_whatever_is_stor
     assert not torch.allclose(plain["head.weight"], from_images["head.weight"], rtol=1e-2)
 
 
-def test_while_more_and_more_is_thawed_each_epoch_is_mixed_behind_what_it_freezes(train: Any) -> None:
+def test_while_more_and_more_is_thawed_each_epoch_is_mixed_after_what_it_freezes(train: Any) -> None:
     from_images, result = train(policy="gradual", folder="images")
     assert len({epoch.metrics["train/freeze_depth"] for epoch in result.history}) > 1
     stored, _ = train(policy="gradual", stored_behind=lambda depth: depth, folder="stored")
@@ -219,8 +219,8 @@ def test_while_more_and_more_is_thawed_each_epoch_is_mixed_behind_what_it_freeze
     ("policy", "batch"),
     [("static", 3), ("static", 8), ("static", 14), ("gradual", 3), ("gradual", 14), ("gradual", 27)],
 )
-def test_a_mixed_epoch_that_was_left_goes_on_with_the_same_bits(train: Any, policy: str, batch: int) -> None:
-    """Twelve batches an epoch. Under ``gradual`` each epoch mixes behind another layer group."""
+def test_a_mixed_epoch_that_was_left_resumes_with_the_same_bits(train: Any, policy: str, batch: int) -> None:
+    """Twelve batches an epoch. Under ``gradual`` each epoch mixes after another layer group."""
     whole, result = train(policy=policy, folder="whole")
     assert len({epoch.metrics["train/freeze_depth"] for epoch in result.history}) == (3 if policy == "gradual" else 1)
     seen: list[int] = []

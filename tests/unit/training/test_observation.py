@@ -197,7 +197,7 @@ def test_every_kind_of_network_has_the_same_loss_and_gradients_while_it_is_obser
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_the_norms_are_those_of_the_gradients_at_the_borders_of_the_groups(make_backbone: Any, scaled: bool) -> None:
+def test_the_norms_are_those_of_the_gradients_at_the_boundaries_of_the_groups(make_backbone: Any, scaled: bool) -> None:
     backbone = make_backbone()
     freeze_to(backbone, 0, batch_norm="train_all")
     backbone.module.eval()
@@ -319,7 +319,7 @@ def test_gradients_are_looked_at_in_as_many_steps_as_there_is_time_for(train: An
     train(observer, folder="some", on_batch=train_for_thirty_seconds)
     watched = [observation.steps.tolist() for observation in seen]
     assert watched[0][0] == 1
-    assert watched[1][0] == 9, "the first step of every epoch is looked at"
+    assert watched[1][0] == 9, "the first step of every epoch is observed"
     assert all(1 < len(steps) < 8 for steps in watched)
     assert [len(observation.norms["head"]) for observation in seen] == [len(steps) for steps in watched]
     assert all(np.isfinite(observation.norms["head"]).all() for observation in seen)
@@ -345,7 +345,7 @@ def test_what_recording_raises_ends_no_training_and_is_logged(train: Any, caplog
 
 
 @pytest.mark.parametrize(("scale", "word"), [(1e-6, "vanishes"), (1e6, "explodes")])
-def test_groups_behind_a_layer_that_scales_gradients_away_are_named(train: Any, scale: float, word: str) -> None:
+def test_groups_after_a_layer_that_scales_gradients_away_are_named(train: Any, scale: float, word: str) -> None:
     observer = watching(lambda observation: None)
     train(observer, folder="trial", learning_rate=1e-9, scale=scale)
     findings = observer.verdict.findings

@@ -1,4 +1,4 @@
-"""Every policy thaws when it says, trains what is thawed and nothing else, and goes on where it was killed."""
+"""Every policy thaws when it says, trains what is thawed and nothing else, and resumes where it was killed."""
 
 import weakref
 from collections.abc import Callable
@@ -304,7 +304,7 @@ def test_a_group_that_is_thawed_late_joins_at_the_share_of_its_rate_that_is_in_f
     _, late = train("gradual", look=look, layer_decay=0.5)
     _, never = train("static", folder="static")
     schedules = [[epoch.metrics["train/learning_rate"] for epoch in result.history] for result in (late, never)]
-    assert schedules[0] == schedules[1], "thawing does not begin it anew"
+    assert schedules[0] == schedules[1], "thawing does not restart it"
     assert [len(each) for each in shares] == [1] * CONFIG.epochs
     rates = [group["initial_lr"] for group in made[0].param_groups if group["weight_decay"]]
     assert rates == [1e-2, 5e-3, 2.5e-3, 1.25e-3], "from the head to the input"
@@ -388,7 +388,7 @@ validation. They take turns, each case beginning with another."""
 
 
 @pytest.mark.parametrize(("turn", "policy", "options"), [(turn, *case) for turn, case in enumerate(RESUMED)])
-def test_left_within_any_epoch_it_ends_with_the_weights_of_one_that_went_on(
+def test_left_within_any_epoch_it_ends_with_the_weights_of_an_uninterrupted_one(
     train: Trained, turn: int, policy: str, options: dict[str, Any]
 ) -> None:
     whole, expected = train(policy, folder="whole", **options)
@@ -417,7 +417,7 @@ def test_another_policy_ends_with_other_weights(train: Trained) -> None:
 
 
 @pytest.mark.parametrize("policy", ["gradual", "lp_ft"])
-def test_where_the_head_alone_is_trained_every_policy_is_the_same(train: Trained, policy: str) -> None:
+def test_where_only_the_head_is_trained_every_policy_is_the_same(train: Trained, policy: str) -> None:
     static, _ = train("static", depth=DEEPEST, folder="static")
     other, _ = train(policy, depth=DEEPEST, folder=policy)
     assert same(state(static), state(other))
@@ -501,7 +501,7 @@ def test_stored_activations_serve_as_long_as_a_prefix_is_frozen_and_none_of_it_i
     assert result.value == same_result.value
 
 
-def test_activations_from_behind_what_an_epoch_trains_are_refused(train: Trained, images: Any) -> None:
+def test_activations_from_after_what_an_epoch_trains_are_refused(train: Trained, images: Any) -> None:
     def stored(backbone: Backbone) -> Callable[[int], tuple[Inputs, Inputs]]:
         return lambda depth: (Features(backbone, images(60), 3), Features(backbone, images(30), 3))
 
@@ -549,7 +549,7 @@ def test_an_average_follows_the_weights_by_the_rule_and_counts_what_cannot_be_av
             assert module.weight.tolist() == pytest.approx([expected])
             assert trained["weight"].tolist() == [value]
             assert int(module.num_batches_tracked) == step  # type: ignore[arg-type]
-        assert module.weight.tolist() == [value], "training goes on with its own"
+        assert module.weight.tolist() == [value], "training continues with its own"
     assert module.bias.tolist() == [0.0], "what is not followed is left alone"
 
 
@@ -571,7 +571,7 @@ def test_what_is_measured_and_kept_are_the_averaged_weights(
     assert losses["trained"] != losses["model"]
 
 
-def test_thawing_begins_the_average_of_what_is_thawed_and_goes_on_with_the_rest(
+def test_thawing_begins_the_average_of_what_is_thawed_and_continues_with_the_rest(
     train: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[set[str]] = []

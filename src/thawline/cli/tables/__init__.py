@@ -1,1 +1,1 @@
-"""What commands show on a terminal, mostly as tables by rich; they get values, and compute nothing."""
+"""Terminal output of commands, mostly tables by rich; they format values and compute nothing."""

@@ -10,7 +10,7 @@ __all__ = ["backbones_table"]
 
 
 def backbones_table(infos: Sequence[BackboneInfo]) -> Table:
-    """What is known of each, a line for each."""
+    """One line for each backbone."""
     table = Table(title=f"{len(infos)} backbones")
     table.add_column("backbone", no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)

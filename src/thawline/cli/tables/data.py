@@ -1,4 +1,4 @@
-"""What is shown of data."""
+"""The report on data."""
 
 from collections import Counter
 from typing import Any

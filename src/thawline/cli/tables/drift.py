@@ -1,4 +1,4 @@
-"""What is shown of a comparison of two sets of images."""
+"""The report of a drift check."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ def drift_table(report: DriftReport) -> RenderableType:
     for image in report.unusual:
         unusual.add_row(Text(printable(image.path)), f"{image.distance:.1f}")
     heading = f"{report.model} version {report.version}; reference: {report.reference}"
-    bad = [Text(f"Cannot be read: {printable(path)}: {reason}", "red") for path, reason in report.bad.items()]
+    bad = [Text(f"Unreadable: {printable(path)}: {reason}", "red") for path, reason in report.bad.items()]
     note = [Text(report.note, "yellow")] if report.note else []
     return Group(Text(printable(heading), "bold"), "", tests, "", classes, "", unusual, "", *bad, *note)
 

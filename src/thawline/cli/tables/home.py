@@ -1,4 +1,4 @@
-"""What is shown of a home and its machine."""
+"""Reports on the home and the machine."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.filesize import decimal
 from rich.table import Table
 
-if TYPE_CHECKING:  # the doctor needs nothing that may not be installed as it should
+if TYPE_CHECKING:  # the doctor must not need packages that may be broken
     from thawline.cleaning import Survey
     from thawline.doctor import Finding
 
@@ -14,9 +14,9 @@ __all__ = ["clean_table", "clean_total", "findings_table"]
 
 
 def findings_table(findings: "Sequence[Finding]") -> Table:
-    """What was looked at, what was found, and what to do."""
+    """The findings of the doctor, and what to do."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("", "what", "found", "what to do"):
+    for name in ("", "check", "found", "what to do"):
         table.add_column(name, overflow="fold")
     styles = {"ok": "green", "warning": "yellow", "wrong": "red"}
     for finding in findings:
@@ -41,10 +41,10 @@ def clean_table(found: "Survey") -> Table:
 
 
 def clean_total(found: "Survey", *, removed: bool, failures: int = 0) -> str:
-    """All that was found in a sentence, and how to remove it."""
+    """A summary in a sentence, and how to remove it."""
     if not found.items:
         return "There is nothing to remove."
     amount = f"{sum(len(item.parts) for item in found.items)} files or records, {decimal(found.bytes)}"
     if removed:
-        return f"Removed: {amount}, all but {failures}." if failures else f"Removed: {amount}."
+        return f"Removed: {amount}, except {failures}." if failures else f"Removed: {amount}."
     return f"Nothing was removed. The same command with --yes removes all of this: {amount}."

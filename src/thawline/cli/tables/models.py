@@ -1,4 +1,4 @@
-"""Tables about registered models, and about what they answer."""
+"""Tables about registered models and their predictions."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -17,7 +17,7 @@ _SHOWN_LETTERS = 60
 
 
 def verdict_table(verdict: Verdict) -> Table:
-    """Every criterion, its value, what is required, and whether it is fulfilled."""
+    """Every criterion, its value, what is required, and whether it is met."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("criterion", "value", "required", ""):
         table.add_column(name, overflow="fold")
@@ -55,7 +55,7 @@ def predictions_table(predictions: Sequence[dict[str, Any]]) -> Table:
 
 
 def explanations_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """What was explained in each picture, and where it is drawn."""
+    """What was explained in each image, and the file written."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("file", "class", "probability", "explained", "method", "picture"):
         table.add_column(name, overflow="fold")

@@ -35,7 +35,7 @@ def leaderboard_table(records: Sequence[TrialRecord], metric: str, *, title: str
     table.add_column(f"val/{metric}", justify="right", no_wrap=True)
     for name in [*varied, "epochs", "seconds"]:
         table.add_column(name.replace("_", "\n", 1).replace("_", " "), justify="right", no_wrap=True)
-    # The one column that gives way where the terminal is narrow, so that a trial stays one line.
+    # The one column that shrinks on a narrow terminal, so that a trial stays on one line.
     table.add_column("MLflow run", overflow="ellipsis", min_width=8)
     for row in leaderboard_rows(records):
         style = {"complete": "", "pruned": "dim", "failed": "red", "running": "cyan"}[row["state"]]

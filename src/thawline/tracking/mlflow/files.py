@@ -1,7 +1,7 @@
-"""Pictures, tables and checkpoints in MLflow, written so that twice is the same as once.
+"""Pictures, tables and checkpoints in MLflow, written idempotently.
 
-MLflow's own ``log_image``, ``log_table`` and ``create_logged_model`` add another one each time. These write what those
-would, under names that depend on the record alone.
+MLflow's own ``log_image``, ``log_table`` and ``create_logged_model`` add another one each time. These write the same,
+under names that depend only on the record.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _THUMBNAIL = 256
 def file_of(name: str, media: Media, *, step: int, at: int) -> ImageFile | TableFile | Text | None:
     """What is written; ``None`` for what MLflow's UI does not show.
 
-    A picture stays as it is until it is written, since training waits here.
+    A picture is encoded only when it is written, since training waits here.
 
     Args:
         name: of characters that MLflow takes, see :func:`~thawline.tracking.mlflow.metric_key`.
@@ -89,7 +89,7 @@ def write_table(client: "MlflowClient", run_id: str, record: TableFile) -> None:
 def write_checkpoint(client: "MlflowClient", run_id: str, record: Checkpoint) -> None:
     """A checkpoint as a logged model, an output of its run, with what it reached.
 
-    It is ready last of all, so that one which was begun is gone on with, and one that is ready is there for good.
+    It becomes ready last, so that an unfinished one is resumed, and one that is ready is complete.
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
@@ -118,7 +118,7 @@ def write_checkpoint(client: "MlflowClient", run_id: str, record: Checkpoint) ->
     name, digest = record.dataset or (None, None)
     metrics = []
     for key, value in record.metrics.items():
-        # The run has this value of this epoch already; at another time it would have it twice.
+        # The run has this value of this epoch already; with another time it would be there twice.
         points = client.get_metric_history(run_id, key)
         times = [point.timestamp for point in points if (point.step, point.value) == (epoch, value)]
         timestamp = times[0] if times else record.at

@@ -55,7 +55,7 @@ def start_study_run(
         elif run_id is None:
             run_id = str(client.create_run(store.experiment_id, run_name=study).info.run_id)
         elif adopt_run_id not in (None, run_id):
-            # The trials stay where they are; the run that `mlflow run` made anew points there.
+            # The trials stay where they are; the new run that `mlflow run` made points there.
             client.set_tag(adopt_run_id, "thawline.continues_run", run_id)
         client.update_run(run_id, status="RUNNING")
         registry, where = store.registry_tag
@@ -73,7 +73,7 @@ def find_study_run(store: MlflowStore, study: str) -> str | None:
 
 
 def has_run(store: MlflowStore, run_id: str) -> bool:
-    """Whether the store knows a run; it does know deleted ones.
+    """Whether the store knows a run; deleted ones count.
 
     Raises:
         TrackingError: if the store fails.
@@ -142,7 +142,7 @@ def close_dead_run(
 
 @dataclass(frozen=True)
 class RunAddress:
-    """Which run something is for, in words that outlive this process."""
+    """The address of a run, which outlives this process."""
 
     study: str
     trial: int | None
@@ -161,7 +161,7 @@ def open_run(store: MlflowStore, address: RunAddress, *, late: bool = False) -> 
     Args:
         store: where the run is.
         address: which run.
-        late: whether what happened is over; then a run that exists is not running because of it.
+        late: whether what happened is over; then an existing run is not set to running.
     """
     if address.run_id is not None:
         return address.run_id

@@ -1,7 +1,7 @@
 """MLflow's store: which one, opened, and the experiment in it.
 
 Everything goes through ``MlflowClient`` and run ids. The fluent API's active run and its global tracking URI belong to
-the user's process (and to ``mlflow run``, which sets ``MLFLOW_RUN_ID``); they are neither read nor written.
+the user's process (and to ``mlflow run``, which sets ``MLFLOW_RUN_ID``); they are ignored.
 
 MLflow takes seconds to import, so it is imported inside the functions.
 """
@@ -35,7 +35,7 @@ _OUT_OF_DATE = "out-of-date database schema"
 _BEING_MADE = re.compile(
     rf"already exists|duplicate key|UNIQUE constraint|does not exist|{_OUT_OF_DATE}|Can't locate revision"
 )
-"""What a database says while another process makes or migrates its tables."""
+"""A database's messages while another process creates or migrates its tables."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class MlflowStore:
     """Model registry URI: the tracking URI, unless ``MLFLOW_REGISTRY_URI`` says otherwise."""
     experiment_id: str
     home: Path
-    """Thawline's home: artifacts of a local store, and what could not be sent."""
+    """Thawline's home: artifacts of a local store, and records that could not be sent."""
 
     @property
     def client(self) -> "MlflowClient":
@@ -78,7 +78,7 @@ def resolve_uri(config: TrackingConfig, home: Path) -> str:
 
     Raises:
         TrackingError: for a folder (MLflow's file store, which MLflow 3 no longer opens), an unknown scheme, a server
-            for which ``artifacts`` is set, or a home in whose files MLflow would not find again what it wrote.
+            for which ``artifacts`` is set, or a home whose path MLflow would misread.
     """
     default = sqlite_url(home / "mlflow.db")
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
@@ -90,7 +90,7 @@ def resolve_uri(config: TrackingConfig, home: Path) -> str:
         )
     if scheme not in _DATABASES + _SERVERS:
         raise TrackingError(
-            f"{without_password(uri)!r} is no MLflow tracking URI. It must start with one of "
+            f"{without_password(uri)!r} is not an MLflow tracking URI. It must start with one of "
             f"{', '.join(f'{known}:' for known in _DATABASES + _SERVERS)}."
         )
     if config.artifacts is not None and scheme in _SERVERS:
@@ -100,16 +100,16 @@ def resolve_uri(config: TrackingConfig, home: Path) -> str:
         )
     if scheme in _DATABASES and config.artifacts is None and (escaped := re.search(r"%[0-9A-Fa-f]{2}", str(home))):
         raise TrackingError(
-            f"The home {home} has {escaped[0]} in its name, which MLflow takes for an escaped character: it would "
+            f"The home {home} has {escaped[0]} in its name, which MLflow reads as an escaped character: it would "
             "not find its files again. Set THAWLINE_HOME to a folder with another name."
         )
     return with_driver(uri)
 
 
 def open_store(tracking_uri: str | None, home: Path) -> "MlflowStore":
-    """The store that a search with this tracking URI, or with none, has made; nothing is made in it.
+    """The existing store of a tracking URI, or of none; nothing is created in it.
 
-    Its experiment is MLflow's default one where no search has recorded yet.
+    Its experiment is MLflow's default one if no search has recorded there yet.
 
     Raises:
         TrackingError: if there is no such store, or it cannot be opened now.
@@ -143,7 +143,7 @@ def connect(
             server decides itself.
         experiment: name of the MLflow experiment.
         artifacts: URL of a folder to keep them in instead, such as ``s3://bucket/thawline``. MLflow cannot move those
-            of an experiment that exists, so that one which keeps them elsewhere is refused.
+            of an experiment that exists, so an experiment that keeps them elsewhere is refused.
         adopt_run_id: a run made by ``mlflow run``; then the experiment is that run's, whatever its name, because
             MLflow's UI nests a trial under its study only within one experiment.
 
@@ -202,11 +202,11 @@ def _client(uri: str, registry_uri: str) -> "MlflowClient":
 
 
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-"""MLflow's UI otherwise takes an experiment for one of agents, and calls models agent versions."""
+"""MLflow's UI otherwise treats an experiment as one of agents, and calls models agent versions."""
 
 
 def _is_being_made(uri: str, reason: str) -> bool:
-    """Whether an error may be of tables that another process makes now; those of SQLite are there or not."""
+    """Whether an error may come from tables that another process is creating; SQLite's are there or not."""
     if unknown_revision(reason) is not None or (uri.startswith("sqlite") and _OUT_OF_DATE in reason):
         return False
     return _BEING_MADE.search(reason) is not None
@@ -233,7 +233,7 @@ def _experiment(client: "MlflowClient", name: str, location: str | None) -> str:
 
 
 def _check_reachable(artifacts: str) -> None:
-    """Refuse object storage that cannot be used now, before an experiment is made that would keep its files there."""
+    """Refuse object storage that cannot be used now, before an experiment is created with its files there."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     try:
@@ -249,7 +249,7 @@ def _check_reachable(artifacts: str) -> None:
 
 
 def _check_location(client: "MlflowClient", experiment_id: str, artifacts: str) -> None:
-    """Refuse to write files to another place than was asked for."""
+    """Refuse to write files to another place than requested."""
     experiment = client.get_experiment(experiment_id)
     if not f"{experiment.artifact_location}/".startswith(f"{artifacts}/"):
         raise TrackingError(
@@ -260,16 +260,16 @@ def _check_location(client: "MlflowClient", experiment_id: str, artifacts: str) 
 
 
 def _write_ahead(database: Path) -> None:
-    """Let readers and one writer work at the same time: writes take a third of the time. Kept in the file.
+    """Allow readers and one writer at the same time (WAL): writes take a third of the time. Kept in the file.
 
-    A network file system cannot do it; then SQLite stays as it was.
+    A network file system cannot do that; SQLite then keeps its mode.
     """
     with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=20)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
 
 
 def unreachable(uri: str, error: Exception, home: Path, adopt_run_id: str | None) -> str:
-    """Why a store cannot be used, and what to do about it, for people."""
+    """Why a store cannot be used, and what to do about it."""
     name, reason = without_password(uri), first_line(error)
     if adopt_run_id is not None and getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
         return (

@@ -23,9 +23,9 @@ __all__ = ["MlflowTracker"]
 class MlflowTracker(QueuedTracker):
     """Records one run in MLflow.
 
-    What fails is tried again after 0.5 s, then after twice as long each time up to 15 s, and everything behind it
-    waits; only what MLflow refuses for good (a run that somebody deleted, a file that is gone) is given up, and said.
-    What cannot be delivered before :meth:`close` gives up is written to ``<home>/unsent`` for
+    What fails is retried after 0.5 s, then after twice as long each time up to 15 s, and everything after it waits;
+    only what MLflow refuses permanently (a deleted run, a missing file) is given up, and reported. What cannot be
+    delivered before :meth:`close` gives up is written to ``<home>/unsent`` for
     :func:`~thawline.tracking.replay_unsent`.
     """
 
@@ -44,9 +44,9 @@ class MlflowTracker(QueuedTracker):
         Args:
             store: where the run is, or will be.
             address: which run it is.
-            grace_seconds: how long delivering may go on after the run has ended.
+            grace_seconds: how long delivery may continue after the run has ended.
             system_metrics: whether to measure what the machine is doing.
-            pauses: seconds before the second attempt at something, and the most before a later one.
+            pauses: seconds before the second attempt, and the maximum before later ones.
             most_large: pictures and tables that may wait.
         """
         self._sampler: SystemSampler | None = None
@@ -164,7 +164,7 @@ class MlflowTracker(QueuedTracker):
 
     def _log_system_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         with self._changed:
-            if not self._closing.is_set():  # the sampler has a thread of its own and may just be measuring
+            if not self._closing.is_set():  # the sampler has a thread of its own and may be measuring now
                 self.log_metrics(metrics, step=step)
 
 
@@ -172,7 +172,7 @@ class _MlflowRun:
     """A run as the destination of a queue."""
 
     together = 1000
-    """MLflow's REST API takes no more at once."""
+    """The maximum of one call of MLflow's REST API."""
 
     def __init__(
         self, store: MlflowStore, address: RunAddress, opened: Callable[[int], None], pauses: tuple[float, float]

@@ -1,4 +1,4 @@
-"""What MLflow could not be told: kept as JSON lines in Thawline's home, and told at the next start."""
+"""Records that MLflow did not receive: kept as JSON lines in Thawline's home, and sent at the next start."""
 
 import base64
 import io
@@ -57,9 +57,9 @@ def keep_unsent(store: MlflowStore, address: RunAddress, records: Sequence[Recor
 def replay_unsent(store: MlflowStore) -> int:
     """Send what earlier trackers of this store had to keep; returns the number of records sent.
 
-    Everything gets the time at which it happened, and what a run was told later stays. A file is removed when all of it
-    is delivered or refused for good; it stays, for the next start, if the store fails again. Nothing is raised: this is
-    a second attempt, not a condition for training.
+    Everything gets the time at which it happened, and later records of a run take precedence. A file is removed when
+    all of it is delivered or refused permanently; it stays, for the next start, if the store fails again. Nothing is
+    raised: this is a second attempt, not a condition for training.
     """
     sent = 0
     for path in sorted((store.home / "unsent").glob("*.jsonl")):
@@ -101,8 +101,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _records(lines: Sequence[Mapping[str, Any]]) -> list[Record]:
     """The records with their times.
 
-    Version 0.1.0 wrote the time of metrics, checkpoints and ends alone. What is without one happened no later than what
-    follows it.
+    Version 0.1.0 wrote only the times of metrics, checkpoints and ends. A record without one happened no later than the
+    next.
     """
     records: list[Record] = []
     at = now_ms()

@@ -1,4 +1,4 @@
-"""Records, written to one of MLflow's runs so that twice is the same as once."""
+"""Records, written idempotently to one of MLflow's runs."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -43,27 +43,27 @@ class RunWriter:
 
     Writing a record again changes nothing: MLflow's SQL store ignores a metric of which key, step, timestamp and value
     are all known; files and tags are overwritten, a dataset is an input once, a checkpoint is looked for before it is
-    made. Nor is a value written that the run has at that step already, whenever it was measured: a search that is
-    resumed says much again.
+    made. Nor is a value written that the run has at that step already, whenever it was measured: a resumed search
+    repeats many.
     """
 
     def __init__(self, client: "MlflowClient", run_id: str, *, late: bool = False) -> None:
-        """Look at what the run has.
+        """Read what the run has.
 
         Args:
             client: of the store that holds the run.
             run_id: the run.
-            late: whether another process may have written to the run since; what it said of the end and in tags stays.
+            late: whether another process may have written to the run since; its status and tags stay.
         """
         self._client, self._run_id = client, run_id
         run = client.get_run(run_id)
         self.started_at = int(run.info.start_time)
         """When the run began, in milliseconds since 1970."""
         self._settled_at: int | None = run.info.end_time if late else None
-        """Before this, others have said how it ended."""
+        """Before this, another process has recorded how it ended."""
         self._settled_tags = frozenset(run.data.tags) if late else frozenset()
         self._last: dict[str, int] = {metric.key: metric.step for metric in run.data.to_proto().metrics}
-        """Greatest step of each metric; what comes behind it is new, without asking."""
+        """Greatest step of each metric; later values are new, without asking."""
         self._values: dict[str, dict[int, float]] = {}
         """What the run has by key and step, of the keys that were asked for."""
 
@@ -138,7 +138,7 @@ class RunWriter:
 
 
 def write_params(client: "MlflowClient", run_id: str, params: Mapping[str, str]) -> None:
-    """Add parameters; one that has another value already keeps it, and the new one becomes a tag."""
+    """Add parameters; one that already has another value keeps it, and the new one becomes a tag."""
     from mlflow.entities import Param, RunTag
 
     wanted = {metric_key(key): str(value)[:_PARAM_LIMIT] for key, value in params.items()}

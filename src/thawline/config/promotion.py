@@ -21,8 +21,8 @@ class GateRules(Model):
     """Probability that chance promotes a challenger that is no better: the gain must be above 0 in all but this
     fraction of resampled test sets. 1 asks for no evidence beyond the gain itself."""
     max_recall_loss: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Maximum loss of recall of any class; a single image or text of a small class is not counted as a loss, nor is what
-    chance makes of so many classes."""
+    """Maximum loss of recall of any class; a single image or text of a small class is not counted as a loss, nor is
+    what chance makes of so many classes."""
     max_calibration_loss: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Maximum increase of the expected calibration error, beyond what chance explains on this test set."""
     max_latency_ratio: Annotated[float, Field(gt=0)] = 5.0

@@ -91,10 +91,10 @@ def search(
     if as_json:
         print_json(outcome.as_dict())
     else:
-        from thawline.data import is_table
+        from thawline.data import data_kind
 
         _print_outcome(outcome)
-        _next_after_search(outcome, "TEXT" if is_table(config.data.path) else "IMAGE")
+        _next_after_search(outcome, "TEXT" if data_kind(config.data) == "texts" else "IMAGE")
     if not outcome.everything_kept:
         raise typer.Exit(1)
 

@@ -4,7 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["printable", "write_atomically"]
+__all__ = ["as_text", "printable", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -26,3 +26,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def printable(text: str) -> str:
     """The text with what steers a terminal written out: names may hold line breaks, escapes and bytes of no UTF-8."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def as_text(name: str) -> str:
+    """The name of a file, bytes that are not UTF-8 written out as ``\\xfc``: what is recorded must be text."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

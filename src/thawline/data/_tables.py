@@ -87,7 +87,7 @@ def read_table(path: Path, *, names: Collection[str], header: bool | None = None
         path: the file.
         names: names of columns, in lower case, by one of which a first line is taken for a header.
         header: whether the first line names the columns; found out where ``None``.
-        limit: records that are read at most, to look at a table before it is read.
+        limit: records that are read at most, to look at a table before it is read; there may then be none.
 
     Raises:
         DataError: if the file cannot be read at all, is in UTF-16, holds nothing, or names a column twice or not in
@@ -107,7 +107,7 @@ def read_table(path: Path, *, names: Collection[str], header: bool | None = None
                 table = _read_csv(path, names, header, limit)
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from None
-    if not table.records and not table.malformed:
+    if not table.records and not table.malformed and limit is None:
         raise DataError(f"{path} holds no rows: a table of texts has a text and a label in each.")
     if twice := sorted({name for name in table.columns if table.columns.count(name) > 1}):
         raise DataError(f"{path} names the column {twice[0]!r} twice: rename one of them.")

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from thawline.data._image_tables import names_images
+from thawline.data._sources import tables_in
 from thawline.data.contract import DataKind, Manifest
 from thawline.data.folder import check_folder, scan_folder
 from thawline.data.text import is_table, scan_table
@@ -14,12 +16,16 @@ __all__ = ["check_data", "data_kind", "scan"]
 
 
 def data_kind(config: "DataConfig") -> DataKind:
-    """``texts`` for a table, or a folder of tables; else ``images``. Only names are looked at.
+    """``texts`` for a table of them, or a folder of such tables; else ``images``. Of tables the first rows are read.
 
     Raises:
         DataError: if the path does not exist or is a file that is no table, or the folder cannot be listed.
     """
-    return "texts" if is_table(config.path.expanduser().absolute()) else "images"
+    root = config.path.expanduser().absolute()
+    if not is_table(root):
+        return "images"
+    table = next(iter(tables_in(root).values()))[0] if root.is_dir() else root
+    return "images" if names_images(table, config) else "texts"
 
 
 def scan(config: "DataConfig", *, on_progress: Callable[[int, int], None] | None = None) -> Manifest:

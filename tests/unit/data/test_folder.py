@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from thawline.config import DataConfig
-from thawline.data import Manifest, files_of, report_text, scan
+from thawline.data import Manifest, files_of, labelled_files, report_text, scan
 from thawline.exceptions import DataError
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -56,11 +56,19 @@ def test_one_folder_per_class_is_split_by_content(fill: Fill) -> None:
     assert "split off by content" in manifest.layout
 
 
-def test_a_class_whose_name_is_no_text_is_refused_before_anything_is_trained(fill: Fill) -> None:
-    root = fill(classes())
-    os.rename(root / "b", os.fsencode(root) + b"/caf\xe9")  # noqa: PTH104  bytes
-    with pytest.raises(DataError, match=r"holds the class folder caf\\udce9, whose name is no text .* Rename it"):
-        read(root)
+def test_a_class_whose_name_is_no_text_has_its_bytes_written_out(fill: Fill, tmp_path: Path) -> None:
+    """It could not be recorded otherwise, as packaging found out after all trials."""
+    root = fill(classes(40))
+    os.rename(root / "b", os.fsencode(root) + b"/h\xfct")  # noqa: PTH104  bytes
+    manifest = read(root)
+
+    assert manifest.classes == ("a", "h\\xfct")
+    assert manifest.counts()["h\\xfct"]["train"] > 20
+    assert files_of(manifest, manifest.rows)  # the files themselves are found
+    manifest.to_json(tmp_path / "manifest.json")
+    assert Manifest.from_json(tmp_path / "manifest.json") == manifest
+    assert "h\\xfct" in report_text(manifest)
+    assert labelled_files(root, DataConfig(path=root))[1].count("h\\xfct") == 40
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from thawline.data._files import printable
+from thawline.data._files import as_text, printable
 from thawline.data.contract import NOUNS, SPLITS, DataKind, Manifest, Problem, TextTable, counted
 
 if TYPE_CHECKING:  # the processes that decode import this package and print nothing
@@ -109,5 +109,7 @@ def report_json(manifest: Manifest) -> dict[str, Any]:
         "groups": len({row.group for row in manifest.rows} - {None}),
         "splits": {split: splits[split] for split in SPLITS},
         "classes": {name: dict(by_split) for name, by_split in manifest.counts().items()},
-        "problems": {kind: [{"path": p.path, "reason": p.reason} for p in of(kind)] for kind in titles},
+        "problems": {
+            kind: [{"path": as_text(p.path), "reason": as_text(p.reason)} for p in of(kind)] for kind in titles
+        },
     }

@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from thawline import environment
-from thawline.cleaning._home import cached, checkpoints, leftovers, mirrors, orphans
+from thawline.cleaning._home import cached, checkpoints, leftovers, mirrors, orphans, unpacked
 from thawline.cleaning._look import Failure, Item, Kind, Look, Used
 from thawline.cleaning._mlflow import failed_runs, unused_models
 from thawline.exceptions import ConfigError
@@ -112,6 +112,7 @@ def survey(
         "tokens": partial(cached, look, "tokens"),
         "activations": partial(cached, look, "activations"),
         "mirrors": partial(mirrors, look),
+        "unpacked": partial(unpacked, look),
         "runs": partial(failed_runs, look),
         "models": partial(unused_models, look),
     }

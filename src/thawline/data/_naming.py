@@ -9,7 +9,18 @@ from pathlib import Path
 from thawline.data.contract import SPLIT_NAMES
 from thawline.data.splits import Split
 
-__all__ = ["SplitName", "is_junk", "is_structure", "split_name", "split_names", "without_shard", "words"]
+__all__ = [
+    "ARCHIVE_SUFFIXES",
+    "SplitName",
+    "is_junk",
+    "is_structure",
+    "split_name",
+    "split_names",
+    "without_shard",
+    "words",
+]
+
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 _SPLITS: dict[str, Split] = SPLIT_NAMES | {
     "trn": "train",

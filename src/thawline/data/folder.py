@@ -15,6 +15,7 @@ from thawline.data._folders import METADATA, Layout, NoClassesError, folder_layo
 from thawline.data._image_tables import ImageTable, image_tables_in, table_layout
 from thawline.data._listing import children, classes_below, images_below
 from thawline.data._pool import map_files
+from thawline.data._unpacking import unpacked
 from thawline.data.contract import (
     Found,
     Item,
@@ -139,16 +140,16 @@ def labelled_files(path: Path, config: "DataConfig") -> tuple[list[Path], list[s
     Raises:
         DataError: if there is none.
     """
-    root = path.expanduser().absolute()
-    if root.is_dir():
+    config, _ = unpacked(config.model_copy(update={"path": path, "image_folder": None}))
+    root = config.path.expanduser().absolute()
+    if root.is_dir() and config.image_column is None:
         found = [(root / file, name) for name, files in classes_below(root, root, []).items() for file in files]
         if not found:
             raise DataError(f"{path} holds no images in class folders: FOLDER/<class>/… is looked for.")
         return [file for file, _ in found], [name for _, name in found]
     if not root.exists():
         raise DataError(f"There is no folder {path}.")
-    columns = config.model_copy(update={"path": root, "split_column": None, "group_column": None, "image_folder": None})
-    layout = find_layout(columns)
+    layout = find_layout(config.model_copy(update={"split_column": None, "group_column": None}))
     return [layout.root / file.path for file in layout.files], [file.class_name for file in layout.files]
 
 

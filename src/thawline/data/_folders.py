@@ -225,18 +225,17 @@ def _check_names(folder: Path, given: Mapping[Split, Path], by_class: Mapping[st
     shown = _few([f"{name}/" for name in names])
     is_class = "If they are the classes, --set data.class_level=1 says so"
     or_splits = "" if given else ", or put the images under train/<class>/ and test/<class>/"
-    below = f"if their subfolders are, --set data.class_level=2; if a table says it, give it as the data{or_splits}."
-    splits = split_names(names)
-    if len(splits) > 1 or all(map(is_structure, names)):
+    table = f"if a table says it, give it as the data{or_splits}."
+    if len(split_names(names)) > 1 or all(map(is_structure, names)):
         raise NoClassesError(
             f"{folder} holds {shown}, which are names of splits or of folders of images, not of classes, and no class "
-            f"folders in them. {is_class}; {below}"
+            f"folders in them. {is_class}; {table}"
         )
     shared = _shared_subfolders(folder, by_class)
     if shared:
         raise NoClassesError(
             f"{shown} in {folder} hold the same subfolders {_few(shared)}: either may be the classes. {is_class}; "
-            f"{below}"
+            f"if their subfolders are, --set data.class_level=2; {table}"
         )
 
 

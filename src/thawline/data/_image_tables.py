@@ -24,7 +24,7 @@ from thawline.exceptions import DataError
 if TYPE_CHECKING:  # the processes that decode import this package and need no pydantic
     from thawline.config import DataConfig
 
-__all__ = ["ImageTable", "image_tables_in", "names_images", "table_layout"]
+__all__ = ["ImageTable", "contradicted", "image_tables_in", "names_images", "table_layout"]
 
 _HEAD = 200  # rows by which a table is known
 _DEPTH = 3  # levels of folders below which no metadata is looked for
@@ -122,6 +122,36 @@ def table_layout(tables: Sequence[ImageTable], root: Path, config: "DataConfig")
     )
 
 
+def contradicted(layout: Layout) -> list[Problem]:
+    """A word on each table beside class folders that gives images of one folder several labels.
+
+    The folders are what is read; they may be no more than parts in which the images came.
+    """
+    classes = {item.path.rpartition("/")[2]: item.class_name for item in layout.files}
+    problems = []
+    for path in children(layout.root):
+        if path.suffix.lower() not in TABLE_SUFFIXES or not path.is_file():
+            continue
+        try:
+            head = read_table(path, names=set(USUAL["image"]) | set(USUAL["label"]), limit=_HEAD)
+        except DataError:  # it is not asked for
+            continue
+        label = next((name for name in head.columns if name.strip().casefold() in USUAL["label"]), None)
+        image = next((name for name in head.columns if _mostly(_names_a_file, head.column(name))), None)
+        if label is None or image is None:
+            continue
+        labels: dict[str, set[Cell]] = defaultdict(set)
+        for file, cell in zip(head.column(image), head.column(label), strict=True):
+            if isinstance(file, str) and (name := _plain(file).rpartition("/")[2]) in classes:
+                labels[classes[name]].add(cell)
+        if any(len(given) > 1 for given in labels.values()):
+            reason = (
+                f"its column {label} gives images of one class folder several labels: give it as the data to train on"
+            )
+            problems.append(Problem(path.name, f"{reason} those", "class"))
+    return problems
+
+
 # ------------------------------------------------------------------------------------------------------ which columns
 
 
@@ -158,7 +188,10 @@ def _image_column(table: ImageTable, config: "DataConfig") -> str | None:
         return None
     if any(_is_text(name, head) or looks_like_texts(head.column(name)) for name in head.columns):
         return None
-    return next((name for name in usual if _mostly(lambda cell: bool(index.find(cell, None)), head.column(name))), None)
+    try:
+        return next((name for name in usual if _mostly(lambda c: bool(index.find(c, None)), head.column(name))), None)
+    except DataError:  # a folder beside a table of texts that may not be read is not its affair
+        return None
 
 
 def _is_text(name: str, head: Table) -> bool:

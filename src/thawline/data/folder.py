@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from thawline.data import images
 from thawline.data._files import printable
 from thawline.data._folders import METADATA, Layout, NoClassesError, folder_layout
-from thawline.data._image_tables import ImageTable, image_tables_in, table_layout
+from thawline.data._image_tables import ImageTable, contradicted, image_tables_in, table_layout
 from thawline.data._listing import children, classes_below, images_below
 from thawline.data._pool import map_files
 from thawline.data._unpacking import unpacked
@@ -182,7 +182,7 @@ def find_layout(config: "DataConfig") -> Layout:
         raise DataError(
             f"For tables alone there is {', '.join(wrong)}, but {root} is read as {layout.text}. Leave that out."
         )
-    return layout
+    return replace(layout, problems=[*layout.problems, *contradicted(layout)])
 
 
 # --------------------------------------------------------------------------------------------------- reading them

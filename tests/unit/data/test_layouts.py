@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from thawline.config import DataConfig
-from thawline.data import Manifest, data_kind, report_text, scan
+from thawline.data import Manifest, _listing, data_kind, report_text, scan
 from thawline.exceptions import DataError
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -365,6 +365,29 @@ def _check_labels(case: Case, manifest: Manifest) -> None:
             assert name == case.classes[int(stem(row.path)) % 2]
         else:
             assert name in row.path.split("/")
+
+
+def test_a_table_that_contradicts_the_class_folders_is_named(fill: Fill) -> None:
+    """The folders may be the parts in which the images came."""
+    files = below("batch1", "batch2", count=30)
+    unlike = {name.replace("/", "/x") if name.startswith("batch2") else name: n for name, n in files.items()}
+    root = fill(unlike | {"labels.csv": rows(unlike)})
+    manifest = scan(DataConfig(path=root))
+
+    (reason,) = [
+        problem.reason for problem in manifest.problems if problem.path == "labels.csv" and problem.kind == "class"
+    ]
+    assert "its column label gives images of one class folder several labels" in reason
+    assert scan(DataConfig(path=root / "labels.csv")).classes == LABELS
+    (root / "labels.csv").write_text("image,label\n" + "\n".join(f"{name},{name[5]}" for name in unlike))
+    assert not [problem for problem in scan(DataConfig(path=root)).problems if problem.kind == "class"]
+
+
+def test_a_folder_beside_a_table_of_texts_is_not_its_affair(fill: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = fill({"a.csv": b"name,label\n" + b"\n".join(b"n%d,%d" % (n, n % 2) for n in range(20)), "private/x": b""})
+    with monkeypatch.context() as patch:
+        patch.setattr(_listing, "is_junk", lambda path: (_ for _ in ()).throw(DataError("may not be read")))
+        assert data_kind(DataConfig(path=root / "a.csv")) == "texts"
 
 
 REFUSED: list[tuple[str, Files, str, dict[str, Any], str]] = [

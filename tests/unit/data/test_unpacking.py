@@ -244,7 +244,7 @@ def test_one_parquet_file_and_what_is_wrong_with_its_rows(tmp_path: Path, pictur
     assert reasons["metadata.jsonl:6"] == "the label is missing"
     assert "damaged" in reasons["pets-0000005.png"] or "known format" in reasons["pets-0000005.png"]
     assert len(manifest.rows) == 57
-    grouped = read(path, group_column="taken", max_bad_fraction=0.1)
+    grouped = read(path, group_column="taken", max_bad_fraction=0.1, test_fraction=0.2)
     assert {row.group for row in grouped.rows} == {f"camera {n}" for n in range(15)}
     assert set(labelled_files(path, DataConfig(path=path, max_bad_fraction=0.1))[1]) == {"cat", "dog"}
 

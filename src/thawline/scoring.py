@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thawline.data import DataKind, given_texts, image_files, write_atomically
+from thawline.data import DataKind, as_text, given_texts, image_files, write_atomically
 from thawline.engines import EngineName
 from thawline.exceptions import DataError
 from thawline.registry import MlflowRegistry, ModelName, check_text_column, parse_model
@@ -191,7 +191,7 @@ def _rows(model: ServedModel, items: _Items, before: int, on_rows: Callable[[int
         answers = iter(model.probabilities(readable) if readable else [])
         for item, each in zip(batch, prepared, strict=True):
             number = before + len(rows) + 1
-            named = {"row": number, "text": item} if isinstance(item, str) else {"path": str(item)}
+            named = {"row": number, "text": item} if isinstance(item, str) else {"path": as_text(str(item))}
             rows.append(named | ({"error": each} if isinstance(each, str) else model.row(next(answers))))
         on_rows(len(rows))
     return rows

@@ -14,7 +14,7 @@ import yaml
 
 from thawline import backbones
 from thawline.backbones import Backbone
-from thawline.data import DecodedImages, report_json, texts_of
+from thawline.data import DecodedImages, as_text, report_json, texts_of
 from thawline.exceptions import StudyError, TrackingError
 from thawline.explain import explained_pictures
 from thawline.pictures import label_grid
@@ -279,7 +279,9 @@ def _test(prepared: Prepared, outcome: SearchOutcome, best: TrialRecord) -> _Tes
         if prepared.manifest.kind == "texts"
         else DecodedImages.open(prepared.inputs[best.hyperparameters.backbone]).split("test")[0]
     )
-    return _Test([row.path for row in rows], examples, Predictions(labels, scores.probabilities, scores.classes))
+    return _Test(
+        [as_text(row.path) for row in rows], examples, Predictions(labels, scores.probabilities, scores.classes)
+    )
 
 
 def _curves(home: Path, study: str, records: Sequence[TrialRecord]) -> tuple[LearningCurve, ...]:

@@ -67,7 +67,7 @@ def test_check_reports_classes_splits_and_digest(data: Path, forked: Callable[..
             "--backbone resnet18 would be ignored, because space.backbone lists resnet34, resnet50. To search",
         ),
         (["search", "DATA", "--max-length", "64"], "settings are for texts: backbone.max_length=64. Leave them out."),
-        (["search", "DATA", "--set", "data.header=true"], "The data are images, but these settings are for texts"),
+        (["search", "DATA", "--set", "data.header=true"], "For tables alone there is data.header=True, but"),
         (["check", "nowhere"], "nowhere"),
         (["summary", "resnt50"], "Unknown backbone 'resnt50'. Did you mean 'resnet50'?"),
         (["summary", "resnet18", "--freeze-depth", "7"], "must hold, but got depth=7"),

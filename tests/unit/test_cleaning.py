@@ -1,10 +1,12 @@
 """``thawline clean``: exactly what nobody needs goes, and only when asked."""
 
 import hashlib
+import io
 import json
 import os
 import sqlite3
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,13 +17,14 @@ import pytest
 from colours import folder_of, picture, register
 from filelock import FileLock
 from fsspec.implementations.memory import MemoryFileSystem
+from PIL import Image
 from typer.testing import CliRunner
 
 from thawline.activations import ActivationStore
 from thawline.cleaning import Item, Survey, parse_age, parse_kinds, remove, survey
 from thawline.cli import app
-from thawline.config import SearchConfig
-from thawline.data import mirror
+from thawline.config import DataConfig, SearchConfig
+from thawline.data import mirror, scan
 from thawline.exceptions import ConfigError, TrackingError
 from thawline.registry import MlflowRegistry, ModelName, log_packaged_model
 from thawline.search.spec import TrialResult, trial_folder
@@ -294,6 +297,27 @@ def test_an_activation_store_works_after_it_was_cleaned(own_home: Path) -> None:
     clean(own_home, "activations")
     assert store.bytes_used() == 0
     assert [path.name for path in store.folder.iterdir()] == ["a.lock"]
+
+
+def test_unpacked_data_that_no_search_used_go_with_their_folder(own_home: Path, tmp_path: Path) -> None:
+    def look_at(name: str) -> int:
+        return len(scan(DataConfig(path=tmp_path / f"{name}.zip")).rows)
+
+    for name in ("old", "used"):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            for number in range(60):
+                image = io.BytesIO()
+                Image.new("RGB", (4, 4), (number, len(name), 0)).save(image, "PNG")
+                archive.writestr(f"{'ab'[number % 2]}/{number}.png", image.getvalue())
+        assert look_at(name) == 60
+    grow_old(own_home)
+    look_at("used")
+    (old,) = (path.parent for path in (own_home / "cache" / "unpacked").glob("*/old"))
+    found, failures = clean(own_home, "unpacked")
+
+    assert (named(found, "unpacked"), failures) == ([f"cache/unpacked/{old.name}"], [])
+    assert [path.name for path in (own_home / "cache" / "unpacked").glob("*/*")] == ["used"]
+    assert look_at("old") == 60
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Batch scoring: a row for every file or text, bad ones with a reason, and nothing computed twice."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,17 @@ def test_every_file_has_a_row_and_a_bad_one_a_reason(
     assert good["probabilities"].iloc[0].keys() == {"red", "green", "blue"}
     assert good["probability"].iloc[0] == good["probabilities"].iloc[0]["red"]
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.parquet"]
+
+
+def test_a_file_whose_name_is_no_text_is_scored_with_its_bytes_written_out(
+    store_with_champion: MlflowStore, pictures: Path, tmp_path: Path
+) -> None:
+    os.rename(pictures / "deep" / "0.png", os.fsencode(pictures) + b"/deep/h\xfct.png")  # noqa: PTH104  bytes
+    summary = run(store_with_champion, pictures, tmp_path / "out.parquet")
+
+    table = pd.read_parquet(tmp_path / "out.parquet").set_index("path")
+    assert summary.bad == 1
+    assert table.loc[str(pictures / "deep" / "h\\xfct.png")]["class"] == COLOURS[0]
 
 
 def test_a_list_and_a_csv_name_files_relative_to_where_they_lie(

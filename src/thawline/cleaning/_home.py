@@ -16,7 +16,7 @@ from thawline.cleaning._tree import children, files_below, folders, is_file, las
 if TYPE_CHECKING:
     from thawline.search.records import TrialRecord
 
-__all__ = ["cached", "checkpoints", "leftovers", "mirrors", "orphans"]
+__all__ = ["cached", "checkpoints", "leftovers", "mirrors", "orphans", "unpacked"]
 
 _LEFTOVER_SECONDS = 3600.0
 """A temporary file without writes for this long was left by a process that died."""
@@ -135,6 +135,25 @@ def _remove_mirror(look: Look, folder: Path, state: str) -> list[Failure]:
     with suppress(OSError):  # not empty
         folder.parent.rmdir()
     return failures
+
+
+def unpacked(look: Look) -> Iterator[Item]:
+    """Data sets that came in one file, as folders."""
+    if look.studies.busy:
+        return
+    for whole in children(look.home / "cache" / "unpacked"):
+        used = newest([whole])
+        if whole.suffix == ".json" and is_file(whole) and used < look.cutoff:
+            folder = whole.with_suffix("")
+            remove = partial(_remove_unpacked, look, whole, folder)
+            act = look.unless_used(whole.with_suffix(".lock"), partial(newest, [whole]), remove)
+            why = f"{look.since(used)}; unpacked again where it is needed"
+            yield look.item("unpacked", folder, [whole, *files_below(folder)], why, act)
+
+
+def _remove_unpacked(look: Look, whole: Path, folder: Path) -> list[Failure]:
+    # What says that the folder is whole goes first: half of one would be read as the data.
+    return look.remove_files([whole]) or look.remove_tree(folder)
 
 
 def leftovers(look: Look, taken: Collection[str]) -> Iterator[Item]:

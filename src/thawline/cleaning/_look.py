@@ -29,6 +29,7 @@ Kind = Literal[
     "tokens",
     "activations",
     "mirrors",
+    "unpacked",
     "temporary",
     "runs",
     "models",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from thawline import environment
-from thawline.cleaning._home import cached, checkpoints, leftovers, mirrors, orphans
+from thawline.cleaning._home import cached, checkpoints, leftovers, mirrors, orphans, unpacked
 from thawline.cleaning._look import Failure, Item, Kind, Look, Used
 from thawline.cleaning._mlflow import failed_runs, unused_models
 from thawline.exceptions import ConfigError
@@ -100,6 +100,7 @@ def survey(
         "tokens": partial(cached, look, "tokens"),
         "activations": partial(cached, look, "activations"),
         "mirrors": partial(mirrors, look),
+        "unpacked": partial(unpacked, look),
         "runs": partial(failed_runs, look),
         "models": partial(unused_models, look),
     }

@@ -92,10 +92,10 @@ def search(
     if as_json:
         print_json(outcome.as_dict())
     else:
-        from thawline.data import is_table
+        from thawline.data import data_kind
 
         _print_outcome(outcome)
-        _next_after_search(outcome, texts=is_table(config.data.path))
+        _next_after_search(outcome, texts=data_kind(config.data) == "texts")
     if not outcome.everything_kept:
         raise typer.Exit(1)
 

@@ -32,7 +32,8 @@ class DataConfig(Model):
 
     path: Path
     """Folder with one subfolder of images per class, or with train/, validation/ and test/ above the classes; or a
-    table of texts (.csv, .tsv, .jsonl or .parquet), or a folder with a table train, validation and test."""
+    table of texts, or of images and their labels (.csv, .tsv, .jsonl or .parquet), or a folder with such tables;
+    or an archive of any of these."""
     url: DataUrl | None = None
     """Folder on object storage, such as ``s3://bucket/photos``, that is mirrored to ``path`` before it is read."""
     validation_fraction: float = Field(0.15, gt=0, lt=0.5)
@@ -43,8 +44,8 @@ class DataConfig(Model):
     """Regular expression searched in each file's relative path; files with the same match (its first group, if it has
     one) stay on one side of the split: a patient, a camera, a video."""
     group_column: ColumnName | None = None
-    """Column that names each row's group: of the table of texts, or of DATA/metadata.csv (beside its column
-    ``file_name``) for images."""
+    """Column that names each row's group: of the table, or of DATA/metadata.csv (beside its column ``file_name``) for
+    images in class folders."""
     max_bad_fraction: float = Field(0.05, ge=0, le=1)
     """Fraction of unreadable files or rows above which nothing is trained."""
     max_pixels: int = Field(64_000_000, ge=1)
@@ -54,6 +55,14 @@ class DataConfig(Model):
     text_column: ColumnName | None = None
     """Column of a table that holds the texts: its name, or its number from 1 if the table has no header; by
     default found by usual names, such as text or message, else by what the columns hold."""
+    image_column: ColumnName | None = None
+    """Column of a table that names the image files, with or without folders and extension; by default found by usual
+    names, such as image_path or image_id, and by whether there are such files."""
+    image_folder: Path | None = None
+    """Folder below which the images lie that a table names; by default that of the table."""
+    class_level: int | None = Field(None, ge=1)
+    """Which folders of images are the classes: 1 for those directly in the data folder, or in its split folders, 2 for
+    those in these. By default 1, but refused where the names say that they may be something else."""
     label_column: ColumnName | None = None
     """Column of a table that holds the labels; by default found in the same way."""
     split_column: ColumnName | None = None

@@ -4,7 +4,7 @@
 one of texts into ``TokenizedTexts``; ``report`` says for people what was found.
 """
 
-from thawline.data._files import markdown_text, printable, write_atomically
+from thawline.data._files import as_text, markdown_text, printable, write_atomically
 from thawline.data.cache import DecodedImages, decoded
 from thawline.data.contract import DataKind, Manifest, Problem, Row, TextTable
 from thawline.data.digits import write_digits
@@ -32,6 +32,7 @@ __all__ = [
     "TextTokenizer",
     "TokenizedTexts",
     "Tokens",
+    "as_text",
     "check_data",
     "check_url",
     "data_kind",

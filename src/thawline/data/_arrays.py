@@ -19,9 +19,9 @@ from thawline.data.contract import Manifest
 from thawline.data.splits import Split
 from thawline.exceptions import DataError
 
-__all__ = ["allocate", "build", "digest", "locked", "open_array", "rows_digest", "split_slices"]
+__all__ = ["SPARE_BYTES", "allocate", "build", "digest", "locked", "open_array", "rows_digest", "split_slices"]
 
-_SPARE_BYTES = 200_000_000  # left free on the disk for everything else that a search writes
+SPARE_BYTES = 200_000_000  # left free on the disk for everything else that a search writes
 
 
 @contextmanager
@@ -88,9 +88,9 @@ def allocate(path: Path, dtype: type, shape: list[int], *, what: str, remedy: st
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     free = shutil.disk_usage(path.parent).free
-    if size + _SPARE_BYTES > free:
+    if size + SPARE_BYTES > free:
         raise DataError(
-            f"{what} need {size / 1e9:.1f} GB (and {_SPARE_BYTES / 1e9:.1f} GB to spare) in {path.parent}, "
+            f"{what} need {size / 1e9:.1f} GB (and {SPARE_BYTES / 1e9:.1f} GB to spare) in {path.parent}, "
             f"but {free / 1e9:.1f} GB are free. Free some, {remedy}, or set THAWLINE_HOME to a folder on a larger disk."
         )
     array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=tuple(shape))

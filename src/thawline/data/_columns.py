@@ -10,22 +10,31 @@ from thawline.data.contract import SPLIT_NAMES
 from thawline.data.splits import Split
 from thawline.exceptions import DataError
 
-__all__ = ["NAME_OF_A_COLUMN", "ON_COMMAND_LINE", "USUAL", "Guess", "Role", "split_of"]
+__all__ = ["NAME_OF_A_COLUMN", "ON_COMMAND_LINE", "USUAL", "Guess", "Role", "looks_like_texts", "split_of"]
 
-Role = Literal["text", "label", "split", "group"]
+Role = Literal["text", "image", "label", "split", "group"]
 
 USUAL: dict[Role, tuple[str, ...]] = {
     "text": (
         *("text", "sentence", "content", "message", "review", "body", "comment", "document", "utterance", "tweet"),
         *("sms", "headline", "question", "query", "description", "review_text", "texts"),
     ),
-    "label": ("label", "class", "category", "target", "sentiment", "intent", "topic", "labels", "class_name", "tag"),
+    "image": (
+        *("image_path", "file_name", "filename", "image", "filepath", "file_path", "path", "image_id", "image_name"),
+        *("img_path", "img", "file", "image_file", "imagepath", "imageid", "id", "name", "img_id", "photo", "picture"),
+    ),
+    "label": (
+        *("label", "class", "category", "target", "sentiment", "intent", "topic", "labels", "class_name", "tag"),
+        *("breed", "species", "diagnosis", "label_name", "classname", "class_label"),
+    ),
     "split": ("split", "subset", "partition"),
 }
 """What such columns are usually called, in lower case. The first of each wins over the others."""
 
 _SHORTEST_TEXT = 10
 """Characters that half of the texts must have at least for a column without a usual name to be taken for texts."""
+
+_FLAGS: set[Cell] = {"0", "1", "true", "false", "True", "False", "0.0", "1.0", None}
 
 NAME_OF_A_COLUMN = re.compile(r"[^\W\d][\w.-]*")
 
@@ -107,20 +116,10 @@ class Guess:
         if role == "label":
             candidates = [name for name in free if looks_like_labels(self._cells(name))]
         else:
-            candidates = [name for name in free if self._looks_like_texts(name)] if len(free) > 1 else free
+            candidates = [name for name in free if looks_like_texts(self._cells(name))] if len(free) > 1 else free
         if len(candidates) != 1:
             raise self._ambiguous(role, candidates)
         self._found[role] = (candidates[0], "by its content")
-
-    def _looks_like_texts(self, name: str) -> bool:
-        """Mostly different, not short, and of several words or of letters beyond ASCII: no number, key or URL."""
-        cells = [cell for cell in self._cells(name) if isinstance(cell, str)]
-        return (
-            bool(cells)
-            and len(set(cells)) > len(cells) / 2
-            and median(map(len, cells)) >= _SHORTEST_TEXT
-            and sum(" " in cell.strip() or not cell.isascii() for cell in cells) > len(cells) / 2
-        )
 
     def _cells(self, name: str) -> list[Cell]:
         return [cell for table in self._tables if name in table.columns for cell in table.column(name)]
@@ -131,8 +130,11 @@ class Guess:
 
     def _ambiguous(self, role: Role, candidates: Sequence[str]) -> DataError:
         what = f"several columns may be: {', '.join(candidates)}" if candidates else "no column looks like one"
+        one_each = ""
+        if len(candidates) > 1 and all(set(self._cells(name)) <= _FLAGS for name in candidates):
+            one_each = " They look like one column for each class: one column with the name of the class is needed."
         return DataError(
-            f"It cannot be told which column of {self._name} is the {role}: {what}. {self._columns_are()} "
+            f"It cannot be told which column of {self._name} is the {role}: {what}.{one_each} {self._columns_are()} "
             f"Name it: {self._option.format(role=role)}NAME"
         )
 
@@ -141,6 +143,17 @@ class Guess:
             return f"The columns are: {', '.join(self._all)}."
         otherwise = " (if there is: --set data.header=true)" if self._option == _IN_RECIPE else ""
         return f"There is no header line{otherwise}; the columns are called by their numbers, 1 to {len(self._all)}."
+
+
+def looks_like_texts(values: Sequence[Cell]) -> bool:
+    """Mostly different, not short, and of several words or of letters beyond ASCII: no number, key or URL."""
+    cells = [cell for cell in values if isinstance(cell, str)]
+    return (
+        bool(cells)
+        and len(set(cells)) > len(cells) / 2
+        and median(map(len, cells)) >= _SHORTEST_TEXT
+        and sum(" " in cell.strip() or not cell.isascii() for cell in cells) > len(cells) / 2
+    )
 
 
 def split_of(cell: Cell) -> Split | None:

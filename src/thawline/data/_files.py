@@ -6,7 +6,7 @@ import re
 import secrets
 from pathlib import Path
 
-__all__ = ["markdown_text", "printable", "write_atomically"]
+__all__ = ["as_text", "markdown_text", "printable", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -37,3 +37,8 @@ def markdown_text(text: str) -> str:
 def printable(text: str) -> str:
     """The text with what steers a terminal written out: names may hold line breaks, escapes and bytes of no UTF-8."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def as_text(name: str) -> str:
+    """The name of a file, bytes that are not UTF-8 written out as ``\\xfc``: what is recorded must be text."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

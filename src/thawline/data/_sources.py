@@ -1,17 +1,16 @@
 """The tables of a data path, with their columns."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thawline.data._columns import USUAL, Guess, Role
+from thawline.data._listing import children, folders
+from thawline.data._naming import split_names, without_shard, words
 from thawline.data._tables import TABLE_SUFFIXES, Table, read_table
-from thawline.data.contract import (
-    SPLIT_NAMES,
-    SPLITS,
-    Manifest,
-)
+from thawline.data.contract import SPLITS, Manifest
 from thawline.data.images import EXTENSIONS
 from thawline.data.splits import Split
 from thawline.exceptions import DataError
@@ -40,33 +39,41 @@ class Source:
     """How they were read, in words."""
 
 
-def tables_in(folder: Path) -> dict[Split, Path]:
+def tables_in(folder: Path) -> dict[Split, list[Path]]:
     """``train.csv``, ``validation.csv``, ``test.csv`` by any of their names, or the one table that a folder holds.
 
-    Nothing where there is a subfolder or an image: image folders may hold tables too.
+    A table may be in parts, ``train-00000-of-00002.parquet``, and all may lie in one subfolder, such as ``data``, as on
+    HuggingFace's hub. Nothing where there is another subfolder or an image: image folders may hold tables too.
     """
-    try:
-        children = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"Cannot read the folder {folder}: {error.strerror}.") from None
-    tables = [child for child in children if child.suffix.lower() in TABLE_SUFFIXES and child.is_file()]
-    if not tables or any(child.is_dir() or child.suffix.lower() in EXTENSIONS for child in children):
+    found = children(folder)
+    tables = [child for child in found if child.suffix.lower() in TABLE_SUFFIXES and child.is_file()]
+    inner = folders(folder)
+    if any(child.suffix.lower() in EXTENSIONS for child in found):
         return {}
-    if len(tables) == 1:
-        return {"train": tables[0]}
-    found: dict[Split, Path] = {}
+    if not tables and len(inner) == 1 and not folders(inner[0]):
+        return tables_in(inner[0])
+    if not tables or inner:
+        return {}
+    by_stem: dict[str, list[Path]] = defaultdict(list)
     for table in tables:
-        split = SPLIT_NAMES.get(table.stem.lower())
-        if split is None or split in found:
-            names = ", ".join(table.name for table in tables)
-            raise DataError(
-                f"{folder} holds the tables {names}. Give one of them as the data, or name them train, validation and "
-                "test, one of each."
-            )
-        found[split] = table
-    if "train" not in found:
+        by_stem[without_shard(table.stem)].append(table)
+    if len(by_stem) == 1 and (len(tables) == 1 or all(table.stem != without_shard(table.stem) for table in tables)):
+        return {"train": tables}
+    splits: dict[Split, list[Path]] = {}
+    for split, stems in split_names(by_stem).items():
+        parts = by_stem[stems[0]]
+        if len(stems) == 1 and (len(parts) == 1 or all(part.stem != stems[0] for part in parts)):
+            splits[split] = parts
+    left = [table for table in tables if not any(table in parts for parts in splits.values())]
+    if [table for table in left if not {"submission", "sample"} & set(words(table.stem))]:
+        names = ", ".join(table.name for table in tables)
+        raise DataError(
+            f"{folder} holds the tables {names}. Give one of them as the data, or name them train, validation and "
+            "test, one of each."
+        )
+    if "train" not in splits:
         raise DataError(f"{folder} holds {', '.join(t.name for t in tables)}, but no table of the name train.")
-    return found
+    return splits
 
 
 def file_of(manifest: Manifest, name: str) -> Path:
@@ -86,20 +93,25 @@ def read_source(root: Path, config: "DataConfig") -> Source:
         "split": config.split_column,
         "group": config.group_column,
     }
-    paths: Mapping[Split, Path] = tables_in(root) if root.is_dir() else {"train": root}
+    paths: Mapping[Split, list[Path]] = tables_in(root) if root.is_dir() else {"train": [root]}
     whole = len(paths) == 1
     if not whole and config.split_column is not None:
         raise DataError(f"data.split_column cannot be set where {root} holds a table for each split.")
     tables: list[NamedTable] = []
-    for split, path in sorted(paths.items(), key=lambda pair: SPLITS.index(pair[0])):
+    for split, path in [(split, path) for split, parts in _in_order(paths) for path in parts]:
         header = tables[0].table.header if tables else config.header
         table = read_table(path, names=known_names(*given.values()), header=header)
-        tables.append(NamedTable(path.name, None if whole else split, table))
+        name = path.relative_to(root).as_posix() if root.is_dir() else path.name
+        tables.append(NamedTable(name, None if whole else split, table))
     roles: tuple[Role, ...] = ("text", "label", "split", "group") if whole else ("text", "label", "group")
     columns, found = Guess(root.name, [named.table for named in tables], given, roles).columns()
     notes = [*dict.fromkeys(named.table.note for named in tables if named.table.note), found]
     header_line = [] if tables[0].table.header else ["no header line"]
     return Source(tables, columns, "; ".join([*header_line, *notes]))
+
+
+def _in_order(paths: Mapping[Split, list[Path]]) -> list[tuple[Split, list[Path]]]:
+    return sorted(paths.items(), key=lambda pair: SPLITS.index(pair[0]))
 
 
 def known_names(*given: str | None) -> set[str]:

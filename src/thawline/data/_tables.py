@@ -19,7 +19,18 @@ from typing import Any
 from thawline.data._dialects import find_dialect, open_text, parsed
 from thawline.exceptions import DataError
 
-__all__ = ["SAVE_AS_UTF8", "TABLE_SUFFIXES", "BadCell", "Cell", "Record", "Table", "looks_like_labels", "read_table"]
+__all__ = [
+    "SAVE_AS_UTF8",
+    "TABLE_SUFFIXES",
+    "BadCell",
+    "Cell",
+    "Record",
+    "Table",
+    "arrow_cells",
+    "class_names",
+    "looks_like_labels",
+    "read_table",
+]
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -87,7 +98,7 @@ def read_table(path: Path, *, names: Collection[str], header: bool | None = None
         path: the file.
         names: names of columns, in lower case, by one of which a first line is taken for a header.
         header: whether the first line names the columns; found out where ``None``.
-        limit: records that are read at most, to look at a table before it is read.
+        limit: records that are read at most, to look at a table before it is read; there may then be none.
 
     Raises:
         DataError: if the file cannot be read at all, is in UTF-16, holds nothing, or names a column twice or not in
@@ -107,7 +118,7 @@ def read_table(path: Path, *, names: Collection[str], header: bool | None = None
                 table = _read_csv(path, names, header, limit)
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from None
-    if not table.records and not table.malformed:
+    if not table.records and not table.malformed and limit is None:
         raise DataError(f"{path} holds no rows: a table of texts has a text and a label in each.")
     if twice := sorted({name for name in table.columns if table.columns.count(name) > 1}):
         raise DataError(f"{path} names the column {twice[0]!r} twice: rename one of them.")
@@ -253,10 +264,9 @@ def _read_parquet(path: Path, limit: int | None) -> Table:
                 table = file.read()
             else:
                 table = pa.Table.from_batches(islice(file.iter_batches(limit), 1), file.schema_arrow)
-        class_names = _class_names(table.schema)
+        named = class_names(table.schema)
         columns = [
-            _arrow_cells(column, class_names.get(name))
-            for name, column in zip(table.column_names, table.columns, strict=True)
+            arrow_cells(column, named.get(name)) for name, column in zip(table.column_names, table.columns, strict=True)
         ]
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}.") from None
@@ -264,7 +274,7 @@ def _read_parquet(path: Path, limit: int | None) -> Table:
     return Table(tuple(table.column_names), True, records, (), "")
 
 
-def _arrow_cells(column: Any, class_names: Sequence[str] | None) -> list[Cell]:
+def arrow_cells(column: Any, classes: Sequence[str] | None) -> list[Cell]:
     """The cells of one column. Strings are decoded here: PyArrow does not check them, and raises for a whole column."""
     import pyarrow as pa
 
@@ -273,9 +283,9 @@ def _arrow_cells(column: Any, class_names: Sequence[str] | None) -> list[Cell]:
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         values = column.cast(pa.large_binary()).to_pylist()
         return [None if value is None else _text(value.decode("utf-8", "surrogateescape")) for value in values]
-    if class_names is None:
+    if classes is None:
         return [_cell(value) for value in column.to_pylist()]
-    return [_class_cell(value, class_names) for value in column.to_pylist()]
+    return [_class_cell(value, classes) for value in column.to_pylist()]
 
 
 def _class_cell(value: Any, names: Sequence[str]) -> Cell:
@@ -293,7 +303,7 @@ def _class_cell(value: Any, names: Sequence[str]) -> Cell:
     return names[value]
 
 
-def _class_names(schema: Any) -> dict[str, list[str]]:
+def class_names(schema: Any) -> dict[str, list[str]]:
     """Names of the classes that a column of numbers stands for, as HuggingFace's datasets write them into the file."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from thawline.data._files import printable, write_atomically
 from thawline.data._labels import look_alikes
 from thawline.data._tables import SAVE_AS_UTF8
-from thawline.data.splits import Split, assign, keys
+from thawline.data.splits import Split, assign, keys, place
 from thawline.exceptions import DataError
 
 if TYPE_CHECKING:  # the processes that decode import this module and need no pydantic
@@ -237,9 +237,11 @@ def manifest_of(found: Found, config: "DataConfig") -> Manifest:
     items = [replace(item, key=key) for item, key in zip(found.items, joined, strict=True)]
     items, conflicts = _without_conflicts(items, NOUNS[found.kind])
     items, leaks = _without_leaks(items, NOUNS[found.kind])
-    rows = _rows(items, found, config)
+    sides, kept_back = _sides(items, found.missing, config.validation_fraction, config.test_fraction)
+    rows = _rows(items, found, sides)
     problems = [*found.problems, *conflicts, *leaks, *_duplicates(rows, NOUNS[found.kind])]
-    problems += _check_counts(rows, found, problems, config)
+    problems += _check_counts(rows, items, found, problems, config)
+    problems += _kept_back(kept_back, NOUNS[found.kind])
     problems += _look_alikes(found.classes)
     kinds = get_args(ProblemKind)
     return Manifest(
@@ -358,18 +360,48 @@ def _without_leaks(items: list[Item], noun: str) -> tuple[list[Item], list[Probl
 # --------------------------------------------------------------------------------------------- rows and their digest
 
 
-def _rows(items: Sequence[Item], found: Found, config: "DataConfig") -> tuple[Row, ...]:
-    def split_of(item: Item) -> Split:
-        if item.given != "train":
-            return item.given
-        return assign(
-            item.key,
-            validation_fraction=config.validation_fraction if "validation" in found.missing else 0.0,
-            test_fraction=config.test_fraction if "test" in found.missing else 0.0,
-        )
+def _sides(
+    items: Sequence[Item], missing: frozenset[Split], validation_fraction: float, test_fraction: float
+) -> tuple[dict[str, Split], list[str]]:
+    """The split of each key, and the classes of which one key is trained on although its hash would hold it out.
 
+    A class of few images may fall wholly into splits that are held out. Of such a class the key goes back that lies
+    nearest to the middle of the training side, whatever else there is: adding images to other classes moves nothing.
+    """
+    validation = validation_fraction if "validation" in missing else 0.0
+    test = test_fraction if "test" in missing else 0.0
+    sides: dict[str, Split] = {}
+    of_class: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        if item.given != "train":
+            sides[item.key] = item.given
+            continue
+        if item.key not in sides:
+            sides[item.key] = assign(item.key, validation_fraction=validation, test_fraction=test)
+        of_class[item.class_name].add(item.key)
+    middle = (test + 1 - validation) / 2
+    kept_back = sorted(name for name, own in of_class.items() if all(sides[key] != "train" for key in own))
+    for name in kept_back:
+        sides[min(of_class[name], key=lambda key: (abs(place(key) - middle), key))] = "train"
+    return sides, kept_back
+
+
+def _kept_back(classes: Sequence[str], noun: str) -> Iterator[Problem]:
+    if classes:
+        reason = f"too few {noun}s to be split by content: one of each is trained on that would have been held out"
+        yield Problem(_some(classes), reason, "class")
+
+
+def _some(names: Sequence[str]) -> str:
+    """``cat``, or ``12 classes (ant, bee, cat, …)``."""
+    if len(names) == 1:
+        return names[0]
+    return f"{len(names):,} classes ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+
+
+def _rows(items: Sequence[Item], found: Found, sides: dict[str, Split]) -> tuple[Row, ...]:
     label = {name: index for index, name in enumerate(found.classes)}
-    rows = [Row(item.path, label[item.class_name], split_of(item), item.digest, item.group) for item in items]
+    rows = [Row(item.path, label[item.class_name], sides[item.key], item.digest, item.group) for item in items]
     return tuple(
         sorted(rows, key=lambda row: (row.split, found.classes[row.label], row.digest, _place(row.path, found.kind)))
     )
@@ -395,7 +427,7 @@ def _manifest_digest(classes: tuple[str, ...], rows: tuple[Row, ...]) -> str:
 
 
 def _check_counts(
-    rows: tuple[Row, ...], found: Found, problems: Sequence[Problem], config: "DataConfig"
+    rows: tuple[Row, ...], items: Sequence[Item], found: Found, problems: Sequence[Problem], config: "DataConfig"
 ) -> list[Problem]:
     """Refuse an empty split and a class without training rows; warn of a class that a held-out split lacks."""
     noun = NOUNS[found.kind]
@@ -414,7 +446,7 @@ def _check_counts(
         raise DataError(
             f"No {noun} fell into the {split} split at data.{split}_fraction={fraction:g}: there are only "
             f"{counted(len(rows), noun)}, in {counted(units, 'group')} that must stay together. Add {noun}s, "
-            f"or raise the share: --set data.{split}_fraction={min(0.4, 2 * fraction):g}"
+            f"or {_larger_shares(items, found, config)}"
         )
     untrained = [name for name in found.classes if not by_class[name, "train"]]
     if untrained:
@@ -429,12 +461,32 @@ def _check_counts(
             f"These classes have no usable {noun} to train on: {names}. {remedy}"
             + _left_out(problems, found.kind, *untrained)
         )
-    return [
-        Problem(name, f"no {noun} of this class in the {split} split: nothing is known about it there", "class")
-        for name in found.classes
-        for split in fractions
-        if not by_class[name, split]
-    ]
+    warnings: list[Problem] = []
+    for split in fractions:
+        lacking = [name for name in found.classes if not by_class[name, split]]
+        if len(lacking) <= _NAMED:
+            reason = f"no {noun} of this class in the {split} split: nothing is known about it there"
+            warnings += [Problem(name, reason, "class") for name in lacking]
+        else:
+            reason = f"no {noun} of these in the {split} split: nothing is known about them there"
+            warnings.append(Problem(_some(lacking), reason, "class"))
+    return warnings
+
+
+def _larger_shares(items: Sequence[Item], found: Found, config: "DataConfig") -> str:
+    """What to set so that no split is empty: tried out, so that it helps."""
+    shares: dict[Split, float] = {"validation": config.validation_fraction, "test": config.test_fraction}
+    while max(shares.values()) < 0.5 and sum(shares.values()) < 0.8:
+        sides, _ = _sides(items, found.missing, shares["validation"], shares["test"])
+        empty = [split for split in shares if split in found.missing and split not in sides.values()]
+        if not empty:
+            before = {"validation": config.validation_fraction, "test": config.test_fraction}
+            wanted = [f"--set data.{s}_fraction={share:g}" for s, share in shares.items() if share != before[s]]
+            return f"raise the share: {' '.join(wanted)}"
+        for split in empty:
+            shares[split] = round(shares[split] + 0.01, 2)
+    apart = " and ".join(f"a {split} split" for split in shares if split in found.missing)
+    return f"give {apart} of your own: no share of so few would do"
 
 
 def _look_alikes(classes: Sequence[str]) -> Iterator[Problem]:

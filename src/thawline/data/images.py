@@ -421,7 +421,7 @@ def _transparent_of_png(image: Image.Image, *, bits: int) -> int | tuple[int, ..
     """The transparent value or colour on the scale of the pixels, where Pillow leaves it on that of the file."""
     given: object = image.info.get("transparency")
     if bits in (2, 4) and image.mode == "L" and isinstance(given, int) and given < 2**bits:
-        return int(given * 255 // (2**bits - 1))
+        return given * 255 // ((1 << bits) - 1)
     if bits == 16 and isinstance(given, tuple):
         # The high bytes are all that Pillow keeps: colours that differ by less than one of 255 become transparent too.
         return tuple(int(value) >> 8 for value in given)

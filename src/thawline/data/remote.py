@@ -21,6 +21,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from thawline.data._files import printable, write_atomically
+from thawline.data._naming import ARCHIVE_SUFFIXES
 from thawline.data._tables import TABLE_SUFFIXES
 from thawline.exceptions import DataError
 
@@ -80,8 +81,9 @@ def data_location(text: str, home: Path) -> dict[str, str]:
     if not separator:
         return {"path": text}
     url = f"{scheme}://{rest.rstrip('/')}"
-    if url.lower().endswith(TABLE_SUFFIXES):
-        raise DataError(f"{url} is a table, and only folders of images are fetched: download it, and give the file.")
+    if url.lower().endswith((*TABLE_SUFFIXES, *ARCHIVE_SUFFIXES)):
+        what = "a table" if url.lower().endswith(TABLE_SUFFIXES) else "an archive"
+        raise DataError(f"{url} is {what}, and only folders of images are fetched: download it, and give the file.")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", url.rsplit("/", 1)[-1]).strip("-._")[:60] or "images"
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
     return {"path": str(home / "cache" / "mirrors" / digest / name), "url": url}

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+from thawline.data._files import as_text
 from thawline.data.contract import NOUNS, SPLITS, DataKind, Manifest, Problem
 
 __all__ = ["problem_titles", "report_json"]
@@ -39,5 +40,7 @@ def report_json(manifest: Manifest) -> dict[str, Any]:
         "groups": len({row.group for row in manifest.rows} - {None}),
         "splits": {split: splits[split] for split in SPLITS},
         "classes": {name: dict(by_split) for name, by_split in manifest.counts().items()},
-        "problems": {kind: [{"path": p.path, "reason": p.reason} for p in of(kind)] for kind in titles},
+        "problems": {
+            kind: [{"path": as_text(p.path), "reason": as_text(p.reason)} for p in of(kind)] for kind in titles
+        },
     }

@@ -1,8 +1,12 @@
 """What a data path is, a folder of images or a table of texts, and reading it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from thawline.data._image_tables import names_images
+from thawline.data._sources import tables_in
+from thawline.data._unpacking import unpacked
 from thawline.data.contract import DataKind, Manifest
 from thawline.data.folder import check_folder, scan_folder
 from thawline.data.text import is_table, scan_table
@@ -14,12 +18,17 @@ __all__ = ["check_data", "data_kind", "scan"]
 
 
 def data_kind(config: "DataConfig") -> DataKind:
-    """``texts`` for a table, or a folder of tables; else ``images``. Only names are looked at.
+    """``texts`` for a table of them, or a folder of such tables; else ``images``. Of tables the first rows are read.
 
     Raises:
         DataError: if the path does not exist or is a file that is no table, or the folder cannot be listed.
     """
-    return "texts" if is_table(config.path.expanduser().absolute()) else "images"
+    config, _ = unpacked(config)
+    root = config.path.expanduser().absolute()
+    if not is_table(root):
+        return "images"
+    table = next(iter(tables_in(root).values()))[0] if root.is_dir() else root
+    return "images" if names_images(table, config) else "texts"
 
 
 def scan(config: "DataConfig", *, on_progress: Callable[[int, int], None] | None = None) -> Manifest:
@@ -40,9 +49,10 @@ def scan(config: "DataConfig", *, on_progress: Callable[[int, int], None] | None
     Raises:
         DataError: if there is nothing to train on, too much is unreadable, or a split or a class would be empty.
     """
-    if data_kind(config) == "texts":
-        return scan_table(config, on_progress=on_progress)
-    return scan_folder(config, on_progress=on_progress)
+    config, note = unpacked(config)
+    read = scan_table if data_kind(config) == "texts" else scan_folder
+    manifest = read(config, on_progress=on_progress)
+    return replace(manifest, layout=f"{note}; {manifest.layout}") if note else manifest
 
 
 def check_data(config: "DataConfig") -> None:
@@ -51,6 +61,7 @@ def check_data(config: "DataConfig") -> None:
     Raises:
         DataError: as :func:`scan` does for what lies where.
     """
+    config, _ = unpacked(config)
     if data_kind(config) == "texts":
         scan_table(config)
     else:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
-__all__ = ["Split", "assign", "keys"]
+__all__ = ["Split", "assign", "keys", "place"]
 
 Split = Literal["train", "validation", "test"]
 
@@ -22,11 +22,16 @@ def assign(key: str, *, validation_fraction: float, test_fraction: float) -> Spl
     Test takes the lower end of [0, 1) and validation the upper end. So a key never changes side when files are added,
     and changing one fraction moves keys only between training and that split.
     """
-    hashed = hashlib.sha256((_SALT + key).encode("utf-8", "surrogateescape")).digest()
-    place = int.from_bytes(hashed[:6], "big") / 2**48
-    if place < test_fraction:
+    at = place(key)
+    if at < test_fraction:
         return "test"
-    return "validation" if place >= 1 - validation_fraction else "train"
+    return "validation" if at >= 1 - validation_fraction else "train"
+
+
+def place(key: str) -> float:
+    """Where a key lies in [0, 1), for ever."""
+    hashed = hashlib.sha256((_SALT + key).encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(hashed[:6], "big") / 2**48
 
 
 def keys(digests: Sequence[str], groups: Sequence[str | None]) -> list[str]:

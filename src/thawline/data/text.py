@@ -11,6 +11,7 @@ from thawline.data._columns import NAME_OF_A_COLUMN, ON_COMMAND_LINE, Guess, Rol
 from thawline.data._labels import LabelColumn, wrong_label
 from thawline.data._sources import NamedTable, Source, file_of, known_names, read_source, tables_in
 from thawline.data._tables import TABLE_SUFFIXES, BadCell, Cell, Table, read_table
+from thawline.data._unpacking import unpacked
 from thawline.data.contract import (
     NOUNS,
     SPLITS,
@@ -50,8 +51,8 @@ def is_table(path: Path) -> bool:
         return bool(tables_in(path))
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise DataError(
-            f"{path} is a file, but no table of texts by its ending ({', '.join(TABLE_SUFFIXES)}). For images give the "
-            "folder that holds one subfolder of images per class."
+            f"{path} is a file, but no table of texts by its ending ({', '.join(TABLE_SUFFIXES)}), and no archive. For "
+            "images give the folder that holds one subfolder of images per class."
         )
     return True
 
@@ -111,7 +112,8 @@ def labelled_texts(path: Path, config: "DataConfig") -> tuple[list[str], list[st
         DataError: if the columns cannot be told, there is no text, or more cannot be read than
             ``data.max_bad_fraction`` allows; what cannot be read is left out.
     """
-    root = path.expanduser().absolute()
+    config, _ = unpacked(config.model_copy(update={"path": path}))
+    root = config.path.expanduser().absolute()
     if not is_table(root):
         raise DataError(f"{path} is no table of texts: give a file ending in {', '.join(TABLE_SUFFIXES)}.")
     source = read_source(root, config.model_copy(update={"split_column": None, "group_column": None}))

@@ -20,7 +20,6 @@ from thawline.data import (
     check_url,
     data_kind,
     decoded,
-    is_table,
     labelled_files,
     labelled_texts,
     mirror,
@@ -162,7 +161,8 @@ def labelled(path: Path, columns: DataConfig) -> tuple[Sequence[Path] | Sequence
     Raises:
         DataError: if there is none.
     """
-    return labelled_texts(path, columns) if is_table(path) else labelled_files(path)
+    kind = data_kind(columns.model_copy(update={"path": path}))
+    return labelled_texts(path, columns) if kind == "texts" else labelled_files(path, columns)
 
 
 def check_kind(config: SearchConfig, kind: DataKind) -> None:
@@ -186,10 +186,10 @@ def check_kind(config: SearchConfig, kind: DataKind) -> None:
 
 
 def _check_options_of_other_kind(config: SearchConfig, kind: DataKind) -> None:
-    """Refuse what only tables, or only images, have: it would do nothing."""
-    of_texts = {f"data.{key}": getattr(config.data, key) for key in ("text_column", "label_column", "split_column")}
-    of_texts |= {"data.header": config.data.header, "backbone.max_length": config.backbone.max_length}
+    """Refuse what only texts, or only images, have: it would do nothing."""
+    of_texts = {"data.text_column": config.data.text_column, "backbone.max_length": config.backbone.max_length}
     of_images = {"backbone.image_size": config.backbone.image_size}
+    of_images |= {f"data.{key}": getattr(config.data, key) for key in ("image_column", "image_folder", "class_level")}
     other, given = ("texts", of_texts) if kind == "images" else ("images", of_images)
     wrong = [f"{key}={value}" for key, value in given.items() if value is not None]
     if wrong:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import tempfile
 import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +15,8 @@ from rendered import rendered
 
 from thawline.cli.tables.data import data_report
 from thawline.config import DataConfig
-from thawline.data import Manifest, files_of, scan
+from thawline.data import Manifest, files_of, folder, labelled_files, scan
+from thawline.data.contract import content_digest
 from thawline.exceptions import DataError
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -58,11 +61,19 @@ def test_one_folder_per_class_is_split_by_content(fill: Fill) -> None:
     assert "split off by content" in manifest.layout
 
 
-def test_a_class_whose_name_is_no_text_is_refused_before_anything_is_trained(fill: Fill) -> None:
-    root = fill(classes())
-    os.rename(root / "b", os.fsencode(root) + b"/caf\xe9")  # noqa: PTH104  bytes
-    with pytest.raises(DataError, match=r"holds the class folder caf\\udce9, whose name is no text .* Rename it"):
-        read(root)
+def test_a_class_whose_name_is_no_text_has_its_bytes_written_out(fill: Fill, tmp_path: Path) -> None:
+    """It could not be recorded otherwise, as packaging found out after all trials."""
+    root = fill(classes(40))
+    os.rename(root / "b", os.fsencode(root) + b"/h\xfct")  # noqa: PTH104  bytes
+    manifest = read(root)
+
+    assert manifest.classes == ("a", "h\\xfct")
+    assert manifest.counts()["h\\xfct"]["train"] > 20
+    assert files_of(manifest, manifest.rows)  # the files themselves are found
+    manifest.to_json(tmp_path / "manifest.json")
+    assert Manifest.from_json(tmp_path / "manifest.json") == manifest
+    assert "h\\xfct" in rendered(data_report(manifest))
+    assert labelled_files(root, DataConfig(path=root))[1].count("h\\xfct") == 40
 
 
 @pytest.mark.parametrize(
@@ -206,6 +217,49 @@ def test_strays_are_named_and_ignored(fill: Fill) -> None:
     assert "outside every class folder" in strays["loose.png"]
     assert len(manifest.rows) == 40
     assert manifest.classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        *("@eaDir/cat.png/SYNOPHOTO_THUMB_M.jpg", "#recycle/x.png", "$RECYCLE.BIN/x.png", "lost+found/x.png"),
+        *("System Volume Information/x.png", "@Recycle/x.png", ".Trash-1000/files/x.png", "#snapshot/x.png"),
+        *("__pycache__/x.png", "@Recently-Snapshot/x.png", ".@__thumb/x.png"),
+    ],
+)
+@pytest.mark.parametrize("place", ["", "a/", "a/deep/"])
+def test_what_servers_and_systems_keep_for_themselves_is_no_image_and_no_class(
+    fill: Fill, junk: str, place: str
+) -> None:
+    manifest = read(fill(classes(20) | {f"{place}{junk}": 900}))
+
+    assert manifest.classes == ("a", "b")
+    assert len(manifest.rows) == 40
+    assert reasons(manifest, "stray") == {place + junk.split("/")[0]: "hidden, or left behind by a program"}
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs another user")
+@pytest.mark.parametrize(
+    ("mode", "words"), [(0o644, "right to enter them: chmod -R u\\+X"), (0o311, "Permission denied")]
+)
+def test_a_folder_that_may_not_be_entered_or_listed_is_one_clear_error(mode: int, words: str) -> None:
+    with tempfile.TemporaryDirectory() as name:  # where another user gets to, unlike pytest's own folder
+        root = Path(name) / "photos"
+        for label in "ab":
+            (root / label).mkdir(parents=True)
+            (root / label / "deep").mkdir()
+        Path(name).chmod(0o755)
+        (root / "a").chmod(mode)
+        root_user = os.geteuid() == 0
+        if root_user:
+            os.seteuid(65534)  # root may enter anything
+        try:
+            with pytest.raises(DataError, match=words):
+                read(root)
+        finally:
+            if root_user:
+                os.seteuid(0)
+            (root / "a").chmod(0o755)
 
 
 def test_other_folders_beside_the_splits_are_named(fill: Fill) -> None:
@@ -508,8 +562,63 @@ def test_a_group_column_that_cannot_be_read_says_why(fill: Fill, content: bytes 
 
 def test_an_empty_split_says_how_to_fill_it(fill: Fill) -> None:
     files = {f"{name}/x-{number}.png": 10 * place + number for place, name in enumerate("ab") for number in range(9)}
-    with pytest.raises(DataError, match=r"No image fell into the .* only 18 images, in 1 group that .*--set data\."):
+    with pytest.raises(DataError, match=r"No image fell into the .* 18 images, in 1 group that .* no share of so few"):
         read(fill(files), group_pattern="x")
+
+
+def test_hundreds_of_classes_of_three_images_are_split_and_each_is_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "_inspect", lambda path, **_: (content_digest(path.encode()), ""))
+    for name in range(300):
+        (tmp_path / f"class {name:03}").mkdir()
+        for number in range(3):
+            (tmp_path / f"class {name:03}" / f"{number}.png").touch()
+
+    manifest = read(tmp_path)
+
+    counts = manifest.counts()
+    assert len(manifest.rows) == 900
+    assert all(by_split["train"] for by_split in counts.values())
+    warnings = reasons(manifest, "class")
+    (kept_back,) = [path for path, reason in warnings.items() if "too few images to be split by content" in reason]
+    assert "classes (" in kept_back
+    assert len(warnings) == 3  # not a line for each class
+    assert "no image of these in the test split" in next(iter(warnings.values())) + list(warnings.values())[1]
+    for split in ("validation", "test"):
+        assert 0.1 < sum(by_split[split] for by_split in counts.values()) / 900 < 0.2  # type: ignore[index]
+
+
+def test_a_class_that_is_kept_back_moves_no_other_and_stays_so_beside_more_classes(fill: Fill) -> None:
+    few = {f"f{name}/{n}.png": 9000 + 10 * name + n for name in range(12) for n in range(2)}
+    before = read(fill(classes(40) | few))
+    after = read(fill(classes(60, "abc")))
+
+    sides_after = sides(after)
+    assert all(sides_after[path] == side for path, side in sides(before).items())
+    assert all(by_split["train"] for by_split in before.counts().values())
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_advice_for_a_handful_of_images_helps_or_says_that_nothing_does(fill: Fill, count: int) -> None:
+    """The shares that were proposed for four images led from one to the next and back."""
+    root = fill(classes(count))
+    refusal = refused(root)
+    options = {key: float(value) for key, value in re.findall(r"--set data\.(\w+)=([\d.]+)", refusal)}
+
+    if options or not refusal:
+        manifest = read(root, **options)
+        assert all(manifest.of(split) for split in ("train", "validation", "test"))  # type: ignore[arg-type]
+    else:
+        assert "of your own: no share of so few would do" in refusal
+
+
+def refused(root: Path) -> str:
+    try:
+        read(root)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def test_a_given_split_without_usable_images_is_refused(fill: Fill) -> None:

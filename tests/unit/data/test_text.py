@@ -886,6 +886,8 @@ def test_the_report_speaks_of_texts(write: Write) -> None:
 def test_a_table_on_object_storage_is_refused_and_a_folder_is_not(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"s3://bucket/mails\.CSV is a table.*download it"):
         data_location("s3://bucket/mails.CSV", tmp_path)
+    with pytest.raises(DataError, match=r"s3://bucket/pets\.tar\.gz is an archive.*download it"):
+        data_location("s3://bucket/pets.tar.gz", tmp_path)
     assert data_location("s3://bucket/mails", tmp_path)["url"] == "s3://bucket/mails"
 
 

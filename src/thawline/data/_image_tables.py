@@ -1,0 +1,451 @@
+"""Tables that name images and their labels, and the files that are meant."""
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from thawline.data._columns import USUAL, Guess, Role, looks_like_texts, split_of
+from thawline.data._files import as_text
+from thawline.data._folders import Layout, describe_splits
+from thawline.data._labels import LabelColumn, wrong_label
+from thawline.data._listing import children, folders, images_below, is_folder, relative
+from thawline.data._naming import split_name, split_names, without_shard, words
+from thawline.data._sources import known_names
+from thawline.data._tables import TABLE_SUFFIXES, BadCell, Cell, Table, read_table
+from thawline.data.contract import SPLITS, Item, Problem, counted, group_name, listed
+from thawline.data.images import EXTENSIONS
+from thawline.data.splits import Split
+from thawline.exceptions import DataError
+
+if TYPE_CHECKING:  # the processes that decode import this package and need no pydantic
+    from thawline.config import DataConfig
+
+__all__ = ["ImageTable", "contradicted", "image_tables_in", "names_images", "table_layout"]
+
+_HEAD = 200  # rows by which a table is known
+_DEPTH = 3  # levels of folders below which no metadata is looked for
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """A table, and where its images lie."""
+
+    path: Path
+    split: Split | None
+    """The split that the whole table is."""
+    base: Path
+    """Folder that its paths are relative to, or somewhere below which its images lie."""
+
+
+def names_images(path: Path, config: "DataConfig") -> bool:
+    """Whether a table names image files, by its first rows.
+
+    Raises:
+        DataError: if it cannot be read, or holds both texts and images that are there.
+    """
+    if config.text_column is not None:
+        return False
+    return _image_column(ImageTable(path, None, _base(path.parent, config)), config) is not None
+
+
+def image_tables_in(root: Path, config: "DataConfig") -> list[ImageTable]:
+    """The tables of a folder that say what its images are: ``metadata.csv`` at any level, else ``train.csv`` and such.
+
+    Raises:
+        DataError: if it cannot be told which of several is meant.
+    """
+    metadata = _metadata_below(root, root, _DEPTH)
+    if metadata:
+        return [table for table in metadata if _image_column(table, config) is not None]
+    base = _base(root, config)
+    tables = [child for child in children(root) if child.suffix.lower() in TABLE_SUFFIXES and not is_folder(child)]
+    named = [ImageTable(path, None, base) for path in tables if not {"submission", "sample"} & set(words(path.stem))]
+    naming = [table for table in named if _image_column(table, config) is not None]
+    if len(naming) < 2:
+        return naming
+    splits = {
+        stem: split
+        for split, stems in split_names({without_shard(table.path.stem) for table in naming}).items()
+        for stem in stems
+    }
+    if "train" not in splits.values():
+        names = ", ".join(table.path.name for table in naming)
+        raise DataError(f"{root} holds the tables {names}, which all name images. Give one of them as the data.")
+    return [
+        ImageTable(table.path, splits[without_shard(table.path.stem)], base)
+        for table in naming
+        if without_shard(table.path.stem) in splits
+    ]
+
+
+def table_layout(tables: Sequence[ImageTable], root: Path, config: "DataConfig") -> Layout:
+    """The images that tables name, with their labels, splits and groups.
+
+    Args:
+        tables: the training table, or all, of one data set.
+        root: what the paths are to be relative to.
+        config: columns that it does not name are found by their names, else by what they hold.
+
+    Raises:
+        DataError: if a column cannot be told, or hardly any image is there.
+    """
+    read = [(table, read_table(table.path, names=_known(config))) for table in tables]
+    read, columns, how, unlabelled = _columns(read, root, config)
+    labels = LabelColumn(cell for _, table in read for cell in table.column(columns["label"]))
+    indices = {base: _Index(base) for base in {table.base for table, _ in read}}
+    rows = _Rows(root, columns, labels)
+    for table, content in read:
+        rows.add(table, content, indices[table.base], whole=len(read) == 1)
+    _check_found(rows, indices, config)
+    trained = {item.class_name for item in rows.items if item.given == "train"}
+    _check_classes(trained, rows, columns["label"], how)
+    given = _given(read, columns, rows.items)
+    missing = frozenset(split for split in SPLITS if split not in given and split != "train")
+    left_out = [*unlabelled, *_untrained(rows.items, trained, given), *rows.unnamed(indices)]
+    names = ", ".join(table.path.name for table, _ in read)
+    notes = [*dict.fromkeys(content.note for _, content in read if content.note), how]
+    what = f"table of images {names}; {'; '.join(notes)}"
+    if len(read) > 1:
+        what += f"; splits {', '.join(given[split] for split in SPLITS if split in given)}"
+    return Layout(
+        root=root,
+        files=[item for item in rows.items if item.class_name in trained],
+        problems=[*rows.problems, *left_out],
+        given=given,
+        missing=missing,
+        text=describe_splits(what, {}, missing, config),
+        grouped=config.group_column is not None,
+    )
+
+
+def contradicted(layout: Layout) -> list[Problem]:
+    """A word on each table beside class folders that gives images of one folder several labels.
+
+    The folders are what is read; they may be no more than parts in which the images came.
+    """
+    classes = {item.path.rpartition("/")[2]: item.class_name for item in layout.files}
+    problems = []
+    for path in children(layout.root):
+        if path.suffix.lower() not in TABLE_SUFFIXES or not path.is_file():
+            continue
+        try:
+            head = read_table(path, names=set(USUAL["image"]) | set(USUAL["label"]), limit=_HEAD)
+        except DataError:  # it is not asked for
+            continue
+        label = next((name for name in head.columns if name.strip().casefold() in USUAL["label"]), None)
+        image = next((name for name in head.columns if _mostly(_names_a_file, head.column(name))), None)
+        if label is None or image is None:
+            continue
+        labels: dict[str, set[Cell]] = defaultdict(set)
+        for file, cell in zip(head.column(image), head.column(label), strict=True):
+            if isinstance(file, str) and (name := _plain(file).rpartition("/")[2]) in classes:
+                labels[classes[name]].add(cell)
+        if any(len(given) > 1 for given in labels.values()):
+            reason = (
+                f"its column {label} gives images of one class folder several labels: give it as the data to train on"
+            )
+            problems.append(Problem(path.name, f"{reason} those", "class"))
+    return problems
+
+
+# ------------------------------------------------------------------------------------------------------ which columns
+
+
+def _base(folder: Path, config: "DataConfig") -> Path:
+    return folder if config.image_folder is None else config.image_folder.expanduser().absolute()
+
+
+def _known(config: "DataConfig") -> set[str]:
+    given = (config.image_column, config.label_column, config.split_column, config.group_column)
+    return known_names(*given) | set(USUAL["image"])
+
+
+def _image_column(table: ImageTable, config: "DataConfig") -> str | None:
+    """The column of a table that names images, if it has one."""
+    head = read_table(table.path, names=_known(config), limit=_HEAD)
+    if config.image_column is not None:
+        return config.image_column
+    usual = sorted(
+        (name for name in head.columns if name.strip().casefold() in USUAL["image"]),
+        key=lambda name: USUAL["image"].index(name.strip().casefold()),
+    )
+    by_extension = [name for name in head.columns if _mostly(_names_a_file, head.column(name))]
+    index = _Index(table.base)
+    if by_extension:
+        column = next((name for name in usual if name in by_extension), by_extension[0])
+        texts = [name for name in head.columns if _is_text(name, head) and name not in by_extension]
+        if not texts:
+            return column
+        if _mostly(lambda cell: bool(index.find(cell, None)), head.column(column)):
+            raise DataError(
+                f"{table.path} holds texts in column {texts[0]} and names images in column {column}. Say which to "
+                f"classify: --set data.text_column={texts[0]} or --set data.image_column={column}"
+            )
+        return None
+    if any(_is_text(name, head) or looks_like_texts(head.column(name)) for name in head.columns):
+        return None
+    try:
+        return next((name for name in usual if _mostly(lambda c: bool(index.find(c, None)), head.column(name))), None)
+    except DataError:  # a folder beside a table of texts that may not be read is not its affair
+        return None
+
+
+def _is_text(name: str, head: Table) -> bool:
+    return name.strip().casefold() in USUAL["text"]
+
+
+def _names_a_file(cell: str) -> bool:
+    return PurePosixPath(cell.strip().replace("\\", "/").lower()).suffix in EXTENSIONS and "://" not in cell
+
+
+def _mostly(holds: Callable[[str], bool], cells: Sequence[Cell]) -> bool:
+    given = [cell for cell in cells if isinstance(cell, str)]
+    return bool(given) and sum(map(holds, given)) > len(given) / 2
+
+
+def _columns(
+    read: list[tuple[ImageTable, Table]], root: Path, config: "DataConfig"
+) -> tuple[list[tuple[ImageTable, Table]], dict[Role, str], str, list[Problem]]:
+    """The tables that have labels, the column of each role, how they were found, and what is said of other tables."""
+    given: dict[Role, str | None] = {
+        "image": _image_column(read[0][0], config),
+        "label": config.label_column,
+        "split": config.split_column,
+        "group": config.group_column,
+    }
+    trains = [pair for pair in read if pair[0].split in (None, "train")] or read
+    roles: tuple[Role, ...] = ("image", "label", "split", "group") if len(read) == 1 else ("image", "label", "group")
+    name = trains[0][0].path.name
+    columns, _ = Guess(name, [table for _, table in trains], given, roles).columns()
+    labelled = [pair for pair in read if columns["label"] in pair[1].columns]
+    problems = [
+        Problem(relative_to(table.path, root), f"it has no column {columns['label']}: left out", "stray")
+        for table, content in read
+        if columns["label"] not in content.columns
+    ]
+    if len(labelled) == 1:
+        roles = ("image", "label", "split", "group")
+    chosen, how = Guess(name, [table for _, table in labelled], given, roles).columns()
+    return labelled, chosen, how, problems
+
+
+def relative_to(path: Path, root: Path) -> str:
+    """A path as people read it: relative to the data where it lies there."""
+    return relative(path, root) if path.is_relative_to(root) else path.as_posix()
+
+
+# ------------------------------------------------------------------------------------------------ which files are meant
+
+
+class _Index:
+    """The image files below a folder, found by a path, a name, or a name without its extension."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """Path relative to the folder in Unicode's form NFC, and as it is."""
+        if not self.base.is_dir():
+            raise DataError(f"There is no folder {self.base} of images: data.image_folder names one.")
+        return {_plain(path): path for path in images_below(self.base, self.base, set(), [])}
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = defaultdict(list)
+        for plain in self.files:
+            name = plain.rpartition("/")[2]
+            found[name].append(plain)
+            found[name.rpartition(".")[0]].append(plain)
+        return found
+
+    def find(self, cell: str, hint: str | None) -> list[str]:
+        """Paths of the files that a cell may mean: none, one, or several that it cannot be told from.
+
+        Args:
+            cell: a path, of which the beginning may be that of another machine, or a name with or without extension.
+            hint: the table's name: of several files those are meant that lie in the folder of its name, or its split.
+        """
+        wanted = _plain(cell)
+        if wanted in self.files:
+            return [self.files[wanted]]
+        candidates = self._by_name.get(wanted.rpartition("/")[2], [])
+        if len(candidates) > 1:
+            candidates = _by_longest_end(candidates, wanted)
+        if len(candidates) > 1 and hint is not None:
+            own = [path for path in candidates if _lies_in(path, hint)]
+            candidates = own or candidates
+        return [self.files[path] for path in candidates]
+
+
+def _plain(path: str) -> str:
+    return unicodedata.normalize("NFC", path.strip().replace("\\", "/").removeprefix("./"))
+
+
+def _by_longest_end(candidates: list[str], wanted: str) -> list[str]:
+    """Those that agree with the most of the last folders of a path."""
+
+    def agreeing(path: str) -> int:
+        ours, theirs = path.split("/")[-2::-1], wanted.split("/")[-2::-1]
+        return next(
+            (n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
+        )
+
+    most = max(map(agreeing, candidates))
+    return [path for path in candidates if agreeing(path) == most]
+
+
+def _lies_in(path: str, hint: str) -> bool:
+    """Whether one of its folders is called as a table is, or as its split."""
+    split = split_name(hint)
+    for folder in path.split("/")[:-1]:
+        found = split_name(folder)
+        if folder.casefold() == hint.casefold() or (found and split and found.split == split.split):
+            return True
+    return False
+
+
+class _Rows:
+    """What the rows of the tables name."""
+
+    def __init__(self, root: Path, columns: dict[Role, str], labels: LabelColumn) -> None:
+        self._root, self._columns, self._labels = root, columns, labels
+        self._named: dict[str, tuple[str, str]] = {}
+        self._twice: set[str] = set()
+        self._items: list[Item] = []
+        self.problems: list[Problem] = []
+        self.lost: list[str] = []
+        """Rows whose image is not there."""
+        self.total = 0
+
+    @property
+    def items(self) -> list[Item]:
+        """Those of which all rows say the same."""
+        return [item for item in self._items if item.path not in self._twice]
+
+    def add(self, table: ImageTable, content: Table, index: _Index, *, whole: bool) -> None:
+        """Read all rows of a table; ``whole``: whether it is the only one, so that a column may say the split."""
+        name = relative_to(table.path, self._root)
+        hint = without_shard(table.path.stem)
+        self.problems += [Problem(f"{name}:{line}", f"the line {why}", "bad") for line, why in content.malformed]
+        absent: list[Cell] = [None] * len(content.records)
+        cells = [
+            content.column(self._columns[role]) if role in self._columns else absent
+            for role in ("image", "label", "split", "group")
+        ]
+        self.total += len(content.records) + len(content.malformed)
+        for record, image, label, split, group in zip(content.records, *cells, strict=True):
+            place = f"{name}:{record.line}"
+            side = split_of(split) if whole and "split" in self._columns else table.split or "train"
+            reason = wrong_label(label) or _wrong("image", image) or _wrong("group", group)
+            if not reason and side is None:
+                reason = f"the split is {split!r}, none of {', '.join(SPLITS)}" if split else "the split is missing"
+            if reason or side is None:
+                self.problems.append(Problem(place, reason, "bad"))
+                continue
+            found = index.find(str(image), hint)
+            if len(found) != 1:
+                self._lose(place, str(image), found)
+                continue
+            path = relative_to(index.base / found[0], self._root)
+            named = group_name(group) if isinstance(group, str) else None
+            self._keep(place, Item(path, as_text(self._labels.name(label)), side, group=named))
+
+    def _lose(self, place: str, image: str, found: list[str]) -> None:
+        why = f"may be any of {', '.join(found[:3])}" if found else "is not there"
+        self.problems.append(Problem(place, f"the image {image} {why}", "bad"))
+        self.lost.append(f"{place}: {image} {why}")
+
+    def _keep(self, place: str, item: Item) -> None:
+        label, first = self._named.setdefault(item.path, (item.class_name, place))
+        if first == place:
+            self._items.append(item)
+        elif label == item.class_name:
+            self.problems.append(Problem(place, f"it names {item.path} again, as {first} does", "stray"))
+        else:
+            self._twice.add(item.path)
+            reason = f"{place} calls it {item.class_name}, {first} {label}: one label is needed"
+            self.problems.append(Problem(item.path, reason, "conflict"))
+
+    def unnamed(self, indices: dict[Path, _Index]) -> list[Problem]:
+        """How many images no row names, by the folder that they lie in."""
+        counts: dict[str, int] = defaultdict(int)
+        for base, index in indices.items():
+            for path in index.files.values():
+                whole = relative_to(base / path, self._root)
+                if whole not in self._named:
+                    counts[whole.rpartition("/")[0] or "."] += 1
+        return [
+            Problem(folder, f"{counted(count, 'image')} that no row names", "stray") for folder, count in counts.items()
+        ]
+
+
+def _wrong(what: str, cell: Cell) -> str:
+    if isinstance(cell, BadCell):
+        return f"the {what} {cell.reason}"
+    return f"the {what} is missing" if what == "image" and not (cell or "").strip() else ""
+
+
+def _check_found(rows: _Rows, indices: dict[Path, _Index], config: "DataConfig") -> None:
+    if len(rows.lost) > config.max_bad_fraction * rows.total:
+        where = ", ".join(str(base) for base in indices)
+        raise DataError(
+            f"{len(rows.lost):,} of {counted(rows.total, 'row')} name no image file below {where}:\n"
+            f"{listed(rows.lost)}\nName the folder of the images: --set data.image_folder=FOLDER"
+        )
+
+
+def _check_classes(trained: set[str], rows: _Rows, column: str, how: str) -> None:
+    if len(trained) < 2:
+        found = f"only one label ({next(iter(trained))})" if trained else "no label"
+        raise DataError(
+            f"There is {found} of images to train on in column {column}; a classifier needs at least two. {how}. "
+            "Another column is named by --set data.label_column=NAME"
+        )
+    if len(trained) > max(2, len(rows.items) / 2):
+        raise DataError(
+            f"Column {column} holds {len(trained):,} different labels of {len(rows.items):,} images, too few images of "
+            "each. Is it the label? Another column is named by --set data.label_column=NAME"
+        )
+
+
+def _given(
+    read: Sequence[tuple[ImageTable, Table]], columns: dict[Role, str], items: Sequence[Item]
+) -> dict[Split, str]:
+    if len(read) > 1:
+        return {table.split: table.path.name for table, _ in read if table.split is not None}
+    if "split" not in columns:
+        return {}
+    there = {item.given for item in items}
+    return {split: f"the split {split} of column {columns['split']}" for split in SPLITS if split in there}
+
+
+def _untrained(items: Sequence[Item], trained: set[str], given: dict[Split, str]) -> list[Problem]:
+    counts: dict[tuple[Split, str], int] = defaultdict(int)
+    for item in items:
+        if item.class_name not in trained:
+            counts[item.given, item.class_name] += 1
+    return [
+        Problem(
+            f"{given[split]}: {name}", f"no image of this class to train on, {counted(n, 'image')} left out", "class"
+        )
+        for (split, name), n in counts.items()
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------- metadata
+
+
+def _metadata_below(folder: Path, root: Path, depth: int) -> list[ImageTable]:
+    """``metadata.csv``, ``.jsonl`` or ``.parquet`` as HuggingFace's image folders have them, each with its split."""
+    own = [folder / f"metadata{suffix}" for suffix in TABLE_SUFFIXES if (folder / f"metadata{suffix}").is_file()]
+    if own:
+        parts = [name.split for part in folder.relative_to(root).parts if (name := split_name(part)) is not None]
+        return [ImageTable(own[0], parts[0] if parts else None, folder)]
+    if depth == 0:
+        return []
+    return [table for inner in folders(folder) for table in _metadata_below(inner, root, depth - 1)]

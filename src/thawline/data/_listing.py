@@ -1,0 +1,114 @@
+"""What lies in a folder of images; nothing is read."""
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from thawline.data import images
+from thawline.data._files import as_text
+from thawline.data._naming import is_junk
+from thawline.data.contract import Problem
+from thawline.data.remote import MIRROR_STATE
+from thawline.exceptions import DataError
+
+__all__ = ["by_extension", "children", "class_name", "classes_below", "folders", "images_below", "is_image", "relative"]
+
+HIDDEN = "hidden, or left behind by a program"
+
+_UNREAD = {".heic", ".heif", ".svg", ".psd", ".eps", ".pdf", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".jxl"}
+
+
+def children(folder: Path) -> list[Path]:
+    """What lies in a folder, by name.
+
+    Raises:
+        DataError: if the folder cannot be read.
+    """
+    try:
+        return sorted((c for c in folder.iterdir() if c.name != MIRROR_STATE), key=lambda child: child.name)
+    except OSError as error:
+        raise DataError(f"Cannot read the folder {folder}: {error.strerror}.") from None
+
+
+def folders(folder: Path) -> list[Path]:
+    """The folders in a folder that no program keeps for itself."""
+    return [child for child in children(folder) if not is_junk(child) and is_folder(child)]
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder, or a link to one.
+
+    Raises:
+        DataError: if that may not be seen: a folder without the right to enter it lists names alone.
+    """
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise DataError(
+            f"Cannot look at {path}: {error.strerror}. Folders need the right to enter them: chmod -R u+X {path.parent}"
+        ) from None
+
+
+def is_image(path: Path) -> bool:
+    """By its extension."""
+    return path.suffix.lower() in images.EXTENSIONS
+
+
+def by_extension(file: Path) -> str:
+    """Why a file is not read."""
+    if file.suffix.lower() in _UNREAD:
+        return f"{file.suffix} is not read: convert it to JPEG or PNG"
+    return "not an image by its extension"
+
+
+def class_name(folder: Path) -> str:
+    """That of the folder; macOS writes "é" as two characters and others as one, and both are the same class."""
+    return as_text(unicodedata.normalize("NFC", folder.name))
+
+
+def classes_below(folder: Path, root: Path, problems: list[Problem]) -> dict[str, list[str]]:
+    """Paths relative to ``root`` of the images of each class folder in ``folder`` that has any."""
+    by_class: dict[str, list[str]] = defaultdict(list)
+    for class_folder in folders(folder):
+        found = list(images_below(class_folder, root, {identity(root), identity(folder)}, problems))
+        if found:
+            by_class[class_name(class_folder)] += found
+        else:
+            problems.append(Problem(relative(class_folder, root), "a class folder without images", "class"))
+    return by_class
+
+
+def images_below(folder: Path, root: Path, seen: set[tuple[int, int]], problems: list[Problem]) -> Iterator[str]:
+    """Relative paths of all images in a folder, however deep; links are followed, loops are not."""
+    here = identity(folder)
+    if here in seen:
+        problems.append(Problem(relative(folder, root), "a link to a folder that is read already", "stray"))
+        return
+    seen.add(here)
+    for child in children(folder):
+        path = relative(child, root)
+        if is_junk(child):
+            problems.append(Problem(path, HIDDEN, "stray"))
+        elif is_folder(child):
+            yield from images_below(child, root, seen, problems)
+        elif not is_image(child):
+            problems.append(Problem(path, by_extension(child), "stray"))
+        elif child.exists() and not child.is_file():  # reading a named pipe would wait for ever
+            problems.append(Problem(path, "neither a file nor a folder", "stray"))
+        else:
+            yield path
+
+
+def identity(folder: Path) -> tuple[int, int]:
+    """By which a folder is known, whatever links lead to it."""
+    try:
+        status = folder.stat()
+    except OSError as error:
+        raise DataError(f"Cannot look at {folder}: {error.strerror}.") from None
+    return status.st_dev, status.st_ino
+
+
+def relative(path: Path, root: Path) -> str:
+    """With ``/`` on every system."""
+    return path.relative_to(root).as_posix()

@@ -1,0 +1,260 @@
+"""Data sets in one file, unpacked once into the home: archives, and Parquet with the images inside.
+
+What comes out is a folder, which is read as any other.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any
+
+from thawline import environment
+from thawline.data._arrays import SPARE_BYTES, locked
+from thawline.data._files import write_atomically
+from thawline.data._listing import children, folders, is_image
+from thawline.data._naming import ARCHIVE_SUFFIXES, split_name
+from thawline.data._sources import tables_in
+from thawline.data._tables import TABLE_SUFFIXES, BadCell, arrow_cells, class_names
+from thawline.data.splits import Split
+from thawline.exceptions import DataError
+
+if TYPE_CHECKING:  # the processes that decode import this package and need no pydantic
+    from thawline.config import DataConfig
+
+__all__ = ["is_archive", "unpacked"]
+
+_VERSION = 1  # raise it when something else is made of the same files
+_MOST_FILES = 5_000_000
+_BLOCK = 1 << 20
+_ROWS = 256  # of Parquet at a time: some 50 MB of photographs
+_MAGIC = {
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG\r\n\x1a\n": ".png",
+    b"GIF8": ".gif",
+    b"BM": ".bmp",
+    b"II*\0": ".tif",
+    b"MM\0*": ".tif",
+    b"RIFF": ".webp",
+}
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is one by its ending."""
+    return path.name.lower().endswith(ARCHIVE_SUFFIXES) and path.is_file()
+
+
+def unpacked(config: "DataConfig") -> tuple["DataConfig", str]:
+    """The same data as a folder, and what was unpacked, in words; unchanged and empty where there was no need.
+
+    Raises:
+        DataError: if an archive is damaged, would write outside its folder, or is too large for the disk.
+    """
+    root = config.path.expanduser().absolute()
+    if is_archive(root):
+        name = root.name[: -len(next(end for end in ARCHIVE_SUFFIXES if root.name.lower().endswith(end)))]
+        folder = _once([root], name, lambda target: _unpack(root, target))
+        return config.model_copy(update={"path": _inner(folder)}), f"archive {root.name}"
+    tables = _parquet_of(root)
+    if not tables or (column := _image_column(next(iter(tables.values()))[0])) is None:
+        return config, ""
+    parts = [part for split in tables.values() for part in split]
+    folder = _once(parts, root.stem if root.is_file() else root.name, lambda target: _write_images(tables, target))
+    note = f"Parquet with images inside, in column {column} of {parts[0].name}"
+    return config.model_copy(update={"path": folder, "image_column": "file_name"}), note
+
+
+def _once(files: list[Path], name: str, write: Callable[[Path], None]) -> Path:
+    """The folder that was made of these files; made now if one of them is another or was changed."""
+    described = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    digest = hashlib.sha256(json.dumps([_VERSION, described]).encode()).hexdigest()[:32]
+    place = environment.home() / "cache" / "unpacked" / digest
+    whole = place.with_suffix(".json")  # written last, and removed first: without it the folder may be half of one
+    with locked(place):
+        if not whole.is_file():
+            shutil.rmtree(place, ignore_errors=True)
+            try:
+                (place / name).mkdir(parents=True)
+                write(place / name)
+            except BaseException:
+                shutil.rmtree(place, ignore_errors=True)
+                raise
+            write_atomically(whole, json.dumps(described).encode())
+    with suppress(OSError):  # a home that may only be read
+        os.utime(whole)  # when it was last used, for `thawline clean`
+    return place / name
+
+
+def _inner(folder: Path) -> Path:
+    """The folder that an archive holds, where it holds nothing else."""
+    inner = folders(folder)
+    data = [child for child in children(folder) if is_image(child) or child.suffix.lower() in TABLE_SUFFIXES]
+    if len(inner) == 1 and not data and split_name(inner[0].name) is None:
+        return _inner(inner[0])
+    return folder
+
+
+# ----------------------------------------------------------------------------------------------------------- archives
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    try:
+        if archive.suffix.lower() == ".zip":
+            with zipfile.ZipFile(archive) as opened:
+                _write_members(archive, target, _zip_members(opened))
+        else:
+            with tarfile.open(archive) as opened_tar:
+                _write_members(archive, target, _tar_members(opened_tar))
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{archive} cannot be unpacked: {str(error) or type(error).__name__}.") from None
+
+
+Member = tuple[str, int, Callable[[], IO[bytes] | None]]
+"""Name, size in bytes, and how it is opened. Links, devices and pipes are none."""
+
+
+def _zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
+    for info in archive.infolist():
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if not info.is_dir() and kind in (0, stat.S_IFREG):
+            yield info.filename, info.file_size, lambda info=info: archive.open(info)  # type: ignore[misc]
+
+
+def _tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
+    for info in archive:  # one after the other: a compressed archive is read once
+        if info.isfile():
+            yield info.name, info.size, lambda info=info: archive.extractfile(info)  # type: ignore[misc]
+
+
+def _write_members(archive: Path, target: Path, members: Iterator[Member]) -> None:
+    """Write each file below ``target``; its name, its size and their number are bounded before it is opened."""
+    left = shutil.disk_usage(target).free - SPARE_BYTES
+    for number, (name, size, opened) in enumerate(members):
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        if not parts or ".." in parts or parts[0].startswith("/") or ":" in parts[0] or "\0" in name:
+            raise DataError(f"{archive} holds {name!r}, which would be written outside its folder. Nothing is read.")
+        left -= size
+        if left < 0 or number >= _MOST_FILES:
+            raise DataError(
+                f"{archive} unpacks to more than there is room for in {target.parents[2]} (or than {_MOST_FILES:,} "
+                "files). Unpack it where there is, and give the folder."
+            )
+        path = target.joinpath(*parts)
+        if path.exists():
+            raise DataError(f"{archive} holds {name!r} twice, or as a file and a folder. Nothing is read.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _copy(archive, name, size, opened, path)
+
+
+def _copy(archive: Path, name: str, size: int, opened: Callable[[], IO[bytes] | None], path: Path) -> None:
+    source = opened()
+    if source is None:
+        return
+    with source, path.open("xb") as file:
+        written = 0
+        while block := source.read(_BLOCK):
+            written += len(block)
+            if written > size:  # a header that lies
+                raise DataError(f"{archive} holds {name!r}, which is longer than it says. Nothing is read.")
+            file.write(block)
+
+
+# --------------------------------------------------------------------------------------- Parquet with the images inside
+
+
+def _parquet_of(root: Path) -> Mapping[Split, list[Path]]:
+    tables: dict[Split, list[Path]] = {"train": [root]} if root.is_file() else {}
+    try:
+        if root.is_dir():
+            tables = tables_in(root)
+    except DataError:  # whoever reads the folder says it
+        return {}
+    parts = [part for split in tables.values() for part in split]
+    return tables if parts and all(part.suffix.lower() == ".parquet" for part in parts) else {}
+
+
+def _image_column(table: Path) -> str | None:
+    """The column that holds encoded images: HuggingFace's structs of bytes and path, or plain bytes that begin so."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(table) as file:
+            schema = file.schema_arrow
+            binary = [field.name for field in schema if _is_binary(field.type)]
+            for field in schema:
+                if pa.types.is_struct(field.type) and any(inner.name == "bytes" for inner in field.type):
+                    return str(field.name)
+            head = next(file.iter_batches(8, columns=binary), None) if binary else None
+    except (pa.ArrowException, OSError):
+        return None  # whoever reads the table says why
+    if head is None:
+        return None
+    for name in binary:
+        values = [value for value in head.column(name).to_pylist() if value]
+        if values and all(value.startswith(tuple(_MAGIC)) for value in values):
+            return str(name)
+    return None
+
+
+def _is_binary(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _write_images(tables: Mapping[Split, list[Path]], target: Path) -> None:
+    """``<split>/<part>-<row>.jpg`` and a ``metadata.jsonl`` with all other columns in each split's folder."""
+    whole = len(tables) == 1
+    for split, parts in tables.items():
+        folder = target if whole else target / split
+        folder.mkdir(exist_ok=True)
+        with (folder / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
+            for part in parts:
+                for record in _records(part, folder):
+                    metadata.write(json.dumps(record) + "\n")
+
+
+def _records(part: Path, folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of one file, each with the name of the image that was written for it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    column = _image_column(part)
+    number = 0
+    try:
+        with pq.ParquetFile(part) as file:
+            names = class_names(file.schema_arrow)
+            for batch in file.iter_batches(_ROWS):
+                others = {
+                    name: arrow_cells(pa.chunked_array([batch.column(name)]), names.get(name))
+                    for name in batch.schema.names
+                    if name != column and name != "file_name"
+                }
+                images = batch.column(column).to_pylist() if column is not None else [None] * batch.num_rows
+                for place, image in enumerate(images):
+                    number += 1
+                    cells = {name: _plain(values[place]) for name, values in others.items()}
+                    yield {"file_name": _write_image(image, folder, f"{part.stem}-{number:07d}"), **cells}
+    except (pa.ArrowException, KeyError) as error:
+        raise DataError(f"{part} cannot be read as Parquet with images: {error}.") from None
+
+
+def _plain(cell: Any) -> Any:
+    return [] if isinstance(cell, BadCell) else cell  # a list in JSON is no label either
+
+
+def _write_image(value: Any, folder: Path, name: str) -> str | None:
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not data:
+        return None
+    suffix = next((suffix for magic, suffix in _MAGIC.items() if data.startswith(magic)), ".png")  # told by its content
+    file = folder / f"{name}{suffix}"
+    file.write_bytes(data)
+    return file.name

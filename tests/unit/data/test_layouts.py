@@ -1,0 +1,503 @@
+"""Every common layout: what it is recognised as, its classes, counts and splits; and what is said of the others."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rendered import rendered
+
+from thawline.cli.tables.data import data_report
+from thawline.config import DataConfig
+from thawline.data import Manifest, _listing, data_kind, scan
+from thawline.exceptions import DataError
+
+pytestmark = pytest.mark.usefixtures("in_process")
+
+Files = dict[str, int | bytes]
+Fill = Callable[[Files], Path]
+LABELS = ("cat", "dog")
+
+
+def below(*folders: str, count: int = 6, first: int = 0) -> Files:
+    """``count`` distinct images in each folder."""
+    return {
+        f"{folder}/{number:03}.png": first + 1000 * place + number
+        for place, folder in enumerate(folders)
+        for number in range(count)
+    }
+
+
+def classes_in(*folders: str, count: int = 6) -> Files:
+    """``cat`` and ``dog`` in each of these folders."""
+    files: Files = {}
+    for place, folder in enumerate(folders):
+        files |= below(f"{folder}/cat", f"{folder}/dog", count=count, first=10_000 * place)
+    return files
+
+
+def rows(files: Files, header: str = "image_path,label", *, name: Callable[[str], str] = str, start: int = 0) -> bytes:
+    """A table that names these files, cats and dogs in turn."""
+    lines = [f"{name(path)},{LABELS[n % 2]}" for n, path in enumerate(files, start)]
+    return "\n".join([header, *lines]).encode()
+
+
+def stem(path: str) -> str:
+    return path.rpartition("/")[2].rpartition(".")[0]
+
+
+def base(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+MANY = below("images", count=60)
+TRAIN, TEST = below("train", count=60), below("test", count=5, first=500)
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    files: Files
+    recognised: str
+    """Words of the layout."""
+    splits: dict[str, int] | None = None
+    """Number of images of each split; ``None`` where the hash makes all three of ``total``."""
+    total: int = 0
+    classes: tuple[str, ...] = LABELS
+    data: str = ""
+    """Path below the folder that is given as the data."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def given(train: int, validation: int, test: int) -> dict[str, int]:
+    return {"train": train, "validation": validation, "test": test}
+
+
+def split_pair(train: str, test: str, *, validation: str = "val") -> Case:
+    name = f"{train}/ and {test}/"
+    return Case(name, classes_in(train, validation, test), f"split folders {train}/", given(12, 12, 12))
+
+
+CASES = [
+    Case("class folders", classes_in(".", count=30), "one folder per class", total=60),
+    Case(
+        "class folders in class folders",
+        {name.replace("/0", "/2024/may/0"): n for name, n in classes_in(".", count=30).items()},
+        "one folder per class",
+        total=60,
+    ),
+    split_pair("train", "test"),
+    split_pair("training_set", "test_set", validation="validation_set"),
+    split_pair("Training Set", "Test Set"),
+    split_pair("train_data", "test_data", validation="val_data"),
+    split_pair("trainval", "test"),
+    split_pair("train_val", "test", validation="validation"),
+    split_pair("trainset", "testset", validation="valset"),
+    split_pair("train2017", "test2017", validation="val2017"),
+    split_pair("TrainImages", "TestImages", validation="ValImages"),
+    split_pair("train-images", "test-images", validation="dev"),
+    split_pair("asl_alphabet_train", "asl_alphabet_test", validation="asl_alphabet_val"),
+    Case(
+        "split folders doubled, as unpacked archives have them",
+        classes_in("seg_train/seg_train", "seg_val/seg_val", "seg_test/seg_test"),
+        "split folders seg_train/seg_train/",
+        given(12, 12, 12),
+    ),
+    Case(
+        "split folders with images/ in them",
+        classes_in("train/images", "val/images", "test/images"),
+        "split folders train/images/",
+        given(12, 12, 12),
+    ),
+    Case(
+        "split folders below one folder",
+        classes_in("archive/train", "archive/val", "archive/test") | {"readme.md": b"x"},
+        "split folders archive/train/",
+        given(12, 12, 12),
+    ),
+    Case(
+        "split folders in each class folder",
+        below("cat/train", "cat/val", "cat/test") | below("dog/train", "dog/val", "dog/test", first=50_000),
+        "one folder per class, with split folders in each: <class>/train/",
+        given(12, 12, 12),
+    ),
+    Case(
+        "split folders in each class folder, some missing",
+        below("cat/train", "cat/test", count=30) | below("dog/Train", "dog/Test", count=30, first=50_000),
+        "validation (15%) split off <class>/",
+    ),
+    Case(
+        "classes at the second level, as the option says",
+        classes_in("camera1", "camera2", count=20),
+        "one folder per class at level 2",
+        total=80,
+        options={"class_level": 2},
+    ),
+    Case(
+        "the same at the first level",
+        classes_in("camera1", "camera2", count=20),
+        "one folder per class",
+        total=80,
+        classes=("camera1", "camera2"),
+        options={"class_level": 1},
+    ),
+    Case(
+        "classes that are called as splits, as the option says",
+        below("train", "test", count=30),
+        "one folder per class",
+        total=60,
+        classes=("test", "train"),
+        options={"class_level": 1},
+    ),
+    Case(
+        "one class that is called as a split",
+        below("train", "bus", count=30),
+        "one folder per class",
+        total=60,
+        classes=("bus", "train"),
+    ),
+    Case(
+        "classes whose names hold the word of a split",
+        below("train_station", "test_tube", count=30),
+        "one folder per class",
+        total=60,
+        classes=("test_tube", "train_station"),
+    ),
+    Case(
+        "toy trains are no training set",
+        below("train_set/red", "train_set/blue", "cars/red", count=15),
+        "one folder per class",
+        total=45,
+        classes=("cars", "train_set"),
+        options={"class_level": 1},
+    ),
+    Case("digits", below(*"0123456789", count=12), "one folder per class", total=120, classes=tuple("0123456789")),
+    Case(
+        "Kaggle: train.csv, train/, test/",
+        TRAIN | TEST | {"train.csv": rows(TRAIN, "id,breed", name=stem), "sample_submission.csv": b"id,breed\n1,cat"},
+        "table of images train.csv; image in column id",
+        total=60,
+    ),
+    Case(
+        "Kaggle: file names with extension",
+        TRAIN | TEST | {"train.csv": rows(TRAIN, "image_id,label", name=base), "test.csv": b"image_id\n000.png"},
+        "table of images train.csv; image in column image_id",
+        total=60,
+    ),
+    Case(
+        "Kaggle: the same ids in train/ and test/",
+        TRAIN | below("test", count=60, first=500) | {"train.csv": rows(TRAIN, "id,label", name=stem)},
+        "table of images train.csv",
+        total=60,
+    ),
+    Case(
+        "labels.csv beside images/",
+        MANY | {"labels.csv": rows(MANY, "filename,class", name=base)},
+        "table of images labels.csv; image in column filename, label in column class (by its name)",
+        total=60,
+    ),
+    Case(
+        "a table beside its images",
+        {base(k): v for k, v in MANY.items()} | {"labels.csv": rows(MANY, "file,label", name=base)},
+        "table of images labels.csv",
+        total=60,
+    ),
+    Case(
+        "a table as the data",
+        MANY | {"labels.csv": rows(MANY, "image_path,label")},
+        "table of images labels.csv",
+        total=60,
+        data="labels.csv",
+    ),
+    Case(
+        "paths of Windows",
+        MANY | {"labels.csv": rows(MANY, name=lambda p: ".\\" + p.replace("/", "\\"))},
+        "table of images",
+        total=60,
+        data="labels.csv",
+    ),
+    Case(
+        "paths of another machine",
+        MANY | {"labels.csv": rows(MANY, name=lambda p: f"/kaggle/input/pets/{p}")},
+        "table of images",
+        total=60,
+        data="labels.csv",
+    ),
+    Case(
+        "TSV",
+        MANY | {"labels.tsv": rows(MANY).replace(b",", b"\t")},
+        "table of images labels.tsv",
+        total=60,
+        data="labels.tsv",
+    ),
+    Case(
+        "semicolons",
+        MANY | {"labels.csv": rows(MANY).replace(b",", b";")},
+        "fields are separated by semicolons",
+        total=60,
+        data="labels.csv",
+    ),
+    Case(
+        "JSON lines",
+        MANY
+        | {
+            "labels.jsonl": "\n".join(
+                json.dumps({"filepath": p, "label": LABELS[n % 2]}) for n, p in enumerate(MANY)
+            ).encode()
+        },
+        "table of images labels.jsonl",
+        total=60,
+        data="labels.jsonl",
+    ),
+    Case(
+        "no header",
+        MANY | {"labels.csv": rows(MANY).partition(b"\n")[2]},
+        "image in column 1",
+        total=60,
+        data="labels.csv",
+    ),
+    Case(
+        "images elsewhere",
+        {f"elsewhere/{k}": v for k, v in MANY.items()} | {"tables/labels.csv": rows(MANY, name=base)},
+        "table of images",
+        total=60,
+        data="tables/labels.csv",
+        options={"image_folder": "elsewhere"},
+    ),
+    Case(
+        "images of two folders",
+        below("part_1", count=30)
+        | {k.replace("0", "1", 1): v for k, v in below("part_2", count=30, first=99).items()}
+        | {
+            "metadata.csv": b"",
+            "HAM.csv": rows(
+                below("part_1", count=30) | {k.replace("0", "1", 1): v for k, v in below("part_2", count=30).items()},
+                "image_id,dx",
+                name=stem,
+            ),
+        },
+        "image in column image_id",
+        total=60,
+        data="HAM.csv",
+    ),
+    Case(
+        "a split column",
+        MANY
+        | {
+            "labels.csv": "\n".join(
+                [
+                    "image,label,split",
+                    *(f"{p},{LABELS[n % 2]},{('train', 'val', 'test')[n // 2 % 3]}" for n, p in enumerate(MANY)),
+                ]
+            ).encode()
+        },
+        "split in column split",
+        given(20, 20, 20),
+        data="labels.csv",
+    ),
+    Case(
+        "a table for each split",
+        below("a", "b", "c", count=10)
+        | {f"{s}.csv": rows(below(f, count=10)) for s, f in (("train", "a"), ("val", "b"), ("test", "c"))},
+        "splits train.csv, val.csv, test.csv",
+        given(10, 10, 10),
+        options={"image_column": "image_path"},
+    ),
+    Case(
+        "HuggingFace: metadata.csv beside images",
+        {base(k): v for k, v in MANY.items()} | {"metadata.csv": rows(MANY, "file_name,label", name=base)},
+        "table of images metadata.csv",
+        total=60,
+    ),
+    Case(
+        "HuggingFace: metadata.jsonl in each split",
+        TRAIN
+        | TEST
+        | {
+            f"{s}/metadata.jsonl": "\n".join(
+                json.dumps({"file_name": base(p), "label": n % 2}) for n, p in enumerate(files)
+            ).encode()
+            for s, files in (("train", TRAIN), ("test", TEST))
+        },
+        "splits metadata.jsonl, metadata.jsonl",
+        classes=("0", "1"),
+    ),
+    Case(
+        "HuggingFace: metadata.csv in data/train",
+        {f"data/{k}": v for k, v in TRAIN.items()}
+        | {"data/train/metadata.csv": rows(TRAIN, "file_name,label", name=base)},
+        "table of images metadata.csv",
+        total=60,
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_a_layout_is_recognised(fill: Fill, case: Case) -> None:
+    root = fill(case.files)
+    options = dict(case.options)
+    if "image_folder" in options:
+        options["image_folder"] = root / options["image_folder"]
+    config = DataConfig(path=root / case.data, **options)
+    manifest = scan(config)
+
+    assert data_kind(config) == manifest.kind == "images"
+    assert manifest.classes == case.classes
+    assert case.recognised in manifest.layout
+    assert manifest.layout in " ".join(rendered(data_report(manifest), width=10_000).split())
+    assert manifest.bad == ()
+    sizes = {split: len(manifest.of(split)) for split in ("train", "validation", "test")}  # type: ignore[arg-type]
+    if case.splits is not None:
+        assert sizes == case.splits
+    else:
+        assert all(sizes.values())
+        assert case.total in (0, sum(sizes.values()))
+        assert "split off" in manifest.layout
+    assert all((manifest.root / row.path).is_file() for row in manifest.rows)
+    _check_labels(case, manifest)
+
+
+def _check_labels(case: Case, manifest: Manifest) -> None:
+    """Each image has the class of its folder, or in a table that of its number: cats and dogs take turns."""
+    for row in manifest.rows:
+        name = manifest.classes[row.label]
+        if "table of images" in manifest.layout:
+            assert name == case.classes[int(stem(row.path)) % 2]
+        else:
+            assert name in row.path.split("/")
+
+
+def test_a_table_that_contradicts_the_class_folders_is_named(fill: Fill) -> None:
+    """The folders may be the parts in which the images came."""
+    files = below("batch1", "batch2", count=30)
+    unlike = {name.replace("/", "/x") if name.startswith("batch2") else name: n for name, n in files.items()}
+    root = fill(unlike | {"labels.csv": rows(unlike)})
+    manifest = scan(DataConfig(path=root))
+
+    (reason,) = [
+        problem.reason for problem in manifest.problems if problem.path == "labels.csv" and problem.kind == "class"
+    ]
+    assert "its column label gives images of one class folder several labels" in reason
+    assert scan(DataConfig(path=root / "labels.csv")).classes == LABELS
+    (root / "labels.csv").write_text("image,label\n" + "\n".join(f"{name},{name[5]}" for name in unlike))
+    assert not [problem for problem in scan(DataConfig(path=root)).problems if problem.kind == "class"]
+
+
+def test_a_folder_beside_a_table_of_texts_is_not_its_affair(fill: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = fill({"a.csv": b"name,label\n" + b"\n".join(b"n%d,%d" % (n, n % 2) for n in range(20)), "private/x": b""})
+    with monkeypatch.context() as patch:
+        patch.setattr(_listing, "is_junk", lambda path: (_ for _ in ()).throw(DataError("may not be read")))
+        assert data_kind(DataConfig(path=root / "a.csv")) == "texts"
+
+
+REFUSED: list[tuple[str, Files, str, dict[str, Any], str]] = [
+    (
+        "images in train/ and test/",
+        TRAIN | TEST,
+        "",
+        {},
+        r"holds test/, train/, which are names of splits .* --set data\.class_level=1",
+    ),
+    ("images in training_set/ and test_set/", below("training_set", "test_set"), "", {}, "which are names of splits"),
+    ("train_data and val_data of images", below("train_data", "val_data"), "", {}, "which are names of splits"),
+    ("images/ and masks/", below("images", "masks"), "", {}, "names of splits or of folders of images"),
+    (
+        "images/ and annotations/ in train/",
+        below("train/images", "train/annotations", "test/images", "test/annotations"),
+        "",
+        {},
+        "folders of images",
+    ),
+    (
+        "classes below two cameras",
+        classes_in("left", "right"),
+        "",
+        {},
+        r"left/, right/ in .* hold the same subfolders cat, dog: .* data\.class_level=2",
+    ),
+    (
+        "classes below two cameras, in split folders",
+        classes_in("train/left", "train/right", "test/left", "test/right"),
+        "",
+        {},
+        "hold the same subfolders cat, dog",
+    ),
+    (
+        "digits below two sources",
+        below(*(f"{s}/{d}" for s in "ab" for d in range(5))),
+        "",
+        {},
+        "hold the same subfolders 0, 1",
+    ),
+    (
+        "a table whose images are not there",
+        {"labels.csv": rows(MANY)},
+        "labels.csv",
+        {},
+        r"(?s)60 of 60 rows name no image file below .*labels\.csv:2: images/000\.png is not.*data\.image_folder=",
+    ),
+    ("a folder of such a table", {"labels.csv": rows(MANY)}, "", {}, "name no image file"),
+    (
+        "one column for each class",
+        MANY
+        | {
+            "labels.csv": b"image,cat,dog\n"
+            + b"\n".join(b"%s,%d,%d" % (p.encode(), n % 2, 1 - n % 2) for n, p in enumerate(MANY))
+        },
+        "labels.csv",
+        {},
+        "one column for each class: one column with the name",
+    ),
+    (
+        "texts and images",
+        MANY
+        | {
+            "labels.csv": b"image,text,label\n"
+            + b"\n".join(b"%s,a picture of %d,%s" % (p.encode(), n, LABELS[n % 2].encode()) for n, p in enumerate(MANY))
+        },
+        "labels.csv",
+        {},
+        r"data\.text_column=text or --set data\.image_column=image",
+    ),
+    (
+        "two tables of images",
+        MANY | {"a.csv": rows(MANY), "b.csv": rows(MANY)},
+        "",
+        {},
+        r"holds the tables a\.csv, b\.csv, which all name images",
+    ),
+    (
+        "an option for tables where there is none",
+        classes_in(".", count=30),
+        "",
+        {"label_column": "x"},
+        r"For tables alone there is data\.label_column=x, but .* is read as one folder per class",
+    ),
+    (
+        "an image column where there is no table",
+        classes_in(".", count=30),
+        "",
+        {"image_column": "x"},
+        "no table that names images",
+    ),
+    (
+        "an image column that is none",
+        MANY | {"labels.csv": rows(MANY)},
+        "labels.csv",
+        {"image_column": "x"},
+        r"data\.image_column='x' is no column of labels\.csv",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("files", "data", "options", "words"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED]
+)
+def test_what_cannot_be_told_is_refused_with_what_was_found(
+    fill: Fill, files: Files, data: str, options: dict[str, Any], words: str
+) -> None:
+    root = fill(files)
+    with pytest.raises(DataError, match=words):
+        scan(DataConfig(path=root / data, **options))

@@ -4,7 +4,9 @@ import os
 import secrets
 from pathlib import Path
 
-__all__ = ["printable", "write_atomically"]
+from thawline.exceptions import DataError
+
+__all__ = ["make_empty_folder", "printable", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -25,6 +27,21 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def make_empty_folder(folder: Path) -> None:
+    """Make a folder for results; one that is there must be empty.
+
+    Raises:
+        DataError: if it is not, or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"The folder {folder} cannot be used: {error.strerror}.") from None
+    if not empty:
+        raise DataError(f"{folder} must be a new or an empty folder, so that nothing in it is overwritten.")
 
 
 def printable(text: str) -> str:

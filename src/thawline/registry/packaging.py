@@ -118,7 +118,7 @@ def package(
                     preprocessing=preprocessing,
                     temperature=temperature,
                     pixels=torch.stack([picture, picture.flip(2)]),
-                    metadata=described(classes, preprocessing, calibration),
+                    metadata=described(classes, preprocessing, settings["calibration"]),
                 )
         case _:
             raise RegistryError(

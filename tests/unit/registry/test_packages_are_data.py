@@ -255,15 +255,17 @@ def test_a_link_is_no_file_of_a_package(store: MlflowStore, folder: Path) -> Non
         MlflowRegistry(store).load(CHAMPION)
 
 
-def test_what_python_leaves_beside_the_code_when_mlflow_loads_a_package_spoils_nothing(
+def test_what_mlflow_and_python_leave_in_a_package_that_they_load_where_it_lies_spoils_nothing(
     store: MlflowStore, folder: Path
 ) -> None:
     register(store, folder)
     package = files_of(store)
-    program = "import sys, mlflow.pyfunc; mlflow.pyfunc.load_model(sys.argv[1])"
+    program = "import mlflow.pyfunc; mlflow.pyfunc.load_model('models:/birds/1')"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    subprocess.run([sys.executable, "-c", program, str(package)], check=True, env=environment, timeout=300)
+    environment["MLFLOW_TRACKING_URI"] = store.uri
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=300)
     assert list(package.rglob("*.pyc"))
+    assert (package / "registered_model_meta").is_file()
     MlflowRegistry(store).load(CHAMPION).check()
 
 

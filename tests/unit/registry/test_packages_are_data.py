@@ -356,3 +356,26 @@ def test_what_mlflow_loads_of_a_package_answers_as_thawline_does(store: MlflowSt
     theirs = load_pyfunc(files_of(store)).predict(pd.DataFrame({"image": [picture("blue")]}))
     assert not isinstance(ours, str)
     assert theirs["probabilities"][0] == ours.probabilities
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {"library": "timm", "builder": "resnet50.a1_in1k", "kwargs": {"num_classes": 3}},
+        {"library": "torchvision", "builder": "maxvit_t", "kwargs": {"num_classes": 3, "input_size": [64, 64]}},
+        {
+            "library": "torchvision",
+            "builder": "inception_v3",
+            "kwargs": {"num_classes": 3, "transform_input": True, "aux_logits": False, "init_weights": False},
+        },
+        {
+            "library": "transformers",
+            "task": "image-classification",
+            "config": {"model_type": "vit", "use_pretrained_backbone": False, "attn_implementation": "sdpa"},
+            "kwargs": {"is_bgr": True},
+            "num_classes": 3,
+        },
+    ],
+)
+def test_an_architecture_that_thawline_writes_is_let_through(architecture: dict[str, Any]) -> None:
+    check_architecture(architecture)

@@ -1,4 +1,4 @@
-"""Verbs about registered models: predict, score, explain, promote, rollback, history, serve."""
+"""Verbs about registered models: predict, score, explain, export, promote, rollback, history, serve."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -159,6 +159,25 @@ def explain(
         show(f"The pictures and explanations.json are in {out}.")
     if any("error" in row for row in rows):
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    model: Model,
+    wanted: Annotated[
+        Literal["timm", "transformers", "onnx", "openvino"],
+        typer.Option("--format", help="For timm.create_model, AutoModelForImageClassification, or a runtime."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New or empty folder for the files and a model card.")],
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Write a model of images for another library, compared with the model, with a model card."""
+    from thawline.exporting import export_model
+
+    summary = export_model(model, wanted, out, tracking_uri=tracking_uri, home=environment.home())
+    facts = {"model": summary.model, "version": summary.version, "format": wanted, "out": str(out)}
+    say(as_json, {**facts, "difference": summary.difference}, f"{summary}.")
 
 
 @app.command()

@@ -4,7 +4,7 @@
 one of texts into ``TokenizedTexts``; ``report`` says for people what was found.
 """
 
-from thawline.data._files import as_text, markdown_text, printable, write_atomically
+from thawline.data._files import as_text, make_empty_folder, markdown_text, printable, write_atomically
 from thawline.data.cache import DecodedImages, decoded
 from thawline.data.contract import DataKind, Manifest, Problem, Row, TextTable
 from thawline.data.digits import write_digits
@@ -48,6 +48,7 @@ __all__ = [
     "is_table",
     "labelled_files",
     "labelled_texts",
+    "make_empty_folder",
     "markdown_text",
     "mirror",
     "normalized",

@@ -6,7 +6,9 @@ import re
 import secrets
 from pathlib import Path
 
-__all__ = ["as_text", "markdown_text", "printable", "write_atomically"]
+from thawline.exceptions import DataError
+
+__all__ = ["as_text", "make_empty_folder", "markdown_text", "printable", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -27,6 +29,21 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def make_empty_folder(folder: Path) -> None:
+    """Make a folder for results; one that is there must be empty.
+
+    Raises:
+        DataError: if it is not, or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"The folder {folder} cannot be used: {error.strerror}.") from None
+    if not empty:
+        raise DataError(f"{folder} must be a new or an empty folder, so that nothing in it is overwritten.")
 
 
 def markdown_text(text: str) -> str:

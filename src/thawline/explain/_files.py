@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from thawline.config import TrainConfig
-from thawline.data import given_files, printable, write_atomically
-from thawline.exceptions import ConfigError, DataError
+from thawline.data import given_files, make_empty_folder, printable, write_atomically
+from thawline.exceptions import ConfigError
 from thawline.explain._attribution import Explainer, Method
 from thawline.explain._drawing import sheet
 from thawline.registry import MlflowRegistry, check_kind, parse_model
@@ -64,7 +64,7 @@ def explain_files(
     registry = MlflowRegistry(open_store(tracking_uri, home))
     check_kind(registry, name, "explanations are drawn on pictures")
     files = [file for path in paths for file in given_files(path)]
-    _check_empty(out)
+    make_empty_folder(out)
     runtime_for(TrainConfig(device=device))  # says for people why a device cannot be used
     packaged = registry.load(name)
     served = ServedModel(packaged, device)
@@ -148,16 +148,6 @@ class _Drawer:
 
 def _cut(text: str) -> str:
     return os.fsencode(text)[:_NAME_BYTES].decode("utf-8", "ignore").replace("/", "-")
-
-
-def _check_empty(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        empty = not any(out.iterdir())
-    except OSError as error:
-        raise DataError(f"The folder {out} cannot be used: {error.strerror}.") from None
-    if not empty:
-        raise DataError(f"{out} must be a new or an empty folder, so that nothing in it is overwritten.")
 
 
 def _index_of(class_name: str, classes: Sequence[str], model: str) -> int:

@@ -2,7 +2,7 @@
 
 from thawline.registry.baselines import Baselines, majority_class
 from thawline.registry.calibration import Calibration, calibrate
-from thawline.registry.exports import check_exports
+from thawline.registry.exports import check_exports, described, exported_classifier, write_onnx
 from thawline.registry.gate import Criterion, Outcome, Verdict, decide
 from thawline.registry.mlflow import MlflowRegistry, check_kind
 from thawline.registry.names import (
@@ -50,6 +50,8 @@ __all__ = [
     "check_kind",
     "check_text_column",
     "decide",
+    "described",
+    "exported_classifier",
     "force",
     "judge",
     "log_packaged_model",
@@ -61,4 +63,5 @@ __all__ = [
     "roll_back",
     "score",
     "settle",
+    "write_onnx",
 ]

@@ -25,6 +25,7 @@ DIGEST_TAG = "thawline.digest"
 
 _LIST = "digests.json"
 """The list: SHA-256 of every other file of the package, by its path."""
+_NOTE = "registered_model_meta"
 _FILES = re.compile(
     r"MLmodel|conda\.yaml|python_env\.yaml|requirements\.txt|(serving_)?input_example\.json|(pyfunc|servable)\.py"
     r"|code/thawline_(images|networks|servable|tokenizing)_[0-9a-f]{12}\.py"
@@ -141,13 +142,13 @@ def _changed(name: str, reason: str) -> RegistryError:
 def _files(folder: Path) -> dict[str, Path]:
     """Files of a package by their path in it.
 
-    What Python leaves of modules that it has imported is left out: whoever loads a package by MLflow where it lies
-    leaves such files there, and Thawline reads none of them.
+    What MLflow leaves when it loads a package where it lies is left out: a note of its version, and bytecode of the
+    modules that Python has imported. Thawline reads none of them.
     """
     found = {}
     for path in folder.rglob("*"):
         inside = path.relative_to(folder)
-        if (path.is_symlink() or not path.is_dir()) and "__pycache__" not in inside.parts:
+        if (path.is_symlink() or not path.is_dir()) and not {"__pycache__", _NOTE} & set(inside.parts):
             found[inside.as_posix()] = path
     return found
 

@@ -7,19 +7,26 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from thawline.data import DataKind
 from thawline.exceptions import ConfigError, RegistryError
-from thawline.registry.calibration import Calibration
 
 if TYPE_CHECKING:
     from thawline.backbones import Preprocessing
 
-__all__ = ["EXPORT_TOLERANCE", "ExportFormat", "check_exports", "described", "export"]
+__all__ = [
+    "EXPORT_TOLERANCE",
+    "ExportFormat",
+    "check_exports",
+    "described",
+    "export",
+    "exported_classifier",
+    "write_onnx",
+]
 
 ExportFormat = Literal["pt2", "onnx"]
 
@@ -98,7 +105,7 @@ def export(
     Raises:
         RegistryError: if a format cannot express the network, or answers otherwise than it does.
     """
-    classifier = _Classifier(network, preprocessing, temperature).eval()
+    classifier = exported_classifier(network, preprocessing, temperature)
     with torch.inference_mode():
         expected = classifier(pixels)
     differences: dict[str, float] = {}
@@ -121,7 +128,7 @@ def export(
 
 
 def described(
-    classes: Sequence[str], preprocessing: "Preprocessing", calibration: Calibration | None
+    classes: Sequence[str], preprocessing: "Preprocessing", calibration: Mapping[str, Any] | None
 ) -> dict[str, str]:
     """Entries for the metadata of an ONNX file, each JSON: whoever has the file alone knows how to use it.
 
@@ -132,7 +139,7 @@ def described(
     said = {
         "classes": list(classes),
         "preprocessing": asdict(preprocessing),
-        "calibration": calibration.as_dict() if calibration else None,
+        "calibration": dict(calibration) if calibration else None,
         "thawline": importlib.metadata.version("thawline"),
     }
     return {name: json.dumps(value, ensure_ascii=False) for name, value in said.items()}
@@ -148,10 +155,20 @@ def _pt2(classifier: nn.Module, path: Path, pixels: Tensor, metadata: Mapping[st
     return answer
 
 
-def _onnx(classifier: nn.Module, path: Path, pixels: Tensor, metadata: Mapping[str, str]) -> Tensor:
-    import onnxruntime
+def exported_classifier(network: nn.Module, preprocessing: "Preprocessing", temperature: float) -> nn.Module:
+    """Pixels from 0 to 1, ``[N, 3, S, S]``, to probabilities: normalisation and calibration are inside."""
+    return _Classifier(network, preprocessing, temperature).eval()
 
-    onnxruntime.disable_telemetry_events()
+
+def write_onnx(classifier: nn.Module, path: Path, pixels: Tensor, metadata: Mapping[str, str]) -> None:
+    """A classifier of :func:`exported_classifier` as one ONNX file, of ``pixels`` to ``probabilities``.
+
+    Args:
+        classifier: what to write.
+        path: where to.
+        pixels: ``[N, 3, S, S]``, at least two images, to trace with.
+        metadata: what the file says of itself, see :func:`described`.
+    """
     batch = torch.export.Dim("batch", min=1)
     program = torch.onnx.export(
         classifier,
@@ -165,6 +182,13 @@ def _onnx(classifier: nn.Module, path: Path, pixels: Tensor, metadata: Mapping[s
     assert program is not None  # noqa: S101  what `dynamo` gives
     program.model.metadata_props.update(metadata)
     program.save(path, external_data=False)
+
+
+def _onnx(classifier: nn.Module, path: Path, pixels: Tensor, metadata: Mapping[str, str]) -> Tensor:
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+    write_onnx(classifier, path, pixels, metadata)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (answer,) = session.run(None, {"pixels": pixels.numpy()})
     return torch.from_numpy(answer)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -200,6 +200,20 @@ class MlflowRegistry:
                 return artifact_text(self._client, parent, file)
             except (MlflowException, OSError):
                 return None
+
+    def verdict(self, name: str, version: str) -> dict[str, Any] | None:
+        """The evidence on which a version was judged last, ``promotion/verdict.json``; ``None`` if it never was."""
+        from mlflow.exceptions import MlflowException
+
+        with failures_named():
+            run_id = self._client.get_model_version(name, version).run_id
+            if not run_id:
+                return None
+            try:
+                evidence: dict[str, Any] = json.loads(artifact_text(self._client, run_id, "promotion/verdict.json"))
+            except (MlflowException, OSError):
+                return None
+        return evidence
 
     def newest(self, name: str) -> str:
         """The newest version.

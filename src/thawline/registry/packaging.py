@@ -122,7 +122,7 @@ def package(
                     preprocessing=preprocessing,
                     temperature=temperature,
                     pixels=torch.stack([picture, picture.flip(2)]),
-                    metadata=described(classes, preprocessing, calibration),
+                    metadata=described(classes, preprocessing, settings["calibration"]),
                 )
                 if sample:
                     shown = [_shown(item, preprocessing, max_pixels) for item, _ in sample if isinstance(item, bytes)]

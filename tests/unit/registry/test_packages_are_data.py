@@ -255,15 +255,17 @@ def test_a_link_is_no_file_of_a_package(store: MlflowStore, folder: Path) -> Non
         MlflowRegistry(store).load(CHAMPION)
 
 
-def test_what_python_leaves_beside_the_code_when_mlflow_loads_a_package_spoils_nothing(
+def test_what_mlflow_and_python_leave_in_a_package_that_they_load_where_it_lies_spoils_nothing(
     store: MlflowStore, folder: Path
 ) -> None:
     register(store, folder)
     package = files_of(store)
-    program = "import sys, mlflow.pyfunc; mlflow.pyfunc.load_model(sys.argv[1])"
+    program = "import mlflow.pyfunc; mlflow.pyfunc.load_model('models:/birds/1')"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    subprocess.run([sys.executable, "-c", program, str(package)], check=True, env=environment, timeout=300)
+    environment["MLFLOW_TRACKING_URI"] = store.uri
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=300)
     assert list(package.rglob("*.pyc"))
+    assert (package / "registered_model_meta").is_file()
     MlflowRegistry(store).load(CHAMPION).check()
 
 
@@ -354,3 +356,26 @@ def test_what_mlflow_loads_of_a_package_answers_as_thawline_does(store: MlflowSt
     theirs = load_pyfunc(files_of(store)).predict(pd.DataFrame({"image": [picture("blue")]}))
     assert not isinstance(ours, str)
     assert theirs["probabilities"][0] == ours.probabilities
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {"library": "timm", "builder": "resnet50.a1_in1k", "kwargs": {"num_classes": 3}},
+        {"library": "torchvision", "builder": "maxvit_t", "kwargs": {"num_classes": 3, "input_size": [64, 64]}},
+        {
+            "library": "torchvision",
+            "builder": "inception_v3",
+            "kwargs": {"num_classes": 3, "transform_input": True, "aux_logits": False, "init_weights": False},
+        },
+        {
+            "library": "transformers",
+            "task": "image-classification",
+            "config": {"model_type": "vit", "use_pretrained_backbone": False, "attn_implementation": "sdpa"},
+            "kwargs": {"is_bgr": True},
+            "num_classes": 3,
+        },
+    ],
+)
+def test_an_architecture_that_thawline_writes_is_let_through(architecture: dict[str, Any]) -> None:
+    check_architecture(architecture)

@@ -177,7 +177,7 @@ def _image_column(table: ImageTable, config: "DataConfig") -> str | None:
     index = _Index(table.base)
     if by_extension:
         column = next((name for name in usual if name in by_extension), by_extension[0])
-        texts = [name for name in head.columns if _is_text(name, head) and name not in by_extension]
+        texts = [name for name in head.columns if _is_text(name) and name not in by_extension]
         if not texts:
             return column
         if _mostly(lambda cell: bool(index.find(cell, None)), head.column(column)):
@@ -186,7 +186,7 @@ def _image_column(table: ImageTable, config: "DataConfig") -> str | None:
                 f"classify: --set data.text_column={texts[0]} or --set data.image_column={column}"
             )
         return None
-    if any(_is_text(name, head) or looks_like_texts(head.column(name)) for name in head.columns):
+    if any(_is_text(name) or looks_like_texts(head.column(name)) for name in head.columns):
         return None
     try:
         return next((name for name in usual if _mostly(lambda c: bool(index.find(c, None)), head.column(name))), None)
@@ -194,7 +194,7 @@ def _image_column(table: ImageTable, config: "DataConfig") -> str | None:
         return None
 
 
-def _is_text(name: str, head: Table) -> bool:
+def _is_text(name: str) -> bool:
     return name.strip().casefold() in USUAL["text"]
 
 
@@ -223,7 +223,7 @@ def _columns(
     columns, _ = Guess(name, [table for _, table in trains], given, roles).columns()
     labelled = [pair for pair in read if columns["label"] in pair[1].columns]
     problems = [
-        Problem(relative_to(table.path, root), f"it has no column {columns['label']}: left out", "stray")
+        Problem(_path_from(table.path, root), f"it has no column {columns['label']}: left out", "stray")
         for table, content in read
         if columns["label"] not in content.columns
     ]
@@ -233,7 +233,7 @@ def _columns(
     return labelled, chosen, how, problems
 
 
-def relative_to(path: Path, root: Path) -> str:
+def _path_from(path: Path, root: Path) -> str:
     """A path as people read it: relative to the data where it lies there."""
     return relative(path, root) if path.is_relative_to(root) else path.as_posix()
 
@@ -329,7 +329,7 @@ class _Rows:
 
     def add(self, table: ImageTable, content: Table, index: _Index, *, whole: bool) -> None:
         """Read all rows of a table; ``whole``: whether it is the only one, so that a column may say the split."""
-        name = relative_to(table.path, self._root)
+        name = _path_from(table.path, self._root)
         hint = without_shard(table.path.stem)
         self.problems += [Problem(f"{name}:{line}", f"the line {why}", "bad") for line, why in content.malformed]
         absent: list[Cell] = [None] * len(content.records)
@@ -351,7 +351,7 @@ class _Rows:
             if len(found) != 1:
                 self._lose(place, str(image), found)
                 continue
-            path = relative_to(index.base / found[0], self._root)
+            path = _path_from(index.base / found[0], self._root)
             named = group_name(group) if isinstance(group, str) else None
             self._keep(place, Item(path, as_text(self._labels.name(label)), side, group=named))
 
@@ -376,7 +376,7 @@ class _Rows:
         counts: dict[str, int] = defaultdict(int)
         for base, index in indices.items():
             for path in index.files.values():
-                whole = relative_to(base / path, self._root)
+                whole = _path_from(base / path, self._root)
                 if whole not in self._named:
                     counts[whole.rpartition("/")[0] or "."] += 1
         return [

@@ -21,7 +21,7 @@ from thawline.serving.app import AppOptions, create_app
 from thawline.serving.metrics import Metrics
 from thawline.serving.server import ServeOptions, http_server
 
-__all__ = ["Live", "StandIn", "live", "one_bit", "tiny"]
+__all__ = ["Live", "StandIn", "StandInFollower", "live", "one_bit", "tiny"]
 
 MAX_PIXELS = 64_000_000
 
@@ -66,7 +66,9 @@ class StandIn:
         return PackagedModel(SimpleNamespace(metadata=metadata), ModelName(self.name))
 
 
-class _Follower:
+class StandInFollower:
+    """Follows nothing."""
+
     refused = registry_error = None
 
     def __init__(self, model: StandIn) -> None:
@@ -138,7 +140,7 @@ def live(*, model: StandIn | None = None, max_connections: int = 512, **options:
         options: of :class:`~thawline.serving.app.AppOptions`.
     """
     model = model or StandIn()
-    app = create_app(_Follower(model), AppOptions(**options), Metrics())  # type: ignore[arg-type]
+    app = create_app(StandInFollower(model), AppOptions(**options), Metrics())  # type: ignore[arg-type]
     serve_options = ServeOptions(
         model="birds",
         tracking_uri=None,

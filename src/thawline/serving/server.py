@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
 
-__all__ = ["GRACE_SECONDS", "ServeOptions", "http_server", "serve"]
+__all__ = ["GRACE_SECONDS", "ServeOptions", "config_of", "http_server", "serve"]
 
 _log = logging.getLogger("thawline.serving")
 
 _OPTIONS = "THAWLINE_SERVE_OPTIONS"
 """How several processes learn their options: uvicorn starts them by the name of a function alone."""
 GRACE_SECONDS = 30
+_STARTING_SECONDS = 60
+"""One of several processes is killed and started again if it does not answer for so long. It answers once its imports
+are done, which on a busy machine took longer than uvicorn's five seconds, again and again."""
 _SHORTEST_SECRET = 16
 
 
@@ -96,7 +99,7 @@ def serve(options: ServeOptions) -> None:
         _registry(options).resolve(parse_model(options.model))
         with tempfile.TemporaryDirectory(prefix="thawline-metrics-") as folder:
             os.environ |= {"PROMETHEUS_MULTIPROC_DIR": folder, _OPTIONS: options.to_json()}
-            config = _config(
+            config = config_of(
                 "thawline.serving.server:create_worker_app", options, factory=True, workers=options.workers
             )
             _log.info("http://%s:%d: starting %d processes", options.host, port, options.workers)
@@ -107,10 +110,11 @@ def http_server(app: "FastAPI", options: ServeOptions) -> "uvicorn.Server":
     """What listens for the application, within the limits of the options."""
     import uvicorn
 
-    return uvicorn.Server(_config(app, options))
+    return uvicorn.Server(config_of(app, options))
 
 
-def _config(app: "FastAPI | str", options: ServeOptions, **more: Any) -> "uvicorn.Config":
+def config_of(app: "FastAPI | str", options: ServeOptions, **more: Any) -> "uvicorn.Config":
+    """uvicorn's settings, within the limits of the options; ``more`` are others of uvicorn's."""
     import uvicorn
 
     from thawline.serving.connections import BoundedConnection
@@ -122,6 +126,7 @@ def _config(app: "FastAPI | str", options: ServeOptions, **more: Any) -> "uvicor
         ws="none",
         log_config=None,
         timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_worker_healthcheck=_STARTING_SECONDS,
         server_header=False,
         **more,
     )

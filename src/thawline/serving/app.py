@@ -54,6 +54,7 @@ def create_app(follower: Follower, options: AppOptions, metrics: Metrics) -> Fas
     classifying = Classifying(follower, batcher, metrics, bodies, options)
     app.include_router(routes.predict.router(classifying))
     app.include_router(routes.invocations.router(classifying))
+    app.include_router(routes.inference.router(classifying))
     if options.webhook_secret is not None:
         app.include_router(routes.webhook.router(follower, options.webhook_secret, bodies))
     app.include_router(routes.health.router(follower))

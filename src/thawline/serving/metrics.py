@@ -64,7 +64,7 @@ class Metrics:
     @contextmanager
     def request(self, path: str) -> Iterator[Callable[[int], None]]:
         """Time a request; call what is given with its status."""
-        began, path = time.perf_counter(), path if path in _PATHS else "other"
+        began, path = time.perf_counter(), _label(path)
         status = 499  # the client left before there was an answer
 
         def finished(value: int) -> None:
@@ -107,3 +107,9 @@ class Metrics:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry), 200, {"Content-Type": CONTENT_TYPE_LATEST}
+
+
+def _label(path: str) -> str:
+    if path.startswith("/v2/models/") and path.endswith("/infer"):
+        return "/v2/models/infer"
+    return path if path in _PATHS else "other"

@@ -101,11 +101,12 @@ def _one(port: int, seed: int, number: int) -> str:
     if number % 50 == 0:
         return "good" if _is_answered(Live(port, StandIn())) else "no good answer"
     sent = _request(chance)
-    with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(sent)
         if chance.random() < 0.1:
             return "left"
-        connection.shutdown(socket.SHUT_WR) if chance.random() < 0.2 else None
+        if chance.random() < 0.2:
+            connection.shutdown(socket.SHUT_WR)
         connection.settimeout(10)
         with suppress(TimeoutError):
             return connection.recv(65536)[9:12].decode("latin-1") or "closed"

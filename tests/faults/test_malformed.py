@@ -55,6 +55,8 @@ class Outcome:
     failures: int
     """Answers with status 500, and good requests in between that were not answered."""
     healthy: bool
+    log: str
+    """What the server said."""
 
     @property
     def kept_memory(self) -> bool:
@@ -63,7 +65,8 @@ class Outcome:
 
     def __str__(self) -> str:
         memory = f"memory {self.before / 1e6:.0f} MB -> {self.after / 1e6:.0f} MB"
-        return f"{dict(sorted(self.statuses.items()))}; {memory}; {self.failures} failures; healthy: {self.healthy}"
+        said = f"{dict(sorted(self.statuses.items()))}; {memory}; {self.failures} failures; healthy: {self.healthy}"
+        return f"{said}\n{self.log}" if self.failures else said
 
 
 def fuzz(requests: int, seed: int) -> Outcome:
@@ -85,7 +88,9 @@ def fuzz(requests: int, seed: int) -> Outcome:
             healthy = _is_answered(server) and not server.metric("thawline_images_inside")
             lines = server.ask("GET", "/metrics").body.decode().splitlines()
             failed = sum(float(line.split()[-1]) for line in lines if 'status="500"' in line and "_total" in line)
-            return Outcome(statuses, before, memory_of(process.pid), int(failed) + statuses["no good answer"], healthy)
+            return Outcome(
+                statuses, before, memory_of(process.pid), int(failed) + statuses["no good answer"], healthy, said.text
+            )
         finally:
             process.kill()
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
 
+    from thawline.serving.metrics import Metrics
+    from thawline.serving.shadow import Shadow
+
 __all__ = ["GRACE_SECONDS", "ServeOptions", "config_of", "http_server", "serve"]
 
 _log = logging.getLogger("thawline.serving")
@@ -56,6 +59,8 @@ class ServeOptions:
     max_connections: int = 512
     client_seconds: float = 30.0
     allowed_hosts: tuple[str, ...] = ()
+    shadow: float | None = None
+    """Share of the requests that the challenger computes too."""
     poll_seconds: float = 2.0
     device: str = "auto"
     token_file: Path | None = None
@@ -169,7 +174,24 @@ def create_app_from(options: ServeOptions) -> "FastAPI":
         token=_secret(options.token_file),
         webhook_secret=_secret(options.webhook_secret_file),
     )
-    return create_app(follower, app_options, Metrics())
+    metrics = Metrics()
+    return create_app(follower, app_options, metrics, _shadow(options, name.name, metrics))
+
+
+def _shadow(options: ServeOptions, name: str, metrics: "Metrics") -> "Shadow | None":
+    from thawline.serving.shadow import Shadow
+
+    if options.shadow is None:
+        return None
+    return Shadow(
+        _registry(options),
+        name,
+        share=options.shadow,
+        poll_seconds=options.poll_seconds,
+        device=options.device,
+        max_batch=options.max_batch,
+        metrics=metrics,
+    )
 
 
 def _log_to_terminal() -> None:

@@ -101,8 +101,8 @@ def read_inference(
         except ValueError as error:
             raise BadRequest(400, f"{name} {index}: {error}.") from None
     request_id = asked.get("id")
-    if request_id is not None and not isinstance(request_id, str):
-        raise BadRequest(400, "The request's id must be a string.")
+    if request_id is not None and not (isinstance(request_id, str) and request_id.isprintable()):
+        raise BadRequest(400, "The request's id must be a string of printable characters.")
     return InferenceRequest(request_id, items, _wanted(asked))
 
 

@@ -131,6 +131,7 @@ def test_tensors_in_binary_go_in_and_come_out_as_tritons_client_has_them(server:
         (tensor("§"), 400, "Image 0: the text is not base64."),
         (tensor(base64_of(RED), base64_of(b"none")), 400, "Image 1 cannot be read"),
         (tensor(base64_of(RED), id=7), 400, "id must be a string"),
+        (tensor(base64_of(RED), id="\ud800"), 400, "id must be a string of printable characters"),
         (tensor(base64_of(RED), parameters=[1]), 400, "Parameters must be"),
         (tensor(base64_of(RED), outputs=[{"name": "colour"}]), 400, "label, probability, probabilities, but got"),
         (tensor(base64_of(RED), outputs={"name": "label"}), 400, "must be a list"),

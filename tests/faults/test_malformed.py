@@ -62,8 +62,8 @@ class Outcome:
 
     @property
     def kept_memory(self) -> bool:
-        """Whether it grew by no more than what is told from noise."""
-        return self.after < 1.05 * self.before + 20_000_000
+        """Whether it grew by no more than the noise of one server, which goes up and down by 50 MB between bursts."""
+        return self.after < 1.1 * self.before + 20_000_000
 
     def __str__(self) -> str:
         memory = f"memory {self.before / 1e6:.0f} MB -> {self.after / 1e6:.0f} MB"

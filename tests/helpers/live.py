@@ -20,8 +20,9 @@ from thawline.data import images
 from thawline.serving.app import AppOptions, create_app
 from thawline.serving.metrics import Metrics
 from thawline.serving.server import ServeOptions, http_server
+from thawline.serving.shadow import Shadow
 
-__all__ = ["Live", "StandIn", "live", "one_bit", "tiny"]
+__all__ = ["Live", "StandIn", "StandInFollower", "live", "one_bit", "tiny"]
 
 MAX_PIXELS = 64_000_000
 
@@ -66,7 +67,9 @@ class StandIn:
         return PackagedModel(SimpleNamespace(metadata=metadata), ModelName(self.name))
 
 
-class _Follower:
+class StandInFollower:
+    """Follows nothing."""
+
     refused = registry_error = None
 
     def __init__(self, model: StandIn) -> None:
@@ -129,16 +132,25 @@ class Answer:
 
 
 @contextmanager
-def live(*, model: StandIn | None = None, max_connections: int = 512, **options: Any) -> Iterator[Live]:
+def live(
+    *,
+    model: StandIn | None = None,
+    max_connections: int = 512,
+    shadow: Callable[[Metrics], Shadow] | None = None,
+    **options: Any,
+) -> Iterator[Live]:
     """Serve on a free port until the block is left.
 
     Args:
         model: what is served.
         max_connections: of the server.
+        shadow: makes what compares a challenger.
         options: of :class:`~thawline.serving.app.AppOptions`.
     """
     model = model or StandIn()
-    app = create_app(_Follower(model), AppOptions(**options), Metrics())  # type: ignore[arg-type]
+    metrics = Metrics()
+    beside = shadow(metrics) if shadow is not None else None
+    app = create_app(StandInFollower(model), AppOptions(**options), metrics, beside)  # type: ignore[arg-type]
     serve_options = ServeOptions(
         model="birds",
         tracking_uri=None,

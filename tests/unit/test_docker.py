@@ -268,6 +268,26 @@ def test_every_command_exists_with_all_its_options(filled: Path) -> None:
             _accepts([*commands[name], "--no-such-option"])
 
 
+def test_kserves_runtime_names_an_image_a_command_and_probes_that_exist() -> None:
+    import yaml
+    from live import live
+
+    runtime = yaml.safe_load((FOLDER / "kserve-runtime.yaml").read_text())
+    assert (runtime["kind"], runtime["spec"]["protocolVersions"]) == ("ClusterServingRuntime", ["v2"])
+    (container,) = runtime["spec"]["containers"]
+    assert container["image"] == f"thawline:{VERSION}-cpu"
+    _accepts([*container["command"], *container["args"]])
+    (port,) = container["ports"]
+    assert str(port["containerPort"]) in container["args"]
+    with live() as server:
+        for probe in (container["readinessProbe"], container["livenessProbe"]):
+            assert probe["httpGet"]["port"] == port["containerPort"]
+            assert server.ask("GET", probe["httpGet"]["path"]).status == 200
+    secrets = [each for each in container["env"] if _SECRET.search(each["name"])]
+    assert secrets
+    assert all("value" not in each for each in secrets)
+
+
 def test_every_setting_is_one_that_its_program_knows(services: dict[str, Any]) -> None:
     import mlflow.environment_variables
     from prefect.settings import Settings

@@ -330,6 +330,13 @@ def serve(
             "for more, * for any. Pages of that host may use the server.",
         ),
     ] = None,
+    shadow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="challenger[:SHARE]",
+            help="Have the challenger compute a share of the requests too, and count in /metrics how often it agrees.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     engine: Engine = "auto",
     token_file: Annotated[
@@ -343,6 +350,7 @@ def serve(
     """Serve a registered model over HTTP, and follow its alias: a new champion is served without a restart."""
     from thawline.serving import GRACE_SECONDS, ServeOptions
     from thawline.serving import serve as run_server
+    from thawline.serving.shadow import parse_shadow
 
     options = ServeOptions(
         model=model,
@@ -361,6 +369,7 @@ def serve(
         max_connections=max_connections,
         client_seconds=client_timeout,
         allowed_hosts=tuple(allow_host or ()),
+        shadow=None if shadow is None else parse_shadow(shadow),
         device=device,
         engine=engine,
         token_file=token_file,

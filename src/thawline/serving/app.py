@@ -21,12 +21,20 @@ from thawline.serving.guard import Guard
 from thawline.serving.metrics import Metrics
 from thawline.serving.requests import BadRequest
 from thawline.serving.routes.predict import PREDICT_BODIES
+from thawline.serving.shadow import Shadow
 
 __all__ = ["AppOptions", "create_app"]
 
 
-def create_app(follower: Follower, options: AppOptions, metrics: Metrics) -> FastAPI:
-    """The application of one process. ``follower`` has loaded its first version; it begins to follow with the app."""
+def create_app(follower: Follower, options: AppOptions, metrics: Metrics, shadow: Shadow | None = None) -> FastAPI:
+    """The application of one process. ``follower`` has loaded its first version; it begins to follow with the app.
+
+    Args:
+        follower: of what is served.
+        options: its limits and secrets.
+        metrics: what ``/metrics`` shows.
+        shadow: of a challenger that is compared with it, if one is.
+    """
     batcher = Batcher(
         max_batch=options.max_batch,
         max_delay=options.max_delay,
@@ -38,7 +46,11 @@ def create_app(follower: Follower, options: AppOptions, metrics: Metrics) -> Fas
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         computing = asyncio.create_task(batcher.run())
         follower.start()
+        if shadow is not None:
+            shadow.start()
         yield
+        if shadow is not None:
+            shadow.stop()
         await asyncio.to_thread(follower.stop)
         computing.cancel()
         batcher.close()
@@ -51,9 +63,10 @@ def create_app(follower: Follower, options: AppOptions, metrics: Metrics) -> Fas
     )
     app.add_middleware(Guard, token=options.token, allowed_hosts=options.allowed_hosts, metrics=metrics)
     bodies = Bodies(largest=options.max_body, together=options.max_bodies, seconds=options.client_seconds)
-    classifying = Classifying(follower, batcher, metrics, bodies, options)
+    classifying = Classifying(follower, batcher, metrics, bodies, options, shadow)
     app.include_router(routes.predict.router(classifying))
     app.include_router(routes.invocations.router(classifying))
+    app.include_router(routes.inference.router(classifying))
     if options.webhook_secret is not None:
         app.include_router(routes.webhook.router(follower, options.webhook_secret, bodies))
     app.include_router(routes.health.router(follower))

@@ -13,6 +13,7 @@ from thawline.serving.leaving import unless_left
 from thawline.serving.metrics import Metrics
 from thawline.serving.requests import BadRequest, SentItem, too_many
 from thawline.serving.served import ServedModel
+from thawline.serving.shadow import Shadow
 
 __all__ = ["AppOptions", "Classifying"]
 
@@ -53,6 +54,7 @@ class Classifying:
     metrics: Metrics
     bodies: Bodies
     options: AppOptions
+    shadow: Shadow | None = None
 
     @property
     def model(self) -> ServedModel:
@@ -79,7 +81,11 @@ class Classifying:
                     f"The images of the request have {pixels:,} pixels together; this server takes "
                     f"{self.options.max_pixels:,} at once.",
                 )
-        return await unless_left(request, self._classify(model, items))
+        answers = await unless_left(request, self._classify(model, items))
+        if self.shadow is not None:
+            labels = [model.classes[max(range(len(each)), key=each.__getitem__)] for each in answers]
+            self.shadow.offer([item.content for item in items], labels)
+        return answers
 
     async def _classify(self, model: ServedModel, items: list[SentItem]) -> list[list[float]]:
         try:

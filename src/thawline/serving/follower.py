@@ -9,11 +9,11 @@ from thawline.exceptions import ThawlineError
 from thawline.registry import MlflowRegistry, ModelName
 from thawline.serving.served import ServedModel
 
-__all__ = ["Follower"]
+__all__ = ["RETRY_SECONDS", "Follower"]
 
 _log = logging.getLogger("thawline.serving")
 
-_RETRY_SECONDS = 60.0
+RETRY_SECONDS = 60.0
 """A version that was refused is tried again after this time: the artifact store may have been out of reach."""
 
 
@@ -123,7 +123,7 @@ class Follower:
         return (
             refused is not None
             and refused["version"] == version
-            and time.monotonic() - self._refused_at < _RETRY_SECONDS
+            and time.monotonic() - self._refused_at < RETRY_SECONDS
         )
 
     def _served(self) -> str:

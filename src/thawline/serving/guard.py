@@ -18,7 +18,7 @@ __all__ = ["Guard"]
 
 _log = logging.getLogger("thawline.serving")
 
-_OPEN = {"/health", "/ping", "/ready", "/", "/webhook"}
+_OPEN = {"/health", "/ping", "/ready", "/v2/health/live", "/v2/health/ready", "/", "/webhook"}
 """Paths that need no token: probes, the page, which asks for one, and webhooks, which are signed."""
 
 

@@ -56,6 +56,18 @@ class Metrics:
             "thawline_images_inside", "Images or texts decoded, waiting or computed now.", registry=self._registry,
             multiprocess_mode="livesum",
         )  # fmt: skip
+        self._shadow_items = Counter(
+            "thawline_shadow_items", "Images or texts that the challenger computed too, by whether its class was the "
+            "champion's.", ["version", "agrees"], registry=self._registry,
+        )  # fmt: skip
+        self._shadow_seconds = Histogram(
+            "thawline_shadow_seconds", "Of one request at the challenger: decoding and forward passes, one after the "
+            "other.", ["version"], buckets=seconds, registry=self._registry,
+        )  # fmt: skip
+        self._shadow_others = Counter(
+            "thawline_shadow_uncompared", "Requests that the challenger did not compute though it was their turn.",
+            ["version", "reason"], registry=self._registry,
+        )  # fmt: skip
         self._version = Gauge(
             "thawline_model_version", "Version of the model that is served.", registry=self._registry,
             multiprocess_mode="livemostrecent",
@@ -64,7 +76,7 @@ class Metrics:
     @contextmanager
     def request(self, path: str) -> Iterator[Callable[[int], None]]:
         """Time a request; call what is given with its status."""
-        began, path = time.perf_counter(), path if path in _PATHS else "other"
+        began, path = time.perf_counter(), _label(path)
         status = 499  # the client left before there was an answer
 
         def finished(value: int) -> None:
@@ -99,6 +111,20 @@ class Metrics:
         """Count a request whose client has left."""
         self._left.inc()
 
+    def shadow_compared(self, version: str, items: int, agreeing: int, seconds: float) -> None:
+        """Count a request that the challenger computed too."""
+        self._shadow_items.labels(version, "true").inc(agreeing)
+        self._shadow_items.labels(version, "false").inc(items - agreeing)
+        self._shadow_seconds.labels(version).observe(seconds)
+
+    def shadow_skipped(self, version: str) -> None:
+        """Count a request that came while the challenger was at work."""
+        self._shadow_others.labels(version, "busy").inc()
+
+    def shadow_failed(self, version: str) -> None:
+        """Count a request at which the challenger failed."""
+        self._shadow_others.labels(version, "failed").inc()
+
     def exposition(self, version: str) -> tuple[bytes, int, dict[str, str]]:
         """Body, status and headers of the answer to Prometheus."""
         self._version.set(int(version))
@@ -107,3 +133,9 @@ class Metrics:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry), 200, {"Content-Type": CONTENT_TYPE_LATEST}
+
+
+def _label(path: str) -> str:
+    if path.startswith("/v2/models/") and path.endswith("/infer"):
+        return "/v2/models/infer"
+    return path if path in _PATHS else "other"

@@ -15,7 +15,7 @@ from typing import Any
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from thawline.data import DataKind, encoded_image
+from thawline.data import DataKind, encoded_image, printable
 from thawline.registry.names import COLUMNS
 
 __all__ = ["BadRequest", "SentItem", "check_values", "items_of", "too_many"]
@@ -34,11 +34,18 @@ _QUOTED = re.compile(rb'"[^"]*+"')
 """In CSV: a quote within is two quotes, and so two such parts side by side."""
 
 
+_LONGEST_SENTENCE = 1000
+
+
 class BadRequest(Exception):
-    """The client's mistake: an HTTP status from 400 to 499 and one sentence."""
+    """The client's mistake: an HTTP status from 400 to 499 and one sentence.
+
+    What it repeats of the request is cut short, and written out where it is no text (half a character, say).
+    """
 
     def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
+        sentence = printable(sentence)
+        super().__init__(sentence if len(sentence) <= _LONGEST_SENTENCE else f"{sentence[:_LONGEST_SENTENCE]}…")
         self.status = status
 
 

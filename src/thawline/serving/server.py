@@ -23,13 +23,19 @@ if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
 
-__all__ = ["GRACE_SECONDS", "ServeOptions", "http_server", "serve"]
+    from thawline.serving.metrics import Metrics
+    from thawline.serving.shadow import Shadow
+
+__all__ = ["GRACE_SECONDS", "ServeOptions", "config_of", "http_server", "serve"]
 
 _log = logging.getLogger("thawline.serving")
 
 _OPTIONS = "THAWLINE_SERVE_OPTIONS"
 """How several processes learn their options: uvicorn starts them by the name of a function alone."""
 GRACE_SECONDS = 30
+_STARTING_SECONDS = 60
+"""One of several processes is killed and started again if it does not answer for so long. It answers once its imports
+are done, which on a busy machine took longer than uvicorn's five seconds, again and again."""
 _SHORTEST_SECRET = 16
 
 
@@ -54,6 +60,8 @@ class ServeOptions:
     max_connections: int = 512
     client_seconds: float = 30.0
     allowed_hosts: tuple[str, ...] = ()
+    shadow: float | None = None
+    """Share of the requests that the challenger computes too."""
     poll_seconds: float = 2.0
     device: str = "auto"
     engine: EngineName = "auto"
@@ -98,7 +106,7 @@ def serve(options: ServeOptions) -> None:
         _registry(options).resolve(parse_model(options.model))
         with tempfile.TemporaryDirectory(prefix="thawline-metrics-") as folder:
             os.environ |= {"PROMETHEUS_MULTIPROC_DIR": folder, _OPTIONS: options.to_json()}
-            config = _config(
+            config = config_of(
                 "thawline.serving.server:create_worker_app", options, factory=True, workers=options.workers
             )
             _log.info("http://%s:%d: starting %d processes", options.host, port, options.workers)
@@ -109,10 +117,11 @@ def http_server(app: "FastAPI", options: ServeOptions) -> "uvicorn.Server":
     """What listens for the application, within the limits of the options."""
     import uvicorn
 
-    return uvicorn.Server(_config(app, options))
+    return uvicorn.Server(config_of(app, options))
 
 
-def _config(app: "FastAPI | str", options: ServeOptions, **more: Any) -> "uvicorn.Config":
+def config_of(app: "FastAPI | str", options: ServeOptions, **more: Any) -> "uvicorn.Config":
+    """uvicorn's settings, within the limits of the options; ``more`` are others of uvicorn's."""
     import uvicorn
 
     from thawline.serving.connections import BoundedConnection
@@ -124,6 +133,7 @@ def _config(app: "FastAPI | str", options: ServeOptions, **more: Any) -> "uvicor
         ws="none",
         log_config=None,
         timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_worker_healthcheck=_STARTING_SECONDS,
         server_header=False,
         **more,
     )
@@ -168,7 +178,24 @@ def create_app_from(options: ServeOptions) -> "FastAPI":
         token=_secret(options.token_file),
         webhook_secret=_secret(options.webhook_secret_file),
     )
-    return create_app(follower, app_options, Metrics())
+    metrics = Metrics()
+    return create_app(follower, app_options, metrics, _shadow(options, name.name, metrics))
+
+
+def _shadow(options: ServeOptions, name: str, metrics: "Metrics") -> "Shadow | None":
+    from thawline.serving.shadow import Shadow
+
+    if options.shadow is None:
+        return None
+    return Shadow(
+        _registry(options),
+        name,
+        share=options.shadow,
+        poll_seconds=options.poll_seconds,
+        device=options.device,
+        max_batch=options.max_batch,
+        metrics=metrics,
+    )
 
 
 def _log_to_terminal() -> None:

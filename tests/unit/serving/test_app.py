@@ -43,7 +43,7 @@ def open_app(follower: Follower) -> Iterator[Open]:
     opened = []
 
     def make(**options: Any) -> TestClient:
-        client = TestClient(create_app(follower, AppOptions(**options), Metrics()))
+        client = TestClient(create_app(follower, AppOptions(**options), Metrics()), base_url="http://127.0.0.1")
         client.__enter__()
         opened.append(client)
         return client

@@ -191,6 +191,19 @@ def test_deep_json_is_the_clients_mistake(server: Live, path: str, depth: int) -
     assert server.metric(f'thawline_requests_total{{path="{path}",status="500"}}') == 0
 
 
+def test_half_a_character_and_a_long_value_are_the_clients_mistake_too(server: Live) -> None:
+    for value in ("\ud800", "x" * 100_000):
+        for path, body in (
+            ("/invocations", {"dataframe_split": {"columns": ["image"], "data": [[value]]}}),
+            ("/invocations", {"inputs": {value: [RED]}}),
+            ("/predict", {"image": value}),
+            ("/v2/models/birds/infer", {"inputs": [{"name": value}]}),
+        ):
+            answer = server.post(path, body)
+            assert answer.status == 400, (path, answer.body)
+            assert len(answer.error) < 1100
+
+
 @pytest.mark.parametrize("cut", [2, 6, 20, 60])
 def test_a_form_that_is_cut_off_inside_its_second_file_is_400(server: Live, cut: int) -> None:
     part = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n%s\r\n' % tiny()

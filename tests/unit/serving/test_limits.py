@@ -1,12 +1,18 @@
 """What one client may ask of a server on which others depend, each limit reached over a real socket."""
 
 import base64
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 from live import Live, StandIn, live, one_bit, tiny
+
+from thawline.exceptions import ServingError
+from thawline.serving import ServeOptions, serve
 
 MANY = 100_000
 RED = base64.b64encode(tiny("red")).decode()
@@ -134,3 +140,24 @@ def test_decoding_takes_turns_too(monkeypatch: pytest.MonkeyPatch) -> None:
         small_is_sent.set()
         assert (small.result().status, large.result().status) == (200, 200)
     assert order.index(other) <= 2
+
+
+@pytest.mark.parametrize(
+    ("limits", "sentence"),
+    [
+        ({"max_items": 10, "max_waiting": 9}, "--max-waiting 9 is smaller than --max-items 10"),
+        ({"max_body_mb": 10.0, "max_bodies_mb": 9.5}, "--max-bodies 9.5 MB is smaller than --max-body 10 MB"),
+    ],
+)
+def test_limits_that_contradict_each_other_are_refused_before_a_model_is_loaded(
+    tmp_path: Path, limits: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ServingError, match=re.escape(sentence)):
+        serve(ServeOptions(model="birds", tracking_uri=None, home=tmp_path, **limits))
+
+
+def test_processes_are_told_every_option(tmp_path: Path) -> None:
+    options = ServeOptions(
+        model="birds", tracking_uri=None, home=tmp_path, allowed_hosts=("a", "*.b"), max_items=3, client_seconds=1.5
+    )
+    assert ServeOptions.from_json(options.to_json()) == options

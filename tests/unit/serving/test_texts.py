@@ -35,7 +35,7 @@ def follower(store: MlflowStore, text_folder: Path) -> Follower:
 
 @pytest.fixture
 def client(follower: Follower) -> Iterator[TestClient]:
-    with TestClient(create_app(follower, AppOptions(max_waiting=50), Metrics())) as client:
+    with TestClient(create_app(follower, AppOptions(max_items=50), Metrics()), base_url="http://127.0.0.1") as client:
         yield client
 
 

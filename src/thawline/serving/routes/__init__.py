@@ -1,5 +1,5 @@
 """The routes of the HTTP application, a router for each noun."""
 
-from thawline.serving.routes import health, invocations, metrics, page, predict, webhook
+from thawline.serving.routes import health, inference, invocations, metrics, page, predict, webhook
 
-__all__ = ["health", "invocations", "metrics", "page", "predict", "webhook"]
+__all__ = ["health", "inference", "invocations", "metrics", "page", "predict", "webhook"]

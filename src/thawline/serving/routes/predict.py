@@ -29,8 +29,8 @@ class ItemPrediction(BaseModel):
     top: list[ClassProbability]
     """The most probable classes, the best first."""
     probabilities: Annotated[dict[str, float], Field(deprecated=True)]
-    """The same as a mapping, of which JavaScript and others lose the order where classes are whole numbers; the release
-    after 0.3 leaves it out."""
+    """The same as a mapping, of which JavaScript and others lose the order where classes are whole numbers; it stays
+    for one more release."""
 
 
 class PredictAnswer(BaseModel):

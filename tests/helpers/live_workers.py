@@ -1,0 +1,42 @@
+"""Two processes behind one port, as `thawline serve --workers 2` starts them; their batches never end."""
+
+import os
+import socket
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from fastapi import FastAPI
+from live import StandIn, StandInFollower
+
+from thawline.serving.app import AppOptions, create_app
+from thawline.serving.metrics import Metrics
+from thawline.serving.server import ServeOptions, config_of
+from thawline.serving.workers import Workers
+
+
+def make_app() -> FastAPI:
+    def stay(size: int) -> None:
+        sys.stderr.write(f"computing in {os.getpid()}\n")
+        threading.Event().wait()
+
+    model = StandIn()
+    model.before_batch = stay
+    return create_app(StandInFollower(model), AppOptions(), Metrics())  # type: ignore[arg-type]
+
+
+def main() -> None:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        socket.create_server(("127.0.0.1", 0), backlog=64) as listening,
+    ):
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        options = ServeOptions(model="birds", tracking_uri=None, home=Path())
+        config = config_of("live_workers:make_app", options, factory=True, workers=2)
+        sys.stderr.write(f"port {listening.getsockname()[1]}\n")
+        Workers(config, [listening]).run()
+
+
+if __name__ == "__main__":
+    main()

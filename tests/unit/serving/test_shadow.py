@@ -1,0 +1,143 @@
+"""A challenger beside the champion: compared, counted, and never heard by a client."""
+
+import base64
+import threading
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from live import Live, StandIn, live, tiny
+
+from thawline.exceptions import RegistryError, ServingError
+from thawline.registry import ModelName
+from thawline.serving.metrics import Metrics
+from thawline.serving.shadow import Shadow, parse_shadow
+
+RED, BLUE = (base64.b64encode(tiny(colour)).decode() for colour in ("red", "blue"))
+
+
+class Registry:
+    """Has a challenger, version 2, which takes red for green."""
+
+    def __init__(self, model: StandIn, version: str | None = "2") -> None:
+        self.model, self.version = model, version
+        self.loaded: list[str] = []
+
+    def challenger(self, name: str) -> str | None:
+        return self.version
+
+    def load(self, name: ModelName) -> Any:
+        self.loaded.append(str(name))
+        if name.version == "3":
+            raise RegistryError("birds/3 cannot be loaded")
+        unwrapped = SimpleNamespace(
+            classes=self.model.classes,
+            device="cpu",
+            prepare=self.model.prepare,
+            probabilities=self.model.probabilities,
+            row=self.model.row,
+        )
+        return SimpleNamespace(name=name, kind="images", unwrapped=unwrapped, check=lambda: None)
+
+
+def shadow(registry: Registry, share: float = 1.0) -> Callable[[Metrics], Shadow]:
+    def make(metrics: Metrics) -> Shadow:
+        made = Shadow(
+            registry,  # type: ignore[arg-type]
+            "birds",
+            share=share,
+            poll_seconds=60,
+            device="auto",
+            max_batch=2,
+            metrics=metrics,
+        )
+        made.look()
+        return made
+
+    return make
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for what other threads do."""
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def compared(server: Live) -> tuple[float, float]:
+    """Items of the same class, and of another."""
+    agree, differ = (
+        server.metric(f'thawline_shadow_items_total{{agrees="{agrees}",version="2"}}') for agrees in ("true", "false")
+    )
+    return agree, differ
+
+
+def test_agreement_and_time_are_counted_and_the_champion_answers() -> None:
+    with live(shadow=shadow(Registry(StandIn(classes=("green", "red", "blue"))))) as server:
+        answer = server.post("/predict", {"images": [RED, BLUE, BLUE]})
+        assert [each["label"] for each in answer.json()["predictions"]] == ["red", "blue", "blue"]
+        until(lambda: compared(server) == (2, 1))
+        assert server.metric('thawline_shadow_seconds_count{version="2"}') == 1
+
+
+def test_a_share_of_the_requests_is_compared() -> None:
+    challenger = StandIn()
+    with live(shadow=shadow(Registry(challenger), share=0.25)) as server:
+        for count in range(1, 9):
+            assert server.post("/predict", {"image": RED}).status == 200
+            until(lambda count=count: sum(compared(server)) == count // 4)  # type: ignore[misc]
+    assert challenger.computed == 2
+
+
+def test_a_slow_challenger_keeps_nobody_waiting_and_what_it_misses_is_counted() -> None:
+    challenger, entered, go_on = StandIn(), threading.Event(), threading.Event()
+
+    def wait(size: int) -> None:
+        entered.set()
+        assert go_on.wait(60)
+
+    challenger.before_batch = wait
+    with live(shadow=shadow(Registry(challenger))) as server:
+        for _ in range(3):
+            assert server.post("/predict", {"image": RED}).status == 200
+            assert entered.wait(60)
+        busy = server.metric('thawline_shadow_uncompared_total{reason="busy",version="2"}')
+        go_on.set()
+        until(lambda: sum(compared(server)) == 1)
+    assert busy == 2
+
+
+def test_a_challenger_that_fails_or_cannot_be_loaded_is_no_matter_of_clients() -> None:
+    challenger = StandIn()
+
+    def fail(size: int) -> None:
+        raise RuntimeError("broken")
+
+    challenger.before_batch = fail
+    with live(shadow=shadow(Registry(challenger))) as server:
+        assert server.post("/predict", {"image": RED}).status == 200
+        until(lambda: server.metric('thawline_shadow_uncompared_total{reason="failed",version="2"}') == 1)
+    registry = Registry(StandIn(), version="3")
+    follower = shadow(registry)(Metrics())
+    follower.look()
+    assert (follower.model, registry.loaded) == (None, ["birds/3"])  # and it is not tried again at once
+    registry.version = "2"
+    follower.look()
+    assert follower.model is not None
+    registry.version = None
+    follower.look()
+    assert follower.model is None
+
+
+@pytest.mark.parametrize(("text", "share"), [("challenger", 1.0), ("challenger:0.1", 0.1), ("challenger:1", 1.0)])
+def test_the_option_names_the_alias_and_a_share(text: str, share: float) -> None:
+    assert parse_shadow(text) == share
+
+
+@pytest.mark.parametrize("text", ["", "champion", "challenger:", "challenger:0", "challenger:2", "challenger:nan"])
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(ServingError, match=r"--shadow is challenger or challenger:SHARE"):
+        parse_shadow(text)

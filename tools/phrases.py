@@ -46,15 +46,6 @@ _FOLDERS = ("src", "flows", "docs", "tests", "benchmarks", "tools", "docker")
 _TEXTS = (*_FOLDERS, "docker/Dockerfile", "README.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml", "prefect.yaml")
 _SUFFIXES = {".py", ".md", ".html", ".yaml", ".yml", ".toml", ".ini", ".sql"}
 _OWN = ("tools/phrases.py", "tests/unit/test_phrases.py")
-_EXCLUDED = (
-    "src/thawline/serving/",
-    "src/thawline/data/",
-    "src/thawline/registry/",
-    "src/thawline/engines/",
-    "tests/unit/serving/",
-    "tests/unit/data/",
-    "tests/unit/registry/",
-)
 _GAP = r"\s+(?:#\s+|>\s+)?"
 """Between two words: also a line break within a comment or a quotation."""
 _TEST_NAME = re.compile(r"def test_\w+")
@@ -96,7 +87,7 @@ def _files(places: Sequence[Path]) -> Iterator[Path]:
         for path in [place] if place.is_file() else place.rglob("*"):
             name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
             is_text = path == place or (path.suffix in _SUFFIXES and path.is_file())
-            if is_text and name not in _OWN and not name.startswith(_EXCLUDED):
+            if is_text and name not in _OWN:
                 yield path
 
 

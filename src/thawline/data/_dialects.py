@@ -82,7 +82,7 @@ def parsed(file: IO[str], dialect: Dialect) -> Iterator[tuple[int, int, list[str
             fields = next(reader)
         except StopIteration:
             return
-        except csv.Error as error:  # the reader goes on with the next line
+        except csv.Error as error:  # the reader continues with the next line
             fields = f"is malformed: {error}"
         if fields:
             yield first, dialect.skipped + reader.line_num, fields

@@ -94,7 +94,7 @@ def images_below(folder: Path, root: Path, seen: set[tuple[int, int]], problems:
             yield from images_below(child, root, seen, problems)
         elif not is_image(child):
             problems.append(Problem(path, by_extension(child), "stray"))
-        elif child.exists() and not child.is_file():  # reading a named pipe would wait for ever
+        elif child.exists() and not child.is_file():  # reading a named pipe would wait forever
             problems.append(Problem(path, "neither a file nor a folder", "stray"))
         else:
             yield path

@@ -86,7 +86,7 @@ class Table:
 
 
 def read_table(path: Path, *, names: Collection[str], header: bool | None = None, limit: int | None = None) -> Table:
-    """Read a file by its ending.
+    """Read a file by its extension.
 
     - ``.csv``: RFC 4180, with commas, semicolons, tabs or vertical bars, whichever fit the first 200 records.
     - ``.tsv``: quotation marks are taken literally, unless the whole file is well-formed with them as quotes.

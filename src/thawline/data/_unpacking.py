@@ -46,7 +46,7 @@ _MAGIC = {
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is one by its ending."""
+    """Whether a file is an archive, by its extension."""
     return path.name.lower().endswith(ARCHIVE_SUFFIXES) and path.is_file()
 
 

@@ -47,7 +47,7 @@ class DecodedImages:
         """
         opened = _open(path, None)
         if opened is None:
-            raise DataError(f"{path} is missing or damaged. Start the search again: it builds the file anew.")
+            raise DataError(f"{path} is missing or damaged. Start the search again: it rebuilds the file.")
         return opened
 
     def split(self, split: Split) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
@@ -75,7 +75,7 @@ def decoded(
 
     The file is named after the manifest's digest and all that the pixels depend on. It is built in a temporary file
     and renamed when it is whole, under a lock: of several processes one builds and the others wait for it. A file
-    that is cut off, foreign or changed since is built anew, never trusted.
+    that is cut off, foreign or changed since is rebuilt, never trusted.
 
     Args:
         manifest: what :func:`thawline.data.scan` returned.
@@ -149,7 +149,7 @@ def _write(
     if changed:
         raise DataError(
             f"{len(changed)} images are not what they were when the folder was read, the first: {changed[0]}. "
-            "Start again: the folder is then read anew."
+            "Start again: the folder is then read again."
         )
     return {
         **expected,

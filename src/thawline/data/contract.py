@@ -188,7 +188,7 @@ class Manifest:
             )
             intact = manifest.digest == _manifest_digest(manifest.classes, rows)
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise DataError(f"Cannot read the manifest {path}: {error}. `thawline check DATA` scans anew.") from None
+            raise DataError(f"Cannot read the manifest {path}: {error}. `thawline check DATA` scans again.") from None
         if not intact:
             raise DataError(f"The manifest {path} does not hold what its digest says: somebody changed it.")
         return manifest
@@ -270,9 +270,7 @@ def check_bad(bad: Sequence[Problem], total: int, limit: float, kind: DataKind) 
     if len(bad) > limit * total:
         share = len(bad) / total
         encoding = sum("is not UTF-8" in problem.reason for problem in bad) > len(bad) / 2
-        ways_out = (
-            f"{SAVE_AS_UTF8} Or go on without them" if encoding else "Repair or remove them, or go on without them"
-        )
+        ways_out = f"{SAVE_AS_UTF8} Or skip them" if encoding else "Repair or remove them, or skip them"
         what = "cannot be decoded" if kind == "images" else "cannot be read"
         raise DataError(
             f"{len(bad)} of {counted(total, NOUNS[kind])} {what} ({share:.1%}), more than "

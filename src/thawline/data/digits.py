@@ -18,7 +18,7 @@ def write_digits(folder: Path) -> Path:
     Handwritten Digits, UCI, CC BY 4.0). They are written as dark ink on white paper, enlarged to 32 x 32 with bicubic
     interpolation, which reads as handwriting where blocks would not. The number in the name is the place in
     scikit-learn's list. Files that are there already with this content are left alone, so that calling again is cheap
-    and mends what an interrupted call left out.
+    and completes what an interrupted call left out.
     """
     from sklearn.datasets import load_digits
 

@@ -109,7 +109,7 @@ def files_of(manifest: Manifest, rows: Sequence[Row]) -> list[Path]:
     if changed:
         raise DataError(
             f"{counted(len(changed), 'image')} of {manifest.root} {'is' if len(changed) == 1 else 'are'} not what the "
-            f"study was trained on:\n{listed(changed)}\nStart again: the folder is then read anew."
+            f"study was trained on:\n{listed(changed)}\nStart again: the folder is then read again."
         )
     return [manifest.root / row.path for row in rows]
 

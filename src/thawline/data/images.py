@@ -182,12 +182,28 @@ def _from_base64(text: bytes) -> bytes:
 
 
 def seen(
-    data: bytes, *, max_pixels: int, resize_size: int, crop_size: int, interpolation: str, crop_mode: str = "center"
+    data: bytes,
+    *,
+    max_pixels: int,
+    resize_size: int,
+    crop_size: int,
+    interpolation: str,
+    crop_mode: str = "center",
+    reduced: bool = True,
 ) -> npt.NDArray[np.uint8]:
     """What a network is shown of an encoded image, in training and in serving alike.
 
     That is :func:`decode` and :func:`resize_and_crop`, but a large JPEG is decoded at a size that is still at least
     twice that to which it is resized; with ``nearest``, which would see the difference, always in full.
+
+    Args:
+        data: the file.
+        max_pixels: see :func:`decode`.
+        resize_size: see :func:`resize_and_crop`, as for the three that follow.
+        crop_size: of the square.
+        interpolation: of the resizing.
+        crop_mode: ``center`` or ``squash``.
+        reduced: False decodes large JPEGs in full, too, as the first versions of Thawline did.
 
     Returns:
         uint8 ``[crop_size, crop_size, 3]``.
@@ -196,7 +212,7 @@ def seen(
         BadImage: see :func:`decode`.
         ValueError: see :func:`resize_and_crop`.
     """
-    shortest = None if interpolation.startswith("nearest") else 2 * resize_size
+    shortest = 2 * resize_size if reduced and not interpolation.startswith("nearest") else None
     return resize_and_crop(
         decode(data, max_pixels=max_pixels, shortest=shortest),
         resize_size=resize_size,

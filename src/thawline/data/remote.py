@@ -2,7 +2,7 @@
 
 fsspec opens what the URL names (``s3://``, ``gs://``, ``az://``, ``sftp://``, …). The mirror keeps an index of what it
 has fetched in a hidden folder, which is also its mark: in a folder without it nothing is ever written or removed. Every
-file is fetched under another name and renamed when it is whole, so that a mirror whose process was killed is gone on
+file is fetched under another name and renamed when it is whole, so that a mirror whose process was killed is resumed
 with.
 """
 
@@ -35,7 +35,7 @@ _TOGETHER = 256
 _INDEX_SECONDS = 30.0
 """How often the index is written: what a killed process has to fetch again at most."""
 _PASSES = 3
-"""How often the listing is read anew because a file changed while it was fetched."""
+"""How often the listing is read again because a file changed while it was fetched."""
 _SPARE_BYTES = 200_000_000  # left free on the disk for everything else that a search writes
 _LONGEST_NAME = 255
 _NAMED = 5  # how many keys an error lists
@@ -176,7 +176,7 @@ class _Mirror:
         self._url, self._folder = url, folder
         self._together, self._index_seconds = together, index_seconds
         self._state = folder / MIRROR_STATE
-        # A connection of its own: a kept one would go on with the credentials and the address it was made with.
+        # A connection of its own: a kept one would keep the credentials and the address it was made with.
         self._files, self._root = fsspec.url_to_fs(url, skip_instance_cache=True)
         self._copies = _read_index(self._state / "index.json", url)
         self._fetched = self._fetched_bytes = self._removed = 0
@@ -323,7 +323,7 @@ def _mark(folder: Path) -> None:
 
 
 def _read_index(path: Path, url: str) -> dict[str, _Copy]:
-    """What was fetched; nothing if the index is missing or damaged, and all is fetched anew then."""
+    """What was fetched; nothing if the index is missing or damaged, and all is fetched again then."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         known = content["url"]

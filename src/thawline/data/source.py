@@ -44,7 +44,7 @@ def scan(config: "DataConfig", *, on_progress: Callable[[int, int], None] | None
 
     Args:
         config: the folder or table, the fractions, the groups, the columns and the limits.
-        on_progress: called with (files read, files in all) as the reading goes on.
+        on_progress: called with (files read, files in all) while reading.
 
     Raises:
         DataError: if there is nothing to train on, too much is unreadable, or a split or a class would be empty.

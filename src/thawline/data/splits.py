@@ -29,7 +29,7 @@ def assign(key: str, *, validation_fraction: float, test_fraction: float) -> Spl
 
 
 def place(key: str) -> float:
-    """Where a key lies in [0, 1), for ever."""
+    """Where a key lies in [0, 1)."""
     hashed = hashlib.sha256((_SALT + key).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(hashed[:6], "big") / 2**48
 

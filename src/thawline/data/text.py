@@ -51,7 +51,7 @@ def is_table(path: Path) -> bool:
         return bool(tables_in(path))
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise DataError(
-            f"{path} is a file, but no table of texts by its ending ({', '.join(TABLE_SUFFIXES)}), and no archive. For "
+            f"{path}: unsupported file extension for texts ({', '.join(TABLE_SUFFIXES)}), and no archive. For "
             "images give the folder that holds one subfolder of images per class."
         )
     return True
@@ -96,7 +96,7 @@ def texts_of(manifest: Manifest, rows: Sequence[Row]) -> list[str]:
     if changed:
         raise DataError(
             f"{counted(len(changed), 'text')} of {manifest.root} are not what they were when the table was read:\n"
-            f"{listed(changed)}\nStart again: the table is then read anew."
+            f"{listed(changed)}\nStart again: the table is then read again."
         )
     return [texts[row.path] for row in rows]
 

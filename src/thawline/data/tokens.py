@@ -73,7 +73,7 @@ class TokenizedTexts:
         """
         opened = _open(path, None)
         if opened is None:
-            raise DataError(f"{path} is missing or damaged. Start the search again: it builds the file anew.")
+            raise DataError(f"{path} is missing or damaged. Start the search again: it rebuilds the file.")
         return opened
 
     def split(self, split: Split) -> tuple[Tokens, npt.NDArray[np.int64]]:

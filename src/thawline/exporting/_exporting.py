@@ -26,7 +26,7 @@ _COMPARED = 4
 
 @dataclass(frozen=True)
 class ExportSummary:
-    """What came of it."""
+    """The result."""
 
     model: str
     version: str

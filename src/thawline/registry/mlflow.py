@@ -54,7 +54,7 @@ class MlflowRegistry:
         return self._alias(name, CHALLENGER)
 
     def find_version(self, name: str, *, study: str, run_id: str) -> str | None:
-        """The newest version that this study registered from this run, or ``None``: a study that goes on finds it."""
+        """The newest version that this study registered from this run, or ``None``: a resumed study finds it."""
         with failures_named():
             found = [
                 int(version.version)
@@ -121,7 +121,7 @@ class MlflowRegistry:
                 if champion != judged_against:
                     raise RegistryError(
                         f"{name}/{version} was judged against {_named(judged_against)}, but the champion is now "
-                        f"{_named(champion)}: it is not promoted. Judge it anew: thawline promote {name} "
+                        f"{_named(champion)}: it is not promoted. Judge it again: thawline promote {name} "
                         f"--version {version}"
                     )
                 # Tags first, alias last: whoever sees the new champion sees all that is known of it.
@@ -131,7 +131,7 @@ class MlflowRegistry:
                     self._client.set_registered_model_tag(name, f"{_HISTORY}{now_ms():013d}", json.dumps(entry))
                 self.set_alias(name, CHAMPION, version)
         except Timeout:
-            raise RegistryError(f"Another promotion of {name!r} has been going on for a minute ({lock}).") from None
+            raise RegistryError(f"Another promotion of {name!r} has been running for a minute ({lock}).") from None
 
     def history(self, name: str) -> tuple[Reign, ...]:
         """Who was champion from when to when, the oldest first.

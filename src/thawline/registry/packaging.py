@@ -172,6 +172,7 @@ def _write_images(
         "kind": "images",
         "preprocessing": asdict(preprocessing),
         "max_pixels": max_pixels,
+        "reduced": True,
         "inputs_module": _copy_module(images.__file__, folder, "thawline_images"),
     }
 

@@ -111,6 +111,7 @@ class _Images:
     def __init__(self, settings: dict[str, Any], files: Mapping[str, str], images: Any) -> None:
         self._preprocessing = settings["preprocessing"]
         self._max_pixels: int = settings["max_pixels"]
+        self._reduced: bool = settings.get("reduced", False)  # older packages were trained on what is decoded in full
         self._images = images
 
     def to(self, device: Any) -> None:
@@ -135,6 +136,7 @@ class _Images:
             crop_size=self._preprocessing["image_size"],
             interpolation=self._preprocessing["interpolation"],
             crop_mode=self._preprocessing.get("crop_mode", "center"),  # older packages always cut the centre out
+            reduced=self._reduced,
         )
 
     def batch(self, prepared: list[Any]) -> Any:

@@ -81,7 +81,7 @@ def _describe(app: FastAPI, follower: Follower) -> None:
     """Have the OpenAPI schema name the bodies that the model of the moment takes."""
 
     def openapi() -> dict[str, Any]:
-        """Made anew for who asks, because the model that is followed may change from one kind to the other."""
+        """Generated for each request, because the model that is followed may change from one kind to the other."""
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schema["paths"]["/predict"]["post"]["requestBody"] = {
             "required": True,

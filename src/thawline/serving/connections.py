@@ -1,4 +1,4 @@
-"""HTTP connections that a client cannot hold for ever: their number is bounded, and so is the time it may take.
+"""HTTP connections that a client cannot hold: their number is bounded, and so is the time it may take.
 
 uvicorn waits without end for the head of a request, for the rest of a body that was refused, and for a client that
 does not take its answer.

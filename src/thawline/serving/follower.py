@@ -104,7 +104,7 @@ class Follower:
     def _try(self, version: str) -> None:
         try:
             model = self._load(version)
-        except Exception as error:  # whatever a package does when it is loaded; the old one goes on
+        except Exception as error:  # whatever a package does when it is loaded; the old one stays
             reason = str(error) if isinstance(error, ThawlineError) else f"{type(error).__name__}: {error}"
             _log.warning("%s stays, version %s is refused: %s", self._served(), version, reason)
             self.refused, self._refused_at = {"version": version, "reason": reason}, time.monotonic()

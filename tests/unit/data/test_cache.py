@@ -173,7 +173,7 @@ def other_rows(path: Path) -> None:
     "damage",
     [cut_off, overwrite, other_array, copied_over, no_description, foreign_description, other_rows, Path.unlink],
 )
-def test_a_damaged_file_is_built_anew(build: Any, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_file_is_rebuilt(build: Any, damage: Callable[[Path], None]) -> None:
     first = build()
     path, before = first.path, np.array(first.images)
     del first
@@ -184,7 +184,7 @@ def test_a_damaged_file_is_built_anew(build: Any, damage: Callable[[Path], None]
     assert build.times == 2
     assert np.array_equal(again.images, before)
     build()
-    assert build.times == 2  # the control: what was built anew is whole
+    assert build.times == 2  # the control: what was rebuilt is whole
 
 
 @pytest.mark.parametrize("damage", [cut_off, overwrite, other_array, no_description, Path.unlink])

@@ -32,7 +32,7 @@ def test_the_digits_are_a_folder_that_can_be_trained_on(tmp_path: Path) -> None:
         assert np.corrcoef(ink.ravel(), digits.images[index].ravel())[0, 1] > 0.9
 
 
-def test_writing_again_changes_nothing_and_mends_what_is_missing(tmp_path: Path) -> None:
+def test_writing_again_changes_nothing_and_completes_what_is_missing(tmp_path: Path) -> None:
     folder = write_digits(tmp_path)
     files = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.png")}
     first, second, *rest = files

@@ -169,7 +169,7 @@ mirror(sys.argv[1], Path(sys.argv[2]), kill, together=1, index_seconds=0.0)
 """
 
 
-def test_a_killed_mirror_is_gone_on_with_and_shows_no_torn_file(photos: str, tmp_path: Path) -> None:
+def test_a_killed_mirror_is_resumed_and_shows_no_torn_file(photos: str, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     killed = subprocess.run([sys.executable, "-c", _KILLED, photos, str(folder)], timeout=120)
     assert killed.returncode == -signal.SIGKILL

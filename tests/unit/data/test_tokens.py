@@ -165,7 +165,7 @@ def no_description(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut_off, overwrite, no_description, Path.unlink])
-def test_a_damaged_file_is_built_anew_and_not_opened_by_its_path(build: Any, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_file_is_rebuilt_and_not_opened_by_its_path(build: Any, damage: Callable[[Path], None]) -> None:
     first = build()
     path, before = first.path, first.tokens.ids.copy()
     del first

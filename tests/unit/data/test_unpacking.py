@@ -78,7 +78,7 @@ def test_an_archive_may_hold_tables(fill: Fill, tmp_path: Path) -> None:
     assert "archive images.zip; table of images labels.csv" in manifest.layout
 
 
-def test_an_archive_is_unpacked_once_and_anew_when_it_changes(fill: Fill, tmp_path: Path, home: Path) -> None:
+def test_an_archive_is_unpacked_once_and_again_when_it_changes(fill: Fill, tmp_path: Path, home: Path) -> None:
     root = fill(CLASSES)
     archive = pack(root, tmp_path / "pets.zip")
     first = read(archive)
@@ -93,7 +93,7 @@ def test_an_archive_is_unpacked_once_and_anew_when_it_changes(fill: Fill, tmp_pa
     assert len(read(archive).rows) == 59
 
 
-def test_a_folder_that_was_unpacked_in_part_is_unpacked_anew(fill: Fill, tmp_path: Path, home: Path) -> None:
+def test_a_folder_that_was_unpacked_in_part_is_unpacked_again(fill: Fill, tmp_path: Path, home: Path) -> None:
     archive = pack(fill(CLASSES), tmp_path / "pets.zip")
     read(archive)
     (made,) = (path for path in (home / "cache" / "unpacked").iterdir() if path.is_dir())

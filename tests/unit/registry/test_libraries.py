@@ -18,9 +18,9 @@ from PIL import Image
 from tiny_networks import write_tiny
 
 from thawline.backbones import Backbone, Preprocessing, TextPreprocessing, _registry
-from thawline.data import decode, resize_and_crop
+from thawline.data import decode, images, resize_and_crop
 from thawline.data.tokenizer import TextTokenizer
-from thawline.registry import MlflowRegistry, ModelName, PackagedModel, log_packaged_model, package, packaging
+from thawline.registry import MlflowRegistry, ModelName, PackagedModel, log_packaged_model, package, packaging, servable
 from thawline.tracking import MlflowStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -184,3 +184,19 @@ def test_a_real_encoder_answers_real_messages_as_before_it_was_packaged(
     assert model.parity < 1e-5
     spread = np.std(answers(backbone, messages[:8]), axis=0).max()
     assert spread > 1e-3  # the messages are told apart, so that equal answers are not all the same one
+
+
+@pytest.mark.parametrize("word", [{}, {"reduced": False}, {"reduced": True}])
+def test_large_jpegs_are_decoded_in_part_only_for_packages_that_say_so(word: dict[str, bool]) -> None:
+    """Earlier versions of Thawline trained on what is decoded in full, and their packages say nothing of it."""
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    encoded = io.BytesIO()
+    Image.fromarray(noise).save(encoded, "JPEG", quality=90)
+    view = {"resize_size": 32, "crop_size": 32, "interpolation": "bilinear", "crop_mode": "center"}
+    preprocessing = {"resize_size": 32, "image_size": 32, "interpolation": "bilinear", "crop_mode": "center"}
+    given = servable._Images({"preprocessing": preprocessing, "max_pixels": 10**6, **word}, {}, images)
+
+    shown = given.prepare(encoded.getvalue())
+
+    whole = images.resize_and_crop(images.decode(encoded.getvalue()), **view)
+    assert np.array_equal(shown, whole) is not word.get("reduced", False)

@@ -224,7 +224,7 @@ def test_every_file_is_compared_with_the_digest_that_the_registry_remembers(stor
     registry.load(CHAMPION).check()
 
 
-def test_a_list_of_digests_that_was_written_anew_is_not_the_one_that_was_registered(
+def test_a_list_of_digests_that_was_rewritten_is_not_the_one_that_was_registered(
     store: MlflowStore, folder: Path, other_folder: Path
 ) -> None:
     register(store, folder)

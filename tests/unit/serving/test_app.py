@@ -148,7 +148,7 @@ def big_picture() -> bytes:
         ({"files": [("file", ("a.png", RED)), ("file", ("b.png", b"?"))]}, 400, "b.png cannot be read: "),
     ],
 )
-def test_bad_input_gets_one_clear_sentence_and_the_server_goes_on(
+def test_bad_input_gets_one_clear_sentence_and_the_server_keeps_running(
     client: TestClient, request_: dict[str, Any], status: int, sentence: str
 ) -> None:
     answer = client.post("/predict", **request_)

@@ -1,23 +1,22 @@
-"""What holds for every kind of data: what contradicts itself is left out, nothing leaks, the split never moves.
+"""The values that every kind of data is read into, and the words for them.
 
 Folders of images (:mod:`thawline.data.folder`) and tables of texts (:mod:`thawline.data.text`) are each read into
-:class:`Found`; :func:`manifest_of` makes the manifest of both.
+:class:`Found`; :func:`thawline.data.manifests.manifest_of` makes the :class:`Manifest` of both.
 """
 
 import hashlib
 import json
 import math
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from thawline.data._files import printable, write_atomically
-from thawline.data._labels import look_alikes
 from thawline.data._tables import SAVE_AS_UTF8
-from thawline.data.splits import Split, assign, keys, place
+from thawline.data.splits import Split
 from thawline.exceptions import DataError
 
 if TYPE_CHECKING:  # the processes that decode import this module and need no pydantic
@@ -25,6 +24,7 @@ if TYPE_CHECKING:  # the processes that decode import this module and need no py
 
 __all__ = [
     "HELD_OUT",
+    "NAMED",
     "NOUNS",
     "SPLITS",
     "SPLIT_NAMES",
@@ -41,7 +41,7 @@ __all__ = [
     "counted",
     "group_name",
     "listed",
-    "manifest_of",
+    "manifest_digest",
     "split_off",
 ]
 
@@ -66,7 +66,8 @@ SPLIT_NAMES: dict[str, Split] = {
 HELD_OUT: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
 """The more a split is held out, the higher."""
 
-_NAMED = 10  # how many files an error lists
+NAMED = 10
+"""How many files or classes a message lists."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class Manifest:
                 kind=content.get("kind", "images"),
                 table=TextTable(**table) if table else None,
             )
-            intact = manifest.digest == _manifest_digest(manifest.classes, rows)
+            intact = manifest.digest == manifest_digest(manifest.classes, rows)
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise DataError(f"Cannot read the manifest {path}: {error}. `thawline check DATA` scans again.") from None
         if not intact:
@@ -227,38 +228,15 @@ class Found:
     table: TextTable | None = None
 
 
-def manifest_of(found: Found, config: "DataConfig") -> Manifest:
-    """Leave out what contradicts itself or leaks, assign the splits, and refuse what cannot be trained on.
-
-    Raises:
-        DataError: if a split or a class would be empty.
-    """
-    joined = keys([item.digest for item in found.items], [item.group for item in found.items])
-    items = [replace(item, key=key) for item, key in zip(found.items, joined, strict=True)]
-    items, conflicts = _without_conflicts(items, NOUNS[found.kind])
-    items, leaks = _without_leaks(items, NOUNS[found.kind])
-    sides, kept_back = _sides(items, found.missing, config.validation_fraction, config.test_fraction)
-    rows = _rows(items, found, sides)
-    problems = [*found.problems, *conflicts, *leaks, *_duplicates(rows, NOUNS[found.kind])]
-    problems += _check_counts(rows, items, found, problems, config)
-    problems += _kept_back(kept_back, NOUNS[found.kind])
-    problems += _look_alikes(found.classes)
-    kinds = get_args(ProblemKind)
-    return Manifest(
-        root=found.root,
-        classes=found.classes,
-        rows=rows,
-        problems=tuple(sorted(problems, key=lambda p: (kinds.index(p.kind), _place(p.path, found.kind)))),
-        digest=_manifest_digest(found.classes, rows),
-        layout=found.layout,
-        kind=found.kind,
-        table=found.table,
-    )
-
-
 def content_digest(data: bytes) -> str:
     """First 32 hex digits of the SHA-256."""
     return hashlib.sha256(data).hexdigest()[:32]
+
+
+def manifest_digest(classes: tuple[str, ...], rows: tuple[Row, ...]) -> str:
+    """What is trained on: classes, and the content, class and split of every row; names of files are not."""
+    content = [list(classes), sorted([row.split, classes[row.label], row.digest] for row in rows)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
 def check_bad(bad: Sequence[Problem], total: int, limit: float, kind: DataKind) -> None:
@@ -291,215 +269,11 @@ def group_name(text: str) -> str | None:
 
 def listed(lines: Sequence[str]) -> str:
     """The first few lines, indented, and how many more there are."""
-    more = [f"and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
-    return "\n".join(f"  {printable(line)}" for line in [*lines[:_NAMED], *more])
+    more = [f"and {len(lines) - NAMED} more"] if len(lines) > NAMED else []
+    return "\n".join(f"  {printable(line)}" for line in [*lines[:NAMED], *more])
 
 
 def split_off(missing: frozenset[Split], config: "DataConfig") -> str:
     """The splits that the hash makes, in words: ``validation (15%) and test (15%)``."""
     fractions: dict[Split, float] = {"validation": config.validation_fraction, "test": config.test_fraction}
     return " and ".join(f"{split} ({share:.0%})" for split, share in fractions.items() if split in missing)
-
-
-# ------------------------------------------------------------------------------------------------ conflicts and leaks
-
-
-def _without_conflicts(items: list[Item], noun: str) -> tuple[list[Item], list[Problem]]:
-    """Leave out every copy of what lies under two classes: whichever is right, one of them is wrong."""
-    firsts: dict[str, dict[str, Item]] = defaultdict(dict)
-    for item in items:
-        firsts[item.digest].setdefault(item.class_name, item)
-    kept, problems = [], []
-    for item in items:
-        other = next((copy for name, copy in firsts[item.digest].items() if name != item.class_name), None)
-        if other is None:
-            kept.append(item)
-        else:
-            problems.append(Problem(item.path, f"the same {noun} as {other.path}, under another class", "conflict"))
-    return kept, problems
-
-
-def _without_leaks(items: list[Item], noun: str) -> tuple[list[Item], list[Problem]]:
-    """Leave out what lies, by its content or its group, in a given split that is held out more.
-
-    Taking it from the training side keeps the test split what it was, so that results stay comparable.
-    """
-    held_out_most: dict[str, Split] = {}
-    for item in items:
-        if HELD_OUT[item.given] >= HELD_OUT[held_out_most.get(item.key, "train")]:
-            held_out_most[item.key] = item.given
-    # The first of each, so that thousands of copies of a text are gone through once.
-    first: dict[str, Item] = {}
-    first_of_content: dict[tuple[str, str], Item] = {}
-    first_of_group: dict[tuple[str, str | None], Item] = {}
-    for item in items:
-        if item.given == held_out_most[item.key]:
-            first.setdefault(item.key, item)
-            first_of_content.setdefault((item.key, item.digest), item)
-            first_of_group.setdefault((item.key, item.group), item)
-    kept, problems = [], []
-    for item in items:
-        side = held_out_most[item.key]
-        if side == item.given:
-            kept.append(item)
-            continue
-        same_content = first_of_content.get((item.key, item.digest))
-        same_group = first_of_group.get((item.key, item.group)) if item.group is not None else None
-        if same_content is not None:
-            reason = f"the same {noun} as {same_content.path} in the {side} split"
-        elif same_group is not None:
-            reason = f"its group {item.group!r} is also in the {side} split ({same_group.path})"
-        else:
-            reason = f"copies tie its group to {first[item.key].path} in the {side} split"
-        problems.append(Problem(item.path, reason, "leak"))
-    return kept, problems
-
-
-# --------------------------------------------------------------------------------------------- rows and their digest
-
-
-def _sides(
-    items: Sequence[Item], missing: frozenset[Split], validation_fraction: float, test_fraction: float
-) -> tuple[dict[str, Split], list[str]]:
-    """The split of each key, and the classes of which one key is trained on although its hash would hold it out.
-
-    A class of few images may fall wholly into splits that are held out. Of such a class the key goes back that lies
-    nearest to the middle of the training side, whatever else there is: adding images to other classes moves nothing.
-    """
-    validation = validation_fraction if "validation" in missing else 0.0
-    test = test_fraction if "test" in missing else 0.0
-    sides: dict[str, Split] = {}
-    of_class: dict[str, set[str]] = defaultdict(set)
-    for item in items:
-        if item.given != "train":
-            sides[item.key] = item.given
-            continue
-        if item.key not in sides:
-            sides[item.key] = assign(item.key, validation_fraction=validation, test_fraction=test)
-        of_class[item.class_name].add(item.key)
-    middle = (test + 1 - validation) / 2
-    kept_back = sorted(name for name, own in of_class.items() if all(sides[key] != "train" for key in own))
-    for name in kept_back:
-        sides[min(of_class[name], key=lambda key: (abs(place(key) - middle), key))] = "train"
-    return sides, kept_back
-
-
-def _kept_back(classes: Sequence[str], noun: str) -> Iterator[Problem]:
-    if classes:
-        reason = f"too few {noun}s to be split by content: one of each is trained on that would have been held out"
-        yield Problem(_some(classes), reason, "class")
-
-
-def _some(names: Sequence[str]) -> str:
-    """``cat``, or ``12 classes (ant, bee, cat, …)``."""
-    if len(names) == 1:
-        return names[0]
-    return f"{len(names):,} classes ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-
-
-def _rows(items: Sequence[Item], found: Found, sides: dict[str, Split]) -> tuple[Row, ...]:
-    label = {name: index for index, name in enumerate(found.classes)}
-    rows = [Row(item.path, label[item.class_name], sides[item.key], item.digest, item.group) for item in items]
-    return tuple(
-        sorted(rows, key=lambda row: (row.split, found.classes[row.label], row.digest, _place(row.path, found.kind)))
-    )
-
-
-def _place(path: str, kind: DataKind) -> tuple[str, int]:
-    """By which people expect rows to be sorted: line 9 before line 10."""
-    file, _, line = path.rpartition(":")
-    return (file, int(line)) if kind == "texts" and line.isdecimal() else (path, 0)
-
-
-def _duplicates(rows: tuple[Row, ...], noun: str) -> Iterator[Problem]:
-    first: dict[str, str] = {}
-    for row in rows:  # copies are neighbours, sorted by their place
-        if first.setdefault(row.digest, row.path) != row.path:
-            yield Problem(row.path, f"the same {noun} as {first[row.digest]}", "duplicate")
-
-
-def _manifest_digest(classes: tuple[str, ...], rows: tuple[Row, ...]) -> str:
-    """What is trained on: classes, and the content, class and split of every row; names of files are not."""
-    content = [list(classes), sorted([row.split, classes[row.label], row.digest] for row in rows)]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
-
-
-def _check_counts(
-    rows: tuple[Row, ...], items: Sequence[Item], found: Found, problems: Sequence[Problem], config: "DataConfig"
-) -> list[Problem]:
-    """Refuse an empty split and a class without training rows; warn of a class that a held-out split lacks."""
-    noun = NOUNS[found.kind]
-    by_class = Counter((found.classes[row.label], row.split) for row in rows)
-    fractions: dict[Split, float] = {"validation": config.validation_fraction, "test": config.test_fraction}
-    for split, fraction in fractions.items():
-        if any(row.split == split for row in rows):
-            continue
-        if split in found.given:
-            place = found.given[split]
-            raise DataError(
-                f"{place} holds no usable {noun} of a class that is trained on. Add {noun}s to it, or remove it to "
-                f"have a {split} split taken from the training {noun}s." + _left_out(problems, found.kind, place)
-            )
-        units = len({row.group or row.digest for row in rows})
-        raise DataError(
-            f"No {noun} fell into the {split} split at data.{split}_fraction={fraction:g}: there are only "
-            f"{counted(len(rows), noun)}, in {counted(units, 'group')} that must stay together. Add {noun}s, "
-            f"or {_larger_shares(items, found, config)}"
-        )
-    untrained = [name for name in found.classes if not by_class[name, "train"]]
-    if untrained:
-        held_out = [sum(by_class[name, split] for split in SPLITS) for name in untrained]
-        names = ", ".join(
-            f"{name} ({counted(count, noun)} held out)" for name, count in zip(untrained, held_out, strict=True)
-        )
-        remedy = "Add images to their folders, or remove the folders."
-        if found.kind == "texts":
-            remedy = "Add texts of them, or remove those that there are."
-        raise DataError(
-            f"These classes have no usable {noun} to train on: {names}. {remedy}"
-            + _left_out(problems, found.kind, *untrained)
-        )
-    warnings: list[Problem] = []
-    for split in fractions:
-        lacking = [name for name in found.classes if not by_class[name, split]]
-        if len(lacking) <= _NAMED:
-            reason = f"no {noun} of this class in the {split} split: nothing is known about it there"
-            warnings += [Problem(name, reason, "class") for name in lacking]
-        else:
-            reason = f"no {noun} of these in the {split} split: nothing is known about them there"
-            warnings.append(Problem(_some(lacking), reason, "class"))
-    return warnings
-
-
-def _larger_shares(items: Sequence[Item], found: Found, config: "DataConfig") -> str:
-    """What to set so that no split is empty: tried out, so that it helps."""
-    shares: dict[Split, float] = {"validation": config.validation_fraction, "test": config.test_fraction}
-    while max(shares.values()) < 0.5 and sum(shares.values()) < 0.8:
-        sides, _ = _sides(items, found.missing, shares["validation"], shares["test"])
-        empty = [split for split in shares if split in found.missing and split not in sides.values()]
-        if not empty:
-            before = {"validation": config.validation_fraction, "test": config.test_fraction}
-            wanted = [f"--set data.{s}_fraction={share:g}" for s, share in shares.items() if share != before[s]]
-            return f"raise the share: {' '.join(wanted)}"
-        for split in empty:
-            shares[split] = round(shares[split] + 0.01, 2)
-    apart = " and ".join(f"a {split} split" for split in shares if split in found.missing)
-    return f"give {apart} of your own: no share of so few would do"
-
-
-def _look_alikes(classes: Sequence[str]) -> Iterator[Problem]:
-    for names in look_alikes(classes):
-        reason = "these classes differ only in case, width, spaces or characters that are not shown: are they one?"
-        yield Problem(" | ".join(names), reason, "class")
-
-
-def _left_out(problems: Sequence[Problem], kind: DataKind, *places: str) -> str:
-    """What was left out, of images in these folders, for an error that says that nothing is left."""
-    folders = {place.rstrip("/") for place in places}
-    found = [
-        problem
-        for problem in problems
-        if problem.kind in {"bad", "conflict", "leak", "class"}
-        and (kind == "texts" or folders & set(problem.path.split("/")))
-    ]
-    return f" Left out were:\n{listed([f'{p.path}: {p.reason}' for p in found])}" if found else ""

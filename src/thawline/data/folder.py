@@ -27,8 +27,8 @@ from thawline.data.contract import (
     counted,
     group_name,
     listed,
-    manifest_of,
 )
+from thawline.data.manifests import manifest_of
 from thawline.exceptions import DataError
 
 if TYPE_CHECKING:  # the processes that decode import this module and need no pydantic

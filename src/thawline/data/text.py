@@ -26,9 +26,9 @@ from thawline.data.contract import (
     counted,
     group_name,
     listed,
-    manifest_of,
     split_off,
 )
+from thawline.data.manifests import manifest_of
 from thawline.data.splits import Split
 from thawline.data.tokenizer import normalized
 from thawline.exceptions import DataError

@@ -7,7 +7,7 @@ al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distri
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.inputs import Inputs, batches, evaluation_order
 from thawline.training.loop import class_weights, predict
 from thawline.training.metrics import classification_metrics, sign_of
+from thawline.training.regression import CHUNK, Regression, scores_of
 from thawline.training.results import Decision, EpochResult, FitResult, History, fingerprint_of
 from thawline.training.runtime import Runtime
 
@@ -49,8 +50,6 @@ _PATIENCE = 3
 """Weaker penalties that are tried after the best so far: they take the longest, and seldom win."""
 _IN_MEMORY = 2_000_000_000
 """Bytes of features that are kept in memory; more lie in a file, of which each evaluation reads a part at a time."""
-_CHUNK = 200_000_000
-"""Bytes of features that are computed with at a time."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,7 @@ def fit_probes(
     bias: bool = True,
     penalties: Sequence[float] = PENALTIES,
     in_memory: int = _IN_MEMORY,
-    chunk: int = _CHUNK,
+    chunk: int = CHUNK,
 ) -> "Probes":
     """Fit a logistic regression for each penalty.
 
@@ -259,11 +258,13 @@ def fit_probes(
         in_memory: bytes of standardised features that are kept in memory, at most; more are made again at every step.
         chunk: bytes of features that are computed with at a time.
     """
-    problem = _Problem(train, classes, device, class_weights, bias=bias, in_memory=in_memory, chunk=chunk)
+    problem = Regression(
+        train.values, train.labels, classes, device, class_weights, bias=bias, in_memory=in_memory, chunk=chunk
+    )
     probes = Probes(metric, len(validation.labels))
     for penalty in penalties:
         weight, offset, training, lowest = problem.solve(penalty)
-        logits = _logits(validation.values, weight, offset, chunk)
+        logits = scores_of(validation.values, weight, offset, chunk)
         measured = classification_metrics(logits, torch.from_numpy(validation.labels))
         probes.fitted.append(Probe(weight, offset, penalty, training, measured, lowest))
         if len(probes.fitted) > _PATIENCE + probes.fitted.index(probes.best):
@@ -310,113 +311,10 @@ def softened(probe: Probe, training: Features, class_weights: Tensor | None = No
         class_weights: of the loss, ``[classes]``.
     """
     weights = None if class_weights is None else class_weights.cpu()
-    logits, labels = _logits(training.values, probe.weight, probe.bias), torch.from_numpy(training.labels)
+    logits, labels = scores_of(training.values, probe.weight, probe.bias), torch.from_numpy(training.labels)
     losses = {scale: float(F.cross_entropy(scale * logits, labels, weight=weights)) for scale in _SCALES}
     scale = min(_SCALES, key=losses.__getitem__)
     return replace(probe, weight=scale * probe.weight, bias=scale * probe.bias, lowest=scale * probe.lowest)
-
-
-class _Problem:
-    """The regression of one training split, solved for one penalty after the other, each from where the last ended."""
-
-    def __init__(
-        self,
-        train: Features,
-        classes: int,
-        device: torch.device,
-        class_weights: Tensor | None,
-        *,
-        bias: bool,
-        in_memory: int,
-        chunk: int,
-    ) -> None:
-        self._values, self._device, self._bias = train.values, device, bias
-        self._labels = torch.from_numpy(train.labels)
-        self._class_weights = None if class_weights is None else class_weights.to(device)
-        self._rows = max(1, chunk // (4 * train.values.shape[1]))
-        self._mean, self._deviation = self._moments()
-        kept = train.values.nbytes <= in_memory
-        self._kept = list(self._standardised()) if kept else None
-        count = torch.bincount(self._labels, minlength=classes).to(device, torch.float32)
-        self._total = float((count if self._class_weights is None else count * self._class_weights).sum())
-        self._weight = torch.zeros(classes, train.values.shape[1], device=device, requires_grad=True)
-        self._offset = torch.zeros(classes, device=device, requires_grad=bias)
-
-    def solve(self, penalty: float) -> tuple[Tensor, Tensor, dict[str, float], float]:
-        """Weight and bias for features as they are, on the CPU, and what they give on the training rows: loss, accuracy
-        and the lowest score."""
-        free = [self._weight, self._offset] if self._bias else [self._weight]
-        optimizer = torch.optim.LBFGS(
-            free,
-            max_iter=500,
-            history_size=10,
-            tolerance_grad=1e-4,
-            tolerance_change=1e-7,
-            line_search_fn="strong_wolfe",
-        )
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            loss = 0.5 * penalty * self._weight.square().sum()
-            loss.backward()  # type: ignore[no-untyped-call]
-            for standardised, labels in self._chunks():
-                part = self._loss(standardised, labels)
-                part.backward()  # type: ignore[no-untyped-call]
-                loss = loss.detach() + part.detach()
-            return loss.detach()
-
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
-        loss = correct = lowest = 0.0
-        with torch.no_grad():
-            for standardised, labels in self._chunks():
-                loss += float(self._loss(standardised, labels))
-                scores = self._scores(standardised)
-                correct += float((scores.argmax(1) == labels).sum())
-                lowest = min(lowest, float(scores.min()))
-            weight = (self._weight / self._deviation).cpu()
-            offset = self._offset.cpu() - weight @ self._mean.cpu()
-        return weight, offset, {"loss": loss, "accuracy": correct / len(self._labels)}, lowest
-
-    def _scores(self, standardised: Tensor) -> Tensor:
-        return F.linear(standardised, self._weight, self._offset)
-
-    def _loss(self, standardised: Tensor, labels: Tensor) -> Tensor:
-        """What these rows add to the mean cross-entropy."""
-        scores = self._scores(standardised)
-        return F.cross_entropy(scores, labels, weight=self._class_weights, reduction="sum") / self._total
-
-    def _chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return iter(self._kept) if self._kept is not None else self._standardised()
-
-    def _standardised(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(self._values), self._rows):
-            rows = torch.from_numpy(np.array(self._values[start : start + self._rows])).to(self._device)
-            yield (rows - self._mean) / self._deviation, self._labels[start : start + self._rows].to(self._device)
-
-    def _moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each feature; 0 and 1 where the classifier has no bias to make up for a mean.
-
-        A feature that is always the same has a deviation of 1: it says nothing.
-        """
-        total = np.zeros(self._values.shape[1])
-        squares = np.zeros(self._values.shape[1])
-        parts = [self._values[s : s + self._rows] for s in range(0, len(self._values), self._rows)]
-        for part in parts if self._bias else []:
-            total += part.sum(0, dtype=np.float64)
-        mean = total / len(self._values)
-        for part in parts:
-            squares += np.square(part - mean, dtype=np.float64).sum(0)
-        deviation = np.sqrt(squares / len(self._values))
-        deviation[deviation <= 1e-6 * np.abs(mean) + 1e-12] = 1.0
-        made = (torch.from_numpy(moment.astype(np.float32)).to(self._device) for moment in (mean, deviation))
-        first, second = made
-        return first, second
-
-
-def _logits(values: np.ndarray, weight: Tensor, bias: Tensor, chunk: int = _CHUNK) -> Tensor:
-    rows = max(1, chunk // (4 * values.shape[1]))
-    parts = (torch.from_numpy(np.array(values[s : s + rows])) for s in range(0, len(values), rows))
-    return torch.cat([F.linear(part, weight, bias) for part in parts])
 
 
 def _mean_over_places(features: Tensor, *, channels: int) -> Tensor:

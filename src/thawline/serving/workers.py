@@ -21,8 +21,11 @@ class Workers(Multiprocess):
 
     def keep_subprocess_alive(self) -> None:
         """Called twice a second."""
+        known = self._running | self._pids()  # those too that were started since
         super().keep_subprocess_alive()
-        running = {process.pid for process in self.processes if process.pid is not None}
-        for pid in self._running - running:
+        self._running = self._pids()
+        for pid in known - self._running:
             mark_process_dead(pid)  # type: ignore[no-untyped-call]
-        self._running = running
+
+    def _pids(self) -> set[int]:
+        return {process.pid for process in self.processes if process.pid is not None}

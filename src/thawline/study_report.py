@@ -342,7 +342,7 @@ def _now() -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# What of it trackers show by themselves
+# Its destinations
 
 
 def _media(report: StudyReport, figures: Mapping[str, Figure | None], test: _Test) -> list[tuple[str, Media, int]]:
@@ -402,7 +402,7 @@ def _network(backbone: Backbone, best: TrialRecord) -> list[tuple[str, Media, in
 
 
 def _features(prepared: Prepared, home: Path, backbone: Backbone, test: _Test) -> list[tuple[str, Media, int]]:
-    """What the best trial's network makes of the test images or texts, as points in space."""
+    """The best trial's features of the test images or texts, as an embedding."""
     config, manifest = prepared.config, prepared.manifest
     runtime = runtime_for(config.train.model_copy(update={"precision": "fp32"}))
     inputs = open_inputs(prepared.inputs[backbone.name], "test", image_preprocessing(config, backbone.name), runtime)

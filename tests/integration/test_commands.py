@@ -152,7 +152,7 @@ def test_ui_shows_the_pages_of_mlflow_tensorboard_and_prefect_until_ctrl_c(envir
     home = tmp_path / "home"
     connect(resolve_uri(TrackingConfig(), home), home=home, experiment="thawline")
     with terminal("ui", env=environment_of(home), cwd=tmp_path) as process:
-        assert process.says("Ctrl-C stops them."), process.text
+        assert process.says("Press Ctrl-C to stop them."), process.text
         addresses = dict(re.findall(r"(\w+) +(http://\S+)", process.text))
         assert set(addresses) == {"MLflow", "TensorBoard", "Prefect"}
         for address in addresses.values():

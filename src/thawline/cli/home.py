@@ -91,7 +91,7 @@ def up(
         "Prefect's own commands need to know:",
         f"  export PREFECT_API_URL={address.api}",
         f"  export PREFECT_API_AUTH_STRING={address.password}",
-        *([f"A worker runs what is deployed to the pool {worker}."] if worker else []),
+        *([f"A worker runs deployments to the pool {worker}."] if worker else []),
         "It stays until `thawline down`.",
     )
     pool = f" --pool {worker}" if worker else ""
@@ -109,7 +109,7 @@ def down() -> None:
     from thawline.prefect_server import shut_down
 
     ended = shut_down(environment.home())
-    show("Prefect's server has ended." if ended else "No server of Prefect was running here.")
+    show("Prefect's server has stopped." if ended else "No Prefect server was running here.")
 
 
 @app.command()

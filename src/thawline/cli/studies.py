@@ -270,7 +270,7 @@ def deploy(
                     kind: Literal["search", "retrain"] = "retrain" if flow is Deployable.retrain else "search"
                     made = deployments.of_search(kind, config, name=name, schedule=schedule, on_drift=on_drift)
             if pool is None:
-                tell(f"Serving {made.full_name}; Ctrl-C stops it.")
+                tell(f"Serving {made.full_name}; press Ctrl-C to stop it.")
                 if schedule is None and not on_drift:
                     tell(f"Run it now, in another terminal: prefect deployment run {made.full_name}")
                     if server is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from thawline.data._columns import NAME_OF_A_COLUMN, ON_COMMAND_LINE, Guess, Role, split_of
 from thawline.data._labels import LabelColumn, wrong_label
+from thawline.data._naming import ARCHIVE_SUFFIXES
 from thawline.data._sources import NamedTable, Source, file_of, known_names, read_source, tables_in
 from thawline.data._tables import TABLE_SUFFIXES, BadCell, Cell, Table, read_table
 from thawline.data._unpacking import unpacked
@@ -51,8 +52,8 @@ def is_table(path: Path) -> bool:
         return bool(tables_in(path))
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise DataError(
-            f"{path}: unsupported file extension for texts ({', '.join(TABLE_SUFFIXES)}), and no archive. For "
-            "images give the folder that holds one subfolder of images per class."
+            f"{path} is a file with an unsupported extension: tables have {', '.join(TABLE_SUFFIXES)}, archives "
+            f"{', '.join(ARCHIVE_SUFFIXES)}. For images give the folder that holds one subfolder of images per class."
         )
     return True
 

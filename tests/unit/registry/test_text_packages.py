@@ -207,7 +207,7 @@ def test_a_better_model_of_texts_is_promoted_on_texts_and_one_of_images_is_not_c
     assert first.challenger.metrics["accuracy"] == 0
     better = settle(store, judge(store, name="notes", version=register(store, text_folder, "notes"), test=test))
     assert better.verdict.outcome is Outcome.PROMOTE
-    assert better.verdict.reason.endswith("on the same 6 test texts")
+    assert "on the same 6 test texts; 6 texts of 6 better" in better.verdict.reason
     assert "seconds for one text" in [each.name for each in better.verdict.criteria]
     assert better.as_dict()["texts"] == 6
     assert "On 6 test texts" in better.as_markdown()

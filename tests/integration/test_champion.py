@@ -60,7 +60,7 @@ class Client:
 
 
 def status_of_a_request_in_flight_when(port: int, image: bytes, act: Callable[[], None]) -> int:
-    """Send a request of as many images as one may have, act while the server is computing it, and wait for its answer."""
+    """Send a request of as many images as one may have, act while the server computes it, and wait for its answer."""
     body = json.dumps({"images": [base64.b64encode(image).decode()] * 256}).encode()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("POST", "/predict", body, {"Content-Type": "application/json"})

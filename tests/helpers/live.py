@@ -56,15 +56,11 @@ class StandIn:
 
     @cached_property
     def _packaged(self) -> Any:
-        from mlflow.models import Model, ModelSignature
-        from mlflow.types import ColSpec, Schema
-
         from thawline.registry import ModelName
-        from thawline.registry.packaged import PackagedModel, import_pyfunc
+        from thawline.registry.contents import Description
+        from thawline.registry.packaged import PackagedModel
 
-        import_pyfunc()
-        metadata = Model(signature=ModelSignature(Schema([ColSpec("binary", "image")])))
-        return PackagedModel(SimpleNamespace(metadata=metadata), ModelName(self.name))
+        return PackagedModel(SimpleNamespace(), Description("images", {}), b"", ModelName(self.name), size=0)  # type: ignore[arg-type]
 
 
 class StandInFollower:

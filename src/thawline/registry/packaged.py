@@ -2,6 +2,7 @@
 
 import json
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from thawline.registry.names import COLUMNS, ModelName
 from thawline.registry.servable import BATCH, Servable
 from thawline.tracking import first_line
 
-__all__ = ["FORMAT", "PackagedModel", "Prediction", "failures_named", "read_package", "signature_of"]
+__all__ = ["FORMAT", "PackagedModel", "Prediction", "failures_named", "import_pyfunc", "read_package", "signature_of"]
 
 _log = logging.getLogger("thawline.registry")
 
@@ -90,6 +91,8 @@ class PackagedModel:
         """
         from mlflow.exceptions import MlflowException
         from mlflow.models import Model
+
+        import_pyfunc()
         from mlflow.pyfunc.scoring_server import invocations
 
         signature = signature_of(self.kind)
@@ -210,6 +213,14 @@ def read_package(folder: Path, name: ModelName, *, recorded: str | None) -> Pack
         raise refusal(str(name), f"{missing} is missing") from error
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return PackagedModel(servable, description, example, name, size=size)
+
+
+def import_pyfunc() -> Any:
+    """MLflow's module ``pyfunc``; importing it warns about the type hints of classes of MLflow's own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType", category=UserWarning)
+        import mlflow.pyfunc
+    return mlflow.pyfunc
 
 
 def signature_of(kind: DataKind) -> Any:

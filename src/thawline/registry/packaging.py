@@ -27,7 +27,7 @@ from thawline.registry.calibration import Calibration
 from thawline.registry.contents import DIGEST_TAG, record_digests
 from thawline.registry.exports import ExportFormat, described, export
 from thawline.registry.names import COLUMNS, ModelName
-from thawline.registry.packaged import FORMAT, PackagedModel, read_package, signature_of
+from thawline.registry.packaged import FORMAT, PackagedModel, import_pyfunc, read_package, signature_of
 from thawline.tracking import MlflowStore, first_line, quiet_mlflow
 
 __all__ = ["log_packaged_model", "package"]
@@ -245,7 +245,7 @@ def log_packaged_model(
             # MLflow 3.17 compares column names with a range, which pandas 3 deprecates.
             warnings.filterwarnings("ignore", message="Operation with range is deprecated", category=DeprecationWarning)
             path = Path(temporary) / "model"
-            _import_pyfunc().save_model(
+            import_pyfunc().save_model(
                 str(path),
                 python_model=str(_PYFUNC),
                 artifacts=_artifacts(folder, settings),
@@ -305,14 +305,6 @@ def _parity(
         if not isinstance(answer, str)
         for name, probability in zip(settings["classes"], expected, strict=True)
     )
-
-
-def _import_pyfunc() -> Any:
-    """MLflow's module ``pyfunc``; importing it warns about the type hints of classes of MLflow's own."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType", category=UserWarning)
-        import mlflow.pyfunc
-    return mlflow.pyfunc
 
 
 def _requirements(settings: Mapping[str, Any]) -> list[str]:

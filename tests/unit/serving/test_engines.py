@@ -52,7 +52,7 @@ def test_the_server_says_which_engine_computes_and_which_was_refused_and_follows
 ) -> None:
     follower = Follower(registry, ModelName("birds"), poll_seconds=60)
     follower.load_first()
-    with TestClient(create_app(follower, AppOptions(), Metrics())) as client:
+    with TestClient(create_app(follower, AppOptions(), Metrics()), base_url="http://127.0.0.1") as client:
         first = client.get("/ready").json()
         assert {each["name"]: each["refused"] for each in first["engines"]} == {"pytorch": None, "onnxruntime": None}
         assert first["engine"] == min(first["engines"], key=lambda each: each["seconds"])["name"]
@@ -69,7 +69,7 @@ def test_a_server_with_a_fixed_engine_refuses_a_version_that_it_cannot_compute_a
 ) -> None:
     follower = Follower(registry, ModelName("birds"), poll_seconds=60, engine="onnxruntime")
     follower.load_first()
-    with TestClient(create_app(follower, AppOptions(), Metrics())) as client:
+    with TestClient(create_app(follower, AppOptions(), Metrics()), base_url="http://127.0.0.1") as client:
         version = client.get("/version").json()
         assert (version["engine"], version["device"]) == ("onnxruntime", "cpu")
         assert version["onnxruntime"]

@@ -32,14 +32,14 @@ class Registry:
         self.loaded.append(str(name))
         if name.version == "3":
             raise RegistryError("birds/3 cannot be loaded")
-        unwrapped = SimpleNamespace(
+        servable = SimpleNamespace(
             classes=self.model.classes,
             device="cpu",
             prepare=self.model.prepare,
             probabilities=self.model.probabilities,
             row=self.model.row,
         )
-        return SimpleNamespace(name=name, kind="images", unwrapped=unwrapped, check=lambda: None)
+        return SimpleNamespace(name=name, kind="images", servable=servable, engine="pytorch", engines=(), check=lambda: None)
 
 
 def shadow(registry: Registry, share: float = 1.0) -> Callable[[Metrics], Shadow]:

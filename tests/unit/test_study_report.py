@@ -23,13 +23,12 @@ from thawline.study_report import (
     _answers,
     _curves,
     _explanations,
+    _features,
     _point,
     _probe_curves,
-    _record_features,
     _sheet,
     _Test,
 )
-from thawline.testing import MemoryTracker
 from thawline.tracking.media import Embedding, Image, Predictions, Table
 from thawline.training import Hyperparameters, Probe
 
@@ -150,7 +149,7 @@ class Tokens:
 def test_features_of_texts_are_what_the_head_is_given_beside_their_beginnings(
     texts: _Test, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inputs, tracker = Tokens(), MemoryTracker()
+    inputs = Tokens()
     monkeypatch.setattr(study_report, "open_inputs", lambda path, split, preprocessing, runtime: inputs)
     monkeypatch.setattr(study_report, "image_preprocessing", lambda config, backbone: None)
     config = SearchConfig.build({"data": {"path": "sms.tsv"}, "train": {"batch_size": 2, "device": "cpu"}})
@@ -158,9 +157,7 @@ def test_features_of_texts_are_what_the_head_is_given_beside_their_beginnings(
     prepared: Any = SimpleNamespace(
         config=config, manifest=SimpleNamespace(classes=CLASSES), inputs={backbone.name: Path("tokens")}
     )
-    recorder: Any = SimpleNamespace(tracker=tracker, store=SimpleNamespace(home=tmp_path))
-    _record_features(prepared, recorder, backbone, texts)
-    ((name, embedding, _),) = tracker.media
+    ((name, embedding, _),) = _features(prepared, tmp_path, backbone, texts)
     assert name == "features"
     assert isinstance(embedding, Embedding)
     assert inputs.asked == [[1, 2], [0]], "short texts are not padded to the length of long ones"

@@ -39,7 +39,8 @@ class Registry:
             probabilities=self.model.probabilities,
             row=self.model.row,
         )
-        return SimpleNamespace(name=name, kind="images", servable=servable, engine="pytorch", engines=(), check=lambda: None)
+        rest: dict[str, Any] = {"engine": "pytorch", "engines": (), "check": lambda: None}
+        return SimpleNamespace(name=name, kind="images", servable=servable, **rest)
 
 
 def shadow(registry: Registry, share: float = 1.0) -> Callable[[Metrics], Shadow]:

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response
 
 from thawline.data import DataKind, encoded_image
 from thawline.registry.names import COLUMNS
-from thawline.serving.requests import BadRequest, SentItem, check_values, too_many
+from thawline.serving.requests import BadRequest, SentItem, json_of, too_many
 from thawline.serving.served import ServedModel
 
 __all__ = ["HEADER_LENGTH", "InferenceRequest", "answer", "model_metadata", "read_inference"]
@@ -138,11 +138,7 @@ def answer(request: InferenceRequest, model: ServedModel, probabilities: Sequenc
 
 
 def _json(head: bytes | bytearray, max_items: int) -> dict[str, Any]:
-    check_values(head, "application/json", max_items=max_items)
-    try:
-        asked = json.loads(head)
-    except (ValueError, RecursionError):
-        raise BadRequest(400, "The body is not JSON.") from None
+    asked = json_of(head, max_items=max_items)
     if not isinstance(asked, dict):
         raise BadRequest(400, "The body must be a JSON object with inputs.")
     return asked

@@ -18,7 +18,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from thawline.data import DataKind, encoded_image, printable
 from thawline.registry.names import COLUMNS
 
-__all__ = ["BadRequest", "SentItem", "check_values", "items_of", "too_many"]
+__all__ = ["BadRequest", "SentItem", "check_values", "items_of", "json_of", "too_many"]
 
 _FORMS: dict[DataKind, str] = {
     "images": "a multipart form with image files, a body of type image/*, or JSON with base64",
@@ -169,12 +169,21 @@ async def _files(headers: Headers, body: bytes | bytearray, max_items: int) -> l
         await form.close()
 
 
-def _json_items(body: bytes | bytearray, kind: DataKind, max_items: int) -> list[SentItem]:
+def json_of(body: bytes | bytearray, *, max_items: int) -> Any:
+    """The value of a JSON body, see :func:`check_values`.
+
+    Raises:
+        BadRequest: 413, or 400 if it is not JSON.
+    """
     check_values(body, "application/json", max_items=max_items)
     try:
-        value: Any = json.loads(body)
+        return json.loads(body)
     except (ValueError, RecursionError):
         raise BadRequest(400, "The body is not JSON.") from None
+
+
+def _json_items(body: bytes | bytearray, kind: DataKind, max_items: int) -> list[SentItem]:
+    value = json_of(body, max_items=max_items)
     one, form = COLUMNS[kind], "TEXT" if kind == "texts" else "BASE64"
     if isinstance(value, dict) and value.keys() == {one}:
         sent, names = [value[one]], [f"The {one}"]

@@ -3,9 +3,10 @@
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +91,11 @@ class PackagedModel:
             ValueError: if it cannot be read, with the reason for people.
         """
         from mlflow.exceptions import MlflowException
-        from mlflow.models import Model
 
-        import_pyfunc()
-        from mlflow.pyfunc.scoring_server import invocations
-
-        signature = signature_of(self.kind)
-        reader = _Reader(Model(signature=signature))
+        read, description = self._protocol
+        reader = _Reader(description)
         try:
-            answer: Any = invocations(  # type: ignore[no-untyped-call, unused-ignore]
-                body, content_type, reader, signature.inputs
-            )
+            answer: Any = read(body, content_type, reader, description.signature.inputs)
         except MlflowException as error:
             raise ValueError(first_line(error)) from None
         if answer.status != 200:
@@ -116,6 +111,15 @@ class PackagedModel:
             except ValueError as error:
                 raise ValueError(f"row {row}: {error}") from None
         return items
+
+    @cached_property
+    def _protocol(self) -> tuple[Callable[..., Any], Any]:
+        """MLflow's reader of requests, and the description of the model that it asks for; loaded by the first one."""
+        import_pyfunc()
+        from mlflow.models import Model
+        from mlflow.pyfunc.scoring_server import invocations
+
+        return invocations, Model(signature=signature_of(self.kind))
 
     def predict(self, items: Sequence[bytes | Path | str]) -> list[Prediction | str]:
         """Classify in batches; a string in place of a prediction is the reason why an item cannot be read.

@@ -92,10 +92,8 @@ def search(
     if as_json:
         print_json(outcome.as_dict())
     else:
-        from thawline.data import data_kind
-
         _print_outcome(outcome)
-        _next_after_search(outcome, texts=data_kind(config.data) == "texts")
+        _next_after_search(outcome)
     if not outcome.everything_kept:
         raise typer.Exit(1)
 
@@ -208,10 +206,8 @@ def retrain(
             }
         )
     else:
-        from thawline.data import is_table
-
         _print_outcome(outcome.search)
-        _next_after_search(outcome.search, texts=is_table(config.data.path))
+        _next_after_search(outcome.search)
     if outcome.search is not None and not outcome.search.everything_kept:
         raise typer.Exit(1)
 
@@ -294,8 +290,9 @@ def _print_outcome(outcome: "SearchOutcome") -> None:
     show(*outcome.lines())
 
 
-def _next_after_search(outcome: "SearchOutcome", *, texts: bool) -> None:
-    model, version, item = outcome.model, outcome.promotion.version, "TEXT" if texts else "IMAGE"
+def _next_after_search(outcome: "SearchOutcome") -> None:
+    model, version = outcome.model, outcome.promotion.version
+    item = "TEXT" if outcome.promotion.challenger.kind == "texts" else "IMAGE"
     if outcome.promoted:
         steps = {f"serve {model}": "answer requests over HTTP", f"predict {model} {item}": "ask the champion"}
     else:

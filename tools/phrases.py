@@ -43,7 +43,16 @@ PHRASES = {
 """Phrases, alternatives separated by ``|``, and what to write instead."""
 
 _FOLDERS = ("src", "flows", "docs", "tests", "benchmarks", "tools", "docker")
-_TEXTS = (*_FOLDERS, "docker/Dockerfile", "README.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml", "prefect.yaml")
+_TEXTS = (
+    *_FOLDERS,
+    "docker/Dockerfile",
+    "README.md",
+    "SECURITY.md",
+    "CONTRIBUTING.md",
+    "Makefile",
+    "pyproject.toml",
+    "prefect.yaml",
+)
 _SUFFIXES = {".py", ".md", ".html", ".yaml", ".yml", ".toml", ".ini", ".sql"}
 _OWN = ("tools/phrases.py", "tests/unit/test_phrases.py")
 _GAP = r"\s+(?:#\s+|>\s+)?"

@@ -1,18 +1,17 @@
 """Tables that name images and their labels, and the files that are meant."""
 
-import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from thawline.data._columns import USUAL, Guess, Role, looks_like_texts, split_of
 from thawline.data._files import as_text
 from thawline.data._folders import Layout, describe_splits
+from thawline.data._image_index import ImageIndex, plain
 from thawline.data._labels import LabelColumn, wrong_label
-from thawline.data._listing import children, folders, images_below, is_folder, relative
+from thawline.data._listing import children, folders, is_folder, relative
 from thawline.data._naming import split_name, split_names, without_shard, words
 from thawline.data._sources import known_names
 from thawline.data._tables import TABLE_SUFFIXES, BadCell, Cell, Table, read_table
@@ -96,7 +95,7 @@ def table_layout(tables: Sequence[ImageTable], root: Path, config: "DataConfig")
     read = [(table, read_table(table.path, names=_known(config))) for table in tables]
     read, columns, how, unlabelled = _columns(read, root, config)
     labels = LabelColumn(cell for _, table in read for cell in table.column(columns["label"]))
-    indices = {base: _Index(base) for base in {table.base for table, _ in read}}
+    indices = {base: ImageIndex(base) for base in {table.base for table, _ in read}}
     rows = _Rows(root, columns, labels)
     for table, content in read:
         rows.add(table, content, indices[table.base], whole=len(read) == 1)
@@ -142,7 +141,7 @@ def contradicted(layout: Layout) -> list[Problem]:
             continue
         labels: dict[str, set[Cell]] = defaultdict(set)
         for file, cell in zip(head.column(image), head.column(label), strict=True):
-            if isinstance(file, str) and (name := _plain(file).rpartition("/")[2]) in classes:
+            if isinstance(file, str) and (name := plain(file).rpartition("/")[2]) in classes:
                 labels[classes[name]].add(cell)
         if any(len(given) > 1 for given in labels.values()):
             reason = (
@@ -174,7 +173,7 @@ def _image_column(table: ImageTable, config: "DataConfig") -> str | None:
         key=lambda name: USUAL["image"].index(name.strip().casefold()),
     )
     by_extension = [name for name in head.columns if _mostly(_names_a_file, head.column(name))]
-    index = _Index(table.base)
+    index = ImageIndex(table.base)
     if by_extension:
         column = next((name for name in usual if name in by_extension), by_extension[0])
         texts = [name for name in head.columns if _is_text(name) and name not in by_extension]
@@ -238,77 +237,6 @@ def _path_from(path: Path, root: Path) -> str:
     return relative(path, root) if path.is_relative_to(root) else path.as_posix()
 
 
-# ------------------------------------------------------------------------------------------------ which files are meant
-
-
-class _Index:
-    """The image files below a folder, found by a path, a name, or a name without its extension."""
-
-    def __init__(self, base: Path) -> None:
-        self.base = base
-
-    @cached_property
-    def files(self) -> dict[str, str]:
-        """Path relative to the folder in Unicode's form NFC, and as it is."""
-        if not self.base.is_dir():
-            raise DataError(f"There is no folder {self.base} of images: data.image_folder names one.")
-        return {_plain(path): path for path in images_below(self.base, self.base, set(), [])}
-
-    @cached_property
-    def _by_name(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = defaultdict(list)
-        for plain in self.files:
-            name = plain.rpartition("/")[2]
-            found[name].append(plain)
-            found[name.rpartition(".")[0]].append(plain)
-        return found
-
-    def find(self, cell: str, hint: str | None) -> list[str]:
-        """Paths of the files that a cell may mean: none, one, or several that it cannot be told from.
-
-        Args:
-            cell: a path, of which the beginning may be that of another machine, or a name with or without extension.
-            hint: the table's name: of several files those are meant that lie in the folder of its name, or its split.
-        """
-        wanted = _plain(cell)
-        if wanted in self.files:
-            return [self.files[wanted]]
-        candidates = self._by_name.get(wanted.rpartition("/")[2], [])
-        if len(candidates) > 1:
-            candidates = _by_longest_end(candidates, wanted)
-        if len(candidates) > 1 and hint is not None:
-            own = [path for path in candidates if _lies_in(path, hint)]
-            candidates = own or candidates
-        return [self.files[path] for path in candidates]
-
-
-def _plain(path: str) -> str:
-    return unicodedata.normalize("NFC", path.strip().replace("\\", "/").removeprefix("./"))
-
-
-def _by_longest_end(candidates: list[str], wanted: str) -> list[str]:
-    """Those that agree with the most of the last folders of a path."""
-
-    def agreeing(path: str) -> int:
-        ours, theirs = path.split("/")[-2::-1], wanted.split("/")[-2::-1]
-        return next(
-            (n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-        )
-
-    most = max(map(agreeing, candidates))
-    return [path for path in candidates if agreeing(path) == most]
-
-
-def _lies_in(path: str, hint: str) -> bool:
-    """Whether one of its folders is called as a table is, or as its split."""
-    split = split_name(hint)
-    for folder in path.split("/")[:-1]:
-        found = split_name(folder)
-        if folder.casefold() == hint.casefold() or (found and split and found.split == split.split):
-            return True
-    return False
-
-
 class _Rows:
     """What the rows of the tables name."""
 
@@ -327,7 +255,7 @@ class _Rows:
         """Those of which all rows say the same."""
         return [item for item in self._items if item.path not in self._twice]
 
-    def add(self, table: ImageTable, content: Table, index: _Index, *, whole: bool) -> None:
+    def add(self, table: ImageTable, content: Table, index: ImageIndex, *, whole: bool) -> None:
         """Read all rows of a table; ``whole``: whether it is the only one, so that a column may say the split."""
         name = _path_from(table.path, self._root)
         hint = without_shard(table.path.stem)
@@ -371,7 +299,7 @@ class _Rows:
             reason = f"{place} calls it {item.class_name}, {first} {label}: one label is needed"
             self.problems.append(Problem(item.path, reason, "conflict"))
 
-    def unnamed(self, indices: dict[Path, _Index]) -> list[Problem]:
+    def unnamed(self, indices: dict[Path, ImageIndex]) -> list[Problem]:
         """How many images no row names, by the folder that they lie in."""
         counts: dict[str, int] = defaultdict(int)
         for base, index in indices.items():
@@ -390,7 +318,7 @@ def _wrong(what: str, cell: Cell) -> str:
     return f"the {what} is missing" if what == "image" and not (cell or "").strip() else ""
 
 
-def _check_found(rows: _Rows, indices: dict[Path, _Index], config: "DataConfig") -> None:
+def _check_found(rows: _Rows, indices: dict[Path, ImageIndex], config: "DataConfig") -> None:
     if len(rows.lost) > config.max_bad_fraction * rows.total:
         where = ", ".join(str(base) for base in indices)
         raise DataError(

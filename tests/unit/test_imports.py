@@ -1,6 +1,8 @@
 """What no import contract can say: the private modules of a package are its own."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +30,13 @@ def test_no_module_imports_a_private_module_of_another_package() -> None:
 def test_such_an_import_would_be_found(line: str) -> None:
     assert list(strangers("thawline.training.loop", f"def late():\n    {line}\n")) == ["thawline.backbones._windows"]
     assert not list(strangers("thawline.backbones.networks", line))
+
+
+def test_a_search_does_not_wait_for_the_compiler_of_torch() -> None:
+    """It takes longer to load than the rest of torchvision and torch together, and only workers need it."""
+    code = "import sys, thawline.flows.search, thawline.backbones._torchvision; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
 
 
 def strangers(module: str, source: str) -> Iterator[str]:

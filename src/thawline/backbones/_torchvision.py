@@ -5,12 +5,12 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torchvision import models
 
 from thawline.backbones import networks
 from thawline.backbones._base import Backbone, BackboneInfo, LayerGroup, Preprocessing
 from thawline.backbones._groups import layer_groups_of, outputs_of
 from thawline.backbones._registry import refuse_length
+from thawline.backbones._vision import models
 from thawline.backbones._weights import (
     STARTER,
     check_weights,

@@ -15,9 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum
-from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
+from thawline.backbones._vision import models
 from thawline.exceptions import WeightsError
 
 __all__ = [
@@ -49,7 +48,7 @@ ALTERNATIVES = (
 """What to do where a library's own weights are not available; the end of an error."""
 
 
-def read_weights(name: str, weights: str, default: WeightsEnum) -> dict[str, Tensor]:
+def read_weights(name: str, weights: str, default: models.WeightsEnum) -> dict[str, Tensor]:
     """The tensors that ``weights`` stands for: ``default``, ``starter`` or a file.
 
     Raises:
@@ -93,7 +92,7 @@ def starter_metadata(name: str) -> dict[str, str]:
         raise WeightsError(f"The shipped weights {STARTER_FILE} cannot be read: {error}. Install again.") from None
 
 
-def _read_default(name: str, default: WeightsEnum) -> dict[str, Tensor]:
+def _read_default(name: str, default: models.WeightsEnum) -> dict[str, Tensor]:
     file = Path(torch.hub.get_dir()) / "checkpoints" / default.url.rpartition("/")[2]
     if file.exists():
         _check_hash(file)
@@ -187,7 +186,7 @@ def load_into(module: nn.Module, head: str, tensors: dict[str, Tensor], source: 
         for name, value in tensors.items()
         if not name.startswith((f"{head}.", *_AUXILIARY))
     }
-    if isinstance(module, VisionTransformer):
+    if isinstance(module, models.VisionTransformer):
         given = _with_interpolated_positions(module, given)
     shapes = [
         f"{name}: {list(value.shape)} instead of {list(wanted[name].shape)}"
@@ -216,12 +215,12 @@ class _StateDict(dict[str, Tensor]):
     _metadata: dict[str, Any]
 
 
-def _with_interpolated_positions(module: VisionTransformer, given: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_interpolated_positions(module: models.VisionTransformer, given: dict[str, Tensor]) -> dict[str, Tensor]:
     """Position embeddings for the module's image size, interpolated between those that were learned at another."""
     if "encoder.pos_embedding" not in given:
         return given
     try:
-        return dict(interpolate_embeddings(module.image_size, module.patch_size, dict(given)))
+        return dict(models.vision_transformer.interpolate_embeddings(module.image_size, module.patch_size, dict(given)))
     except ValueError as error:
         raise WeightsError(f"encoder.pos_embedding cannot be interpolated: {error}") from None
 

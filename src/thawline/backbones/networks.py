@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["POOLINGS", "ImageClassifier", "OneHead", "TextClassifier", "build", "transformers_config", "without_pooler"]
+__all__ = [
+    "POOLINGS",
+    "ImageClassifier",
+    "OneHead",
+    "TextClassifier",
+    "build",
+    "compiler_on_demand",
+    "transformers_config",
+    "without_pooler",
+]
 
 POOLINGS = ("mean", "cls", "max")
 """How the features of a text's tokens become those of the text, by sentence-transformers' words."""
@@ -164,7 +173,7 @@ def without_pooler(encoder: nn.Module) -> nn.Module:
 
 
 def _of_torchvision(architecture: Mapping[str, Any]) -> nn.Module:
-    with _compiler_on_demand():
+    with compiler_on_demand():
         from torchvision.models import get_model
 
     network: nn.Module = get_model(architecture["builder"], weights=None, **architecture["kwargs"])
@@ -172,7 +181,7 @@ def _of_torchvision(architecture: Mapping[str, Any]) -> nn.Module:
 
 
 @contextmanager
-def _compiler_on_demand() -> Iterator[None]:
+def compiler_on_demand() -> Iterator[None]:
     """Import torchvision without ``torch._dynamo``, which takes longer to load than all the rest of it.
 
     Its ``roi_align`` imports that for one question, which only an operator of detectors asks, when it runs: here it is

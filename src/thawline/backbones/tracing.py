@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, fx, nn
+
+from thawline.backbones._vision import torchvision
 
 __all__ = ["COUNT", "Step", "forget_biases_on_load", "sizes_read_behind", "steps_of", "trace"]
 

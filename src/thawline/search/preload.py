@@ -3,8 +3,8 @@
 # ruff: noqa: F401  imported only to be loaded
 import mlflow
 import sklearn.metrics
+import torch._dynamo  # by every optimizer
 import torch.utils.tensorboard
-import torchvision.models
 
 import thawline.search.trial
 

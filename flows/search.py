@@ -24,6 +24,7 @@ from thawline.orchestration.server import leaving_at_once
 from thawline.orchestration.trials import run_trials
 from thawline.registry import PromotionOutcome
 from thawline.search import (
+    DescribedBackbone,
     Prepared,
     Recorder,
     SearchOutcome,
@@ -33,13 +34,16 @@ from thawline.search import (
     check_config,
     complete,
     conclude,
+    describe_backbones,
     fetch_data,
     judge_best,
     prepare_inputs,
     prepare_workers,
     rank_backbones,
     read_data,
+    run_step,
     store_activations,
+    try_step,
     workers_dismissed,
 )
 from thawline.study_report import MadeReport, make_report
@@ -70,7 +74,7 @@ def search(config: SearchConfig) -> SearchOutcome:
     with trial_runner(config.execution) as runner, workers_dismissed(config.study.grace_seconds):
         prepared = prepare(config, home)
         study = open_study(prepared, home)
-        prepared = prepared.with_backbones(study.config.backbones)
+        prepared = describe_task(prepared.with_backbones(study.config.backbones))
         with study.held(), recorder.study_run(prepared, study) as run:
             stored = activations_task(prepared, run)
             recorder.log_plan(stored)
@@ -128,7 +132,7 @@ def data_task(config: SearchConfig) -> Manifest:
 @task(name="check backbones", cache_policy=NO_CACHE)
 def backbones_task(config: SearchConfig) -> dict[str, int]:
     """Build every backbone once."""
-    return check_backbones(config)
+    return run_step(check_backbones, config, retries=config.study.retries, title="loading the backbones")
 
 
 @task(name="prepare inputs", cache_policy=NO_CACHE)
@@ -143,6 +147,16 @@ def rank_task(prepared: Prepared, home: Path) -> dict[str, float]:
     return rank_backbones(prepared, home)
 
 
+@task(name="describe backbones", cache_policy=NO_CACHE)
+def describe_task(prepared: Prepared) -> Prepared:
+    """Tell what each freeze depth costs."""
+    config, classes = prepared.config, len(prepared.manifest.classes)
+    title, retries = "describing the backbones", config.study.retries
+    nothing: dict[str, DescribedBackbone] = {}
+    described = try_step(describe_backbones, config, classes, retries=retries, title=title, otherwise=nothing)
+    return replace(prepared, described=described)
+
+
 @task(name="store activations", cache_policy=NO_CACHE)
 def activations_task(prepared: Prepared, run: StudyRun) -> dict[str, StoredSplits]:
     """Measure, plan, and compute the frozen layers once."""
@@ -152,7 +166,8 @@ def activations_task(prepared: Prepared, run: StudyRun) -> dict[str, StoredSplit
 @task(name="register and judge", cache_policy=NO_CACHE)
 def judge_task(prepared: Prepared, run: StudyRun) -> PromotionOutcome:
     """Package the best trial, and score it and the champion on the test split."""
-    return judge_best(prepared, study_of(prepared, run), run)
+    retries = prepared.config.study.retries
+    return run_step(judge_best, prepared, run, retries=retries, title="packaging and judging the best trial")
 
 
 @task(name="promote", cache_policy=NO_CACHE)
@@ -164,4 +179,5 @@ def promote_task(prepared: Prepared, run: StudyRun, decided: PromotionOutcome) -
 @task(name="write report", cache_policy=NO_CACHE)
 def report_task(prepared: Prepared, run: StudyRun, outcome: SearchOutcome) -> MadeReport | None:
     """Gather what the study shows on one page."""
-    return make_report(prepared, study_of(prepared, run), run, outcome)
+    title, retries = "writing the report", prepared.config.study.retries
+    return try_step(make_report, prepared, run, outcome, retries=retries, title=title, otherwise=None)

@@ -91,7 +91,7 @@ class MadeReport:
             tracker.log_media(name, media, step=step)
 
 
-def make_report(prepared: Prepared, study: Study, run: StudyRun, outcome: SearchOutcome) -> MadeReport | None:
+def make_report(prepared: Prepared, run: StudyRun, outcome: SearchOutcome) -> MadeReport | None:
     """Write the report beside the study.
 
     A part that fails is left out with a warning, and so is the whole report: the model is registered by now, and not
@@ -102,6 +102,7 @@ def make_report(prepared: Prepared, study: Study, run: StudyRun, outcome: Search
     """
     emit(Phase("writing the report"))
     try:
+        study = Study.load(run.home, run.study, prepared.config)
         best = next(record for record in outcome.records if record.number == outcome.best_trial)
         backbone = _part("explanations, graph and features", lambda: _registered(prepared, run, outcome, best), None)
         test = _test(prepared, outcome, best)

@@ -16,15 +16,15 @@ environment.quiet_prefect()
 from thawline import cli
 from thawline.flows import search as module
 
-judge, failures = module.judge_best, [1]
+run_step, failures = module.run_step, [1]
 
-def judge_second_time(*arguments):
-    if failures:
+def judged_second_time(step, *arguments, **options):
+    if failures and step is module.judge_best:
         failures.pop()
         raise OSError("the network went away")
-    return judge(*arguments)
+    return run_step(step, *arguments, **options)
 
-module.judge_best = judge_second_time
+module.run_step = judged_second_time
 module.search = module.search.with_options(retries=1)
 cli.main()
 """

@@ -11,6 +11,12 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["build_without_memory", "seeded"]
 
 
+_DRAWN = frozenset(
+    {torch.Tensor.normal_, torch.Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
+)
+"""Where networks draw their first weights. On ``meta`` it does nothing, and yet PyTorch would load its compiler."""
+
+
 class _EmptyOnMeta(TorchFunctionMode):
     """Give every ``torch.empty`` no storage: all weights of all torchvision models are made by it.
 
@@ -24,6 +30,8 @@ class _EmptyOnMeta(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.empty:
             kwargs = {**kwargs, "device": "meta"}
+        if func in _DRAWN and (drawn := args[0] if args else kwargs["tensor"]).is_meta:
+            return drawn
         return func(*args, **kwargs)
 
 

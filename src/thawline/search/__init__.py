@@ -3,11 +3,13 @@
 from thawline.search.conduct import Queue, announce_end, announce_start, conduct, trial_spec
 from thawline.search.events import Note, Phase, emit
 from thawline.search.prepare import (
+    DescribedBackbone,
     Prepared,
     already_checked,
     check_backbones,
     check_config,
     complete,
+    describe_backbones,
     fetch_data,
     prepare_inputs,
     read_data,
@@ -17,6 +19,7 @@ from thawline.search.recorder import Recorder
 from thawline.search.records import TrialRecord
 from thawline.search.slots import Slots
 from thawline.search.spec import StudyRun, TrialResult, TrialSpec, trial_name
+from thawline.search.steps import run_step, try_step
 from thawline.search.stored_activations import store_activations
 from thawline.search.study import Asked, Study
 from thawline.search.trial import run_together, run_trial
@@ -25,6 +28,7 @@ from thawline.search.worker import WorkerCrashed, call_in_worker, prepare_worker
 
 __all__ = [
     "Asked",
+    "DescribedBackbone",
     "Note",
     "Phase",
     "Prepared",
@@ -47,6 +51,7 @@ __all__ = [
     "complete",
     "conclude",
     "conduct",
+    "describe_backbones",
     "emit",
     "fetch_data",
     "judge_best",
@@ -54,11 +59,13 @@ __all__ = [
     "prepare_workers",
     "rank_backbones",
     "read_data",
+    "run_step",
     "run_together",
     "run_trial",
     "stop_workers",
     "store_activations",
     "trial_name",
     "trial_spec",
+    "try_step",
     "workers_dismissed",
 ]

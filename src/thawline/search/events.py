@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from thawline.search.spec import TrialResult, trial_name
 from thawline.training import Hyperparameters
@@ -25,11 +25,14 @@ __all__ = [
     "TrialStarted",
     "counting",
     "emit",
+    "tell_driver",
     "watching",
 ]
 
 _log = logging.getLogger("thawline.search")
 _watchers: list[Callable[["Phase"], None]] = []
+_driver: Callable[["Event"], None] | None = None
+"""In a worker: takes what is emitted."""
 _COUNT_SECONDS = 0.5
 """How often the progress of a phase is told, at most: from a worker it is a message."""
 
@@ -141,27 +144,31 @@ def watching(watcher: Callable[[Phase], None]) -> Iterator[None]:
         _watchers.remove(watcher)
 
 
-def counting(name: str, send: Callable[[Phase], Any] | None = None) -> Callable[[int, int], None]:
-    """Report that a phase begins; returns a function to call with (done, total) as it progresses.
+def tell_driver(send: Callable[[Event], None]) -> None:
+    """In a worker: from now on let the driver emit what is emitted here."""
+    global _driver  # noqa: PLW0603  of the process
+    _driver = send
 
-    Args:
-        name: of the phase.
-        send: from a worker, its link; else :func:`emit`.
-    """
-    tell, last = send or emit, time.monotonic()
-    tell(Phase(name))
+
+def counting(name: str) -> Callable[[int, int], None]:
+    """Report that a phase begins; returns a function to call with (done, total) as it progresses."""
+    last = time.monotonic()
+    emit(Phase(name))
 
     def count(done: int, total: int) -> None:
         nonlocal last
         if time.monotonic() - last >= _COUNT_SECONDS:
             last = time.monotonic()
-            tell(Phase(name, done, total))
+            emit(Phase(name, done, total))
 
     return count
 
 
 def emit(event: Event) -> None:
-    """Tell the watchers."""
+    """Tell the watchers, those of the driver if this is a worker."""
+    if _driver is not None:
+        _driver(event)
+        return
     if isinstance(event, Phase) and event.done:
         for watcher in _watchers:
             watcher(event)

@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,11 +37,13 @@ from thawline.tracking import check_trackers, check_wandb, resolve_uri
 from thawline.training import check_augmentation, depths_without_places, runtime_for
 
 __all__ = [
+    "DescribedBackbone",
     "Prepared",
     "already_checked",
     "check_backbones",
     "check_config",
     "complete",
+    "describe_backbones",
     "fetch_data",
     "image_preprocessing",
     "labelled",
@@ -81,23 +82,8 @@ class Prepared:
     inputs: dict[str, Path]
     """File of decoded images, or of tokenized texts, for each backbone."""
     fingerprint: str
-
-    @cached_property
-    def described(self) -> dict[str, "DescribedBackbone"]:
-        """What each backbone costs at every freeze depth, and its summary; builds the networks, with random weights."""
-        config, described = self.config, {}
-        for name in config.backbones:
-            built = backbones.create(
-                name,
-                num_classes=len(self.manifest.classes),
-                weights="none",
-                image_size=config.backbone.image_size,
-                max_length=config.backbone.max_length,
-            )
-            costs = backbones.depth_costs(built, config.train.batch_size)
-            summary = backbones.summary_text(built, 0, config.train.batch_size, costs)
-            described[name] = DescribedBackbone(costs, summary)
-        return described
+    described: dict[str, DescribedBackbone] = field(default_factory=dict)
+    """Each backbone that is tried; empty until they are known, and where it cannot be told."""
 
     @property
     def study(self) -> str:
@@ -259,6 +245,23 @@ def check_backbones(config: SearchConfig) -> dict[str, int]:
         note = "batch-norms are trained with the rest (train_all): random weights have no statistics to keep"
         emit(Note(f"{', '.join(random)}: {note}"))
     return depths
+
+
+def describe_backbones(config: SearchConfig, classes: int) -> dict[str, DescribedBackbone]:
+    """What each backbone costs at every freeze depth, and its summary; builds the networks, with random weights."""
+    described = {}
+    for name in config.backbones:
+        built = backbones.create(
+            name,
+            num_classes=classes,
+            weights="none",
+            image_size=config.backbone.image_size,
+            max_length=config.backbone.max_length,
+        )
+        costs = backbones.depth_costs(built, config.train.batch_size)
+        summary = backbones.summary_text(built, 0, config.train.batch_size, costs)
+        described[name] = DescribedBackbone(costs, summary)
+    return described
 
 
 def read_data(config: SearchConfig) -> Manifest:

@@ -19,7 +19,7 @@ from thawline.search.slots import threads_per_trial
 from thawline.search.space import kept_backbones
 from thawline.search.spec import build_backbone
 from thawline.search.study import Study
-from thawline.search.worker import Link, WorkerCrashed, call_with_retries
+from thawline.search.worker import WorkerCrashed, call_with_retries
 from thawline.training import Inputs, fit_probes, head_features, open_inputs, runtime_for, set_up_process, sign_of
 
 __all__ = ["rank_backbones"]
@@ -77,7 +77,7 @@ def _probed(prepared: Prepared, name: str) -> float:
     return value
 
 
-def _probe(request: _Request, send: Link) -> float:
+def _probe(request: _Request) -> float:
     """In the worker: one pass, and a linear probe of what the head is given."""
     config, name = request.config, request.backbone
     set_up_process(threads=threads_per_trial(config), seed=config.study.seed)

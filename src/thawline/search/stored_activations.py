@@ -18,7 +18,7 @@ from thawline.search.slots import threads_per_trial
 from thawline.search.space import depth_shares
 from thawline.search.spec import build_backbone
 from thawline.search.study import Study
-from thawline.search.worker import Link, WorkerCrashed, call_with_retries
+from thawline.search.worker import WorkerCrashed, call_with_retries
 from thawline.training import (
     Augmentation,
     Hyperparameters,
@@ -127,13 +127,13 @@ class _Request:
         return self.splits(plan.without_store() if plan is not None else None, weights="")
 
 
-def _plan_and_fill(request: _Request, send: Link) -> StoredSplits:
+def _plan_and_fill(request: _Request) -> StoredSplits:
     """In the worker."""
     config = request.config
     set_up_process(threads=request.threads, seed=config.study.seed)
     plan = _known_plan(request.plan)
     if plan is None:
-        send(Phase(f"measuring the layer groups of {request.backbone}"))
+        emit(Phase(f"measuring the layer groups of {request.backbone}"))
         plan = _new_plan(request)
     write_atomically(request.plan, plan.model_dump_json().encode())
     plan = plan.model_copy(update={"trials": request.trials})
@@ -142,7 +142,7 @@ def _plan_and_fill(request: _Request, send: Link) -> StoredSplits:
     if not config.activations.store:
         plan = plan.without_store()
     for line in plan.lines():
-        send(Note(line))
+        emit(Note(line))
     backbone = request.build_backbone()  # not the profiled one, whose batch-norms have moved
     if request.weights not in (None, backbone.weights_digest):
         raise StudyError(
@@ -153,16 +153,16 @@ def _plan_and_fill(request: _Request, send: Link) -> StoredSplits:
     splits = request.splits(plan, backbone.weights_digest)
     runtime = runtime_for(splits.train_config(config.train))
     refused = splits.fill(
-        backbone, runtime, batch_size=config.train.batch_size, on_progress=counting("storing activations", send)
+        backbone, runtime, batch_size=config.train.batch_size, on_progress=counting("storing activations")
     )
     for boundary, reason in refused.items():
         name = plan.profile.groups[boundary - 1]
-        send(Note(f"not stored after {name}, computed in every trial instead: {reason}", "warning"))
-    send(Phase("fitting linear probes"))
+        emit(Note(f"not stored after {name}, computed in every trial instead: {reason}", "warning"))
+    emit(Phase("fitting linear probes"))
     curve = probe_curve(backbone, splits, config, runtime, request.probe)
     if len(curve) > 1:
         shown = ", ".join(f"{depth}: {value:.4f}" for depth, value in curve.items())
-        send(Note(f"linear probes by freeze depth, val/{config.study.metric}: {shown}"))
+        emit(Note(f"linear probes by freeze depth, val/{config.study.metric}: {shown}"))
     return splits
 
 

@@ -161,13 +161,14 @@ class SearchOutcome:
         )
 
 
-def judge_best(prepared: Prepared, study: Study, run: StudyRun) -> PromotionOutcome:
+def judge_best(prepared: Prepared, run: StudyRun) -> PromotionOutcome:
     """Register the best trial as challenger, and judge it against the champion. Doing it again registers nothing twice.
 
     Raises:
         StudyError: if no trial was completed, with the reasons of those that failed.
         RegistryError: if the model cannot be packaged, registered or scored.
     """
+    study = Study.load(run.home, run.study, prepared.config)
     best = _best(study)
     run_id = _run_of(best, run)
     registry = MlflowRegistry(run.store)

@@ -17,14 +17,14 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from types import FrameType
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 
 from thawline import logs
 from thawline.exceptions import ThawlineError
 from thawline.processes import main_module_hidden, start_fork_server, worker_context
-from thawline.search.events import Note, emit
+from thawline.search.events import Event, Note, emit, tell_driver
 from thawline.training import Interrupted
 
 __all__ = [
@@ -40,6 +40,8 @@ __all__ = [
 
 _Process: TypeAlias = ForkServerProcess | SpawnProcess
 _Send: TypeAlias = Callable[[Any], Any]
+_Pool: TypeAlias = Literal["trials", "steps"]
+"""Processes with the seeds, switches and threads of trials, and those of what comes before and after them."""
 
 _LEAVE_SECONDS = 5.0
 _SIGN_SECONDS = 1.0
@@ -65,21 +67,28 @@ class Link:
     """The connection of a function in a worker to its driver."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self._connection, self._sending = connection, threading.Lock()
         self._said = time.monotonic()
 
     def __call__(self, message: Any) -> Any:
         """Send a message and wait for the answer."""
-        self._connection.send(("message", message))
-        self._said = time.monotonic()
+        self._send("message", message)
         return self._connection.recv()
+
+    def tell(self, event: Event) -> None:
+        """Let the driver emit an event; from any thread."""
+        self._send("event", event)
 
     def alive(self) -> bool:
         """Say that there is progress; returns whether this process was asked to leave."""
         if time.monotonic() - self._said >= _SIGN_SECONDS:
-            self._connection.send(("alive", None))
-            self._said = time.monotonic()
+            self._send("alive", None)
         return _leaving.is_set()
+
+    def _send(self, kind: str, value: Any) -> None:
+        with self._sending:
+            self._connection.send((kind, value))
+        self._said = time.monotonic()
 
 
 class _Here:
@@ -99,7 +108,7 @@ _leaving = threading.Event()
 """In a worker: it was asked to leave, by its driver or by the system."""
 _stopping = threading.Event()
 _grace_ends = 0.0
-_idle: list["_Worker"] = []
+_idle: dict[_Pool, list["_Worker"]] = {"trials": [], "steps": []}
 _idle_lock = threading.Lock()
 
 
@@ -109,7 +118,9 @@ def stop_workers(grace_seconds: float = 0.0) -> None:
     _grace_ends = time.monotonic() + grace_seconds
     _stopping.set()
     with _idle_lock:
-        waiting, _idle[:] = list(_idle), []
+        waiting = [worker for workers in _idle.values() for worker in workers]
+        for workers in _idle.values():
+            workers.clear()
     for worker in waiting:
         worker.release()
 
@@ -141,6 +152,7 @@ def call_in_worker(
     on_message: _Send = lambda message: None,
     silent_seconds: float | None = None,
     poll_seconds: float = 0.2,
+    pool: _Pool = "trials",
 ) -> Any:
     """Run ``function(*args, link)`` in another process and wait for what it returns.
 
@@ -149,11 +161,13 @@ def call_in_worker(
 
     Args:
         function: of a module, since its name is what is sent. It may call ``link(message)``, which returns the answer,
-            and ``link.alive()``; it may raise :class:`Interrupted` when that asks it to leave.
+            and ``link.alive()``; it may raise :class:`Interrupted` when that asks it to leave. What it emits, the
+            driver emits.
         args: values that can be pickled.
         on_message: answers messages.
         silent_seconds: a process that is silent for this long is ended; ``None`` waits indefinitely.
         poll_seconds: how soon an interruption is noticed.
+        pool: the processes that it may run in.
 
     Raises:
         WorkerCrashed: if the process dies or leaves without a result, or is ended for its silence.
@@ -162,7 +176,7 @@ def call_in_worker(
     """
     if multiprocessing.current_process().daemon:  # of Dask, which keeps its workers from having children
         return function(*args, _Here(on_message))
-    worker = _take()
+    worker = _take(pool)
     try:
         worker.connection.send((function, args))
         kind, value = worker.converse(on_message, silent_seconds, poll_seconds)
@@ -171,20 +185,23 @@ def call_in_worker(
     except BaseException:
         worker.end()
         raise
-    _give_back(worker)
+    _give_back(worker, pool)
     if kind == "error":
         raise value
     return value
 
 
-def call_with_retries(function: Callable[..., Any], *args: Any, retries: int, title: str) -> Any:
-    """As :func:`call_in_worker`, and again after a crash, with a warning each time; what it sends are events.
+def call_with_retries(
+    function: Callable[..., Any], *args: Any, retries: int, title: str, pool: _Pool = "trials"
+) -> Any:
+    """Run ``function(*args)`` as :func:`call_in_worker` does, and again after a crash, with a warning each time.
 
     Args:
-        function: that leaves nothing half-done when it dies, or resumes it.
+        function: of a module; it leaves nothing half-done when it dies, or resumes it.
         args: values that can be pickled.
         retries: how many crashes are followed by another call, at least 0.
         title: what it does, for the warnings: "probing resnet18".
+        pool: the processes that it may run in.
 
     Raises:
         WorkerCrashed: the last of ``1 + retries`` crashes.
@@ -193,10 +210,14 @@ def call_with_retries(function: Callable[..., Any], *args: Any, retries: int, ti
     """
     for _ in range(retries):
         try:
-            return call_in_worker(function, *args, on_message=emit)
+            return call_in_worker(_without_link, function, args, pool=pool)
         except WorkerCrashed as error:
             emit(Note(f"{title}: {error}; it is tried again", "warning"))
-    return call_in_worker(function, *args, on_message=emit)
+    return call_in_worker(_without_link, function, args, pool=pool)
+
+
+def _without_link(function: Callable[..., Any], args: tuple[Any, ...], _: Link) -> Any:
+    return function(*args)
 
 
 class _Worker:
@@ -232,6 +253,9 @@ class _Worker:
                 raise self._crash() from None
             if kind == "alive":
                 continue
+            if kind == "event":
+                emit(value)
+                continue
             if kind != "message":
                 return kind, value
             answer = on_message(value)
@@ -259,22 +283,22 @@ class _Worker:
         return WorkerCrashed.with_exit_code(self.process.exitcode)
 
 
-def _take() -> _Worker:
+def _take(pool: _Pool) -> _Worker:
     with _idle_lock:
-        while _idle:
-            worker = _idle.pop()
+        while _idle[pool]:
+            worker = _idle[pool].pop()
             if worker.process.is_alive():
                 return worker
             worker.end()
     return _Worker()
 
 
-def _give_back(worker: _Worker) -> None:
+def _give_back(worker: _Worker, pool: _Pool) -> None:
     if _stopping.is_set():
         worker.end()
         return
     with _idle_lock:
-        _idle.append(worker)
+        _idle[pool].append(worker)
 
 
 def _serve(connection: Connection) -> None:
@@ -297,8 +321,10 @@ def _serve(connection: Connection) -> None:
         except EOFError:
             return
         busy = True
+        link = Link(connection)
+        tell_driver(link.tell)
         try:
-            answer = ("result", function(*args, Link(connection)))
+            answer = ("result", function(*args, link))
         except ThawlineError as error:
             answer = ("error", error)
         except Interrupted:

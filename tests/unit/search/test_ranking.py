@@ -144,7 +144,7 @@ def test_a_class_that_is_rare_is_among_what_a_probe_sees() -> None:
         assert (np.diff(rows) > 0).all()
 
 
-def _killed(request: object, send: object) -> None:
+def _killed(request: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 

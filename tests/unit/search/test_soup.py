@@ -230,7 +230,7 @@ def test_one_trial_alone_makes_no_soup_and_the_outcome_says_so(
     assert make_soup(made.prepared, made.study.records(), own_home) is None
     recorder = Recorder.connect(made.prepared.config, own_home)
     with made.study.held(), recorder.study_run(made.prepared, made.study) as run:
-        judged = judge_best(made.prepared, made.study, run)
+        judged = judge_best(made.prepared, run)
         outcome = conclude(made.prepared, made.study, run, judged)
     assert outcome.soup == "not tried: this home holds no checkpoints of two complete trials of the best one's backbone"
 
@@ -252,9 +252,9 @@ def test_the_outcome_and_the_version_record_the_result_of_the_soup(
     made = searched(*disturbances)
     recorder = Recorder.connect(made.prepared.config, own_home)
     with made.study.held(), recorder.study_run(made.prepared, made.study) as run:
-        judged = judge_best(made.prepared, made.study, run)
+        judged = judge_best(made.prepared, run)
         outcome = conclude(made.prepared, made.study, run, judged)
-        again = conclude(made.prepared, made.study, run, judge_best(made.prepared, made.study, run))
+        again = conclude(made.prepared, made.study, run, judge_best(made.prepared, run))
     (line,) = [line for line in outcome.lines() if line.startswith("Soup: ")]
     assert line.startswith("Soup: the average of trials 0, 1" if wins else "Soup: not used: of 2 trials")
     assert outcome.as_dict()["soup"] == line.removeprefix("Soup: ")
@@ -270,10 +270,10 @@ def test_a_report_shows_no_other_network_than_the_soup_that_was_registered(
     made = searched(1.0, -1.0)
     recorder = Recorder.connect(made.prepared.config, own_home)
     with made.study.held(), recorder.study_run(made.prepared, made.study) as run:
-        outcome = conclude(made.prepared, made.study, run, judge_best(made.prepared, made.study, run))
+        outcome = conclude(made.prepared, made.study, run, judge_best(made.prepared, run))
         if gone:  # as where another machine has concluded the study
             shutil.rmtree(own_home / "studies" / made.prepared.study / "soup")
-        made_report = make_report(made.prepared, made.study, run, outcome)
+        made_report = make_report(made.prepared, run, outcome)
     assert made_report is not None
     report = StudyReport.from_json(made_report.page.with_name("report.json").read_text())
     assert report.test is not None

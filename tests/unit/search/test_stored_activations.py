@@ -6,7 +6,6 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ from thawline.training import Augmentation, Runtime, runtime_for
 pytestmark = pytest.mark.xdist_group("processes")
 
 
-def _killed(request: object, send: Callable[[Any], Any]) -> None:
+def _killed(request: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -62,9 +62,9 @@ def concluded(
         prepared = Prepared(config, config, scan(config.data), {backbone: 6}, files, "f")
         recorder = Recorder.connect(config, own_home)
         with study.held(), recorder.study_run(prepared, study) as run:
-            outcome = conclude(prepared, study, run, judge_best(prepared, study, run))
+            outcome = conclude(prepared, study, run, judge_best(prepared, run))
             recorder.log_outcome(outcome, study)
-            report = make_report(prepared, study, run, outcome)
+            report = make_report(prepared, run, outcome)
             return dataclasses.replace(outcome, report=report and report.page)
 
     return conclude_study

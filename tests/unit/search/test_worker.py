@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from thawline.exceptions import ThawlineError
+from thawline.exceptions import StudyError, ThawlineError
 from thawline.search import worker
+from thawline.search.events import Note, Phase, emit, watching
+from thawline.search.steps import run_step, try_step
 from thawline.search.worker import Link, WorkerCrashed, WorkStopped, call_in_worker
 from thawline.training import Interrupted
 
@@ -37,6 +39,20 @@ def _work_until_asked(link: Link) -> None:
 def _hang(link: Link) -> None:
     link("working")
     threading.Event().wait()
+
+
+def _tell(count: int) -> int:
+    emit(Note("said by a step"))
+    emit(Phase("counting", count, 10))
+    return os.getpid()
+
+
+def _end(code: int) -> int:
+    os._exit(code)
+
+
+def _refuse() -> int:
+    raise StudyError("a rule, a value and the next step")
 
 
 def _ask(value: int, send: Callable[[Any], Any]) -> Any:
@@ -114,3 +130,30 @@ def test_after_a_stop_nothing_runs_and_nobody_is_left() -> None:
     assert not [process for process in active_children() if process.name == "thawline-worker"]
     with pytest.raises(WorkStopped):
         call_in_worker(_pid)
+
+
+def test_what_a_step_emits_is_heard_here_and_it_shares_no_process_with_trials(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trial, seen = call_in_worker(_pid), list[Phase]()
+    with caplog.at_level("INFO", "thawline"), watching(seen.append):
+        step = run_step(_tell, 3, retries=0, title="counting")
+    assert [record.getMessage() for record in caplog.records] == ["said by a step"]
+    assert seen == [Phase("counting", 3, 10)]
+    assert len({trial, step, os.getpid()}) == 3
+    assert run_step(_tell, 4, retries=0, title="counting") == step
+
+
+def test_a_step_whose_process_dies_again_and_again_is_an_error_or_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    ended = "its process ended with 7"
+    with pytest.raises(StudyError, match=rf"packaging: {ended}.*The same command resumes"):
+        run_step(_end, 7, retries=1, title="packaging")
+    assert [record.getMessage() for record in caplog.records] == [f"packaging: {ended}; it is tried again"]
+    caplog.clear()
+    assert try_step(_end, 7, retries=0, title="writing the report", otherwise=0) == 0
+    assert [record.getMessage() for record in caplog.records] == [f"writing the report: {ended}; it is left out"]
+
+
+def test_what_a_step_refuses_is_not_left_out() -> None:
+    with pytest.raises(StudyError, match="a rule, a value and the next step"):
+        try_step(_refuse, retries=1, title="writing the report", otherwise=0)

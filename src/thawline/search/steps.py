@@ -1,0 +1,46 @@
+"""Steps of a search that run in a worker: it has loaded what the driver then never needs to load, and may crash."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from thawline.exceptions import StudyError
+from thawline.search.events import Note, emit
+from thawline.search.worker import WorkerCrashed, call_with_retries
+
+__all__ = ["run_step", "try_step"]
+
+_T = TypeVar("_T")
+
+
+def run_step(function: Callable[..., _T], *args: object, retries: int, title: str) -> _T:
+    """Run ``function(*args)`` in a worker, and again if its process dies.
+
+    Args:
+        function: of a module; doing it again repeats nothing.
+        args: values that can be pickled.
+        retries: how many crashes are followed by another attempt, at least 0.
+        title: what it does, for messages: "packaging the best trial".
+
+    Raises:
+        StudyError: if its process dies again and again.
+        ThawlineError: what ``function`` raised.
+    """
+    try:
+        result: _T = call_with_retries(function, *args, retries=retries, title=title, pool="steps")
+    except WorkerCrashed as error:
+        raise StudyError(
+            f"{title}: {error}. If it was killed for memory, free some or take a smaller backbone. The same command "
+            "resumes: what is done is kept."
+        ) from error
+    return result
+
+
+def try_step(function: Callable[..., _T], *args: object, retries: int, title: str, otherwise: _T) -> _T:
+    """As :func:`run_step`, for what a search can do without: if its process dies, a warning and ``otherwise``."""
+    try:
+        return run_step(function, *args, retries=retries, title=title)
+    except StudyError as error:
+        if not isinstance(error.__cause__, WorkerCrashed):
+            raise
+        emit(Note(f"{title}: {error.__cause__}; it is left out", "warning"))
+        return otherwise

@@ -1,13 +1,16 @@
 """What every backbone promises, whichever library and family it is of; seen by its effect on tensors.
 
 One member of each family, the smallest, at a small image size and with random weights; where even that takes seconds,
-one with fewer and narrower blocks of the same classes (TINY_TIMM), while the catalogue is compared with the whole
-network. The families are those of the registry: where it has a new one, it is added to FAMILIES and must pass as it is.
+one with fewer and narrower blocks of the same classes (TINY_TIMM, TINY_TORCHVISION), while the catalogue is compared
+with the whole network. The families are those of the registry: where it has a new one, it is added to FAMILIES and must
+pass as it is.
 """
 
 import importlib.util
 import re
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,11 +19,13 @@ import torchvision
 from heads import created_with_random_head, with_random_head
 from tiny_networks import FURTHER, TINY, write_tiny
 from tiny_timm import TINY as TINY_TIMM
-from tiny_timm import tiny
-from torch import Tensor
+from tiny_timm import tiny as tiny_of_timm
+from tiny_torchvision import TINY as TINY_TORCHVISION
+from tiny_torchvision import tiny as tiny_of_torchvision
+from torch import Tensor, fx, nn
 
 from thawline import backbones
-from thawline.backbones import Backbone, section
+from thawline.backbones import Backbone, _traced, section, tracing
 from thawline.backbones._registry import LIBRARIES, library_of
 from thawline.exceptions import BackboneError
 from thawline.freezing import freeze_to, train_mode, trainable_parameters
@@ -190,7 +195,14 @@ SLOW = {"maxvit_t", *TIMM_SLOW}
 
 
 def is_tiny(name: str) -> bool:
-    return name.startswith("timm/") and name.removeprefix("timm/") in TINY_TIMM
+    return name in TINY_TORCHVISION or (name.startswith("timm/") and name.removeprefix("timm/") in TINY_TIMM)
+
+
+@contextmanager
+def tiny(name: str) -> Iterator[None]:
+    """Until the block ends, the tiny network of the name is built, if there is one."""
+    with tiny_of_timm(name), tiny_of_torchvision(name):
+        yield
 
 
 def case(name: str) -> object:
@@ -202,21 +214,42 @@ def case(name: str) -> object:
     )
 
 
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where HuggingFace's networks are written, each once."""
+    return tmp_path_factory.mktemp("networks")
+
+
 @pytest.fixture(scope="module", params=[case(name) for name in FAMILIES])
-def built(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Backbone, dict[str, Tensor]]:
+def built(request: pytest.FixtureRequest, files: Path) -> tuple[Backbone, dict[str, Tensor]]:
     """Built once for the tests of one family; with it the numbers that it begins with, the head's drawn at random: what
     comes through a head of zeros is the same, whatever goes in."""
-    backbone = with_random_head(created(request.param, CLASSES, tmp_path_factory.mktemp("network")))
+    backbone = with_random_head(created(request.param, CLASSES, files))
     return backbone, {name: value.detach().clone() for name, value in backbone.module.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def traced_once(built: tuple[Backbone, dict[str, Tensor]]) -> Callable[[nn.Module], fx.Graph]:
+    """What traces the network of a family: once in each mode, since a trace takes longer than the rest of a section."""
+    graphs: dict[tuple[bool, ...], fx.Graph] = {}
+
+    def trace(module: nn.Module) -> fx.Graph:
+        assert module is built[0].module
+        mode = tuple(part.training for part in module.modules())
+        if mode not in graphs:
+            graphs[mode] = tracing.trace(module)
+        return graphs[mode]
+
+    return trace
 
 
 def created(family: str, num_classes: int, folder: Path) -> Backbone:
     name = family
     if family in HUGGINGFACE:
         kind = family.removeprefix("hf:")
-        name = f"hf:{TINY[kind](folder / kind)}"
+        name = f"hf:{folder / kind}"
+        if not (folder / kind).exists():
+            TINY[kind](folder / kind)
     with tiny(name):
         return backbones.create(name, num_classes=num_classes, weights="none", image_size=FAMILIES[family], seed=1)
 
@@ -228,14 +261,20 @@ class TestEveryFamily(BackboneContract):
 
     @pytest.fixture(autouse=True)
     def of_family(
-        self, request: pytest.FixtureRequest, built: tuple[Backbone, dict[str, Tensor]], tmp_path: Path
+        self,
+        request: pytest.FixtureRequest,
+        built: tuple[Backbone, dict[str, Tensor]],
+        files: Path,
+        traced_once: Callable[[nn.Module], fx.Graph],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        self.built, self.folder = built, tmp_path
+        self.built, self.files = built, files
+        monkeypatch.setattr(_traced, "trace", traced_once)
         self.family: str = request.node.callspec.params["built"]
         self.numbers_of_classes = (10,) if self.family in SLOW else (2, 10, 200)
 
     def make(self, num_classes: int) -> Backbone:
-        return created(self.family, num_classes, self.folder / str(num_classes))
+        return created(self.family, num_classes, self.files)
 
     def backbone(self) -> Backbone:
         backbone, start = self.built

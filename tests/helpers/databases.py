@@ -25,12 +25,19 @@ def postgres_server() -> Iterator[Callable[[], str]]:
 
             server = get_server(Path(folder) / "data")
 
+        def run(command: str) -> None:
+            server.psql(f"\\set ON_ERROR_STOP on\n{command};")  # else it would only print what failed
+
         def make() -> str:
             name = f"t{uuid.uuid4().hex[:12]}"
-            server.psql(f"CREATE DATABASE {name};")
+            # Not of template1, which cannot be copied while anybody is connected to it, as autovacuum is at times.
+            run(f"CREATE DATABASE {name} TEMPLATE template0")
             return str(server.get_uri(database=name)).replace("postgres:@", "postgres@")
 
         try:
+            for setting in ("fsync", "autovacuum"):  # nothing here is to survive a failure of power
+                run(f"ALTER SYSTEM SET {setting} = off")
+            run("SELECT pg_reload_conf()")
             yield make
         finally:
             server.cleanup()

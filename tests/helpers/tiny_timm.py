@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import cache, lru_cache, wraps
 from typing import Any
 from unittest import mock
 
@@ -83,10 +83,16 @@ def tiny(name: str) -> Iterator[None]:
     from thawline.backbones import _timm
 
     smaller = {bare: _smaller(bare, _registry.model_entrypoint(bare), TINY[bare])}
-    _timm._cut.cache_clear()
-    with mock.patch.dict(_registry._model_entrypoints, smaller):
+    with mock.patch.dict(_registry._model_entrypoints, smaller), mock.patch.object(_timm, "_cut", _cut()):
         yield
-    _timm._cut.cache_clear()
+
+
+@cache
+def _cut() -> Any:
+    """What cuts tiny networks: each once, and apart from those that were cut whole under the same names."""
+    from thawline.backbones import _timm
+
+    return lru_cache(maxsize=None)(_timm._cut.__wrapped__)
 
 
 def _smaller(name: str, build: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:

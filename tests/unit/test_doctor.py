@@ -54,22 +54,24 @@ def test_stores_that_do_not_open_are_findings_with_what_to_do(
     newer(own_home / "mlflow.db")
     newer(prefect_database(own_home / "prefect", home=own_home))
     monkeypatch.setenv("THAWLINE_STORAGE", "postgresql://me:secret@127.0.0.1:1/studies")
+    found = {finding.subject: finding for finding in diagnose(own_home)}
     for subject in ("MLflow's store", "Prefect's database"):
-        assert of(subject).status == "wrong"
-        assert "was made by a newer version of" in of(subject).detail
-        assert "pip install --upgrade" in of(subject).advice
-    assert of("studies").status == "wrong"
-    assert "cannot be opened" in of("studies").detail
-    assert "secret" not in str(of("studies"))
+        assert found[subject].status == "wrong"
+        assert "was made by a newer version of" in found[subject].detail
+        assert "pip install --upgrade" in found[subject].advice
+    assert found["studies"].status == "wrong"
+    assert "cannot be opened" in found["studies"].detail
+    assert "secret" not in str(found["studies"])
 
 
 def test_a_named_server_that_does_not_answer_is_a_finding(
     of: Callable[[str], Finding], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
-    assert of("Prefect's server").status == "wrong"
-    assert "http://127.0.0.1:1/api does not answer: " in of("Prefect's server").detail
-    assert "PREFECT_API_URL" in of("Prefect's server").advice
+    found = of("Prefect's server")
+    assert found.status == "wrong"
+    assert "http://127.0.0.1:1/api does not answer: " in found.detail
+    assert "PREFECT_API_URL" in found.advice
 
 
 def test_a_look_that_fails_is_a_finding_and_the_others_are_made(

@@ -1,5 +1,6 @@
 """A trial that takes seconds: 24 small pictures, the smallest backbone, a local MLflow store."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from PIL import Image
 
 from thawline.activations import StoredSplits
 from thawline.backbones import preprocessing_of
-from thawline.config import SearchConfig
-from thawline.data import decoded, scan
+from thawline.config import DataConfig, SearchConfig
+from thawline.data import Manifest, decoded, scan
 from thawline.search import worker
+from thawline.search.probing import ProbeFile
 from thawline.search.spec import TrialSpec
 from thawline.tracking import MlflowStore, start_study_run
 from thawline.training import Augmentation, Hyperparameters
@@ -35,8 +37,40 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def scanned(pictures: Path) -> tuple[Manifest, Path]:
+    """What is known of the pictures, and where they are as they were decoded; so many processes are started once."""
+    manifest = scan(DataConfig(path=pictures, workers=1))
+    images = decoded(
+        manifest,
+        resize_size=SIZE,
+        crop_size=SIZE,
+        interpolation="bilinear",
+        cache_dir=pictures.parent / "decoded",
+        workers=1,
+    )
+    return manifest, images.path
+
+
 @pytest.fixture
-def make_spec(pictures: Path, store: MlflowStore, own_home: Path) -> Iterator[Callable[..., TrialSpec]]:
+def probe_once(own_home: Path, pictures: Path) -> Iterator[None]:
+    """Trials begin with the linear probe that the first of these tests fitted, where they would fit the same."""
+    kept = pictures.parent / "probe.safetensors"
+    own = ProbeFile.path(own_home, "tests", BACKBONE)
+    if kept.exists():
+        own.parent.mkdir(parents=True)
+        shutil.copyfile(kept, own)
+    yield
+    if own.exists() and not kept.exists():
+        shutil.copyfile(own, kept)
+
+
+@pytest.fixture
+def make_spec(
+    pictures: Path, scanned: tuple[Manifest, Path], store: MlflowStore, own_home: Path
+) -> Iterator[Callable[..., TrialSpec]]:
+    manifest, images = scanned
+
     def make(
         *,
         number: int = 0,
@@ -55,15 +89,6 @@ def make_spec(pictures: Path, store: MlflowStore, own_home: Path) -> Iterator[Ca
                 "tracking": {"system_metrics": False},
             }
         )
-        manifest = scan(config.data)
-        images = decoded(
-            manifest,
-            resize_size=SIZE,
-            crop_size=SIZE,
-            interpolation="bilinear",
-            cache_dir=pictures.parent / "decoded",
-            workers=1,
-        )
         parent = start_study_run(store, study=study, params={}, tags={})
         return TrialSpec(
             number=number,
@@ -75,7 +100,7 @@ def make_spec(pictures: Path, store: MlflowStore, own_home: Path) -> Iterator[Ca
                 folder=own_home / "cache" / "activations",
                 budget=None,
                 plan=None,
-                data=images.path,
+                data=images,
                 backbone=BACKBONE,
                 weights="0" * 16,
                 preprocessing=preprocessing_of(BACKBONE, weights="starter", image_size=SIZE),

@@ -106,7 +106,9 @@ class Searched:
 
 
 @pytest.fixture
-def searched(make_spec: Callable[..., TrialSpec], store: MlflowStore, own_home: Path, pictures: Path) -> Any:
+def searched(
+    make_spec: Callable[..., TrialSpec], probe_once: None, store: MlflowStore, own_home: Path, pictures: Path
+) -> Any:
     def make(*disturbances: float, shown: tuple[float, ...] = (0.9, 0.8, 0.7), **sections: Any) -> Searched:
         """A trial for each disturbance, which is added to the learned head's weights along one direction."""
         spec = make_spec(depth=DEPTH, epochs=4)

@@ -26,6 +26,8 @@ from thawline.tracking import MlflowStore
 from thawline.training import Decision, EpochResult, Runtime
 from thawline.training.observation import Allowance
 
+pytestmark = pytest.mark.usefixtures("probe_once")
+
 Make = Callable[..., TrialSpec]
 BACKBONE, SIZE = "mobilenet_v3_small", 32
 

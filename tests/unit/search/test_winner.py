@@ -22,14 +22,25 @@ from thawline.search.trial import run_trial
 from thawline.search.winner import SearchOutcome, conclude, judge_best
 from thawline.study_report import make_report
 from thawline.tracking import MlflowStore
-from thawline.training import CheckpointFolder, Decision, load_checkpoint
+from thawline.training import Checkpoint, CheckpointFolder, Decision, load_checkpoint
 
 Concluded = Callable[..., SearchOutcome]
 
 
+@pytest.fixture(scope="module")
+def trained_before() -> list[Checkpoint]:
+    """The network that the first of these tests trained."""
+    return []
+
+
 @pytest.fixture
 def concluded(
-    make_spec: Callable[..., TrialSpec], store: MlflowStore, own_home: Path, monkeypatch: pytest.MonkeyPatch
+    make_spec: Callable[..., TrialSpec],
+    probe_once: None,
+    trained_before: list[Checkpoint],
+    store: MlflowStore,
+    own_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Concluded:
     def conclude_study(*values: float, probe: int | None = None, learned: float = 1.0) -> SearchOutcome:
         """A study whose trials have these values.
@@ -40,9 +51,12 @@ def concluded(
             learned: factor of the trained head's weights; with -1 every class is taken for the other.
         """
         spec = make_spec(depth=0, learning_rate=1e-2, epochs=10)
-        trained = run_trial(dataclasses.replace(spec, number=99), lambda result: Decision.CONTINUE)
+        ends = Decision.STOP if trained_before else Decision.CONTINUE  # the others only need a run of their own
+        trained = run_trial(dataclasses.replace(spec, number=99), lambda result: ends)
         assert trained.checkpoint is not None
-        checkpoint = load_checkpoint(own_home / trained.checkpoint)
+        if not trained_before:
+            trained_before.append(load_checkpoint(own_home / trained.checkpoint))
+        (checkpoint,) = trained_before
         head = {
             f"classifier.3.{name}": learned * checkpoint.model[f"classifier.3.{name}"] for name in ("weight", "bias")
         }

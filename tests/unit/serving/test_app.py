@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from thawline.registry import MlflowRegistry, ModelName
 from thawline.serving.app import AppOptions, create_app
 from thawline.serving.follower import Follower
 from thawline.serving.metrics import Metrics
-from thawline.tracking import MlflowStore
+from thawline.tracking import MlflowStore, connect
 
 Open = Callable[..., TestClient]
 PNG = {"Content-Type": "image/png"}
@@ -29,33 +30,43 @@ def base64_of(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-@pytest.fixture
-def follower(store: MlflowStore, folder: Path) -> Follower:
+@pytest.fixture(scope="module")
+def store(prepared: Callable[[Path], Path], folder: Path, tmp_path_factory: pytest.TempPathFactory) -> MlflowStore:
+    """Of all these tests: none of them changes what it holds, the champion."""
+    home = prepared(tmp_path_factory.mktemp("home"))
+    store = connect(f"sqlite:///{home}/mlflow.db", home=home, experiment="thawline")
     version = register(store, folder)
     MlflowRegistry(store).promote("birds", version, judged_against=None, by="me", reason="a test")
+    return store
+
+
+def following(store: MlflowStore) -> Follower:
     follower = Follower(MlflowRegistry(store), ModelName("birds"), poll_seconds=60)
     follower.load_first()
     return follower
 
 
+def client_of(follower: Follower, **options: Any) -> TestClient:
+    return TestClient(create_app(follower, AppOptions(**options), Metrics()), base_url="http://127.0.0.1")
+
+
 @pytest.fixture
-def open_app(follower: Follower) -> Iterator[Open]:
-    opened = []
-
-    def make(**options: Any) -> TestClient:
-        client = TestClient(create_app(follower, AppOptions(**options), Metrics()), base_url="http://127.0.0.1")
-        client.__enter__()
-        opened.append(client)
-        return client
-
-    yield make
-    for client in opened:
-        client.__exit__(None, None, None)
+def follower(store: MlflowStore) -> Follower:
+    return following(store)
 
 
 @pytest.fixture
-def client(open_app: Open) -> TestClient:
-    return open_app(max_body=100_000)
+def open_app(follower: Follower) -> Iterator[Open]:
+    """Starts a server of the test's own."""
+    with ExitStack() as opened:
+        yield lambda **options: opened.enter_context(client_of(follower, **options))
+
+
+@pytest.fixture(scope="module")
+def client(store: MlflowStore) -> Iterator[TestClient]:
+    """Asks one server, which whatever one test asks must leave as it is for the next."""
+    with client_of(following(store), max_body=100_000) as client:
+        yield client
 
 
 def test_a_file_a_raw_body_and_json_are_answered_alike(client: TestClient) -> None:
@@ -207,7 +218,8 @@ def test_with_a_token_only_probes_and_the_page_are_open(open_app: Open) -> None:
     assert client.get("/metrics").status_code == 401
 
 
-def test_requests_in_flight_share_forward_passes_and_each_gets_its_own_answer(client: TestClient) -> None:
+def test_requests_in_flight_share_forward_passes_and_each_gets_its_own_answer(open_app: Open) -> None:
+    client = open_app()
     colours = ["red", "green", "blue"] * 20
 
     def label(colour: str) -> str:
@@ -250,8 +262,10 @@ def test_a_full_queue_answers_503_with_retry_after_and_counts_it(open_app: Open,
 
 
 def test_a_failure_inside_is_a_500_without_its_trace(
-    client: TestClient, follower: Follower, caplog: pytest.LogCaptureFixture
+    open_app: Open, follower: Follower, caplog: pytest.LogCaptureFixture
 ) -> None:
+    client = open_app()
+
     def broken(pixels: list[Any]) -> list[list[float]]:
         raise RuntimeError("secret")
 
@@ -284,7 +298,7 @@ def test_the_server_sees_what_the_package_sees(client: TestClient, store: Mlflow
 
 
 def test_a_signed_webhook_makes_the_server_look_and_another_one_does_not(
-    open_app: Open, follower: Follower, store: MlflowStore, other_folder: Path, monkeypatch: pytest.MonkeyPatch
+    open_app: Open, follower: Follower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.webhooks.delivery import _generate_hmac_signature
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import Forks, forks
 from faults import OPTIONS, TRIALS, Search
 from once import made_once
 from PIL import Image
@@ -30,12 +31,22 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def search_in(shapes: Path, prepared: Callable[[Path], Path], prefect: dict[str, str]) -> Callable[..., Search]:
+def first_process() -> Iterator[Forks]:
+    """Of the searches in this worker: they are its forks."""
+    with forks(clean_environment()) as first:
+        yield first
+
+
+@pytest.fixture(scope="session")
+def search_in(
+    shapes: Path, prepared: Callable[[Path], Path], prefect: dict[str, str], first_process: Forks
+) -> Callable[..., Search]:
     """Makes a search in a home of its own that records on the worker's Prefect server."""
 
     def make(home: Path, *options: str, **more: str) -> Search:
         settings = {"THAWLINE_HOME": str(prepared(home)), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        return Search(shapes, home, clean_environment() | settings | prefect | more, [*OPTIONS, *options])
+        environment = clean_environment() | settings | prefect | more
+        return Search(shapes, home, environment, [*OPTIONS, *options], first_process)
 
     return make
 

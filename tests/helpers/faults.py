@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from commands import Fork, Forks
 
 from thawline.config import with_driver
 from thawline.tracking import MlflowStore, connect
@@ -50,7 +51,7 @@ def epochs_of(trials: int, epochs: int) -> set[tuple[int, int]]:
 class Life:
     """One run of the command, from its start to its end, however it ends."""
 
-    process: "subprocess.Popen[str]"
+    process: "subprocess.Popen[str] | Fork"
     lines: list[str] = field(default_factory=list)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _ended: bool = False
@@ -80,14 +81,12 @@ class Life:
         return self.wait_until(lambda lines: any(text in line for line in lines))
 
     def workers(self) -> list[psutil.Process]:
-        """The processes that train, which the fork server has made."""
-        found = []
+        """The processes that train: children of the fork server, which is one of the driver's."""
         with suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self.process.pid).children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
-                    if "forkserver" in " ".join(child.parent().cmdline() if child.parent() else []):
-                        found.append(child)
-        return found
+            driver = psutil.Process(self.process.pid)
+            servers = set(driver.children())
+            return [process for process in driver.children(recursive=True) if process not in servers]
+        return []
 
     def kill_worker(self) -> bool:
         """Kill -9 of the processes that train, nothing else."""
@@ -128,6 +127,8 @@ class Search:
     home: Path
     environment: dict[str, str]
     options: list[str]
+    forks: Forks | None = None
+    """What its lives are forked from; ``None``: each is a process that loads its libraries itself."""
     lives: list[Life] = field(default_factory=list)
 
     @property
@@ -136,10 +137,13 @@ class Search:
         return connect(with_driver(uri), home=self.home, experiment="thawline")
 
     def start(self) -> Life:
-        command = [sys.executable, "-m", "thawline", "search", str(self.data), *self.options]
-        life = Life(
-            subprocess.Popen(
-                command,
+        arguments = ["search", str(self.data), *self.options]
+        process: subprocess.Popen[str] | Fork
+        if self.forks is not None:
+            process = self.forks.start(arguments, self.environment, self.home.parent)
+        else:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "thawline", *arguments],
                 env=self.environment,
                 cwd=self.home.parent,
                 stdout=subprocess.PIPE,
@@ -147,9 +151,8 @@ class Search:
                 text=True,
                 start_new_session=True,
             )
-        )
-        self.lives.append(life)
-        return life
+        self.lives.append(Life(process))
+        return self.lives[-1]
 
     def finish(self) -> dict[str, Any]:
         """Run it to its end; the result, as a user of ``--json`` reads it."""

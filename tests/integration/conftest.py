@@ -84,7 +84,10 @@ def thawline() -> Callable[..., Finished]:
 
 @pytest.fixture(scope="session")
 def forked() -> Iterator[Callable[..., Finished]]:
-    """Like ``thawline``, in a fork of a process that is up already: for commands that refuse, or look something up."""
+    """Like ``thawline``, in a fork of a process that has the libraries already, one command after another.
+
+    For all but what shows that a verb works from the start of its process on.
+    """
     with forks(clean_environment()) as first:
 
         def run(*arguments: str | Path, home: Path, **more: str) -> Finished:

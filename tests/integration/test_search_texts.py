@@ -27,7 +27,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, prepared: Callable[[Path], Pa
 
 
 @pytest.fixture(scope="module")
-def searched(shared: Path, encoder: str, home: Path, thawline: Callable[..., Any], prefect: dict[str, str]) -> Any:
+def searched(shared: Path, encoder: str, home: Path, forked: Callable[..., Any], prefect: dict[str, str]) -> Any:
     """Short messages, as many of each class, and one that cannot be read."""
     lines = (shared / "data" / "sms_spam.tsv").read_bytes().splitlines()
     chosen = [
@@ -38,7 +38,7 @@ def searched(shared: Path, encoder: str, home: Path, thawline: Callable[..., Any
     options = ["--backbone", encoder, "--max-length", "48", "--trials", "3", "--epochs", "2", "--batch-size", "8"]
     settings = ["study.metric=macro_f1", "train.device=cpu", "train.precision=fp32", "train.policy=lp_ft"]
     settings += ["space.freeze_depth=[5,7]", "space.learning_rate=[0.0003,0.001]"]
-    return thawline("search", table, *options, *(f"--set={each}" for each in settings), "--json", home=home, **prefect)
+    return forked("search", table, *options, *(f"--set={each}" for each in settings), "--json", home=home, **prefect)
 
 
 def test_a_table_of_texts_becomes_a_champion_that_knows_them(searched: Any) -> None:

@@ -56,14 +56,14 @@ def test_a_text_is_answered_over_http_in_every_form(port: int) -> None:
 
 
 def test_the_commands_classify_texts_given_in_words_and_in_a_table(
-    home: Path, thawline: Callable[..., Any], tmp_path: Path
+    home: Path, thawline: Callable[..., Any], forked: Callable[..., Any], tmp_path: Path
 ) -> None:
     answer = thawline("predict", "notes", ADVERTISEMENTS[1], home=home)
     assert answer.code == 0, answer.err
     assert [word for word in ("text", "spam", ADVERTISEMENTS[1]) if word not in answer.out] == []
     table = tmp_path / "texts.tsv"
     table.write_text("text\n" + "\n".join([*FRIENDLY, *ADVERTISEMENTS]) + "\n")
-    scored = thawline("score", "notes", table, "--out", tmp_path / "out.parquet", home=home)
+    scored = forked("score", "notes", table, "--out", tmp_path / "out.parquet", home=home)
     assert scored.code == 0, scored.err
     assert list(pd.read_parquet(tmp_path / "out.parquet")["class"]) == ["ham"] * 3 + ["spam"] * 3
 

@@ -87,6 +87,11 @@ def read_source(root: Path, config: "DataConfig") -> Source:
             "data.group_pattern is searched in the paths of files, of which texts have none: name the column of "
             "groups by data.group_column."
         )
+    if config.class_pattern is not None:
+        raise DataError(
+            f"data.class_pattern is searched in the names of image files, but {root} is read as a table of texts: "
+            "leave it out."
+        )
     given: dict[Role, str | None] = {
         "text": config.text_column,
         "label": config.label_column,

@@ -44,7 +44,7 @@ for _plugin in ("AvifImagePlugin", "Jpeg2KImagePlugin", "TiffImagePlugin", "WebP
     with contextlib.suppress(ImportError):  # AVIF came with Pillow 11.3
         importlib.import_module(f"PIL.{_plugin}")
 _HEIF = importlib.util.find_spec("pillow_heif") is not None
-"""Whether the package is there with which Pillow reads HEIC. It takes a tenth of a second to load, which waits for one."""
+"""Whether the package is there with which Pillow reads HEIC. Its import, a tenth of a second, waits for such a file."""
 _AVAILABLE = tuple(name for name in _FORMATS if name in Image.OPEN or (name == "HEIF" and _HEIF))
 
 EXTENSIONS = frozenset(extension for name in _AVAILABLE for extension in _FORMATS[name])

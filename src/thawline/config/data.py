@@ -32,8 +32,8 @@ class DataConfig(Model):
 
     path: Path
     """Folder with one subfolder of images per class, or with train/, validation/ and test/ above the classes; or a
-    table of texts, or of images and their labels (.csv, .tsv, .jsonl or .parquet), or a folder with such tables;
-    or an archive of any of these."""
+    table of texts, or of images and their labels (.csv, .tsv, .jsonl, .json, .parquet or .xlsx), or a folder with such
+    tables; or an archive of any of these."""
     url: DataUrl | None = None
     """Folder on object storage, such as ``s3://bucket/photos``, that is mirrored to ``path`` before it is read."""
     validation_fraction: float = Field(0.15, gt=0, lt=0.5)

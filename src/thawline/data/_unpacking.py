@@ -21,7 +21,8 @@ from thawline.data._files import write_atomically
 from thawline.data._listing import children, folders, is_image
 from thawline.data._naming import ARCHIVE_SUFFIXES, split_name
 from thawline.data._sources import tables_in
-from thawline.data._tables import TABLE_SUFFIXES, BadCell, arrow_cells, class_names
+from thawline.data._table_files import tables_among
+from thawline.data._tables import BadCell, arrow_cells, class_names
 from thawline.data.splits import Split
 from thawline.exceptions import DataError
 
@@ -94,8 +95,13 @@ def _once(files: list[Path], name: str, write: Callable[[Path], None]) -> Path:
 def _inner(folder: Path) -> Path:
     """The folder that an archive holds, where it holds nothing else."""
     inner = folders(folder)
-    data = [child for child in children(folder) if is_image(child) or child.suffix.lower() in TABLE_SUFFIXES]
-    if len(inner) == 1 and not data and split_name(inner[0].name) is None:
+    found = children(folder)
+    if (
+        len(inner) == 1
+        and not any(map(is_image, found))
+        and not tables_among(found)
+        and split_name(inner[0].name) is None
+    ):
         return _inner(inner[0])
     return folder
 

@@ -45,9 +45,11 @@ for _plugin in ("AvifImagePlugin", "Jpeg2KImagePlugin", "TiffImagePlugin", "WebP
         importlib.import_module(f"PIL.{_plugin}")
 _HEIF = importlib.util.find_spec("pillow_heif") is not None
 """Whether the package is there with which Pillow reads HEIC. Its import, a tenth of a second, waits for such a file."""
-_AVAILABLE = tuple(name for name in _FORMATS if name in Image.OPEN or (name == "HEIF" and _HEIF))
+_AVAILABLE = tuple(name for name in _FORMATS if name in Image.OPEN and name != "HEIF")
 
-EXTENSIONS = frozenset(extension for name in _AVAILABLE for extension in _FORMATS[name])
+EXTENSIONS = frozenset(
+    extension for name in (*_AVAILABLE, *(["HEIF"] if _HEIF else [])) for extension in _FORMATS[name]
+)
 """Lower-case file extensions, with their dot, of everything that :func:`decode` can read on this machine."""
 
 _PIXEL_BYTES = {"I": 4, "F": 4}
@@ -105,8 +107,7 @@ def decode(data: bytes, *, max_pixels: int = 64_000_000, shortest: int | None = 
         raise BadImage("the file is empty")
     data, profile = _readable_png(data)
     try:
-        _load_heif(data)
-        with Image.open(io.BytesIO(data), formats=_AVAILABLE) as image:
+        with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
             pixels, most = image.width * image.height, max_pixels * 3 // _PIXEL_BYTES.get(image.mode, 3)
             if pixels > most:
                 deep = " of 32 bits" if image.mode in _PIXEL_BYTES else ""
@@ -135,11 +136,13 @@ def decode(data: bytes, *, max_pixels: int = 64_000_000, shortest: int | None = 
         raise BadImage(_reason(error)) from None
 
 
-def _load_heif(data: bytes) -> None:
-    """Register the decoder of HEIC where it is installed and the file may be one."""
-    if _HEIF and _is_heic(data) and "HEIF" not in Image.OPEN:
-        with contextlib.suppress(ImportError):  # libraries that it needs may be lacking
-            importlib.import_module("pillow_heif.HeifImagePlugin")
+def _formats(data: bytes) -> tuple[str, ...]:
+    """Names of the formats that a file may have; the decoder of HEIC is registered for the first such file."""
+    if not _HEIF or not _is_heic(data):
+        return _AVAILABLE
+    with contextlib.suppress(ImportError):  # libraries that it needs may be lacking
+        importlib.import_module("pillow_heif.HeifImagePlugin")
+    return (*_AVAILABLE, "HEIF") if "HEIF" in Image.OPEN else _AVAILABLE
 
 
 def _is_heic(data: bytes) -> bool:
@@ -159,8 +162,7 @@ def _reduce(image: JpegImagePlugin.JpegImageFile, shortest: int) -> None:
 def declared_pixels(data: bytes) -> int:
     """Width times height, as the head of the file says; 0 where that cannot be read. Nothing is decoded."""
     try:
-        _load_heif(data)
-        with Image.open(io.BytesIO(data), formats=_AVAILABLE) as image:
+        with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
             return image.width * image.height
     except Exception:  # whatever a parser meets; decode() says what
         return 0

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from thawline.config import DataConfig
-from thawline.data import BadImage, declared_pixels, decode, scan
+from thawline.data import BadImage, declared_pixels, decode, images, scan
 from thawline.data._listing import by_extension
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -94,6 +94,17 @@ def test_a_folder_of_photographs_of_a_telephone_is_read(heic: Callable[..., byte
     manifest = scan(DataConfig(path=fill(files)))
     assert len(manifest.rows) == 24
     assert manifest.bad == ()
+
+
+def test_other_images_do_not_need_its_decoder(encode: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is loaded for the first HEIC alone."""
+    monkeypatch.setattr(images, "_HEIF", True)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    for name in ("PNG", "JPEG", "TIFF"):
+        data = encode(Image.new("RGB", (5, 4), "red"), name)
+        assert decode(data).size == (5, 4)
+        assert declared_pixels(data) == 20
+    assert "HEIF" not in Image.OPEN
 
 
 def test_where_the_package_is_missing_it_is_named() -> None:

@@ -32,8 +32,8 @@ class DataConfig(Model):
 
     path: Path
     """Folder with one subfolder of images per class, or with train/, validation/ and test/ above the classes; or a
-    table of texts, or of images and their labels (.csv, .tsv, .jsonl or .parquet), or a folder with such tables;
-    or an archive of any of these."""
+    table of texts, or of images and their labels (.csv, .tsv, .jsonl, .json, .parquet or .xlsx), or a folder with such
+    tables; or an archive of any of these."""
     url: DataUrl | None = None
     """Folder on object storage, such as ``s3://bucket/photos``, that is mirrored to ``path`` before it is read."""
     validation_fraction: float = Field(0.15, gt=0, lt=0.5)
@@ -63,6 +63,9 @@ class DataConfig(Model):
     class_level: int | None = Field(None, ge=1)
     """Which folders of images are the classes: 1 for those directly in the data folder, or in its split folders, 2 for
     those in these. By default 1, but refused where the names say that they may be something else."""
+    class_pattern: Annotated[str, AfterValidator(_pattern)] | None = None
+    """Regular expression searched in the name of each image file, of which its first group, if it has one, is the
+    class: ``(\\w+)\\.\\d+\\.jpg`` for cat.12.jpg. Split folders are recognised; other folders are no classes then."""
     label_column: ColumnName | None = None
     """Column of a table that holds the labels; by default found in the same way."""
     split_column: ColumnName | None = None
@@ -73,9 +76,12 @@ class DataConfig(Model):
     below."""
 
     @model_validator(mode="after")
-    def _one_kind_of_group(self) -> Self:
+    def _without_contradictions(self) -> Self:
         if self.group_pattern is not None and self.group_column is not None:
             raise ValueError("group_pattern and group_column cannot both be set")
+        others = ("class_level", "image_column", "image_folder", "label_column", "split_column")
+        if self.class_pattern is not None and (wrong := [name for name in others if getattr(self, name) is not None]):
+            raise ValueError(f"class_pattern and {wrong[0]} cannot both be set: each says what the classes are")
         if self.validation_fraction + self.test_fraction >= 0.8:
             raise ValueError(
                 "validation_fraction + test_fraction must be less than 0.8, to leave something to train on"

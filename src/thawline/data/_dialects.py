@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from thawline.data._table_files import open_table, table_suffix
+
 __all__ = ["Dialect", "find_dialect", "open_text", "parsed"]
 
 _ROWS = 200  # records that a dialect must fit
@@ -35,7 +37,7 @@ def find_dialect(path: Path) -> Dialect:
         OSError: if the file cannot be read.
     """
     skipped, notes = 0, []
-    delimiters = list(_DELIMITERS) if path.suffix.lower() == ".csv" else ["\t"]
+    delimiters = list(_DELIMITERS) if table_suffix(path) == ".csv" else ["\t"]
     if (named := _excel_separator(path)) is not None:
         delimiters, skipped = [named], 1
         notes.append("the first line, sep=, is Excel's")
@@ -46,11 +48,11 @@ def find_dialect(path: Path) -> Dialect:
         notes.append(f"{comments} comment line{'s' if comments > 1 else ''} at the beginning left out")
         best, spaces = _best(path, delimiters, skipped)
     options = {"delimiter": best, "strict": True, **({"skipinitialspace": True} if spaces else {})}
-    if path.suffix.lower() == ".csv" and best != ",":
+    if table_suffix(path) == ".csv" and best != ",":
         notes.append(f"fields are separated by {_DELIMITERS.get(best, repr(best))}")
     if spaces:
         notes.append("spaces behind them are left out")
-    if path.suffix.lower() != ".csv" and not _quotes_well_formed(path, skipped):
+    if table_suffix(path) != ".csv" and not _quotes_well_formed(path, skipped):
         options = {"delimiter": best, "quoting": csv.QUOTE_NONE}
         notes.append("quotation marks are taken literally")
     unnamed = _header_is_one_short(path, options, skipped)
@@ -61,7 +63,7 @@ def find_dialect(path: Path) -> Dialect:
 
 def open_text(path: Path, skipped: int = 0) -> IO[str]:
     """The file as text, behind its first lines; bytes that are not UTF-8 are kept as surrogates."""
-    file = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+    file = open_table(path, newline="")
     for _ in range(skipped):
         file.readline()
     return file

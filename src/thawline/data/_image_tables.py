@@ -14,7 +14,8 @@ from thawline.data._labels import LabelColumn, wrong_label
 from thawline.data._listing import children, folders, is_folder, relative
 from thawline.data._naming import split_name, split_names, without_shard, words
 from thawline.data._sources import known_names
-from thawline.data._tables import TABLE_SUFFIXES, BadCell, Cell, Table, read_table
+from thawline.data._table_files import TABLE_SUFFIXES, table_stem, tables_among
+from thawline.data._tables import BadCell, Cell, Table, read_table
 from thawline.data.contract import SPLITS, Item, Problem, counted, group_name, listed
 from thawline.data.images import EXTENSIONS
 from thawline.data.splits import Split
@@ -61,23 +62,25 @@ def image_tables_in(root: Path, config: "DataConfig") -> list[ImageTable]:
     if metadata:
         return [table for table in metadata if _image_column(table, config) is not None]
     base = _base(root, config)
-    tables = [child for child in children(root) if child.suffix.lower() in TABLE_SUFFIXES and not is_folder(child)]
-    named = [ImageTable(path, None, base) for path in tables if not {"submission", "sample"} & set(words(path.stem))]
+    tables = tables_among([child for child in children(root) if not is_folder(child)])
+    named = [
+        ImageTable(path, None, base) for path in tables if not {"submission", "sample"} & set(words(table_stem(path)))
+    ]
     naming = [table for table in named if _image_column(table, config) is not None]
     if len(naming) < 2:
         return naming
     splits = {
         stem: split
-        for split, stems in split_names({without_shard(table.path.stem) for table in naming}).items()
+        for split, stems in split_names({without_shard(table_stem(table.path)) for table in naming}).items()
         for stem in stems
     }
     if "train" not in splits.values():
         names = ", ".join(table.path.name for table in naming)
         raise DataError(f"{root} holds the tables {names}, which all name images. Give one of them as the data.")
     return [
-        ImageTable(table.path, splits[without_shard(table.path.stem)], base)
+        ImageTable(table.path, splits[without_shard(table_stem(table.path))], base)
         for table in naming
-        if without_shard(table.path.stem) in splits
+        if without_shard(table_stem(table.path)) in splits
     ]
 
 
@@ -128,9 +131,7 @@ def contradicted(layout: Layout) -> list[Problem]:
     """
     classes = {item.path.rpartition("/")[2]: item.class_name for item in layout.files}
     problems = []
-    for path in children(layout.root):
-        if path.suffix.lower() not in TABLE_SUFFIXES or not path.is_file():
-            continue
+    for path in tables_among(children(layout.root)):
         try:
             head = read_table(path, names=set(USUAL["image"]) | set(USUAL["label"]), limit=_HEAD)
         except DataError:  # it is not asked for
@@ -258,7 +259,7 @@ class _Rows:
     def add(self, table: ImageTable, content: Table, index: ImageIndex, *, whole: bool) -> None:
         """Read all rows of a table; ``whole``: whether it is the only one, so that a column may say the split."""
         name = _path_from(table.path, self._root)
-        hint = without_shard(table.path.stem)
+        hint = without_shard(table_stem(table.path))
         self.problems += [Problem(f"{name}:{line}", f"the line {why}", "bad") for line, why in content.malformed]
         absent: list[Cell] = [None] * len(content.records)
         cells = [

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Sequence
 
 from thawline.data._tables import BadCell, Cell
 
-__all__ = ["LabelColumn", "look_alikes", "wrong_label"]
+__all__ = ["LabelColumn", "look_alikes", "several_in_one", "wrong_label"]
 
 _MISSING = {"nan", "NaN", "<NA>"}
 """What pandas writes where there is none, if it is told to. ``None`` and ``NA`` may be classes."""
+_BETWEEN = ("|", ";", ",", "+", " ")
+"""What stands between several labels in one cell."""
 _BOOLEANS = {"true", "false"}
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
@@ -58,3 +60,14 @@ def look_alikes(names: Sequence[str]) -> list[list[str]]:
         shown = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
         alike[" ".join(shown.casefold().split())].append(name)
     return [group for group in alike.values() if len(group) > 1]
+
+
+def several_in_one(names: Sequence[str]) -> list[str]:
+    """Names that put others together, as ``cat|dog`` beside ``cat`` and ``dog``: each row should have one label."""
+    known = set(names)
+    return [name for name in names if any(_all_known(name.split(mark), known) for mark in _BETWEEN if mark in name)]
+
+
+def _all_known(parts: list[str], known: set[str]) -> bool:
+    found = {part.strip() for part in parts}
+    return len(found) > 1 and found <= known

@@ -16,7 +16,8 @@ __all__ = ["by_extension", "children", "class_name", "classes_below", "folders",
 
 HIDDEN = "hidden, or left behind by a program"
 
-_UNREAD = {".heic", ".heif", ".svg", ".psd", ".eps", ".pdf", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".jxl"}
+_HEIC = {".heic", ".heics", ".heif", ".heifs", ".hif"}
+_UNREAD = {".svg", ".psd", ".eps", ".pdf", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".jxl"}
 
 
 def children(folder: Path) -> list[Path]:
@@ -57,6 +58,8 @@ def is_image(path: Path) -> bool:
 
 def by_extension(file: Path) -> str:
     """Why a file is not read."""
+    if file.suffix.lower() in _HEIC:
+        return f"{file.suffix} is read with pillow-heif: pip install 'thawline[heic]', or convert it to JPEG"
     if file.suffix.lower() in _UNREAD:
         return f"{file.suffix} is not read: convert it to JPEG or PNG"
     return "not an image by its extension"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from thawline.data._columns import USUAL, Guess, Role
 from thawline.data._listing import children, folders
 from thawline.data._naming import split_names, without_shard, words
-from thawline.data._tables import TABLE_SUFFIXES, Table, read_table
+from thawline.data._table_files import table_stem, tables_among
+from thawline.data._tables import Table, read_table
 from thawline.data.contract import SPLITS, Manifest
 from thawline.data.images import EXTENSIONS
 from thawline.data.splits import Split
@@ -46,7 +47,7 @@ def tables_in(folder: Path) -> dict[Split, list[Path]]:
     HuggingFace's hub. Nothing where there is another subfolder or an image: image folders may hold tables too.
     """
     found = children(folder)
-    tables = [child for child in found if child.suffix.lower() in TABLE_SUFFIXES and child.is_file()]
+    tables = tables_among(found)
     inner = folders(folder)
     if any(child.suffix.lower() in EXTENSIONS for child in found):
         return {}
@@ -56,16 +57,18 @@ def tables_in(folder: Path) -> dict[Split, list[Path]]:
         return {}
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for table in tables:
-        by_stem[without_shard(table.stem)].append(table)
-    if len(by_stem) == 1 and (len(tables) == 1 or all(table.stem != without_shard(table.stem) for table in tables)):
+        by_stem[without_shard(table_stem(table))].append(table)
+    if len(by_stem) == 1 and (
+        len(tables) == 1 or all(table_stem(table) != without_shard(table_stem(table)) for table in tables)
+    ):
         return {"train": tables}
     splits: dict[Split, list[Path]] = {}
     for split, stems in split_names(by_stem).items():
         parts = by_stem[stems[0]]
-        if len(stems) == 1 and (len(parts) == 1 or all(part.stem != stems[0] for part in parts)):
+        if len(stems) == 1 and (len(parts) == 1 or all(table_stem(part) != stems[0] for part in parts)):
             splits[split] = parts
     left = [table for table in tables if not any(table in parts for parts in splits.values())]
-    if [table for table in left if not {"submission", "sample"} & set(words(table.stem))]:
+    if [table for table in left if not {"submission", "sample"} & set(words(table_stem(table)))]:
         names = ", ".join(table.name for table in tables)
         raise DataError(
             f"{folder} holds the tables {names}. Give one of them as the data, or name them train, validation and "
@@ -86,6 +89,11 @@ def read_source(root: Path, config: "DataConfig") -> Source:
         raise DataError(
             "data.group_pattern is searched in the paths of files, of which texts have none: name the column of "
             "groups by data.group_column."
+        )
+    if config.class_pattern is not None:
+        raise DataError(
+            f"data.class_pattern is searched in the names of image files, but {root} is read as a table of texts: "
+            "leave it out."
         )
     given: dict[Role, str | None] = {
         "text": config.text_column,

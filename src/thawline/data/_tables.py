@@ -1,7 +1,7 @@
 """Read a table file into records that know their line, whatever is wrong with some of them.
 
 The standard library's ``csv`` and ``json`` read what has lines, because they alone say in which line a record begins;
-PyArrow reads Parquet. A table is held in memory as a whole.
+PyArrow reads Parquet, openpyxl Excel's files. A table is held in memory as a whole.
 """
 
 import csv
@@ -9,6 +9,7 @@ import json
 import math
 import re
 import threading
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from thawline.data._dialects import find_dialect, open_text, parsed
+from thawline.data._spreadsheets import read_sheet
+from thawline.data._table_files import open_bytes, open_table, table_suffix
 from thawline.exceptions import DataError
 
 __all__ = [
     "SAVE_AS_UTF8",
-    "TABLE_SUFFIXES",
     "BadCell",
     "Cell",
     "Record",
@@ -31,8 +33,6 @@ __all__ = [
     "looks_like_labels",
     "read_table",
 ]
-
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 _LONGEST_CELL = 100_000_000  # characters; csv itself refuses more than 131,072, which long documents have
 _LONGEST_LABEL = 100
@@ -61,7 +61,7 @@ class Record:
     """One row of a table."""
 
     line: int
-    """The line that it begins in, or its row in a Parquet file; from 1."""
+    """The line that it begins in; its row in a Parquet or Excel file, its place in a JSON array; from 1."""
     cells: tuple[Cell, ...]
 
 
@@ -72,7 +72,7 @@ class Table:
     columns: tuple[str, ...]
     """Names; those without a name are called by their number, from ``1``."""
     header: bool
-    """Whether the first line of the file names the columns; always for JSON lines and Parquet."""
+    """Whether the first line of the file names the columns; always for JSON and Parquet."""
     records: tuple[Record, ...]
     malformed: tuple[tuple[int, str], ...]
     """(line, reason) of each line that is no record."""
@@ -90,9 +90,11 @@ def read_table(path: Path, *, names: Collection[str], header: bool | None = None
 
     - ``.csv``: RFC 4180, with commas, semicolons, tabs or vertical bars, whichever fit the first 200 records.
     - ``.tsv``: quotation marks are taken literally, unless the whole file is well-formed with them as quotes.
-    - ``.jsonl``: one JSON object a line; ``.parquet``: also with class names in the notation of HuggingFace's datasets.
+    - ``.jsonl``: one JSON object a line; ``.json``: the same, or an array of objects.
+    - ``.parquet``: also with class names in the notation of HuggingFace's datasets.
+    - ``.xlsx``: the first sheet, by openpyxl.
 
-    What has lines is read as UTF-8, with or without a byte order mark.
+    What is text is read as UTF-8, with or without a byte order mark; with ``.gz`` behind it, it is unpacked.
 
     Args:
         path: the file.
@@ -105,24 +107,31 @@ def read_table(path: Path, *, names: Collection[str], header: bool | None = None
             UTF-8.
     """
     try:
-        if path.suffix.lower() == ".parquet":
-            table = _read_parquet(path, limit)
-        else:
-            with path.open("rb") as file:
-                beginning = file.read(4096)
-            if beginning[:2] in _UTF16 or b"\0" in beginning:
-                raise DataError(f"{path} is in UTF-16, or no text at all. Save it as UTF-8.")
-            if path.suffix.lower() == ".jsonl":
-                table = _read_json_lines(path, limit)
-            else:
-                table = _read_csv(path, names, header, limit)
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from None
+        table = _read(path, names, header, limit)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from None
     if not table.records and not table.malformed and limit is None:
         raise DataError(f"{path} holds no rows: a table of texts has a text and a label in each.")
     if twice := sorted({name for name in table.columns if table.columns.count(name) > 1}):
         raise DataError(f"{path} names the column {twice[0]!r} twice: rename one of them.")
     return table
+
+
+def _read(path: Path, names: Collection[str], header: bool | None, limit: int | None) -> Table:
+    kind = table_suffix(path)
+    if kind == ".parquet":
+        return _read_parquet(path, limit)
+    if kind == ".xlsx":
+        return _read_excel(path, names, header, limit)
+    with open_bytes(path) as file:
+        beginning = file.read(4096)
+    if beginning[:2] in _UTF16 or b"\0" in beginning:
+        raise DataError(f"{path} is in UTF-16, or no text at all. Save it as UTF-8.")
+    if kind == ".json" and beginning.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        return _read_json_array(path, limit)
+    if kind in (".json", ".jsonl"):
+        return _read_json_lines(path, limit)
+    return _read_csv(path, names, header, limit)
 
 
 def looks_like_labels(values: Sequence[Cell]) -> bool:
@@ -140,8 +149,10 @@ def _cell(value: Any) -> Cell:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    if isinstance(value, (list, dict, tuple)):
-        return BadCell("is a list or an object, no text")
+    if isinstance(value, (list, tuple)):
+        return BadCell("is a list, but each row needs one")
+    if isinstance(value, dict):
+        return BadCell("is an object, no text")
     if isinstance(value, bytes):
         return BadCell("is binary, no text")
     return _text(str(value))
@@ -182,6 +193,20 @@ def _read_csv(path: Path, names: Collection[str], header: bool | None, limit: in
         if last > first:  # a quote that is never closed takes line after line with it: each counts
             reason += f" (one record from line {first} to {last})"
         malformed += [(line, reason) for line in range(first, last + 1)]
+    return _named(path, records, malformed, width, names=names, header=header, note="; ".join(dialect.notes))
+
+
+def _named(
+    path: Path,
+    records: list[Record],
+    malformed: list[tuple[int, str]],
+    width: int,
+    *,
+    names: Collection[str],
+    header: bool | None,
+    note: str,
+) -> Table:
+    """The table of these records, of which the first may name the columns."""
     columns = tuple(str(number) for number in range(1, width + 1))
     if header is None:
         header = _is_header([record.cells for record in records], names)
@@ -192,7 +217,16 @@ def _read_csv(path: Path, names: Collection[str], header: bool | None, limit: in
         named = [cell.strip() if isinstance(cell, str) else "" for cell in records[0].cells]
         columns = tuple(name or number for name, number in zip(named, columns, strict=True))
         del records[0]
-    return Table(columns, header, tuple(records), tuple(malformed), "; ".join(dialect.notes))
+    return Table(columns, header, tuple(records), tuple(malformed), note)
+
+
+def _read_excel(path: Path, names: Collection[str], header: bool | None, limit: int | None) -> Table:
+    rows, note = read_sheet(path, limit)
+    records = [
+        Record(number, tuple(None if value == "" else _cell(value) for value in values)) for number, values in rows
+    ]
+    width = len(records[0].cells) if records else 0
+    return _named(path, records, [], width, names=names, header=header, note=note)
 
 
 def _wrong_width(found: int, expected: int) -> str:
@@ -229,13 +263,13 @@ def _is_header(rows: Sequence[tuple[Cell, ...]], names: Collection[str]) -> bool
     return bool(labels) and all(cell not in column for cell, column in labels)
 
 
-# --------------------------------------------------------------------------------------------- JSON lines and Parquet
+# --------------------------------------------------------------------------------------------- JSON and Parquet
 
 
 def _read_json_lines(path: Path, limit: int | None) -> Table:
     objects: list[tuple[int, dict[str, Any]]] = []
     malformed: list[tuple[int, str]] = []
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+    with open_table(path, newline="\n") as file:
         for number, line in islice(enumerate(file, 1), limit):
             if not line.strip():
                 continue
@@ -248,6 +282,30 @@ def _read_json_lines(path: Path, limit: int | None) -> Table:
                 objects.append((number, value))
             else:
                 malformed.append((number, f"is no JSON object but a {type(value).__name__}"))
+    if malformed and not objects and table_suffix(path) == ".json":
+        raise DataError(f"{path} is no array of JSON objects, and has not one in each line: save it so, or as CSV.")
+    return _of_objects(objects, malformed)
+
+
+def _read_json_array(path: Path, limit: int | None) -> Table:
+    try:
+        with open_table(path, newline="") as file:
+            values = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is no JSON: {error}.") from None
+    numbered = list(islice(enumerate(values, 1), limit))
+    objects = [(number, value) for number, value in numbered if isinstance(value, dict)]
+    if numbered and not objects:
+        raise DataError(f"{path} is an array of {type(values[0]).__name__}, not of JSON objects with a label in each.")
+    malformed = [
+        (number, f"is no JSON object but a {type(value).__name__}")
+        for number, value in numbered
+        if not isinstance(value, dict)
+    ]
+    return _of_objects(objects, malformed)
+
+
+def _of_objects(objects: list[tuple[int, dict[str, Any]]], malformed: list[tuple[int, str]]) -> Table:
     columns = tuple(dict.fromkeys(key for _, value in objects for key in value))
     records = tuple(Record(number, tuple(_cell(value.get(name)) for name in columns)) for number, value in objects)
     return Table(columns, True, records, tuple(malformed), "")

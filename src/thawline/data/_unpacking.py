@@ -1,4 +1,4 @@
-"""Data sets in one file, unpacked once into the home: archives, and Parquet with the images inside.
+"""Data sets in one file, unpacked once into the home: archives, shards, and Parquet with the images inside.
 
 What comes out is a folder, which is read as any other.
 """
@@ -21,7 +21,11 @@ from thawline.data._files import write_atomically
 from thawline.data._listing import children, folders, is_image
 from thawline.data._naming import ARCHIVE_SUFFIXES, split_name
 from thawline.data._sources import tables_in
-from thawline.data._tables import TABLE_SUFFIXES, BadCell, arrow_cells, class_names
+from thawline.data._table_files import tables_among
+from thawline.data._tables import BadCell, arrow_cells, class_names
+from thawline.data._tars import files_in
+from thawline.data._webdataset import class_names_beside, is_webdataset, shards_in, write_samples
+from thawline.data.contract import counted
 from thawline.data.splits import Split
 from thawline.exceptions import DataError
 
@@ -57,9 +61,13 @@ def unpacked(config: "DataConfig") -> tuple["DataConfig", str]:
         DataError: if an archive is damaged, would write outside its folder, or is too large for the disk.
     """
     root = config.path.expanduser().absolute()
+    shards: Mapping[Split, list[Path]] = shards_in(root)
+    if is_archive(root) and is_webdataset(root):
+        shards = {"train": [root]}
+    if shards:
+        return _of_shards(config, root, shards)
     if is_archive(root):
-        name = root.name[: -len(next(end for end in ARCHIVE_SUFFIXES if root.name.lower().endswith(end)))]
-        folder = _once([root], name, lambda target: _unpack(root, target))
+        folder = _once([root], _name(root), lambda target: _unpack(root, target))
         return config.model_copy(update={"path": _inner(folder)}), f"archive {root.name}"
     tables = _parquet_of(root)
     if not tables or (column := _image_column(next(iter(tables.values()))[0])) is None:
@@ -70,10 +78,28 @@ def unpacked(config: "DataConfig") -> tuple["DataConfig", str]:
     return config.model_copy(update={"path": folder, "image_column": "file_name"}), note
 
 
-def _once(files: list[Path], name: str, write: Callable[[Path], None]) -> Path:
-    """The folder that was made of these files; made now if one of them is another or was changed."""
+def _of_shards(config: "DataConfig", root: Path, shards: Mapping[Split, list[Path]]) -> tuple["DataConfig", str]:
+    tars = [tar for split in shards.values() for tar in split]
+    names = class_names_beside(tars)
+    files = [*tars, *([names] if names else [])]
+    folder = _once(files, _name(root), lambda target: write_samples(shards, names, target), kind="webdataset")
+    note = f"WebDataset of {counted(len(tars), 'shard')}"
+    if names is not None:
+        note += f", names of classes from {names.name}"
+    return config.model_copy(update={"path": folder, "image_column": "file_name"}), note
+
+
+def _name(root: Path) -> str:
+    """That of a folder, or of an archive without its ending."""
+    ending = next((end for end in ARCHIVE_SUFFIXES if root.is_file() and root.name.lower().endswith(end)), "")
+    return root.name.removesuffix(root.name[len(root.name) - len(ending) :])
+
+
+def _once(files: list[Path], name: str, write: Callable[[Path], None], *, kind: str = "") -> Path:
+    """The folder that was made of these files in this way; made now if one of them is another or was changed."""
     described = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    digest = hashlib.sha256(json.dumps([_VERSION, described]).encode()).hexdigest()[:32]
+    made_of = [_VERSION, described, *([kind] if kind else [])]
+    digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
     place = environment.home() / "cache" / "unpacked" / digest
     whole = place.with_suffix(".json")  # written last, and removed first: without it the folder may be half of one
     with locked(place):
@@ -94,8 +120,13 @@ def _once(files: list[Path], name: str, write: Callable[[Path], None]) -> Path:
 def _inner(folder: Path) -> Path:
     """The folder that an archive holds, where it holds nothing else."""
     inner = folders(folder)
-    data = [child for child in children(folder) if is_image(child) or child.suffix.lower() in TABLE_SUFFIXES]
-    if len(inner) == 1 and not data and split_name(inner[0].name) is None:
+    found = children(folder)
+    if (
+        len(inner) == 1
+        and not any(map(is_image, found))
+        and not tables_among(found)
+        and split_name(inner[0].name) is None
+    ):
         return _inner(inner[0])
     return folder
 
@@ -127,9 +158,8 @@ def _zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
 
 
 def _tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
-    for info in archive:  # one after the other: a compressed archive is read once
-        if info.isfile():
-            yield info.name, info.size, lambda info=info: archive.extractfile(info)  # type: ignore[misc]
+    for info in files_in(archive):
+        yield info.name, info.size, lambda info=info: archive.extractfile(info)  # type: ignore[misc]
 
 
 def _write_members(archive: Path, target: Path, members: Iterator[Member]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from thawline.data._files import printable, write_atomically
+from thawline.data._table_files import table_stem
 from thawline.data._tables import SAVE_AS_UTF8
 from thawline.data.splits import Split
 from thawline.exceptions import DataError
@@ -76,7 +77,7 @@ class Row:
 
     path: str
     """Of an image relative to the manifest's root, with ``/``; of a text the file's name and its line, or its row in a
-    Parquet file, from 1: ``messages.csv:17``."""
+    Parquet or Excel file or a JSON array, from 1: ``messages.csv:17``."""
     label: int
     """Index into the manifest's classes."""
     split: Split
@@ -108,7 +109,7 @@ class TextTable:
     split_column: str | None
     group_column: str | None
     header: bool
-    """Whether the first line names the columns; always for JSON lines and Parquet."""
+    """Whether the first line names the columns; always for JSON and Parquet."""
     median_length: int
     """Characters that half of the texts have at most."""
     longest: int
@@ -144,7 +145,7 @@ class Manifest:
     def name(self) -> str:
         """Of the folder, or of the table without its ending; the data is shown by it."""
         path = self.root.resolve()
-        return path.stem if self.kind == "texts" and not path.is_dir() else path.name
+        return table_stem(path) if self.kind == "texts" and not path.is_dir() else path.name
 
     def of(self, split: Split) -> tuple[Row, ...]:
         """The rows of one split."""

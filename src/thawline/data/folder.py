@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thawline.data import images
+from thawline.data._file_names import class_in_name, file_name_layout, pattern_for
 from thawline.data._files import printable
 from thawline.data._folders import METADATA, Layout, NoClassesError, folder_layout
 from thawline.data._image_tables import ImageTable, contradicted, image_tables_in, table_layout
-from thawline.data._listing import children, classes_below, images_below
+from thawline.data._listing import children, classes_below, images_below, relative
 from thawline.data._pool import map_files
 from thawline.data._unpacking import unpacked
 from thawline.data.contract import (
@@ -142,6 +143,8 @@ def labelled_files(path: Path, config: "DataConfig") -> tuple[list[Path], list[s
     """
     config, _ = unpacked(config.model_copy(update={"path": path, "image_folder": None}))
     root = config.path.expanduser().absolute()
+    if root.is_dir() and config.class_pattern is not None:
+        return _labelled_by_name(root, config.class_pattern)
     if root.is_dir() and config.image_column is None:
         found = [(root / file, name) for name, files in classes_below(root, root, []).items() for file in files]
         if not found:
@@ -153,6 +156,18 @@ def labelled_files(path: Path, config: "DataConfig") -> tuple[list[Path], list[s
     return [layout.root / file.path for file in layout.files], [file.class_name for file in layout.files]
 
 
+def _labelled_by_name(root: Path, pattern: str) -> tuple[list[Path], list[str]]:
+    files = image_files(root)
+    names = [class_in_name(file.name, pattern) for file in files]
+    unnamed = [relative(file, root) for file, name in zip(files, names, strict=True) if not name]
+    if unnamed:
+        count = counted(len(unnamed), "image")
+        raise DataError(f"data.class_pattern={pattern!r} finds no class in the name of {count}:\n{listed(unnamed)}")
+    if not files:
+        raise DataError(f"{root} holds no image file.")
+    return files, names
+
+
 def find_layout(config: "DataConfig") -> Layout:
     """What lies where, and which images are of which class; no image is read.
 
@@ -162,20 +177,21 @@ def find_layout(config: "DataConfig") -> Layout:
         DataError: if neither says what the classes are, or an option for tables is set where there is none.
     """
     root = config.path.expanduser().absolute()
+    if root.is_file() and config.class_pattern is not None:
+        raise DataError(f"data.class_pattern is for a folder of images, but {root} is a table. Leave it out.")
     if root.is_file():
         base = root.parent if config.image_folder is None else config.image_folder.expanduser().absolute()
         return table_layout([ImageTable(root, None, base)], base, config)
     if not children(root):
         raise DataError(f"The folder {root} is empty: put one subfolder of images per class into it.")
-    asked = config.image_column is not None or config.image_folder is not None
     try:
-        if asked:
-            raise NoClassesError(f"{root} holds no table that names images, as data.image_column or image_folder says.")
-        layout = folder_layout(root, config)
-    except NoClassesError:
+        layout = _layout_without_table(root, config)
+    except NoClassesError as error:
+        if config.class_pattern is not None:
+            raise
         tables = image_tables_in(root, config)
         if not tables:
-            raise
+            raise NoClassesError(f"{error}{pattern_for(list(images_below(root, root, set(), [])))}") from None
         return table_layout(tables, root, config)
     of_tables = {"label_column": config.label_column, "split_column": config.split_column, "header": config.header}
     if wrong := [f"data.{key}={value}" for key, value in of_tables.items() if value is not None]:
@@ -183,6 +199,15 @@ def find_layout(config: "DataConfig") -> Layout:
             f"For tables alone there is {', '.join(wrong)}, but {root} is read as {layout.text}. Leave that out."
         )
     return replace(layout, problems=[*layout.problems, *contradicted(layout)])
+
+
+def _layout_without_table(root: Path, config: "DataConfig") -> Layout:
+    """What the names of folders, or of files, say."""
+    if config.class_pattern is not None:
+        return file_name_layout(root, config.class_pattern, config)
+    if config.image_column is not None or config.image_folder is not None:
+        raise NoClassesError(f"{root} holds no table that names images, as data.image_column or image_folder says.")
+    return folder_layout(root, config)
 
 
 # --------------------------------------------------------------------------------------------------- reading them

@@ -7,6 +7,7 @@ packaged model: what serves a model decodes exactly as what trained it.
 import base64
 import contextlib
 import importlib
+import importlib.util
 import io
 import math
 import re
@@ -29,6 +30,7 @@ _FORMATS = {
     "AVIF": (".avif", ".avifs"),
     "BMP": (".bmp", ".dib"),
     "GIF": (".gif",),
+    "HEIF": (".heic", ".heics", ".heif", ".heifs", ".hif"),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "JPEG2000": (".jp2", ".j2k", ".jpf", ".jpx"),
     "PNG": (".png", ".apng"),
@@ -41,9 +43,13 @@ Image.preinit()
 for _plugin in ("AvifImagePlugin", "Jpeg2KImagePlugin", "TiffImagePlugin", "WebPImagePlugin"):
     with contextlib.suppress(ImportError):  # AVIF came with Pillow 11.3
         importlib.import_module(f"PIL.{_plugin}")
-_AVAILABLE = tuple(name for name in _FORMATS if name in Image.OPEN)
+_HEIF = importlib.util.find_spec("pillow_heif") is not None
+"""Whether the package is there with which Pillow reads HEIC. Its import, a tenth of a second, waits for such a file."""
+_AVAILABLE = tuple(name for name in _FORMATS if name in Image.OPEN and name != "HEIF")
 
-EXTENSIONS = frozenset(extension for name in _AVAILABLE for extension in _FORMATS[name])
+EXTENSIONS = frozenset(
+    extension for name in (*_AVAILABLE, *(["HEIF"] if _HEIF else [])) for extension in _FORMATS[name]
+)
 """Lower-case file extensions, with their dot, of everything that :func:`decode` can read on this machine."""
 
 _PIXEL_BYTES = {"I": 4, "F": 4}
@@ -54,6 +60,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _LONGEST_PART = 1 << 20
 """Bytes of a compressed text or profile that Pillow expands at most."""
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1"}
+_INSTALL_HEIC = "pip install 'thawline[heic]'"
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 _INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -100,7 +107,7 @@ def decode(data: bytes, *, max_pixels: int = 64_000_000, shortest: int | None = 
         raise BadImage("the file is empty")
     data, profile = _readable_png(data)
     try:
-        with Image.open(io.BytesIO(data), formats=_AVAILABLE) as image:
+        with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
             pixels, most = image.width * image.height, max_pixels * 3 // _PIXEL_BYTES.get(image.mode, 3)
             if pixels > most:
                 deep = " of 32 bits" if image.mode in _PIXEL_BYTES else ""
@@ -129,6 +136,20 @@ def decode(data: bytes, *, max_pixels: int = 64_000_000, shortest: int | None = 
         raise BadImage(_reason(error)) from None
 
 
+def _formats(data: bytes) -> tuple[str, ...]:
+    """Names of the formats that a file may have; the decoder of HEIC is registered for the first such file."""
+    if not _HEIF or not _is_heic(data):
+        return _AVAILABLE
+    with contextlib.suppress(ImportError):  # libraries that it needs may be lacking
+        importlib.import_module("pillow_heif.HeifImagePlugin")
+    return (*_AVAILABLE, "HEIF") if "HEIF" in Image.OPEN else _AVAILABLE
+
+
+def _is_heic(data: bytes) -> bool:
+    """By the brands at the beginning of the file."""
+    return data[4:8] == b"ftyp" and bool(_HEIC & {data[place : place + 4] for place in range(8, min(64, len(data)), 4)})
+
+
 def _reduce(image: JpegImagePlugin.JpegImageFile, shortest: int) -> None:
     """Have libjpeg decode less. Not where a part of a pixel would be left at an edge, which would shift the others."""
     for scale in (8, 4, 2):
@@ -141,7 +162,7 @@ def _reduce(image: JpegImagePlugin.JpegImageFile, shortest: int) -> None:
 def declared_pixels(data: bytes) -> int:
     """Width times height, as the head of the file says; 0 where that cannot be read. Nothing is decoded."""
     try:
-        with Image.open(io.BytesIO(data), formats=_AVAILABLE) as image:
+        with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
             return image.width * image.height
     except Exception:  # whatever a parser meets; decode() says what
         return 0
@@ -529,8 +550,9 @@ def _looks_like(data: bytes) -> str:
         return " (it is a pointer of Git LFS: `git lfs pull` gets the image)"
     if start.startswith(b"%pdf"):
         return " (it is a PDF)"
-    if data[4:8] == b"ftyp" and _HEIC & {data[place : place + 4] for place in range(8, min(64, len(data)), 4)}:
-        return " (it is HEIC, which Pillow does not read: convert it to JPEG)"
+    if _is_heic(data):
+        read = "a damaged one, or of a kind that libheif does not read" if _HEIF else "which needs pillow-heif"
+        return f" (it is HEIC, {read}: {'' if _HEIF else _INSTALL_HEIC + ', or '}convert it to JPEG)"
     if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
         return " (it is JPEG XL, which Pillow does not read: convert it to JPEG)"
     if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):

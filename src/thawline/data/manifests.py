@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
-from thawline.data._labels import look_alikes
+from thawline.data._labels import look_alikes, several_in_one
 from thawline.data.contract import (
     HELD_OUT,
     NAMED,
@@ -46,7 +46,7 @@ def manifest_of(found: Found, config: "DataConfig") -> Manifest:
     problems = [*found.problems, *conflicts, *leaks, *_duplicates(rows, NOUNS[found.kind])]
     problems += _check_counts(rows, items, found, problems, config)
     problems += _kept_back(kept_back, NOUNS[found.kind])
-    problems += _look_alikes(found.classes)
+    problems += [*_look_alikes(found.classes), *_several_in_one(found.classes)]
     kinds = get_args(ProblemKind)
     return Manifest(
         root=found.root,
@@ -244,6 +244,12 @@ def _look_alikes(classes: Sequence[str]) -> Iterator[Problem]:
     for names in look_alikes(classes):
         reason = "these classes differ only in case, width, spaces or characters that are not shown: are they one?"
         yield Problem(" | ".join(names), reason, "class")
+
+
+def _several_in_one(classes: Sequence[str]) -> Iterator[Problem]:
+    if together := several_in_one(classes):
+        reason = "put other classes together: each example needs one label, and each of these is taken for a class"
+        yield Problem(_some(together), reason, "class")
 
 
 def _left_out(problems: Sequence[Problem], kind: DataKind, *places: str) -> str:

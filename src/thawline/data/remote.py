@@ -22,7 +22,7 @@ from typing import Any
 
 from thawline.data._files import printable, write_atomically
 from thawline.data._naming import ARCHIVE_SUFFIXES
-from thawline.data._tables import TABLE_SUFFIXES
+from thawline.data._table_files import TABLE_SUFFIXES
 from thawline.exceptions import DataError
 
 __all__ = ["MIRROR_STATE", "MirrorSummary", "check_url", "data_location", "mirror"]

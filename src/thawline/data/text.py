@@ -11,7 +11,8 @@ from thawline.data._columns import NAME_OF_A_COLUMN, ON_COMMAND_LINE, Guess, Rol
 from thawline.data._labels import LabelColumn, wrong_label
 from thawline.data._naming import ARCHIVE_SUFFIXES
 from thawline.data._sources import NamedTable, Source, file_of, known_names, read_source, tables_in
-from thawline.data._tables import TABLE_SUFFIXES, BadCell, Cell, Table, read_table
+from thawline.data._table_files import TABLE_SUFFIXES, is_table_file
+from thawline.data._tables import BadCell, Cell, Table, read_table
 from thawline.data._unpacking import unpacked
 from thawline.data.contract import (
     NOUNS,
@@ -50,7 +51,7 @@ def is_table(path: Path) -> bool:
         raise DataError(f"There is no folder or table {path}.")
     if path.is_dir():
         return bool(tables_in(path))
-    if path.suffix.lower() not in TABLE_SUFFIXES:
+    if not is_table_file(path):
         raise DataError(
             f"{path} is a file with an unsupported extension: tables have {', '.join(TABLE_SUFFIXES)}, archives "
             f"{', '.join(ARCHIVE_SUFFIXES)}. For images give the folder that holds one subfolder of images per class."

@@ -175,7 +175,8 @@ def _check_options_of_other_kind(config: SearchConfig, kind: DataKind) -> None:
     """Refuse what only texts, or only images, have: it would do nothing."""
     of_texts = {"data.text_column": config.data.text_column, "backbone.max_length": config.backbone.max_length}
     of_images = {"backbone.image_size": config.backbone.image_size}
-    of_images |= {f"data.{key}": getattr(config.data, key) for key in ("image_column", "image_folder", "class_level")}
+    keys_of_images = ("image_column", "image_folder", "class_level", "class_pattern")
+    of_images |= {f"data.{key}": getattr(config.data, key) for key in keys_of_images}
     other, given = ("texts", of_texts) if kind == "images" else ("images", of_images)
     wrong = [f"{key}={value}" for key, value in given.items() if value is not None]
     if wrong:

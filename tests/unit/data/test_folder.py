@@ -198,7 +198,7 @@ def test_strays_are_named_and_ignored(fill: Fill) -> None:
             "a/Thumbs.db": b"x",
             "a/._000.png": b"x",
             "a/notes.txt": b"x",
-            "b/photo.heic": b"x",
+            "b/photo.jxl": b"x",
             "loose.png": 900,
             "README.md": b"x",
             "__MACOSX/a/000.png": 901,
@@ -210,10 +210,10 @@ def test_strays_are_named_and_ignored(fill: Fill) -> None:
 
     strays = reasons(manifest, "stray")
     assert set(strays) == {
-        ".DS_Store", "a/Thumbs.db", "a/._000.png", "a/notes.txt", "b/photo.heic", "loose.png", "README.md",
+        ".DS_Store", "a/Thumbs.db", "a/._000.png", "a/notes.txt", "b/photo.jxl", "loose.png", "README.md",
         "__MACOSX", ".ipynb_checkpoints", "b/.ipynb_checkpoints",
     }  # fmt: skip
-    assert "convert it to JPEG" in strays["b/photo.heic"]
+    assert "convert it to JPEG" in strays["b/photo.jxl"]
     assert "outside every class folder" in strays["loose.png"]
     assert len(manifest.rows) == 40
     assert manifest.classes == ("a", "b")

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageCms
 from raw_images import jpeg2000, pfm, png, png_part, pnm, tiff
 
-from thawline.data import BadImage, decode
+from thawline.data import BadImage, decode, images
 
 H, W = 6, 8
 Pixels = npt.NDArray[Any]
@@ -223,7 +223,7 @@ def test_a_profile_of_more_than_a_megabyte_is_applied() -> None:
     ("data", "words"),
     [
         *(
-            (b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1" + brand, "it is HEIC, which Pillow does not read")
+            (b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1" + brand, "it is HEIC, which needs pillow-heif: pip install")
             for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"XXXX")
         ),
         (b"\xff\x0a" + b"\x01" * 40, "JPEG XL"),
@@ -231,6 +231,9 @@ def test_a_profile_of_more_than_a_megabyte_is_applied() -> None:
         (b"II+\0" + b"\0" * 40, "a damaged TIFF"),
     ],
 )
-def test_formats_that_are_not_read_are_told_by_their_content(data: bytes, words: str) -> None:
+def test_formats_that_are_not_read_are_told_by_their_content(
+    data: bytes, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_HEIF", False)
     with pytest.raises(BadImage, match=words):
         decode(data)

@@ -11,7 +11,7 @@ from rendered import rendered
 
 from thawline.cli.tables.data import data_report
 from thawline.config import DataConfig
-from thawline.data import Manifest, _listing, data_kind, scan
+from thawline.data import Manifest, _listing, data_kind, labelled_files, scan
 from thawline.exceptions import DataError
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -334,6 +334,56 @@ CASES = [
 ]
 
 
+PATTERN = r"(\w+)\.\d+\.png"
+
+
+def numbered(folder: str, *, count: int = 60, first: int = 0) -> Files:
+    """``cat.0.png``, ``dog.1.png`` …"""
+    return {f"{folder}/{LABELS[n % 2]}.{n}.png": first + n for n in range(count)}
+
+
+CASES += [
+    Case(
+        "the class in the file name",
+        numbered("."),
+        r"class in the file name, by data.class_pattern=(\w+)\.\d+\.png; validation (15%) and test (15%) split off",
+        total=60,
+        options={"class_pattern": PATTERN},
+    ),
+    Case(
+        "the class in the file name, in folders that are no classes",
+        numbered("monday", count=30) | numbered("tuesday", count=30, first=30),
+        "class in the file name",
+        total=60,
+        options={"class_pattern": PATTERN},
+    ),
+    Case(
+        "the class in the file name, in split folders",
+        numbered("pets/train", count=20)
+        | numbered("pets/val", count=10, first=20)
+        | numbered("pets/test", count=10, first=40),
+        "split folders pets/train/, pets/val/, pets/test/",
+        given(20, 10, 10),
+        options={"class_pattern": PATTERN},
+    ),
+    Case(
+        "Kaggle: the class in the file name, of the test images unknown",
+        numbered("train") | {f"test1/{n}.png": 500 + n for n in range(5)},
+        "of train/ alone; validation",
+        total=60,
+        options={"class_pattern": PATTERN},
+    ),
+    Case(
+        "the class in front of the number",
+        {f"images/{('Maine_Coon', 'boxer')[n % 2]}_{n}.png": n for n in range(60)},
+        "class in the file name",
+        total=60,
+        classes=("Maine_Coon", "boxer"),
+        options={"class_pattern": r"^(.+)_\d+"},
+    ),
+]
+
+
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_a_layout_is_recognised(fill: Fill, case: Case) -> None:
     root = fill(case.files)
@@ -365,6 +415,8 @@ def _check_labels(case: Case, manifest: Manifest) -> None:
         name = manifest.classes[row.label]
         if "table of images" in manifest.layout:
             assert name == case.classes[int(stem(row.path)) % 2]
+        elif "class in the file name" in manifest.layout:
+            assert base(row.path).startswith(name)
         else:
             assert name in row.path.split("/")
 
@@ -399,6 +451,48 @@ REFUSED: list[tuple[str, Files, str, dict[str, Any], str]] = [
         "",
         {},
         r"holds test/, train/, which are names of splits .* --set data\.class_level=1",
+    ),
+    (
+        "images in train/ and test/ whose names are numbered within a class",
+        numbered("train") | numbered("test", first=99),
+        "",
+        {},
+        r"are names of splits.*in the names of the files, cat \(60\), dog \(60\): --set data\.class_pattern='\^",
+    ),
+    (
+        "images in one folder whose names are numbered within a class",
+        numbered("images"),
+        "",
+        {},
+        r"only one class folder .*--set data\.class_pattern=",
+    ),
+    (
+        "a class in too few names",
+        numbered("images") | below("images", count=5, first=99),
+        "",
+        {"class_pattern": PATTERN},
+        r"(?s)finds no class in 5 of 65 names of images.*images/000\.png.*data\.max_bad_fraction=1",
+    ),
+    (
+        "one class in all names",
+        {name.replace("dog", "cat"): n for name, n in numbered("images").items()},
+        "",
+        {"class_pattern": PATTERN},
+        r"finds only one class \(cat\)",
+    ),
+    (
+        "a class of each name",
+        numbered("images"),
+        "",
+        {"class_pattern": r"(.+)\.png"},
+        r"finds 60 classes in the names of 60 images",
+    ),
+    (
+        "a pattern for a table",
+        MANY | {"labels.csv": rows(MANY)},
+        "labels.csv",
+        {"class_pattern": PATTERN},
+        r"is for a folder of images, but .*labels\.csv is a table",
     ),
     ("images in training_set/ and test_set/", below("training_set", "test_set"), "", {}, "which are names of splits"),
     ("train_data and val_data of images", below("train_data", "val_data"), "", {}, "which are names of splits"),
@@ -501,3 +595,35 @@ def test_what_cannot_be_told_is_refused_with_what_was_found(
     root = fill(files)
     with pytest.raises(DataError, match=words):
         scan(DataConfig(path=root / data, **options))
+
+
+def test_what_no_pattern_finds_is_named(fill: Fill) -> None:
+    root = fill(
+        numbered("train")
+        | {"train/background.png": 99, "stray.png": 98, "more/dog.7.png": 97}
+        | {f"test/{n}.png": 500 + n for n in range(5)}
+        | {f"val/{LABELS[n % 2]}.{n}.png": 600 + n for n in range(10)}
+        | {"val/emu.1.png": 700}
+    )
+    manifest = scan(DataConfig(path=root, class_pattern=PATTERN))
+
+    reasons = {problem.path: problem.reason for problem in manifest.problems}
+    assert reasons["train/background.png"] == "data.class_pattern finds no class in its name"
+    assert "5 images in whose names" in reasons["test"]
+    assert reasons["stray.png"] == reasons["more"] == "1 image outside the split folders"
+    assert "no image of this class to train on" in reasons["val/: emu"]
+
+
+def test_a_pattern_labels_further_images(fill: Fill) -> None:
+    root = fill(numbered("new", count=4) | {"other/x.png": 9})
+    config = DataConfig(path=root, class_pattern=PATTERN)
+
+    files, classes = labelled_files(root / "new", config)
+    assert [file.name.split(".")[0] for file in files] == classes
+    with pytest.raises(DataError, match=r"finds no class in the name of 1 image:\n  x\.png"):
+        labelled_files(root / "other", config)
+
+
+def test_a_pattern_stands_alone() -> None:
+    with pytest.raises(ValueError, match="class_pattern and class_level cannot both be set"):
+        DataConfig(path=Path(), class_pattern=PATTERN, class_level=1)

@@ -112,6 +112,20 @@ def tar_of(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.parametrize("change", ["cut", "checksum"])
+def test_a_tar_that_is_damaged_in_a_header_is_refused(
+    tmp_path: Path, picture: Callable[[int], bytes], change: str
+) -> None:
+    """Python's module takes either for the end, and half of the images would be lost without a word."""
+    names = [f"{name}/{n:03}.png" for name in ("cat", "dog") for n in range(30)]
+    data = tar_of(*((tarfile.TarInfo(name), picture(n)) for n, name in enumerate(names)))
+    place = data.index(b"dog/015.png")
+    damaged = data[: place + 300] if change == "cut" else data[: place + 148] + b"x" * 8 + data[place + 156 :]
+    (tmp_path / "pets.tar").write_bytes(damaged)
+    with pytest.raises(DataError, match=r"cannot be unpacked: it is cut off or damaged behind"):
+        read(tmp_path / "pets.tar")
+
+
 def zip_of(*names: str) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

@@ -22,6 +22,10 @@ needs_browser = pytest.mark.skipif(
 )
 
 
+_PATIENCE = 240.0
+"""Seconds for a page to show something: drawn by software, on a busy machine."""
+
+
 class Browser:
     """Chromium without a window."""
 
@@ -34,7 +38,7 @@ class Browser:
         self.driver.get("about:blank")
         self.driver.get(address)
 
-    def wait(self, holds: Callable[[Any], Any], seconds: float = 90) -> Any:
+    def wait(self, holds: Callable[[Any], Any], seconds: float = _PATIENCE) -> Any:
         """Until something holds of the page; a test that waits in vain shows the page's text."""
         try:
             return WebDriverWait(self.driver, seconds, ignored_exceptions=_PASSING).until(holds)
@@ -42,7 +46,7 @@ class Browser:
             self.keep("in-vain")
             pytest.fail(f"waited in vain; the page is\n{self.text[:3000]}")
 
-    def wait_for_text(self, *texts: str, seconds: float = 90) -> str:
+    def wait_for_text(self, *texts: str, seconds: float = _PATIENCE) -> str:
         """Until the page shows all of these; returns all that it shows."""
         self.wait(lambda _: all(text in self.text for text in texts), seconds)
         return self.text

@@ -205,18 +205,26 @@ def test_models_can_be_compared_with_their_metrics_on_the_data(looked: Looked, b
 def test_every_tab_of_tensorboard_has_something_to_say(looked: Looked, browser: Browser) -> None:
     study = "clothing/study"
     deep = f"clothing/trial-{looked.deepest['trial']:03d}"
-    has = looked.tensorboard_has
-    assert {"train/loss", "val/loss", "val/accuracy"} <= set(has("plugin/scalars/tags")[deep])
-    assert "val/pictures" in has("plugin/images/tags")[deep]
-    assert any(name.startswith("weights/") for name in has("plugin/histograms/tags")[deep])
-    assert any(name.startswith("gradients/") for name in has("plugin/histograms/tags")[deep])
-    assert {"response_surface", "features"} <= {name.partition("/")[0] for name in has("plugin/mesh/tags")[study]}
-    assert len([name for name in has("plugin/pr_curves/tags")[study] if name.startswith("test")]) == 10
-    assert has("plugin/graphs/info")[study]["run_graph"]
-    active = {name for name, plugin in has("plugins_listing").items() if plugin["enabled"]}
     tabs = ("scalars", "custom_scalars", "images", "graphs", "histograms", "pr_curves", "hparams", "mesh", "text")
-    assert active >= set(tabs)
-    browser.wait(lambda _: has("plugins_listing")["projector"]["enabled"])  # it is looked for in the background
+    has = looked.tensorboard_has
+
+    def names(plugin: str, run: str) -> set[str]:
+        return set(has(f"plugin/{plugin}/tags")[run])
+
+    # TensorBoard reads what there is in the background, also after it has begun to answer.
+    for holds in (
+        lambda _: names("scalars", deep) >= {"train/loss", "val/loss", "val/accuracy"},
+        lambda _: "val/pictures" in names("images", deep),
+        lambda _: any(name.startswith("weights/") for name in names("histograms", deep)),
+        lambda _: any(name.startswith("gradients/") for name in names("histograms", deep)),
+        lambda _: {name.partition("/")[0] for name in names("mesh", study)} >= {"response_surface", "features"},
+        lambda _: len([name for name in names("pr_curves", study) if name.startswith("test")]) == 10,
+        lambda _: has("plugin/graphs/info")[study]["run_graph"],
+        lambda _: (
+            {name for name, plugin in has("plugins_listing").items() if plugin["enabled"]} >= {*tabs, "projector"}
+        ),
+    ):
+        browser.wait(holds)
     for tab in (*tabs, "projector"):
         browser.open(f"{looked.tensorboard.rstrip('/')}/#{tab}")
         browser.wait_for_text(*_SHOWN[tab], *(["frozen"] if tab == "graphs" and looked.best["freeze_depth"] else []))

@@ -13,7 +13,7 @@ from live import StandIn, StandInFollower
 from thawline.serving.app import AppOptions, create_app
 from thawline.serving.metrics import Metrics
 from thawline.serving.server import ServeOptions, config_of
-from thawline.serving.workers import Workers
+from thawline.serving.workers import Workers, when_it_answers
 
 
 def make_app() -> FastAPI:
@@ -26,6 +26,10 @@ def make_app() -> FastAPI:
     return create_app(StandInFollower(model), AppOptions(), Metrics())  # type: ignore[arg-type]
 
 
+def _say_that_it_answers() -> None:
+    sys.stderr.write("answers\n")
+
+
 def main() -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -34,7 +38,9 @@ def main() -> None:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         options = ServeOptions(model="birds", tracking_uri=None, home=Path())
         config = config_of("live_workers:make_app", options, factory=True, workers=2)
-        sys.stderr.write(f"port {listening.getsockname()[1]}\n")
+        port = listening.getsockname()[1]
+        sys.stderr.write(f"port {port}\n")
+        when_it_answers("127.0.0.1", port, _say_that_it_answers)
         Workers(config, [listening]).run()
 
 

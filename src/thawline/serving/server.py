@@ -98,10 +98,10 @@ def serve(options: ServeOptions) -> None:
     with listening:
         if options.workers == 1:
             app = create_app_from(options)
-            _log.info("http://%s:%d answers; Ctrl-C stops it", options.host, port)
+            _say_that_it_answers(options.host, port)
             http_server(app, options).run(sockets=[listening])
             return
-        from thawline.serving.workers import Workers
+        from thawline.serving.workers import Workers, when_it_answers
 
         _registry(options).resolve(parse_model(options.model))
         with tempfile.TemporaryDirectory(prefix="thawline-metrics-") as folder:
@@ -110,7 +110,12 @@ def serve(options: ServeOptions) -> None:
                 "thawline.serving.server:create_worker_app", options, factory=True, workers=options.workers
             )
             _log.info("http://%s:%d: starting %d processes", options.host, port, options.workers)
+            when_it_answers(options.host, port, lambda: _say_that_it_answers(options.host, port))
             Workers(config, sockets=[listening]).run()
+
+
+def _say_that_it_answers(host: str, port: int) -> None:
+    _log.info("http://%s:%d answers; Ctrl-C stops it", host, port)
 
 
 def http_server(app: "FastAPI", options: ServeOptions) -> "uvicorn.Server":

@@ -1,12 +1,19 @@
 """Several processes behind one port, and what becomes of the numbers of one that died."""
 
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPException
 from socket import socket
 
 from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.config import Config
 from uvicorn.supervisors import Multiprocess
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "when_it_answers"]
+
+_PATIENCE = 600
+"""Seconds that the first process may take to load the model."""
 
 
 class Workers(Multiprocess):
@@ -29,3 +36,17 @@ class Workers(Multiprocess):
 
     def _pids(self) -> set[int]:
         return {process.pid for process in self.processes if process.pid is not None}
+
+
+def when_it_answers(host: str, port: int, tell: Callable[[], None]) -> None:
+    """Call ``tell`` from a thread once the first process has answered; not at all if none does for ten minutes."""
+
+    def ask() -> None:
+        connection = HTTPConnection(host, port, timeout=_PATIENCE)  # accepted by the socket, answered by a process
+        with suppress(OSError, HTTPException):
+            connection.request("GET", "/health")
+            connection.getresponse()
+            tell()
+        connection.close()
+
+    threading.Thread(target=ask, name="when-it-answers", daemon=True).start()

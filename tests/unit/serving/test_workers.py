@@ -34,6 +34,7 @@ def test_what_a_process_held_when_it_died_leaves_the_metrics() -> None:
         said = Said(process.stderr)
         try:
             server = Live(int(said.wait_for(r"port (\d+)")[1]), StandIn())
+            assert said.wait_for("answers")
             asked = pool.submit(_ask, server)
             worker = int(said.wait_for(r"computing in (\d+)")[1])
             assert server.metric("thawline_images_inside") == 100

@@ -1,9 +1,20 @@
 """Packages: one names colours rightly, another takes green for blue, a third tells advertisements from notes."""
 
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 from colours import make_package
+from mlflow.store.db import utils
+
+
+@pytest.fixture(scope="session", autouse=True)
+def migrations_read_once() -> Iterator[None]:
+    """MLflow reads all its migrations whenever it opens a database, to know the newest: most of what a store takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_get_latest_schema_revision", cache(utils._get_latest_schema_revision))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -116,10 +116,10 @@ def decide(
         return Verdict(
             Outcome.HOLD, f"the champion's {metric} is {before}, so that nothing can be compared", tuple(usable)
         )
-    criteria = (*usable, *_better(rules, challenger, champion), *_no_worse(rules, challenger, champion, further))
+    gain, p_value = compare(metric, challenger, champion)
+    criteria = (*usable, *_better(rules, gain, p_value), *_no_worse(rules, challenger, champion, further))
     values = f"{metric} {value:.4f} against {before:.4f} on the same {len(challenger.labels)} test {challenger.kind}"
     failed = [each for each in criteria if not each.passed]
-    gain, _ = compare(metric, challenger, champion)
     difference = _difference(gain, metric, challenger, champion)
     if not failed:
         return Verdict(Outcome.PROMOTE, f"the challenger is better: {values}; {difference}", criteria)
@@ -210,8 +210,7 @@ def _usable(rules: GateRules, challenger: Scores, champion: Scores | None) -> It
         )
 
 
-def _better(rules: GateRules, challenger: Scores, champion: Scores) -> Iterator[Criterion]:
-    gain, p_value = compare(rules.metric, challenger, champion)
+def _better(rules: GateRules, gain: Gain, p_value: float) -> Iterator[Criterion]:
     least = f"at least {rules.minimum_gain:g} and more than 0" if rules.minimum_gain else "more than 0"
     sign = " (lower is better)" if METRIC_DIRECTIONS[rules.metric] == "minimize" else ""
     enough = gain.value > 0 and gain.value >= rules.minimum_gain - 1e-9  # 0.9 - 0.8 is a little less than 0.1

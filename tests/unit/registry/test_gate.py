@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from thawline.config import GateRules
-from thawline.registry import Outcome, PromotionOutcome, Scores, Verdict, decide, majority_class
+from thawline.registry import Outcome, PromotionOutcome, Scores, Verdict, decide, gate, majority_class
 from thawline.registry.gate import RECALL_BY_CHANCE, Criterion
-from thawline.registry.scores import label_metrics
+from thawline.registry.scores import compare, label_metrics
 from thawline.registry.statistics import calibration_error, mcnemar, paired_bootstrap, worst_recall_loss
 
 CLASSES = ("a", "b")
@@ -67,6 +67,13 @@ def test_the_first_model_that_has_learned_something_is_promoted_and_a_clearly_be
         "better, 95% interval +0.06 to +0.15"
     )
     assert failed(verdict) == []
+
+
+def test_the_test_images_are_resampled_once_for_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+    monkeypatch.setattr(gate, "compare", lambda metric, *models: (compared.append(metric), compare(metric, *models))[1])
+    assert decide(GateRules(), scores(180), scores(160)).outcome is Outcome.PROMOTE
+    assert compared == ["accuracy"]
 
 
 def test_an_equal_and_a_worse_model_are_held_for_lack_of_gain() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_torchvision import tiny
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
@@ -179,7 +180,8 @@ def depth_of(backbone: Backbone) -> int:
 def test_every_kind_of_network_has_the_same_loss_and_gradients_while_it_is_observed(
     name: str, size: int, thawed: int
 ) -> None:
-    backbone = backbones.create(name, num_classes=3, weights="none", image_size=size)
+    with tiny(name):
+        backbone = backbones.create(name, num_classes=3, weights="none", image_size=size)
     depth = len(backbone.layer_groups) - thawed
     nn.init.normal_(backbone.module.get_parameter(backbone.head.tensors[0]), std=0.02)  # a ViT's is all zeros
     freeze_to(backbone, depth, batch_norm="train_all")

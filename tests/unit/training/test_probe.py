@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from tiny_torchvision import tiny
 from torch import nn
 
 from thawline import backbones
@@ -180,7 +181,8 @@ def test_balanced_class_weights_find_more_of_the_rare_class() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_b_32", "squeezenet1_1"])
 def test_the_probe_of_a_head_is_what_the_network_then_answers(name: str, tmp_path: Path) -> None:
-    backbone = backbones.create(name, num_classes=CLASSES, weights="none", image_size=64, seed=1)
+    with tiny(name):
+        backbone = backbones.create(name, num_classes=CLASSES, weights="none", image_size=64, seed=1)
     images, labels = torch.randn(30, 3, 64, 64, generator=torch.Generator().manual_seed(0)), np.arange(30) % CLASSES
     images += torch.from_numpy(labels).view(-1, 1, 1, 1) * 2.0  # so that there is something to learn
     inputs = Rows(images, labels)

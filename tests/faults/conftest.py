@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import Forks, forks
+from commands import Forks
 from faults import OPTIONS, TRIALS, Search
 from once import made_once
 from PIL import Image
@@ -28,13 +28,6 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = (random.integers(0, 190, (32, 32, 3)) + level).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
     return folder
-
-
-@pytest.fixture(scope="session")
-def first_process() -> Iterator[Forks]:
-    """Of the searches in this worker: they are its forks."""
-    with forks(clean_environment()) as first:
-        yield first
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from faults import Search, epochs_of, facts
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("postgres"), pytest.mark.timeout(900)]
 
 OPTIONS = [
-    *("--trials", "8", "--epochs", "12", "--exact", "--set", "study.pruner=NopPruner", "--set", "study.batch=1"),
+    *("--trials", "8", "--epochs", "8", "--exact", "--set", "study.pruner=NopPruner", "--set", "study.batch=1"),
     # Points do not depend on results, so that it does not matter which search got which trial, and when.
     *("--set", "study.sampler=QMCSampler"),
 ]
@@ -21,7 +21,7 @@ def test_two_searches_share_a_study_on_postgresql_and_one_finishes_what_the_othe
     urls = {"THAWLINE_STORAGE": new_postgres(), "MLFLOW_TRACKING_URI": new_postgres()}
     search = make_search("shared", *OPTIONS, **urls)
     first, second = search.start(), search.start()
-    assert second.says("epoch 1/12"), "\n".join(second.lines)
+    assert second.says("epoch 1/8"), "\n".join(second.lines)
     second.kill_everything()
     third = search.start()
     for life in (first, third):
@@ -32,7 +32,7 @@ def test_two_searches_share_a_study_on_postgresql_and_one_finishes_what_the_othe
     outcome = search.outcome()
     assert sorted(facts(outcome)) == sorted(facts(expected))
     recorded = search.epochs()
-    assert recorded.keys() == epochs_of(8, 12)
+    assert recorded.keys() == epochs_of(8, 8)
     assert {key for key, times in recorded.items() if len(times) > 1} == set(), "an epoch is recorded twice"
     assert search.parent().info.status == "FINISHED"
     client = search.store.client

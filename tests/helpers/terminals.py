@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+from commands import Fork, Forks
 
 __all__ = ["Terminal", "terminal"]
 
@@ -22,20 +23,32 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 
 
 class Terminal:
-    """A process whose controlling terminal is a pseudo-terminal that this process reads."""
+    """A process whose controlling terminal is a pseudo-terminal that this process reads.
 
-    def __init__(self, command: list[str], *, env: dict[str, str], cwd: Path) -> None:
+    Args:
+        command: what is run; if there are ``forks``, the arguments of ``thawline``.
+        env: its environment.
+        cwd: its working directory.
+        forks: what it is forked from.
+    """
+
+    def __init__(self, command: list[str], *, env: dict[str, str], cwd: Path, forks: Forks | None = None) -> None:
         self._master, slave = pty.openpty()
-        self.process = subprocess.Popen(
-            command,
-            env={**env, "TERM": "xterm", "COLUMNS": "160", "LINES": "50"},
-            cwd=cwd,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  calls nothing of ours
-        )
+        env = {**env, "TERM": "xterm", "COLUMNS": "160", "LINES": "50"}
+        self.process: subprocess.Popen[bytes] | Fork
+        if forks is not None:
+            self.process = forks.start(command, env, cwd, terminal=os.ttyname(slave))
+        else:
+            self.process = subprocess.Popen(
+                command,
+                env=env,
+                cwd=cwd,
+                stdin=slave,
+                stdout=slave,
+                stderr=slave,
+                start_new_session=True,
+                preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509  calls nothing of ours
+            )
         os.close(slave)
         self._shown, self._changed, self._closed = "", threading.Condition(), False
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -99,9 +112,10 @@ class Terminal:
 
 
 @contextmanager
-def terminal(*arguments: str | Path, env: dict[str, str], cwd: Path) -> Iterator[Terminal]:
-    """``thawline`` with arguments in a terminal, ended with the block."""
-    opened = Terminal([sys.executable, "-m", "thawline", *map(str, arguments)], env=env, cwd=cwd)
+def terminal(*arguments: str | Path, env: dict[str, str], cwd: Path, forks: Forks | None = None) -> Iterator[Terminal]:
+    """``thawline`` with arguments in a terminal, ended with the block; a process of its own without ``forks``."""
+    thawline = [] if forks else [sys.executable, "-m", "thawline"]
+    opened = Terminal([*thawline, *map(str, arguments)], env=env, cwd=cwd, forks=forks)
     try:
         yield opened
     finally:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from commands import Forks, forks
 from databases import postgres_server
 from servers import clean_environment, prefect_server
 
@@ -114,6 +115,13 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     """The worker's own Prefect server: the variables of those that use it, which saves each command a server."""
     with prefect_server(tmp_path_factory.mktemp("server") / "prefect", clean_environment()) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def first_process() -> Iterator[Forks]:
+    """Has the libraries already: the worker's commands are forks of it, but for those that are to load them."""
+    with forks(clean_environment()) as first:
+        yield first
 
 
 @pytest.fixture

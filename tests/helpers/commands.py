@@ -32,7 +32,10 @@ _LIBRARIES = (
     *("torch", "torchvision", "captum.attr", "matplotlib.backends.backend_svg", "sklearn.manifold", "optuna", "pandas"),
     *("mlflow", "mlflow.pyfunc.model", "mlflow.store.tracking.sqlalchemy_store"),
 )
-_OURS = ("cli", "api", "search.preload", "search", "study_report", "terminal", "registry", "scoring", "explain")
+_OURS = (
+    *("cli", "api", "search.preload", "search", "study_report", "terminal", "registry", "scoring", "explain"),
+    "serving.app",
+)
 """Modules of Thawline that load neither Prefect nor a device."""
 _OF_PREFECT = ("anyio", "griffe", "h2.connection", "httpx", "jsonschema", "pendulum", "pydantic_settings", "trio")
 """Libraries that Prefect loads, and that read no settings."""

@@ -26,7 +26,7 @@ COMMON = [
 
 
 class Client:
-    """Sends the same photograph without a pause, and keeps what came back."""
+    """Sends the same photograph again and again, and keeps what came back."""
 
     def __init__(self, port: int, image: bytes) -> None:
         self.statuses: list[int] = []
@@ -48,7 +48,7 @@ class Client:
 
     def _send(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
-        while not self._stop.is_set():
+        while not self._stop.wait(0.02):  # without it, the server would take a core from the searches beside it
             connection.request("POST", "/predict", self._image, {"Content-Type": "image/png"})
             response = connection.getresponse()
             answer = json.loads(response.read())

@@ -26,7 +26,7 @@ from thawline.tracking import connect
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("looking"), needs_browser]
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
-TRIALS = 6
+TRIALS = 8
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def looked(
     # A server of its own: all its pages are looked at.
     with prefect_server(photographs.parent / "prefect", environment_of(home)) as client:
         ended = forked(
-            *("search", photographs, "--backbone", "squeezenet1_0", "--weights", weights, "--image-size", "96"),
-            *("--trials", str(TRIALS), "--epochs", "8", "--study", "clothing", "--model", "clothing", "--json"),
+            *("search", photographs, "--backbone", "squeezenet1_0", "--weights", weights, "--image-size", "128"),
+            *("--trials", str(TRIALS), "--epochs", "12", "--study", "clothing", "--model", "clothing", "--json"),
             # Enough to learn something from few pictures, and for trials of more than the time without pictures.
             *("--set", "space.learning_rate=[0.0002, 0.002]", "--set", "train.batch_size=16"),
             *("--set", "data.workers=1", "--set", "train.device=cpu"),

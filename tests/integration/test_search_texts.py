@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import server
+from commands import Forks
+from servers import forked_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("search_texts")]
 
@@ -58,10 +59,10 @@ def test_the_frozen_activations_of_the_texts_are_stored(searched: Any, home: Pat
 
 
 def test_the_champion_answers_a_text_over_http(
-    searched: Any, home: Path, environment_of: Callable[[Path], dict[str, str]]
+    searched: Any, home: Path, environment_of: Callable[[Path], dict[str, str]], first_process: Forks
 ) -> None:
     texts = {"spam": "WINNER!! Call 09061701461 now to claim your free prize", "ham": "Are you coming home for dinner?"}
-    with server(searched.json["model"], environment_of(home)) as (port, _):
+    with forked_server(searched.json["model"], environment_of(home), first_process, home.parent) as port:
         body = json.dumps({"texts": list(texts.values())}).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as response:

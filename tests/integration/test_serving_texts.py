@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from browsers import needs_browser, open_browser
 from colours import register
+from commands import Forks
 from notes import ADVERTISEMENTS, FRIENDLY, make_text_package
-from servers import server
+from servers import forked_server
 
 from thawline.registry import MlflowRegistry
 from thawline.tracking import connect
@@ -29,8 +30,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, prepared: Callable[[Path], Pa
 
 
 @pytest.fixture(scope="module")
-def port(home: Path, environment_of: Callable[[Path], dict[str, str]]) -> Iterator[int]:
-    with server("notes", environment_of(home)) as (port, _):
+def port(home: Path, environment_of: Callable[[Path], dict[str, str]], first_process: Forks) -> Iterator[int]:
+    with forked_server("notes", environment_of(home), first_process, home.parent) as port:
         yield port
 
 

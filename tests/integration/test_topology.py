@@ -293,8 +293,8 @@ def test_a_schedule_trains_then_skips_then_trains_on_what_has_come_and_the_bette
         assert f"Deployed retrain/{MODEL} to the work pool thawline." in said
         it.healthy("mlflow")
 
-        # Nobody worked for five minutes.
-        it.plan_what_was_missed(minutes=5)
+        # Nobody worked for three minutes.
+        it.plan_what_was_missed(minutes=3)
         assert len(it.scheduled_runs()) >= 2
         it.up("worker-cpu")
         it.healthy("worker-cpu")

@@ -91,7 +91,8 @@ def _rough(colours: npt.NDArray[np.uint8]) -> Floats:
     cells = SIDE // 4
     rows = colours.reshape(len(colours), 4, cells, SIDE * 3).sum(2, dtype=np.uint16)  # along memory, in steps
     sums = rows.reshape(len(colours), 4, 4, cells, 3).sum(3, dtype=np.uint16)
-    return sums.reshape(len(colours), -1).astype(np.float32) / cells**2
+    means: Floats = sums.reshape(len(colours), -1).astype(np.float32) / cells**2
+    return means
 
 
 def _candidates(hashes: npt.NDArray[np.uint64], rough: Floats) -> tuple[Integers, Integers]:

@@ -41,7 +41,8 @@ def check(
         from thawline.cli.tables.data import data_report
 
         show_table(data_report(manifest))
-        next_steps({f"search {typed(data)}": "find the best fine-tuned classifier"})
+        options = "".join(f" --set {typed(assignment)}" for assignment in assignments or [])
+        next_steps({f"search {typed(data)}{options}": "find the best fine-tuned classifier"})
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -46,6 +46,9 @@ class DataConfig(Model):
     group_column: ColumnName | None = None
     """Column that names each row's group: of the table, or of DATA/metadata.csv (beside its column ``file_name``) for
     images in class folders."""
+    near_duplicates: Literal["together", "off"] = "together"
+    """Images that show the same picture in other files, compressed again, resized or lightly cropped: ``together``
+    lists them and keeps them on one side of the split where there are no groups; ``off`` does not look for them."""
     max_bad_fraction: float = Field(0.05, ge=0, le=1)
     """Fraction of unreadable files or rows above which nothing is trained."""
     max_pixels: int = Field(64_000_000, ge=1)

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import tarfile
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -42,7 +43,7 @@ def shards_in(root: Path) -> Mapping[Split, list[Path]]:
     if not root.is_dir() or tables_among(children(root)) or any(map(is_image, children(root))):
         return {}
     inner = {folder.name: _tars(folder) for folder in folders(root)}
-    tars = {_without_number(tar): [] for tar in _tars(root)}
+    tars: dict[str, list[Path]] = defaultdict(list)
     for tar in _tars(root):
         tars[_without_number(tar)].append(tar)
     if bool(tars) == bool(inner) or not all(inner.values()) or any(folders(root / name) for name in inner):

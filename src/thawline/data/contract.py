@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 DataKind = Literal["images", "texts"]
-ProblemKind = Literal["bad", "stray", "duplicate", "leak", "conflict", "class"]
+ProblemKind = Literal["bad", "stray", "duplicate", "near", "leak", "conflict", "class"]
 
 NOUNS: dict[DataKind, str] = {"images": "image", "texts": "text"}
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -91,7 +91,7 @@ class Problem:
     """Something about one file, folder or line that a person should know.
 
     ``bad`` (cannot be read), ``stray`` (no image of a class), ``leak`` and ``conflict`` are left out; a ``duplicate``
-    is kept; ``class`` is a warning about a whole class.
+    and a ``near`` one (the same picture in another file) are kept; ``class`` is a warning about a whole class.
     """
 
     path: str
@@ -227,6 +227,8 @@ class Found:
     """Splits that are not given, which the hash takes from the training side."""
     layout: str
     table: TextTable | None = None
+    near: Sequence[tuple[str, str]] = ()
+    """Pairs of digests whose images show the same picture."""
 
 
 def content_digest(data: bytes) -> str:

@@ -3,8 +3,8 @@
 import csv
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from thawline.data._files import printable
 from thawline.data._folders import METADATA, Layout, NoClassesError, folder_layout
 from thawline.data._image_tables import ImageTable, contradicted, image_tables_in, table_layout
 from thawline.data._listing import children, classes_below, images_below, relative
+from thawline.data._near_duplicates import near_duplicates, thumbnail
 from thawline.data._pool import map_files
 from thawline.data._unpacking import unpacked
 from thawline.data.contract import (
@@ -37,6 +38,9 @@ if TYPE_CHECKING:  # the processes that decode import this module and need no py
 
 __all__ = ["check_folder", "files_of", "given_files", "image_files", "labelled_files", "scan_folder"]
 
+_MOST_COMPARED = 200_000
+"""Images among which near-duplicates are looked for: each is compared with all others, at 3 kB each."""
+
 
 def scan_folder(config: "DataConfig", *, on_progress: Callable[[int, int], None] | None = None) -> Manifest:
     """Find the classes, decode every file once, and decide what is trained on; see :func:`thawline.data.scan`.
@@ -46,17 +50,20 @@ def scan_folder(config: "DataConfig", *, on_progress: Callable[[int, int], None]
     """
     layout = find_layout(config)
     root, paths = layout.root, [file.path for file in layout.files]
+    compared = config.near_duplicates == "together" and len(paths) <= _MOST_COMPARED
+    if config.near_duplicates == "together" and not compared:
+        layout = replace(layout, text=f"{layout.text}; near-duplicates are not looked for among so many images")
     answers = map_files(
-        partial(_inspect, root=root, max_pixels=config.max_pixels),
+        partial(_inspect, root=root, max_pixels=config.max_pixels, compared=compared),
         paths,
         workers=config.workers,
-        crashed=lambda path: ("", "the decoder crashed on it"),
+        crashed=lambda path: _Inspected("", "the decoder crashed on it"),
         on_progress=on_progress,
     )
-    bad = [Problem(path, reason, "bad") for path, (_, reason) in zip(paths, answers, strict=True) if reason]
+    bad = [Problem(path, each.reason, "bad") for path, each in zip(paths, answers, strict=True) if each.reason]
     without_file = [problem for problem in layout.problems if problem.kind == "bad"]
     check_bad([*without_file, *bad], len(without_file) + len(paths), config.max_bad_fraction, "images")
-    files = [replace(f, digest=digest) for f, (digest, reason) in zip(layout.files, answers, strict=True) if not reason]
+    files = [replace(f, digest=each.digest) for f, each in zip(layout.files, answers, strict=True) if not each.reason]
     return manifest_of(
         Found(
             root=root,
@@ -67,6 +74,7 @@ def scan_folder(config: "DataConfig", *, on_progress: Callable[[int, int], None]
             given=dict(layout.given),
             missing=layout.missing,
             layout=layout.text,
+            near=_near({each.digest: each.thumbnail for each in answers if each.thumbnail}),
         ),
         config,
     )
@@ -213,17 +221,31 @@ def _layout_without_table(root: Path, config: "DataConfig") -> Layout:
 # --------------------------------------------------------------------------------------------------- reading them
 
 
-def _inspect(path: str, *, root: Path, max_pixels: int) -> tuple[str, str]:
-    """(content digest, reason why the file is bad or nothing)."""
+@dataclass(frozen=True)
+class _Inspected:
+    digest: str
+    reason: str
+    """Why the file is bad, or nothing."""
+    thumbnail: bytes = b""
+
+
+def _inspect(path: str, *, root: Path, max_pixels: int, compared: bool) -> _Inspected:
     try:
         data = (root / path).read_bytes()
     except (OSError, MemoryError) as error:
-        return "", f"cannot be read: {getattr(error, 'strerror', None) or error or 'out of memory'}"
+        return _Inspected("", f"cannot be read: {getattr(error, 'strerror', None) or error or 'out of memory'}")
     try:
-        images.decode(data, max_pixels=max_pixels)
+        image = images.decode(data, max_pixels=max_pixels)
     except images.BadImage as error:
-        return "", str(error)
-    return content_digest(data), ""
+        return _Inspected("", str(error))
+    return _Inspected(content_digest(data), "", thumbnail(image) if compared else b"")
+
+
+def _near(thumbnails: Mapping[str, bytes]) -> list[tuple[str, str]]:
+    """Pairs of digests whose images show the same picture; names of files do not matter."""
+    digests = sorted(thumbnails)
+    pairs = near_duplicates([thumbnails[digest] for digest in digests])
+    return [(digests[one], digests[other]) for one, other in pairs]
 
 
 # ------------------------------------------------------------------------------------- their groups

@@ -30,6 +30,10 @@ if TYPE_CHECKING:  # the processes that decode import this package and need no p
 
 __all__ = ["manifest_of"]
 
+_FEW = 10
+_SHARE = 0.05
+"""So many near-duplicates are kept together at most, or such a share of all images, whichever is more."""
+
 
 def manifest_of(found: Found, config: "DataConfig") -> Manifest:
     """Leave out what contradicts itself or leaks, assign the splits, and refuse what cannot be trained on.
@@ -37,13 +41,15 @@ def manifest_of(found: Found, config: "DataConfig") -> Manifest:
     Raises:
         DataError: if a split or a class would be empty.
     """
-    joined = keys([item.digest for item in found.items], [item.group for item in found.items])
+    near, too_many = _kept_together(found)
+    joined = keys([item.digest for item in found.items], [item.group for item in found.items], near)
     items = [replace(item, key=key) for item, key in zip(found.items, joined, strict=True)]
     items, conflicts = _without_conflicts(items, NOUNS[found.kind])
     items, leaks = _without_leaks(items, NOUNS[found.kind])
     sides, kept_back = _sides(items, found.missing, config.validation_fraction, config.test_fraction)
     rows = _rows(items, found, sides)
     problems = [*found.problems, *conflicts, *leaks, *_duplicates(rows, NOUNS[found.kind])]
+    problems += [*_near(rows, found, too_many), *_too_many(rows, too_many, NOUNS[found.kind])]
     problems += _check_counts(rows, items, found, problems, config)
     problems += _kept_back(kept_back, NOUNS[found.kind])
     problems += [*_look_alikes(found.classes), *_several_in_one(found.classes)]
@@ -108,10 +114,63 @@ def _without_leaks(items: list[Item], noun: str) -> tuple[list[Item], list[Probl
             reason = f"the same {noun} as {same_content.path} in the {side} split"
         elif same_group is not None:
             reason = f"its group {item.group!r} is also in the {side} split ({same_group.path})"
+        elif item.group is None:
+            reason = f"nearly the same {noun} as {first[item.key].path} in the {side} split"
         else:
             reason = f"copies tie its group to {first[item.key].path} in the {side} split"
         problems.append(Problem(item.path, reason, "leak"))
     return kept, problems
+
+
+# ---------------------------------------------------------------------------------------------------- near-duplicates
+
+
+def _kept_together(found: Found) -> tuple[list[tuple[str, str]], list[set[str]]]:
+    """The pairs of near-duplicates that stay on one side, and sets of digests that are too many for that.
+
+    Where there are groups, they say what belongs together: a picture that is taken for another one must not join two
+    patients. Frames of a video, and parts before one camera, may be all alike: no split could keep them together.
+    """
+    if any(item.group is not None for item in found.items):
+        return [], []
+    digests = sorted({item.digest for item in found.items})
+    sets: dict[str, set[str]] = defaultdict(set)
+    for digest, key in zip(digests, keys(digests, [None] * len(digests), found.near), strict=True):
+        sets[key].add(digest)
+    most = max(_FEW, len(digests) * _SHARE)
+    too_many = [alike for alike in sets.values() if len(alike) > most]
+    apart = {digest for alike in too_many for digest in alike}
+    return [pair for pair in found.near if pair[0] not in apart], too_many
+
+
+def _near(rows: Sequence[Row], found: Found, too_many: Sequence[set[str]]) -> Iterator[Problem]:
+    """A word on each image that shows the picture of an earlier one."""
+    noun, apart = NOUNS[found.kind], {digest for alike in too_many for digest in alike}
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.digest, row)
+    order = {digest: place for place, digest in enumerate(first)}
+    earlier: dict[str, str] = {}
+    for pair in found.near:
+        if all(digest in order and digest not in apart for digest in pair):
+            one, other = sorted(pair, key=order.__getitem__)
+            earlier[other] = min(earlier.get(other, one), one, key=order.__getitem__)
+    for digest in sorted(earlier, key=order.__getitem__):
+        row, copied = first[digest], first[earlier[digest]]
+        also = [f"under another class ({found.classes[copied.label]})"] if row.label != copied.label else []
+        also += [f"in the {copied.split} split"] if row.split != copied.split else []
+        yield Problem(row.path, ", ".join([f"nearly the same {noun} as {copied.path}", *also]), "near")
+
+
+def _too_many(rows: Sequence[Row], too_many: Sequence[set[str]], noun: str) -> Iterator[Problem]:
+    for alike in too_many:
+        paths = [row.path for row in rows if row.digest in alike]
+        if paths:
+            reason = (
+                f"one of {counted(len(paths), noun)} that are nearly the same, too many to keep on one side: if they "
+                "are of one video or object, data.group_pattern says which belong together"
+            )
+            yield Problem(paths[0], reason, "near")
 
 
 # --------------------------------------------------------------------------------------------- rows and their digest

@@ -19,6 +19,7 @@ def problem_titles(kind: DataKind) -> dict[str, str]:
         "leak": "Also in a split that is held out more, left out",
         "class": "Classes to look at",
         "duplicate": f"Copies of another {noun}, kept on the same side",
+        "near": f"Nearly the same as another {noun}",
         "stray": "Not read",
     }
 

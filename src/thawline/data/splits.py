@@ -34,16 +34,18 @@ def place(key: str) -> float:
     return int.from_bytes(hashed[:6], "big") / 2**48
 
 
-def keys(digests: Sequence[str], groups: Sequence[str | None]) -> list[str]:
-    """The key of each file: files of one group, and files of the same content, get the same key.
+def keys(digests: Sequence[str], groups: Sequence[str | None], near: Sequence[tuple[str, str]] = ()) -> list[str]:
+    """The key of each file: files of one group, of the same content, and near-duplicates, get the same key.
 
     Where copies of one image lie in several groups, the groups are joined, also along a chain; their key is the
     smallest name of a group among them. (Only such a joining can move files when the folder grows: two groups that
-    had fallen on different sides must then meet on one.) A file without a group has its content digest for a key.
+    had fallen on different sides must then meet on one.) A file without a group has its content digest for a key; of
+    near-duplicates without groups the smallest digest.
 
     Args:
         digests: content digest of each file.
         groups: name of each file's group, or None; as long as ``digests``.
+        near: pairs of digests whose files are kept on one side, too.
     """
     parent: dict[str, str] = {}
 
@@ -53,8 +55,13 @@ def keys(digests: Sequence[str], groups: Sequence[str | None]) -> list[str]:
             parent[node] = node = parent[parent[node]]
         return node
 
+    def join(one: str, other: str) -> None:
+        first, second = sorted((root(one), root(other)))
+        parent[second] = first
+
     # Group nodes start with "+" and so sort before digest nodes ("="): a joined set is named after a group.
     for digest, group in zip(digests, groups, strict=True):
-        first, second = sorted((root(f"={digest}"), root(f"={digest}" if group is None else f"+{group}")))
-        parent[second] = first
+        join(f"={digest}", f"={digest}" if group is None else f"+{group}")
+    for one, other in near:
+        join(f"={one}", f"={other}")
     return [root(f"={digest}") for digest in digests]

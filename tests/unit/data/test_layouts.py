@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from rendered import rendered
+from typer.testing import CliRunner
 
+from thawline.cli import app
 from thawline.cli.tables.data import data_report
 from thawline.config import DataConfig
 from thawline.data import Manifest, _listing, data_kind, labelled_files, scan
@@ -622,6 +624,15 @@ def test_a_pattern_labels_further_images(fill: Fill) -> None:
     assert [file.name.split(".")[0] for file in files] == classes
     with pytest.raises(DataError, match=r"finds no class in the name of 1 image:\n  x\.png"):
         labelled_files(root / "other", config)
+
+
+def test_the_next_step_after_a_check_has_its_options(
+    fill: Fill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without them the search would be refused."""
+    monkeypatch.setenv("THAWLINE_HOME", str(tmp_path / "home"))
+    answer = CliRunner().invoke(app, ["check", str(fill(numbered("."))), "--set", f"data.class_pattern={PATTERN}"])
+    assert f"--set 'data.class_pattern={PATTERN}'" in " ".join(answer.output.split())
 
 
 def test_a_pattern_stands_alone() -> None:

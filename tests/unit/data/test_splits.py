@@ -95,3 +95,10 @@ def test_a_groups_key_is_its_name_alone_so_that_it_stays_when_files_are_added() 
 
 def test_a_group_named_like_a_digest_is_not_taken_for_one() -> None:
     assert len(set(keys(["a", "b"], ["b", None]))) == 2
+
+
+def test_near_duplicates_have_one_key_and_others_keep_theirs() -> None:
+    digests = ["d4", "b2", "c3", "a1", "e5"]
+    alone: list[str | None] = [None] * 5
+    assert keys(digests, alone, [("c3", "d4"), ("b2", "c3")]) == ["=b2", "=b2", "=b2", "=a1", "=e5"]
+    assert keys(digests, alone, []) == keys(digests, alone) == ["=d4", "=b2", "=c3", "=a1", "=e5"]

@@ -1,0 +1,181 @@
+"""Images that show the same picture in other files: compressed again, resized, lightly cropped.
+
+Three steps, each for what the one before left: a perceptual hash of 64 bits (the signs of the lowest frequencies of a
+cosine transform, as in Zauner's pHash), compared with that of every other image; the sums of rows and of columns, which
+tell where one image was cut to give the other; and the colours of both, laid over each other so.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+__all__ = ["SIDE", "near_duplicates", "thumbnail"]
+
+SIDE = 32
+"""Of a thumbnail, in pixels. Smaller images are compared with none: a few pixels are soon alike."""
+
+_SAMPLED = 96, 128  # pixels a side that a thumbnail is the mean of: of small images, and of those of more than _LARGE
+_LARGE = 250_000
+_FREQUENCIES = 9  # along each side, of which the 64 lowest are taken
+_RADIUS = 18  # bits in which the hashes of two candidates differ at most
+_CANDIDATES = 100  # per image at most: among images that are all alike the radius shrinks until so few are left
+_BLOCK = 1 << 18  # pairs of hashes that are compared at once: so many stay in a core's cache
+_ROUGH = 20.0  # root mean square of the differences of the mean colours of 4 x 4 parts, of 255
+_PAIRS = 8192  # candidates that are looked at at once, at some 40 kB each
+_CUT = 4  # steps of 2 % by which both ends of a side are cut in all
+_ALONG = 0.93  # correlation of the sums of rows, and of columns
+_COARSE = 8  # cells a side in which colours are compared
+_COLOURS = 7.0  # root mean square of their differences, of 255
+_CONTRAST = 0.17  # the same beside the standard deviation over the cells: pale images are soon alike
+_DETAIL = 20.0  # root mean square of the differences of all pixels, that noise before the same drawing does not pass
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.intp]
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """What is compared of an image: ``SIDE`` x ``SIDE`` colours, the whole image without regard to its shape; empty if
+    it is smaller.
+
+    Args:
+        image: in mode RGB.
+    """
+    if min(image.size) < SIDE:
+        return b""
+    side = _SAMPLED[image.width * image.height > _LARGE]
+    # Samples, not all pixels: they take a third of the time.
+    return image.resize((side, side), Image.Resampling.NEAREST).reduce(side // SIDE).tobytes()
+
+
+def near_duplicates(thumbnails: Sequence[bytes]) -> list[tuple[int, int]]:
+    """Pairs of images that show the same picture, by their places in the list, the smaller one first.
+
+    The time grows with the square of the number of images, because each hash is compared with all others.
+
+    Args:
+        thumbnails: of each image; empty ones are passed over.
+    """
+    places = np.array([place for place, each in enumerate(thumbnails) if each], np.intp)
+    if len(places) < 2:
+        return []
+    whole = np.frombuffer(b"".join(thumbnails[place] for place in places), np.uint8)
+    colours = whole.reshape(len(places), SIDE, SIDE, 3)
+    found: list[tuple[int, int]] = []
+    one, other = _candidates(_hashes(colours), _rough(colours))
+    for start in range(0, len(one), _PAIRS):
+        first, second = one[start : start + _PAIRS], other[start : start + _PAIRS]
+        near = _same(colours, first, second)
+        found += zip(places[first[near]].tolist(), places[second[near]].tolist(), strict=True)
+    return sorted(found)
+
+
+def _hashes(colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    """One of 64 bits for each image."""
+    points = (np.arange(SIDE) + 0.5) * np.pi / SIDE
+    waves = np.cos(np.outer(np.arange(_FREQUENCIES), points)).astype(np.float32)
+    both = ((u, v) for u in range(_FREQUENCIES) for v in range(_FREQUENCIES) if u + v > 0)
+    lowest = np.array(sorted(both, key=lambda pair: pair[0] ** 2 + pair[1] ** 2)[:64])
+    parts = []
+    for start in range(0, len(colours), _PAIRS):
+        green = colours[start : start + _PAIRS, :, :, 1].astype(np.float32)
+        spectrum = np.tensordot(np.tensordot(green, waves, (2, 1)), waves, (1, 1))  # [n, v, u]
+        bits = np.packbits(spectrum[:, lowest[:, 1], lowest[:, 0]] > 0, axis=1)
+        parts.append(np.ascontiguousarray(bits).view(np.uint64)[:, 0])
+    return np.concatenate(parts)
+
+
+def _rough(colours: npt.NDArray[np.uint8]) -> Floats:
+    """Mean colours of 4 x 4 parts of each image, float32 ``[n, 48]``."""
+    cells = SIDE // 4
+    rows = colours.reshape(len(colours), 4, cells, SIDE * 3).sum(2, dtype=np.uint16)  # along memory, in steps
+    sums = rows.reshape(len(colours), 4, 4, cells, 3).sum(3, dtype=np.uint16)
+    means: Floats = sums.reshape(len(colours), -1).astype(np.float32) / cells**2
+    return means
+
+
+def _candidates(hashes: npt.NDArray[np.uint64], rough: Floats) -> tuple[Integers, Integers]:
+    """Pairs whose hashes and rough colours are close."""
+    radius, kept, most = _RADIUS, 0, _CANDIDATES * len(hashes)
+    found: list[npt.NDArray[np.intp]] = [np.empty((3, 0), np.intp)]  # first, second, bits in which they differ
+    step = max(1, _BLOCK // len(hashes))
+    for start in range(0, len(hashes), step):
+        apart = np.bitwise_count(hashes[start : start + step, None] ^ hashes[None, start:])
+        first, second = np.divmod(np.flatnonzero(apart <= radius), len(hashes) - start)
+        bits = apart[first, second]
+        ahead = second > first
+        first, second, bits = first[ahead] + start, second[ahead] + start, bits[ahead]
+        alike = ((rough[first] - rough[second]) ** 2).mean(1) < _ROUGH**2
+        found.append(np.stack([first[alike], second[alike], bits[alike]]))
+        kept += found[-1].shape[1]
+        while kept > most:
+            radius -= 1
+            found = [each[:, each[2] <= radius] for each in found]
+            kept = sum(each.shape[1] for each in found)
+    first, second, _ = np.concatenate(found, axis=1)
+    return first, second
+
+
+def _same(colours: npt.NDArray[np.uint8], first: Integers, second: Integers) -> npt.NDArray[np.bool_]:
+    """Which of these pairs show the same picture, in full or one of them a part of the other."""
+    cuts = [(left / 50, right / 50) for left in range(_CUT + 1) for right in range(_CUT + 1 - left)]
+    full, coarse = (np.stack([_cutting(*cut, cells) for cut in cuts]) for cells in (SIDE, _COARSE))
+    used, index = np.unique(np.concatenate([first, second]), return_inverse=True)
+    one, other = index[: len(first)], index[len(first) :]
+    green = colours[used, :, :, 1].astype(np.float32)
+    axes = [(_unit(sums), _unit(np.tensordot(sums, full, (1, 2)))) for sums in (green.mean(2), green.mean(1))]
+
+    def along(whole: Integers, part: Integers) -> tuple[Integers, Integers, Floats]:
+        """The best cut of rows and of columns of one image to give the other, and how well the worse one fits."""
+        fits = [np.matmul(cut[whole], plain[part][:, :, None])[:, :, 0] for plain, cut in axes]
+        rows, columns = (fit.argmax(1) for fit in fits)
+        return rows, columns, np.minimum(fits[0].max(1), fits[1].max(1))
+
+    (rows, columns, fit), (rows_back, columns_back, fit_back) = along(one, other), along(other, one)
+    turned = fit_back > fit
+    rows, columns = np.where(turned, rows_back, rows), np.where(turned, columns_back, columns)
+    whole, part = np.where(turned, second, first), np.where(turned, first, second)
+    same: npt.NDArray[np.bool_] = np.maximum(fit, fit_back) > _ALONG
+
+    def laid(cutting: Floats) -> tuple[Floats, Floats]:
+        """Both images of the pairs that are still thought the same, one over the other."""
+        seen = _laid(colours[whole[same]], cutting[rows[same]], cutting[columns[same]])
+        return seen, _laid(colours[part[same]], cutting[[0]], cutting[[0]])
+
+    seen, wanted = laid(coarse)
+    contrast = np.sqrt(wanted.var((1, 2)).mean(1))
+    same[same] = _apart(seen, wanted) < np.minimum(_COLOURS, _CONTRAST * contrast)
+    same[same] = _apart(*laid(full)) < _DETAIL
+    return same
+
+
+def _apart(one: Floats, other: Floats) -> Floats:
+    """Root mean square of the differences of each pair."""
+    squares: Floats = ((one - other) ** 2).mean((1, 2, 3))
+    return np.sqrt(squares)
+
+
+def _laid(colours: npt.NDArray[np.uint8], rows: Floats, columns: Floats) -> Floats:
+    """Mean colours of the cells, float32 ``[n, cells, cells, 3]``, of a part of each image."""
+    cells = rows.shape[1]
+    flat = colours.astype(np.float32).reshape(len(colours), SIDE, SIDE * 3)
+    down = np.matmul(rows, flat).reshape(-1, cells, SIDE, 3)
+    both: Floats = np.matmul(columns[:, None], down)
+    return both
+
+
+def _cutting(left: float, right: float, cells: int) -> Floats:
+    """float32 ``[cells, SIDE]``: the means of a row's pixels in cells, behind ``left`` and before ``right`` of it."""
+    edges = (left + (1 - left - right) * np.arange(cells + 1) / cells) * SIDE
+    pixels = np.arange(SIDE)
+    overlap = np.clip(np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels), 0, None)
+    means: Floats = (overlap / overlap.sum(1, keepdims=True)).astype(np.float32)
+    return means
+
+
+def _unit(values: Floats) -> Floats:
+    """Without their mean, and of length one, along the last axis."""
+    centred = values - values.mean(-1, keepdims=True)
+    unit: Floats = centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), np.float32(1e-6))
+    return unit

@@ -28,8 +28,14 @@ from typing import IO, Any, NoReturn
 
 __all__ = ["Fork", "Forks", "forks"]
 
-_LIBRARIES = ("torch", "torchvision", "optuna", "pandas", "mlflow")
-_OURS = ("cli", "api", "search.preload", "search", "study_report", "terminal", "registry")
+_LIBRARIES = (
+    *("torch", "torchvision", "captum.attr", "matplotlib.backends.backend_svg", "sklearn.manifold", "optuna", "pandas"),
+    *("mlflow", "mlflow.pyfunc.model", "mlflow.store.tracking.sqlalchemy_store"),
+)
+_OURS = (
+    *("cli", "api", "search.preload", "search", "study_report", "terminal", "registry", "scoring", "explain"),
+    "serving.app",
+)
 """Modules of Thawline that load neither Prefect nor a device."""
 _OF_PREFECT = ("anyio", "griffe", "h2.connection", "httpx", "jsonschema", "pendulum", "pydantic_settings", "trio")
 """Libraries that Prefect loads, and that read no settings."""

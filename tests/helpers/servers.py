@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from commands import Forks
 from said import Said
 
 from thawline.databases import prefect_database
@@ -22,6 +23,7 @@ __all__ = [
     "PREFECT",
     "ask_prefect",
     "clean_environment",
+    "forked_server",
     "free_port",
     "memory_of",
     "mlflow_server",
@@ -54,9 +56,26 @@ def server(model: str, environment: dict[str, str]) -> Iterator[tuple[int, "subp
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         said = Said(process.stderr)
         try:
-            yield int(said.wait_for(r"http://127\.0\.0\.1:(\d+) answers")[1]), process
+            yield _port_in(said), process
         finally:
             process.kill()
+
+
+@contextmanager
+def forked_server(model: str, environment: dict[str, str], first: Forks, folder: Path) -> Iterator[int]:
+    """The same in a fork of a process that has the libraries already, with this working directory; gives the port."""
+    process = first.start(["serve", model, "--port", "0"], environment, folder)
+    try:
+        yield _port_in(Said(process.stderr))
+    finally:
+        process.kill()
+        process.wait()
+        for stream in filter(None, (process.stdout, process.stderr)):
+            stream.close()
+
+
+def _port_in(said: Said) -> int:
+    return int(said.wait_for(r"http://127\.0\.0\.1:(\d+) answers")[1])
 
 
 @contextmanager

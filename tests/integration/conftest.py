@@ -3,14 +3,14 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from commands import forks
+from commands import Forks
 from PIL import Image, ImageDraw
 from servers import clean_environment
 
@@ -83,14 +83,16 @@ def thawline() -> Callable[..., Finished]:
 
 
 @pytest.fixture(scope="session")
-def forked() -> Iterator[Callable[..., Finished]]:
-    """Like ``thawline``, in a fork of a process that is up already: for commands that refuse, or look something up."""
-    with forks(clean_environment()) as first:
+def forked(first_process: Forks) -> Callable[..., Finished]:
+    """Like ``thawline``, in a fork of a process that has the libraries already, one command after another.
 
-        def run(*arguments: str | Path, home: Path, **more: str) -> Finished:
-            return Finished(*first.run([*map(str, arguments)], _environment_of(home) | more, home.parent))
+    For all but what shows that a verb works from the start of its process on.
+    """
 
-        yield run
+    def run(*arguments: str | Path, home: Path, **more: str) -> Finished:
+        return Finished(*first_process.run([*map(str, arguments)], _environment_of(home) | more, home.parent))
+
+    return run
 
 
 SEARCH = [

@@ -79,9 +79,15 @@ def test_check_reports_classes_splits_and_digest(data: Path, forked: Callable[..
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
 def test_a_mistake_is_one_clear_message_and_exit_code_two(
-    arguments: list[str], message: str, data: Path, forked: Callable[..., Any], tmp_path: Path
+    arguments: list[str],
+    message: str,
+    data: Path,
+    forked: Callable[..., Any],
+    prefect: dict[str, str],
+    tmp_path: Path,
 ) -> None:
-    answer = forked(*(data if word == "DATA" else word for word in arguments), home=tmp_path / "home")
+    # With the worker's server: where none is named, a search starts one before it looks at more than its options.
+    answer = forked(*(data if word == "DATA" else word for word in arguments), home=tmp_path / "home", **prefect)
     assert answer.code == 2
     assert answer.out == ""
     assert message in answer.err
@@ -96,10 +102,10 @@ def test_debug_shows_the_traceback(forked: Callable[..., Any], tmp_path: Path) -
 
 
 def test_missing_weights_are_reported_before_anything_is_trained(
-    data: Path, forked: Callable[..., Any], tmp_path: Path
+    data: Path, forked: Callable[..., Any], prefect: dict[str, str], tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
-    answer = forked("search", data, "--weights", tmp_path / "none.safetensors", home=home)
+    answer = forked("search", data, "--weights", tmp_path / "none.safetensors", home=home, **prefect)
     assert answer.code == 2
     assert "none.safetensors" in answer.err
     assert "Traceback" not in answer.err

@@ -27,7 +27,7 @@ RECIPE: dict[str, Any] = {
     "train": {"epochs": 1, "batch_size": 16, "device": "cpu"},
     "study": {"trials": 1},
     "space": {"freeze_depth": [6, 6]},
-    "tracking": {"tensorboard": False, "system_metrics": False},
+    "tracking": {"tensorboard": False, "system_metrics": False, "report": False, "observe": False},
 }
 MISSED = 30
 DRIFT = """
@@ -96,6 +96,7 @@ def test_a_worker_that_was_off_starts_one_run_then_skips_what_did_not_change_and
     prefect: dict[str, str],
     prepared: Callable[[Path], Path],
     thawline: Callable[..., Any],
+    forked: Callable[..., Any],
     environment_of: Callable[[Path], dict[str, str]],
 ) -> None:
     home = prepared(tmp_path / "home")
@@ -149,7 +150,7 @@ def test_a_worker_that_was_off_starts_one_run_then_skips_what_did_not_change_and
             "a run that drift asked for",
         )
         assert by_drift[0]["state_name"] in {"Skipped", "Cancelled"}
-    assert thawline("history", "shapes", "--json", home=home).json[0]["version"] == "1"
+    assert forked("history", "shapes", "--json", home=home).json[0]["version"] == "1"
     log = (tmp_path / "worker.log").read_text()
     assert "Traceback" not in log
 
@@ -210,14 +211,19 @@ def test_prefect_alone_deploys_what_prefect_yaml_names(prefect: dict[str, str], 
 
 
 def test_without_a_named_server_thawline_s_own_takes_the_deployment_and_its_worker_runs_it(
-    shapes: Path, recipe: Path, tmp_path: Path, thawline: Callable[..., Any], environment_of: Callable[..., Any]
+    shapes: Path,
+    recipe: Path,
+    tmp_path: Path,
+    thawline: Callable[..., Any],
+    forked: Callable[..., Any],
+    environment_of: Callable[..., Any],
 ) -> None:
     home = tmp_path / "home"
     up = thawline("up", "--worker", "local", home=home)
     assert up.code == 0, up.err
     client = dict(re.findall(r"(PREFECT_\w+)=(\S+)", up.out))
     try:
-        made = thawline("deploy", "--data", shapes, "--recipe", recipe, "--pool", "local", home=home)
+        made = forked("deploy", "--data", shapes, "--recipe", recipe, "--pool", "local", home=home)
         assert made.code == 0, made.err
         assert "A worker runs it: thawline up --worker local" in made.out
         ask = [PREFECT, "deployment", "run", "retrain/shapes", "--watch"]

@@ -85,14 +85,14 @@ def looked(
     photographs: Path,
     shared: Path,
     prepared: Callable[[Path], Path],
-    thawline: Callable[..., Any],
+    forked: Callable[..., Any],
     environment_of: Callable[[Path], dict[str, str]],
 ) -> Iterator[Looked]:
     home = prepared(photographs.parent / "home")
     weights = shared / "weights" / "squeezenet1_0_imagenet.safetensors"
     # A server of its own: all its pages are looked at.
     with prefect_server(photographs.parent / "prefect", environment_of(home)) as client:
-        ended = thawline(
+        ended = forked(
             *("search", photographs, "--backbone", "squeezenet1_0", "--weights", weights, "--image-size", "128"),
             *("--trials", str(TRIALS), "--epochs", "12", "--study", "clothing", "--model", "clothing", "--json"),
             # Enough to learn something from few pictures, and for trials of more than the time without pictures.

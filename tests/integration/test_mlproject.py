@@ -22,7 +22,11 @@ def test_mlflow_run_searches_and_the_study_is_the_run_that_mlflow_made(
     uri = f"sqlite:///{home}/mlflow.db"
     client = connect(uri, home=home, experiment="projects").client
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("backbone: {name: mobilenet_v3_small, weights: starter}\ntrain: {epochs: 1}\n")
+    recipe.write_text(
+        "backbone: {name: mobilenet_v3_small, weights: starter}\n"
+        "train: {epochs: 1}\n"
+        "tracking: {report: false, observe: false}\n"
+    )
     parameters = {
         "data": data,
         # Not listed in MLproject: MLflow passes them on as options.

@@ -20,7 +20,7 @@ OPTIONS = [
 def test_images_come_from_a_bucket_and_the_model_is_loaded_from_one(
     bucket: Bucket,
     tmp_path: Path,
-    thawline: Callable[..., Any],
+    forked: Callable[..., Any],
     draw_pictures: Callable[..., Path],
     prepared: Callable[[Path], Path],
     prefect: dict[str, str],
@@ -31,7 +31,7 @@ def test_images_come_from_a_bucket_and_the_model_is_loaded_from_one(
     home = prepared(tmp_path / "home")
     environment = bucket.environment | prefect
     artifacts = ("--set", f"tracking.artifacts={bucket.url}/thawline")
-    searched = thawline("search", f"{bucket.url}/shapes", *OPTIONS, *artifacts, home=home, **environment)
+    searched = forked("search", f"{bucket.url}/shapes", *OPTIONS, *artifacts, home=home, **environment)
     assert searched.code == 0, searched.err
     assert (searched.json["model"], searched.json["version"], searched.json["unsent"]) == ("shapes", "1", 0)
     kept = bucket.keys()
@@ -39,13 +39,13 @@ def test_images_come_from_a_bucket_and_the_model_is_loaded_from_one(
     assert not list(home.glob("artifacts/**/*.safetensors"))
 
     image = next(pictures.glob("circle/*.png"))
-    predicted = thawline("predict", "shapes@challenger", image, "--json", home=home, **environment)
+    predicted = forked("predict", "shapes@challenger", image, "--json", home=home, **environment)
     assert predicted.code == 0, predicted.err
     assert predicted.json[0]["class"] in {"circle", "square", "stripes"}
 
-    checked = thawline("check", f"{bucket.url}/shapes", "--json", home=home, **environment)
+    checked = forked("check", f"{bucket.url}/shapes", "--json", home=home, **environment)
     assert checked.code == 0, checked.err
-    missing = thawline("search", f"{bucket.url}/nothing", *OPTIONS, home=home, **environment)
+    missing = forked("search", f"{bucket.url}/nothing", *OPTIONS, home=home, **environment)
     assert missing.code == 2
     assert f"{bucket.url}/nothing" in missing.err
     assert "Traceback" not in missing.err

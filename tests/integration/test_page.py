@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from browsers import needs_browser, open_browser
 from colours import make_package, picture, register
-from servers import server
+from commands import Forks
+from servers import forked_server
 
 from thawline.registry import MlflowRegistry
 from thawline.tracking import MlflowStore
@@ -15,13 +16,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page"), needs_browser]
 
 
 def test_an_image_that_is_chosen_is_answered_and_a_bad_one_gets_its_reason(
-    store: MlflowStore, tmp_path: Path, environment_of: Callable[[Path], dict[str, str]]
+    store: MlflowStore, tmp_path: Path, environment_of: Callable[[Path], dict[str, str]], first_process: Forks
 ) -> None:
     MlflowRegistry(store).set_alias("birds", "champion", register(store, make_package(tmp_path / "package")))
     (tmp_path / "red.png").write_bytes(picture("red"))
     (tmp_path / "broken.png").write_bytes(picture("red")[:60])
     with (
-        server("birds", environment_of(store.home)) as (port, _),
+        forked_server("birds", environment_of(store.home), first_process, tmp_path) as port,
         open_browser(tmp_path / "browser", width=900) as browser,
     ):
         browser.open(f"http://127.0.0.1:{port}/")

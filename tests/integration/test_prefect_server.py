@@ -160,11 +160,11 @@ def test_a_server_that_cannot_start_is_one_message_at_once_with_the_place_of_its
     "verb", [("promote", "shapes"), ("deploy", "score", "--data", "x", "--model", "m", "--out", "o.parquet")]
 )
 def test_a_named_server_that_does_not_answer_is_one_message_and_exit_code_2(
-    verb: tuple[str, ...], home: Path, prepared: Callable[[Path], Path], thawline: Callable[..., Any]
+    verb: tuple[str, ...], home: Path, prepared: Callable[[Path], Path], forked: Callable[..., Any]
 ) -> None:
     prepared(home)
     (home.parent / "prefect.toml").write_text('[api]\nurl = "http://127.0.0.1:9/api"\n')
-    ended = thawline(*verb, home=home)
+    ended = forked(*verb, home=home)
     assert ended.code == 2, ended.err
     assert "The Prefect server at http://127.0.0.1:9/api does not answer" in ended.err
     assert "Traceback" not in ended.err

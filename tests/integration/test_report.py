@@ -86,7 +86,9 @@ def test_every_trial_says_what_ran_and_keeps_its_history_and_its_best_checkpoint
     assert tested["test/accuracy"].dataset_digest == digest
 
 
-def test_the_command_writes_the_page_again(searched: Any, thawline: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_command_writes_the_page_again(
+    searched: Any, thawline: Callable[..., Any], forked: Callable[..., Any], tmp_path: Path
+) -> None:
     written = thawline("report", "shapes", "--out", tmp_path / "new" / "page.html", home=searched.home)
     assert written.code == 0, written.err
     assert "page.html" in written.out
@@ -95,7 +97,7 @@ def test_the_command_writes_the_page_again(searched: Any, thawline: Callable[...
         for page in (tmp_path / "new" / "page.html", Path(searched.result.json["report"]))
     )
     assert again.partition("UTC")[2] == first.partition("UTC")[2], "all but the time"
-    unknown = thawline("report", "shape", home=searched.home)
+    unknown = forked("report", "shape", home=searched.home)
     assert unknown.code == 2
     assert "There is no study 'shape'" in unknown.err
     assert "shapes" in unknown.err
@@ -165,7 +167,7 @@ def test_a_part_that_cannot_be_made_is_named_and_what_stands_for_it_is_taken(cap
 
 
 def test_a_study_of_two_backbones_shows_and_records_the_thaw_line_of_each(
-    thawline: Callable[..., Any],
+    forked: Callable[..., Any],
     tmp_path: Path,
     draw_pictures: Callable[..., Path],
     prepared: Callable[[Path], Path],
@@ -178,7 +180,7 @@ def test_a_study_of_two_backbones_shows_and_records_the_thaw_line_of_each(
         "train: {epochs: 1, device: cpu}\n"
         "tracking: {observe: false, system_metrics: false}\n"
     )
-    ended = thawline(
+    ended = forked(
         *("search", draw_pictures(tmp_path / "shapes", 12), "--recipe", tmp_path / "two.yaml"),
         *("--trials", "6", "--study", "two", "--json"),
         home=prepared(tmp_path / "home"),
@@ -195,23 +197,3 @@ def test_a_study_of_two_backbones_shows_and_records_the_thaw_line_of_each(
     files = paths(store.client, outcome["run_id"])
     for name in ("mobilenet_v3_small", "squeezenet1_1"):
         assert {f"figures/{kind}/{name}.svg" for kind in ("thaw_line", "surface", "time", "memory")} <= files
-
-
-def test_a_study_may_go_without(
-    thawline: Callable[..., Any],
-    tmp_path: Path,
-    draw_pictures: Callable[..., Path],
-    prepared: Callable[[Path], Path],
-    prefect: dict[str, str],
-) -> None:
-    data = draw_pictures(tmp_path / "shapes", 12)
-    ended = thawline(
-        *("search", data, "--backbone", "mobilenet_v3_small", "--weights", "starter", "--image-size", "32"),
-        *("--trials", "1", "--epochs", "1", "--study", "plain", "--set", "data.workers=1", "--set", "train.device=cpu"),
-        *("--set", "tracking.report=false", "--set", "tracking.observe=false", "--json"),
-        home=prepared(tmp_path / "home"),
-        **prefect,
-    )
-    assert ended.code == 0, ended.err
-    assert ended.json["report"] is None
-    assert not (tmp_path / "home" / "studies" / "plain" / "report").exists()

@@ -47,11 +47,17 @@ def search_until(
 
 
 def test_a_killed_search_resumes_and_ends_like_one_that_was_never_killed(
-    tmp_path: Path, thawline: Callable[..., Any], draw_pictures: Any, environment_of: Any
+    tmp_path: Path,
+    thawline: Callable[..., Any],
+    forked: Callable[..., Any],
+    prepared: Callable[[Path], Path],
+    prefect: dict[str, str],
+    draw_pictures: Any,
+    environment_of: Any,
 ) -> None:
     data = draw_pictures(tmp_path / "shapes", count=16)
-    whole_home, killed_home = tmp_path / "whole", tmp_path / "killed"
-    whole = thawline("search", data, *OPTIONS, home=whole_home).json
+    killed_home = tmp_path / "killed"
+    whole = forked("search", data, *OPTIONS, home=prepared(tmp_path / "whole"), **prefect).json
 
     with search_until("trial-02 epoch 2/3", data, environment_of(killed_home)):
         pass  # and kill everything that belongs to it

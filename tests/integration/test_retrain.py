@@ -24,7 +24,7 @@ RECIPE: dict[str, Any] = {
     "study": {"trials": 2},
     "space": {"freeze_depth": [4, 4], "learning_rate": [0.004, 0.004]},
     "promotion": {"model": "figures"},
-    "tracking": {"tensorboard": False, "system_metrics": False},
+    "tracking": {"tensorboard": False, "system_metrics": False, "report": False, "observe": False},
 }
 BLOCK = """
 import sys
@@ -62,6 +62,7 @@ def receiver() -> Iterator[tuple[str, list[dict[str, str]]]]:
 def test_it_trains_what_changed_begins_with_the_champion_skips_what_did_not_and_tells_how_it_ended(
     tmp_path: Path,
     thawline: Callable[..., Any],
+    forked: Callable[..., Any],
     environment_of: Callable[[Path], dict[str, str]],
     prepared: Callable[[Path], Path],
     prefect: dict[str, str],
@@ -87,7 +88,7 @@ def test_it_trains_what_changed_begins_with_the_champion_skips_what_did_not_and_
         assert "Model: figures version 1, promoted to champion" in told[0]["body"]
         assert "/runs/flow-run/" in told[0]["body"]
 
-        second = thawline("retrain", data, "--recipe", recipe, home=home, **prefect)
+        second = forked("retrain", data, "--recipe", recipe, home=home, **prefect)
         assert second.code == 0, second.err
         assert "figures: skipped: nothing has changed since figures version 1 (verdict: promote)" in second.out
         by_hand = {"deployment_id": {"is_null_": True}, "state": {"name": {"any_": ["Skipped"]}}}
@@ -100,24 +101,24 @@ def test_it_trains_what_changed_begins_with_the_champion_skips_what_did_not_and_
             shutil.copy(file, data / file.parent.name)
         slot = {"names": ["thawline-figures"], "slots": 1}
         ask_prefect(prefect, "v2/concurrency_limits/increment", slot)
-        busy = thawline("retrain", data, "--recipe", wider, "--json", home=home, **prefect).json
+        busy = forked("retrain", data, "--recipe", wider, "--json", home=home, **prefect).json
         assert busy["end"] == "skipped"
         assert "Prefect's global concurrency limit thawline-figures is taken" in busy["reason"]
         ask_prefect(prefect, "v2/concurrency_limits/decrement", slot)
         assert len(told) == 1
 
-        third = thawline("retrain", data, "--recipe", wider, "--json", home=home, **prefect).json
+        third = forked("retrain", data, "--recipe", wider, "--json", home=home, **prefect).json
         assert third["search"]["version"] == "2"
         assert third["search"]["study"] != first["search"]["study"]
         assert first["search"]["best_trial"] == 0, "the linear probe, which every search begins with"
         assert {row["trial"]: row["policy"] for row in third["search"]["trials"]} == {0: "probe", 1: "static"}
         assert [message["subject"] for message in told[1:]] == [f"figures version 2: {third['end']}"]
-        again = thawline("retrain", data, "--recipe", wider, "--json", home=home, **prefect).json
+        again = forked("retrain", data, "--recipe", wider, "--json", home=home, **prefect).json
         assert again["end"] == "skipped"  # although the champion, and so what is near it, may be another now
 
         for file in (data / "circle").iterdir():
             file.write_bytes(b"not an image")
-        failed = thawline("retrain", data, "--recipe", recipe, home=home, **prefect)
+        failed = forked("retrain", data, "--recipe", recipe, home=home, **prefect)
         assert failed.code == 2
         assert "30 of 90 images cannot be decoded" in failed.err
         assert "Traceback" not in failed.err
@@ -126,7 +127,7 @@ def test_it_trains_what_changed_begins_with_the_champion_skips_what_did_not_and_
 
 
 def test_somebody_to_tell_who_does_not_exist_is_named_before_anything_is_trained(
-    tmp_path: Path, forked: Callable[..., Any], draw_pictures: Callable[..., Path]
+    tmp_path: Path, forked: Callable[..., Any], prefect: dict[str, str], draw_pictures: Callable[..., Path]
 ) -> None:
     data, home = draw_pictures(tmp_path / "figures"), tmp_path / "home"
     recipe = tmp_path / "recipe.yaml"
@@ -135,7 +136,8 @@ def test_somebody_to_tell_who_does_not_exist_is_named_before_anything_is_trained
         ("team", "retrain.notify.0: must be a block of Prefect as TYPE/NAME, such as slack-webhook/team"),
         ("slack-webhook/team", "retrain.notify: Prefect has no block 'slack-webhook/team'"),
     ):
-        ended = forked("retrain", data, "--recipe", recipe, "--set", f"retrain.notify=[{block}]", home=home)
+        notify = f"retrain.notify=[{block}]"
+        ended = forked("retrain", data, "--recipe", recipe, "--set", notify, home=home, **prefect)
         assert ended.code == 2
         assert sentence in ended.err
         assert "Traceback" not in ended.err

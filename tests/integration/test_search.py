@@ -123,9 +123,9 @@ def test_prefect_holds_a_task_run_for_each_trial_and_both_artifacts(searched: An
 
 
 def test_the_same_command_again_trains_nothing_and_registers_nothing_new(
-    searched: Any, client: Any, thawline: Callable[..., Any]
+    searched: Any, client: Any, forked: Callable[..., Any]
 ) -> None:
-    again = thawline("search", searched.data, *searched.options, "--json", home=searched.home)
+    again = forked("search", searched.data, *searched.options, "--json", home=searched.home)
     assert again.code == 0, again.err
     assert [row["run_id"] for row in again.json["trials"]] == [row["run_id"] for row in trials(searched)]
     assert again.json["promoted"] is False

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import server
+from commands import Forks
+from servers import forked_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("search_texts")]
 
@@ -27,7 +28,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, prepared: Callable[[Path], Pa
 
 
 @pytest.fixture(scope="module")
-def searched(shared: Path, encoder: str, home: Path, thawline: Callable[..., Any], prefect: dict[str, str]) -> Any:
+def searched(shared: Path, encoder: str, home: Path, forked: Callable[..., Any], prefect: dict[str, str]) -> Any:
     """Short messages, as many of each class, and one that cannot be read."""
     lines = (shared / "data" / "sms_spam.tsv").read_bytes().splitlines()
     chosen = [
@@ -38,7 +39,7 @@ def searched(shared: Path, encoder: str, home: Path, thawline: Callable[..., Any
     options = ["--backbone", encoder, "--max-length", "48", "--trials", "3", "--epochs", "2", "--batch-size", "8"]
     settings = ["study.metric=macro_f1", "train.device=cpu", "train.precision=fp32", "train.policy=lp_ft"]
     settings += ["space.freeze_depth=[5,7]", "space.learning_rate=[0.0003,0.001]"]
-    return thawline("search", table, *options, *(f"--set={each}" for each in settings), "--json", home=home, **prefect)
+    return forked("search", table, *options, *(f"--set={each}" for each in settings), "--json", home=home, **prefect)
 
 
 def test_a_table_of_texts_becomes_a_champion_that_knows_them(searched: Any) -> None:
@@ -58,10 +59,10 @@ def test_the_frozen_activations_of_the_texts_are_stored(searched: Any, home: Pat
 
 
 def test_the_champion_answers_a_text_over_http(
-    searched: Any, home: Path, environment_of: Callable[[Path], dict[str, str]]
+    searched: Any, home: Path, environment_of: Callable[[Path], dict[str, str]], first_process: Forks
 ) -> None:
     texts = {"spam": "WINNER!! Call 09061701461 now to claim your free prize", "ham": "Are you coming home for dinner?"}
-    with server(searched.json["model"], environment_of(home)) as (port, _):
+    with forked_server(searched.json["model"], environment_of(home), first_process, home.parent) as port:
         body = json.dumps({"texts": list(texts.values())}).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as response:

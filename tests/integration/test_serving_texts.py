@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from browsers import needs_browser, open_browser
 from colours import register
+from commands import Forks
 from notes import ADVERTISEMENTS, FRIENDLY, make_text_package
-from servers import server
+from servers import forked_server
 
 from thawline.registry import MlflowRegistry
 from thawline.tracking import connect
@@ -29,8 +30,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, prepared: Callable[[Path], Pa
 
 
 @pytest.fixture(scope="module")
-def port(home: Path, environment_of: Callable[[Path], dict[str, str]]) -> Iterator[int]:
-    with server("notes", environment_of(home)) as (port, _):
+def port(home: Path, environment_of: Callable[[Path], dict[str, str]], first_process: Forks) -> Iterator[int]:
+    with forked_server("notes", environment_of(home), first_process, home.parent) as port:
         yield port
 
 
@@ -56,14 +57,14 @@ def test_a_text_is_answered_over_http_in_every_form(port: int) -> None:
 
 
 def test_the_commands_classify_texts_given_in_words_and_in_a_table(
-    home: Path, thawline: Callable[..., Any], tmp_path: Path
+    home: Path, thawline: Callable[..., Any], forked: Callable[..., Any], tmp_path: Path
 ) -> None:
     answer = thawline("predict", "notes", ADVERTISEMENTS[1], home=home)
     assert answer.code == 0, answer.err
     assert [word for word in ("text", "spam", ADVERTISEMENTS[1]) if word not in answer.out] == []
     table = tmp_path / "texts.tsv"
     table.write_text("text\n" + "\n".join([*FRIENDLY, *ADVERTISEMENTS]) + "\n")
-    scored = thawline("score", "notes", table, "--out", tmp_path / "out.parquet", home=home)
+    scored = forked("score", "notes", table, "--out", tmp_path / "out.parquet", home=home)
     assert scored.code == 0, scored.err
     assert list(pd.read_parquet(tmp_path / "out.parquet")["class"]) == ["ham"] * 3 + ["spam"] * 3
 

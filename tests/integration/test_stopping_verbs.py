@@ -49,7 +49,12 @@ def folder(searched: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         ("promote shapes --version 1", "scoring version 1", "ctrl-c", False),
         ("score shapes many --out many.parquet", f"/{MANY}", "ctrl-c twice", True),
         ("serve shapes --port 0", "answers; Ctrl-C stops it", "ctrl-c", False),
-        ("deploy score --data many --model shapes --out m.parquet", "press Ctrl-C to stop it", "SIGTERM to the group", False),
+        (
+            "deploy score --data many --model shapes --out m.parquet",
+            "press Ctrl-C to stop it",
+            "SIGTERM to the group",
+            False,
+        ),
     ],
     ids=lambda value: value.split()[0] if isinstance(value, str) else "",
 )

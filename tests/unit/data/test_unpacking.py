@@ -187,6 +187,7 @@ def test_an_archive_that_is_too_large_is_refused_before_it_fills_the_disk(
 @pytest.mark.parametrize(
     ("name", "content"),
     [("a.zip", b"no zip"), ("a.tar.gz", b"no tar"), ("a.tar", b"x" * 2000), ("b.zip", zip_of("a")[:-30])],
+    ids=["no zip", "no tar.gz", "no tar", "cut off"],  # a zip holds the time at which it was made
 )
 def test_a_damaged_archive_is_one_clear_error(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)

@@ -42,14 +42,18 @@ def shards_in(root: Path) -> Mapping[Split, list[Path]]:
     """
     if not root.is_dir() or tables_among(children(root)) or any(map(is_image, children(root))):
         return {}
-    inner = {folder.name: _tars(folder) for folder in folders(root)}
-    tars: dict[str, list[Path]] = defaultdict(list)
+    found: dict[str, list[Path]] = defaultdict(list)
     for tar in _tars(root):
-        tars[_without_number(tar)].append(tar)
-    if bool(tars) == bool(inner) or not all(inner.values()) or any(folders(root / name) for name in inner):
+        found[_without_number(tar)].append(tar)
+    inner = folders(root)
+    if found and inner:
         return {}
-    found = tars or inner
-    if not is_webdataset(next(iter(found.values()))[0]):
+    for folder in inner:
+        own = _tars(folder)
+        if not own or folders(folder):
+            return {}  # of many class folders the first one is listed, no other
+        found[folder.name] = own
+    if not found or not is_webdataset(next(iter(found.values()))[0]):
         return {}
     named = split_names(found)
     if not named and len(found) == 1:

@@ -131,7 +131,7 @@ def _kept_together(found: Found) -> tuple[list[tuple[str, str]], list[set[str]]]
     Where there are groups, they say what belongs together: a picture that is taken for another one must not join two
     patients. Frames of a video, and parts before one camera, may be all alike: no split could keep them together.
     """
-    if any(item.group is not None for item in found.items):
+    if not found.near or any(item.group is not None for item in found.items):
         return [], []
     digests = sorted({item.digest for item in found.items})
     sets: dict[str, set[str]] = defaultdict(set)

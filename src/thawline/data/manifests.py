@@ -22,6 +22,7 @@ from thawline.data.contract import (
     listed,
     manifest_digest,
 )
+from thawline.data.corrections import corrected
 from thawline.data.splits import Split, assign, keys, place
 from thawline.exceptions import DataError
 
@@ -32,11 +33,13 @@ __all__ = ["manifest_of"]
 
 
 def manifest_of(found: Found, config: "DataConfig") -> Manifest:
-    """Leave out what contradicts itself or leaks, assign the splits, and refuse what cannot be trained on.
+    """Correct what is to be corrected, leave out what contradicts itself or leaks, assign the splits, and refuse what
+    cannot be trained on.
 
     Raises:
         DataError: if a split or a class would be empty.
     """
+    found = corrected(found, config)
     joined = keys([item.digest for item in found.items], [item.group for item in found.items])
     items = [replace(item, key=key) for item, key in zip(found.items, joined, strict=True)]
     items, conflicts = _without_conflicts(items, NOUNS[found.kind])

@@ -19,6 +19,8 @@ def problem_titles(kind: DataKind) -> dict[str, str]:
         "leak": "Also in a split that is held out more, left out",
         "class": "Classes to look at",
         "duplicate": f"Copies of another {noun}, kept on the same side",
+        "excluded": "Left out by data.exclude",
+        "relabelled": "Under another class by data.relabel",
         "stray": "Not read",
     }
 

@@ -134,6 +134,11 @@ class StoredSplits:
             return start
         return ActivationInputs([stored], start.labels, deepest, runtime, _PLAIN, lengths=start.lengths)
 
+    def has_plain(self, split: Split, backbone: Backbone, runtime: Runtime) -> bool:
+        """Whether that is stored already; its content is not read."""
+        key = self._key(split, _PLAIN, None, len(backbone.layer_groups), runtime)
+        return ActivationStore(self.folder, budget=self.budget).open(key) is not None
+
     def _behind(
         self, boundary: int, views: list[Activations], start: Inputs, runtime: Runtime, augmentation: Augmentation
     ) -> Inputs:

@@ -16,7 +16,7 @@ from thawline.data.contract import Row
 from thawline.data.splits import keys
 from thawline.exceptions import DataError
 from thawline.labels.contradiction import contradictions
-from thawline.labels.features import features_of, network_of
+from thawline.labels.features import FrozenFeatures, network_of
 from thawline.labels.probing import FOLDS, folds_of, out_of_fold
 
 __all__ = ["LabelCheck", "Suspect", "check_labels", "check_suspects_file", "judged"]
@@ -124,8 +124,8 @@ def check_labels(
         WeightsError: if the network's weights are not available.
     """
     chosen = network_of(network, given, home=home, tracking_uri=tracking_uri)
-    features = features_of(chosen, manifest, given, home, on_progress=on_progress)
-    return judged(manifest, features, chosen.described)
+    features = FrozenFeatures.of(chosen, manifest, given, home)
+    return judged(manifest, features.read(on_progress), chosen.described)
 
 
 def judged(manifest: Manifest, features: np.ndarray, network: str) -> LabelCheck:

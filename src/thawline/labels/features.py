@@ -10,8 +10,7 @@ from thawline import backbones
 from thawline.activations import Plan, StoredSplits
 from thawline.backbones import Backbone
 from thawline.config import SearchConfig, SearchSpace
-from thawline.data import Manifest, Split
-from thawline.data.contract import SPLITS
+from thawline.data import Manifest
 from thawline.exceptions import BackboneError, RegistryError, StudyError, TrackingError
 from thawline.registry import MlflowRegistry, parse_model
 from thawline.search.prepare import check_kind, image_preprocessing, prepare_inputs
@@ -22,7 +21,7 @@ from thawline.search.version_config import config_of_study, config_of_version
 from thawline.tracking import open_store
 from thawline.training import Augmentation, Runtime, head_features, runtime_for
 
-__all__ = ["Network", "features_of", "head_features_of", "network_of"]
+__all__ = ["FrozenFeatures", "Network", "network_of"]
 
 
 @dataclass(frozen=True)
@@ -87,70 +86,64 @@ def _trained(what: str, study: str, config: SearchConfig | None, best: str | Non
     return Network(f"the pretrained {backbone} of {what}", backbone, config, known_plan(home, study, backbone))
 
 
-def features_of(
-    network: Network,
-    manifest: Manifest,
-    given: SearchConfig,
-    home: Path,
-    *,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """What the network's head would be given before any training: float32 ``[rows, F]``, as the manifest's rows lie.
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """What the network's head would be given of the data before any training."""
 
-    It is computed once and stored, as a search does; what a search has stored of the same data is found.
+    manifest: Manifest
+    stored: StoredSplits
+    backbone: Backbone
+    runtime: Runtime
+    batch_size: int
 
-    Raises:
-        ConfigError: if the network takes images and the data are texts, or the other way round.
-        WeightsError: if the network's weights are not available.
-    """
-    config = network.config.model_copy(
-        update={
-            "data": given.data,
-            "activations": given.activations,
-            "backbone": network.config.backbone.model_copy(update={"name": network.backbone}),
-            "space": SearchSpace(),
-        }
-    )
-    check_kind(config, manifest.kind)
-    backbone = build_backbone(config, network.backbone, len(manifest.classes))
-    stored = StoredSplits(
-        folder=home / "cache" / "activations",
-        budget=config.activations.budget_bytes,
-        plan=network.plan,
-        data=prepare_inputs(config, manifest, home)[network.backbone],
-        backbone=network.backbone,
-        weights=backbone.weights_digest,
-        preprocessing=image_preprocessing(config, network.backbone),
-        augmentations=(Augmentation(),),
-    )
-    own = config.train.model_copy(update={"device": given.train.device})
-    # What the store holds without a plan is in single precision.
-    train = stored.train_config(own) if network.plan else own.model_copy(update={"precision": "fp32"})
-    return head_features_of(stored, backbone, manifest, runtime_for(train), train.batch_size, on_progress=on_progress)
+    @classmethod
+    def of(cls, network: Network, manifest: Manifest, given: SearchConfig, home: Path) -> "FrozenFeatures":
+        """Decode or tokenize the data, and build the network; neither is computed with yet.
 
+        Raises:
+            ConfigError: if the network takes images and the data are texts, or the other way round.
+            WeightsError: if the network's weights are not available.
+        """
+        config = network.config.model_copy(
+            update={
+                "data": given.data,
+                "activations": given.activations,
+                "backbone": network.config.backbone.model_copy(update={"name": network.backbone}),
+                "space": SearchSpace(),
+            }
+        )
+        check_kind(config, manifest.kind)
+        backbone = build_backbone(config, network.backbone, len(manifest.classes))
+        stored = StoredSplits(
+            folder=home / "cache" / "activations",
+            budget=config.activations.budget_bytes,
+            plan=network.plan,
+            data=prepare_inputs(config, manifest, home)[network.backbone],
+            backbone=network.backbone,
+            weights=backbone.weights_digest,
+            preprocessing=image_preprocessing(config, network.backbone),
+            augmentations=(Augmentation(),),
+        )
+        own = config.train.model_copy(update={"device": given.train.device})
+        # What the store holds without a plan is in single precision.
+        train = stored.train_config(own) if network.plan else own.model_copy(update={"precision": "fp32"})
+        return cls(manifest, stored, backbone, runtime_for(train), train.batch_size)
 
-def head_features_of(
-    stored: StoredSplits,
-    backbone: Backbone,
-    manifest: Manifest,
-    runtime: Runtime,
-    batch_size: int,
-    *,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """The same of a backbone that is built already.
+    @property
+    def are_stored(self) -> bool:
+        """Whether a search has stored what is before the head of all training examples, so that reading is cheap."""
+        return self.stored.has_plain("train", self.backbone, self.runtime)
 
-    Args:
-        stored: where its activations are.
-        backbone: fresh from :func:`thawline.backbones.create`; its module is left in evaluation mode.
-        manifest: of the data.
-        runtime: in which the activations are computed.
-        batch_size: rows at a time.
-        on_progress: called with (rows done, rows in all) where something is computed.
-    """
-    found: dict[Split, np.ndarray] = {}
-    for split in SPLITS:
-        inputs = stored.plain(split, backbone, runtime, batch_size=batch_size, on_progress=on_progress)
-        found[split] = head_features(backbone, inputs, runtime, batch_size, stored.folder).values
-    order = list(dict.fromkeys(row.split for row in manifest.rows))  # sorted by split
-    return np.concatenate([found[split] for split in order])
+    def read(self, on_progress: Callable[[int, int], None] | None = None) -> np.ndarray:
+        """The features, float32 ``[rows, F]``, as the manifest's rows lie.
+
+        What is before the head is computed once and stored, as a search does.
+
+        Args:
+            on_progress: called with (rows of a split done, rows of it in all) where something is computed.
+        """
+        size, found = self.batch_size, []
+        for split in dict.fromkeys(row.split for row in self.manifest.rows):  # which are sorted by it
+            inputs = self.stored.plain(split, self.backbone, self.runtime, batch_size=size, on_progress=on_progress)
+            found.append(head_features(self.backbone, inputs, self.runtime, size, self.stored.folder).values)
+        return np.concatenate(found)

@@ -115,7 +115,7 @@ def measured(
     }
     accuracy = {"right labels": clean}
     accuracy |= {way: tested(right, features, labels, kept, true) for way, (labels, kept) in trained.items()}
-    precision = hits / max(1, int((listed & ~test).sum()))
+    precision = hits / max(1, int(listed.sum()))
     return Run(len(found.suspects), precision, hits / int(planted.sum()), found.noise, seconds, cpu_seconds, accuracy)
 
 

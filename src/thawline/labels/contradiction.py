@@ -13,7 +13,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Contradictions:
-    """The labels that are likelier wrong than worth keeping."""
+    """The labels to look at."""
 
     rows: Ints
     """Their numbers, the least likely label first; of each another class is likelier."""
@@ -24,34 +24,25 @@ class Contradictions:
 
 
 def contradictions(probabilities: Floats, labels: Ints) -> Contradictions:
-    """Labels that held-out features make unlikely, as many as wrong ones are expected among them.
+    """The least likely labels, as many as there must be wrong ones.
 
-    How often is a class the label of examples whose features rule it out? Over all pairs of an example and a class that
-    is not its likeliest, ordered by probability, the lower half are such classes, and the share of them that still are
-    labels is the rate at which wrong labels fall on any class. So of the pairs below any probability it is known how
-    many wrong labels to expect, and how many labels there are. The list ends where the F1 that these two predict is
-    the highest. A label that is the likeliest class is never on it.
+    How often is a class the label of examples whose features rule it out? Of all pairs of an example and a class that
+    is not its likeliest, the lower half by probability are such classes, and the share of them that are labels all the
+    same is the rate at which wrong labels fall on any class. By it there are this many wrong labels among all pairs. A
+    label that is the likeliest class is never listed.
 
-    The estimate of a rate by counting confident examples, instead of by averaging probabilities, is that of *confident
-    learning* (Northcutt, Jiang and Chuang 2021). Its own rule counts every confident mistake of the probe as a wrong
-    label, which is right only where mistakes are rarer than wrong labels; see ADR 37.
+    That a rate is found by counting examples, and not by averaging probabilities, is the idea of *confident learning*
+    (Northcutt, Jiang and Chuang 2021). Its own rule counts every confident mistake of the probe as a wrong label, which
+    is right only where mistakes are rarer than wrong labels; see ADR 37.
 
     Args:
         probabilities: ``[N, classes]``, of each example by a probe that has not seen it; of two classes at least.
         labels: ``[N]``.
     """
     count, classes = probabilities.shape
-    own = probabilities[np.arange(count), labels]
-    pairs = np.sort(probabilities, axis=None)
-    lower = (classes - 1) * count // 2
-    rate = np.count_nonzero(own <= pairs[lower - 1]) / lower
-    every = rate * (classes - 1) * count
-    order = np.argsort(own, kind="stable")
-    agrees = probabilities.argmax(1) == labels
-    if every == 0:
-        return Contradictions(order[:0], 0.0, float(agrees.mean()))
-    listed = np.arange(1, count + 1)
-    wrong = np.minimum(rate * np.searchsorted(pairs, own[order], side="right"), listed)
-    end = int(np.argmax(2 * wrong / (listed + every))) + 1
-    rows = order[:end]
-    return Contradictions(rows[~agrees[rows]], min(1.0, every / count), float(agrees.mean()))
+    own, agrees = probabilities[np.arange(count), labels], probabilities.argmax(1) == labels
+    others = (classes - 1) * count
+    ruled_out = np.partition(probabilities, others // 2 - 1, axis=None)[others // 2 - 1]
+    wrong = min(count, round(others * np.count_nonzero(own <= ruled_out) / (others // 2)))
+    rows = np.argsort(own, kind="stable")[:wrong]
+    return Contradictions(rows[~agrees[rows]], wrong / count, float(agrees.mean()))

@@ -1,7 +1,7 @@
 """The Python API, ``import thawline``. Its functions do what the commands of the same names do."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from thawline.backbones import Backbone
     from thawline.data import Manifest
+    from thawline.labels import LabelCheck
     from thawline.prefect_server import ManagedServer
     from thawline.registry import PackagedModel, Prediction
     from thawline.search import SearchOutcome
@@ -27,6 +28,7 @@ __all__ = [
     "LoadedModel",
     "SearchConfig",
     "check_data",
+    "check_labels",
     "create_backbone",
     "list_backbones",
     "load_model",
@@ -190,6 +192,43 @@ def check_data(data: str | os.PathLike[str], *, settings: Mapping[str, Any] | No
     if config.data.url is not None:
         mirror(config.data.url, config.data.path)
     return scan(config.data)
+
+
+def check_labels(
+    data: str | os.PathLike[str],
+    network: str,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    tracking_uri: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> "tuple[Manifest, LabelCheck]":
+    """Read all data, and find the labels that a pretrained network's frozen features contradict.
+
+    Args:
+        data: as for :func:`run_search`.
+        network: a backbone, one of :func:`list_backbones`; a study; or a registered model. Of the latter two it is the
+            pretrained network that they began with: a fine-tuned one may have learnt the wrong labels.
+        settings: keys of a recipe: those of ``data``, and for a backbone ``backbone.weights`` and sizes.
+        tracking_uri: where studies and models are recorded; by default as for a search.
+        on_progress: called with (examples done, examples in all) while features are computed.
+
+    Raises:
+        DataError: if the data cannot be trained on.
+        RegistryError: if there is no backbone, study or model of that name.
+        ThawlineError: if what a study or a model began with is not known, or does not fit the data.
+    """
+    environment.prepare()
+    from thawline.data import mirror, scan
+    from thawline.labels import check_labels
+
+    home = environment.home()
+    config = SearchConfig.build({"data": _location(data)}, nested(settings or {}))
+    if config.data.url is not None:
+        mirror(config.data.url, config.data.path)
+    manifest = scan(config.data)
+    return manifest, check_labels(
+        manifest, network, config, home=home, tracking_uri=tracking_uri, on_progress=on_progress
+    )
 
 
 def _location(data: str | os.PathLike[str]) -> dict[str, str]:

@@ -17,22 +17,26 @@ from thawline.backbones import Backbone
 from thawline.data import DecodedImages, as_text, report_json, texts_of
 from thawline.exceptions import StudyError, TrackingError
 from thawline.explain import explained_pictures
+from thawline.labels import FrozenFeatures, LabelCheck, Network, judged
 from thawline.pictures import label_grid
 from thawline.registry import MlflowRegistry
 from thawline.reports import (
     DataSummary,
     Explanation,
+    LabelDoctor,
     LearningCurve,
     Mistake,
     Promotion,
     Provenance,
     StudyReport,
+    SuspectLabel,
     TrialPoint,
     class_table,
     excerpt,
     render,
     report_figures,
     report_surfaces,
+    shown_example,
     surface_mesh,
     worst_mistakes,
 )
@@ -43,6 +47,7 @@ from thawline.search.recorder import REPORT
 from thawline.search.records import load_importances, load_records
 from thawline.search.soup import is_kept, kept_soup
 from thawline.search.spec import trial_folder
+from thawline.search.stored_activations import known_plan
 from thawline.search.winner import restore
 from thawline.tracking import Tracker, fetch_study_file, library_versions, open_store
 from thawline.tracking.media import Embedding, Figure, Image, Media, Predictions, Table
@@ -61,6 +66,8 @@ CPU."""
 _EMBEDDED = 500
 """Points of the feature space: TensorBoard is no clearer with more."""
 _THUMBNAIL = 32
+_SUSPECTS = 24
+_SUSPECTS_FILE = "suspects.csv"
 _CELL = 100
 """Characters of a text in a table of the whole test split."""
 
@@ -106,9 +113,13 @@ def make_report(prepared: Prepared, run: StudyRun, outcome: SearchOutcome) -> Ma
         best = next(record for record in outcome.records if record.number == outcome.best_trial)
         backbone = _part("explanations, graph and features", lambda: _registered(prepared, run, outcome, best), None)
         test = _test(prepared, outcome, best)
-        report = _gather(prepared, study, run, outcome, backbone, test)
+        labels = _part("labels", lambda: _labels(prepared, run.home, best), None)
+        report = _gather(prepared, study, run, outcome, best, backbone, test, labels)
         folder = _folder(run.home, study.name)
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / _SUSPECTS_FILE).unlink(missing_ok=True)
+        if labels is not None and labels.suspects:
+            labels.to_csv(folder / _SUSPECTS_FILE)
         (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
         page = folder / "report.html"
         figures = report_figures(report)
@@ -189,8 +200,10 @@ def _gather(
     study: Study,
     run: StudyRun,
     outcome: SearchOutcome,
+    best: TrialRecord,
     backbone: Backbone | None,
     test: _Test,
+    labels: LabelCheck | None,
 ) -> StudyReport:
     code = run.provenance.code
     return StudyReport(
@@ -208,6 +221,7 @@ def _gather(
             "mistakes", lambda: worst_mistakes(test.predictions, test.files, lambda i: test.examples[i]), ()
         ),
         explanations=_part("explanations", lambda: _explanations(backbone, test), ()) if backbone is not None else (),
+        labels=_part("labels", lambda: _shown_labels(prepared, labels, best), None) if labels else None,
         promotion=Promotion.model_validate(outcome.promotion.as_dict()),
         data=DataSummary.model_validate(report_json(prepared.manifest)),
         provenance=Provenance(
@@ -312,6 +326,50 @@ def _columns(file: Path) -> dict[str, tuple[float | None, ...]]:
         for name in (rows[0] if rows else ())
         if name.startswith(("train/", "val/"))
     }
+
+
+def _labels(prepared: Prepared, home: Path, best: TrialRecord) -> LabelCheck | None:
+    """What the frozen features of the best trial's backbone say of the labels; ``None`` if they were not stored.
+
+    To compute them only for this could take as long as a trial does.
+    """
+    name, config = best.hyperparameters.backbone, prepared.config
+    network = Network(f"the pretrained {name}", name, config, known_plan(home, prepared.study, name))
+    features = FrozenFeatures.of(network, prepared.manifest, config, home)
+    return judged(prepared.manifest, features.read(), network.described) if features.are_stored else None
+
+
+def _shown_labels(prepared: Prepared, found: LabelCheck, best: TrialRecord) -> LabelDoctor:
+    """The first suspects with what they look like."""
+    manifest, shown = prepared.manifest, found.suspects[:_SUSPECTS]
+    place = {as_text(row.path): number for number, row in enumerate(manifest.rows)}
+    numbers = [place[suspect.path] for suspect in shown]
+    examples: Sequence[Any] = (
+        texts_of(manifest, [manifest.rows[number] for number in numbers])
+        if manifest.kind == "texts"
+        else [DecodedImages.open(prepared.inputs[best.hyperparameters.backbone]).images[number] for number in numbers]
+    )
+    suspects = [
+        SuspectLabel(
+            **shown_example(example),
+            file=suspect.path,
+            split=suspect.split,
+            label=suspect.label,
+            suggested=suspect.suggested,
+            label_probability=suspect.label_probability,
+            suggested_probability=suspect.suggested_probability,
+        )
+        for suspect, example in zip(shown, examples, strict=True)
+    ]
+    return LabelDoctor(
+        examples=found.examples,
+        listed=len(found.suspects),
+        noise=found.noise,
+        accuracy=found.accuracy,
+        is_doubtful=found.is_doubtful,
+        file=_SUSPECTS_FILE if shown else "",
+        suspects=tuple(suspects),
+    )
 
 
 def _explanations(backbone: Backbone, test: _Test) -> tuple[Explanation, ...]:

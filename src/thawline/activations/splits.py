@@ -31,7 +31,7 @@ class StoredSplits:
     budget: int | None
     """Of the store, in bytes."""
     plan: Plan | None
-    """``None`` stores nothing."""
+    """``None`` stores nothing for trials."""
     data: Path
     """File of the decoded images, named after the data, the sizes and the decoder; or of the tokenized texts, named
     after the data, the tokenizer and the longest length."""
@@ -110,6 +110,35 @@ class StoredSplits:
         _, validation = self.open(depth, runtime, self.augmentations[0].kind)
         return self._from_start("train", runtime, _PLAIN), validation
 
+    def plain(
+        self,
+        split: Split,
+        backbone: Backbone,
+        runtime: Runtime,
+        *,
+        batch_size: int,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Inputs:
+        """A split as it is, test included, from after the last layer group: computed and stored where it is not yet.
+
+        What a study has stored there of images that it does not augment is found. Where there is no room, the inputs
+        are images or tokens.
+        """
+        deepest = len(backbone.layer_groups)
+        start = self._from_start(split, runtime, _PLAIN)
+        store = ActivationStore(self.folder, budget=self.budget)
+        key = self._key(split, _PLAIN, None, deepest, runtime)
+        fill(store, backbone, start, 0, {deepest: key}, runtime, batch_size=batch_size, on_progress=on_progress)
+        stored = store.open(key)
+        if stored is None:
+            return start
+        return ActivationInputs([stored], start.labels, deepest, runtime, _PLAIN, lengths=start.lengths)
+
+    def has_plain(self, split: Split, backbone: Backbone, runtime: Runtime) -> bool:
+        """Whether that is stored already; its content is not read."""
+        key = self._key(split, _PLAIN, None, len(backbone.layer_groups), runtime)
+        return ActivationStore(self.folder, budget=self.budget).open(key) is not None
+
     def _behind(
         self, boundary: int, views: list[Activations], start: Inputs, runtime: Runtime, augmentation: Augmentation
     ) -> Inputs:
@@ -147,7 +176,6 @@ class StoredSplits:
     def _key(
         self, split: Split, augmentation: Augmentation, view: int | None, boundary: int, runtime: Runtime
     ) -> ActivationKey:
-        assert self.plan is not None  # noqa: S101  else there is no boundary
         order = "channels last" if runtime.channels_last else "channels first"
         return ActivationKey(
             data=self.data.stem,
@@ -159,6 +187,6 @@ class StoredSplits:
             preprocessing=self.preprocessing,
             # The kind of device alone: trials on the second GPU read what the first one stored.
             computed_in=f"{runtime.device.type} {runtime.precision}, {order}",
-            stored_as=self.plan.stored_as[boundary],
+            stored_as=self.plan.stored_as[boundary] if self.plan is not None else "float32",
             libraries=f"torch {torch.__version__}, {backbones.library_version(self.backbone)}",
         )

@@ -1,7 +1,8 @@
 """Verbs about data: check and drift."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,15 +27,30 @@ __all__: list[str] = []
 @app.command()
 def check(
     data: Annotated[str, typer.Argument(metavar="FOLDER|TABLE|URL", help="Folder of images, or table of texts.")],
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL|STUDY|BACKBONE",
+            help="List examples whose label contradicts the features of this pretrained network.",
+        ),
+    ] = None,
+    suspects: Annotated[
+        Path, typer.Option(help="CSV that --labels writes, for data.exclude or data.relabel.", show_default=True)
+    ] = Path("suspects.csv"),
+    tracking_uri: TrackingUri = None,
     assignments: SetOption = None,
     as_json: Json = False,
 ) -> None:
-    """Check the data without training: classes, splits, bad files by name, duplicates, leaks, digest."""
+    """Check the data without training: classes, splits, bad files by name, duplicates, leaks, digest, labels."""
     from thawline.api import check_data
     from thawline.config import parse_assignments
     from thawline.data import report_json
 
-    manifest = check_data(data, settings=parse_assignments(assignments or []))
+    settings = parse_assignments(assignments or [])
+    if labels is not None:
+        _check_labels(data, labels, suspects, settings, tracking_uri, as_json=as_json)
+        return
+    manifest = check_data(data, settings=settings)
     if as_json:
         print_json(report_json(manifest))
     else:
@@ -43,6 +59,42 @@ def check(
         show_table(data_report(manifest))
         options = "".join(f" --set {typed(assignment)}" for assignment in assignments or [])
         next_steps({f"search {typed(data)}{options}": "find the best fine-tuned classifier"})
+
+
+def _check_labels(
+    data: str, network: str, out: Path, settings: Mapping[str, Any], tracking_uri: str | None, *, as_json: bool
+) -> None:
+    """The same, and the labels: what contradicts them is written to a file and, its beginning, shown."""
+    from thawline.api import check_labels
+    from thawline.data import report_json
+    from thawline.labels import check_suspects_file
+
+    check_suspects_file(out)
+    with progress("comparing labels with features") as on_progress:
+        manifest, found = check_labels(
+            data, network, settings=settings, tracking_uri=tracking_uri, on_progress=on_progress
+        )
+    if found.suspects:
+        found.to_csv(out)
+    if as_json:
+        print_json(report_json(manifest) | {"labels": found.as_dict()})
+        return
+    from thawline.cli.tables.data import data_report
+    from thawline.cli.tables.labels import label_report
+
+    show_table(data_report(manifest))
+    show_table(label_report(found))
+    if found.suspects:
+        written = typed(out)
+        show(f"\nAll are in {written}. Look at them, and remove the lines of labels that are right.")
+        next_steps(
+            {
+                f"search {typed(data)} --set data.exclude={written}": "train without those that are left in the file",
+                f"search {typed(data)} --set data.relabel={written}": "train on them under the suggested class",
+            }
+        )
+    else:
+        next_steps({f"search {typed(data)}": "find the best fine-tuned classifier"})
 
 
 @app.command()

@@ -27,6 +27,10 @@ def _column(value: object) -> object:
 ColumnName = Annotated[str, BeforeValidator(_column, json_schema_input_type=str | int)]
 
 
+CorrectionFile = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+"""Absolute: it is read again by who asks later what a model was trained on."""
+
+
 class DataConfig(Model):
     """The folder of labelled images, or the table of labelled texts, and how it is read."""
 
@@ -69,6 +73,11 @@ class DataConfig(Model):
     class_pattern: Annotated[str, AfterValidator(_pattern)] | None = None
     """Regular expression searched in the name of each image file, of which its first group, if it has one, is the
     class: ``(\\w+)\\.\\d+\\.jpg`` for cat.12.jpg. Split folders are recognised; other folders are no classes then."""
+    exclude: CorrectionFile | None = None
+    """CSV whose column ``path`` names images or texts to leave out, such as ``thawline check DATA --labels`` writes."""
+    relabel: CorrectionFile | None = None
+    """Such a CSV of images or texts that are of the class in its column ``suggested``, whatever their folder or table
+    says."""
     label_column: ColumnName | None = None
     """Column of a table that holds the labels; by default found in the same way."""
     split_column: ColumnName | None = None

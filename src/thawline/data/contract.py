@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 DataKind = Literal["images", "texts"]
-ProblemKind = Literal["bad", "stray", "duplicate", "near", "leak", "conflict", "class"]
+ProblemKind = Literal["bad", "stray", "duplicate", "near", "leak", "conflict", "class", "excluded", "relabelled"]
 
 NOUNS: dict[DataKind, str] = {"images": "image", "texts": "text"}
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -91,7 +91,8 @@ class Problem:
     """Something about one file, folder or line that a person should know.
 
     ``bad`` (cannot be read), ``stray`` (no image of a class), ``leak`` and ``conflict`` are left out; a ``duplicate``
-    and a ``near`` one (the same picture in another file) are kept; ``class`` is a warning about a whole class.
+    and a ``near`` one (the same picture in another file) are kept; ``class`` is a warning about a whole class;
+    ``excluded`` and ``relabelled`` are what :mod:`thawline.data.corrections` did.
     """
 
     path: str

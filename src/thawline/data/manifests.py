@@ -22,6 +22,7 @@ from thawline.data.contract import (
     listed,
     manifest_digest,
 )
+from thawline.data.corrections import corrected
 from thawline.data.splits import Split, assign, keys, place
 from thawline.exceptions import DataError
 
@@ -36,11 +37,13 @@ _SHARE = 0.05
 
 
 def manifest_of(found: Found, config: "DataConfig") -> Manifest:
-    """Leave out what contradicts itself or leaks, assign the splits, and refuse what cannot be trained on.
+    """Correct what is to be corrected, leave out what contradicts itself or leaks, assign the splits, and refuse what
+    cannot be trained on.
 
     Raises:
         DataError: if a split or a class would be empty.
     """
+    found = corrected(found, config)
     near, too_many = _kept_together(found)
     joined = keys([item.digest for item in found.items], [item.group for item in found.items], near)
     items = [replace(item, key=key) for item, key in zip(found.items, joined, strict=True)]

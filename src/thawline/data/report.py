@@ -20,6 +20,8 @@ def problem_titles(kind: DataKind) -> dict[str, str]:
         "class": "Classes to look at",
         "duplicate": f"Copies of another {noun}, kept on the same side",
         "near": f"Nearly the same as another {noun}",
+        "excluded": "Left out by data.exclude",
+        "relabelled": "Under another class by data.relabel",
         "stray": "Not read",
     }
 

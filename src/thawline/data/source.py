@@ -8,6 +8,7 @@ from thawline.data._image_tables import names_images
 from thawline.data._sources import tables_in
 from thawline.data._unpacking import unpacked
 from thawline.data.contract import DataKind, Manifest
+from thawline.data.corrections import check_corrections
 from thawline.data.folder import check_folder, scan_folder
 from thawline.data.text import is_table, scan_table
 
@@ -38,6 +39,7 @@ def scan(config: "DataConfig", *, on_progress: Callable[[int, int], None] | None
     - The same content under two classes contradicts itself: all its copies are left out (kind ``conflict``).
     - The same content, or one group, in two *given* splits is a leak: test wins over validation over train, and what
       lies in the lesser one is left out (kind ``leak``).
+    - What ``data.exclude`` and ``data.relabel`` name is left out, or under another class, before anything else.
     - Copies within one class are kept (kind ``duplicate``): they always lie on one side.
 
     Images are the same if their files are; texts if they are alike after :func:`thawline.data.tokenizer.normalized`.
@@ -61,6 +63,7 @@ def check_data(config: "DataConfig") -> None:
     Raises:
         DataError: as :func:`scan` does for what lies where.
     """
+    check_corrections(config)
     config, _ = unpacked(config)
     if data_kind(config) == "texts":
         scan_table(config)

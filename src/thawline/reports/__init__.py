@@ -1,6 +1,6 @@
 """Figures and pages of a study: values in, figures out."""
 
-from thawline.reports.gallery import excerpt, thumbnail, worst_mistakes
+from thawline.reports.gallery import excerpt, shown_example, thumbnail, worst_mistakes
 from thawline.reports.intervals import Interval, class_table, metric_intervals, proportion_interval
 from thawline.reports.page import render, report_figures, report_surfaces
 from thawline.reports.prediction_figures import (
@@ -27,11 +27,13 @@ from thawline.reports.values import (
     DataSummary,
     Explanation,
     FileProblem,
+    LabelDoctor,
     LearningCurve,
     Mistake,
     Promotion,
     Provenance,
     StudyReport,
+    SuspectLabel,
     TrialPoint,
 )
 
@@ -43,12 +45,14 @@ __all__ = [
     "Explanation",
     "FileProblem",
     "Interval",
+    "LabelDoctor",
     "LearningCurve",
     "Mistake",
     "Promotion",
     "Provenance",
     "StudyReport",
     "Surface",
+    "SuspectLabel",
     "TrialPoint",
     "best_trial",
     "class_table",
@@ -68,6 +72,7 @@ __all__ = [
     "report_surfaces",
     "response_surface",
     "roc_curves",
+    "shown_example",
     "surface_mesh",
     "thaw_line",
     "thumbnail",

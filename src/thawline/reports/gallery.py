@@ -10,7 +10,7 @@ from thawline.data import printable
 from thawline.reports.values import Mistake
 from thawline.tracking.media import Predictions
 
-__all__ = ["excerpt", "thumbnail", "worst_mistakes"]
+__all__ = ["excerpt", "shown_example", "thumbnail", "worst_mistakes"]
 
 _SIDE = 160
 _CHARACTERS = 280
@@ -36,7 +36,7 @@ def worst_mistakes(
     worst = wrong[np.argsort(given[wrong], kind="stable")][:most]
     return tuple(
         Mistake(
-            **_shown(show(number)),
+            **shown_example(show(number)),
             file=files[number],
             label=predictions.classes[predictions.labels[number]],
             predicted=predictions.classes[predicted[number]],
@@ -73,5 +73,6 @@ def excerpt(text: str, *, most: int = _CHARACTERS) -> str:
     return shown if len(shown) <= most and len(text) <= 8 * most else f"{shown[: most - 1].rstrip()}…"
 
 
-def _shown(example: np.ndarray | str) -> dict[str, Any]:
+def shown_example(example: np.ndarray | str) -> dict[str, Any]:
+    """``picture`` of an image, uint8 ``[H, W, 3]``, or ``text``, small enough for a page."""
     return {"text": excerpt(example)} if isinstance(example, str) else {"picture": thumbnail(example)}

@@ -58,6 +58,7 @@ _SECTIONS = (
     ("search", "Search"),
     ("test", "Test results"),
     ("mistakes", "Mistakes"),
+    ("labels", "Labels"),
     ("explanations", "Explanations"),
     ("promotion", "Promotion"),
     ("data", "Data"),
@@ -203,9 +204,10 @@ def _surface(tried: _Tried) -> Surface | None:
 
 
 def _sections(report: StudyReport) -> list[tuple[str, str]]:
-    """The sections of the page; explanations exist only for images."""
+    """The sections of the page; explanations exist only for images, and labels are not always judged."""
     of_texts = report.data is not None and report.data.kind == "texts"
-    return [each for each in _SECTIONS if not (of_texts and each[0] == "explanations")]
+    absent = {"explanations"} if of_texts else set()
+    return [each for each in _SECTIONS if each[0] not in (absent if report.labels else absent | {"labels"})]
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,13 @@ __all__ = [
     "DataSummary",
     "Explanation",
     "FileProblem",
+    "LabelDoctor",
     "LearningCurve",
     "Mistake",
     "Promotion",
     "Provenance",
     "StudyReport",
+    "SuspectLabel",
     "TrialPoint",
 ]
 
@@ -227,6 +229,41 @@ class Mistake(_Value):
         return self
 
 
+class SuspectLabel(_Value):
+    """An image or text whose label the frozen features contradict."""
+
+    picture: bytes | None = None
+    """As :attr:`Mistake.picture`."""
+    text: str | None = None
+    """As :attr:`Mistake.text`."""
+    file: str
+    """As :attr:`Mistake.file`."""
+    split: str
+    label: str
+    suggested: str
+    label_probability: float
+    suggested_probability: float
+
+
+class LabelDoctor(_Value):
+    """What the frozen features say of the labels; see :class:`thawline.labels.LabelCheck`."""
+
+    examples: int
+    """Number of images or texts that were judged."""
+    listed: int
+    """Number of labels that the features contradict."""
+    noise: float
+    """Share of labels that seems to be wrong, listed or not; 0 to 1."""
+    accuracy: float
+    """Share of labels that were predicted from the features; 0 to 1."""
+    is_doubtful: bool
+    """Whether the features tell the classes so badly that what they contradict may well be right."""
+    file: str = ""
+    """Name of the CSV beside the report that holds them all; empty where there are none."""
+    suspects: tuple[SuspectLabel, ...] = ()
+    """The first of them, the least likely label first."""
+
+
 class Explanation(_Value):
     """An explanation of a prediction, as a picture."""
 
@@ -278,6 +315,8 @@ class StudyReport(_Value):
     test: _Predictions | None = None
     """The calibrated predictions of the best trial's model for the held-out images or texts, at least one."""
     mistakes: tuple[Mistake, ...] = ()
+    labels: LabelDoctor | None = None
+    """``None`` where the features were not stored."""
     explanations: tuple[Explanation, ...] = ()
     promotion: Promotion | None = None
     data: DataSummary | None = None

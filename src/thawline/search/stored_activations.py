@@ -29,7 +29,7 @@ from thawline.training import (
     set_up_process,
 )
 
-__all__ = ["store_activations"]
+__all__ = ["known_plan", "store_activations"]
 
 
 def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str, StoredSplits]:
@@ -59,7 +59,7 @@ def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str,
             only_probes=left <= study.unfinished_probes(),
             threads=threads_per_trial(prepared.config),
             store=home / "cache" / "activations",
-            plan=home / "studies" / study.name / f"plan-{backbones.short_name(name)}.json",
+            plan=_plan_path(home, study.name, name),
             probe=ProbeFile.path(home, study.name, name),
             weights=study.weights_of(name),
         )
@@ -164,6 +164,15 @@ def _plan_and_fill(request: _Request) -> StoredSplits:
         shown = ", ".join(f"{depth}: {value:.4f}" for depth, value in curve.items())
         emit(Note(f"linear probes by freeze depth, val/{config.study.metric}: {shown}"))
     return splits
+
+
+def known_plan(home: Path, study: str, backbone: str) -> Plan | None:
+    """How a study of this home computes and stores the activations of one of its backbones."""
+    return _known_plan(_plan_path(home, study, backbone))
+
+
+def _plan_path(home: Path, study: str, backbone: str) -> Path:
+    return home / "studies" / study / f"plan-{backbones.short_name(backbone)}.json"
 
 
 def _known_plan(path: Path) -> Plan | None:

@@ -1,12 +1,15 @@
-"""The settings behind a registered version, as its study recorded them: perhaps with another version of Thawline."""
+"""The settings behind a study or a registered version, as recorded: perhaps with another version of Thawline."""
 
 import yaml
 
 from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError
 from thawline.registry import MlflowRegistry
+from thawline.tracking import MlflowStore, fetch_study_file
 
-__all__ = ["config_of_version"]
+__all__ = ["config_of_study", "config_of_version"]
+
+_FILE = "config.yaml"
 
 
 def config_of_version(registry: MlflowRegistry, model: str, version: str) -> SearchConfig | None:
@@ -16,7 +19,19 @@ def config_of_version(registry: MlflowRegistry, model: str, version: str) -> Sea
         ConfigError: if this version of Thawline has other settings, naming those that it does not know.
         RegistryError: if there is no such version, or the registry fails.
     """
-    text = registry.study_file(model, version, "config.yaml")
+    return _read(registry.study_file(model, version, _FILE), f"The study that trained {model}/{version}")
+
+
+def config_of_study(store: MlflowStore, study: str) -> SearchConfig | None:
+    """The settings of a study; ``None`` if they were not recorded, or the store does not answer.
+
+    Raises:
+        ConfigError: if this version of Thawline has other settings, naming those that it does not know.
+    """
+    return _read(fetch_study_file(store, study, _FILE), f"The study {study}")
+
+
+def _read(text: str | None, study: str) -> SearchConfig | None:
     if text is None:
         return None
     try:
@@ -24,6 +39,5 @@ def config_of_version(registry: MlflowRegistry, model: str, version: str) -> Sea
         return SearchConfig.build(settings if isinstance(settings, dict) else {})
     except (yaml.YAMLError, ConfigError) as error:
         raise ConfigError(
-            f"The study that trained {model}/{version} was run with settings that this version of Thawline does not "
-            f"read. {error}"
+            f"{study} was run with settings that this version of Thawline does not read. {error}"
         ) from None

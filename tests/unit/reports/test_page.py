@@ -16,8 +16,10 @@ from thawline.backbones import DepthCost, short_name
 from thawline.data import TextTable
 from thawline.reports import (
     FileProblem,
+    LabelDoctor,
     Promotion,
     StudyReport,
+    SuspectLabel,
     TrialPoint,
     render,
     report_figures,
@@ -247,6 +249,55 @@ def test_every_part_is_there_and_the_leaderboard_shows_what_differs(page: Page) 
     assert "optimizer" in text
     assert "weight decay" not in text  # the same in all trials
     assert len(page.of("img")) > 2
+
+
+@pytest.fixture
+def doctor(report: StudyReport) -> LabelDoctor:
+    suspect = SuspectLabel(
+        picture=report.explanations[0].picture,
+        file="train/cat/9.jpg",
+        split="train",
+        label="cat",
+        suggested="owl",
+        label_probability=0.02,
+        suggested_probability=0.93,
+    )
+    return LabelDoctor(
+        examples=300,
+        listed=31,
+        noise=0.114,
+        accuracy=0.8,
+        is_doubtful=False,
+        file="suspects.csv",
+        suspects=(suspect,),
+    )
+
+
+def test_labels_that_the_features_contradict_are_shown_with_both_classes(
+    report: StudyReport, doctor: LabelDoctor
+) -> None:
+    html = render(StudyReport.from_json(report.model_copy(update={"labels": doctor}).to_json()))
+    text = words(Page(html).text)
+    assert "31 of 300 images have a label that the pretrained network's features contradict" in text
+    assert "about 11% of all labels seem to be wrong. All are in suspects.csv beside this page." in text
+    assert "(2%), or" in text
+    assert "train/cat/9.jpg, train" in text
+    assert "train/cat/9.jpg: cat or owl?" in {image["alt"] for image in Page(html).of("img")}
+    assert "#labels" in html
+    assert "most that are listed may be right" not in text
+    assert "#labels" not in render(report)
+
+
+def test_a_report_says_when_features_hardly_tell_the_classes_and_when_no_label_is_contradicted(
+    report: StudyReport, doctor: LabelDoctor
+) -> None:
+    doubtful = doctor.model_copy(update={"is_doubtful": True, "accuracy": 0.4})
+    text = words(Page(render(report.model_copy(update={"labels": doubtful}))).text)
+    assert "These features tell the class of only 40% of the images: most that are listed may be right." in text
+    none = doctor.model_copy(update={"listed": 0, "suspects": (), "file": ""})
+    text = words(Page(render(report.model_copy(update={"labels": none}))).text)
+    assert "0 of 300 images have a label" in text
+    assert "suspects.csv" not in text
 
 
 def test_what_is_missing_is_reported_in_a_sentence() -> None:

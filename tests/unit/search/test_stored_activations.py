@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stored import with_activations
 
 from thawline.activations import StoredSplits
 from thawline.backbones import depth_of
 from thawline.data import scan
 from thawline.exceptions import StudyError
+from thawline.labels import FrozenFeatures, Network
 from thawline.search import Prepared, Study, store_activations, stored_activations
 from thawline.search.spec import TrialSpec
 from thawline.training import Augmentation, Runtime, runtime_for
@@ -112,3 +114,24 @@ def test_each_augmentation_that_trials_choose_from_is_stored_and_each_trial_gets
     assert not torch.equal(plain.read(rows, 0), light.read(rows, 0))
     assert not torch.equal(light.read(rows, 0), light.read(rows, 1))
     assert torch.equal(light.read(rows, 0), light.read(rows, 2))
+
+
+def test_the_label_doctor_finds_what_a_search_has_stored_and_stores_what_is_missing(
+    make_spec: Callable[..., TrialSpec], own_home: Path
+) -> None:
+    spec = with_activations(make_spec(depth=6))
+    manifest, backbone = scan(spec.config.data), spec.hyperparameters.backbone
+    others = Network("another way to compute", backbone, spec.config)
+    own = Network("the study", backbone, spec.config, spec.activations.plan)
+    fresh, found = (FrozenFeatures.of(each, manifest, spec.config, own_home / "other") for each in (others, own))
+    assert not fresh.are_stored
+    found = replace(found, stored=replace(found.stored, folder=spec.activations.folder))
+    assert found.are_stored
+    computed: list[int] = []
+    features = found.read(lambda done, total: computed.append(total))
+    assert set(computed) == {len(manifest.of("test"))}, "training and validation images are there"
+    np.testing.assert_allclose(fresh.read(), features, atol=1e-3)  # stored in half precision
+    assert features.shape == (len(manifest.rows), 1024)
+    again: list[int] = []
+    fresh.read(lambda done, total: again.append(total))
+    assert not again

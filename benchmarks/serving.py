@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import torch
@@ -33,6 +33,7 @@ import torch
 from thawline import backbones
 from thawline.data import decode, resize_and_crop
 from thawline.engines import EngineName
+from thawline.exceptions import EngineError
 from thawline.registry import MlflowRegistry, ModelName, log_packaged_model, package
 from thawline.scoring import score_files
 from thawline.serving.served import ServedModel
@@ -41,6 +42,7 @@ from thawline.tracking import MlflowStore, connect
 SHARED = Path(os.environ.get("THAWLINE_TEST_DATA", Path(__file__).resolve().parents[2] / "shared"))
 PROGRAMS = Path(sys.executable).parent
 BATCH = 32
+ENGINES = [name for name in get_args(EngineName) if name != "auto"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet18", help="with random weights: only times count")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--seconds", type=float, default=15, help="of load for each number of clients")
-    parser.add_argument("--engines", nargs="+", default=["pytorch", "onnxruntime"], help="of process, score and serve")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES, help="of process, score and serve")
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 8, 32])
     options = parser.parse_args()
     photographs = sorted((SHARED / "data" / "clothing" / "test").rglob("*.jpg"))[:200]
@@ -77,12 +79,16 @@ def main() -> None:
               f"{statistics.median(map(len, images)) / 1e3:.0f} kB\n")  # fmt: skip
         print("| | engine | clients | a second | of the engine's ceiling | p50 ms | p99 ms | failed | memory, GB |")
         print("|---|---|---|---|---|---|---|---|---|")
-        ceilings = {
-            engine: in_process(registry, store, engine, photographs, images, options.seconds, Path(folder))
-            for engine in options.engines
-        }
+        ceilings = {}
+        for engine in options.engines:
+            try:
+                ceilings[engine] = in_process(
+                    registry, store, engine, photographs, images, options.seconds, Path(folder)
+                )
+            except EngineError as error:  # such as bf16 on a processor without it
+                print(f"| not measured: {error} | {engine} | | | | | | | |", flush=True)
         for name, engine, command, path in (
-            *(("thawline serve", engine, thawline_command(engine), "/predict") for engine in options.engines),
+            *(("thawline serve", engine, thawline_command(engine), "/predict") for engine in ceilings),
             ("mlflow models serve", "pytorch", mlflow_command(), "/invocations"),
         ):
             ceiling = ceilings.get(engine, math.nan)
@@ -95,7 +101,7 @@ def main() -> None:
                         f"| {load.p50:.1f} | {load.p99:.1f} | {load.failed} | {memory:.2f} |",
                         flush=True,
                     )
-                if name == "thawline serve" and engine == options.engines[0]:
+                if name == "thawline serve" and engine == next(iter(ceilings)):
                     reload(port, registry, images, version, options.seconds)
 
 
@@ -152,7 +158,7 @@ def register(store: MlflowStore, options: argparse.Namespace, example: bytes) ->
             classes=classes,
             preprocessing=backbone.preprocessing,
             example=example,
-            exports=("onnx",) if "onnxruntime" in options.engines else (),
+            exports=("onnx",) if set(options.engines) - {"pytorch"} else (),
             network=backbone.module.eval(),
             sample=[(example, trained(backbone, example))],
         )

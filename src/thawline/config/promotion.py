@@ -42,7 +42,7 @@ class PromotionConfig(GateRules):
     exports: tuple[Literal["pt2", "onnx"], ...] = ()
     """Further formats to package the model in, each compared with the network: ``torch.export`` and ONNX (which needs
     ``pip install 'thawline[onnx]'``). With ``onnx``, ``serve``, ``score`` and ``predict`` compute by ONNX Runtime
-    where it is faster."""
+    or OpenVINO where they are faster."""
     approve: bool = False
     """Whether a person must agree before the champion is replaced: the flow pauses until somebody answers in Prefect's
     UI."""

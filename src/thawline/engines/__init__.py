@@ -1,18 +1,21 @@
 """What computes a packaged network: the fastest engine that is installed and answers as the network does."""
 
-from thawline.engines._base import ENGINE_TOLERANCE, Engine, EngineName
+from thawline.engines._base import BF16_TOLERANCE, ENGINE_TOLERANCE, Engine, EngineName
 from thawline.engines.choice import Choice, Tried, choose
 from thawline.engines.onnx_runtime import OnnxRuntime
+from thawline.engines.openvino import OpenVino
 from thawline.engines.pytorch import PyTorch
 from thawline.engines.sample import SAMPLE_FILE, Sample, read_sample, write_sample
 
 __all__ = [
+    "BF16_TOLERANCE",
     "ENGINE_TOLERANCE",
     "SAMPLE_FILE",
     "Choice",
     "Engine",
     "EngineName",
     "OnnxRuntime",
+    "OpenVino",
     "PyTorch",
     "Sample",
     "Tried",

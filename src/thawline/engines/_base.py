@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
-__all__ = ["ENGINE_TOLERANCE", "Engine", "EngineName", "Unavailable"]
+__all__ = ["BF16_TOLERANCE", "ENGINE_TOLERANCE", "Engine", "EngineName", "Unavailable"]
 
-EngineName = Literal["auto", "pytorch", "onnxruntime"]
+EngineName = Literal["auto", "pytorch", "onnxruntime", "openvino", "openvino-bf16"]
 """``auto`` is the fastest of those that pass."""
 
 ENGINE_TOLERANCE = 1e-3
 """Largest difference of a probability from the trained network's, as the gate asks of the package itself. Networks of
-more than a hundred layers differ by some 1e-5; a wrong normalisation or class order by far more. Labels are then equal
-but for ties: where two classes are closer to each other than twice this."""
+more than a hundred layers differ by some 1e-5; a wrong normalisation or class order by far more. Two classes that are
+closer to each other than twice this are a tie; but for ties every engine must name the trained network's class."""
+BF16_TOLERANCE = 2e-2
+"""The same for an engine that computes in bf16, whose numbers have eight significant bits: logits differ by some 0.03,
+and a probability near one half by a quarter of the difference of two of them."""
 
 
 class Unavailable(Exception):
@@ -19,11 +22,16 @@ class Unavailable(Exception):
 
 
 class Engine(Protocol):
-    """Computes a network. Thread safety: after it was made, nothing is written."""
+    """Computes a network. Several threads may ask it at once."""
 
     @property
     def name(self) -> str:
         """As ``--engine`` names it."""
+        ...
+
+    @property
+    def tolerance(self) -> float:
+        """Largest difference of a probability from the trained network's with which it is used."""
         ...
 
     def probabilities(self, prepared: Sequence[Any]) -> list[list[float]]:

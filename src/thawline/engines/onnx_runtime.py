@@ -1,15 +1,13 @@
 """ONNX Runtime on the CPU, which computes the package's ``model.onnx``."""
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from thawline.engines._base import Unavailable
+from thawline.engines._base import ENGINE_TOLERANCE
+from thawline.engines._graph import pixels_of, read_graph, require
 
 __all__ = ["OnnxRuntime"]
-
-_FILE = "model.onnx"
 
 
 class OnnxRuntime:
@@ -24,12 +22,11 @@ class OnnxRuntime:
     """
 
     name = "onnxruntime"
+    tolerance = ENGINE_TOLERANCE
 
     def __init__(self, files: Path, *, threads: int) -> None:
-        if not (files / _FILE).is_file():
-            raise Unavailable(f"the package holds no {_FILE}: `promotion.exports: [onnx]` makes one")
-        if importlib.util.find_spec("onnxruntime") is None:
-            raise Unavailable("ONNX Runtime is not installed: pip install 'thawline[onnx]'")
+        graph = read_graph(files)
+        require("onnxruntime", "ONNX Runtime", extra="onnx")
         import onnxruntime
 
         onnxruntime.disable_telemetry_events()
@@ -38,15 +35,10 @@ class OnnxRuntime:
         options.log_severity_level = 3  # errors; warnings are about the machine, such as a GPU that it cannot list
         # Threads that spin between forward passes take the cores from those that decode.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session: Any = onnxruntime.InferenceSession(
-            (files / _FILE).read_bytes(), options, providers=["CPUExecutionProvider"]
-        )
+        self._session: Any = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def probabilities(self, prepared: Sequence[Any]) -> list[list[float]]:
         """See :class:`~thawline.engines.Engine`; uint8 images ``[S, S, 3]`` alone."""
-        import numpy as np
-
-        pixels = np.stack(prepared).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
-        (answers,) = self._session.run(None, {"pixels": pixels})
+        (answers,) = self._session.run(None, {"pixels": pixels_of(prepared)})
         rows: list[list[float]] = answers.tolist()
         return rows

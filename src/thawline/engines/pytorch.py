@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from thawline.engines._base import ENGINE_TOLERANCE
+
 __all__ = ["PyTorch"]
 
 
@@ -14,6 +16,7 @@ class PyTorch:
     """
 
     name = "pytorch"
+    tolerance = ENGINE_TOLERANCE
 
     def __init__(self, servable: Any) -> None:
         self._compute = servable.probabilities

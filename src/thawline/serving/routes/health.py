@@ -10,7 +10,12 @@ from thawline.serving.follower import Follower
 
 __all__ = ["router"]
 
-_DISTRIBUTIONS = {"pytorch": "torch", "onnxruntime": "onnxruntime"}
+_DISTRIBUTIONS = {
+    "pytorch": "torch",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "openvino-bf16": "openvino",
+}
 """Of each engine, as package indexes name it."""
 
 

@@ -1,0 +1,41 @@
+"""The ONNX file of a package: pixels from 0 to 1 in, calibrated probabilities out."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thawline.engines._base import Unavailable
+
+__all__ = ["pixels_of", "read_graph", "require"]
+
+_FILE = "model.onnx"
+
+
+def read_graph(files: Path) -> bytes:
+    """The file, from the folder of the package's files.
+
+    Raises:
+        Unavailable: if there is none.
+    """
+    if not (files / _FILE).is_file():
+        raise Unavailable(f"the package holds no {_FILE}: `promotion.exports: [onnx]` makes one")
+    return (files / _FILE).read_bytes()
+
+
+def require(module: str, title: str, *, extra: str) -> None:
+    """Ask for the library of an engine.
+
+    Raises:
+        Unavailable: if it is not installed, with the command that installs it.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise Unavailable(f"{title} is not installed: pip install 'thawline[{extra}]'")
+
+
+def pixels_of(prepared: Sequence[Any]) -> npt.NDArray[np.float32]:
+    """Images, uint8 ``[S, S, 3]``, as the graph takes them: ``[N, 3, S, S]`` from 0 to 1."""
+    return np.stack(prepared).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)

@@ -1,0 +1,56 @@
+"""OpenVINO on the CPU, which computes the package's ``model.onnx`` in single precision or in bf16."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from thawline.engines._base import BF16_TOLERANCE, ENGINE_TOLERANCE, Unavailable
+from thawline.engines._graph import pixels_of, read_graph, require
+
+__all__ = ["OpenVino"]
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVino:
+    """OpenVINO. Normalisation, calibration and softmax are part of the graph.
+
+    Args:
+        files: folder of the package's files; it may vanish afterwards.
+        threads: that compute one forward pass.
+        precision: of the arithmetic; ``bf16`` needs a processor that has it (AVX-512 BF16 or AMX).
+
+    Raises:
+        Unavailable: if the package holds no ``model.onnx``, OpenVINO is not installed, or the processor lacks the
+            precision.
+    """
+
+    def __init__(self, files: Path, *, threads: int, precision: Literal["fp32", "bf16"] = "fp32") -> None:
+        self.name = "openvino" if precision == "fp32" else "openvino-bf16"
+        self.tolerance = ENGINE_TOLERANCE if precision == "fp32" else BF16_TOLERANCE
+        graph = read_graph(files)
+        require("openvino", "OpenVINO", extra="openvino")
+        import openvino
+
+        core: Any = openvino.Core()
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise Unavailable("this processor does not compute in bf16: it has neither AVX-512 BF16 nor AMX")
+        settings = {
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],  # by itself it takes bf16 wherever there is bf16
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,  # all threads for one batch
+            "ENABLE_CPU_PINNING": False,  # cores are shared with the threads that decode, and with other processes
+        }
+        self._compiled: Any = core.compile_model(core.read_model(graph), "CPU", settings)
+        self._idle: list[Any] = []
+
+    def probabilities(self, prepared: Sequence[Any]) -> list[list[float]]:
+        """See :class:`~thawline.engines.Engine`; uint8 images ``[S, S, 3]`` alone."""
+        # A request holds one batch at a time, so that threads need one each; they are made as they are needed.
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        rows: list[list[float]] = request.infer({"pixels": pixels_of(prepared)})["probabilities"].tolist()
+        self._idle.append(request)
+        return rows

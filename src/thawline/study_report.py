@@ -68,6 +68,8 @@ _EMBEDDED = 500
 _THUMBNAIL = 32
 _SUSPECTS = 24
 _SUSPECTS_FILE = "suspects.csv"
+_JUDGED = 5_000_000
+"""Rows times classes whose labels are judged, at most: a minute or two on two cores."""
 _CELL = 100
 """Characters of a text in a table of the whole test split."""
 
@@ -333,6 +335,10 @@ def _labels(prepared: Prepared, home: Path, best: TrialRecord) -> LabelCheck | N
 
     To compute them only for this could take as long as a trial does.
     """
+    if len(prepared.manifest.rows) * len(prepared.manifest.classes) > _JUDGED:
+        asked = f"thawline check {prepared.config.data.path} --labels {prepared.study}"
+        emit(Note(f"so many labels are judged only when asked for: `{asked}`"))
+        return None
     name, config = best.hyperparameters.backbone, prepared.config
     network = Network(f"the pretrained {name}", name, config, known_plan(home, prepared.study, name))
     features = FrozenFeatures.of(network, prepared.manifest, config, home)

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from thawline import study_report
 from thawline.backbones import create
-from thawline.config import SearchConfig
+from thawline.config import DataConfig, SearchConfig
+from thawline.data import scan
 from thawline.drift.check import catch_features
+from thawline.labels import LabelCheck, Suspect
 from thawline.reports import worst_mistakes
 from thawline.search import TrialRecord
 from thawline.search.probing import ProbeFile
@@ -27,6 +29,7 @@ from thawline.study_report import (
     _point,
     _probe_curves,
     _sheet,
+    _shown_labels,
     _Test,
 )
 from thawline.tracking.media import Embedding, Image, Predictions, Table
@@ -170,3 +173,23 @@ def test_features_of_texts_are_what_the_head_is_given_beside_their_beginnings(
     assert embedding.texts is not None
     assert [text[:9] for text in embedding.texts] == ["see you", "win £1000", "a long te"]
     assert embedding.thumbnails is None
+
+
+def test_labels_to_look_at_are_shown_with_their_texts_in_the_order_of_the_list(tmp_path: Path) -> None:
+    table = tmp_path / "notes.csv"
+    table.write_text("text,label\n" + "".join(f"text number {i},{'xy'[i % 2]}\n" for i in range(60)))
+    manifest = scan(DataConfig(path=table))
+    suspects = tuple(
+        Suspect(f"notes.csv:{line}", "x", "y", 0.01 * line, 0.9, "train", "") for line in (12, 4, *range(20, 50))
+    )
+    found = LabelCheck(suspects, 60, 0.1, 0.8, (), "the pretrained network")
+    prepared: Any = SimpleNamespace(manifest=manifest)
+    best: Any = None  # of texts no file of pictures is asked for
+    shown = _shown_labels(prepared, found, best)
+    assert (shown.listed, len(shown.suspects), shown.file) == (32, 24, "suspects.csv")
+    assert [(each.file, each.text) for each in shown.suspects[:2]] == [
+        ("notes.csv:12", "text number 10"),
+        ("notes.csv:4", "text number 2"),
+    ]
+    nothing = LabelCheck((), 60, 0.0, 0.8, (), "the pretrained network")
+    assert _shown_labels(prepared, nothing, best).file == ""

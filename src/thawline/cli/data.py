@@ -20,6 +20,7 @@ from thawline.cli._shared import (
     show_table,
     typed,
 )
+from thawline.exceptions import ConfigError
 
 __all__: list[str] = []
 
@@ -35,8 +36,9 @@ def check(
         ),
     ] = None,
     suspects: Annotated[
-        Path, typer.Option(help="CSV that --labels writes, for data.exclude or data.relabel.", show_default=True)
-    ] = Path("suspects.csv"),
+        Path | None,
+        typer.Option(help="CSV that --labels writes, for data.exclude or data.relabel; default: suspects.csv."),
+    ] = None,
     tracking_uri: TrackingUri = None,
     assignments: SetOption = None,
     as_json: Json = False,
@@ -48,8 +50,13 @@ def check(
 
     settings = parse_assignments(assignments or [])
     if labels is not None:
-        _check_labels(data, labels, suspects, settings, tracking_uri, as_json=as_json)
+        out = suspects or Path("suspects.csv")
+        _check_labels(data, labels, out, settings, tracking_uri, as_json=as_json)
         return
+    if suspects is not None or tracking_uri is not None:
+        raise ConfigError(
+            "--suspects and --tracking-uri are for --labels MODEL, which is not given: add it, or leave them out."
+        )
     manifest = check_data(data, settings=settings)
     if as_json:
         print_json(report_json(manifest))

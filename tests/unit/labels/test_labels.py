@@ -13,7 +13,7 @@ from thawline.cli import app
 from thawline.data import Manifest, Row, folder
 from thawline.data import cache as data_cache
 from thawline.data.contract import content_digest
-from thawline.exceptions import DataError, TrackingError
+from thawline.exceptions import ConfigError, DataError, TrackingError
 from thawline.labels import LabelCheck, check_suspects_file, judged
 from thawline.labels.contradiction import contradictions
 from thawline.labels.probing import folds_of, out_of_fold
@@ -148,6 +148,12 @@ def test_the_command_lists_them_and_a_search_without_them_or_with_the_other_clas
     assert isinstance(missing.exception, TrackingError)  # nothing is recorded in this home
     assert "Unknown backbone 'birds'" in str(missing.exception)
     assert "Nor is there a study 'birds'" in str(missing.exception)
+
+
+def test_where_to_write_suspects_is_refused_without_a_network_to_find_them(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["check", str(tmp_path), "--suspects", "new.csv"])
+    assert isinstance(done.exception, ConfigError)
+    assert "are for --labels MODEL, which is not given" in str(done.exception)
 
 
 def test_a_list_that_somebody_may_have_worked_on_is_not_overwritten(tmp_path: Path) -> None:

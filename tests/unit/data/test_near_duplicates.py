@@ -135,6 +135,19 @@ def test_near_duplicates_are_listed_and_on_one_side(fill: Fill) -> None:
     assert near(read(root, near_duplicates="off")) == {}
 
 
+def test_where_a_near_duplicate_is_excluded_the_other_stays_where_it_was(fill: Fill, tmp_path: Path) -> None:
+    root = fill(pets() | {f"cat/copy{n:03}.jpg": saved(drawn(n).resize((90, 120)), "JPEG") for n in range(30)})
+    before = sides(read(root))
+    (tmp_path / "out.csv").write_text("path\n" + "\n".join(paths(20)))
+    after = read(root, exclude=tmp_path / "out.csv")
+    assert sides(after) == {path: side for path, side in before.items() if path not in paths(20)}
+    assert {int(path[-7:-4]) for path in near(after)} == set(range(20, 30))
+
+
+def paths(count: int) -> list[str]:
+    return [f"cat/{n:03}.png" for n in range(count)]
+
+
 def test_without_near_duplicates_the_data_are_what_they_were(fill: Fill) -> None:
     root = fill(pets())
     assert read(root) == read(root, near_duplicates="off")

@@ -154,6 +154,6 @@ def test_the_network_of_a_study_is_the_pretrained_one_of_its_settings(
     assert found.described == "the pretrained mobilenet_v3_small of the study tests"
     assert found.config.backbone.weights == "starter"
     with pytest.raises(
-        RegistryError, match="Unknown backbone 'birds'.* Nor is there a study 'birds'.* No model 'birds'"
+        RegistryError, match=r"Unknown backbone 'birds'.* Nor is there a study 'birds'.* No model 'birds'"
     ):
         network_of("birds", given, home=own_home, tracking_uri=store.uri)

@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from stored import with_activations
 
 from thawline.activations import StoredSplits
 from thawline.backbones import depth_of
 from thawline.data import scan
-from thawline.exceptions import StudyError
-from thawline.labels import FrozenFeatures, Network
+from thawline.exceptions import RegistryError, StudyError
+from thawline.labels import FrozenFeatures, Network, network_of
 from thawline.search import Prepared, Study, store_activations, stored_activations
 from thawline.search.spec import TrialSpec
+from thawline.tracking import MlflowStore
 from thawline.training import Augmentation, Runtime, runtime_for
 
 pytestmark = pytest.mark.xdist_group("processes")
@@ -135,3 +137,23 @@ def test_the_label_doctor_finds_what_a_search_has_stored_and_stores_what_is_miss
     again: list[int] = []
     fresh.read(lambda done, total: again.append(total))
     assert not again
+
+
+def test_the_network_of_a_study_is_the_pretrained_one_of_its_settings(
+    make_spec: Callable[..., TrialSpec], own_home: Path, store: MlflowStore
+) -> None:
+    spec = make_spec()
+    given = spec.config.model_copy(update={"backbone": spec.config.backbone.model_copy(update={"weights": "none"})})
+    backbone = spec.hyperparameters.backbone
+    Study.open(own_home, spec.study, spec.config, {backbone: depth_of(backbone)}, "same")
+    with pytest.raises(StudyError, match=r"What the study tests was trained with is not recorded\. Name"):
+        network_of(spec.study, given, home=own_home, tracking_uri=store.uri)
+    settings = yaml.safe_dump(spec.config.model_dump(mode="json"))
+    store.client.log_text(spec.parent_run_id, settings, "config.yaml")
+    found = network_of(spec.study, given, home=own_home, tracking_uri=store.uri)
+    assert found.described == "the pretrained mobilenet_v3_small of the study tests"
+    assert found.config.backbone.weights == "starter"
+    with pytest.raises(
+        RegistryError, match=r"Unknown backbone 'birds'.* Nor is there a study 'birds'.* No model 'birds'"
+    ):
+        network_of("birds", given, home=own_home, tracking_uri=store.uri)

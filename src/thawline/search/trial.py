@@ -54,6 +54,9 @@ from thawline.training import (
 __all__ = ["run_together", "run_trial"]
 
 _log = logging.getLogger(__name__)
+_PATIENCE_SECONDS = 600.0
+"""How long a trial that has ended waits for room for its checkpoints."""
+_LONGEST_DELAY = 5.0
 
 
 def run_trial(
@@ -160,6 +163,7 @@ class _Trial:
     def end(self, outcome: Outcome, seconds: float) -> TrialResult:
         """Record how it ended, and sum it up."""
         spec = self.spec
+        self._wait_for_room()
         reached = what_was_reached(spec, self.folder, outcome.result)
         if self.observer is not None and self.observer.verdict.findings:
             self.tracker.log_tags({"mlflow.note.content": "\n\n".join(self.observer.verdict.findings)})
@@ -178,6 +182,20 @@ class _Trial:
             unsent=report.unsent,
             unkept="; ".join(_lost(self.folder, report)),
         )
+
+    def _wait_for_room(self) -> None:
+        """A disk that is full at the end of a trial may have room in minutes; without a checkpoint its value is lost.
+
+        Raises:
+            Interrupted: if it is asked to leave meanwhile; it resumes from its last checkpoint.
+        """
+        deadline, delay = time.monotonic() + _PATIENCE_SECONDS, 0.2
+        while self.folder.problem is not None and time.monotonic() < deadline:
+            if self.on_batch():
+                raise Interrupted
+            time.sleep(delay)
+            delay = min(2 * delay, _LONGEST_DELAY)
+            self.folder.keep()
 
 
 def _lost(folder: CheckpointFolder, report: TrackingReport) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """A trial returns its result, and its record says the same."""
 
 import dataclasses
+import errno
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ from thawline.search.study import Study
 from thawline.search.trial import run_together, run_trial
 from thawline.search.worker import WorkerCrashed, call_in_worker
 from thawline.tracking import MlflowStore
-from thawline.training import Decision, EpochResult, Runtime
+from thawline.training import CheckpointFolder, Decision, EpochResult, Interrupted, Runtime
 from thawline.training.observation import Allowance
 
 pytestmark = pytest.mark.usefixtures("probe_once")
@@ -171,6 +172,49 @@ def test_out_of_memory_at_half_the_batch_too_fails_the_trial_and_says_what_to_do
     assert attempts == [1, 2]
     assert result.state == "failed"
     assert result.reason.startswith("out of memory, also at half the batch size. Lower train.batch_size")
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes a disk that takes no checkpoint until so many were tried."""
+
+    def fill(refusals: int) -> None:
+        left, save = [None] * refusals, CheckpointFolder.save
+
+        def save_later(*arguments: Any) -> Path:
+            if left:
+                left.pop()
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return save(*arguments)
+
+        monkeypatch.setattr(CheckpointFolder, "save", save_later)
+
+    return fill
+
+
+def test_a_trial_that_ends_on_a_full_disk_waits_until_its_checkpoint_has_room(
+    make_spec: Make, own_home: Path, full_disk: Callable[[int], None]
+) -> None:
+    full_disk(7)  # both epochs, once more as each ends, and twice more
+    result = run_trial(make_spec(), go_on)
+    assert (result.state, result.unkept) == ("complete", "")
+    assert result.checkpoint is not None
+    assert (own_home / result.checkpoint).is_file()
+
+
+def test_a_trial_that_waits_for_room_leaves_when_it_is_asked_to(
+    make_spec: Make, full_disk: Callable[[int], None]
+) -> None:
+    full_disk(1000)
+    epochs: list[int] = []
+
+    def count(result: EpochResult) -> Decision:
+        epochs.append(result.epoch)
+        return Decision.CONTINUE
+
+    with pytest.raises(Interrupted):
+        run_trial(make_spec(), count, lambda: len(epochs) == 2)
+    assert len(epochs) == 2
 
 
 def test_another_error_is_not_tried_again(make_spec: Make, monkeypatch: pytest.MonkeyPatch) -> None:

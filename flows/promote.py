@@ -25,6 +25,8 @@ def promote(
     data: Path | None = None,
     approve: bool | None = None,
     tracking_uri: str | None = None,
+    shadow: str | None = None,
+    token_file: Path | None = None,
 ) -> PromotionOutcome:
     """Judge a version against the champion, and make it champion if it is better.
 
@@ -35,11 +37,13 @@ def promote(
             the study that trained it.
         approve: whether a person must agree first; by default as in that study, whose thresholds hold too.
         tracking_uri: where the registry is; by default as for a search.
+        shadow: address of a server that runs with ``--shadow``, whose numbers stand beside the verdict.
+        token_file: holds what that server asks its clients for.
 
     Raises:
         ThawlineError: if the version, its study or its data cannot be found, or another promotion came first.
     """
-    challenger = open_task(model, version, data, approve, tracking_uri)
+    challenger = open_task(model, version, data, approve, tracking_uri, shadow, token_file)
     check_answerable(challenger.rules)
     judged = judge_task(challenger)
     publish_decision(judged)
@@ -49,11 +53,24 @@ def promote(
 
 @task(name="find challenger", cache_policy=NO_CACHE)
 def open_task(
-    model: str, version: str | None, data: Path | None, approve: bool | None, tracking_uri: str | None
+    model: str,
+    version: str | None,
+    data: Path | None,
+    approve: bool | None,
+    tracking_uri: str | None,
+    shadow: str | None,
+    token_file: Path | None,
 ) -> Challenger:
     """The version, its test data and the thresholds."""
     return open_challenger(
-        model, version=version, data=data, approve=approve, tracking_uri=tracking_uri, home=environment.home()
+        model,
+        version=version,
+        data=data,
+        approve=approve,
+        tracking_uri=tracking_uri,
+        home=environment.home(),
+        shadow=shadow,
+        token_file=token_file,
     )
 
 

@@ -193,6 +193,13 @@ def promote(
     approve: Annotated[bool, typer.Option("--approve", help=help_of("promotion.approve"))] = False,
     force: Annotated[bool, typer.Option("--force", help="Promote without a comparison; needs --reason.")] = False,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why it is forced; recorded in the registry.")] = "",
+    shadow: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Server that runs with `--shadow`: its numbers stand beside the verdict."),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token that the server of `--shadow` asks for.")
+    ] = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
@@ -222,7 +229,13 @@ def promote(
 
         with connected(server):
             outcome = promote_flow(
-                model, version=version, data=data, approve=approve or None, tracking_uri=tracking_uri
+                model,
+                version=version,
+                data=data,
+                approve=approve or None,
+                tracking_uri=tracking_uri,
+                shadow=shadow,
+                token_file=token_file,
             )
     decision = outcome.verdict.outcome.value
     if as_json:
@@ -234,6 +247,8 @@ def promote(
         show(f"{said}{outcome.verdict.reason}.")
         if outcome.verdict.criteria:
             show_table(verdict_table(outcome.verdict))
+        if outcome.shadowed:
+            show(f"{outcome.shadowed.sentence()}.")
         if decision == "promote":
             _next_after_promotion(model)
         else:

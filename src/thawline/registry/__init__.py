@@ -27,6 +27,7 @@ from thawline.registry.promotion import (
 )
 from thawline.registry.reigns import Reign
 from thawline.registry.scores import Scores, score
+from thawline.registry.shadowed import Shadowed, read_shadow
 
 __all__ = [
     "CHALLENGER",
@@ -44,6 +45,7 @@ __all__ = [
     "PromotionOutcome",
     "Reign",
     "Scores",
+    "Shadowed",
     "Verdict",
     "calibrate",
     "check_exports",
@@ -58,6 +60,7 @@ __all__ = [
     "majority_class",
     "package",
     "parse_model",
+    "read_shadow",
     "record",
     "register_challenger",
     "roll_back",

@@ -17,6 +17,7 @@ from thawline.registry.mlflow import MlflowRegistry
 from thawline.registry.names import CHALLENGER, ModelName
 from thawline.registry.packaged import PackagedModel
 from thawline.registry.scores import Scores, score, seconds_per_item
+from thawline.registry.shadowed import Shadowed
 from thawline.tracking import MlflowStore, first_line, metric_key, now_ms
 
 __all__ = [
@@ -65,6 +66,8 @@ class PromotionOutcome:
     """Of answering the most frequent class of the training split on the same."""
     baselines: Baselines | None = None
     """Of the study, on validation; ``None`` where a version is judged by itself."""
+    shadowed: Shadowed | None = None
+    """What a server counted of the challenger, if it was asked; it decides nothing."""
 
     def declined(self, reason: str) -> "PromotionOutcome":
         """The same after a person said no."""
@@ -89,6 +92,7 @@ class PromotionOutcome:
             "majority_class": self.majority.metrics if self.majority else None,
             "validation": self.baselines.as_dict() if self.baselines else None,
             "calibration": self.calibration,
+            "shadow": self.shadowed.as_dict() if self.shadowed else None,
         }
 
     @property
@@ -109,6 +113,7 @@ class PromotionOutcome:
             f"{markdown_text(self.verdict.reason)}.",
             self.verdict.as_markdown() if self.verdict.criteria else "",
             f"{self.baselines.sentence()}." if self.baselines else "",
+            f"{markdown_text(self.shadowed.sentence())}." if self.shadowed else "",
             f"## On {len(self.challenger.labels)} test {self.challenger.kind}",
             _table(
                 "metric",
@@ -163,6 +168,7 @@ def judge(
     rules: GateRules | None = None,
     further: Sequence[LabelledData] = (),
     baselines: Baselines | None = None,
+    shadowed: Shadowed | None = None,
 ) -> PromotionOutcome:
     """Score a version and the champion on the same items, now, and decide; no alias is moved.
 
@@ -179,6 +185,7 @@ def judge(
         rules: thresholds; those of the configuration's defaults if not given.
         further: folders or tables beyond it, on which the challenger must not be worse.
         baselines: of its study, which stand beside the verdict.
+        shadowed: what a server counted of it, which stands there too.
 
     Raises:
         RegistryError: if the challenger cannot be loaded or scored, or the registry fails.
@@ -207,6 +214,7 @@ def judge(
             calibration=_calibration(model),
             majority=majority,
             baselines=baselines,
+            shadowed=shadowed,
         )
     champion: Scores | None = None
     champion_model: PackagedModel | None = None
@@ -247,6 +255,7 @@ def judge(
         calibration=_calibration(model),
         majority=majority,
         baselines=baselines,
+        shadowed=shadowed,
     )
     record(store, outcome, rules.metric)
     return outcome

@@ -6,7 +6,16 @@ from pathlib import Path
 from thawline.config import DataConfig, PromotionConfig, SearchConfig
 from thawline.data import Manifest, scan
 from thawline.exceptions import ConfigError, DataError
-from thawline.registry import LabelledData, MlflowRegistry, ModelName, PromotionOutcome, force, judge
+from thawline.registry import (
+    LabelledData,
+    MlflowRegistry,
+    ModelName,
+    PromotionOutcome,
+    Shadowed,
+    force,
+    judge,
+    read_shadow,
+)
 from thawline.search.events import Note, Phase, counting, emit
 from thawline.search.version_config import config_of_version
 from thawline.search.winner import further_data, test_split
@@ -26,6 +35,8 @@ class Challenger:
     rules: PromotionConfig
     data: DataConfig
     """How the study's data were read; further tables of texts have the same columns."""
+    shadowed: Shadowed | None = None
+    """What a server counted of it."""
 
 
 def open_challenger(
@@ -36,6 +47,8 @@ def open_challenger(
     approve: bool | None,
     tracking_uri: str | None,
     home: Path,
+    shadow: str | None = None,
+    token_file: Path | None = None,
 ) -> Challenger:
     """Find a version and the data that it is to be judged on.
 
@@ -47,9 +60,12 @@ def open_challenger(
         approve: whether a person must agree; by default as in that study, whose thresholds hold too.
         tracking_uri: where the registry is.
         home: Thawline's home.
+        shadow: address of a server that computes it in the champion's shadow.
+        token_file: holds what that server asks its clients for.
 
     Raises:
-        RegistryError: if there is no such version, or no run to record the verdict in.
+        RegistryError: if there is no such version, or no run to record the verdict in, or if the server does not
+            answer or knows nothing of the version.
         ConfigError: if a person must agree and no server is there to ask one, or if the settings of the study cannot be
             read and no data are given.
         DataError: if the study's data have changed since, or there are none.
@@ -58,6 +74,7 @@ def open_challenger(
     registry = MlflowRegistry(store)
     chosen = _version(registry, model, version)
     registry.run_of(model, chosen)  # before anything is scored
+    shadowed = read_shadow(shadow, chosen, token_file=token_file) if shadow else None
     config = _config_of_study(registry, model, chosen, data)
     rules = config.promotion if config else PromotionConfig()
     if approve is not None:
@@ -69,6 +86,7 @@ def open_challenger(
         test=_test_data(registry, model, chosen, config, data),
         rules=rules,
         data=config.data if config else DataConfig(path=data or Path()),
+        shadowed=shadowed,
     )
 
 
@@ -88,6 +106,7 @@ def judge_challenger(challenger: Challenger) -> PromotionOutcome:
         test=test,
         rules=challenger.rules,
         further=further_data(challenger.rules.further, challenger.data),
+        shadowed=challenger.shadowed,
     )
 
 

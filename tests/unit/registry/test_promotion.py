@@ -29,6 +29,7 @@ from thawline.registry import (
     ModelName,
     Outcome,
     PromotionOutcome,
+    Shadowed,
     calibrate,
     force,
     judge,
@@ -637,6 +638,26 @@ def test_a_promotion_that_dies_before_the_alias_moves_leaves_the_champion_and_no
     again = judge(store, name="birds", version="2", test=TEST)
     settle(store, again)
     assert [reign.version for reign in registry.history("birds")] == ["1", "2"]
+
+
+def test_what_a_server_counted_stands_beside_the_verdict_and_decides_nothing(
+    store: MlflowStore, folder: Path, other_folder: Path, tmp_path: Path
+) -> None:
+    challenge(store, other_folder)
+    challenge(store, folder, study="t")
+    without = judge(store, name="birds", version="1", test=TEST)
+    shadowed = Shadowed("http://a|b:8000", items=100, agreeing=97, seconds=0.0124, uncompared=1)
+    judged = judge(store, name="birds", version="1", test=TEST, shadowed=shadowed)
+    assert judged.verdict.outcome is without.verdict.outcome
+    names = ("promotion/verdict.md", "promotion/verdict.json")
+    page, verdict = (
+        Path(store.client.download_artifacts(judged.run_id, name, str(tmp_path))).read_text() for name in names
+    )
+    assert (
+        r"a\|b:8000: the same class as the champion's for 97 of 100 (97.0%), 12 ms a request, 1 not" in page
+    )
+    assert json.loads(verdict)["shadow"]["agreeing"] == 97
+    assert (without.as_dict()["shadow"], "Served by" in without.as_markdown()) == (None, False)
 
 
 def test_an_alias_moved_by_other_means_is_said_to_be(store: MlflowStore, folder: Path, other_folder: Path) -> None:

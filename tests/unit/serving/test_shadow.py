@@ -4,6 +4,7 @@ import base64
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from live import Live, StandIn, live, tiny
 
 from thawline.exceptions import RegistryError, ServingError
-from thawline.registry import ModelName
+from thawline.registry import ModelName, read_shadow
 from thawline.serving.metrics import Metrics
 from thawline.serving.shadow import Shadow, parse_shadow
 
@@ -82,6 +83,42 @@ def test_agreement_and_time_are_counted_and_the_champion_answers() -> None:
         assert [each["label"] for each in answer.json()["predictions"]] == ["red", "blue", "blue"]
         until(lambda: compared(server) == (2, 1))
         assert server.metric('thawline_shadow_seconds_count{version="2"}') == 1
+
+
+def test_what_was_counted_of_a_version_is_read_from_the_server(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef\n")
+    header = {"Authorization": f"Bearer {token.read_text().strip()}"}
+    challenger = Registry(StandIn(classes=("green", "red", "blue")))
+    with live(shadow=shadow(challenger), token=token.read_text().strip()) as server:
+        address = f"http://127.0.0.1:{server.port}/"
+        with pytest.raises(RegistryError, match="nothing with version 2: it must run with --shadow challenger"):
+            read_shadow(address, "2", token_file=token)
+        for images in ([RED, BLUE, BLUE], [BLUE]):
+            assert server.post("/predict", {"images": images}, header).status == 200
+            until(lambda: challenger.model.computed in (3, 4))
+        until(lambda: read_shadow(address, "2", token_file=token).items == 4)
+        found = read_shadow(address, "2", token_file=token)
+        with pytest.raises(RegistryError, match="asks for a token: --token-file FILE"):
+            read_shadow(address, "2")
+        with pytest.raises(RegistryError, match="compared nothing with version 1"):
+            read_shadow(address, "1", token_file=token)
+    assert (found.server, found.agreeing, found.uncompared) == (address, 3, 0)
+    assert found.seconds > 0
+    assert "the same class as the champion's for 3 of 4 (75.0%)" in found.sentence()
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("http://127.0.0.1:9", "http://127.0.0.1:9/metrics does not answer"),
+        ("file:///etc/passwd", "begins with http:// or https://"),
+        ("http://[", "does not answer"),
+    ],
+)
+def test_a_server_that_cannot_be_asked_is_one_sentence(address: str, sentence: str) -> None:
+    with pytest.raises(RegistryError, match=sentence):
+        read_shadow(address, "2")
 
 
 def test_a_share_of_the_requests_is_compared() -> None:

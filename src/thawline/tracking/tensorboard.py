@@ -89,8 +89,9 @@ class TensorBoardTracker:
             self._write_text("params", "\n".join(["name | value", "--- | ---", *map(" | ".join, params.items())]))
             return
         values = {name: _number(value) for name, value in params.items()}
-        for summary in (_comparison(values, self._metric), _session_start(values, self._session)):
-            self._events.add_summary(summary)
+        if params.get("policy") != "probe":  # it has fewer hyperparameters than trials that are trained
+            self._events.add_summary(_comparison(values, self._metric))
+        self._events.add_summary(_session_start(values, self._session))
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Write tags as texts, each when it comes first; its final state is written by :meth:`close`."""
@@ -231,7 +232,8 @@ def _number(text: str) -> str | float:
 
 
 def _comparison(values: Mapping[str, str | float], metric: str) -> "Summary":
-    """The columns of the tab HPARAMS. Of several trials TensorBoard takes the first's, so they are the same in all.
+    """The columns of the tab HPARAMS. Of several runs TensorBoard takes those of the one that it reads first, so they are
+    the same in all that have them.
 
     Hyperparameters, whose names have no dot as those of settings have (``train.epochs``), stand before these.
     """

@@ -653,9 +653,7 @@ def test_what_a_server_counted_stands_beside_the_verdict_and_decides_nothing(
     page, verdict = (
         Path(store.client.download_artifacts(judged.run_id, name, str(tmp_path))).read_text() for name in names
     )
-    assert (
-        r"a\|b:8000: the same class as the champion's for 97 of 100 (97.0%), 12 ms a request, 1 not" in page
-    )
+    assert r"a\|b:8000: the same class as the champion's for 97 of 100 (97.0%), 12 ms a request, 1 not" in page
     assert json.loads(verdict)["shadow"]["agreeing"] == 97
     assert (without.as_dict()["shadow"], "Served by" in without.as_markdown()) == (None, False)
 

@@ -317,6 +317,17 @@ def test_a_resumed_trial_continues_in_the_same_run(tmp_path: Path) -> None:
     assert b"optimizer" in events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
 
 
+def test_a_linear_probe_does_not_say_which_hyperparameters_trials_have(tmp_path: Path) -> None:
+    """TensorBoard shows those of one run for all, of the one that it reads first."""
+    for number, params in enumerate(({"policy": "probe"}, {"policy": "static", "learning_rate": "0.001"})):
+        tracker = TensorBoardTracker.for_run(run_of(tmp_path, number))
+        tracker.log_params(params)
+        tracker.close("FINISHED")
+    probe, trained = (events_of(tmp_path, f"trial-{number:03d}").Tags()["tensors"] for number in (0, 1))
+    assert "_hparams_/session_start_info" in probe
+    assert ["_hparams_/experiment" in tags for tags in (probe, trained)] == [False, True]
+
+
 def test_nothing_may_be_logged_after_the_end(tmp_path: Path) -> None:
     tracker = TensorBoardTracker(tmp_path)
     tracker.log_metrics({"a": 1}, step=1)

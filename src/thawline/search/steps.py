@@ -26,7 +26,7 @@ def run_step(function: Callable[..., _T], *args: object, retries: int, title: st
         ThawlineError: what ``function`` raised.
     """
     try:
-        result: _T = call_with_retries(function, *args, retries=retries, title=title, pool="steps")
+        result: _T = call_with_retries(function, *args, retries=retries, title=title, once=True)
     except WorkerCrashed as error:
         raise StudyError(
             f"{title}: {error}. If it was killed for memory, free some or take a smaller backbone. The same command "

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from types import FrameType
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -40,8 +40,6 @@ __all__ = [
 
 _Process: TypeAlias = ForkServerProcess | SpawnProcess
 _Send: TypeAlias = Callable[[Any], Any]
-_Pool: TypeAlias = Literal["trials", "steps"]
-"""Processes with the seeds, switches and threads of trials, and those of what comes before and after them."""
 
 _LEAVE_SECONDS = 5.0
 _SIGN_SECONDS = 1.0
@@ -108,7 +106,7 @@ _leaving = threading.Event()
 """In a worker: it was asked to leave, by its driver or by the system."""
 _stopping = threading.Event()
 _grace_ends = 0.0
-_idle: dict[_Pool, list["_Worker"]] = {"trials": [], "steps": []}
+_idle: list["_Worker"] = []
 _idle_lock = threading.Lock()
 
 
@@ -118,9 +116,7 @@ def stop_workers(grace_seconds: float = 0.0) -> None:
     _grace_ends = time.monotonic() + grace_seconds
     _stopping.set()
     with _idle_lock:
-        waiting = [worker for workers in _idle.values() for worker in workers]
-        for workers in _idle.values():
-            workers.clear()
+        waiting, _idle[:] = list(_idle), []
     for worker in waiting:
         worker.release()
 
@@ -152,7 +148,7 @@ def call_in_worker(
     on_message: _Send = lambda message: None,
     silent_seconds: float | None = None,
     poll_seconds: float = 0.2,
-    pool: _Pool = "trials",
+    once: bool = False,
 ) -> Any:
     """Run ``function(*args, link)`` in another process and wait for what it returns.
 
@@ -167,7 +163,7 @@ def call_in_worker(
         on_message: answers messages.
         silent_seconds: a process that is silent for this long is ended; ``None`` waits indefinitely.
         poll_seconds: how soon an interruption is noticed.
-        pool: the processes that it may run in.
+        once: in a process that serves no other call: trials leave seeds, switches and threads of their own.
 
     Raises:
         WorkerCrashed: if the process dies or leaves without a result, or is ended for its silence.
@@ -176,7 +172,7 @@ def call_in_worker(
     """
     if multiprocessing.current_process().daemon:  # of Dask, which keeps its workers from having children
         return function(*args, _Here(on_message))
-    worker = _take(pool)
+    worker = _Worker() if once else _take()
     try:
         worker.connection.send((function, args))
         kind, value = worker.converse(on_message, silent_seconds, poll_seconds)
@@ -185,15 +181,16 @@ def call_in_worker(
     except BaseException:
         worker.end()
         raise
-    _give_back(worker, pool)
+    if once:
+        worker.release()
+    else:
+        _give_back(worker)
     if kind == "error":
         raise value
     return value
 
 
-def call_with_retries(
-    function: Callable[..., Any], *args: Any, retries: int, title: str, pool: _Pool = "trials"
-) -> Any:
+def call_with_retries(function: Callable[..., Any], *args: Any, retries: int, title: str, once: bool = False) -> Any:
     """Run ``function(*args)`` as :func:`call_in_worker` does, and again after a crash, with a warning each time.
 
     Args:
@@ -201,7 +198,7 @@ def call_with_retries(
         args: values that can be pickled.
         retries: how many crashes are followed by another call, at least 0.
         title: what it does, for the warnings: "probing resnet18".
-        pool: the processes that it may run in.
+        once: see :func:`call_in_worker`.
 
     Raises:
         WorkerCrashed: the last of ``1 + retries`` crashes.
@@ -210,10 +207,10 @@ def call_with_retries(
     """
     for _ in range(retries):
         try:
-            return call_in_worker(_without_link, function, args, pool=pool)
+            return call_in_worker(_without_link, function, args, once=once)
         except WorkerCrashed as error:
             emit(Note(f"{title}: {error}; it is tried again", "warning"))
-    return call_in_worker(_without_link, function, args, pool=pool)
+    return call_in_worker(_without_link, function, args, once=once)
 
 
 def _without_link(function: Callable[..., Any], args: tuple[Any, ...], _: Link) -> Any:
@@ -283,22 +280,22 @@ class _Worker:
         return WorkerCrashed.with_exit_code(self.process.exitcode)
 
 
-def _take(pool: _Pool) -> _Worker:
+def _take() -> _Worker:
     with _idle_lock:
-        while _idle[pool]:
-            worker = _idle[pool].pop()
+        while _idle:
+            worker = _idle.pop()
             if worker.process.is_alive():
                 return worker
             worker.end()
     return _Worker()
 
 
-def _give_back(worker: _Worker, pool: _Pool) -> None:
+def _give_back(worker: _Worker) -> None:
     if _stopping.is_set():
         worker.end()
         return
     with _idle_lock:
-        _idle[pool].append(worker)
+        _idle.append(worker)
 
 
 def _serve(connection: Connection) -> None:

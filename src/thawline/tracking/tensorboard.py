@@ -232,8 +232,7 @@ def _number(text: str) -> str | float:
 
 
 def _comparison(values: Mapping[str, str | float], metric: str) -> "Summary":
-    """The columns of the tab HPARAMS. Of several runs TensorBoard takes those of the one that it reads first, so they are
-    the same in all that have them.
+    """The columns of the tab HPARAMS. Of all runs TensorBoard takes those that it reads first, so they are the same.
 
     Hyperparameters, whose names have no dot as those of settings have (``train.epochs``), stand before these.
     """

@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import sys
 import threading
 import time
 import uuid
@@ -158,7 +159,7 @@ def _is_dead(row: Any) -> bool:
 def _own_name() -> str:
     """Host, process and a random part: enough to see on the same host that a process is gone, without waiting."""
     process = psutil.Process()
-    return "|".join([_host(), str(process.pid), repr(process.create_time()), uuid.uuid4().hex[:8]])
+    return "|".join([_host(), str(process.pid), _started(process), uuid.uuid4().hex[:8]])
 
 
 def _is_gone(owner: str) -> bool:
@@ -166,11 +167,21 @@ def _is_gone(owner: str) -> bool:
     if host != _host():
         return False
     try:
-        return bool(repr(psutil.Process(int(pid)).create_time()) != created)
+        return _started(psutil.Process(int(pid))) != created
     except psutil.NoSuchProcess:
         return True
     except psutil.Error:
         return False
+
+
+def _started(process: psutil.Process) -> str:
+    """When a process was started, by which it is told from a later one of the same number.
+
+    On Linux psutil counts from the boot, whose time moves when the clock is set: without it a search that lives would
+    look dead from then on.
+    """
+    since = psutil.boot_time() if sys.platform == "linux" else 0.0
+    return f"{process.create_time() - since:.2f}"
 
 
 def _host() -> str:

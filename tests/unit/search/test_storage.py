@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 import sqlalchemy as sa
 
@@ -116,6 +117,16 @@ def test_the_lease_of_a_process_of_this_machine_is_free_as_soon_as_that_is_dead(
         assert not mine.take("trial-1")
         os.kill(process.pid, signal.SIGKILL)
     assert mine.take("trial-1")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the times of processes do not move")
+def test_a_clock_that_is_set_makes_no_living_search_dead(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Leases(engine, "pets"), Leases(engine, "pets")
+    first.take("trial-1")
+    booted = psutil.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: booted + 3600)
+    assert psutil.boot_time() == booted + 3600, "as psutil reads it once the clock was set"
+    assert not second.take("trial-1")
 
 
 def test_a_trial_that_was_taken_over_is_not_reported_any_more(new_postgres: Callable[[], str], own_home: Path) -> None:

@@ -341,7 +341,7 @@ def _labels(prepared: Prepared, home: Path, best: TrialRecord) -> LabelCheck | N
         return None
     name, config = best.hyperparameters.backbone, prepared.config
     network = Network(f"the pretrained {name}", name, config, known_plan(home, prepared.study, name))
-    features = FrozenFeatures.of(network, prepared.manifest, config, home)
+    features = FrozenFeatures.of(network, prepared.manifest, config, home, prepared.inputs[name])
     return judged(prepared.manifest, features.read(), network.described) if features.are_stored else None
 
 

@@ -97,8 +97,17 @@ class FrozenFeatures:
     batch_size: int
 
     @classmethod
-    def of(cls, network: Network, manifest: Manifest, given: SearchConfig, home: Path) -> "FrozenFeatures":
+    def of(
+        cls, network: Network, manifest: Manifest, given: SearchConfig, home: Path, inputs: Path | None = None
+    ) -> "FrozenFeatures":
         """Decode or tokenize the data, and build the network; neither is computed with yet.
+
+        Args:
+            network: whose features they are.
+            manifest: the data.
+            given: how the data are read, and on which device they are computed with.
+            home: Thawline's home.
+            inputs: file of the decoded images or tokenized texts, if they are already.
 
         Raises:
             ConfigError: if the network takes images and the data are texts, or the other way round.
@@ -118,7 +127,7 @@ class FrozenFeatures:
             folder=home / "cache" / "activations",
             budget=config.activations.budget_bytes,
             plan=network.plan,
-            data=prepare_inputs(config, manifest, home)[network.backbone],
+            data=inputs or prepare_inputs(config, manifest, home)[network.backbone],
             backbone=network.backbone,
             weights=backbone.weights_digest,
             preprocessing=image_preprocessing(config, network.backbone),

@@ -186,12 +186,8 @@ def check_data(data: str | os.PathLike[str], *, settings: Mapping[str, Any] | No
     Raises:
         DataError: if it cannot be trained on.
     """
-    from thawline.data import mirror, scan
-
-    config = SearchConfig.build({"data": _location(data)}, nested(settings or {}))
-    if config.data.url is not None:
-        mirror(config.data.url, config.data.path)
-    return scan(config.data)
+    _, manifest = _read(data, settings)
+    return manifest
 
 
 def check_labels(
@@ -218,17 +214,22 @@ def check_labels(
         ThawlineError: if what a study or a model began with is not known, or does not fit the data.
     """
     environment.prepare()
-    from thawline.data import mirror, scan
     from thawline.labels import check_labels
 
     home = environment.home()
-    config = SearchConfig.build({"data": _location(data)}, nested(settings or {}))
-    if config.data.url is not None:
-        mirror(config.data.url, config.data.path)
-    manifest = scan(config.data)
+    config, manifest = _read(data, settings)
     return manifest, check_labels(
         manifest, network, config, home=home, tracking_uri=tracking_uri, on_progress=on_progress
     )
+
+
+def _read(data: str | os.PathLike[str], settings: Mapping[str, Any] | None) -> "tuple[SearchConfig, Manifest]":
+    from thawline.data import mirror, scan
+
+    config = SearchConfig.build({"data": _location(data)}, nested(settings or {}))
+    if config.data.url is not None:
+        mirror(config.data.url, config.data.path)
+    return config, scan(config.data)
 
 
 def _location(data: str | os.PathLike[str]) -> dict[str, str]:

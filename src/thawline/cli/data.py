@@ -49,9 +49,10 @@ def check(
     from thawline.data import report_json
 
     settings = parse_assignments(assignments or [])
+    search = " ".join([f"search {typed(data)}", *(f"--set {typed(assignment)}" for assignment in assignments or [])])
     if labels is not None:
         out = suspects or Path("suspects.csv")
-        _check_labels(data, labels, out, settings, tracking_uri, as_json=as_json)
+        _check_labels(data, labels, out, settings, tracking_uri, search, as_json=as_json)
         return
     if suspects is not None or tracking_uri is not None:
         raise ConfigError(
@@ -64,12 +65,18 @@ def check(
         from thawline.cli.tables.data import data_report
 
         show_table(data_report(manifest))
-        options = "".join(f" --set {typed(assignment)}" for assignment in assignments or [])
-        next_steps({f"search {typed(data)}{options}": "find the best fine-tuned classifier"})
+        next_steps({search: "find the best fine-tuned classifier"})
 
 
 def _check_labels(
-    data: str, network: str, out: Path, settings: Mapping[str, Any], tracking_uri: str | None, *, as_json: bool
+    data: str,
+    network: str,
+    out: Path,
+    settings: Mapping[str, Any],
+    tracking_uri: str | None,
+    search: str,
+    *,
+    as_json: bool,
 ) -> None:
     """The same, and the labels: what contradicts them is written to a file and, its beginning, shown."""
     from thawline.api import check_labels
@@ -96,12 +103,12 @@ def _check_labels(
         show(f"\nAll are in {written}. Look at them, and remove the lines of labels that are right.")
         next_steps(
             {
-                f"search {typed(data)} --set data.exclude={written}": "train without those that are left in the file",
-                f"search {typed(data)} --set data.relabel={written}": "train on them under the suggested class",
+                f"{search} --set data.exclude={written}": "train without those that are left in the file",
+                f"{search} --set data.relabel={written}": "train on them under the suggested class",
             }
         )
     else:
-        next_steps({f"search {typed(data)}": "find the best fine-tuned classifier"})
+        next_steps({search: "find the best fine-tuned classifier"})
 
 
 @app.command()

@@ -140,11 +140,11 @@ def judged(manifest: Manifest, features: np.ndarray, network: str) -> LabelCheck
     together = keys([row.digest for row in rows], [row.group for row in rows])
     sizes = Counter(label for _, label in {(key, row.label) for key, row in zip(together, rows, strict=True)})
     known = [label for label in range(len(manifest.classes)) if sizes[label] >= _FEWEST]
-    chosen = [number for number, row in enumerate(rows) if row.label in set(known)]
-    unjudged = tuple(name for label, name in enumerate(manifest.classes) if label not in set(known))
+    place = {label: number for number, label in enumerate(known)}
+    chosen = [number for number, row in enumerate(rows) if row.label in place]
+    unjudged = tuple(name for label, name in enumerate(manifest.classes) if label not in place)
     if len(known) < 2:
         return LabelCheck((), 0, 0.0, 0.0, unjudged, network)
-    place = {label: number for number, label in enumerate(known)}
     labels = np.array([place[rows[number].label] for number in chosen])
     folds = folds_of([together[number] for number in chosen], labels)
     probabilities = out_of_fold(np.asarray(features)[chosen], labels, folds, len(known))

@@ -38,9 +38,8 @@ def run_step(function: Callable[..., _T], *args: object, retries: int, title: st
 def try_step(function: Callable[..., _T], *args: object, retries: int, title: str, otherwise: _T) -> _T:
     """As :func:`run_step`, for what a search can do without: if its process dies, a warning and ``otherwise``."""
     try:
-        return run_step(function, *args, retries=retries, title=title)
-    except StudyError as error:
-        if not isinstance(error.__cause__, WorkerCrashed):
-            raise
-        emit(Note(f"{title}: {error.__cause__}; it is left out", "warning"))
+        result: _T = call_with_retries(function, *args, retries=retries, title=title, once=True)
+    except WorkerCrashed as error:
+        emit(Note(f"{title}: {error}; it is left out", "warning"))
         return otherwise
+    return result

@@ -134,6 +134,8 @@ def test_the_command_lists_them_and_a_search_without_them_or_with_the_other_clas
     assert "Labels that the features of the pretrained mobilenet_v3_small contradict: 6" in done.output
     assert all(path in done.output for path in planted)
     assert "--set data.exclude=suspects.csv" in done.output
+    said = " ".join(done.output.split())
+    assert f"{' '.join(options[2:])} --set data.relabel=suspects.csv" in said, "as it was read for the check"
     with Path("suspects.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {row["path"] for row in rows} == planted

@@ -314,6 +314,20 @@ def test_a_server_that_never_answers_delays_no_one_and_loses_nothing(
     assert report.where.is_file()
 
 
+def test_trials_that_end_all_at_once_are_recorded_within_their_grace(store: MlflowStore, parent: str) -> None:
+    trackers = [tracker_of(store, parent, number) for number in range(30)]
+    for step in range(10):
+        for each in trackers:
+            each.log_params({f"step {step}": "done"})
+            each.log_tags({f"step {step}": "done"})
+            each.log_metrics({"val/accuracy": step / 10}, step=step)
+    reports = [each.close("FINISHED") for each in trackers]
+    assert [report.unsent for report in reports] == [0] * 30
+    assert [report.problem for report in reports] == [None] * 30
+    runs = [store.client.get_run(str(each.run_id)) for each in trackers]
+    assert {(run.data.metrics["val/accuracy"], run.info.status) for run in runs} == {(0.9, "FINISHED")}
+
+
 def test_a_run_that_somebody_deleted_does_not_hold_up_the_rest(store: MlflowStore, parent: str) -> None:
     tracker = MlflowTracker.for_study(store, run_id=parent, study="birds")
     store.client.delete_run(parent)

@@ -63,6 +63,11 @@ class MlflowStore:
         return without_password(self.uri)
 
     @property
+    def is_database(self) -> bool:
+        """Whether MLflow opens a database in this process, rather than asking a server."""
+        return self.uri.startswith(_DATABASES)
+
+    @property
     def registry_tag(self) -> tuple[str, str]:
         """Tag of a study's run that says which registry its models go to: a key for each, and its name.
 

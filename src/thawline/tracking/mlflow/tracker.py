@@ -2,7 +2,9 @@
 
 import json
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,13 @@ from thawline.tracking.mlflow.unsent import keep_unsent
 from thawline.tracking.mlflow.writer import RunWriter, is_permanent, metric_key
 
 __all__ = ["MlflowTracker"]
+
+_WRITERS = threading.Semaphore(1)
+"""Threads of this process that write to a database at the same time.
+
+MLflow opens up to two connections for a call, and has fifteen for all threads: with thirty trials that end together,
+each thread held one and waited half a minute for the second. Four leave room, and one slow upload stops no other.
+"""
 
 
 class MlflowTracker(QueuedTracker):
@@ -183,14 +192,19 @@ class _MlflowRun:
         self.run_id = address.run_id
 
     def open(self) -> None:
-        if self.run_id is None:
-            self.run_id = open_run(self._store, self._address)
-        self._writer = RunWriter(self._store.client, self.run_id)
+        with self._turn():
+            if self.run_id is None:
+                self.run_id = open_run(self._store, self._address)
+            self._writer = RunWriter(self._store.client, self.run_id)
         self._opened(self._writer.started_at)
 
     def deliver(self, records: Sequence[Record]) -> None:
         assert self._writer is not None  # noqa: S101  opening is tried until it succeeds
-        self._writer.write(records)
+        with self._turn():
+            self._writer.write(records)
+
+    def _turn(self) -> AbstractContextManager[object]:
+        return _WRITERS if self._store.is_database else nullcontext()
 
     def retry_after(self, error: Exception, attempt: int) -> float | None:
         if self._writer is not None and is_permanent(error):

@@ -40,6 +40,8 @@ def run_search(
     data: "str | os.PathLike[str] | SearchConfig",
     *,
     backbone: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
     trials: int | None = None,
     epochs: int | None = None,
     recipe: str | os.PathLike[str] | None = None,
@@ -55,6 +57,8 @@ def run_search(
         data: folder of images, ``DATA/<class>/…`` or ``DATA/train/<class>/…`` and so on, or its URL; a table of texts;
             or a whole configuration.
         backbone: pretrained network, one of :func:`list_backbones` or ``hf:FOLDER_OR_ID``.
+        weights: what it begins with: ``default``, ``starter``, ``none``, or a file.
+        image_size: pixels, the side of a square; by default what the weights were trained for.
         trials: in total, over all runs of the study.
         epochs: passes over the training data per trial, at most.
         recipe: file whose settings come before those given here.
@@ -64,7 +68,13 @@ def run_search(
     Raises:
         ThawlineError: for bad input, before anything expensive starts.
     """
-    given = {"backbone.name": backbone, "study.trials": trials, "train.epochs": epochs}
+    given = {
+        "backbone.name": backbone,
+        "backbone.weights": None if weights is None else os.fspath(weights),
+        "backbone.image_size": image_size,
+        "study.trials": trials,
+        "train.epochs": epochs,
+    }
     options = {key: value for key, value in given.items() if value is not None} | dict(settings or {})
     if not isinstance(data, SearchConfig):
         layers = [load_recipe(Path(recipe)) if recipe is not None else {}, {"data": _location(data)}]

@@ -131,6 +131,7 @@ def _home(home: Path) -> Finding:
 def _mlflow(home: Path) -> Iterator[Finding]:
     """The store of runs and the registry, which may be two."""
     from thawline.config import without_password
+    from thawline.data.contract import counted
     from thawline.registry import MlflowRegistry
     from thawline.tracking import open_store
 
@@ -140,7 +141,7 @@ def _mlflow(home: Path) -> Iterator[Finding]:
     store = open_store(None, home)
     yield Finding("MLflow's store", "ok", f"{store.name} opens")
     names = MlflowRegistry(store).names()
-    yield Finding("registry", "ok", f"{without_password(store.registry_uri)}: {len(names)} models")
+    yield Finding("registry", "ok", f"{without_password(store.registry_uri)}: {counted(len(names), 'model')}")
 
 
 def _studies(home: Path) -> Finding:

@@ -22,9 +22,9 @@ run_search = thawline.run_search
 def smaller(data, **options):
     \"\"\"What the example asks for, with a network and a budget of a test.\"\"\"
     assert data == "photos"
-    settings = {"backbone.weights": "starter", "backbone.image_size": 32, "train.device": "cpu", "data.workers": 1}
-    settings |= {"tracking.report": False, "tracking.observe": False}
-    given = {**options, "backbone": "mobilenet_v3_small", "trials": 2, "epochs": 1}
+    settings = {"train.device": "cpu", "data.workers": 1, "tracking.report": False, "tracking.observe": False}
+    network = {"backbone": "mobilenet_v3_small", "weights": "starter", "image_size": 32}
+    given = {**options, **network, "trials": 2, "epochs": 1}
     return run_search(data, **given, settings=settings)
 
 

@@ -59,6 +59,8 @@ def test_bad_arguments_are_refused_before_anything_starts(tmp_path: Path, monkey
         thawline.check_data(tmp_path / "missing")
     with pytest.raises(DataError, match="missing"):
         thawline.run_search(tmp_path / "missing")
+    with pytest.raises(ConfigError, match=r"backbone\.image_size"):
+        thawline.run_search(tmp_path, image_size=4)
     with pytest.raises(ConfigError, match=r"train\.epochs"):
         thawline.run_search(tmp_path, epochs=-1)
     with pytest.raises(ConfigError, match=r"train\.epoch: there is no such key\. Did you mean 'epochs'"):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from thawline.data.contract import counted
 from thawline.search.spec import TrialResult, trial_name
 from thawline.training import Hyperparameters
 
@@ -56,13 +57,9 @@ class SearchStarted:
 
     def __str__(self) -> str:
         if not self.resumes:
-            return f"study {self.study}: {_counted(self.trials, 'trial')} of up to {_counted(self.epochs, 'epoch')}"
+            return f"study {self.study}: {counted(self.trials, 'trial')} of up to {counted(self.epochs, 'epoch')}"
         begun = "".join(f", trial {number} from epoch {epoch}" for number, epoch in self.unfinished)
-        return f"resuming study {self.study}: {self.finished} of {_counted(self.trials, 'trial')} done{begun}"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+        return f"resuming study {self.study}: {self.finished} of {counted(self.trials, 'trial')} done{begun}"
 
 
 @dataclass(frozen=True)

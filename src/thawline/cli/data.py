@@ -1,8 +1,11 @@
 """Verbs about data: check and drift."""
 
-from collections.abc import Mapping
+import errno
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +25,9 @@ from thawline.cli._shared import (
 )
 from thawline.exceptions import ConfigError
 
+if TYPE_CHECKING:
+    from thawline.data import Manifest
+
 __all__: list[str] = []
 
 
@@ -39,6 +45,10 @@ def check(
         Path | None,
         typer.Option(help="CSV that --labels writes, for data.exclude or data.relabel; default: suspects.csv."),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Page to write: examples of each class, problems with their pictures."),
+    ] = None,
     tracking_uri: TrackingUri = None,
     assignments: SetOption = None,
     as_json: Json = False,
@@ -51,6 +61,8 @@ def check(
     settings = parse_assignments(assignments or [])
     search = " ".join([f"search {typed(data)}", *(f"--set {typed(assignment)}" for assignment in assignments or [])])
     if labels is not None:
+        if html is not None:
+            raise ConfigError("--html shows the data, and --labels what contradicts them: leave one of them out.")
         out = suspects or Path("suspects.csv")
         _check_labels(data, labels, out, settings, tracking_uri, search, as_json=as_json)
         return
@@ -58,14 +70,39 @@ def check(
         raise ConfigError(
             "--suspects and --tracking-uri are for --labels MODEL, which is not given: add it, or leave them out."
         )
+    if html is not None:  # before the data are read
+        with _written(html):
+            html.parent.mkdir(parents=True, exist_ok=True)
+            if html.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     manifest = check_data(data, settings=settings)
+    if html is not None:
+        with _written(html):
+            _write_sheet(manifest, html)
     if as_json:
         print_json(report_json(manifest))
     else:
         from thawline.cli.tables.data import data_report
 
         show_table(data_report(manifest))
+        if html is not None:
+            show(f"\nWrote {html}: any browser shows it.")
         next_steps({search: "find the best fine-tuned classifier"})
+
+
+def _write_sheet(manifest: "Manifest", file: Path) -> None:
+    from thawline.data import write_atomically
+    from thawline.reports.contact_sheet import contact_sheet
+
+    write_atomically(file, contact_sheet(manifest).encode())
+
+
+@contextmanager
+def _written(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"--html {file} cannot be written: {error.strerror}. Name another file.") from error
 
 
 def _check_labels(

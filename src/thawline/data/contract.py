@@ -9,10 +9,10 @@ import json
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from thawline.data._files import printable, write_atomically
 from thawline.data._table_files import table_stem
@@ -31,6 +31,7 @@ __all__ = [
     "SPLIT_NAMES",
     "DataKind",
     "Found",
+    "ImageShapes",
     "Item",
     "Manifest",
     "Problem",
@@ -117,9 +118,47 @@ class TextTable:
     """Characters of the longest text."""
 
     @property
+    def lengths(self) -> str:
+        """How long the texts are, in words."""
+        return f"Length of a text in characters: {self.median_length:,} (median), {self.longest:,} (longest)"
+
+    @property
     def text_name(self) -> str | None:
         """Name of the column of texts in the header; ``None`` where no line names the columns."""
         return self.text_column if self.header else None
+
+
+@dataclass(frozen=True)
+class ImageShapes:
+    """Formats and sizes of the images that can be read, upright as they are seen; width and height in pixels."""
+
+    formats: dict[str, int]
+    """How many there are of each, such as ``JPEG``; the most frequent first."""
+    median: tuple[int, int]
+    """Median width and median height."""
+    smallest: tuple[int, int]
+    """Size of an image of the fewest pixels."""
+    largest: tuple[int, int]
+    """Size of an image of the most pixels."""
+    aspect: tuple[float, float, float]
+    """Width divided by height: the least, the median and the greatest."""
+
+    @classmethod
+    def of(cls, shapes: Sequence[tuple[str, int, int]]) -> "ImageShapes | None":
+        """Of format, width and height of each image; ``None`` of no image."""
+        if not shapes:
+            return None
+        sizes = [(width, height) for _, width, height in shapes]
+        aspects = sorted(width / height for width, height in sizes)
+        widths, heights = (sorted(sides) for sides in zip(*sizes, strict=True))
+        middle = len(sizes) // 2
+        return cls(
+            formats=dict(Counter(name for name, *_ in shapes).most_common()),
+            median=(widths[middle], heights[middle]),
+            smallest=min(sizes, key=math.prod),
+            largest=max(sizes, key=math.prod),
+            aspect=(aspects[0], aspects[middle], aspects[-1]),
+        )
 
 
 @dataclass(frozen=True)
@@ -141,6 +180,8 @@ class Manifest:
     """What a row is: an image, or a text (see :mod:`thawline.data.text`)."""
     table: TextTable | None = None
     """Of a table of texts."""
+    shapes: ImageShapes | None = None
+    """Of images; those of an older file are not known."""
 
     @property
     def name(self) -> str:
@@ -178,7 +219,7 @@ class Manifest:
             content = json.loads(path.read_text(encoding="utf-8"))
             rows = tuple(Row(**row) for row in content["rows"])
             problems = tuple(Problem(**problem) for problem in content["problems"])
-            table = content.get("table")
+            table, shapes = content.get("table"), content.get("shapes")
             manifest = cls(
                 root=Path(content["root"]),
                 classes=tuple(content["classes"]),
@@ -188,6 +229,7 @@ class Manifest:
                 layout=content["layout"],
                 kind=content.get("kind", "images"),
                 table=TextTable(**table) if table else None,
+                shapes=_shapes_of(shapes) if shapes else None,
             )
             intact = manifest.digest == manifest_digest(manifest.classes, rows)
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
@@ -228,8 +270,14 @@ class Found:
     """Splits that are not given, which the hash takes from the training side."""
     layout: str
     table: TextTable | None = None
+    shapes: ImageShapes | None = None
     near: Sequence[tuple[str, str]] = ()
     """Pairs of digests whose images show the same picture."""
+
+
+def _shapes_of(content: Mapping[str, Any]) -> ImageShapes:
+    sides: dict[str, Any] = {name: tuple(value) for name, value in content.items() if name != "formats"}
+    return ImageShapes(formats=dict(content["formats"]), **sides)
 
 
 def content_digest(data: bytes) -> str:

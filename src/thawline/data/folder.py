@@ -1,6 +1,7 @@
 """Read an image folder into a manifest: every file looked at, every problem named, nothing mislabelled silently."""
 
 import csv
+import io
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from thawline.data import images
 from thawline.data._file_names import class_in_name, file_name_layout, pattern_for
@@ -20,6 +23,7 @@ from thawline.data._pool import map_files
 from thawline.data._unpacking import unpacked
 from thawline.data.contract import (
     Found,
+    ImageShapes,
     Item,
     Manifest,
     Problem,
@@ -74,6 +78,7 @@ def scan_folder(config: "DataConfig", *, on_progress: Callable[[int, int], None]
             given=dict(layout.given),
             missing=layout.missing,
             layout=layout.text,
+            shapes=ImageShapes.of([each.shape for each in answers if each.shape is not None]),
             near=_near({each.digest: each.thumbnail for each in answers if each.thumbnail}),
         ),
         config,
@@ -226,6 +231,8 @@ class _Inspected:
     digest: str
     reason: str
     """Why the file is bad, or nothing."""
+    shape: tuple[str, int, int] | None = None
+    """Format, width and height."""
     thumbnail: bytes = b""
 
 
@@ -238,7 +245,16 @@ def _inspect(path: str, *, root: Path, max_pixels: int, compared: bool) -> _Insp
         image = images.decode(data, max_pixels=max_pixels)
     except images.BadImage as error:
         return _Inspected("", str(error))
-    return _Inspected(content_digest(data), "", thumbnail(image) if compared else b"")
+    return _Inspected(content_digest(data), "", (_format_of(data), *image.size), thumbnail(image) if compared else b"")
+
+
+def _format_of(data: bytes) -> str:
+    """What Pillow calls it, by the file's head; the image was decoded."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.format or "other"
+    except Exception:  # a PNG that :func:`thawline.data.images.decode` repairs
+        return "other"
 
 
 def _near(thumbnails: Mapping[str, bytes]) -> list[tuple[str, str]]:

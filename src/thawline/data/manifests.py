@@ -66,6 +66,7 @@ def manifest_of(found: Found, config: "DataConfig") -> Manifest:
         layout=found.layout,
         kind=found.kind,
         table=found.table,
+        shapes=found.shapes,
     )
 
 

@@ -5,9 +5,9 @@ from dataclasses import asdict
 from typing import Any
 
 from thawline.data._files import as_text
-from thawline.data.contract import NOUNS, SPLITS, DataKind, Manifest, Problem
+from thawline.data.contract import NOUNS, SPLITS, DataKind, ImageShapes, Manifest, Problem
 
-__all__ = ["problem_titles", "report_json"]
+__all__ = ["problem_titles", "report_json", "shape_lines"]
 
 
 def problem_titles(kind: DataKind) -> dict[str, str]:
@@ -26,6 +26,20 @@ def problem_titles(kind: DataKind) -> dict[str, str]:
     }
 
 
+def shape_lines(shapes: ImageShapes) -> list[str]:
+    """Formats and sizes of images, in words."""
+    formats = ", ".join(f"{name} {count:,}" for name, count in shapes.formats.items())
+    median, smallest, largest = (
+        f"{width:,} x {height:,}" for width, height in (shapes.median, shapes.smallest, shapes.largest)
+    )
+    least, middle, greatest = shapes.aspect
+    return [
+        f"Formats: {formats}",
+        f"Sizes in pixels: {median} (median), {smallest} to {largest}",
+        f"Width divided by height: {middle:.2f} (median), {least:.2f} to {greatest:.2f}",
+    ]
+
+
 def report_json(manifest: Manifest) -> dict[str, Any]:
     """All of it for programs: JSON types only, every problem in full."""
 
@@ -40,6 +54,7 @@ def report_json(manifest: Manifest) -> dict[str, Any]:
         "digest": manifest.digest,
         manifest.kind: len(manifest.rows),
         **({"table": asdict(manifest.table)} if manifest.table is not None else {}),
+        **({"shapes": asdict(manifest.shapes)} if manifest.shapes is not None else {}),
         "groups": len({row.group for row in manifest.rows} - {None}),
         "splits": {split: splits[split] for split in SPLITS},
         "classes": {name: dict(by_split) for name, by_split in manifest.counts().items()},

@@ -12,7 +12,8 @@ from thawline.tracking.media import Predictions
 
 __all__ = ["excerpt", "shown_example", "thumbnail", "worst_mistakes"]
 
-_SIDE = 160
+SIDE = 160
+"""Pixels of a picture on a page, each way."""
 _CHARACTERS = 280
 """About six lines on a telephone."""
 _MOST = 24
@@ -47,7 +48,7 @@ def worst_mistakes(
     )
 
 
-def thumbnail(pixels: np.ndarray, *, side: int = _SIDE) -> bytes:
+def thumbnail(pixels: np.ndarray, *, side: int = SIDE) -> bytes:
     """A picture, uint8 ``[H, W, 3]``, as JPEG of at most ``side`` pixels each way; a smaller one keeps its size."""
     from PIL import Image
 

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -11,21 +10,20 @@ import numpy as np
 from thawline import backbones
 from thawline.data import printable
 from thawline.data.contract import NOUNS
-from thawline.data.report import problem_titles
+from thawline.data.report import problem_titles, shape_lines
 from thawline.reports._comparisons import Comparison, compared, comparisons_of, deepest_of
 from thawline.reports._formats import (
     ORDER,
     cell,
     counted,
-    data_uri,
     epoch_of,
     number,
-    percent,
     range_of,
     rate_of,
     share_of,
     some,
 )
+from thawline.reports._templates import template
 from thawline.reports.drawing import plain_rate
 from thawline.reports.intervals import class_table, metric_intervals, proportion_interval
 from thawline.reports.prediction_figures import (
@@ -49,7 +47,7 @@ from thawline.reports.values import DataSummary, StudyReport, TrialPoint
 from thawline.tracking.media import Figure, Predictions
 from thawline.training import sign_of
 
-__all__ = ["render", "report_figures", "report_surfaces"]
+__all__ = ["class_rows", "render", "report_figures", "report_surfaces"]
 
 _SECTIONS = (
     ("thaw-line", "Freeze depth"),
@@ -79,17 +77,12 @@ def render(report: StudyReport, figures: Mapping[str, Figure | None] | None = No
         report: its values.
         figures: of :func:`report_figures`, if they are drawn already, which takes most of the time.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"picture": data_uri, "percent": percent, "plain": printable}
-    page = environment.from_string(files("thawline.reports").joinpath("page.html").read_text(encoding="utf-8"))
     drawn = report_figures(report) if figures is None else figures
     tried = _tried(report)
     best = tried[0].best if tried else None
     comparisons = comparisons_of(report, best)
     noun = NOUNS[report.data.kind] if report.data else "example"
-    return page.render(
+    return template("page.html").render(
         report=report,
         sections=_sections(report),
         metric=f"val/{report.metric}",
@@ -384,7 +377,8 @@ def _test(predictions: Predictions, noun: str) -> dict[str, Any]:
     }
 
 
-def _data(data: DataSummary) -> dict[str, Any]:
+def class_rows(data: DataSummary) -> list[list[str]]:
+    """A table of the classes: how many of each split, in all, and their share; the last row sums them up."""
     total = sum(data.size(split) for split in _SPLITS)
     sums = {name: sum(counts.values()) for name, counts in data.classes.items()}
     rows = [
@@ -396,9 +390,13 @@ def _data(data: DataSummary) -> dict[str, Any]:
         ]
         for name, counts in data.classes.items()
     ]
-    rows.append(["all", *(f"{data.size(split):,}" for split in _SPLITS), f"{total:,}", ""])
+    return [*rows, ["all", *(f"{data.size(split):,}" for split in _SPLITS), f"{total:,}", ""]]
+
+
+def _data(data: DataSummary) -> dict[str, Any]:
     titles = problem_titles(data.kind)
     kinds = [kind for kind in {**titles, **data.problems} if data.problems.get(kind)]
     shown = {kind: data.problems[kind][: None if kind == "bad" else _NAMED] for kind in kinds}
     problems = [(titles.get(kind, kind), shown[kind], len(data.problems[kind]) - len(shown[kind])) for kind in kinds]
-    return {"classes": rows, "problems": problems}
+    measured = [data.table.lengths] if data.table else shape_lines(data.shapes) if data.shapes else []
+    return {"classes": class_rows(data), "measured": measured, "problems": problems}

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from thawline.backbones import DepthCost
-from thawline.data import DataKind, TextTable
+from thawline.data import DataKind, ImageShapes, TextTable
 from thawline.exceptions import StudyError
 from thawline.tracking.media import Predictions
 
@@ -128,6 +128,8 @@ class DataSummary(_Value):
     """Of each class, the number of images or texts in ``train``, ``validation`` and ``test``."""
     table: TextTable | None = None
     """Of texts: their columns and lengths."""
+    shapes: ImageShapes | None = None
+    """Of images: their formats and sizes."""
     problems: dict[str, tuple[FileProblem, ...]] = Field(default_factory=dict)
     """By kind, such as ``bad`` and ``duplicate``."""
 

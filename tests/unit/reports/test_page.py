@@ -442,7 +442,7 @@ def test_the_page_of_a_study_of_texts_quotes_its_mistakes_and_speaks_of_texts(te
     assert f"({text_report.mistakes[0].label_probability:.0%}), predicted as" in text
     assert "Texts of each class" in text
     assert "sms.tsv:17: has no label" in text
-    assert "Half of the texts have at most 61 characters, the longest has 1,910." in text
+    assert "Length of a text in characters: 61 (median), 1,910 (longest)." in text
     assert "Cannot be read, left out: 1" in text
     assert "Copies of another text, kept on the same side: 1" in text
     assert "On 200 validation texts" in text

@@ -8,8 +8,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from thawline.data import Manifest, TextTable, printable, problem_titles
+from thawline.data import Manifest, printable, problem_titles
 from thawline.data.contract import NOUNS, SPLITS, counted
+from thawline.data.report import shape_lines
 
 __all__ = ["data_report"]
 
@@ -35,8 +36,15 @@ def data_report(manifest: Manifest) -> RenderableType:
     if groups := _groups(manifest):
         parts += [Text(), Text(groups)]
     if manifest.table is not None:
-        parts += [Text(), Text(_lengths(manifest.table))]
-    for kind, title in problem_titles(manifest.kind).items():
+        parts += [Text(), Text(manifest.table.lengths)]
+    if manifest.shapes is not None:
+        parts += [Text(), *map(Text, shape_lines(manifest.shapes))]
+    titles = problem_titles(manifest.kind)
+    totals = Counter[str](problem.kind for problem in manifest.problems)
+    if len(totals) > 1:
+        parts += [Text(), Text("Problems, listed below", style="bold")]
+        parts += [Text(f"{totals[kind]:>7,}  {title}") for kind, title in titles.items() if totals[kind]]
+    for kind, title in titles.items():
         problems = [problem for problem in manifest.problems if problem.kind == kind]
         if problems:
             shown = problems if kind == "bad" else problems[:_NAMED]
@@ -59,7 +67,3 @@ def _groups(manifest: Manifest) -> str:
     alone = f"; {counted(without, noun)} in none" if without else ""
     kept = "each stays on one side of the split"
     return f"Groups: {len(sizes):,}, of at most {counted(max(sizes.values()), noun)}{alone}; {kept}"
-
-
-def _lengths(table: TextTable) -> str:
-    return f"Length of a text in characters: {table.median_length:,} (median), {table.longest:,} (longest)"

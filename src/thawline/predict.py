@@ -35,8 +35,8 @@ def predict_items(
         engine: what computes the network, see :func:`thawline.engines.choose`.
 
     Returns:
-        A mapping for each image or text: ``path`` or ``text``, and ``class``, ``probability``, ``probabilities``, or
-        ``error``.
+        A mapping for each image or text: ``path`` or ``text``, and ``class``, ``probability``, ``probabilities`` and,
+        where the package has prediction sets, ``prediction_set``; or ``error``.
 
     Raises:
         RegistryError: if the model or alias is missing, or a column of texts is named for a model of images.
@@ -83,4 +83,5 @@ def _is_path(item: str) -> bool:
 def _plain(answer: Prediction | str) -> dict[str, Any]:
     if isinstance(answer, str):
         return {"error": answer}
-    return {"class": answer.class_name, "probability": answer.probability, "probabilities": answer.probabilities}
+    plain = {"class": answer.class_name, "probability": answer.probability, "probabilities": answer.probabilities}
+    return plain if answer.prediction_set is None else plain | {"prediction_set": list(answer.prediction_set)}

@@ -74,9 +74,10 @@ def score_files(
     """Classify every image of a folder or of a list of paths, or every text of a file, into a Parquet file.
 
     The file has a row for each image or text, in order: ``path``, or ``row`` (the number of the text, from 1) and
-    ``text``; then ``class``, ``probability``, ``probabilities`` (a struct with a field for each class) and ``error``,
-    the reason why it cannot be read. Rows lie in parts beside the file until all are there; after an interruption the
-    same command takes the parts that are whole and computes the rest.
+    ``text``; then ``class``, ``probability``, ``probabilities`` (a struct with a field for each class),
+    ``prediction_set`` (the classes that it may be of) and ``error``, the reason why it cannot be read. Rows lie in
+    parts beside the file until all are there; after an interruption the same command takes the parts that are whole
+    and computes the rest.
 
     Args:
         model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
@@ -265,6 +266,7 @@ def _schema(model: ServedModel) -> "pa.Schema":
             ("class", pa.string()),
             ("probability", pa.float64()),
             ("probabilities", pa.struct([(name, pa.float64()) for name in model.classes])),
+            ("prediction_set", pa.list_(pa.string())),
             ("error", pa.string()),
         ]
     )

@@ -14,7 +14,7 @@ from torchvision.models import get_model
 from thawline.backbones import Preprocessing
 from thawline.data import decode, resize_and_crop
 from thawline.engines import SAMPLE_FILE, write_sample
-from thawline.registry import Calibration, MlflowRegistry, log_packaged_model, package
+from thawline.registry import Calibration, MlflowRegistry, PredictionSets, log_packaged_model, package
 from thawline.registry.contents import DIGEST_TAG
 from thawline.tracking import MlflowStore
 
@@ -79,6 +79,7 @@ def make_package(
     order: tuple[int, int, int] = (0, 1, 2),
     classes: tuple[str, ...] = CLASSES,
     calibration: Calibration | None = None,
+    prediction_sets: PredictionSets | None = None,
     exports: Sequence[Literal["pt2", "onnx"]] = (),
     sample: Sequence[bytes] = (),
 ) -> Path:
@@ -96,6 +97,7 @@ def make_package(
         example=picture("red"),
         max_pixels=1_000_000,
         calibration=calibration,
+        prediction_sets=prediction_sets,
         extra={"study": "birds", "trial": 7},
     )
 

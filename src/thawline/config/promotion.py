@@ -43,6 +43,9 @@ class PromotionConfig(GateRules):
     """Further formats to package the model in, each compared with the network: ``torch.export`` and ONNX (which needs
     ``pip install 'thawline[onnx]'``). With ``onnx``, ``serve``, ``score`` and ``predict`` compute by ONNX Runtime
     or OpenVINO where they are faster."""
+    coverage: Annotated[float, Field(gt=0, lt=1)] | None = 0.9
+    """Share of answers whose prediction set, the classes that an image or text may be of, is to hold the true class;
+    fitted on validation. ``null`` leaves the sets out."""
     approve: bool = False
     """Whether a person must agree before the champion is replaced: the flow pauses until somebody answers in Prefect's
     UI."""

@@ -15,6 +15,7 @@ from thawline.registry.names import (
 )
 from thawline.registry.packaged import PackagedModel, Prediction
 from thawline.registry.packaging import log_packaged_model, package
+from thawline.registry.prediction_sets import PredictionSets, fit_prediction_sets
 from thawline.registry.promotion import (
     LabelledData,
     PromotionOutcome,
@@ -42,6 +43,7 @@ __all__ = [
     "Outcome",
     "PackagedModel",
     "Prediction",
+    "PredictionSets",
     "PromotionOutcome",
     "Reign",
     "Scores",
@@ -54,6 +56,7 @@ __all__ = [
     "decide",
     "described",
     "exported_classifier",
+    "fit_prediction_sets",
     "force",
     "judge",
     "log_packaged_model",

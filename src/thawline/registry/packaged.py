@@ -37,6 +37,8 @@ class Prediction:
     probability: float
     probabilities: dict[str, float]
     """Of every class."""
+    prediction_set: tuple[str, ...] | None = None
+    """Classes that it may be of, the likeliest first; ``None`` if the package has no prediction sets."""
 
 
 class PackagedModel:
@@ -155,7 +157,10 @@ class PackagedModel:
 
     def _prediction(self, probabilities: list[float]) -> Prediction:
         row = self.servable.row(probabilities)
-        return Prediction(row["class"], row["probability"], row["probabilities"])
+        named = row.get("prediction_set")
+        return Prediction(
+            row["class"], row["probability"], row["probabilities"], None if named is None else tuple(named)
+        )
 
 
 class _Reader:
@@ -227,17 +232,19 @@ def import_pyfunc() -> Any:
     return mlflow.pyfunc
 
 
-def signature_of(kind: DataKind) -> Any:
-    """What a package takes and gives, in MLflow's words."""
+def signature_of(kind: DataKind, *, sets: bool = False) -> Any:
+    """What a package takes and gives, with or without prediction sets, in MLflow's words."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-    from mlflow.types.schema import Map
+    from mlflow.types.schema import Array, Map
 
     outputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, "class"),
         ColSpec(DataType.double, "probability"),
         ColSpec(Map(DataType.double), "probabilities"),
     ]
+    if sets:
+        outputs.append(ColSpec(Array(DataType.string), "prediction_set"))
     given = ColSpec(DataType.string if kind == "texts" else DataType.binary, COLUMNS[kind])
     return ModelSignature(inputs=Schema([given]), outputs=Schema(outputs))
 

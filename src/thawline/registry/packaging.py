@@ -28,6 +28,7 @@ from thawline.registry.contents import DIGEST_TAG, record_digests
 from thawline.registry.exports import ExportFormat, described, export
 from thawline.registry.names import COLUMNS, ModelName
 from thawline.registry.packaged import FORMAT, PackagedModel, import_pyfunc, read_package, signature_of
+from thawline.registry.prediction_sets import PredictionSets
 from thawline.tracking import MlflowStore, first_line, quiet_mlflow
 
 __all__ = ["log_packaged_model", "package"]
@@ -53,6 +54,7 @@ def package(
     example: bytes | str,
     max_pixels: int = 64_000_000,
     calibration: Calibration | None = None,
+    prediction_sets: PredictionSets | None = None,
     exports: Sequence[ExportFormat] = (),
     network: nn.Module | None = None,
     sample: Sequence[tuple[bytes | str, Sequence[float]]] = (),
@@ -75,6 +77,7 @@ def package(
             input example.
         max_pixels: larger images are refused.
         calibration: the logits are divided by its temperature; without one they stay as they are.
+        prediction_sets: from which probability a class is in the set of an answer; without them answers have no sets.
         exports: further formats, each compared with the network and written as ``model.pt2`` or ``model.onnx``; of
             images alone, see :func:`~thawline.registry.exports.check_exports`.
         network: that ``state_dict`` is of, in evaluation mode; needed for ``exports`` alone.
@@ -103,6 +106,7 @@ def package(
         "classes": list(classes),
         "temperature": temperature,
         "calibration": calibration.as_dict() if calibration else None,
+        "prediction_sets": prediction_sets.as_dict() if prediction_sets else None,
         "exports": {},
         "thawline": importlib.metadata.version("thawline"),
         "extra": dict(extra or {}),
@@ -236,6 +240,7 @@ def log_packaged_model(
                 "thawline": settings["thawline"],
                 "classes": settings["classes"],
                 "calibration": settings["calibration"],
+                "prediction_sets": settings["prediction_sets"],
                 "text_column": settings.get("text_column"),
                 **settings["extra"],
             },
@@ -250,7 +255,7 @@ def log_packaged_model(
                 python_model=str(_PYFUNC),
                 artifacts=_artifacts(folder, settings),
                 code_paths=[str(folder / f"{settings[key]}.py") for key in _MODULES],
-                signature=signature_of(kind),
+                signature=signature_of(kind, sets=settings["prediction_sets"] is not None),
                 input_example=example,
                 pip_requirements=_requirements(settings),
                 mlflow_model=description,

@@ -19,7 +19,7 @@ from mlflow.pyfunc.model import PythonModel
 
 
 class Classifier(PythonModel):  # type: ignore[misc, unused-ignore]  # MLflow's base class may be untyped
-    """One column to ``class``, ``probability``, ``probabilities``.
+    """One column to ``class``, ``probability``, ``probabilities``, and where the package has them ``prediction_set``.
 
     The column is ``image`` (an encoded image, or its base64 text) for a model of images, ``text`` for one of texts.
     """
@@ -48,7 +48,10 @@ class Classifier(PythonModel):  # type: ignore[misc, unused-ignore]  # MLflow's 
             batch = values[start : start + self._module.BATCH]
             prepared = [self._prepared(value, start + i) for i, value in enumerate(batch)]
             rows += map(self.servable.row, self.servable.probabilities(prepared))
-        return pd.DataFrame(rows, columns=["class", "probability", "probabilities"], index=model_input.index)
+        columns = ["class", "probability", "probabilities"]
+        if self.servable.threshold is not None:
+            columns.append("prediction_set")
+        return pd.DataFrame(rows, columns=columns, index=model_input.index)
 
     def _prepared(self, value: Any, row: int) -> Any:
         try:

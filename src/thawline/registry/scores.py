@@ -49,7 +49,8 @@ class Scores:
 
     metrics: dict[str, float]
     """``loss``, ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``calibration_error``; with more than five classes,
-    ``top5_accuracy``."""
+    ``top5_accuracy``; of a package with prediction sets the share that holds the right class, ``coverage``, and their
+    mean number of classes, ``prediction_set_size``."""
     recalls: dict[str, float]
     """Recall of every class that occurs among the labels."""
     labels: tuple[str, ...]
@@ -117,6 +118,10 @@ def score(model: PackagedModel, items: Sequence[bytes | Path | str], labels: Seq
             for prediction, label in zip(predictions, labels, strict=True)
         ]
         metrics["top5_accuracy"] = sum(hits) / len(hits)
+    sets = [each.prediction_set for each in predictions if each.prediction_set is not None]
+    if sets:
+        metrics["coverage"] = float(np.mean([label in each for label, each in zip(labels, sets, strict=True)]))
+        metrics["prediction_set_size"] = float(np.mean([len(each) for each in sets]))
     return Scores(
         metrics=metrics,
         recalls=recalls,

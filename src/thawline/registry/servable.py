@@ -46,6 +46,8 @@ class Servable:
         self.kind: str = self.settings["kind"]
         self.classes: list[str] = self.settings["classes"]
         self.temperature: float = self.settings["temperature"]
+        sets: dict[str, Any] = self.settings.get("prediction_sets") or {}  # older packages have none
+        self.threshold: float | None = sets.get("threshold")
         self.inputs: _Images | _Texts = _INPUTS[self.kind](self.settings, files, inputs)
         architecture = self.settings["architecture"]
         with warnings.catch_warnings():
@@ -97,10 +99,18 @@ class Servable:
         return result
 
     def row(self, probabilities: list[float]) -> dict[str, Any]:
-        """One item's probabilities, ``[num_classes]``, as they are answered, with the likeliest class."""
+        """One item's probabilities, ``[num_classes]``, as they are answered, with the likeliest class.
+
+        Where the package has prediction sets, ``prediction_set`` names the classes that it may be of, likeliest first.
+        """
         best = max(range(len(self.classes)), key=probabilities.__getitem__)
         named = dict(zip(self.classes, probabilities, strict=True))
-        return {"class": self.classes[best], "probability": probabilities[best], "probabilities": named}
+        row = {"class": self.classes[best], "probability": probabilities[best], "probabilities": named}
+        if self.threshold is not None:
+            others = [n for n, value in enumerate(probabilities) if value >= self.threshold and n != best]
+            others.sort(key=lambda number: -probabilities[number])
+            row["prediction_set"] = [self.classes[number] for number in (best, *others)]
+        return row
 
 
 class _Images:

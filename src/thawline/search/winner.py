@@ -18,6 +18,7 @@ from thawline.registry import (
     Outcome,
     PromotionOutcome,
     calibrate,
+    fit_prediction_sets,
     judge,
     log_packaged_model,
     majority_class,
@@ -321,9 +322,11 @@ def _package(prepared: Prepared, best: TrialRecord, tags: dict[str, str], run_id
     inputs = open_inputs(prepared.inputs[name], "validation", image_preprocessing(config, name), runtime)
     logits = predict(backbone, inputs, runtime, config.train.batch_size).double()
     calibration = calibrate(logits.numpy(), inputs.labels)
-    probabilities = (logits / calibration.temperature).softmax(1).tolist()
+    probabilities = (logits / calibration.temperature).softmax(1)
+    coverage = config.promotion.coverage
+    sets = None if coverage is None else fit_prediction_sets(probabilities.numpy(), inputs.labels, coverage)
     example, *compared = map(_sent, _items(manifest, [manifest.of("train")[0], *manifest.of("validation")[:_COMPARED]]))
-    sample = list(zip(compared, probabilities, strict=False))
+    sample = list(zip(compared, probabilities.tolist(), strict=False))
     with tempfile.TemporaryDirectory(prefix="thawline-") as folder:
         package(
             Path(folder),
@@ -334,6 +337,7 @@ def _package(prepared: Prepared, best: TrialRecord, tags: dict[str, str], run_id
             example=example,
             max_pixels=config.data.max_pixels,
             calibration=calibration,
+            prediction_sets=sets,
             exports=config.promotion.exports,
             network=backbone.module.cpu(),
             sample=sample,

@@ -52,5 +52,6 @@ class ServedModel:
         return self._packaged.items_in(body, content_type)
 
     def row(self, probabilities: list[float]) -> dict[str, Any]:
-        """One item's probabilities as the package itself answers: ``class``, ``probability``, ``probabilities``."""
+        """One item's probabilities as the package itself answers: ``class``, ``probability``, ``probabilities``,
+        and ``prediction_set`` if it has such."""
         return self._servable.row(probabilities)

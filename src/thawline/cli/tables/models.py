@@ -38,10 +38,11 @@ def history_table(model: str, reigns: Sequence[Reign]) -> Table:
 
 
 def predictions_table(predictions: Sequence[dict[str, Any]]) -> Table:
-    """Predictions: the class, its probability, and the runner-up."""
+    """Predictions: the class, its probability, the runner-up and, where the model has them, the prediction set."""
+    sets = any("prediction_set" in each for each in predictions)
     kind: DataKind = "texts" if "text" in predictions[0] else "images"
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("text" if kind == "texts" else "file", "class", "probability", "next"):
+    for name in ("text" if kind == "texts" else "file", "class", "probability", "next", *["may be"] * sets):
         table.add_column(name, overflow="fold")
     for prediction in predictions:
         shown = escape(_shortened(prediction["text"]) if kind == "texts" else printable(prediction["path"]))
@@ -50,7 +51,8 @@ def predictions_table(predictions: Sequence[dict[str, Any]]) -> Table:
             continue
         ranked = sorted(prediction["probabilities"].items(), key=lambda item: -item[1])
         runner_up = f"{ranked[1][0]} {ranked[1][1]:.3f}" if len(ranked) > 1 else ""
-        table.add_row(shown, escape(prediction["class"]), f"{prediction['probability']:.3f}", escape(runner_up))
+        row = [shown, escape(prediction["class"]), f"{prediction['probability']:.3f}", escape(runner_up)]
+        table.add_row(*row, *[escape(", ".join(prediction.get("prediction_set", ())))] * sets)
     return table
 
 

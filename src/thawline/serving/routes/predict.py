@@ -10,6 +10,7 @@ from thawline.data import DataKind
 from thawline.registry.names import COLUMNS
 from thawline.serving.classifying import Classifying
 from thawline.serving.requests import items_of
+from thawline.serving.served import ServedModel
 
 __all__ = ["PREDICT_BODIES", "ItemPrediction", "PredictAnswer", "router"]
 
@@ -31,6 +32,9 @@ class ItemPrediction(BaseModel):
     probabilities: Annotated[dict[str, float], Field(deprecated=True)]
     """The same as a mapping, of which JavaScript and others lose the order where classes are whole numbers; it stays
     for one more release."""
+
+    prediction_set: list[str] | None = None
+    """Classes that it may be of, the most probable first; ``null`` where the version has no prediction sets."""
 
 
 class PredictAnswer(BaseModel):
@@ -57,16 +61,22 @@ def router(classifying: Classifying) -> APIRouter:
         return PredictAnswer(
             model=model.name,
             version=model.version,
-            predictions=[_prediction(model.classes, answer, top_k) for answer in answers],
+            predictions=[_prediction(model, answer, top_k) for answer in answers],
         )
 
     return routes
 
 
-def _prediction(classes: tuple[str, ...], probabilities: list[float], top_k: int) -> ItemPrediction:
-    ranked = sorted(zip(classes, probabilities, strict=True), key=lambda each: -each[1])[:top_k]
+def _prediction(model: ServedModel, probabilities: list[float], top_k: int) -> ItemPrediction:
+    ranked = sorted(zip(model.classes, probabilities, strict=True), key=lambda each: -each[1])[:top_k]
     top = [ClassProbability(label=label, probability=probability) for label, probability in ranked]
-    return ItemPrediction(label=top[0].label, probability=top[0].probability, top=top, probabilities=dict(ranked))
+    return ItemPrediction(
+        label=top[0].label,
+        probability=top[0].probability,
+        top=top,
+        probabilities=dict(ranked),
+        prediction_set=model.row(probabilities).get("prediction_set"),
+    )
 
 
 _ONE_IMAGE = {"type": "string", "format": "binary"}

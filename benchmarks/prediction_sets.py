@@ -1,6 +1,6 @@
 """How many prediction sets hold the true class of examples that nothing was fitted on, and how large they are.
 
-The data are split anew, several times; each time a linear probe is fitted on the training part, its penalty, its
+The data are split several times; each time a linear probe is fitted on the training part, its penalty, its
 temperature and the threshold of the sets are chosen on validation, and the sets are tried on test: as by a search whose
 best trial is the probe, so that one validation split is used for all three.
 

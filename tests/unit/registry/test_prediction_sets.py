@@ -38,13 +38,13 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
 @pytest.mark.parametrize("classes", [3, 20])
-def test_sets_hold_the_true_class_as_often_as_promised_however_sure_the_network_is(
+def test_sets_hold_the_true_class_as_often_as_promised_however_overconfident_the_network_is(
     coverage: float, classes: int
 ) -> None:
     random = np.random.default_rng(0)
     logits = random.normal(size=(4000, classes)) * 1.5
     labels = np.array([random.choice(classes, p=row) for row in softmax(logits)])
-    probabilities = softmax(3 * logits)  # much too sure
+    probabilities = softmax(3 * logits)  # overconfident
     held = []
     for _ in range(40):
         fitted, tried = np.split(random.permutation(len(labels)), [500])

@@ -16,7 +16,6 @@ from thawline import backbones
 from thawline.backbones import Backbone
 from thawline.data import DecodedImages, as_text, report_json, texts_of
 from thawline.exceptions import StudyError, TrackingError
-from thawline.explain import explained_pictures
 from thawline.labels import FrozenFeatures, LabelCheck, Network, judged
 from thawline.pictures import label_grid
 from thawline.registry import MlflowRegistry
@@ -386,6 +385,8 @@ def _explanations(backbone: Backbone, test: _Test) -> tuple[Explanation, ...]:
     said, pictures = test.predictions, test.examples
     if isinstance(pictures, list):
         return ()
+    from thawline.explain import explained_pictures  # loads torchvision, which a search's driver does without
+
     chosen, predicted = np.argsort(said.given, kind="stable")[:_EXPLAINED], said.predicted
     began = time.monotonic()
     explained = explained_pictures(backbone, pictures[chosen[:1]], predicted[chosen[:1]])

@@ -34,9 +34,20 @@ def test_such_an_import_would_be_found(line: str) -> None:
 
 def test_a_search_does_not_wait_for_the_compiler_of_torch() -> None:
     """It takes longer to load than the rest of torchvision and torch together, and only workers need it."""
-    code = "import sys, thawline.flows.search, thawline.backbones._torchvision; print('torch._dynamo' in sys.modules)"
+    assert "torch._dynamo" not in loaded_by("thawline.flows.search, thawline.backbones._torchvision")
+
+
+def test_the_driver_of_a_search_does_not_load_torchvision() -> None:
+    """Its workers do, and its report in one of them."""
+    assert "torchvision" not in loaded_by("thawline.flows.search")
+    assert "torchvision" in loaded_by("thawline.flows.search, thawline.explain")
+
+
+def loaded_by(modules: str) -> set[str]:
+    """Names of all modules that a process has after importing some."""
+    code = f"import sys, {modules}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False"]
+    return set(done.stdout.split())
 
 
 def strangers(module: str, source: str) -> Iterator[str]:

@@ -1,4 +1,7 @@
-"""Steps of a search that run in a worker: it has loaded what the driver then never needs to load, and may crash."""
+"""Steps of a search that run in a worker: it has loaded what the driver then never needs to load, and may crash.
+
+They share one, so that what a step has loaded the next one finds; no trial runs in it.
+"""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -26,7 +29,7 @@ def run_step(function: Callable[..., _T], *args: object, retries: int, title: st
         ThawlineError: what ``function`` raised.
     """
     try:
-        result: _T = call_with_retries(function, *args, retries=retries, title=title, once=True)
+        result: _T = call_with_retries(function, *args, retries=retries, title=title, apart=True)
     except WorkerCrashed as error:
         raise StudyError(
             f"{title}: {error}. If it was killed for memory, free some or take a smaller backbone. The same command "
@@ -38,7 +41,7 @@ def run_step(function: Callable[..., _T], *args: object, retries: int, title: st
 def try_step(function: Callable[..., _T], *args: object, retries: int, title: str, otherwise: _T) -> _T:
     """As :func:`run_step`, for what a search can do without: if its process dies, a warning and ``otherwise``."""
     try:
-        result: _T = call_with_retries(function, *args, retries=retries, title=title, once=True)
+        result: _T = call_with_retries(function, *args, retries=retries, title=title, apart=True)
     except WorkerCrashed as error:
         emit(Note(f"{title}: {error}; it is left out", "warning"))
         return otherwise

@@ -148,7 +148,7 @@ def call_in_worker(
     on_message: _Send = lambda message: None,
     silent_seconds: float | None = None,
     poll_seconds: float = 0.2,
-    once: bool = False,
+    apart: bool = False,
 ) -> Any:
     """Run ``function(*args, link)`` in another process and wait for what it returns.
 
@@ -163,7 +163,7 @@ def call_in_worker(
         on_message: answers messages.
         silent_seconds: a process that is silent for this long is ended; ``None`` waits indefinitely.
         poll_seconds: how soon an interruption is noticed.
-        once: in a process that serves no other call: trials leave seeds, switches and threads of their own.
+        apart: in a process that serves only such calls: trials leave seeds, switches and threads of their own.
 
     Raises:
         WorkerCrashed: if the process dies or leaves without a result, or is ended for its silence.
@@ -172,7 +172,7 @@ def call_in_worker(
     """
     if multiprocessing.current_process().daemon:  # of Dask, which keeps its workers from having children
         return function(*args, _Here(on_message))
-    worker = _Worker() if once else _take()
+    worker = _take(apart)
     try:
         worker.connection.send((function, args))
         kind, value = worker.converse(on_message, silent_seconds, poll_seconds)
@@ -181,16 +181,13 @@ def call_in_worker(
     except BaseException:
         worker.end()
         raise
-    if once:
-        worker.release()
-    else:
-        _give_back(worker)
+    _give_back(worker)
     if kind == "error":
         raise value
     return value
 
 
-def call_with_retries(function: Callable[..., Any], *args: Any, retries: int, title: str, once: bool = False) -> Any:
+def call_with_retries(function: Callable[..., Any], *args: Any, retries: int, title: str, apart: bool = False) -> Any:
     """Run ``function(*args)`` as :func:`call_in_worker` does, and again after a crash, with a warning each time.
 
     Args:
@@ -198,7 +195,7 @@ def call_with_retries(function: Callable[..., Any], *args: Any, retries: int, ti
         args: values that can be pickled.
         retries: how many crashes are followed by another call, at least 0.
         title: what it does, for the warnings: "probing resnet18".
-        once: see :func:`call_in_worker`.
+        apart: see :func:`call_in_worker`.
 
     Raises:
         WorkerCrashed: the last of ``1 + retries`` crashes.
@@ -207,10 +204,10 @@ def call_with_retries(function: Callable[..., Any], *args: Any, retries: int, ti
     """
     for _ in range(retries):
         try:
-            return call_in_worker(_without_link, function, args, once=once)
+            return call_in_worker(_without_link, function, args, apart=apart)
         except WorkerCrashed as error:
             emit(Note(f"{title}: {error}; it is tried again", "warning"))
-    return call_in_worker(_without_link, function, args, once=once)
+    return call_in_worker(_without_link, function, args, apart=apart)
 
 
 def _without_link(function: Callable[..., Any], args: tuple[Any, ...], _: Link) -> Any:
@@ -220,7 +217,8 @@ def _without_link(function: Callable[..., Any], args: tuple[Any, ...], _: Link) 
 class _Worker:
     """A process and the driver's end of its pipe."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, apart: bool) -> None:
+        self.apart = apart
         start_fork_server()
         self.connection, theirs = multiprocessing.Pipe()
         self.process: _Process = worker_context().Process(
@@ -280,14 +278,14 @@ class _Worker:
         return WorkerCrashed.with_exit_code(self.process.exitcode)
 
 
-def _take() -> _Worker:
+def _take(apart: bool) -> _Worker:
     with _idle_lock:
-        while _idle:
-            worker = _idle.pop()
-            if worker.process.is_alive():
-                return worker
-            worker.end()
-    return _Worker()
+        while found := [worker for worker in _idle if worker.apart == apart]:
+            _idle.remove(found[-1])
+            if found[-1].process.is_alive():
+                return found[-1]
+            found[-1].end()
+    return _Worker(apart=apart)
 
 
 def _give_back(worker: _Worker) -> None:

@@ -289,15 +289,29 @@ def _in_one_cell(text: str) -> str:
 def _point_cloud(embedding: Embedding) -> Mesh:
     """The three directions in which the points differ most, with a colour for each class."""
     from matplotlib import colormaps
-    from sklearn.decomposition import PCA
 
-    found = PCA(min(3, *embedding.vectors.shape), svd_solver="full").fit_transform(embedding.vectors)
+    found = _principal_components(embedding.vectors, 3)
     vertices = np.zeros((len(found), 3), np.float32)
     vertices[:, : found.shape[1]] = found / (np.abs(found).max() or 1.0)
     classes, numbers = np.unique(embedding.labels, return_inverse=True)
     palette = colormaps["tab10" if len(classes) <= 10 else "tab20"]
     colours = palette(numbers % palette.N, bytes=True)[:, :3]
     return Mesh(vertices, colours, np.empty((0, 3), int))
+
+
+def _principal_components(vectors: np.ndarray, most: int) -> np.ndarray:
+    """As scikit-learn's PCA, which would take longer to load than all that is written at the end of a search.
+
+    Args:
+        vectors: ``[N, D]``.
+        most: components ``[N, min(most, N, D)]``, the sign of each such that its largest weight is positive.
+    """
+    centred = vectors - vectors.mean(0)
+    directions = np.linalg.svd(centred, full_matrices=False)[2][:most]
+    largest = np.abs(directions).argmax(1)
+    signs = np.sign(directions[np.arange(len(directions)), largest])
+    components: np.ndarray = centred @ (directions * signs[:, None]).T
+    return components
 
 
 def _from_above() -> np.ndarray:

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ def test_what_is_measured_are_batch_norms_that_do_what_those_of_the_trials_do(tm
 
 def test_another_way_is_taken_only_if_it_is_much_faster(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def pretend(seconds: dict[str, float]) -> None:
-        def measured(run: Any, runtime: Any, *, repeats: int = 3) -> float:
+        def measured(run: Any, runtime: Any, **_: Any) -> float:
             run()
             order = "last" if runtime is not None and runtime.channels_last else "first"
             return seconds.get(f"{str(runtime).removeprefix('cpu ')} {order}", 1.0)
@@ -98,3 +99,14 @@ def test_another_way_is_taken_only_if_it_is_much_faster(measure: Any, monkeypatc
     assert (measure().precision, measure().channels_last) == ("fp32", False)
     pretend(ways | {"bf16 last": 0.5})
     assert (measure().precision, measure().channels_last) == ("bf16", True)
+
+
+def test_a_way_that_is_slower_than_the_usual_one_is_not_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["thawline.activations.profile"]
+    began: list[float] = []
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: 2.0 * len(began)))
+    assert module._median(lambda: began.append(0.0), None, repeats=3, hopeless=1.0) == 2.0
+    assert len(began) == 2, "to warm up, and once"
+    began.clear()
+    assert module._median(lambda: began.append(0.0), None, repeats=3, hopeless=3.0) == 2.0
+    assert len(began) == 4

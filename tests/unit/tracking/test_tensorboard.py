@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+from sklearn.decomposition import PCA
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from thawline import backbones
 from thawline.tracking import TensorBoardTracker, TrackerRun
 from thawline.tracking.media import Embedding, Figure, Histogram, Image, Mesh, Predictions, Table
+from thawline.tracking.tensorboard import _point_cloud
 
 pytestmark = pytest.mark.xdist_group("tensorboard")
 
@@ -263,6 +265,20 @@ def test_features_are_points_in_three_dimensions_with_a_colour_for_each_class(ge
     assert len(np.unique(colours[:4], axis=0)) == len(np.unique(colours[4:], axis=0)) == 1
     assert not np.array_equal(colours[0], colours[4])
     assert np.ptp(vertices[:4, 0]) < 0.2 < np.abs(vertices[:4, 0] - vertices[4:, 0]).min()
+
+
+@pytest.mark.parametrize("shape", [(40, 8), (8, 40), (2, 2), (5, 1)])
+def test_those_points_are_the_principal_components(shape: tuple[int, int]) -> None:
+    vectors = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    expected = PCA(min(3, *shape), svd_solver="full").fit_transform(vectors)
+    expected /= np.abs(expected).max()
+    vertices = _point_cloud(Embedding(vectors, tuple("ab" * shape[0])[: shape[0]])).vertices
+    assert np.allclose(vertices[:, : expected.shape[1]], expected, atol=1e-5)
+    assert not vertices[:, expected.shape[1] :].any()
+
+
+def test_a_single_point_is_in_the_middle() -> None:
+    assert not _point_cloud(Embedding(np.ones((1, 4), np.float32), ("a",))).vertices.any()
 
 
 @pytest.mark.parametrize("depth", [0, 2])

@@ -1,11 +1,10 @@
 """Prefect's own retry of the flow resumes the same study."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from commands import Forks
 from faults import TRIALS, Search, epochs_of, facts
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kills"), pytest.mark.timeout(600)]
@@ -31,17 +30,12 @@ cli.main()
 
 
 def test_a_flow_that_prefect_tries_again_resumes_in_the_same_study_and_runs(
-    make_search: Callable[..., Search], reference: dict[str, Any]
+    make_search: Callable[..., Search], reference: dict[str, Any], first_process: Forks
 ) -> None:
     search = make_search("retried", *TRIALS)
-    ended = subprocess.run(
-        [sys.executable, "-c", FAIL_ONCE, "search", str(search.data), *search.options],
-        env=search.environment,
-        capture_output=True,
-        text=True,
-        cwd=search.home.parent,
-    )
-    assert ended.returncode == 0, ended.stderr
+    program = ["-c", FAIL_ONCE, "search", str(search.data), *search.options]
+    code, _, said = first_process.run(program, search.environment, search.home.parent)
+    assert code == 0, said
     assert facts(search.outcome()) == facts(reference)
     recorded = search.epochs()
     assert recorded.keys() == epochs_of(4, 4)

@@ -95,7 +95,7 @@ class Forks:
         """Run ``thawline`` with these arguments; exit code, standard output and standard error.
 
         Args:
-            arguments: after the command's name.
+            arguments: after the command's name; ``-c`` and a program run that in place of ``thawline``, as Python does.
             environment: all of it.
             folder: the working directory, which is made.
 
@@ -231,9 +231,13 @@ def _become(arguments: list[str], environment: dict[str, str], folder: str, stan
     )
     sys.stderr.reconfigure(line_buffering=True, errors="backslashreplace")
     multiprocessing.util.spawnv_passfds = _fork_the_fork_server
-    from thawline.__main__ import main
+    if arguments[0] == "-c":
+        del sys.argv[0], sys.argv[1]
+        exec(arguments[1], {"__name__": "__main__"})  # noqa: S102  a test's program
+    else:
+        from thawline.__main__ import main
 
-    main()
+        main()
     sys.exit()
 
 

@@ -4,8 +4,6 @@ import json
 import os
 import pickle
 import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from colours import CLASSES, files_of, forget_digests, make_package, picture, register, trial_run
+from commands import Forks
 from pyfuncs import load_pyfunc
 
 from thawline.backbones import check_architecture
@@ -105,7 +104,10 @@ def test_no_verb_runs_code_that_was_put_into_a_package(
     assert not marker.exists()
 
 
-def test_what_was_planted_runs_when_mlflow_loads_the_package(store: MlflowStore, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.xdist_group("postgres")  # on whose worker there is a first process already
+def test_what_was_planted_runs_when_mlflow_loads_the_package(
+    store: MlflowStore, folder: Path, tmp_path: Path, first_process: Forks
+) -> None:
     """Else the test above would show nothing. Each package in a fork of one process, which has MLflow loaded."""
     packages, markers = [], [tmp_path / plant.__name__ for plant in PLANTS]
     for plant, marker in zip(PLANTS, markers, strict=True):
@@ -120,7 +122,7 @@ def test_what_was_planted_runs_when_mlflow_loads_the_package(store: MlflowStore,
         "    if not child: os._exit(0)\n"
         "    os.waitpid(child, 0)"
     )
-    subprocess.run([sys.executable, "-c", program, *map(str, packages)], capture_output=True, timeout=300)
+    first_process.run(["-c", program, *map(str, packages)], os.environ, tmp_path)
     assert [marker.name for marker in markers if marker.exists()] == [plant.__name__ for plant in PLANTS]
 
 
@@ -261,15 +263,19 @@ def test_a_link_is_no_file_of_a_package(store: MlflowStore, folder: Path) -> Non
         MlflowRegistry(store).load(CHAMPION)
 
 
+@pytest.mark.xdist_group("postgres")  # on whose worker there is a first process already
 def test_what_mlflow_and_python_leave_in_a_package_that_they_load_where_it_lies_spoils_nothing(
-    store: MlflowStore, folder: Path
+    store: MlflowStore, folder: Path, tmp_path: Path, first_process: Forks
 ) -> None:
     register(store, folder)
     package = files_of(store)
-    program = "import mlflow.pyfunc; mlflow.pyfunc.load_model('models:/birds/1')"
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    environment["MLFLOW_TRACKING_URI"] = store.uri
-    subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=300)
+    program = (
+        "import sys, mlflow.pyfunc\n"
+        "sys.dont_write_bytecode = False\n"  # whatever the tests run with
+        "mlflow.pyfunc.load_model('models:/birds/1')"
+    )
+    code, _, said = first_process.run(["-c", program], os.environ | {"MLFLOW_TRACKING_URI": store.uri}, tmp_path)
+    assert code == 0, said
     assert list(package.rglob("*.pyc"))
     assert (package / "registered_model_meta").is_file()
     MlflowRegistry(store).load(CHAMPION).check()

@@ -1,18 +1,26 @@
 """What the fork server is told to load."""
 
-import subprocess
-import sys
+import os
+from pathlib import Path
+
+import pytest
+from commands import Forks
+
+pytestmark = pytest.mark.xdist_group("postgres")  # on whose worker there is a first process already
 
 CODE = """
-import atexit, os, sys
-atexit.register(print, "torn down", flush=True)
+import atexit, importlib, os
 import thawline.search.preload
+atexit.register(print, "torn down", flush=True)
+importlib.reload(thawline.search.preload)  # as if it were loaded only now, by a fork server
 child = os.fork()
 if child:
     os.waitpid(child, 0)
 """
 
 
-def test_the_fork_server_leaves_without_tearing_down_its_libraries_and_its_children_as_they_do() -> None:
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
-    assert done.stdout == "torn down\n", "by the child alone"
+def test_the_fork_server_leaves_without_tearing_down_its_libraries_and_its_children_as_they_do(
+    first_process: Forks, tmp_path: Path
+) -> None:
+    code, out, err = first_process.run(["-c", CODE], os.environ, tmp_path)
+    assert (code, out, err) == (0, "torn down\n", ""), "torn down by the child alone"

@@ -15,7 +15,7 @@ from torchvision.models import get_model
 
 from thawline.backbones import depth_of
 from thawline.config import DataConfig, SearchConfig, SearchSpace
-from thawline.data import scan
+from thawline.data import Manifest
 from thawline.exceptions import StudyError
 from thawline.search import Prepared, Study, prepare_inputs, rank_backbones
 from thawline.search.ranking import _some_rows
@@ -35,21 +35,33 @@ def blind(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+def recipe(pictures: Path, blind: Path, **study: object) -> SearchConfig:
+    return SearchConfig.build(
+        {
+            "data": {"path": str(pictures), "workers": 1},
+            "backbone": {"weights": {BLIND: str(blind), SEEING: "starter"}, "image_size": 32},
+            "train": {"batch_size": 8, "device": "cpu"},
+            "space": {"backbone": {BLIND: [2, 3], SEEING: None}},
+            "study": {"name": "ranked", **study},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def inputs(
+    pictures: Path, blind: Path, scanned: tuple[Manifest, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The pictures, decoded for each backbone: the same whatever the study is."""
+    return prepare_inputs(recipe(pictures, blind), scanned[0], tmp_path_factory.mktemp("inputs"))
+
+
 @pytest.fixture
-def make_prepared(pictures: Path, blind: Path, own_home: Path) -> Callable[..., Prepared]:
+def make_prepared(
+    pictures: Path, blind: Path, scanned: tuple[Manifest, Path], inputs: dict[str, Path]
+) -> Callable[..., Prepared]:
     def make(**study: object) -> Prepared:
-        config = SearchConfig.build(
-            {
-                "data": {"path": str(pictures), "workers": 1},
-                "backbone": {"weights": {BLIND: str(blind), SEEING: "starter"}, "image_size": 32},
-                "train": {"batch_size": 8, "device": "cpu"},
-                "space": {"backbone": {BLIND: [2, 3], SEEING: None}},
-                "study": {"name": "ranked", **study},
-            }
-        )
-        manifest = scan(config.data)
+        config, manifest = recipe(pictures, blind, **study), scanned[0]
         depths = {name: depth_of(name) for name in config.backbones}
-        inputs = prepare_inputs(config, manifest, own_home)
         return Prepared(config, config, manifest, depths, inputs, config.fingerprint(manifest.digest))
 
     return make
@@ -109,9 +121,8 @@ def test_a_study_resumes_with_the_ranking_it_was_begun_with_wherever_it_is_opene
     prepared = make_prepared()
     with (study := opened(prepared, own_home, {BLIND: 0.9, SEEING: 0.5})).held():
         study.draw(3, trials=8)
-    for path in prepared.inputs.values():
-        path.unlink()  # nothing could be probed now
-    assert rank_backbones(prepared, own_home) == {BLIND: 0.9, SEEING: 0.5}
+    gone = replace(prepared, inputs=dict.fromkeys(prepared.inputs, own_home / "gone"))  # nothing could be probed now
+    assert rank_backbones(gone, own_home) == {BLIND: 0.9, SEEING: 0.5}
     another = opened(prepared, own_home, {SEEING: 0.9, BLIND: 0.5})  # as another machine may have come to
     assert another.config.backbones == (BLIND, SEEING)
     with another.held():

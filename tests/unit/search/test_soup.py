@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from thawline.data import scan
+from thawline.data import Manifest
 from thawline.exceptions import CheckpointError
 from thawline.reports import StudyReport
 from thawline.search import winner
@@ -107,7 +107,11 @@ class Searched:
 
 @pytest.fixture
 def searched(
-    make_spec: Callable[..., TrialSpec], probe_once: None, store: MlflowStore, own_home: Path, pictures: Path
+    make_spec: Callable[..., TrialSpec],
+    probe_once: None,
+    scanned: tuple[Manifest, Path],
+    store: MlflowStore,
+    own_home: Path,
 ) -> Any:
     def make(*disturbances: float, shown: tuple[float, ...] = (0.9, 0.8, 0.7), **sections: Any) -> Searched:
         """A trial for each disturbance, which is added to the learned head's weights along one direction."""
@@ -134,7 +138,7 @@ def searched(
             result = TrialResult(number, "complete", 1 - shown[number], 4, 4, 1.0, "", trained.run_id, where)
             study.tell(result)
         files = {spec.hyperparameters.backbone: spec.activations.data}
-        prepared = Prepared(config, config, scan(config.data), {spec.hyperparameters.backbone: DEPTH}, files, "f")
+        prepared = Prepared(config, config, scanned[0], {spec.hyperparameters.backbone: DEPTH}, files, "f")
         return Searched(spec, prepared, study, learned.model)
 
     return make

@@ -1,9 +1,8 @@
 """A study survives what happens to its storage, and its trials belong to one living search at a time."""
 
+import fcntl
 import json
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import optuna
 import psutil
 import pytest
 import sqlalchemy as sa
+from commands import Fork, Forks
 
 from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError, StudyError
@@ -98,24 +98,42 @@ def test_of_two_that_take_over_at_the_same_moment_one_gets_it(engine: sa.Engine)
 
 
 TAKE_AND_HANG = """
-import sys, sqlalchemy as sa
+import signal, sys, sqlalchemy as sa
 from thawline.search.leases import Leases
 Leases(sa.create_engine(sys.argv[1]), "pets").take("trial-1")
 print("taken", flush=True)
-sys.stdin.read()
+signal.pause()
 """
 
 
-def test_the_lease_of_a_process_of_this_machine_is_free_as_soon_as_that_is_dead(engine: sa.Engine) -> None:
-    url = engine.url.render_as_string(hide_password=False)
-    with subprocess.Popen(
-        [sys.executable, "-c", TAKE_AND_HANG, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "taken\n"
-        mine = Leases(engine, "pets")
-        assert not mine.take("trial-1")
-        os.kill(process.pid, signal.SIGKILL)
+@pytest.fixture
+def run(first_process: Forks, tmp_path: Path) -> Iterator[Callable[..., Fork]]:
+    """Starts a program in a fork of a process that has the libraries already; none outlives the test."""
+    started: list[Fork] = []
+
+    def start(program: str, *arguments: str) -> Fork:
+        started.append(first_process.start(["-c", program, *arguments], os.environ, tmp_path))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+def test_the_lease_of_a_process_of_this_machine_is_free_as_soon_as_that_is_dead(
+    engine: sa.Engine, run: Callable[..., Fork]
+) -> None:
+    process = run(TAKE_AND_HANG, engine.url.render_as_string(hide_password=False))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "taken\n"
+    mine = Leases(engine, "pets")
+    assert not mine.take("trial-1")
+    process.kill()
+    process.wait()
     assert mine.take("trial-1")
 
 
@@ -145,7 +163,7 @@ def test_a_trial_that_was_taken_over_is_not_reported_any_more(new_postgres: Call
 
 
 SHARE = """
-import json, sys
+import fcntl, json, sys
 from pathlib import Path
 from thawline.config import SearchConfig
 from thawline.search.conduct import Queue
@@ -159,7 +177,7 @@ config = SearchConfig.build(
 study = Study.open(Path(sys.argv[1]), "pets", config, {"resnet18": 5}, "f")
 done = []
 print("ready", flush=True)
-sys.stdin.readline()
+fcntl.flock(open(sys.argv[3]), fcntl.LOCK_SH)
 with study.held():
     queue = Queue.of(study, None)
     while together := queue.next():
@@ -173,17 +191,14 @@ print(json.dumps(done))
 
 
 def test_two_searches_on_postgresql_share_a_study_without_a_lost_or_doubled_trial(
-    new_postgres: Callable[[], str], own_home: Path
+    new_postgres: Callable[[], str], own_home: Path, tmp_path: Path, run: Callable[..., Fork]
 ) -> None:
-    command = [sys.executable, "-c", SHARE, str(own_home), new_postgres()]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes) as one, subprocess.Popen(command, **pipes) as other:  # type: ignore[call-overload]
-        for process in (one, other):
-            assert process.stdout.readline() == "ready\n"
-        for process in (one, other):
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        done = [json.loads(process.communicate(timeout=120)[0]) for process in (one, other)]
+    url, gate = new_postgres(), tmp_path / "gate"
+    with gate.open("w") as closed:
+        fcntl.flock(closed, fcntl.LOCK_EX)  # both begin when it is open
+        outputs = [run(SHARE, str(own_home), url, str(gate)).stdout for _ in range(2)]
+        assert [output.readline() for output in outputs if output is not None] == ["ready\n"] * 2
+    done = [json.loads(output.read()) for output in outputs if output is not None]
     assert sorted(done[0] + done[1]) == list(range(12))
     assert all(done), "both had some"
 
@@ -239,9 +254,9 @@ def test_a_line_that_was_written_half_does_not_cost_the_study(own_home: Path, le
 def test_optunas_own_journal_would_be_lost(own_home: Path) -> None:
     """The positive control of the test above."""
     open_study(own_home).draw(1, trials=12)
-    journal = own_home / "optuna.journal"
-    with journal.open("ab") as file:
-        file.write(b'{"op_code": 4, "wor')
+    # Under another name: Optuna takes the file of our lock for its own, and for half a minute waits for it to go.
+    journal = own_home / "optuna's own.journal"
+    journal.write_bytes((own_home / "optuna.journal").read_bytes() + b'{"op_code": 4, "wor')
     backend = optuna.storages.journal.JournalFileBackend(str(journal))
     backend.append_logs([{"a": 1}])
     backend.append_logs([{"a": 2}])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from thawline.data import scan
+from thawline.data import Manifest, scan
 from thawline.exceptions import DataError
 from thawline.registry import MlflowRegistry, parse_model
 from thawline.reports import StudyReport
@@ -38,17 +38,21 @@ def concluded(
     make_spec: Callable[..., TrialSpec],
     probe_once: None,
     trained_before: list[Checkpoint],
+    scanned: tuple[Manifest, Path],
     store: MlflowStore,
     own_home: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Concluded:
-    def conclude_study(*values: float, probe: int | None = None, learned: float = 1.0) -> SearchOutcome:
+    def conclude_study(
+        *values: float, probe: int | None = None, learned: float = 1.0, reported: bool = False
+    ) -> SearchOutcome:
         """A study whose trials have these values.
 
         Args:
             values: of the trials.
             probe: number of the trial that is the linear probe.
             learned: factor of the trained head's weights; with -1 every class is taken for the other.
+            reported: whether to write the report.
         """
         spec = make_spec(depth=0, learning_rate=1e-2, epochs=10)
         ends = Decision.STOP if trained_before else Decision.CONTINUE  # the others only need a run of their own
@@ -73,12 +77,12 @@ def concluded(
             study.tell(TrialResult(number, "complete", value, 4, 4, 1.0, "", trained.run_id, where))
         monkeypatch.setattr(Study, "records", _with_probe(Study.records, probe))
         files = {backbone: spec.activations.data}
-        prepared = Prepared(config, config, scan(config.data), {backbone: 6}, files, "f")
+        prepared = Prepared(config, config, scanned[0], {backbone: 6}, files, "f")
         recorder = Recorder.connect(config, own_home)
         with study.held(), recorder.study_run(prepared, study) as run:
             outcome = conclude(prepared, study, run, judge_best(prepared, run))
             recorder.log_outcome(outcome, study)
-            report = make_report(prepared, run, outcome)
+            report = make_report(prepared, run, outcome) if reported else None
             return dataclasses.replace(outcome, report=report and report.page)
 
     return conclude_study
@@ -118,7 +122,7 @@ def _with_probe(
 def test_the_result_stands_beside_the_majority_class_and_the_probe_wherever_it_is_shown(
     concluded: Concluded, store: MlflowStore
 ) -> None:
-    outcome = concluded(0.875, 1.0, probe=0)
+    outcome = concluded(0.875, 1.0, probe=0, reported=True)
     beside = "Validation accuracy: 1.0000 (linear probe 0.8750, majority class 0.5000)"
     lines = outcome.lines()
     assert lines[1] == beside

@@ -6,8 +6,6 @@ import logging
 import os
 import re
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import Forks
 from PIL import Image as Pillow
 
 from thawline.config import TrackingConfig
@@ -378,8 +377,9 @@ def test_system_metrics_are_in_the_run_and_stop_with_it(store: MlflowStore, pare
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("thawline")]
 
 
+@pytest.mark.xdist_group("postgres")  # on whose worker there is a first process already
 def test_the_run_of_a_killed_process_is_closed_and_an_ended_one_keeps_its_status(
-    store: MlflowStore, parent: str
+    store: MlflowStore, parent: str, first_process: Forks
 ) -> None:
     tracker_of(store, parent, number=1).close("KILLED")
     child = (
@@ -392,8 +392,7 @@ def test_the_run_of_a_killed_process_is_closed_and_an_ended_one_keeps_its_status
         "os.kill(os.getpid(), 9)\n"
     )
     arguments = [store.uri, store.experiment_id, str(store.home), parent]
-    died = subprocess.run([sys.executable, "-c", child, *arguments], timeout=300)
-    assert died.returncode == -9
+    assert first_process.run(["-c", child, *arguments], os.environ, store.home)[0] == -9
     run_id = find_trial_run(store, parent_run_id=parent, number=2)
     assert store.client.get_run(run_id).info.status == "RUNNING"
     assert close_dead_run(store, parent_run_id=parent, number=2, status="FAILED", reason="killed by signal 9") == run_id

@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from thawline import __version__, environment, logs, stopping
+from thawline import environment, logs, stopping
 from thawline.cli._encoding import show_what_can_be_shown
 from thawline.cli._shared import fail
 from thawline.exceptions import ThawlineError
@@ -63,6 +63,8 @@ def _leave_stopped() -> NoReturn:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from thawline import __version__
+
         print(f"thawline {__version__}")  # noqa: T201
         raise typer.Exit
 

@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from thawline.exceptions import ConfigError
@@ -22,6 +21,8 @@ def load_recipe(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read the recipe {path}: {error}. `thawline recipes` lists those shipped.") from None
+    import yaml  # here: `--help` needs none
+
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -51,6 +52,8 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 
 def parse_value(text: str) -> Any:
     """A value as it is written in a recipe; what is not YAML is the text itself."""
+    import yaml
+
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

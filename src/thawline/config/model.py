@@ -26,7 +26,13 @@ PlainName = Annotated[str, AfterValidator(_plain_name)]
 class Model(BaseModel):
     """Frozen; refuses keys that it does not know; the docstring below a field is its description."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        defer_build=True,  # validators are made when a configuration is: `--help` has none
+    )
 
 
 def as_list(value: object) -> object:

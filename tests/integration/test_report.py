@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from thawline import study_report
 from thawline.config import SearchConfig
 from thawline.exceptions import StudyError
 from thawline.reports import StudyReport
 from thawline.search.spec import TrialResult
 from thawline.search.study import Study
 from thawline.study_report import write_report
+from thawline.study_report.making import _part
 from thawline.tracking import connect
 from thawline.training import EpochResult
 
@@ -161,9 +161,9 @@ def test_a_part_that_cannot_be_made_is_named_and_what_stands_for_it_is_taken(cap
     def fail() -> int:
         raise RuntimeError("no memory")
 
-    assert study_report._part("explanations", fail, 7) == 7
+    assert _part("explanations", fail, 7) == 7
     assert "the report lacks its explanations: no memory" in caplog.text
-    assert study_report._part("explanations", lambda: 3, 7) == 3
+    assert _part("explanations", lambda: 3, 7) == 3
 
 
 def test_a_study_of_two_backbones_shows_and_records_the_thaw_line_of_each(

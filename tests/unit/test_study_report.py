@@ -11,7 +11,6 @@ import torch
 from tiny_networks import write_tiny
 from torch import Tensor
 
-from thawline import study_report
 from thawline.backbones import create
 from thawline.config import DataConfig, SearchConfig
 from thawline.data import scan
@@ -21,17 +20,11 @@ from thawline.reports import worst_mistakes
 from thawline.search import TrialRecord
 from thawline.search.probing import ProbeFile
 from thawline.search.spec import trial_folder
-from thawline.study_report import (
-    _answers,
-    _curves,
-    _explanations,
-    _features,
-    _point,
-    _probe_curves,
-    _sheet,
-    _shown_labels,
-    _Test,
-)
+from thawline.study_report import media
+from thawline.study_report.labels import shown_labels
+from thawline.study_report.making import _curves, _explanations, _point, _probe_curves
+from thawline.study_report.media import _answers, _sheet, features_of
+from thawline.study_report.tested import Tested
 from thawline.tracking.media import Embedding, Image, Predictions, Table
 from thawline.training import Hyperparameters, Probe
 
@@ -46,18 +39,18 @@ def predictions() -> Predictions:
 
 
 @pytest.fixture
-def texts(predictions: Predictions) -> _Test:
-    return _Test([f"sms.tsv:{line}" for line in (4, 7, 2)], TEXTS, predictions)
+def texts(predictions: Predictions) -> Tested:
+    return Tested([f"sms.tsv:{line}" for line in (4, 7, 2)], TEXTS, predictions)
 
 
 @pytest.fixture
-def images(predictions: Predictions) -> _Test:
+def images(predictions: Predictions) -> Tested:
     pictures = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.full((3, 16, 16, 3), 90, dtype=np.uint8)
-    return _Test(["a.png", "b.png", "c.png"], pictures, predictions)
+    return Tested(["a.png", "b.png", "c.png"], pictures, predictions)
 
 
 def test_answers_name_images_by_their_files_and_texts_by_their_beginnings_and_lines(
-    images: _Test, texts: _Test
+    images: Tested, texts: Tested
 ) -> None:
     of_images, of_texts = _answers(images).columns, _answers(texts).columns
     assert of_images["image"] == ["b.png", "c.png", "a.png"], "the worst mistakes first"
@@ -72,7 +65,7 @@ def test_answers_name_images_by_their_files_and_texts_by_their_beginnings_and_li
         assert columns["right"] == [0, 1, 1]
 
 
-def test_the_worst_mistakes_are_a_sheet_of_pictures_or_a_table_of_texts(images: _Test, texts: _Test) -> None:
+def test_the_worst_mistakes_are_a_sheet_of_pictures_or_a_table_of_texts(images: Tested, texts: Tested) -> None:
     sheet, table = (
         _sheet(worst_mistakes(test.predictions, test.files, lambda i, test=test: test.examples[i]))  # type: ignore[misc]
         for test in (images, texts)
@@ -122,7 +115,7 @@ def test_the_probe_curve_is_read_from_what_is_kept_of_each_backbone(tmp_path: Pa
     assert _probe_curves(tmp_path, "pets", records) == {"resnet18": {3: 0.7, 5: 0.8}}
 
 
-def test_nothing_is_explained_of_texts(texts: _Test) -> None:
+def test_nothing_is_explained_of_texts(texts: Tested) -> None:
     backbone: Any = None  # is not asked
     assert _explanations(backbone, texts) == ()
 
@@ -150,17 +143,17 @@ class Tokens:
 
 
 def test_features_of_texts_are_what_the_head_is_given_beside_their_beginnings(
-    texts: _Test, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    texts: Tested, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = Tokens()
-    monkeypatch.setattr(study_report, "open_inputs", lambda path, split, preprocessing, runtime: inputs)
-    monkeypatch.setattr(study_report, "image_preprocessing", lambda config, backbone: None)
+    monkeypatch.setattr(media, "open_inputs", lambda path, split, preprocessing, runtime: inputs)
+    monkeypatch.setattr(media, "image_preprocessing", lambda config, backbone: None)
     config = SearchConfig.build({"data": {"path": "sms.tsv"}, "train": {"batch_size": 2, "device": "cpu"}})
     backbone = create(f"hf:{write_tiny('bert', tmp_path / 'bert')}", num_classes=2, max_length=8)
     prepared: Any = SimpleNamespace(
         config=config, manifest=SimpleNamespace(classes=CLASSES), inputs={backbone.name: Path("tokens")}
     )
-    ((name, embedding, _),) = _features(prepared, tmp_path, backbone, texts)
+    ((name, embedding, _),) = features_of(prepared, tmp_path, backbone, texts)
     assert name == "features"
     assert isinstance(embedding, Embedding)
     assert inputs.asked == [[1, 2], [0]], "short texts are not padded to the length of long ones"
@@ -185,11 +178,11 @@ def test_labels_to_look_at_are_shown_with_their_texts_in_the_order_of_the_list(t
     found = LabelCheck(suspects, 60, 0.1, 0.8, (), "the pretrained network")
     prepared: Any = SimpleNamespace(manifest=manifest)
     best: Any = None  # of texts no file of pictures is asked for
-    shown = _shown_labels(prepared, found, best)
+    shown = shown_labels(prepared, found, best)
     assert (shown.listed, len(shown.suspects), shown.file) == (32, 24, "suspects.csv")
     assert [(each.file, each.text) for each in shown.suspects[:2]] == [
         ("notes.csv:12", "text number 10"),
         ("notes.csv:4", "text number 2"),
     ]
     nothing = LabelCheck((), 60, 0.0, 0.8, (), "the pretrained network")
-    assert _shown_labels(prepared, nothing, best).file == ""
+    assert shown_labels(prepared, nothing, best).file == ""

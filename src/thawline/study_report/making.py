@@ -1,10 +1,9 @@
 """The thaw-line report of a study: written when it is concluded, recorded, and shown again later."""
 
 import csv
-import io
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,43 +13,33 @@ import yaml
 
 from thawline import backbones
 from thawline.backbones import Backbone
-from thawline.data import DecodedImages, as_text, report_json, texts_of
+from thawline.data import report_json
 from thawline.exceptions import StudyError, TrackingError
-from thawline.labels import FrozenFeatures, LabelCheck, Network, judged
-from thawline.pictures import label_grid
+from thawline.labels import LabelCheck
 from thawline.registry import MlflowRegistry
 from thawline.reports import (
     DataSummary,
     Explanation,
-    LabelDoctor,
     LearningCurve,
-    Mistake,
     Promotion,
     Provenance,
     StudyReport,
-    SuspectLabel,
     TrialPoint,
-    class_table,
-    excerpt,
     render,
     report_figures,
-    report_surfaces,
-    shown_example,
-    surface_mesh,
     worst_mistakes,
 )
 from thawline.search import Note, Phase, Prepared, SearchOutcome, Study, StudyRun, TrialRecord, emit
-from thawline.search.prepare import image_preprocessing
 from thawline.search.probing import ProbeFile
 from thawline.search.recorder import REPORT
 from thawline.search.records import load_importances, load_records
 from thawline.search.soup import is_kept, kept_soup
 from thawline.search.spec import trial_folder
-from thawline.search.stored_activations import known_plan
 from thawline.search.winner import restore
+from thawline.study_report.labels import SUSPECTS_FILE, labels_to_look_at, shown_labels
+from thawline.study_report.media import Shown, features_of, media_of, network_of
+from thawline.study_report.tested import Tested, tested
 from thawline.tracking import Tracker, fetch_study_file, library_versions, open_store
-from thawline.tracking.media import Embedding, Figure, Image, Media, Predictions, Table
-from thawline.training import head_features, open_inputs, runtime_for
 
 __all__ = ["MadeReport", "make_report", "write_report"]
 
@@ -62,25 +51,6 @@ _CURVES = 5
 _EXPLAINED, _EXPLAIN_SECONDS = 8, 20.0
 """Maximum number of explained pictures, and the time for them: a large transformer takes half a minute each on a
 CPU."""
-_EMBEDDED = 500
-"""Points of the feature space: TensorBoard is no clearer with more."""
-_THUMBNAIL = 32
-_SUSPECTS = 24
-_SUSPECTS_FILE = "suspects.csv"
-_JUDGED = 5_000_000
-"""Rows times classes whose labels are judged, at most: a minute or two on two cores."""
-_CELL = 100
-"""Characters of a text in a table of the whole test split."""
-
-
-@dataclass(frozen=True)
-class _Test:
-    """The held-out examples, and the packaged model's predictions."""
-
-    files: list[str]
-    examples: np.ndarray | list[str]
-    """uint8 images ``[N, S, S, 3]``, or texts."""
-    predictions: Predictions
 
 
 @dataclass(frozen=True)
@@ -89,8 +59,8 @@ class MadeReport:
 
     page: Path
     """In a folder of Thawline's home, with what it was drawn from."""
-    media: tuple[tuple[str, Media, int], ...]
-    """What trackers show by themselves: name, what it is, and step."""
+    media: tuple[Shown, ...]
+    """What trackers show by themselves."""
 
     def record(self, tracker: Tracker) -> None:
         """Put the folder, figures and tables into the study's run."""
@@ -113,22 +83,22 @@ def make_report(prepared: Prepared, run: StudyRun, outcome: SearchOutcome) -> Ma
         study = Study.load(run.home, run.study, prepared.config)
         best = next(record for record in outcome.records if record.number == outcome.best_trial)
         backbone = _part("explanations, graph and features", lambda: _registered(prepared, run, outcome, best), None)
-        test = _test(prepared, outcome, best)
-        labels = _part("labels", lambda: _labels(prepared, run.home, best), None)
+        test = tested(prepared, outcome, best)
+        labels = _part("labels", lambda: labels_to_look_at(prepared, run.home, best), None)
         report = _gather(prepared, study, run, outcome, best, backbone, test, labels)
         folder = _folder(run.home, study.name)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _SUSPECTS_FILE).unlink(missing_ok=True)
+        (folder / SUSPECTS_FILE).unlink(missing_ok=True)
         if labels is not None and labels.suspects:
-            labels.to_csv(folder / _SUSPECTS_FILE)
+            labels.to_csv(folder / SUSPECTS_FILE)
         (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
         page = folder / "report.html"
         figures = report_figures(report)
         page.write_text(render(report, figures), encoding="utf-8")
-        media = _media(report, figures, test)
+        media = media_of(report, figures, test)
         if backbone is not None:
-            media += _part("graph", lambda: _network(backbone, best), [])
-            media += _part("features", lambda: _features(prepared, run.home, backbone, test), [])
+            media += _part("graph", lambda: network_of(backbone, best), [])
+            media += _part("features", lambda: features_of(prepared, run.home, backbone, test), [])
     except Exception as error:
         _log.debug("no report", exc_info=True)
         emit(Note(f"the report could not be written: {error}", "warning"))
@@ -192,10 +162,6 @@ def _folder(home: Path, study: str) -> Path:
     return home / "studies" / study / "report"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Its parts
-
-
 def _gather(
     prepared: Prepared,
     study: Study,
@@ -203,7 +169,7 @@ def _gather(
     outcome: SearchOutcome,
     best: TrialRecord,
     backbone: Backbone | None,
-    test: _Test,
+    test: Tested,
     labels: LabelCheck | None,
 ) -> StudyReport:
     code = run.provenance.code
@@ -222,7 +188,7 @@ def _gather(
             "mistakes", lambda: worst_mistakes(test.predictions, test.files, lambda i: test.examples[i]), ()
         ),
         explanations=_part("explanations", lambda: _explanations(backbone, test), ()) if backbone is not None else (),
-        labels=_part("labels", lambda: _shown_labels(prepared, labels, best), None) if labels else None,
+        labels=_part("labels", lambda: shown_labels(prepared, labels, best), None) if labels else None,
         promotion=Promotion.model_validate(outcome.promotion.as_dict()),
         data=DataSummary.model_validate(report_json(prepared.manifest)),
         provenance=Provenance(
@@ -285,21 +251,6 @@ def _layer_groups(prepared: Prepared) -> dict[str, tuple[str, ...]]:
     return {name: backbones.describe(name).layer_groups for name in prepared.config.backbones}
 
 
-def _test(prepared: Prepared, outcome: SearchOutcome, best: TrialRecord) -> _Test:
-    """The packaged model's predictions, as scored for the promotion."""
-    scores, rows = outcome.promotion.challenger, prepared.manifest.of("test")
-    numbers = {name: number for number, name in enumerate(scores.classes)}
-    labels = np.array([numbers[label] for label in scores.labels])
-    examples = (
-        texts_of(prepared.manifest, rows)
-        if prepared.manifest.kind == "texts"
-        else DecodedImages.open(prepared.inputs[best.hyperparameters.backbone]).split("test")[0]
-    )
-    return _Test(
-        [as_text(row.path) for row in rows], examples, Predictions(labels, scores.probabilities, scores.classes)
-    )
-
-
 def _curves(home: Path, study: str, records: Sequence[TrialRecord]) -> tuple[LearningCurve, ...]:
     """Learning curves of the best trials whose history is in this home; linear probes have none."""
     curves: list[LearningCurve] = []
@@ -329,55 +280,7 @@ def _columns(file: Path) -> dict[str, tuple[float | None, ...]]:
     }
 
 
-def _labels(prepared: Prepared, home: Path, best: TrialRecord) -> LabelCheck | None:
-    """What the frozen features of the best trial's backbone say of the labels; ``None`` if they were not stored.
-
-    To compute them only for this could take as long as a trial does.
-    """
-    if len(prepared.manifest.rows) * len(prepared.manifest.classes) > _JUDGED:
-        asked = f"thawline check {prepared.config.data.path} --labels {prepared.study}"
-        emit(Note(f"so many labels are judged only when asked for: `{asked}`"))
-        return None
-    name, config = best.hyperparameters.backbone, prepared.config
-    network = Network(f"the pretrained {name}", name, config, known_plan(home, prepared.study, name))
-    features = FrozenFeatures.of(network, prepared.manifest, config, home, prepared.inputs[name])
-    return judged(prepared.manifest, features.read(), network.described) if features.are_stored else None
-
-
-def _shown_labels(prepared: Prepared, found: LabelCheck, best: TrialRecord) -> LabelDoctor:
-    """The first suspects with what they look like."""
-    manifest, shown = prepared.manifest, found.suspects[:_SUSPECTS]
-    place = {as_text(row.path): number for number, row in enumerate(manifest.rows)}
-    numbers = [place[suspect.path] for suspect in shown]
-    examples: Sequence[Any] = (
-        texts_of(manifest, [manifest.rows[number] for number in numbers])
-        if manifest.kind == "texts"
-        else [DecodedImages.open(prepared.inputs[best.hyperparameters.backbone]).images[number] for number in numbers]
-    )
-    suspects = [
-        SuspectLabel(
-            **shown_example(example),
-            file=suspect.path,
-            split=suspect.split,
-            label=suspect.label,
-            suggested=suspect.suggested,
-            label_probability=suspect.label_probability,
-            suggested_probability=suspect.suggested_probability,
-        )
-        for suspect, example in zip(shown, examples, strict=True)
-    ]
-    return LabelDoctor(
-        examples=found.examples,
-        listed=len(found.suspects),
-        noise=found.noise,
-        accuracy=found.accuracy,
-        is_doubtful=found.is_doubtful,
-        file=_SUSPECTS_FILE if shown else "",
-        suspects=tuple(suspects),
-    )
-
-
-def _explanations(backbone: Backbone, test: _Test) -> tuple[Explanation, ...]:
+def _explanations(backbone: Backbone, test: Tested) -> tuple[Explanation, ...]:
     """Explanations of the worst mistakes and, if there are few, of the least confident predictions.
 
     None for texts, which have no places to look at.
@@ -405,88 +308,3 @@ def _explanations(backbone: Backbone, test: _Test) -> tuple[Explanation, ...]:
 
 def _now() -> str:
     return time.strftime("%-d %B %Y, %H:%M UTC", time.gmtime())
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Its destinations
-
-
-def _media(report: StudyReport, figures: Mapping[str, Figure | None], test: _Test) -> list[tuple[str, Media, int]]:
-    """Figures and tables."""
-    shown: dict[str, Media] = {name: figure for name, figure in figures.items() if figure is not None}
-    if report.mistakes:
-        shown["test/mistakes"] = _sheet(report.mistakes)
-    shown |= {
-        "test/classes": class_table(test.predictions),
-        "test/predictions": _answers(test),
-        "test": test.predictions,
-        **{f"response_{name}": surface_mesh(surface) for name, surface in report_surfaces(report).items()},
-    }
-    return [(name, media, len(report.trials)) for name, media in shown.items()]
-
-
-def _sheet(mistakes: Sequence[Mistake]) -> Image | Table:
-    """The worst mistakes as one picture or, of texts, as a table, for readers of MLflow and TensorBoard."""
-    pictures = [_decoded(each.picture) for each in mistakes if each.picture is not None]
-    if not pictures:
-        columns = ("text", "label", "predicted", "probability", "file")
-        return Table({name: [getattr(each, name) for each in mistakes] for name in columns})
-    captions = [f"{each.predicted} {each.probability:.0%}\nis {each.label}" for each in mistakes]
-    sheet = label_grid(np.stack(pictures), captions, [True] * len(mistakes), 6)
-    return Image(sheet, "worst mistakes on the test images")
-
-
-def _decoded(picture: bytes) -> np.ndarray:
-    from PIL import Image as Pillow
-
-    return np.asarray(Pillow.open(io.BytesIO(picture)))
-
-
-def _answers(test: _Test) -> Table:
-    """The model's predictions for every test image or text, the worst mistakes first."""
-    said, files, examples = test.predictions, test.files, test.examples
-    order, predicted = np.argsort(said.given, kind="stable").tolist(), said.predicted
-    shown: dict[str, list[str]] = (
-        {"text": [excerpt(examples[i], most=_CELL) for i in order], "line": [files[i] for i in order]}
-        if isinstance(examples, list)
-        else {"image": [files[i] for i in order]}
-    )
-    return Table(
-        {
-            **shown,
-            "label": [said.classes[said.labels[i]] for i in order],
-            "predicted": [said.classes[predicted[i]] for i in order],
-            "probability": [float(said.probabilities[i].max()) for i in order],
-            "right": [int(predicted[i] == said.labels[i]) for i in order],
-        }
-    )
-
-
-def _network(backbone: Backbone, best: TrialRecord) -> list[tuple[str, Media, int]]:
-    """The best trial's network as a graph."""
-    return [("network", backbones.outline(backbone, best.hyperparameters.freeze_depth), 0)]
-
-
-def _features(prepared: Prepared, home: Path, backbone: Backbone, test: _Test) -> list[tuple[str, Media, int]]:
-    """The best trial's features of the test images or texts, as an embedding."""
-    config, manifest = prepared.config, prepared.manifest
-    runtime = runtime_for(config.train.model_copy(update={"precision": "fp32"}))
-    inputs = open_inputs(prepared.inputs[backbone.name], "test", image_preprocessing(config, backbone.name), runtime)
-    chosen = np.sort(np.random.default_rng(0).permutation(len(inputs))[:_EMBEDDED])
-    shown: dict[str, Any] = (
-        {"texts": tuple(excerpt(test.examples[i], most=_CELL) for i in chosen)}
-        if isinstance(test.examples, list)
-        else {"thumbnails": np.stack([_small(test.examples[i]) for i in chosen])}
-    )
-    embedding = Embedding(
-        vectors=head_features(backbone, inputs, runtime, config.train.batch_size, home, rows=chosen).values,
-        labels=tuple(manifest.classes[label] for label in inputs.labels[chosen]),
-        **shown,
-    )
-    return [("features", embedding, 0)]
-
-
-def _small(pixels: np.ndarray) -> np.ndarray:
-    from PIL import Image as Pillow
-
-    return np.asarray(Pillow.fromarray(pixels).resize((_THUMBNAIL, _THUMBNAIL)))

@@ -1,0 +1,36 @@
+"""What the packaged model says of the test split."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from thawline.data import DecodedImages, as_text, texts_of
+from thawline.search import Prepared, SearchOutcome, TrialRecord
+from thawline.tracking.media import Predictions
+
+__all__ = ["Tested", "tested"]
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The held-out examples, and the packaged model's predictions."""
+
+    files: list[str]
+    examples: np.ndarray | list[str]
+    """uint8 images ``[N, S, S, 3]``, or texts."""
+    predictions: Predictions
+
+
+def tested(prepared: Prepared, outcome: SearchOutcome, best: TrialRecord) -> Tested:
+    """The packaged model's predictions, as scored for the promotion."""
+    scores, rows = outcome.promotion.challenger, prepared.manifest.of("test")
+    numbers = {name: number for number, name in enumerate(scores.classes)}
+    labels = np.array([numbers[label] for label in scores.labels])
+    examples = (
+        texts_of(prepared.manifest, rows)
+        if prepared.manifest.kind == "texts"
+        else DecodedImages.open(prepared.inputs[best.hyperparameters.backbone]).split("test")[0]
+    )
+    return Tested(
+        [as_text(row.path) for row in rows], examples, Predictions(labels, scores.probabilities, scores.classes)
+    )

@@ -21,10 +21,10 @@ from thawline.search import TrialRecord
 from thawline.search.probing import ProbeFile
 from thawline.search.spec import trial_folder
 from thawline.study_report import media
+from thawline.study_report.held_out import HeldOut
 from thawline.study_report.labels import shown_labels
 from thawline.study_report.making import _curves, _explanations, _point, _probe_curves
 from thawline.study_report.media import _answers, _sheet, features_of
-from thawline.study_report.tested import Tested
 from thawline.tracking.media import Embedding, Image, Predictions, Table
 from thawline.training import Hyperparameters, Probe
 
@@ -39,18 +39,18 @@ def predictions() -> Predictions:
 
 
 @pytest.fixture
-def texts(predictions: Predictions) -> Tested:
-    return Tested([f"sms.tsv:{line}" for line in (4, 7, 2)], TEXTS, predictions)
+def texts(predictions: Predictions) -> HeldOut:
+    return HeldOut([f"sms.tsv:{line}" for line in (4, 7, 2)], TEXTS, predictions)
 
 
 @pytest.fixture
-def images(predictions: Predictions) -> Tested:
+def images(predictions: Predictions) -> HeldOut:
     pictures = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.full((3, 16, 16, 3), 90, dtype=np.uint8)
-    return Tested(["a.png", "b.png", "c.png"], pictures, predictions)
+    return HeldOut(["a.png", "b.png", "c.png"], pictures, predictions)
 
 
 def test_answers_name_images_by_their_files_and_texts_by_their_beginnings_and_lines(
-    images: Tested, texts: Tested
+    images: HeldOut, texts: HeldOut
 ) -> None:
     of_images, of_texts = _answers(images).columns, _answers(texts).columns
     assert of_images["image"] == ["b.png", "c.png", "a.png"], "the worst mistakes first"
@@ -65,7 +65,7 @@ def test_answers_name_images_by_their_files_and_texts_by_their_beginnings_and_li
         assert columns["right"] == [0, 1, 1]
 
 
-def test_the_worst_mistakes_are_a_sheet_of_pictures_or_a_table_of_texts(images: Tested, texts: Tested) -> None:
+def test_the_worst_mistakes_are_a_sheet_of_pictures_or_a_table_of_texts(images: HeldOut, texts: HeldOut) -> None:
     sheet, table = (
         _sheet(worst_mistakes(test.predictions, test.files, lambda i, test=test: test.examples[i]))  # type: ignore[misc]
         for test in (images, texts)
@@ -115,7 +115,7 @@ def test_the_probe_curve_is_read_from_what_is_kept_of_each_backbone(tmp_path: Pa
     assert _probe_curves(tmp_path, "pets", records) == {"resnet18": {3: 0.7, 5: 0.8}}
 
 
-def test_nothing_is_explained_of_texts(texts: Tested) -> None:
+def test_nothing_is_explained_of_texts(texts: HeldOut) -> None:
     backbone: Any = None  # is not asked
     assert _explanations(backbone, texts) == ()
 
@@ -143,7 +143,7 @@ class Tokens:
 
 
 def test_features_of_texts_are_what_the_head_is_given_beside_their_beginnings(
-    texts: Tested, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    texts: HeldOut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = Tokens()
     monkeypatch.setattr(media, "open_inputs", lambda path, split, preprocessing, runtime: inputs)

@@ -36,9 +36,9 @@ from thawline.search.records import load_importances, load_records
 from thawline.search.soup import is_kept, kept_soup
 from thawline.search.spec import trial_folder
 from thawline.search.winner import restore
+from thawline.study_report.held_out import HeldOut, held_out
 from thawline.study_report.labels import SUSPECTS_FILE, labels_to_look_at, shown_labels
 from thawline.study_report.media import Shown, features_of, media_of, network_of
-from thawline.study_report.tested import Tested, tested
 from thawline.tracking import Tracker, fetch_study_file, library_versions, open_store
 
 __all__ = ["MadeReport", "make_report", "write_report"]
@@ -83,7 +83,7 @@ def make_report(prepared: Prepared, run: StudyRun, outcome: SearchOutcome) -> Ma
         study = Study.load(run.home, run.study, prepared.config)
         best = next(record for record in outcome.records if record.number == outcome.best_trial)
         backbone = _part("explanations, graph and features", lambda: _registered(prepared, run, outcome, best), None)
-        test = tested(prepared, outcome, best)
+        test = held_out(prepared, outcome, best)
         labels = _part("labels", lambda: labels_to_look_at(prepared, run.home, best), None)
         report = _gather(prepared, study, run, outcome, best, backbone, test, labels)
         folder = _folder(run.home, study.name)
@@ -169,7 +169,7 @@ def _gather(
     outcome: SearchOutcome,
     best: TrialRecord,
     backbone: Backbone | None,
-    test: Tested,
+    test: HeldOut,
     labels: LabelCheck | None,
 ) -> StudyReport:
     code = run.provenance.code
@@ -280,7 +280,7 @@ def _columns(file: Path) -> dict[str, tuple[float | None, ...]]:
     }
 
 
-def _explanations(backbone: Backbone, test: Tested) -> tuple[Explanation, ...]:
+def _explanations(backbone: Backbone, test: HeldOut) -> tuple[Explanation, ...]:
     """Explanations of the worst mistakes and, if there are few, of the least confident predictions.
 
     None for texts, which have no places to look at.

@@ -13,7 +13,7 @@ from thawline.pictures import label_grid
 from thawline.reports import Mistake, StudyReport, class_table, excerpt, report_surfaces, surface_mesh
 from thawline.search import Prepared, TrialRecord
 from thawline.search.prepare import image_preprocessing
-from thawline.study_report.tested import Tested
+from thawline.study_report.held_out import HeldOut
 from thawline.tracking.media import Embedding, Figure, Image, Media, Table
 from thawline.training import head_features, open_inputs, runtime_for
 
@@ -28,7 +28,7 @@ _CELL = 100
 """Characters of a text in a table of the whole test split."""
 
 
-def media_of(report: StudyReport, figures: Mapping[str, Figure | None], test: Tested) -> list[Shown]:
+def media_of(report: StudyReport, figures: Mapping[str, Figure | None], test: HeldOut) -> list[Shown]:
     """Figures and tables."""
     shown: dict[str, Media] = {name: figure for name, figure in figures.items() if figure is not None}
     if report.mistakes:
@@ -59,7 +59,7 @@ def _decoded(picture: bytes) -> np.ndarray:
     return np.asarray(Pillow.open(io.BytesIO(picture)))
 
 
-def _answers(test: Tested) -> Table:
+def _answers(test: HeldOut) -> Table:
     """The model's predictions for every test image or text, the worst mistakes first."""
     said, files, examples = test.predictions, test.files, test.examples
     order, predicted = np.argsort(said.given, kind="stable").tolist(), said.predicted
@@ -84,7 +84,7 @@ def network_of(backbone: Backbone, best: TrialRecord) -> list[Shown]:
     return [("network", backbones.outline(backbone, best.hyperparameters.freeze_depth), 0)]
 
 
-def features_of(prepared: Prepared, home: Path, backbone: Backbone, test: Tested) -> list[Shown]:
+def features_of(prepared: Prepared, home: Path, backbone: Backbone, test: HeldOut) -> list[Shown]:
     """The best trial's features of the test images or texts, as an embedding."""
     config, manifest = prepared.config, prepared.manifest
     runtime = runtime_for(config.train.model_copy(update={"precision": "fp32"}))

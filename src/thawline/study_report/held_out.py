@@ -8,11 +8,11 @@ from thawline.data import DecodedImages, as_text, texts_of
 from thawline.search import Prepared, SearchOutcome, TrialRecord
 from thawline.tracking.media import Predictions
 
-__all__ = ["Tested", "tested"]
+__all__ = ["HeldOut", "held_out"]
 
 
 @dataclass(frozen=True)
-class Tested:
+class HeldOut:
     """The held-out examples, and the packaged model's predictions."""
 
     files: list[str]
@@ -21,7 +21,7 @@ class Tested:
     predictions: Predictions
 
 
-def tested(prepared: Prepared, outcome: SearchOutcome, best: TrialRecord) -> Tested:
+def held_out(prepared: Prepared, outcome: SearchOutcome, best: TrialRecord) -> HeldOut:
     """The packaged model's predictions, as scored for the promotion."""
     scores, rows = outcome.promotion.challenger, prepared.manifest.of("test")
     numbers = {name: number for number, name in enumerate(scores.classes)}
@@ -31,6 +31,6 @@ def tested(prepared: Prepared, outcome: SearchOutcome, best: TrialRecord) -> Tes
         if prepared.manifest.kind == "texts"
         else DecodedImages.open(prepared.inputs[best.hyperparameters.backbone]).split("test")[0]
     )
-    return Tested(
+    return HeldOut(
         [as_text(row.path) for row in rows], examples, Predictions(labels, scores.probabilities, scores.classes)
     )

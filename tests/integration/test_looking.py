@@ -6,9 +6,6 @@
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +15,7 @@ from typing import Any
 
 import pytest
 from browsers import Browser, needs_browser, open_browser
+from commands import Forks
 from said import Said
 from servers import ask_prefect, free_port, prefect_server
 
@@ -94,6 +92,7 @@ def looked(
     prepared: Callable[[Path], Path],
     forked: Callable[..., Any],
     environment_of: Callable[[Path], dict[str, str]],
+    first_process: Forks,
 ) -> Iterator[Looked]:
     home = prepared(photographs.parent / "home")
     weights = shared / "weights" / "squeezenet1_0_imagenet.safetensors"
@@ -109,24 +108,24 @@ def looked(
             **client,
         )
         assert ended.code == 0, ended.err
-        with _ui(home, environment_of(home)) as (mlflow, tensorboard):
+        with _ui(home, environment_of(home), first_process) as (mlflow, tensorboard):
             yield Looked(home, ended.json, mlflow.rstrip("/"), tensorboard, client)
 
 
 @contextmanager
-def _ui(home: Path, environment: dict[str, str]) -> Iterator[tuple[str, str]]:
+def _ui(home: Path, environment: dict[str, str], first: Forks) -> Iterator[tuple[str, str]]:
     """`thawline ui`, up and answering; gives the addresses that it says."""
     ports = ("--mlflow-port", str(free_port()), "--tensorboard-port", str(free_port()))
-    command = [sys.executable, "-m", "thawline", "ui", *ports]
-    with subprocess.Popen(command, env=environment, cwd=home.parent, stdout=subprocess.PIPE, text=True) as process:
-        said = Said(process.stdout)
-        try:
-            said.wait_for("Ctrl-C")
-            mlflow, tensorboard, _prefect = re.findall(r"http://\S+", said.text.partition("Ctrl-C")[0])
-            yield mlflow, tensorboard
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
+    process = first.start(["ui", *ports], environment, home.parent)
+    said, _ = Said(process.stdout), Said(process.stderr)
+    try:
+        said.wait_for("Ctrl-C")
+        mlflow, tensorboard, _prefect = re.findall(r"http://\S+", said.text.partition("Ctrl-C")[0])
+        yield mlflow, tensorboard
+    finally:
+        process.terminate()
+        process.wait(60)
+        process.close()
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import Forks
 from interruptions import RESUMES, STOPPED, stop
 from terminals import Terminal, terminal
 
@@ -59,10 +60,11 @@ def folder(searched: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     ids=lambda value: value.split()[0] if isinstance(value, str) else "",
 )
 def test_a_verb_that_is_stopped_says_so_in_a_sentence_or_two_and_leaves_nothing_behind(
-    arguments: str, where: str, way: str, goes_on: bool, folder: Path, environment_of: Any
+    arguments: str, where: str, way: str, goes_on: bool, folder: Path, environment_of: Any, first_process: Forks
 ) -> None:
     home = folder / "home"
-    with terminal(*arguments.split(), env=environment_of(home), cwd=folder) as command:
+    forks = None if arguments == "demo" else first_process  # no other test runs the demo from its start on
+    with terminal(*arguments.split(), env=environment_of(home), cwd=folder, forks=forks) as command:
         assert command.says(where), command.text
         shown = stop(command, home, way)
     assert shown.count(STOPPED) == 1

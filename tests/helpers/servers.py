@@ -132,7 +132,7 @@ def mlflow_server(folder: Path, *options: str, variables: Mapping[str, str] | No
 @contextmanager
 def prefect_worker(pool: str, environment: dict[str, str], log: Path) -> Iterator[None]:
     """`prefect worker start`, working in an empty folder of its own."""
-    with _process_group([PREFECT, "worker", "start", "--pool", pool], environment | ASKS_OFTEN, log):
+    with _process_group([PREFECT, "worker", "start", "--pool", pool], environment, log):
         yield
 
 

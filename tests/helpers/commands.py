@@ -71,6 +71,11 @@ class Fork:
         assert code is not None
         return code
 
+    def close(self) -> None:
+        """Read its outputs no more."""
+        for stream in filter(None, (self.stdout, self.stderr)):
+            stream.close()
+
     def kill(self) -> None:
         """It alone, by SIGKILL."""
         self._send(signal.SIGKILL)

@@ -20,6 +20,7 @@ from said import Said
 from thawline.databases import prefect_database
 
 __all__ = [
+    "ASKS_OFTEN",
     "PREFECT",
     "ask_prefect",
     "clean_environment",
@@ -34,6 +35,10 @@ __all__ = [
 
 PREFECT, MLFLOW = (str(Path(sys.executable).with_name(name)) for name in ("prefect", "mlflow"))
 """Their own commands."""
+
+ASKS_OFTEN = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
+"""Variables of Prefect's worker, and of a process that serves a deployment, to ask for work more often than every ten
+seconds."""
 
 
 def clean_environment() -> dict[str, str]:
@@ -70,8 +75,7 @@ def forked_server(model: str, environment: dict[str, str], first: Forks, folder:
     finally:
         process.kill()
         process.wait()
-        for stream in filter(None, (process.stdout, process.stderr)):
-            stream.close()
+        process.close()
 
 
 def _port_in(said: Said) -> int:

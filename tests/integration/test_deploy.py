@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from servers import PREFECT, ask_prefect, prefect_worker
+from servers import ASKS_OFTEN, PREFECT, ask_prefect, prefect_worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deploy"), pytest.mark.timeout(1200)]
 
@@ -164,7 +164,7 @@ def test_served_from_here_a_run_that_is_stopped_is_said_to_be_cancelled_and_hold
 ) -> None:
     command = [sys.executable, "-m", "thawline", "deploy", "--data", shapes, "--recipe", recipe, "--name", "stopped"]
     longer = ["--set", "train.epochs=1000", "--set", "study.trials=100", "--set", "activations.store=false"]
-    environment = environment_of(tmp_path / "home") | prefect
+    environment = environment_of(tmp_path / "home") | prefect | ASKS_OFTEN
     with subprocess.Popen([*command, *longer], env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
@@ -219,14 +219,14 @@ def test_without_a_named_server_thawline_s_own_takes_the_deployment_and_its_work
     environment_of: Callable[..., Any],
 ) -> None:
     home = tmp_path / "home"
-    up = thawline("up", "--worker", "local", home=home)
+    up = thawline("up", "--worker", "local", home=home, **ASKS_OFTEN)
     assert up.code == 0, up.err
     client = dict(re.findall(r"(PREFECT_\w+)=(\S+)", up.out))
     try:
         made = forked("deploy", "--data", shapes, "--recipe", recipe, "--pool", "local", home=home)
         assert made.code == 0, made.err
         assert "A worker runs it: thawline up --worker local" in made.out
-        ask = [PREFECT, "deployment", "run", "retrain/shapes", "--watch"]
+        ask = [PREFECT, "deployment", "run", "retrain/shapes", "--watch", "--watch-interval", "1"]
         ended = subprocess.run(ask, env=environment_of(home) | client, capture_output=True, text=True, timeout=PATIENCE)
         assert ended.returncode == 0, ended.stdout + ended.stderr
     finally:

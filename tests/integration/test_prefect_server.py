@@ -4,18 +4,17 @@ import base64
 import os
 import signal
 import stat
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from commands import Forks
+from said import Said
 
 from thawline.exceptions import PrefectServerError
 from thawline.prefect_server import Address, Files, ManagedServer, keep_up, shut_down, used
@@ -68,21 +67,25 @@ def server_of(address: Address) -> psutil.Process:
 
 @pytest.mark.timeout(900)
 def test_three_searches_at_once_in_a_fresh_home_end_well_and_share_one_server(
-    home: Path, tmp_path: Path, draw_pictures: Callable[..., Path], environment_of: Callable[[Path], dict[str, str]]
+    home: Path,
+    tmp_path: Path,
+    draw_pictures: Callable[..., Path],
+    environment_of: Callable[[Path], dict[str, str]],
+    first_process: Forks,
 ) -> None:
-    with ExitStack() as stack:
-        searches, logs = [], []
+    searches, outputs = [], []
+    try:
         for number in range(3):
             data = draw_pictures(tmp_path / f"shapes-{number}", count=8)
-            log = stack.enter_context((tmp_path / f"{number}.log").open("w+"))
-            command = [sys.executable, "-m", "thawline", "search", str(data), *SEARCH]
-            popen = subprocess.Popen(command, env=environment_of(home), cwd=tmp_path, stdout=log, stderr=log)
-            search = stack.enter_context(popen)
-            stack.callback(search.kill)
+            search = first_process.start(["search", str(data), *SEARCH], environment_of(home), tmp_path)
+            outputs.append([Said(search.stdout), Said(search.stderr)])
             searches.append(search)
-            logs.append(log)
         codes = [search.wait(2 * PATIENCE) for search in searches]
-        said = [log.seek(0) or log.read() for log in logs]
+        said = [out.all() + err.all() for out, err in outputs]
+    finally:
+        for search in searches:
+            search.kill()
+            search.close()
     assert codes == [0, 0, 0], said
     assert not any("Traceback" in each or "warning" in each.lower() for each in said), said
     address = Files(home).read()

@@ -1,12 +1,15 @@
 """Packages: one names colours rightly, another takes green for blue, a third tells advertisements from notes."""
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import pytest
 from colours import make_package
 from mlflow.store.db import utils
+from sqlalchemy import Engine, event
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -15,6 +18,20 @@ def migrations_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(utils, "_get_latest_schema_revision", cache(utils._get_latest_schema_revision))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commits_without_the_disk() -> Iterator[None]:
+    """SQLite waits for the disk at every commit. Nothing here is to survive a failure of power."""
+
+    def forget(connection: object, record: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            with suppress(sqlite3.Error):  # no database: whoever uses the connection is to be told
+                connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", forget)
+    yield
+    event.remove(Engine, "connect", forget)
 
 
 @pytest.fixture(scope="session")

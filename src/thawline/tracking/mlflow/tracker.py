@@ -2,7 +2,6 @@
 
 import json
 import math
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -12,6 +11,7 @@ from thawline.tracking._base import RunStatus, TrackingReport
 from thawline.tracking._queue import QueuedTracker
 from thawline.tracking._records import Checkpoint, Dataset, Record, now_ms
 from thawline.tracking._system import SystemSampler
+from thawline.tracking._turns import Turns
 from thawline.tracking.media import Media
 from thawline.tracking.mlflow.files import file_of
 from thawline.tracking.mlflow.runs import RunAddress, open_run
@@ -21,11 +21,12 @@ from thawline.tracking.mlflow.writer import RunWriter, is_permanent, metric_key
 
 __all__ = ["MlflowTracker"]
 
-_WRITERS = threading.Semaphore(1)
+_WRITERS = Turns(4)
 """Threads of this process that write to a database at the same time.
 
 MLflow opens up to two connections for a call, and has fifteen for all threads: with thirty trials that end together,
-each thread held one and waited half a minute for the second. Four leave room, and one slow upload stops no other.
+each thread held one and waited half a minute for the second. Four leave room, and one slow upload stops no other. A
+tracker whose grace period runs goes first: that of the others has not begun.
 """
 
 
@@ -161,10 +162,18 @@ class MlflowTracker(QueuedTracker):
     def begin_close(self, status: RunStatus) -> None:
         """Say how the run ended and that nothing more comes; the grace period begins."""
         super().begin_close(status)
+        _WRITERS.hurry(self._run_of_mlflow)
         with self._changed:
             sampler, self._sampler = self._sampler, None
         if sampler is not None:
             sampler.stop()
+
+    def close(self, status: RunStatus) -> TrackingReport:
+        """See :class:`QueuedTracker`."""
+        try:
+            return super().close(status)
+        finally:
+            _WRITERS.finished(self._run_of_mlflow)
 
     def _measure(self, started_at: int) -> None:
         with self._changed:
@@ -204,7 +213,7 @@ class _MlflowRun:
             self._writer.write(records)
 
     def _turn(self) -> AbstractContextManager[object]:
-        return _WRITERS if self._store.is_database else nullcontext()
+        return _WRITERS.turn(self) if self._store.is_database else nullcontext()
 
     def retry_after(self, error: Exception, attempt: int) -> float | None:
         if self._writer is not None and is_permanent(error):

@@ -75,6 +75,7 @@ def test_a_run_begins_when_its_trial_did_however_late_the_server_hears_of_it(
 def test_a_replay_tells_the_times_at_which_things_happened_and_not_its_own(
     store: MlflowStore, parent: str, server: threading.Event
 ) -> None:
+    of_others = set(threading.enumerate())
     before = later()
     tracker = tracker_of(store, parent, grace_seconds=0.0)
     begun = later()
@@ -84,7 +85,7 @@ def test_a_replay_tells_the_times_at_which_things_happened_and_not_its_own(
     assert tracker.close("FINISHED").unsent == 3
     ended = later()
 
-    for thread in threading.enumerate():
+    for thread in set(threading.enumerate()) - of_others:
         if thread.name.startswith("thawline-tracking"):
             thread.join()
     server.set()

@@ -160,7 +160,8 @@ def thawline(
         check=True,
     )
     rows = sorted(json.loads(listed.stdout)["trials"], key=lambda row: row["trial"])
-    return Run(name, seconds, curve, [(row["freeze_depth"], row["learning_rate"]) for row in rows])
+    trained = [row for row in rows if row["learning_rate"] is not None]  # all but the linear probe
+    return Run(name, seconds, curve, [(row["freeze_depth"], row["learning_rate"]) for row in trained])
 
 
 def usual(

@@ -21,6 +21,7 @@ from thawline.data import scan
 from thawline.labels import FrozenFeatures, network_of
 from thawline.registry import calibrate, fit_prediction_sets
 from thawline.training import Features, fit_probes
+from thawline.training.regression import scores_of
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,8 @@ def main() -> None:
     for seed in range(options.resplits):
         for coverage, run in tried(features, labels, len(manifest.classes), options.coverage, seed).items():
             runs[coverage].append(run)
-    print(
-        "| promised | held (least to most) | classes in a set | sets of one class | accuracy |\n"
-        + "|---|---|---|---|---|"
-    )
+    print("| promised | held (least to most) | classes in a set | sets of one class | accuracy |")
+    print("|---|---|---|---|---|")
     for coverage, each in runs.items():
         held = [run.held for run in each]
         size, alone, accuracy = (
@@ -80,12 +79,9 @@ def tried(
     fitted, chosen = (Features(features[np.sort(rows)], labels[np.sort(rows)]) for rows in (train, validation))
     probe = fit_probes(fitted, chosen, classes=classes, device=torch.device("cpu"), metric="accuracy").best
 
-    def logits(values: np.ndarray) -> np.ndarray:
-        scores: np.ndarray = (torch.from_numpy(values) @ probe.weight.T + probe.bias).double().numpy()
-        return scores
-
-    temperature = calibrate(logits(chosen.values), chosen.labels).temperature
-    on_validation, on_test = (softmax(logits(each) / temperature) for each in (chosen.values, features[test]))
+    logits = [scores_of(each, probe.weight, probe.bias).double() for each in (chosen.values, features[test])]
+    temperature = calibrate(logits[0].numpy(), chosen.labels).temperature
+    on_validation, on_test = ((each / temperature).softmax(1).numpy() for each in logits)
     found: dict[float, Run] = {}
     for coverage in coverages:
         threshold = fit_prediction_sets(on_validation, chosen.labels, coverage).threshold
@@ -95,13 +91,6 @@ def tried(
         right = on_test.argmax(1) == labels[test]
         found[coverage] = Run(held.mean(), sets.sum(1).mean(), (sets.sum(1) == 1).mean(), right.mean())
     return found
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Of each row."""
-    raised = np.exp(logits - logits.max(1, keepdims=True))
-    shares: np.ndarray = raised / raised.sum(1, keepdims=True)
-    return shares
 
 
 if __name__ == "__main__":

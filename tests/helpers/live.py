@@ -54,6 +54,9 @@ class StandIn:
         best = max(range(len(self.classes)), key=probabilities.__getitem__)
         return {"class": self.classes[best], "probability": probabilities[best]}
 
+    def prediction_set(self, probabilities: list[float]) -> None:
+        """It has none."""
+
     @cached_property
     def _packaged(self) -> Any:
         from thawline.registry import ModelName

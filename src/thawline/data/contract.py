@@ -118,11 +118,6 @@ class TextTable:
     """Characters of the longest text."""
 
     @property
-    def lengths(self) -> str:
-        """How long the texts are, in words."""
-        return f"Length of a text in characters: {self.median_length:,} (median), {self.longest:,} (longest)"
-
-    @property
     def text_name(self) -> str | None:
         """Name of the column of texts in the header; ``None`` where no line names the columns."""
         return self.text_column if self.header else None

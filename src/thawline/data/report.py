@@ -5,9 +5,9 @@ from dataclasses import asdict
 from typing import Any
 
 from thawline.data._files import as_text
-from thawline.data.contract import NOUNS, SPLITS, DataKind, ImageShapes, Manifest, Problem
+from thawline.data.contract import NOUNS, SPLITS, DataKind, ImageShapes, Manifest, Problem, TextTable
 
-__all__ = ["problem_titles", "report_json", "shape_lines"]
+__all__ = ["measured_lines", "problem_titles", "report_json"]
 
 
 def problem_titles(kind: DataKind) -> dict[str, str]:
@@ -26,8 +26,12 @@ def problem_titles(kind: DataKind) -> dict[str, str]:
     }
 
 
-def shape_lines(shapes: ImageShapes) -> list[str]:
-    """Formats and sizes of images, in words."""
+def measured_lines(table: TextTable | None, shapes: ImageShapes | None) -> list[str]:
+    """How long the texts are, or formats and sizes of the images, in words; nothing where neither is known."""
+    if table is not None:
+        return [f"Length of a text in characters: {table.median_length:,} (median), {table.longest:,} (longest)"]
+    if shapes is None:
+        return []
     formats = ", ".join(f"{name} {count:,}" for name, count in shapes.formats.items())
     median, smallest, largest = (
         f"{width:,} x {height:,}" for width, height in (shapes.median, shapes.smallest, shapes.largest)

@@ -106,11 +106,18 @@ class Servable:
         best = max(range(len(self.classes)), key=probabilities.__getitem__)
         named = dict(zip(self.classes, probabilities, strict=True))
         row = {"class": self.classes[best], "probability": probabilities[best], "probabilities": named}
-        if self.threshold is not None:
-            others = [n for n, value in enumerate(probabilities) if value >= self.threshold and n != best]
-            others.sort(key=lambda number: -probabilities[number])
-            row["prediction_set"] = [self.classes[number] for number in (best, *others)]
-        return row
+        named_set = self.prediction_set(probabilities)
+        return row if named_set is None else row | {"prediction_set": named_set}
+
+    def prediction_set(self, probabilities: list[float]) -> list[str] | None:
+        """The classes that an item of these probabilities may be of, the likeliest first; ``None`` without sets."""
+        threshold = self.threshold
+        if threshold is None:
+            return None
+        best = max(range(len(self.classes)), key=probabilities.__getitem__)
+        others = [n for n, value in enumerate(probabilities) if value >= threshold and n != best]
+        others.sort(key=lambda number: -probabilities[number])
+        return [self.classes[number] for number in (best, *others)]
 
 
 class _Images:

@@ -8,7 +8,7 @@ import numpy as np
 
 from thawline.data import BadImage, Manifest, Problem, Row, decode, files_of, report_json, texts_of
 from thawline.data.contract import NOUNS
-from thawline.data.report import problem_titles, shape_lines
+from thawline.data.report import measured_lines, problem_titles
 from thawline.reports._templates import template
 from thawline.reports.gallery import SIDE, shown_example
 from thawline.reports.page import class_rows
@@ -61,14 +61,11 @@ def contact_sheet(manifest: Manifest) -> str:
     each = max(1, min(_EACH, _MOST // len(manifest.classes)))
     shown = manifest.classes[:_MOST]
     data, noun = DataSummary.model_validate(report_json(manifest)), NOUNS[manifest.kind]
-    measured = shape_lines(manifest.shapes) if manifest.shapes else []
-    if manifest.table is not None:
-        measured = [manifest.table.lengths]
     return template("contact_sheet.html").render(
         data=data,
         noun=noun,
         classes=class_rows(data),
-        measured=measured,
+        measured=measured_lines(manifest.table, manifest.shapes),
         each=each,
         omitted=len(manifest.classes) - len(shown),
         sheets=_sheets(manifest, len(shown), each),

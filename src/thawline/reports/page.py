@@ -10,7 +10,7 @@ import numpy as np
 from thawline import backbones
 from thawline.data import printable
 from thawline.data.contract import NOUNS
-from thawline.data.report import problem_titles, shape_lines
+from thawline.data.report import measured_lines, problem_titles
 from thawline.reports._comparisons import Comparison, compared, comparisons_of, deepest_of
 from thawline.reports._formats import (
     ORDER,
@@ -398,5 +398,8 @@ def _data(data: DataSummary) -> dict[str, Any]:
     kinds = [kind for kind in {**titles, **data.problems} if data.problems.get(kind)]
     shown = {kind: data.problems[kind][: None if kind == "bad" else _NAMED] for kind in kinds}
     problems = [(titles.get(kind, kind), shown[kind], len(data.problems[kind]) - len(shown[kind])) for kind in kinds]
-    measured = [data.table.lengths] if data.table else shape_lines(data.shapes) if data.shapes else []
-    return {"classes": class_rows(data), "measured": measured, "problems": problems}
+    return {
+        "classes": class_rows(data),
+        "measured": measured_lines(data.table, data.shapes),
+        "problems": problems,
+    }

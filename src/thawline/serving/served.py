@@ -55,3 +55,7 @@ class ServedModel:
         """One item's probabilities as the package itself answers: ``class``, ``probability``, ``probabilities``,
         and ``prediction_set`` if it has such."""
         return self._servable.row(probabilities)
+
+    def prediction_set(self, probabilities: list[float]) -> list[str] | None:
+        """The classes that it may be of; ``None`` where the version has no prediction sets."""
+        return self._servable.prediction_set(probabilities)

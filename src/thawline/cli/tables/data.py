@@ -10,7 +10,7 @@ from rich.text import Text
 
 from thawline.data import Manifest, printable, problem_titles
 from thawline.data.contract import NOUNS, SPLITS, counted
-from thawline.data.report import shape_lines
+from thawline.data.report import measured_lines
 
 __all__ = ["data_report"]
 
@@ -35,10 +35,8 @@ def data_report(manifest: Manifest) -> RenderableType:
     parts: list[Any] = [Text(printable(f"{manifest.root}: {manifest.layout}")), Text(), table]
     if groups := _groups(manifest):
         parts += [Text(), Text(groups)]
-    if manifest.table is not None:
-        parts += [Text(), Text(manifest.table.lengths)]
-    if manifest.shapes is not None:
-        parts += [Text(), *map(Text, shape_lines(manifest.shapes))]
+    if measured := measured_lines(manifest.table, manifest.shapes):
+        parts += [Text(), *map(Text, measured)]
     titles = problem_titles(manifest.kind)
     totals = Counter[str](problem.kind for problem in manifest.problems)
     if len(totals) > 1:

@@ -75,7 +75,7 @@ def _prediction(model: ServedModel, probabilities: list[float], top_k: int) -> I
         probability=top[0].probability,
         top=top,
         probabilities=dict(ranked),
-        prediction_set=model.row(probabilities).get("prediction_set"),
+        prediction_set=model.prediction_set(probabilities),
     )
 
 

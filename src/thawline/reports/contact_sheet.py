@@ -1,5 +1,6 @@
 """Data as one self-contained page to look at before anything is trained: examples of each class, and problems."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,9 @@ def _examples(manifest: Manifest, rows: Sequence[Row]) -> list[_Example]:
 
 
 def _pictured(caption: str, file: Path) -> _Example:
-    return _Example(caption, **shown_example(np.asarray(decode(file.read_bytes(), shortest=SIDE))))
+    # Whatever its size, the scan has accepted it; Pillow's own bound holds.
+    image = decode(file.read_bytes(), max_pixels=sys.maxsize, shortest=SIDE)
+    return _Example(caption, **shown_example(np.asarray(image)))
 
 
 def _problems(manifest: Manifest) -> list[_Problems]:

@@ -61,6 +61,14 @@ def test_the_sheet_shows_examples_of_each_class_and_the_problems_that_are_pictur
     assert "Sizes in pixels: 40 x 30 (median), 40 x 30 to 900 x 300" in html
 
 
+def test_an_image_that_the_scan_was_told_to_accept_is_on_the_sheet_however_large_it_is(tmp_path: Path) -> None:
+    for number in range(12):
+        picture(tmp_path / ("cat" if number % 2 else "dog") / f"{number:02}.png", number)
+    Image.new("RGB", (9000, 8000)).save(tmp_path / "cat" / "poster.png")  # above 64 million pixels
+    manifest = scan(DataConfig(path=tmp_path, max_pixels=100_000_000))
+    assert len(pictures_under(contact_sheet(manifest), "cat: 7")) == 7
+
+
 def test_names_are_text_on_the_sheet_and_it_loads_nothing(photos: Path) -> None:
     html = contact_sheet(scan(DataConfig(path=photos, max_bad_fraction=0.1)))
     assert ODD not in html

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 from thawline import backbones
-from thawline.activations import ActivationInputs, ActivationKey, ActivationStore, fill
+from thawline.activations import ActivationInputs, ActivationKey, ActivationStore
+from thawline.activations.fill import fill
 from thawline.config import DataConfig, TrainConfig
 from thawline.data import decoded, scan
 from thawline.training import (

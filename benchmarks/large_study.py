@@ -23,8 +23,8 @@ from thawline import environment
 environment.prepare()
 
 from thawline.config import SearchConfig  # noqa: E402
-from thawline.search.spec import TrialResult  # noqa: E402
 from thawline.search.study import Study  # noqa: E402
+from thawline.search.trial_result import TrialResult  # noqa: E402
 from thawline.training import EpochResult  # noqa: E402
 
 SIZES = (50, 100, 200, 400, 700, 1000)

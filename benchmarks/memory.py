@@ -41,7 +41,8 @@ def main() -> None:
 def measure(folder: Path, images: int, limit: float, queue: Any) -> None:
     """One size."""
     from thawline import backbones
-    from thawline.activations import ActivationInputs, ActivationKey, ActivationStore, fill
+    from thawline.activations import ActivationInputs, ActivationKey, ActivationStore
+    from thawline.activations.fill import fill
     from thawline.config import TrainConfig
     from thawline.training import (
         CheckpointFolder,

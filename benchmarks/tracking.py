@@ -22,8 +22,9 @@ from thawline.activations import StoredSplits
 from thawline.config import SearchConfig
 from thawline.data import decoded, scan
 from thawline.search import trial
-from thawline.search.spec import TrialSpec, trial_folder
+from thawline.search.spec import TrialSpec
 from thawline.search.trial import run_trial
+from thawline.search.trial_result import trial_folder
 from thawline.tracking import CompositeTracker, connect, start_study_run
 from thawline.training import Augmentation, Decision, Hyperparameters
 

@@ -85,11 +85,14 @@ def run_search(
     environment.quiet_prefect()
     stopping.allow(data.study.grace_seconds)
     with _beside_imports(data) as server:
-        from thawline.search import already_checked, check_config
+        from thawline.search.events import Phase, emit
         from thawline.terminal import watch
 
-        check_config(data, environment.home())
         with watch(quiet=quiet):
+            emit(Phase("loading PyTorch, MLflow and Prefect"))
+            from thawline.search import already_checked, check_config
+
+            check_config(data, environment.home())
             from thawline.flows.search import search
             from thawline.orchestration.reach import value_of
             from thawline.orchestration.server import connected

@@ -11,8 +11,8 @@ import pytest
 from thawline.config import SearchConfig
 from thawline.exceptions import StudyError
 from thawline.reports import StudyReport
-from thawline.search.spec import TrialResult
 from thawline.search.study import Study
+from thawline.search.trial_result import TrialResult
 from thawline.study_report import write_report
 from thawline.study_report.making import _part
 from thawline.tracking import connect

@@ -27,8 +27,8 @@ from thawline.config import DataConfig, SearchConfig
 from thawline.data import mirror, scan
 from thawline.exceptions import ConfigError, TrackingError
 from thawline.registry import MlflowRegistry, ModelName, log_packaged_model
-from thawline.search.spec import TrialResult, trial_folder
 from thawline.search.study import Study
+from thawline.search.trial_result import TrialResult, trial_folder
 from thawline.tracking import MlflowStore, MlflowTracker, connect, start_study_run
 from thawline.training import EpochResult
 

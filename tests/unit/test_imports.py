@@ -1,6 +1,7 @@
 """What no import contract can say: the private modules of a package are its own."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,6 +42,30 @@ def test_the_driver_of_a_search_does_not_load_torchvision() -> None:
     """Its workers do, and its report in one of them."""
     assert "torchvision" not in loaded_by("thawline.flows.search")
     assert "torchvision" in loaded_by("thawline.flows.search, thawline.explain")
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "thawline.terminal",
+        "thawline.search.leaderboard, thawline.search.records",
+        "thawline.cli.tables.models, thawline.registry.mlflow",
+        "thawline.ui, thawline.cleaning, thawline.doctor",
+    ],
+)
+def test_what_only_looks_or_begins_does_not_wait_for_torch(modules: str) -> None:
+    """`leaderboard`, `history`, `ui`, `clean`, `doctor`, and the first line of a search."""
+    assert "torch" not in loaded_by(modules)
+
+
+@pytest.mark.parametrize("package", ["activations", "registry", "search", "training"])
+def test_every_name_that_loads_on_demand_is_there(package: str) -> None:
+    module = importlib.import_module(f"thawline.{package}")
+    assert module.__all__
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        _ = module.nothing_like_it
 
 
 def loaded_by(modules: str) -> set[str]:

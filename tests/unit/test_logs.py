@@ -14,7 +14,7 @@ import pytest
 
 from thawline.logs import JsonFormatter, LogFormat, chosen
 from thawline.search.events import EpochEnded, Event, Note, TrialEnded, TrialStarted
-from thawline.search.spec import TrialResult
+from thawline.search.trial_result import TrialResult
 from thawline.training import Hyperparameters
 
 DEEP = Hyperparameters("resnet18", 5, 1.2e-3, 0.01, 1.0, "adamw")

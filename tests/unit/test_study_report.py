@@ -19,7 +19,7 @@ from thawline.labels import LabelCheck, Suspect
 from thawline.reports import worst_mistakes
 from thawline.search import TrialRecord
 from thawline.search.probing import ProbeFile
-from thawline.search.spec import trial_folder
+from thawline.search.trial_result import trial_folder
 from thawline.study_report import media
 from thawline.study_report.held_out import HeldOut
 from thawline.study_report.labels import shown_labels

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from thawline.search.events import EpochEnded, Note, Phase, SearchStarted, TrialEnded, TrialStarted, counting, emit
-from thawline.search.spec import TrialResult
+from thawline.search.trial_result import TrialResult
 from thawline.terminal import SearchView, watch
 from thawline.training import Hyperparameters
 
@@ -158,7 +158,7 @@ def test_the_best_of_a_loss_is_the_smallest() -> None:
 
 @pytest.mark.parametrize("rate", [1e-3, 0.5, 9.96e-5])
 def test_a_learning_rate_is_short_and_readable(rate: float) -> None:
-    from thawline.search.spec import trial_name
+    from thawline.search.trial_result import trial_name
 
     text = trial_name(7, Hyperparameters("resnet18", 3, rate, 0.01, 1.0, "sgd"))
     assert text.startswith("trial-07 depth=3 lr=")

@@ -25,10 +25,10 @@ from thawline.search import (
     TrialSpec,
     announce_end,
     announce_start,
-    conduct,
     trial_name,
     trial_spec,
 )
+from thawline.search.conduct import conduct
 
 __all__ = ["run_trials"]
 

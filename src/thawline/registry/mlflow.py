@@ -14,13 +14,15 @@ from filelock import FileLock, Timeout
 from thawline.engines import EngineName, choose
 from thawline.exceptions import RegistryError
 from thawline.registry.contents import DIGEST_TAG, describe
+from thawline.registry.failures import failures_named
 from thawline.registry.names import CHALLENGER, CHAMPION, ModelInput, ModelName
-from thawline.registry.packaged import PackagedModel, failures_named, read_package
 from thawline.registry.reigns import Reign, reigns_of
 from thawline.tracking import MlflowStore, artifact_text, now_ms, quiet_mlflow
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+
+    from thawline.registry.packaged import PackagedModel
 
 __all__ = ["MlflowRegistry", "check_kind"]
 
@@ -243,7 +245,7 @@ class MlflowRegistry:
             description = describe(path.read_bytes(), str(model))
         return ModelInput(description.kind, description.metadata.get("text_column"))
 
-    def load(self, model: ModelName, *, device: str = "auto", engine: EngineName = "pytorch") -> PackagedModel:
+    def load(self, model: ModelName, *, device: str = "auto", engine: EngineName = "pytorch") -> "PackagedModel":
         """Load a model by alias or version, once its files are what was registered; no code in them is run.
 
         Args:
@@ -256,6 +258,8 @@ class MlflowRegistry:
             RegistryError: if it is missing, listing what there is; if Thawline did not package it, or its files have
                 changed.
         """
+        from thawline.registry.packaged import read_package  # which loads torch; the registry itself does without
+
         version = self.resolve(model)
         name = ModelName(model.name, None, version)
         with failures_named(f"{model} cannot be loaded"), self._files(model.name, version) as path:

@@ -3,8 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +15,12 @@ from thawline.data import DataKind, encoded_image, images, tokenizer
 from thawline.engines import Choice, Tried
 from thawline.exceptions import BackboneError, RegistryError
 from thawline.registry.contents import Description, check_files, describe, refusal
+from thawline.registry.failures import failures_named
 from thawline.registry.names import COLUMNS, ModelName
 from thawline.registry.servable import BATCH, Servable
 from thawline.tracking import first_line
 
-__all__ = ["FORMAT", "PackagedModel", "Prediction", "failures_named", "import_pyfunc", "read_package", "signature_of"]
+__all__ = ["FORMAT", "PackagedModel", "Prediction", "import_pyfunc", "read_package", "signature_of"]
 
 _log = logging.getLogger("thawline.registry")
 
@@ -247,17 +247,6 @@ def signature_of(kind: DataKind, *, sets: bool = False) -> Any:
         outputs.append(ColSpec(Array(DataType.string), "prediction_set"))
     given = ColSpec(DataType.string if kind == "texts" else DataType.binary, COLUMNS[kind])
     return ModelSignature(inputs=Schema([given]), outputs=Schema(outputs))
-
-
-@contextmanager
-def failures_named(what: str = "The model registry failed") -> Iterator[None]:
-    """Any error of the registry as a :class:`RegistryError` of one line."""
-    try:
-        yield
-    except RegistryError:
-        raise
-    except Exception as error:
-        raise RegistryError(f"{what}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _sent(value: object, kind: DataKind) -> bytes | str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,6 @@ import numpy.typing as npt
 from thawline.data import DataKind
 from thawline.exceptions import RegistryError
 from thawline.registry.names import COLUMNS
-from thawline.registry.packaged import PackagedModel, Prediction
 from thawline.registry.statistics import (
     Gain,
     RecallLoss,
@@ -24,6 +24,9 @@ from thawline.registry.statistics import (
     paired_bootstrap,
     worst_recall_loss,
 )
+
+if TYPE_CHECKING:
+    from thawline.registry.packaged import PackagedModel, Prediction
 
 __all__ = [
     "SMALLEST_PROBABILITY",
@@ -75,7 +78,7 @@ class Scores:
     """What was classified."""
 
 
-def score(model: PackagedModel, items: Sequence[bytes | Path | str], labels: Sequence[str]) -> Scores:
+def score(model: "PackagedModel", items: Sequence[bytes | Path | str], labels: Sequence[str]) -> Scores:
     """Classify images or texts and compare with their labels.
 
     The labels' classes count, not the model's: a class that the model does not know is always missed. The loss is the
@@ -151,7 +154,7 @@ def label_metrics(labels: Sequence[str], predicted: Sequence[str]) -> tuple[dict
     return metrics, dict(zip(occurring, map(float, recalls), strict=True))
 
 
-def seconds_per_item(models: Sequence[PackagedModel], items: Sequence[bytes | Path | str]) -> list[float]:
+def seconds_per_item(models: "Sequence[PackagedModel]", items: Sequence[bytes | Path | str]) -> list[float]:
     """Median seconds of each model for one image or text on its own, the models taking turns on a few of them."""
     taken: list[list[float]] = [[] for _ in models]
     # The first one once to warm up; of fewer items each several times, so that a busy moment is not the median.

@@ -9,10 +9,11 @@ from thawline.exceptions import TrackingError
 from thawline.search.events import EpochEnded, Note, TrialEnded, TrialStarted, emit
 from thawline.search.prepare import Prepared
 from thawline.search.slots import threads_per_trial
-from thawline.search.spec import StudyRun, TrialResult, TrialSpec
+from thawline.search.spec import StudyRun, TrialSpec
 from thawline.search.storage import LeaseLost, storage_url
 from thawline.search.study import Asked, Study
 from thawline.search.trial import run_together
+from thawline.search.trial_result import TrialResult
 from thawline.search.worker import Link, WorkerCrashed, call_in_worker
 from thawline.tracking import close_dead_run, run_status
 from thawline.training import SHARED_BY_HEADS, Decision, EpochResult, Hyperparameters

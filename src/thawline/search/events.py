@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from thawline.data.contract import counted
-from thawline.search.spec import TrialResult, trial_name
+from thawline.search.trial_result import TrialResult, trial_name
 from thawline.training import Hyperparameters
 
 __all__ = [

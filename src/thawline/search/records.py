@@ -10,8 +10,8 @@ from optuna.trial import FrozenTrial, TrialState
 from thawline import environment
 from thawline.exceptions import StudyError
 from thawline.search.sampling import quiet, without_probes
-from thawline.search.spec import TrialResult
 from thawline.search.storage import open_storage, storage_of, storage_url
+from thawline.search.trial_result import TrialResult
 from thawline.training import Hyperparameters
 
 __all__ = [

@@ -6,7 +6,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from thawline import backbones
-from thawline.activations import ActivationStore, Plan, StoredSplits, make_plan, profile
+from thawline.activations import ActivationStore, Plan, StoredSplits, make_plan
+from thawline.activations.profile import profile
 from thawline.backbones import Preprocessing
 from thawline.config import SearchConfig
 from thawline.data import Split, write_atomically

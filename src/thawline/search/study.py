@@ -23,8 +23,8 @@ from thawline.exceptions import StudyError
 from thawline.search.records import TrialRecord, importances_of, ranked
 from thawline.search.sampling import FINITE, PROBE, pruner_of, quiet, sampler_of, without_probes
 from thawline.search.space import default_points, kept_backbones, point_of, probe_of, sample, with_backbones
-from thawline.search.spec import TrialResult
 from thawline.search.storage import PASSING, Claims, LeaseLost, open_storage, patiently, storage_of
+from thawline.search.trial_result import TrialResult
 from thawline.training import METRIC_DIRECTIONS, EpochResult, Hyperparameters
 
 __all__ = ["Asked", "Study"]

@@ -18,7 +18,8 @@ from thawline.config import TrainConfig
 from thawline.exceptions import ThawlineError, TrainingError
 from thawline.search.observation_log import ObservationRecorder, record_classes
 from thawline.search.probing import ProbeFile, begin_with_probe, fitted_probe
-from thawline.search.spec import TrialResult, TrialSpec, build_backbone, trial_folder
+from thawline.search.spec import TrialSpec, build_backbone
+from thawline.search.trial_result import TrialResult, trial_folder
 from thawline.search.trial_tracking import Outcome, params_of, record_end, trackers_of, what_was_reached
 from thawline.tracking import (
     Tracker,

@@ -7,7 +7,8 @@ from typing import Literal
 
 from thawline.config import flatten
 from thawline.exceptions import CheckpointError
-from thawline.search.spec import TrialSpec, trial_folder, trial_name
+from thawline.search.spec import TrialSpec
+from thawline.search.trial_result import trial_folder, trial_name
 from thawline.tracking import (
     CompositeTracker,
     MlflowTracker,

@@ -34,7 +34,7 @@ from thawline.search.probing import ProbeFile
 from thawline.search.recorder import REPORT
 from thawline.search.records import load_importances, load_records
 from thawline.search.soup import is_kept, kept_soup
-from thawline.search.spec import trial_folder
+from thawline.search.trial_result import trial_folder
 from thawline.search.winner import restore
 from thawline.study_report.held_out import HeldOut, held_out
 from thawline.study_report.labels import SUSPECTS_FILE, labels_to_look_at, shown_labels

@@ -27,7 +27,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointFolder",
     "Stepper",
-    "load",
+    "load_checkpoint",
     "load_model",
     "load_optimizer",
     "pack_model",
@@ -117,7 +117,7 @@ class CheckpointFolder:
     def within(self, epoch: int) -> Checkpoint | None:
         """Where the epoch of this index was left; ``None`` if it was not begun, or nothing of it was saved."""
         try:
-            checkpoint = load(self.path / _WITHIN)
+            checkpoint = load_checkpoint(self.path / _WITHIN)
         except CheckpointError:
             return None
         return checkpoint if checkpoint.epoch == epoch else None
@@ -149,7 +149,7 @@ class CheckpointFolder:
         """The newest checkpoint that is whole; torn ones are passed over. ``None`` if there is none."""
         for path in reversed(self._files()):
             try:
-                return load(path)
+                return load_checkpoint(path)
             except CheckpointError:
                 continue
         return None
@@ -180,7 +180,7 @@ class CheckpointFolder:
         (self.path / _WITHIN).unlink(missing_ok=True)
 
 
-def load(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and verify it.
 
     Raises:

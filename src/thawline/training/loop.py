@@ -29,22 +29,14 @@ from thawline.exceptions import TrainingError
 from thawline.freezing import freeze_to, train_mode, trainable_parameters
 from thawline.training.averaging import WeightAverage
 from thawline.training.checkpoint import Checkpoint, CheckpointFolder, Stepper, load_model, load_optimizer, pack_model
+from thawline.training.history import History, check_finite, fingerprint_of
 from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches, evaluation_order
 from thawline.training.metrics import classification_metrics
 from thawline.training.mixing import Mixing
 from thawline.training.observation import Observer
 from thawline.training.optim import add_parameters, build_optimizer, build_schedule
-from thawline.training.results import (
-    Decision,
-    EpochResult,
-    FitResult,
-    History,
-    Interrupted,
-    check_finite,
-    epoch_result,
-    fingerprint_of,
-)
+from thawline.training.results import Decision, EpochResult, FitResult, Interrupted, epoch_result
 from thawline.training.runtime import Runtime, restore_random_states
 from thawline.training.thawing import Thawing
 

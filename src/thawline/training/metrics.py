@@ -1,26 +1,12 @@
 """Metrics of a classifier from its logits, by scikit-learn."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["METRIC_DIRECTIONS", "classification_metrics", "confusion", "per_class_scores", "sign_of"]
-
-METRIC_DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
-    "accuracy": "maximize",
-    "balanced_accuracy": "maximize",
-    "macro_f1": "maximize",
-    "loss": "minimize",
-}
-"""Every metric that a study can optimise, with Optuna's word for its better side."""
-
-
-def sign_of(metric: str) -> Literal[1, -1]:
-    """What to multiply a metric's values by so that the larger is the better."""
-    return 1 if METRIC_DIRECTIONS[metric] == "maximize" else -1
+__all__ = ["classification_metrics", "confusion", "per_class_scores"]
 
 
 def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:

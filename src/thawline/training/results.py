@@ -1,32 +1,19 @@
-"""Results of epochs and trainings, and the checkpoints that keep them."""
+"""Results of epochs and trainings, as values."""
 
-import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
-from torch import Tensor
-from torch.optim import Optimizer
-
-from thawline.backbones import Backbone
-from thawline.config import TrainConfig
-from thawline.exceptions import CheckpointError, TrainingError
-from thawline.training.checkpoint import Checkpoint, CheckpointFolder, Stepper, pack_model, pack_optimizer
-from thawline.training.hyperparameters import Hyperparameters
-from thawline.training.metrics import sign_of
-from thawline.training.runtime import Runtime, random_states
+from thawline.training.directions import sign_of
 
 __all__ = [
     "Decision",
     "EpochResult",
     "FitResult",
-    "History",
     "Interrupted",
-    "check_finite",
+    "best_epoch",
     "epoch_result",
-    "fingerprint_of",
     "no_longer_improves",
 ]
 
@@ -66,92 +53,8 @@ class FitResult:
     """Whether early stopping ended it."""
 
 
-@dataclass
-class History:
-    """The epochs of one training so far, and the checkpoints that keep them."""
-
-    checkpoints: CheckpointFolder
-    fingerprint: dict[str, Any]
-    """See :func:`fingerprint_of`."""
-    metric: str
-    """Validation metric that decides which epoch is best, a key of ``METRIC_DIRECTIONS``."""
-    epochs: list[EpochResult] = field(default_factory=list)
-
-    def resume(self) -> Checkpoint | None:
-        """Take over the epochs of the last checkpoint, and return it; ``None`` if there is none.
-
-        Raises:
-            CheckpointError: if it is of another configuration.
-        """
-        checkpoint = self.checkpoints.last()
-        if checkpoint is None:
-            return None
-        if checkpoint.state["fingerprint"] != self.fingerprint:
-            raise CheckpointError(
-                f"{self.checkpoints.path} holds checkpoints of another configuration. "
-                "Give the study another name, or remove that folder."
-            )
-        self.epochs = [EpochResult(**entry) for entry in checkpoint.state["history"]]
-        return checkpoint
-
-    def within(self) -> Checkpoint | None:
-        """Where the next epoch was left; ``None`` if it was not begun, or by another configuration."""
-        checkpoint = self.checkpoints.within(len(self.epochs))
-        return checkpoint if checkpoint is not None and checkpoint.state["fingerprint"] == self.fingerprint else None
-
-    def checkpoint(
-        self,
-        backbone: Backbone,
-        stepper: Stepper | None,
-        runtime: Runtime,
-        *,
-        trained: Mapping[str, Tensor] | None = None,
-        within: dict[str, float] | None = None,
-    ) -> Checkpoint:
-        """Everything to resume from after the last epoch; with ``within``, from the middle of the next.
-
-        If the backbone has averaged weights now, ``trained`` are those that the optimizer resumes from. Without a
-        stepper, nothing is to be resumed.
-        """
-        tensors, plain = pack_optimizer(stepper) if stepper is not None else ({}, {})
-        depth = self.fingerprint["hyperparameters"]["freeze_depth"]
-        last = self.epochs[-1].metrics if self.epochs else None
-        state = plain | {
-            "fingerprint": self.fingerprint,
-            "freeze_depth": depth,
-            "weights_digest": backbone.weights_digest,
-            "value": last[f"val/{self.metric}"] if last else None,
-            "loss": last["train/loss"] if last else None,
-            "history": [asdict(result) for result in self.epochs],
-            "within": within,
-        }
-        # All that the trial may thaw, whatever is thawed by now: it can be loaded over any of its epochs.
-        model = pack_model(backbone, depth)
-        return Checkpoint(len(self.epochs), model, tensors, random_states(runtime.device), state, dict(trained or {}))
-
-    def result(self, decision: Decision, *, stopped_early: bool = False) -> FitResult:
-        """Sum up the training."""
-        best = _best(self.epochs, self.metric)
-        value = best.metrics[f"val/{self.metric}"]
-        return FitResult(decision, value, best.epoch, tuple(self.epochs), stopped_early)
-
-
 class Interrupted(Exception):
     """Training was asked to leave. What it reached is in its checkpoints, and the same call resumes from there."""
-
-
-def check_finite(loss: float, epoch: int, optimizer: Optimizer, *, of: str = "training") -> None:
-    """Refuse to continue with a loss that is not finite, and to judge weights by one.
-
-    Raises:
-        TrainingError: saying what to change.
-    """
-    if not math.isfinite(loss):
-        rate = max(group["initial_lr"] for group in optimizer.param_groups)
-        raise TrainingError(
-            f"The {of} loss became {loss} in epoch {epoch + 1} at learning rate {rate:.2g}. "
-            "Lower the upper end of space.learning_rate, or set train.gradient_clip."
-        )
 
 
 def epoch_result(
@@ -183,7 +86,7 @@ def epoch_result(
     )
 
 
-def _best(history: Sequence[EpochResult], metric: str) -> EpochResult:
+def best_epoch(history: Sequence[EpochResult], metric: str) -> EpochResult:
     """The epoch with the best validation value, the first of equals."""
     sign = sign_of(metric)
     return max(history, key=lambda result: sign * result.metrics[f"val/{metric}"])
@@ -196,10 +99,4 @@ def no_longer_improves(history: Sequence[EpochResult], metric: str, patience: in
     """
     if patience is None or not history:
         return False
-    return history[-1].epoch - max(since, _best(history, metric).epoch) >= patience
-
-
-def fingerprint_of(hyperparameters: Hyperparameters, config: TrainConfig, seed: int) -> dict[str, Any]:
-    """What a checkpoint must have been made with to be resumed."""
-    train = config.model_dump(mode="json", exclude={"device", "keep_checkpoints"})  # it may resume elsewhere
-    return {"hyperparameters": hyperparameters.as_dict(), "train": train, "seed": seed}
+    return history[-1].epoch - max(since, best_epoch(history, metric).epoch) >= patience

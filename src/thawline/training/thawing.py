@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thawline.config import TrainConfig
+from thawline.training.directions import sign_of
 from thawline.training.hyperparameters import Hyperparameters, TrialPolicy
-from thawline.training.metrics import sign_of
 from thawline.training.results import EpochResult, no_longer_improves
 
 __all__ = ["Thawing"]

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from thawline import backbones
-from thawline.activations import Profile, profile
+from thawline.activations import Profile
+from thawline.activations.profile import profile
 from thawline.config import TrainConfig
 from thawline.training import Hyperparameters, ImageInputs, Runtime, runtime_for
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from thawline.activations import ActivationInputs, ActivationKey, ActivationStore, fill
+from thawline.activations import ActivationInputs, ActivationKey, ActivationStore
+from thawline.activations.fill import fill
 from thawline.backbones import Backbone, LayerGroup, Preprocessing, section
 from thawline.config import TrainConfig
 from thawline.exceptions import ActivationError

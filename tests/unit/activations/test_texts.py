@@ -10,7 +10,9 @@ import torch
 from tiny_networks import TINY, VOCABULARY
 
 from thawline import backbones
-from thawline.activations import ActivationKey, ActivationStore, Plan, StoredSplits, fill, make_plan, profile
+from thawline.activations import ActivationKey, ActivationStore, Plan, StoredSplits, make_plan
+from thawline.activations.fill import fill
+from thawline.activations.profile import profile
 from thawline.backbones import Backbone, TextPreprocessing, section
 from thawline.config import DataConfig, TrainConfig
 from thawline.data import scan, tokenized

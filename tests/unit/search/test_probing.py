@@ -18,8 +18,9 @@ from thawline.search import probing
 from thawline.search import trial as trial_module
 from thawline.search.probing import ProbeFile, begin_with_probe, fitted_probe, probe_curve
 from thawline.search.space import probe_of
-from thawline.search.spec import TrialSpec, build_backbone, trial_folder
+from thawline.search.spec import TrialSpec, build_backbone
 from thawline.search.trial import run_trial
+from thawline.search.trial_result import trial_folder
 from thawline.tracking import MlflowStore
 from thawline.training import (
     Augmentation,

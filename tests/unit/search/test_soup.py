@@ -18,9 +18,10 @@ from thawline.search.prepare import Prepared
 from thawline.search.recorder import Recorder
 from thawline.search.records import TrialRecord
 from thawline.search.soup import Weights, greedy_soup, kept_soup, make_soup
-from thawline.search.spec import TrialResult, TrialSpec, build_backbone
+from thawline.search.spec import TrialSpec, build_backbone
 from thawline.search.study import Study
 from thawline.search.trial import run_trial
+from thawline.search.trial_result import TrialResult
 from thawline.search.winner import conclude, judge_best, restore
 from thawline.study_report import make_report
 from thawline.tracking import MlflowStore

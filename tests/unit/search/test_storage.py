@@ -20,9 +20,9 @@ from thawline.search.journal import Journal
 from thawline.search.leases import LEASES, Leases
 from thawline.search.patience import patiently, patiently_for
 from thawline.search.space import PORTFOLIO
-from thawline.search.spec import TrialResult
 from thawline.search.storage import LeaseLost, open_storage, storage_url
 from thawline.search.study import Asked, Study
+from thawline.search.trial_result import TrialResult
 from thawline.training import EpochResult
 
 pytestmark = pytest.mark.xdist_group("postgres")
@@ -168,7 +168,7 @@ from pathlib import Path
 from thawline.config import SearchConfig
 from thawline.search.conduct import Queue
 from thawline.search.study import Study
-from thawline.search.spec import TrialResult
+from thawline.search.trial_result import TrialResult
 from thawline.training import EpochResult
 
 config = SearchConfig.build(

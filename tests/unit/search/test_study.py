@@ -23,8 +23,8 @@ from thawline.search.space import (
     depth_shares,
     with_backbones,
 )
-from thawline.search.spec import TrialResult
 from thawline.search.study import Asked, Study
+from thawline.search.trial_result import TrialResult
 from thawline.training import EpochResult, Hyperparameters
 
 DEPTHS = {"resnet18": 5, "vgg11": 6}

@@ -19,9 +19,10 @@ from thawline import backbones
 from thawline.activations import StoredSplits
 from thawline.search import trial as trial_module
 from thawline.search.conduct import _run, conduct
-from thawline.search.spec import TrialSpec, trial_folder
+from thawline.search.spec import TrialSpec
 from thawline.search.study import Study
 from thawline.search.trial import run_together, run_trial
+from thawline.search.trial_result import trial_folder
 from thawline.search.worker import WorkerCrashed, call_in_worker
 from thawline.tracking import MlflowStore
 from thawline.training import CheckpointFolder, Decision, EpochResult, Interrupted, Runtime

@@ -16,9 +16,10 @@ from thawline.search import winner
 from thawline.search.prepare import Prepared
 from thawline.search.recorder import Recorder
 from thawline.search.records import TrialRecord
-from thawline.search.spec import TrialResult, TrialSpec
+from thawline.search.spec import TrialSpec
 from thawline.search.study import Study
 from thawline.search.trial import run_trial
+from thawline.search.trial_result import TrialResult
 from thawline.search.winner import SearchOutcome, conclude, judge_best
 from thawline.study_report import make_report
 from thawline.tracking import MlflowStore

@@ -1,0 +1,64 @@
+"""What is known of a trial by its number: its result, its name, its folder. Imports no torch, for who only looks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from thawline.training import Hyperparameters
+
+__all__ = ["TrialResult", "trial_folder", "trial_name"]
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """The result of a trial."""
+
+    number: int
+    state: Literal["complete", "pruned", "failed"]
+    value: float | None
+    """Best validation value of the study's metric; ``None`` if no epoch was finished."""
+    best_epoch: int | None
+    epochs: int
+    """Epochs that were trained, over all restarts."""
+    seconds: float
+    """Wall time of the process that ended it."""
+    reason: str
+    """Why it ended before its last epoch, or failed; else empty."""
+    run_id: str | None
+    """MLflow run; ``None`` if the tracking server was never reached."""
+    checkpoint: str | None
+    """Best checkpoint's file, relative to Thawline's home."""
+    memory_bytes: int | None = None
+    """Peak memory of its tensors on the GPU; ``None`` on a CPU, where it is not counted."""
+    unsent: int = 0
+    """Records that could not be sent to the tracking server and are kept in Thawline's home."""
+    unkept: str = ""
+    """What of it is lost, and why: checkpoints that are not on disk, records that could not be delivered; else
+    empty."""
+
+    @property
+    def ending(self) -> str:
+        """State and reason in words, such as ``pruned after epoch 2`` or ``failed: out of memory``."""
+        if not self.reason or self.reason.startswith(self.state):
+            return self.reason or self.state
+        return f"{self.state}: {self.reason}"
+
+    @classmethod
+    def without_result(
+        cls, number: int, *, reason: str, epochs: int = 0, seconds: float = 0.0, run_id: str | None = None
+    ) -> "TrialResult":
+        """A failed trial whose process ended before it could report anything."""
+        return cls(number, "failed", None, None, epochs, seconds, reason, run_id, None)
+
+
+def trial_name(number: int, hyperparameters: Hyperparameters) -> str:
+    """``trial-07 depth=3 lr=1.2e-3``, or ``trial-00 linear probe``, as it is shown in Prefect, MLflow and logs."""
+    if hyperparameters.is_probe:
+        return f"trial-{number:02d} linear probe"
+    mantissa, _, exponent = f"{hyperparameters.learning_rate:.1e}".partition("e")
+    return f"trial-{number:02d} depth={hyperparameters.freeze_depth} lr={mantissa}e{int(exponent)}"
+
+
+def trial_folder(home: Path, study: str, number: int) -> Path:
+    """Where a trial keeps its checkpoints."""
+    return home / "studies" / study / f"trial-{number:03d}"

@@ -37,6 +37,7 @@ from thawline.search import (
     describe_backbones,
     fetch_data,
     judge_best,
+    load_for_last_steps,
     prepare_inputs,
     prepare_workers,
     rank_backbones,
@@ -79,6 +80,7 @@ def search(config: SearchConfig) -> SearchOutcome:
             stored = activations_task(prepared, run)
             recorder.log_plan(stored)
             recorder.log_probe_curves(stored, study)
+            load_for_last_steps(report=config.tracking.report)
             run_trials(prepared, stored, study, run, recorder, runner)
             recorder.log_plan_outcome(stored, study)
             recorder.log_leaderboard(study)

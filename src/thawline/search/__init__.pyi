@@ -17,7 +17,7 @@ from .recorder import Recorder
 from .records import TrialRecord
 from .slots import Slots
 from .spec import StudyRun, TrialSpec
-from .steps import run_step, try_step
+from .steps import load_for_last_steps, run_step, try_step
 from .stored_activations import store_activations
 from .study import Asked, Study
 from .trial import run_together, run_trial
@@ -53,6 +53,7 @@ __all__ = [
     "emit",
     "fetch_data",
     "judge_best",
+    "load_for_last_steps",
     "prepare_inputs",
     "prepare_workers",
     "rank_backbones",

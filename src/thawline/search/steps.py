@@ -8,11 +8,22 @@ from typing import TypeVar
 
 from thawline.exceptions import StudyError
 from thawline.search.events import Note, emit
-from thawline.search.worker import WorkerCrashed, call_with_retries
+from thawline.search.worker import WorkerCrashed, call_with_retries, load_meanwhile
 
-__all__ = ["run_step", "try_step"]
+__all__ = ["load_for_last_steps", "run_step", "try_step"]
 
 _T = TypeVar("_T")
+_PACKAGING = (
+    "mlflow.pyfunc",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_store",
+)
+_REPORT = ("captum.attr", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "sklearn.linear_model")
+
+
+def load_for_last_steps(*, report: bool) -> None:
+    """Let the steps' process import, while trials run, what packaging and the report need: two seconds of the end."""
+    load_meanwhile([*_PACKAGING, *(_REPORT if report else ())])
 
 
 def run_step(function: Callable[..., _T], *args: object, retries: int, title: str) -> _T:

@@ -7,13 +7,15 @@ stop and have some seconds for it; one that is silent for too long is ended.
 """
 
 import gc
+import importlib
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from types import FrameType
@@ -33,6 +35,7 @@ __all__ = [
     "WorkerCrashed",
     "call_in_worker",
     "call_with_retries",
+    "load_meanwhile",
     "prepare_workers",
     "stop_workers",
     "workers_dismissed",
@@ -187,6 +190,18 @@ def call_in_worker(
     return value
 
 
+def load_meanwhile(modules: Sequence[str]) -> None:
+    """Let the idle process that serves calls ``apart`` import modules; its next call waits for them, this does not.
+
+    Args:
+        modules: full names; what cannot be imported is left to the call that needs it.
+    """
+    with _idle_lock:
+        for worker in _idle:
+            if worker.apart:
+                worker.load(modules)
+
+
 def call_with_retries(function: Callable[..., Any], *args: Any, retries: int, title: str, apart: bool = False) -> Any:
     """Run ``function(*args)`` as :func:`call_in_worker` does, and again after a crash, with a warning each time.
 
@@ -228,6 +243,11 @@ class _Worker:
             self.process.start()
         theirs.close()
 
+    def load(self, modules: Sequence[str]) -> None:
+        """Import modules before the next call; there is no answer."""
+        with suppress(OSError):  # it has died, which the next call notices
+            self.connection.send((_load, (modules,)))
+
     def converse(self, on_message: _Send, silent_seconds: float | None, poll_seconds: float) -> tuple[str, Any]:
         heard, asked_to_leave = time.monotonic(), False
         while True:
@@ -260,8 +280,9 @@ class _Worker:
                 raise self._crash() from None
 
     def release(self) -> None:
-        """Let an idle process leave by itself."""
+        """Let an idle process leave, at once if it is importing something."""
         self.connection.close()
+        self.process.terminate()
         self.process.join(_LEAVE_SECONDS)
         self.end()
 
@@ -315,6 +336,9 @@ def _serve(connection: Connection) -> None:
             function, args = connection.recv()
         except EOFError:
             return
+        if function is _load:
+            function(*args)
+            continue
         busy = True
         link = Link(connection)
         tell_driver(link.tell)
@@ -330,6 +354,14 @@ def _serve(connection: Connection) -> None:
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.empty_cache()  # while this process waits, others on the same GPU may need what it reserved
         busy = False
+
+
+def _load(modules: Sequence[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for module in modules:
+            with suppress(Exception):
+                importlib.import_module(module)
 
 
 def _end_with_parent() -> None:

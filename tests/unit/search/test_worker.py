@@ -1,18 +1,21 @@
 """A worker serves one call after the other, and its end is told apart from its answer."""
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from multiprocessing import active_children
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from thawline.exceptions import StudyError, ThawlineError
 from thawline.search import worker
 from thawline.search.events import Note, Phase, emit, watching
 from thawline.search.steps import run_step, try_step
-from thawline.search.worker import Link, WorkerCrashed, WorkStopped, call_in_worker
+from thawline.search.worker import Link, WorkerCrashed, WorkStopped, call_in_worker, load_meanwhile
 from thawline.training import Interrupted
 
 pytestmark = pytest.mark.xdist_group("processes")
@@ -53,6 +56,15 @@ def _end(code: int) -> int:
 
 def _refuse() -> int:
     raise StudyError("a rule, a value and the next step")
+
+
+def _has_loaded(module: str) -> bool:
+    return module in sys.modules
+
+
+def _add_path(path: str) -> int:
+    sys.path.append(path)
+    return os.getpid()
 
 
 def _ask(value: int, send: Callable[[Any], Any]) -> Any:
@@ -153,6 +165,34 @@ def test_a_step_whose_process_dies_again_and_again_is_an_error_or_left_out(caplo
     caplog.clear()
     assert try_step(_end, 7, retries=0, title="writing the report", otherwise=0) == 0
     assert [record.getMessage() for record in caplog.records] == [f"writing the report: {ended}; it is left out"]
+
+
+def test_what_later_steps_need_is_loaded_while_the_driver_does_something_else() -> None:
+    rare, missing = "wave", "no_module_of_this_name"
+    step = run_step(_tell, 3, retries=0, title="counting")
+    assert not run_step(_has_loaded, rare, retries=0, title="looking")
+    load_meanwhile([missing, rare])
+    assert run_step(_has_loaded, rare, retries=0, title="looking")
+    assert run_step(_tell, 3, retries=0, title="counting") == step  # what is missing has not ended it
+
+
+def test_a_process_that_loads_something_ends_at_once_when_the_search_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.stop_workers()  # a new one sees the path below
+    worker.prepare_workers()
+    begun = tmp_path / "begun"
+    (tmp_path / "endless.py").write_text(
+        f"import pathlib, threading\npathlib.Path({str(begun)!r}).touch()\nthreading.Event().wait()\n"
+    )
+    step = run_step(_add_path, str(tmp_path), retries=0, title="looking")
+    load_meanwhile(["endless"])
+    while not begun.exists():  # the process is another one: there is nothing to wait for
+        assert psutil.pid_exists(step)
+    monkeypatch.setattr(worker, "_LEAVE_SECONDS", 60)
+    worker.stop_workers()
+    assert not psutil.pid_exists(step)
+    worker.prepare_workers()
 
 
 def test_what_a_step_refuses_is_not_left_out() -> None:

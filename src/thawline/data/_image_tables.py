@@ -10,7 +10,7 @@ from thawline.data._columns import USUAL, Guess, Role, looks_like_texts, split_o
 from thawline.data._files import as_text
 from thawline.data._folders import Layout, describe_splits
 from thawline.data._image_index import ImageIndex, plain
-from thawline.data._labels import LabelColumn, wrong_label
+from thawline.data._labels import LabelColumn, check_classes, wrong_label
 from thawline.data._listing import children, folders, is_folder, relative
 from thawline.data._naming import split_name, split_names, without_shard, words
 from thawline.data._sources import known_names
@@ -104,7 +104,7 @@ def table_layout(tables: Sequence[ImageTable], root: Path, config: "DataConfig")
         rows.add(table, content, indices[table.base], whole=len(read) == 1)
     _check_found(rows, indices, config)
     trained = {item.class_name for item in rows.items if item.given == "train"}
-    _check_classes(trained, rows, columns["label"], how)
+    check_classes(trained, len(rows.items), column=columns["label"], of="images", where=str(root), how=how)
     given = _given(read, columns, rows.items)
     missing = frozenset(split for split in SPLITS if split not in given and split != "train")
     left_out = [*unlabelled, *_untrained(rows.items, trained, given), *rows.unnamed(indices)]
@@ -325,20 +325,6 @@ def _check_found(rows: _Rows, indices: dict[Path, ImageIndex], config: "DataConf
         raise DataError(
             f"{len(rows.lost):,} of {counted(rows.total, 'row')} name no image file below {where}:\n"
             f"{listed(rows.lost)}\nName the folder of the images: --set data.image_folder=FOLDER"
-        )
-
-
-def _check_classes(trained: set[str], rows: _Rows, column: str, how: str) -> None:
-    if len(trained) < 2:
-        found = f"only one label ({next(iter(trained))})" if trained else "no label"
-        raise DataError(
-            f"There is {found} of images to train on in column {column}; a classifier needs at least two. {how}. "
-            "Another column is named by --set data.label_column=NAME"
-        )
-    if len(trained) > max(2, len(rows.items) / 2):
-        raise DataError(
-            f"Column {column} holds {len(trained):,} different labels of {len(rows.items):,} images, too few images of "
-            "each. Is it the label? Another column is named by --set data.label_column=NAME"
         )
 
 

@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from thawline.data._tables import BadCell, Cell
+from thawline.exceptions import DataError
 
-__all__ = ["LabelColumn", "look_alikes", "several_in_one", "wrong_label"]
+__all__ = ["LabelColumn", "check_classes", "look_alikes", "several_in_one", "wrong_label"]
 
 _MISSING = {"nan", "NaN", "<NA>"}
 """What pandas writes where there is none, if it is told to. ``None`` and ``NA`` may be classes."""
@@ -37,6 +38,34 @@ class LabelColumn:
             return name.lower()
         whole = _WHOLE.fullmatch(name) if self._numbers else None
         return whole[1] if whole else name
+
+
+def check_classes(trained: set[str], total: int, *, column: str, of: str, where: str, how: str) -> None:
+    """Refuse labels that are none: a classifier needs two at least, and several examples of each.
+
+    Args:
+        trained: classes of the training split.
+        total: examples, of all splits.
+        column: that holds the labels.
+        of: what has them, ``images`` or ``texts``.
+        where: the table or folder, as it is shown.
+        how: how the columns were told.
+
+    Raises:
+        DataError: with how another column is named.
+    """
+    another = "Another column is named by --set data.label_column=NAME"
+    if len(trained) < 2:
+        found = f"only one label ({next(iter(trained))})" if trained else "no label"
+        raise DataError(
+            f"{where} holds {found} of {of} to train on in column {column}; a classifier needs at least two. {how}. "
+            f"{another}"
+        )
+    if len(trained) > max(2, total / 2):
+        raise DataError(
+            f"Column {column} of {where} holds {len(trained):,} different labels of {total:,} {of}, too few {of} of "
+            f"each. Is it the label? {another}"
+        )
 
 
 def wrong_label(cell: Cell) -> str:

@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from thawline.data._columns import NAME_OF_A_COLUMN, ON_COMMAND_LINE, Guess, Role, split_of
-from thawline.data._labels import LabelColumn, wrong_label
+from thawline.data._labels import LabelColumn, check_classes, wrong_label
 from thawline.data._naming import ARCHIVE_SUFFIXES
 from thawline.data._sources import NamedTable, Source, file_of, known_names, read_source, tables_in
 from thawline.data._table_files import TABLE_SUFFIXES, is_table_file
@@ -223,7 +223,7 @@ def _found(root: Path, source: Source, config: "DataConfig") -> Found:
         trained |= classes
     total = len(examples) + len(bad)
     check_bad(bad, total, config.max_bad_fraction, "texts")
-    _check_classes(trained, total, source, root)
+    check_classes(trained, total, column=source.columns["label"], of="texts", where=str(root), how=source.text)
     lengths = [len(example.text) for example in examples] or [0]
     given = _given_splits(source, examples)
     missing = frozenset(split for split in SPLITS if split not in given and split != "train")
@@ -312,22 +312,6 @@ def _wrong_split(cell: Cell) -> str:
 
 def _digest(text: str) -> str:
     return content_digest(text.encode())
-
-
-def _check_classes(classes: set[str], total: int, source: Source, root: Path) -> None:
-    """Refuse labels that are none: a classifier needs two at least, and several texts of each."""
-    column = source.columns["label"]
-    if len(classes) < 2:
-        found = f"only one label ({next(iter(classes))})" if classes else "no label"
-        raise DataError(
-            f"{root} holds {found} to train on in column {column}; a classifier needs at least two. {source.text}. "
-            "Another column is named by --set data.label_column=NAME"
-        )
-    if len(classes) > max(2, total / 2):
-        raise DataError(
-            f"Column {column} of {root} holds {len(classes):,} different labels in {total:,} rows, too few texts of "
-            "each. Is it the label? Another column is named by --set data.label_column=NAME"
-        )
 
 
 def _given_splits(source: Source, examples: Sequence[_Example]) -> dict[Split, str]:

@@ -444,7 +444,7 @@ def test_a_column_named_twice_or_given_two_parts_is_refused(write: Write) -> Non
 
 def test_labels_that_are_all_different_are_questioned(write: Write) -> None:
     path = write("a.csv", [("label", "text"), *((t[::-1], t) for _, t in rows())])
-    with pytest.raises(DataError, match=r"Column label .* 40 different labels in 40 rows.*data.label_column="):
+    with pytest.raises(DataError, match=r"Column label .* 40 different labels of 40 texts.*data.label_column="):
         read(path)
 
 

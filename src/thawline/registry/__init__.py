@@ -2,7 +2,7 @@
 
 from thawline.registry.baselines import Baselines, majority_class
 from thawline.registry.calibration import Calibration, calibrate
-from thawline.registry.exports import check_exports, described, exported_classifier, write_onnx
+from thawline.registry.exports import check_exports, described, exported_classifier, graphs_of, write_onnx
 from thawline.registry.gate import Criterion, Outcome, Verdict, decide
 from thawline.registry.mlflow import MlflowRegistry, check_kind
 from thawline.registry.names import (
@@ -26,6 +26,7 @@ from thawline.registry.promotion import (
     roll_back,
     settle,
 )
+from thawline.registry.quantising import quantise
 from thawline.registry.reigns import Reign
 from thawline.registry.scores import Scores, score
 from thawline.registry.shadowed import Shadowed, read_shadow
@@ -58,11 +59,13 @@ __all__ = [
     "exported_classifier",
     "fit_prediction_sets",
     "force",
+    "graphs_of",
     "judge",
     "log_packaged_model",
     "majority_class",
     "package",
     "parse_model",
+    "quantise",
     "read_shadow",
     "record",
     "register_challenger",

@@ -14,6 +14,7 @@ from thawline.search.prepare import (
     prepare_inputs,
     read_data,
 )
+from thawline.search.quantising import judge_quantised
 from thawline.search.ranking import rank_backbones
 from thawline.search.recorder import Recorder
 from thawline.search.records import TrialRecord
@@ -55,6 +56,7 @@ __all__ = [
     "emit",
     "fetch_data",
     "judge_best",
+    "judge_quantised",
     "prepare_inputs",
     "prepare_workers",
     "rank_backbones",

@@ -22,7 +22,7 @@ from thawline.orchestration.reach import keeps_its_value
 from thawline.orchestration.schedules import drop_missed_runs
 from thawline.orchestration.server import leaving_at_once
 from thawline.orchestration.trials import run_trials
-from thawline.registry import PromotionOutcome
+from thawline.registry import PromotionOutcome, settle
 from thawline.search import (
     DescribedBackbone,
     Prepared,
@@ -37,6 +37,7 @@ from thawline.search import (
     describe_backbones,
     fetch_data,
     judge_best,
+    judge_quantised,
     load_for_last_steps,
     prepare_inputs,
     prepare_workers,
@@ -89,7 +90,7 @@ def search(config: SearchConfig) -> SearchOutcome:
                 judged = judge_task(prepared, run)
                 publish_decision(judged)
                 decided = approved(run.store, judged, prepared.config.promotion)
-                outcome = promote_task(prepared, run, decided)
+                outcome = with_copy(prepared, run, promote_task(prepared, run, decided))
                 recorder.log_outcome(outcome, study)
                 if config.tracking.report and (report := report_task(prepared, run, outcome)) is not None:
                     report.record(recorder.tracker)
@@ -112,6 +113,16 @@ def open_study(prepared: Prepared, home: Path) -> Study:
     """Rank the backbones, and create the study or resume it."""
     ranking = rank_task(prepared, home)
     return Study.open(home, prepared.study, prepared.config, prepared.depths, prepared.fingerprint, ranking)
+
+
+def with_copy(prepared: Prepared, run: StudyRun, outcome: SearchOutcome) -> SearchOutcome:
+    """The outcome with that of a copy in int8, if one is requested: judged, and perhaps promoted, as any version."""
+    promotion = prepared.config.promotion
+    judged = quantise_task(prepared, run, outcome.promotion) if "int8" in promotion.exports else None
+    if judged is None:
+        return outcome
+    publish_decision(judged)
+    return replace(outcome, quantised=settle_task(run, approved(run.store, judged, promotion)))
 
 
 def study_of(prepared: Prepared, run: StudyRun) -> Study:
@@ -176,6 +187,19 @@ def judge_task(prepared: Prepared, run: StudyRun) -> PromotionOutcome:
 def promote_task(prepared: Prepared, run: StudyRun, decided: PromotionOutcome) -> SearchOutcome:
     """Move the champion's alias if the verdict says so."""
     return conclude(prepared, study_of(prepared, run), run, decided)
+
+
+@task(name="quantise and judge", cache_policy=NO_CACHE)
+def quantise_task(prepared: Prepared, run: StudyRun, promoted: PromotionOutcome) -> PromotionOutcome | None:
+    """Make a copy of a new champion in int8, and score both on the test split."""
+    title, retries = "quantising the champion", prepared.config.study.retries
+    return run_step(judge_quantised, prepared, run, promoted, retries=retries, title=title)
+
+
+@task(name="promote int8", cache_policy=NO_CACHE)
+def settle_task(run: StudyRun, decided: PromotionOutcome) -> PromotionOutcome:
+    """Move the champion's alias to the copy if the verdict says so."""
+    return settle(run.store, decided)
 
 
 @task(name="write report", cache_policy=NO_CACHE)

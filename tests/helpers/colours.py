@@ -22,6 +22,7 @@ __all__ = [
     "CLASSES",
     "PREPROCESSING",
     "add_engine_files",
+    "add_layers",
     "colour_network",
     "files_of",
     "folder_of",
@@ -145,6 +146,43 @@ def add_engine_files(folder: Path, *, wrong_by: float = 0.0) -> Path:
     write_sample(folder / SAMPLE_FILE, images, np.where(np.eye(3) == 1, sure, (1 - sure) / 2).tolist())
     settings = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps(settings | {"exports": {"onnx": 0.0}}))
+    return folder
+
+
+def add_layers(folder: Path, *, outlier: float = 0.0) -> Path:
+    """The same with layers that can be quantised: two convolutions, the first of which passes the colours on.
+
+    Args:
+        folder: of a package, which is changed.
+        outlier: weight of a fourth channel between them, which the second one ignores. In single precision it changes
+            nothing. In int8 it stretches the range of all channels, so that the colours vanish in a step of it.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    first = np.concatenate([np.eye(3), np.full((1, 3), outlier)])[:, :, None, None]
+    second = np.concatenate([np.eye(3), np.zeros((3, 1))], axis=1)[:, :, None, None]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["pixels", "first"], ["channels"]),
+            helper.make_node("Relu", ["channels"], ["positive"]),
+            helper.make_node("Conv", ["positive", "second"], ["colours"]),
+            helper.make_node("ReduceMean", ["colours"], ["colour"], axes=[2, 3], keepdims=0),
+            helper.make_node("Mul", ["colour", "ten"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        ],
+        "colours",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, 32, 32])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3])],
+        [
+            numpy_helper.from_array(first.astype(np.float32), "first"),
+            numpy_helper.from_array(second.astype(np.float32), "second"),
+            helper.make_tensor("ten", TensorProto.FLOAT, [], [10.0]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    add_engine_files(folder)
+    onnx.save(model, folder / "model.onnx")
     return folder
 
 

@@ -29,6 +29,9 @@ class GateRules(Model):
     """Maximum latency of a single image or text, relative to the champion's."""
     max_size_ratio: Annotated[float, Field(gt=0)] = 10.0
     """Maximum size of the package, relative to the champion's."""
+    max_quantisation_loss: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Loss of the metric that a copy in int8 must be shown to stay below, in all but ``significance`` of resampled test
+    sets; it needs some 300 test images for 0.01, and 100 for 0.03."""
 
 
 class PromotionConfig(GateRules):
@@ -39,10 +42,11 @@ class PromotionConfig(GateRules):
     further: tuple[Path, ...] = ()
     """Further folders of labelled images, ``FOLDER/<class>/…``, or tables of labelled texts, on which the challenger
     must not be significantly worse."""
-    exports: tuple[Literal["pt2", "onnx"], ...] = ()
+    exports: tuple[Literal["pt2", "onnx", "int8"], ...] = ()
     """Further formats to package the model in, each compared with the network: ``torch.export`` and ONNX (which needs
     ``pip install 'thawline[onnx]'``). With ``onnx``, ``serve``, ``score`` and ``predict`` compute by ONNX Runtime
-    or OpenVINO where they are faster."""
+    or OpenVINO where they are faster. ``int8`` includes it, and quantises each new champion: the copy is a version of
+    its own, which must be faster and lose no more than ``max_quantisation_loss``."""
     coverage: Annotated[float, Field(gt=0, lt=1)] | None = 0.9
     """Share of answers whose prediction set, the classes that an image or text may be of, is to hold the true class;
     fitted on validation. ``null`` leaves the sets out."""

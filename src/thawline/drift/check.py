@@ -15,7 +15,7 @@ from thawline.data import Split, image_files, scan
 from thawline.drift.comparison import Answers, Floats, class_shares, compare
 from thawline.drift.report import ClassShare, DriftReport, Unusual
 from thawline.exceptions import ConfigError, DataError
-from thawline.registry import MlflowRegistry, ModelName, PackagedModel, check_kind, parse_model
+from thawline.registry import MlflowRegistry, PackagedModel, check_kind, parse_model
 from thawline.search.version_config import config_of_version
 from thawline.serving.served import ServedModel
 from thawline.tracking import open_store
@@ -74,15 +74,16 @@ def check_drift(
     _check_options(alpha, max_images)
     name = parse_model(model)
     registry = MlflowRegistry(open_store(tracking_uri, home))
-    version = registry.resolve(name)
-    check_kind(registry, ModelName(name.name, None, version), "drift is measured between pictures")
+    check_kind(registry, name, "drift is measured between pictures")
+    chosen = registry.with_network(name, "shown the images")
+    version = str(chosen.version)
     files = _images_in(folder)
     compared = (
         _held_out(registry, name.name, version)
         if reference is None
         else _Reference(f"the images in {reference}", _images_in(reference))
     )
-    reader = _Reader(registry.load(ModelName(name.name, None, version)), device)
+    reader = _Reader(registry.load(chosen), device)
     known, files = _drawn(compared.files, max_images), _drawn(files, max_images)
     total = len(known) + len(files)
     before = reader.read(known, compared.described, lambda done: on_progress(done, total))

@@ -2,7 +2,7 @@
 
 from thawline.engines._base import BF16_TOLERANCE, ENGINE_TOLERANCE, Engine, EngineName
 from thawline.engines.choice import Choice, Tried, choose
-from thawline.engines.onnx_runtime import OnnxRuntime
+from thawline.engines.onnx_runtime import OnnxRuntime, Quantised
 from thawline.engines.openvino import OpenVino
 from thawline.engines.pytorch import PyTorch
 from thawline.engines.sample import SAMPLE_FILE, Sample, read_sample, write_sample
@@ -17,6 +17,7 @@ __all__ = [
     "OnnxRuntime",
     "OpenVino",
     "PyTorch",
+    "Quantised",
     "Sample",
     "Tried",
     "choose",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
-__all__ = ["BF16_TOLERANCE", "ENGINE_TOLERANCE", "Engine", "EngineName", "Unavailable"]
+__all__ = ["BF16_TOLERANCE", "ENGINE_TOLERANCE", "INT8_TOLERANCE", "Engine", "EngineName", "Unavailable"]
 
 EngineName = Literal["auto", "pytorch", "onnxruntime", "openvino", "openvino-bf16"]
 """``auto`` is the fastest of those that pass."""
@@ -15,6 +15,9 @@ closer to each other than twice this are a tie; but for ties every engine must n
 BF16_TOLERANCE = 2e-2
 """The same for an engine that computes in bf16, whose numbers have eight significant bits: logits differ by some 0.03,
 and a probability near one half by a quarter of the difference of two of them."""
+INT8_TOLERANCE = 2e-2
+"""Largest difference of a probability of a network in int8 from what the same network answered where it was quantised.
+Rounding differs by less; a processor without VNNI, on which sums of 8-bit products overflow, by far more."""
 
 
 class Unavailable(Exception):

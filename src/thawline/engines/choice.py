@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thawline.engines._base import ENGINE_TOLERANCE, Engine, EngineName, Unavailable
-from thawline.engines.onnx_runtime import OnnxRuntime
+from thawline.engines.onnx_runtime import OnnxRuntime, Quantised
 from thawline.engines.openvino import OpenVino
 from thawline.engines.pytorch import PyTorch
 from thawline.engines.sample import SAMPLE_FILE, Sample, read_sample
@@ -62,7 +62,8 @@ class Choice:
 def choose(servable: Any, files: Path, wanted: EngineName = "auto", *, model: str = "the model") -> Choice:
     """The fastest engine that answers as the trained network does, or the one that is wanted if it does so.
 
-    PyTorch is always there: where no other engine passes, it computes. A network on a GPU stays with PyTorch.
+    PyTorch is always there: where no other engine passes, it computes. A network on a GPU stays with PyTorch. One in
+    int8 was judged as ONNX Runtime computes it and stays with that, if it answers here as it did there.
 
     Args:
         servable: a loaded package, see :mod:`thawline.registry.servable`.
@@ -71,8 +72,11 @@ def choose(servable: Any, files: Path, wanted: EngineName = "auto", *, model: st
         model: its name, for messages.
 
     Raises:
-        EngineError: if one other than PyTorch is wanted and cannot be used, or answers otherwise.
+        EngineError: if one other than PyTorch is wanted and cannot be used, or answers otherwise; and if a network in
+            int8 answers otherwise here than where it was quantised, or another engine is wanted.
     """
+    if servable.engine != PyTorch.name:
+        return _quantised(servable, files, wanted, model)
     network = PyTorch(servable)
     if wanted == network.name or (wanted == "auto" and servable.device.type != "cpu"):
         return Choice(network)
@@ -88,6 +92,25 @@ def choose(servable: Any, files: Path, wanted: EngineName = "auto", *, model: st
         )
     ((engine, difference),) = passed
     return Choice(engine, (Tried(engine.name, difference=difference),))
+
+
+def _quantised(servable: Any, files: Path, wanted: EngineName, model: str) -> Choice:
+    engine = Quantised(servable)
+    alone = "the network is in int8, which ONNX Runtime alone computes as it was judged"
+    if wanted not in ("auto", engine.name):
+        raise EngineError(f"{model} cannot be computed by {wanted}: {alone}. Leave out --engine.")
+    try:
+        sample = _sample(files)
+        difference = _difference(_answers(engine, sample), sample)
+    except (Unavailable, ValueError) as error:
+        raise EngineError(f"{model} cannot be served: {error}.") from None
+    if not difference <= engine.tolerance:
+        raise EngineError(
+            f"{model} is in int8 and answers otherwise on this processor than where it was judged: a probability "
+            f"differs by {difference:.1e}, and at most {engine.tolerance:.0e} is allowed."
+        )
+    others = (Tried(name, refused=alone) for name in (PyTorch.name, *_OTHERS) if name != engine.name)
+    return Choice(engine, (Tried(engine.name, difference=difference), *others))
 
 
 def _compared(files: Path, names: Sequence[str]) -> tuple[list[tuple[Engine, float]], list[Tried]]:

@@ -1,13 +1,13 @@
-"""ONNX Runtime on the CPU, which computes the package's ``model.onnx``."""
+"""ONNX Runtime on the CPU, which computes the package's ``model.onnx``, in single precision or in int8."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from thawline.engines._base import ENGINE_TOLERANCE
+from thawline.engines._base import ENGINE_TOLERANCE, INT8_TOLERANCE
 from thawline.engines._graph import pixels_of, read_graph, require
 
-__all__ = ["OnnxRuntime"]
+__all__ = ["OnnxRuntime", "Quantised"]
 
 
 class OnnxRuntime:
@@ -42,3 +42,22 @@ class OnnxRuntime:
         (answers,) = self._session.run(None, {"pixels": pixels_of(prepared)})
         rows: list[list[float]] = answers.tolist()
         return rows
+
+
+class Quantised:
+    """ONNX Runtime, by which a package in int8 computes itself.
+
+    Args:
+        servable: a loaded package, see :class:`thawline.registry.servable.QuantisedServable`.
+    """
+
+    name = "onnxruntime"
+    tolerance = INT8_TOLERANCE
+
+    def __init__(self, servable: Any) -> None:
+        self._compute = servable.probabilities
+
+    def probabilities(self, prepared: Sequence[Any]) -> list[list[float]]:
+        """See :class:`~thawline.engines.Engine`; uint8 images ``[S, S, 3]`` alone."""
+        answers: list[list[float]] = self._compute(list(prepared))
+        return answers

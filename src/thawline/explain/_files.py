@@ -63,10 +63,11 @@ def explain_files(
     name = parse_model(model)
     registry = MlflowRegistry(open_store(tracking_uri, home))
     check_kind(registry, name, "explanations are drawn on pictures")
+    chosen = registry.with_network(name, "explained")
     files = [file for path in paths for file in given_files(path)]
     make_empty_folder(out)
     runtime_for(TrainConfig(device=device))  # says for people why a device cannot be used
-    packaged = registry.load(name)
+    packaged = registry.load(chosen)
     served = ServedModel(packaged, device)
     target = None if class_name is None else _index_of(class_name, served.classes, served.name)
     drawer = _Drawer(served, packaged.servable, target, method, out)

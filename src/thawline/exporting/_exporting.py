@@ -14,7 +14,7 @@ from thawline.data import make_empty_folder
 from thawline.exceptions import RegistryError
 from thawline.exporting._card import model_card
 from thawline.exporting._formats import Exported, Format, Reader, check_installed
-from thawline.registry import MlflowRegistry, ModelName, PackagedModel, check_kind, described, parse_model
+from thawline.registry import MlflowRegistry, PackagedModel, check_kind, described, parse_model
 from thawline.tracking import open_store
 
 __all__ = ["ExportSummary", "export_model"]
@@ -65,8 +65,8 @@ def export_model(model: str, wanted: Format, out: Path, *, tracking_uri: str | N
     name = parse_model(model)
     check_installed(wanted)
     registry = MlflowRegistry(open_store(tracking_uri, home))
-    chosen = ModelName(name.name, None, registry.resolve(name))
-    check_kind(registry, chosen, "models of images alone can be exported, whose input no tokenizer has to prepare")
+    check_kind(registry, name, "models of images alone can be exported, whose input no tokenizer has to prepare")
+    chosen = registry.with_network(name, "exported")
     packaged = registry.load(chosen)
     make_empty_folder(out)
     exported = _exported(packaged)

@@ -1,6 +1,6 @@
 from .baselines import Baselines, majority_class
 from .calibration import Calibration, calibrate
-from .exports import check_exports, described, exported_classifier, write_onnx
+from .exports import check_exports, described, exported_classifier, graphs_of, write_onnx
 from .gate import Criterion, Outcome, Verdict, decide
 from .mlflow import MlflowRegistry, check_kind
 from .names import (
@@ -24,6 +24,7 @@ from .promotion import (
     roll_back,
     settle,
 )
+from .quantising import quantise
 from .reigns import Reign
 from .scores import Scores, score
 from .shadowed import Shadowed, read_shadow
@@ -56,11 +57,13 @@ __all__ = [
     "exported_classifier",
     "fit_prediction_sets",
     "force",
+    "graphs_of",
     "judge",
     "log_packaged_model",
     "majority_class",
     "package",
     "parse_model",
+    "quantise",
     "read_shadow",
     "record",
     "register_challenger",

@@ -25,10 +25,14 @@ __all__ = [
     "described",
     "export",
     "exported_classifier",
+    "graphs_of",
     "write_onnx",
 ]
 
 ExportFormat = Literal["pt2", "onnx"]
+"""Files that a package can hold beside the network."""
+Wanted = Literal["pt2", "onnx", "int8"]
+"""Of ``promotion.exports``; ``int8`` is a version of its own, made from the ONNX file."""
 
 EXPORT_TOLERANCE = 1e-4
 """Largest difference of a probability between an export and the network."""
@@ -52,7 +56,12 @@ class _Classifier(nn.Module):
         return (logits / self.temperature).softmax(1)
 
 
-def check_exports(formats: Sequence[ExportFormat], kind: DataKind) -> None:
+def graphs_of(wanted: Sequence[Wanted]) -> tuple[ExportFormat, ...]:
+    """Files that the package must hold for what ``promotion.exports`` names."""
+    return tuple(dict.fromkeys("onnx" if name == "int8" else name for name in wanted))
+
+
+def check_exports(formats: Sequence[Wanted], kind: DataKind) -> None:
     """Refuse what cannot be exported, before anything is trained.
 
     Args:
@@ -69,9 +78,9 @@ def check_exports(formats: Sequence[ExportFormat], kind: DataKind) -> None:
             "cannot be part of the graph. Leave promotion.exports empty."
         )
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if "onnx" in formats and missing:
+    if missing and (named := [name for name in formats if name in ("onnx", "int8")]):
         raise ConfigError(
-            f"promotion.exports names onnx, which needs {', '.join(missing)}: pip install 'thawline[onnx]'."
+            f"promotion.exports names {named[0]}, which needs {', '.join(missing)}: pip install 'thawline[onnx]'."
         )
 
 

@@ -11,11 +11,20 @@ from thawline.config import GateRules
 from thawline.data import markdown_text
 from thawline.registry.baselines import majority_class
 from thawline.registry.names import COLUMNS
-from thawline.registry.scores import Scores, compare, compare_calibration, compare_recalls
+from thawline.registry.scores import Scores, compare, compare_calibration, compare_quantised, compare_recalls
 from thawline.registry.statistics import Gain
 from thawline.training import METRIC_DIRECTIONS
 
-__all__ = ["PARITY_TOLERANCE", "RECALL_BY_CHANCE", "Criterion", "Outcome", "Verdict", "decide"]
+__all__ = [
+    "PARITY_TOLERANCE",
+    "QUANTISED_SECONDS",
+    "RECALL_BY_CHANCE",
+    "Criterion",
+    "Outcome",
+    "Verdict",
+    "decide",
+    "decide_quantised",
+]
 
 PARITY_TOLERANCE = 1e-3
 """Largest difference of a probability between the packaged model and the trained network. Networks of more than a
@@ -24,7 +33,11 @@ RECALL_BY_CHANCE = 0.2
 """How often chance may stop a challenger that has lost no class anything. More than of a false promotion, because such
 a challenger can be judged again with more images, and a class that is lost is lost to whoever is served: 100 images a
 class then catch a fall of 20 points among 300 classes in nine cases of ten (ADR 9)."""
+QUANTISED_SECONDS = 0.9
+"""A copy in int8 takes at most this share of the time that its original takes by the fastest engine here: it is less
+precise, and measured times differ by chance."""
 _GAIN, _EVIDENCE = "gain", "evidence of the gain"
+_LOSS, _RECALL, _SECONDS = "loss by quantisation", "recall of every class", "seconds for one"
 
 
 class Outcome(StrEnum):
@@ -117,7 +130,11 @@ def decide(
             Outcome.HOLD, f"the champion's {metric} is {before}, so that nothing can be compared", tuple(usable)
         )
     gain, p_value = compare(metric, challenger, champion)
-    criteria = (*usable, *_better(rules, gain, p_value), *_no_worse(rules, challenger, champion, further))
+    criteria = (
+        *usable,
+        *_better(rules, gain, p_value),
+        *_no_worse(rules, challenger, champion, further, seconds=rules.max_latency_ratio),
+    )
     values = f"{metric} {value:.4f} against {before:.4f} on the same {len(challenger.labels)} test {challenger.kind}"
     failed = [each for each in criteria if not each.passed]
     difference = _difference(gain, metric, challenger, champion)
@@ -125,6 +142,57 @@ def decide(
         return Verdict(Outcome.PROMOTE, f"the challenger is better: {values}; {difference}", criteria)
     held = f"{_held(failed, gain)}: {difference}; {values}; not fulfilled: {_listed(failed)}"
     return Verdict(Outcome.HOLD, held, criteria)
+
+
+def decide_quantised(
+    rules: GateRules, quantised: Scores, twin: Scores, *, further: Sequence[tuple[str, Scores, Scores | None]] = ()
+) -> Verdict:
+    """Put a copy in int8 in the place of the champion that it was quantised from, if it is faster and no worse.
+
+    Quantising gains nothing but time, so that no gain is asked for. The burden is turned round: the copy must be shown
+    to lose less than ``rules.max_quantisation_loss``. One that measurably loses more, or recall of a class beyond
+    chance, is rejected; one that is not shown to lose less, or is not faster, is held.
+
+    Args:
+        rules: thresholds.
+        quantised: measured now on the test split.
+        twin: the champion, measured now on the same; its seconds are those of the fastest engine that computes it.
+        further: the same two for each further folder.
+    """
+    usable = list(_usable(rules, quantised, twin))
+    if failed := [each for each in usable if not each.passed]:
+        return Verdict(Outcome.REJECT, f"the copy in int8 cannot be used: {_listed(failed)}", tuple(usable))
+    gain, _ = compare(rules.metric, quantised, twin)
+    margin, lower = rules.max_quantisation_loss, compare_quantised(rules.metric, quantised, twin).lower
+    shown = Criterion(
+        f"evidence that it is below {margin:g}",
+        lower(rules.significance) > -margin or rules.significance == 1,
+        f"{max(-lower(rules.significance), 0):.4f} at most, with {1 - rules.significance:.1%} confidence",
+        f"less than {margin:g}",
+    )
+    criteria = (
+        *usable,
+        Criterion(_LOSS, -gain.value <= margin + 1e-9, f"{-gain.value:+.4f}", f"at most {margin:g}"),
+        shown,
+        *_no_worse(rules, quantised, twin, further, seconds=QUANTISED_SECONDS),
+    )
+    failed = [each for each in criteria if not each.passed]
+    values = (
+        f"{rules.metric} {quantised.metrics[rules.metric]:.4f} against {twin.metrics[rules.metric]:.4f} of the version "
+        f"that it was quantised from, on the same {len(twin.labels)} test {twin.kind}"
+    )
+    if not failed:
+        return Verdict(Outcome.PROMOTE, f"the copy in int8 is faster and no worse: {values}", criteria)
+    names = {each.name for each in failed}
+    if names & {_LOSS, _RECALL}:
+        return Verdict(Outcome.REJECT, f"the network quantises badly: {values}; {_listed(failed)}", criteria)
+    if not shown.passed:
+        perfect = compare_quantised(rules.metric, twin, twin).lower(rules.significance) > -margin
+        few = "" if perfect else f"; {len(twin.labels)} test {twin.kind} are too few to show it of any copy"
+        held = f"not shown to be as good as its original{few}"
+    else:
+        held = "not faster" if any(name.startswith(_SECONDS) for name in names) else "as good, but worse in something"
+    return Verdict(Outcome.HOLD, f"{held}: {values}; not fulfilled: {_listed(failed)}", criteria)
 
 
 def _held(failed: Sequence[Criterion], gain: Gain) -> str:
@@ -225,13 +293,18 @@ def _better(rules: GateRules, gain: Gain, p_value: float) -> Iterator[Criterion]
 
 
 def _no_worse(
-    rules: GateRules, challenger: Scores, champion: Scores, further: Sequence[tuple[str, Scores, Scores | None]]
+    rules: GateRules,
+    challenger: Scores,
+    champion: Scores,
+    further: Sequence[tuple[str, Scores, Scores | None]],
+    *,
+    seconds: float,
 ) -> Iterator[Criterion]:
     chance = min(rules.significance, 0.5)  # 1 asks for no evidence of a gain; of a loss, as measured is enough
     word, classes = COLUMNS[challenger.kind], len(challenger.recalls)
     name, fallen = compare_recalls(challenger, champion, tolerated=rules.max_recall_loss)
     yield Criterion(
-        "recall of every class",
+        _RECALL,
         fallen.p_value > max(RECALL_BY_CHANCE, chance),
         f"{name} {-fallen.loss:+.3f}, as one of {classes} classes by chance in {fallen.p_value:.2g} of cases",
         f"no class loses more than {rules.max_recall_loss:g} and one {word}, beyond chance over all classes",
@@ -244,10 +317,10 @@ def _no_worse(
     )
     if challenger.seconds_per_item and champion.seconds_per_item:
         yield Criterion(
-            f"seconds for one {word}",
-            challenger.seconds_per_item <= rules.max_latency_ratio * champion.seconds_per_item,
+            f"{_SECONDS} {word}",
+            challenger.seconds_per_item <= seconds * champion.seconds_per_item,
             f"{challenger.seconds_per_item:.4f} against {champion.seconds_per_item:.4f}",
-            f"at most {rules.max_latency_ratio:g} times",
+            f"at most {seconds:g} times",
         )
     if challenger.bytes and champion.bytes:
         yield Criterion(

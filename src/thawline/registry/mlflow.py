@@ -1,6 +1,7 @@
 """MLflow's model registry: versions, aliases, and the packaged model back from it."""
 
 import json
+import logging
 import os
 import tempfile
 import threading
@@ -12,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from thawline.engines import EngineName, choose
-from thawline.exceptions import RegistryError
+from thawline.exceptions import EngineError, RegistryError
 from thawline.registry.contents import DIGEST_TAG, describe
 from thawline.registry.failures import failures_named
-from thawline.registry.names import CHALLENGER, CHAMPION, ModelInput, ModelName
+from thawline.registry.names import CHALLENGER, CHAMPION, QUANTISED_FROM, ModelInput, ModelName
 from thawline.registry.reigns import Reign, reigns_of
 from thawline.tracking import MlflowStore, artifact_text, now_ms, quiet_mlflow
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
     from thawline.registry.packaged import PackagedModel
 
-__all__ = ["MlflowRegistry", "check_kind"]
+__all__ = ["MlflowRegistry", "check_kind", "verdict_folder"]
+
+_log = logging.getLogger("thawline.registry")
 
 _HISTORY = "thawline.champion."
 """Tags of a registered model: this and the time in milliseconds; the value says who became champion, and why."""
@@ -55,15 +58,48 @@ class MlflowRegistry:
         """The challenger's version, or ``None``."""
         return self._alias(name, CHALLENGER)
 
-    def find_version(self, name: str, *, study: str, run_id: str) -> str | None:
-        """The newest version that this study registered from this run, or ``None``: a resumed study finds it."""
+    def find_version(self, name: str, *, study: str, run_id: str, quantised_from: str | None = None) -> str | None:
+        """The newest version that this study registered from this run, or ``None``: a resumed study finds it.
+
+        Args:
+            name: registered model.
+            study: name of the study.
+            run_id: of the trial.
+            quantised_from: look for the copy in int8 of this version instead.
+        """
         with failures_named():
             found = [
                 int(version.version)
                 for version in self._client.search_model_versions(f"name = '{name}'")
-                if version.run_id == run_id and version.tags.get("thawline.study") == study
+                if version.run_id == run_id
+                and version.tags.get("thawline.study") == study
+                and version.tags.get(QUANTISED_FROM) == quantised_from
             ]
         return str(max(found)) if found else None
+
+    def quantised_from(self, name: str, version: str) -> str | None:
+        """The version in single precision that this one is a copy of in int8; ``None`` if it is none."""
+        return self.tags(name, version).get(QUANTISED_FROM)
+
+    def with_network(self, model: ModelName, what: str) -> ModelName:
+        """A version whose network can be looked into: the model, or what it was quantised from, which is then said.
+
+        Args:
+            model: which.
+            what: is done with it, a participle such as ``"explained"``.
+
+        Raises:
+            RegistryError: if one of them is missing.
+        """
+        version = self.resolve(model)
+        twin = self.quantised_from(model.name, version)
+        if twin is None:
+            return ModelName(model.name, None, version)
+        found = ModelName(model.name, None, self.resolve(ModelName(model.name, None, twin)))
+        _log.warning(
+            "%s/%s is in int8: what is %s is %s, which it was quantised from", model.name, version, what, found
+        )
+        return found
 
     def register(self, name: str, model_uri: str, *, run_id: str, study: str, tags: Mapping[str, str]) -> str:
         """Add a logged model (``models:/m-…``) as the next version of ``name``, which is made if it is new."""
@@ -204,15 +240,16 @@ class MlflowRegistry:
                 return None
 
     def verdict(self, name: str, version: str) -> dict[str, Any] | None:
-        """The evidence on which a version was judged last, ``promotion/verdict.json``; ``None`` if it never was."""
+        """The evidence on which a version was judged last, ``verdict.json``; ``None`` if it never was."""
         from mlflow.exceptions import MlflowException
 
         with failures_named():
-            run_id = self._client.get_model_version(name, version).run_id
-            if not run_id:
+            found = self._client.get_model_version(name, version)
+            if not found.run_id:
                 return None
+            file = f"{verdict_folder(found.tags)}/verdict.json"
             try:
-                evidence: dict[str, Any] = json.loads(artifact_text(self._client, run_id, "promotion/verdict.json"))
+                evidence: dict[str, Any] = json.loads(artifact_text(self._client, found.run_id, file))
             except (MlflowException, OSError):
                 return None
         return evidence
@@ -245,13 +282,14 @@ class MlflowRegistry:
             description = describe(path.read_bytes(), str(model))
         return ModelInput(description.kind, description.metadata.get("text_column"))
 
-    def load(self, model: ModelName, *, device: str = "auto", engine: EngineName = "pytorch") -> "PackagedModel":
+    def load(self, model: ModelName, *, device: str = "auto", engine: EngineName | None = None) -> "PackagedModel":
         """Load a model by alias or version, once its files are what was registered; no code in them is run.
 
         Args:
             model: which.
             device: ``auto`` for a GPU if there is one, or any of PyTorch's.
-            engine: what computes it, see :func:`thawline.engines.choose`.
+            engine: what computes it, see :func:`thawline.engines.choose`; by default PyTorch, or ONNX Runtime for a
+                version in int8, which no other engine computes.
 
         Raises:
             EngineError: if the engine that is wanted cannot compute it.
@@ -262,13 +300,27 @@ class MlflowRegistry:
 
         version = self.resolve(model)
         name = ModelName(model.name, None, version)
+        tags = self.tags(model.name, version)
         with failures_named(f"{model} cannot be loaded"), self._files(model.name, version) as path:
-            packaged = read_package(path, name, recorded=self.tags(model.name, version).get(DIGEST_TAG))
-            if device != "auto" or engine not in ("auto", "pytorch"):
+            packaged = read_package(path, name, recorded=tags.get(DIGEST_TAG))
+            if packaged.is_quantised:
+                _compute_quantised(packaged, path / "artifacts", device, engine or "auto", tags.get(QUANTISED_FROM))
+                return packaged
+            if device != "auto" or engine not in (None, "auto", "pytorch"):
                 packaged.servable.to("cpu" if device == "auto" else device)  # other engines compute on the CPU
-            if engine != "pytorch":
+            if engine not in (None, "pytorch"):
                 packaged.compute_by(choose(packaged.servable, path / "artifacts", engine, model=str(packaged.name)))
         return packaged
+
+    @contextmanager
+    def artifacts(self, model: ModelName) -> Iterator[Path]:
+        """Folder of a version's artifacts, for the time of the block; :meth:`load` compares them with their digests.
+
+        Raises:
+            RegistryError: if they cannot be fetched.
+        """
+        with failures_named(f"{model} cannot be read"), self._files(model.name, self.resolve(model)) as path:
+            yield path / "artifacts"
 
     @contextmanager
     def _files(self, name: str, version: str, part: str = "") -> Iterator[Path]:
@@ -329,6 +381,30 @@ class MlflowRegistry:
                 if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     return None
                 raise
+
+
+def _compute_quantised(
+    packaged: "PackagedModel", files: Path, device: str, engine: EngineName, twin: str | None
+) -> None:
+    """Have a version in int8 computed as it was judged.
+
+    Raises:
+        EngineError: if another engine or device is wanted, or it answers otherwise here.
+    """
+    instead = f" {packaged.name.name}/{twin}, which it was quantised from, is in single precision." if twin else ""
+    if device not in ("auto", "cpu"):
+        raise EngineError(
+            f"{packaged.name} is in int8, which is computed on the CPU, not on {device}: leave out --device.{instead}"
+        )
+    try:
+        packaged.compute_by(choose(packaged.servable, files, engine, model=str(packaged.name)))
+    except EngineError as error:
+        raise EngineError(f"{error}{instead}") from None
+
+
+def verdict_folder(tags: Mapping[str, str]) -> str:
+    """Of the trial's run, which a copy in int8 shares with the version that it was quantised from."""
+    return "promotion/int8" if QUANTISED_FROM in tags else "promotion"
 
 
 _global_store = threading.RLock()

@@ -7,9 +7,20 @@ from dataclasses import dataclass
 from thawline.data import DataKind
 from thawline.exceptions import RegistryError
 
-__all__ = ["CHALLENGER", "CHAMPION", "COLUMNS", "ModelInput", "ModelName", "check_text_column", "parse_model"]
+__all__ = [
+    "CHALLENGER",
+    "CHAMPION",
+    "COLUMNS",
+    "QUANTISED_FROM",
+    "ModelInput",
+    "ModelName",
+    "check_text_column",
+    "parse_model",
+]
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+QUANTISED_FROM = "thawline.quantised_from"
+"""Tag of a version in int8: the version in single precision that it is a copy of."""
 COLUMNS: Mapping[DataKind, str] = {"images": "image", "texts": "text"}
 """The only column of the table that a packaged model takes; also the word for one of what it classifies."""
 

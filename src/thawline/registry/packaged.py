@@ -1,5 +1,6 @@
 """A packaged model, loaded: its files are read as data, by Thawline's own code, once they are what was registered."""
 
+import importlib.util
 import json
 import logging
 import warnings
@@ -9,23 +10,35 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from thawline import backbones
 from thawline.backbones import networks
 from thawline.data import DataKind, encoded_image, images, tokenizer
 from thawline.engines import Choice, Tried
-from thawline.exceptions import BackboneError, RegistryError
+from thawline.exceptions import BackboneError, EngineError, RegistryError
 from thawline.registry.contents import Description, check_files, describe, refusal
 from thawline.registry.failures import failures_named
 from thawline.registry.names import COLUMNS, ModelName
-from thawline.registry.servable import BATCH, Servable
+from thawline.registry.servable import BATCH, Servable, open_servable
 from thawline.tracking import first_line
 
-__all__ = ["FORMAT", "PackagedModel", "Prediction", "import_pyfunc", "read_package", "signature_of"]
+__all__ = [
+    "FORMAT",
+    "QUANTISED_FORMAT",
+    "PackagedModel",
+    "Prediction",
+    "import_pyfunc",
+    "read_package",
+    "signature_of",
+]
 
 _log = logging.getLogger("thawline.registry")
 
 FORMAT = 1
 """Of ``model.json``; raised with every change after which an earlier Thawline would answer otherwise."""
+QUANTISED_FORMAT = 2
+"""Of a network in int8, which Thawline without this format cannot read."""
 _INPUTS = {"images": images, "texts": tokenizer}
 
 
@@ -59,7 +72,9 @@ class PackagedModel:
         self.train_classes: Mapping[str, int] | None = description.metadata.get("train_classes")
         """How many images or texts each class had in the training split; older packages do not know."""
         self.calibration: Mapping[str, Any] | None = description.metadata.get("calibration")
-        self.engine = "pytorch"
+        self.is_quantised: bool = servable.settings.get("precision") == "int8"
+        """Whether it is a copy in int8 of another version."""
+        self.engine = servable.engine
         """What computes the network."""
         self.engines: tuple[Tried, ...] = ()
         """Those that were tried; none where PyTorch alone was wanted."""
@@ -196,20 +211,24 @@ def read_package(folder: Path, name: ModelName, *, recorded: str | None) -> Pack
     try:
         description = describe((folder / "MLmodel").read_bytes(), str(name))
         settings = json.loads((artifacts / "model.json").read_bytes())
-        if settings.get("format", 1) > FORMAT:
+        if settings.get("format", 1) > QUANTISED_FORMAT:
             raise RegistryError(
                 f"{name} was packaged by Thawline {settings['thawline']}, whose packages are of a newer format "
-                f"({settings['format']}, known: {FORMAT}). Update Thawline: pip install --upgrade thawline"
+                f"({settings['format']}, known: {QUANTISED_FORMAT}). Update Thawline: pip install --upgrade thawline"
             )
         if settings["kind"] != description.kind:
             raise refusal(str(name), f"its MLmodel takes {description.kind}, its model.json {settings['kind']}")
-        backbones.check_architecture(settings["architecture"])
-        files = {"weights": artifacts / "model.safetensors", "tokenizer": artifacts / "tokenizer.json"}
-        servable = Servable(
+        if settings.get("precision") == "int8":
+            _check_onnx_runtime(name)
+        else:
+            backbones.check_architecture(settings["architecture"])
+        files = {"weights": "model.safetensors", "tokenizer": "tokenizer.json", "onnx": "model.onnx"}
+        servable = open_servable(
             settings,
-            {key: str(path) for key, path in files.items()},
+            {key: str(artifacts / file) for key, file in files.items()},
             networks=networks,
             inputs=_INPUTS[description.kind],
+            threads=torch.get_num_threads(),  # as many as this process was told to use
         )
         example = _sent(
             json.loads((folder / "input_example.json").read_bytes())["data"][0][0],
@@ -222,6 +241,13 @@ def read_package(folder: Path, name: ModelName, *, recorded: str | None) -> Pack
         raise refusal(str(name), f"{missing} is missing") from error
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return PackagedModel(servable, description, example, name, size=size)
+
+
+def _check_onnx_runtime(name: ModelName) -> None:
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise EngineError(
+            f"{name} is in int8, which ONNX Runtime computes, and it is not installed: pip install 'thawline[onnx]'"
+        )
 
 
 def import_pyfunc() -> Any:

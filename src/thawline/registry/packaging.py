@@ -31,15 +31,16 @@ from thawline.registry.packaged import FORMAT, PackagedModel, import_pyfunc, rea
 from thawline.registry.prediction_sets import PredictionSets
 from thawline.tracking import MlflowStore, first_line, quiet_mlflow
 
-__all__ = ["log_packaged_model", "package"]
+__all__ = ["copy_module", "log_packaged_model", "package"]
 
 _PYFUNC = Path(__file__).with_name("pyfunc.py")
 _REQUIREMENTS = ("mlflow", "torch", "safetensors", "numpy", "pandas")
+_INT8_REQUIREMENTS = ("mlflow", "onnxruntime", "numpy", "pandas", "pillow")
 _KIND_REQUIREMENTS = {"images": ("pillow",), "texts": ("tokenizers",)}
 _MODEL_TYPES = {"images": "image-classifier", "texts": "text-classifier"}
 """What MLflow shows, and finds, a logged model as."""
 _MODULES = ("servable_module", "networks_module", "inputs_module")
-"""Keys of ``model.json`` that name a module beside it."""
+"""Keys of ``model.json`` that name a module beside it; without a network of PyTorch there is no ``networks_module``."""
 _EXAMPLE_LETTERS = 500
 """Of a text that becomes the input example, which the registry shows."""
 
@@ -101,8 +102,8 @@ def package(
     settings: dict[str, Any] = {
         "format": FORMAT,
         "architecture": dict(architecture),
-        "servable_module": _copy_module(servable.__file__, folder, "thawline_servable"),
-        "networks_module": _copy_module(networks.__file__, folder, "thawline_networks"),
+        "servable_module": copy_module(servable.__file__, folder, "thawline_servable"),
+        "networks_module": copy_module(networks.__file__, folder, "thawline_networks"),
         "classes": list(classes),
         "temperature": temperature,
         "calibration": calibration.as_dict() if calibration else None,
@@ -148,7 +149,7 @@ def _write_texts(folder: Path, preprocessing: TextPreprocessing, example: str) -
     return {
         "kind": "texts",
         "preprocessing": {"max_length": preprocessing.max_length},
-        "inputs_module": _copy_module(tokenizer.__file__, folder, "thawline_tokenizing"),
+        "inputs_module": copy_module(tokenizer.__file__, folder, "thawline_tokenizing"),
     }
 
 
@@ -177,11 +178,11 @@ def _write_images(
         "preprocessing": asdict(preprocessing),
         "max_pixels": max_pixels,
         "reduced": True,
-        "inputs_module": _copy_module(images.__file__, folder, "thawline_images"),
+        "inputs_module": copy_module(images.__file__, folder, "thawline_images"),
     }
 
 
-def _copy_module(file: str, folder: Path, name: str) -> str:
+def copy_module(file: str, folder: Path, name: str) -> str:
     """Copy a module that imports nothing of Thawline; returns its new name, which holds its digest."""
     code = Path(file).read_bytes()
     name = f"{name}_{hashlib.sha256(code).hexdigest()[:12]}"
@@ -198,7 +199,7 @@ def log_packaged_model(
     trained: Sequence[tuple[bytes | str, Sequence[float]]] = (),
     tags: Mapping[str, str] | None = None,
 ) -> str:
-    """Log a folder made by :func:`package` as an output of a run; returns its URI, ``models:/m-…``.
+    """Log a folder made by :func:`package` or ``quantise`` as an output of a run; returns its URI, ``models:/m-…``.
 
     Before anything is sent, the model is loaded from its files, as a server would, and classifies its own example; the
     digest of its files is a tag of the logged model, and of every version that is registered from it.
@@ -207,7 +208,7 @@ def log_packaged_model(
     Args:
         store: where to.
         run_id: the trial's run, which then lists the model among its outputs.
-        folder: see :func:`package`.
+        folder: see there.
         name: shown in the UI: letters, digits, ``.``, ``_``, ``-``.
         trained: a few encoded images or texts, and for each the probabilities that the trained network gives it; the
             largest difference is kept in the package, and the gate looks at it.
@@ -254,7 +255,7 @@ def log_packaged_model(
                 str(path),
                 python_model=str(_PYFUNC),
                 artifacts=_artifacts(folder, settings),
-                code_paths=[str(folder / f"{settings[key]}.py") for key in _MODULES],
+                code_paths=[str(folder / f"{settings[key]}.py") for key in _MODULES if key in settings],
                 signature=signature_of(kind, sets=settings["prediction_sets"] is not None),
                 input_example=example,
                 pip_requirements=_requirements(settings),
@@ -287,7 +288,9 @@ def _example(folder: Path, kind: DataKind) -> bytes | str:
 
 def _artifacts(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     """Files of the package by the names that ``servable.py`` knows them by."""
-    files = {"weights": "model.safetensors", "model": "model.json"}
+    files = {"model": "model.json"}
+    if "precision" not in settings:
+        files["weights"] = "model.safetensors"
     if settings["kind"] == "texts":
         files["tokenizer"] = "tokenizer.json"
     files |= {name: f"model.{name}" for name in settings["exports"]}
@@ -314,7 +317,10 @@ def _parity(
 
 def _requirements(settings: Mapping[str, Any]) -> list[str]:
     """The exact installed versions, without a build's local part (``+cu132``), which package indexes do not know."""
-    architecture = settings["architecture"]
-    library = architecture.get("package") or architecture.get("library", "torchvision")
-    names = dict.fromkeys([*_REQUIREMENTS, library, *_KIND_REQUIREMENTS[settings["kind"]]])
+    if "precision" in settings:
+        names = dict.fromkeys(_INT8_REQUIREMENTS)
+    else:
+        architecture = settings["architecture"]
+        library = architecture.get("package") or architecture.get("library", "torchvision")
+        names = dict.fromkeys([*_REQUIREMENTS, library, *_KIND_REQUIREMENTS[settings["kind"]]])
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]

@@ -12,9 +12,9 @@ from thawline.config import GateRules
 from thawline.data import DataKind, markdown_text
 from thawline.exceptions import RegistryError
 from thawline.registry.baselines import Baselines, majority_class
-from thawline.registry.gate import Outcome, Verdict, decide
-from thawline.registry.mlflow import MlflowRegistry
-from thawline.registry.names import CHALLENGER, ModelName
+from thawline.registry.gate import Outcome, Verdict, decide, decide_quantised
+from thawline.registry.mlflow import MlflowRegistry, verdict_folder
+from thawline.registry.names import CHALLENGER, QUANTISED_FROM, ModelName
 from thawline.registry.packaged import PackagedModel
 from thawline.registry.scores import Scores, score, seconds_per_item
 from thawline.registry.shadowed import Shadowed
@@ -134,7 +134,14 @@ class PromotionOutcome:
 
 
 def register_challenger(
-    store: MlflowStore, *, name: str, model_uri: str, run_id: str, study: str, tags: Mapping[str, str] | None = None
+    store: MlflowStore,
+    *,
+    name: str,
+    model_uri: str,
+    run_id: str,
+    study: str,
+    tags: Mapping[str, str] | None = None,
+    quantised_from: str | None = None,
 ) -> str:
     """Register a packaged model and give it the alias ``challenger``; returns its version.
 
@@ -147,14 +154,16 @@ def register_challenger(
         run_id: the run that trained it.
         study: its study.
         tags: of the version, such as backbone, freeze depth and data digest.
+        quantised_from: the version that this is a copy of in int8, if it is one.
 
     Raises:
         RegistryError: if the registry fails.
     """
     registry = MlflowRegistry(store)
-    version = registry.find_version(name, study=study, run_id=run_id)
+    version = registry.find_version(name, study=study, run_id=run_id, quantised_from=quantised_from)
     if version is None:
-        version = registry.register(name, model_uri, run_id=run_id, study=study, tags=tags or {})
+        origin = {QUANTISED_FROM: quantised_from} if quantised_from else {}
+        version = registry.register(name, model_uri, run_id=run_id, study=study, tags={**(tags or {}), **origin})
     registry.set_alias(name, CHALLENGER, version)
     return version
 
@@ -174,8 +183,10 @@ def judge(
 
     Both are the packaged models, loaded from the registry as a server would load them. The verdict goes to the
     version's tags and, as ``promotion/verdict.json`` and ``verdict.md``, to the run that trained it; the metrics go to
-    that run as ``test/accuracy`` and so on. A first champion is compared with the majority class of the training split,
-    which its package knows; with that of the test items, if it is older and does not.
+    that run as ``test/accuracy`` and so on; of a copy in int8, which shares the run, to ``promotion/int8/…`` and
+    ``int8/test/…``. Such a copy must be faster than the champion that it was quantised from, and no worse; against any
+    other champion it must be better, as every challenger. A first champion is compared with the majority class of the
+    training split, which its package knows; with that of the test items, if it is older and does not.
 
     Args:
         store: the MLflow store.
@@ -193,23 +204,28 @@ def judge(
     registry, rules = MlflowRegistry(store), rules or GateRules()
     model, run_id = registry.load(ModelName(name, None, version)), registry.run_of(name, version)
     challenger = score(model, test.items, test.labels)
-    _log_test_metrics(store, run_id, challenger, registry.model_of(name, version), test.dataset)
+    twin = registry.quantised_from(name, version)
+    _log_test_metrics(
+        store, run_id, challenger, registry.model_of(name, version), test.dataset, "int8/test" if twin else "test"
+    )
     majority = majority_class(model.train_classes or Counter(test.labels), test.labels, kind=model.kind)
     champion_version = registry.champion(name)
-    if champion_version == version:
+    by_copy = champion_version is not None and registry.quantised_from(name, champion_version) == version
+    if champion_version == version or by_copy:
         value = challenger.metrics[rules.metric]
         verdict = Verdict(
             Outcome.HOLD,
-            f"{name} version {version} is the champion already; its {rules.metric} is {value:.4f} on "
-            f"{len(test.labels)} test {model.kind}",
+            f"{name} version {version} is the champion already"
+            f"{f', as version {champion_version}, its copy in int8' if by_copy else ''}; its {rules.metric} is "
+            f"{value:.4f} on {len(test.labels)} test {model.kind}",
         )
         return PromotionOutcome(
             name,
             version,
             verdict,
             challenger,
-            version,
-            challenger,
+            champion_version,
+            None if by_copy else challenger,
             run_id=run_id,
             calibration=_calibration(model),
             majority=majority,
@@ -226,24 +242,31 @@ def judge(
         except Exception as error:  # whatever is registered there, perhaps not even a model of Thawline
             champion_error, champion_model = f"{type(error).__name__}: {first_line(error)}", None
     if champion_model is not None and champion is not None:
-        ours, theirs = seconds_per_item([model, champion_model], test.items)
-        challenger, champion = replace(challenger, seconds_per_item=ours), replace(champion, seconds_per_item=theirs)
-    verdict = decide(
-        rules,
-        challenger,
-        champion,
-        majority=majority,
-        champion_error=champion_error,
-        further=[
-            (
-                each.name,
-                score(model, each.items, each.labels),
-                score(champion_model, each.items, each.labels) if champion_model is not None else None,
-            )
-            for each in further
-        ],
-        by_force=f"thawline promote {name} --version {version} --force --reason TEXT",
-    )
+        champion = replace(champion, bytes=None)
+        if (beside := _like(registry, model, champion_model)) is not None:
+            ours, theirs = seconds_per_item([model, beside], test.items)
+            challenger = replace(challenger, seconds_per_item=ours)
+            champion = replace(champion, seconds_per_item=theirs, bytes=beside.bytes)
+    scored_further = [
+        (
+            each.name,
+            score(model, each.items, each.labels),
+            score(champion_model, each.items, each.labels) if champion_model is not None else None,
+        )
+        for each in further
+    ]
+    if champion is not None and twin is not None and twin == champion_version:
+        verdict = decide_quantised(rules, challenger, champion, further=scored_further)
+    else:
+        verdict = decide(
+            rules,
+            challenger,
+            champion,
+            majority=majority,
+            champion_error=champion_error,
+            further=scored_further,
+            by_force=f"thawline promote {name} --version {version} --force --reason TEXT",
+        )
     outcome = PromotionOutcome(
         name=name,
         version=version,
@@ -259,6 +282,23 @@ def judge(
     )
     record(store, outcome, rules.metric)
     return outcome
+
+
+def _like(registry: MlflowRegistry, model: PackagedModel, champion: PackagedModel) -> PackagedModel | None:
+    """What a challenger's time and size are compared with; ``None`` if it is gone.
+
+    A copy in int8 must be faster than the fastest engine that computes the champion. And a challenger in single
+    precision is compared with what an int8 champion was quantised from: it can be quantised itself.
+    """
+    if model.is_quantised == champion.is_quantised:
+        return champion
+    if model.is_quantised:
+        return registry.load(champion.name, engine="auto")
+    twin = registry.quantised_from(champion.name.name, str(champion.name.version))
+    try:
+        return registry.load(ModelName(champion.name.name, None, twin)) if twin else None
+    except RegistryError:
+        return None
 
 
 def settle(store: MlflowStore, outcome: PromotionOutcome) -> PromotionOutcome:
@@ -334,9 +374,10 @@ def record(store: MlflowStore, outcome: PromotionOutcome, metric: str) -> None:
     if outcome.majority is not None:
         evidence[f"majority_class/{metric}"] = f"{outcome.majority.metrics[metric]:.6g}"
     registry.set_tags(outcome.name, outcome.version, evidence)
+    folder = verdict_folder(registry.tags(outcome.name, outcome.version))
     try:
-        store.client.log_text(outcome.run_id, json.dumps(outcome.as_dict(), indent=2), "promotion/verdict.json")
-        store.client.log_text(outcome.run_id, outcome.as_markdown(), "promotion/verdict.md")
+        store.client.log_text(outcome.run_id, json.dumps(outcome.as_dict(), indent=2), f"{folder}/verdict.json")
+        store.client.log_text(outcome.run_id, outcome.as_markdown(), f"{folder}/verdict.md")
     except Exception as error:
         raise RegistryError(f"The verdict could not be recorded: {first_line(error)}") from error
 
@@ -349,15 +390,20 @@ def _user() -> str:
 
 
 def _log_test_metrics(
-    store: MlflowStore, run_id: str, scores: Scores, model_id: str | None, dataset: tuple[str, str] | None
+    store: MlflowStore,
+    run_id: str,
+    scores: Scores,
+    model_id: str | None,
+    dataset: tuple[str, str] | None,
+    prefix: str,
 ) -> None:
     """On the run, and on the logged model, which MLflow's page of models compares with others."""
     from mlflow.entities import Metric
 
     name, digest = dataset or (None, None)
     belongs = {"model_id": model_id, "dataset_name": name, "dataset_digest": digest[:36] if digest else None}
-    values = {f"test/{key}": value for key, value in scores.metrics.items()}
-    values |= {metric_key(f"test/recall/{key}"): value for key, value in scores.recalls.items()}
+    values = {f"{prefix}/{key}": value for key, value in scores.metrics.items()}
+    values |= {metric_key(f"{prefix}/recall/{key}"): value for key, value in scores.recalls.items()}
     timestamp = now_ms()
     try:
         store.client.log_batch(

@@ -3,8 +3,9 @@
 MLflow copies this file into the model ("models from code") and runs it to load the model, so nothing is pickled. It
 needs MLflow, PyTorch, pandas, safetensors and the library of the network, and three files of Thawline that lie beside
 it in the package: ``thawline/registry/servable.py``, ``thawline/backbones/networks.py``, and for images
-``thawline/data/images.py``, for texts ``thawline/data/tokenizer.py``. So MLflow's tools need no Thawline; and Thawline
-itself reads a package without running any of these files in it.
+``thawline/data/images.py``, for texts ``thawline/data/tokenizer.py``. A network in int8 needs ONNX Runtime instead of
+PyTorch, safetensors, ``networks.py`` and a library. So MLflow's tools need no Thawline; and Thawline itself reads a
+package without running any of these files in it.
 """
 
 import importlib
@@ -25,14 +26,15 @@ class Classifier(PythonModel):  # type: ignore[misc, unused-ignore]  # MLflow's 
     """
 
     def load_context(self, context: Any) -> None:
-        """Build the network and load its weights; on a GPU if there is one."""
+        """Build the network and load its weights; on a GPU if there is one, and it is not in int8."""
         settings = json.loads(Path(context.artifacts["model"]).read_text(encoding="utf-8"))
         # A module's name holds a digest of its file: a champion and a challenger in one process run as they were made.
         self._module = importlib.import_module(settings["servable_module"])
-        self.servable = self._module.Servable(
+        networks = settings.get("networks_module")
+        self.servable = self._module.open_servable(
             settings,
             context.artifacts,
-            networks=importlib.import_module(settings["networks_module"]),
+            networks=importlib.import_module(networks) if networks else None,
             inputs=importlib.import_module(settings["inputs_module"]),
         )
 

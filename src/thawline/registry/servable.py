@@ -1,7 +1,8 @@
 """A packaged model that answers: encoded images or texts in, probabilities out, from files that are data alone.
 
 Thawline reads every package with this file of its own. A copy of it lies in each package, too, for MLflow's tools
-(``pyfunc.py``), so it needs nothing of Thawline: PyTorch, safetensors and NumPy.
+(``pyfunc.py``), so it needs nothing of Thawline: NumPy, and PyTorch and safetensors, or for a network in int8 ONNX
+Runtime.
 """
 
 import warnings
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BATCH", "Servable"]
+__all__ = ["BATCH", "QuantisedServable", "Servable", "open_servable"]
 
 BATCH = 32
 """Images or texts that the network sees at once: bounds the memory that a large request takes."""
@@ -24,6 +25,11 @@ class Servable:
 
     Thread safety: after loading, nothing is written.
     """
+
+    engine = "pytorch"
+    """What computes the network."""
+    device: Any
+    """Where."""
 
     def __init__(self, settings: dict[str, Any], files: Mapping[str, str], *, networks: Any, inputs: Any) -> None:
         """Build the network and load its weights; on a GPU if there is one.
@@ -42,13 +48,7 @@ class Servable:
         import safetensors.torch
         import torch
 
-        self.settings = settings
-        self.kind: str = self.settings["kind"]
-        self.classes: list[str] = self.settings["classes"]
-        self.temperature: float = self.settings["temperature"]
-        sets: dict[str, Any] = self.settings.get("prediction_sets") or {}  # older packages have none
-        self.threshold: float | None = sets.get("threshold")
-        self.inputs: _Images | _Texts = _INPUTS[self.kind](self.settings, files, inputs)
+        self._describe(settings, files, inputs)
         architecture = self.settings["architecture"]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # inception_v3, googlenet: how weights will be initialised
@@ -65,6 +65,16 @@ class Servable:
             network = network.to(memory_format=torch.channels_last)
         self.network = network.eval()
         self.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def _describe(self, settings: dict[str, Any], files: Mapping[str, str], inputs: Any) -> None:
+        """All but the network."""
+        self.settings = settings
+        self.kind: str = settings["kind"]
+        self.classes: list[str] = settings["classes"]
+        self.temperature: float = settings["temperature"]
+        sets: dict[str, Any] = settings.get("prediction_sets") or {}  # older packages have none
+        self.threshold: float | None = sets.get("threshold")
+        self.inputs: _Images | _Texts = _INPUTS[self.kind](settings, files, inputs)
 
     def to(self, device: str) -> None:
         """Move to another device, such as ``cpu`` or ``cuda:1``."""
@@ -118,6 +128,52 @@ class Servable:
         others = [n for n, value in enumerate(probabilities) if value >= threshold and n != best]
         others.sort(key=lambda number: -probabilities[number])
         return [self.classes[number] for number in (best, *others)]
+
+
+class QuantisedServable(Servable):
+    """A network of images in int8: an ONNX file, which ONNX Runtime computes on the CPU; it needs no PyTorch."""
+
+    engine = "onnxruntime"
+    device = "cpu"
+
+    def __init__(self, settings: dict[str, Any], files: Mapping[str, str], *, inputs: Any, threads: int = 0) -> None:
+        """Read the ONNX file.
+
+        Args:
+            settings: what ``model.json`` holds.
+            files: the path of ``onnx``.
+            inputs: the module ``thawline.data.images``, or a copy.
+            threads: that compute one forward pass; 0 for all cores.
+        """
+        import onnxruntime
+
+        self._describe(settings, files, inputs)
+        onnxruntime.disable_telemetry_events()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # errors; warnings are about the machine, such as a GPU that it cannot list
+        # Threads that spin between forward passes take the cores from those that decode.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        graph = Path(files["onnx"]).read_bytes()  # of a path, ONNX Runtime would read what else the file refers to
+        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def to(self, device: str) -> None:
+        """Stay on the CPU.
+
+        Raises:
+            ValueError: for any other device.
+        """
+        if device not in ("auto", "cpu"):
+            raise ValueError(f"a network in int8 is computed on the CPU and not on {device}")
+
+    def probabilities(self, prepared: list[Any]) -> list[list[float]]:
+        """See :meth:`Servable.probabilities`; normalisation, calibration and softmax are part of the graph."""
+        import numpy as np
+
+        pixels = np.stack(prepared).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+        (answers,) = self._session.run(None, {"pixels": pixels})
+        rows: list[list[float]] = answers.tolist()
+        return rows
 
 
 class _Images:
@@ -208,3 +264,12 @@ class _Texts:
 
 
 _INPUTS: dict[str, type[_Images] | type[_Texts]] = {"images": _Images, "texts": _Texts}
+
+
+def open_servable(
+    settings: dict[str, Any], files: Mapping[str, str], *, networks: Any, inputs: Any, threads: int = 0
+) -> Servable:
+    """What answers for a package: in int8 where ``settings`` say so; the arguments are those of the classes."""
+    if settings.get("precision") == "int8":
+        return QuantisedServable(settings, files, inputs=inputs, threads=threads)
+    return Servable(settings, files, networks=networks, inputs=inputs)

@@ -22,6 +22,8 @@ Ints = npt.NDArray[np.int64]
 _MEMORY = 2**23
 """Numbers held at once while resampling: 64 MB."""
 _BINS = 15
+_AVERAGE_CLASSES = 3
+"""By how many average classes the standard error of a class's recall is moderated."""
 
 
 class Gain:
@@ -114,11 +116,14 @@ class RecallLoss:
 def worst_recall_loss(labels: Ints, challenger: Ints, champion: Ints, *, tolerated: float) -> RecallLoss:
     """Whether a class has lost recall beyond what chance makes of so many classes.
 
-    Of the images of a class that only one model gets right, chance gives either model half (McNemar's test, one-sided
-    and exact). The class with the smallest probability is the worst of many, so that this probability is compared with
-    that of the worst class where no class has lost anything: the classes are independent, and of each it is known which
-    probabilities its few images can give at all (Westfall and Young, Resampling-Based Multiple Testing, 1993; no
-    resampling is needed here). A loss that is tolerated, and a single image, count as none, by chance or not.
+    Of the images of a class that only one model gets right, chance gives either model half (McNemar). So each class has
+    a loss in standard errors, and the largest is compared with the largest where no class has lost anything. The
+    classes are independent, and of each it is known which values its few images can give at all, so that the
+    probability is exact (Westfall and Young, Resampling-Based Multiple Testing, 1993; no resampling is needed here).
+    The standard error is moderated, as for thousands of genes (Smyth, Linear Models and Empirical Bayes Methods, 2004):
+    it counts the images that only one model gets right of the class itself and of some average ones. With its own
+    alone, a class counts for less the more it has lost. A loss that is tolerated, and a single image, count as none, by
+    chance or not.
 
     Args:
         labels: ``[N]``, numbers of classes from 0; a class without images is no class.
@@ -134,20 +139,23 @@ def worst_recall_loss(labels: Ints, challenger: Ints, champion: Ints, *, tolerat
         np.bincount(labels[chosen], minlength=classes) for chosen in (slice(None), right & ~before, ~right & before)
     )
     losses = np.divide(lost - gained, images, out=np.full(classes, -np.inf), where=images > 0)
-    by_chance = np.where(_counts(lost - gained, images, tolerated), binom.sf(lost - 1, lost + gained, 0.5), 1.0)
-    smallest = float(by_chance.min())
-    if smallest == 1:
+    counted = _counts(lost - gained, images, tolerated)
+    if not counted.any():
         worst = int(losses.argmax())
         return RecallLoss(worst, float(losses[worst]), 1.0)
-    none_so_small = 0.0  # logarithm of the probability
-    cells, repeated = np.unique(np.stack([lost + gained, images]), axis=1, return_counts=True)
-    for differing, of, times in zip(*cells, repeated, strict=True):
-        possible = np.arange(differing + 1)
-        tails = binom.sf(possible - 1, differing, 0.5)
-        as_small = tails[_counts(2 * possible - differing, of, tolerated) & (tails <= smallest * (1 + 1e-9))]
-        none_so_small += times * np.log1p(-as_small.max(initial=0.0))
-    worst = int(by_chance.argmin())
-    return RecallLoss(worst, float(losses[worst]), float(-np.expm1(none_so_small)))
+    differing = lost + gained
+    usual = _AVERAGE_CLASSES * differing.sum() / len(labels)
+    errors = np.sqrt(differing + usual * images)
+    moderated = np.divide(lost - gained, errors, out=np.full(classes, -np.inf), where=counted)
+    worst = int(moderated.argmax())
+    none_so_large = 0.0  # logarithm of the probability
+    cells, repeated = np.unique(np.stack([differing, images]), axis=1, return_counts=True)
+    for count, of, times in zip(*cells, repeated, strict=True):
+        possible = np.arange(count + 1)
+        surplus = 2 * possible - count
+        as_large = _counts(surplus, of, tolerated) & (surplus >= moderated[worst] * np.sqrt(count + usual * of) - 1e-9)
+        none_so_large += times * np.log1p(-min(binom.pmf(possible[as_large], count, 0.5).sum(), 1.0))
+    return RecallLoss(worst, float(losses[worst]), float(-np.expm1(none_so_large)))
 
 
 def _counts(lost: Ints, images: Ints, tolerated: float) -> npt.NDArray[np.bool_]:

@@ -12,6 +12,7 @@ from .prepare import (
     prepare_inputs,
     read_data,
 )
+from .quantising import judge_quantised
 from .ranking import rank_backbones
 from .recorder import Recorder
 from .records import TrialRecord
@@ -53,6 +54,7 @@ __all__ = [
     "emit",
     "fetch_data",
     "judge_best",
+    "judge_quantised",
     "load_for_last_steps",
     "prepare_inputs",
     "prepare_workers",

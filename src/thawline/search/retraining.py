@@ -196,7 +196,8 @@ def conclude_retraining(plan: Retraining, outcome: SearchOutcome | None) -> Retr
     """
     if outcome is None:
         return RetrainOutcome(plan.config.promotion.model, plan.reason or "", None)
-    MlflowRegistry(plan.store).set_tags(outcome.model, outcome.promotion.version, {_RECIPE: plan.recipe})
+    for judged in filter(None, (outcome.promotion, outcome.quantised)):
+        MlflowRegistry(plan.store).set_tags(outcome.model, judged.version, {_RECIPE: plan.recipe})
     return RetrainOutcome(outcome.model, outcome.promotion.verdict.reason, outcome)
 
 

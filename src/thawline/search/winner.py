@@ -19,6 +19,7 @@ from thawline.registry import (
     PromotionOutcome,
     calibrate,
     fit_prediction_sets,
+    graphs_of,
     judge,
     log_packaged_model,
     majority_class,
@@ -63,6 +64,8 @@ class SearchOutcome:
     """The result of averaging trials, in words; empty if it was not tried."""
     report: Path | None = None
     """The report; ``None`` if it was not requested, or could not be written."""
+    quantised: PromotionOutcome | None = None
+    """Of the copy in int8; ``None`` if it was not requested, or not made."""
 
     @property
     def model(self) -> str:
@@ -73,6 +76,13 @@ class SearchOutcome:
     def promoted(self) -> bool:
         """Whether the best trial became the champion."""
         return self.promotion.verdict.outcome is Outcome.PROMOTE
+
+    @property
+    def champion_version(self) -> str | None:
+        """The champion, now."""
+        if self.quantised is not None and self.quantised.verdict.outcome is Outcome.PROMOTE:
+            return self.quantised.version
+        return self.promotion.version if self.promoted else self.promotion.champion_version
 
     @property
     def everything_kept(self) -> bool:
@@ -121,6 +131,10 @@ class SearchOutcome:
             f"(balanced {metrics['balanced_accuracy']:.4f}, macro F1 {metrics['macro_f1']:.4f}{beside})",
             f"Model: {promotion.name} version {promotion.version}, {decision}: {promotion.verdict.reason}",
         ]
+        if self.quantised is not None:
+            verdict = self.quantised.verdict
+            decision = "promoted to champion" if verdict.outcome is Outcome.PROMOTE else "not promoted"
+            lines.append(f"In int8: {promotion.name} version {self.quantised.version}, {decision}: {verdict.reason}")
         if self.soup:
             lines.append(f"Soup: {self.soup}")
         return lines
@@ -145,7 +159,8 @@ class SearchOutcome:
                 "validation": promotion.baselines.as_dict() if promotion.baselines else None,
                 "test": {"majority_class": promotion.majority.metrics if promotion.majority else None},
             },
-            "champion_version": promotion.version if self.promoted else promotion.champion_version,
+            "champion_version": self.champion_version,
+            "quantised": self.quantised.as_dict() if self.quantised else None,
             "bad_files": {problem.path: problem.reason for problem in self.bad_files},
             "unsent": self.unsent,
             "unkept": list(self.unkept),
@@ -338,7 +353,7 @@ def _package(prepared: Prepared, best: TrialRecord, tags: dict[str, str], run_id
             max_pixels=config.data.max_pixels,
             calibration=calibration,
             prediction_sets=sets,
-            exports=config.promotion.exports,
+            exports=graphs_of(config.promotion.exports),
             network=backbone.module.cpu(),
             sample=sample,
             text_column=manifest.table.text_name if manifest.table is not None else None,

@@ -45,6 +45,8 @@ class Clock:
 class Servable:
     """A package whose network takes a while, and names the colour of a picture."""
 
+    engine = "pytorch"
+
     def __init__(self, clock: Clock, seconds: float, device: str = "cpu") -> None:
         self.device = SimpleNamespace(type=device)
         self._clock, self._seconds = clock, seconds

@@ -31,6 +31,7 @@ from thawline.registry import (
     roll_back,
 )
 from thawline.registry.contents import DIGEST_TAG
+from thawline.registry.packaged import QUANTISED_FORMAT
 from thawline.scoring import score_files
 from thawline.serving.served import ServedModel
 from thawline.tracking import MlflowStore
@@ -287,7 +288,7 @@ def test_a_package_of_a_newer_format_is_refused_with_what_to_do(
     register(store, folder)
     file = forget_digests(store) / "artifacts" / "model.json"
     settings = json.loads(file.read_text())
-    file.write_text(json.dumps(settings | {"format": settings["format"] + 1, "thawline": "9.9"}))
+    file.write_text(json.dumps(settings | {"format": QUANTISED_FORMAT + 1, "thawline": "9.9"}))
     with pytest.raises(
         RegistryError, match=r"birds/1 was packaged by Thawline 9\.9, .* pip install --upgrade thawline"
     ):

@@ -1,0 +1,135 @@
+"""A copy of a packaged model in int8, by ONNX Runtime: a package of its own, which the gate judges as any other."""
+
+import importlib.metadata
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from thawline.data import images as image_module
+from thawline.engines import SAMPLE_FILE, write_sample
+from thawline.exceptions import RegistryError
+from thawline.registry import servable
+from thawline.registry.packaged import QUANTISED_FORMAT, PackagedModel
+from thawline.registry.packaging import copy_module
+from thawline.registry.prediction_sets import fit_prediction_sets
+from thawline.registry.servable import BATCH, QuantisedServable
+from thawline.tracking import first_line
+
+__all__ = ["quantise"]
+
+_CALIBRATED_ON = 128
+"""Images whose activations are measured. More change the ranges little, and each costs a forward pass."""
+_KEPT = 16
+"""Images that the package keeps, to be compared wherever it is loaded."""
+_LAYERS = ("Conv", "Gemm", "MatMul")
+"""Where the time goes. Everything between them stays in single precision: additions and activations in int8 gain
+next to nothing, and softmax would give probabilities in steps of 1/256."""
+_TAKEN_OVER = ("kind", "classes", "temperature", "calibration", "extra", "preprocessing", "max_pixels", "reduced")
+
+
+def quantise(
+    folder: Path, source: Path, model: PackagedModel, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Write a package in int8 of one in single precision into ``folder``.
+
+    Weights and activations of the layers that take the time have 8 bits, all but those of the last one: weights by
+    channel, activations by the range that is seen on some of the images. The threshold of prediction sets is fitted
+    again; the temperature stays.
+
+    Args:
+        folder: an empty one, see :func:`~thawline.registry.packaging.package`.
+        source: folder of the other package's artifacts, which hold ``model.onnx``.
+        model: that package, loaded.
+        images: of validation, as the network is shown them, ``[N, S, S, 3]``; at least one.
+        labels: of them, ``[N]``.
+
+    Returns:
+        What the copy answers for the images, ``[N, num_classes]``.
+
+    Raises:
+        RegistryError: if the network cannot be quantised.
+    """
+    known = model.servable.settings
+    settings = {key: known[key] for key in _TAKEN_OVER if key in known} | {
+        "format": QUANTISED_FORMAT,
+        "precision": "int8",
+        "thawline": importlib.metadata.version("thawline"),
+        "servable_module": copy_module(servable.__file__, folder, "thawline_servable"),
+        "inputs_module": copy_module(image_module.__file__, folder, "thawline_images"),
+        "prediction_sets": None,
+    }
+    example = model.example()
+    (folder / "example.jpg").write_bytes(example if isinstance(example, bytes) else example.encode())
+    try:
+        _quantise_graph(source / "model.onnx", folder / "model.onnx", _spread(images))
+    except Exception as error:  # its passes raise whatever they meet
+        raise RegistryError(
+            f"{model.name} cannot be quantised: {type(error).__name__}: {first_line(error)}. Leave int8 out of "
+            "promotion.exports."
+        ) from error
+    copy = QuantisedServable(settings, {"onnx": str(folder / "model.onnx")}, inputs=image_module)
+    probabilities = np.array([row for batch in _batches(images) for row in copy.probabilities(list(batch))])
+    before = np.array(model.servable.probabilities(list(images[:_KEPT])))
+    settings["exports"] = {"onnx": float(np.abs(probabilities[:_KEPT] - before).max())}
+    if sets := known.get("prediction_sets"):
+        settings["prediction_sets"] = fit_prediction_sets(probabilities, labels, sets["coverage"]).as_dict()
+    write_sample(folder / SAMPLE_FILE, list(images[:_KEPT]), probabilities[:_KEPT].tolist())
+    (folder / "model.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
+    return probabilities
+
+
+def _quantise_graph(source: Path, out: Path, images: npt.NDArray[np.uint8]) -> None:
+    """Of pixels to probabilities; its metadata stay."""
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory(prefix="thawline-") as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own calls
+        folded = Path(temporary) / "folded.onnx"
+        # Batch-norms become part of convolutions, whose weights are quantised with them.
+        quant_pre_process(source, folded, skip_symbolic_shape=True)
+        nodes = onnx.load(folded).graph.node
+        last = [node.name for node in nodes if node.op_type in ("Gemm", "MatMul")][-1:]
+        quantize_static(
+            folded,
+            out,
+            _Calibration(images),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(_LAYERS),
+            nodes_to_exclude=last,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+
+
+class _Calibration:
+    """Batches as ONNX Runtime asks for them while it measures the range of activations."""
+
+    def __init__(self, images: npt.NDArray[np.uint8]) -> None:
+        self._batches = _batches(images)
+
+    def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
+        batch = next(self._batches, None)
+        if batch is None:
+            return None
+        return {"pixels": batch.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)}
+
+
+def _spread(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Some of the images, evenly: they lie class by class."""
+    count = min(len(images), _CALIBRATED_ON)
+    chosen: npt.NDArray[np.uint8] = images[np.linspace(0, len(images) - 1, count).round().astype(int)]
+    return chosen
+
+
+def _batches(images: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
+    for start in range(0, len(images), BATCH):
+        yield images[start : start + BATCH]

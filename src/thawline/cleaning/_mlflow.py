@@ -8,9 +8,9 @@ from typing import Any
 from urllib.request import url2pathname
 
 from thawline.cleaning._look import Failure, Item, Look
-from thawline.cleaning._store import Mlflow, pages, reading
+from thawline.cleaning._store import Mlflow, reading
 from thawline.cleaning._tree import files_below, size
-from thawline.tracking import CHECKPOINT
+from thawline.tracking import CHECKPOINT, pages
 
 __all__ = ["failed_runs", "unused_models"]
 

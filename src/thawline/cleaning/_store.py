@@ -6,14 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from thawline.exceptions import ThawlineError, TrackingError
+from thawline.tracking import MlflowStore, pages
 
-if TYPE_CHECKING:
-    from thawline.tracking import MlflowStore
-
-__all__ = ["Mlflow", "Registered", "pages", "reading"]
+__all__ = ["Mlflow", "Registered", "reading"]
 
 _LOGGED_MODEL = re.compile(r"\bm-[0-9a-f]{32}\b")
 
@@ -34,7 +32,7 @@ class Registered:
 class Mlflow:
     """MLflow's store."""
 
-    store: "MlflowStore"
+    store: MlflowStore
     own: bool
     """Whether its database lies in the home. Another one may hold the runs of others, too."""
     experiments: tuple[str, ...]
@@ -128,17 +126,6 @@ def reading() -> Iterator[None]:
         from thawline.tracking import first_line
 
         raise TrackingError(f"MLflow cannot be read, so that nothing is removed: {first_line(error)}") from error
-
-
-def pages(search: Callable[..., Any], **options: Any) -> Iterator[Any]:
-    """All results of one of MLflow's searches."""
-    token = None
-    while True:
-        page = search(**options, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _found(get: Callable[[str], Any], name: str) -> Any:

@@ -18,7 +18,7 @@ from thawline.registry.contents import DIGEST_TAG, describe
 from thawline.registry.failures import failures_named
 from thawline.registry.names import CHALLENGER, CHAMPION, QUANTISED_FROM, ModelInput, ModelName
 from thawline.registry.reigns import Reign, reigns_of
-from thawline.tracking import MlflowStore, artifact_text, now_ms, quiet_mlflow
+from thawline.tracking import MlflowStore, artifact_text, now_ms, pages, quiet_mlflow
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -48,7 +48,7 @@ class MlflowRegistry:
     def names(self) -> list[str]:
         """All registered models, sorted."""
         with failures_named():
-            return sorted(model.name for model in self._client.search_registered_models())
+            return sorted(model.name for model in pages(self._client.search_registered_models))
 
     def champion(self, name: str) -> str | None:
         """The champion's version, or ``None``."""
@@ -339,12 +339,25 @@ class MlflowRegistry:
             )
             yield Path(path)
 
+    def has(self, name: str) -> bool:
+        """Whether a model of this name is registered."""
+        from mlflow.exceptions import MlflowException
+
+        with failures_named():
+            try:
+                self._client.get_registered_model(name)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return False
+                raise
+        return True
+
     def _exists(self, name: str) -> None:
-        if name not in (names := self.names()):
-            registered = (
-                f"Registered: {', '.join(names)}." if names else "None is registered yet: run `thawline search`."
-            )
-            raise RegistryError(f"No model {name!r} in {self._store.name}. {registered}")
+        if self.has(name):
+            return
+        names = self.names()
+        registered = f"Registered: {', '.join(names)}." if names else "None is registered yet: run `thawline search`."
+        raise RegistryError(f"No model {name!r} in {self._store.name}. {registered}")
 
     def resolve(self, model: ModelName) -> str:
         """The version that is meant, which exists.

@@ -177,7 +177,7 @@ def plan_retraining(config: SearchConfig, manifest: Manifest, home: Path, *, bus
     model = named.promotion.model
     store = connect(resolve_uri(config.tracking, home), home=home, experiment=config.tracking.experiment)
     registry = MlflowRegistry(store)
-    known = model in registry.names()
+    known = registry.has(model)
     reason = busy or (_unchanged(registry, model, recipe, manifest) if known else None)
     if known and reason is None:
         config = _from_champion(registry, model, config)

@@ -419,6 +419,16 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_refused(store: Mlfl
     assert [reign.version for reign in registry.history("birds")] == [versions[0], ended[0]]
 
 
+def test_a_model_is_found_among_more_than_fit_on_a_page_of_the_registry(store: MlflowStore) -> None:
+    registry, names = MlflowRegistry(store), [f"m{number:03d}" for number in range(103)]
+    for name in names:
+        store.client.create_registered_model(name)
+    assert registry.names() == names
+    assert registry.history("m102") == ()
+    with pytest.raises(RegistryError, match=r"No model 'm103'.*m102\."):
+        registry.history("m103")
+
+
 def test_a_missing_model_alias_or_version_is_answered_with_what_there_is(store: MlflowStore, folder: Path) -> None:
     registry = MlflowRegistry(store)
     with pytest.raises(RegistryError, match="None is registered yet: run `thawline search`"):

@@ -10,7 +10,7 @@ from thawline.tracking.mlflow.runs import (
     has_run,
     start_study_run,
 )
-from thawline.tracking.mlflow.store import MlflowStore, connect, open_store, resolve_uri
+from thawline.tracking.mlflow.store import MlflowStore, connect, open_store, pages, resolve_uri
 from thawline.tracking.mlflow.tracker import MlflowTracker
 from thawline.tracking.mlflow.unsent import replay_unsent, unsent_records
 from thawline.tracking.mlflow.writer import metric_key
@@ -28,6 +28,7 @@ __all__ = [
     "has_run",
     "metric_key",
     "open_store",
+    "pages",
     "replay_unsent",
     "resolve_uri",
     "start_study_run",

@@ -11,10 +11,11 @@ import os
 import re
 import sqlite3
 import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thawline.config import TrackingConfig, with_driver, without_password
 from thawline.databases import sqlite_url
@@ -25,7 +26,16 @@ from thawline.tracking.database import MLFLOW, check_made, mlflow_database, sqli
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["REGISTRY_TAG", "MlflowStore", "connect", "open_store", "resolve_uri", "unreachable", "uri_digest"]
+__all__ = [
+    "REGISTRY_TAG",
+    "MlflowStore",
+    "connect",
+    "open_store",
+    "pages",
+    "resolve_uri",
+    "unreachable",
+    "uri_digest",
+]
 
 REGISTRY_TAG = "thawline.registry."
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -302,3 +312,14 @@ def unreachable(uri: str, error: Exception, home: Path, adopt_run_id: str | None
 def uri_digest(uri: str) -> str:
     """Sixteen hex digits that tell stores apart without naming a password."""
     return hashlib.sha256(uri.encode()).hexdigest()[:16]
+
+
+def pages(search: Callable[..., Any], **options: Any) -> Iterator[Any]:
+    """All results of one of MLflow's searches, which answers with a page of a hundred or a thousand at a time."""
+    token = None
+    while True:
+        page = search(**options, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return

@@ -177,7 +177,7 @@ def call_in_worker(
         return function(*args, _Here(on_message))
     worker = _take(apart)
     try:
-        worker.connection.send((function, args))
+        worker.call(function, args)
         kind, value = worker.converse(on_message, silent_seconds, poll_seconds)
         if kind == "left":
             raise WorkStopped if _stopping.is_set() else WorkerCrashed("its process was asked to leave")
@@ -242,6 +242,18 @@ class _Worker:
         with main_module_hidden():
             self.process.start()
         theirs.close()
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """Send a call.
+
+        Raises:
+            WorkerCrashed: if the process has died, or dies before it has taken all of a large one.
+            WorkStopped: after :func:`stop_workers`.
+        """
+        try:
+            self.connection.send((function, args))
+        except OSError:
+            raise self._crash() from None
 
     def load(self, modules: Sequence[str]) -> None:
         """Import modules before the next call; there is no answer."""

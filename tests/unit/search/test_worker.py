@@ -1,6 +1,7 @@
 """A worker serves one call after the other, and its end is told apart from its answer."""
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -56,6 +57,10 @@ def _end(code: int) -> int:
 
 def _refuse() -> int:
     raise StudyError("a rule, a value and the next step")
+
+
+def _length(text: str) -> int:
+    return len(text)
 
 
 def _has_loaded(module: str) -> bool:
@@ -165,6 +170,21 @@ def test_a_step_whose_process_dies_again_and_again_is_an_error_or_left_out(caplo
     caplog.clear()
     assert try_step(_end, 7, retries=0, title="writing the report", otherwise=0) == 0
     assert [record.getMessage() for record in caplog.records] == [f"writing the report: {ended}; it is left out"]
+
+
+def test_a_process_that_dies_while_a_large_call_is_sent_is_a_crash_and_the_step_is_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    large = "x" * 2**23  # more than a pipe holds
+    step = run_step(_tell, 3, retries=0, title="counting")
+    os.kill(step, signal.SIGSTOP)  # it takes nothing of what is sent
+    kill = threading.Timer(1, os.kill, (step, signal.SIGKILL))
+    kill.start()
+    try:
+        assert run_step(_length, large, retries=1, title="packaging") == len(large)
+    finally:
+        kill.join()
+    assert "packaging: its process was killed by signal 9; it is tried again" in caplog.text
 
 
 def test_what_later_steps_need_is_loaded_while_the_driver_does_something_else() -> None:

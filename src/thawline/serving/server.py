@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from thawline import environment, logs
 from thawline.config import TrainConfig
 from thawline.engines import EngineName
-from thawline.exceptions import ServingError
+from thawline.exceptions import ServingError, ThawlineError
 from thawline.registry import MlflowRegistry, parse_model
 from thawline.serving.follower import Follower
 from thawline.tracking import open_store
@@ -32,6 +32,8 @@ _log = logging.getLogger("thawline.serving")
 
 _OPTIONS = "THAWLINE_SERVE_OPTIONS"
 """How several processes learn their options: uvicorn starts them by the name of a function alone."""
+_START = "THAWLINE_SERVE_START"
+"""Where they tell their parent that they cannot start, see :class:`thawline.serving.workers.Start`."""
 GRACE_SECONDS = 30
 _STARTING_SECONDS = 60
 """One of several processes is killed and started again if it does not answer for so long. It answers once its imports
@@ -101,17 +103,25 @@ def serve(options: ServeOptions) -> None:
             _say_that_it_answers(options.host, port)
             http_server(app, options).run(sockets=[listening])
             return
-        from thawline.serving.workers import Workers, when_it_answers
+        from thawline.serving.workers import Start, Workers, when_it_answers
 
         _registry(options).resolve(parse_model(options.model))
-        with tempfile.TemporaryDirectory(prefix="thawline-metrics-") as folder:
-            os.environ |= {"PROMETHEUS_MULTIPROC_DIR": folder, _OPTIONS: options.to_json()}
+        with tempfile.TemporaryDirectory(prefix="thawline-serve-") as folder:
+            start = Start(Path(folder))
+            os.environ |= {"PROMETHEUS_MULTIPROC_DIR": folder, _OPTIONS: options.to_json(), _START: folder}
             config = config_of(
                 "thawline.serving.server:create_worker_app", options, factory=True, workers=options.workers
             )
             _log.info("http://%s:%d: starting %d processes", options.host, port, options.workers)
-            when_it_answers(options.host, port, lambda: _say_that_it_answers(options.host, port))
+
+            def answered() -> None:
+                start.answered()
+                _say_that_it_answers(options.host, port)
+
+            when_it_answers(options.host, port, answered)
             Workers(config, sockets=[listening]).run()
+            if start.reason is not None:
+                raise ServingError(start.reason)
 
 
 def _say_that_it_answers(host: str, port: int) -> None:
@@ -150,7 +160,12 @@ def create_worker_app() -> "FastAPI":
     _log_to_terminal()
     options = ServeOptions.from_json(os.environ[_OPTIONS])
     set_up_process(threads=max(1, (os.cpu_count() or 1) // options.workers), seed=0)
-    return create_app_from(options)
+    try:
+        return create_app_from(options)
+    except ThawlineError as error:
+        from thawline.serving.workers import Start
+
+        Start(Path(os.environ[_START])).refuse(str(error))
 
 
 def create_app_from(options: ServeOptions) -> "FastAPI":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +56,8 @@ def paired_bootstrap(
 
     Both models are scored on the same draw each time, so that images that are hard for both count for nothing (Efron
     and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16). Images on which both models and the label are
-    the same are drawn as one group, with the same result as one by one: a million images cost no more than a thousand.
+    the same are drawn as one group, with the same result as one by one: a million images cost no more than a thousand,
+    but for ``loss``, of which each image has its own.
 
     Args:
         metric: ``accuracy``, ``balanced_accuracy``, ``macro_f1`` or ``loss``.
@@ -71,11 +73,13 @@ def paired_bootstrap(
     if metric == "loss":
         cells, counts = np.unique(np.stack([challenger, champion]), axis=1, return_counts=True)
         gain = _mean_gain(cells[1] - cells[0])
+        width = counts.size
     else:
         cells, counts = np.unique(np.stack([labels, challenger, champion]), axis=1, return_counts=True)
         gain = _metric_gain(metric, cells.astype(np.int64))
+        width = max(counts.size, 3 * (int(cells.max()) + 1))  # of each class what is right, what is there, what is said
     generator = np.random.default_rng(seed)
-    rows = max(1, _MEMORY // counts.size)
+    rows = max(1, _MEMORY // width)
     drawn = []
     for start in range(0, resamples, rows):
         draws = generator.multinomial(counts.sum(), counts / counts.sum(), size=min(rows, resamples - start))
@@ -257,8 +261,18 @@ def _macro_f1(draws: Ints, labels: Ints, predicted: Ints, classes: int) -> Float
 
 def _per_class(draws: Ints, labels: Ints, predicted: Ints, classes: int) -> tuple[Floats, Floats, Floats]:
     """``[draws, classes]`` each: images of a class predicted rightly, images of it, images predicted as it."""
-    of, said = np.eye(classes)[labels], np.eye(classes)[predicted]
-    return draws @ (of * said), draws @ of, draws @ said
+    right = labels == predicted
+    sums = [_one_hot(labels, right, classes), _one_hot(labels, None, classes), _one_hot(predicted, None, classes)]
+    of_right, actual, said = (np.asarray((one_hot @ draws.T).T, dtype=np.float64) for one_hot in sums)
+    return of_right, actual, said
+
+
+def _one_hot(numbers: Ints, chosen: npt.NDArray[np.bool_] | None, classes: int) -> Any:
+    """``[classes, cells]``, sparse: with thousands of classes a dense one would take gigabytes."""
+    from scipy.sparse import csr_array
+
+    cells = np.arange(len(numbers)) if chosen is None else np.flatnonzero(chosen)
+    return csr_array((np.ones(len(cells), np.int64), (numbers[cells], cells)), shape=(classes, len(numbers)))
 
 
 _SCORES = {"accuracy": _accuracy, "balanced_accuracy": _balanced_accuracy, "macro_f1": _macro_f1}

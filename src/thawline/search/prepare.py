@@ -1,6 +1,8 @@
 """Everything that must hold before the first trial, checked in the order of its cost, the cheapest first."""
 
+import hashlib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,6 +49,7 @@ __all__ = [
     "fetch_data",
     "image_preprocessing",
     "labelled",
+    "plain_name",
     "prepare_inputs",
     "preprocessing_for",
     "read_data",
@@ -360,13 +363,20 @@ def complete(config: SearchConfig, manifest: Manifest) -> tuple[ResolvedConfig, 
     settings begins a new one.
     """
     fingerprint = config.fingerprint(manifest.digest)
-    folder = _plain(manifest.name)
+    folder = plain_name(manifest.name)
     model = config.promotion.model or folder
-    networks = _plain("+".join(map(backbones.short_name, config.backbones)))
+    networks = plain_name("+".join(map(backbones.short_name, config.backbones)))
     study = config.study.name or f"{folder}-{networks}-{fingerprint[:6]}"
     return ResolvedConfig.of(config, study=study, model=model), fingerprint
 
 
-def _plain(text: str) -> str:
-    """Letters, digits, ``.``, ``_`` and ``-`` only, beginning with a letter or a digit, at most 60."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:60] or "images"
+def plain_name(text: str) -> str:
+    """Letters, digits, ``.``, ``_`` and ``-`` only, beginning with a letter or a digit, at most 60.
+
+    Letters lose their accents. A name in another script ends with a digest, or all such names would be the same.
+    """
+    plain = "".join(each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each))
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:60] or "images"
+    if not any(each.isalnum() and not each.isascii() for each in plain):
+        return name
+    return f"{name[:53]}-{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:6]}"

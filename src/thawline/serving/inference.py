@@ -74,7 +74,9 @@ def read_inference(
     """
     length = len(body)
     if header_length is not None:
-        if not (header_length.isascii() and header_length.isdigit() and int(header_length[:12]) <= length):
+        if not (header_length.isascii() and header_length.isdigit() and len(header_length) <= 12) or (
+            int(header_length) > length
+        ):
             raise BadRequest(
                 400, f"{HEADER_LENGTH} must be a length within the body, but it is {header_length[:40]!r}."
             )

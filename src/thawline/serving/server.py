@@ -112,7 +112,7 @@ def serve(options: ServeOptions) -> None:
             config = config_of(
                 "thawline.serving.server:create_worker_app", options, factory=True, workers=options.workers
             )
-            _log.info("http://%s:%d: starting %d processes", options.host, port, options.workers)
+            _log.info("%s: starting %d processes", _url(options.host, port), options.workers)
 
             def answered() -> None:
                 start.answered()
@@ -125,7 +125,11 @@ def serve(options: ServeOptions) -> None:
 
 
 def _say_that_it_answers(host: str, port: int) -> None:
-    _log.info("http://%s:%d answers; Ctrl-C stops it", host, port)
+    _log.info("%s answers; Ctrl-C stops it", _url(host, port))
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def http_server(app: "FastAPI", options: ServeOptions) -> "uvicorn.Server":
@@ -213,6 +217,7 @@ def _shadow(options: ServeOptions, name: str, metrics: "Metrics") -> "Shadow | N
         share=options.shadow,
         poll_seconds=options.poll_seconds,
         device=options.device,
+        engine=options.engine,
         max_batch=options.max_batch,
         metrics=metrics,
     )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from thawline.engines import EngineName
 from thawline.exceptions import ServingError
 from thawline.registry import CHALLENGER, MlflowRegistry, ModelName
 from thawline.serving.follower import RETRY_SECONDS
@@ -48,6 +49,7 @@ class Shadow:
         share: of the requests that are compared, above 0 and up to 1.
         poll_seconds: how often the registry is asked.
         device: see :class:`ServedModel`.
+        engine: that computes the challenger, see :func:`thawline.engines.choose`.
         max_batch: items per forward pass, at most.
         metrics: told of every comparison.
     """
@@ -60,10 +62,12 @@ class Shadow:
         share: float,
         poll_seconds: float,
         device: str,
+        engine: EngineName,
         max_batch: int,
         metrics: Metrics,
     ) -> None:
         self._registry, self._name, self._poll_seconds, self._device = registry, name, poll_seconds, device
+        self._engine: EngineName = engine
         self._share, self._max_batch, self._metrics = share, max_batch, metrics
         self.model: ServedModel | None = None
         """The challenger; ``None`` where there is none, or where it cannot be loaded."""
@@ -124,7 +128,10 @@ class Shadow:
     def _load(self, version: str) -> None:
         self.model = None
         try:
-            self.model = ServedModel(self._registry.load(ModelName(self._name, None, version)), self._device)
+            self.model = ServedModel(
+                self._registry.load(ModelName(self._name, None, version), device=self._device, engine=self._engine),
+                self._device,
+            )
         except Exception as error:  # whatever a package does when it is loaded
             _log.warning("the challenger, %s version %s, is not compared: %s", self._name, version, error)
             self._refused = (version, time.monotonic())

@@ -2,6 +2,7 @@
 
 import math
 import re
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -374,6 +375,22 @@ def test_the_gain_is_that_of_scikit_learn_and_so_is_that_of_every_resample(metri
     resampled = [score(labels[draw], first[draw]) - score(labels[draw], second[draw]) for draw in drawn]
     assert gain.lower(0.025) == pytest.approx(np.quantile(resampled, 0.025), abs=0.012)
     assert gain.upper(0.025) == pytest.approx(np.quantile(resampled, 0.975), abs=0.012)
+
+
+def test_thousands_of_classes_are_compared_in_little_memory() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3000, 6000)
+    first, second = (
+        np.where(random.random(6000) < share, labels, random.integers(0, 3000, 6000)) for share in (0.7, 0.6)
+    )
+    tracemalloc.start()
+    try:
+        gain = paired_bootstrap("balanced_accuracy", labels, first, second, resamples=8)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert gain.value == pytest.approx(0.1, abs=0.02)
+    assert peak < 64e6  # a dense table of classes alone has 144
 
 
 def test_mcnemar_knows_the_images_that_only_one_model_gets_right() -> None:

@@ -1,5 +1,6 @@
 """What every backbone of a search is shown."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from PIL import Image
 
 from thawline.config import SearchConfig
 from thawline.data import DecodedImages, decode, resize_and_crop, scan
-from thawline.search import prepare_inputs
+from thawline.search import complete, prepare_inputs
+from thawline.search.prepare import plain_name
 
 
 def test_a_backbone_that_was_trained_on_squashed_images_is_shown_squashed_ones(tmp_path: Path) -> None:
@@ -36,3 +38,34 @@ def test_a_backbone_that_was_trained_on_squashed_images_is_shown_squashed_ones(t
     assert np.array_equal(DecodedImages.open(inputs[squashing]).images[0], squashed)
     cut = resize_and_crop(image, **view | {"resize_size": int(32 / 0.95)})
     assert np.array_equal(DecodedImages.open(inputs[cutting]).images[0], cut)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("photos", r"photos"),
+        ("my photos (2024)", r"my-photos-2024"),
+        ("Käfer", r"Kafer"),
+        ("кошки", r"images-[0-9a-f]{6}"),
+        ("собаки", r"images-[0-9a-f]{6}"),
+        ("кошки 2", r"2-[0-9a-f]{6}"),
+        ("猫" * 80, r"images-[0-9a-f]{6}"),
+        ("h\udcfct", r"h-t-[0-9a-f]{6}|h-t"),
+    ],
+)
+def test_models_are_named_after_their_data_in_every_script(folder: str, name: str, tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / folder / label).mkdir(parents=True)
+        for number in range(4):
+            pixels = np.full((8, 8, 3), 40 * number + 7 * (label == "dog"), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / label / f"{number}.png")
+    config = SearchConfig.build(
+        {"data": {"path": str(tmp_path / folder), "test_fraction": 0.4, "validation_fraction": 0.3}}
+    )
+    resolved, _ = complete(config, scan(config.data))
+    assert re.fullmatch(name, resolved.promotion.model)
+
+
+def test_data_in_another_script_do_not_share_a_model() -> None:
+    names = [plain_name(text) for text in ("кошки", "собаки", "тексты", "Käfer", "Küfer")]
+    assert len(set(names)) == len(names)

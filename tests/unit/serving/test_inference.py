@@ -150,6 +150,7 @@ def test_what_is_wrong_is_said_in_one_sentence(server: Live, body: Any, status: 
         (*binary_request(RED), "x", 400, "must be a length within the body"),
         (*binary_request(RED), "999999", 400, "must be a length within the body"),
         (*binary_request(RED), "9" * 5000, 400, "must be a length within the body"),
+        (*binary_request(RED), "0" * 5000, 400, "must be a length within the body"),
         (binary_request(RED)[0], packed(RED)[:-1], None, 400, "bytes follow the JSON"),
         (tensor(base64_of(RED)), b"more", None, 400, "a list of data"),
         (binary_request(b"\xff\xff\xff\xff")[0], b"\xff" * 8, None, 400, "cut off"),

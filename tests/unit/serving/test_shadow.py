@@ -29,8 +29,8 @@ class Registry:
     def challenger(self, name: str) -> str | None:
         return self.version
 
-    def load(self, name: ModelName) -> Any:
-        self.loaded.append(str(name))
+    def load(self, name: ModelName, *, device: str, engine: str) -> Any:
+        self.loaded.append(f"{name} by {engine}")
         if name.version == "3":
             raise RegistryError("birds/3 cannot be loaded")
         servable = SimpleNamespace(
@@ -52,6 +52,7 @@ def shadow(registry: Registry, share: float = 1.0) -> Callable[[Metrics], Shadow
             share=share,
             poll_seconds=60,
             device="auto",
+            engine="openvino",
             max_batch=2,
             metrics=metrics,
         )
@@ -161,7 +162,7 @@ def test_a_challenger_that_fails_or_cannot_be_loaded_is_no_matter_of_clients() -
     registry = Registry(StandIn(), version="3")
     follower = shadow(registry)(Metrics())
     follower.look()
-    assert (follower.model, registry.loaded) == (None, ["birds/3"])  # and it is not tried again at once
+    assert (follower.model, registry.loaded) == (None, ["birds/3 by openvino"])  # and it is not tried again at once
     registry.version = "2"
     follower.look()
     assert follower.model is not None

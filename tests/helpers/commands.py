@@ -10,6 +10,7 @@ flows too. So of every verb that works some tests run a real process.
 Run as a script this module is that first process: it reads one request a line, and answers each with one line.
 """
 
+import atexit
 import fcntl
 import gc
 import itertools
@@ -344,6 +345,7 @@ def _become(arguments: list[str], environment: dict[str, str], folder: str, stan
     multiprocessing.util.spawnv_passfds = _fork_the_fork_server
     if arguments[0] == "-c":
         del sys.argv[0], sys.argv[1]
+        atexit.register(gc.unfreeze)  # at its end, some libraries print what of theirs is left
         exec(arguments[1], {"__name__": "__main__"})  # noqa: S102  a test's program
     else:
         from thawline.__main__ import main

@@ -73,7 +73,7 @@ def search(config: SearchConfig) -> SearchOutcome:
     check_config(config, home)
     prepare_workers()
     recorder = Recorder.connect(config, home)
-    with trial_runner(config.execution) as runner, workers_dismissed(config.study.grace_seconds):
+    with trial_runner(config) as runner, workers_dismissed(config.study.grace_seconds):
         prepared = prepare(config, home)
         study = open_study(prepared, home)
         prepared = describe_task(prepared.with_backbones(study.config.backbones))

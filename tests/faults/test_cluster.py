@@ -84,7 +84,7 @@ def test_a_trial_whose_node_is_killed_is_finished_on_another_one(
 
 
 def test_dask_does_the_same_trials(make_search: Callable[..., Search], reference: dict[str, Any]) -> None:
-    outcome = make_search("there", *TRIALS, "--set", "execution.kind=dask").finish()
+    outcome = make_search("there", *TRIALS, "--set", "execution.kind=dask", "--set", "study.workers=1").finish()
     assert facts(outcome) == facts(reference)
 
 

@@ -2,14 +2,18 @@
 
 A command spends its first ten seconds on imports, a search as many again on those of its fork server. A fork has an
 environment, a working directory, outputs, signals and an end of its own, as a process has. What it does not show is
-what happens when libraries are imported: what they read from the environment then is that of the first process.
-Prefect, whose settings are such, is not loaded before the fork. So of every verb that works some tests run a real
-process.
+what happens when libraries are imported: what they read from the environment then is that of the first process, and
+what they compute once they have computed. Prefect, whose settings are such, is not loaded there: commands that run a
+flow at a named server are forks of a second process, one for each set of Prefect's variables, that has Prefect and the
+flows too. So of every verb that works some tests run a real process.
 
 Run as a script this module is that first process: it reads one request a line, and answers each with one line.
 """
 
+import atexit
 import fcntl
+import gc
+import itertools
 import json
 import multiprocessing.util
 import os
@@ -21,7 +25,7 @@ import tempfile
 import termios
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -39,6 +43,15 @@ _OURS = (
 """Modules of Thawline that load neither Prefect nor a device."""
 _OF_PREFECT = ("anyio", "griffe", "h2.connection", "httpx", "jsonschema", "pendulum", "pydantic_settings", "trio")
 """Libraries that Prefect loads, and that read no settings."""
+_OF_FLOWS = (
+    *(f"flows.{each}" for each in ("search", "retrain", "promote")),
+    *("orchestration.reach", "orchestration.server"),
+)
+"""Modules of Thawline that load Prefect."""
+_RUN_FLOWS = ("search", "retrain", "promote")
+"""Verbs that do."""
+_FILES_OF_PREFECT = (".env", "prefect.toml", "pyproject.toml")
+"""Where else Prefect finds settings: in the working directory."""
 _OUTPUTS = ("stdout", "stderr")
 _PATIENCE = 540
 """Seconds that a command may take."""
@@ -153,26 +166,118 @@ def forks(environment: Mapping[str, str]) -> Iterator[Forks]:
         process.stdin.close()  # which ends it
 
 
+_with_flows: dict[frozenset[tuple[str, str]], tuple[IO[str], IO[str]]] = {}
+"""Processes that have Prefect with these variables: what is written to each is a request, what is read an answer."""
+
+
 def _answer_requests() -> None:
     """Until nobody asks any more, or in a fork, until its command has ended."""
     from thawline import environment
 
     environment.prepare()  # MLflow reads some of it when it is imported
-    for name in (*_LIBRARIES, *(f"thawline.{each}" for each in _OURS), *_OF_PREFECT):
-        __import__(name)
+    _load([*_LIBRARIES, *(f"thawline.{each}" for each in _OURS), *_OF_PREFECT], _compute_once)
     assert "prefect" not in sys.modules, "a command's own environment has its settings"
-    assert threading.active_count() == 1, "a fork would lack the others"
     for line in sys.stdin:
-        *command, files = json.loads(line)
-        answer: tuple[int, str, str] | None = None
-        if files:
-            _start(command, files)
-        else:
-            answer = _run(command)
-        print(json.dumps(answer), flush=True)  # noqa: T201
+        *command, _ = json.loads(line)
+        settings = _settings_of_flows(*command)
+        print(_carry_out(line) if settings is None else _pass_on(line, settings, command[1]), flush=True)  # noqa: T201
+    _close_all()
     with suppress(ChildProcessError):
         while True:
             os.wait()
+
+
+def _load(names: Sequence[str], then: Callable[[], None] = lambda: None) -> None:
+    for name in names:
+        __import__(name)
+    then()
+    assert threading.active_count() == 1, "a fork would lack the others"
+    gc.collect()
+    gc.freeze()  # else each fork looks through a million objects, and copies their pages, whenever it collects garbage
+
+
+def _compute_once() -> None:
+    """Let libraries compute what they then remember, for which every search would take a second or two.
+
+    No backward pass, since forks of a process that has done one cannot do any.
+    """
+    import torch
+    import tqdm
+    from mlflow.utils import requirements_utils
+    from sqlalchemy.orm import configure_mappers
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from thawline import backbones
+
+    tqdm.tqdm.monitor_interval = 0  # else its first bar starts a thread
+    network = backbones.create("mobilenet_v3_small", num_classes=2, weights="none", image_size=32).module
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network.train()(torch.empty(2, 3, 32, 32))  # how operators behave without numbers
+    requirements_utils._init_packages_to_modules_map()  # of all packages that are installed
+    configure_mappers()
+
+
+def _carry_out(line: str) -> str:
+    """Run or start the command of a request; the answer."""
+    *command, files = json.loads(line)
+    if files:
+        _start(command, files)
+        return "null"
+    return json.dumps(_run(command))
+
+
+def _settings_of_flows(
+    arguments: list[str], environment: dict[str, str], folder: str
+) -> frozenset[tuple[str, str]] | None:
+    """Prefect's variables, if they are all that the command's flow has of settings and name a server."""
+    if arguments[0] not in _RUN_FLOWS or not environment.get("PREFECT_API_URL"):
+        return None
+    if any((Path(folder) / name).exists() for name in _FILES_OF_PREFECT):
+        return None
+    return frozenset((name, value) for name, value in environment.items() if name.startswith("PREFECT_"))
+
+
+def _pass_on(line: str, settings: frozenset[tuple[str, str]], environment: dict[str, str]) -> str:
+    """The answer of a process that has Prefect with these settings, which is forked if there is none yet."""
+    if settings not in _with_flows:
+        (theirs, asking), (answering, answer) = os.pipe(), os.pipe()
+        if not os.fork():
+            os.close(asking)
+            os.close(answering)
+            _close_all()
+            _answer_with_flows(os.fdopen(theirs), os.fdopen(answer, "w"), environment)
+        os.close(theirs)
+        os.close(answer)
+        _with_flows[settings] = os.fdopen(asking, "w"), os.fdopen(answering)
+    requests, answers = _with_flows[settings]
+    requests.write(line)
+    requests.flush()
+    return answers.readline().rstrip()
+
+
+def _answer_with_flows(requests: IO[str], answers: IO[str], environment: dict[str, str]) -> NoReturn:
+    os.environ.clear()
+    os.environ.update(environment)
+    from thawline.environment import prepare, quiet_prefect
+
+    prepare()
+    quiet_prefect()
+    _load([f"thawline.{each}" for each in _OF_FLOWS])
+    _with_flows[frozenset()] = requests, answers  # for forks to close
+    for line in requests:
+        answers.write(_carry_out(line) + "\n")
+        answers.flush()
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
+    os._exit(0)
+
+
+def _close_all() -> None:
+    """Ask those processes no more, which ends them unless another process may still ask."""
+    for pipe in itertools.chain.from_iterable(_with_flows.values()):
+        pipe.close()
+    _with_flows.clear()
 
 
 def _run(command: list[Any]) -> tuple[int, str, str]:
@@ -196,6 +301,7 @@ def _start(command: list[Any], files: list[str]) -> None:
     """
     opened = [os.open(file, os.O_RDWR | os.O_NOCTTY) for file in files]
     if not os.fork():
+        _close_all()
         child = os.fork()
         if not child:
             os.setsid()
@@ -224,6 +330,7 @@ def _reading_end(pipe: Path) -> IO[str]:
 
 def _become(arguments: list[str], environment: dict[str, str], folder: str, standard: list[int]) -> NoReturn:
     """Make a fork look like the process of a command whose input and outputs are these files, and run it."""
+    _close_all()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -238,6 +345,7 @@ def _become(arguments: list[str], environment: dict[str, str], folder: str, stan
     multiprocessing.util.spawnv_passfds = _fork_the_fork_server
     if arguments[0] == "-c":
         del sys.argv[0], sys.argv[1]
+        atexit.register(gc.unfreeze)  # at its end, some libraries print what of theirs is left
         exec(arguments[1], {"__name__": "__main__"})  # noqa: S102  a test's program
     else:
         from thawline.__main__ import main

@@ -3,9 +3,7 @@
 import json
 import os
 import re
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -14,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import Forks
+from said import Said
 from servers import ASKS_OFTEN, PREFECT, ask_prefect, prefect_worker
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deploy"), pytest.mark.timeout(1200)]
@@ -29,7 +29,7 @@ RECIPE: dict[str, Any] = {
     "space": {"freeze_depth": [6, 6]},
     "tracking": {"tensorboard": False, "system_metrics": False, "report": False, "observe": False},
 }
-MISSED = 30
+MISSED = 10
 DRIFT = """
 from prefect.events import emit_event
 emit_event("thawline.drift.detected", resource={"prefect.resource.id": "thawline.model.shapes"})
@@ -102,7 +102,7 @@ def test_a_worker_that_was_off_starts_one_run_then_skips_what_did_not_change_and
     home = prepared(tmp_path / "home")
     # From the folder that holds the images, by a relative path.
     made = thawline(
-        *("deploy", "retrain", "--data", "shapes", "--recipe", recipe.name, "--cron", "* * * * *"),
+        *("deploy", "retrain", "--data", "shapes", "--recipe", recipe.name, "--cron", "0 3 * * *"),
         *("--pool", "local", "--on-drift"),
         home=home,
         **prefect,
@@ -117,19 +117,24 @@ def test_a_worker_that_was_off_starts_one_run_then_skips_what_did_not_change_and
     assert known["entrypoint"] == "thawline.flows.retrain.retrain"
     assert ask_prefect(prefect, "work_pools/local")["type"] == "process"
 
-    # The server plans the runs of an hour in which no worker was up.
+    # The server plans the runs of days on which no worker was up.
     now = datetime.now(UTC)
-    span = {"start_time": (now - timedelta(minutes=60)).isoformat(), "end_time": now.isoformat()}
-    ask_prefect(prefect, f"deployments/{known['id']}/schedule", {**span, "min_runs": MISSED, "max_runs": MISSED})
+
+    def plan(first: int, runs: int) -> None:
+        span = {"start_time": (now - timedelta(days=first)).isoformat(), "end_time": now.isoformat()}
+        ask_prefect(prefect, f"deployments/{known['id']}/schedule", {**span, "min_runs": runs, "max_runs": runs})
+
+    plan(MISSED + 1, MISSED)
     planned = runs_of(prefect, name, type=["SCHEDULED"])
     missed = {run["id"] for run in planned if datetime.fromisoformat(run["expected_start_time"]) <= now}
     assert len(missed) >= MISSED
 
-    worker = environment_of(tmp_path / "elsewhere") | prefect
+    worker = environment_of(tmp_path / "elsewhere") | prefect | ASKS_OFTEN
     with prefect_worker("local", worker, tmp_path / "worker.log"):
         trained = until(lambda: runs_of(prefect, name, name=["Completed"]), "a scheduled run that trains")
         assert trained[0]["auto_scheduled"]
         assert trained[0]["state"]["message"].startswith("first champion; its accuracy is")
+        plan(MISSED + 3, 1)
         skipped = until(lambda: runs_of(prefect, name, name=["Skipped"]), "a scheduled run that skips")
         assert skipped[0]["auto_scheduled"]
         assert skipped[0]["state"]["message"].startswith("nothing has changed since shapes version 1")
@@ -140,7 +145,7 @@ def test_a_worker_that_was_off_starts_one_run_then_skips_what_did_not_change_and
         assert missed - {begun[0]["id"]} <= cancelled
 
         ask_prefect(prefect, f"deployments/{known['id']}/pause_deployment", {})
-        subprocess.run([sys.executable, "-c", DRIFT], env=worker, check=True)
+        assert forked("-c", DRIFT, home=tmp_path / "elsewhere", **prefect).code == 0
         by_drift = until(
             lambda: [
                 run
@@ -160,25 +165,25 @@ def test_served_from_here_a_run_that_is_stopped_is_said_to_be_cancelled_and_hold
     recipe: Path,
     tmp_path: Path,
     prefect: dict[str, str],
+    first_process: Forks,
     environment_of: Callable[[Path], dict[str, str]],
 ) -> None:
-    command = [sys.executable, "-m", "thawline", "deploy", "--data", shapes, "--recipe", recipe, "--name", "stopped"]
+    command = ["deploy", "--data", str(shapes), "--recipe", str(recipe), "--name", "stopped"]
     longer = ["--set", "train.epochs=1000", "--set", "study.trials=100", "--set", "activations.store=false"]
     environment = environment_of(tmp_path / "home") | prefect | ASKS_OFTEN
-    with subprocess.Popen([*command, *longer], env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        try:
-            assert "Serving retrain/stopped" in process.stderr.readline()
-            known = until(lambda: _found(prefect, "retrain/stopped"), "the deployment")
-            asked = ask_prefect(prefect, f"deployments/{known['id']}/create_flow_run", {})
-            for line in process.stderr:
-                if re.search(r"Task run '(trial|store activations)", line):
-                    break
-            process.send_signal(signal.SIGTERM)
-            _, log = process.communicate(timeout=PATIENCE)
-            assert process.returncode == 143, log
-        finally:
-            process.kill()
+    process = first_process.start([*command, *longer], environment, tmp_path)
+    said = Said(process.stderr)
+    try:
+        said.wait_for("Serving retrain/stopped")
+        known = until(lambda: _found(prefect, "retrain/stopped"), "the deployment")
+        asked = ask_prefect(prefect, f"deployments/{known['id']}/create_flow_run", {})
+        said.wait_for(r"Task run '(trial|store activations)")
+        process.terminate()
+        assert process.wait(PATIENCE) == 143, said.lines
+    finally:
+        process.kill()
+        process.wait()
+        process.close()
     ended = ask_prefect(prefect, f"flow_runs/{asked['id']}")
     assert (ended["state_type"], ended["run_count"]) == ("CANCELLED", 1)
 
@@ -199,10 +204,10 @@ def _found(client: dict[str, str], name: str) -> dict[str, Any] | None:
 
 
 def test_prefect_alone_deploys_what_prefect_yaml_names(prefect: dict[str, str], tmp_path: Path) -> None:
-    environment = {**os.environ, **prefect}
-    for command in (["work-pool", "create", "thawline", "--type", "process"], ["--no-prompt", "deploy", "--all"]):
-        ended = subprocess.run([PREFECT, *command], env=environment, cwd=ROOT, capture_output=True, text=True)
-        assert ended.returncode == 0, ended.stdout + ended.stderr
+    ask_prefect(prefect, "work_pools/", {"name": "thawline", "type": "process"})
+    command = [PREFECT, "--no-prompt", "deploy", "--all"]
+    ended = subprocess.run(command, env={**os.environ, **prefect}, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     for flow in ("retrain", "search", "promote", "score", "drift"):
         made = deployment(prefect, f"{flow}/photos")
         assert made["entrypoint"] == f"thawline.flows.{flow}.{flow}"
@@ -245,7 +250,7 @@ def test_a_named_server_that_does_not_answer_is_one_message(
 
 
 def test_what_cannot_run_is_refused_before_anything_is_deployed(
-    shapes: Path, tmp_path: Path, prefect: dict[str, str], environment_of: Callable[[Path], dict[str, str]]
+    shapes: Path, tmp_path: Path, prefect: dict[str, str], forked: Callable[..., Any]
 ) -> None:
     ask_prefect(prefect, "work_pools/", {"name": "containers", "type": "docker"})
     cases = {
@@ -264,11 +269,9 @@ def test_what_cannot_run_is_refused_before_anything_is_deployed(
     calls = [["deploy", "--data", str(shapes), *re.split(" (?=--)", arguments)] for arguments in cases]
     calls.append(["deploy", "score", "--data", str(shapes), "--model", "shapes", "--out", "a.csv"])
     sentences = [*cases.values(), "--out must be a .parquet file"]
-    environment = environment_of(tmp_path / "home") | prefect
-    ended = subprocess.run(
-        [sys.executable, "-c", REFUSED, json.dumps(calls)], env=environment, capture_output=True, text=True, check=True
-    )
-    said = [json.loads(line) for line in ended.stdout.splitlines()]
+    ended = forked("-c", REFUSED, json.dumps(calls), home=tmp_path / "home", **prefect)
+    assert ended.code == 0, ended.err
+    said = [json.loads(line) for line in ended.out.splitlines()]
     for call, sentence, error in zip(calls, sentences, said, strict=True):
         assert sentence in error, call
     made = ask_prefect(prefect, "deployments/filter", {"deployments": {"name": {"any_": ["shapes", "a/b"]}}})

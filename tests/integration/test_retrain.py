@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,7 +61,6 @@ def test_it_trains_what_changed_begins_with_the_champion_skips_what_did_not_and_
     tmp_path: Path,
     thawline: Callable[..., Any],
     forked: Callable[..., Any],
-    environment_of: Callable[[Path], dict[str, str]],
     prepared: Callable[[Path], Path],
     prefect: dict[str, str],
     draw_pictures: Callable[..., Path],
@@ -80,7 +77,7 @@ def test_it_trains_what_changed_begins_with_the_champion_skips_what_did_not_and_
     narrow = {"retrain": {**told_by["retrain"], "narrow": True}}
     wider.write_text(yaml.safe_dump(RECIPE | {"space": space} | narrow))
     with receiver() as (url, told):
-        subprocess.run([sys.executable, "-c", BLOCK, url], env={**environment_of(home), **prefect}, check=True)
+        assert forked("-c", BLOCK, url, home=home, **prefect).code == 0
 
         first = thawline("retrain", data, "--recipe", recipe, "--json", home=home, **prefect).json
         assert (first["end"], first["search"]["version"], first["search"]["promoted"]) == ("promoted", "1", True)

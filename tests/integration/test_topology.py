@@ -140,12 +140,12 @@ class Stack:
         now = datetime.now(UTC)
         return [run for run in runs if time_of(run, "expected_start_time") <= now]
 
-    def plan_what_was_missed(self, minutes: range) -> None:
-        """Have the server plan the runs that were due so many minutes ago, as it had if the deployment were so old."""
+    def plan_what_was_missed(self, days: range) -> None:
+        """Have the server plan the runs that were due so many days ago, as it had if the deployment were so old."""
         status, known = self.prefect(f"deployments/name/retrain/{MODEL}")
         assert status == 200, known
-        now, runs = datetime.now(UTC), len(minutes)
-        start, end = (now - timedelta(minutes=ago) for ago in (minutes.stop, minutes.start))
+        now, runs = datetime.now(UTC), len(days)
+        start, end = (now - timedelta(days=ago) for ago in (days.stop, days.start))
         span = {"start_time": start.isoformat(), "end_time": end.isoformat(), "min_runs": runs, "max_runs": runs}
         status, answer = self.prefect(f"deployments/{known['id']}/schedule", span)
         assert status == 200, answer
@@ -290,12 +290,12 @@ def test_a_schedule_trains_then_skips_then_trains_on_what_has_come_and_the_bette
         record_testsuite_property("Prefect's database", "PostgreSQL" if in_postgres else "SQLite")
         assert (it.folders["/var/lib/prefect"] / "prefect.db").exists() != in_postgres
 
-        command = ["thawline", "deploy", "retrain", "--cron", "* * * * *", "--pool", "thawline"]
+        command = ["thawline", "deploy", "retrain", "--cron", "0 3 * * *", "--pool", "thawline"]
         said = it.in_worker(*command, "--data", data, "--recipe", recipe)
         assert f"Deployed retrain/{MODEL} to the work pool thawline." in said
         it.healthy("mlflow")
 
-        # Nobody worked for three minutes.
+        # Nobody worked for three days.
         it.plan_what_was_missed(range(3))
         assert len(it.scheduled_runs()) >= 2
         it.up("worker-cpu")
@@ -313,7 +313,7 @@ def test_a_schedule_trains_then_skips_then_trains_on_what_has_come_and_the_bette
         assert (status, answer["version"]) == (200, "1")
         assert set(answer["predictions"][0]["probabilities"]) == set(CLASSES)
 
-        it.plan_what_was_missed(range(20, 22))  # the next by the clock would be due in a minute
+        it.plan_what_was_missed(range(20, 22))  # the next by the clock would be due at night
         second = it.next_run(first, end="Skipped")
         assert second["state"]["message"].startswith(f"nothing has changed since {MODEL} version 1 (verdict: promote)")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Forks
 from databases import postgres_server
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -138,7 +139,7 @@ def test_the_model_server_is_a_user_of_mlflow_that_only_reads(services: dict[str
 
 @pytest.mark.slow
 def test_the_reading_user_loads_a_registered_model_and_moves_no_alias(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, folder: Path, first_process: Forks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from colours import picture, register
     from mlflow.exceptions import MlflowException
@@ -159,9 +160,9 @@ def test_the_reading_user_loads_a_registered_model_and_moves_no_alias(
         uri = f"http://127.0.0.1:{port}"
         for password in ("the first password", "another password"):  # it may have been changed in .env
             reader = {"READER": "reader", "MLFLOW_READER_PASSWORD": password, "MLFLOW_TRACKING_URI": uri}
-            subprocess.run(
-                [sys.executable, FOLDER / "mlflow_reader.py"], env=os.environ | admin | reader, check=True, timeout=300
-            )
+            script = ["-c", (FOLDER / "mlflow_reader.py").read_text()]
+            code, _, said = first_process.run(script, os.environ | admin | reader, tmp_path / "container")
+            assert code == 0, said
         for name, value in admin.items():
             monkeypatch.setenv(name, value)
         register(connect(uri, home=tmp_path / "home", experiment="thawline"), folder)

@@ -16,6 +16,7 @@ import yaml
 from colours import CLASSES, PREPROCESSING, trial_run
 from PIL import Image, ImageEnhance, ImageOps
 from scipy.stats import binom
+from servers import ask_prefect
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -362,26 +363,30 @@ def test_too_few_images_and_wrong_options_are_refused_with_the_reason(
 @pytest.mark.slow
 @pytest.mark.xdist_group("drift-flow")
 def test_the_flow_publishes_the_report_and_tells_prefect_of_drift(
-    champion: MlflowStore, known: Path, same_kind: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    champion: MlflowStore,
+    known: Path,
+    same_kind: Path,
+    tmp_path: Path,
+    prefect: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
-    from prefect.client.orchestration import get_client
-    from prefect.testing.utilities import prefect_test_harness
+    for name, value in prefect.items():
+        monkeypatch.setenv(name, value)
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from thawline.flows.drift import drift
 
     darkened = changed(same_kind, tmp_path / "darkened", lambda image: ImageEnhance.Brightness(image).enhance(0.4))
-    with prefect_test_harness(server_startup_timeout=180):
+    with temporary_settings({PREFECT_API_URL: prefect["PREFECT_API_URL"]}):  # it may have been imported before
         options = {"reference": known, "device": "cpu", "tracking_uri": champion.uri}
         assert not drift("birds", same_kind, **options).drift
         assert drift("birds", darkened, **options).drift
-        with get_client(sync_client=True) as client:
-            artifacts = client.request("POST", "/artifacts/filter").json()
-            events: list[dict[str, Any]] = []
-            wanted = {"filter": {"event": {"prefix": ["thawline."]}}}
-            while len(events) < 2:  # the test's time limit ends this
-                events = client.request("POST", "/events/filter", json=wanted).json()["events"]
-    assert any(each["key"] == "drift" and "# birds version 1: drift" in each["data"] for each in artifacts)
+    artifacts = ask_prefect(prefect, "artifacts/filter", {"artifacts": {"key": {"any_": ["drift"]}}})
+    events: list[dict[str, Any]] = []
+    birds = {"event": {"prefix": ["thawline."]}, "resource": {"id": ["thawline.model.birds"]}}
+    while len(events) < 2:  # the test's time limit ends this
+        events = ask_prefect(prefect, "events/filter", {"filter": birds})["events"]
+    assert any("# birds version 1: drift" in each["data"] for each in artifacts)
     assert sorted(event["event"] for event in events) == ["thawline.drift.absent", "thawline.drift.detected"]
     detected = max(events, key=lambda event: event["event"])
     assert detected["resource"]["prefect.resource.id"] == "thawline.model.birds"

@@ -175,6 +175,7 @@ def test_a_network_of_each_library_becomes_a_graph_that_says_what_it_needs(
     assert json.loads(said["classes"]) == list(CLASSES)
     assert json.loads(said["preprocessing"])["image_size"] == side
     assert json.loads(said["calibration"])["temperature"] == 1.7
+    assert f"library_name: {wanted}" in (out / "README.md").read_text()
 
 
 def by_onnx(folder: Path, pixels: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
@@ -205,10 +206,10 @@ def test_the_card_tells_results_with_intervals_data_and_origin_and_no_class_is_m
     MlflowRegistry(store).set_tags("m", "1", {"thawline.data_digest": "0123abcd", "thawline.backbone": "resnet18"})
     test = LabelledData("test", [encoded(photo(seed)) for seed in range(8)], ["a", "c"] * 4)
     judged = judge(store, name="m", version="1", test=test)
-    card = (export(store, "onnx", tmp_path / "out") / "README.md").read_text()
+    card = (export(store, "timm", tmp_path / "out") / "README.md").read_text()
     assert f"| accuracy | {judged.challenger.metrics['accuracy']:.3f} (" in card
     assert "On 8 test images; the interval is Wilson's of 95 %." in card
-    for expected in ("0123abcd", "Backbone: `resnet18`", "licence", "divided by 1.7", "library_name: onnx"):
+    for expected in ("0123abcd", "Backbone: `resnet18`", "licence", "divided by 1.7", "library_name: timm"):
         assert expected in card
     assert "<img" not in card
     block = card.partition("```json\n")[2].partition("\n```")[0]

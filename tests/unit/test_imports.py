@@ -33,29 +33,14 @@ def test_such_an_import_would_be_found(line: str) -> None:
     assert not list(strangers("thawline.backbones.networks", line))
 
 
-def test_a_search_does_not_wait_for_the_compiler_of_torch() -> None:
-    """It takes longer to load than the rest of torchvision and torch together, and only workers need it."""
-    assert "torch._dynamo" not in loaded_by("thawline.flows.search, thawline.backbones._torchvision")
-
-
-def test_the_driver_of_a_search_does_not_load_torchvision() -> None:
-    """Its workers do, and its report in one of them."""
-    assert "torchvision" not in loaded_by("thawline.flows.search")
-    assert "torchvision" in loaded_by("thawline.flows.search, thawline.explain")
-
-
-@pytest.mark.parametrize(
-    "modules",
-    [
-        "thawline.terminal",
-        "thawline.search.leaderboard, thawline.search.records",
-        "thawline.cli.tables.models, thawline.registry.mlflow",
-        "thawline.ui, thawline.cleaning, thawline.doctor",
-    ],
-)
-def test_what_only_looks_or_begins_does_not_wait_for_torch(modules: str) -> None:
-    """`leaderboard`, `history`, `ui`, `clean`, `doctor`, and the first line of a search."""
-    assert "torch" not in loaded_by(modules)
+def test_a_search_loads_torchvision_in_its_workers_alone_and_never_waits_for_the_compiler_of_torch() -> None:
+    """The compiler takes longer to load than the rest of torchvision and torch together, and only workers need it."""
+    driver, backbones, report = loaded_by(
+        "thawline.flows.search", "thawline.backbones._torchvision", "thawline.explain"
+    )
+    assert "torchvision" not in driver
+    assert "torch._dynamo" not in backbones
+    assert "torchvision" in report
 
 
 @pytest.mark.parametrize("package", ["activations", "registry", "search", "training"])
@@ -68,11 +53,24 @@ def test_every_name_that_loads_on_demand_is_there(package: str) -> None:
         _ = module.nothing_like_it
 
 
-def loaded_by(modules: str) -> set[str]:
-    """Names of all modules that a process has after importing some."""
-    code = f"import sys, {modules}; print(*sys.modules)"
+def test_what_only_looks_or_begins_does_not_wait_for_torch() -> None:
+    """`leaderboard`, `history`, `ui`, `clean`, `doctor`, and the first line of a search."""
+    *_, light, trained = loaded_by(
+        "thawline.terminal",
+        "thawline.search.leaderboard, thawline.search.records",
+        "thawline.cli.tables.models, thawline.registry.mlflow",
+        "thawline.ui, thawline.cleaning, thawline.doctor",
+        "thawline.training.loop",
+    )
+    assert "torch" not in light
+    assert "torch" in trained
+
+
+def loaded_by(*modules: str) -> Iterator[set[str]]:
+    """Names of all modules that a process has after importing each."""
+    code = "".join(f"import sys, {module}; print(*sys.modules)\n" for module in modules)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return (set(line.split()) for line in done.stdout.splitlines())
 
 
 def strangers(module: str, source: str) -> Iterator[str]:

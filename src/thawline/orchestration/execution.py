@@ -6,29 +6,31 @@ from typing import Any
 
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from thawline.config import ExecutionConfig
+from thawline.config import ExecutionConfig, SearchConfig
 from thawline.exceptions import ConfigError
 from thawline.orchestration.variables import places_and_credentials
 from thawline.processes import main_module_hidden
+from thawline.search import Slots
 
 __all__ = ["placement", "trial_runner"]
 
 
 @contextmanager
-def trial_runner(config: ExecutionConfig) -> Iterator[TaskRunner[Any]]:
-    """The task runner that trials are submitted to within the block.
+def trial_runner(config: SearchConfig) -> Iterator[TaskRunner[Any]]:
+    """The task runner that a search's trials are submitted to within the block.
 
     Raises:
         ConfigError: if the cluster does not answer.
     """
     try:
-        runner = _runner(config)
+        runner = _runner(config.execution, Slots(config).count)
         with main_module_hidden():  # Dask's workers are processes
             runner.__enter__()
     except (ConnectionError, OSError, TimeoutError) as error:
         reason = (str(error) or "no answer in time").splitlines()[0]
         raise ConfigError(
-            f"execution.address={config.address} does not answer: {reason}. Start the cluster, or correct the address."
+            f"execution.address={config.execution.address} does not answer: {reason}. Start the cluster, or correct "
+            "the address."
         ) from None
     try:
         yield runner
@@ -46,11 +48,11 @@ def placement(config: ExecutionConfig) -> Any:
     return remote_options(num_cpus=config.cpus, num_gpus=config.gpus, max_retries=3)
 
 
-def _runner(config: ExecutionConfig) -> TaskRunner[Any]:
+def _runner(config: ExecutionConfig, slots: int) -> TaskRunner[Any]:
     if config.kind == "ray":
         return _ray(config)
     if config.kind == "dask":
-        return _dask(config)
+        return _dask(config, slots)
     # Threads that wait for processes: the search's slots are the limit, not their number.
     return ThreadPoolTaskRunner(max_workers=256)
 
@@ -72,13 +74,16 @@ def _ray(config: ExecutionConfig) -> TaskRunner[Any]:
     return runner
 
 
-def _dask(config: ExecutionConfig) -> TaskRunner[Any]:
+def _dask(config: ExecutionConfig, slots: int) -> TaskRunner[Any]:
+    from dask.system import CPU_COUNT
     from distributed import Client
     from prefect_dask.task_runners import DaskTaskRunner
 
     if config.address is not None:  # the runner itself would fail only at the first trial
         Client(config.address, timeout="15s", set_as_default=False).close()  # type: ignore[no-untyped-call]
-    # Processes, each with one thread: a trial sets its own number of threads, for the whole process.
-    local = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    # Processes, each with one thread: a trial sets its own number of threads, for the whole process. One for each core
+    # would load torch in some that never get a trial.
+    workers = min(CPU_COUNT, slots)
+    local = {"n_workers": workers, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
     runner: TaskRunner[Any] = DaskTaskRunner(address=config.address, cluster_kwargs=None if config.address else local)
     return runner

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +79,11 @@ def _sheets(manifest: Manifest, classes: int, each: int) -> list[_Class]:
     rows: list[list[Row]] = [[] for _ in manifest.classes]
     for row in manifest.rows:
         rows[row.label].append(row)
+    chosen = [_spread(of_class, each) for of_class in rows[:classes]]
+    examples = iter(_examples(manifest, [*chain.from_iterable(chosen)]))  # of all at once: a table is read whole
     return [
-        _Class(manifest.classes[label], len(rows[label]), _examples(manifest, _spread(rows[label], each)))
-        for label in range(classes)
+        _Class(manifest.classes[label], len(rows[label]), [*islice(examples, len(shown))])
+        for label, shown in enumerate(chosen)
     ]
 
 

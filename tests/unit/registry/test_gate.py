@@ -361,17 +361,27 @@ def test_of_200_first_models_that_guess_fewer_than_one_in_ten_are_promoted(image
 def test_the_gain_is_that_of_scikit_learn_and_so_is_that_of_every_resample(metric: str) -> None:
     from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-    score = {
+    theirs = {
         "accuracy": accuracy_score,
         "balanced_accuracy": balanced_accuracy_score,
         "macro_f1": lambda truth, answers: f1_score(truth, answers, average="macro"),
     }[metric]
+
+    def score(truth: np.ndarray, answers: np.ndarray) -> float:
+        """The same, of thousands of resamples in a second."""
+        right = np.bincount(truth[truth == answers], minlength=4)
+        of_truth, of_answers = np.bincount(truth, minlength=4), np.bincount(answers, minlength=4)
+        shares = {"accuracy": right.sum() / len(truth), "balanced_accuracy": (right / of_truth).mean()}
+        return float((shares | {"macro_f1": (2 * right / (of_truth + of_answers)).mean()})[metric])
+
     random = np.random.default_rng(0)
     labels = random.integers(0, 4, 300)
     first, second = (np.where(random.random(300) < share, labels, random.integers(0, 4, 300)) for share in (0.7, 0.6))
     gain = paired_bootstrap(metric, labels, first, second)
-    assert gain.value == pytest.approx(score(labels, first) - score(labels, second))
+    assert gain.value == pytest.approx(theirs(labels, first) - theirs(labels, second))
     drawn = [random.integers(0, 300, 300) for _ in range(1000)]
+    for draw in drawn[:20]:
+        assert score(labels[draw], first[draw]) == pytest.approx(theirs(labels[draw], first[draw]))
     resampled = [score(labels[draw], first[draw]) - score(labels[draw], second[draw]) for draw in drawn]
     assert gain.lower(0.025) == pytest.approx(np.quantile(resampled, 0.025), abs=0.012)
     assert gain.upper(0.025) == pytest.approx(np.quantile(resampled, 0.975), abs=0.012)

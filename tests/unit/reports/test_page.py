@@ -134,9 +134,10 @@ def test_the_captions_say_what_the_probe_and_its_line_are(
     make_probe: Callable[..., TrialPoint],
     probed: tuple[TrialPoint, ...],
     page: Page,
+    figures: dict[str, Figure | None],
 ) -> None:
     def caption(**parts: Any) -> str:
-        return words(Page(render(make_report(**parts))).text)
+        return words(Page(render(make_report(**parts), figures)).text)
 
     line = "the value of a linear classifier on the frozen features at each depth."
     left_out = "A linear probe has no learning rate and is not among them."
@@ -274,9 +275,9 @@ def doctor(report: StudyReport) -> LabelDoctor:
 
 
 def test_labels_that_the_features_contradict_are_shown_with_both_classes(
-    report: StudyReport, doctor: LabelDoctor
+    report: StudyReport, figures: dict[str, Figure | None], doctor: LabelDoctor
 ) -> None:
-    html = render(StudyReport.from_json(report.model_copy(update={"labels": doctor}).to_json()))
+    html = render(StudyReport.from_json(report.model_copy(update={"labels": doctor}).to_json()), figures)
     text = words(Page(html).text)
     assert "31 of 300 images have a label that the pretrained network's features contradict" in text
     assert "about 11% of all labels seem to be wrong. All are in suspects.csv beside this page." in text
@@ -285,17 +286,17 @@ def test_labels_that_the_features_contradict_are_shown_with_both_classes(
     assert "train/cat/9.jpg: cat or owl?" in {image["alt"] for image in Page(html).of("img")}
     assert "#labels" in html
     assert "most that are listed may be right" not in text
-    assert "#labels" not in render(report)
+    assert "#labels" not in render(report, figures)
 
 
 def test_a_report_says_when_features_hardly_tell_the_classes_and_when_no_label_is_contradicted(
-    report: StudyReport, doctor: LabelDoctor
+    report: StudyReport, figures: dict[str, Figure | None], doctor: LabelDoctor
 ) -> None:
     doubtful = doctor.model_copy(update={"is_doubtful": True, "accuracy": 0.4})
-    text = words(Page(render(report.model_copy(update={"labels": doubtful}))).text)
+    text = words(Page(render(report.model_copy(update={"labels": doubtful}), figures)).text)
     assert "These features tell the class of only 40% of the images: most that are listed may be right." in text
     none = doctor.model_copy(update={"listed": 0, "suspects": (), "file": ""})
-    text = words(Page(render(report.model_copy(update={"labels": none}))).text)
+    text = words(Page(render(report.model_copy(update={"labels": none}), figures)).text)
     assert "0 of 300 images have a label" in text
     assert "suspects.csv" not in text
 
@@ -353,8 +354,20 @@ def two_backbones(report: StudyReport) -> StudyReport:
     )
 
 
-def test_every_backbone_has_its_own_thaw_line_surface_costs_and_layer_groups(two_backbones: StudyReport) -> None:
-    figures = report_figures(two_backbones)
+@pytest.fixture(scope="module")
+def figures_of_two(two_backbones: StudyReport) -> dict[str, Figure | None]:
+    return report_figures(two_backbones)
+
+
+@pytest.fixture(scope="module")
+def page_of_two(two_backbones: StudyReport, figures_of_two: dict[str, Figure | None]) -> Page:
+    return Page(render(two_backbones, figures_of_two))
+
+
+def test_every_backbone_has_its_own_thaw_line_surface_costs_and_layer_groups(
+    two_backbones: StudyReport, figures_of_two: dict[str, Figure | None], page_of_two: Page
+) -> None:
+    figures = figures_of_two
     short = short_name(LONG_BACKBONE)
     for kind in ("surface", "thaw_line", "time", "memory"):
         assert {name for name in figures if name.startswith(kind)} == {f"{kind}/resnet18", f"{kind}/{short}"}
@@ -372,7 +385,7 @@ def test_every_backbone_has_its_own_thaw_line_surface_costs_and_layer_groups(two
     assert "7 at depth 9" in memory.alt
     assert set(report_surfaces(two_backbones)) == {"surface/resnet18", f"surface/{short}"}
 
-    page = Page(render(two_backbones, figures))
+    page = page_of_two
     text = words(page.text)
     assert "Its layer groups, from the input on: embeddings, block0," in text
     assert text.index("Its layer groups, from the input on: stem") < text.index(
@@ -385,16 +398,16 @@ def test_every_backbone_has_its_own_thaw_line_surface_costs_and_layer_groups(two
     assert len(labels) == 15
 
 
-def test_a_long_name_of_a_backbone_is_short_in_tables_and_stands_once_in_full(two_backbones: StudyReport) -> None:
-    text = words(Page(render(two_backbones)).text)
+def test_a_long_name_of_a_backbone_is_short_in_tables_and_stands_once_in_full(page_of_two: Page) -> None:
+    text = words(page_of_two.text)
     assert text.count(LONG_BACKBONE) == 1
     assert f"{short_name(LONG_BACKBONE)} is {LONG_BACKBONE}." in text
     assert text.count(short_name(LONG_BACKBONE)) > 10
     assert "resnet18 is" not in text
 
 
-def test_names_inside_the_page_are_given_once_with_several_backbones_too(two_backbones: StudyReport) -> None:
-    ids = Counter(attributes["id"] for _, attributes in Page(render(two_backbones)).tags if attributes.get("id"))
+def test_names_inside_the_page_are_given_once_with_several_backbones_too(page_of_two: Page) -> None:
+    ids = Counter(attributes["id"] for _, attributes in page_of_two.tags if attributes.get("id"))
     assert max(ids.values()) == 1
 
 

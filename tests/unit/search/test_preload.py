@@ -24,3 +24,11 @@ def test_the_fork_server_leaves_without_tearing_down_its_libraries_and_its_child
 ) -> None:
     code, out, err = first_process.run(["-c", CODE], os.environ, tmp_path)
     assert (code, out, err) == (0, "torn down\n", ""), "torn down by the child alone"
+
+
+def test_what_the_fork_server_has_loaded_is_not_looked_through_when_a_worker_collects_garbage(
+    first_process: Forks, tmp_path: Path
+) -> None:
+    code = "import gc, importlib, thawline.search.preload; gc.unfreeze(); print(len(gc.get_objects()) > 100_000); "
+    code += "importlib.reload(thawline.search.preload); print(len(gc.get_objects()) < 10_000)"
+    assert first_process.run(["-c", code], os.environ, tmp_path) == (0, "True\nTrue\n", "")

@@ -1,0 +1,22 @@
+"""Where trials run."""
+
+from typing import Any
+
+import pytest
+from prefect_dask.task_runners import DaskTaskRunner
+
+from thawline.config import SearchConfig
+from thawline.orchestration.execution import trial_runner
+
+
+@pytest.mark.parametrize(("at_once", "cores", "workers"), [(1, 64, 1), (3, 64, 3), (8, 2, 2)])
+def test_a_dask_cluster_of_one_s_own_has_a_worker_for_each_trial_that_runs_at_once_but_no_more_than_cores(
+    at_once: int, cores: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr("dask.system.CPU_COUNT", cores)
+    monkeypatch.setattr(DaskTaskRunner, "__enter__", lambda runner: started.append(runner.cluster_kwargs))
+    monkeypatch.setattr(DaskTaskRunner, "__exit__", lambda *_: None)
+    given = {"data": {"path": "photos"}, "execution": {"kind": "dask"}, "study": {"workers": at_once}}
+    with trial_runner(SearchConfig.build(given)):
+        assert [each["n_workers"] for each in started] == [workers]

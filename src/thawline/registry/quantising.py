@@ -26,9 +26,10 @@ _CALIBRATED_ON = 128
 """Images whose activations are measured. More change the ranges little, and each costs a forward pass."""
 _KEPT = 16
 """Images that the package keeps, to be compared wherever it is loaded."""
-_LAYERS = ("Conv", "Gemm", "MatMul")
-"""Where the time goes. Everything between them stays in single precision: additions and activations in int8 gain
-next to nothing, and softmax would give probabilities in steps of 1/256."""
+_LAYERS = ("Conv", "Gemm", "MatMul", "Relu", "MaxPool", "Concat")
+"""Where the time goes, and what lies between without changing the range, so that numbers stay in int8 from one to the
+next. Sums stay in single precision: residual streams have outliers. Softmax would give probabilities in steps of
+1/256."""
 _TAKEN_OVER = ("kind", "classes", "temperature", "calibration", "extra", "preprocessing", "max_pixels", "reduced")
 
 

@@ -20,7 +20,7 @@ from thawline.registry.prediction_sets import fit_prediction_sets
 from thawline.registry.servable import BATCH, QuantisedServable
 from thawline.tracking import first_line
 
-__all__ = ["quantise"]
+__all__ = ["quantise", "quantise_graph"]
 
 _CALIBRATED_ON = 128
 """Images whose activations are measured. More change the ranges little, and each costs a forward pass."""
@@ -67,7 +67,7 @@ def quantise(
     example = model.example()
     (folder / "example.jpg").write_bytes(example if isinstance(example, bytes) else example.encode())
     try:
-        _quantise_graph(source / "model.onnx", folder / "model.onnx", _spread(images))
+        quantise_graph(source / "model.onnx", folder / "model.onnx", _spread(images))
     except Exception as error:  # its passes raise whatever they meet
         raise RegistryError(
             f"{model.name} cannot be quantised: {type(error).__name__}: {first_line(error)}. Leave int8 out of "
@@ -84,8 +84,14 @@ def quantise(
     return probabilities
 
 
-def _quantise_graph(source: Path, out: Path, images: npt.NDArray[np.uint8]) -> None:
-    """Of pixels to probabilities; its metadata stay."""
+def quantise_graph(source: Path, out: Path, images: npt.NDArray[np.uint8]) -> None:
+    """Quantise an ONNX file of pixels to probabilities; its metadata stay.
+
+    Args:
+        source: the file.
+        out: the one to write.
+        images: on which the range of activations is measured, ``[N, S, S, 3]``.
+    """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process

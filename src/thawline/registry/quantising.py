@@ -53,8 +53,13 @@ def quantise(
         What the copy answers for the images, ``[N, num_classes]``.
 
     Raises:
-        RegistryError: if the network cannot be quantised.
+        RegistryError: if the network cannot be quantised, or the other package holds no ``model.onnx``.
     """
+    if not (source / "model.onnx").is_file():
+        raise RegistryError(
+            f"{model.name} cannot be quantised: it was packaged without a model.onnx, before promotion.exports named "
+            "int8. The next study's versions have one."
+        )
     known = model.servable.settings
     settings = {key: known[key] for key in _TAKEN_OVER if key in known} | {
         "format": QUANTISED_FORMAT,

@@ -20,15 +20,16 @@ from thawline.registry.prediction_sets import fit_prediction_sets
 from thawline.registry.servable import BATCH, QuantisedServable
 from thawline.tracking import first_line
 
-__all__ = ["quantise"]
+__all__ = ["quantise", "quantise_graph"]
 
 _CALIBRATED_ON = 128
 """Images whose activations are measured. More change the ranges little, and each costs a forward pass."""
 _KEPT = 16
 """Images that the package keeps, to be compared wherever it is loaded."""
-_LAYERS = ("Conv", "Gemm", "MatMul")
-"""Where the time goes. Everything between them stays in single precision: additions and activations in int8 gain
-next to nothing, and softmax would give probabilities in steps of 1/256."""
+_LAYERS = ("Conv", "Gemm", "MatMul", "Relu", "MaxPool", "Concat")
+"""Where the time goes, and what lies between without changing the range, so that numbers stay in int8 from one to the
+next. Sums stay in single precision: residual streams have outliers. Softmax would give probabilities in steps of
+1/256."""
 _TAKEN_OVER = ("kind", "classes", "temperature", "calibration", "extra", "preprocessing", "max_pixels", "reduced")
 
 
@@ -52,8 +53,13 @@ def quantise(
         What the copy answers for the images, ``[N, num_classes]``.
 
     Raises:
-        RegistryError: if the network cannot be quantised.
+        RegistryError: if the network cannot be quantised, or the other package holds no ``model.onnx``.
     """
+    if not (source / "model.onnx").is_file():
+        raise RegistryError(
+            f"{model.name} cannot be quantised: it was packaged without a model.onnx, before promotion.exports named "
+            "int8. The next study's versions have one."
+        )
     known = model.servable.settings
     settings = {key: known[key] for key in _TAKEN_OVER if key in known} | {
         "format": QUANTISED_FORMAT,
@@ -66,7 +72,7 @@ def quantise(
     example = model.example()
     (folder / "example.jpg").write_bytes(example if isinstance(example, bytes) else example.encode())
     try:
-        _quantise_graph(source / "model.onnx", folder / "model.onnx", _spread(images))
+        quantise_graph(source / "model.onnx", folder / "model.onnx", _spread(images))
     except Exception as error:  # its passes raise whatever they meet
         raise RegistryError(
             f"{model.name} cannot be quantised: {type(error).__name__}: {first_line(error)}. Leave int8 out of "
@@ -83,8 +89,14 @@ def quantise(
     return probabilities
 
 
-def _quantise_graph(source: Path, out: Path, images: npt.NDArray[np.uint8]) -> None:
-    """Of pixels to probabilities; its metadata stay."""
+def quantise_graph(source: Path, out: Path, images: npt.NDArray[np.uint8]) -> None:
+    """Quantise an ONNX file of pixels to probabilities; its metadata stay.
+
+    Args:
+        source: the file.
+        out: the one to write.
+        images: on which the range of activations is measured, ``[N, S, S, 3]``.
+    """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process

@@ -11,8 +11,8 @@ import pytest
 
 from thawline.config import GateRules
 from thawline.registry import Outcome, PromotionOutcome, Scores, Verdict, decide, gate, majority_class
-from thawline.registry.gate import RECALL_BY_CHANCE, Criterion
-from thawline.registry.scores import compare, label_metrics
+from thawline.registry.gate import RECALL_BY_CHANCE, Criterion, decide_quantised
+from thawline.registry.scores import compare, compare_quantised, label_metrics
 from thawline.registry.statistics import calibration_error, mcnemar, paired_bootstrap, worst_recall_loss
 
 CLASSES = ("a", "b")
@@ -448,6 +448,70 @@ def test_of_200_champions_trained_again_at_most_5_percent_are_promoted() -> None
 def test_of_200_models_that_are_3_points_better_on_1000_images_at_least_80_percent_are_promoted() -> None:
     promoted = sum(simulated(seed, 0.03).outcome is Outcome.PROMOTE for seed in range(200))
     assert promoted >= 160
+
+
+# ----------------------------------------------------------------------------------------------------------------- int8
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome", "reason"),
+    [
+        ({}, Outcome.PROMOTE, "the copy in int8 is faster and no worse: accuracy 0.8997 against 0.9000 "),
+        ({"seconds_per_item": 0.0095}, Outcome.HOLD, "not faster: "),
+        ({"parity": 0.1}, Outcome.REJECT, "the copy in int8 cannot be used: parity of package and trained network"),
+        ({"bytes": 20_000_000}, Outcome.HOLD, "as good, but worse in something: "),
+    ],
+)
+def test_a_copy_takes_the_champions_place_if_it_is_faster_and_no_worse(
+    changes: dict[str, Any], outcome: Outcome, reason: str
+) -> None:
+    copy = replace(scores(2699, 3000, seconds_per_item=0.005), **changes)
+    verdict = decide_quantised(GateRules(), copy, scores(2700, 3000))
+    assert verdict.outcome is outcome
+    assert verdict.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("right", "images", "outcome", "reason"),
+    [
+        (2640, 3000, Outcome.REJECT, "the network quantises badly: accuracy 0.8800 against 0.9000"),
+        (2673, 3000, Outcome.HOLD, "not shown to be as good as its original: "),
+        (180, 200, Outcome.HOLD, "not shown to be as good as its original; 200 test images are too few to show it of "),
+    ],
+)
+def test_a_copy_that_is_not_shown_to_be_as_good_waits_and_one_that_is_worse_is_rejected(
+    right: int, images: int, outcome: Outcome, reason: str
+) -> None:
+    copy = scores(right, images, seconds_per_item=0.005)
+    verdict = decide_quantised(GateRules(), copy, scores(images * 9 // 10, images))
+    assert verdict.outcome is outcome
+    assert verdict.reason.startswith(reason)
+
+
+def test_a_copy_that_gives_one_class_for_another_is_rejected_although_as_many_are_right() -> None:
+    original = scores(800, 1000)  # wrong on the last 200, of which every second one is of class b
+    predicted = list(original.predicted)
+    predicted[0:150:2], predicted[851:1000:2] = ["b"] * 75, ["b"] * 75
+    copy = replace(original, predicted=tuple(predicted), seconds_per_item=0.005)
+    verdict = decide_quantised(GateRules(), copy, original)
+    assert verdict.outcome is Outcome.REJECT
+    assert failed(verdict) == ["evidence that it is below 0.01", RECALL]
+
+
+def test_of_400_copies_that_lose_what_is_allowed_at_most_4_in_100_pass_and_of_those_that_lose_nothing_half() -> None:
+    """With a loss of 0.01, of which 500 images show a tenth, and answers that differ on one image in 200 besides."""
+    random, passed = np.random.default_rng(0), {0.01: 0, 0.0: 0}
+    original = scores(450, 500)
+    for loss in passed:
+        for _ in range(400):
+            lost, gained = random.multinomial(500, [loss + 0.0025, 0.0025, 0.9950 - loss])[:2]
+            predicted = list(original.predicted)
+            for number in (*range(lost), *range(450, 450 + gained)):
+                predicted[number] = CLASSES[1 - CLASSES.index(predicted[number])]
+            copy = replace(original, predicted=tuple(predicted))
+            passed[loss] += compare_quantised("accuracy", copy, original).lower(0.04) > -0.01
+    assert passed[0.01] <= 16
+    assert passed[0.0] >= 200
 
 
 def test_names_of_classes_stand_in_the_verdicts_page_as_they_are_and_not_as_html_or_markdown() -> None:

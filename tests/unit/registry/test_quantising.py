@@ -351,13 +351,15 @@ def test_a_network_that_cannot_be_quantised_is_said_with_what_to_leave_out(
 ) -> None:
     registry, run_id = MlflowRegistry(store), trial_run(store)
     version = register(store, run_id, log_packaged_model(store, run_id, add_layers(original), "birds"))
-    (tmp_path / "torn").mkdir()
+    for name in ("torn", "none", "copy"):
+        (tmp_path / name).mkdir()
     (tmp_path / "torn" / "model.onnx").write_bytes(b"torn")
-    (tmp_path / "copy").mkdir()
     model = registry.load(ModelName("birds", None, version))
     shown = np.stack([seen(PICTURES[name]) for name in CLASSES])
     with pytest.raises(RegistryError, match=r"birds/1 cannot be quantised: .* Leave int8 out of promotion\.exports\."):
         quantise(tmp_path / "copy", tmp_path / "torn", model, shown, np.arange(3))
+    with pytest.raises(RegistryError, match=r"birds/1 cannot be quantised: it was packaged without a model\.onnx"):
+        quantise(tmp_path / "copy", tmp_path / "none", model, shown, np.arange(3))
 
 
 # ------------------------------------------------------------------------------------------------------ before training

@@ -289,10 +289,21 @@ def test_a_narrowed_search_is_recognised_by_the_recipe_that_asked_for_it(store: 
     assert plan_retraining(config_of({"train": {"epochs": 9}}), manifest_of(NEW), store.home).reason is None
 
 
-def searched(version: str) -> Any:
+def test_a_recipe_is_recognised_by_the_copy_in_int8_that_its_search_registered_last(store: MlflowStore) -> None:
+    add_version(store, config_of())
+    plan = plan_retraining(config_of({"retrain": {"narrow": True}}), manifest_of(NEW), store.home)
+    version = add_version(store, plan.config, digest=NEW)
+    copy = add_version(store, plan.config, digest=NEW)
+    conclude_retraining(plan, searched(version, copy))
+    again = plan_retraining(config_of({"retrain": {"narrow": True}}), manifest_of(NEW), store.home)
+    assert str(again.reason).startswith(f"nothing has changed since birds version {copy}")
+
+
+def searched(version: str, copy: str | None = None) -> Any:
     """The part of a search's outcome that is remembered."""
     promotion = SimpleNamespace(version=version, verdict=SimpleNamespace(reason="it is better"))
-    return SimpleNamespace(model="birds", promotion=promotion)
+    quantised = None if copy is None else SimpleNamespace(version=copy)
+    return SimpleNamespace(model="birds", promotion=promotion, quantised=quantised)
 
 
 def test_a_search_begins_with_the_champion_and_not_with_a_later_version_that_lost(store: MlflowStore) -> None:

@@ -59,6 +59,10 @@ class DataConfig(Model):
     """Images with more pixels (width times height) are refused before they are decoded."""
     workers: int | None = Field(None, ge=1)
     """Decoding processes; by default one per CPU core."""
+    cache: Literal["auto", "off"] = "auto"
+    """Whether all images are decoded once and kept so, 150 kB an image of 224 pixels: ``auto`` does if that takes at
+    most half of the free space of the home's disk; ``off`` decodes images whenever they are read: while their
+    activations are stored, and in every epoch of a trial that begins before them."""
     text_column: ColumnName | None = None
     """Column of a table that holds the texts: its name, or its number from 1 if the table has no header; by
     default found by usual names, such as text or message, else by what the columns hold."""

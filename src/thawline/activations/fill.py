@@ -16,7 +16,7 @@ from thawline.training import Inputs, Runtime, batches, evaluation_order
 __all__ = ["fill"]
 
 _MOST_ROWS = 2048
-"""Images in a block: behind the last layer groups so little is stored of each that 64 MB would be minutes of work."""
+"""Images in a block: of what comes last in a network so little is stored that 64 MB would be minutes of work."""
 
 
 def fill(

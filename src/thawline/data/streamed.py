@@ -53,7 +53,7 @@ class StreamedImages:
 
     @staticmethod
     def list_files(manifest: Manifest, view: View, path: Path) -> None:
-        """Write the list of a manifest's files, their digests and labels; in some 100 bytes an image."""
+        """Write the list of a manifest's files, their digests and labels; in some 50 bytes an image."""
         from safetensors.numpy import save
 
         names = [os.fsencode(row.path) for row in manifest.rows]
@@ -140,6 +140,14 @@ class StreamedImages:
             return one
         return self._decoded([self.rows[row] for row in wanted])
 
+    def file_of(self, number: int) -> Path:
+        """The file that one of these images is decoded from."""
+        return self._file(self.rows[number])
+
+    def _file(self, row: int) -> Path:
+        begin = self._ends[row - 1] if row else 0
+        return self.root / os.fsdecode(self._names[begin : self._ends[row]].tobytes())
+
     def _decoded(self, rows: Sequence[int]) -> npt.NDArray[np.uint8]:
         pixels = np.empty((len(rows), *self.shape[1:]), np.uint8)
 
@@ -147,8 +155,8 @@ class StreamedImages:
             return [reason for place in places if (reason := self._decode_into(pixels[place], rows[place]))]
 
         parts = [range(first, len(rows), self.threads) for first in range(min(self.threads, len(rows)))]
-        if len(parts) == 1:
-            changed = decode(parts[0])
+        if len(parts) < 2:
+            changed = decode(range(len(rows)))
         else:  # a task for each thread: one for each image would cost a fifth of decoding a small one
             with ThreadPoolExecutor(len(parts), thread_name_prefix="thawline-decode") as pool:
                 changed = [reason for reasons in pool.map(decode, parts) for reason in reasons]
@@ -158,10 +166,8 @@ class StreamedImages:
 
     def _decode_into(self, pixels: npt.NDArray[np.uint8], row: int) -> str:
         """Decode one file; returns what is wrong with it, or nothing."""
-        begin = self._ends[row - 1] if row else 0
-        path = self.root / os.fsdecode(self._names[begin : self._ends[row]].tobytes())
         try:
-            pixels[:] = self.view.of(path, self._digests[row].tobytes().hex())
+            pixels[:] = self.view.of(self._file(row), self._digests[row].tobytes().hex())
         except ChangedImageError as error:
             return str(error)
         return ""

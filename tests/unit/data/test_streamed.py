@@ -47,7 +47,7 @@ def test_they_are_the_pixels_and_labels_that_would_be_kept_whatever_is_asked_for
     assert opened.images.shape == kept.shape == (61, 8, 8, 3)
     assert opened.images.nbytes == kept.nbytes
     assert opened.labels.tolist() == [row.label for row in manifest.rows]
-    for wanted in (0, -1, np.int64(7), np.array([3, 60, 3]), [5], np.arange(61)):
+    for wanted in (0, -1, np.int64(7), np.array([3, 60, 3]), [5], np.arange(61), np.array([], np.intp)):
         pixels = opened.images[wanted]
         assert isinstance(pixels, np.ndarray)
         assert np.array_equal(pixels, kept[wanted])
@@ -111,7 +111,7 @@ def test_a_file_that_changed_is_refused_by_whoever_reads_it_and_others_are_read(
     assert np.array_equal(opened.images[np.arange(5)], kept[:5])
 
 
-def test_renamed_files_are_listed_anew(manifest: Manifest, kept: np.ndarray, tmp_path: Path) -> None:
+def test_renamed_files_are_listed_again(manifest: Manifest, kept: np.ndarray, tmp_path: Path) -> None:
     before = stream(manifest, tmp_path / "cache").path
     for path in list(manifest.root.glob("*/*.png")):
         path.rename(path.with_name(f"renamed-{path.name}"))

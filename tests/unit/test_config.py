@@ -242,6 +242,15 @@ def test_off_is_off_as_yaml_reads_it_and_as_it_is_written_back(tmp_path: Path) -
         SearchConfig.build(DATA, parse_assignments(["tracking.wandb=on"]))
 
 
+@pytest.mark.parametrize("key", ["near_duplicates", "cache"])
+def test_what_data_settings_call_off_may_be_written_so(key: str) -> None:
+    for value in (f"data.{key}=off", f"data.{key}='off'"):
+        config = SearchConfig.build(DATA, parse_assignments([value]))
+        assert getattr(config.data, key) == "off"
+    with pytest.raises(ConfigError, match=rf"data\.{key}: Input should be"):
+        SearchConfig.build(DATA, parse_assignments([f"data.{key}=on"]))
+
+
 @pytest.mark.parametrize("name", ["", "a/b", "50 %", "a#b", "a?b", "a:b", "a\\b", "a\nb", "x" * 129])
 def test_a_project_that_wandb_would_refuse_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"tracking\.wandb_project: must be 1 to 128 characters without"):

@@ -15,6 +15,9 @@ from thawline.training import Inputs, Runtime, batches, evaluation_order
 
 __all__ = ["fill"]
 
+_MOST_ROWS = 2048
+"""Images in a block: of what comes last in a network so little is stored that 64 MB would be minutes of work."""
+
 
 def fill(
     store: ActivationStore,
@@ -42,7 +45,8 @@ def fill(
         keys: by boundary, at least 1.
         runtime: device and precision, as the keys say.
         batch_size: images at a time.
-        block_bytes: of the largest activations in a block, which is what is computed again after a builder was killed.
+        block_bytes: of the largest activations in a block, at most, which is what is computed again after a builder was
+            killed.
         on_progress: called with (images or texts done, those in all).
 
     Returns:
@@ -134,7 +138,10 @@ class _Pass:
     def _rows_per_block(self, block_bytes: int) -> int:
         """The same for all files, so that a resumed pass finds them all at the end of a block."""
         largest = max((writer.layout.bytes // len(self.inputs) for writer in self.writers.values()), default=1)
-        return max(1, block_bytes // max(1, largest) // self.batch_size) * self.batch_size
+        rows = block_bytes // max(1, largest)
+        if self.inputs.lengths is None:  # texts are sorted by length within a block: more of them pad less
+            rows = min(rows, _MOST_ROWS)
+        return max(1, rows // self.batch_size) * self.batch_size
 
     def _block(self, rows: np.ndarray) -> None:
         if self.inputs.lengths is None:

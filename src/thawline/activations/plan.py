@@ -79,6 +79,12 @@ class Plan(BaseModel):
         """The last stored boundary that a trial of this freeze depth can begin at; 0 for images or tokens."""
         return max((boundary for boundary in self.boundaries if boundary <= depth), default=0)
 
+    def share_from_start(self) -> float:
+        """Of all epochs, the share that is trained from images or tokens, with nothing stored of training rows."""
+        if self.views is None:
+            return 1.0
+        return sum(share for depth, share in self.depths.items() if self.boundary_for(depth) == 0)
+
     def trial_seconds(self, depths: Sequence[int]) -> float:
         """What a trial should take from its start to its end, by the freeze depth of each of its epochs."""
         return self.profile.start_seconds + sum(map(self._epoch_seconds, depths))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from thawline.config.model import Model
+from thawline.config.model import Model, word_off
 from thawline.config.urls import DataUrl
 
 __all__ = ["DataConfig"]
@@ -50,7 +50,10 @@ class DataConfig(Model):
     group_column: ColumnName | None = None
     """Column that names each row's group: of the table, or of DATA/metadata.csv (beside its column ``file_name``) for
     images in class folders."""
-    near_duplicates: Literal["together", "off"] = "together"
+    near_duplicates: Annotated[
+        Literal["together", "off"],
+        BeforeValidator(word_off, json_schema_input_type=Literal["together", "off", False]),
+    ] = "together"
     """Images that show the same picture in other files, compressed again, resized or lightly cropped: ``together``
     lists them and keeps them on one side of the split where there are no groups; ``off`` does not look for them."""
     max_bad_fraction: float = Field(0.05, ge=0, le=1)
@@ -59,6 +62,12 @@ class DataConfig(Model):
     """Images with more pixels (width times height) are refused before they are decoded."""
     workers: int | None = Field(None, ge=1)
     """Decoding processes; by default one per CPU core."""
+    cache: Annotated[
+        Literal["auto", "off"], BeforeValidator(word_off, json_schema_input_type=Literal["auto", "off", False])
+    ] = "auto"
+    """Whether all images are decoded once and kept so, 150 kB an image of 224 pixels: ``auto`` does if that takes at
+    most half of the free space of the home's disk; ``off`` decodes images whenever they are read: while their
+    activations are stored, and in every epoch of a trial that begins before them."""
     text_column: ColumnName | None = None
     """Column of a table that holds the texts: its name, or its number from 1 if the table has no header; by
     default found by usual names, such as text or message, else by what the columns hold."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-__all__ = ["Model", "PlainName", "as_list"]
+__all__ = ["Model", "PlainName", "as_list", "word_off"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -33,6 +33,11 @@ class Model(BaseModel):
         use_attribute_docstrings=True,
         defer_build=True,  # validators are made when a configuration is: `--help` has none
     )
+
+
+def word_off(value: object) -> object:
+    """For settings that may be ``off``: YAML reads the word as false."""
+    return "off" if value is False else value
 
 
 def as_list(value: object) -> object:

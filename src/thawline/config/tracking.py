@@ -4,14 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from thawline.config.model import Model, PlainName
+from thawline.config.model import Model, PlainName, word_off
 from thawline.config.urls import ArtifactsUrl
 
 __all__ = ["TrackingConfig"]
-
-
-def _wandb_mode(value: object) -> object:
-    return "off" if value is False else value  # as YAML reads the word off
 
 
 def _wandb_project(value: str) -> str:
@@ -34,7 +30,7 @@ class TrackingConfig(Model):
     """Write TensorBoard event files beside MLflow."""
     wandb: Annotated[
         Literal["off", "offline", "online"],
-        BeforeValidator(_wandb_mode, json_schema_input_type=Literal["off", "offline", "online", False]),
+        BeforeValidator(word_off, json_schema_input_type=Literal["off", "offline", "online", False]),
     ] = "off"
     """Record in Weights & Biases too (``pip install 'thawline[wandb]'``): ``online`` needs a login, ``offline`` writes
     into Thawline's home for ``wandb sync``."""

@@ -5,13 +5,15 @@ cosine transform, as in Zauner's pHash), compared with that of every other image
 tell where one image was cut to give the other; and the colours of both, laid over each other so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-__all__ = ["SIDE", "near_duplicates", "thumbnail"]
+__all__ = ["SIDE", "Thumbnails", "near_duplicates", "thumbnail", "write_thumbnail"]
 
 SIDE = 32
 """Of a thumbnail, in pixels. Smaller images are compared with none: a few pixels are soon alike."""
@@ -35,6 +37,13 @@ Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.intp]
 
 
+def write_thumbnail(made: bytes, path: Path, place: int) -> None:
+    """Put a thumbnail into a file of many, which any number of processes write to."""
+    with path.open("rb+") as file:
+        file.seek(place * SIDE * SIDE * 3)
+        file.write(made)
+
+
 def thumbnail(image: Image.Image) -> bytes:
     """What is compared of an image: ``SIDE`` x ``SIDE`` colours, the whole image without regard to its shape; empty if
     it is smaller.
@@ -49,7 +58,7 @@ def thumbnail(image: Image.Image) -> bytes:
     return image.resize((side, side), Image.Resampling.NEAREST).reduce(side // SIDE).tobytes()
 
 
-def near_duplicates(thumbnails: Sequence[bytes]) -> list[tuple[int, int]]:
+def near_duplicates(thumbnails: "Sequence[bytes] | Thumbnails") -> list[tuple[int, int]]:
     """Pairs of images that show the same picture, by their places in the list, the smaller one first.
 
     The time grows with the square of the number of images, because each hash is compared with all others.
@@ -57,42 +66,75 @@ def near_duplicates(thumbnails: Sequence[bytes]) -> list[tuple[int, int]]:
     Args:
         thumbnails: of each image; empty ones are passed over.
     """
-    places = np.array([place for place, each in enumerate(thumbnails) if each], np.intp)
-    if len(places) < 2:
+    seen = thumbnails if isinstance(thumbnails, Thumbnails) else Thumbnails.of(thumbnails)
+    if len(seen.places) < 2:
         return []
-    whole = np.frombuffer(b"".join(thumbnails[place] for place in places), np.uint8)
-    colours = whole.reshape(len(places), SIDE, SIDE, 3)
     found: list[tuple[int, int]] = []
-    one, other = _candidates(_hashes(colours), _rough(colours))
+    one, other = _candidates(_hashes(seen), _rough(seen))
     for start in range(0, len(one), _PAIRS):
         first, second = one[start : start + _PAIRS], other[start : start + _PAIRS]
-        near = _same(colours, first, second)
-        found += zip(places[first[near]].tolist(), places[second[near]].tolist(), strict=True)
+        near = _same(seen, first, second)
+        found += zip(seen.places[first[near]].tolist(), seen.places[second[near]].tolist(), strict=True)
     return sorted(found)
 
 
-def _hashes(colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+@dataclass(frozen=True)
+class Thumbnails:
+    """Those of many images: in memory, or in a file of which as many are read as are compared at once."""
+
+    pixels: npt.NDArray[np.uint8]
+    """``[N, SIDE, SIDE, 3]``."""
+    rows: Integers
+    """Which of them is whose."""
+    places: Integers
+    """What each image is called in the answer."""
+
+    @classmethod
+    def of(cls, thumbnails: Sequence[bytes]) -> "Thumbnails":
+        """What :func:`thumbnail` gave of each image; empty ones are passed over."""
+        places = np.array([place for place, each in enumerate(thumbnails) if each], np.intp)
+        whole = np.frombuffer(b"".join(thumbnails), np.uint8)
+        return cls(whole.reshape(len(places), SIDE, SIDE, 3), np.arange(len(places)), places)
+
+    @classmethod
+    def in_file(cls, path: Path, rows: Sequence[int]) -> "Thumbnails":
+        """Those that :func:`write_thumbnail` wrote at these places."""
+        pixels = np.memmap(path, np.uint8, "r").reshape(-1, SIDE, SIDE, 3)
+        return cls(pixels, np.array(rows, np.intp), np.arange(len(rows)))
+
+    def take(self, numbers: Integers | slice) -> npt.NDArray[np.uint8]:
+        """``[n, SIDE, SIDE, 3]`` of some of them."""
+        return self.pixels[self.rows[numbers]]
+
+    def blocks(self) -> Iterator[npt.NDArray[np.uint8]]:
+        """All of them, some thousands at a time."""
+        for start in range(0, len(self.rows), _PAIRS):
+            yield self.take(slice(start, start + _PAIRS))
+
+
+def _hashes(seen: Thumbnails) -> npt.NDArray[np.uint64]:
     """One of 64 bits for each image."""
     points = (np.arange(SIDE) + 0.5) * np.pi / SIDE
     waves = np.cos(np.outer(np.arange(_FREQUENCIES), points)).astype(np.float32)
     both = ((u, v) for u in range(_FREQUENCIES) for v in range(_FREQUENCIES) if u + v > 0)
     lowest = np.array(sorted(both, key=lambda pair: pair[0] ** 2 + pair[1] ** 2)[:64])
     parts = []
-    for start in range(0, len(colours), _PAIRS):
-        green = colours[start : start + _PAIRS, :, :, 1].astype(np.float32)
+    for colours in seen.blocks():
+        green = colours[:, :, :, 1].astype(np.float32)
         spectrum = np.tensordot(np.tensordot(green, waves, (2, 1)), waves, (1, 1))  # [n, v, u]
         bits = np.packbits(spectrum[:, lowest[:, 1], lowest[:, 0]] > 0, axis=1)
         parts.append(np.ascontiguousarray(bits).view(np.uint64)[:, 0])
     return np.concatenate(parts)
 
 
-def _rough(colours: npt.NDArray[np.uint8]) -> Floats:
+def _rough(seen: Thumbnails) -> Floats:
     """Mean colours of 4 x 4 parts of each image, float32 ``[n, 48]``."""
-    cells = SIDE // 4
-    rows = colours.reshape(len(colours), 4, cells, SIDE * 3).sum(2, dtype=np.uint16)  # along memory, in steps
-    sums = rows.reshape(len(colours), 4, 4, cells, 3).sum(3, dtype=np.uint16)
-    means: Floats = sums.reshape(len(colours), -1).astype(np.float32) / cells**2
-    return means
+    cells, parts = SIDE // 4, []
+    for colours in seen.blocks():
+        rows = colours.reshape(len(colours), 4, cells, SIDE * 3).sum(2, dtype=np.uint16)  # along memory, in steps
+        sums = rows.reshape(len(colours), 4, 4, cells, 3).sum(3, dtype=np.uint16)
+        parts.append(sums.reshape(len(colours), -1).astype(np.float32) / cells**2)
+    return np.concatenate(parts)
 
 
 def _candidates(hashes: npt.NDArray[np.uint64], rough: Floats) -> tuple[Integers, Integers]:
@@ -117,13 +159,13 @@ def _candidates(hashes: npt.NDArray[np.uint64], rough: Floats) -> tuple[Integers
     return first, second
 
 
-def _same(colours: npt.NDArray[np.uint8], first: Integers, second: Integers) -> npt.NDArray[np.bool_]:
+def _same(seen: Thumbnails, first: Integers, second: Integers) -> npt.NDArray[np.bool_]:
     """Which of these pairs show the same picture, in full or one of them a part of the other."""
     cuts = [(left / 50, right / 50) for left in range(_CUT + 1) for right in range(_CUT + 1 - left)]
     full, coarse = (np.stack([_cutting(*cut, cells) for cut in cuts]) for cells in (SIDE, _COARSE))
     used, index = np.unique(np.concatenate([first, second]), return_inverse=True)
     one, other = index[: len(first)], index[len(first) :]
-    green = colours[used, :, :, 1].astype(np.float32)
+    green = seen.take(used)[:, :, :, 1].astype(np.float32)
     axes = [(_unit(sums), _unit(np.tensordot(sums, full, (1, 2)))) for sums in (green.mean(2), green.mean(1))]
 
     def along(whole: Integers, part: Integers) -> tuple[Integers, Integers, Floats]:
@@ -140,12 +182,12 @@ def _same(colours: npt.NDArray[np.uint8], first: Integers, second: Integers) -> 
 
     def laid(cutting: Floats) -> tuple[Floats, Floats]:
         """Both images of the pairs that are still thought the same, one over the other."""
-        seen = _laid(colours[whole[same]], cutting[rows[same]], cutting[columns[same]])
-        return seen, _laid(colours[part[same]], cutting[[0]], cutting[[0]])
+        over = _laid(seen.take(whole[same]), cutting[rows[same]], cutting[columns[same]])
+        return over, _laid(seen.take(part[same]), cutting[[0]], cutting[[0]])
 
-    seen, wanted = laid(coarse)
+    over, wanted = laid(coarse)
     contrast = np.sqrt(wanted.var((1, 2)).mean(1))
-    same[same] = _apart(seen, wanted) < np.minimum(_COLOURS, _CONTRAST * contrast)
+    same[same] = _apart(over, wanted) < np.minimum(_COLOURS, _CONTRAST * contrast)
     same[same] = _apart(*laid(full)) < _DETAIL
     return same
 

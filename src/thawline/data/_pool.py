@@ -15,7 +15,7 @@ from typing import TypeVar
 from thawline.exceptions import ThawlineError
 from thawline.processes import main_module_hidden
 
-__all__ = ["map_files"]
+__all__ = ["cores", "map_files"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -50,7 +50,7 @@ def map_files(
         if on_progress is not None:
             on_progress(len(results), len(items))
 
-    workers = min(workers or _cores(), math.ceil(len(items) / _FILES_PER_WORKER))
+    workers = min(workers or cores(), math.ceil(len(items) / _FILES_PER_WORKER))
     chunks = [range(start, min(start + _CHUNK, len(items))) for start in range(0, len(items), _CHUNK)]
     while chunks:
         # Two chunks per worker keep all busy and say closely which files were being read when a process died.
@@ -129,6 +129,6 @@ def _end_after(sentinel: int) -> None:
     os._exit(1)
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use, which in a container or under ``taskset`` are fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,26 +1,35 @@
-"""Decode once: all images of a manifest in one memory-mapped array that every process of a search shares."""
+"""Decode once: all images of a manifest in one memory-mapped array that every process of a search shares.
 
+Where there is no room for it, or it is not wanted, images are decoded whenever they are read instead.
+"""
+
+import math
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import PIL
 
-from thawline.data import images
-from thawline.data._arrays import allocate, build, digest, locked, open_array, rows_digest, split_slices
+from thawline.data._arrays import SPARE_BYTES, allocate, build, digest, locked, open_array, rows_digest, split_slices
 from thawline.data._pool import map_files
-from thawline.data.contract import Manifest, content_digest
+from thawline.data._views import ChangedImageError, View, refused
+from thawline.data.contract import Manifest
 from thawline.data.splits import Split
+from thawline.data.streamed import StreamedImages
 from thawline.exceptions import DataError
 
 __all__ = ["DecodedImages", "decoded"]
 
 _VERSION = 2  # raise it when images.py changes what it returns
+_DECODED, _LISTED = ".npy", ".safetensors"
+_MOST_OF_FREE = 0.5
+"""Share of the free space that decoded images may take: stored activations, which save more time, get the rest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,27 +40,37 @@ class DecodedImages:
     """
 
     path: Path
-    images: npt.NDArray[np.uint8]
-    """uint8 ``[N, S, S, 3]``, read-only, backed by the file."""
+    """Of the decoded images, or of the list of the files that they are decoded from."""
+    images: npt.NDArray[np.uint8] | StreamedImages
+    """uint8 ``[N, S, S, 3]``, read-only: backed by the file, or decoded where they are read."""
     labels: npt.NDArray[np.int64]
     """int64 ``[N]``."""
     splits: dict[Split, slice]
     """The rows of each split, which lie together because the manifest is sorted by split first."""
 
     @classmethod
-    def open(cls, path: Path) -> "DecodedImages":
+    def open(cls, path: Path, *, threads: int | None = None) -> "DecodedImages":
         """Open what :func:`decoded` built; takes milliseconds, whatever the size.
+
+        Args:
+            path: of what it returned.
+            threads: that decode together what is read at once, where nothing decoded is kept; by default one per core.
 
         Raises:
             DataError: if the file is missing, cut off, or was changed after it was built.
         """
-        opened = _open(path, None)
+        opened = _open(path, None) if path.suffix == _DECODED else _open_streamed(path, threads)
         if opened is None:
             raise DataError(f"{path} is missing or damaged. Start the search again: it rebuilds the file.")
         return opened
 
-    def split(self, split: Split) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-        """Images ``[n, S, S, 3]`` and labels ``[n]`` of one split: views, nothing is copied."""
+    @property
+    def are_kept(self) -> bool:
+        """Whether they lie decoded on the disk."""
+        return not isinstance(self.images, StreamedImages)
+
+    def split(self, split: Split) -> tuple[npt.NDArray[np.uint8] | StreamedImages, npt.NDArray[np.int64]]:
+        """Images ``[n, S, S, 3]`` and labels ``[n]`` of one split: views, nothing is copied or decoded."""
         rows = self.splits[split]
         return self.images[rows], self.labels[rows]
 
@@ -67,6 +86,7 @@ def decoded(
     interpolation: str,
     crop_mode: str = "center",
     cache_dir: Path,
+    cache: Literal["auto", "off"] = "auto",
     max_pixels: int = 64_000_000,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -77,6 +97,9 @@ def decoded(
     and renamed when it is whole, under a lock: of several processes one builds and the others wait for it. A file
     that is cut off, foreign or changed since is rebuilt, never trusted.
 
+    Where the decoded images are not kept, only the files are listed, under the same name with another suffix; the
+    pixels are the same.
+
     Args:
         manifest: what :func:`thawline.data.scan` returned.
         resize_size: length in pixels to which the shorter side, or with ``squash`` either side, is resized.
@@ -84,38 +107,30 @@ def decoded(
         interpolation: see :func:`thawline.data.resize_and_crop`.
         crop_mode: see there.
         cache_dir: folder of all such files; made where missing.
+        cache: ``off`` keeps no decoded images; ``auto`` neither, if they are not there yet and would take more than
+            half of what is free on the disk.
         max_pixels: the limit that the manifest was scanned with.
         workers: processes that decode; by default one per core.
         on_progress: called with (images decoded, images in all); not called where the file exists.
 
     Raises:
-        DataError: if an image is no longer what the scan saw, or the disk is too full.
+        DataError: if an image that is decoded now is no longer what the scan saw, or the disk is too full.
     """
-    view = _View(resize_size, crop_size, interpolation, crop_mode, max_pixels)
+    view = View(resize_size, crop_size, interpolation, crop_mode, max_pixels)
     described = [manifest.digest, resize_size, crop_size, interpolation, crop_mode, _VERSION, PIL.__version__]
-    path = cache_dir.absolute() / f"{digest(described)}.npy"
-    expected = {
-        "rows": rows_digest(manifest),
-        "dtype": "uint8",
-        "shape": [len(manifest.rows), crop_size, crop_size, 3],
-    }
+    path = cache_dir.absolute() / f"{digest(described)}{_DECODED}"
+    if cache == "off":
+        return _streamed(manifest, view, path)
+    shape = [len(manifest.rows), crop_size, crop_size, 3]
+    expected = {"rows": rows_digest(manifest), "dtype": "uint8", "shape": shape}
     with locked(path):
         opened = _open(path, expected)
         if opened is None:
+            if math.prod(shape) > (shutil.disk_usage(path.parent).free - SPARE_BYTES) * _MOST_OF_FREE:
+                return _streamed(manifest, view, path)
             build(path, partial(_write, manifest, view, expected, workers, on_progress))
             opened = DecodedImages.open(path)
     return opened
-
-
-@dataclass(frozen=True)
-class _View:
-    """What is made of each image."""
-
-    resize_size: int
-    crop_size: int
-    interpolation: str
-    crop_mode: str
-    max_pixels: int
 
 
 @dataclass(frozen=True)
@@ -130,14 +145,14 @@ class _Task:
 
 def _write(
     manifest: Manifest,
-    view: _View,
+    view: View,
     expected: dict[str, Any],
     workers: int | None,
     on_progress: Callable[[int, int], None] | None,
     target: Path,
 ) -> dict[str, Any]:
     """Decode all images into the file; returns its description."""
-    allocate(target, np.uint8, expected["shape"], what="The decoded images", remedy="choose a smaller --image-size")
+    allocate(target, np.uint8, expected["shape"], what="The decoded images", remedy="choose data.cache=off")
     reasons = map_files(
         partial(_decode_into, target=target, view=view),
         _tasks(manifest),
@@ -147,10 +162,7 @@ def _write(
     )
     changed = [reason for reason in reasons if reason]
     if changed:
-        raise DataError(
-            f"{len(changed)} images are not what they were when the folder was read, the first: {changed[0]}. "
-            "Start again: the folder is then read again."
-        )
+        raise refused(changed)
     return {
         **expected,
         "labels": [row.label for row in manifest.rows],
@@ -180,25 +192,27 @@ def _tasks(manifest: Manifest) -> list[_Task]:
     ]
 
 
-def _decode_into(task: _Task, *, target: Path, view: _View) -> str:
+def _decode_into(task: _Task, *, target: Path, view: View) -> str:
     """Decode one file into its rows of the array; returns what is wrong with it, or nothing."""
     try:
-        data = task.path.read_bytes()
-    except OSError as error:
-        return f"{task.path}: {error.strerror}"
-    if content_digest(data) != task.digest:
-        return f"{task.path}: its content has changed"
-    try:
-        pixels = images.seen(
-            data,
-            max_pixels=view.max_pixels,
-            resize_size=view.resize_size,
-            crop_size=view.crop_size,
-            interpolation=view.interpolation,
-            crop_mode=view.crop_mode,
-        )
-    except images.BadImage as error:
-        return f"{task.path}: {error}"
+        pixels = view.of(task.path, task.digest)
+    except ChangedImageError as error:
+        return str(error)
     rows = np.load(target, mmap_mode="r+", allow_pickle=False)
     rows[list(task.places)] = pixels
     return ""
+
+
+# ------------------------------------------------------------------------------------------ where nothing is kept
+
+
+def _streamed(manifest: Manifest, view: View, path: Path) -> DecodedImages:
+    """List the files in place of decoding them: where they lie may have changed since the last time."""
+    listed = path.with_suffix(_LISTED)
+    StreamedImages.list_files(manifest, view, listed)
+    return DecodedImages.open(listed)
+
+
+def _open_streamed(path: Path, threads: int | None) -> DecodedImages | None:
+    opened = StreamedImages.open(path, threads=threads)
+    return None if opened is None else DecodedImages(path, opened, opened.labels, opened.splits)

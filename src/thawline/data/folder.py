@@ -3,8 +3,11 @@
 import csv
 import io
 import re
+import shutil
+import tempfile
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +21,7 @@ from thawline.data._files import printable
 from thawline.data._folders import METADATA, Layout, NoClassesError, folder_layout
 from thawline.data._image_tables import ImageTable, contradicted, image_tables_in, table_layout
 from thawline.data._listing import children, classes_below, images_below, relative
-from thawline.data._near_duplicates import near_duplicates, thumbnail
+from thawline.data._near_duplicates import SIDE, Thumbnails, near_duplicates, thumbnail, write_thumbnail
 from thawline.data._pool import map_files
 from thawline.data._unpacking import unpacked
 from thawline.data.contract import (
@@ -43,7 +46,7 @@ if TYPE_CHECKING:  # the processes that decode import this module and need no py
 __all__ = ["check_folder", "files_of", "given_files", "image_files", "labelled_files", "scan_folder"]
 
 _MOST_COMPARED = 200_000
-"""Images among which near-duplicates are looked for: each is compared with all others, at 3 kB each."""
+"""Images among which near-duplicates are looked for: each is compared with all others."""
 
 
 def scan_folder(config: "DataConfig", *, on_progress: Callable[[int, int], None] | None = None) -> Manifest:
@@ -57,16 +60,18 @@ def scan_folder(config: "DataConfig", *, on_progress: Callable[[int, int], None]
     compared = config.near_duplicates == "together" and len(paths) <= _MOST_COMPARED
     if config.near_duplicates == "together" and not compared:
         layout = replace(layout, text=f"{layout.text}; near-duplicates are not looked for among so many images")
-    answers = map_files(
-        partial(_inspect, root=root, max_pixels=config.max_pixels, compared=compared),
-        paths,
-        workers=config.workers,
-        crashed=lambda path: _Inspected("", "the decoder crashed on it"),
-        on_progress=on_progress,
-    )
-    bad = [Problem(path, each.reason, "bad") for path, each in zip(paths, answers, strict=True) if each.reason]
-    without_file = [problem for problem in layout.problems if problem.kind == "bad"]
-    check_bad([*without_file, *bad], len(without_file) + len(paths), config.max_bad_fraction, "images")
+    with _file_of_thumbnails(len(paths) if compared else 0) as thumbnails:
+        answers = map_files(
+            partial(_inspect, root=root, max_pixels=config.max_pixels, thumbnails=thumbnails),
+            list(enumerate(paths)),
+            workers=config.workers,
+            crashed=lambda item: _Inspected("", "the decoder crashed on it"),
+            on_progress=on_progress,
+        )
+        bad = [Problem(path, each.reason, "bad") for path, each in zip(paths, answers, strict=True) if each.reason]
+        without_file = [problem for problem in layout.problems if problem.kind == "bad"]
+        check_bad([*without_file, *bad], len(without_file) + len(paths), config.max_bad_fraction, "images")
+        near = _near(answers, thumbnails)
     files = [replace(f, digest=each.digest) for f, each in zip(layout.files, answers, strict=True) if not each.reason]
     return manifest_of(
         Found(
@@ -79,7 +84,7 @@ def scan_folder(config: "DataConfig", *, on_progress: Callable[[int, int], None]
             missing=layout.missing,
             layout=layout.text,
             shapes=ImageShapes.of([each.shape for each in answers if each.shape is not None]),
-            near=_near({each.digest: each.thumbnail for each in answers if each.thumbnail}),
+            near=near,
         ),
         config,
     )
@@ -233,10 +238,12 @@ class _Inspected:
     """Why the file is bad, or nothing."""
     shape: tuple[str, int, int] | None = None
     """Format, width and height."""
-    thumbnail: bytes = b""
+    has_thumbnail: bool = False
 
 
-def _inspect(path: str, *, root: Path, max_pixels: int, compared: bool) -> _Inspected:
+def _inspect(item: tuple[int, str], *, root: Path, max_pixels: int, thumbnails: Path | None) -> _Inspected:
+    """Read one file; its thumbnail goes into the file of all of them, at its number."""
+    number, path = item
     try:
         data = (root / path).read_bytes()
     except (OSError, MemoryError) as error:
@@ -245,7 +252,10 @@ def _inspect(path: str, *, root: Path, max_pixels: int, compared: bool) -> _Insp
         image = images.decode(data, max_pixels=max_pixels)
     except images.BadImage as error:
         return _Inspected("", str(error))
-    return _Inspected(content_digest(data), "", (_format_of(data), *image.size), thumbnail(image) if compared else b"")
+    made = b"" if thumbnails is None else thumbnail(image)
+    if made and thumbnails is not None:
+        write_thumbnail(made, thumbnails, number)
+    return _Inspected(content_digest(data), "", (_format_of(data), *image.size), bool(made))
 
 
 def _format_of(data: bytes) -> str:
@@ -257,10 +267,35 @@ def _format_of(data: bytes) -> str:
         return "other"
 
 
-def _near(thumbnails: Mapping[str, bytes]) -> list[tuple[str, str]]:
+@contextmanager
+def _file_of_thumbnails(count: int) -> Iterator[Path | None]:
+    """An empty file for so many; ``None`` for none. In memory 200,000 would take 600 MB, and twice that while they are
+    compared.
+
+    Raises:
+        DataError: if there is no room for it.
+    """
+    if not count:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="thawline-") as folder:
+        path, size = Path(folder) / "thumbnails", count * SIDE * SIDE * 3
+        if size > shutil.disk_usage(folder).free:
+            raise DataError(
+                f"Thumbnails, by which near-duplicates are found, take {size / 1e9:.1f} GB in {path.parents[1]}, which "
+                "has less. Set TMPDIR to a folder on a larger disk, or data.near_duplicates=off."
+            )
+        path.touch()
+        yield path
+
+
+def _near(answers: Sequence[_Inspected], thumbnails: Path | None) -> list[tuple[str, str]]:
     """Pairs of digests whose images show the same picture; names of files do not matter."""
-    digests = sorted(thumbnails)
-    pairs = near_duplicates([thumbnails[digest] for digest in digests])
+    rows = {each.digest: number for number, each in enumerate(answers) if each.has_thumbnail}
+    if thumbnails is None or not rows:
+        return []
+    digests = sorted(rows)
+    pairs = near_duplicates(Thumbnails.in_file(thumbnails, [rows[digest] for digest in digests]))
     return [(digests[one], digests[other]) for one, other in pairs]
 
 

@@ -83,7 +83,8 @@ class Prepared:
     depths: dict[str, int]
     """Number of layer groups of each backbone."""
     inputs: dict[str, Path]
-    """File of decoded images, or of tokenized texts, for each backbone."""
+    """File of decoded images, of the list of those that are not kept decoded, or of tokenized texts, for each
+    backbone."""
     fingerprint: str
     described: dict[str, DescribedBackbone] = field(default_factory=dict)
     """Each backbone that is tried; empty until they are known, and where it cannot be told."""
@@ -177,9 +178,10 @@ def check_kind(config: SearchConfig, kind: DataKind) -> None:
 def _check_options_of_other_kind(config: SearchConfig, kind: DataKind) -> None:
     """Refuse what only texts, or only images, have: it would do nothing."""
     of_texts = {"data.text_column": config.data.text_column, "backbone.max_length": config.backbone.max_length}
-    of_images = {"backbone.image_size": config.backbone.image_size}
+    of_images: dict[str, object] = {"backbone.image_size": config.backbone.image_size}
     keys_of_images = ("image_column", "image_folder", "class_level", "class_pattern")
     of_images |= {f"data.{key}": getattr(config.data, key) for key in keys_of_images}
+    of_images["data.cache"] = None if config.data.cache == "auto" else config.data.cache
     other, given = ("texts", of_texts) if kind == "images" else ("images", of_images)
     wrong = [f"{key}={value}" for key, value in given.items() if value is not None]
     if wrong:
@@ -299,7 +301,7 @@ def read_data(config: SearchConfig) -> Manifest:
 
 
 def prepare_inputs(config: SearchConfig, manifest: Manifest, home: Path) -> dict[str, Path]:
-    """Decode and resize every image, or tokenize every text, once.
+    """Decode and resize every image, or tokenize every text, once; or list the images that are not kept decoded.
 
     Returns:
         The file of each backbone; backbones of one view, or of one tokenizer, share one.
@@ -311,17 +313,24 @@ def prepare_inputs(config: SearchConfig, manifest: Manifest, home: Path) -> dict
 def _decode(config: SearchConfig, backbone: str, manifest: Manifest, home: Path) -> Path:
     view = preprocessing_for(config, backbone)
     assert isinstance(view, Preprocessing)  # noqa: S101  check_config refused text networks
-    return decoded(
+    images = decoded(
         manifest,
         resize_size=view.resize_size,
         crop_size=view.image_size,
         interpolation=view.interpolation,
         crop_mode=view.crop_mode,
         cache_dir=home / "cache" / "decoded",
+        cache=config.data.cache,
         max_pixels=config.data.max_pixels,
         workers=config.data.workers,
         on_progress=counting(f"resizing images to {view.image_size} pixels"),
-    ).path
+    )
+    if not images.are_kept:
+        size, why = images.images.nbytes / 1e9, "data.cache=off"
+        if config.data.cache == "auto":
+            why = f"{size:.1f} GB of them would be more than half of what is free in {home}"
+        emit(Note(f"images are decoded whenever they are read, and not kept decoded: {why}"))
+    return images.path
 
 
 def _tokenize(config: SearchConfig, backbone: str, manifest: Manifest, home: Path) -> Path:

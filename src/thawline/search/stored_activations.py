@@ -10,7 +10,7 @@ from thawline.activations import ActivationStore, Plan, StoredSplits, make_plan
 from thawline.activations.profile import profile
 from thawline.backbones import Preprocessing
 from thawline.config import SearchConfig
-from thawline.data import Split, write_atomically
+from thawline.data import DecodedImages, Split, write_atomically
 from thawline.exceptions import StudyError
 from thawline.search.events import Note, Phase, counting, emit
 from thawline.search.prepare import Prepared, image_preprocessing
@@ -144,6 +144,9 @@ def _plan_and_fill(request: _Request) -> StoredSplits:
         plan = plan.without_store()
     for line in plan.lines():
         emit(Note(line))
+    if request.preprocessing() is not None and not DecodedImages.open(request.data).are_kept:
+        while_stored = "while their activations are stored, and " if plan.boundaries else ""
+        emit(Note(f"plan: images are decoded {while_stored}in {plan.share_from_start():.0%} of all training epochs"))
     backbone = request.build_backbone()  # not the profiled one, whose batch-norms have moved
     if request.weights not in (None, backbone.weights_digest):
         raise StudyError(

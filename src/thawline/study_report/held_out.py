@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thawline.data import DecodedImages, as_text, texts_of
+from thawline.data import DecodedImages, StreamedImages, as_text, texts_of
 from thawline.search import Prepared, SearchOutcome, TrialRecord
 from thawline.tracking.media import Predictions
 
@@ -16,7 +16,7 @@ class HeldOut:
     """The held-out examples, and the packaged model's predictions."""
 
     files: list[str]
-    examples: np.ndarray | list[str]
+    examples: np.ndarray | StreamedImages | list[str]
     """uint8 images ``[N, S, S, 3]``, or texts."""
     predictions: Predictions
 

@@ -39,11 +39,12 @@ def shown_labels(prepared: Prepared, found: LabelCheck, best: TrialRecord) -> La
     manifest, shown = prepared.manifest, found.suspects[:_SUSPECTS]
     place = {as_text(row.path): number for number, row in enumerate(manifest.rows)}
     numbers = [place[suspect.path] for suspect in shown]
-    examples: Sequence[Any] = (
-        texts_of(manifest, [manifest.rows[number] for number in numbers])
-        if manifest.kind == "texts"
-        else [DecodedImages.open(prepared.inputs[best.hyperparameters.backbone]).images[number] for number in numbers]
-    )
+    examples: Sequence[Any]
+    if manifest.kind == "texts":
+        examples = texts_of(manifest, [manifest.rows[number] for number in numbers])
+    else:
+        images = DecodedImages.open(prepared.inputs[best.hyperparameters.backbone]).images
+        examples = [images[number] for number in numbers]
     suspects = [
         SuspectLabel(
             **shown_example(example),

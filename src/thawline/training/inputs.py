@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from thawline.backbones import Preprocessing
-from thawline.data import DecodedImages, Split
+from thawline.data import DecodedImages, Split, StreamedImages
 from thawline.training.augmentation import Augmentation
 from thawline.training.runtime import Runtime
 
@@ -140,13 +140,13 @@ class ImageInputs:
 
     def __init__(
         self,
-        images: np.ndarray,
+        images: np.ndarray | StreamedImages,
         labels: np.ndarray,
         preprocessing: Preprocessing,
         runtime: Runtime,
         augmentation: Augmentation | None = None,
     ) -> None:
-        """Take uint8 images ``[N, S, S, 3]`` (may be a memory map: they are read a batch at a time) and labels [N]."""
+        """Take uint8 images ``[N, S, S, 3]`` (a memory map, or what is decoded a batch at a time) and labels [N]."""
         self.images, self.labels = images, labels
         self._runtime = runtime
         self._augmentation = augmentation or Augmentation()
@@ -158,8 +158,8 @@ class ImageInputs:
 
     def read(self, rows: np.ndarray, epoch: int) -> Tensor:
         """uint8 ``[n, S, S, 3]``."""
-        # A copy: a memory map is read-only, and torch would warn that it cannot guard it.
-        return torch.from_numpy(np.array(self.images[rows]))
+        # Rows of a memory map are copied, because torch would warn that it cannot guard what is read-only.
+        return torch.from_numpy(np.require(self.images[rows], requirements="W"))
 
     def prepare(self, read: Tensor, rows: np.ndarray, epoch: int) -> Tensor:
         """Normalised fp32 ``[n, 3, S, S]``."""
@@ -203,7 +203,7 @@ def open_inputs(
     """A split of the data as a network takes it.
 
     Args:
-        path: file of decoded images, or of tokenized texts.
+        path: file of decoded images, of the list of those that are not kept decoded, or of tokenized texts.
         split: which.
         preprocessing: of images; ``None`` for texts, whose tokens need none.
         runtime: device and memory order.
@@ -213,4 +213,6 @@ def open_inputs(
         from thawline.data import TokenizedTexts
 
         return TextInputs(*TokenizedTexts.open(path).split(split), runtime)
-    return ImageInputs(*DecodedImages.open(path).split(split), preprocessing, runtime, augmentation)
+    # Images that are not kept decoded are decoded by as many threads as compute, which wait meanwhile.
+    images = DecodedImages.open(path, threads=torch.get_num_threads())
+    return ImageInputs(*images.split(split), preprocessing, runtime, augmentation)

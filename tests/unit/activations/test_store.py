@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -13,13 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from thawline.activations import ActivationInputs, ActivationKey, ActivationStore
 from thawline.activations.fill import fill
 from thawline.backbones import Backbone, LayerGroup, Preprocessing, section
 from thawline.config import TrainConfig
-from thawline.exceptions import ActivationError
+from thawline.data import Manifest, Row, StreamedImages, decoded
+from thawline.data.contract import content_digest
+from thawline.exceptions import ActivationError, DataError
 from thawline.training import Augmentation, ImageInputs, runtime_for
 
 SIZE, ROWS = 8, 50
@@ -382,6 +386,79 @@ def test_a_killed_builder_holds_nobody_up_and_is_resumed(store: ActivationStore)
     fill_store(store, [key(1)], on_progress=lambda done, total: told.append(done))
     assert told == [50], "the eighteen rows that were missing, in one block"
     assert torch.equal(all_rows(store, key(1)), expected(1))
+
+
+def stream_images(folder: Path) -> ImageInputs:
+    """The same images as ``make_images``, decoded from files whenever they are read."""
+    folder.mkdir()
+    rows = []
+    for number, pixels in enumerate(np.asarray(make_images().images)):
+        file = folder / f"{number}.png"
+        Image.fromarray(pixels).save(file)
+        rows.append(Row(file.name, number % 2, "train", content_digest(file.read_bytes()), None))
+    manifest = Manifest(folder, ("a", "b"), tuple(rows), (), "digest", "files")
+    view: dict[str, Any] = {"resize_size": SIZE, "crop_size": SIZE, "interpolation": "bilinear"}
+    images, labels = decoded(manifest, **view, cache_dir=folder / "cache", cache="off").split("train")
+    return ImageInputs(images, labels, PREPROCESSING, RUNTIME)
+
+
+def _stream_until_killed(folder: Path, files: Path, connection: Connection) -> None:
+    def tell(done: int, total: int) -> None:
+        connection.send(done)
+        if done >= 32:
+            connection.recv()  # indefinitely: the kill comes here, in the middle of the pass
+
+    images = stream_images(files)
+    fill_store(ActivationStore(folder), [key(1), key(2)], images, on_progress=tell, **SMALL_BLOCKS)
+
+
+@pytest.mark.xdist_group("processes")
+def test_a_killed_pass_over_images_that_are_not_kept_decoded_resumes_and_stores_the_same_bits(
+    store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_stream_until_killed, args=(store.folder, tmp_path / "before", theirs))
+    process.start()
+    while ours.recv() < 32:
+        pass
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    at_once: list[int] = []
+    decode = StreamedImages._decoded
+    monkeypatch.setattr(
+        StreamedImages, "_decoded", lambda images, rows: (at_once.append(len(rows)), decode(images, rows))[1]
+    )
+    told: list[int] = []
+    images = stream_images(tmp_path / "files")
+    fill_store(store, [key(1), key(2)], images, on_progress=lambda done, total: told.append(done), **SMALL_BLOCKS)
+    assert told == [48, 50]
+    assert at_once == [2, 8, 8, 2], "two to learn the shapes, then what was missing, a batch at a time"
+    for boundary in (1, 2):
+        assert torch.equal(all_rows(store, key(boundary)), expected(boundary))
+
+
+def test_an_image_that_changes_while_its_activations_are_stored_ends_the_pass_and_nothing_is_published(
+    store: ActivationStore, tmp_path: Path
+) -> None:
+    images = stream_images(tmp_path / "files")
+
+    def change(done: int, total: int) -> None:
+        (tmp_path / "files" / "40.png").write_bytes(b"something else")
+
+    with pytest.raises(DataError, match=r"1 image is not what it was .*40\.png: its content has changed"):
+        fill_store(store, [key(1)], images, on_progress=change, **SMALL_BLOCKS)
+    assert store.open(key(1)) is None
+
+
+def test_progress_is_kept_after_some_images_however_little_is_stored_of_each(
+    store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["thawline.activations.fill"], "_MOST_ROWS", 20)
+    told: list[int] = []
+    fill_store(store, [key(2)], on_progress=lambda done, total: told.append(done))
+    assert told == [16, 32, 48, 50], "whole batches"
 
 
 def test_small_activations_are_kept_in_memory_and_large_ones_read_from_the_file(

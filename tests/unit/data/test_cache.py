@@ -18,7 +18,7 @@ from filelock import FileLock
 from PIL import Image
 
 from thawline.config import DataConfig
-from thawline.data import DecodedImages, Manifest, cache, decode, decoded, resize_and_crop, scan
+from thawline.data import DecodedImages, Manifest, cache, decode, decoded, images, resize_and_crop, scan
 from thawline.exceptions import DataError
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -205,16 +205,19 @@ def test_a_file_that_changed_since_the_scan_is_an_error_and_leaves_nothing(
     if change != "gone":
         path.write_bytes(picture(999) if change == "other bytes" else b"x")
 
-    with pytest.raises(DataError, match=f"not what they were when the folder was read, the first: {path}"):
+    with pytest.raises(DataError, match=f"not what it was when the folder was read, the first: {path}"):
         build()
 
     assert not list((tmp_path / "cache").glob("*.npy"))
     assert not list((tmp_path / "cache").glob("*.partial"))
 
 
-def test_a_full_disk_is_said_before_anything_is_decoded(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=200_000_000))
-    with pytest.raises(DataError, match=r"need 0.0 GB .* but 0.2 GB are free.*THAWLINE_HOME"):
+def test_a_disk_that_fills_up_meanwhile_is_said_before_anything_is_decoded(
+    build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([SimpleNamespace(free=300_000_000), SimpleNamespace(free=200_000_000)])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: next(answers))
+    with pytest.raises(DataError, match=r"need 0.0 GB .* but 0.2 GB are free.*data.cache=off.*THAWLINE_HOME"):
         build()
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=201_000_000))
@@ -228,7 +231,7 @@ def test_copies_are_decoded_once(manifest: Manifest, build: Any, monkeypatch: py
         calls.append(len(data))
         return decode(data, **options)
 
-    monkeypatch.setattr(cache.images, "decode", counted)
+    monkeypatch.setattr(images, "decode", counted)
     build()
 
     assert len(calls) == 60

@@ -569,7 +569,7 @@ def test_an_empty_split_says_how_to_fill_it(fill: Fill) -> None:
 def test_hundreds_of_classes_of_three_images_are_split_and_each_is_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder, "_inspect", lambda path, **_: folder._Inspected(content_digest(path.encode()), ""))
+    monkeypatch.setattr(folder, "_inspect", lambda item, **_: folder._Inspected(content_digest(item[1].encode()), ""))
     for name in range(300):
         (tmp_path / f"class {name:03}").mkdir()
         for number in range(3):

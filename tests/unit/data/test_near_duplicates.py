@@ -1,8 +1,11 @@
 """The same picture in another file is found, and kept on one side; pictures that are merely alike are not."""
 
 import io
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,8 @@ from PIL import Image, ImageFilter
 
 from thawline.config import DataConfig
 from thawline.data import Manifest, scan
-from thawline.data._near_duplicates import near_duplicates, thumbnail
+from thawline.data._near_duplicates import Thumbnails, near_duplicates, thumbnail, write_thumbnail
+from thawline.exceptions import DataError
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -94,6 +98,16 @@ def test_what_is_found_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch
     assert near_duplicates(images) == pairs
 
 
+def test_thumbnails_in_a_file_are_compared_as_those_in_memory(tmp_path: Path) -> None:
+    images = [thumbnail(drawn(n // 2).resize((120 - n % 2, 160))) for n in range(40)]
+    rows = np.random.default_rng(0).permutation(60)[:40].tolist()  # others are of images that are too small
+    (tmp_path / "thumbnails").touch()
+    for row, image in zip(rows, images, strict=True):
+        write_thumbnail(image, tmp_path / "thumbnails", row)
+    assert near_duplicates(Thumbnails.in_file(tmp_path / "thumbnails", rows)) == near_duplicates(images)
+    assert near_duplicates(images) == [(n, n + 1) for n in range(0, 40, 2)]
+
+
 # ------------------------------------------------------------------------------------------------------- in a data set
 
 
@@ -117,6 +131,21 @@ def near(manifest: Manifest) -> dict[str, str]:
 
 def sides(manifest: Manifest) -> dict[str, str]:
     return {row.path: row.split for row in manifest.rows}
+
+
+def test_no_thumbnail_is_left_and_a_disk_without_room_for_them_is_an_error_with_a_way_out(
+    fill: Fill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = fill(pets())
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    read(root)
+    assert not list((tmp_path / "temporary").iterdir())
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=180_000))
+    with pytest.raises(DataError, match=rf"take 0.0 GB in {tmp_path / 'temporary'}, which has less. .*TMPDIR"):
+        read(root)
+    assert len(read(root, near_duplicates="off").rows) == 60
 
 
 def test_near_duplicates_are_listed_and_on_one_side(fill: Fill) -> None:

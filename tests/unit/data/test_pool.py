@@ -88,9 +88,9 @@ def test_a_file_that_crashes_the_decoder_is_named_and_left_out(
     (tmp_path / "modules" / "a_crashing_decoder.py").write_text(
         "import os\n"
         "from thawline.data.folder import _inspect\n"
-        "def inspect(path, **options):\n"
-        "    if path == 'b/03.png': os.abort()\n"
-        "    return _inspect(path, **options)\n"
+        "def inspect(item, **options):\n"
+        "    if item[1] == 'b/03.png': os.abort()\n"
+        "    return _inspect(item, **options)\n"
     )
     monkeypatch.syspath_prepend(tmp_path / "modules")
     import a_crashing_decoder

@@ -1,7 +1,10 @@
 """What every backbone of a search is shown."""
 
+import logging
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -69,3 +72,36 @@ def test_models_are_named_after_their_data_in_every_script(folder: str, name: st
 def test_data_in_another_script_do_not_share_a_model() -> None:
     names = [plain_name(text) for text in ("кошки", "собаки", "тексты", "Käfer", "Küfer")]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
+def test_it_is_said_in_one_line_that_and_why_nothing_is_kept_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, cache: str
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = np.random.default_rng(ord(name) + 1000 * number).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{number}.png")
+    name = "mobilenet_v3_small"
+    config = SearchConfig.build(
+        {
+            "data": {"path": str(tmp_path / "data"), "workers": 1, "cache": cache},
+            "backbone": {"name": name, "weights": "none", "image_size": 32},
+        }
+    )
+    manifest = scan(config.data)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=200_000_000))
+
+    with caplog.at_level(logging.INFO, "thawline.search"):
+        inputs = prepare_inputs(config, manifest, tmp_path / "home")
+
+    images = DecodedImages.open(inputs[name])
+    assert not images.are_kept
+    assert images.images.shape == (40, 32, 32, 3)
+    why = {
+        "auto": f"0.0 GB of them would be more than half of what is free in {tmp_path / 'home'}",
+        "off": "data.cache=off",
+    }
+    (line,) = [record.getMessage() for record in caplog.records if "kept" in record.getMessage()]
+    assert line == f"images are decoded whenever they are read, and not kept decoded: {why[cache]}"

@@ -17,6 +17,8 @@ from stored import with_activations
 
 from thawline import backbones
 from thawline.activations import StoredSplits
+from thawline.config import DataConfig
+from thawline.data import decoded, scan
 from thawline.search import trial as trial_module
 from thawline.search.conduct import _run, conduct
 from thawline.search.spec import TrialSpec
@@ -426,3 +428,40 @@ def test_exact_training_from_stored_activations_gives_the_bits_of_training_from_
     assert nearly_store != nearly_images, "half precision shows"
     for one, other in zip(nearly_store, nearly_images, strict=True):
         assert one == pytest.approx(other, rel=0.15)
+
+
+@pytest.fixture
+def streaming(make_spec: Make, tmp_path: Path, pictures: Path) -> Callable[..., TrialSpec]:
+    """Makes trials on a copy of the pictures, which are not kept decoded."""
+    shutil.copytree(pictures, tmp_path / "copy")
+    manifest = scan(DataConfig(path=tmp_path / "copy", workers=1))
+    view: dict[str, Any] = {"resize_size": SIZE, "crop_size": SIZE, "interpolation": "bilinear"}
+    images = decoded(manifest, **view, cache_dir=tmp_path / "listed", cache="off")
+
+    def make(**options: Any) -> TrialSpec:
+        spec = make_spec(**options)
+        return dataclasses.replace(spec, activations=dataclasses.replace(spec.activations, data=images.path))
+
+    return make
+
+
+def test_a_trial_on_images_that_are_not_kept_decoded_has_the_same_values_to_the_last_bit(
+    make_spec: Make, streaming: Callable[..., TrialSpec]
+) -> None:
+    options: dict[str, Any] = {"number": 1, "depth": 0, "epochs": 1}
+    values = [
+        run_trial(make(**options, study=study), go_on).value for make, study in ((make_spec, "a"), (streaming, "b"))
+    ]
+    assert values[0] == values[1]
+    assert values[0] is not None
+
+
+def test_an_image_that_changes_during_a_search_that_keeps_nothing_decoded_ends_the_trial_and_is_named(
+    streaming: Callable[..., TrialSpec], tmp_path: Path
+) -> None:
+    spec = streaming(number=1, depth=0)
+    (tmp_path / "copy" / "train" / "dark" / "3.png").write_bytes(b"something else")
+    result = run_trial(spec, go_on)
+    assert (result.state, result.value) == ("failed", None)
+    assert "1 image is not what it was when the folder was read, the first: " in result.reason
+    assert "train/dark/3.png: its content has changed" in result.reason

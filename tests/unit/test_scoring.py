@@ -160,7 +160,16 @@ def test_every_text_of_a_table_has_a_row_in_order_and_an_empty_one_a_reason(
     assert (summary.items, summary.bad, summary.resumed) == (8, 1, 0)
     assert str(summary).startswith("8 texts scored by notes version 1: ")
     table = pd.read_parquet(out)
-    assert list(table.columns) == ["row", "text", "class", "probability", "probabilities", "prediction_set", "error"]
+    assert list(table.columns) == [
+        "row",
+        "text",
+        "class",
+        "probability",
+        "probabilities",
+        "prediction_set",
+        "unknown",
+        "error",
+    ]
     assert list(table["row"]) == list(range(1, 9))
     assert [text.strip() for text in table["text"]] == [text.strip() for text in texts]
     assert list(table["class"].fillna("")) == ["ham"] * 3 + [""] + ["spam"] * 3 + ["ham"]

@@ -28,11 +28,14 @@ from thawline.registry.promotion import (
 )
 from thawline.registry.reigns import Reign
 from thawline.registry.scores import Scores, score
+from thawline.registry.servable import Answer
 from thawline.registry.shadowed import Shadowed, read_shadow
+from thawline.registry.unknown import Reference, fit_reference, reference_rows
 
 __all__ = [
     "CHALLENGER",
     "CHAMPION",
+    "Answer",
     "Baselines",
     "Calibration",
     "Criterion",
@@ -45,6 +48,7 @@ __all__ = [
     "Prediction",
     "PredictionSets",
     "PromotionOutcome",
+    "Reference",
     "Reign",
     "Scores",
     "Shadowed",
@@ -57,6 +61,7 @@ __all__ = [
     "described",
     "exported_classifier",
     "fit_prediction_sets",
+    "fit_reference",
     "force",
     "judge",
     "log_packaged_model",
@@ -65,6 +70,7 @@ __all__ = [
     "parse_model",
     "read_shadow",
     "record",
+    "reference_rows",
     "register_challenger",
     "roll_back",
     "score",

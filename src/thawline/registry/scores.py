@@ -50,7 +50,8 @@ class Scores:
     metrics: dict[str, float]
     """``loss``, ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``calibration_error``; with more than five classes,
     ``top5_accuracy``; of a package with prediction sets the share that holds the right class, ``coverage``, and their
-    mean number of classes, ``prediction_set_size``."""
+    mean number of classes, ``prediction_set_size``; of one that tells what is unknown, the share that it calls so,
+    ``false_alarms``."""
     recalls: dict[str, float]
     """Recall of every class that occurs among the labels."""
     labels: tuple[str, ...]
@@ -122,6 +123,9 @@ def score(model: PackagedModel, items: Sequence[bytes | Path | str], labels: Seq
     if sets:
         metrics["coverage"] = float(np.mean([label in each for label, each in zip(labels, sets, strict=True)]))
         metrics["prediction_set_size"] = float(np.mean([len(each) for each in sets]))
+    unknown = [each.unknown for each in predictions if each.unknown is not None]
+    if unknown:
+        metrics["false_alarms"] = float(np.mean(unknown))
     return Scores(
         metrics=metrics,
         recalls=recalls,

@@ -18,7 +18,7 @@ __all__ = ["REFERENCE_FILE", "Reference", "fit_reference", "reference_rows"]
 
 REFERENCE_FILE = "reference.safetensors"
 """Of a package: the features of the examples that others are compared with."""
-_ROWS = 512
+_ROWS = 256
 """Of all classes together, but one of each class at least: a comparison costs as many products as there are numbers,
 and each row of an EfficientNet's features takes 2.5 kB."""
 _FARTHEST = 2.0

@@ -97,7 +97,7 @@ def test_with_too_few_examples_to_promise_anything_nothing_is_unknown() -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "expected"),
-    [((1000, 1000), (256, 256)), ((10, 1000), (10, 502)), ((3, 2), (3, 2)), ((2,) * 600, (1,) * 600)],
+    [((1000, 1000), (128, 128)), ((10, 1000), (10, 246)), ((3, 2), (3, 2)), ((2,) * 600, (1,) * 600)],
 )
 def test_the_reference_has_as_many_rows_of_each_class_and_is_bounded(
     sizes: tuple[int, ...], expected: tuple[int, ...]

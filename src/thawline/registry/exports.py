@@ -63,7 +63,7 @@ class _WithFeatures(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         with seeing() as seen:
             probabilities = self.classifier(pixels)
-        return probabilities, seen[-1]
+        return probabilities, seen[0]
 
 
 def check_exports(formats: Sequence[ExportFormat], kind: DataKind) -> None:
@@ -215,8 +215,10 @@ def _onnx(classifier: nn.Module, path: Path, pixels: Tensor, metadata: Mapping[s
         write_onnx(classifier, path, pixels, metadata)
     else:
         watched = watch(classifier.get_submodule(f"network.{head}"))
-        write_onnx(_WithFeatures(classifier).eval(), path, pixels, metadata, ("probabilities", "features"))
-        watched.remove()
+        try:
+            write_onnx(_WithFeatures(classifier).eval(), path, pixels, metadata, ("probabilities", "features"))
+        finally:
+            watched.remove()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (answer,) = session.run(["probabilities"], {"pixels": pixels.numpy()})
     return torch.from_numpy(answer)

@@ -166,7 +166,7 @@ def _features(
             network((pixels - mean) / std)
     finally:
         watched.remove()
-    features: npt.NDArray[np.float32] = seen[-1].numpy()
+    features: npt.NDArray[np.float32] = seen[0].numpy()
     return features
 
 

@@ -119,7 +119,7 @@ class Servable:
         with torch.inference_mode(), seeing() as seen:
             logits = self.network(self.inputs.batch(prepared))
             probabilities: list[list[float]] = (logits.double() / self.temperature).softmax(1).tolist()
-            features = seen[-1].cpu().numpy() if self.farthest is not None else None
+            features = seen[0].cpu().numpy() if self.farthest is not None else None
         return probabilities, features
 
     def answers(self, prepared: list[Any]) -> list[Answer]:

@@ -53,7 +53,7 @@ class Reference:
         }
 
 
-def reference_rows(labels: Sequence[int], most: int = _ROWS) -> npt.NDArray[np.int64]:
+def reference_rows(labels: Sequence[int] | npt.NDArray[np.int64], most: int = _ROWS) -> npt.NDArray[np.int64]:
     """Which training examples become the reference, rising: as many of each class, evenly spread over the class.
 
     Args:

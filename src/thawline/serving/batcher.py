@@ -183,6 +183,6 @@ class Batcher:
                     answer.set_exception(error)
             return
         self._on_batch(len(wanted), time.perf_counter() - began)
-        for (_, awaited), answer in zip(wanted, answers, strict=True):
-            if not awaited.done():
-                awaited.set_result(answer)
+        for (_, answer), found in zip(wanted, answers, strict=True):
+            if not answer.done():
+                answer.set_result(found)

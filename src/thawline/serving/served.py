@@ -47,6 +47,10 @@ class ServedModel:
         """One forward pass of what :meth:`prepare` gave, ``[N]``."""
         return self._servable.answers(prepared)
 
+    def probabilities(self, prepared: list[Any]) -> list[list[float]]:
+        """The probabilities alone, ``[N][num_classes]``."""
+        return self._servable.probabilities(prepared)
+
     def items_in(self, body: bytes, content_type: str) -> list[bytes | str]:
         """The images or texts of a request in MLflow's scoring protocol; ``ValueError`` says what is wrong with it."""
         return self._packaged.items_in(body, content_type)

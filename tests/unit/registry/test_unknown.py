@@ -26,6 +26,7 @@ from PIL import Image
 from pyfuncs import load_pyfunc
 
 from thawline.backbones import networks
+from thawline.cli.tables.models import predictions_table
 from thawline.data import images
 from thawline.engines import SAMPLE_FILE, choose, read_sample, write_sample
 from thawline.exceptions import EngineError, RegistryError
@@ -116,6 +117,7 @@ def test_every_way_of_asking_says_what_is_unknown(store: MlflowStore, package: P
     asked = {"tracking_uri": store.uri, "home": store.home}
     predicted = predict_items("colours", [str(tmp_path / file) for file in items], **asked)
     found: dict[str, Any] = {"predict": [row["unknown"] for row in predicted]}
+    assert [*predictions_table(predicted).columns[1].cells] == ["red", f"unknown ({predicted[1]['class']})"]
     (tmp_path / "list.txt").write_text("\n".join(items))
     score_files("colours", tmp_path / "list.txt", tmp_path / "answers.parquet", **asked)
     found["score"] = pd.read_parquet(tmp_path / "answers.parquet")["unknown"].tolist()

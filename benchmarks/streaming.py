@@ -196,7 +196,7 @@ class Pass:
 
 def fill_blocks(connection: Connection, folder: Path, listed: Path, options: argparse.Namespace) -> None:
     """Fill the store; sends the seconds of each block, and those of bare decoding and forward beside it."""
-    from thawline.activations import fill
+    from thawline.activations.fill import fill
 
     work = Pass(folder, listed, options)
     most = 2048 // options.batch_size * options.batch_size  # of a block

@@ -36,7 +36,7 @@ def predict_items(
 
     Returns:
         A mapping for each image or text: ``path`` or ``text``, and ``class``, ``probability``, ``probabilities`` and,
-        where the package has prediction sets, ``prediction_set``; or ``error``.
+        where the package has what they need, ``prediction_set`` and ``unknown``; or ``error``.
 
     Raises:
         RegistryError: if the model or alias is missing, or a column of texts is named for a model of images.
@@ -83,5 +83,11 @@ def _is_path(item: str) -> bool:
 def _plain(answer: Prediction | str) -> dict[str, Any]:
     if isinstance(answer, str):
         return {"error": answer}
-    plain = {"class": answer.class_name, "probability": answer.probability, "probabilities": answer.probabilities}
-    return plain if answer.prediction_set is None else plain | {"prediction_set": list(answer.prediction_set)}
+    plain: dict[str, Any] = {
+        "class": answer.class_name,
+        "probability": answer.probability,
+        "probabilities": answer.probabilities,
+    }
+    if answer.prediction_set is not None:
+        plain["prediction_set"] = list(answer.prediction_set)
+    return plain if answer.unknown is None else plain | {"unknown": answer.unknown}

@@ -75,9 +75,9 @@ def score_files(
 
     The file has a row for each image or text, in order: ``path``, or ``row`` (the number of the text, from 1) and
     ``text``; then ``class``, ``probability``, ``probabilities`` (a struct with a field for each class),
-    ``prediction_set`` (the classes that it may be of) and ``error``, the reason why it cannot be read. Rows lie in
-    parts beside the file until all are there; after an interruption the same command takes the parts that are whole
-    and computes the rest.
+    ``prediction_set`` (the classes that it may be of), ``unknown`` (whether it seems to be of none) and ``error``, the
+    reason why it cannot be read. Rows lie in parts beside the file until all are there; after an interruption the same
+    command takes the parts that are whole and computes the rest.
 
     Args:
         model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
@@ -189,7 +189,7 @@ def _rows(model: ServedModel, items: _Items, before: int, on_rows: Callable[[int
     rows: list[dict[str, Any]] = []
     for batch, prepared in _prepared(model, list(_cut(items, _BATCH))):
         readable = [each for each in prepared if not isinstance(each, str)]
-        answers = iter(model.probabilities(readable) if readable else [])
+        answers = iter(model.answers(readable) if readable else [])
         for item, each in zip(batch, prepared, strict=True):
             number = before + len(rows) + 1
             named = {"row": number, "text": item} if isinstance(item, str) else {"path": as_text(str(item))}
@@ -267,6 +267,7 @@ def _schema(model: ServedModel) -> "pa.Schema":
             ("probability", pa.float64()),
             ("probabilities", pa.struct([(name, pa.float64()) for name in model.classes])),
             ("prediction_set", pa.list_(pa.string())),
+            ("unknown", pa.bool_()),
             ("error", pa.string()),
         ]
     )

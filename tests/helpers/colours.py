@@ -14,7 +14,7 @@ from torchvision.models import get_model
 from thawline.backbones import Preprocessing
 from thawline.data import decode, resize_and_crop
 from thawline.engines import SAMPLE_FILE, write_sample
-from thawline.registry import Calibration, MlflowRegistry, PredictionSets, log_packaged_model, package
+from thawline.registry import Calibration, MlflowRegistry, PredictionSets, Reference, log_packaged_model, package
 from thawline.registry.contents import DIGEST_TAG
 from thawline.tracking import MlflowStore
 
@@ -24,6 +24,7 @@ __all__ = [
     "add_engine_files",
     "add_layers",
     "colour_network",
+    "features_of",
     "files_of",
     "folder_of",
     "forget_digests",
@@ -81,6 +82,7 @@ def make_package(
     classes: tuple[str, ...] = CLASSES,
     calibration: Calibration | None = None,
     prediction_sets: PredictionSets | None = None,
+    reference: Reference | None = None,
     exports: Sequence[Literal["pt2", "onnx"]] = (),
     sample: Sequence[bytes] = (),
 ) -> Path:
@@ -99,15 +101,29 @@ def make_package(
         max_pixels=1_000_000,
         calibration=calibration,
         prediction_sets=prediction_sets,
+        reference=reference,
         extra={"study": "birds", "trial": 7},
     )
 
 
+def features_of(images: Sequence[bytes]) -> np.ndarray:
+    """What the head of the colour network is given, ``[N, F]``."""
+    with torch.inference_mode():
+        features = colour_network().layers(torch.cat([_normalised(image) for image in images])).mean((2, 3))
+    found: np.ndarray = features.numpy()
+    return found
+
+
+def _normalised(image: bytes) -> torch.Tensor:
+    """As the network takes it, ``[1, 3, 32, 32]``."""
+    pixels = resize_and_crop(decode(image), resize_size=36, crop_size=32, interpolation="bilinear")
+    return ((torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 - 0.5) / 0.25)[None]
+
+
 def _trained(network: torch.nn.Module, image: bytes, temperature: float) -> list[float]:
     """Probabilities, by the network itself."""
-    pixels = resize_and_crop(decode(image), resize_size=36, crop_size=32, interpolation="bilinear")
     with torch.inference_mode():
-        logits = network(((torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 - 0.5) / 0.25)[None])
+        logits = network(_normalised(image))
     answer: list[float] = (logits[0].double() / temperature).softmax(0).tolist()
     return answer
 

@@ -17,6 +17,7 @@ from colours import CLASSES
 from PIL import Image
 
 from thawline.data import images
+from thawline.registry import Answer as Known
 from thawline.serving.app import AppOptions, create_app
 from thawline.serving.metrics import Metrics
 from thawline.serving.server import ServeOptions, http_server
@@ -41,21 +42,24 @@ class StandIn:
     def prepare(self, item: bytes) -> Any:
         return images.seen(item, max_pixels=MAX_PIXELS, resize_size=8, crop_size=8, interpolation="bilinear")
 
-    def probabilities(self, prepared: list[Any]) -> list[list[float]]:
+    def answers(self, prepared: list[Any]) -> list[Known]:
         self.before_batch(len(prepared))
         self.computed += len(prepared)
         means = np.stack(prepared).mean((1, 2)) + 1
-        return [(row / row.sum()).tolist() for row in means]
+        return [Known((row / row.sum()).tolist()) for row in means]
 
     def items_in(self, body: bytes, content_type: str) -> list[bytes | str]:
         return self._packaged.items_in(body, content_type)  # type: ignore[no-any-return]
 
-    def row(self, probabilities: list[float]) -> dict[str, Any]:
-        best = max(range(len(self.classes)), key=probabilities.__getitem__)
-        return {"class": self.classes[best], "probability": probabilities[best]}
+    def row(self, answer: Known) -> dict[str, Any]:
+        best = max(range(len(self.classes)), key=answer.probabilities.__getitem__)
+        return {"class": self.classes[best], "probability": answer.probabilities[best]}
 
     def prediction_set(self, probabilities: list[float]) -> None:
         """It has none."""
+
+    def unknown(self, answer: Known) -> None:
+        """It cannot tell."""
 
     @cached_property
     def _packaged(self) -> Any:

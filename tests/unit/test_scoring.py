@@ -10,7 +10,7 @@ from colours import picture, register
 
 from thawline import scoring
 from thawline.exceptions import DataError, RegistryError
-from thawline.registry import MlflowRegistry
+from thawline.registry import Answer, MlflowRegistry
 from thawline.scoring import ScoreSummary, score_files
 from thawline.serving.served import ServedModel
 from thawline.tracking import MlflowStore
@@ -83,18 +83,18 @@ def test_an_interrupted_run_is_resumed_and_a_torn_part_is_computed_again(
     store_with_champion: MlflowStore, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[int] = []
-    probabilities = ServedModel.probabilities
+    answers = ServedModel.answers
 
-    def counted(self: ServedModel, prepared: list[object]) -> list[list[float]]:
+    def counted(self: ServedModel, prepared: list[object]) -> list[Answer]:
         computed.append(len(prepared))
         if sum(computed) > 8:
             raise KeyboardInterrupt
-        return probabilities(self, prepared)
+        return answers(self, prepared)
 
     out = tmp_path / "out.parquet"
     out.write_bytes(b"what was there")
     with monkeypatch.context() as patch:
-        patch.setattr(ServedModel, "probabilities", counted)
+        patch.setattr(ServedModel, "answers", counted)
         with pytest.raises(KeyboardInterrupt):
             run(store_with_champion, pictures, out, rows_per_part=2)
     assert out.read_bytes() == b"what was there"
@@ -160,7 +160,16 @@ def test_every_text_of_a_table_has_a_row_in_order_and_an_empty_one_a_reason(
     assert (summary.items, summary.bad, summary.resumed) == (8, 1, 0)
     assert str(summary).startswith("8 texts scored by notes version 1: ")
     table = pd.read_parquet(out)
-    assert list(table.columns) == ["row", "text", "class", "probability", "probabilities", "prediction_set", "error"]
+    assert list(table.columns) == [
+        "row",
+        "text",
+        "class",
+        "probability",
+        "probabilities",
+        "prediction_set",
+        "unknown",
+        "error",
+    ]
     assert list(table["row"]) == list(range(1, 9))
     assert [text.strip() for text in table["text"]] == [text.strip() for text in texts]
     assert list(table["class"].fillna("")) == ["ham"] * 3 + [""] + ["spam"] * 3 + ["ham"]

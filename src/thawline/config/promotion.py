@@ -50,6 +50,9 @@ class PromotionConfig(GateRules):
     coverage: Annotated[float, Field(gt=0, lt=1)] | None = 0.9
     """Share of answers whose prediction set, the classes that an image or text may be of, is to hold the true class;
     fitted on validation. ``null`` leaves the sets out."""
+    unknown: Annotated[float, Field(gt=0, lt=1)] | None = 0.05
+    """Share of images or texts of the known classes that are called unknown, at most; fitted on validation. What is
+    unlike all training examples is ``unknown`` in the answers. ``null`` leaves that out."""
     approve: bool = False
     """Whether a person must agree before the champion is replaced: the flow pauses until somebody answers in Prefect's
     UI."""

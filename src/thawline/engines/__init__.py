@@ -1,6 +1,6 @@
 """What computes a packaged network: the fastest engine that is installed and answers as the network does."""
 
-from thawline.engines._base import BF16_TOLERANCE, ENGINE_TOLERANCE, Engine, EngineName
+from thawline.engines._base import BF16_TOLERANCE, ENGINE_TOLERANCE, Engine, EngineName, Outputs
 from thawline.engines.choice import Choice, Tried, choose
 from thawline.engines.onnx_runtime import OnnxRuntime, Quantised
 from thawline.engines.openvino import OpenVino
@@ -16,6 +16,7 @@ __all__ = [
     "EngineName",
     "OnnxRuntime",
     "OpenVino",
+    "Outputs",
     "PyTorch",
     "Quantised",
     "Sample",

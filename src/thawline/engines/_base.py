@@ -1,9 +1,24 @@
 """What an engine is."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
-__all__ = ["BF16_TOLERANCE", "ENGINE_TOLERANCE", "INT8_TOLERANCE", "Engine", "EngineName", "Unavailable"]
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "BF16_TOLERANCE",
+    "ENGINE_TOLERANCE",
+    "INT8_TOLERANCE",
+    "Engine",
+    "EngineName",
+    "Outputs",
+    "Unavailable",
+]
+
+Outputs: TypeAlias = tuple[list[list[float]], npt.NDArray[np.float32] | None]
+"""Calibrated probabilities ``[N][num_classes]``; and what the head was given, ``[N, F]``, where the package compares it
+with that of known examples."""
 
 EngineName = Literal["auto", "pytorch", "onnxruntime", "openvino", "openvino-bf16"]
 """``auto`` is the fastest of those that pass."""
@@ -37,10 +52,14 @@ class Engine(Protocol):
         """Largest difference of a probability from the trained network's with which it is used."""
         ...
 
-    def probabilities(self, prepared: Sequence[Any]) -> list[list[float]]:
-        """Calibrated probabilities ``[N][num_classes]`` of what the package prepared, by one forward pass.
+    def outputs(self, prepared: Sequence[Any]) -> Outputs:
+        """One forward pass of what the package prepared.
 
         Args:
             prepared: of each image uint8 ``[S, S, 3]``, of each text its tokens, int32 ``[T]``; at least one.
         """
+        ...
+
+    def probabilities(self, prepared: Sequence[Any]) -> list[list[float]]:
+        """The probabilities alone, ``[N][num_classes]``."""
         ...

@@ -102,6 +102,7 @@ def _quantised(servable: Any, files: Path, wanted: EngineName, model: str) -> Ch
     try:
         sample = _sample(files)
         difference = _difference(_answers(engine, sample), sample)
+        _check_features(engine, sample)
     except (Unavailable, ValueError) as error:
         raise EngineError(f"{model} cannot be served: {error}.") from None
     if not difference <= engine.tolerance:
@@ -178,7 +179,29 @@ def _checked(engine: Engine, sample: Sample) -> float:
             f"it names another class than the trained network for {others} of the package's {len(expected)} "
             "validation images, and they are no ties"
         )
+    _check_features(engine, sample)
     return difference
+
+
+def _check_features(engine: Engine, sample: Sample) -> None:
+    """Compare what the head is given, where the package asks for it: by it, images are known or unknown.
+
+    Raises:
+        Unavailable: if the engine does not give it, or a cosine differs by more than the engine's tolerance.
+    """
+    if sample.features is None:
+        return
+    _, features = engine.outputs(list(sample.inputs[:_BATCH]))
+    expected = sample.features[:_BATCH]
+    if features is None or features.shape != expected.shape:
+        raise Unavailable("it does not give the features by which the package tells unknown images")
+    cosines = (features * expected).sum(1) / np.linalg.norm(features, axis=1) / np.linalg.norm(expected, axis=1)
+    difference = float(np.max(1 - cosines))
+    if not difference <= engine.tolerance:
+        raise Unavailable(
+            f"its features point elsewhere than the trained network's: a cosine differs by {difference:.1e}, and at "
+            f"most {engine.tolerance:.0e} is allowed"
+        )
 
 
 def _difference(answers: npt.NDArray[np.float64], sample: Sample) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from thawline.engines._base import ENGINE_TOLERANCE, INT8_TOLERANCE
+from thawline.engines._base import ENGINE_TOLERANCE, INT8_TOLERANCE, Outputs
 from thawline.engines._graph import pixels_of, read_graph, require
 
 __all__ = ["OnnxRuntime", "Quantised"]
@@ -37,11 +37,14 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session: Any = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
-    def probabilities(self, prepared: Sequence[Any]) -> list[list[float]]:
+    def outputs(self, prepared: Sequence[Any]) -> Outputs:
         """See :class:`~thawline.engines.Engine`; uint8 images ``[S, S, 3]`` alone."""
-        (answers,) = self._session.run(None, {"pixels": pixels_of(prepared)})
-        rows: list[list[float]] = answers.tolist()
-        return rows
+        answers, *features = self._session.run(None, {"pixels": pixels_of(prepared)})
+        return answers.tolist(), features[0] if features else None
+
+    def probabilities(self, prepared: Sequence[Any]) -> list[list[float]]:
+        """See :class:`~thawline.engines.Engine`."""
+        return self.outputs(prepared)[0]
 
 
 class Quantised:
@@ -55,9 +58,13 @@ class Quantised:
     tolerance = INT8_TOLERANCE
 
     def __init__(self, servable: Any) -> None:
-        self._compute = servable.probabilities
+        self._compute = servable.outputs
+
+    def outputs(self, prepared: Sequence[Any]) -> Outputs:
+        """See :class:`~thawline.engines.Engine`; uint8 images ``[S, S, 3]`` alone."""
+        found: Outputs = self._compute(list(prepared))
+        return found
 
     def probabilities(self, prepared: Sequence[Any]) -> list[list[float]]:
-        """See :class:`~thawline.engines.Engine`; uint8 images ``[S, S, 3]`` alone."""
-        answers: list[list[float]] = self._compute(list(prepared))
-        return answers
+        """See :class:`~thawline.engines.Engine`."""
+        return self.outputs(prepared)[0]

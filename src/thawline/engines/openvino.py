@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from thawline.engines._base import BF16_TOLERANCE, ENGINE_TOLERANCE, Unavailable
+import numpy as np
+
+from thawline.engines._base import BF16_TOLERANCE, ENGINE_TOLERANCE, Outputs, Unavailable
 from thawline.engines._graph import pixels_of, read_graph, require
 
 __all__ = ["OpenVino"]
@@ -44,13 +46,18 @@ class OpenVino:
         self._compiled: Any = core.compile_model(core.read_model(graph), "CPU", settings)
         self._idle: list[Any] = []
 
-    def probabilities(self, prepared: Sequence[Any]) -> list[list[float]]:
+    def outputs(self, prepared: Sequence[Any]) -> Outputs:
         """See :class:`~thawline.engines.Engine`; uint8 images ``[S, S, 3]`` alone."""
         # A request holds one batch at a time, so that threads need one each; they are made as they are needed.
         try:
             request = self._idle.pop()
         except IndexError:
             request = self._compiled.create_infer_request()
-        rows: list[list[float]] = request.infer({"pixels": pixels_of(prepared)})["probabilities"].tolist()
+        # Copied: the next batch overwrites what a request holds.
+        answers, *features = (np.array(each) for each in request.infer({"pixels": pixels_of(prepared)}).values())
         self._idle.append(request)
-        return rows
+        return answers.tolist(), features[0] if features else None
+
+    def probabilities(self, prepared: Sequence[Any]) -> list[list[float]]:
+        """See :class:`~thawline.engines.Engine`."""
+        return self.outputs(prepared)[0]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from thawline.engines._base import ENGINE_TOLERANCE
+from thawline.engines._base import ENGINE_TOLERANCE, Outputs
 
 __all__ = ["PyTorch"]
 
@@ -19,9 +19,13 @@ class PyTorch:
     tolerance = ENGINE_TOLERANCE
 
     def __init__(self, servable: Any) -> None:
-        self._compute = servable.probabilities
+        self._compute = servable.outputs
+
+    def outputs(self, prepared: Sequence[Any]) -> Outputs:
+        """See :class:`~thawline.engines.Engine`."""
+        found: Outputs = self._compute(list(prepared))
+        return found
 
     def probabilities(self, prepared: Sequence[Any]) -> list[list[float]]:
         """See :class:`~thawline.engines.Engine`."""
-        answers: list[list[float]] = self._compute(list(prepared))
-        return answers
+        return self.outputs(prepared)[0]

@@ -6,6 +6,7 @@ Every engine is compared on them with the network that was trained, on the machi
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,14 +24,22 @@ class Sample:
     """``[N, S, S, 3]``."""
     probabilities: npt.NDArray[np.float64]
     """``[N, num_classes]``, calibrated."""
+    features: npt.NDArray[np.float32] | None = None
+    """What the head was given, ``[N, F]``, where the package compares it with that of known examples."""
 
 
-def write_sample(file: Path, inputs: Sequence[npt.NDArray[np.uint8]], probabilities: Sequence[Sequence[float]]) -> None:
-    """Keep at least one prepared image, ``[S, S, 3]``, and the probabilities of each, as safetensors."""
+def write_sample(
+    file: Path,
+    inputs: Sequence[npt.NDArray[np.uint8]],
+    probabilities: Sequence[Sequence[float]],
+    features: npt.NDArray[np.float32] | None = None,
+) -> None:
+    """Keep at least one prepared image, ``[S, S, 3]``, and what the network gives of each, as safetensors."""
     from safetensors.numpy import save
 
     answers = np.array(probabilities, dtype=np.float64)
-    file.write_bytes(save({"inputs": np.stack(inputs), "probabilities": answers}))
+    tensors: dict[str, npt.NDArray[Any]] = {"inputs": np.stack(inputs), "probabilities": answers}
+    file.write_bytes(save(tensors if features is None else tensors | {"features": features}))
 
 
 def read_sample(file: Path) -> Sample | None:
@@ -46,7 +55,7 @@ def read_sample(file: Path) -> Sample | None:
         return None
     try:
         tensors = load(file.read_bytes())
-        sample = Sample(tensors["inputs"], tensors["probabilities"])
+        sample = Sample(tensors["inputs"], tensors["probabilities"], tensors.get("features"))
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{file.name} cannot be read: {error}") from None
     are_images = sample.inputs.dtype == np.uint8 and sample.inputs.ndim == 4

@@ -27,11 +27,14 @@ from .promotion import (
 from .quantising import quantise
 from .reigns import Reign
 from .scores import Scores, score
+from .servable import Answer
 from .shadowed import Shadowed, read_shadow
+from .unknown import Reference, fit_reference, reference_rows
 
 __all__ = [
     "CHALLENGER",
     "CHAMPION",
+    "Answer",
     "Baselines",
     "Calibration",
     "Criterion",
@@ -44,6 +47,7 @@ __all__ = [
     "Prediction",
     "PredictionSets",
     "PromotionOutcome",
+    "Reference",
     "Reign",
     "Scores",
     "Shadowed",
@@ -56,6 +60,7 @@ __all__ = [
     "described",
     "exported_classifier",
     "fit_prediction_sets",
+    "fit_reference",
     "force",
     "graphs_of",
     "judge",
@@ -66,6 +71,7 @@ __all__ = [
     "quantise",
     "read_shadow",
     "record",
+    "reference_rows",
     "register_challenger",
     "roll_back",
     "score",

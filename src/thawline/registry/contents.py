@@ -29,7 +29,7 @@ _NOTE = "registered_model_meta"
 _FILES = re.compile(
     r"MLmodel|conda\.yaml|python_env\.yaml|requirements\.txt|(serving_)?input_example\.json|(pyfunc|servable)\.py"
     r"|code/thawline_(images|networks|servable|tokenizing)_[0-9a-f]{12}\.py"
-    r"|artifacts/(model\.(json|safetensors|pt2|onnx)|sample\.safetensors|tokenizer\.json)"
+    r"|artifacts/(model\.(json|safetensors|pt2|onnx)|(sample|reference)\.safetensors|tokenizer\.json)"
 )
 _LOADER = "mlflow.pyfunc.loaders.code_model"
 _CODE = ("pyfunc.py", "servable.py")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from thawline.data import DataKind
 from thawline.exceptions import ConfigError, RegistryError
+from thawline.registry.servable import seeing, watch
 
 if TYPE_CHECKING:
     from thawline.backbones import Preprocessing
@@ -56,6 +57,19 @@ class _Classifier(nn.Module):
         return (logits / self.temperature).softmax(1)
 
 
+class _WithFeatures(nn.Module):
+    """The same, and what a layer of the network is given, which is watched."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        with seeing() as seen:
+            probabilities = self.classifier(pixels)
+        return probabilities, seen[0]
+
+
 def graphs_of(wanted: Sequence[Wanted]) -> tuple[ExportFormat, ...]:
     """Files that the package must hold for what ``promotion.exports`` names."""
     return tuple(dict.fromkeys("onnx" if name == "int8" else name for name in wanted))
@@ -93,6 +107,7 @@ def export(
     temperature: float,
     pixels: Tensor,
     metadata: Mapping[str, str] | None = None,
+    head: str | None = None,
 ) -> dict[str, float]:
     """Write ``model.pt2`` and ``model.onnx`` into a folder, read them back, and compare.
 
@@ -107,6 +122,7 @@ def export(
         temperature: of its calibration.
         pixels: ``[N, 3, S, S]``, at least two images, to compare on.
         metadata: what an ONNX file says of itself, such as :func:`described`.
+        head: layer whose input is a second output of the ONNX file, ``features`` ``[N, F]``.
 
     Returns:
         For each format the largest difference of a probability.
@@ -121,7 +137,7 @@ def export(
     for kind in formats:
         path = folder / f"model.{kind}"
         try:
-            answer = _EXPORTERS[kind](classifier, path, pixels, metadata or {})
+            answer = _EXPORTERS[kind](classifier, path, pixels, metadata or {}, head)
         except Exception as error:  # exporters raise whatever their passes meet
             reason = re.sub(r"\x1b\[\d*m", "", str(error).partition("\n")[0])  # ONNX's exporter writes in colours
             raise RegistryError(
@@ -154,7 +170,7 @@ def described(
     return {name: json.dumps(value, ensure_ascii=False) for name, value in said.items()}
 
 
-def _pt2(classifier: nn.Module, path: Path, pixels: Tensor, metadata: Mapping[str, str]) -> Tensor:
+def _pt2(classifier: nn.Module, path: Path, pixels: Tensor, metadata: Mapping[str, str], head: str | None) -> Tensor:
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(classifier, (pixels,), dynamic_shapes=({0: batch},))
     program.example_inputs = None  # kept as a pickle otherwise
@@ -169,7 +185,13 @@ def exported_classifier(network: nn.Module, preprocessing: "Preprocessing", temp
     return _Classifier(network, preprocessing, temperature).eval()
 
 
-def write_onnx(classifier: nn.Module, path: Path, pixels: Tensor, metadata: Mapping[str, str]) -> None:
+def write_onnx(
+    classifier: nn.Module,
+    path: Path,
+    pixels: Tensor,
+    metadata: Mapping[str, str],
+    outputs: Sequence[str] = ("probabilities",),
+) -> None:
     """A classifier of :func:`exported_classifier` as one ONNX file, of ``pixels`` to ``probabilities``.
 
     Args:
@@ -177,13 +199,14 @@ def write_onnx(classifier: nn.Module, path: Path, pixels: Tensor, metadata: Mapp
         path: where to.
         pixels: ``[N, 3, S, S]``, at least two images, to trace with.
         metadata: what the file says of itself, see :func:`described`.
+        outputs: names of what the classifier gives.
     """
     batch = torch.export.Dim("batch", min=1)
     program = torch.onnx.export(
         classifier,
         (pixels,),
         input_names=["pixels"],
-        output_names=["probabilities"],
+        output_names=list(outputs),
         dynamic_shapes=({0: batch},),
         dynamo=True,
         verbose=False,
@@ -193,13 +216,20 @@ def write_onnx(classifier: nn.Module, path: Path, pixels: Tensor, metadata: Mapp
     program.save(path, external_data=False)
 
 
-def _onnx(classifier: nn.Module, path: Path, pixels: Tensor, metadata: Mapping[str, str]) -> Tensor:
+def _onnx(classifier: nn.Module, path: Path, pixels: Tensor, metadata: Mapping[str, str], head: str | None) -> Tensor:
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()
-    write_onnx(classifier, path, pixels, metadata)
+    if head is None:
+        write_onnx(classifier, path, pixels, metadata)
+    else:
+        watched = watch(classifier.get_submodule(f"network.{head}"))
+        try:
+            write_onnx(_WithFeatures(classifier).eval(), path, pixels, metadata, ("probabilities", "features"))
+        finally:
+            watched.remove()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (answer,) = session.run(None, {"pixels": pixels.numpy()})
+    (answer,) = session.run(["probabilities"], {"pixels": pixels.numpy()})
     return torch.from_numpy(answer)
 
 

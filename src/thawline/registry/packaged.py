@@ -20,7 +20,8 @@ from thawline.exceptions import BackboneError, EngineError, RegistryError
 from thawline.registry.contents import Description, check_files, describe, refusal
 from thawline.registry.failures import failures_named
 from thawline.registry.names import COLUMNS, ModelName
-from thawline.registry.servable import BATCH, Servable, open_servable
+from thawline.registry.servable import BATCH, Answer, Servable, open_servable
+from thawline.registry.unknown import REFERENCE_FILE
 from thawline.tracking import first_line
 
 __all__ = [
@@ -52,6 +53,8 @@ class Prediction:
     """Of every class."""
     prediction_set: tuple[str, ...] | None = None
     """Classes that it may be of, the likeliest first; ``None`` if the package has no prediction sets."""
+    unknown: bool | None = None
+    """Whether it seems to be of none of the classes; ``None`` if the package cannot tell."""
 
 
 class PackagedModel:
@@ -81,7 +84,7 @@ class PackagedModel:
 
     def compute_by(self, choice: Choice) -> None:
         """Have the network computed by another engine; decoding, class names and answers stay the package's own."""
-        self.servable.probabilities = choice.engine.probabilities  # type: ignore[method-assign]
+        self.servable.outputs = choice.engine.outputs  # type: ignore[method-assign]
         self.engine, self.engines = choice.engine.name, choice.tried
 
     def check(self) -> None:
@@ -167,14 +170,18 @@ class PackagedModel:
                 reasons.append(error.strerror or type(error).__name__)
             except ValueError as error:  # BadImage is one
                 reasons.append(str(error))
-        answers = iter(self.servable.probabilities(prepared) if prepared else [])
+        answers = iter(self.servable.answers(prepared) if prepared else [])
         return [self._prediction(next(answers)) if reason is None else reason for reason in reasons]
 
-    def _prediction(self, probabilities: list[float]) -> Prediction:
-        row = self.servable.row(probabilities)
+    def _prediction(self, answer: Answer) -> Prediction:
+        row = self.servable.row(answer)
         named = row.get("prediction_set")
         return Prediction(
-            row["class"], row["probability"], row["probabilities"], None if named is None else tuple(named)
+            row["class"],
+            row["probability"],
+            row["probabilities"],
+            None if named is None else tuple(named),
+            row.get("unknown"),
         )
 
 
@@ -222,7 +229,12 @@ def read_package(folder: Path, name: ModelName, *, recorded: str | None) -> Pack
             _check_onnx_runtime(name)
         else:
             backbones.check_architecture(settings["architecture"])
-        files = {"weights": "model.safetensors", "tokenizer": "tokenizer.json", "onnx": "model.onnx"}
+        files = {
+            "weights": "model.safetensors",
+            "tokenizer": "tokenizer.json",
+            "onnx": "model.onnx",
+            "reference": REFERENCE_FILE,
+        }
         servable = open_servable(
             settings,
             {key: str(artifacts / file) for key, file in files.items()},
@@ -258,8 +270,8 @@ def import_pyfunc() -> Any:
     return mlflow.pyfunc
 
 
-def signature_of(kind: DataKind, *, sets: bool = False) -> Any:
-    """What a package takes and gives, with or without prediction sets, in MLflow's words."""
+def signature_of(kind: DataKind, *, sets: bool = False, unknown: bool = False) -> Any:
+    """What a package takes and gives, with or without prediction sets and what is unknown, in MLflow's words."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
     from mlflow.types.schema import Array, Map
@@ -271,6 +283,8 @@ def signature_of(kind: DataKind, *, sets: bool = False) -> Any:
     ]
     if sets:
         outputs.append(ColSpec(Array(DataType.string), "prediction_set"))
+    if unknown:
+        outputs.append(ColSpec(DataType.boolean, "unknown"))
     given = ColSpec(DataType.string if kind == "texts" else DataType.binary, COLUMNS[kind])
     return ModelSignature(inputs=Schema([given]), outputs=Schema(outputs))
 

@@ -29,6 +29,7 @@ from thawline.registry.exports import ExportFormat, described, export
 from thawline.registry.names import COLUMNS, ModelName
 from thawline.registry.packaged import FORMAT, PackagedModel, import_pyfunc, read_package, signature_of
 from thawline.registry.prediction_sets import PredictionSets
+from thawline.registry.unknown import REFERENCE_FILE, Reference, write_reference
 from thawline.tracking import MlflowStore, first_line, quiet_mlflow
 
 __all__ = ["copy_module", "log_packaged_model", "package"]
@@ -56,6 +57,7 @@ def package(
     max_pixels: int = 64_000_000,
     calibration: Calibration | None = None,
     prediction_sets: PredictionSets | None = None,
+    reference: Reference | None = None,
     exports: Sequence[ExportFormat] = (),
     network: nn.Module | None = None,
     sample: Sequence[tuple[bytes | str, Sequence[float]]] = (),
@@ -64,9 +66,10 @@ def package(
 ) -> Path:
     """Write all that the served model consists of into ``folder`` and return it.
 
-    The folder then holds ``model.safetensors``, ``model.json`` (the rest of the arguments), for MLflow's tools the
-    modules that answer, that build the network and that decode or tokenize, each under a name with its digest, and
-    ``example.jpg``, or for texts ``tokenizer.json`` and ``example.txt``.
+    The folder then holds ``model.safetensors``, ``model.json`` (the rest of the arguments), with a reference
+    ``reference.safetensors``, for MLflow's tools the modules that answer, that build the network and that decode or
+    tokenize, each under a name with its digest, and ``example.jpg``, or for texts ``tokenizer.json`` and
+    ``example.txt``.
 
     Args:
         folder: created if it is missing; files of these names are overwritten.
@@ -79,6 +82,7 @@ def package(
         max_pixels: larger images are refused.
         calibration: the logits are divided by its temperature; without one they stay as they are.
         prediction_sets: from which probability a class is in the set of an answer; without them answers have no sets.
+        reference: what an item is compared with to tell whether it is unknown; without it answers do not say.
         exports: further formats, each compared with the network and written as ``model.pt2`` or ``model.onnx``; of
             images alone, see :func:`~thawline.registry.exports.check_exports`.
         network: that ``state_dict`` is of, in evaluation mode; needed for ``exports`` alone.
@@ -98,6 +102,8 @@ def package(
     # clone: safetensors refuses tensors that share memory, as tied weights do.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
     safetensors.torch.save_file(tensors, folder / "model.safetensors")
+    if reference is not None:
+        write_reference(reference, folder)
     temperature = calibration.temperature if calibration else 1.0
     settings: dict[str, Any] = {
         "format": FORMAT,
@@ -108,6 +114,7 @@ def package(
         "temperature": temperature,
         "calibration": calibration.as_dict() if calibration else None,
         "prediction_sets": prediction_sets.as_dict() if prediction_sets else None,
+        "unknown": reference.as_dict() if reference else None,
         "exports": {},
         "thawline": importlib.metadata.version("thawline"),
         "extra": dict(extra or {}),
@@ -128,10 +135,13 @@ def package(
                     temperature=temperature,
                     pixels=torch.stack([picture, picture.flip(2)]),
                     metadata=described(classes, preprocessing, settings["calibration"]),
+                    head=reference.head if reference else None,
                 )
                 if sample:
                     shown = [_shown(item, preprocessing, max_pixels) for item, _ in sample if isinstance(item, bytes)]
-                    write_sample(folder / SAMPLE_FILE, shown, [probabilities for _, probabilities in sample])
+                    probabilities = [expected for _, expected in sample]
+                    features = _features(network, reference.head, shown, preprocessing) if reference else None
+                    write_sample(folder / SAMPLE_FILE, shown, probabilities, features)
         case _:
             raise RegistryError(
                 "The input example of a model of images is an encoded image (bytes), that of a model of texts a text "
@@ -139,8 +149,25 @@ def package(
             )
     (folder / "model.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
     # safetensors leaves a file that nobody but its owner can read; the other has what the umask says.
-    (folder / "model.safetensors").chmod(stat.S_IMODE((folder / "model.json").stat().st_mode))
+    for file in folder.glob("*.safetensors"):
+        file.chmod(stat.S_IMODE((folder / "model.json").stat().st_mode))
     return folder
+
+
+def _features(
+    network: nn.Module, head: str, shown: Sequence[npt.NDArray[np.uint8]], preprocessing: Preprocessing
+) -> npt.NDArray[np.float32]:
+    """What the head is given of images ``[S, S, 3]``, ``[N, F]``."""
+    pixels = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (preprocessing.mean, preprocessing.std))
+    watched = servable.watch(network.get_submodule(head))
+    try:
+        with torch.inference_mode(), servable.seeing() as seen:
+            network((pixels - mean) / std)
+    finally:
+        watched.remove()
+    features: npt.NDArray[np.float32] = seen[0].numpy()
+    return features
 
 
 def _write_texts(folder: Path, preprocessing: TextPreprocessing, example: str) -> dict[str, Any]:
@@ -242,6 +269,7 @@ def log_packaged_model(
                 "classes": settings["classes"],
                 "calibration": settings["calibration"],
                 "prediction_sets": settings["prediction_sets"],
+                "unknown": settings["unknown"],
                 "text_column": settings.get("text_column"),
                 **settings["extra"],
             },
@@ -256,7 +284,9 @@ def log_packaged_model(
                 python_model=str(_PYFUNC),
                 artifacts=_artifacts(folder, settings),
                 code_paths=[str(folder / f"{settings[key]}.py") for key in _MODULES if key in settings],
-                signature=signature_of(kind, sets=settings["prediction_sets"] is not None),
+                signature=signature_of(
+                    kind, sets=settings["prediction_sets"] is not None, unknown=settings["unknown"] is not None
+                ),
                 input_example=example,
                 pip_requirements=_requirements(settings),
                 mlflow_model=description,
@@ -294,6 +324,8 @@ def _artifacts(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     if settings["kind"] == "texts":
         files["tokenizer"] = "tokenizer.json"
     files |= {name: f"model.{name}" for name in settings["exports"]}
+    if settings["unknown"] is not None:
+        files["reference"] = REFERENCE_FILE
     if (folder / SAMPLE_FILE).is_file():
         files["sample"] = SAMPLE_FILE
     return {name: str(folder / file) for name, file in files.items()}

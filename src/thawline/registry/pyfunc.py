@@ -20,7 +20,8 @@ from mlflow.pyfunc.model import PythonModel
 
 
 class Classifier(PythonModel):  # type: ignore[misc, unused-ignore]  # MLflow's base class may be untyped
-    """One column to ``class``, ``probability``, ``probabilities``, and where the package has them ``prediction_set``.
+    """One column to ``class``, ``probability``, ``probabilities``, and where the package has what they need
+    ``prediction_set`` and ``unknown``.
 
     The column is ``image`` (an encoded image, or its base64 text) for a model of images, ``text`` for one of texts.
     """
@@ -49,10 +50,12 @@ class Classifier(PythonModel):  # type: ignore[misc, unused-ignore]  # MLflow's 
         for start in range(0, len(values), self._module.BATCH):
             batch = values[start : start + self._module.BATCH]
             prepared = [self._prepared(value, start + i) for i, value in enumerate(batch)]
-            rows += map(self.servable.row, self.servable.probabilities(prepared))
+            rows += map(self.servable.row, self.servable.answers(prepared))
         columns = ["class", "probability", "probabilities"]
         if self.servable.threshold is not None:
             columns.append("prediction_set")
+        if self.servable.farthest is not None:
+            columns.append("unknown")
         return pd.DataFrame(rows, columns=columns, index=model_input.index)
 
     def _prepared(self, value: Any, row: int) -> Any:

@@ -4,12 +4,14 @@ import importlib.metadata
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from thawline.data import StreamedImages
 from thawline.data import images as image_module
 from thawline.engines import SAMPLE_FILE, write_sample
 from thawline.exceptions import RegistryError
@@ -18,6 +20,7 @@ from thawline.registry.packaged import QUANTISED_FORMAT, PackagedModel
 from thawline.registry.packaging import copy_module
 from thawline.registry.prediction_sets import fit_prediction_sets
 from thawline.registry.servable import BATCH, QuantisedServable
+from thawline.registry.unknown import REFERENCE_FILE, fit_reference, write_reference
 from thawline.tracking import first_line
 
 __all__ = ["quantise", "quantise_graph"]
@@ -30,17 +33,19 @@ _LAYERS = ("Conv", "Gemm", "MatMul", "Relu", "MaxPool", "Concat")
 """Where the time goes, and what lies between without changing the range, so that numbers stay in int8 from one to the
 next. Sums stay in single precision: residual streams have outliers. Softmax would give probabilities in steps of
 1/256."""
+Images = npt.NDArray[np.uint8] | StreamedImages
+"""``[N, S, S, 3]``, as the network is shown them: in memory, or decoded where they are read."""
 _TAKEN_OVER = ("kind", "classes", "temperature", "calibration", "extra", "preprocessing", "max_pixels", "reduced")
 
 
 def quantise(
-    folder: Path, source: Path, model: PackagedModel, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]
+    folder: Path, source: Path, model: PackagedModel, images: Images, labels: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
     """Write a package in int8 of one in single precision into ``folder``.
 
     Weights and activations of the layers that take the time have 8 bits, all but those of the last one: weights by
-    channel, activations by the range that is seen on some of the images. The threshold of prediction sets is fitted
-    again; the temperature stays.
+    channel, activations by the range that is seen on some of the images. The thresholds of prediction sets and of
+    what is unknown are fitted again; the temperature stays.
 
     Args:
         folder: an empty one, see :func:`~thawline.registry.packaging.package`.
@@ -68,6 +73,7 @@ def quantise(
         "servable_module": copy_module(servable.__file__, folder, "thawline_servable"),
         "inputs_module": copy_module(image_module.__file__, folder, "thawline_images"),
         "prediction_sets": None,
+        "unknown": None,
     }
     example = model.example()
     (folder / "example.jpg").write_bytes(example if isinstance(example, bytes) else example.encode())
@@ -79,17 +85,36 @@ def quantise(
             "promotion.exports."
         ) from error
     copy = QuantisedServable(settings, {"onnx": str(folder / "model.onnx")}, inputs=image_module)
-    probabilities = np.array([row for batch in _batches(images) for row in copy.probabilities(list(batch))])
-    before = np.array(model.servable.probabilities(list(images[:_KEPT])))
+    outputs = [copy.outputs(list(batch)) for batch in _batches(images)]
+    probabilities = np.array([row for rows, _ in outputs for row in rows])
+    kept = list(images[np.arange(min(_KEPT, len(images)))])
+    before = np.array(model.servable.probabilities(kept))
     settings["exports"] = {"onnx": float(np.abs(probabilities[:_KEPT] - before).max())}
     if sets := known.get("prediction_sets"):
         settings["prediction_sets"] = fit_prediction_sets(probabilities, labels, sets["coverage"]).as_dict()
-    write_sample(folder / SAMPLE_FILE, list(images[:_KEPT]), probabilities[:_KEPT].tolist())
+    features = None
+    if unknown := known.get("unknown"):
+        features = np.concatenate([features for _, features in outputs])
+        settings["unknown"] = _refitted(unknown, source, features, folder)
+        features = features[:_KEPT]
+    write_sample(folder / SAMPLE_FILE, kept, probabilities[:_KEPT].tolist(), features)
     (folder / "model.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
     return probabilities
 
 
-def quantise_graph(source: Path, out: Path, images: npt.NDArray[np.uint8]) -> None:
+def _refitted(
+    unknown: Mapping[str, Any], source: Path, features: npt.NDArray[np.float32], folder: Path
+) -> dict[str, Any]:
+    """How far from the other package's examples an image is unknown to the copy, whose features differ a little."""
+    import safetensors.numpy
+
+    examples = safetensors.numpy.load_file(source / REFERENCE_FILE)["features"].astype(np.float32)
+    fitted = fit_reference(examples, features, head=unknown["head"], false_alarms=unknown["false_alarms"])
+    write_reference(fitted, folder)
+    return fitted.as_dict()
+
+
+def quantise_graph(source: Path, out: Path, images: Images) -> None:
     """Quantise an ONNX file of pixels to probabilities; its metadata stay.
 
     Args:
@@ -125,7 +150,7 @@ def quantise_graph(source: Path, out: Path, images: npt.NDArray[np.uint8]) -> No
 class _Calibration:
     """Batches as ONNX Runtime asks for them while it measures the range of activations."""
 
-    def __init__(self, images: npt.NDArray[np.uint8]) -> None:
+    def __init__(self, images: Images) -> None:
         self._batches = _batches(images)
 
     def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
@@ -135,13 +160,13 @@ class _Calibration:
         return {"pixels": batch.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)}
 
 
-def _spread(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _spread(images: Images) -> npt.NDArray[np.uint8]:
     """Some of the images, evenly: they lie class by class."""
     count = min(len(images), _CALIBRATED_ON)
     chosen: npt.NDArray[np.uint8] = images[np.linspace(0, len(images) - 1, count).round().astype(int)]
     return chosen
 
 
-def _batches(images: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
+def _batches(images: Images) -> Iterator[npt.NDArray[np.uint8]]:
     for start in range(0, len(images), BATCH):
-        yield images[start : start + BATCH]
+        yield images[np.arange(start, min(start + BATCH, len(images)))]  # a slice would decode nothing

@@ -56,7 +56,8 @@ class Scores:
     metrics: dict[str, float]
     """``loss``, ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``calibration_error``; with more than five classes,
     ``top5_accuracy``; of a package with prediction sets the share that holds the right class, ``coverage``, and their
-    mean number of classes, ``prediction_set_size``."""
+    mean number of classes, ``prediction_set_size``; of one that tells what is unknown, the share that it calls so,
+    ``false_alarms``."""
     recalls: dict[str, float]
     """Recall of every class that occurs among the labels."""
     labels: tuple[str, ...]
@@ -110,6 +111,8 @@ def score(model: "PackagedModel", items: Sequence[bytes | Path | str], labels: S
     if answers.in_set:
         metrics["coverage"] = float(np.mean(answers.in_set))
         metrics["prediction_set_size"] = float(np.mean(answers.set_sizes))
+    if answers.unknown:
+        metrics["false_alarms"] = float(np.mean(answers.unknown))
     return Scores(
         metrics=metrics,
         recalls=recalls,
@@ -139,6 +142,8 @@ class _Answers:
     in_set: list[bool] = field(default_factory=list)
     """Whether it is in the prediction set; empty without such sets, as are the sizes."""
     set_sizes: list[int] = field(default_factory=list)
+    unknown: list[bool] = field(default_factory=list)
+    """Whether it is called unknown; empty where the package cannot tell."""
 
     @property
     def confidence(self) -> npt.NDArray[np.float64]:
@@ -157,6 +162,8 @@ class _Answers:
         if answer.prediction_set is not None:
             self.in_set.append(label in answer.prediction_set)
             self.set_sizes.append(len(answer.prediction_set))
+        if answer.unknown is not None:
+            self.unknown.append(answer.unknown)
 
     def _place(self, row: npt.NDArray[np.float64], label: str, right: float) -> int:
         """How many classes come before this one: the likelier ones, and of equals those that are named before."""

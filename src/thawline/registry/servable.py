@@ -6,11 +6,23 @@ Runtime.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["BATCH", "QuantisedServable", "Servable", "open_servable"]
+__all__ = [
+    "BATCH",
+    "Answer",
+    "QuantisedServable",
+    "Servable",
+    "distances",
+    "open_servable",
+    "scaled",
+    "seeing",
+    "watch",
+]
 
 BATCH = 32
 """Images or texts that the network sees at once: bounds the memory that a large request takes."""
@@ -18,6 +30,17 @@ _LONGEST_TEXT = 1_000_000
 """Characters that are looked at. No network reads so far, and to tokenize 32 MB would take 3.5 GB of memory."""
 _PADDING = -1
 """Stands behind the end of a text that is shorter than the longest of its batch; no token has this number."""
+_SEEN: ContextVar[list[Any] | None] = ContextVar("seen", default=None)
+"""What heads were given in this thread, where somebody wants to know."""
+
+
+class Answer(NamedTuple):
+    """What is known of one item."""
+
+    probabilities: list[float]
+    """``[num_classes]``, in the order of the classes."""
+    distance: float | None = None
+    """From the nearest example of the package, 0 to 2; ``None`` where the package has none."""
 
 
 class Servable:
@@ -36,8 +59,8 @@ class Servable:
 
         Args:
             settings: what ``model.json`` holds.
-            files: paths of the package's other files by their names: ``weights`` (``model.safetensors``) and, for
-                texts, ``tokenizer``.
+            files: paths of the package's other files by their names: ``weights`` (``model.safetensors``), for texts
+                ``tokenizer``, and where it tells what is unknown ``reference``.
             networks: the module ``thawline.backbones.networks``, or a copy.
             inputs: the module ``thawline.data.images`` or ``thawline.data.tokenizer``, or a copy.
 
@@ -64,6 +87,8 @@ class Servable:
         if self.kind == "images":  # channels last is how they come, and what convolutions are fastest in
             network = network.to(memory_format=torch.channels_last)
         self.network = network.eval()
+        if self.farthest is not None:
+            watch(network.get_submodule(settings["unknown"]["head"]))
         self.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def _describe(self, settings: dict[str, Any], files: Mapping[str, str], inputs: Any) -> None:
@@ -74,6 +99,9 @@ class Servable:
         self.temperature: float = settings["temperature"]
         sets: dict[str, Any] = settings.get("prediction_sets") or {}  # older packages have none
         self.threshold: float | None = sets.get("threshold")
+        unknown: dict[str, Any] = settings.get("unknown") or {}  # older packages cannot tell
+        self.farthest: float | None = unknown.get("threshold")
+        self._reference = _reference(files["reference"]) if unknown else None
         self.inputs: _Images | _Texts = _INPUTS[self.kind](settings, files, inputs)
 
     def to(self, device: str) -> None:
@@ -99,25 +127,45 @@ class Servable:
         """
         return self.inputs.prepare(item)
 
-    def probabilities(self, prepared: list[Any]) -> list[list[float]]:
-        """What :meth:`prepare` gave to ``[N][num_classes]``, in the order of the classes, by one forward pass."""
+    def outputs(self, prepared: list[Any]) -> tuple[list[list[float]], Any]:
+        """One forward pass of what :meth:`prepare` gave, ``[N]``.
+
+        Returns:
+            Probabilities ``[N][num_classes]``, in the order of the classes; and what the head was given, NumPy
+            ``[N, F]``, or ``None`` where the package has nothing to compare it with.
+        """
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), seeing() as seen:
             logits = self.network(self.inputs.batch(prepared))
-            result: list[list[float]] = (logits.double() / self.temperature).softmax(1).tolist()
-        return result
+            probabilities: list[list[float]] = (logits.double() / self.temperature).softmax(1).tolist()
+            features = seen[0].cpu().numpy() if self.farthest is not None else None
+        return probabilities, features
 
-    def row(self, probabilities: list[float]) -> dict[str, Any]:
-        """One item's probabilities, ``[num_classes]``, as they are answered, with the likeliest class.
+    def answers(self, prepared: list[Any]) -> list[Answer]:
+        """The same with the distance from the nearest known example, where the package holds such."""
+        probabilities, features = self.outputs(prepared)
+        if self.farthest is None:
+            return [Answer(each) for each in probabilities]
+        far = distances(features, self._reference).tolist()
+        return [Answer(*each) for each in zip(probabilities, far, strict=True)]
 
-        Where the package has prediction sets, ``prediction_set`` names the classes that it may be of, likeliest first.
+    def probabilities(self, prepared: list[Any]) -> list[list[float]]:
+        """The probabilities alone, ``[N][num_classes]``."""
+        return self.outputs(prepared)[0]
+
+    def row(self, answer: Answer) -> dict[str, Any]:
+        """One item's answer as it is given, with the likeliest class.
+
+        Where the package has prediction sets, ``prediction_set`` names the classes that it may be of, likeliest first;
+        where it holds known examples, ``unknown`` says whether it is unlike all of them.
         """
+        probabilities = answer.probabilities
         best = max(range(len(self.classes)), key=probabilities.__getitem__)
         named = dict(zip(self.classes, probabilities, strict=True))
         row = {"class": self.classes[best], "probability": probabilities[best], "probabilities": named}
-        named_set = self.prediction_set(probabilities)
-        return row if named_set is None else row | {"prediction_set": named_set}
+        further = {"prediction_set": self.prediction_set(probabilities), "unknown": self.unknown(answer)}
+        return row | {name: value for name, value in further.items() if value is not None}
 
     def prediction_set(self, probabilities: list[float]) -> list[str] | None:
         """The classes that an item of these probabilities may be of, the likeliest first; ``None`` without sets."""
@@ -128,6 +176,65 @@ class Servable:
         others = [n for n, value in enumerate(probabilities) if value >= threshold and n != best]
         others.sort(key=lambda number: -probabilities[number])
         return [self.classes[number] for number in (best, *others)]
+
+    def unknown(self, answer: Answer) -> bool | None:
+        """Whether an item seems to be of none of the classes; ``None`` where the package cannot tell."""
+        if self.farthest is None or answer.distance is None:
+            return None
+        return not answer.distance <= self.farthest  # what is no number is unknown
+
+
+def watch(head: Any) -> Any:
+    """Have a layer of a network tell :func:`seeing` what it is given, until ``remove`` of the result is called."""
+    return head.register_forward_pre_hook(_see)
+
+
+@contextmanager
+def seeing() -> Iterator[list[Any]]:
+    """A list to which the layers that are watched add what they are given in this thread, as features ``[N, F]``: in
+    single precision, and the mean over places where there are several."""
+    seen: list[Any] = []
+    before = _SEEN.set(seen)
+    try:
+        yield seen
+    finally:
+        _SEEN.reset(before)
+
+
+def _see(head: Any, arguments: tuple[Any, ...]) -> None:
+    seen = _SEEN.get()
+    if seen is None:
+        return
+    given = arguments[0]
+    channels = 1 if hasattr(head, "kernel_size") else given.ndim - 1
+    places = tuple(each for each in range(1, given.ndim) if each != channels)
+    seen.append(given.float().mean(places) if places else given.float())
+
+
+def scaled(features: Any) -> Any:
+    """Features ``[N, F]`` with a length of 1 each."""
+    import numpy as np
+
+    with np.errstate(invalid="ignore", over="ignore"):  # of what is no number, nothing is made
+        length = np.linalg.norm(features, axis=1, keepdims=True)
+        return features / np.maximum(length, np.finfo(np.float32).tiny)
+
+
+def distances(features: Any, reference: Any) -> Any:
+    """One less the largest cosine between features, ``[N, F]``, and those of the reference, which have a length of 1.
+
+    Returns:
+        ``[N]``, from 0 to 2, and NaN for features that are no numbers.
+    """
+    return 1 - (scaled(features) @ reference.T).max(1)
+
+
+def _reference(file: str) -> Any:
+    """The features of the known examples, float32 ``[rows, F]``."""
+    import numpy as np
+    import safetensors.numpy
+
+    return np.ascontiguousarray(safetensors.numpy.load_file(file)["features"], dtype=np.float32)
 
 
 class QuantisedServable(Servable):
@@ -141,7 +248,7 @@ class QuantisedServable(Servable):
 
         Args:
             settings: what ``model.json`` holds.
-            files: the path of ``onnx``.
+            files: the paths of ``onnx``, and of ``reference`` where it tells what is unknown.
             inputs: the module ``thawline.data.images``, or a copy.
             threads: that compute one forward pass; 0 for all cores.
         """
@@ -166,14 +273,13 @@ class QuantisedServable(Servable):
         if device not in ("auto", "cpu"):
             raise ValueError(f"a network in int8 is computed on the CPU and not on {device}")
 
-    def probabilities(self, prepared: list[Any]) -> list[list[float]]:
-        """See :meth:`Servable.probabilities`; normalisation, calibration and softmax are part of the graph."""
+    def outputs(self, prepared: list[Any]) -> tuple[list[list[float]], Any]:
+        """See :meth:`Servable.outputs`; normalisation, calibration and softmax are part of the graph."""
         import numpy as np
 
         pixels = np.stack(prepared).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
-        (answers,) = self._session.run(None, {"pixels": pixels})
-        rows: list[list[float]] = answers.tolist()
-        return rows
+        answers, *features = self._session.run(None, {"pixels": pixels})
+        return answers.tolist(), features[0] if features else None
 
 
 class _Images:

@@ -31,6 +31,7 @@ from thawline.search.events import Note, Phase, emit
 from thawline.search.leaderboard import leaderboard_rows
 from thawline.search.prepare import Prepared, image_preprocessing, labelled, preprocessing_for
 from thawline.search.records import TrialRecord
+from thawline.search.reference import make_reference
 from thawline.search.soup import SOUP_TAG, kept_soup, make_soup
 from thawline.search.spec import StudyRun, build_backbone
 from thawline.search.study import Study
@@ -340,9 +341,23 @@ def _package(prepared: Prepared, best: TrialRecord, tags: dict[str, str], run_id
     probabilities = (logits / calibration.temperature).softmax(1)
     coverage = config.promotion.coverage
     sets = None if coverage is None else fit_prediction_sets(probabilities.numpy(), inputs.labels, coverage)
+    unknown = config.promotion.unknown
     example, *compared = map(_sent, _items(manifest, [manifest.of("train")[0], *manifest.of("validation")[:_COMPARED]]))
     sample = list(zip(compared, probabilities.tolist(), strict=False))
     with tempfile.TemporaryDirectory(prefix="thawline-") as folder:
+        reference = (
+            make_reference(
+                backbone,
+                prepared.inputs[name],
+                image_preprocessing(config, name),
+                runtime,
+                false_alarms=unknown,
+                batch_size=config.train.batch_size,
+                folder=Path(folder),
+            )
+            if unknown is not None
+            else None
+        )
         package(
             Path(folder),
             state_dict=backbone.module.state_dict(),
@@ -353,6 +368,7 @@ def _package(prepared: Prepared, best: TrialRecord, tags: dict[str, str], run_id
             max_pixels=config.data.max_pixels,
             calibration=calibration,
             prediction_sets=sets,
+            reference=reference,
             exports=graphs_of(config.promotion.exports),
             network=backbone.module.cpu(),
             sample=sample,

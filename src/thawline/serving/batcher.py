@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from thawline.registry import Answer
 from thawline.serving.served import ServedModel
 
 __all__ = ["Batcher", "Overloaded", "UnreadableItem"]
@@ -30,8 +31,8 @@ class UnreadableItem(ValueError):
         self.index = index
 
 
-_Waiting: TypeAlias = tuple[Any, asyncio.Future[list[float]]]
-"""What was prepared, and where its probabilities go."""
+_Waiting: TypeAlias = tuple[Any, asyncio.Future[Answer]]
+"""What was prepared, and where its answer goes."""
 
 
 @dataclass
@@ -72,8 +73,8 @@ class Batcher:
         self._preparers = ThreadPoolExecutor(self._threads, thread_name_prefix="prepare")
         self._forward = ThreadPoolExecutor(1, thread_name_prefix="forward")
 
-    async def classify(self, model: ServedModel, items: Sequence[bytes | str]) -> list[list[float]]:
-        """Probabilities ``[N][num_classes]`` of encoded images or of texts, whatever the model takes.
+    async def classify(self, model: ServedModel, items: Sequence[bytes | str]) -> list[Answer]:
+        """What is known of encoded images or of texts, whatever the model takes.
 
         When it is cancelled, nothing more is prepared or computed for it.
 
@@ -174,7 +175,7 @@ class Batcher:
         began = time.perf_counter()
         try:
             answers = await asyncio.get_running_loop().run_in_executor(
-                self._forward, model.probabilities, [prepared for prepared, _ in wanted]
+                self._forward, model.answers, [prepared for prepared, _ in wanted]
             )
         except Exception as error:
             for _, answer in wanted:
@@ -182,6 +183,6 @@ class Batcher:
                     answer.set_exception(error)
             return
         self._on_batch(len(wanted), time.perf_counter() - began)
-        for (_, answer), probabilities in zip(wanted, answers, strict=True):
+        for (_, answer), found in zip(wanted, answers, strict=True):
             if not answer.done():
-                answer.set_result(probabilities)
+                answer.set_result(found)

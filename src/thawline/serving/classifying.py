@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from thawline.data import declared_pixels
+from thawline.registry import Answer
 from thawline.serving.batcher import Batcher, UnreadableItem
 from thawline.serving.bodies import Bodies
 from thawline.serving.follower import Follower
@@ -61,8 +62,8 @@ class Classifying:
         """The version that is served now."""
         return self.follower.model
 
-    async def __call__(self, request: Request, model: ServedModel, items: list[SentItem]) -> list[list[float]]:
-        """Probabilities ``[N][num_classes]`` of images or texts, by the model that they were read for.
+    async def __call__(self, request: Request, model: ServedModel, items: list[SentItem]) -> list[Answer]:
+        """What is known of images or texts, by the model that they were read for.
 
         What one request may ask for is checked first, so that one of too much is told so however busy the server is.
 
@@ -83,11 +84,11 @@ class Classifying:
                 )
         answers = await unless_left(request, self._classify(model, items))
         if self.shadow is not None:
-            labels = [model.classes[max(range(len(each)), key=each.__getitem__)] for each in answers]
+            labels = [model.row(each)["class"] for each in answers]
             self.shadow.offer([item.content for item in items], labels)
         return answers
 
-    async def _classify(self, model: ServedModel, items: list[SentItem]) -> list[list[float]]:
+    async def _classify(self, model: ServedModel, items: list[SentItem]) -> list[Answer]:
         try:
             with self.metrics.inside(len(items)):
                 return await self.batcher.classify(model, [item.content for item in items])

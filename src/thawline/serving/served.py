@@ -3,7 +3,7 @@
 from typing import Any
 
 from thawline.data import DataKind
-from thawline.registry import PackagedModel
+from thawline.registry import Answer, PackagedModel
 
 __all__ = ["ServedModel"]
 
@@ -43,19 +43,27 @@ class ServedModel:
         """
         return self._servable.prepare(item)
 
+    def answers(self, prepared: list[Any]) -> list[Answer]:
+        """One forward pass of what :meth:`prepare` gave, ``[N]``."""
+        return self._servable.answers(prepared)
+
     def probabilities(self, prepared: list[Any]) -> list[list[float]]:
-        """One forward pass: what :meth:`prepare` gave, ``[N]``, to ``[N][num_classes]``."""
+        """The probabilities alone, ``[N][num_classes]``."""
         return self._servable.probabilities(prepared)
 
     def items_in(self, body: bytes, content_type: str) -> list[bytes | str]:
         """The images or texts of a request in MLflow's scoring protocol; ``ValueError`` says what is wrong with it."""
         return self._packaged.items_in(body, content_type)
 
-    def row(self, probabilities: list[float]) -> dict[str, Any]:
-        """One item's probabilities as the package itself answers: ``class``, ``probability``, ``probabilities``,
-        and ``prediction_set`` if it has such."""
-        return self._servable.row(probabilities)
+    def row(self, answer: Answer) -> dict[str, Any]:
+        """One item's answer as the package itself gives it: ``class``, ``probability``, ``probabilities``, and
+        ``prediction_set`` and ``unknown`` if it has what they need."""
+        return self._servable.row(answer)
 
     def prediction_set(self, probabilities: list[float]) -> list[str] | None:
         """The classes that it may be of; ``None`` where the version has no prediction sets."""
         return self._servable.prediction_set(probabilities)
+
+    def unknown(self, answer: Answer) -> bool | None:
+        """Whether it seems to be of none of the classes; ``None`` where the version cannot tell."""
+        return self._servable.unknown(answer)

@@ -151,7 +151,7 @@ class Shadow:
             theirs: list[str] = []
             for start in range(0, len(items), self._max_batch):
                 prepared = [model.prepare(item) for item in items[start : start + self._max_batch]]
-                theirs += [model.row(each)["class"] for each in model.probabilities(prepared)]
+                theirs += [model.row(each)["class"] for each in model.answers(prepared)]
             seconds = time.perf_counter() - began
             agreeing = sum(ours == other for ours, other in zip(labels, theirs, strict=True))
             self._metrics.shadow_compared(model.version, len(items), agreeing, seconds)

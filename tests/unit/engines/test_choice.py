@@ -51,11 +51,11 @@ class Servable:
         self.device = SimpleNamespace(type=device)
         self._clock, self._seconds = clock, seconds
 
-    def probabilities(self, prepared: Sequence[Any]) -> list[list[float]]:
+    def outputs(self, prepared: Sequence[Any]) -> tuple[list[list[float]], None]:
         self._clock.now += self._seconds * len(prepared)
         means = np.stack(prepared).mean((1, 2)) / 255
         rows: list[list[float]] = np.where(means == means.max(1, keepdims=True), SURE, (1 - SURE) / 2).tolist()
-        return rows
+        return rows, None
 
 
 @pytest.fixture

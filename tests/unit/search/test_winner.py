@@ -6,11 +6,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from thawline.data import Manifest, scan
+from thawline.data import Manifest, files_of, scan
 from thawline.exceptions import DataError
-from thawline.registry import MlflowRegistry, parse_model
+from thawline.registry import MlflowRegistry, Prediction, parse_model
 from thawline.reports import StudyReport
 from thawline.search import winner
 from thawline.search.prepare import Prepared
@@ -45,7 +47,11 @@ def concluded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Concluded:
     def conclude_study(
-        *values: float, probe: int | None = None, learned: float = 1.0, reported: bool = False
+        *values: float,
+        probe: int | None = None,
+        learned: float = 1.0,
+        reported: bool = False,
+        unknown: float | None = 0.05,
     ) -> SearchOutcome:
         """A study whose trials have these values.
 
@@ -54,6 +60,7 @@ def concluded(
             probe: number of the trial that is the linear probe.
             learned: factor of the trained head's weights; with -1 every class is taken for the other.
             reported: whether to write the report.
+            unknown: share of false alarms.
         """
         spec = make_spec(depth=0, learning_rate=1e-2, epochs=10)
         ends = Decision.STOP if trained_before else Decision.CONTINUE  # the others only need a run of their own
@@ -66,7 +73,7 @@ def concluded(
             f"classifier.3.{name}": learned * checkpoint.model[f"classifier.3.{name}"] for name in ("weight", "bias")
         }
         checkpoint = dataclasses.replace(checkpoint, model={**checkpoint.model, **head})
-        promotion = spec.config.promotion.model_copy(update={"model": "pictures"})
+        promotion = spec.config.promotion.model_copy(update={"model": "pictures", "unknown": unknown})
         space = spec.config.space.model_copy(update={"freeze_depth": (0, 0)})
         config = spec.config.model_copy(update={"promotion": promotion, "space": space})
         backbone = spec.hyperparameters.backbone
@@ -87,6 +94,37 @@ def concluded(
             return dataclasses.replace(outcome, report=report and report.page)
 
     return conclude_study
+
+
+def test_the_version_tells_what_is_like_nothing_that_it_was_trained_on(
+    concluded: Concluded, store: MlflowStore, scanned: tuple[Manifest, Path], tmp_path: Path
+) -> None:
+    outcome = concluded(1.0, unknown=0.2)
+    model = MlflowRegistry(store).load(parse_model("pictures"))
+    manifest = scanned[0]
+    known = model.predict([*files_of(manifest, manifest.of("train")), *files_of(manifest, manifest.of("validation"))])
+    alarms = [isinstance(answer, Prediction) and answer.unknown for answer in known]
+    assert not any(alarms[:32])  # each is its own nearest neighbour
+    assert 0 < sum(map(bool, alarms[32:])) <= 3  # of 16
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[8:24, 8:24] = (255, 0, 0)
+    Image.fromarray(pixels).save(tmp_path / "square.png")
+    (square,) = model.predict([tmp_path / "square.png"])
+    assert isinstance(square, Prediction)
+    assert square.unknown
+    assert "false_alarms" in outcome.promotion.challenger.metrics
+
+
+def test_a_version_tells_nothing_of_it_where_that_is_left_out(
+    concluded: Concluded, store: MlflowStore, scanned: tuple[Manifest, Path]
+) -> None:
+    outcome = concluded(1.0, unknown=None)
+    model = MlflowRegistry(store).load(parse_model("pictures"))
+    (answer,) = model.predict(files_of(scanned[0], scanned[0].of("test")[:1]))
+    assert isinstance(answer, Prediction)
+    assert answer.unknown is None
+    assert "false_alarms" not in outcome.promotion.challenger.metrics
+    assert not list(store.home.rglob("reference.safetensors"))
 
 
 def test_images_that_changed_during_the_search_are_not_scored(

@@ -14,7 +14,7 @@ import pytest
 from colours import picture, register
 from fastapi.testclient import TestClient
 
-from thawline.registry import MlflowRegistry, ModelName
+from thawline.registry import Answer, MlflowRegistry, ModelName
 from thawline.serving.app import AppOptions, create_app
 from thawline.serving.follower import Follower
 from thawline.serving.metrics import Metrics
@@ -241,14 +241,14 @@ def test_a_full_queue_answers_503_with_retry_after_and_counts_it(open_app: Open,
 
     client = open_app(max_waiting=1)
     entered, go_on = threading.Event(), threading.Event()
-    compute = follower.model.probabilities
+    compute = follower.model.answers
 
-    def slow(pixels: list[Any]) -> list[list[float]]:
+    def slow(pixels: list[Any]) -> list[Answer]:
         entered.set()
         assert go_on.wait(60)
         return compute(pixels)
 
-    follower.model.probabilities = slow  # type: ignore[method-assign]
+    follower.model.answers = slow  # type: ignore[method-assign]
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.post, "/predict", json={"image": base64_of(RED)})
         assert entered.wait(60)
@@ -266,10 +266,10 @@ def test_a_failure_inside_is_a_500_without_its_trace(
 ) -> None:
     client = open_app()
 
-    def broken(pixels: list[Any]) -> list[list[float]]:
+    def broken(pixels: list[Any]) -> list[Answer]:
         raise RuntimeError("secret")
 
-    follower.model.probabilities = broken  # type: ignore[method-assign]
+    follower.model.answers = broken  # type: ignore[method-assign]
     answer = client.post("/predict", json={"image": base64_of(RED)})
     assert (answer.status_code, answer.json()) == (500, {"error": "The server failed; its log says why."})
     assert "secret" in caplog.text

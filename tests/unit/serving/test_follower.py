@@ -26,8 +26,9 @@ def follower(store: MlflowStore, registry: MlflowRegistry, folder: Path) -> Foll
 
 def label(follower: Follower, colour: str) -> str:
     model = follower.model
-    (answer,) = model.probabilities([model.prepare(picture(colour))])
-    return model.classes[max(range(len(answer)), key=answer.__getitem__)]
+    (answer,) = model.answers([model.prepare(picture(colour))])
+    name: str = model.row(answer)["class"]
+    return name
 
 
 def test_a_moved_alias_is_followed_and_a_request_that_began_with_the_old_version_ends_with_it(
@@ -38,7 +39,7 @@ def test_a_moved_alias_is_followed_and_a_request_that_began_with_the_old_version
     follower._look()
     assert (before.version, follower.model.version) == ("1", "2")
     assert label(follower, "green") == "blue"
-    assert before.probabilities([before.prepare(picture("green"))])[0][1] > 0.99
+    assert before.answers([before.prepare(picture("green"))])[0].probabilities[1] > 0.99
 
 
 def test_a_version_that_does_not_load_is_refused_and_the_old_one_stays_until_a_good_one_comes(

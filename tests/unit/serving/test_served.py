@@ -14,7 +14,7 @@ def test_what_is_served_is_answered_as_the_package_itself_does(store: MlflowStor
     MlflowRegistry(store).register("birds", uri, run_id=trial_run(store), study="s", tags={})
     packaged = MlflowRegistry(store).load(ModelName("birds", None, "1"))
     served = ServedModel(packaged, "cpu")
-    row = served.row(served.probabilities([served.prepare(picture("green"))])[0])
+    row = served.row(served.answers([served.prepare(picture("green"))])[0])
     (answer,) = packaged.predict([picture("green")])
     assert not isinstance(answer, str)
     assert row == {

@@ -37,7 +37,7 @@ class Registry:
             classes=self.model.classes,
             device="cpu",
             prepare=self.model.prepare,
-            probabilities=self.model.probabilities,
+            answers=self.model.answers,
             row=self.model.row,
         )
         rest: dict[str, Any] = {"engine": "pytorch", "engines": (), "check": lambda: None}

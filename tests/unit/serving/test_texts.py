@@ -12,7 +12,7 @@ from colours import picture, register
 from fastapi.testclient import TestClient
 from notes import ADVERTISEMENTS, FRIENDLY
 
-from thawline.registry import MlflowRegistry, ModelName
+from thawline.registry import Answer, MlflowRegistry, ModelName
 from thawline.serving.app import AppOptions, create_app
 from thawline.serving.follower import Follower
 from thawline.serving.metrics import Metrics
@@ -147,14 +147,14 @@ def test_a_model_of_another_kind_takes_over_while_a_request_in_flight_ends_with_
     assert [client.get(path).json()["kind"] for path in ("/ready", "/version")] == ["texts", "texts"]
     assert body() == {"application/json", "text/plain"}
     entered, go_on = threading.Event(), threading.Event()
-    compute = follower.model.probabilities
+    compute = follower.model.answers
 
-    def slow(prepared: list[Any]) -> list[list[float]]:
+    def slow(prepared: list[Any]) -> list[Answer]:
         entered.set()
         assert go_on.wait(60)
         return compute(prepared)
 
-    follower.model.probabilities = slow  # type: ignore[method-assign]
+    follower.model.answers = slow  # type: ignore[method-assign]
     MlflowRegistry(store).set_alias("notes", "champion", register(store, folder, "notes"))
     with ThreadPoolExecutor(2) as pool:
         text = pool.submit(client.post, "/predict", json={"text": TEXTS[1]})

@@ -38,7 +38,10 @@ def history_table(model: str, reigns: Sequence[Reign]) -> Table:
 
 
 def predictions_table(predictions: Sequence[dict[str, Any]]) -> Table:
-    """Predictions: the class, its probability, the runner-up and, where the model has them, the prediction set."""
+    """Predictions: the class, its probability, the runner-up and, where the model has them, the prediction set.
+
+    Of what is unknown the class is in parentheses.
+    """
     sets = any("prediction_set" in each for each in predictions)
     kind: DataKind = "texts" if "text" in predictions[0] else "images"
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -51,7 +54,8 @@ def predictions_table(predictions: Sequence[dict[str, Any]]) -> Table:
             continue
         ranked = sorted(prediction["probabilities"].items(), key=lambda item: -item[1])
         runner_up = f"{ranked[1][0]} {ranked[1][1]:.3f}" if len(ranked) > 1 else ""
-        row = [shown, escape(prediction["class"]), f"{prediction['probability']:.3f}", escape(runner_up)]
+        name = f"unknown ({prediction['class']})" if prediction.get("unknown") else prediction["class"]
+        row = [shown, escape(name), f"{prediction['probability']:.3f}", escape(runner_up)]
         table.add_row(*row, *[escape(", ".join(prediction.get("prediction_set", ())))] * sets)
     return table
 

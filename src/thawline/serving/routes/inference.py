@@ -57,8 +57,8 @@ def router(classifying: Classifying) -> APIRouter:
             model = _served(name, version)
             length, most = request.headers.get(HEADER_LENGTH), classifying.options.max_items
             asked = await asyncio.to_thread(read_inference, body, length, model.kind, max_items=most)
-            probabilities = await classifying(request, model, asked.items)
-        return answer(asked, model, probabilities)
+            answers = await classifying(request, model, asked.items)
+        return answer(asked, model, [each.probabilities for each in answers])
 
     def _served(name: str, version: str | None) -> ServedModel:
         model = classifying.model

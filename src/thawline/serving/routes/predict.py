@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
 from thawline.data import DataKind
+from thawline.registry import Answer
 from thawline.registry.names import COLUMNS
 from thawline.serving.classifying import Classifying
 from thawline.serving.requests import items_of
@@ -35,6 +36,8 @@ class ItemPrediction(BaseModel):
 
     prediction_set: list[str] | None = None
     """Classes that it may be of, the most probable first; ``null`` where the version has no prediction sets."""
+    unknown: bool | None = None
+    """Whether it seems to be of none of the classes; ``null`` where the version cannot tell."""
 
 
 class PredictAnswer(BaseModel):
@@ -67,15 +70,16 @@ def router(classifying: Classifying) -> APIRouter:
     return routes
 
 
-def _prediction(model: ServedModel, probabilities: list[float], top_k: int) -> ItemPrediction:
-    ranked = sorted(zip(model.classes, probabilities, strict=True), key=lambda each: -each[1])[:top_k]
+def _prediction(model: ServedModel, answer: Answer, top_k: int) -> ItemPrediction:
+    ranked = sorted(zip(model.classes, answer.probabilities, strict=True), key=lambda each: -each[1])[:top_k]
     top = [ClassProbability(label=label, probability=probability) for label, probability in ranked]
     return ItemPrediction(
         label=top[0].label,
         probability=top[0].probability,
         top=top,
         probabilities=dict(ranked),
-        prediction_set=model.prediction_set(probabilities),
+        prediction_set=model.prediction_set(answer.probabilities),
+        unknown=model.unknown(answer),
     )
 
 

@@ -93,10 +93,10 @@ def quantise(
     if sets := known.get("prediction_sets"):
         settings["prediction_sets"] = fit_prediction_sets(probabilities, labels, sets["coverage"]).as_dict()
     features = None
-    if unknown := known.get("unknown"):
-        features = np.concatenate([features for _, features in outputs])
-        settings["unknown"] = _refitted(unknown, source, features, folder)
-        features = features[:_KEPT]
+    if (unknown := known.get("unknown")) and outputs[0][1] is not None:
+        seen = np.concatenate([features for _, features in outputs])
+        settings["unknown"] = _refitted(unknown, source, seen, folder)
+        features = seen[:_KEPT]
     write_sample(folder / SAMPLE_FILE, kept, probabilities[:_KEPT].tolist(), features)
     (folder / "model.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
     return probabilities

@@ -804,7 +804,7 @@ def test_exports_answer_as_the_network_does_hold_no_pickle_and_travel_with_the_m
 
 
 def test_an_export_that_answers_otherwise_stops_the_packaging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(exports._EXPORTERS, "pt2", lambda network, path, pixels, _: network(pixels) + 0.01)
+    monkeypatch.setitem(exports._EXPORTERS, "pt2", lambda network, path, pixels, *_: network(pixels) + 0.01)
     with pytest.raises(RegistryError, match=r"exported as pt2 answers otherwise: a probability differs by 1\.0e-02"):
         make_package(tmp_path / "package", exports=("pt2",))
 

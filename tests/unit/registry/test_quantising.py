@@ -246,12 +246,13 @@ def test_a_processor_on_which_it_answers_otherwise_than_it_was_judged_is_refused
 ) -> None:
     """As one whose sums of 8-bit products overflow."""
     quantised()
-    computed = QuantisedServable.probabilities
+    computed = QuantisedServable.outputs
 
-    def overflown(self: QuantisedServable, prepared: list[Any]) -> list[list[float]]:
-        return [[first - 0.03, second + 0.03, third] for first, second, third in computed(self, prepared)]
+    def overflown(self: QuantisedServable, prepared: list[Any]) -> tuple[list[list[float]], Any]:
+        rows, features = computed(self, prepared)
+        return [[first - 0.03, second + 0.03, third] for first, second, third in rows], features
 
-    monkeypatch.setattr(QuantisedServable, "probabilities", overflown)
+    monkeypatch.setattr(QuantisedServable, "outputs", overflown)
     with pytest.raises(
         EngineError, match=r"birds/2 is in int8 and answers otherwise on this .* by 3\.0e-02.* birds/1, which"
     ):

@@ -34,9 +34,11 @@ from thawline.predict import predict_items
 from thawline.registry import (
     MlflowRegistry,
     ModelName,
+    Prediction,
     Reference,
     fit_reference,
     log_packaged_model,
+    quantise,
     reference_rows,
     score,
 )
@@ -193,3 +195,26 @@ def servable_of(package: Path) -> Servable:
     settings = json.loads((package / "model.json").read_text())
     files = {"weights": str(package / "model.safetensors"), "reference": str(package / REFERENCE_FILE)}
     return Servable(settings, files, networks=networks, inputs=images)
+
+
+def test_a_copy_in_int8_is_told_by_the_examples_of_the_original_what_is_unknown(
+    store: MlflowStore, tmp_path: Path
+) -> None:
+    package = make_package(tmp_path / "package", reference=reference(), exports=["onnx"], sample=[RED, noise()])
+    registry, shown = MlflowRegistry(store), np.stack([seen(picture(colour)) for colour in CLASSES for _ in range(10)])
+    original = champion_of(store, package, "colours")
+    (tmp_path / "copy").mkdir()
+    with registry.artifacts(original) as files:
+        quantise(tmp_path / "copy", files, registry.load(original), shown, np.arange(30) // 10)
+    assert (tmp_path / "copy" / REFERENCE_FILE).is_file()
+    version = register(store, tmp_path / "copy", "colours")
+    copy = registry.load(ModelName("colours", None, version))
+    assert copy.is_quantised
+    answers = copy.predict([RED, noise()])  # of random weights: what is asked is that it tells, by its own features
+    assert all(isinstance(answer, Prediction) and answer.unknown is not None for answer in answers)
+    assert copy.servable.settings["unknown"]["items"] == 30
+    assert copy.servable.farthest != reference().threshold
+
+
+def seen(content: bytes) -> Any:
+    return images.seen(content, max_pixels=10**6, resize_size=36, crop_size=32, interpolation="bilinear")

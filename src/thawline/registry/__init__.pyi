@@ -16,7 +16,6 @@ from .packaging import log_packaged_model, package
 from .prediction_sets import PredictionSets, fit_prediction_sets
 from .promotion import (
     LabelledData,
-    PromotionOutcome,
     force,
     judge,
     record,
@@ -24,6 +23,7 @@ from .promotion import (
     roll_back,
     settle,
 )
+from .promotion_outcome import PromotionOutcome
 from .quantising import quantise
 from .reigns import Reign
 from .scores import Scores, score

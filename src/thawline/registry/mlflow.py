@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from thawline.engines import EngineName, choose
-from thawline.exceptions import EngineError, RegistryError
+from thawline.exceptions import RegistryError
 from thawline.registry.contents import DIGEST_TAG, describe
 from thawline.registry.failures import failures_named
-from thawline.registry.names import CHALLENGER, CHAMPION, QUANTISED_FROM, ModelInput, ModelName
+from thawline.registry.names import CHALLENGER, CHAMPION, QUANTISED_FROM, ModelInput, ModelName, verdict_folder
 from thawline.registry.reigns import Reign, reigns_of
 from thawline.tracking import MlflowStore, artifact_text, now_ms, pages, quiet_mlflow
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from thawline.registry.packaged import PackagedModel
 
-__all__ = ["MlflowRegistry", "check_kind", "verdict_folder"]
+__all__ = ["MlflowRegistry", "check_kind"]
 
 _log = logging.getLogger("thawline.registry")
 
@@ -296,7 +296,10 @@ class MlflowRegistry:
             RegistryError: if it is missing, listing what there is; if Thawline did not package it, or its files have
                 changed.
         """
-        from thawline.registry.packaged import read_package  # which loads torch; the registry itself does without
+        from thawline.registry.packaged import (  # which loads torch; the registry itself does without
+            compute_quantised,
+            read_package,
+        )
 
         version = self.resolve(model)
         name = ModelName(model.name, None, version)
@@ -304,7 +307,7 @@ class MlflowRegistry:
         with failures_named(f"{model} cannot be loaded"), self._files(model.name, version) as path:
             packaged = read_package(path, name, recorded=tags.get(DIGEST_TAG))
             if packaged.is_quantised:
-                _compute_quantised(packaged, path / "artifacts", device, engine or "auto", tags.get(QUANTISED_FROM))
+                compute_quantised(packaged, path / "artifacts", device, engine or "auto", tags.get(QUANTISED_FROM))
                 return packaged
             if device != "auto" or engine not in (None, "auto", "pytorch"):
                 packaged.servable.to("cpu" if device == "auto" else device)  # other engines compute on the CPU
@@ -394,30 +397,6 @@ class MlflowRegistry:
                 if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     return None
                 raise
-
-
-def _compute_quantised(
-    packaged: "PackagedModel", files: Path, device: str, engine: EngineName, twin: str | None
-) -> None:
-    """Have a version in int8 computed as it was judged.
-
-    Raises:
-        EngineError: if another engine or device is wanted, or it answers otherwise here.
-    """
-    instead = f" {packaged.name.name}/{twin}, which it was quantised from, is in single precision." if twin else ""
-    if device not in ("auto", "cpu"):
-        raise EngineError(
-            f"{packaged.name} is in int8, which is computed on the CPU, not on {device}: leave out --device.{instead}"
-        )
-    try:
-        packaged.compute_by(choose(packaged.servable, files, engine, model=str(packaged.name)))
-    except EngineError as error:
-        raise EngineError(f"{error}{instead}") from None
-
-
-def verdict_folder(tags: Mapping[str, str]) -> str:
-    """Of the trial's run, which a copy in int8 shares with the version that it was quantised from."""
-    return "promotion/int8" if QUANTISED_FROM in tags else "promotion"
 
 
 _global_store = threading.RLock()

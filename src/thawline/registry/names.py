@@ -16,6 +16,7 @@ __all__ = [
     "ModelName",
     "check_text_column",
     "parse_model",
+    "verdict_folder",
 ]
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -67,3 +68,8 @@ def check_text_column(text_column: str | None, model: ModelName, kind: DataKind)
     """
     if text_column is not None and kind == "images":
         raise RegistryError(f"{model} classifies images, which lie in no column: leave --text-column out.")
+
+
+def verdict_folder(tags: Mapping[str, str]) -> str:
+    """Of the trial's run, which a copy in int8 shares with the version that it was quantised from."""
+    return "promotion/int8" if QUANTISED_FROM in tags else "promotion"

@@ -15,7 +15,7 @@ import torch
 from thawline import backbones
 from thawline.backbones import networks
 from thawline.data import DataKind, encoded_image, images, tokenizer
-from thawline.engines import Choice, Tried
+from thawline.engines import Choice, EngineName, Tried, choose
 from thawline.exceptions import BackboneError, EngineError, RegistryError
 from thawline.registry.contents import Description, check_files, describe, refusal
 from thawline.registry.failures import failures_named
@@ -29,6 +29,7 @@ __all__ = [
     "QUANTISED_FORMAT",
     "PackagedModel",
     "Prediction",
+    "compute_quantised",
     "import_pyfunc",
     "read_package",
     "signature_of",
@@ -260,6 +261,23 @@ def _check_onnx_runtime(name: ModelName) -> None:
         raise EngineError(
             f"{name} is in int8, which ONNX Runtime computes, and it is not installed: pip install 'thawline[onnx]'"
         )
+
+
+def compute_quantised(packaged: PackagedModel, files: Path, device: str, engine: EngineName, twin: str | None) -> None:
+    """Have a version in int8 computed as it was judged.
+
+    Raises:
+        EngineError: if another engine or device is wanted, or it answers otherwise here.
+    """
+    instead = f" {packaged.name.name}/{twin}, which it was quantised from, is in single precision." if twin else ""
+    if device not in ("auto", "cpu"):
+        raise EngineError(
+            f"{packaged.name} is in int8, which is computed on the CPU, not on {device}: leave out --device.{instead}"
+        )
+    try:
+        packaged.compute_by(choose(packaged.servable, files, engine, model=str(packaged.name)))
+    except EngineError as error:
+        raise EngineError(f"{error}{instead}") from None
 
 
 def import_pyfunc() -> Any:

@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from thawline.config import GateRules
-from thawline.data import DataKind, markdown_text
 from thawline.exceptions import RegistryError
 from thawline.registry.baselines import Baselines, majority_class
 from thawline.registry.gate import Outcome, Verdict, decide, decide_quantised
-from thawline.registry.mlflow import MlflowRegistry, verdict_folder
-from thawline.registry.names import CHALLENGER, QUANTISED_FROM, ModelName
+from thawline.registry.mlflow import MlflowRegistry
+from thawline.registry.names import CHALLENGER, QUANTISED_FROM, ModelName, verdict_folder
 from thawline.registry.packaged import PackagedModel
+from thawline.registry.promotion_outcome import PromotionOutcome
 from thawline.registry.scores import Scores, score, seconds_per_item
 from thawline.registry.shadowed import Shadowed
 from thawline.tracking import MlflowStore, first_line, metric_key, now_ms
 
 __all__ = [
     "LabelledData",
-    "PromotionOutcome",
     "force",
     "judge",
     "record",
@@ -43,94 +42,6 @@ class LabelledData:
     """Class names, as many."""
     dataset: tuple[str, str] | None = None
     """Name and digest of what they are part of, as MLflow has it; the metrics are then found by it."""
-
-
-@dataclass(frozen=True)
-class PromotionOutcome:
-    """What was decided, and on what evidence."""
-
-    name: str
-    version: str
-    """Of the challenger."""
-    verdict: Verdict
-    challenger: Scores
-    champion_version: str | None
-    """Of the champion that the challenger was judged against."""
-    champion: Scores | None
-    """Measured now on the same; ``None`` if there was no champion, or if it could not be scored."""
-    run_id: str = ""
-    """The run that trained the challenger."""
-    calibration: Mapping[str, Any] | None = None
-    """Of the challenger's package: temperature, and calibration error on validation before and after."""
-    majority: Scores | None = None
-    """Of answering the most frequent class of the training split on the same."""
-    baselines: Baselines | None = None
-    """Of the study, on validation; ``None`` where a version is judged by itself."""
-    shadowed: Shadowed | None = None
-    """What a server counted of the challenger, if it was asked; it decides nothing."""
-
-    def declined(self, reason: str) -> "PromotionOutcome":
-        """The same after a person said no."""
-        return replace(self, verdict=replace(self.verdict, outcome=Outcome.HOLD, reason=reason))
-
-    def agreed(self, note: str) -> "PromotionOutcome":
-        """The same after a person said yes."""
-        return replace(self, verdict=replace(self.verdict, reason=f"{self.verdict.reason}; a person approved{note}"))
-
-    def as_dict(self) -> dict[str, Any]:
-        """The evidence as JSON."""
-        return {
-            "model": self.name,
-            "version": self.version,
-            "judged_against": self.champion_version,
-            **self.verdict.as_dict(),
-            self.challenger.kind: len(self.challenger.labels),
-            "challenger": self.challenger.metrics,
-            "challenger_recall": self.challenger.recalls,
-            "champion": self.champion.metrics if self.champion else None,
-            "champion_recall": self.champion.recalls if self.champion else None,
-            "majority_class": self.majority.metrics if self.majority else None,
-            "validation": self.baselines.as_dict() if self.baselines else None,
-            "calibration": self.calibration,
-            "shadow": self.shadowed.as_dict() if self.shadowed else None,
-        }
-
-    @property
-    def is_champion(self) -> bool:
-        """Whether the version was the champion when it was judged, so that there was nothing to decide."""
-        return self.champion_version == self.version
-
-    def _against(self) -> str:
-        if self.is_champion:
-            return "is the champion"
-        against = f"version {self.champion_version}" if self.champion_version else "no champion"
-        return f"against {against}: {self.verdict.outcome.value}"
-
-    def as_markdown(self) -> str:
-        """The evidence as a page."""
-        parts = [
-            f"# {self.name} version {self.version} {self._against()}",
-            f"{markdown_text(self.verdict.reason)}.",
-            self.verdict.as_markdown() if self.verdict.criteria else "",
-            f"{self.baselines.sentence()}." if self.baselines else "",
-            f"{markdown_text(self.shadowed.sentence())}." if self.shadowed else "",
-            f"## On {len(self.challenger.labels)} test {self.challenger.kind}",
-            _table(
-                "metric",
-                challenger=self.challenger.metrics,
-                champion=self.champion.metrics if self.champion else {},
-                majority_class=self.majority.metrics if self.majority else {},
-            ),
-            "## Recall",
-            _table(
-                "class",
-                challenger=self.challenger.recalls,
-                champion=self.champion.recalls if self.champion else {},
-            ),
-        ]
-        if self.calibration:
-            parts += ["## Calibration", _calibration_text(self.calibration, self.challenger.kind)]
-        return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def register_challenger(
@@ -413,41 +324,9 @@ def _log_test_metrics(
         raise RegistryError(f"The test metrics could not be recorded: {first_line(error)}") from error
 
 
-def _table(what: str, **columns: Mapping[str, float]) -> str:
-    """A row for each name of the first column, which the others may lack."""
-    header = " | ".join([what, *(name.replace("_", " ") for name in columns)])
-    rows = [
-        " | ".join(
-            [markdown_text(name), *(f"{values[name]:.4f}" if name in values else "" for values in columns.values())]
-        )
-        for name in next(iter(columns.values()))
-    ]
-    return "\n".join([f"| {header} |", f"|{'---|' * (len(columns) + 1)}", *(f"| {row} |" for row in rows)])
-
-
 def _calibration(model: PackagedModel) -> Mapping[str, Any] | None:
     """Of a package; what it was fitted on was called ``images`` before there were texts."""
     calibration = dict(model.calibration or {})
     if "images" in calibration:
         calibration["items"] = calibration.pop("images")
     return calibration or None
-
-
-def _calibration_text(calibration: Mapping[str, Any], kind: DataKind) -> str:
-    rows = [f"| {row['confidence']} | {row['before']} | {row['after']} |" for row in calibration.get("reliability", ())]
-    table = [f"| probability | right before, of {kind} | right after, of {kind} |", "|---|---|---|", *rows]
-    return f"{_calibration_sentence(calibration, kind)}\n\n" + "\n".join(table)
-
-
-def _calibration_sentence(calibration: Mapping[str, Any], kind: DataKind) -> str:
-    items, temperature = calibration["items"], calibration["temperature"]
-    errors = f"{calibration['error_before']:.4f} before, {calibration['error_after']:.4f} after"
-    if "helps" not in calibration:  # an older package: measured on what the temperature was fitted on
-        return f"Logits are divided by {temperature:.3f}, fitted on the {items} validation {kind}: {errors}."
-    losses = f"loss {calibration['loss_before']:.4f} before, {calibration['loss_after']:.4f} after"
-    on_folds = f"on held-out folds of the {items} validation {kind}: {losses}; calibration error {errors}"
-    if calibration["helps"]:
-        return f"Logits are divided by {temperature:.3f}, which helps {on_folds}."
-    if calibration["error_before"] == calibration["error_after"]:
-        return f"Not calibrated: {items} validation {kind} are too few to fit a temperature on."
-    return f"Not calibrated, because a fitted temperature does not help {on_folds}."

@@ -15,7 +15,9 @@
     ├── TrackingError             the tracking server cannot be reached at the start
     ├── DatabaseError             a database of the home was made by a newer version, or cannot be made
     ├── PrefectServerError        Prefect's API server does not start, or does not answer
+    ├── ServingError              the server cannot start: its port, token file or device, or no process loads the model
     └── RegistryError             a model, version or alias is missing, or a promotion is refused
+        └── EngineError           the engine that is requested cannot compute a version as it was trained
 """
 
 

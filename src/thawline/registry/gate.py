@@ -118,7 +118,7 @@ def decide(
     if failed := [each for each in usable if not each.passed]:
         return Verdict(Outcome.REJECT, f"the challenger cannot be used: {_listed(failed)}", tuple(usable))
     if champion_error is not None:
-        reason = f"the champion could not be scored ({champion_error}); take it back with `thawline rollback`"
+        reason = f"the champion could not be scored ({champion_error}); roll back with `thawline rollback`"
         return Verdict(Outcome.HOLD, f"{reason}, or promote by force: `{by_force}`", tuple(usable))
     value, metric = challenger.metrics[rules.metric], rules.metric
     if champion is None:
@@ -306,7 +306,7 @@ def _no_worse(
     yield Criterion(
         _RECALL,
         fallen.p_value > max(RECALL_BY_CHANCE, chance),
-        f"{name} {-fallen.loss:+.3f}, as one of {classes} classes by chance in {fallen.p_value:.2g} of cases",
+        f"{name} {-fallen.loss:+.3f}; p = {fallen.p_value:.2g}, corrected for {classes} classes",
         f"no class loses more than {rules.max_recall_loss:g} and one {word}, beyond chance over all classes",
     )
     yield Criterion(

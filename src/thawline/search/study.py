@@ -111,8 +111,8 @@ class Study:
                 study.set_user_attr("metric", config.study.metric)
                 if not study.get_trials(deepcopy=False):  # or it died just here the last time
                     searched = _searched(study, config)
-                    for name in searched.backbones:
-                        study.enqueue_trial({}, user_attrs={PROBE: name})
+                    for backbone in searched.backbones:
+                        study.enqueue_trial({}, user_attrs={PROBE: backbone})
                     for point in _without_twins([*points, *default_points(searched, depths)]):
                         study.enqueue_trial(point)
                 study.set_user_attr("fingerprint", fingerprint)

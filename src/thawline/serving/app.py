@@ -107,7 +107,7 @@ def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(HTTPException)
     async def no_such_page(request: Request, error: HTTPException) -> JSONResponse:
-        sentence = f"{error.detail}: {request.method} {request.url.path}. What there is, /docs lists."
+        sentence = f"{error.detail}: {request.method} {request.url.path}. See /docs for the available paths."
         return JSONResponse({"error": sentence}, error.status_code, error.headers)
 
     @app.exception_handler(Overloaded)

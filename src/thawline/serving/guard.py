@@ -79,7 +79,7 @@ class Guard:
             except Exception:  # its trace stays in the log
                 _log.exception("%s %s failed", scope["method"], scope["path"])
                 if not answering:
-                    failed = JSONResponse({"error": "The server failed; its log says why."}, 500)
+                    failed = JSONResponse({"error": "Internal server error; see the server's log."}, 500)
                     await failed(scope, receive, watched)
 
     def _refused(self, headers: Headers, path: str) -> JSONResponse | None:

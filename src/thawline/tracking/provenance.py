@@ -32,6 +32,12 @@ _LIBRARIES = (
     "pillow",
     "scikit-learn",
     "safetensors",
+    "scipy",
+    "timm",
+    "transformers",
+    "tokenizers",
+    "onnxruntime",
+    "openvino",
 )
 _GIT_SECONDS = 10.0
 _SETTINGS = {"core.hooksPath": os.devnull, "core.fsmonitor": "false", "core.quotePath": "false"}

@@ -169,7 +169,7 @@ def test_a_better_model_that_loses_a_class_is_held_unless_it_is_little_or_chance
     assert failed(verdict) == stopped_by
     if stopped_by:
         (criterion,) = (each for each in verdict.criteria if each.name == RECALL)
-        assert criterion.value.startswith(f"b {-lost / of:+.3f}, as one of 2 classes by chance in 0.0")
+        assert criterion.value.startswith(f"b {-lost / of:+.3f}; p = 0.0")
 
 
 def test_as_measured_is_enough_of_a_loss_where_no_evidence_is_asked_for() -> None:

@@ -197,7 +197,10 @@ def test_bad_input_of_mlflows_protocol_names_the_row_and_leaks_nothing(client: T
 
 def test_an_unknown_page_says_where_the_known_ones_are(client: TestClient) -> None:
     answer = client.get("/nothing")
-    assert (answer.status_code, answer.json()["error"]) == (404, "Not Found: GET /nothing. What there is, /docs lists.")
+    assert (answer.status_code, answer.json()["error"]) == (
+        404,
+        "Not Found: GET /nothing. See /docs for the available paths.",
+    )
     assert client.get("/predict").status_code == 405
     assert {"/predict", "/invocations", "/health", "/ready", "/version", "/metrics"} <= client.get(
         "/openapi.json"
@@ -271,7 +274,7 @@ def test_a_failure_inside_is_a_500_without_its_trace(
 
     follower.model.answers = broken  # type: ignore[method-assign]
     answer = client.post("/predict", json={"image": base64_of(RED)})
-    assert (answer.status_code, answer.json()) == (500, {"error": "The server failed; its log says why."})
+    assert (answer.status_code, answer.json()) == (500, {"error": "Internal server error; see the server's log."})
     assert "secret" in caplog.text
 
 

@@ -39,7 +39,7 @@ def _items(model: ServedModel, body: bytes, content_type: str, max_items: int) -
     except ValueError as error:
         raise BadRequest(400, f"The request cannot be read: {error}") from None
     except RecursionError:
-        raise BadRequest(400, "The request cannot be read: its values lie too deep in one another.") from None
+        raise BadRequest(400, "The request cannot be read: its values are nested too deeply.") from None
     except Exception as error:
         raise BadRequest(400, f"The request cannot be read: {type(error).__name__}.") from None
     if not items:

@@ -33,7 +33,7 @@ from thawline.exceptions import DataError
 if TYPE_CHECKING:  # the processes that decode import this package and need no pydantic
     from thawline.config import DataConfig
 
-__all__ = ["is_archive", "unpacked"]
+__all__ = ["is_archive", "names_beside", "unpacked"]
 
 _VERSION = 1  # raise it when something else is made of the same files
 _MOST_FILES = 5_000_000
@@ -63,10 +63,7 @@ def unpacked(config: "DataConfig") -> tuple["DataConfig", str]:
         DataError: if an archive is damaged, would write outside its folder, or is too large for the disk.
     """
     root = config.path.expanduser().absolute()
-    shards: Mapping[Split, list[Path]] = shards_in(root)
-    if is_archive(root) and is_webdataset(root):
-        shards = {"train": [root]}
-    if shards:
+    if shards := _shards(root):
         return _of_shards(config, root, shards)
     if is_archive(root):
         folder = _once([root], _name(root), lambda target: _unpack(root, target))
@@ -78,6 +75,19 @@ def unpacked(config: "DataConfig") -> tuple["DataConfig", str]:
     folder = _once(parts, root.stem if root.is_file() else root.name, lambda target: _write_images(tables, target))
     note = f"Parquet with images inside, in column {column} of {parts[0].name}"
     return config.model_copy(update={"path": folder, "image_column": "file_name"}), note
+
+
+def names_beside(root: Path) -> Path | None:
+    """The file that names the classes of a data path's shards; ``None`` where there is none, or no shard."""
+    tars = [tar for split in _shards(root).values() for tar in split]
+    return class_names_beside(tars) if tars else None
+
+
+def _shards(root: Path) -> Mapping[Split, list[Path]]:
+    """The tars with their splits, if the data are a WebDataset."""
+    if is_archive(root) and is_webdataset(root):
+        return {"train": [root]}
+    return shards_in(root)
 
 
 def _of_shards(config: "DataConfig", root: Path, shards: Mapping[Split, list[Path]]) -> tuple["DataConfig", str]:

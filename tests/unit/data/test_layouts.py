@@ -626,6 +626,39 @@ def test_a_pattern_labels_further_images(fill: Fill) -> None:
         labelled_files(root / "other", config)
 
 
+@pytest.mark.parametrize(
+    "homes",
+    [
+        ("",),
+        ("train/", "test/"),
+        ("test/",),
+        ("new/train/", "new/test/"),
+        ("seg_test/seg_test/", "seg_train/seg_train/"),
+    ],
+)
+def test_split_folders_are_no_classes_of_further_images(fill: Fill, homes: tuple[str, ...]) -> None:
+    root = fill({f"{home}{name}/{n}.png": n for home in homes for name in LABELS for n in range(4)})
+    files, classes = labelled_files(root, DataConfig(path=root))
+
+    assert sorted(file.relative_to(root).as_posix() for file in files) == sorted(
+        path.relative_to(root).as_posix() for path in root.rglob("*.png")
+    )
+    assert [file.parent.name for file in files] == classes
+    assert set(classes) == set(LABELS)
+
+
+def test_further_images_have_their_classes_where_those_to_train_on_have_them(fill: Fill) -> None:
+    root = fill({f"camera{n % 2}/{name}/{n}.png": n for name in LABELS for n in range(4)})
+    files, classes = labelled_files(root, DataConfig(path=root, class_level=2))
+    assert [file.parent.name for file in files] == classes
+    assert len(classes) == 4 * len(LABELS)
+
+
+def test_a_class_that_is_called_as_a_split_stays_one(fill: Fill) -> None:
+    root = fill({f"{name}/{n}.png": n for name in ("test", "cat", "dog") for n in range(4)})
+    assert set(labelled_files(root, DataConfig(path=root))[1]) == {"test", "cat", "dog"}
+
+
 def test_the_next_step_after_a_check_has_its_options(
     fill: Fill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from rendered import rendered
 from typer.testing import CliRunner
 
+import thawline
 from thawline.cli import app
 from thawline.cli.tables.data import data_report
 from thawline.config import DataConfig
@@ -666,6 +667,22 @@ def test_the_next_step_after_a_check_has_its_options(
     monkeypatch.setenv("THAWLINE_HOME", str(tmp_path / "home"))
     answer = CliRunner().invoke(app, ["check", str(fill(numbered("."))), "--set", f"data.class_pattern={PATTERN}"])
     assert f"--set 'data.class_pattern={PATTERN}'" in " ".join(answer.output.split())
+
+
+def test_a_check_reads_the_data_as_a_recipe_says(fill: Fill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THAWLINE_HOME", str(tmp_path / "home"))
+    root, recipe = fill(numbered(".")), tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"data": {"class_pattern": PATTERN, "test_fraction": 0.3}}))
+    answer = CliRunner().invoke(app, ["check", str(root), "--recipe", str(recipe), "--set", "data.test_fraction=0.2"])
+    shown = " ".join(answer.output.split())
+    assert "test (20%)" in shown
+    assert f"search {root} --recipe {recipe} --set data.test_fraction=0.2" in shown
+    manifest = thawline.check_data(root, recipe=recipe)
+    assert manifest.digest == read_with(root, 0.3).digest
+
+
+def read_with(root: Path, test_fraction: float) -> Manifest:
+    return scan(DataConfig(path=root, class_pattern=PATTERN, test_fraction=test_fraction))
 
 
 def test_a_pattern_stands_alone() -> None:

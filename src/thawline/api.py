@@ -54,8 +54,9 @@ def run_search(
     ``if __name__ == "__main__"`` too.
 
     Args:
-        data: folder of images, ``DATA/<class>/…`` or ``DATA/train/<class>/…`` and so on, or its URL; a table of texts;
-            or a whole configuration.
+        data: folder of images, ``DATA/<class>/…`` or ``DATA/train/<class>/…`` and so on, or its URL; a table of images
+            or of texts with their labels, or a folder of tables; shards of WebDataset; an archive of any of these; or
+            a whole configuration.
         backbone: pretrained network, one of :func:`list_backbones` or ``hf:FOLDER_OR_ID``.
         weights: what it begins with: ``default``, ``starter``, ``none``, or a file.
         image_size: pixels, the side of a square; by default what the weights were trained for.
@@ -77,8 +78,7 @@ def run_search(
     }
     options = {key: value for key, value in given.items() if value is not None} | dict(settings or {})
     if not isinstance(data, SearchConfig):
-        layers = [load_recipe(Path(recipe)) if recipe is not None else {}, {"data": _location(data)}]
-        data = SearchConfig.build(*layers, nested(options))
+        data = SearchConfig.build(*_layers(data, recipe), nested(options))
     elif options or recipe is not None:
         raise ConfigError("A SearchConfig holds all settings: change it, or give the data as a path.")
     environment.prepare()
@@ -189,17 +189,24 @@ def create_backbone(name: str, *, num_classes: int, weights: str = "default", **
     return backbones.create(name, num_classes=num_classes, weights=weights, **options)
 
 
-def check_data(data: str | os.PathLike[str], *, settings: Mapping[str, Any] | None = None) -> "Manifest":
+def check_data(
+    data: str | os.PathLike[str],
+    *,
+    recipe: str | os.PathLike[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> "Manifest":
     """Read all data as a search would: classes, splits, and every problem by name, in ``Manifest.problems``.
 
     Args:
-        data: as for :func:`run_search`.
+        data: as for :func:`run_search`, but no configuration.
+        recipe: file whose settings come before those given here.
         settings: keys of a recipe's ``data``: ``{"data.text_column": "message"}``.
 
     Raises:
+        ConfigError: if the recipe or a setting is wrong.
         DataError: if it cannot be trained on.
     """
-    _, manifest = _read(data, settings)
+    _, manifest = _read(data, recipe, settings)
     return manifest
 
 
@@ -207,6 +214,7 @@ def check_labels(
     data: str | os.PathLike[str],
     network: str,
     *,
+    recipe: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     tracking_uri: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -217,6 +225,7 @@ def check_labels(
         data: as for :func:`run_search`.
         network: a backbone, one of :func:`list_backbones`; a study; or a registered model. Of the latter two it is the
             pretrained network that they began with: a fine-tuned one may have learnt the wrong labels.
+        recipe: file whose settings come before those given here.
         settings: keys of a recipe: those of ``data``, and for a backbone ``backbone.weights`` and sizes.
         tracking_uri: where studies and models are recorded; by default as for a search.
         on_progress: called with (examples done, examples in all) while features are computed.
@@ -230,22 +239,25 @@ def check_labels(
     from thawline.labels import check_labels
 
     home = environment.home()
-    config, manifest = _read(data, settings)
+    config, manifest = _read(data, recipe, settings)
     return manifest, check_labels(
         manifest, network, config, home=home, tracking_uri=tracking_uri, on_progress=on_progress
     )
 
 
-def _read(data: str | os.PathLike[str], settings: Mapping[str, Any] | None) -> "tuple[SearchConfig, Manifest]":
+def _read(
+    data: str | os.PathLike[str], recipe: str | os.PathLike[str] | None, settings: Mapping[str, Any] | None
+) -> "tuple[SearchConfig, Manifest]":
     from thawline.data import mirror, scan
 
-    config = SearchConfig.build({"data": _location(data)}, nested(settings or {}))
+    config = SearchConfig.build(*_layers(data, recipe), nested(settings or {}))
     if config.data.url is not None:
         mirror(config.data.url, config.data.path)
     return config, scan(config.data)
 
 
-def _location(data: str | os.PathLike[str]) -> dict[str, str]:
+def _layers(data: str | os.PathLike[str], recipe: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
     from thawline.data import data_location
 
-    return data_location(os.fspath(data), environment.home())
+    location = data_location(os.fspath(data), environment.home())
+    return [load_recipe(Path(recipe)) if recipe is not None else {}, {"data": location}]

@@ -8,6 +8,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,14 +105,15 @@ def score_files(
         raise DataError(f"The output must end in .parquet, but got {out}.")
     if not out.parent.is_dir():
         raise DataError(f"There is no folder {out.parent} to write {out.name} into.")
-    registry = MlflowRegistry(open_store(tracking_uri, home))
+    store = open_store(tracking_uri, home)
+    registry = MlflowRegistry(store)
     version = registry.resolve(name)
     chosen = ModelName(name.name, None, version)
     taken = registry.input_of(chosen)
     check_text_column(text_column, chosen, taken.kind)
     items: _Items = _texts(source, text_column, taken.text_column) if taken.kind == "texts" else _files(source)
     served = ServedModel(registry.load(chosen, device=device, engine=engine), device)
-    parts = _Parts(out, served, items)
+    parts = _Parts(out, served, items, registry=[store.name, *store.registry_tag])
     resumed = bad = done = 0
     on_progress(0, len(items))
     for number, part in enumerate(_cut(items, rows_per_part)):
@@ -133,18 +135,20 @@ def _report(on_progress: Callable[[int, int], None], before: int, total: int, ro
 
 
 class _Parts:
-    """Tables in a folder beside the output, valid for one model and one list of items."""
+    """Tables in a folder beside the output, valid for one model of one registry and one list of items."""
 
-    def __init__(self, out: Path, model: ServedModel, items: _Items) -> None:
+    def __init__(self, out: Path, model: ServedModel, items: _Items, *, registry: Sequence[str]) -> None:
         self._out, self._folder = out, out.with_name(f"{out.name}.parts")
         self._schema = _schema(model)
-        listed = hashlib.sha256(json.dumps([str(item) for item in items]).encode()).hexdigest()
-        job = json.dumps({"model": model.name, "version": model.version, "items": listed}).encode()
+        listed = hashlib.sha256(json.dumps([_identity(item) for item in items]).encode()).hexdigest()
+        of_model = {"model": model.name, "version": model.version, "registry": registry}
+        job = json.dumps({**of_model, "items": listed}).encode()
         described = self._folder / "job.json"
-        if not described.is_file() or described.read_bytes() != job:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder.mkdir()
-            write_atomically(described, job)
+        with self._writing():
+            if not described.is_file() or described.read_bytes() != job:
+                shutil.rmtree(self._folder, ignore_errors=True)
+                self._folder.mkdir()
+                write_atomically(described, job)
         self._count = 0
 
     def read(self, number: int) -> "pa.Table | None":
@@ -166,7 +170,8 @@ class _Parts:
         table = pa.Table.from_pylist(rows, schema=self._schema)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink)
-        write_atomically(self._path(number), sink.getvalue().to_pybytes())
+        with self._writing():
+            write_atomically(self._path(number), sink.getvalue().to_pybytes())
         return table
 
     def join(self) -> None:
@@ -174,14 +179,36 @@ class _Parts:
         import pyarrow.parquet as pq
 
         whole = self._folder / "whole.parquet"
-        with pq.ParquetWriter(whole, self._schema) as writer:
-            for number in range(self._count):
-                writer.write_table(pq.read_table(self._path(number), schema=self._schema))
-        whole.replace(self._out)
+        with self._writing():
+            with pq.ParquetWriter(whole, self._schema) as writer:
+                for number in range(self._count):
+                    writer.write_table(pq.read_table(self._path(number), schema=self._schema))
+            whole.replace(self._out)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"{self._out} cannot be written by way of {self._folder}: {error.strerror or error}. Make room, or the "
+                "folder writable; the same command then resumes with what is computed."
+            ) from error
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:06d}.parquet"
+
+
+def _identity(item: Path | str) -> list[str | int]:
+    """What changes when an image does; of a text the text itself."""
+    if isinstance(item, str):
+        return [item]
+    try:
+        status = item.stat()
+    except OSError:  # its row will say why
+        return [str(item)]
+    return [str(item), status.st_size, status.st_mtime_ns]
 
 
 def _rows(model: ServedModel, items: _Items, before: int, on_rows: Callable[[int], None]) -> list[dict[str, Any]]:

@@ -320,6 +320,22 @@ def test_unpacked_data_that_no_search_used_go_with_their_folder(own_home: Path, 
     assert look_at("old") == 60
 
 
+def test_what_a_killed_process_has_unpacked_goes_unless_it_is_being_unpacked_again(own_home: Path) -> None:
+    place = own_home / "cache" / "unpacked"
+    for name in ("half", "again", "whole"):
+        write(place / name / "pets" / "cat" / "1.png", b"x" * 10)
+    grow_old(own_home)
+    found = survey(own_home, older_than=MONTH, kinds=("unpacked",))
+    assert named(found, "unpacked") == [f"cache/unpacked/{name}" for name in ("again", "half", "whole")]
+    assert found.bytes == 30
+    assert "died" in found.items[0].why
+
+    write(place / "whole.json", b"[]")  # another process has unpacked it since, with the times of its members
+    with FileLock(place / "again.lock"):
+        assert [failure.name for failure in remove(found)] == ["cache/unpacked/again", "cache/unpacked/whole"]
+    assert [path.name for path in place.iterdir() if path.is_dir()] == ["again", "whole"]
+
+
 @pytest.fixture
 def mirrored(own_home: Path) -> Iterator[Callable[[str], Path]]:
     def make(name: str) -> Path:

@@ -44,6 +44,21 @@ def test_help_keeps_the_place_of_a_class_in_a_path(width: int) -> None:
     assert "DATA//" not in shown
 
 
+@pytest.mark.parametrize("verb", ["search", "retrain", "check", "deploy", "promote"])
+def test_help_names_every_kind_of_data_wherever_data_are_given(verb: str) -> None:
+    shown = plain(printed(verb, width=400))
+    for kind in (
+        "DATA/<class>/…",
+        "table of images or of texts",
+        ".json, .parquet, .xlsx",
+        "hub",
+        "WebDataset",
+        ".zip",
+    ):
+        assert kind in shown, f"{verb}: {kind}"
+    assert ("s3://" in shown) == (verb != "promote")
+
+
 @pytest.mark.parametrize(("verb", "settings"), [("search", OF_SEARCH), ("retrain", OF_RETRAIN)])
 def test_help_says_of_an_option_what_its_field_says_and_its_default(verb: str, settings: tuple[Setting, ...]) -> None:
     lines = [plain(line) for line in printed(verb, width=400).splitlines()]

@@ -1,6 +1,10 @@
 """Batch scoring: a row for every file or text, bad ones with a reason, and nothing computed twice."""
 
+import errno
 import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,7 @@ import pytest
 from colours import picture, register
 
 from thawline import scoring
+from thawline.data import write_atomically
 from thawline.exceptions import DataError, RegistryError
 from thawline.registry import Answer, MlflowRegistry
 from thawline.scoring import ScoreSummary, score_files
@@ -122,6 +127,78 @@ def test_parts_of_another_version_or_another_list_are_not_taken(
     MlflowRegistry(store_with_champion).set_alias("birds", "champion", register(store_with_champion, folder, study="t"))
     summary = run(store_with_champion, pictures, out)
     assert (summary.version, summary.resumed) == ("2", 0)
+
+
+def change_an_image(pictures: Path, store: MlflowStore) -> None:
+    file = pictures / "deep" / "0.png"
+    before = file.stat().st_mtime_ns
+    file.write_bytes(picture("blue"))
+    os.utime(file, ns=(before, before + 10**9))
+
+
+def move_the_registry(pictures: Path, store: MlflowStore) -> None:
+    """To a store of another address, in which a version of the same name may be another model."""
+    database = Path(store.uri.removeprefix("sqlite:///"))
+    with closing(sqlite3.connect(database)) as old, closing(sqlite3.connect(database.with_name("other.db"))) as new:
+        old.backup(new)
+
+
+def add_an_image(pictures: Path, store: MlflowStore) -> None:
+    (pictures / "deep" / "more.png").write_bytes(picture("blue"))
+
+
+@pytest.mark.parametrize("change", [None, change_an_image, move_the_registry, add_an_image])
+def test_parts_are_taken_only_where_nothing_that_they_depend_on_has_changed(
+    change: Callable[[Path, MlflowStore], None] | None,
+    store_with_champion: MlflowStore,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out.parquet"
+
+    def killed(self: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring._Parts, "join", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(store_with_champion, pictures, out)
+    uri = store_with_champion.uri
+    if change is not None:
+        change(pictures, store_with_champion)
+        uri = uri.rpartition("/")[0] + "/other.db" if change is move_the_registry else uri
+    summary = score_files("birds", pictures, out, tracking_uri=uri, home=store_with_champion.home)
+    assert summary.resumed == (10 if change is None else 0)
+    if change is change_an_image:
+        assert "blue" in set(pd.read_parquet(out).query("path.str.endswith('0.png')")["class"])
+
+
+@pytest.mark.parametrize("place", ["parts", "part", "whole"])
+def test_a_disk_that_is_full_is_one_clear_error_and_what_is_computed_is_kept(
+    place: str, store_with_champion: MlflowStore, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.parquet as pq
+
+    def full(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def full_after(path: Path, content: bytes) -> None:
+        if path.suffix == ".parquet" and place == "part":
+            full()
+        write_atomically(path, content)
+
+    out = tmp_path / "out.parquet"
+    with monkeypatch.context() as patch:
+        if place == "parts":
+            patch.setattr(Path, "mkdir", full)
+        patch.setattr(scoring, "write_atomically", full_after)
+        if place == "whole":
+            patch.setattr(pq, "ParquetWriter", full)
+        with pytest.raises(DataError, match=r"out\.parquet cannot be written .*: No space left on device\. Make room"):
+            run(store_with_champion, pictures, out)
+    assert not out.exists()
+    assert run(store_with_champion, pictures, out).resumed == (10 if place == "whole" else 0)
 
 
 def test_what_cannot_be_scored_is_reported_before_anything_is_computed(

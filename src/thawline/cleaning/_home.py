@@ -138,22 +138,33 @@ def _remove_mirror(look: Look, folder: Path, state: str) -> list[Failure]:
 
 
 def unpacked(look: Look) -> Iterator[Item]:
-    """Data sets that came in one file, as folders."""
+    """Data sets that came in one file, as folders; without a mark it is what a killed process has left of one."""
     if look.studies.busy:
         return
-    for whole in children(look.home / "cache" / "unpacked"):
-        used = newest([whole])
-        if whole.suffix == ".json" and is_file(whole) and used < look.cutoff:
-            folder = whole.with_suffix("")
-            remove = partial(_remove_unpacked, look, whole, folder)
-            act = look.unless_used(whole.with_suffix(".lock"), partial(newest, [whole]), remove)
+    place = look.home / "cache" / "unpacked"
+    entries = {path.with_suffix("") for path in children(place) if path.suffix == ".json" and is_file(path)}
+    for folder in sorted(entries | set(folders(place))):
+        mark = folder.with_suffix(".json")
+        marked = is_file(mark)
+        last = partial(newest, [mark]) if marked else partial(_without_mark, folder, mark)
+        used = last()
+        if used < look.cutoff:
+            remove = partial(_remove_unpacked, look, mark, folder)
+            act = look.unless_used(folder.with_suffix(".lock"), last, remove)
             why = f"{look.since(used)}; unpacked again where it is needed"
-            yield look.item("unpacked", folder, [whole, *files_below(folder)], why, act)
+            if not marked:
+                why = f"the process that unpacked it died; {look.since(used)}"
+            yield look.item("unpacked", folder, [*([mark] if marked else []), *files_below(folder)], why, act)
 
 
-def _remove_unpacked(look: Look, whole: Path, folder: Path) -> list[Failure]:
+def _without_mark(folder: Path, mark: Path) -> float:
+    """When a folder was written last; a mark by now says that another process has unpacked it to the end."""
+    return max(last_used(folder), newest([mark]))
+
+
+def _remove_unpacked(look: Look, mark: Path, folder: Path) -> list[Failure]:
     # What says that the folder is whole goes first: half of one would be read as the data.
-    return look.remove_files([whole]) or look.remove_tree(folder)
+    return look.remove_files([mark]) or look.remove_tree(folder)
 
 
 def leftovers(look: Look, taken: Collection[str]) -> Iterator[Item]:

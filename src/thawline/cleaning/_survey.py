@@ -74,7 +74,8 @@ def survey(
     - ``checkpoints`` of finished trials. The best one of the best trial stays, and so do those of trials that are not
       finished and those that MLflow has not received yet.
     - ``studies`` and ``tensorboard``: folders of studies that their storage no longer knows.
-    - ``decoded`` images, ``tokens``, ``activations`` and ``mirrors`` that no search has used; all can be recreated.
+    - ``decoded`` images, ``tokens``, ``activations``, ``mirrors`` and ``unpacked`` archives that no search has used;
+      all can be recreated.
     - ``temporary`` files of processes that died.
     - ``runs``: failed trials in MLflow; ``models``: packaged ones that no version of a registered model refers to.
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from thawline.config import SearchConfig
 
 __all__ = [
+    "DATA_HELP",
+    "DATA_KINDS",
+    "Data",
     "Json",
     "Model",
     "Recipe",
@@ -45,6 +48,16 @@ __all__ = [
     "typed",
 ]
 
+DATA_KINDS = (
+    "Folder of images, `DATA/<class>/…`, also below train/, validation/ and test/; table of images or of texts with "
+    "their labels (.csv, .tsv, .jsonl, .json, .parquet, .xlsx), or a folder of tables, as on HuggingFace's hub; shards "
+    "of WebDataset; or an archive of any of these (.zip, .tar, …)"
+)
+"""What may be given as labelled data, for every ``--help``."""
+DATA_HELP = f"{DATA_KINDS}. A folder may lie on object storage: `s3://bucket/DATA`."
+"""The same where URLs are taken too."""
+
+Data = Annotated[str, typer.Argument(metavar="FOLDER|FILE|URL", help=DATA_HELP)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Recipe = Annotated[Path | None, typer.Option(help="Recipe file; see `thawline recipes`.")]
 SetOption = Annotated[

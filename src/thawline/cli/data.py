@@ -12,8 +12,10 @@ import typer
 from thawline import environment
 from thawline.cli._app import app
 from thawline.cli._shared import (
+    Data,
     Json,
     Model,
+    Recipe,
     SetOption,
     TrackingUri,
     next_steps,
@@ -33,7 +35,8 @@ __all__: list[str] = []
 
 @app.command()
 def check(
-    data: Annotated[str, typer.Argument(metavar="FOLDER|TABLE|URL", help="Folder of images, or table of texts.")],
+    data: Data,
+    recipe: Recipe = None,
     labels: Annotated[
         str | None,
         typer.Option(
@@ -59,12 +62,16 @@ def check(
     from thawline.data import report_json
 
     settings = parse_assignments(assignments or [])
-    search = " ".join([f"search {typed(data)}", *(f"--set {typed(assignment)}" for assignment in assignments or [])])
+    given = [
+        *([f"--recipe {typed(recipe)}"] if recipe else []),
+        *(f"--set {typed(each)}" for each in assignments or []),
+    ]
+    search = " ".join([f"search {typed(data)}", *given])
     if labels is not None:
         if html is not None:
             raise ConfigError("--html shows the data, and --labels what contradicts them: leave one of them out.")
         out = suspects or Path("suspects.csv")
-        _check_labels(data, labels, out, settings, tracking_uri, search, as_json=as_json)
+        _check_labels(data, recipe, labels, out, settings, tracking_uri, search, as_json=as_json)
         return
     if suspects is not None or tracking_uri is not None:
         raise ConfigError(
@@ -75,7 +82,7 @@ def check(
             html.parent.mkdir(parents=True, exist_ok=True)
             if html.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    manifest = check_data(data, settings=settings)
+    manifest = check_data(data, recipe=recipe, settings=settings)
     if html is not None:
         with _written(html):
             _write_sheet(manifest, html)
@@ -107,6 +114,7 @@ def _written(file: Path) -> Iterator[None]:
 
 def _check_labels(
     data: str,
+    recipe: Path | None,
     network: str,
     out: Path,
     settings: Mapping[str, Any],
@@ -123,7 +131,7 @@ def _check_labels(
     check_suspects_file(out)
     with progress("comparing labels with features") as on_progress:
         manifest, found = check_labels(
-            data, network, settings=settings, tracking_uri=tracking_uri, on_progress=on_progress
+            data, network, recipe=recipe, settings=settings, tracking_uri=tracking_uri, on_progress=on_progress
         )
     if found.suspects:
         found.to_csv(out)

@@ -10,6 +10,7 @@ from rich.console import Console
 from thawline import environment, stopping
 from thawline.cli._app import app
 from thawline.cli._shared import (
+    DATA_KINDS,
     Json,
     Model,
     TrackingUri,
@@ -186,9 +187,7 @@ def promote(
     version: Annotated[str | None, typer.Option(help="Challenger; default: the alias challenger.")] = None,
     data: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder `DATA/<class>/…`, or table of texts, to compare on; default: the study's test split."
-        ),
+        typer.Option(metavar="FOLDER|FILE", help=f"Data to compare on; default: the study's test split. {DATA_KINDS}."),
     ] = None,
     approve: Annotated[bool, typer.Option("--approve", help=help_of("promotion.approve"))] = False,
     force: Annotated[bool, typer.Option("--force", help="Promote without a comparison; needs --reason.")] = False,

@@ -10,6 +10,8 @@ from thawline import environment, stopping
 from thawline.cli._app import app
 from thawline.cli._settings import Setting, Settings, takes_settings
 from thawline.cli._shared import (
+    DATA_HELP,
+    Data,
     Json,
     Recipe,
     SetOption,
@@ -70,14 +72,7 @@ class Deployable(StrEnum):
 @app.command()
 @takes_settings(*OF_SEARCH)
 def search(
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="FOLDER|TABLE|URL",
-            help="Images: `DATA/<class>/…`, or `DATA/train/<class>/…` and so on, or `s3://bucket/DATA`. "
-            "Texts: a .csv, .tsv, .jsonl or .parquet with a text and a label in each row.",
-        ),
-    ],
+    data: Data,
     recipe: Recipe = None,
     *,
     settings: Settings,
@@ -168,9 +163,7 @@ def report(
 @app.command()
 @takes_settings(*OF_RETRAIN)
 def retrain(
-    data: Annotated[
-        str, typer.Argument(metavar="FOLDER|TABLE|URL", help="Folder of images, or its URL, or table of texts.")
-    ],
+    data: Data,
     recipe: Recipe = None,
     *,
     settings: Settings,
@@ -218,7 +211,9 @@ def deploy(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="DATA", help="Folder of images, or its URL, or table of texts; for score, or a list of paths."
+            metavar="DATA",
+            help=f"{DATA_HELP} For drift a folder of images without labels; for score such a folder, a list of paths, "
+            "or a file of texts.",
         ),
     ] = None,
     cron: Annotated[str | None, typer.Option(metavar="'M H D M W'", help="Schedule; default: only on request.")] = None,

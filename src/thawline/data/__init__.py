@@ -14,6 +14,7 @@ from thawline.data.remote import MIRROR_STATE, MirrorSummary, check_url, data_lo
 from thawline.data.report import problem_titles, report_json
 from thawline.data.source import check_data, data_kind, scan
 from thawline.data.splits import Split
+from thawline.data.state import data_state
 from thawline.data.streamed import StreamedImages
 from thawline.data.text import given_texts, is_table, labelled_texts, texts_of
 from thawline.data.tokenizer import TextTokenizer, normalized
@@ -40,6 +41,7 @@ __all__ = [
     "check_url",
     "data_kind",
     "data_location",
+    "data_state",
     "declared_pixels",
     "decode",
     "decoded",

@@ -26,7 +26,15 @@ from thawline.exceptions import DataError
 if TYPE_CHECKING:  # the processes that decode import this package and need no pydantic
     from thawline.config import DataConfig
 
-__all__ = ["METADATA", "Layout", "NoClassesError", "describe_splits", "folder_layout", "split_folders"]
+__all__ = [
+    "METADATA",
+    "Layout",
+    "NoClassesError",
+    "describe_splits",
+    "folder_layout",
+    "labelled_in_folders",
+    "split_folders",
+]
 
 METADATA = "metadata.csv"
 _SHOWN = 4  # names that a refusal lists of what it found
@@ -94,8 +102,23 @@ def folder_layout(root: Path, config: "DataConfig") -> Layout:
     return Layout(root, files, problems, named, missing, describe_splits(what, named, missing, config))
 
 
-def split_folders(root: Path) -> dict[Split, Path]:
+def labelled_in_folders(root: Path, config: "DataConfig") -> list[tuple[str, str]]:
+    """Relative path and class of each image of a folder to be judged on: of all its splits, and whatever the classes.
+
+    Raises:
+        DataError: if two folders mean the same split, or it cannot be told whether folders are splits or classes.
+    """
+    homes = split_folders(root, trains=False).values() or [root]
+    bases = [base for home in homes for base in _bases(home, config.class_level or 1)]
+    return [(path, name) for base in bases for name, paths in classes_below(base, root, []).items() for path in paths]
+
+
+def split_folders(root: Path, *, trains: bool = True) -> dict[Split, Path]:
     """The folders train, validation and test, by any of their names, or nothing where the classes are at the top.
+
+    Args:
+        root: the data folder.
+        trains: whether there must be one to train on.
 
     Raises:
         NoClassesError: if two mean the same, or nothing is there to train on.
@@ -106,14 +129,14 @@ def split_folders(root: Path) -> dict[Split, Path]:
     for split, names in split_names(by_name).items():
         if found := [_unwrapped(by_name[name]) for name in names if folders(by_name[name])]:
             holding[split] = found
-    if "train" in holding:
+    others = [folder.name for folder in top if split_name(folder.name) is None]
+    if "train" in holding or (not trains and not others):
         for split, found in holding.items():
             if len(found) > 1:
                 names_of = " and ".join(f"{relative(folder, root)}/" for folder in found)
                 raise DataError(f"{root} holds both {names_of}, which mean the same ({split}): keep one of them.")
         return {split: found[0] for split, found in holding.items()}
     held_out = [folder for found in holding.values() for folder in found]
-    others = [folder.name for folder in top if split_name(folder.name) is None]
     if held_out and (not others or any(inner.name in others for folder in held_out for inner in folders(folder))):
         names_of = " and ".join(f"{relative(folder, root)}/" for folder in held_out)
         raise NoClassesError(
@@ -122,7 +145,7 @@ def split_folders(root: Path) -> dict[Split, Path]:
         )
     # A folder that holds nothing else, as archives unpack to one: its own splits are meant.
     if not held_out and len(top) == 1 and not any(is_image(child) for child in children(root)):
-        return split_folders(top[0])
+        return split_folders(top[0], trains=trains)
     return {}
 
 

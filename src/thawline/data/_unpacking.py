@@ -6,6 +6,7 @@ What comes out is a folder, which is read as any other.
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tarfile
@@ -23,7 +24,7 @@ from thawline.data._naming import ARCHIVE_SUFFIXES, split_name
 from thawline.data._sources import tables_in
 from thawline.data._table_files import tables_among
 from thawline.data._tables import BadCell, arrow_cells, class_names
-from thawline.data._tars import files_in
+from thawline.data._tars import DAMAGED, files_in
 from thawline.data._webdataset import class_names_beside, is_webdataset, shards_in, write_samples
 from thawline.data.contract import counted
 from thawline.data.splits import Split
@@ -32,11 +33,12 @@ from thawline.exceptions import DataError
 if TYPE_CHECKING:  # the processes that decode import this package and need no pydantic
     from thawline.config import DataConfig
 
-__all__ = ["is_archive", "unpacked"]
+__all__ = ["is_archive", "names_beside", "unpacked"]
 
 _VERSION = 1  # raise it when something else is made of the same files
 _MOST_FILES = 5_000_000
 _BLOCK = 1 << 20
+_DRIVE = re.compile(r"[A-Za-z]:")  # of Windows
 _ROWS = 256  # of Parquet at a time: some 50 MB of photographs
 _MAGIC = {
     b"\xff\xd8\xff": ".jpg",
@@ -61,10 +63,7 @@ def unpacked(config: "DataConfig") -> tuple["DataConfig", str]:
         DataError: if an archive is damaged, would write outside its folder, or is too large for the disk.
     """
     root = config.path.expanduser().absolute()
-    shards: Mapping[Split, list[Path]] = shards_in(root)
-    if is_archive(root) and is_webdataset(root):
-        shards = {"train": [root]}
-    if shards:
+    if shards := _shards(root):
         return _of_shards(config, root, shards)
     if is_archive(root):
         folder = _once([root], _name(root), lambda target: _unpack(root, target))
@@ -76,6 +75,19 @@ def unpacked(config: "DataConfig") -> tuple["DataConfig", str]:
     folder = _once(parts, root.stem if root.is_file() else root.name, lambda target: _write_images(tables, target))
     note = f"Parquet with images inside, in column {column} of {parts[0].name}"
     return config.model_copy(update={"path": folder, "image_column": "file_name"}), note
+
+
+def names_beside(root: Path) -> Path | None:
+    """The file that names the classes of a data path's shards; ``None`` where there is none, or no shard."""
+    tars = [tar for split in _shards(root).values() for tar in split]
+    return class_names_beside(tars) if tars else None
+
+
+def _shards(root: Path) -> Mapping[Split, list[Path]]:
+    """The tars with their splits, if the data are a WebDataset."""
+    if is_archive(root) and is_webdataset(root):
+        return {"train": [root]}
+    return shards_in(root)
 
 
 def _of_shards(config: "DataConfig", root: Path, shards: Mapping[Split, list[Path]]) -> tuple["DataConfig", str]:
@@ -142,7 +154,7 @@ def _unpack(archive: Path, target: Path) -> None:
         else:
             with tarfile.open(archive) as opened_tar:
                 _write_members(archive, target, _tar_members(opened_tar))
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except (*DAMAGED, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{archive} cannot be unpacked: {str(error) or type(error).__name__}.") from None
 
 
@@ -167,8 +179,8 @@ def _write_members(archive: Path, target: Path, members: Iterator[Member]) -> No
     left = shutil.disk_usage(target).free - SPARE_BYTES
     for number, (name, size, opened) in enumerate(members):
         parts = PurePosixPath(name.replace("\\", "/")).parts
-        if not parts or ".." in parts or parts[0].startswith("/") or ":" in parts[0] or "\0" in name:
-            raise DataError(f"{archive} holds {name!r}, which would be written outside its folder. Nothing is read.")
+        if not parts or ".." in parts or parts[0].startswith("/") or _DRIVE.match(parts[0]) or "\0" in name:
+            raise DataError(f"{archive} holds {name!r}, which would be written outside its folder. Nothing was kept.")
         left -= size
         if left < 0 or number >= _MOST_FILES:
             raise DataError(
@@ -177,7 +189,7 @@ def _write_members(archive: Path, target: Path, members: Iterator[Member]) -> No
             )
         path = target.joinpath(*parts)
         if path.exists():
-            raise DataError(f"{archive} holds {name!r} twice, or as a file and a folder. Nothing is read.")
+            raise DataError(f"{archive} holds {name!r} twice, or as a file and a folder. Nothing was kept.")
         path.parent.mkdir(parents=True, exist_ok=True)
         _copy(archive, name, size, opened, path)
 
@@ -191,7 +203,7 @@ def _copy(archive: Path, name: str, size: int, opened: Callable[[], IO[bytes] | 
         while block := source.read(_BLOCK):
             written += len(block)
             if written > size:  # a header that lies
-                raise DataError(f"{archive} holds {name!r}, which is longer than it says. Nothing is read.")
+                raise DataError(f"{archive} holds {name!r}, which is longer than it says. Nothing was kept.")
             file.write(block)
 
 

@@ -14,7 +14,7 @@ from thawline.data._arrays import SPARE_BYTES
 from thawline.data._listing import children, folders, is_image
 from thawline.data._naming import split_names
 from thawline.data._table_files import tables_among
-from thawline.data._tars import files_in
+from thawline.data._tars import DAMAGED, files_in
 from thawline.data.images import EXTENSIONS
 from thawline.data.splits import Split
 from thawline.exceptions import DataError
@@ -81,7 +81,7 @@ def is_webdataset(tar: Path) -> bool:
             for info in islice((info for info in archive if info.isfile()), _PEEK):
                 key, end = _parts(info.name)
                 ends.setdefault(key, set()).add(end)
-    except (tarfile.TarError, OSError, EOFError):
+    except DAMAGED:
         pass  # whoever unpacks it says why
     samples = [(key, end) for key, end in ends.items() if any(f".{each}" in EXTENSIONS for each in end)]
     labelled = [key for key, end in samples if end & set(_CLASS) or ("json" in end and "/" not in key)]
@@ -105,9 +105,10 @@ def write_samples(shards: Mapping[Split, list[Path]], names: Path | None, target
         target: an empty folder.
 
     Raises:
-        DataError: if a tar is damaged, a sample holds several images, or the disk is too small.
+        DataError: if a tar is damaged, a sample holds several images, the names cannot be read, or the disk is too
+            small.
     """
-    classes = names.read_text(encoding="utf-8").split("\n") if names is not None else []
+    classes = _names_in(names) if names is not None else []
     whole = len(shards) == 1
     for split, tars in shards.items():
         folder = target if whole else target / split
@@ -115,10 +116,31 @@ def write_samples(shards: Mapping[Split, list[Path]], names: Path | None, target
         with (folder / "metadata.jsonl").open("w", encoding="utf-8") as metadata:
             for number, tar in enumerate(tars):
                 for record in _records(tar, folder, f"{number:05d}"):
-                    label = record.get("label")
-                    if isinstance(label, str) and label.isdecimal() and int(label) < len(classes):
-                        record["label"] = classes[int(label)].strip()
+                    if "label" in record:
+                        record["label"] = _named(record["label"], classes)
                     metadata.write(json.dumps(record) + "\n")
+
+
+def _names_in(file: Path) -> list[str]:
+    """The name in each line.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
+    except UnicodeDecodeError:
+        raise DataError(f"{file} holds the names of the classes, and is not UTF-8: save it as UTF-8.") from None
+    except OSError as error:
+        raise DataError(f"{file} holds the names of the classes, and cannot be read: {error.strerror}.") from None
+
+
+def _named(label: Any, classes: list[str]) -> Any:
+    """The name of the class of this number, as text or in JSON; any other label as it is."""
+    if isinstance(label, bool) or not isinstance(label, str | int | float):
+        return label
+    whole = label.isdecimal() if isinstance(label, str) else label == label // 1
+    return classes[int(label)] if whole and 0 <= int(label) < len(classes) else label
 
 
 def _records(tar: Path, folder: Path, shard: str) -> Iterator[dict[str, Any]]:
@@ -147,7 +169,7 @@ def _records(tar: Path, folder: Path, shard: str) -> Iterator[dict[str, Any]]:
                         record = record | _read(source, end, folder / f"{shard}-{samples:07d}.{end}", record)
             if record:
                 yield record
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except DAMAGED as error:
         raise DataError(f"{tar} cannot be read: {str(error) or type(error).__name__}.") from None
 
 

@@ -18,9 +18,9 @@ from PIL import Image
 from thawline.data import images
 from thawline.data._file_names import class_in_name, file_name_layout, pattern_for
 from thawline.data._files import printable
-from thawline.data._folders import METADATA, Layout, NoClassesError, folder_layout
+from thawline.data._folders import METADATA, Layout, NoClassesError, folder_layout, labelled_in_folders
 from thawline.data._image_tables import ImageTable, contradicted, image_tables_in, table_layout
-from thawline.data._listing import children, classes_below, images_below, relative
+from thawline.data._listing import children, images_below, relative
 from thawline.data._near_duplicates import SIDE, Thumbnails, near_duplicates, thumbnail, write_thumbnail
 from thawline.data._pool import map_files
 from thawline.data._unpacking import unpacked
@@ -153,21 +153,23 @@ def labelled_files(path: Path, config: "DataConfig") -> tuple[list[Path], list[s
     """Image files of ``FOLDER/<class>/…``, or those that a table names, and the class of each; no image is read.
 
     Args:
-        path: the folder, or the table.
-        config: columns of tables that it does not name are found as for training; splits do not matter.
+        path: the folder, with or without split folders; the table; or an archive of either.
+        config: which folders are the classes, and columns of tables; those that it does not name are found as for
+            training. Splits do not matter.
 
     Raises:
-        DataError: if there is none.
+        DataError: if there is none, or what the folders are cannot be told.
     """
     config, _ = unpacked(config.model_copy(update={"path": path, "image_folder": None}))
     root = config.path.expanduser().absolute()
     if root.is_dir() and config.class_pattern is not None:
         return _labelled_by_name(root, config.class_pattern)
     if root.is_dir() and config.image_column is None:
-        found = [(root / file, name) for name, files in classes_below(root, root, []).items() for file in files]
+        found = labelled_in_folders(root, config)
         if not found:
-            raise DataError(f"{path} holds no images in class folders: FOLDER/<class>/… is looked for.")
-        return [file for file, _ in found], [name for _, name in found]
+            level = f" (data.class_level={config.class_level})" if config.class_level is not None else ""
+            raise DataError(f"{path} holds no images in class folders: FOLDER/<class>/… is looked for{level}.")
+        return [root / file for file, _ in found], [name for _, name in found]
     if not root.exists():
         raise DataError(f"There is no folder {path}.")
     layout = find_layout(config.model_copy(update={"split_column": None, "group_column": None}))

@@ -20,9 +20,11 @@ from itertools import islice
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from thawline.data._arrays import SPARE_BYTES
 from thawline.data._files import printable, write_atomically
 from thawline.data._naming import ARCHIVE_SUFFIXES
 from thawline.data._table_files import TABLE_SUFFIXES
+from thawline.data.contract import counted, listed
 from thawline.exceptions import DataError
 
 __all__ = ["MIRROR_STATE", "MirrorSummary", "check_url", "data_location", "mirror"]
@@ -36,9 +38,7 @@ _INDEX_SECONDS = 30.0
 """How often the index is written: what a killed process has to fetch again at most."""
 _PASSES = 3
 """How often the listing is read again because a file changed while it was fetched."""
-_SPARE_BYTES = 200_000_000  # left free on the disk for everything else that a search writes
 _LONGEST_NAME = 255
-_NAMED = 5  # how many keys an error lists
 
 # What storages call the version of an object in a listing, the most telling first. The time is the last resort.
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "content_md5", "checksum")
@@ -291,7 +291,7 @@ class _Mirror:
 
     def _check_room(self, needed: int) -> None:
         free = shutil.disk_usage(self._folder).free
-        if needed + _SPARE_BYTES > free:
+        if needed + SPARE_BYTES > free:
             raise DataError(
                 _no_room(self._url, self._folder, f"{needed / 1e9:.1f} GB", f"{free / 1e9:.1f} GB are free")
             )
@@ -350,12 +350,12 @@ def _check_paths(url: str, objects: Mapping[str, _Object]) -> None:
     bad = [path for path in objects if not _is_path(path)]
     if bad:
         raise DataError(
-            f"{url} holds {len(bad)} keys that cannot be files below a folder: {_listed(bad)}. A key must be a "
-            "relative path with '/', without '..', '\\' or empty parts. Rename or remove them."
+            f"{url} holds {counted(len(bad), 'key')} that cannot be a file below a folder:\n{listed(bad)}\nA key must "
+            "be a relative path with '/', without '..', '\\' or empty parts. Rename or remove them."
         )
     both = sorted({parent for path in objects for parent in _parents(path) if parent in objects})
     if both:
-        raise DataError(f"{url} holds files that are folders as well: {_listed(both)}. Rename or remove them.")
+        raise DataError(f"{url} holds files that are folders as well:\n{listed(both)}\nRename or remove them.")
 
 
 def _is_path(path: str) -> bool:
@@ -373,11 +373,6 @@ def _parents(path: str) -> Iterator[str]:
     for index, character in enumerate(path):
         if character == "/":
             yield path[:index]
-
-
-def _listed(paths: list[str]) -> str:
-    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
-    return ", ".join(repr(printable(path)) for path in paths[:_NAMED]) + more
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 import csv
 import hashlib
 import io
-import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from thawline import backbones
 from thawline.config import SEARCHABLE, ResolvedConfig, SearchConfig, SearchSpace
-from thawline.data import DataKind, Manifest, markdown_text
+from thawline.data import DataKind, Manifest, data_state, markdown_text
 from thawline.exceptions import ConfigError, DataError, StudyError
 from thawline.registry import MlflowRegistry, Outcome
 from thawline.search.events import Note, emit
@@ -97,11 +95,11 @@ class RetrainOutcome:
 
 
 def read_changes(config: SearchConfig, home: Path, *, racy_seconds: float = _RACY_SECONDS) -> Manifest:
-    """The manifest of the data. A folder or table that is as it was when it was last read is not read again.
+    """The manifest of the data. Data that are as they were when they were last read are not read again.
 
-    As it was: every file below it, or the table itself, has the path, size, modification time and change time that it
-    had. Listing 100,000 files takes a second or two, reading them minutes, so that a schedule may look every few
-    minutes. A folder on object storage is mirrored first, which lists it too.
+    As they were: every file that a scan reads has the path, size, modification time and change time that it had, see
+    :func:`thawline.data.data_state`. Listing 100,000 files takes a second or two, reading them minutes, so that a
+    schedule may look every few minutes. A folder on object storage is mirrored first, which lists it too.
 
     Args:
         config: the recipe.
@@ -115,8 +113,8 @@ def read_changes(config: SearchConfig, home: Path, *, racy_seconds: float = _RAC
     fetch_data(config)
     settings = config.data.model_dump_json(exclude={"workers"})
     folder = home / "cache" / "manifests" / hashlib.sha256(settings.encode()).hexdigest()[:16]
-    listing, newest = _listing(config.data.path)
-    known = folder / f"{listing}.json"
+    state, newest = data_state(config.data)
+    known = folder / f"{state}.json"
     if known.exists():
         try:
             return Manifest.from_json(known)
@@ -125,7 +123,7 @@ def read_changes(config: SearchConfig, home: Path, *, racy_seconds: float = _RAC
     began = time.time()
     manifest = read_data(config)
     shutil.rmtree(folder, ignore_errors=True)  # of former states of the data
-    if newest < began - racy_seconds and _listing(config.data.path)[0] == listing:
+    if newest < began - racy_seconds and data_state(config.data)[0] == state:
         manifest.to_json(known)
     return manifest
 
@@ -335,42 +333,3 @@ def _points_within(narrow: SearchConfig, wide: SearchConfig) -> tuple[dict[str, 
 
 def _depths(config: SearchConfig, backbone: str) -> tuple[int, int]:
     return depth_range(config, {backbone: backbones.depth_of(backbone)}, backbone)
-
-
-# ------------------------------------------------------------------------------------------------- looking at the data
-
-
-def _listing(data: Path) -> tuple[str, float]:
-    """A digest of what is known of a table, or of all files below a folder, without opening one, and the latest of
-    their times.
-
-    Times are in seconds since 1970. As for a scan, linked folders count and hidden files do not.
-
-    Raises:
-        DataError: if there is nothing, or a folder cannot be read.
-    """
-    root = data.expanduser().absolute()
-    digest, newest = hashlib.sha256(), 0.0
-    try:
-        for path, status in [(str(root), root.stat())] if root.is_file() else _files(root, set()):
-            entry = [path, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-            digest.update(json.dumps(entry).encode() + b"\n")
-            newest = max(newest, status.st_mtime, status.st_ctime)
-    except OSError as error:
-        raise DataError(f"Cannot read {error.filename or root}: {error.strerror}.") from None
-    return digest.hexdigest()[:32], newest
-
-
-def _files(folder: Path, above: set[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
-    """Path and status of every file below, in order; a link to a folder that is being listed ends there."""
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    with os.scandir(folder) as entries:
-        children = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    for child in children:
-        if child.is_dir():
-            yield from _files(Path(child.path), above | {here})
-        else:
-            yield child.path, child.stat(follow_symlinks=child.is_file())

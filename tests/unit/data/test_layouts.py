@@ -10,6 +10,7 @@ import pytest
 from rendered import rendered
 from typer.testing import CliRunner
 
+import thawline
 from thawline.cli import app
 from thawline.cli.tables.data import data_report
 from thawline.config import DataConfig
@@ -626,6 +627,39 @@ def test_a_pattern_labels_further_images(fill: Fill) -> None:
         labelled_files(root / "other", config)
 
 
+@pytest.mark.parametrize(
+    "homes",
+    [
+        ("",),
+        ("train/", "test/"),
+        ("test/",),
+        ("new/train/", "new/test/"),
+        ("seg_test/seg_test/", "seg_train/seg_train/"),
+    ],
+)
+def test_split_folders_are_no_classes_of_further_images(fill: Fill, homes: tuple[str, ...]) -> None:
+    root = fill({f"{home}{name}/{n}.png": n for home in homes for name in LABELS for n in range(4)})
+    files, classes = labelled_files(root, DataConfig(path=root))
+
+    assert sorted(file.relative_to(root).as_posix() for file in files) == sorted(
+        path.relative_to(root).as_posix() for path in root.rglob("*.png")
+    )
+    assert [file.parent.name for file in files] == classes
+    assert set(classes) == set(LABELS)
+
+
+def test_further_images_have_their_classes_where_those_to_train_on_have_them(fill: Fill) -> None:
+    root = fill({f"camera{n % 2}/{name}/{n}.png": n for name in LABELS for n in range(4)})
+    files, classes = labelled_files(root, DataConfig(path=root, class_level=2))
+    assert [file.parent.name for file in files] == classes
+    assert len(classes) == 4 * len(LABELS)
+
+
+def test_a_class_that_is_called_as_a_split_stays_one(fill: Fill) -> None:
+    root = fill({f"{name}/{n}.png": n for name in ("test", "cat", "dog") for n in range(4)})
+    assert set(labelled_files(root, DataConfig(path=root))[1]) == {"test", "cat", "dog"}
+
+
 def test_the_next_step_after_a_check_has_its_options(
     fill: Fill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -633,6 +667,22 @@ def test_the_next_step_after_a_check_has_its_options(
     monkeypatch.setenv("THAWLINE_HOME", str(tmp_path / "home"))
     answer = CliRunner().invoke(app, ["check", str(fill(numbered("."))), "--set", f"data.class_pattern={PATTERN}"])
     assert f"--set 'data.class_pattern={PATTERN}'" in " ".join(answer.output.split())
+
+
+def test_a_check_reads_the_data_as_a_recipe_says(fill: Fill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THAWLINE_HOME", str(tmp_path / "home"))
+    root, recipe = fill(numbered(".")), tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"data": {"class_pattern": PATTERN, "test_fraction": 0.3}}))
+    answer = CliRunner().invoke(app, ["check", str(root), "--recipe", str(recipe), "--set", "data.test_fraction=0.2"])
+    shown = " ".join(answer.output.split())
+    assert "test (20%)" in shown
+    assert f"search {root} --recipe {recipe} --set data.test_fraction=0.2" in shown
+    manifest = thawline.check_data(root, recipe=recipe)
+    assert manifest.digest == read_with(root, 0.3).digest
+
+
+def read_with(root: Path, test_fraction: float) -> Manifest:
+    return scan(DataConfig(path=root, class_pattern=PATTERN, test_fraction=test_fraction))
 
 
 def test_a_pattern_stands_alone() -> None:

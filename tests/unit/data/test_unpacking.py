@@ -1,11 +1,12 @@
 """Archives, and Parquet with the images inside, give the data that their folders give; and nothing else is written."""
 
+import gzip
 import io
 import json
 import os
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def read(path: Path, **options: Any) -> Manifest:
 def pack(root: Path, archive: Path, below: str = "") -> Path:
     files = sorted(path for path in root.rglob("*") if path.is_file())
     if archive.suffix == ".zip":
-        with zipfile.ZipFile(archive, "w") as opened:
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
             for file in files:
                 opened.write(file, f"{below}{file.relative_to(root).as_posix()}")
     else:
@@ -126,6 +127,77 @@ def test_a_tar_that_is_damaged_in_a_header_is_refused(
         read(tmp_path / "pets.tar")
 
 
+def damaged(data: bytes, place: int) -> bytes:
+    return data[:place] + b"x" * 8 + data[place + 8 :]
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+@pytest.mark.parametrize("place", [b"dog/015.png", b"\0ustar", b"IDAT"], ids=["name", "header", "image"])
+def test_what_lies_behind_damage_is_not_lost_without_a_word(
+    tmp_path: Path, picture: Callable[[int], bytes], ending: str, place: bytes
+) -> None:
+    """A compressed tar has a checksum, which is compared by whoever reads to its end."""
+    names = [f"{name}/{n:03}.png" for name in ("cat", "dog") for n in range(18)]
+    data = tar_of(*((tarfile.TarInfo(name), picture(n)) for n, name in enumerate(names)))
+    archive = tmp_path / f"pets.{ending}"
+    # Stored as it is, so that damage changes these bytes alone and not all that follow.
+    archive.write_bytes(gzip.compress(data, 0) if ending == "tar.gz" else data)
+    assert len(read(archive).rows) == 36
+
+    whole = archive.read_bytes()
+    archive.write_bytes(damaged(whole, whole.index(place, whole.index(b"dog/015.png"))))
+    if (ending, place) == ("tar", b"IDAT"):  # it has no checksum: the image alone is bad
+        assert len(read(archive).bad) == 1
+    else:
+        with pytest.raises(DataError, match=r"cannot be unpacked: (it is cut off or damaged behind|CRC check failed)"):
+            read(archive)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_a_tar_that_is_cut_off_between_two_files_is_refused(
+    tmp_path: Path, picture: Callable[[int], bytes], ending: str, kept: int
+) -> None:
+    """Downloads end at round numbers, where the header of a file may begin."""
+    names = [f"{name}/{n:03}.png" for n in range(18) for name in ("cat", "dog")]
+    data = tar_of(*((tarfile.TarInfo(name), picture(n)) for n, name in enumerate(names)))
+    data = data[: data.index(b"cat/016.png")] + bytes(512 * kept)
+    (tmp_path / f"pets.{ending}").write_bytes(gzip.compress(data) if ending == "tar.gz" else data)
+    if kept:  # one block of zeros is an end, though POSIX asks for two
+        assert len(read(tmp_path / f"pets.{ending}").rows) == 32
+    else:
+        with pytest.raises(DataError, match=r"cannot be unpacked: it is cut off or damaged behind"):
+            read(tmp_path / f"pets.{ending}")
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_two_tars_in_one_file_are_refused(tmp_path: Path, picture: Callable[[int], bytes], ending: str) -> None:
+    """The second would not be read."""
+    names = [f"{name}/{n:03}.png" for n in range(18) for name in ("cat", "dog")]
+    data = tar_of(*((tarfile.TarInfo(name), picture(n)) for n, name in enumerate(names)))
+    (tmp_path / f"pets.{ending}").write_bytes(gzip.compress(data) * 2 if ending == "tar.gz" else data * 2)
+    with pytest.raises(DataError, match=r"behind [\d,]+ bytes, or another archive follows there"):
+        read(tmp_path / f"pets.{ending}")
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar.gz", "tar.xz", "tar.bz2"])
+def test_a_compressed_archive_that_is_damaged_anywhere_is_one_clear_error(
+    tmp_path: Path, fill: Fill, ending: str
+) -> None:
+    texts: Files = {f"{name}/{n:03}.txt": name.encode() * 500 for name in ("cat", "dog") for n in range(30)}
+    archive = pack(fill(texts), tmp_path / f"pets.{ending}")
+    whole = archive.read_bytes()
+    places: Sequence[int] = range(60, len(whole) - 100, len(whole) // 9)
+    if ending == "zip":  # of its headers not every byte is needed
+        with zipfile.ZipFile(archive) as opened:
+            members = opened.infolist()[::7]
+        places = [member.header_offset + 30 + len(member.filename) + 2 for member in members]
+    for place in places:
+        archive.write_bytes(damaged(whole, place))
+        with pytest.raises(DataError, match=rf"pets\.{ending} (cannot be unpacked|holds)"):
+            read(archive)
+
+
 def zip_of(*names: str) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -142,10 +214,16 @@ def test_an_archive_that_would_write_elsewhere_is_refused(tmp_path: Path, home: 
     archive = tmp_path / f"evil{ending}"
     archive.write_bytes(zip_of(name) if ending == ".zip" else tar_of((tarfile.TarInfo(name), b"x")))
 
-    with pytest.raises(DataError, match="would be written outside its folder"):
+    with pytest.raises(DataError, match=r"would be written outside its folder\. Nothing was kept\."):
         read(archive)
     assert not [path for path in tmp_path.rglob("*evil*") if path != archive]
     assert [path.suffix for path in (home / "cache" / "unpacked").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("ending", [".zip", ".tar"])
+def test_a_folder_may_have_a_colon_in_its_name(fill: Fill, tmp_path: Path, ending: str) -> None:
+    root = fill({f"photos:2024/{name}": number for name, number in CLASSES.items()})
+    assert len(read(pack(root, tmp_path / f"pets{ending}")).rows) == 60
 
 
 def test_links_devices_and_pipes_of_an_archive_are_left_out(tmp_path: Path, fill: Fill, home: Path) -> None:

@@ -1,5 +1,6 @@
 """Shards of WebDataset: the images and classes of their samples, and nothing outside their folder."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -124,6 +125,37 @@ def test_classes_are_named_by_the_file_beside(tmp_path: Path, samples: Samples) 
     assert "names of classes from classnames.txt" in manifest.layout
 
 
+@pytest.mark.parametrize("text", ['{"label": %d}', '{"label": %d.0}', '{"label": "%d"}', "%d"])
+def test_numbers_in_json_are_named_by_the_file_beside(tmp_path: Path, samples: Samples, text: str) -> None:
+    write(tmp_path / "pets" / "0.tar", samples(60, end="json", label=lambda n: text % (n % 2)))
+    (tmp_path / "pets" / "classnames.txt").write_text("cat\ndog\n")
+    assert read(tmp_path / "pets").classes == LABELS
+
+
+@pytest.mark.parametrize("label", ["true", "-1", "7", "0.5", "1e999", "NaN"])
+def test_a_label_that_is_no_number_of_a_class_is_none(tmp_path: Path, samples: Samples, label: str) -> None:
+    more = samples(1, first=60, end="json", label=lambda n: f'{{"label": {label}}}')
+    write(tmp_path / "pets" / "0.tar", samples(60, label=lambda n: str(n % 2)) + more)
+    (tmp_path / "pets" / "classnames.txt").write_text("cat\ndog\n")
+    manifest = read(tmp_path / "pets", max_bad_fraction=0.1)
+    assert [len([row for row in manifest.rows if manifest.classes[row.label] == name]) for name in LABELS] == [30, 30]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_names_of_classes_are_utf_8(tmp_path: Path, samples: Samples, encoding: str) -> None:
+    write(tmp_path / "pets" / "0.tar", samples(60, label=lambda n: str(n % 2)))
+    (tmp_path / "pets" / "classnames.txt").write_text("Bär\nWürger\n", encoding=encoding)
+    assert read(tmp_path / "pets").classes == ("Bär", "Würger")
+
+
+def test_names_of_classes_in_another_encoding_are_refused(tmp_path: Path, samples: Samples, home: Path) -> None:
+    write(tmp_path / "pets" / "0.tar", samples(60, label=lambda n: str(n % 2)))
+    (tmp_path / "pets" / "classnames.txt").write_text("Bär\nWürger\n", encoding="latin-1")
+    with pytest.raises(DataError, match=r"classnames\.txt .*is not UTF-8.*UTF-8"):
+        read(tmp_path / "pets")
+    assert not [path for path in (home / "cache" / "unpacked").iterdir() if path.is_dir()]
+
+
 def test_json_of_samples_is_columns(tmp_path: Path, samples: Samples, picture: Picture) -> None:
     tar = write(
         tmp_path / "pets.tar",
@@ -178,6 +210,23 @@ def test_a_shard_that_is_cut_off_is_refused_and_leaves_nothing(tmp_path: Path, s
         with pytest.raises(DataError, match=r"pets\.tar cannot be read"):
             read(tar)
     assert not [path for path in (home / "cache" / "unpacked").iterdir() if path.is_dir()]
+
+
+def test_a_compressed_shard_that_is_damaged_is_refused(tmp_path: Path, samples: Samples, home: Path) -> None:
+    tar = write(tmp_path / "pets.tar", samples(60))
+    whole = tar.read_bytes()
+    place = whole.index(b"000040.png")
+    damaged = whole[:place] + b"x" * 8 + whole[place + 8 :]
+    shard = tmp_path / "pets.tar.gz"
+    for level in (0, 9):
+        packed = gzip.compress(whole, level)
+        half = len(packed) // 2
+        for content in (gzip.compress(damaged, level), packed[:half] + b"x" * 8 + packed[half + 8 :]):
+            shard.write_bytes(content)
+            with pytest.raises(DataError, match=r"pets\.tar\.gz cannot be read"):
+                read(shard)
+    shard.write_bytes(packed)
+    assert len(read(shard).rows) == 60
 
 
 def test_shards_whose_split_cannot_be_told_are_refused(tmp_path: Path, samples: Samples) -> None:

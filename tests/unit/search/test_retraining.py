@@ -1,7 +1,9 @@
 """When a retraining is skipped, and where it begins."""
 
+import io
 import os
 import shutil
+import tarfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -151,6 +153,85 @@ def test_a_folder_that_changed_is_read_again(
     change(images)
     assert read_old_changes(config, own_home).digest != before.digest
     assert len(reads) == 2
+
+
+def change_later(file: Path, change: Callable[[Path], Any]) -> None:
+    """Change a file so that its time tells it, however coarse the clock of the file system is."""
+    before = file.stat()
+    change(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+
+
+@pytest.mark.parametrize("option", ["exclude", "relabel"])
+def test_corrections_beside_the_data_are_read_again_when_they_change(
+    option: str, images: Path, tmp_path: Path, own_home: Path, reads: list[SearchConfig]
+) -> None:
+    suspects = tmp_path / "suspects.csv"
+    suspects.write_text("path,suggested\na/0.png,b\n")
+    config = config_of({"data": {option: str(suspects)}}, path=images)
+    first = read_old_changes(config, own_home)
+    assert read_old_changes(config, own_home) == first
+    assert len(reads) == 1
+    change_later(suspects, lambda file: file.write_text("path,suggested\na/2.png,b\n"))
+    assert read_old_changes(config, own_home).digest != first.digest
+    suspects.unlink()
+    with pytest.raises(DataError, match=r"suspects\.csv: there is no such file"):
+        read_old_changes(config, own_home)
+
+
+@pytest.mark.parametrize("place", ["beside", "image_folder", "image_folder of a folder"])
+def test_images_that_a_table_names_are_looked_at_too(
+    place: str, images: Path, tmp_path: Path, own_home: Path, reads: list[SearchConfig]
+) -> None:
+    names = sorted(path.relative_to(tmp_path / "birds").as_posix() for path in images.rglob("*.png"))
+    table = (images if place == "beside" else tmp_path / "tables") / "labels.csv"
+    table.parent.mkdir(exist_ok=True)
+    table.write_text("image,label\n" + "".join(f"{name},{name[0]}\n" for name in names))
+    options = {} if place == "beside" else {"image_folder": str(images)}
+    config = config_of({"data": options}, path=table.parent if place.endswith("of a folder") else table)
+    first = read_old_changes(config, own_home)
+    (images / "log.txt").write_text("no image, and no change")
+    assert read_old_changes(config, own_home) == first
+    assert len(reads) == 1
+    replace_with_the_same_size_and_time(images)
+    assert read_old_changes(config, own_home).digest != first.digest
+    assert len(reads) == 2
+
+
+@pytest.mark.parametrize("name", ["pets.tar", "pets/0.tar"])
+def test_names_of_classes_beside_shards_are_looked_at_too(
+    name: str, images: Path, tmp_path: Path, own_home: Path, reads: list[SearchConfig]
+) -> None:
+    tar = tmp_path / "data" / name
+    tar.parent.mkdir(parents=True)
+    with tarfile.open(tar, "w") as archive:
+        for file in sorted(images.rglob("*.png")):
+            archive.add(file, f"{file.stem}.png")
+            info = tarfile.TarInfo(f"{file.stem}.cls")
+            info.size = 1
+            archive.addfile(info, io.BytesIO(b"01"[int(file.stem) % 2 :]))
+    config = config_of(path=tmp_path / "data" / "pets" if "/" in name else tar)
+    assert read_old_changes(config, own_home).classes == ("0", "1")
+    names = tmp_path / "data" / "classnames.txt"
+    names.write_text("cat\ndog\n")
+    assert read_old_changes(config, own_home).classes == ("cat", "dog")
+    assert read_old_changes(config, own_home).classes == ("cat", "dog")
+    assert len(reads) == 2
+    change_later(names, lambda file: file.write_text("cow\ndog\n"))
+    assert read_old_changes(config, own_home).classes == ("cow", "dog")
+
+
+def test_what_lies_beside_a_table_of_texts_is_not_looked_at(
+    tmp_path: Path, images: Path, own_home: Path, reads: list[SearchConfig]
+) -> None:
+    table = tmp_path / "sms.csv"
+    table.write_text("label,text\n" + "".join(f"{'ab'[n % 2]},message number {n}\n" for n in range(60)))
+    encoder = write_tiny("bert", tmp_path / "bert", weights=False)
+    config = config_of({"backbone": {"name": f"hf:{encoder}"}}, path=table)
+    read_old_changes(config, own_home)
+    add(images)
+    read_old_changes(config, own_home)
+    assert len(reads) == 1
 
 
 def test_a_folder_read_by_other_rules_is_read_again(images: Path, own_home: Path, reads: list[SearchConfig]) -> None:

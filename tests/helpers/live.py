@@ -67,7 +67,7 @@ class StandIn:
         from thawline.registry.contents import Description
         from thawline.registry.packaged import PackagedModel
 
-        return PackagedModel(SimpleNamespace(), Description("images", {}), b"", ModelName(self.name), size=0)  # type: ignore[arg-type]
+        return PackagedModel(SimpleNamespace(settings={}), Description("images", {}), b"", ModelName(self.name), size=0)  # type: ignore[arg-type]
 
 
 class StandInFollower:

@@ -67,7 +67,8 @@ class StandIn:
         from thawline.registry.contents import Description
         from thawline.registry.packaged import PackagedModel
 
-        return PackagedModel(SimpleNamespace(settings={}), Description("images", {}), b"", ModelName(self.name), size=0)  # type: ignore[arg-type]
+        servable: Any = SimpleNamespace(settings={}, engine="pytorch")
+        return PackagedModel(servable, Description("images", {}), b"", ModelName(self.name), size=0)
 
 
 class StandInFollower:

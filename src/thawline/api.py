@@ -84,7 +84,11 @@ def run_search(
     environment.prepare()
     environment.quiet_prefect()
     stopping.allow(data.study.grace_seconds)
-    with _beside_imports(data) as server:
+    if data.data.url is None and not data.data.path.exists():
+        from thawline.data import is_table
+
+        is_table(data.data.path)  # says so at once, before anything is loaded
+    with _beside_imports() as server:
         from thawline.search.events import Phase, emit
         from thawline.terminal import watch
 
@@ -102,11 +106,8 @@ def run_search(
 
 
 @contextmanager
-def _beside_imports(config: SearchConfig) -> "Iterator[ManagedServer | None]":
-    """Prefect's server and the fork server, started first of all; not for missing data, which are refused at once."""
-    if config.data.url is None and not config.data.path.exists():
-        yield None
-        return
+def _beside_imports() -> "Iterator[ManagedServer | None]":
+    """Prefect's server and the fork server, started first of all."""
     with used(environment.home()) as server:
         start_fork_server()
         yield server

@@ -13,7 +13,7 @@ from live import StandIn, StandInFollower
 from thawline.serving.app import AppOptions, create_app
 from thawline.serving.metrics import Metrics
 from thawline.serving.server import ServeOptions, config_of
-from thawline.serving.workers import Workers, when_it_answers
+from thawline.serving.workers import Start, Workers, when_it_answers
 
 
 def make_app() -> FastAPI:
@@ -23,6 +23,7 @@ def make_app() -> FastAPI:
 
     model = StandIn()
     model.before_batch = stay
+    Start(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])).loaded()
     return create_app(StandInFollower(model), AppOptions(), Metrics())  # type: ignore[arg-type]
 
 
@@ -41,7 +42,7 @@ def main() -> None:
         port = listening.getsockname()[1]
         sys.stderr.write(f"port {port}\n")
         when_it_answers("127.0.0.1", port, _say_that_it_answers)
-        Workers(config, [listening]).run()
+        Workers(config, [listening], Start(Path(folder))).run()
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def serve(options: ServeOptions) -> None:
                 _say_that_it_answers(options.host, port)
 
             when_it_answers(options.host, port, answered)
-            Workers(config, sockets=[listening]).run()
+            Workers(config, [listening], start).run()
             if start.reason is not None:
                 raise ServingError(start.reason)
 
@@ -164,12 +164,15 @@ def create_worker_app() -> "FastAPI":
     _log_to_terminal()
     options = ServeOptions.from_json(os.environ[_OPTIONS])
     set_up_process(threads=max(1, (os.cpu_count() or 1) // options.workers), seed=0)
-    try:
-        return create_app_from(options)
-    except ThawlineError as error:
-        from thawline.serving.workers import Start
+    from thawline.serving.workers import Start
 
-        Start(Path(os.environ[_START])).refuse(str(error))
+    start = Start(Path(os.environ[_START]))
+    try:
+        app = create_app_from(options)
+    except ThawlineError as error:
+        start.refuse(str(error))
+    start.loaded()
+    return app
 
 
 def create_app_from(options: ServeOptions) -> "FastAPI":

@@ -1,8 +1,10 @@
 """Several processes behind one port, and what becomes of the numbers of one that died."""
 
 import logging
+import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
@@ -13,6 +15,7 @@ from typing import NoReturn
 from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.config import STARTUP_FAILURE, Config
 from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
 
 __all__ = ["Start", "Workers", "when_it_answers"]
 
@@ -30,7 +33,15 @@ class Start:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._answered, self._refused = folder / "answered", folder / "refused"
+        self._folder, self._answered, self._refused = folder, folder / "answered", folder / "refused"
+
+    def loaded(self) -> None:
+        """In a process: it has loaded the model."""
+        (self._folder / f"loaded-{os.getpid()}").touch()
+
+    def has_loaded(self, pid: int | None) -> bool:
+        """In the parent: whether a process has loaded the model."""
+        return (self._folder / f"loaded-{pid}").exists()
 
     def answered(self) -> None:
         """In the parent: a process has answered."""
@@ -56,17 +67,31 @@ class Workers(Multiprocess):
     What a process counted stays in the sums of ``/metrics``; how many images it held when it died does not.
     """
 
-    def __init__(self, config: Config, sockets: list[socket]) -> None:
+    def __init__(self, config: Config, sockets: list[socket], start: Start) -> None:
         super().__init__(config, sockets)
+        self._start = start
         self._running: set[int] = set()
+        self._seen: dict[int | None, float] = {}
 
     def keep_subprocess_alive(self) -> None:
         """Called twice a second."""
+        if any(process.exitcode == STARTUP_FAILURE for process in self.processes):
+            self.should_exit.set()
+            return
+        if any(self._loads(process) for process in self.processes):
+            return
         known = self._running | self._pids()  # those too that were started since
         super().keep_subprocess_alive()
         self._running = self._pids()
         for pid in known - self._running:
             mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+    def _loads(self, process: Process) -> bool:
+        """Whether a process that was just started still loads the model. It is not asked for a sign of life meanwhile:
+        uvicorn would wait for the answer of one that has died for a minute."""
+        since = time.monotonic() - self._seen.setdefault(process.pid, time.monotonic())
+        loading = process.exitcode is None and not self._start.has_loaded(process.pid)
+        return loading and since < self.config.timeout_worker_healthcheck
 
     def _pids(self) -> set[int]:
         return {process.pid for process in self.processes if process.pid is not None}

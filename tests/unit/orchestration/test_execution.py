@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from prefect_dask.task_runners import DaskTaskRunner
 
 from thawline.config import SearchConfig
 from thawline.orchestration.execution import trial_runner
@@ -13,6 +12,8 @@ from thawline.orchestration.execution import trial_runner
 def test_a_dask_cluster_of_one_s_own_has_a_worker_for_each_trial_that_runs_at_once_but_no_more_than_cores(
     at_once: int, cores: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from prefect_dask.task_runners import DaskTaskRunner  # after Thawline has made Prefect's folder
+
     started: list[dict[str, Any]] = []
     monkeypatch.setattr("dask.system.CPU_COUNT", cores)
     monkeypatch.setattr(DaskTaskRunner, "__enter__", lambda runner: started.append(runner.cluster_kwargs))

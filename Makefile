@@ -23,7 +23,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: setup  ## Fine-tune, compare and register a digit classifier (under 3 minutes on 2 CPU cores)
+demo: setup  ## Fine-tune, compare and register a digit classifier (a minute on 2 CPU cores)
 	$(BIN)/thawline demo
 
 test: setup  ## Run the whole test suite

@@ -17,7 +17,7 @@ from pathlib import Path
 
 PHASES = (
     ("imports, Prefect's server", "start", None),
-    ("loading the backbone", "fixed", r"loading "),
+    ("loading the backbone", "fixed", r"loading (?!PyTorch)"),
     ("reading images", "data", r"reading images"),
     ("resizing images", "data", r"resizing images"),
     ("measuring layer groups", "fixed", r"measuring "),

@@ -112,10 +112,8 @@ def test_an_interrupted_run_is_resumed_and_a_torn_part_is_computed_again(
     assert list(pd.read_parquet(out)["class"].dropna()) == COLOURS * 3
 
 
-def test_parts_of_another_version_or_another_list_are_not_taken(
-    store_with_champion: MlflowStore, folder: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "out.parquet"
+def end_before_joining(monkeypatch: pytest.MonkeyPatch, store: MlflowStore, pictures: Path, out: Path) -> None:
+    """Interrupt a scoring whose parts are all written."""
 
     def killed(self: object) -> None:
         raise KeyboardInterrupt
@@ -123,7 +121,15 @@ def test_parts_of_another_version_or_another_list_are_not_taken(
     with monkeypatch.context() as patch:
         patch.setattr(scoring._Parts, "join", killed)
         with pytest.raises(KeyboardInterrupt):
-            run(store_with_champion, pictures, out)
+            run(store, pictures, out)
+
+
+def test_parts_of_another_version_or_another_list_are_not_taken(
+    store_with_champion: MlflowStore, folder: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.parquet"
+
+    end_before_joining(monkeypatch, store_with_champion, pictures, out)
     MlflowRegistry(store_with_champion).set_alias("birds", "champion", register(store_with_champion, folder, study="t"))
     summary = run(store_with_champion, pictures, out)
     assert (summary.version, summary.resumed) == ("2", 0)
@@ -157,13 +163,7 @@ def test_parts_are_taken_only_where_nothing_that_they_depend_on_has_changed(
 ) -> None:
     out = tmp_path / "out.parquet"
 
-    def killed(self: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(scoring._Parts, "join", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(store_with_champion, pictures, out)
+    end_before_joining(monkeypatch, store_with_champion, pictures, out)
     uri = store_with_champion.uri
     if change is not None:
         change(pictures, store_with_champion)

@@ -6,6 +6,7 @@ from typing import Any
 
 from thawline.engines._base import ENGINE_TOLERANCE, INT8_TOLERANCE, Outputs
 from thawline.engines._graph import pixels_of, read_graph, require
+from thawline.engines._own import OwnNetwork
 
 __all__ = ["OnnxRuntime", "Quantised"]
 
@@ -47,24 +48,8 @@ class OnnxRuntime:
         return self.outputs(prepared)[0]
 
 
-class Quantised:
-    """ONNX Runtime, by which a package in int8 computes itself.
-
-    Args:
-        servable: a loaded package, see :class:`thawline.registry.servable.QuantisedServable`.
-    """
+class Quantised(OwnNetwork):
+    """ONNX Runtime, by which a package in int8 computes itself; uint8 images ``[S, S, 3]`` alone."""
 
     name = "onnxruntime"
     tolerance = INT8_TOLERANCE
-
-    def __init__(self, servable: Any) -> None:
-        self._compute = servable.outputs
-
-    def outputs(self, prepared: Sequence[Any]) -> Outputs:
-        """See :class:`~thawline.engines.Engine`; uint8 images ``[S, S, 3]`` alone."""
-        found: Outputs = self._compute(list(prepared))
-        return found
-
-    def probabilities(self, prepared: Sequence[Any]) -> list[list[float]]:
-        """See :class:`~thawline.engines.Engine`."""
-        return self.outputs(prepared)[0]

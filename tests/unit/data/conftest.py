@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from thawline.data import cache, folder
+from thawline.config import DataConfig
+from thawline.data import Manifest, cache, folder, scan
 
 
 def encode(image: Image.Image, image_format: str, **options: Any) -> bytes:
@@ -58,3 +59,10 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(folder, "map_files", map_here)
     monkeypatch.setattr(cache, "map_files", map_here)
+
+
+@pytest.fixture
+def manifest(fill: Callable[[dict[str, int | bytes]], Path]) -> Manifest:
+    """Of two classes of thirty pictures, and a copy."""
+    files: dict[str, int | bytes] = {f"{name}/{n}.png": 100 * p + n for p, name in enumerate("ab") for n in range(30)}
+    return scan(DataConfig(path=fill(files | {"a/copy.png": 3})))

@@ -27,12 +27,6 @@ VIEW: dict[str, Any] = {"resize_size": 9, "crop_size": 8, "interpolation": "bili
 
 
 @pytest.fixture
-def manifest(fill: Callable[[dict[str, int | bytes]], Path]) -> Manifest:
-    files: dict[str, int | bytes] = {f"{name}/{n}.png": 100 * p + n for p, name in enumerate("ab") for n in range(30)}
-    return scan(DataConfig(path=fill(files | {"a/copy.png": 3})))
-
-
-@pytest.fixture
 def build(manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DecodedImages]:
     """``decoded`` with defaults; ``build.times`` counts how often the images were really decoded."""
 

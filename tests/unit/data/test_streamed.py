@@ -22,12 +22,6 @@ VIEW: dict[str, Any] = {"resize_size": 9, "crop_size": 8, "interpolation": "bili
 
 
 @pytest.fixture
-def manifest(fill: Callable[[dict[str, int | bytes]], Path]) -> Manifest:
-    files: dict[str, int | bytes] = {f"{name}/{n}.png": 100 * p + n for p, name in enumerate("ab") for n in range(30)}
-    return scan(DataConfig(path=fill(files | {"a/copy.png": 3})))
-
-
-@pytest.fixture
 def kept(manifest: Manifest, tmp_path: Path) -> np.ndarray:
     """What the same images are where they are kept decoded."""
     return np.array(decoded(manifest, cache_dir=tmp_path / "kept", **VIEW).images)

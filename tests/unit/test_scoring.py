@@ -112,7 +112,9 @@ def test_an_interrupted_run_is_resumed_and_a_torn_part_is_computed_again(
     assert list(pd.read_parquet(out)["class"].dropna()) == COLOURS * 3
 
 
-def end_before_joining(monkeypatch: pytest.MonkeyPatch, store: MlflowStore, pictures: Path, out: Path) -> None:
+def end_before_joining(
+    monkeypatch: pytest.MonkeyPatch, store: MlflowStore, items: Path, out: Path, **options: Any
+) -> None:
     """Interrupt a scoring whose parts are all written."""
 
     def killed(self: object) -> None:
@@ -121,7 +123,7 @@ def end_before_joining(monkeypatch: pytest.MonkeyPatch, store: MlflowStore, pict
     with monkeypatch.context() as patch:
         patch.setattr(scoring._Parts, "join", killed)
         with pytest.raises(KeyboardInterrupt):
-            run(store, pictures, out)
+            run(store, items, out, **options)
 
 
 def test_parts_of_another_version_or_another_list_are_not_taken(
@@ -283,17 +285,10 @@ def test_scoring_texts_resumes_after_an_interruption_and_restarts_with_other_tex
     store_of_texts: MlflowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out = tmp_path / "texts.txt", tmp_path / "out.parquet"
-
-    def killed(self: object) -> None:
-        raise KeyboardInterrupt
-
     resumed = []
     for lines in ("win a prize\nsee you\ncall me now", "win a prize\nsee you\ncall me later"):
         source.write_text("win a prize\nsee you\ncall me now")
-        with monkeypatch.context() as patch:
-            patch.setattr(scoring._Parts, "join", killed)
-            with pytest.raises(KeyboardInterrupt):
-                run(store_of_texts, source, out, model="notes", rows_per_part=2)
+        end_before_joining(monkeypatch, store_of_texts, source, out, model="notes", rows_per_part=2)
         source.write_text(lines)
         resumed.append(run(store_of_texts, source, out, model="notes", rows_per_part=2).resumed)
         assert list(pd.read_parquet(out)["text"]) == lines.split("\n")

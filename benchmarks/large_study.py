@@ -25,7 +25,7 @@ environment.prepare()
 from thawline.config import SearchConfig  # noqa: E402
 from thawline.search.study import Study  # noqa: E402
 from thawline.search.trial_result import TrialResult  # noqa: E402
-from thawline.training import EpochResult  # noqa: E402
+from thawline.training import Decision, EpochResult  # noqa: E402
 
 SIZES = (50, 100, 200, 400, 700, 1000)
 WINDOW = 20
@@ -71,7 +71,7 @@ def measure(study: Study, trials: int) -> None:
             epoch += 1
             value = value_of(depth, math.log10(rate), epoch)
             began = time.perf_counter()
-            pruned = study.report(asked.number, EpochResult(epoch, {"val/accuracy": value}, 0))
+            pruned = study.report(asked.number, EpochResult(epoch, {"val/accuracy": value}, 0)) is Decision.PRUNE
             seconds["report"].append(time.perf_counter() - began)
         began = time.perf_counter()
         state = "pruned" if pruned else "complete"

@@ -144,6 +144,7 @@ class SearchView:
             self._search, self._began = event, time.monotonic()
         elif isinstance(event, TrialStarted):
             self._running[event.number] = (event, None)
+            self._ended = [(s, e) for s, e in self._ended if e.result.number != event.number]  # it was paused
         elif isinstance(event, EpochEnded):
             self._running[event.number] = (self._running[event.number][0], event)
             self._improve(event.value)
@@ -177,7 +178,7 @@ class SearchView:
         return (min if smallest else max)(values, default=None)
 
     def _headline(self, search: SearchStarted) -> Text:
-        done = search.finished + len(self._ended)
+        done = search.finished + sum(ended.result.state != "paused" for _, ended in self._ended)
         best = "-" if self._best is None else f"{self._best:.4f}"
         parts = [f"study {search.study}", f"trial {done} of {search.trials}", f"best val/{search.metric} {best}"]
         parts.append(f"{_duration(time.monotonic() - self._created)} elapsed")
@@ -210,12 +211,16 @@ class SearchView:
         for started, ended in self._ended[-rows:] if rows else []:
             result = ended.result
             best = result.state == "complete" and result.value is not None and result.value == self._best_complete()
-            style = "bold green" if best else {"complete": "", "pruned": "dim", "failed": "red"}[result.state]
+            style = (
+                "bold green"
+                if best
+                else {"complete": "", "pruned": "dim", "paused": "dim", "failed": "red"}[result.state]
+            )
             ending = f"{result.ending}, best so far" if best else result.ending
             table.add_row(*_first_cells(started), str(result.epochs), _value(result.value), ending, style=style)
         for started, epoch in self._running.values():
             epochs = 1 if started.hyperparameters.is_probe else search.epochs
-            count = f"{epoch.epoch if epoch else 0}/{epochs}"
+            count = f"{epoch.epoch if epoch else started.epochs}/{epochs}"
             table.add_row(
                 *_first_cells(started), count, _value(epoch.value if epoch else None), "running", style="cyan"
             )

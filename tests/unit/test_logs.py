@@ -60,10 +60,10 @@ def test_a_line_says_when_how_grave_who_and_what() -> None:
 
 
 def test_an_event_has_its_name_and_its_fields_beside_the_sentence() -> None:
-    line = line_of_event(TrialStarted(3, DEEP, resumed=False))
+    line = line_of_event(TrialStarted(3, DEEP))
     assert line["message"] == "trial-03 depth=5 lr=1.2e-3"
     assert line["event"] == "trial_started"
-    assert (line["number"], line["resumed"]) == (3, False)
+    assert (line["number"], line["epochs"]) == (3, 0)
     assert (line["backbone"], line["freeze_depth"], line["learning_rate"]) == ("resnet18", 5, 1.2e-3)
 
     ended = line_of_event(TrialEnded(TrialResult(3, "pruned", 0.9, 2, 2, 12.3, "pruned after epoch 2", "run", None)))

@@ -20,12 +20,12 @@ ENDED = TrialResult(0, "complete", 0.9, 2, 2, 12.3, "", "run", "file")
 def events() -> list[SearchStarted | TrialStarted | EpochEnded | TrialEnded]:
     return [
         SearchStarted("pets", trials=4, finished=0, epochs=2, metric="accuracy"),
-        TrialStarted(0, DEEP, resumed=False),
+        TrialStarted(0, DEEP),
         EpochEnded(0, 1, 2, "accuracy", 0.5, 1.0),
         EpochEnded(0, 2, 2, "accuracy", 0.9, 0.5),
         TrialEnded(ENDED),
-        TrialStarted(1, DEEP, resumed=True),
-        EpochEnded(1, 1, 2, "accuracy", 0.7, 0.7),
+        TrialStarted(1, DEEP, epochs=1),
+        EpochEnded(1, 2, 2, "accuracy", 0.7, 0.7),
     ]
 
 
@@ -49,8 +49,8 @@ def test_in_a_pipe_every_event_is_a_line() -> None:
         "trial-00 epoch 1/2: train/loss 1.0000, val/accuracy 0.5000",
         "trial-00 epoch 2/2: train/loss 0.5000, val/accuracy 0.9000",
         "trial-00 ended after 12.3 s, best value 0.9000: complete",
-        "trial-01 depth=5 lr=1.2e-3 resumes",
-        "trial-01 epoch 1/2: train/loss 0.7000, val/accuracy 0.7000",
+        "trial-01 depth=5 lr=1.2e-3 resumes after epoch 1",
+        "trial-01 epoch 2/2: train/loss 0.7000, val/accuracy 0.7000",
         "warning: cat/broken.jpg: truncated",
     ]
 
@@ -144,13 +144,13 @@ def test_the_view_shows_trials_best_value_and_time_left() -> None:
     assert "left" in text
     assert "complete" in text
     assert "running" in text
-    assert "1/2" in text
+    assert "2/2" in text
 
 
 def test_the_best_of_a_loss_is_the_smallest() -> None:
     view = SearchView()
     view.update(SearchStarted("pets", trials=2, finished=0, epochs=2, metric="loss"))
-    view.update(TrialStarted(0, DEEP, resumed=False))
+    view.update(TrialStarted(0, DEEP))
     for value in (0.5, 0.3, 0.4):
         view.update(EpochEnded(0, 1, 2, "loss", value, value))
     assert "best val/loss 0.3000" in shown(view)

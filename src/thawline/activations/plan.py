@@ -89,6 +89,10 @@ class Plan(BaseModel):
         """What a trial should take from its start to its end, by the freeze depth of each of its epochs."""
         return self.profile.start_seconds + sum(map(self._epoch_seconds, depths))
 
+    def epoch_seconds(self) -> list[float]:
+        """What an epoch should take, by freeze depth from 0 on."""
+        return [self._epoch_seconds(depth) for depth in range(len(self.profile.groups) + 1)]
+
     def fill_seconds(self) -> float:
         """What filling the store should take."""
         if not self.boundaries:

@@ -32,7 +32,7 @@ def checkpoints(look: Look) -> Iterator[Item]:
             continue
         records = look.studies.records(folder.name)
         kept = look.unsent | _needed(records)
-        finished = {record.number for record in records if record.state != "running"}
+        finished = {record.number for record in records if record.ended}
         files = [
             file
             for trial in folders(folder)

@@ -70,8 +70,8 @@ def _has_failed(look: Look, run: Any) -> bool:
         return False
     if study in look.studies.names:
         return any(record.state == "failed" and str(record.number) == number for record in look.studies.records(study))
-    # MLflow calls pruned trials killed, but they are results.
-    ended_badly = run.info.status in {"FAILED", "KILLED"} and tags.get("thawline.state") != "pruned"
+    # MLflow calls pruned and paused trials killed, but they are results.
+    ended_badly = run.info.status in {"FAILED", "KILLED"} and tags.get("thawline.state") not in {"paused", "pruned"}
     return ended_badly and look.is_gone(study)
 
 

@@ -5,6 +5,7 @@ one is a marked field of :class:`~thawline.config.TrainConfig`, and a field of t
 :class:`~thawline.training.Hyperparameters`, which says what it was in trials that did not record it.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -52,6 +53,11 @@ class Range:
         low, high = opened
         return min(max(float(value), low), high)
 
+    def coordinates(self, value: Any, opened: Sequence[Any]) -> tuple[float, ...]:
+        """Where a value lies in the range, from 0 to 1, for a model of what was tried."""
+        low, high, value = (math.log(each) if self.mark.log else float(each) for each in (*opened, value))
+        return ((value - low) / (high - low) if high > low else 0.0,)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -79,6 +85,10 @@ class Choice:
     def nearest(self, value: float | str, opened: Sequence[Any]) -> Any:
         """The name itself; ``None`` if it is not among those opened, for none is nearer than another."""
         return value if value in opened else None
+
+    def coordinates(self, value: Any, opened: Sequence[Any]) -> tuple[float, ...]:
+        """A number for each name that is opened: 1 for this one, 0 for the others."""
+        return tuple(float(value == name) for name in opened)
 
 
 def _rows(model: type[BaseModel]) -> Iterator[tuple[str, Range | Choice]]:

@@ -34,10 +34,13 @@ class StudyConfig(Model):
     sampler_options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the sampler. GPSampler's default starts with four random trials."""
     pruner: str = "MedianPruner"
-    """Any of Optuna's pruners, by class name; ``NopPruner`` prunes nothing."""
+    """Any of Optuna's pruners, by class name; ``NopPruner`` prunes nothing. ``freeze_thaw`` pauses trials after an
+    epoch and resumes those that may still become the best; what is never resumed ends as pruned."""
     pruner_options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the pruner. Steps are epochs, counted from 1. MedianPruner's default spares the first epoch
-    of every trial, and lets eight trials run to their end: with fewer to compare with, a median means little."""
+    of every trial, and lets eight trials run to their end: with fewer to compare with, a median means little. Those of
+    freeze_thaw are ``n_startup_trials`` (4), which are not paused, and ``least_chance`` (0.01): a paused trial whose
+    probability to become the best is smaller is not resumed."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of sampling, initialisation and batch order."""
     batch: int = Field(4, ge=1)

@@ -58,6 +58,7 @@ class _Trials:
                 number=asked.number,
                 hyperparameters=asked.hyperparameters,
                 device=device,
+                seconds_before=asked.seconds,
             )
             for asked in together
         ]
@@ -90,6 +91,7 @@ def run_trials(
         if not trials.running:
             if queue.wait_for_others():
                 continue
+            study.end_paused(out_of_time=queue.over)
             return
         device, results = trials.wait()
         slots.give_back(device)

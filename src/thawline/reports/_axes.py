@@ -19,6 +19,7 @@ __all__ = ["DENSE", "aside", "draw_curve", "draw_legend", "draw_marks", "focus",
 
 _HOLLOW: dict[str, dict[str, Any]] = {
     "pruned": {"marker": "o", "facecolors": "white", "edgecolors": INK, "linewidths": 0.8, "s": 18},
+    "paused": {"marker": "s", "facecolors": "white", "edgecolors": INK, "linewidths": 0.8, "s": 16},
     "running": {"marker": "^", "facecolors": "white", "edgecolors": INK, "linewidths": 0.8, "s": 20},
     "failed": {"marker": "x", "color": INK, "linewidths": 0.9, "s": 16},
 }

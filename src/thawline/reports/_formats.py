@@ -23,7 +23,7 @@ __all__ = [
     "some",
 ]
 
-ORDER = ("complete", "pruned", "running", "failed")
+ORDER = ("complete", "pruned", "paused", "running", "failed")
 
 
 def counted(trials: Sequence[TrialPoint]) -> str:

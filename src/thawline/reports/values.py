@@ -69,7 +69,7 @@ class TrialPoint(_Value):
     """One trial, as figures and leaderboard show it."""
 
     number: int
-    state: Literal["complete", "pruned", "failed", "running"]
+    state: Literal["complete", "pruned", "failed", "paused", "running"]
     freeze_depth: int = Field(ge=0)
     learning_rate: float | None = Field(gt=0)
     """``None`` of a linear probe, which has none."""

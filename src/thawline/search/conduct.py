@@ -8,6 +8,7 @@ from thawline.activations import StoredSplits
 from thawline.exceptions import TrackingError
 from thawline.search.events import EpochEnded, Note, TrialEnded, TrialStarted, emit
 from thawline.search.prepare import Prepared
+from thawline.search.slices import NEW, Slices
 from thawline.search.slots import threads_per_trial
 from thawline.search.spec import StudyRun, TrialSpec
 from thawline.search.storage import LeaseLost, storage_url
@@ -61,7 +62,7 @@ class Queue:
             deadline: in seconds of :func:`time.time`; no trial starts after it.
             apart: whether each trial must be trained on its own: to be bit-equal, or for the average of its weights.
         """
-        self._study, self._deadline = study, deadline
+        self._study, self._slices, self._deadline = study, study.slices, deadline
         self._trials, self._apart = trials, apart
         self._batch = batch if study.draws_ahead else 1
         self._waiting = self._in_order(study.unfinished())
@@ -76,8 +77,12 @@ class Queue:
         """The trials to start now: one, or several heads; none when the budget or the time is spent."""
         if self.over:
             return []
-        if not self._waiting:
-            self._waiting = self._in_order(self._study.draw(self._batch, trials=self._trials))
+        if self._slices is not None:
+            paused = self._paused(self._slices)
+            if paused is not None:
+                return [paused]
+        elif not self._waiting:
+            self._draw()
         if not self._waiting:
             return []
         first = self._waiting[0]
@@ -87,7 +92,29 @@ class Queue:
         elif len(together) > 1 and not first.resumed:
             self._study.join([asked.number for asked in together])
         self._waiting = [asked for asked in self._waiting if asked not in together]
+        if self._slices is not None:
+            for asked in together:
+                self._slices.begin(asked.number)
+            if not self._waiting:  # so that whoever trains now knows what else there is to train
+                self._draw()
         return together
+
+    def _draw(self) -> None:
+        self._waiting = self._in_order(self._study.draw(self._batch, trials=self._trials))
+
+    def _paused(self, slices: Slices) -> Asked | None:
+        """The paused trial that should train next; ``None`` if the first of those that wait should, or none."""
+        # What a dead process left comes first: then the study stands where it would without that death.
+        while not any(asked.resumed for asked in self._waiting):
+            waiting = [asked.number for asked in self._waiting]
+            number = slices.next(waiting)
+            if number == NEW:
+                self._draw()
+            elif number is None or number in waiting:
+                return None
+            elif (asked := slices.resume(number)) is not None:
+                return asked
+        return None
 
     def wait_for_others(self) -> bool:
         """When nothing is left to start: wait for the trials of other searches that share the study.
@@ -97,7 +124,7 @@ class Queue:
         """
         while not self.over:
             self._waiting = self._in_order(self._study.unfinished())
-            if self._waiting:
+            if self._waiting or (self._slices is not None and self._slices.next([]) is not None):
                 return True
             if not self._study.others_run():
                 return False
@@ -105,7 +132,7 @@ class Queue:
         return False
 
     def _in_order(self, asked: list[Asked]) -> list[Asked]:
-        return sorted(asked, key=lambda each: (-self._frozen(each), each.number))
+        return sorted(asked, key=lambda each: (not each.resumed, -self._frozen(each), each.number))
 
     def _complete_batch(self) -> None:
         """A batch that was still being drawn when the process died, none of it begun: draw the rest of it.
@@ -141,6 +168,7 @@ def trial_spec(
     number: int,
     hyperparameters: Hyperparameters,
     device: str,
+    seconds_before: float = 0.0,
 ) -> TrialSpec:
     """Everything that a trial's process needs.
 
@@ -151,6 +179,7 @@ def trial_spec(
         number: of the trial.
         hyperparameters: of the trial.
         device: that it computes on.
+        seconds_before: that it took until it was paused.
     """
     config = prepared.config
     train = activations.train_config(config.train).model_copy(update={"device": device})
@@ -170,6 +199,7 @@ def trial_spec(
         dataset=(prepared.manifest.name, prepared.manifest.digest),
         provenance=run.provenance,
         texts=run.texts,
+        seconds_before=seconds_before,
     )
 
 
@@ -209,7 +239,7 @@ def conduct(specs: Sequence[TrialSpec], study: Study, deadline: float | None) ->
 def announce_start(specs: Sequence[TrialSpec], study: Study) -> None:
     """Tell who watches that these trials begin, or resume."""
     for spec in specs:
-        emit(TrialStarted(spec.number, spec.hyperparameters, resumed=study.reported_epochs(spec.number) > 0))
+        emit(TrialStarted(spec.number, spec.hyperparameters, study.reported_epochs(spec.number)))
 
 
 def announce_end(result: TrialResult) -> None:
@@ -236,20 +266,24 @@ def _run(specs: Sequence[TrialSpec], link: Link) -> tuple[TrialResult, ...]:
 def _judge(spec: TrialSpec, study: Study, deadline: float | None) -> Callable[[tuple[int, EpochResult]], Decision]:
     metric, probe = spec.config.study.metric, spec.hyperparameters.is_probe
     epochs = 1 if probe else spec.config.train.epochs
+    known: dict[int, int] = {}
 
     def judge(message: tuple[int, EpochResult]) -> Decision:
         number, result = message
         value, loss = result.metrics[f"val/{metric}"], result.metrics["train/loss"]
-        emit(EpochEnded(number, result.epoch, epochs, metric, value, loss))
+        # What was said before it was paused, or its process died, is not said again.
+        if result.epoch > known.setdefault(number, study.reported_epochs(number)):
+            emit(EpochEnded(number, result.epoch, epochs, metric, value, loss))
         if probe:
             took = result.metrics["time/epoch_seconds"]
             emit(Note(f"linear probe: val/{metric} {value:.4f} in {took:.1f} s, before anything is fine-tuned"))
             return Decision.CONTINUE
-        if study.report(number, result):
-            return Decision.PRUNE
+        decision = study.report(number, result)
+        if decision is Decision.PRUNE:
+            return decision
         if deadline is not None and time.time() >= deadline and result.epoch < epochs:
             return Decision.STOP
-        return Decision.CONTINUE
+        return decision
 
     return judge
 

@@ -68,10 +68,12 @@ class TrialStarted:
 
     number: int
     hyperparameters: Hyperparameters
-    resumed: bool
+    epochs: int = 0
+    """That it has finished before."""
 
     def __str__(self) -> str:
-        return trial_name(self.number, self.hyperparameters) + (" resumes" if self.resumed else "")
+        name = trial_name(self.number, self.hyperparameters)
+        return f"{name} resumes after epoch {self.epochs}" if self.epochs else name
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,14 @@ class EpochEnded:
 
 @dataclass(frozen=True)
 class TrialEnded:
-    """A trial ended, however it did."""
+    """A trial ended, however it did, or was paused."""
 
     result: TrialResult
 
     def __str__(self) -> str:
         value = "" if self.result.value is None else f", best value {self.result.value:.4f}"
+        if self.result.state == "paused":
+            return f"trial-{self.result.number:02d} {self.result.reason}{value}"
         return f"trial-{self.result.number:02d} ended after {self.result.seconds:.1f} s{value}: {self.result.ending}"
 
 

@@ -150,7 +150,7 @@ class Recorder:
     def announce(self, study: Study) -> None:
         """Say that the trials begin, or resume."""
         config = self._config
-        begun = sorted(record.number for record in study.records() if record.state == "running")
+        begun = sorted(record.number for record in study.records() if not record.ended)
         epochs = [(number, 1 + study.reported_epochs(number)) for number in begun]
         emit(
             SearchStarted(

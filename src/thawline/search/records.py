@@ -9,12 +9,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from thawline import environment
 from thawline.exceptions import StudyError
-from thawline.search.sampling import quiet, without_probes
+from thawline.search.sampling import PAUSED, quiet, without_probes
 from thawline.search.storage import open_storage, storage_of, storage_url
 from thawline.search.trial_result import TrialResult
 from thawline.training import Hyperparameters
 
 __all__ = [
+    "Asked",
     "TrialRecord",
     "importances_of",
     "latest_study",
@@ -26,15 +27,34 @@ __all__ = [
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A trial to run: new, paused, or drawn by a process that died."""
+
+    number: int
+    hyperparameters: Hyperparameters
+    resumed: bool
+    """Whether it was begun already."""
+    together: tuple[int, ...] = ()
+    """Numbers of the trials that it was trained with as one computation, itself among them."""
+    seconds: float = 0.0
+    """That it took until it was paused."""
+
+
+@dataclass(frozen=True)
 class TrialRecord:
     """One trial as the leaderboard shows it."""
 
     number: int
-    state: Literal["complete", "pruned", "failed", "running"]
+    state: Literal["complete", "pruned", "failed", "paused", "running"]
     hyperparameters: Hyperparameters
     value: float | None
-    """Best validation value of the study's metric; of a pruned trial, the best before it was stopped."""
+    """Best validation value of the study's metric; of a pruned or paused trial, the best before it was stopped."""
     result: TrialResult | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over: neither trained now nor paused."""
+        return self.state not in ("paused", "running")
 
 
 def study_names(home: Path, url: str | None = None) -> list[str]:
@@ -83,9 +103,9 @@ def load_importances(home: Path, name: str, url: str | None = None) -> dict[str,
 
 
 def ranked(study: optuna.Study) -> list[TrialRecord]:
-    """All trials, best first: complete ones by value, then pruned, running and failed ones."""
+    """All trials, best first: complete ones by value, then pruned, paused, running and failed ones."""
     sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-    order = {"complete": 0, "pruned": 1, "running": 2, "failed": 3}
+    order = {"complete": 0, "pruned": 1, "paused": 2, "running": 3, "failed": 4}
     records = [r for t in study.get_trials(deepcopy=False) if (r := _record(t)) is not None]
     return sorted(
         records,
@@ -114,7 +134,8 @@ def _record(trial: FrozenTrial) -> TrialRecord | None:
     attributes = trial.user_attrs.get("hyperparameters")
     if attributes is None:  # enqueued, or died while it was being sampled
         return None
-    stored = trial.user_attrs.get("result")
+    paused = trial.user_attrs.get(PAUSED) if trial.state is TrialState.RUNNING else None
+    stored = trial.user_attrs.get("result") or paused
     result = TrialResult(**stored) if stored else None
     states: dict[TrialState, Literal["complete", "pruned", "failed", "running"]] = {
         TrialState.COMPLETE: "complete",
@@ -123,7 +144,7 @@ def _record(trial: FrozenTrial) -> TrialRecord | None:
     }
     return TrialRecord(
         number=trial.number,
-        state=states.get(trial.state, "running"),
+        state=states.get(trial.state, "paused" if paused else "running"),
         hyperparameters=Hyperparameters(**attributes),
         value=result.value if result else None,
         result=result,

@@ -1,6 +1,7 @@
 """Optuna's samplers and pruners as a study uses them."""
 
 import copy
+import datetime
 import inspect
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -16,13 +17,27 @@ from optuna.trial import FrozenTrial, TrialState
 
 from thawline.config import StudyConfig
 from thawline.exceptions import ConfigError
+from thawline.search.freeze_thaw import FreezeThaw
 
-__all__ = ["FINITE", "PROBE", "check_sampling", "pruner_of", "quiet", "sampler_of", "without_probes"]
+__all__ = [
+    "FINITE",
+    "PAUSED",
+    "PROBE",
+    "check_sampling",
+    "freeze_thaw_of",
+    "pruner_of",
+    "quiet",
+    "sampler_of",
+    "without_probes",
+]
 
 PROBE = "probe"
 """Attribute of a trial that is the linear probe of a backbone, whose name it holds."""
+PAUSED = "paused"
+"""Attribute of a trial that waits for its next epoch: what it has reached; empty of one that waited and was resumed."""
 FINITE = {"GridSampler", "BruteForceSampler"}
 # Their sequence of points depends on one seed for the whole study; they keep their place in the storage.
+_FREEZE_THAW = "freeze_thaw"
 _ONE_SEED = FINITE | {"QMCSampler"}
 
 
@@ -34,6 +49,7 @@ def check_sampling(config: StudyConfig) -> None:
     """
     sampler_of(config, 0)
     pruner_of(config)
+    freeze_thaw_of(config)
 
 
 class _StudyWithoutProbes(optuna.Study):
@@ -103,8 +119,8 @@ class GPSamplerWithPruned(optuna.samplers.GPSampler):
     """Optuna's ``GPSampler``, which also learns from pruned trials.
 
     Optuna's own sees only complete and running trials: it learns nothing from pruned ones, and asks for the same point
-    again. Here a pruned trial counts with the last value it reported, a little less than it would have reached: it was
-    below the median all the same.
+    again. Here a pruned or paused trial counts with the last value it reported, a little less than it would have
+    reached: it was below the median, or not worth another epoch, all the same.
     """
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -130,6 +146,7 @@ def _pruned_as_complete(study: optuna.Study, asking: FrozenTrial) -> tuple[optun
     trials = [
         trial for trial in study.get_trials(deepcopy=False) if trial.number != asking.number and trial.state in _SEEN
     ]
+    trials = [_as_pruned(trial) if trial.user_attrs.get(PAUSED) else trial for trial in trials]
     running = [trial for trial in trials if trial.state is TrialState.RUNNING]
     valued = [trial for trial in trials if trial.value is not None and trial.state is not TrialState.RUNNING]
     if len(valued) > _MODELLED:
@@ -145,6 +162,16 @@ def _pruned_as_complete(study: optuna.Study, asking: FrozenTrial) -> tuple[optun
         made.add_trial(trial)
     made.add_trial(asking)
     return made, made.get_trials(deepcopy=False)[-1]
+
+
+def _as_pruned(trial: FrozenTrial) -> FrozenTrial:
+    """A paused trial as if it was never resumed; one that has ended since is left as it is."""
+    if trial.state is not TrialState.RUNNING:
+        return trial
+    ended = copy.deepcopy(trial)
+    ended.state, ended.datetime_complete = TrialState.PRUNED, datetime.datetime.now()
+    ended.value = ended.intermediate_values[max(ended.intermediate_values)]
+    return ended
 
 
 _SEEN = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
@@ -170,18 +197,30 @@ def sampler_of(config: StudyConfig, trials: int) -> BaseSampler:
 
 
 def pruner_of(config: StudyConfig) -> BasePruner:
-    """The pruner of a study."""
+    """The pruner of a study; freeze-thaw ends no trial before the search does."""
+    if config.pruner == _FREEZE_THAW:
+        return optuna.pruners.NopPruner()
     kind = _class_of(optuna.pruners, config.pruner, BasePruner, "study.pruner")
     pruner = _built(kind, config.pruner_options, "study.pruner_options")
     assert isinstance(pruner, BasePruner)  # noqa: S101  narrows the type
     return pruner
 
 
+def freeze_thaw_of(config: StudyConfig) -> FreezeThaw | None:
+    """The rule by which a study pauses and resumes its trials; ``None`` if it does not."""
+    if config.pruner != _FREEZE_THAW:
+        return None
+    rule = _built(FreezeThaw, config.pruner_options, "study.pruner_options")
+    assert isinstance(rule, FreezeThaw)  # noqa: S101  narrows the type
+    return rule
+
+
 def _class_of(module: Any, name: str, base: type, key: str) -> type:
     kind = getattr(module, name, None)
     if not (inspect.isclass(kind) and issubclass(kind, base) and kind is not base):
-        known = ", ".join(n for n in module.__all__ if inspect.isclass(getattr(module, n)) and n != base.__name__)
-        raise ConfigError(f"{key}: Optuna has no {name!r}. It has {known}.")
+        known = [n for n in module.__all__ if inspect.isclass(getattr(module, n)) and n != base.__name__]
+        own = f", and Thawline {_FREEZE_THAW}" if base is BasePruner else ""
+        raise ConfigError(f"{key}: Optuna has no {name!r}. It has {', '.join(known)}{own}.")
     return kind
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "depth_range",
     "depth_shares",
     "kept_backbones",
+    "point_in_cube",
     "point_of",
     "probe_of",
     "sample",
@@ -233,6 +234,20 @@ def _problem(name: str, value: Any, allowed: Sequence[Any]) -> str | None:
 def _depth_parameter(config: SearchConfig, backbone: str) -> str:
     """With several backbones each has a parameter of its own, since depth 3 of one is not depth 3 of another."""
     return f"freeze_depth:{backbone}" if config.space.backbone else "freeze_depth"
+
+
+def point_in_cube(
+    hyperparameters: Hyperparameters, config: SearchConfig, depths: Mapping[str, int]
+) -> tuple[float, ...]:
+    """Hyperparameters of a trial that is trained, as numbers from 0 to 1, as many for every trial of a study."""
+    space, backbone = config.space, hyperparameters.backbone
+    numbers = [hyperparameters.freeze_depth / depths[backbone]]
+    if space.backbone is not None:
+        numbers += [float(backbone == name) for name in sorted(space.backbone)]
+    for name, row in SEARCHABLE.items():
+        if opened := space.opened(name):
+            numbers += row.coordinates(getattr(hyperparameters, name), opened)
+    return tuple(numbers)
 
 
 def depth_range(config: SearchConfig, depths: Mapping[str, int], backbone: str) -> tuple[int, int]:

@@ -54,6 +54,8 @@ class TrialSpec:
     """What runs, for the trial's own record."""
     texts: tuple[ShownText, ...] = ()
     """Validation texts whose answers are recorded as it trains; none of images, which are read from their file."""
+    seconds_before: float = 0.0
+    """That it took until it was paused."""
 
 
 def build_backbone(config: SearchConfig, name: str, num_classes: int) -> backbones.Backbone:

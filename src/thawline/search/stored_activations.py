@@ -65,6 +65,8 @@ def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str,
             weights=study.weights_of(name),
         )
         stored[name] = _stored(request)
+        if (plan := stored[name].plan) is not None and not prepared.config.train.exact:
+            study.keep_seconds(name, plan.epoch_seconds())
         if stored[name].weights:
             study.keep_weights(name, stored[name].weights)
     return stored

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,21 @@ from optuna.trial import FrozenTrial, TrialState
 from thawline import logs
 from thawline.config import SearchConfig
 from thawline.exceptions import StudyError
-from thawline.search.records import TrialRecord, importances_of, ranked
-from thawline.search.sampling import FINITE, PROBE, pruner_of, quiet, sampler_of, without_probes
+from thawline.search.records import Asked, TrialRecord, importances_of, ranked
+from thawline.search.sampling import (
+    FINITE,
+    PAUSED,
+    PROBE,
+    pruner_of,
+    quiet,
+    sampler_of,
+    without_probes,
+)
+from thawline.search.slices import BEGUN, Slices, lease_of
 from thawline.search.space import default_points, kept_backbones, point_of, probe_of, sample, with_backbones
 from thawline.search.storage import PASSING, Claims, LeaseLost, open_storage, patiently, storage_of
 from thawline.search.trial_result import TrialResult
-from thawline.training import METRIC_DIRECTIONS, EpochResult, Hyperparameters
+from thawline.training import METRIC_DIRECTIONS, Decision, EpochResult, Hyperparameters
 
 __all__ = ["Asked", "Study"]
 
@@ -34,18 +43,6 @@ if logs.chosen() is logs.LogFormat.json:
     optuna.logging.disable_default_handler()
     optuna.logging.enable_propagation()
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A trial to run: new, or drawn by a process that died."""
-
-    number: int
-    hyperparameters: Hyperparameters
-    resumed: bool
-    """Whether it was begun already."""
-    together: tuple[int, ...] = ()
-    """Numbers of the trials that it was trained with as one computation, itself among them."""
 
 
 class Study:
@@ -64,6 +61,8 @@ class Study:
         self._opened = time.time()
         self._seconds_before = float(study.user_attrs.get("seconds", 0.0))
         self._waiting: dict[int, list[EpochResult]] = {}
+        self.slices = Slices.of(study, claims, config, lambda: self._may_draw(config.study.trials))
+        """With freeze-thaw, who trains the next epoch; else ``None``."""
 
     @classmethod
     def open(
@@ -159,6 +158,11 @@ class Study:
         if self.weights_of(backbone) is None:
             patiently(self._study.set_user_attr, f"weights:{backbone}", digest)
 
+    def keep_seconds(self, backbone: str, seconds: Sequence[float]) -> None:
+        """Note what an epoch takes by freeze depth, from 0, once: what is chosen by it must not change on the way."""
+        if f"seconds:{backbone}" not in self._study.user_attrs:
+            patiently(self._study.set_user_attr, f"seconds:{backbone}", list(seconds))
+
     @property
     def recorded_in(self) -> tuple[str, str] | None:
         """The MLflow store that the study was begun with, without a password, and its run there; ``None`` before."""
@@ -200,7 +204,7 @@ class Study:
             self._study.set_user_attr("seconds", round(self.seconds, 1))
 
     def unfinished(self) -> list[Asked]:
-        """Unfinished trials of a process that died, in order; they are this search's now.
+        """Unfinished trials of a process that died, in order, but for paused ones; they are this search's now.
 
         Call it only inside :meth:`held`.
         """
@@ -210,18 +214,20 @@ class Study:
         asked = []
         with self._claims.alone("draw"):  # or a trial that is just being drawn would look like one of a dead process
             for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if not self._claims.take(_lease(trial.number)):
+                if trial.user_attrs.get(PAUSED) or not self._claims.take(lease_of(trial.number)):
                     continue
                 trial = self._stored(trial.number)  # noqa: PLW2901  as it stands now that nobody else can write it
-                if trial.state.is_finished():  # by another search, which released it after it was listed here
-                    self._claims.release(_lease(trial.number))
+                if trial.state.is_finished() or trial.user_attrs.get(
+                    PAUSED
+                ):  # by another search, which released it after it was listed here
+                    self._claims.release(lease_of(trial.number))
                     continue
                 attributes = trial.user_attrs.get("hyperparameters")
                 if attributes is None:  # it died while it was being drawn, and is now drawn to its end
                     asked.append(self._sampled(trial.number))
                 else:
                     together = tuple(trial.user_attrs.get("together", ()))
-                    begun = bool(trial.intermediate_values) or bool(together)
+                    begun = bool(trial.intermediate_values) or bool(together) or BEGUN in trial.user_attrs
                     asked.append(Asked(trial.number, Hyperparameters(**attributes), begun, together))
         return asked
 
@@ -233,10 +239,13 @@ class Study:
         asked: list[Asked] = []
         with self._claims.alone("draw"):
             for _ in range(count):
-                if self.exhausted or patiently(self.drawn) >= trials:
+                if not self._may_draw(trials):
                     break
                 asked.append(patiently(self._sampled))
         return asked
+
+    def _may_draw(self, trials: int) -> bool:
+        return not self.exhausted and patiently(self.drawn) < trials
 
     def drawn(self) -> int:
         """Trials that were drawn so far, however they ended."""
@@ -260,36 +269,50 @@ class Study:
                 hyperparameters = probe_of(self._config, self.depths, probed)
             else:
                 hyperparameters = sample(trial, self._config, self.depths)
-        self._claims.take(_lease(trial.number))
+        self._claims.take(lease_of(trial.number))
         trial.set_user_attr("hyperparameters", hyperparameters.as_dict())
         return Asked(trial.number, hyperparameters, resumed=False)
 
-    def report(self, number: int, result: EpochResult) -> bool:
-        """Record an epoch's validation value; returns whether the trial should be pruned. Idempotent.
+    def end_paused(self, *, out_of_time: bool) -> None:
+        """End the trials that are paused, as nobody will resume them; see :meth:`Slices.left`."""
+        for result in self.slices.left(self.records(), out_of_time=out_of_time) if self.slices is not None else ():
+            self.tell(result)
+
+    def report(self, number: int, result: EpochResult) -> Decision:
+        """Record an epoch's validation value; returns whether the trial continues. Idempotent.
 
         A storage that cannot be written now gets the value with the next one; the trial continues meanwhile.
 
         Raises:
             LeaseLost: if another search took the trial over, since this one did not respond for too long.
         """
-        if self._claims.lost(_lease(number)):
+        if self._claims.lost(lease_of(number)):
             raise LeaseLost(f"Another search took trial {number} over.")
         waiting = self._waiting.setdefault(number, [])
         waiting.append(result)
         try:
             if PROBE in self._stored(number).user_attrs:
-                return False  # no epochs: what pruners compare others with
+                return Decision.CONTINUE  # no epochs: what pruners compare others with
             self._report(number)
             frozen = self._stored(number).user_attrs["hyperparameters"]["freeze_depth"]
             if result.metrics.get("train/freeze_depth", frozen) > frozen:
-                return False  # what is still to be thawed cannot be compared with what was from the first epoch
-            seen = optuna.Trial(without_probes(self._study), self._stored(number)._trial_id)
-            return seen.should_prune() and result.epoch < self._config.train.epochs
+                return Decision.CONTINUE  # what is still to be thawed cannot be compared with what was from the start
+            return self._decide(number, result.epoch) if result.epoch < self._config.train.epochs else Decision.CONTINUE
         except UpdateFinishedTrialError:
             raise LeaseLost(f"Another search took trial {number} over, and has ended it.") from None
         except PASSING as error:
             _log.warning("the study cannot be written (%s); trial %d continues", error, number)
-            return False
+            return Decision.CONTINUE
+
+    def _decide(self, number: int, epoch: int) -> Decision:
+        stored = self._stored(number)
+        if self.slices is None:
+            seen = optuna.Trial(without_probes(self._study), stored._trial_id)
+            return Decision.PRUNE if seen.should_prune() else Decision.CONTINUE
+        # Heads that are trained together end together; and of epochs that a checkpoint holds only the last counts.
+        if stored.user_attrs.get("together") or epoch < max(stored.intermediate_values):
+            return Decision.CONTINUE
+        return Decision.CONTINUE if self.slices.next(training=number) == number else Decision.PAUSE
 
     def _report(self, number: int) -> None:
         waiting = self._waiting.get(number, [])
@@ -305,23 +328,26 @@ class Study:
         return len(patiently(self._stored, number).intermediate_values)
 
     def tell(self, result: TrialResult) -> None:
-        """Record how a trial ended; a trial that was told already is left as it is."""
-        patiently(self._tell, result)
+        """Record how a trial ended, or that it is paused; a trial that was told already is left as it is."""
+        if self.slices is not None and result.state == "paused":
+            self.slices.pause(result)
+        else:
+            patiently(self._tell, result)
 
     def _tell(self, result: TrialResult) -> None:
-        trial, lost = self._trial(result.number), self._claims.lost(_lease(result.number))
+        trial, lost = self._trial(result.number), self._claims.lost(lease_of(result.number))
         if not lost and not self._stored(result.number).state.is_finished():
             trial.set_user_attr("result", asdict(result))
-            state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+            states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
             value = result.value if result.state == "complete" else None
             try:
-                self._study.tell(result.number, value, state=state[result.state])
+                self._study.tell(result.number, value, state=states[result.state])
             except RuntimeError as error:
                 # Samplers of finite sequences (grid, brute force) end a study like this. The trial is stored by then.
                 if "Study.stop" not in str(error):
                     raise
                 self._study.set_user_attr("exhausted", True)
-        self._claims.release(_lease(result.number))
+        self._claims.release(lease_of(result.number))
         self._note_seconds()
 
     def join(self, numbers: Sequence[int]) -> None:
@@ -332,7 +358,7 @@ class Study:
     def others_run(self) -> bool:
         """Whether another live search has a trial of this study."""
         running = patiently(self._study.get_trials, deepcopy=False, states=(TrialState.RUNNING,))
-        return any(self._claims.taken_by_others(_lease(trial.number)) for trial in running)
+        return any(self._claims.taken_by_others(lease_of(trial.number)) for trial in running)
 
     def alone(self, name: str) -> AbstractContextManager[None]:
         """Within the block, no other search that shares the study is in a block of this name."""
@@ -344,7 +370,7 @@ class Study:
 
     def finished(self) -> int:
         """Trials that ended, however they did: what the budget counts."""
-        return sum(record.state != "running" for record in self.records())
+        return sum(record.ended for record in self.records())
 
     @property
     def exhausted(self) -> bool:
@@ -414,7 +440,3 @@ def _changes(known: Mapping[str, Any], config: SearchConfig) -> str:
         if known[section].get(key) != value
     ]
     return ", ".join(differing) or "other data"
-
-
-def _lease(number: int) -> str:
-    return f"trial-{number}"

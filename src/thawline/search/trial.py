@@ -154,6 +154,8 @@ class _Trial:
 
     def outcome(self, result: FitResult) -> Outcome:
         """How a training ended, in words."""
+        if result.decision is Decision.PAUSE:
+            return Outcome("paused", f"paused after epoch {result.history[-1].epoch}", result)
         if result.decision is Decision.PRUNE:
             return Outcome("pruned", f"pruned after epoch {result.history[-1].epoch}", result)
         if result.decision is Decision.STOP:
@@ -164,6 +166,7 @@ class _Trial:
     def end(self, outcome: Outcome, seconds: float) -> TrialResult:
         """Record how it ended, and sum it up."""
         spec = self.spec
+        seconds += spec.seconds_before
         self._wait_for_room()
         reached = what_was_reached(spec, self.folder, outcome.result)
         if self.observer is not None and self.observer.verdict.findings:
@@ -364,7 +367,7 @@ def _log_classes(
     metrics = {f"val_recall/{name}": float(recall) for name, recall in zip(spec.classes, recalls, strict=True)}
     metrics = {name: value for name, value in metrics.items() if value == value}  # a class that validation lacks is NaN
     trial.tracker.log_metrics(metrics, step=checkpoint.epoch)
-    if result.decision is not Decision.PRUNE:
+    if result.decision not in (Decision.PAUSE, Decision.PRUNE):
         record_classes(trial.tracker, counts, spec.classes, step=checkpoint.epoch)
 
 

@@ -6,7 +6,10 @@ from typing import Literal
 
 from thawline.training import Hyperparameters
 
-__all__ = ["TrialResult", "trial_folder", "trial_name"]
+__all__ = ["TrialEnding", "TrialResult", "trial_folder", "trial_name"]
+
+TrialEnding = Literal["complete", "pruned", "failed", "paused"]
+"""How a trial left its process. One that is paused may be resumed; if it never is, it ends as pruned."""
 
 
 @dataclass(frozen=True)
@@ -14,14 +17,14 @@ class TrialResult:
     """The result of a trial."""
 
     number: int
-    state: Literal["complete", "pruned", "failed"]
+    state: TrialEnding
     value: float | None
     """Best validation value of the study's metric; ``None`` if no epoch was finished."""
     best_epoch: int | None
     epochs: int
     """Epochs that were trained, over all restarts."""
     seconds: float
-    """Wall time of the process that ended it."""
+    """Wall time of the process that ended it, and of those before in which it was paused."""
     reason: str
     """Why it ended before its last epoch, or failed; else empty."""
     run_id: str | None

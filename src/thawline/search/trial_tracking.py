@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from thawline.config import flatten
 from thawline.exceptions import CheckpointError
 from thawline.search.spec import TrialSpec
-from thawline.search.trial_result import trial_folder, trial_name
+from thawline.search.trial_result import TrialEnding, trial_folder, trial_name
 from thawline.tracking import (
     CompositeTracker,
     MlflowTracker,
@@ -36,7 +35,7 @@ _OF_PROBES = {
 class Outcome:
     """How a trial ended, before it is recorded."""
 
-    state: Literal["complete", "pruned", "failed"]
+    state: TrialEnding
     reason: str = ""
     result: FitResult | None = None
 
@@ -114,7 +113,7 @@ def _of_validation(metrics: Mapping[str, float]) -> dict[str, float]:
 def record_end(
     spec: TrialSpec, tracker: CompositeTracker, outcome: Outcome, reached: Reached, seconds: float
 ) -> TrackingReport:
-    """Record how a trial ended, and close its trackers."""
+    """Record how a trial ended, and close its trackers. One that is paused has no checkpoint recorded yet."""
     summary = {"time/seconds": seconds}
     if reached.value is not None:
         summary[f"best/{spec.config.study.metric}"] = reached.value
@@ -123,7 +122,7 @@ def record_end(
     history = trial_folder(spec.home, spec.study, spec.number) / "history.csv"
     if history.exists():
         tracker.log_artifact(history)
-    if reached.checkpoint is not None and reached.best_epoch is not None:
+    if reached.checkpoint is not None and reached.best_epoch is not None and outcome.state != "paused":
         tracker.log_checkpoint(
             reached.checkpoint,
             name=f"{spec.study}-trial-{spec.number:03d}",

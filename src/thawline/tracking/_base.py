@@ -117,9 +117,9 @@ class Delivering(Protocol):
         """Announce how the run ended and that nothing more comes; ``close`` then waits for what is in progress."""
 
 
-def run_status(state: Literal["complete", "pruned", "failed"]) -> RunStatus:
-    """MLflow's word for the state of a trial: a pruned one was stopped on purpose, which MLflow calls killed."""
-    words: dict[str, RunStatus] = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+def run_status(state: Literal["complete", "pruned", "failed", "paused"]) -> RunStatus:
+    """MLflow's word for the state of a trial: what was stopped on purpose, for good or not, MLflow calls killed."""
+    words: dict[str, RunStatus] = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "paused": "KILLED"}
     return words[state]
 
 

@@ -22,6 +22,8 @@ class Decision(Enum):
     """The caller's answer to an epoch's result."""
 
     CONTINUE = "continue"
+    PAUSE = "pause"
+    """Leave now; the same call resumes from the last checkpoint, or nothing ever does."""
     PRUNE = "prune"
     STOP = "stop"
 

@@ -23,7 +23,7 @@ from thawline.search.space import PORTFOLIO
 from thawline.search.storage import LeaseLost, open_storage, storage_url
 from thawline.search.study import Asked, Study
 from thawline.search.trial_result import TrialResult
-from thawline.training import EpochResult
+from thawline.training import Decision, EpochResult
 
 pytestmark = pytest.mark.xdist_group("postgres")
 
@@ -169,7 +169,7 @@ from thawline.config import SearchConfig
 from thawline.search.conduct import Queue
 from thawline.search.study import Study
 from thawline.search.trial_result import TrialResult
-from thawline.training import EpochResult
+from thawline.training import Decision, EpochResult
 
 config = SearchConfig.build(
     {"data": {"path": "photos"}, "train": {"epochs": 4}, "study": {"storage": sys.argv[2], "trials": 12, "batch": 2}}
@@ -275,8 +275,8 @@ def test_a_storage_that_cannot_be_written_gets_the_reports_later_in_order(
             raise OSError(28, "No space left on device")
 
         context.setattr(Journal, "append_logs", full)
-        assert study.report(asked.number, epoch(1, 0.1)) is False
-        assert study.report(asked.number, epoch(2, 0.2)) is False
+        assert study.report(asked.number, epoch(1, 0.1)) is Decision.CONTINUE
+        assert study.report(asked.number, epoch(2, 0.2)) is Decision.CONTINUE
     study.report(asked.number, epoch(3, 0.3))
     stored = open_study(own_home)._study.get_trials()[asked.number].intermediate_values
     assert stored == {1: 0.1, 2: 0.2, 3: 0.3}

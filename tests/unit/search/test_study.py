@@ -25,7 +25,7 @@ from thawline.search.space import (
 )
 from thawline.search.study import Asked, Study
 from thawline.search.trial_result import TrialResult
-from thawline.training import EpochResult, Hyperparameters
+from thawline.training import Decision, EpochResult, Hyperparameters
 
 DEPTHS = {"resnet18": 5, "vgg11": 6}
 
@@ -58,7 +58,7 @@ def end_probe(study: Study, value: float = 0.3) -> Asked:
     asked = ask(study)
     assert asked.hyperparameters.is_probe
     metrics = {"val/accuracy": value, "val/loss": 1 - value, "train/loss": 1 - value, "time/epoch_seconds": 1.0}
-    assert not study.report(asked.number, EpochResult(1, metrics, 0))
+    assert study.report(asked.number, EpochResult(1, metrics, 0)) is Decision.CONTINUE
     study.tell(TrialResult(asked.number, "complete", value, 1, 1, 1.0, "", "run", "file"))
     return asked
 
@@ -220,11 +220,11 @@ def test_a_trial_is_not_compared_with_the_probe(own_home: Path) -> None:
     study = open_study(own_home, study={"pruner": "MedianPruner", "pruner_options": options})
     end_probe(study, 0.99)
     asked = ask(study)
-    assert not study.report(asked.number, epoch(1, 0.1)), "it would be far below"
+    assert study.report(asked.number, epoch(1, 0.1)) is Decision.CONTINUE, "it would be far below"
     study.tell(TrialResult(asked.number, "complete", 0.1, 4, 4, 1.0, "", "run", "file"))
     complete(study, 0.99)
     complete(study, 0.99)
-    assert study.report(ask(study).number, epoch(1, 0.1)), "a control: with trained ones it is"
+    assert study.report(ask(study).number, epoch(1, 0.1)) is Decision.PRUNE, "a control: with trained ones it is"
 
 
 def test_the_probe_is_none_of_the_trials_that_must_have_run_before_one_is_pruned(own_home: Path) -> None:
@@ -233,9 +233,9 @@ def test_the_probe_is_none_of_the_trials_that_must_have_run_before_one_is_pruned
     complete(study, 0.9)
     complete(study, 0.9)
     early = ask(study)
-    assert not study.report(early.number, epoch(1, 0.1)), "two have run"
+    assert study.report(early.number, epoch(1, 0.1)) is Decision.CONTINUE, "two have run"
     complete(study, 0.9)
-    assert study.report(ask(study).number, epoch(1, 0.1)), "three have"
+    assert study.report(ask(study).number, epoch(1, 0.1)) is Decision.PRUNE, "three have"
 
 
 def test_a_point_to_try_first_that_is_one_of_the_portfolio_is_tried_once(own_home: Path) -> None:
@@ -432,8 +432,8 @@ def test_a_bad_trial_is_pruned_before_its_last_epoch_and_a_good_one_is_not(own_h
     for value in (0.8, 0.82, 0.84, 0.86) * 2:
         complete(study, value)
     bad, good = ask(study), ask(study)
-    assert [study.report(bad.number, epoch(number, 0.1)) for number in (1, 2)] == [False, True]
-    assert not any(study.report(good.number, epoch(number, 0.9)) for number in (1, 2, 3, 4))
+    assert [study.report(bad.number, epoch(number, 0.1)) for number in (1, 2)] == [Decision.CONTINUE, Decision.PRUNE]
+    assert {study.report(good.number, epoch(number, 0.9)) for number in (1, 2, 3, 4)} == {Decision.CONTINUE}
 
 
 def test_no_trial_is_pruned_before_eight_have_run_to_their_end(own_home: Path) -> None:
@@ -441,7 +441,7 @@ def test_no_trial_is_pruned_before_eight_have_run_to_their_end(own_home: Path) -
     for value in (0.8, 0.82, 0.84, 0.86, 0.8, 0.82, 0.84):
         complete(study, value)
     bad = ask(study)
-    assert not any(study.report(bad.number, epoch(number, 0.1)) for number in (1, 2, 3))
+    assert {study.report(bad.number, epoch(number, 0.1)) for number in (1, 2, 3)} == {Decision.CONTINUE}
 
 
 def test_a_trial_is_not_pruned_while_something_is_still_to_be_thawed(own_home: Path) -> None:
@@ -451,7 +451,8 @@ def test_a_trial_is_not_pruned_while_something_is_still_to_be_thawed(own_home: P
 
     def reported(trial: int, number: int, depth: int) -> bool:
         result = epoch(number, 0.1)
-        return study.report(trial, EpochResult(number, {**result.metrics, "train/freeze_depth": depth}, 0))
+        decision = study.report(trial, EpochResult(number, {**result.metrics, "train/freeze_depth": depth}, 0))
+        return decision is Decision.PRUNE
 
     gradual, static = ask(study).number, ask(study).number
     assert [reported(gradual, number, depth) for number, depth in ((1, 5), (2, 4), (3, 3))] == [False, False, False]
@@ -462,7 +463,7 @@ def test_a_trial_is_never_pruned_after_its_last_epoch(own_home: Path) -> None:
     study = begun_study(own_home)
     for value in (0.8, 0.82, 0.84, 0.86) * 2:
         complete(study, value)
-    assert not study.report(ask(study).number, epoch(4, 0.0))
+    assert study.report(ask(study).number, epoch(4, 0.0)) is Decision.CONTINUE
 
 
 def test_a_study_of_losses_prunes_large_ones_and_ranks_small_ones_first(own_home: Path) -> None:
@@ -476,7 +477,7 @@ def test_a_study_of_losses_prunes_large_ones_and_ranks_small_ones_first(own_home
     assert ranked == [0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.5, 0.5]
     asked = ask(study)
     verdicts = [study.report(asked.number, EpochResult(n, {"val/loss": 9.0, "train/loss": 9.0}, 0)) for n in (1, 2)]
-    assert verdicts == [False, True]
+    assert verdicts == [Decision.CONTINUE, Decision.PRUNE]
 
 
 def test_a_failed_trial_is_failed_and_counts_towards_the_budget_but_never_wins(own_home: Path) -> None:

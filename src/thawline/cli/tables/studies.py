@@ -38,6 +38,6 @@ def leaderboard_table(records: Sequence[TrialRecord], metric: str, *, title: str
     # The one column that shrinks on a narrow terminal, so that a trial stays on one line.
     table.add_column("MLflow run", overflow="ellipsis", min_width=8)
     for row in leaderboard_rows(records):
-        style = {"complete": "", "pruned": "dim", "failed": "red", "running": "cyan"}[row["state"]]
+        style = {"complete": "", "pruned": "dim", "failed": "red", "paused": "dim", "running": "cyan"}[row["state"]]
         table.add_row(*leaderboard_cells(row, varied), row["run_id"] or "-", style=style)
     return table

@@ -1,0 +1,187 @@
+"""Freeze-thaw: which trial trains next, judged by what each may still reach.
+
+Every trial trains an epoch at a time. After each the choice is made anew, among the trials that are paused and the next
+new one: by the expected improvement over the best value so far that a trial brings at its end, for each second that it
+still needs where time is the budget (Swersky, Snoek, Adams, "Freeze-Thaw Bayesian Optimization", 2014).
+
+Where a curve ends is forecast in two steps. From an epoch to the end a value gains a share of what is missing to
+perfection; how large a share, is learned from the study's own curves, beginning with what recorded ones gained. A
+Gaussian process over the hyperparameters then makes one of these forecasts, each as uncertain as it is, so that a trial
+that has just begun, or has not, is judged by its neighbours.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Curve", "Forecast", "FreezeThaw", "forecast"]
+
+_GAIN = (0.30, 0.25)
+"""Mean and standard deviation of the share of what is missing to perfection that a curve gains from its very beginning
+to its end; later in proportion to the epochs that are left. From recorded curves, see ``benchmarks/freeze_thaw.py``."""
+_PRIOR_CURVES = 4
+"""As many curves of the study's own count as much as the recorded ones."""
+_NOISE = 0.02
+"""Standard deviation of what a trial reaches, by chance."""
+_MODELLED = 60
+"""Trials that the model is fitted to, at most: its time grows with their cube."""
+_FEWEST = 3
+"""Begun trials without which there is no model, only their mean and deviation."""
+_SMALLEST_GAP = 0.02
+"""What is missing to perfection, at least."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A trial as the choice sees it."""
+
+    number: int
+    point: tuple[float, ...] | None
+    """Its hyperparameters, each from 0 to 1, as many for every trial; ``None`` of a trial that is not drawn yet."""
+    values: tuple[float, ...] = ()
+    """After each epoch so far; more is better."""
+    seconds: float = 1.0
+    """Of an epoch."""
+    resumable: bool = True
+    """Whether it may be chosen: it has not ended, and nobody trains it now."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The best value that a trial has at its end, as far as it can be foreseen."""
+
+    mean: float
+    deviation: float
+
+    def chance(self, best: float) -> float:
+        """Probability that it is better than ``best``."""
+        return 0.5 * (1 + math.erf((self.mean - best) / self.deviation / math.sqrt(2)))
+
+    def improvement(self, best: float) -> float:
+        """By how much it is expected to be better than ``best``; what is worse counts as 0."""
+        z = (self.mean - best) / self.deviation
+        density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+        return (self.mean - best) * self.chance(best) + self.deviation * density
+
+
+@dataclass(frozen=True)
+class FreezeThaw:
+    """The rule by which a study gives out epochs.
+
+    Raises:
+        ValueError: naming the option that is out of its range.
+    """
+
+    n_startup_trials: int = 4
+    """Trials that are trained to their end before any is paused: what a model learns from, and a good answer early."""
+    least_chance: float = 0.01
+    """A paused trial whose probability to become the best is smaller stays paused."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n_startup_trials, bool) or not isinstance(self.n_startup_trials, int):
+            raise ValueError(f"n_startup_trials must be a whole number, but got {self.n_startup_trials!r}")
+        if self.n_startup_trials < 0:
+            raise ValueError(f"n_startup_trials must be 0 or more, but got {self.n_startup_trials}")
+        if not 0 <= self.least_chance < 1:
+            raise ValueError(f"0 <= least_chance < 1 must hold, but got {self.least_chance}")
+
+    def choose(
+        self, curves: Sequence[Curve], *, epochs: int, best: float | None, perfect: float, by_time: bool
+    ) -> int | None:
+        """The number of the trial that gets the next epoch; ``None`` if none is worth one.
+
+        A trial that has begun is worth it if its chance to end as the best is not too small; a new one always is, so
+        that a budget of trials is a budget of trials.
+
+        Args:
+            curves: trials that ended, are trained or are paused, and the next new one.
+            epochs: of a trial that is trained to its end.
+            best: the best value so far, the linear probe's included; ``None`` if there is none.
+            perfect: the value that cannot be surpassed: 1, or 0 of negative losses.
+            by_time: whether an expected improvement counts for each second that it takes; else as it is.
+        """
+        candidates = [curve for curve in curves if curve.resumable and len(curve.values) < epochs]
+        if sum(len(curve.values) >= epochs for curve in curves) < self.n_startup_trials:
+            first = sorted(candidates, key=lambda curve: (not curve.values, curve.number))
+            return first[0].number if first else None
+        forecasts = dict(zip((c.number for c in curves), forecast(curves, epochs, perfect), strict=True))
+        scores: dict[int, float] = {}
+        for curve in candidates:
+            foreseen = forecasts[curve.number]
+            if curve.values and best is not None and foreseen.chance(best) < self.least_chance:
+                continue
+            gain = foreseen.mean if best is None else foreseen.improvement(best)
+            scores[curve.number] = gain / ((epochs - len(curve.values)) * curve.seconds) if by_time else gain
+        return max(scores, key=lambda number: (scores[number], -number), default=None)
+
+
+def forecast(curves: Sequence[Curve], epochs: int, perfect: float) -> list[Forecast]:
+    """What each trial has at its end, in the order of ``curves``; see :meth:`FreezeThaw.choose`."""
+    gains = _gains([curve.values for curve in curves if len(curve.values) >= epochs], epochs, perfect)
+    known = {i: _extended(curve.values, gains, perfect) for i, curve in enumerate(curves) if curve.values}
+    means = np.array([each.mean for each in known.values()])
+    if len(known) < _FEWEST:
+        usual = Forecast(float(means.mean()), 0.1) if len(means) else Forecast(perfect - 0.5, 0.3)
+        return [known.get(i, usual) for i in range(len(curves))]
+    usual = Forecast(float(means.mean()), max(float(means.std()), _NOISE))
+    return _smoothed(curves, known, usual)
+
+
+def _gains(ended: Sequence[Sequence[float]], epochs: int, perfect: float) -> list[tuple[float, float]]:
+    """Mean and deviation of the share of what is missing that is gained after each epoch until the end."""
+    gains = []
+    for epoch in range(epochs):
+        left = 1 - epoch / epochs
+        own = [(max(values) - values[epoch]) / _missing(values[epoch], perfect) for values in ended]
+        weight = _PRIOR_CURVES + len(own)
+        mean = (_GAIN[0] * left * _PRIOR_CURVES + sum(own)) / weight
+        spread = (_GAIN[1] * left) ** 2 * _PRIOR_CURVES + sum((gain - mean) ** 2 for gain in own)
+        gains.append((mean, math.sqrt(spread / weight)))
+    return gains
+
+
+def _extended(values: Sequence[float], gains: Sequence[tuple[float, float]], perfect: float) -> Forecast:
+    """Where a curve ends, seen by itself."""
+    if len(values) >= len(gains):
+        return Forecast(max(values), _NOISE)
+    mean, deviation = (share * _missing(values[-1], perfect) for share in gains[len(values) - 1])
+    return Forecast(max(*values, values[-1] + mean), max(deviation, _NOISE))
+
+
+def _missing(value: float, perfect: float) -> float:
+    return max(perfect - value, _SMALLEST_GAP)
+
+
+def _smoothed(curves: Sequence[Curve], known: Mapping[int, Forecast], usual: Forecast) -> list[Forecast]:
+    """The same, each in the light of its neighbours, and trials that have not begun by these alone."""
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+
+    fitted = _modelled(known)
+    points = np.array([curves[i].point for i in fitted], dtype=np.float64)
+    targets = np.array([(known[i].mean - usual.mean) / usual.deviation for i in fitted])
+    noise = np.array([(known[i].deviation / usual.deviation) ** 2 for i in fitted])
+    kernel = ConstantKernel(1.0, (0.1, 10.0)) * Matern([0.5] * points.shape[1], (0.1, 5.0), nu=2.5)
+    drawn = [i for i, curve in enumerate(curves) if curve.point is not None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a length is at the end of its range, or the search for it was short
+        model = GaussianProcessRegressor(kernel, alpha=noise, random_state=0).fit(points, targets)
+        means, deviations = model.predict([curves[i].point for i in drawn], return_std=True)
+    smoothed = [usual] * len(curves)
+    for i, mean, deviation in zip(drawn, means, deviations, strict=True):
+        reached = max(curves[i].values, default=-math.inf)
+        foreseen, spread = usual.mean + usual.deviation * float(mean), usual.deviation * float(deviation)
+        smoothed[i] = Forecast(max(reached, foreseen), max(spread, _NOISE / 2))
+    return smoothed
+
+
+def _modelled(known: Mapping[int, Forecast]) -> list[int]:
+    """Those that the model is fitted to: all, or the best and the latest."""
+    order = list(known)
+    if len(order) <= _MODELLED:
+        return order
+    latest, rest = order[-_MODELLED // 2 :], order[: -_MODELLED // 2]
+    return sorted([*sorted(rest, key=lambda i: -known[i].mean)[: _MODELLED // 2], *latest])

@@ -1,0 +1,174 @@
+"""A study whose trials are paused and resumed: which of them trains the next epoch, and what waits meanwhile."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from thawline.config import SearchConfig
+from thawline.search.freeze_thaw import Curve, FreezeThaw
+from thawline.search.records import Asked, TrialRecord
+from thawline.search.sampling import PAUSED, PROBE, freeze_thaw_of
+from thawline.search.space import point_in_cube
+from thawline.search.storage import Claims, patiently
+from thawline.search.trial_result import TrialResult
+from thawline.training import Hyperparameters, Thawing, sign_of
+
+__all__ = ["BEGUN", "NEW", "Slices", "lease_of"]
+
+BEGUN = "begun"
+"""Attribute of a trial that was started."""
+NEW = -1
+"""Stands for a trial that is still to be drawn."""
+
+
+def lease_of(number: int) -> str:
+    """Name of the claim of a trial."""
+    return f"trial-{number}"
+
+
+class Slices:
+    """The epochs of a study, given out one at a time.
+
+    A trial that waits for its next epoch is RUNNING in Optuna's study, with what it has reached as an attribute, and
+    without a lease: any search that shares the study may resume it.
+    """
+
+    def __init__(
+        self,
+        rule: FreezeThaw,
+        study: optuna.Study,
+        claims: Claims,
+        config: SearchConfig,
+        may_draw: Callable[[], bool],
+    ) -> None:
+        """Share the trials of a study; see :meth:`of`."""
+        self._rule, self._study, self._claims, self._config = rule, study, claims, config
+        self._may_draw = may_draw
+        self._depths: Mapping[str, int] = study.user_attrs["depths"]
+        self._sign = sign_of(config.study.metric)
+
+    @classmethod
+    def of(
+        cls, study: optuna.Study, claims: Claims, config: SearchConfig, may_draw: Callable[[], bool]
+    ) -> "Slices | None":
+        """Those of a study; ``None`` unless its pruner is freeze-thaw.
+
+        Args:
+            study: with its trials.
+            claims: who works on which.
+            config: of the search.
+            may_draw: whether there may be further trials.
+        """
+        rule = freeze_thaw_of(config.study)
+        return None if rule is None else cls(rule, study, claims, config, may_draw)
+
+    def next(self, waiting: Sequence[int] | None = None, *, training: int | None = None) -> int | None:
+        """The number of the trial that should train next, or :data:`NEW`; ``None`` if none is worth another epoch.
+
+        Args:
+            waiting: new trials that the caller may start; ``None`` for all that were drawn and not begun.
+            training: the trial that asks whether to continue.
+        """
+        trials = patiently(self._study.get_trials, deepcopy=False)
+        curves = list(self._begun(trials, training))
+        drawn = [trial for trial in trials if _is_new(trial) and (waiting is None or trial.number in waiting)]
+        if drawn:  # the one that comes first in the queue
+            curves.append(self._curve(min(drawn, key=lambda trial: (-self._frozen(trial), trial.number))))
+        elif self._may_draw():
+            curves.append(Curve(NEW, None, seconds=_mean([curve.seconds for curve in curves])))
+        probed = [self._sign * trial.value for trial in trials if PROBE in trial.user_attrs and trial.value is not None]
+        return self._rule.choose(
+            curves,
+            epochs=self._config.train.epochs,
+            best=max([*probed, *(value for curve in curves for value in curve.values)], default=None),
+            perfect=0.0 if self._config.study.metric == "loss" else 1.0,
+            by_time=self._config.study.timeout_minutes is not None,
+        )
+
+    def begin(self, number: int) -> None:
+        """Note that a trial starts: until it is paused or ends, nobody else trains it."""
+        self._note(number, BEGUN, True)
+
+    def pause(self, result: TrialResult) -> None:
+        """Note what a trial has reached that waits for its next epoch."""
+        if not self._claims.lost(lease_of(result.number)):
+            self._note(result.number, PAUSED, asdict(result))
+        self._claims.release(lease_of(result.number))
+
+    def resume(self, number: int) -> Asked | None:
+        """Take a paused trial; ``None`` if another search has it."""
+        with self._claims.alone("draw"):
+            if not self._claims.take(lease_of(number)):
+                return None
+            trial = self._trial(number)
+            paused = trial.user_attrs.get(PAUSED)
+            if trial.state.is_finished() or not paused:
+                self._claims.release(lease_of(number))
+                return None
+            self._note(number, PAUSED, {})
+        hyperparameters = Hyperparameters(**trial.user_attrs["hyperparameters"])
+        return Asked(number, hyperparameters, resumed=True, seconds=paused["seconds"])
+
+    def left(self, records: Sequence[TrialRecord], *, out_of_time: bool) -> Iterator[TrialResult]:
+        """Take the trials that are paused, the best first; how they end, as nobody will resume them: as pruned.
+
+        Out of time, one that is better than all complete ones counts as it is, as a trial that is trained then does.
+        """
+        complete = [self._sign * r.value for r in records if r.state == "complete" and r.value is not None]
+        best = max(complete, default=-math.inf)
+        paused = [(r.result, self._sign * r.value) for r in records if r.state == "paused" and r.result and r.value]
+        for result, value in sorted(paused, key=lambda each: -each[1]):
+            if self.resume(result.number) is None:
+                continue
+            if out_of_time and value > best:
+                best = value
+                yield replace(result, state="complete", reason=f"stopped by the time limit, {result.reason}")
+            else:
+                yield replace(result, state="pruned", reason=f"{result.reason}, not resumed")
+
+    def _note(self, number: int, name: str, value: object) -> None:
+        patiently(optuna.Trial(self._study, self._trial(number)._trial_id).set_user_attr, name, value)
+
+    def _trial(self, number: int) -> FrozenTrial:
+        trial: FrozenTrial = patiently(self._study.get_trials, deepcopy=False)[number]
+        return trial
+
+    def _begun(self, trials: Sequence[FrozenTrial], training: int | None) -> Iterator[Curve]:
+        for trial in trials:
+            if PROBE in trial.user_attrs or not trial.intermediate_values or trial.state is TrialState.FAIL:
+                continue
+            waits = bool(trial.user_attrs.get(PAUSED)) or trial.number == training
+            yield self._curve(trial, resumable=trial.state is TrialState.RUNNING and waits)
+
+    def _curve(self, trial: FrozenTrial, *, resumable: bool = True) -> Curve:
+        values = [self._sign * value for _, value in sorted(trial.intermediate_values.items())]
+        if trial.state is TrialState.COMPLETE:  # it may have stopped early
+            values += [max(values)] * (self._config.train.epochs - len(values))
+        hyperparameters = Hyperparameters(**trial.user_attrs["hyperparameters"])
+        point = point_in_cube(hyperparameters, self._config, self._depths)
+        return Curve(trial.number, point, tuple(values), self._seconds(hyperparameters), resumable)
+
+    def _seconds(self, hyperparameters: Hyperparameters) -> float:
+        """Of an epoch of a trial, in the mean: policies thaw on the way. Unknown, every epoch costs the same."""
+        known = self._study.user_attrs.get(f"seconds:{hyperparameters.backbone}")
+        if known is None:
+            return 1.0
+        deepest, train = self._depths[hyperparameters.backbone], self._config.train
+        thawing = Thawing.of(hyperparameters, train, deepest=deepest, metric=self._config.study.metric)
+        return _mean([known[depth] for depth in thawing.planned(train.epochs)])
+
+    def _frozen(self, trial: FrozenTrial) -> float:
+        hyperparameters = trial.user_attrs["hyperparameters"]
+        return float(hyperparameters["freeze_depth"] / self._depths[hyperparameters["backbone"]])
+
+
+def _is_new(trial: FrozenTrial) -> bool:
+    drawn = trial.state is TrialState.RUNNING and "hyperparameters" in trial.user_attrs
+    return drawn and not {BEGUN, PROBE} & trial.user_attrs.keys()
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 1.0

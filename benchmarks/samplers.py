@@ -28,7 +28,7 @@ from sklearn.datasets import load_digits
 
 from thawline import backbones
 from thawline.config import TrainConfig
-from thawline.search.sampling import GPSamplerWithPruned
+from thawline.search.gp_sampler import GPSamplerWithPruned
 from thawline.training import (
     CheckpointFolder,
     Decision,

@@ -12,9 +12,11 @@ from faults import Life, Search, facts
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kills"), pytest.mark.timeout(1500)]
 
 KILLS = 30
-OPTIONS = [
-    *("--trials", "15", "--epochs", "4", "--set", "study.retries=100"),
-    *("--set", "space.freeze_depth=[3, 6]", "--set", "study.pruner_options={n_startup_trials: 2, n_warmup_steps: 1}"),
+OPTIONS = ["--trials", "15", "--epochs", "4", "--set", "study.retries=100", "--set", "space.freeze_depth=[3, 6]"]
+MEDIAN = ["--set", "study.pruner_options={n_startup_trials: 2, n_warmup_steps: 1}"]
+FREEZE_THAW = [
+    *("--set", "study.pruner=freeze_thaw"),
+    *("--set", "study.pruner_options={n_startup_trials: 1, least_chance: 0.05}"),
 ]
 
 
@@ -44,12 +46,14 @@ def hurt(life: Life, chance: random.Random, kills: int) -> tuple[int, bool]:
     return done, False
 
 
+@pytest.mark.parametrize("pruner", [MEDIAN, FREEZE_THAW], ids=["median", "freeze_thaw"])
 def test_thirty_random_kills_lose_no_epoch_double_nothing_and_end_in_the_same_champion(
-    make_search: Callable[..., Search],
+    make_search: Callable[..., Search], pruner: list[str]
 ) -> None:
-    whole = make_search("whole", *OPTIONS)
+    whole = make_search("whole", *OPTIONS, *pruner)
     expected = whole.finish()
-    search = make_search("killed", *OPTIONS)
+    assert {row["state"] for row in expected["trials"]} == {"complete", "pruned"}, "a control: some are stopped"
+    search = make_search("killed", *OPTIONS, *pruner)
     # What is stored and in which precision is measured: another measurement, other bits.
     for plan in (whole.home / "studies" / "shapes").glob("plan-*.json"):
         (search.home / "studies" / "shapes").mkdir(parents=True)

@@ -1,6 +1,6 @@
 """Freeze-thaw: which trial trains next, judged by what each may still reach.
 
-Every trial trains an epoch at a time. After each the choice is made anew, among the trials that are paused and the next
+Every trial trains an epoch at a time. After each one is chosen, among the trials that are paused and the next
 new one: by the expected improvement over the best value so far that a trial brings at its end, for each second that it
 still needs where time is the budget (Swersky, Snoek, Adams, "Freeze-Thaw Bayesian Optimization", 2014).
 

@@ -9,7 +9,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from thawline import environment
 from thawline.exceptions import StudyError
-from thawline.search.sampling import PAUSED, quiet, without_probes
+from thawline.search.gp_sampler import PAUSED
+from thawline.search.sampling import quiet, without_probes
 from thawline.search.storage import open_storage, storage_of, storage_url
 from thawline.search.trial_result import TrialResult
 from thawline.training import Hyperparameters

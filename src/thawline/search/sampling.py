@@ -1,7 +1,5 @@
 """Optuna's samplers and pruners as a study uses them."""
 
-import copy
-import datetime
 import inspect
 import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -18,10 +16,10 @@ from optuna.trial import FrozenTrial, TrialState
 from thawline.config import StudyConfig
 from thawline.exceptions import ConfigError
 from thawline.search.freeze_thaw import FreezeThaw
+from thawline.search.gp_sampler import GPSamplerWithPruned
 
 __all__ = [
     "FINITE",
-    "PAUSED",
     "PROBE",
     "check_sampling",
     "freeze_thaw_of",
@@ -33,8 +31,6 @@ __all__ = [
 
 PROBE = "probe"
 """Attribute of a trial that is the linear probe of a backbone, whose name it holds."""
-PAUSED = "paused"
-"""Attribute of a trial that waits for its next epoch: what it has reached; empty of one that waited and was resumed."""
 FINITE = {"GridSampler", "BruteForceSampler"}
 # Their sequence of points depends on one seed for the whole study; they keep their place in the storage.
 _FREEZE_THAW = "freeze_thaw"
@@ -115,77 +111,23 @@ class _WithoutProbes(BaseSampler):
         self._sampler.reseed_rng()
 
 
-class GPSamplerWithPruned(optuna.samplers.GPSampler):
-    """Optuna's ``GPSampler``, which also learns from pruned trials.
-
-    Optuna's own sees only complete and running trials: it learns nothing from pruned ones, and asks for the same point
-    again. Here a pruned or paused trial counts with the last value it reported, a little less than it would have
-    reached: it was below the median, or not worth another epoch, all the same.
-    """
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The parameters that are modelled together."""
-        return super().infer_relative_search_space(*_pruned_as_complete(study, trial))
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Ask the model."""
-        return super().sample_relative(*_pruned_as_complete(study, trial), search_space)
-
-
-_MODELLED = 100
-"""Trials that the model is fitted to, at most: the time for it grows with their cube."""
-
-
-def _pruned_as_complete(study: optuna.Study, asking: FrozenTrial) -> tuple[optuna.Study, FrozenTrial]:
-    """A copy of the study in memory in which pruned trials are complete, and that copy of the trial that asks.
-
-    Of a large study it holds the best and the latest trials, half of each, and those that are running.
-    """
-    trials = [
-        trial for trial in study.get_trials(deepcopy=False) if trial.number != asking.number and trial.state in _SEEN
-    ]
-    trials = [_as_pruned(trial) if trial.user_attrs.get(PAUSED) else trial for trial in trials]
-    running = [trial for trial in trials if trial.state is TrialState.RUNNING]
-    valued = [trial for trial in trials if trial.value is not None and trial.state is not TrialState.RUNNING]
-    if len(valued) > _MODELLED:
-        sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-        latest = valued[-_MODELLED // 2 :]
-        best = sorted(valued[: -_MODELLED // 2], key=lambda trial: sign * float(trial.value or 0.0))[: _MODELLED // 2]
-        valued = sorted([*best, *latest], key=lambda trial: trial.number)
-    seen = copy.deepcopy([*valued, *running])
-    made = optuna.create_study(direction=study.direction)
-    for trial in sorted(seen, key=lambda trial: trial.number):
-        if trial.state is TrialState.PRUNED:
-            trial.state = TrialState.COMPLETE
-        made.add_trial(trial)
-    made.add_trial(asking)
-    return made, made.get_trials(deepcopy=False)[-1]
-
-
-def _as_pruned(trial: FrozenTrial) -> FrozenTrial:
-    """A paused trial as if it was never resumed; one that has ended since is left as it is."""
-    if trial.state is not TrialState.RUNNING:
-        return trial
-    ended = copy.deepcopy(trial)
-    ended.state, ended.datetime_complete = TrialState.PRUNED, datetime.datetime.now()
-    ended.value = ended.intermediate_values[max(ended.intermediate_values)]
-    return ended
-
-
-_SEEN = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-
-
-def sampler_of(config: StudyConfig, trials: int) -> BaseSampler:
+def sampler_of(config: StudyConfig, trials: int, seconds: Sequence[float] | None = None) -> BaseSampler:
     """A sampler seeded by the study's seed and the number of trials so far. It does not see linear probes.
 
     One sampler for all trials would, after a restart, draw the numbers of the first trials again.
+
+    Args:
+        config: which sampler, with which options.
+        trials: their number so far.
+        seconds: that an epoch takes, by freeze depth from 0, where time is the budget: GPSampler then weighs what a
+            trial promises by it.
     """
     options = dict(config.sampler_options)
     kind = _class_of(optuna.samplers, config.sampler, BaseSampler, "study.sampler")
     if kind is optuna.samplers.GPSampler:
         kind = GPSamplerWithPruned
+        if seconds is not None:
+            options["seconds"] = seconds
         # With several backbones each has a depth of its own, which the model cannot hold: drawn at random, as meant.
         options.setdefault("warn_independent_sampling", False)
     if "seed" in inspect.signature(kind).parameters:

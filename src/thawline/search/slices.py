@@ -9,8 +9,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from thawline.config import SearchConfig
 from thawline.search.freeze_thaw import Curve, FreezeThaw
+from thawline.search.gp_sampler import PAUSED
 from thawline.search.records import Asked, TrialRecord
-from thawline.search.sampling import PAUSED, PROBE, freeze_thaw_of
+from thawline.search.sampling import PROBE, freeze_thaw_of
 from thawline.search.space import point_in_cube
 from thawline.search.storage import Claims, patiently
 from thawline.search.trial_result import TrialResult

@@ -20,10 +20,10 @@ from optuna.trial import FrozenTrial, TrialState
 from thawline import logs
 from thawline.config import SearchConfig
 from thawline.exceptions import StudyError
+from thawline.search.gp_sampler import PAUSED
 from thawline.search.records import Asked, TrialRecord, importances_of, ranked
 from thawline.search.sampling import (
     FINITE,
-    PAUSED,
     PROBE,
     pruner_of,
     quiet,
@@ -262,7 +262,7 @@ class Study:
         waiting = [trial.number for trial in trials if trial.state is TrialState.WAITING]
         drawn = min(waiting, default=len(trials)) if number is None else number
         with quiet():
-            self._study.sampler = sampler_of(self._config.study, drawn)
+            self._study.sampler = sampler_of(self._config.study, drawn, self._seconds_by_depth())
             trial = self._study.ask() if number is None else self._trial(number)
             probed = trial.user_attrs.get(PROBE)
             if probed is not None:
@@ -277,6 +277,14 @@ class Study:
         """End the trials that are paused, as nobody will resume them; see :meth:`Slices.left`."""
         for result in self.slices.left(self.records(), out_of_time=out_of_time) if self.slices is not None else ():
             self.tell(result)
+
+    def _seconds_by_depth(self) -> list[float] | None:
+        """What an epoch takes by freeze depth, where that decides what is drawn: of one backbone, if time is short."""
+        backbone, *others = self._config.backbones
+        if self._config.study.timeout_minutes is None or others:
+            return None
+        seconds: list[float] | None = self._study.user_attrs.get(f"seconds:{backbone}")
+        return seconds
 
     def report(self, number: int, result: EpochResult) -> Decision:
         """Record an epoch's validation value; returns whether the trial continues. Idempotent.

@@ -420,6 +420,28 @@ def test_the_default_sampler_learns_from_pruned_trials_and_never_asks_for_the_sa
     assert len(set(asked)) == len(asked)
 
 
+def test_where_time_is_the_budget_what_a_trial_promises_is_weighed_by_its_cost(own_home: Path) -> None:
+    def mean_depth(name: str, seconds: list[float], **study: Any) -> float:
+        opened = begun_study(own_home, name, study={"sampler_options": {"n_startup_trials": 2}, **study})
+        opened.keep_seconds("resnet18", seconds)
+        for number in range(8):  # nothing speaks for one depth or another
+            complete(opened, 0.5 + 0.001 * (number % 2))
+        depths = []
+        for _ in range(10):
+            asked = ask(opened)
+            depths.append(asked.hyperparameters.freeze_depth)
+            opened.tell(TrialResult(asked.number, "complete", 0.5, 4, 4, 1.0, "", "run", "file"))
+        return sum(depths) / len(depths)
+
+    short = {"timeout_minutes": 60.0}
+    deep_is_cheap = mean_depth("deep", [100.0, 80.0, 60.0, 40.0, 20.0, 1.0], **short)
+    deep_is_expensive = mean_depth("shallow", [1.0, 20.0, 40.0, 60.0, 80.0, 100.0], **short)
+    assert deep_is_cheap > deep_is_expensive + 1
+    one = mean_depth("one", [100.0, 80.0, 60.0, 40.0, 20.0, 1.0])
+    other = mean_depth("other", [1.0, 20.0, 40.0, 60.0, 80.0, 100.0])
+    assert one == other, "a control: where trials are the budget, seconds do not matter"
+
+
 def test_each_backbone_has_a_depth_range_of_its_own(own_home: Path) -> None:
     study = open_study(own_home, space={"backbone": ["resnet18", "vgg11"]}, study={"sampler": "RandomSampler"})
     sampled = trained(study, 46)

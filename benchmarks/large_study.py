@@ -13,8 +13,12 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
@@ -23,6 +27,7 @@ from thawline import environment
 environment.prepare()
 
 from thawline.config import SearchConfig  # noqa: E402
+from thawline.search.conduct import Queue  # noqa: E402
 from thawline.search.study import Study  # noqa: E402
 from thawline.search.trial_result import TrialResult  # noqa: E402
 from thawline.training import Decision, EpochResult  # noqa: E402
@@ -42,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--postgres", action="store_true", help="keep the study on a PostgreSQL server")
     parser.add_argument("--sampler", default="GPSampler")
+    parser.add_argument("--pruner", default="MedianPruner")
     parser.add_argument("--trials", type=int, default=SIZES[-1])
     arguments = parser.parse_args()
     with ExitStack() as stack:
@@ -51,7 +57,7 @@ def main() -> None:
             from databases import postgres_server
 
             url = stack.enter_context(postgres_server())()
-        study = {"sampler": arguments.sampler, "storage": url, "trials": arguments.trials}
+        study = {"sampler": arguments.sampler, "pruner": arguments.pruner, "storage": url, "trials": arguments.trials}
         config = SearchConfig.build({"data": {"path": "photos"}, "train": {"epochs": EPOCHS}, "study": study})
         opened = Study.open(folder, "large", config, {"resnet18": 10}, "f")
         stack.enter_context(opened.held())
@@ -61,25 +67,32 @@ def main() -> None:
 def measure(study: Study, trials: int) -> None:
     """Run the study; print the medians of the last trials before each size."""
     seconds: dict[str, list[float]] = {"draw": [], "report": [], "tell": []}
-    for number in range(1, trials + 1):
+    queue = Queue(study, trials=trials, batch=1, deadline=None, apart=True)
+    epochs, printed = Counter[int](), 0
+
+    def timed(what: str, call: Callable[[], Any]) -> Any:
         began = time.perf_counter()
-        (asked,) = study.draw(1, trials=trials)
-        seconds["draw"].append(time.perf_counter() - began)
-        depth, rate = asked.hyperparameters.freeze_depth, asked.hyperparameters.learning_rate
-        pruned, epoch, value = False, 0, 0.0
-        while not pruned and epoch < EPOCHS:
-            epoch += 1
-            value = value_of(depth, math.log10(rate), epoch)
-            began = time.perf_counter()
-            pruned = study.report(asked.number, EpochResult(epoch, {"val/accuracy": value}, 0)) is Decision.PRUNE
-            seconds["report"].append(time.perf_counter() - began)
-        began = time.perf_counter()
-        state = "pruned" if pruned else "complete"
-        study.tell(TrialResult(asked.number, state, value, epoch, epoch, 1.0, "", "run", "file"))  # type: ignore[arg-type]
-        seconds["tell"].append(time.perf_counter() - began)
-        if number in SIZES:
+        value = call()
+        seconds[what].append(time.perf_counter() - began)
+        return value
+
+    while together := timed("draw", queue.next):
+        (asked,) = together
+        depth, rate = asked.hyperparameters.freeze_depth, max(1e-6, asked.hyperparameters.learning_rate)
+        last = 1 if asked.hyperparameters.is_probe else EPOCHS
+        decision, value = Decision.CONTINUE, 0.0
+        while decision is Decision.CONTINUE and epochs[asked.number] < last:
+            epochs[asked.number] += 1
+            value = value_of(depth, math.log10(rate), epochs[asked.number])
+            result = EpochResult(epochs[asked.number], {"val/accuracy": value}, 0)
+            decision = timed("report", partial(study.report, asked.number, result))
+        state = {Decision.PRUNE: "pruned", Decision.PAUSE: "paused"}.get(decision, "complete")
+        done = TrialResult(asked.number, state, value, 1, epochs[asked.number], 1.0, "", "run", "file")  # type: ignore[arg-type]
+        timed("tell", partial(study.tell, done))
+        if len(epochs) in SIZES and len(epochs) > printed:
+            printed = len(epochs)
             row = {what: round(1000 * statistics.median(values[-WINDOW:]), 1) for what, values in seconds.items()}
-            print(json.dumps({"trials": number, "milliseconds": row}), flush=True)
+            print(json.dumps({"trials": printed, "milliseconds": row}), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -74,10 +75,12 @@ class Slices:
             training: the trial that asks whether to continue.
         """
         trials = patiently(self._study.get_trials, deepcopy=False)
-        curves = list(self._begun(trials, training))
+        attributes = self._study.user_attrs  # a copy, which is expensive
+        curves = [self._curve(trial, attributes, resumable=waits) for trial, waits in self._begun(trials, training)]
         drawn = [trial for trial in trials if _is_new(trial) and (waiting is None or trial.number in waiting)]
         if drawn:  # the one that comes first in the queue
-            curves.append(self._curve(min(drawn, key=lambda trial: (-self._frozen(trial), trial.number))))
+            first = min(drawn, key=lambda trial: (-self._frozen(trial), trial.number))
+            curves.append(self._curve(first, attributes))
         elif self._may_draw():
             curves.append(Curve(NEW, None, seconds=_mean([curve.seconds for curve in curves])))
         probed = [self._sign * trial.value for trial in trials if PROBE in trial.user_attrs and trial.value is not None]
@@ -137,24 +140,26 @@ class Slices:
         trial: FrozenTrial = patiently(self._study.get_trials, deepcopy=False)[number]
         return trial
 
-    def _begun(self, trials: Sequence[FrozenTrial], training: int | None) -> Iterator[Curve]:
+    @staticmethod
+    def _begun(trials: Sequence[FrozenTrial], training: int | None) -> Iterator[tuple[FrozenTrial, bool]]:
+        """Trials that have finished an epoch, and whether they may be given another now."""
         for trial in trials:
             if PROBE in trial.user_attrs or not trial.intermediate_values or trial.state is TrialState.FAIL:
                 continue
             waits = bool(trial.user_attrs.get(PAUSED)) or trial.number == training
-            yield self._curve(trial, resumable=trial.state is TrialState.RUNNING and waits)
+            yield trial, trial.state is TrialState.RUNNING and waits
 
-    def _curve(self, trial: FrozenTrial, *, resumable: bool = True) -> Curve:
+    def _curve(self, trial: FrozenTrial, attributes: Mapping[str, Any], *, resumable: bool = True) -> Curve:
         values = [self._sign * value for _, value in sorted(trial.intermediate_values.items())]
         if trial.state is TrialState.COMPLETE:  # it may have stopped early
             values += [max(values)] * (self._config.train.epochs - len(values))
         hyperparameters = Hyperparameters(**trial.user_attrs["hyperparameters"])
         point = point_in_cube(hyperparameters, self._config, self._depths)
-        return Curve(trial.number, point, tuple(values), self._seconds(hyperparameters), resumable)
+        return Curve(trial.number, point, tuple(values), self._seconds(hyperparameters, attributes), resumable)
 
-    def _seconds(self, hyperparameters: Hyperparameters) -> float:
+    def _seconds(self, hyperparameters: Hyperparameters, attributes: Mapping[str, Any]) -> float:
         """Of an epoch of a trial, in the mean: policies thaw on the way. Unknown, every epoch costs the same."""
-        known = self._study.user_attrs.get(f"seconds:{hyperparameters.backbone}")
+        known = attributes.get(f"seconds:{hyperparameters.backbone}")
         if known is None:
             return 1.0
         deepest, train = self._depths[hyperparameters.backbone], self._config.train

@@ -27,7 +27,7 @@ from thawline.search.trial import run_together, run_trial
 from thawline.search.trial_result import trial_folder
 from thawline.search.worker import WorkerCrashed, call_in_worker
 from thawline.tracking import MlflowStore
-from thawline.training import CheckpointFolder, Decision, EpochResult, Interrupted, Runtime
+from thawline.training import CheckpointFolder, Decision, EpochResult, Interrupted, Runtime, load_checkpoint
 from thawline.training.observation import Allowance
 
 pytestmark = pytest.mark.usefixtures("probe_once")
@@ -130,6 +130,32 @@ def test_a_pruned_trial_is_killed_in_mlflow_and_says_after_which_epoch(make_spec
     result = run_trial(make_spec(epochs=3), lambda epoch: Decision.PRUNE if epoch.epoch == 1 else Decision.CONTINUE)
     assert (result.state, result.epochs, result.reason) == ("pruned", 1, "pruned after epoch 1")
     assert run_of(store, result.run_id).info.status == "KILLED"
+
+
+def test_a_paused_trial_that_is_resumed_is_one_run_and_ends_as_if_it_had_not_been_paused(
+    make_spec: Make, store: MlflowStore
+) -> None:
+    spec, whole = make_spec(depth=4, epochs=3), make_spec(number=1, depth=4, epochs=3)
+    paused = run_trial(spec, lambda epoch: Decision.PAUSE if epoch.epoch == 1 else Decision.CONTINUE)
+    assert (paused.state, paused.epochs, paused.reason) == ("paused", 1, "paused after epoch 1")
+    run = run_of(store, paused.run_id)
+    assert run.info.status == "KILLED"
+    assert run.data.tags["thawline.state"] == "paused"
+    assert paused.value == run.data.metrics["val/accuracy"]
+
+    resumed = run_trial(dataclasses.replace(spec, seconds_before=100.0), go_on)
+    expected = run_trial(whole, go_on)
+    assert resumed.run_id == paused.run_id
+    run = run_of(store, resumed.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["thawline.state"] == "complete"
+    assert [metric.step for metric in store.client.get_metric_history(run.info.run_id, "val/accuracy")] == [1, 2, 3]
+    assert (resumed.value, resumed.best_epoch, resumed.epochs) == (expected.value, expected.best_epoch, 3)
+    assert resumed.seconds > 100, "what it took before it was paused counts"
+    folders = (trial_folder(spec.home, spec.study, number) for number in (0, 1))
+    weights, others = (load_checkpoint(folder / "epoch-0003.safetensors").model for folder in folders)
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 def test_a_trial_that_diverges_is_failed_with_the_reason(make_spec: Make, store: MlflowStore) -> None:

@@ -32,6 +32,7 @@ DESIGNS = {
     "default": "NopPruner",
     "default, median": "MedianPruner",
     "default, halving": "SuccessiveHalvingPruner",
+    "default, freeze-thaw": "freeze_thaw",
 }
 """Design and its pruner."""
 EPOCH = re.compile(r"trial-(\d+) epoch (\d+)/\d+: .*val/accuracy ([\d.]+)")
@@ -61,7 +62,11 @@ class Run:
 def main() -> None:
     """Run all designs, interleaved over the seeds, and print a table; ``--plot`` draws the regret."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backbone", default="squeezenet1_0", help="another one has random weights: times alone count")
+    parser.add_argument(
+        "--backbone",
+        default="squeezenet1_0",
+        help="one without a file in weights/ has random weights: times alone count",
+    )
     parser.add_argument("--train", type=int, default=200, help="training images")
     parser.add_argument("--validation", type=int, default=100)
     parser.add_argument("--image-size", type=int, default=112)
@@ -77,11 +82,10 @@ def main() -> None:
     options = parser.parse_args()
     if "usual" not in options.designs or all(name.startswith("usual") for name in options.designs):
         parser.error("--designs needs `usual`, which all are compared with, and one that draws the trials")
-    weights = str(SHARED / "weights" / "squeezenet1_0_imagenet.safetensors")
-    if not Path(weights).exists():
-        sys.exit(f"There is no {weights}. Set THAWLINE_TEST_DATA to the folder of photographs and weights.")
-    if options.backbone != "squeezenet1_0":
-        weights = "none"
+    file = SHARED / "weights" / f"{options.backbone.rpartition('/')[2]}_imagenet.safetensors"
+    if not file.parent.is_dir():
+        sys.exit(f"There is no {file.parent}. Set THAWLINE_TEST_DATA to the folder of photographs and weights.")
+    weights = str(file) if file.exists() else "none"
     with tempfile.TemporaryDirectory() as folder:
         data = subset(Path(folder) / "photographs", options)
         seeds = range(options.first_seed, options.first_seed + options.seeds)

@@ -7,10 +7,12 @@ from typing import Any
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from thawline.config import ExecutionConfig, SearchConfig
+from thawline.data.contract import counted
 from thawline.exceptions import ConfigError
 from thawline.orchestration.variables import places_and_credentials
 from thawline.processes import main_module_hidden
 from thawline.search import Slots
+from thawline.search.events import Note, emit
 
 __all__ = ["placement", "trial_runner"]
 
@@ -33,9 +35,26 @@ def trial_runner(config: SearchConfig) -> Iterator[TaskRunner[Any]]:
             "the address."
         ) from None
     try:
+        if config.execution.kind == "ray":
+            _warn_of_idle_gpus(config.execution)
         yield runner
     finally:
         runner.__exit__(None, None, None)
+
+
+def _warn_of_idle_gpus(config: ExecutionConfig) -> None:
+    """Ray hides the GPUs of a machine from tasks that ask for none: their trials would compute on its CPUs."""
+    import ray
+
+    gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
+    if gpus and not config.gpus:
+        emit(
+            Note(
+                f"the Ray cluster has {counted(int(gpus), 'GPU')}, but execution.gpus is 0: every trial computes on "
+                "CPUs. Set execution.gpus=1, or 0.5 for two trials on each.",
+                "warning",
+            )
+        )
 
 
 def placement(config: ExecutionConfig) -> Any:

@@ -80,7 +80,7 @@ def _probed(prepared: Prepared, name: str) -> float:
 def _probe(request: _Request) -> float:
     """In the worker: one pass, and a linear probe of what the head is given."""
     config, name = request.config, request.backbone
-    set_up_process(threads=threads_per_trial(config), seed=config.study.seed)
+    set_up_process(threads=threads_per_trial(config), seed=config.study.seed, exact=config.train.exact)
     backbone = build_backbone(config, name, request.classes)
     runtime = runtime_for(config.train)
     features = []

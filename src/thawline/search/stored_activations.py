@@ -133,7 +133,7 @@ class _Request:
 def _plan_and_fill(request: _Request) -> StoredSplits:
     """In the worker."""
     config = request.config
-    set_up_process(threads=request.threads, seed=config.study.seed)
+    set_up_process(threads=request.threads, seed=config.study.seed, exact=config.train.exact)
     plan = _known_plan(request.plan)
     if plan is None:
         emit(Phase(f"measuring the layer groups of {request.backbone}"))

@@ -16,6 +16,7 @@ import torch
 from thawline import backbones
 from thawline.config import TrainConfig
 from thawline.exceptions import ThawlineError, TrainingError
+from thawline.search.events import Note, emit
 from thawline.search.observation_log import ObservationRecorder, record_classes
 from thawline.search.probing import ProbeFile, begin_with_probe, fitted_probe
 from thawline.search.spec import TrialSpec, build_backbone
@@ -41,6 +42,7 @@ from thawline.training import (
     fit,
     fit_heads,
     forget_peak_memory,
+    is_device_lost,
     is_out_of_memory,
     keep_probe,
     load_checkpoint,
@@ -219,6 +221,9 @@ def _guarded(trial: _Trial) -> Outcome:
     except (ThawlineError, FloatingPointError) as error:
         return _failed(str(error))
     except Exception as error:
+        if is_device_lost(error):  # nor could this process train the next one: another resumes it
+            emit(Note(f"trial-{trial.spec.number:02d}: the GPU failed: {str(error).splitlines()[0]}", "warning"))
+            raise
         if not is_out_of_memory(error):
             _log.exception("trial %d failed", trial.spec.number)
         return _failed(_reason(error))
@@ -241,7 +246,7 @@ def _train(trial: _Trial) -> Outcome:
             observer=trial.observer,
         )
 
-    backbone, result = _with_less_memory(attempt, trial.tracker, runtime)
+    backbone, result = _with_less_memory(attempt, trial.tracker, runtime, spec.config.train.batch_size)
     _, validation = inputs(spec.hyperparameters.freeze_depth)
     _log_classes(trial, backbone, validation, runtime, result)
     return trial.outcome(result)
@@ -298,6 +303,8 @@ def _train_heads(trials: Sequence[_Trial]) -> list[Outcome] | None:
     except TrainingError:  # their activations were removed meanwhile
         return None
     except Exception as error:
+        if is_device_lost(error):
+            raise
         if is_out_of_memory(error):
             return None
         _log.exception("trials %s failed", [trial.spec.number for trial in trials])
@@ -316,27 +323,33 @@ def _train_heads(trials: Sequence[_Trial]) -> list[Outcome] | None:
 
 def _set_up(spec: TrialSpec) -> Runtime:
     """Threads, and one seed for all trials of a study: they differ in their hyperparameters, not by chance."""
-    set_up_process(threads=spec.threads, seed=spec.config.study.seed)
+    set_up_process(threads=spec.threads, seed=spec.config.study.seed, exact=spec.config.train.exact)
     runtime = runtime_for(spec.config.train)
     forget_peak_memory(runtime.device)
     return runtime
 
 
 def _with_less_memory(
-    attempt: Callable[[int], tuple[backbones.Backbone, FitResult]], tracker: Tracker, runtime: Runtime
+    attempt: Callable[[int], tuple[backbones.Backbone, FitResult]], tracker: Tracker, runtime: Runtime, batch_size: int
 ) -> tuple[backbones.Backbone, FitResult]:
-    """Try once; when memory runs out, once more at half the batch with gradients accumulated over two parts."""
-    try:
-        return attempt(1)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-    # Outside the except block: the exception's traceback would keep the first attempt's tensors alive.
-    gc.collect()
-    if runtime.device.type == "cuda":
-        torch.cuda.empty_cache()
-    tracker.log_tags({"thawline.out_of_memory": "retried at half the batch size, gradients accumulated over 2 parts"})
-    return attempt(2)
+    """Try; whenever memory runs out, again in twice as many parts of a batch, whose gradients are accumulated.
+
+    Parts of two images are the smallest: a batch norm that is trained needs two.
+    """
+    parts = 1
+    while True:
+        try:
+            return attempt(parts)
+        except Exception as error:
+            if not is_out_of_memory(error) or 4 * parts > batch_size:
+                raise
+        # Outside the except block: the exception's traceback would keep this attempt's tensors alive.
+        gc.collect()
+        if runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+        parts *= 2
+        said = f"retried with 1/{parts} of a batch at a time, gradients accumulated over {parts} parts"
+        tracker.log_tags({"thawline.out_of_memory": said})
 
 
 def _backbone(spec: TrialSpec, runtime: Runtime) -> backbones.Backbone:
@@ -393,7 +406,7 @@ def _checkpoint_folder(spec: TrialSpec) -> CheckpointFolder:
 def _reason(error: Exception) -> str:
     if is_out_of_memory(error):
         return (
-            "out of memory, also at half the batch size. Lower train.batch_size or --image-size, "
+            "out of memory, also with two images at a time. Lower --image-size, take a smaller backbone, "
             "or raise the lower end of space.freeze_depth."
         )
     return f"{type(error).__name__}: {error}"

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess, SpawnProcess
@@ -45,6 +45,9 @@ _Process: TypeAlias = ForkServerProcess | SpawnProcess
 _Send: TypeAlias = Callable[[Any], Any]
 
 _LEAVE_SECONDS = 5.0
+_OF_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
+"""Variables that tell a process which devices it has, read once, when it first asks for one. On a cluster they differ
+from task to task."""
 _SIGN_SECONDS = 1.0
 """How often a worker sends a heartbeat, at most."""
 
@@ -232,12 +235,12 @@ def _without_link(function: Callable[..., Any], args: tuple[Any, ...], _: Link) 
 class _Worker:
     """A process and the driver's end of its pipe."""
 
-    def __init__(self, *, apart: bool) -> None:
-        self.apart = apart
+    def __init__(self, *, apart: bool, devices: Mapping[str, str]) -> None:
+        self.apart, self.devices = apart, devices
         start_fork_server()
         self.connection, theirs = multiprocessing.Pipe()
         self.process: _Process = worker_context().Process(
-            target=_serve, args=(theirs,), name="thawline-worker", daemon=True
+            target=_serve, args=(theirs, devices), name="thawline-worker", daemon=True
         )
         with main_module_hidden():
             self.process.start()
@@ -312,13 +315,14 @@ class _Worker:
 
 
 def _take(apart: bool) -> _Worker:
+    devices = {name: os.environ[name] for name in _OF_DEVICES if name in os.environ}
     with _idle_lock:
-        while found := [worker for worker in _idle if worker.apart == apart]:
+        while found := [worker for worker in _idle if (worker.apart, worker.devices) == (apart, devices)]:
             _idle.remove(found[-1])
             if found[-1].process.is_alive():
                 return found[-1]
             found[-1].end()
-    return _Worker(apart=apart)
+    return _Worker(apart=apart, devices=devices)
 
 
 def _give_back(worker: _Worker) -> None:
@@ -329,9 +333,12 @@ def _give_back(worker: _Worker) -> None:
         _idle.append(worker)
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, devices: Mapping[str, str]) -> None:
     """The child: one call after another, until the driver closes the pipe."""
     _end_with_parent()
+    for name in _OF_DEVICES:  # those of the fork server may be another task's
+        os.environ.pop(name, None)
+    os.environ.update(devices)
     logs.start()
     # Ctrl-C reaches every process of a terminal; the driver hears it too, and ends its trials.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

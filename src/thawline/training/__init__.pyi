@@ -24,6 +24,7 @@ from .results import Decision, EpochResult, FitResult, Interrupted
 from .runtime import (
     Runtime,
     forget_peak_memory,
+    is_device_lost,
     is_out_of_memory,
     peak_memory,
     runtime_for,
@@ -67,6 +68,7 @@ __all__ = [
     "fit_probes",
     "forget_peak_memory",
     "head_features",
+    "is_device_lost",
     "is_out_of_memory",
     "keep_probe",
     "load_checkpoint",

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from thawline.freezing import freeze_to, train_mode, trainable_parameters
 from thawline.training.checkpoint import Checkpoint, CheckpointFolder, Stepper, load_optimizer
 from thawline.training.history import History, check_finite, fingerprint_of
 from thawline.training.hyperparameters import Hyperparameters
-from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches
+from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches, on_device
 from thawline.training.loop import class_weights, classes_of, logits_of
 from thawline.training.metrics import classification_metrics
 from thawline.training.mixing import Mixed, Mixing
@@ -345,11 +346,12 @@ def _train_epoch(
         loss = mixed.loss(partial(F.cross_entropy, logits, weight=weights, label_smoothing=smoothing))
         return loss, (logits.detach().argmax(1) == mixed.heavier).sum()
 
+    labels = torch.from_numpy(np.array(train.labels)).to(device)
     # One dropout mask for all: the one that each would draw alone.
     losses_of = vmap(loss_of, in_dims=(0, None), randomness="same")
     names = list(stack.parameters)
     for number, (rows, batch) in enumerate(batches(train, order, epoch, stack.runtime)):
-        mixed = mixing.apply(batch, torch.from_numpy(train.labels[rows]).to(device), epoch, number)
+        mixed = mixing.apply(batch, labels[on_device(rows, device)], epoch, number)
         with warnings.catch_warnings():
             # Of SqueezeNet's pooling, which is done head by head: still far faster than all of it head by head.
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)

@@ -25,6 +25,7 @@ __all__ = [
     "batch_sizes",
     "batches",
     "evaluation_order",
+    "on_device",
     "open_inputs",
     "padded",
 ]
@@ -85,6 +86,12 @@ def batches(
             if i + _AHEAD < len(parts):
                 waiting.append(reader.submit(read, parts[i + _AHEAD]))
             yield rows, inputs.prepare(tensor, rows, epoch)
+
+
+def on_device(rows: np.ndarray, device: torch.device) -> Tensor:
+    """Indices of rows, int64 ``[n]``, without waiting for the device."""
+    indices = torch.from_numpy(rows)
+    return indices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else indices.to(device)
 
 
 def batch_sizes(images: int, batch_size: int) -> list[int]:

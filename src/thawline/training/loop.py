@@ -31,7 +31,7 @@ from thawline.training.averaging import WeightAverage
 from thawline.training.checkpoint import Checkpoint, CheckpointFolder, Stepper, load_model, load_optimizer, pack_model
 from thawline.training.history import History, check_finite, fingerprint_of
 from thawline.training.hyperparameters import Hyperparameters
-from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches, evaluation_order
+from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches, evaluation_order, on_device
 from thawline.training.metrics import classification_metrics
 from thawline.training.mixing import Mixing
 from thawline.training.observation import Observer
@@ -139,10 +139,10 @@ def logits_of(
     logits = []
     for _, batch in batches(inputs, parts, 0, runtime):
         with runtime.autocast():
-            logits.append(network(batch).float().cpu())
+            logits.append(network(batch).float())
         on_batch()
     in_order = torch.from_numpy(np.argsort(np.concatenate(parts)))
-    return torch.cat(logits)[in_order]
+    return torch.cat(logits).cpu()[in_order]  # one copy: each would wait for the device
 
 
 @dataclass
@@ -156,6 +156,8 @@ class _Progress:
     loss: float = 0.0
     correct: float = 0.0
     norm: float = 0.0
+    steps: float = 0.0
+    """Batches that the optimizer stepped for; fp16 skips those whose gradients are too large for it."""
 
 
 class _Run:
@@ -199,6 +201,7 @@ class _Run:
         self.average = WeightAverage(self.module, config.ema) if config.ema is not None else None
         self._opened_for = depths[-1]
         self.train, self.validation = self._open(self._opened_for)
+        self.labels = torch.from_numpy(np.array(self.train.labels)).to(runtime.device)  # the same for every depth
         self.class_weights = class_weights(self.train.labels, classes_of(backbone), config, runtime)
         self._total_steps = config.epochs * len(batch_sizes(len(self.train), config.batch_size))
         self._ready_for: int | None = None
@@ -347,7 +350,8 @@ def _train_epoch(run: _Run, epoch: int, begun: _Progress) -> dict[str, float]:
     run.train_mode()
     train, config, device, started = run.train, run.config, run.runtime.device, time.perf_counter()
     learning_rate = begun.learning_rate or run.optimizer.param_groups[0]["lr"]
-    total_loss, correct, total_norm = (torch.tensor(v, device=device) for v in (begun.loss, begun.correct, begun.norm))
+    sums = (begun.loss, begun.correct, begun.norm, begun.steps)
+    total_loss, correct, total_norm, steps_taken = (torch.tensor(value, device=device) for value in sums)
     order = batch_order(train, config.batch_size, run.seed, epoch)
     parts = [(batch, batch[part]) for batch in order[begun.batches :] for part in _parts(len(batch), run.accumulation)]
     read = batches(train, [part for _, part in parts], epoch, run.runtime)
@@ -356,7 +360,8 @@ def _train_epoch(run: _Run, epoch: int, begun: _Progress) -> dict[str, float]:
     steps = range(epoch * len(order) + done + 1, (epoch + 1) * len(order) + 1)
     with run.watching(len(parts), steps):
         for (batch, _), (rows, tensor) in zip(parts, read, strict=True):
-            labels, whole = (torch.from_numpy(train.labels[indices]).to(device) for indices in (rows, batch))
+            labels = run.labels[on_device(rows, device)]
+            whole = labels if len(rows) == len(batch) else run.labels[on_device(batch, device)]
             with run.runtime.autocast():
                 mixed = mixing.apply(run.before_mixing(tensor), labels, epoch, done)
                 logits = run.training(mixed.batch)
@@ -365,18 +370,20 @@ def _train_epoch(run: _Run, epoch: int, begun: _Progress) -> dict[str, float]:
             total_loss += loss.detach() * len(batch)
             correct += (logits.detach().argmax(1) == mixed.heavier).sum()
             if rows[-1] == batch[-1]:
-                total_norm += _step(run)
+                norm, stepped = _step(run)
+                total_norm += norm
+                steps_taken += stepped
                 done += 1
                 if run.on_batch() and done < len(order):
                     seconds = begun.seconds + time.perf_counter() - started
-                    sums = (float(total_loss), float(correct), float(total_norm))
-                    run.leave(_Progress(done, seconds, learning_rate, *sums))
+                    reached = (float(total) for total in (total_loss, correct, total_norm, steps_taken))
+                    run.leave(_Progress(done, seconds, learning_rate, *reached))
     mean_loss = float(total_loss) / len(train)
     check_finite(mean_loss, epoch, run.optimizer)
     return {
         "train/loss": mean_loss,
         "train/accuracy": float(correct) / len(train),
-        "train/gradient_norm": float(total_norm) / len(order),
+        "train/gradient_norm": float(total_norm) / max(1.0, float(steps_taken)),
     }
 
 
@@ -388,8 +395,12 @@ def _loss(logits: Tensor, whole: Tensor, weights: Tensor | None, label_smoothing
     return total / weight
 
 
-def _step(run: _Run) -> Tensor:
-    """One optimizer step; returns the norm of the gradient before clipping."""
+def _step(run: _Run) -> tuple[Tensor, Tensor]:
+    """One optimizer step; returns the norm of the gradient before clipping, and 1.
+
+    Both are 0 where the loss scaler skips the step because scaled gradients are not finite, as while it looks for its
+    scale.
+    """
     run.scaler.unscale_(run.optimizer)
     if run.observer is not None:
         run.observer.before_step()
@@ -400,7 +411,8 @@ def _step(run: _Run) -> Tensor:
     if run.average is not None:
         run.average.update(run.schedule.last_epoch)
     run.optimizer.zero_grad(set_to_none=True)
-    return norm.detach()
+    stepped = torch.isfinite(norm) if run.scaler.is_enabled() else torch.ones_like(norm, dtype=torch.bool)
+    return torch.where(stepped, norm, 0.0).detach(), stepped.float()
 
 
 def _parts(size: int, accumulation: int) -> list[slice]:

@@ -14,6 +14,7 @@ from thawline.exceptions import ConfigError
 __all__ = [
     "Runtime",
     "forget_peak_memory",
+    "is_device_lost",
     "is_out_of_memory",
     "peak_memory",
     "random_states",
@@ -21,6 +22,11 @@ __all__ = [
     "runtime_for",
     "set_up_process",
 ]
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed")
+"""What messages say in lower case; libraries of CUDA allocate for themselves."""
+_DEVICE_LOST = ("cuda error:", "hip error:", "device-side assert", "cudnn_status_execution_failed")
 
 
 @dataclass(frozen=True)
@@ -75,19 +81,26 @@ def runtime_for(config: TrainConfig) -> Runtime:
     return Runtime(device, dtype, config.channels_last is not False)
 
 
-def set_up_process(*, threads: int | None, seed: int) -> None:
-    """Make this process's results reproducible: seeds, deterministic kernels, and its share of the CPU's cores.
+def set_up_process(*, threads: int | None, seed: int, exact: bool = True) -> None:
+    """Seed this process, give it its share of the CPU's cores, and choose the kernels of a GPU.
 
-    On CPU the same seed and the same number of threads give bit-equal results. On CUDA cuDNN takes its deterministic
-    kernels, which cost up to some ten per cent; operations of other kinds (the backward passes of interpolation and
-    of some pooling) have none, and results may differ in the last bits from run to run.
+    On CPU the same seed and the same number of threads give bit-equal results. On CUDA results may differ in the last
+    bits from run to run.
+
+    Args:
+        threads: of the CPU; ``None`` leaves torch's own choice.
+        seed: of torch's generators.
+        exact: on CUDA, whether cuDNN takes its deterministic kernels, and single precision is single precision.
+            Operations of other kinds (the backward passes of interpolation and of some pooling) have no deterministic
+            kernels. Otherwise cuDNN tries which kernels are the fastest, and TF32 computes what is in single precision.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = not exact
+    torch.backends.cudnn.deterministic = exact
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not exact
     # The fused attention of inference mode differs from the one of training in the last bits.
     torch.backends.mha.set_fastpath_enabled(False)  # type: ignore[no-untyped-call,unused-ignore]
 
@@ -122,9 +135,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the device or the machine has no memory left."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in str(error) or "out of memory" in str(error).lower()
-    )
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether a GPU can no longer be used by this process, whatever it computes: only another process can."""
+    named = isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _DEVICE_LOST)
+    return named and not is_out_of_memory(error)
 
 
 def _device(name: str) -> torch.device:
@@ -134,7 +151,12 @@ def _device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        if device.type == "cuda" and torch.cuda.is_available():  # an allocation would open it, for half a gigabyte
+            count = torch.cuda.device_count()
+            if (device.index or 0) >= count:
+                raise RuntimeError(f"there are {count} GPUs, counted from 0.")
+        else:
+            torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"train.device={name} cannot be used: {reason} Use auto or cpu.") from None

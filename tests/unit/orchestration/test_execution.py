@@ -21,3 +21,19 @@ def test_a_dask_cluster_of_one_s_own_has_a_worker_for_each_trial_that_runs_at_on
     given = {"data": {"path": "photos"}, "execution": {"kind": "dask"}, "study": {"workers": at_once}}
     with trial_runner(SearchConfig.build(given)):
         assert [each["n_workers"] for each in started] == [workers]
+
+
+@pytest.mark.parametrize(("gpus", "of_a_trial", "warned"), [(2.0, 0.0, True), (2.0, 0.5, False), (0.0, 0.0, False)])
+def test_gpus_of_a_ray_cluster_that_trials_do_not_ask_for_are_named(
+    gpus: float, of_a_trial: float, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from prefect_ray import RayTaskRunner  # after Thawline has made Prefect's folder
+
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": gpus})
+    monkeypatch.setattr(RayTaskRunner, "__enter__", lambda runner: runner)
+    monkeypatch.setattr(RayTaskRunner, "__exit__", lambda *_: None)
+    given = {"data": {"path": "photos"}, "execution": {"kind": "ray", "gpus": of_a_trial}}
+    with caplog.at_level("WARNING", "thawline.search"), trial_runner(SearchConfig.build(given)):
+        pass
+    said = "the Ray cluster has 2 GPUs, but execution.gpus is 0: every trial computes on CPUs. Set execution.gpus=1"
+    assert (said in caplog.text) is warned

@@ -167,8 +167,16 @@ def test_a_trial_that_diverges_is_failed_with_the_reason(make_spec: Make, store:
     assert run.data.tags["thawline.reason"] == result.reason
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
-def test_out_of_memory_is_tried_once_more_at_half_the_batch_and_then_the_trial_is_whole(
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError(),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:40])
+def test_out_of_memory_is_tried_again_at_half_the_batch_until_it_fits_and_then_the_trial_is_whole(
     make_spec: Make, store: MlflowStore, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     parts: list[int] = []
@@ -176,18 +184,18 @@ def test_out_of_memory_is_tried_once_more_at_half_the_batch_and_then_the_trial_i
 
     def fit(*arguments: Any, accumulation: int, **more: Any) -> Any:
         parts.append(accumulation)
-        if accumulation == 1:
+        if accumulation < 4:
             raise error
         return original(*arguments, accumulation=accumulation, **more)
 
     monkeypatch.setattr(trial_module, "fit", fit)
     result = run_trial(make_spec(), go_on)
-    assert parts == [1, 2]
+    assert parts == [1, 2, 4]
     assert result.state == "complete"
-    assert "half the batch size" in run_of(store, result.run_id).data.tags["thawline.out_of_memory"]
+    assert "over 4 parts" in run_of(store, result.run_id).data.tags["thawline.out_of_memory"]
 
 
-def test_out_of_memory_at_half_the_batch_too_fails_the_trial_and_says_what_to_do(
+def test_out_of_memory_with_two_images_at_a_time_fails_the_trial_and_says_what_to_do(
     make_spec: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts: list[int] = []
@@ -198,9 +206,22 @@ def test_out_of_memory_at_half_the_batch_too_fails_the_trial_and_says_what_to_do
 
     monkeypatch.setattr(trial_module, "fit", fit)
     result = run_trial(make_spec(), go_on)
-    assert attempts == [1, 2]
+    assert attempts == [1, 2, 4], "of a batch of eight"
     assert result.state == "failed"
-    assert result.reason.startswith("out of memory, also at half the batch size. Lower train.batch_size")
+    assert result.reason.startswith("out of memory, also with two images at a time. Lower --image-size")
+
+
+@pytest.mark.parametrize("reason", ["CUDA error: device-side assert triggered", "CUDA error: an illegal memory access"])
+def test_a_gpu_that_failed_ends_the_process_so_that_another_resumes_the_trial(
+    make_spec: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reason: str
+) -> None:
+    def fit(*arguments: Any, **more: Any) -> Any:
+        raise RuntimeError(f"{reason}\nCUDA kernel errors might be asynchronously reported")
+
+    monkeypatch.setattr(trial_module, "fit", fit)
+    with caplog.at_level("WARNING", "thawline.search"), pytest.raises(RuntimeError, match="CUDA error"):
+        run_trial(make_spec(), go_on)
+    assert f"trial-00: the GPU failed: {reason}" in caplog.text
 
 
 @pytest.fixture

@@ -76,6 +76,25 @@ def _ask(value: int, send: Callable[[Any], Any]) -> Any:
     return send(value), send(value + 1)
 
 
+def _devices(send: Callable[[Any], Any]) -> tuple[int, str | None]:
+    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_a_worker_has_the_devices_of_who_calls_and_serves_no_call_of_other_devices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    first, seen = call_in_worker(_devices)
+    assert seen == "0"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    second, seen = call_in_worker(_devices)
+    assert (seen, second != first) == ("1", True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert call_in_worker(_devices)[1] is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert call_in_worker(_devices) == (first, "0"), "a control: of the same devices it is used again"
+
+
 def test_a_worker_is_used_again_and_answers_from_another_process() -> None:
     first = call_in_worker(_pid)
     assert first != os.getpid()

@@ -270,3 +270,23 @@ def test_losses_on_fixed_seeds_are_what_they_were(train: Any) -> None:
 
 
 LOSSES = [0.9899, 0.6163, 0.3809, 0.2831]
+
+
+def test_steps_that_the_loss_scaler_skips_are_not_part_of_the_mean_gradient(
+    train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    class Searching(loop.GradScaler):
+        """As fp16 begins on a GPU: with a scale that is too large."""
+
+        def __init__(self, device: str, enabled: bool) -> None:
+            super().__init__(device, init_scale=3.4e38, growth_interval=10_000, enabled=True)
+            made.append(self)
+
+    _, plain = train()
+    monkeypatch.setattr(loop, "GradScaler", Searching)
+    _, scaled = train(folder="scaled")
+    assert made[0].get_scale() < 3e38, "a control: steps were skipped"
+    norms, expected = ([epoch.metrics["train/gradient_norm"] for epoch in result.history] for result in (scaled, plain))
+    assert norms == pytest.approx(expected, rel=0.5), "where gradients overflow, their norms are no numbers"

@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.backbones import Backbone
 from thawline.exceptions import CheckpointError
+from thawline.training.runtime import on_cpu
 
 __all__ = [
     "Checkpoint",
@@ -123,11 +124,9 @@ class CheckpointFolder:
         return checkpoint if checkpoint.epoch == epoch else None
 
     def _write(self, checkpoint: Checkpoint, target: Path) -> None:
-        tensors = {
-            f"{part}/{name}": tensor.detach().cpu().contiguous()
-            for part in _PARTS
-            for name, tensor in getattr(checkpoint, part).items()
-        }
+        tensors = on_cpu(
+            {f"{part}/{name}": tensor for part in _PARTS for name, tensor in getattr(checkpoint, part).items()}
+        )
         header = {
             "format": _FORMAT,
             "epoch": str(checkpoint.epoch),

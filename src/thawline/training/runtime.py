@@ -1,7 +1,7 @@
 """The device and precision that training runs in. The only place that touches torch's global state."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ __all__ = [
     "forget_peak_memory",
     "is_device_lost",
     "is_out_of_memory",
+    "on_cpu",
     "peak_memory",
     "random_states",
     "restore_random_states",
@@ -103,6 +104,21 @@ def set_up_process(*, threads: int | None, seed: int, exact: bool = True) -> Non
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not exact
     # The fused attention of inference mode differs from the one of training in the last bits.
     torch.backends.mha.set_fastpath_enabled(False)  # type: ignore[no-untyped-call,unused-ignore]
+
+
+def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors on the CPU, contiguous. Those of a type leave a device as one copy: each would wait for it.
+
+    It takes room for a second copy of them on the device, for as long as that lasts.
+    """
+    moved = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    for dtype in {tensor.dtype for tensor in moved.values()}:
+        names = [name for name, tensor in moved.items() if tensor.dtype == dtype and tensor.device.type != "cpu"]
+        if names:
+            flat = torch.cat([moved[name].reshape(-1) for name in names]).cpu()
+            parts = torch.split(flat, [moved[name].numel() for name in names])
+            moved |= {name: part.reshape(moved[name].shape) for name, part in zip(names, parts, strict=True)}
+    return moved
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:

@@ -60,7 +60,7 @@ def run_search(
         backbone: pretrained network, one of :func:`list_backbones` or ``hf:FOLDER_OR_ID``.
         weights: what it begins with: ``default``, ``starter``, ``none``, or a file.
         image_size: pixels, the side of a square; by default what the weights were trained for.
-        trials: in total, over all runs of the study.
+        trials: in total, over all runs of the study; by default 20, or with a time limit as many as it allows.
         epochs: passes over the training data per trial, at most.
         recipe: file whose settings come before those given here.
         settings: any others, by the keys of a recipe: ``{"train.batch_size": 64}``.

@@ -107,6 +107,17 @@ def test_the_fingerprint_changes_with_what_makes_trials_incomparable_and_only_th
     assert fingerprint(backbone={"name": "resnet34"}) != known
 
 
+def test_the_number_of_trials_is_twenty_unless_time_limits_the_search() -> None:
+    def most(**study: object) -> tuple[int | None, int | None]:
+        config = SearchConfig.build(DATA, {"study": study})
+        return config.study.most_trials, ResolvedConfig.of(config, study="s", model="m").study.trials
+
+    assert most() == (20, 20), "what is recorded says it"
+    assert most(timeout_minutes=30) == (None, None)
+    assert most(trials=7) == (7, 7)
+    assert most(trials=7, timeout_minutes=30) == (7, 7)
+
+
 def test_what_thaws_is_one_of_what_there_is_and_within_its_range() -> None:
     with pytest.raises(ConfigError) as caught:
         SearchConfig.build(
@@ -258,11 +269,11 @@ def test_a_project_that_wandb_would_refuse_is_refused(name: str) -> None:
     assert SearchConfig.build(DATA, {"tracking": {"wandb_project": "x" * 128}}).tracking.wandb_project == "x" * 128
 
 
-def test_a_recipe_that_is_carried_out_has_names_and_is_the_same_in_all_else() -> None:
+def test_a_recipe_that_is_carried_out_has_names_and_a_budget_and_is_the_same_in_all_else() -> None:
     written = SearchConfig.build(DATA, {"space": {"backbone": ["resnet18", "resnet34"]}, "train": {"epochs": 3}})
     resolved = ResolvedConfig.of(written, study="birds-1", model="birds")
     assert (resolved.study.name, resolved.promotion.model) == ("birds-1", "birds")
-    named = {"study": {"name": "birds-1"}, "promotion": {"model": "birds"}}
+    named = {"study": {"name": "birds-1", "trials": 20}, "promotion": {"model": "birds"}}
     assert resolved.model_dump() == SearchConfig.build(written.model_dump(), named).model_dump()
     assert resolved.fingerprint("d") == written.fingerprint("d")
     with pytest.raises(ValidationError, match=r"study\.name"):

@@ -115,6 +115,37 @@ def test_a_search_that_resumes_says_what_is_done_and_where_trials_resume() -> No
     assert str(SearchStarted("pets", 1, 0, 1, "accuracy")) == "study pets: 1 trial of up to 1 epoch"
 
 
+def test_a_search_that_only_time_limits_says_how_much_is_left() -> None:
+    timed = SearchStarted("pets", None, 0, 8, "accuracy", seconds=1800.0)
+    assert str(timed) == "study pets: trials of up to 8 epochs, 30 min left"
+    resumed = SearchStarted("pets", None, 2, 8, "accuracy", unfinished=((3, 4),), seconds=59.6)
+    assert str(resumed) == "resuming study pets: 2 trials done, 60 s left, trial 3 from epoch 4"
+    both = SearchStarted("pets", 6, 0, 8, "accuracy", seconds=1800.0)
+    assert str(both) == "study pets: 6 trials of up to 8 epochs, 30 min left"
+
+
+def test_the_view_counts_down_to_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    view = SearchView()
+    view.update(SearchStarted("pets", None, finished=0, epochs=2, metric="accuracy", seconds=100.0))
+    clock[0] = 16.0
+    for event in events()[1:]:
+        view.update(event)
+    assert "trial 1  " in shown(view)
+    assert "  1 min 24 s left" in shown(view)
+    many, few = (SearchStarted("pets", trials, 0, 2, "accuracy", seconds=100.0) for trials in (20, 2))
+    for started, left in ((many, "  1 min 40 s left"), (few, "about 5 s left")):
+        view = SearchView()
+        clock[0] = 0.0
+        view.update(started)
+        clock[0] = 16.0
+        for event in events()[1:]:
+            view.update(event)
+        clock[0] = 0.0 if started is many else 16.0
+        assert left in shown(view), "whichever comes first"
+
+
 def test_a_search_that_resumes_says_so_on_a_terminal_too() -> None:
     out = io.StringIO()
     with watch(Console(file=out, force_terminal=True, width=120), quiet=False):

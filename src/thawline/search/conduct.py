@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from thawline.activations import StoredSplits
 from thawline.exceptions import TrackingError
 from thawline.search.events import EpochEnded, Note, TrialEnded, TrialStarted, emit
+from thawline.search.fruitless import Fruitless
 from thawline.search.prepare import Prepared
 from thawline.search.slots import threads_per_trial
 from thawline.search.spec import StudyRun, TrialSpec
@@ -37,7 +38,7 @@ class Queue:
         config = study.config
         return cls(
             study,
-            trials=config.study.trials,
+            trials=config.study.most_trials,
             batch=config.study.batch,
             deadline=deadline,
             apart=config.train.exact or config.train.ema is not None,
@@ -47,7 +48,7 @@ class Queue:
         self,
         study: Study,
         *,
-        trials: int,
+        trials: int | None,
         batch: int,
         deadline: float | None,
         apart: bool = False,
@@ -56,7 +57,7 @@ class Queue:
 
         Args:
             study: the study; trials that a dead process had begun come first.
-            trials: how many it may have in all.
+            trials: how many it may have in all; ``None`` if the deadline alone ends it, and trials that bring nothing.
             batch: how many are drawn at once.
             deadline: in seconds of :func:`time.time`; no trial starts after it.
             apart: whether each trial must be trained on its own: to be bit-equal, or for the average of its weights.
@@ -64,6 +65,7 @@ class Queue:
         self._study, self._deadline = study, deadline
         self._trials, self._apart = trials, apart
         self._batch = batch if study.draws_ahead else 1
+        self._fruitless = Fruitless(study) if trials is None else None
         self._waiting = self._in_order(study.unfinished())
         self._complete_batch()
 
@@ -76,7 +78,7 @@ class Queue:
         """The trials to start now: one, or several heads; none when the budget or the time is spent."""
         if self.over:
             return []
-        if not self._waiting:
+        if not self._waiting and not (self._fruitless is not None and self._fruitless.ends()):
             self._waiting = self._in_order(self._study.draw(self._batch, trials=self._trials))
         if not self._waiting:
             return []

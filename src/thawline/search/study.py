@@ -225,15 +225,15 @@ class Study:
                     asked.append(Asked(trial.number, Hyperparameters(**attributes), begun, together))
         return asked
 
-    def draw(self, count: int, *, trials: int) -> list[Asked]:
+    def draw(self, count: int, *, trials: int | None) -> list[Asked]:
         """Sample the next trials, at most ``count``, while the study has fewer than ``trials`` in all.
 
-        The budget holds for all searches that share the study, over every time that they were run.
+        The budget holds for all searches that share the study, over every time that they were run; ``None`` is none.
         """
         asked: list[Asked] = []
         with self._claims.alone("draw"):
             for _ in range(count):
-                if self.exhausted or patiently(self.drawn) >= trials:
+                if self.exhausted or (trials is not None and patiently(self.drawn) >= trials):
                     break
                 asked.append(patiently(self._sampled))
         return asked

@@ -78,17 +78,26 @@ def test_every_shipped_recipe_is_valid_and_names_its_command(name: str) -> None:
 
 
 def test_a_copied_recipe_never_overwrites(tmp_path: Path) -> None:
-    target = copy("quick", tmp_path)
-    assert target.read_text() == recipe_path("quick").read_text()
+    target = copy("fast", tmp_path)
+    assert target.read_text() == recipe_path("fast").read_text()
     target.write_text("mine")
     with pytest.raises(ConfigError, match="exists already and is not overwritten"):
-        copy("quick", tmp_path)
+        copy("fast", tmp_path)
     assert target.read_text() == "mine"
 
 
 def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="Did you mean 'quick'"):
-        recipe_path("quikc")
+    with pytest.raises(ConfigError, match="Did you mean 'balanced'"):
+        recipe_path("balancd")
+
+
+@pytest.mark.parametrize(
+    ("former", "now"), [("quick", "fast"), ("thorough", "best"), ("backbones", "best"), ("texts", "balanced-texts")]
+)
+def test_a_recipe_that_was_renamed_is_named_by_its_new_name(former: str, now: str) -> None:
+    with pytest.raises(ConfigError, match=f"The recipe '{former}' is now '{now}': `thawline recipes copy {now}`"):
+        recipe_path(former)
+    assert recipe_path(now).is_file()
 
 
 def test_the_fingerprint_changes_with_what_makes_trials_incomparable_and_only_then() -> None:

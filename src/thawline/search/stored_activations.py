@@ -18,7 +18,7 @@ from thawline.search.events import Note, Phase, counting, emit
 from thawline.search.prepare import Prepared, image_preprocessing
 from thawline.search.probing import ProbeFile, probe_curve
 from thawline.search.slots import Slots, threads_per_trial
-from thawline.search.space import depth_shares
+from thawline.search.space import PORTFOLIO, depth_shares
 from thawline.search.spec import build_backbone
 from thawline.search.study import Study
 from thawline.search.worker import WorkerCrashed, call_with_retries
@@ -33,6 +33,11 @@ from thawline.training import (
 )
 
 __all__ = ["known_plan", "store_activations"]
+
+_TOO_LITTLE_TIME = (
+    "plan: that is fewer trials ({trials}) than the probe and the points that every search begins with ({first}): take "
+    "a longer --timeout, a smaller network, smaller images, or fewer epochs"
+)
 
 
 def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str, StoredSplits]:
@@ -159,6 +164,8 @@ def _plan_and_fill(request: _Request) -> StoredSplits:
         plan = plan.without_store()
     for line in plan.lines():
         emit(Note(line))
+    if plan.seconds is not None and plan.trials <= len(PORTFOLIO):
+        emit(Note(_TOO_LITTLE_TIME.format(trials=plan.trials, first=1 + len(PORTFOLIO)), "warning"))
     if request.preprocessing() is not None and not DecodedImages.open(request.data).are_kept:
         while_stored = "while their activations are stored, and " if plan.boundaries else ""
         emit(Note(f"plan: images are decoded {while_stored}in {plan.share_from_start():.0%} of all training epochs"))

@@ -153,6 +153,7 @@ def _plan_and_fill(request: _Request) -> StoredSplits:
     config = request.config
     set_up_process(threads=request.threads, seed=config.study.seed)
     plan = _known_plan(request.plan)
+    is_new = plan is None
     if plan is None:
         emit(Phase(f"measuring the layer groups of {request.backbone}"))
         plan = _new_plan(request)
@@ -164,7 +165,8 @@ def _plan_and_fill(request: _Request) -> StoredSplits:
         plan = plan.without_store()
     for line in plan.lines():
         emit(Note(line))
-    if plan.seconds is not None and plan.trials <= len(PORTFOLIO):
+    # Of several backbones only the first has the points to begin with, and a resumed study had its own.
+    if is_new and plan.seconds is not None and len(config.backbones) == 1 and plan.trials <= len(PORTFOLIO):
         emit(Note(_TOO_LITTLE_TIME.format(trials=plan.trials, first=1 + len(PORTFOLIO)), "warning"))
     if request.preprocessing() is not None and not DecodedImages.open(request.data).are_kept:
         while_stored = "while their activations are stored, and " if plan.boundaries else ""

@@ -35,9 +35,23 @@ study:
   trials: 8
 ```
 
-Later ones win: the defaults below, the recipe (`--recipe`), options such as `--epochs`, `--set train.epochs=3`. All
-mistakes are reported at once, each with its key. `thawline recipes copy NAME` puts `recipe.schema.json` beside the
-recipe, by which editors with a YAML language server complete and check its keys.
+Later ones win: the defaults below, the preset (`--preset`), the recipe (`--recipe`), options such as `--epochs`, `--set
+train.epochs=3`. All mistakes are reported at once, each with its key. `thawline recipes copy NAME` puts
+`recipe.schema.json` beside the recipe, by which editors with a YAML language server complete and check its keys.
+
+A preset is one of the shipped recipes, fitted to the data and to this machine; what was chosen is said:
+
+- `--preset fast`: a first answer within minutes on a laptop, after 7 trials or 5 minutes. Its network is the first
+  small one whose weights are cached, else the first whose weights can be downloaded; without either, the search begins
+  with the weights that Thawline ships.
+- `--preset balanced`: what a search does by itself, 20 trials (of texts 12) of ResNet-18, or of another network of its
+  size if only that one's weights are available.
+- `--preset best`: the best single model that hours can find, after 40 trials or 4 hours. Of several networks, those
+  whose weights are available, the two best by a linear probe are fine-tuned, and the best trials are averaged if that
+  is better.
+
+For texts they are the recipes `fast-texts`, `balanced-texts` and `best-texts`. `--timeout` or `--trials` takes the
+place of a preset's budget, and `--backbone` that of its networks.
 """
 _COLUMNS = "| key | value | default | |\n|---|---|---|---|\n"
 _NUMBERS = {int: "whole number", float: "number"}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from thawline.data import Manifest
     from thawline.labels import LabelCheck
     from thawline.prefect_server import ManagedServer
+    from thawline.presets import Preset
     from thawline.registry import PackagedModel, Prediction
     from thawline.search import SearchOutcome
 
@@ -44,6 +45,8 @@ def run_search(
     image_size: int | None = None,
     trials: int | None = None,
     epochs: int | None = None,
+    timeout_minutes: float | None = None,
+    preset: "Preset | None" = None,
     recipe: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     quiet: bool = False,
@@ -60,8 +63,11 @@ def run_search(
         backbone: pretrained network, one of :func:`list_backbones` or ``hf:FOLDER_OR_ID``.
         weights: what it begins with: ``default``, ``starter``, ``none``, or a file.
         image_size: pixels, the side of a square; by default what the weights were trained for.
-        trials: in total, over all runs of the study.
+        trials: in total, over all runs of the study; by default 20, or with a time limit as many as it allows.
         epochs: passes over the training data per trial, at most.
+        timeout_minutes: time limit, over all runs of the study.
+        preset: ``fast``, ``balanced`` or ``best``: a shipped recipe, fitted to the data and to the weights that are
+            available; everything else comes over it.
         recipe: file whose settings come before those given here.
         settings: any others, by the keys of a recipe: ``{"train.batch_size": 64}``.
         quiet: show only warnings.
@@ -75,11 +81,19 @@ def run_search(
         "backbone.image_size": image_size,
         "study.trials": trials,
         "train.epochs": epochs,
+        "study.timeout_minutes": timeout_minutes,
     }
     options = {key: value for key, value in given.items() if value is not None} | dict(settings or {})
+    notes: tuple[str, ...] = ()
     if not isinstance(data, SearchConfig):
-        data = SearchConfig.build(*_layers(data, recipe), nested(options))
-    elif options or recipe is not None:
+        layers = [*_layers(data, recipe), nested(options)]
+        if preset is not None:
+            from thawline.presets import fitted
+
+            chosen = fitted(preset, *layers)
+            layers, notes = [chosen.layer, *layers], chosen.notes
+        data = SearchConfig.build(*layers)
+    elif options or recipe is not None or preset is not None:
         raise ConfigError("A SearchConfig holds all settings: change it, or give the data as a path.")
     environment.prepare()
     environment.quiet_prefect()
@@ -89,10 +103,12 @@ def run_search(
 
         is_table(data.data.path)  # says so at once, before anything is loaded
     with _beside_imports() as server:
-        from thawline.search.events import Phase, emit
+        from thawline.search.events import Note, Phase, emit
         from thawline.terminal import watch
 
         with watch(quiet=quiet):
+            for note in notes:
+                emit(Note(note))
             emit(Phase("loading PyTorch, MLflow and Prefect"))
             from thawline.search import already_checked, check_config
 

@@ -136,12 +136,15 @@ class SearchView:
         self._best: float | None = None
         self._ends: float | None = None
         """When all trials should have ended, in seconds of :func:`time.monotonic`."""
+        self._deadline: float | None = None
+        """When the time is spent, the same."""
 
     def update(self, event: Event) -> None:
         """Take in one event."""
         self._phase = event if isinstance(event, Phase) else None
         if isinstance(event, SearchStarted):
             self._search, self._began = event, time.monotonic()
+            self._deadline = None if event.seconds is None else self._began + event.seconds
         elif isinstance(event, TrialStarted):
             self._running[event.number] = (event, None)
             self._ended = [(s, e) for s, e in self._ended if e.result.number != event.number]  # it was paused
@@ -180,10 +183,13 @@ class SearchView:
     def _headline(self, search: SearchStarted) -> Text:
         done = search.finished + sum(ended.result.state != "paused" for _, ended in self._ended)
         best = "-" if self._best is None else f"{self._best:.4f}"
-        parts = [f"study {search.study}", f"trial {done} of {search.trials}", f"best val/{search.metric} {best}"]
+        of = "" if search.trials is None else f" of {search.trials}"
+        parts = [f"study {search.study}", f"trial {done}{of}", f"best val/{search.metric} {best}"]
         parts.append(f"{_duration(time.monotonic() - self._created)} elapsed")
-        if self._ends is not None:
-            parts.append(f"about {_duration(max(0.0, self._ends - time.monotonic()))} left")
+        if self._deadline is not None and (self._ends is None or self._deadline < self._ends):
+            parts.append(f"{_left(self._deadline)} left")
+        elif self._ends is not None:
+            parts.append(f"about {_left(self._ends)} left")
         return Text("  ·  ".join(parts), style="bold")
 
     def _estimate(self) -> None:
@@ -195,7 +201,7 @@ class SearchView:
         search = self._search
         share = sum(epoch.epoch / epoch.epochs for _, epoch in self._running.values() if epoch)
         progress = len(self._ended) + share
-        if search is None or progress == 0:
+        if search is None or search.trials is None or progress == 0:
             return
         remaining = max(0.0, search.trials - search.finished - progress)
         now = time.monotonic()
@@ -235,6 +241,10 @@ def _first_cells(started: TrialStarted) -> tuple[str, str, str]:
 
 def _value(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _left(until: float) -> str:
+    return _duration(max(0.0, until - time.monotonic()))
 
 
 def _duration(seconds: float) -> str:

@@ -74,7 +74,9 @@ def test_check_reports_classes_splits_and_digest(data: Path, forked: Callable[..
         (["backbones", "nothing-like-it"], "hf:FOLDER or hf:ORG/NAME[@REVISION] takes an encoder of texts"),
         (["leaderboard"], "No Thawline home here"),
         (["predict", "a@b@c", "."], "A model is named as NAME, NAME@ALIAS or NAME/VERSION"),
-        (["recipes", "copy", "quikc"], "Did you mean 'quick'?"),
+        (["recipes", "copy", "balancd"], "Did you mean 'balanced'?"),
+        (["recipes", "copy", "quick"], "The recipe 'quick' is now 'fast': `thawline recipes copy fast`."),
+        (["search", "DATA", "--preset", "fastest"], "--preset must be one of fast, balanced, best, but got 'fastest'."),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -134,11 +136,32 @@ def test_summary_shows_what_is_frozen_and_trainable(forked: Callable[..., Any], 
 def test_recipes_are_listed_and_copied(forked: Callable[..., Any], tmp_path: Path) -> None:
     home = tmp_path / "home"
     names = {row["name"] for row in forked("recipes", "--json", home=home).json}
-    assert {"demo", "quick", "thorough", "backbones"} <= names
-    answer = forked("recipes", "copy", "quick", home=home)
+    assert {"demo", "fast", "balanced", "best"} <= names
+    answer = forked("recipes", "copy", "fast", home=home)
     assert answer.code == 0
-    assert (tmp_path / "quick.yaml").is_file()
-    assert forked("recipes", "copy", "quick", home=home).code == 2
+    assert (tmp_path / "fast.yaml").is_file()
+    assert forked("recipes", "copy", "fast", home=home).code == 2
+
+
+@pytest.mark.timeout(900)
+def test_a_preset_with_a_time_limit_is_a_whole_search_of_as_many_trials_as_there_are(
+    data: Path, forked: Callable[..., Any], prefect: dict[str, str], tmp_path: Path
+) -> None:
+    # A grid has an end, which does not depend on how quick the machine is.
+    grid = "study.sampler_options={search_space: {freeze_depth: [6], learning_rate: [0.001, 0.01]}}"
+    options = ("--preset", "fast", "--weights", "starter", "--image-size", "32", "--timeout", "60", "--json")
+    options = (*options, "--set", "study.sampler=GridSampler", "--set", grid, "--set", "data.workers=1")
+    home = tmp_path / "home"
+    searched = forked("search", data, *options, home=home, **prefect)
+    assert searched.code == 0, searched.err
+    outcome = searched.json
+    assert sorted(trial["trial"] for trial in outcome["trials"]) == [0, 1, 2]
+    trained = [trial for trial in outcome["trials"] if trial["trial"] > 0]
+    assert {trial["epochs"] for trial in trained} == {4}, "the preset's"
+    client = connect(f"sqlite:///{home}/mlflow.db", home=home, experiment="thawline").client
+    params = client.get_run(outcome["run_id"]).data.params
+    recorded = {key: params[f"study.{key}"] for key in ("trials", "timeout_minutes")}
+    assert recorded == {"trials": "None", "timeout_minutes": "60.0"}
 
 
 def test_doctor_finds_this_environment_well_and_a_home_that_cannot_be_written_wrong(

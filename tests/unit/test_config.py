@@ -78,17 +78,26 @@ def test_every_shipped_recipe_is_valid_and_names_its_command(name: str) -> None:
 
 
 def test_a_copied_recipe_never_overwrites(tmp_path: Path) -> None:
-    target = copy("quick", tmp_path)
-    assert target.read_text() == recipe_path("quick").read_text()
+    target = copy("fast", tmp_path)
+    assert target.read_text() == recipe_path("fast").read_text()
     target.write_text("mine")
     with pytest.raises(ConfigError, match="exists already and is not overwritten"):
-        copy("quick", tmp_path)
+        copy("fast", tmp_path)
     assert target.read_text() == "mine"
 
 
 def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="Did you mean 'quick'"):
-        recipe_path("quikc")
+    with pytest.raises(ConfigError, match="Did you mean 'balanced'"):
+        recipe_path("balancd")
+
+
+@pytest.mark.parametrize(
+    ("former", "now"), [("quick", "fast"), ("thorough", "best"), ("backbones", "best"), ("texts", "balanced-texts")]
+)
+def test_a_recipe_that_was_renamed_is_named_by_its_new_name(former: str, now: str) -> None:
+    with pytest.raises(ConfigError, match=f"The recipe '{former}' is now '{now}': `thawline recipes copy {now}`"):
+        recipe_path(former)
+    assert recipe_path(now).is_file()
 
 
 def test_the_fingerprint_changes_with_what_makes_trials_incomparable_and_only_then() -> None:
@@ -105,6 +114,17 @@ def test_the_fingerprint_changes_with_what_makes_trials_incomparable_and_only_th
     assert fingerprint(train={"epochs": 3}) != known
     assert fingerprint(space={"learning_rate": [1e-4, 1e-3]}) != known
     assert fingerprint(backbone={"name": "resnet34"}) != known
+
+
+def test_the_number_of_trials_is_twenty_unless_time_limits_the_search() -> None:
+    def most(**study: object) -> tuple[int | None, int | None]:
+        config = SearchConfig.build(DATA, {"study": study})
+        return config.study.most_trials, ResolvedConfig.of(config, study="s", model="m").study.trials
+
+    assert most() == (20, 20), "what is recorded says it"
+    assert most(timeout_minutes=30) == (None, None)
+    assert most(trials=7) == (7, 7)
+    assert most(trials=7, timeout_minutes=30) == (7, 7)
 
 
 def test_what_thaws_is_one_of_what_there_is_and_within_its_range() -> None:
@@ -258,11 +278,11 @@ def test_a_project_that_wandb_would_refuse_is_refused(name: str) -> None:
     assert SearchConfig.build(DATA, {"tracking": {"wandb_project": "x" * 128}}).tracking.wandb_project == "x" * 128
 
 
-def test_a_recipe_that_is_carried_out_has_names_and_is_the_same_in_all_else() -> None:
+def test_a_recipe_that_is_carried_out_has_names_and_a_budget_and_is_the_same_in_all_else() -> None:
     written = SearchConfig.build(DATA, {"space": {"backbone": ["resnet18", "resnet34"]}, "train": {"epochs": 3}})
     resolved = ResolvedConfig.of(written, study="birds-1", model="birds")
     assert (resolved.study.name, resolved.promotion.model) == ("birds-1", "birds")
-    named = {"study": {"name": "birds-1"}, "promotion": {"model": "birds"}}
+    named = {"study": {"name": "birds-1", "trials": 20}, "promotion": {"model": "birds"}}
     assert resolved.model_dump() == SearchConfig.build(written.model_dump(), named).model_dump()
     assert resolved.fingerprint("d") == written.fingerprint("d")
     with pytest.raises(ValidationError, match=r"study\.name"):

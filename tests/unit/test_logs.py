@@ -180,7 +180,7 @@ emit(Note("when nobody watches any more"))
 @pytest.mark.parametrize(
     ("arguments", "environment", "error", "message"),
     [
-        (("--log-format", "json", "recipes", "copy", "quikc"), {}, "ConfigError", "Did you mean 'quick'?"),
+        (("--log-format", "json", "recipes", "copy", "balancd"), {}, "ConfigError", "Did you mean 'balanced'?"),
         (("--log-format", "json", "serch"), {}, "UsageError", "No such command 'serch'"),
         (("recipes", "--fast"), {"THAWLINE_LOG_FORMAT": "json"}, "UsageError", "No such option: --fast"),
         (("--fast",), {"THAWLINE_LOG_FORMAT": "json"}, "UsageError", "No such option: --fast"),
@@ -198,7 +198,7 @@ def test_a_mistake_is_one_object_with_the_kind_of_error(
 
 
 def test_the_option_counts_more_than_the_environment() -> None:
-    ended = thawline("--log-format", "text", "recipes", "copy", "quikc", THAWLINE_LOG_FORMAT="json")
+    ended = thawline("--log-format", "text", "recipes", "copy", "balancd", THAWLINE_LOG_FORMAT="json")
     assert ended.returncode == 2
     assert ended.stderr.startswith("Error: ")
 

@@ -98,5 +98,5 @@ def test_the_schema_refuses_what_a_recipe_may_not_say(recipe: dict[str, Any], sc
 
 def test_a_copied_recipe_has_the_schema_of_this_version_beside_it(tmp_path: Path, tool: ModuleType) -> None:
     (tmp_path / SCHEMA).write_text("of a former version")
-    copy("quick", tmp_path)
+    copy("fast", tmp_path)
     assert (tmp_path / SCHEMA).read_text(encoding="utf-8") == tool.schema()

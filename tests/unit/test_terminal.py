@@ -24,8 +24,8 @@ def events() -> list[SearchStarted | TrialStarted | EpochEnded | TrialEnded]:
         EpochEnded(0, 1, 2, "accuracy", 0.5, 1.0),
         EpochEnded(0, 2, 2, "accuracy", 0.9, 0.5),
         TrialEnded(ENDED),
-        TrialStarted(1, DEEP, epochs=1),
-        EpochEnded(1, 2, 2, "accuracy", 0.7, 0.7),
+        TrialStarted(1, DEEP),
+        EpochEnded(1, 1, 2, "accuracy", 0.7, 0.7),
     ]
 
 
@@ -41,6 +41,7 @@ def test_in_a_pipe_every_event_is_a_line() -> None:
     with watch(Console(file=out, force_terminal=False), quiet=False):
         for event in events():
             emit(event)
+        emit(TrialStarted(2, DEEP, epochs=3))
         emit(Note("cat/broken.jpg: truncated", "warning"))
     lines = [line[9:] for line in out.getvalue().splitlines()]
     assert lines == [
@@ -49,8 +50,9 @@ def test_in_a_pipe_every_event_is_a_line() -> None:
         "trial-00 epoch 1/2: train/loss 1.0000, val/accuracy 0.5000",
         "trial-00 epoch 2/2: train/loss 0.5000, val/accuracy 0.9000",
         "trial-00 ended after 12.3 s, best value 0.9000: complete",
-        "trial-01 depth=5 lr=1.2e-3 resumes after epoch 1",
-        "trial-01 epoch 2/2: train/loss 0.7000, val/accuracy 0.7000",
+        "trial-01 depth=5 lr=1.2e-3",
+        "trial-01 epoch 1/2: train/loss 0.7000, val/accuracy 0.7000",
+        "trial-02 depth=5 lr=1.2e-3 resumes after epoch 3",
         "warning: cat/broken.jpg: truncated",
     ]
 
@@ -115,6 +117,37 @@ def test_a_search_that_resumes_says_what_is_done_and_where_trials_resume() -> No
     assert str(SearchStarted("pets", 1, 0, 1, "accuracy")) == "study pets: 1 trial of up to 1 epoch"
 
 
+def test_a_search_that_only_time_limits_says_how_much_is_left() -> None:
+    timed = SearchStarted("pets", None, 0, 8, "accuracy", seconds=1800.0)
+    assert str(timed) == "study pets: trials of up to 8 epochs, 30 min left"
+    resumed = SearchStarted("pets", None, 2, 8, "accuracy", unfinished=((3, 4),), seconds=59.6)
+    assert str(resumed) == "resuming study pets: 2 trials done, 60 s left, trial 3 from epoch 4"
+    both = SearchStarted("pets", 6, 0, 8, "accuracy", seconds=1800.0)
+    assert str(both) == "study pets: 6 trials of up to 8 epochs, 30 min left"
+
+
+def test_the_view_counts_down_to_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    view = SearchView()
+    view.update(SearchStarted("pets", None, finished=0, epochs=2, metric="accuracy", seconds=100.0))
+    clock[0] = 16.0
+    for event in events()[1:]:
+        view.update(event)
+    assert "trial 1  " in shown(view)
+    assert "  1 min 24 s left" in shown(view)
+    many, few = (SearchStarted("pets", trials, 0, 2, "accuracy", seconds=100.0) for trials in (20, 2))
+    for started, left in ((many, "  1 min 40 s left"), (few, "about 5 s left")):
+        view = SearchView()
+        clock[0] = 0.0
+        view.update(started)
+        clock[0] = 16.0
+        for event in events()[1:]:
+            view.update(event)
+        clock[0] = 0.0 if started is many else 16.0
+        assert left in shown(view), "whichever comes first"
+
+
 def test_a_search_that_resumes_says_so_on_a_terminal_too() -> None:
     out = io.StringIO()
     with watch(Console(file=out, force_terminal=True, width=120), quiet=False):
@@ -144,7 +177,7 @@ def test_the_view_shows_trials_best_value_and_time_left() -> None:
     assert "left" in text
     assert "complete" in text
     assert "running" in text
-    assert "2/2" in text
+    assert "1/2" in text
 
 
 def test_the_best_of_a_loss_is_the_smallest() -> None:

@@ -72,6 +72,8 @@ class Plan(BaseModel):
     views: int | None
     """Views of every training row that are stored; ``None`` if each epoch has a new one and none is."""
     trials: int
+    seconds: float | None = None
+    """Time for the search where that, and no number of trials, ends it: :attr:`trials` are then those that fit."""
     depths: dict[int, float]
     """The freeze depths that epochs have, each with its share of all epochs; the shares add up to 1."""
 
@@ -106,6 +108,15 @@ class Plan(BaseModel):
         epoch = sum(share * self._epoch_seconds(depth) for depth, share in self.depths.items())
         return self.fill_seconds() + self.trials * (self.profile.start_seconds + self.epochs * epoch)
 
+    def trials_within(self, seconds: float) -> int:
+        """How many trials there should be time for if every one trains to its end; at least 1."""
+        one = self.model_copy(update={"trials": 1}).search_seconds() - self.fill_seconds()
+        return max(1, int((seconds - self.fill_seconds()) / one))
+
+    def for_time(self, seconds: float) -> "Plan":
+        """The same for a search that ends when this time is spent."""
+        return self.model_copy(update={"seconds": seconds, "trials": self.trials_within(seconds)})
+
     def without_store(self) -> "Plan":
         """The same where every trial computes everything by itself."""
         return self.model_copy(update={"boundaries": (), "bytes": 0})
@@ -128,15 +139,29 @@ class Plan(BaseModel):
         if not self.boundaries:
             return [
                 f"plan: stores nothing, trains in {way}",
-                f"plan: search about {_duration(self.search_seconds())} if no trial is stopped early",
+                f"plan: {self._expected()} if no trial is stopped early",
             ]
-        planned, without = _duration(self.search_seconds()), _duration(self.seconds_without_store())
-        saving = f" instead of {without}," if planned != without else ""
         names = ", ".join(profile.groups[boundary - 1] for boundary in self.boundaries)
         return [
             f"plan: stores activations after {names}: {_size(self.bytes)}; trains in {way}",
-            f"plan: search about {planned}{saving} if no trial is stopped early",
+            f"plan: {self._expected()}{self._saving()} if no trial is stopped early",
         ]
+
+    def _expected(self) -> str:
+        """How long the search takes, or how many trials it has."""
+        if self.seconds is None:
+            return f"search about {_duration(self.search_seconds())}"
+        count = self.trials_within(self.seconds)
+        return f"about {count} trial{'' if count == 1 else 's'} in {_duration(self.seconds)}"
+
+    def _saving(self) -> str:
+        """What the store saves, in the words of :meth:`_expected`."""
+        if self.seconds is None:
+            planned, without = _duration(self.search_seconds()), _duration(self.seconds_without_store())
+        else:
+            counts = self.trials_within(self.seconds), self.without_store().trials_within(self.seconds)
+            planned, without = map(str, counts)
+        return f" instead of {without}," if planned != without else ""
 
     def bytes_of(self, boundary: int) -> int:
         """Size of what is stored after a boundary."""

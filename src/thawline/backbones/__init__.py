@@ -26,6 +26,7 @@ from thawline.backbones._base import (
     Preprocessing,
     TextPreprocessing,
 )
+from thawline.backbones._places import Place, weights_place
 from thawline.backbones._recorded import check_architecture
 from thawline.backbones._registry import Library, libraries, library_of
 from thawline.backbones.summary import DepthCost, depth_costs, info_json, summary_json, summary_text
@@ -46,6 +47,7 @@ __all__ = [
     "GraphNode",
     "Interpolation",
     "LayerGroup",
+    "Place",
     "Preprocessing",
     "Section",
     "TextPreprocessing",
@@ -67,6 +69,7 @@ __all__ = [
     "short_name",
     "summary_json",
     "summary_text",
+    "weights_place",
     "write_head",
 ]
 

@@ -16,7 +16,17 @@ from thawline.backbones._registry import library_of
 from thawline.backbones._weights import first_line
 from thawline.exceptions import WeightsError
 
-__all__ = ["CONVERT", "WAYS_OUT", "check_weights", "config_of", "json_beside", "load", "remembered", "source_of"]
+__all__ = [
+    "CONVERT",
+    "WAYS_OUT",
+    "check_weights",
+    "config_of",
+    "is_cached",
+    "json_beside",
+    "load",
+    "remembered",
+    "source_of",
+]
 
 _Answer = TypeVar("_Answer")
 
@@ -111,6 +121,17 @@ def check_weights(name: str, weights: str) -> None:
         raise WeightsError(f"The folder of {name!r} must hold a config.json, but there is no {source / 'config.json'}.")
     if is_local and weights == "default" and not any(source.glob("*.safetensors")):
         raise WeightsError(f"The folder of {name!r} must hold a .safetensors, but there is none in {source}. {CONVERT}")
+
+
+def is_cached(name: str) -> bool:
+    """Whether configuration and weights are in the folder, or in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    source, is_local = source_of(name)
+    if is_local:
+        return (source / "config.json").is_file() and any(source.glob("*.safetensors"))
+    names = ("config.json", "model.safetensors")
+    return all(isinstance(try_to_load_from_cache(str(source), each, revision=_revision(name)), str) for each in names)
 
 
 def source_of(name: str) -> tuple[Path, bool]:

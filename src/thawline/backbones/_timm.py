@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.data.config import resolve_data_config
 from timm.models import PretrainedCfg, group_parameters
@@ -352,6 +352,15 @@ def _on_hub(name: str) -> tuple[str, str | None, str]:
     repository, _, revision = config.hf_hub_id.partition("@")
     file = Path(config.hf_hub_filename or "model").with_suffix(".safetensors")
     return repository, revision or None, str(file)
+
+
+def is_cached(name: str) -> bool:
+    """Whether the file of the default weights lies in the hub's cache."""
+    try:
+        repository, revision, file = _on_hub(name)
+    except WeightsError:
+        return False
+    return isinstance(try_to_load_from_cache(repository, file, revision=revision), str)
 
 
 def _from_hub(name: str) -> Path:

@@ -16,6 +16,7 @@ from thawline.backbones._weights import (
     check_weights,
     digest_of,
     first_line,
+    hub_file,
     load_into,
     read_weights,
     starter_metadata,
@@ -23,7 +24,7 @@ from thawline.backbones._weights import (
 from thawline.backbones.building import build_without_memory, seeded
 from thawline.exceptions import BackboneError
 
-__all__ = ["check_weights", "create", "inspect", "list_names", "preprocessing_of"]
+__all__ = ["check_weights", "create", "inspect", "is_cached", "list_names", "preprocessing_of"]
 
 # How torchvision itself calls these two when it loads their weights, less the heads that are only for training from
 # scratch; init_weights would take minutes to no purpose.
@@ -38,6 +39,11 @@ _SIZE_ARGUMENT: dict[str, Callable[[int], dict[str, Any]]] = {
 }
 _STARTER_SIZE = 64
 """Side in pixels that the shipped weights' card suggests; they were trained at 48 to 80."""
+
+
+def is_cached(name: str) -> bool:
+    """Whether the file of the default weights lies where torch.hub keeps it."""
+    return hub_file(models.get_model_weights(name).DEFAULT).is_file()
 
 
 def list_names() -> list[str]:

@@ -26,6 +26,7 @@ __all__ = [
     "check_weights",
     "digest_of",
     "first_line",
+    "hub_file",
     "load_into",
     "read_file",
     "read_weights",
@@ -93,7 +94,7 @@ def starter_metadata(name: str) -> dict[str, str]:
 
 
 def _read_default(name: str, default: models.WeightsEnum) -> dict[str, Tensor]:
-    file = Path(torch.hub.get_dir()) / "checkpoints" / default.url.rpartition("/")[2]
+    file = hub_file(default)
     if file.exists():
         _check_hash(file)
     try:
@@ -107,6 +108,11 @@ def _read_default(name: str, default: models.WeightsEnum) -> dict[str, Tensor]:
             f"{ALTERNATIVES}"
         ) from None
     return dict(_tensors_in(state, file))
+
+
+def hub_file(default: models.WeightsEnum) -> Path:
+    """Where torch.hub keeps weights of torchvision, whether they are there or not; ``TORCH_HOME`` moves it."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / str(default.url).rpartition("/")[2]
 
 
 def _check_hash(file: Path) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "Data",
     "Json",
     "Model",
+    "PresetOption",
     "Recipe",
     "SetOption",
     "Storage",
@@ -60,6 +61,14 @@ DATA_HELP = f"{DATA_KINDS}. A folder may lie on object storage: `s3://bucket/DAT
 Data = Annotated[str, typer.Argument(metavar="FOLDER|FILE|URL", help=DATA_HELP)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Recipe = Annotated[Path | None, typer.Option(help="Recipe file; see `thawline recipes`.")]
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="fast|balanced|best",
+        help="Shipped recipe fitted to the data and to the weights that are here; --recipe and all else come over it.",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any key of a recipe, such as train.optimizer=sgd; repeatable."),
@@ -78,9 +87,17 @@ def console() -> Console:
 
 
 def config_of(
-    data: str, recipe: Path | None, options: Mapping[str, Any], assignments: list[str] | None
+    data: str,
+    recipe: Path | None,
+    options: Mapping[str, Any],
+    assignments: list[str] | None,
+    *,
+    preset: str | None = None,
+    quiet: bool = False,
 ) -> "SearchConfig":
-    """The configuration of a recipe, with options and assignments over it.
+    """The configuration of a preset, with a recipe over it, and options and assignments over that.
+
+    What a preset was fitted to is told on standard error, unless ``quiet``.
 
     Raises:
         ConfigError: naming every wrong key and value, or a backbone that would be ignored.
@@ -89,12 +106,20 @@ def config_of(
     from thawline.data import data_location
     from thawline.exceptions import ConfigError
 
-    config = SearchConfig.build(
+    layers = [
         load_recipe(recipe) if recipe else {},
         {"data": data_location(data, environment.home())},
         nested({key: value for key, value in options.items() if value is not None}),
         parse_assignments(assignments or []),
-    )
+    ]
+    if preset is not None:
+        from thawline.presets import fitted
+
+        chosen = fitted(preset, *layers)
+        layers.insert(0, chosen.layer)
+        for note in () if quiet else chosen.notes:
+            tell(note)
+    config = SearchConfig.build(*layers)
     named = options.get("backbone.name")
     if named is not None and config.space.backbone is not None:
         raise ConfigError(

@@ -13,6 +13,7 @@ from thawline.cli._shared import (
     DATA_HELP,
     Data,
     Json,
+    PresetOption,
     Recipe,
     SetOption,
     Storage,
@@ -75,6 +76,7 @@ def search(
     data: Data,
     recipe: Recipe = None,
     *,
+    preset: PresetOption = None,
     settings: Settings,
     assignments: SetOption = None,
     as_json: Json = False,
@@ -82,7 +84,7 @@ def search(
     """Search for the best fine-tuned classifier, register it, and make it champion if it is better."""
     from thawline.api import run_search
 
-    config = config_of(data, recipe, settings, assignments)
+    config = config_of(data, recipe, settings, assignments, preset=preset, quiet=as_json)
     outcome = run_search(config, quiet=as_json)
     if as_json:
         print_json(outcome.as_dict())
@@ -166,12 +168,13 @@ def retrain(
     data: Data,
     recipe: Recipe = None,
     *,
+    preset: PresetOption = None,
     settings: Settings,
     assignments: SetOption = None,
     as_json: Json = False,
 ) -> None:
     """Search again if data or recipe have changed since the last verdict, starting from the champion's settings."""
-    config = config_of(data, recipe, settings, assignments)
+    config = config_of(data, recipe, settings, assignments, preset=preset, quiet=as_json)
     environment.quiet_prefect()
     stopping.allow(config.study.grace_seconds)
     from thawline.prefect_server import used
@@ -191,7 +194,7 @@ def retrain(
         print_json(outcome.as_dict())
     elif outcome.search is None:
         show(f"{outcome.title}: {outcome.reason}.")
-        by_recipe = f" --recipe {typed(recipe)}" if recipe else ""
+        by_recipe = (f" --preset {preset}" if preset else "") + (f" --recipe {typed(recipe)}" if recipe else "")
         next_steps(
             {
                 f"history {outcome.model}": "who was champion, and why",
@@ -227,6 +230,7 @@ def deploy(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the deployment; default: the model's.")] = None,
     recipe: Recipe = None,
+    preset: PresetOption = None,
     model: Annotated[str | None, typer.Option(help="Registered model; default: the folder's name.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="Table to write, for score.")] = None,
     assignments: SetOption = None,
@@ -238,8 +242,8 @@ def deploy(
             "search and retrain need --data FOLDER, drift needs --model NAME too, and score needs --out FILE.parquet "
             "besides, which the others do not take."
         )
-    if not trains and (recipe or assignments):
-        raise ThawlineError(f"--recipe and --set belong to search and retrain: {flow.value} trains nothing.")
+    if not trains and (recipe or preset or assignments):
+        raise ThawlineError(f"--recipe, --preset and --set belong to search and retrain: {flow.value} trains nothing.")
     if on_drift and flow is not Deployable.retrain:
         raise ThawlineError(f"--on-drift belongs to retrain: {flow.value} does not train.")
     from thawline.prefect_server import used
@@ -256,7 +260,7 @@ def deploy(
                 case Deployable.drift, str(), None:
                     made = deployments.of_drift(model, Path(data), name=name, schedule=schedule)
                 case _:
-                    config = config_of(data, recipe, {"promotion.model": model}, assignments)
+                    config = config_of(data, recipe, {"promotion.model": model}, assignments, preset=preset)
                     stopping.allow(config.study.grace_seconds)
                     kind: Literal["search", "retrain"] = "retrain" if flow is Deployable.retrain else "search"
                     made = deployments.of_search(kind, config, name=name, schedule=schedule, on_drift=on_drift)

@@ -29,8 +29,9 @@ class ResolvedConfig(SearchConfig):
 
     @classmethod
     def of(cls, config: SearchConfig, *, study: str, model: str) -> "ResolvedConfig":
-        """The recipe with the names of study and registered model."""
+        """The recipe with the names of study and registered model, and the number of trials unless time limits it."""
         sections = {name: getattr(config, name) for name in SearchConfig.model_fields}
-        sections["study"] = NamedStudy.model_validate({**config.study.model_dump(), "name": study})
+        filled = {**config.study.model_dump(), "name": study, "trials": config.study.most_trials}
+        sections["study"] = NamedStudy.model_validate(filled)
         sections["promotion"] = NamedPromotion.model_validate({**config.promotion.model_dump(), "model": model})
         return cls(**sections)

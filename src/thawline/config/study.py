@@ -9,6 +9,9 @@ from thawline.config.model import Model, PlainName
 
 __all__ = ["StudyConfig"]
 
+_TRIALS = 20
+"""Of a search that nothing else ends."""
+
 
 def _workers(value: object) -> object:
     if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -22,8 +25,8 @@ class StudyConfig(Model):
     name: PlainName | None = None
     """Name of the study; the same name resumes it where it stopped. By default made from data, backbone and
     settings."""
-    trials: int = Field(20, ge=1)
-    """Total number of trials, over all runs of the study."""
+    trials: int | None = Field(None, ge=1)
+    """Total number of trials, over all runs of the study; by default 20, or with a time limit as many as it allows."""
     timeout_minutes: float | None = Field(None, gt=0)
     """Time limit in minutes, over all runs of the study: afterwards no trial starts, and a running one stops at its
     next epoch."""
@@ -71,6 +74,11 @@ class StudyConfig(Model):
     """Average the weights of the best trials of the best one's backbone, one after the other as long as validation does
     not get worse, and package that where it is better on validation than the best trial alone (Wortsman et al.,
     2022)."""
+
+    @property
+    def most_trials(self) -> int | None:
+        """The number of trials, in all, after which none starts; ``None`` if only the time limit ends the search."""
+        return _TRIALS if self.trials is None and self.timeout_minutes is None else self.trials
 
     @model_validator(mode="before")
     @classmethod

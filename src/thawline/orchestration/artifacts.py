@@ -9,6 +9,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from thawline.config import StudyConfig
 from thawline.orchestration.reach import page
 from thawline.search import Recorder, SearchOutcome, Study
 from thawline.search.leaderboard import leaderboard_rows
@@ -17,10 +18,10 @@ __all__ = ["Progress", "publish_leaderboard", "publish_outcome"]
 
 
 class Progress:
-    """The progress bar of finished trials."""
+    """The progress bar of a search: its finished trials, or its time if that is spent sooner."""
 
-    def __init__(self, study: Study, trials: int) -> None:
-        self._trials = trials
+    def __init__(self, study: Study, budget: StudyConfig) -> None:
+        self._budget = budget
         self._artifact: UUID | None = None
         self.update(study)
 
@@ -36,7 +37,10 @@ class Progress:
         self._artifact = made
 
     def _share(self, study: Study) -> float:
-        return min(100.0, 100.0 * study.finished() / self._trials)
+        trials, minutes = self._budget.most_trials, self._budget.timeout_minutes
+        by_trials = 0.0 if trials is None else study.finished() / trials
+        by_time = 0.0 if minutes is None else study.seconds / (60 * minutes)
+        return min(100.0, 100.0 * max(by_trials, by_time))
 
 
 @page

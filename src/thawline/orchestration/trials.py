@@ -84,7 +84,7 @@ def run_trials(
     trials = _Trials(prepared, stored, study, run, runner)
     queue, slots = Queue.of(study, trials.deadline), Slots(prepared.config)
     recorder.announce(study)
-    progress = Progress(study, prepared.config.study.trials)
+    progress = Progress(study, prepared.config.study)
     while True:
         while len(trials.running) < slots.count and (together := queue.next()):
             trials.start(together, slots.take())

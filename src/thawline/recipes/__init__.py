@@ -12,6 +12,8 @@ __all__ = ["SCHEMA", "Recipe", "copy", "recipe_path", "shipped_recipes"]
 SCHEMA = "recipe.schema.json"
 """Name of the JSON schema of recipes."""
 _FOLDER = Path(__file__).parent
+_FORMER = {"quick": "fast", "thorough": "best", "backbones": "best", "texts": "balanced-texts"}
+"""Recipes by the names that they had, and those that took their place."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ def recipe_path(name: str) -> Path:
         ConfigError: if there is none of that name.
     """
     names = [recipe.name for recipe in shipped_recipes()]
+    if name in _FORMER:
+        raise ConfigError(f"The recipe {name!r} is now {_FORMER[name]!r}: `thawline recipes copy {_FORMER[name]}`.")
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(names)}."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from thawline.activations import StoredSplits
 from thawline.exceptions import TrackingError
 from thawline.search.events import EpochEnded, Note, TrialEnded, TrialStarted, emit
+from thawline.search.fruitless import Fruitless
 from thawline.search.prepare import Prepared
 from thawline.search.slices import NEW, Slices
 from thawline.search.slots import threads_per_trial
@@ -38,7 +39,7 @@ class Queue:
         config = study.config
         return cls(
             study,
-            trials=config.study.trials,
+            trials=config.study.most_trials,
             batch=config.study.batch,
             deadline=deadline,
             apart=config.train.exact or config.train.ema is not None,
@@ -48,7 +49,7 @@ class Queue:
         self,
         study: Study,
         *,
-        trials: int,
+        trials: int | None,
         batch: int,
         deadline: float | None,
         apart: bool = False,
@@ -57,7 +58,7 @@ class Queue:
 
         Args:
             study: the study; trials that a dead process had begun come first.
-            trials: how many it may have in all.
+            trials: how many it may have in all; ``None`` if the deadline alone ends it, and trials that bring nothing.
             batch: how many are drawn at once.
             deadline: in seconds of :func:`time.time`; no trial starts after it.
             apart: whether each trial must be trained on its own: to be bit-equal, or for the average of its weights.
@@ -65,6 +66,7 @@ class Queue:
         self._study, self._slices, self._deadline = study, study.slices, deadline
         self._trials, self._apart = trials, apart
         self._batch = batch if study.draws_ahead else 1
+        self._fruitless = Fruitless(study) if trials is None else None
         self._waiting = self._in_order(study.unfinished())
         self._complete_batch()
 
@@ -99,15 +101,20 @@ class Queue:
                 self._draw()
         return together
 
+    @property
+    def _may_draw(self) -> bool:
+        return self._fruitless is None or not self._fruitless.ends()
+
     def _draw(self) -> None:
-        self._waiting = self._in_order(self._study.draw(self._batch, trials=self._trials))
+        if self._may_draw:
+            self._waiting = self._in_order(self._study.draw(self._batch, trials=self._trials))
 
     def _paused(self, slices: Slices) -> Asked | None:
         """The paused trial that should train next; ``None`` if the first of those that wait should, or none."""
         # What a dead process left comes first: then the study stands where it would without that death.
         while not any(asked.resumed for asked in self._waiting):
             waiting = [asked.number for asked in self._waiting]
-            number = slices.next(waiting)
+            number = slices.next(waiting, may_draw=self._may_draw)
             if number == NEW:
                 self._draw()
             elif number is None or number in waiting:
@@ -124,7 +131,9 @@ class Queue:
         """
         while not self.over:
             self._waiting = self._in_order(self._study.unfinished())
-            if self._waiting or (self._slices is not None and self._slices.next([]) is not None):
+            if self._waiting or (
+                self._slices is not None and self._slices.next([], may_draw=self._may_draw) is not None
+            ):
                 return True
             if not self._study.others_run():
                 return False

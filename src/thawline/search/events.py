@@ -43,12 +43,15 @@ class SearchStarted:
     """The data is read and the study is open."""
 
     study: str
-    trials: int
+    trials: int | None
+    """In all; ``None`` where only the time is limited."""
     finished: int
     epochs: int
     metric: str
     unfinished: tuple[tuple[int, int], ...] = ()
     """Trials that had begun, each with the epoch that comes next."""
+    seconds: float | None = None
+    """Time that is left; ``None`` if there is no limit."""
 
     @property
     def resumes(self) -> bool:
@@ -56,10 +59,14 @@ class SearchStarted:
         return bool(self.finished or self.unfinished)
 
     def __str__(self) -> str:
+        left = "" if self.seconds is None else f", {_time(self.seconds)} left"
         if not self.resumes:
-            return f"study {self.study}: {counted(self.trials, 'trial')} of up to {counted(self.epochs, 'epoch')}"
+            trials = "trials" if self.trials is None else counted(self.trials, "trial")
+            return f"study {self.study}: {trials} of up to {counted(self.epochs, 'epoch')}{left}"
         begun = "".join(f", trial {number} from epoch {epoch}" for number, epoch in self.unfinished)
-        return f"resuming study {self.study}: {self.finished} of {counted(self.trials, 'trial')} done{begun}"
+        of = "" if self.trials is None else f"{self.finished} of "
+        done = of + counted(self.finished if self.trials is None else self.trials, "trial")
+        return f"resuming study {self.study}: {done} done{left}{begun}"
 
 
 @dataclass(frozen=True)
@@ -163,6 +170,10 @@ def counting(name: str) -> Callable[[int, int], None]:
             emit(Phase(name, done, total))
 
     return count
+
+
+def _time(seconds: float) -> str:
+    return f"{round(seconds)} s" if seconds < 120 else f"{round(seconds / 60)} min"
 
 
 def emit(event: Event) -> None:

@@ -152,14 +152,16 @@ class Recorder:
         config = self._config
         begun = sorted(record.number for record in study.records() if not record.ended)
         epochs = [(number, 1 + study.reported_epochs(number)) for number in begun]
+        deadline = study.deadline()
         emit(
             SearchStarted(
                 study.name,
-                config.study.trials,
+                config.study.most_trials,
                 study.finished(),
                 config.train.epochs,
                 config.study.metric,
                 tuple((number, epoch) for number, epoch in epochs if epoch > 1),
+                seconds=None if deadline is None else max(0.0, deadline - time.time()),
             )
         )
 

@@ -67,11 +67,14 @@ class Slices:
         rule = freeze_thaw_of(config.study)
         return None if rule is None else cls(rule, study, claims, config, may_draw)
 
-    def next(self, waiting: Sequence[int] | None = None, *, training: int | None = None) -> int | None:
+    def next(
+        self, waiting: Sequence[int] | None = None, *, may_draw: bool = True, training: int | None = None
+    ) -> int | None:
         """The number of the trial that should train next, or :data:`NEW`; ``None`` if none is worth another epoch.
 
         Args:
             waiting: new trials that the caller may start; ``None`` for all that were drawn and not begun.
+            may_draw: whether the caller would draw a further one.
             training: the trial that asks whether to continue.
         """
         trials = patiently(self._study.get_trials, deepcopy=False)
@@ -81,7 +84,7 @@ class Slices:
         if drawn:  # the one that comes first in the queue
             first = min(drawn, key=lambda trial: (-self._frozen(trial), trial.number))
             curves.append(self._curve(first, attributes))
-        elif self._may_draw():
+        elif may_draw and self._may_draw():
             curves.append(Curve(NEW, None, seconds=_mean([curve.seconds for curve in curves])))
         probed = [self._sign * trial.value for trial in trials if PROBE in trial.user_attrs and trial.value is not None]
         return self._rule.choose(

@@ -1,6 +1,8 @@
 """Before the first trial: measure, plan, store the frozen activations, and fit linear probes to them."""
 
+import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -15,8 +17,8 @@ from thawline.exceptions import StudyError
 from thawline.search.events import Note, Phase, counting, emit
 from thawline.search.prepare import Prepared, image_preprocessing
 from thawline.search.probing import ProbeFile, probe_curve
-from thawline.search.slots import threads_per_trial
-from thawline.search.space import depth_shares
+from thawline.search.slots import Slots, threads_per_trial
+from thawline.search.space import PORTFOLIO, depth_shares
 from thawline.search.spec import build_backbone
 from thawline.search.study import Study
 from thawline.search.worker import WorkerCrashed, call_with_retries
@@ -32,6 +34,11 @@ from thawline.training import (
 
 __all__ = ["known_plan", "store_activations"]
 
+_TOO_LITTLE_TIME = (
+    "plan: that is fewer trials ({trials}) than the probe and the points that every search begins with ({first}): take "
+    "a longer --timeout, a smaller network, smaller images, or fewer epochs"
+)
+
 
 def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str, StoredSplits]:
     """Measure and plan each backbone, and fill the store; the plan is kept with the study.
@@ -45,9 +52,12 @@ def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str,
     Raises:
         StudyError: if the pretrained weights are not those that the study was begun with.
     """
-    left = prepared.config.study.trials - study.finished()
-    if left <= 0:
+    config, count = prepared.config, len(prepared.config.backbones)
+    most, deadline = config.study.most_trials, study.deadline()
+    left = None if most is None else most - study.finished()
+    if left is not None and left <= 0:
         return {}
+    seconds = 0.0 if deadline is None else max(0.0, deadline - time.time()) * Slots(config).count
     stored = {}
     for name in prepared.config.backbones:
         request = _Request(
@@ -56,8 +66,9 @@ def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str,
             classes=len(prepared.manifest.classes),
             data=prepared.inputs[name],
             depths=depth_shares(prepared.config, prepared.depths, name),
-            trials=max(1, left // len(prepared.config.backbones)),
-            only_probes=left <= study.unfinished_probes(),
+            trials=None if left is None else max(1, left // count),
+            seconds=seconds / count,
+            only_probes=left is not None and left <= study.unfinished_probes(),
             threads=threads_per_trial(prepared.config),
             store=home / "cache" / "activations",
             plan=_plan_path(home, study.name, name),
@@ -95,7 +106,10 @@ class _Request:
     data: Path
     """File of decoded images or tokenized texts."""
     depths: dict[int, float]
-    trials: int
+    trials: int | None
+    """That are left; ``None`` if time alone ends the search."""
+    seconds: float
+    """Of all slots, that are left to trials of this backbone; meant only where the trials are not counted."""
     only_probes: bool
     """Whether the search ends before anything is fine-tuned."""
     threads: int
@@ -107,6 +121,12 @@ class _Request:
 
     def build_backbone(self) -> backbones.Backbone:
         return build_backbone(self.config, self.backbone, self.classes)
+
+    def with_budget(self, plan: Plan) -> Plan:
+        """A plan for the trials that are left."""
+        if self.trials is None:
+            return plan.for_time(self.seconds)
+        return plan.model_copy(update={"seconds": None, "trials": self.trials})
 
     def preprocessing(self) -> Preprocessing | None:
         """Of images; ``None`` for texts, whose tokens need none."""
@@ -135,17 +155,21 @@ def _plan_and_fill(request: _Request) -> StoredSplits:
     config = request.config
     set_up_process(threads=request.threads, seed=config.study.seed, exact=config.train.exact)
     plan = _known_plan(request.plan)
+    is_new = plan is None
     if plan is None:
         emit(Phase(f"measuring the layer groups of {request.backbone}"))
         plan = _new_plan(request)
     write_atomically(request.plan, plan.model_dump_json().encode())
-    plan = plan.model_copy(update={"trials": request.trials})
+    plan = request.with_budget(plan)
     if request.only_probes:
         plan = plan.for_probes()
     if not config.activations.store:
         plan = plan.without_store()
     for line in plan.lines():
         emit(Note(line))
+    # Of several backbones only the first has the points to begin with, and a resumed study had its own.
+    if is_new and plan.seconds is not None and len(config.backbones) == 1 and plan.trials <= len(PORTFOLIO):
+        emit(Note(_TOO_LITTLE_TIME.format(trials=plan.trials, first=1 + len(PORTFOLIO)), "warning"))
     if request.preprocessing() is not None and not DecodedImages.open(request.data).are_kept:
         while_stored = "while their activations are stored, and " if plan.boundaries else ""
         emit(Note(f"plan: images are decoded {while_stored}in {plan.share_from_start():.0%} of all training epochs"))
@@ -211,17 +235,19 @@ def _new_plan(request: _Request) -> Plan:
     runtime = runtime_for(train)
     # Texts of another batch are padded to another length, which changes the last bits: so exact searches store nothing.
     may_store = preprocessing is not None or not train.exact
-    return make_plan(
+    make = partial(
+        make_plan,
         measured,
         train,
         train_rows=len(inputs(runtime)),
         validation_rows=len(inputs(runtime, "validation")),
         views=sum(stored_views) or None,
-        trials=request.trials,
         depths=request.depths,
         budget=store.bytes_allowed() // len(config.backbones) if may_store else 0,
         input_numbers=3 * preprocessing.image_size**2 if preprocessing is not None else 0,
     )
+    # A plan for one trial stores little: no more trials are counted than there is time for at least.
+    return make(trials=request.trials or make(trials=1).trials_within(request.seconds))
 
 
 def _augmentations(config: SearchConfig) -> tuple[Augmentation, ...]:

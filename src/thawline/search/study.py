@@ -61,7 +61,7 @@ class Study:
         self._opened = time.time()
         self._seconds_before = float(study.user_attrs.get("seconds", 0.0))
         self._waiting: dict[int, list[EpochResult]] = {}
-        self.slices = Slices.of(study, claims, config, lambda: self._may_draw(config.study.trials))
+        self.slices = Slices.of(study, claims, config, lambda: self._may_draw(config.study.most_trials))
         """With freeze-thaw, who trains the next epoch; else ``None``."""
 
     @classmethod
@@ -231,10 +231,10 @@ class Study:
                     asked.append(Asked(trial.number, Hyperparameters(**attributes), begun, together))
         return asked
 
-    def draw(self, count: int, *, trials: int) -> list[Asked]:
+    def draw(self, count: int, *, trials: int | None) -> list[Asked]:
         """Sample the next trials, at most ``count``, while the study has fewer than ``trials`` in all.
 
-        The budget holds for all searches that share the study, over every time that they were run.
+        The budget holds for all searches that share the study, over every time that they were run; ``None`` is none.
         """
         asked: list[Asked] = []
         with self._claims.alone("draw"):
@@ -244,8 +244,8 @@ class Study:
                 asked.append(patiently(self._sampled))
         return asked
 
-    def _may_draw(self, trials: int) -> bool:
-        return not self.exhausted and patiently(self.drawn) < trials
+    def _may_draw(self, trials: int | None) -> bool:
+        return not self.exhausted and (trials is None or patiently(self.drawn) < trials)
 
     def drawn(self) -> int:
         """Trials that were drawn so far, however they ended."""

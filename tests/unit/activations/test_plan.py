@@ -165,6 +165,19 @@ def test_it_is_told_in_two_lines() -> None:
     assert plan(budget=0).lines()[0] == "plan: stores nothing, trains in fp32, channels last"
 
 
+def test_where_time_ends_the_search_the_trials_that_fit_are_counted() -> None:
+    made = plan(budget=300_000_000)
+    hour = made.for_time(3600.0)
+    assert hour.search_seconds() <= 3600.0 < hour.model_copy(update={"trials": hour.trials + 1}).search_seconds()
+    without = made.without_store().trials_within(3600.0)
+    assert 1 < without < hour.trials
+    assert hour.lines()[1] == (
+        f"plan: about {hour.trials} trials in 60 min instead of {without}, if no trial is stopped early"
+    )
+    assert made.for_time(0.0).trials == 1, "what has begun is trained"
+    assert made.for_time(0.0).lines()[1].startswith("plan: about 1 trial in 1 s")
+
+
 def test_it_is_kept_as_json() -> None:
     made = plan(budget=300_000_000)
     assert Plan.model_validate_json(made.model_dump_json()) == made

@@ -71,6 +71,27 @@ def test_a_process_that_lives_stores_them(make_spec: Callable[..., TrialSpec], o
     assert splits.open(6, runtime, "none")[0].boundary == max(splits.boundaries)
 
 
+def test_where_time_ends_the_search_the_plan_counts_the_trials_and_says_if_they_are_few(
+    make_spec: Callable[..., TrialSpec], own_home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def planned(study: str, minutes: float) -> int:
+        spec = make_spec(study=study)
+        limited = spec.config.study.model_copy(update={"timeout_minutes": minutes})
+        timed = replace(spec, config=spec.config.model_copy(update={"study": limited}))
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "thawline.search"):
+            plan = stored(timed, own_home).plan
+        assert plan is not None
+        assert plan.seconds is not None
+        assert f"plan: about {plan.trials} trial" in caplog.text
+        return plan.trials
+
+    assert planned("long", 1_000) > 20
+    assert "take a longer --timeout" not in caplog.text
+    assert planned("short", 0.001) == 1
+    assert "fewer trials (1) than the probe and the points that every search begins with (7)" in caplog.text
+
+
 def test_what_one_gpu_stored_is_found_by_trials_on_another_and_not_on_another_kind_of_device(
     make_spec: Callable[..., TrialSpec], own_home: Path
 ) -> None:

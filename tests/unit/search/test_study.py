@@ -1,7 +1,8 @@
 """The study samples what the space opens, prunes what is bad, and resumes where it stopped."""
 
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import pytest
@@ -13,6 +14,7 @@ from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError, StudyError
 from thawline.search import check_backbones
 from thawline.search.conduct import Queue
+from thawline.search.fruitless import MOST_FRUITLESS
 from thawline.search.records import latest_study, load_importances, load_records, study_names
 from thawline.search.sampling import check_sampling
 from thawline.search.space import (
@@ -258,6 +260,58 @@ def test_a_budget_of_one_trial_is_the_probe(own_home: Path) -> None:
     best = study.best()
     assert best is not None
     assert best.hyperparameters.is_probe
+
+
+def end_all(study: Study, queue: Queue, most: int = 60, *, state: Literal["complete", "failed"] = "complete") -> int:
+    """Let every trial that the queue starts end at once; returns how many there were, at most ``most``."""
+    count = 0
+    while count < most and (together := queue.next()):
+        for asked in together:
+            value = 0.5 if state == "complete" else None
+            study.tell(TrialResult(asked.number, state, value, 1, 1, 1.0, "", None, None))
+        count += len(together)
+    return count
+
+
+def queue_for(study: Study, seconds: float = 600.0) -> Queue:
+    return Queue.of(study, time.time() + seconds)
+
+
+def test_with_a_time_limit_alone_trials_are_drawn_until_the_time_is_spent(own_home: Path) -> None:
+    study = open_study(own_home, study={"sampler": "RandomSampler", "timeout_minutes": 10})
+    queue = queue_for(study)
+    assert end_all(study, queue) == 60, "three times as many as without a time limit, and no end"
+    assert end_all(study, queue_for(study, seconds=0.0)) == 0
+    limited = open_study(own_home, "limited", study={"sampler": "RandomSampler", "timeout_minutes": 10, "trials": 6})
+    assert end_all(limited, queue_for(limited)) == 6, "both were given, and both hold"
+    endless = open_study(own_home, "endless", study={"sampler": "RandomSampler"})
+    assert end_all(endless, Queue.of(endless, None)) == 20, "without a time limit it is the usual number"
+
+
+def test_trials_that_all_fail_end_a_search_that_only_time_limits(
+    own_home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"sampler": "RandomSampler", "timeout_minutes": 10, "batch": 1}
+    study = open_study(own_home, study=options)
+    assert end_all(study, queue_for(study), state="failed") == MOST_FRUITLESS
+    assert "no further trial starts, though there is time left" in caplog.text
+    resumed = open_study(own_home, study=options)
+    assert end_all(resumed, queue_for(resumed), most=5) == 5, "whoever resumes it has removed the cause"
+    assert end_all(resumed, queue_for(resumed), state="failed") == MOST_FRUITLESS
+
+
+def test_a_space_of_one_point_ends_a_search_that_only_time_limits(own_home: Path) -> None:
+    space = {"freeze_depth": [2, 2], "learning_rate": [0.001, 0.001]}
+    study = open_study(own_home, space=space, study={"sampler": "RandomSampler", "timeout_minutes": 10, "batch": 1})
+    tried = end_all(study, queue_for(study))
+    assert tried == 2 + MOST_FRUITLESS, "the probe, the point, and the same again"
+
+
+def test_a_grid_ends_a_search_that_only_time_limits(own_home: Path) -> None:
+    grid = {"freeze_depth": [0, 5], "learning_rate": [1e-3, 1e-4]}
+    options = {"sampler": "GridSampler", "sampler_options": {"search_space": grid}, "timeout_minutes": 10}
+    study = open_study(own_home, study=options)
+    assert end_all(study, queue_for(study)) == 1 + 4
 
 
 def test_a_probe_that_was_begun_by_a_dead_process_is_resumed(own_home: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError
 from thawline.search.conduct import Queue
 from thawline.search.freeze_thaw import Curve, FreezeThaw, forecast
+from thawline.search.fruitless import MOST_FRUITLESS
 from thawline.search.leases import Leases
 from thawline.search.sampling import check_sampling
 from thawline.search.storage import Storage
@@ -275,6 +277,25 @@ def test_out_of_time_the_best_that_is_paused_counts_and_the_others_are_pruned(tm
         "complete",
         *["pruned"] * (len(paused) - 1),
     ]
+
+
+def test_with_time_alone_it_draws_until_that_is_spent_or_nothing_new_comes(tmp_path: Path) -> None:
+    options = {"trials": None, "timeout_minutes": 60.0, "pruner_options": {"n_startup_trials": 1}}
+    study = open_study(tmp_path, **options)
+    with study.held():
+        queue, numbers = Queue(study, trials=None, batch=4, deadline=time.time() + 3600, apart=True), []
+        while together := queue.next():
+            (asked,) = together
+            numbers.append(asked.number)
+            if asked.hyperparameters.is_probe:
+                study.tell(TrialResult(asked.number, "complete", 0.4, 1, 1, 1.0, "", "run", "file"))
+            elif len(numbers) < 4:
+                study.report(asked.number, result_of(1, 0.4))
+                study.tell(TrialResult(asked.number, "paused", 0.4, 1, 1, 1.0, "paused after epoch 1", "run", "file"))
+            else:
+                study.tell(TrialResult.without_result(asked.number, reason="its process ended with 1"))
+    assert len(numbers) > MOST_FRUITLESS
+    assert study.records()[-1].state == "failed"
 
 
 def test_a_trial_counts_the_seconds_of_all_its_slices(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from thawline.activations.store import Activations
 from thawline.training import Augmentation, Runtime
+from thawline.training.inputs import on_device
 
 __all__ = ["ActivationInputs", "TextActivationInputs"]
 
@@ -91,10 +92,12 @@ class TextActivationInputs:
         tokens = self._rows.take(
             np.concatenate([np.arange(self._starts[row], self._starts[row] + self.lengths[row]) for row in rows])
         )
-        there = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).to(tokens.device)
-        activations = tokens.new_zeros(*there.shape, tokens.shape[1] + 1)
-        activations[there] = torch.nn.functional.pad(tokens, (0, 1), value=1.0)
-        return activations
+        # Places are counted here: a GPU that is to find them in a mask is waited for.
+        shape = (len(rows), int(lengths.max()))
+        places = np.concatenate([shape[1] * text + np.arange(length) for text, length in enumerate(lengths)])
+        activations = tokens.new_zeros(shape[0] * shape[1], tokens.shape[1] + 1)
+        activations[on_device(places, tokens.device)] = torch.nn.functional.pad(tokens, (0, 1), value=1.0)
+        return activations.view(*shape, -1)
 
     def prepare(self, read: Tensor, rows: np.ndarray, epoch: int) -> Tensor:
         """The same on the device; what was shortened to half precision is single precision again."""
@@ -112,8 +115,7 @@ class _Rows:
         """Some rows, ``[n, …]``, in the type and memory order that they were computed in."""
         if self._resident is None:
             return self._activations.rows(rows)
-        indices = torch.from_numpy(rows).to(self._resident.device)
-        return self._activations.arrange(self._resident[indices])
+        return self._activations.arrange(self._resident[on_device(rows, self._resident.device)])
 
 
 def _resident(activations: Activations, device: torch.device, block: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from thawline.backbones import Backbone, Preprocessing, section
 from thawline.config import TrainConfig
+from thawline.training.inputs import on_device
 
 __all__ = ["Mixed", "Mixing", "depths_without_places"]
 
@@ -96,7 +97,7 @@ class Mixing:
         circle = random.permutation(len(labels))
         others = np.empty_like(circle)
         others[circle] = np.roll(circle, 1)
-        partners = torch.from_numpy(others).to(batch.device)
+        partners = on_device(others, batch.device)
         grid = _grid(batch) if cuts else None
         if grid is None:
             return Mixed(torch.lerp(batch[partners], batch, share), labels, labels[partners], share)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from thawline.backbones import Backbone, LayerGroup, Preprocessing
+from thawline.backbones import Backbone, LayerGroup, Preprocessing, section
 from thawline.config import TrainConfig
 from thawline.training import Hyperparameters, ImageInputs, runtime_for
 
@@ -78,3 +78,33 @@ def hyperparameters() -> Callable[..., Hyperparameters]:
         return Hyperparameters("tiny", depth, learning_rate, 0.01, 1.0, optimizer)  # type: ignore[arg-type]
 
     return make
+
+
+class Stored:
+    """Activations after all layer groups, kept in memory."""
+
+    boundary = 3
+    lengths = None
+
+    def __init__(self, backbone: Backbone, images: ImageInputs) -> None:
+        backbone.module.eval()
+        rows = np.arange(len(images))
+        with torch.no_grad():
+            read = images.prepare(images.read(rows, 0), rows, 0)
+            self.features: torch.Tensor = section(backbone, 0, self.boundary)(read)
+        self.labels = images.labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, rows: np.ndarray, epoch: int) -> torch.Tensor:
+        return self.features[torch.from_numpy(rows)]
+
+    def prepare(self, read: torch.Tensor, rows: np.ndarray, epoch: int) -> torch.Tensor:
+        return read
+
+
+@pytest.fixture
+def stored() -> type[Stored]:
+    """Makes them of a backbone and images."""
+    return Stored

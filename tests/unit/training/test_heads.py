@@ -6,12 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from thawline.backbones import Backbone, section
 from thawline.config import TrainConfig
 from thawline.exceptions import TrainingError
 from thawline.training import (
@@ -21,7 +19,6 @@ from thawline.training import (
     FitResult,
     HeadTrial,
     Hyperparameters,
-    ImageInputs,
     fit,
     fit_heads,
     heads,
@@ -34,36 +31,12 @@ DEPTH = 3
 CONFIG = TrainConfig(epochs=3, batch_size=8, device="cpu", class_weights="balanced")
 
 
-class Features:
-    """Activations after all layer groups, kept in memory."""
-
-    boundary = DEPTH
-    lengths = None
-
-    def __init__(self, backbone: Backbone, images: ImageInputs) -> None:
-        backbone.module.eval()
-        rows = np.arange(len(images))
-        with torch.no_grad():
-            read = images.prepare(images.read(rows, 0), rows, 0)
-            self.features: Tensor = section(backbone, 0, DEPTH)(read)
-        self.labels = images.labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, rows: np.ndarray, epoch: int) -> Tensor:
-        return self.features[torch.from_numpy(rows)]
-
-    def prepare(self, read: Tensor, rows: np.ndarray, epoch: int) -> Tensor:
-        return read
-
-
 @pytest.fixture
-def alone(make_backbone: Any, images: Any, tmp_path: Path) -> Callable[..., FitResult]:
+def alone(make_backbone: Any, images: Any, stored: Any, tmp_path: Path) -> Callable[..., FitResult]:
     def run(hyperparameters: Hyperparameters, config: TrainConfig = CONFIG, folder: str = "alone") -> FitResult:
         set_up_process(threads=1, seed=0)
         backbone = make_backbone()
-        inputs = (Features(backbone, images(60)), Features(backbone, images(30)))
+        inputs = (stored(backbone, images(60)), stored(backbone, images(30)))
         return fit(
             backbone,
             lambda depth: inputs,
@@ -80,7 +53,9 @@ def alone(make_backbone: Any, images: Any, tmp_path: Path) -> Callable[..., FitR
 
 
 @pytest.fixture
-def together(make_backbone: Any, images: Any, tmp_path: Path) -> Callable[..., list[FitResult | TrainingError]]:
+def together(
+    make_backbone: Any, images: Any, stored: Any, tmp_path: Path
+) -> Callable[..., list[FitResult | TrainingError]]:
     def run(
         hyperparameters: list[Hyperparameters],
         config: TrainConfig = CONFIG,
@@ -91,8 +66,8 @@ def together(make_backbone: Any, images: Any, tmp_path: Path) -> Callable[..., l
         backbone = make_backbone()
         return fit_heads(
             backbone,
-            Features(backbone, images(60)),
-            Features(backbone, images(30)),
+            stored(backbone, images(60)),
+            stored(backbone, images(30)),
             [
                 HeadTrial(
                     each,

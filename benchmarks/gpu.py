@@ -5,7 +5,7 @@
 
 For each network at freeze depth 0, half and head only: images a second of training, of filling the store and of
 evaluation, with the floor that the card sets. Of computation that is the operations that PyTorch counts, divided by the
-rate of a large matrix product; of memory it is the bytes that all operations read and write, each on its own, divided by
+rate of a large matrix product; of memory it is the bytes that all operations read and write, each on its own, over
 the rate of a large copy: what a compiler fuses moves less. The images are few and repeated, so that nothing waits for a
 disk. It imports the loops alone, neither MLflow nor Optuna nor Prefect, and so runs where only torch, torchvision and
 Thawline's small dependencies are installed.

@@ -94,11 +94,9 @@ class Queue:
         elif len(together) > 1 and not first.resumed:
             self._study.join([asked.number for asked in together])
         self._waiting = [asked for asked in self._waiting if asked not in together]
-        if self._slices is not None:
-            for asked in together:
-                self._slices.begin(asked.number)
-            if not self._waiting:  # so that whoever trains now knows what else there is to train
-                self._draw()
+        self._study.begin([asked.number for asked in together])
+        if self._slices is not None and not self._waiting:  # so that who trains now knows what else there is to train
+            self._draw()
         return together
 
     @property

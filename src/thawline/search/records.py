@@ -16,6 +16,7 @@ from thawline.search.trial_result import TrialResult
 from thawline.training import Hyperparameters
 
 __all__ = [
+    "BEGUN",
     "Asked",
     "TrialRecord",
     "importances_of",
@@ -25,6 +26,10 @@ __all__ = [
     "ranked",
     "study_names",
 ]
+
+
+BEGUN = "begun"
+"""Attribute of a trial that was started."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def load_records(home: Path, name: str, url: str | None = None) -> tuple[str, li
 
 
 def load_importances(home: Path, name: str, url: str | None = None) -> dict[str, float]:
-    """:meth:`~thawline.search.study.Study.importances` of a study that exists."""
+    """:func:`importances_of` a study that exists."""
     return importances_of(optuna.load_study(study_name=name, storage=storage_of(home, url).optuna))
 
 
@@ -119,7 +124,11 @@ _FEWEST_EXPLAINED = 4
 
 
 def importances_of(study: optuna.Study) -> dict[str, float]:
-    """See :meth:`thawline.search.study.Study.importances`."""
+    """How much of the differences between complete trials each hyperparameter explains; shares of 1, largest first.
+
+    By Optuna's fANOVA (Hutter et al., "An Efficient Approach for Assessing Hyperparameter Importance", ICML 2014).
+    Empty while the trials are too few or too similar.
+    """
     if len(without_probes(study).get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < _FEWEST_EXPLAINED:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
@@ -134,6 +143,9 @@ def importances_of(study: optuna.Study) -> dict[str, float]:
 def _record(trial: FrozenTrial) -> TrialRecord | None:
     attributes = trial.user_attrs.get("hyperparameters")
     if attributes is None:  # enqueued, or died while it was being sampled
+        return None
+    waits = trial.state is TrialState.RUNNING and BEGUN not in trial.user_attrs
+    if waits and not trial.intermediate_values:  # of a batch that the time limit ended
         return None
     paused = trial.user_attrs.get(PAUSED) if trial.state is TrialState.RUNNING else None
     stored = trial.user_attrs.get("result") or paused

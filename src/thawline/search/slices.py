@@ -11,17 +11,15 @@ from optuna.trial import FrozenTrial, TrialState
 from thawline.config import SearchConfig
 from thawline.search.freeze_thaw import Curve, FreezeThaw
 from thawline.search.gp_sampler import PAUSED
-from thawline.search.records import Asked, TrialRecord
+from thawline.search.records import BEGUN, Asked, TrialRecord
 from thawline.search.sampling import PROBE, freeze_thaw_of
 from thawline.search.space import point_in_cube
 from thawline.search.storage import Claims, patiently
 from thawline.search.trial_result import TrialResult
 from thawline.training import Hyperparameters, Thawing, sign_of
 
-__all__ = ["BEGUN", "NEW", "Slices", "lease_of"]
+__all__ = ["NEW", "Slices", "lease_of"]
 
-BEGUN = "begun"
-"""Attribute of a trial that was started."""
 NEW = -1
 """Stands for a trial that is still to be drawn."""
 
@@ -94,10 +92,6 @@ class Slices:
             perfect=0.0 if self._config.study.metric == "loss" else 1.0,
             by_time=self._config.study.timeout_minutes is not None,
         )
-
-    def begin(self, number: int) -> None:
-        """Note that a trial starts: until it is paused or ends, nobody else trains it."""
-        self._note(number, BEGUN, True)
 
     def pause(self, result: TrialResult) -> None:
         """Note what a trial has reached that waits for its next epoch."""

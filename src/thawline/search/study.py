@@ -21,7 +21,7 @@ from thawline import logs
 from thawline.config import SearchConfig
 from thawline.exceptions import StudyError
 from thawline.search.gp_sampler import PAUSED
-from thawline.search.records import Asked, TrialRecord, importances_of, ranked
+from thawline.search.records import BEGUN, Asked, TrialRecord, importances_of, ranked
 from thawline.search.sampling import (
     FINITE,
     PROBE,
@@ -30,7 +30,7 @@ from thawline.search.sampling import (
     sampler_of,
     without_probes,
 )
-from thawline.search.slices import BEGUN, Slices, lease_of
+from thawline.search.slices import Slices, lease_of
 from thawline.search.space import default_points, kept_backbones, point_of, probe_of, sample, with_backbones
 from thawline.search.storage import PASSING, Claims, LeaseLost, open_storage, patiently, storage_of
 from thawline.search.trial_result import TrialResult
@@ -281,10 +281,8 @@ class Study:
     def _seconds_by_depth(self) -> list[float] | None:
         """What an epoch takes by freeze depth, where that decides what is drawn: of one backbone, if time is short."""
         backbone, *others = self._config.backbones
-        if self._config.study.timeout_minutes is None or others:
-            return None
-        seconds: list[float] | None = self._study.user_attrs.get(f"seconds:{backbone}")
-        return seconds
+        timed = self._config.study.timeout_minutes is not None and not others
+        return self._study.user_attrs.get(f"seconds:{backbone}") if timed else None
 
     def report(self, number: int, result: EpochResult) -> Decision:
         """Record an epoch's validation value; returns whether the trial continues. Idempotent.
@@ -358,6 +356,11 @@ class Study:
         self._claims.release(lease_of(result.number))
         self._note_seconds()
 
+    def begin(self, numbers: Sequence[int]) -> None:
+        """Note that trials start. With freeze-thaw nobody else trains one until it is paused."""
+        for number in numbers:
+            patiently(self._trial(number).set_user_attr, BEGUN, True)
+
     def join(self, numbers: Sequence[int]) -> None:
         """Note that these trials are trained together: to be bit-equal after a kill, they must resume together."""
         for number in numbers:
@@ -373,7 +376,7 @@ class Study:
         return self._claims.alone(name)
 
     def records(self) -> list[TrialRecord]:
-        """All trials, best first: complete ones by value, then pruned, running and failed ones."""
+        """All trials, the best first; see :func:`ranked`."""
         return patiently(ranked, self._study)
 
     def finished(self) -> int:
@@ -396,11 +399,7 @@ class Study:
         return next((record for record in complete if record.result and record.result.checkpoint), None)
 
     def importances(self) -> dict[str, float]:
-        """How much of the differences between complete trials each hyperparameter explains; shares of 1, largest first.
-
-        By Optuna's fANOVA (Hutter et al., "An Efficient Approach for Assessing Hyperparameter Importance", ICML 2014).
-        Empty while the trials are too few or too similar.
-        """
+        """How much each hyperparameter matters, see :func:`importances_of`."""
         return importances_of(self._study)
 
     def _stored(self, number: int) -> FrozenTrial:

@@ -256,10 +256,9 @@ def test_interrupted_at_every_epoch_it_trains_the_same_epochs_in_the_same_order(
 def test_out_of_time_the_best_that_is_paused_counts_and_the_others_are_pruned(tmp_path: Path) -> None:
     options = {"trials": 30, "timeout_minutes": 60.0, "pruner_options": {"n_startup_trials": 0}}
     study = open_study(tmp_path, **options)
-    assert study.slices is not None
     with study.held():
         for asked in study.draw(4, trials=30):
-            study.slices.begin(asked.number)
+            study.begin([asked.number])
             if asked.hyperparameters.is_probe:
                 study.tell(TrialResult(asked.number, "complete", 0.1, 1, 1, 1.0, "", "run", "file"))
                 continue

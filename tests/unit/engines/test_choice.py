@@ -234,4 +234,4 @@ def test_a_sample_is_read_as_it_was_written_by_whoever_may_read_the_package(tmp_
 
 def test_the_engines_that_the_command_line_names_are_those_there_are() -> None:
     named = get_args(get_args(models.Engine)[0])
-    assert named == get_args(EngineName) == ("auto", "pytorch", *choice._OTHERS)
+    assert named == get_args(EngineName) == ("auto", "pytorch", "pytorch-compiled", *choice._OTHERS)

@@ -43,6 +43,8 @@ SHARED = Path(os.environ.get("THAWLINE_TEST_DATA", Path(__file__).resolve().pare
 PROGRAMS = Path(sys.executable).parent
 BATCH = 32
 ENGINES = [name for name in get_args(EngineName) if name != "auto"]
+TRIED = [name for name in ENGINES if name != "pytorch-compiled" or torch.cuda.is_available()]
+"""As ``auto`` does: compiling for a CPU takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet18", help="with random weights: only times count")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--seconds", type=float, default=15, help="of load for each number of clients")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES, help="of process, score and serve")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=TRIED, help="of process, score and serve")
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 8, 32])
     options = parser.parse_args()
     photographs = sorted((SHARED / "data" / "clothing" / "test").rglob("*.jpg"))[:200]
@@ -158,7 +160,7 @@ def register(store: MlflowStore, options: argparse.Namespace, example: bytes) ->
             classes=classes,
             preprocessing=backbone.preprocessing,
             example=example,
-            exports=("onnx",) if set(options.engines) - {"pytorch"} else (),
+            exports=("onnx",) if set(options.engines) - {"pytorch", "pytorch-compiled"} else (),
             network=backbone.module.eval(),
             sample=[(example, trained(backbone, example))],
         )

@@ -22,7 +22,7 @@ from thawline.orchestration.reach import keeps_its_value
 from thawline.orchestration.schedules import drop_missed_runs
 from thawline.orchestration.server import leaving_at_once
 from thawline.orchestration.trials import run_trials
-from thawline.registry import PromotionOutcome, settle
+from thawline.registry import PromotionOutcome, graphs_tried, settle
 from thawline.search import (
     DescribedBackbone,
     Prepared,
@@ -81,7 +81,8 @@ def search(config: SearchConfig) -> SearchOutcome:
             stored = activations_task(prepared, run)
             recorder.log_plan(stored)
             recorder.log_probe_curves(stored, study)
-            load_for_last_steps(report=config.tracking.report)
+            onnx = "onnx" in graphs_tried(config.promotion.exports, prepared.manifest.kind)
+            load_for_last_steps(onnx=onnx, report=config.tracking.report)
             run_trials(prepared, stored, study, run, recorder, runner)
             recorder.log_plan_outcome(stored, study)
             recorder.log_leaderboard(study)

@@ -77,6 +77,10 @@ class RegistryError(ThawlineError):
     """A model, version or alias is missing, or a promotion is refused."""
 
 
+class ExportError(RegistryError):
+    """A network cannot be written in another format, or answers otherwise in it."""
+
+
 class EngineError(RegistryError):
     """A version cannot be computed by the engine that is wanted."""
 

@@ -35,7 +35,7 @@ OPTIONS = [
         "train.channels_last=false",
     ),
     *("--set", "tracking.system_metrics=false", "--set", "tracking.tensorboard=false"),
-    *("--set", "tracking.observe=false", "--set", "tracking.report=false"),
+    *("--set", "tracking.observe=false", "--set", "tracking.report=false", "--set", "promotion.exports=[]"),
 ]
 
 TRIALS = ["--trials", "4", "--epochs", "4", "--set", "study.pruner=NopPruner", "--exact"]

@@ -103,6 +103,7 @@ SEARCH = [
     *("--set", "study.sampler_options={search_space: {freeze_depth: [4, 6], learning_rate: [0.00001, 0.01]}}"),
     *("--set", "study.pruner_options={n_startup_trials: 1, n_warmup_steps: 1}"),
     *("--set", "data.workers=1", "--set", "train.device=cpu"),
+    *("--set", "promotion.exports=[]"),  # PyTorch's exporter takes seconds
 ]
 
 

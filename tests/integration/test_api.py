@@ -23,6 +23,7 @@ def smaller(data, **options):
     \"\"\"What the example asks for, with a network and a budget of a test.\"\"\"
     assert data == "photos"
     settings = {"train.device": "cpu", "data.workers": 1, "tracking.report": False, "tracking.observe": False}
+    settings["promotion.exports"] = []
     network = {"backbone": "mobilenet_v3_small", "weights": "starter", "image_size": 32}
     given = {**options, **network, "trials": 2, "epochs": 1}
     return run_search(data, **given, settings=settings)

@@ -27,6 +27,7 @@ RECIPE: dict[str, Any] = {
     "train": {"epochs": 1, "batch_size": 16, "device": "cpu"},
     "study": {"trials": 1},
     "space": {"freeze_depth": [6, 6]},
+    "promotion": {"exports": []},
     "tracking": {"tensorboard": False, "system_metrics": False, "report": False, "observe": False},
 }
 MISSED = 10

@@ -103,7 +103,7 @@ def looked(
             *("--trials", str(TRIALS), "--epochs", "8", "--study", "clothing", "--model", "clothing", "--json"),
             *("--set", f"study.enqueue={POINTS}", "--set", "study.pruner=NopPruner", "--set", "train.batch_size=16"),
             *("--set", "train.precision=fp32", "--set", "train.channels_last=true"),  # instead of measuring it
-            *("--set", "data.workers=1", "--set", "train.device=cpu"),
+            *("--set", "data.workers=1", "--set", "train.device=cpu", "--set", "promotion.exports=[]"),
             home=home,
             **client,
         )

@@ -26,6 +26,7 @@ def test_mlflow_run_searches_and_the_study_is_the_run_that_mlflow_made(
         "backbone: {name: mobilenet_v3_small, weights: starter}\n"
         "train: {epochs: 1}\n"
         "tracking: {report: false, observe: false}\n"
+        "promotion: {exports: []}\n"
     )
     parameters = {
         "data": data,

@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("s3")]
 OPTIONS = [
     *("--backbone", "mobilenet_v3_small", "--weights", "starter", "--image-size", "32", "--batch-size", "16"),
     *("--trials", "1", "--epochs", "1", "--set", "data.workers=1", "--set", "train.device=cpu", "--json"),
+    *("--set", "promotion.exports=[]"),
 ]
 
 

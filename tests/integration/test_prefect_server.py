@@ -26,6 +26,7 @@ PATIENCE = 240
 SEARCH = [
     *("--backbone", "mobilenet_v3_small", "--weights", "starter", "--image-size", "32", "--trials", "1"),
     *("--set", "data.workers=1", "--set", "tracking.report=false", "--set", "tracking.observe=false"),
+    *("--set", "promotion.exports=[]"),
 ]
 
 

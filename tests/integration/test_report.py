@@ -179,6 +179,7 @@ def test_a_study_of_two_backbones_shows_and_records_the_thaw_line_of_each(
         "data: {workers: 1}\n"
         "train: {epochs: 1, device: cpu}\n"
         "tracking: {observe: false, system_metrics: false}\n"
+        "promotion: {exports: []}\n"
     )
     ended = forked(
         *("search", draw_pictures(tmp_path / "shapes", 12), "--recipe", tmp_path / "two.yaml"),

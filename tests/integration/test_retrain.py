@@ -21,7 +21,7 @@ RECIPE: dict[str, Any] = {
     "train": {"epochs": 1, "batch_size": 16, "device": "cpu"},
     "study": {"trials": 2},
     "space": {"freeze_depth": [4, 4], "learning_rate": [0.004, 0.004]},
-    "promotion": {"model": "figures"},
+    "promotion": {"model": "figures", "exports": []},
     "tracking": {"tensorboard": False, "system_metrics": False, "report": False, "observe": False},
 }
 BLOCK = """

@@ -22,6 +22,7 @@ RECIPE = {
     "backbone": {"name": "mobilenet_v3_small", "weights": "starter", "image_size": 32},
     "train": {"epochs": 1, "device": "cpu"},
     "study": {"trials": 1},
+    "promotion": {"exports": []},
 }
 MANY = 2000
 """Files to score, more than are scored before a signal comes."""

@@ -43,7 +43,7 @@ RECIPE = {
     "study": {"trials": 2},
     "tracking": {"tensorboard": False, "system_metrics": False, "report": False, "observe": False},
     # Accuracy decides: of two images a class nothing good is learnt, but nothing overconfident either.
-    "promotion": {"max_calibration_loss": 1, "max_recall_loss": 1, "max_latency_ratio": 1000},
+    "promotion": {"max_calibration_loss": 1, "max_recall_loss": 1, "max_latency_ratio": 1000, "exports": []},
 }
 ADDRESSES = ("postgres:5432", "mlflow:5000", "prefect:4200", "worker-cpu:8080", "serve-cpu:8000")
 FOLDERS = ("/var/lib/thawline", "/var/lib/prefect", "/var/lib/mlflow", "/etc/thawline", "/run/secrets", "/tmp")  # noqa: S108

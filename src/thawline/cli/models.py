@@ -36,7 +36,7 @@ TextColumn = Annotated[
 ]
 
 Engine = Annotated[
-    Literal["auto", "pytorch", "onnxruntime", "openvino", "openvino-bf16"],
+    Literal["auto", "pytorch", "pytorch-compiled", "onnxruntime", "openvino", "openvino-bf16"],
     typer.Option(help="What computes the network; auto: the fastest that is installed and answers as PyTorch does."),
 ]
 

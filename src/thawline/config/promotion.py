@@ -42,11 +42,13 @@ class PromotionConfig(GateRules):
     further: tuple[Path, ...] = ()
     """Further folders of labelled images, ``FOLDER/<class>/…``, or tables of labelled texts, on which the challenger
     must not be significantly worse."""
-    exports: tuple[Literal["pt2", "onnx", "int8"], ...] = ()
+    exports: tuple[Literal["auto", "pt2", "onnx", "int8"], ...] = ("auto",)
     """Further formats to package the model in, each compared with the network: ``torch.export`` and ONNX (which needs
     ``pip install 'thawline[onnx]'``). With ``onnx``, ``serve``, ``score`` and ``predict`` compute by ONNX Runtime
-    or OpenVINO where they are faster. ``int8`` includes it, and quantises each new champion: the copy is a version of
-    its own, which must be faster and lose no more than ``max_quantisation_loss``."""
+    or OpenVINO where they are faster. ``auto`` is ``onnx`` for images wherever that is installed, and does without
+    where the network cannot be exported. ``int8`` includes ``onnx``, and quantises each new champion: the copy is a
+    version of its own, which must be faster and lose no more than ``max_quantisation_loss``. An empty list leaves all
+    out."""
     coverage: Annotated[float, Field(gt=0, lt=1)] | None = 0.9
     """Share of answers whose prediction set, the classes that an image or text may be of, is to hold the true class;
     fitted on validation. ``null`` leaves the sets out."""

@@ -2,6 +2,7 @@
 
 from thawline.engines._base import BF16_TOLERANCE, ENGINE_TOLERANCE, Engine, EngineName, Outputs
 from thawline.engines.choice import Choice, Tried, choose
+from thawline.engines.compiled import Compiled
 from thawline.engines.onnx_runtime import OnnxRuntime, Quantised
 from thawline.engines.openvino import OpenVino
 from thawline.engines.pytorch import PyTorch
@@ -12,6 +13,7 @@ __all__ = [
     "ENGINE_TOLERANCE",
     "SAMPLE_FILE",
     "Choice",
+    "Compiled",
     "Engine",
     "EngineName",
     "OnnxRuntime",

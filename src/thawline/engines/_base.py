@@ -20,7 +20,7 @@ Outputs: TypeAlias = tuple[list[list[float]], npt.NDArray[np.float32] | None]
 """Calibrated probabilities ``[N][num_classes]``; and what the head was given, ``[N, F]``, where the package compares it
 with that of known examples."""
 
-EngineName = Literal["auto", "pytorch", "onnxruntime", "openvino", "openvino-bf16"]
+EngineName = Literal["auto", "pytorch", "pytorch-compiled", "onnxruntime", "openvino", "openvino-bf16"]
 """``auto`` is the fastest of those that pass."""
 
 ENGINE_TOLERANCE = 1e-3

@@ -22,7 +22,10 @@ def read_graph(files: Path) -> bytes:
         Unavailable: if there is none.
     """
     if not (files / _FILE).is_file():
-        raise Unavailable(f"the package holds no {_FILE}: `promotion.exports: [onnx]` makes one")
+        raise Unavailable(
+            f"the package holds no {_FILE}, which a search writes for images where 'thawline[onnx]' is installed; with "
+            "`promotion.exports: [onnx]` it says why it cannot"
+        )
     return (files / _FILE).read_bytes()
 
 

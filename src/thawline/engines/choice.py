@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thawline.engines._base import ENGINE_TOLERANCE, Engine, EngineName, Unavailable
+from thawline.engines.compiled import Compiled
 from thawline.engines.onnx_runtime import OnnxRuntime, Quantised
 from thawline.engines.openvino import OpenVino
 from thawline.engines.pytorch import PyTorch
@@ -23,14 +24,15 @@ _BATCH = 8
 """Images of the sample that are computed at once."""
 _ROUNDS = 5
 _WORTHWHILE = 0.9
-"""An engine in bf16 computes if it takes at most this share of the time of the fastest one in single precision."""
+"""An engine in bf16, or the compiled network, computes if it takes at most this share of the time of the fastest one of
+the others."""
 
 _OTHERS: dict[str, Callable[[Path, int], Engine]] = {
     "onnxruntime": lambda files, threads: OnnxRuntime(files, threads=threads),
     "openvino": lambda files, threads: OpenVino(files, threads=threads),
     "openvino-bf16": lambda files, threads: OpenVino(files, threads=threads, precision="bf16"),
 }
-"""Engines besides PyTorch: from the package's files and a number of threads."""
+"""Engines besides PyTorch, all on the CPU: from the package's files and a number of threads."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +61,21 @@ class Choice:
         return {each.name: each.refused for each in self.tried if each.refused is not None}
 
 
-def choose(servable: Any, files: Path, wanted: EngineName = "auto", *, model: str = "the model") -> Choice:
+def choose(
+    servable: Any, files: Path, wanted: EngineName = "auto", *, model: str = "the model", lasting: bool = False
+) -> Choice:
     """The fastest engine that answers as the trained network does, or the one that is wanted if it does so.
 
-    PyTorch is always there: where no other engine passes, it computes. A network on a GPU stays with PyTorch. One in
-    int8 was judged as ONNX Runtime computes it and stays with that, if it answers here as it did there.
+    PyTorch is always there: where no other engine passes, it computes. A network on a GPU stays with PyTorch, which
+    compiles it where that pays; on a CPU it never does by itself. One in int8 was judged as ONNX Runtime computes it
+    and stays with that, if it answers here as it did there.
 
     Args:
         servable: a loaded package, see :mod:`thawline.registry.servable`.
         files: folder of the package's files; not needed afterwards.
         wanted: an engine's name, or ``auto``.
         model: its name, for messages.
+        lasting: whether it will compute for long, so that a minute of compiling may pay.
 
     Raises:
         EngineError: if one other than PyTorch is wanted and cannot be used, or answers otherwise; and if a network in
@@ -78,11 +84,13 @@ def choose(servable: Any, files: Path, wanted: EngineName = "auto", *, model: st
     if servable.engine != PyTorch.name:
         return _quantised(servable, files, wanted, model)
     network = PyTorch(servable)
-    if wanted == network.name or (wanted == "auto" and servable.device.type != "cpu"):
+    if wanted == network.name:
         return Choice(network)
-    if servable.device.type != "cpu":
+    on_cpu = servable.device.type == "cpu"
+    if wanted in _OTHERS and not on_cpu:
         raise EngineError(f"{wanted} computes on the CPU, but {model} is on {servable.device}: leave out --device.")
-    passed, refused = _compared(files, [name for name in _OTHERS if wanted in ("auto", name)])
+    automatic = list(_OTHERS) if on_cpu else [Compiled.name] * lasting
+    passed, refused = _compared(servable, files, automatic if wanted == "auto" else [wanted])
     if wanted == "auto":
         return _fastest(network, files, passed, refused)
     if refused:
@@ -114,13 +122,13 @@ def _quantised(servable: Any, files: Path, wanted: EngineName, model: str) -> Ch
     return Choice(engine, (Tried(engine.name, difference=difference), *others))
 
 
-def _compared(files: Path, names: Sequence[str]) -> tuple[list[tuple[Engine, float]], list[Tried]]:
+def _compared(servable: Any, files: Path, names: Sequence[str]) -> tuple[list[tuple[Engine, float]], list[Tried]]:
     """Engines that answer as the trained network does, with the largest difference; and the others, with the reason."""
     passed: list[tuple[Engine, float]] = []
     refused: list[Tried] = []
     for name in names:
         try:
-            engine, sample = _OTHERS[name](files, _threads()), _sample(files)
+            engine, sample = _opened(name, servable, files), _sample(files)
             passed.append((engine, _checked(engine, sample)))
         except Unavailable as error:
             refused.append(Tried(name, refused=str(error)))
@@ -129,10 +137,19 @@ def _compared(files: Path, names: Sequence[str]) -> tuple[list[tuple[Engine, flo
     return passed, refused
 
 
+def _opened(name: str, servable: Any, files: Path) -> Engine:
+    if name == Compiled.name:
+        if servable.kind != "images":
+            raise Unavailable("only networks of images are compiled: texts have any length")
+        return Compiled(servable, _sample(files).inputs[0])
+    return _OTHERS[name](files, _threads())
+
+
 def _said(error: Exception) -> str:
-    """The first line of an error that is not about OpenVINO's own source files."""
+    """The first line of an error that is not about OpenVINO's own source files, or which backend of PyTorch failed."""
     lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line and not line.startswith(("Exception from ", "Check "))), "")
+    beginnings = ("Exception from ", "Check ", "backend=")
+    return next((line for line in lines if line and not line.startswith(beginnings)), "")
 
 
 def _fastest(network: Engine, files: Path, passed: Sequence[tuple[Engine, float]], refused: Sequence[Tried]) -> Choice:
@@ -145,9 +162,9 @@ def _fastest(network: Engine, files: Path, passed: Sequence[tuple[Engine, float]
         Tried(engine.name, difference=difference, seconds=taken)
         for (engine, difference), taken in zip(compared, seconds, strict=True)
     ]
-    # Lower precision is no gain in itself, and times of equally fast engines differ by chance.
+    # Neither lower precision nor compiling is a gain in itself, and times of equally fast engines differ by chance.
     weighed = [
-        taken if engine.tolerance <= ENGINE_TOLERANCE else taken / _WORTHWHILE
+        taken / _WORTHWHILE if engine.tolerance > ENGINE_TOLERANCE or engine.name == Compiled.name else taken
         for (engine, _), taken in zip(compared, seconds, strict=True)
     ]
     return Choice(compared[weighed.index(min(weighed))][0], (*tried, *refused))

@@ -1,6 +1,6 @@
 from .baselines import Baselines, majority_class
 from .calibration import Calibration, calibrate
-from .exports import check_exports, described, exported_classifier, graphs_of, write_onnx
+from .exports import check_exports, described, exported_classifier, graphs_of, graphs_tried, write_onnx
 from .gate import Criterion, Outcome, Verdict, decide
 from .mlflow import MlflowRegistry, check_kind
 from .names import (
@@ -63,6 +63,7 @@ __all__ = [
     "fit_reference",
     "force",
     "graphs_of",
+    "graphs_tried",
     "judge",
     "log_packaged_model",
     "majority_class",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from thawline.data import DataKind
-from thawline.exceptions import ConfigError, RegistryError
+from thawline.exceptions import ConfigError, ExportError
 from thawline.registry.servable import seeing, watch
 
 if TYPE_CHECKING:
@@ -27,12 +27,13 @@ __all__ = [
     "export",
     "exported_classifier",
     "graphs_of",
+    "graphs_tried",
     "write_onnx",
 ]
 
 ExportFormat = Literal["pt2", "onnx"]
 """Files that a package can hold beside the network."""
-Wanted = Literal["pt2", "onnx", "int8"]
+Wanted = Literal["auto", "pt2", "onnx", "int8"]
 """Of ``promotion.exports``; ``int8`` is a version of its own, made from the ONNX file."""
 
 EXPORT_TOLERANCE = 1e-4
@@ -71,8 +72,17 @@ class _WithFeatures(nn.Module):
 
 
 def graphs_of(wanted: Sequence[Wanted]) -> tuple[ExportFormat, ...]:
-    """Files that the package must hold for what ``promotion.exports`` names."""
-    return tuple(dict.fromkeys("onnx" if name == "int8" else name for name in wanted))
+    """Files that the package must hold for what ``promotion.exports`` names; ``auto`` asks for none."""
+    named = (name for name in wanted if name != "auto")
+    return tuple(dict.fromkeys("onnx" if name == "int8" else name for name in named))
+
+
+def graphs_tried(wanted: Sequence[Wanted], kind: DataKind) -> tuple[ExportFormat, ...]:
+    """The same, and for ``auto`` the ONNX file, if such a model can have one here."""
+    required = graphs_of(wanted)
+    if "auto" not in wanted or "onnx" in required or kind == "texts" or _missing():
+        return required
+    return (*required, "onnx")
 
 
 def check_exports(formats: Sequence[Wanted], kind: DataKind) -> None:
@@ -86,16 +96,22 @@ def check_exports(formats: Sequence[Wanted], kind: DataKind) -> None:
         ConfigError: for a model of texts, whose tokenizer no exported graph can hold; and for a format whose packages
             are not installed, with the command that installs them.
     """
-    if kind == "texts" and formats:
+    named = [name for name in formats if name != "auto"]
+    if kind == "texts" and named:
         raise ConfigError(
-            f"promotion.exports names {', '.join(formats)}, but a model of texts cannot be exported: its tokenizer "
-            "cannot be part of the graph. Leave promotion.exports empty."
+            f"promotion.exports names {', '.join(named)}, but a model of texts cannot be exported: its tokenizer "
+            "cannot be part of the graph. Leave promotion.exports out."
         )
-    missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing and (named := [name for name in formats if name in ("onnx", "int8")]):
+    of_onnx = [name for name in named if name in ("onnx", "int8")]
+    if of_onnx and (missing := _missing()):
         raise ConfigError(
-            f"promotion.exports names {named[0]}, which needs {', '.join(missing)}: pip install 'thawline[onnx]'."
+            f"promotion.exports names {of_onnx[0]}, which needs {', '.join(missing)}: pip install 'thawline[onnx]'."
         )
+
+
+def _missing() -> list[str]:
+    """What an ONNX file needs and is not installed."""
+    return [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def export(
@@ -128,7 +144,7 @@ def export(
         For each format the largest difference of a probability.
 
     Raises:
-        RegistryError: if a format cannot express the network, or answers otherwise than it does.
+        ExportError: if a format cannot express the network, or answers otherwise than it does; its file is removed.
     """
     classifier = exported_classifier(network, preprocessing, temperature)
     with torch.inference_mode():
@@ -139,13 +155,13 @@ def export(
         try:
             answer = _EXPORTERS[kind](classifier, path, pixels, metadata or {}, head)
         except Exception as error:  # exporters raise whatever their passes meet
+            path.unlink(missing_ok=True)
             reason = re.sub(r"\x1b\[\d*m", "", str(error).partition("\n")[0])  # ONNX's exporter writes in colours
-            raise RegistryError(
-                f"The network cannot be exported as {kind}: {type(error).__name__}: {reason}"
-            ) from error
+            raise ExportError(f"The network cannot be exported as {kind}: {type(error).__name__}: {reason}") from error
         differences[kind] = float((answer.detach() - expected).abs().max())
-        if differences[kind] > EXPORT_TOLERANCE:
-            raise RegistryError(
+        if not differences[kind] <= EXPORT_TOLERANCE:  # what is no number answers otherwise, too
+            path.unlink(missing_ok=True)
+            raise ExportError(
                 f"The network exported as {kind} answers otherwise: a probability differs by {differences[kind]:.1e}, "
                 f"and at most {EXPORT_TOLERANCE:.0e} is allowed."
             )

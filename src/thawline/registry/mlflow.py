@@ -282,7 +282,9 @@ class MlflowRegistry:
             description = describe(path.read_bytes(), str(model))
         return ModelInput(description.kind, description.metadata.get("text_column"))
 
-    def load(self, model: ModelName, *, device: str = "auto", engine: EngineName | None = None) -> "PackagedModel":
+    def load(
+        self, model: ModelName, *, device: str = "auto", engine: EngineName | None = None, lasting: bool = False
+    ) -> "PackagedModel":
         """Load a model by alias or version, once its files are what was registered; no code in them is run.
 
         Args:
@@ -290,6 +292,7 @@ class MlflowRegistry:
             device: ``auto`` for a GPU if there is one, or any of PyTorch's.
             engine: what computes it, see :func:`thawline.engines.choose`; by default PyTorch, or ONNX Runtime for a
                 version in int8, which no other engine computes.
+            lasting: whether it will compute for long, as in a server.
 
         Raises:
             EngineError: if the engine that is wanted cannot compute it.
@@ -309,10 +312,12 @@ class MlflowRegistry:
             if packaged.is_quantised:
                 compute_quantised(packaged, path / "artifacts", device, engine or "auto", tags.get(QUANTISED_FROM))
                 return packaged
-            if device != "auto" or engine not in (None, "auto", "pytorch"):
+            if device != "auto" or engine not in (None, "auto", "pytorch", "pytorch-compiled"):
                 packaged.servable.to("cpu" if device == "auto" else device)  # other engines compute on the CPU
             if engine not in (None, "pytorch"):
-                packaged.compute_by(choose(packaged.servable, path / "artifacts", engine, model=str(packaged.name)))
+                packaged.compute_by(
+                    choose(packaged.servable, path / "artifacts", engine, model=str(packaged.name), lasting=lasting)
+                )
         return packaged
 
     @contextmanager

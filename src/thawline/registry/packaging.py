@@ -85,16 +85,16 @@ def package(
         reference: what an item is compared with to tell whether it is unknown; without it answers do not say.
         exports: further formats, each compared with the network and written as ``model.pt2`` or ``model.onnx``; of
             images alone, see :func:`~thawline.registry.exports.check_exports`.
-        network: that ``state_dict`` is of, in evaluation mode; needed for ``exports`` alone.
-        sample: a few encoded images, and for each the probabilities that the trained network gives it; kept beside
-            ``exports``, whose engines are compared with it wherever the model is loaded.
+        network: that ``state_dict`` is of, in evaluation mode; needed for ``exports`` and ``sample`` alone.
+        sample: a few encoded images, and for each the probabilities that the trained network gives it; engines are
+            compared with it wherever the model is loaded. Texts are not kept.
         text_column: name of the column that held the texts; :attr:`~thawline.registry.ModelInput.text_column` tells it.
         extra: JSON values that tell where the model comes from (study, trial, data digest); also shown in the registry.
 
     Raises:
         BadImage: if the example image cannot be decoded.
-        RegistryError: if the example is of the other kind, or the network cannot be exported, or the export answers
-            otherwise.
+        ExportError: if the network cannot be exported, or the export answers otherwise.
+        RegistryError: if the example is of the other kind.
     """
     import safetensors.torch
 
@@ -137,11 +137,11 @@ def package(
                     metadata=described(classes, preprocessing, settings["calibration"]),
                     head=reference.head if reference else None,
                 )
-                if sample:
-                    shown = [_shown(item, preprocessing, max_pixels) for item, _ in sample if isinstance(item, bytes)]
-                    probabilities = [expected for _, expected in sample]
-                    features = _features(network, reference.head, shown, preprocessing) if reference else None
-                    write_sample(folder / SAMPLE_FILE, shown, probabilities, features)
+            if sample and network is not None:
+                shown = [_shown(item, preprocessing, max_pixels) for item, _ in sample if isinstance(item, bytes)]
+                probabilities = [expected for _, expected in sample]
+                features = _features(network, reference.head, shown, preprocessing) if reference else None
+                write_sample(folder / SAMPLE_FILE, shown, probabilities, features)
         case _:
             raise RegistryError(
                 "The input example of a model of images is an encoded image (bytes), that of a model of texts a text "

@@ -18,12 +18,13 @@ _PACKAGING = (
     "mlflow.store.tracking.sqlalchemy_store",
     "mlflow.store.model_registry.sqlalchemy_store",
 )
+_ONNX = ("onnxruntime", "onnxscript.function_libs.torch_lib.ops", "torch._inductor.decomposition", "networkx")
 _REPORT = ("captum.attr", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "sklearn.linear_model")
 
 
-def load_for_last_steps(*, report: bool) -> None:
-    """Let the steps' process import, while trials run, what packaging and the report need: two seconds of the end."""
-    load_meanwhile([*_PACKAGING, *(_REPORT if report else ())])
+def load_for_last_steps(*, onnx: bool, report: bool) -> None:
+    """Let the steps' process import, while trials run, what packaging, ONNX and the report need: some seconds."""
+    load_meanwhile([*_PACKAGING, *(_ONNX if onnx else ()), *(_REPORT if report else ())])
 
 
 def run_step(function: Callable[..., _T], *args: object, retries: int, title: str) -> _T:

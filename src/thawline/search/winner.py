@@ -4,13 +4,14 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from thawline import backbones
 from thawline.config import DataConfig
 from thawline.data import Manifest, Problem, Row, files_of, markdown_text, printable, texts_of
-from thawline.exceptions import StudyError, TrackingError
+from thawline.exceptions import ExportError, StudyError, TrackingError
 from thawline.registry import (
     Baselines,
     LabelledData,
@@ -20,6 +21,7 @@ from thawline.registry import (
     calibrate,
     fit_prediction_sets,
     graphs_of,
+    graphs_tried,
     judge,
     log_packaged_model,
     majority_class,
@@ -358,7 +360,8 @@ def _package(prepared: Prepared, best: TrialRecord, tags: dict[str, str], run_id
             if unknown is not None
             else None
         )
-        package(
+        write = partial(
+            package,
             Path(folder),
             state_dict=backbone.module.state_dict(),
             architecture=backbone.architecture,
@@ -369,12 +372,19 @@ def _package(prepared: Prepared, best: TrialRecord, tags: dict[str, str], run_id
             calibration=calibration,
             prediction_sets=sets,
             reference=reference,
-            exports=graphs_of(config.promotion.exports),
             network=backbone.module.cpu(),
             sample=sample,
             text_column=manifest.table.text_name if manifest.table is not None else None,
             extra={**tags, "train_classes": _train_classes(manifest)},
         )
+        required, tried = graphs_of(config.promotion.exports), graphs_tried(config.promotion.exports, manifest.kind)
+        try:
+            write(exports=tried)
+        except ExportError as error:
+            if tried == required:
+                raise
+            emit(Note(f"packaged without model.onnx, so that PyTorch computes it: {error}", "warning"))
+            write(exports=required)
         return log_packaged_model(
             run.store,
             run_id,

@@ -116,7 +116,8 @@ class Follower:
 
     def _load(self, version: str) -> ServedModel:
         name = ModelName(self._name.name, None, version)
-        return ServedModel(self._registry.load(name, device=self._device, engine=self._engine), self._device)
+        model = self._registry.load(name, device=self._device, engine=self._engine, lasting=True)
+        return ServedModel(model, self._device)
 
     def _refused_lately(self, version: str) -> bool:
         refused = self.refused

@@ -127,11 +127,10 @@ class Shadow:
 
     def _load(self, version: str) -> None:
         self.model = None
+        name = ModelName(self._name, None, version)
         try:
-            self.model = ServedModel(
-                self._registry.load(ModelName(self._name, None, version), device=self._device, engine=self._engine),
-                self._device,
-            )
+            model = self._registry.load(name, device=self._device, engine=self._engine, lasting=True)
+            self.model = ServedModel(model, self._device)
         except Exception as error:  # whatever a package does when it is loaded
             _log.warning("the challenger, %s version %s, is not compared: %s", self._name, version, error)
             self._refused = (version, time.monotonic())

@@ -131,7 +131,10 @@ def test_one_engine_can_be_fixed_whatever_its_speed_and_its_files_may_vanish_the
             lambda files: (files / "model.onnx").write_bytes(b"torn"),
             ("InvalidProtobuf: ", "RuntimeError: Unable to read the model"),
         ),
-        (lambda files: (files / "model.onnx").unlink(), "holds no model.onnx: `promotion.exports: [onnx]` makes one"),
+        (
+            lambda files: (files / "model.onnx").unlink(),
+            "holds no model.onnx, which a search writes for images where 'thawline[onnx]' is",
+        ),
         (lambda files: (files / SAMPLE_FILE).unlink(), "the package holds no validation images to compare engines on"),
         (lambda files: (files / SAMPLE_FILE).write_bytes(b"torn"), "sample.safetensors cannot be read"),
         (
@@ -231,4 +234,4 @@ def test_a_sample_is_read_as_it_was_written_by_whoever_may_read_the_package(tmp_
 
 def test_the_engines_that_the_command_line_names_are_those_there_are() -> None:
     named = get_args(get_args(models.Engine)[0])
-    assert named == get_args(EngineName) == ("auto", "pytorch", *choice._OTHERS)
+    assert named == get_args(EngineName) == ("auto", "pytorch", "pytorch-compiled", *choice._OTHERS)

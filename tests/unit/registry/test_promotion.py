@@ -813,6 +813,7 @@ def test_a_format_that_is_not_installed_is_refused_with_the_command_that_install
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    exports.check_exports(("pt2",), "images")
+    exports.check_exports(("auto", "pt2"), "images")
+    assert exports.graphs_tried(("auto", "pt2"), "images") == ("pt2",)
     with pytest.raises(ConfigError, match=r"pip install 'thawline\[onnx\]'"):
-        exports.check_exports(("onnx",), "images")
+        exports.check_exports(("auto", "onnx"), "images")

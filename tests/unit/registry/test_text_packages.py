@@ -28,6 +28,7 @@ from thawline.registry import (
     PackagedModel,
     check_exports,
     force,
+    graphs_tried,
     judge,
     log_packaged_model,
     package,
@@ -242,7 +243,9 @@ def test_the_difference_from_the_trained_network_is_measured_on_texts_and_kept(
 def test_exports_explanations_and_drift_are_refused_for_texts_before_anything_is_computed(
     store: MlflowStore, text_folder: Path, tmp_path: Path
 ) -> None:
-    check_exports((), "texts")
+    check_exports(("auto",), "texts")
+    assert graphs_tried(("auto",), "texts") == ()
+    assert graphs_tried(("auto",), "images") == ("onnx",)
     check_exports(("pt2",), "images")
     with pytest.raises(ConfigError, match=r"promotion\.exports names pt2, but a model of texts cannot be exported"):
         check_exports(("pt2",), "texts")

@@ -87,6 +87,7 @@ def make_spec(
                 "train": {"epochs": epochs, "batch_size": 8, "device": "cpu", **more},
                 "study": {"name": study},
                 "tracking": {"system_metrics": False},
+                "promotion": {"exports": []},
             }
         )
         parent = start_study_run(store, study=study, params={}, tags={})

@@ -1,6 +1,7 @@
 """The end of a search: its result stands beside the majority class and the linear probe."""
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -8,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
+from thawline.config import SearchConfig
 from thawline.data import Manifest, files_of, scan
-from thawline.exceptions import DataError
+from thawline.exceptions import DataError, ExportError
 from thawline.registry import MlflowRegistry, Prediction, parse_model
+from thawline.registry import exports as exports
 from thawline.reports import StudyReport
 from thawline.search import winner
 from thawline.search.prepare import Prepared
@@ -52,6 +57,7 @@ def concluded(
         learned: float = 1.0,
         reported: bool = False,
         unknown: float | None = 0.05,
+        exports: tuple[str, ...] = (),
     ) -> SearchOutcome:
         """A study whose trials have these values.
 
@@ -61,6 +67,7 @@ def concluded(
             learned: factor of the trained head's weights; with -1 every class is taken for the other.
             reported: whether to write the report.
             unknown: share of false alarms.
+            exports: other formats; PyTorch's exporter takes seconds.
         """
         spec = make_spec(depth=0, learning_rate=1e-2, epochs=10)
         ends = Decision.STOP if trained_before else Decision.CONTINUE  # the others only need a run of their own
@@ -73,7 +80,9 @@ def concluded(
             f"classifier.3.{name}": learned * checkpoint.model[f"classifier.3.{name}"] for name in ("weight", "bias")
         }
         checkpoint = dataclasses.replace(checkpoint, model={**checkpoint.model, **head})
-        promotion = spec.config.promotion.model_copy(update={"model": "pictures", "unknown": unknown})
+        promotion = spec.config.promotion.model_copy(
+            update={"model": "pictures", "unknown": unknown, "exports": exports}
+        )
         space = spec.config.space.model_copy(update={"freeze_depth": (0, 0)})
         config = spec.config.model_copy(update={"promotion": promotion, "space": space})
         backbone = spec.hyperparameters.backbone
@@ -125,6 +134,77 @@ def test_a_version_tells_nothing_of_it_where_that_is_left_out(
     assert answer.unknown is None
     assert "false_alarms" not in outcome.promotion.challenger.metrics
     assert not list(store.home.rglob("reference.safetensors"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::DeprecationWarning:onnxscript")
+def test_by_default_a_model_of_images_is_computed_by_the_fastest_engine_that_is_installed(
+    concluded: Concluded, store: MlflowStore, scanned: tuple[Manifest, Path]
+) -> None:
+    concluded(1.0, exports=SearchConfig.build({"data": {"path": "photos"}}).promotion.exports)
+    registry, name = MlflowRegistry(store), parse_model("pictures")
+    with registry.artifacts(name) as artifacts:
+        assert (artifacts / "model.onnx").is_file()
+    model = registry.load(name, engine="auto")
+    tried = {each.name: each for each in model.engines}
+    assert tried["onnxruntime"].refused is None
+    assert tried["openvino"].refused is None
+    assert model.engine in [name for name, each in tried.items() if each.seconds is not None]
+    files = files_of(scanned[0], scanned[0].of("test"))
+    for ours, theirs in zip(model.predict(files), registry.load(name).predict(files), strict=True):
+        assert isinstance(ours, Prediction)
+        assert isinstance(theirs, Prediction)
+        assert ours.class_name == theirs.class_name
+
+
+def _not_installed(patch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    patch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxruntime" else find(name))
+
+
+def _fails(*_: object) -> Tensor:
+    raise TypeError("no such operator\nand pages of details")
+
+
+def _differs(classifier: torch.nn.Module, path: Path, pixels: Tensor, *_: object) -> Tensor:
+    path.write_bytes(b"a graph")
+    with torch.inference_mode():
+        return classifier(pixels) + 0.01  # type: ignore[no-any-return]
+
+
+def _exported_by(exporter: Callable[..., Tensor]) -> Callable[[pytest.MonkeyPatch], None]:
+    return lambda patch: patch.setitem(exports._EXPORTERS, "onnx", exporter)
+
+
+@pytest.mark.parametrize(
+    ("hinder", "said"),
+    [
+        (_not_installed, None),
+        (_exported_by(_fails), "The network cannot be exported as onnx: TypeError: no such operator"),
+        (_exported_by(_differs), "exported as onnx answers otherwise: a probability differs by 1.0e-02"),
+    ],
+    ids=["not installed", "cannot be exported", "answers otherwise"],
+)
+def test_a_model_that_cannot_have_an_onnx_file_is_packaged_without_unless_it_is_asked_for_by_name(
+    concluded: Concluded,
+    store: MlflowStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    hinder: Callable[[pytest.MonkeyPatch], None],
+    said: str | None,
+) -> None:
+    hinder(monkeypatch)
+    if said is not None:
+        with pytest.raises(ExportError, match="onnx"):
+            concluded(1.0, exports=("auto", "onnx"))
+    assert concluded(1.0, exports=("auto",)).promoted
+    with MlflowRegistry(store).artifacts(parse_model("pictures")) as artifacts:
+        assert (artifacts / "model.json").is_file()
+        assert not (artifacts / "model.onnx").exists()
+    lines = [line for line in caplog.messages if "model.onnx" in line]
+    assert len(lines) == (said is not None)
+    if said is not None:
+        assert said in lines[0]
+        assert "\n" not in lines[0]
 
 
 def test_images_that_changed_during_the_search_are_not_scored(

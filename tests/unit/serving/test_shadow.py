@@ -29,7 +29,7 @@ class Registry:
     def challenger(self, name: str) -> str | None:
         return self.version
 
-    def load(self, name: ModelName, *, device: str, engine: str) -> Any:
+    def load(self, name: ModelName, *, device: str, engine: str, lasting: bool) -> Any:
         self.loaded.append(f"{name} by {engine}")
         if name.version == "3":
             raise RegistryError("birds/3 cannot be loaded")

@@ -12,6 +12,7 @@ __all__ = ["router"]
 
 _DISTRIBUTIONS = {
     "pytorch": "torch",
+    "pytorch-compiled": "torch",
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
     "openvino-bf16": "openvino",

@@ -308,12 +308,12 @@ class MlflowRegistry:
         name = ModelName(model.name, None, version)
         tags = self.tags(model.name, version)
         with failures_named(f"{model} cannot be loaded"), self._files(model.name, version) as path:
-            packaged = read_package(path, name, recorded=tags.get(DIGEST_TAG))
+            on_cpu = engine not in (None, "auto", "pytorch", "pytorch-compiled")
+            place = "cpu" if on_cpu and device == "auto" else device
+            packaged = read_package(path, name, recorded=tags.get(DIGEST_TAG), device=place)
             if packaged.is_quantised:
                 compute_quantised(packaged, path / "artifacts", device, engine or "auto", tags.get(QUANTISED_FROM))
                 return packaged
-            if device != "auto" or engine not in (None, "auto", "pytorch", "pytorch-compiled"):
-                packaged.servable.to("cpu" if device == "auto" else device)  # other engines compute on the CPU
             if engine not in (None, "pytorch"):
                 packaged.compute_by(
                     choose(packaged.servable, path / "artifacts", engine, model=str(packaged.name), lasting=lasting)

@@ -198,13 +198,14 @@ class _Reader:
         return []
 
 
-def read_package(folder: Path, name: ModelName, *, recorded: str | None) -> PackagedModel:
+def read_package(folder: Path, name: ModelName, *, recorded: str | None, device: str = "auto") -> PackagedModel:
     """Load a package from its folder. Its files are compared with their digests first; no code in it is run.
 
     Args:
         folder: of the package, whose files must stay as they are meanwhile.
         name: how it is called in messages and answers.
         recorded: the digest that the registry remembers, see :func:`thawline.registry.contents.check_files`.
+        device: where it is loaded to; ``auto`` for a GPU if there is one.
 
     Raises:
         RegistryError: if Thawline did not package it, a file has changed since, or the network cannot be built.
@@ -242,6 +243,7 @@ def read_package(folder: Path, name: ModelName, *, recorded: str | None) -> Pack
             networks=networks,
             inputs=_INPUTS[description.kind],
             threads=torch.get_num_threads(),  # as many as this process was told to use
+            device=None if device == "auto" else device,
         )
         example = _sent(
             json.loads((folder / "input_example.json").read_bytes())["data"][0][0],

@@ -54,8 +54,16 @@ class Servable:
     device: Any
     """Where."""
 
-    def __init__(self, settings: dict[str, Any], files: Mapping[str, str], *, networks: Any, inputs: Any) -> None:
-        """Build the network and load its weights; on a GPU if there is one.
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        files: Mapping[str, str],
+        *,
+        networks: Any,
+        inputs: Any,
+        device: str | None = None,
+    ) -> None:
+        """Build the network and load its weights.
 
         Args:
             settings: what ``model.json`` holds.
@@ -63,6 +71,7 @@ class Servable:
                 ``tokenizer``, and where it tells what is unknown ``reference``.
             networks: the module ``thawline.backbones.networks``, or a copy.
             inputs: the module ``thawline.data.images`` or ``thawline.data.tokenizer``, or a copy.
+            device: where it is computed, such as ``cuda:1``; by default a GPU if there is one.
 
         Raises:
             ValueError: if the weights do not fit the network.
@@ -89,7 +98,7 @@ class Servable:
         self.network = network.eval()
         if self.farthest is not None:
             watch(network.get_submodule(settings["unknown"]["head"]))
-        self.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def _describe(self, settings: dict[str, Any], files: Mapping[str, str], inputs: Any) -> None:
         """All but the network."""
@@ -373,9 +382,15 @@ _INPUTS: dict[str, type[_Images] | type[_Texts]] = {"images": _Images, "texts": 
 
 
 def open_servable(
-    settings: dict[str, Any], files: Mapping[str, str], *, networks: Any, inputs: Any, threads: int = 0
+    settings: dict[str, Any],
+    files: Mapping[str, str],
+    *,
+    networks: Any,
+    inputs: Any,
+    threads: int = 0,
+    device: str | None = None,
 ) -> Servable:
     """What answers for a package: in int8 where ``settings`` say so; the arguments are those of the classes."""
     if settings.get("precision") == "int8":
         return QuantisedServable(settings, files, inputs=inputs, threads=threads)
-    return Servable(settings, files, networks=networks, inputs=inputs)
+    return Servable(settings, files, networks=networks, inputs=inputs, device=device)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -85,6 +86,20 @@ def test_the_packaged_model_answers_as_the_trained_network_does(store: MlflowSto
         batch = (torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.25
         expected = colour_network()(batch).softmax(1)[0].tolist()
     assert [answer.probabilities[name] for name in CLASSES] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("wanted", [{"device": "cpu"}, {"engine": "onnxruntime"}], ids=str)
+def test_a_model_that_is_to_be_on_a_cpu_never_goes_to_a_gpu_first(
+    wanted: dict[str, Any], store: MlflowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_package(tmp_path / "package", exports=("onnx",), sample=[picture(name) for name in CLASSES])
+    uri = log_packaged_model(store, trial_run(store), folder, "birds")
+    registry = MlflowRegistry(store)
+    registry.register("birds", uri, run_id=trial_run(store), study="s", tags={})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(RegistryError, match="cannot be loaded"):
+        registry.load(ModelName("birds", None, "1"))  # a control: it is tried where nobody says otherwise
+    assert str(registry.load(ModelName("birds", None, "1"), **wanted).servable.device) == "cpu"
 
 
 def test_the_logged_model_holds_no_pickle_and_all_that_the_registry_shows(store: MlflowStore, folder: Path) -> None:

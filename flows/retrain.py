@@ -6,9 +6,8 @@ The command ``thawline retrain`` runs this flow; ``thawline deploy`` puts it on 
 from pathlib import Path
 from typing import cast
 
-from prefect import flow, task
+from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from thawline import environment
@@ -18,6 +17,7 @@ from thawline.flows.search import search
 from thawline.orchestration.notifications import check_blocks, tell, tell_failure
 from thawline.orchestration.schedules import alone, drop_missed_runs
 from thawline.orchestration.server import leaving_at_once
+from thawline.orchestration.tasks import task
 from thawline.search import SearchOutcome, already_checked, check_config
 from thawline.search.retraining import (
     Retraining,
@@ -68,19 +68,19 @@ def retrain(config: SearchConfig) -> RetrainOutcome:
     return cast(RetrainOutcome, Completed(name=name, message=outcome.reason, data=outcome))
 
 
-@task(name="look for changes", cache_policy=NO_CACHE)
+@task("look for changes")
 def data_task(config: SearchConfig, home: Path) -> Manifest:
     """List the folder, or check the table, and read it if it has changed."""
     return read_changes(config, home)
 
 
-@task(name="plan", cache_policy=NO_CACHE)
+@task("plan")
 def plan_task(config: SearchConfig, manifest: Manifest, home: Path, busy: str | None) -> Retraining:
     """Decide whether to search, and where to begin."""
     return plan_retraining(config, manifest, home, busy=busy)
 
 
-@task(name="conclude", cache_policy=NO_CACHE)
+@task("conclude")
 def conclude_task(plan: Retraining, outcome: SearchOutcome | None) -> RetrainOutcome:
     """Remember what was trained."""
     return conclude_retraining(plan, outcome)

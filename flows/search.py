@@ -8,8 +8,7 @@ itself, Prefect for as long as it runs.
 from dataclasses import replace
 from pathlib import Path
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow
 
 from thawline import environment
 from thawline.activations import StoredSplits
@@ -21,6 +20,7 @@ from thawline.orchestration.execution import trial_runner
 from thawline.orchestration.reach import keeps_its_value
 from thawline.orchestration.schedules import drop_missed_runs
 from thawline.orchestration.server import leaving_at_once
+from thawline.orchestration.tasks import task
 from thawline.orchestration.trials import run_trials
 from thawline.registry import PromotionOutcome, graphs_tried, settle
 from thawline.search import (
@@ -131,37 +131,37 @@ def study_of(prepared: Prepared, run: StudyRun) -> Study:
     return Study.load(run.home, run.study, prepared.config)
 
 
-@task(name="fetch data", cache_policy=NO_CACHE)
+@task("fetch data")
 def fetch_task(config: SearchConfig) -> None:
     """Mirror data on object storage."""
     fetch_data(config)
 
 
-@task(name="read data", cache_policy=NO_CACHE)
+@task("read data")
 def data_task(config: SearchConfig) -> Manifest:
     """Scan the folder or table."""
     return read_data(config)
 
 
-@task(name="check backbones", cache_policy=NO_CACHE)
+@task("check backbones")
 def backbones_task(config: SearchConfig) -> dict[str, int]:
     """Build every backbone once."""
     return run_step(check_backbones, config, retries=config.study.retries, title="loading the backbones")
 
 
-@task(name="prepare inputs", cache_policy=NO_CACHE)
+@task("prepare inputs")
 def inputs_task(config: SearchConfig, manifest: Manifest, home: Path) -> dict[str, Path]:
     """Decode and resize every image, or tokenize every text, once."""
     return prepare_inputs(config, manifest, home)
 
 
-@task(name="rank backbones", cache_policy=NO_CACHE)
+@task("rank backbones")
 def rank_task(prepared: Prepared, home: Path) -> dict[str, float]:
     """Probe each of several backbones on its frozen features."""
     return rank_backbones(prepared, home)
 
 
-@task(name="describe backbones", cache_policy=NO_CACHE)
+@task("describe backbones")
 def describe_task(prepared: Prepared) -> Prepared:
     """Tell what each freeze depth costs."""
     config, classes = prepared.config, len(prepared.manifest.classes)
@@ -171,39 +171,39 @@ def describe_task(prepared: Prepared) -> Prepared:
     return replace(prepared, described=described)
 
 
-@task(name="store activations", cache_policy=NO_CACHE)
+@task("store activations")
 def activations_task(prepared: Prepared, run: StudyRun) -> dict[str, StoredSplits]:
     """Measure, plan, and compute the frozen layers once."""
     return store_activations(prepared, study_of(prepared, run), run.home)
 
 
-@task(name="register and judge", cache_policy=NO_CACHE)
+@task("register and judge")
 def judge_task(prepared: Prepared, run: StudyRun) -> PromotionOutcome:
     """Package the best trial, and score it and the champion on the test split."""
     retries = prepared.config.study.retries
     return run_step(judge_best, prepared, run, retries=retries, title="packaging and judging the best trial")
 
 
-@task(name="promote", cache_policy=NO_CACHE)
+@task("promote")
 def promote_task(prepared: Prepared, run: StudyRun, decided: PromotionOutcome) -> SearchOutcome:
     """Move the champion's alias if the verdict says so."""
     return conclude(prepared, study_of(prepared, run), run, decided)
 
 
-@task(name="quantise and judge", cache_policy=NO_CACHE)
+@task("quantise and judge")
 def quantise_task(prepared: Prepared, run: StudyRun, promoted: PromotionOutcome) -> PromotionOutcome | None:
     """Make a copy of a new champion in int8, and score both on the test split."""
     title, retries = "quantising the champion", prepared.config.study.retries
     return run_step(judge_quantised, prepared, run, promoted, retries=retries, title=title)
 
 
-@task(name="promote int8", cache_policy=NO_CACHE)
+@task("promote int8")
 def settle_task(run: StudyRun, decided: PromotionOutcome) -> PromotionOutcome:
     """Move the champion's alias to the copy if the verdict says so."""
     return settle(run.store, decided)
 
 
-@task(name="write report", cache_policy=NO_CACHE)
+@task("write report")
 def report_task(prepared: Prepared, run: StudyRun, outcome: SearchOutcome) -> MadeReport | None:
     """Gather what the study shows on one page."""
     title, retries = "writing the report", prepared.config.study.retries

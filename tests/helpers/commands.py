@@ -199,20 +199,21 @@ def _load(names: Sequence[str], then: Callable[[], None] = lambda: None) -> None
 def _compute_once() -> None:
     """Let libraries compute what they then remember, for which every search would take a second or two.
 
-    No backward pass, since forks of a process that has done one cannot do any.
+    Among it are backward passes. Forks could do none if PyTorch had started a thread for a device. It looks for devices
+    at the first of all passes, and tensors without numbers are of one: so the first is one with numbers, on the CPU.
     """
     import torch
     import tqdm
     from mlflow.utils import requirements_utils
     from sqlalchemy.orm import configure_mappers
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
     from thawline import backbones
 
     tqdm.tqdm.monitor_interval = 0  # else its first bar starts a thread
-    network = backbones.create("mobilenet_v3_small", num_classes=2, weights="none", image_size=32).module
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        network.train()(torch.empty(2, 3, 32, 32))  # how operators behave without numbers
+    network = backbones.create("mobilenet_v3_small", num_classes=2, weights="none", image_size=32)
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" and not torch.accelerator.is_available():
+        torch.ones(1, requires_grad=True).sum().backward()
+        backbones.depth_costs(network)  # how operators behave without numbers
     requirements_utils._init_packages_to_modules_map()  # of all packages that are installed
     configure_mappers()
 

@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from thawline.activations.store import ActivationKey, ActivationStore, ActivationWriter
-from thawline.backbones import Backbone, section
+from thawline.backbones import Backbone, sections
 from thawline.exceptions import ActivationError
 from thawline.training import Inputs, Runtime, batches, evaluation_order
 
@@ -80,9 +80,7 @@ class _Pass:
         self.store, self.inputs, self.epoch, self.keys = store, inputs, epoch, keys
         self.runtime, self.batch_size = runtime, batch_size
         self.deepest = len(backbone.layer_groups)
-        self.sections: dict[int, nn.Module] = {
-            stop: section(backbone, start, stop) for start, stop in pairwise([0, *keys])
-        }
+        self.sections = dict(zip(keys, sections(backbone, list(pairwise([0, *keys]))), strict=True))
         self.writers: dict[int, ActivationWriter] = {}
         self.refused: dict[int, str] = {}
 

@@ -5,10 +5,10 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from thawline.activations.plan import Profile
 from thawline.activations.store import StoredType
-from thawline.backbones import Backbone, section
+from thawline.backbones import Backbone, Section, section, sections
 from thawline.config import BatchNorm, TrainConfig
 from thawline.freezing import freeze_to, train_mode
 from thawline.training import Hyperparameters, Inputs, Runtime, batches, runtime_for
@@ -174,10 +174,10 @@ def _training(backbone: Backbone, passed: list[Tensor], runtime: Runtime, exact:
     ]
 
 
-def _parts(backbone: Backbone, exact: bool) -> list[nn.Module]:
+def _parts(backbone: Backbone, exact: bool) -> Sequence[Section]:
+    """Each layer group and, last, the head."""
     deepest = len(backbone.layer_groups)
-    groups: list[nn.Module] = [section(backbone, i, i + 1, exact=exact) for i in range(deepest)]
-    return [*groups, section(backbone, deepest, exact=exact)]
+    return sections(backbone, [*pairwise(range(deepest + 1)), (deepest, None)], exact=exact)
 
 
 def _run(part: nn.Module, batch: Tensor, runtime: Runtime) -> Tensor:

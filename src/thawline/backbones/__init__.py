@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import importlib.metadata
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -66,6 +67,7 @@ __all__ = [
     "outline",
     "preprocessing_of",
     "section",
+    "sections",
     "short_name",
     "summary_json",
     "summary_text",
@@ -159,15 +161,31 @@ def section(backbone: Backbone, start: int, stop: int | None = None, *, exact: b
     Raises:
         BackboneError: if there are no such borders.
     """
-    from thawline.backbones._traced import traced_section
+    (made,) = sections(backbone, [(start, stop)], exact=exact)
+    return made
+
+
+def sections(backbone: Backbone, spans: Sequence[tuple[int, int | None]], *, exact: bool = True) -> "Sequence[Section]":
+    """Several sections of a backbone, all taken in the mode that it is in now: it is traced once for all of them.
+
+    Args:
+        backbone: any backbone.
+        spans: ``start`` and ``stop`` of each; see :func:`section`.
+        exact: see :func:`section`.
+
+    Raises:
+        BackboneError: if there are no such borders.
+    """
+    from thawline.backbones._traced import traced_sections
     from thawline.backbones._windows import is_windowed, window
 
     deepest = len(backbone.layer_groups)
-    if not 0 <= start <= deepest or (stop is not None and not start < stop <= deepest):
-        raise BackboneError(f"`0 <= start < stop <= {deepest}` must hold, but got start={start}, stop={stop}.")
+    for start, stop in spans:
+        if not 0 <= start <= deepest or (stop is not None and not start < stop <= deepest):
+            raise BackboneError(f"`0 <= start < stop <= {deepest}` must hold, but got start={start}, stop={stop}.")
     if is_windowed(backbone):
-        return window(backbone, start, stop)
-    return traced_section(backbone, start, stop, exact=exact)
+        return [window(backbone, start, stop) for start, stop in spans]
+    return traced_sections(backbone, spans, exact=exact)
 
 
 def write_head(backbone: Backbone, weight: "Tensor", bias: "Tensor", *, lowest: float) -> None:

@@ -51,10 +51,8 @@ def group_costs(backbone: Backbone) -> list[GroupCost]:
     with FakeTensorMode():
         module = _without_numbers(backbone.module).train()
         inputs = _examples(backbone.preprocessing)
-        trained, first = (
-            _Meter(module, trained_before=before).measure(partial(_run, backbone, module, inputs))
-            for before in (True, False)
-        )
+        run = _runner(backbone, module, inputs)
+        trained, first = (_Meter(module, trained_before=before).measure(run) for before in (True, False))
     return [
         GroupCost(
             forward=part.forward // _EXAMPLES,
@@ -73,25 +71,29 @@ def _examples(preprocessing: Preprocessing | TextPreprocessing) -> Tensor:
     return torch.empty(_EXAMPLES, 3, preprocessing.image_size, preprocessing.image_size)
 
 
-def _run(backbone: Backbone, module: nn.Module, inputs: Tensor, meter: "_Meter") -> Tensor:
-    """The logits; ``meter`` is told of what crosses each border, and its answer replaces that.
+def _runner(backbone: Backbone, module: nn.Module, inputs: Tensor) -> Callable[["_Meter"], Tensor]:
+    """What gives the logits, and tells a meter of what crosses each border, whose answer replaces that.
 
     Args:
         backbone: how it is cut.
         module: its network without numbers.
         inputs: images or tokens.
-        meter: what counts.
     """
     borders = [group.output for group in backbone.layer_groups]
-    logits: Tensor
-    if not is_windowed(backbone):
-        logits = _Cutting(fx.GraphModule(module, trace(module)), borders, meter).run(inputs)
+    traced = None if is_windowed(backbone) else fx.GraphModule(module, trace(module))
+
+    def run(meter: "_Meter") -> Tensor:
+        logits: Tensor
+        if traced is not None:
+            logits = _Cutting(traced, borders, meter).run(inputs)
+            return logits
+        whole = Window(module, layout_of(backbone), 0, None)
+        for number, border in enumerate(borders, start=1):
+            whole.probe(number, partial(meter.begin_part, border))
+        logits = whole(inputs)
         return logits
-    whole = Window(module, layout_of(backbone), 0, None)
-    for number, border in enumerate(borders, start=1):
-        whole.probe(number, partial(meter.begin_part, border))
-    logits = whole(inputs)
-    return logits
+
+    return run
 
 
 def _without_numbers(module: nn.Module) -> nn.Module:

@@ -1,5 +1,6 @@
 """Sections of a network that was traced: some of its operations, as a graph of their own."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx, nn
@@ -9,7 +10,7 @@ from thawline.backbones._class_token import for_one_token_alone
 from thawline.backbones._section import Section
 from thawline.backbones.tracing import COUNT, trace
 
-__all__ = ["TracedSection", "traced_section"]
+__all__ = ["TracedSection", "traced_sections"]
 
 
 class TracedSection(Section, fx.GraphModule):
@@ -47,9 +48,14 @@ class TracedSection(Section, fx.GraphModule):
         return features
 
 
-def traced_section(backbone: Backbone, start: int, stop: int | None, *, exact: bool) -> TracedSection:
-    """See :func:`thawline.backbones.section`, which checks the borders."""
-    whole = trace(backbone.module)
+def traced_sections(backbone: Backbone, spans: Sequence[tuple[int, int | None]], *, exact: bool) -> list[TracedSection]:
+    """See :func:`thawline.backbones.sections`, which checks the borders."""
+    whole = trace(backbone.module)  # once for all: it takes longer than to cut a section out
+    return [_cut_out(backbone, whole, start, stop, exact) for start, stop in spans]
+
+
+def _cut_out(backbone: Backbone, whole: fx.Graph, start: int, stop: int | None, exact: bool) -> TracedSection:
+    """A section; the graph of the whole network stays as it is."""
     nodes = {node.name: node for node in whole.nodes}
     begin = nodes[backbone.layer_groups[start - 1].output] if start else _images(whole)
     end = nodes[backbone.layer_groups[stop - 1].output] if stop is not None else _logits(whole)

@@ -16,6 +16,9 @@ from thawline.search.events import Note, emit
 
 __all__ = ["placement", "trial_runner"]
 
+_CONNECT_SECONDS = 15.0
+"""How long a Dask cluster may take to answer, at most; less if Dask's own settings say so."""
+
 
 @contextmanager
 def trial_runner(config: SearchConfig) -> Iterator[TaskRunner[Any]]:
@@ -94,12 +97,15 @@ def _ray(config: ExecutionConfig) -> TaskRunner[Any]:
 
 
 def _dask(config: ExecutionConfig, slots: int) -> TaskRunner[Any]:
+    import dask
     from dask.system import CPU_COUNT
+    from dask.utils import parse_timedelta
     from distributed import Client
     from prefect_dask.task_runners import DaskTaskRunner
 
     if config.address is not None:  # the runner itself would fail only at the first trial
-        Client(config.address, timeout="15s", set_as_default=False).close()  # type: ignore[no-untyped-call]
+        seconds = min(_CONNECT_SECONDS, parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")))
+        Client(config.address, timeout=seconds, set_as_default=False).close()  # type: ignore[no-untyped-call]
     # Processes, each with one thread: a trial sets its own number of threads, for the whole process. One for each core
     # would load torch in some that never get a trial.
     workers = min(CPU_COUNT, slots)

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torchvision import models
 
 from thawline import backbones
-from thawline.backbones import BackboneInfo, _catalogue
+from thawline.backbones import BackboneInfo, _catalogue, _traced
 from thawline.backbones._catalogue import Catalogue, catalogue_of
 from thawline.backbones._groups import layer_groups_of
 from thawline.backbones._registry import LIBRARIES, Library
 from thawline.backbones._torchvision import inspect, list_names
 from thawline.backbones.building import build_without_memory
-from thawline.backbones.tracing import steps_of
+from thawline.backbones.tracing import steps_of, trace
 from thawline.cli.tables.backbones import backbones_table
 from thawline.exceptions import BackboneError
 
@@ -444,6 +444,32 @@ def test_a_section_between_boundaries_that_do_not_exist_is_refused() -> None:
     backbone = backbones.create("squeezenet1_1", num_classes=3, weights="none", image_size=64)
     with pytest.raises(BackboneError, match=r"`0 <= start < stop <= \d+` must hold, but got start=3, stop=2"):
         backbones.section(backbone, 3, 2)
+
+
+def test_sections_taken_together_are_those_taken_one_by_one_and_the_network_is_traced_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backbone = backbones.create("mobilenet_v3_small", num_classes=3, weights="none", image_size=32)
+    backbone.module.eval()
+    deepest = len(backbone.layer_groups)
+    spans = [(0, 2), (1, 2), (2, deepest), (deepest, None)]
+    alone = [backbones.section(backbone, *span) for span in spans]
+    traced: list[nn.Module] = []
+
+    def counted(module: nn.Module) -> fx.Graph:
+        traced.append(module)
+        return trace(module)
+
+    monkeypatch.setattr(_traced, "trace", counted)
+    together = backbones.sections(backbone, spans)
+    assert traced == [backbone.module]
+    assert [list(part.state_dict()) for part in together] == [list(part.state_dict()) for part in alone]
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        first, _, middle, tail = together
+        assert torch.equal(tail(middle(first(images))), backbone.module(images))
+    with pytest.raises(BackboneError, match=r"got start=3, stop=2"):
+        backbones.sections(backbone, [(0, 1), (3, 2)])
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -62,6 +62,9 @@ _SECTIONS = (
     ("data", "Data"),
     ("reproduce", "Reproduce"),
 )
+_FEWEST_ON_A_SURFACE = 15
+"""Completed trials without which marks in colours say all that is known, and a surface would say more."""
+_NORMAL_95 = 1.96
 _NAMED = 10  # problems of a kind; bad files are named all
 _WIDE_CLASSES = 14
 _SPLITS = ("train", "validation", "test")
@@ -90,6 +93,7 @@ def render(report: StudyReport, figures: Mapping[str, Figure | None] | None = No
         counted=counted(report.trials),
         noun=noun,
         headline=_headline(report, best, comparisons),
+        serve=_serve(report),
         cards=_cards(report, best),
         compared=compared(comparisons, several=len(tried) > 1),
         notes=_notes(report, best, noun),
@@ -114,7 +118,8 @@ def report_figures(report: StudyReport) -> dict[str, Figure | None]:
     figures: dict[str, Figure | None] = {}
     for tried in _tried(report):
         trials, deepest, title = tried.trials, tried.deepest, tried.title
-        surface, costs = surfaces.get(tried.figure("surface")), report.costs.get(tried.name, ())
+        costs = report.costs.get(tried.name, ())
+        surface = surfaces.get(tried.figure("surface")) if tried.trained >= _FEWEST_ON_A_SURFACE else None
         figures |= {
             tried.figure("surface"): response_surface(trials, surface, metric, deepest=deepest, backbone=title),
             tried.figure("thaw_line"): thaw_line(
@@ -159,6 +164,11 @@ class _Tried:
     @property
     def deepest(self) -> int | None:
         return len(self.groups) or None
+
+    @property
+    def trained(self) -> int:
+        """Number of trials that were trained and completed."""
+        return sum(trial.state == "complete" and trial.learning_rate is not None for trial in self.trials)
 
     @property
     def title(self) -> str:
@@ -216,7 +226,6 @@ def _headline(report: StudyReport, best: TrialPoint | None, comparisons: Sequenc
         why = [f"{some(count)} failed: {reason.rstrip('.')}." for reason, count in reasons.most_common(3)]
         return " ".join(["No trial has been completed, so there is no result yet.", *why])
     backbone = f" of {backbones.label(best.backbone)}" if best.backbone else ""
-    ahead = ", ".join(f"of {each.name} by {each.gain:.4f}" for each in comparisons)
     what = (
         f"The linear probe{backbone}"
         if best.learning_rate is None
@@ -228,9 +237,27 @@ def _headline(report: StudyReport, best: TrialPoint | None, comparisons: Sequenc
         else _frozen(report.layer_groups.get(best.backbone), best.freeze_depth)
     )
     return (
-        f"{what} is best: {number(best.value)} validation {report.metric.replace('_', ' ')} in trial {best.number}"
-        f"{f', ahead {ahead}' if ahead else ''}. {frozen}"
+        f"{what} is best: {number(best.value)} validation {report.metric.replace('_', ' ')} in trial {best.number}. "
+        f"{_chance(report, best, comparisons)}{frozen}"
     )
+
+
+def _chance(report: StudyReport, best: TrialPoint, comparisons: Sequence[Comparison]) -> str:
+    """Whether other freeze depths are worse than the best by more than chance explains, in a sentence.
+
+    Accuracies are compared as if of independent examples. They are of the same ones, so that a difference may be
+    clearer than it is called here, never less clear.
+    """
+    other = next((each for each in comparisons if each.name == "other freeze depths"), None)
+    size = report.data.size("validation") if report.data else 0
+    if other is None or other.trial is None or best.value is None or report.metric != "accuracy" or not size:
+        return ""
+    noun = NOUNS[report.data.kind] if report.data else "example"
+    variance = sum(share * (1 - share) / size for share in (best.value, other.value))
+    if other.gain <= _NORMAL_95 * variance**0.5:
+        depths = " and ".join(str(depth) for depth in sorted({best.freeze_depth, other.trial.freeze_depth}))
+        return f"Freeze depths {depths} cannot be told apart on {size} validation {noun}s. "
+    return f"It is ahead of all other freeze depths by {other.gain:.4f}, more than chance explains. "
 
 
 def _frozen(groups: Sequence[str] | None, depth: int) -> str:
@@ -269,6 +296,14 @@ def _cards(report: StudyReport, best: TrialPoint | None) -> list[_Card]:
         name = f"{report.promotion.model} version {report.promotion.version}"
         cards.append(_Card("Model", verdict.get(report.promotion.outcome, report.promotion.outcome), name))
     return cards
+
+
+def _serve(report: StudyReport) -> str:
+    """The command that serves the model; empty if there is none, or it must not be served."""
+    promotion = report.promotion
+    if promotion is None or promotion.outcome == "reject":
+        return ""
+    return f"thawline serve {promotion.model}{'' if promotion.outcome == 'promote' else f'/{promotion.version}'}"
 
 
 def _notes(report: StudyReport, best: TrialPoint | None, noun: str) -> list[str]:
@@ -345,6 +380,7 @@ def _leaderboard(report: StudyReport) -> dict[str, Any]:
         "columns": [
             {"name": name, "number": number} for name, number in [*columns, ("epochs", True), ("seconds", True)]
         ],
+        "reasons": any(trial.reason for trial in ranked),
         "rows": list(zip(ranked, rows, strict=True)),
     }
 

@@ -149,7 +149,8 @@ def thaw_line(
         places, dense = _depths(trained) + aside(trained, upright), len(trained) > DENSE
         axes.scatter(places, _values(trained), color=MAIN, alpha=0.45, rasterized=dense, **_COMPLETE)
         line = _values(at_depth.values())
-        axes.plot(list(at_depth), line, color=MAIN, label="best at each depth")
+        axes.plot(*_broken(at_depth, line), color=MAIN, label="best at each depth")
+        axes.scatter(list(at_depth), line, facecolors="white", edgecolors=MAIN, linewidths=1.4, s=34, zorder=4)
         axes.scatter([best.freeze_depth], _values([best]), label=f"best: trial {best.number}", **_BEST)
         _draw_probes(axes, [trial for trial in complete if trial.is_probe], curve)
         draw_marks(axes, trials, lambda trial: trial.value)
@@ -167,6 +168,19 @@ def thaw_line(
         f"Best validation {_words(metric)}{_of(backbone)} at each freeze depth, {_counted(trials)}. {listed}."
         f"{f' Linear probes on the frozen features reach {reached}.' if reached else ''}",
     )
+
+
+def _broken(depths: Iterable[int], values: Iterable[float]) -> tuple[list[float], list[float]]:
+    """A line through the values that is interrupted wherever a freeze depth between two of them was not tried."""
+    across: list[float] = []
+    up: list[float] = []
+    for depth, value in zip(depths, values, strict=True):
+        if across and depth > across[-1] + 1:
+            across.append(depth - 0.5)
+            up.append(np.nan)
+        across.append(depth)
+        up.append(value)
+    return across, up
 
 
 def time_by_depth(trials: Sequence[TrialPoint], *, deepest: int | None = None, backbone: str = "") -> Figure | None:

@@ -23,7 +23,7 @@ from thawline.search.trial_result import trial_folder
 from thawline.study_report import media
 from thawline.study_report.held_out import HeldOut
 from thawline.study_report.labels import shown_labels
-from thawline.study_report.making import _curves, _explanations, _point, _probe_curves
+from thawline.study_report.making import _chosen, _curves, _explanations, _point, _probe_curves
 from thawline.study_report.media import _answers, _sheet, features_of
 from thawline.tracking.media import Embedding, Image, Predictions, Table
 from thawline.training import Hyperparameters, Probe
@@ -113,6 +113,20 @@ def test_the_probe_curve_is_read_from_what_is_kept_of_each_backbone(tmp_path: Pa
     for backbone, curve in (("resnet18", {3: 0.7, 5: 0.8}), ("resnet34", {})):
         ProbeFile(head=head, start=head, seconds=1.0, curve=curve).write(ProbeFile.path(tmp_path, "pets", backbone), {})
     assert _probe_curves(tmp_path, "pets", records) == {"resnet18": {3: 0.7, 5: 0.8}}
+
+
+def test_mistakes_and_correct_predictions_of_each_class_are_explained_in_turn() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 1, 0, 1, 0, 0, 0, 1])
+    spam = np.array([0.9, 0.7, 0.1, 0.8, 0.2, 0.9, 0.3, 0.1, 0.6, 0.05, 0.2, 0.35])
+    said = Predictions(labels, np.stack([1 - spam, spam], axis=1), CLASSES)
+    chosen = _chosen(said).tolist()
+    right = [bool(said.predicted[i] == labels[i]) for i in chosen]
+    assert right == [False, True] * 4
+    assert chosen[::2] == [0, 7, 4, 1], "the least expected mistakes first"
+    assert {labels[i] for i in chosen[1:4:2]} == {0, 1}, "the surest of each class"
+    without = Predictions(labels, np.eye(2)[labels], CLASSES)
+    assert len(_chosen(without)) == 8
+    assert len(_chosen(Predictions(labels, np.eye(2)[1 - labels], CLASSES))) == 8
 
 
 def test_nothing_is_explained_of_texts(texts: HeldOut) -> None:

@@ -144,10 +144,15 @@ def _class_curves(
     curve: Callable[[npt.NDArray[np.bool_], Floats], Floats],
     area: Callable[[npt.NDArray[np.bool_], Floats], float],
 ) -> Figure | None:
-    """Curves of all classes, of which the five with the smallest areas are named, and their mean."""
-    occurring = np.unique(predictions.labels)
+    """Curves of all classes, of which the five with the smallest areas are named, and their mean.
+
+    A classifier of two classes has one curve, that of the rarer class: the other's says the same from its side.
+    """
+    occurring, counts = np.unique(predictions.labels, return_counts=True)
     if len(occurring) < 2:
         return None
+    if len(predictions.classes) == 2:
+        occurring = occurring[[int(counts.argmin())]] if counts[0] != counts[1] else occurring[1:]
     sides = [(predictions.labels == number, predictions.probabilities[:, number]) for number in occurring]
     curves, areas = [curve(*side) for side in sides], np.array([area(*side) for side in sides])
     worst = np.argsort(areas, kind="stable")[:_NAMED_CLASSES]
@@ -158,22 +163,19 @@ def _class_curves(
         for place, colour in zip(worst, COLOURS, strict=False):
             label = f"{shorten(predictions.classes[occurring[place]], 26)}: {areas[place]:.3f}"
             axes.plot(_grid(), curves[place], color=colour, linewidth=1.1, label=label)
-        axes.plot(
-            _grid(),
-            np.mean(curves, axis=0),
-            color=INK,
-            linewidth=2,
-            label=f"mean of {len(curves)} classes: {areas.mean():.3f}",
-        )
+        if len(curves) > 1:
+            label = f"mean of {len(curves)} classes: {areas.mean():.3f}"
+            axes.plot(_grid(), np.mean(curves, axis=0), color=INK, linewidth=2, label=label)
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
         axes.set_xlim(-0.01, 1.01)
         axes.set_ylim(-0.02, 1.02)
-        drawn.drawing.legend(
-            *axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, title=f"{area_name}, lowest classes"
-        )
+        title = f"{area_name}, lowest classes" if len(curves) > 1 else area_name
+        drawn.drawing.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, title=title)
     listed = ", ".join(f"{shorten(predictions.classes[occurring[place]])} {areas[place]:.3f}" for place in worst)
     across, up = labels
+    if len(curves) == 1:
+        return Figure(drawn.svg, f"{up.capitalize()} against {across}. {area_name.capitalize()}: {listed}.")
     return Figure(
         drawn.svg,
         f"{up.capitalize()} against {across} of {len(curves)} classes. Mean {area_name}: {areas.mean():.3f}. "

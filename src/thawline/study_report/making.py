@@ -5,10 +5,12 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import yaml
 
 from thawline import backbones
@@ -40,6 +42,7 @@ from thawline.study_report.held_out import HeldOut, held_out
 from thawline.study_report.labels import SUSPECTS_FILE, labels_to_look_at, shown_labels
 from thawline.study_report.media import Shown, features_of, media_of, network_of
 from thawline.tracking import Tracker, fetch_study_file, library_versions, open_store
+from thawline.tracking.media import Predictions
 
 __all__ = ["MadeReport", "make_report", "write_report"]
 
@@ -281,7 +284,7 @@ def _columns(file: Path) -> dict[str, tuple[float | None, ...]]:
 
 
 def _explanations(backbone: Backbone, test: HeldOut) -> tuple[Explanation, ...]:
-    """Explanations of the worst mistakes and, if there are few, of the least confident predictions.
+    """Explanations of the worst mistakes, and beside them of predictions that are right.
 
     None for texts, which have no places to look at.
     """
@@ -290,7 +293,7 @@ def _explanations(backbone: Backbone, test: HeldOut) -> tuple[Explanation, ...]:
         return ()
     from thawline.explain import explained_pictures  # loads torchvision, which a search's driver does without
 
-    chosen, predicted = np.argsort(said.given, kind="stable")[:_EXPLAINED], said.predicted
+    chosen, predicted = _chosen(said), said.predicted
     began = time.monotonic()
     explained = explained_pictures(backbone, pictures[chosen[:1]], predicted[chosen[:1]])
     more = chosen[1 : 1 + int(_EXPLAIN_SECONDS / (time.monotonic() - began))]
@@ -299,11 +302,28 @@ def _explanations(backbone: Backbone, test: HeldOut) -> tuple[Explanation, ...]:
     return tuple(
         Explanation(
             picture=picture,
-            caption=f"{test.files[i]}: {said.classes[predicted[i]]} "
-            f"{said.probabilities[i].max():.0%}, is {said.classes[said.labels[i]]}",
+            caption=f"{test.files[i]}: {said.classes[predicted[i]]} {said.probabilities[i].max():.0%}, "
+            + ("correct" if predicted[i] == said.labels[i] else f"but is {said.classes[said.labels[i]]}"),
         )
         for i, picture in zip(chosen.tolist(), explained, strict=False)
     )
+
+
+def _chosen(said: Predictions) -> npt.NDArray[np.int64]:
+    """The mistakes that are least expected, and as many predictions that are right: the surest one of each class first.
+
+    Of each kind half of those that are explained, more if there are fewer of the other. They take turns, so that the
+    first few are of both kinds.
+    """
+    wrong = [int(i) for i in np.argsort(said.given, kind="stable") if said.predicted[i] != said.labels[i]]
+    sure = [int(i) for i in np.argsort(-said.given, kind="stable") if said.predicted[i] == said.labels[i]]
+    firsts = list({int(said.labels[i]): i for i in reversed(sure)}.values())[::-1]
+    right = [*firsts, *(i for i in sure if i not in firsts)]
+    half = _EXPLAINED // 2
+    wrong = wrong[: max(half, _EXPLAINED - len(right))]
+    right = right[: _EXPLAINED - len(wrong)]
+    taking_turns = [i for pair in zip_longest(wrong, right) for i in pair if i is not None]
+    return np.array(taking_turns[:_EXPLAINED], dtype=np.int64)
 
 
 def _now() -> str:

@@ -74,6 +74,19 @@ def test_a_class_that_does_not_occur_has_no_curve_and_one_class_alone_no_figure(
     assert precision_recall_curves(replace(predictions, labels=np.zeros(120, dtype=np.int64))) is None
 
 
+@pytest.mark.parametrize("draw", [roc_curves, precision_recall_curves])
+def test_two_classes_have_one_curve_that_of_the_rarer(
+    make_predictions: Callable[..., Predictions], draw: Callable[[Predictions], Figure | None]
+) -> None:
+    predictions = make_predictions(60, ("ham", "spam"))
+    rare = replace(predictions, labels=np.where(np.arange(60) < 10, 1, 0))
+    shown = " ".join(texts(draw(rare)))
+    assert "spam: 0." in shown
+    assert "ham" not in shown
+    assert "mean" not in shown
+    assert "mean of 3 classes" in " ".join(texts(draw(make_predictions(60, ("a", "b", "c"))))), "a control"
+
+
 def test_the_reliability_diagram_knows_what_was_before_the_calibration() -> None:
     random = np.random.default_rng(0)
     labels, logits = np.arange(200) % 4, random.normal(size=(200, 4)) * 4

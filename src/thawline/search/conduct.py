@@ -109,8 +109,8 @@ class Queue:
 
     def _paused(self, slices: Slices) -> Asked | None:
         """The paused trial that should train next; ``None`` if the first of those that wait should, or none."""
-        # What a dead process left comes first: then the study stands where it would without that death.
-        while not any(asked.resumed for asked in self._waiting):
+        # Linear probes come first, and what a dead process left: then the study stands where it would without that.
+        while not any(asked.resumed or asked.hyperparameters.is_probe for asked in self._waiting):
             waiting = [asked.number for asked in self._waiting]
             number = slices.next(waiting, may_draw=self._may_draw)
             if number == NEW:

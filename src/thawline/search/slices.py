@@ -120,8 +120,9 @@ class Slices:
         """
         complete = [self._sign * r.value for r in records if r.state == "complete" and r.value is not None]
         best = max(complete, default=-math.inf)
-        paused = [(r.result, self._sign * r.value) for r in records if r.state == "paused" and r.result and r.value]
-        for result, value in sorted(paused, key=lambda each: -each[1]):
+        paused = [r.result for r in records if r.state == "paused" and r.result is not None]
+        valued = [(result, self._sign * result.value) for result in paused if result.value is not None]
+        for result, value in sorted(valued, key=lambda each: -each[1]):
             if self.resume(result.number) is None:
                 continue
             if out_of_time and value > best:

@@ -159,11 +159,13 @@ class Trainer:
     order: list[tuple[int, int]] = field(default_factory=list)
     """(trial, epoch) as they were trained."""
 
-    def run(self, *, deadline: float | None = None, dies: Callable[[], bool] = lambda: False) -> Study | None:
+    def run(
+        self, *, deadline: float | None = None, batch: int = 4, dies: Callable[[], bool] = lambda: False
+    ) -> Study | None:
         """Until the search is over; ``None`` if it died before."""
         study = open_study(self.home, **self.options)
         with study.held():
-            queue = Queue(study, trials=study.config.study.trials, batch=4, deadline=deadline, apart=True)
+            queue = Queue(study, trials=study.config.study.trials, batch=batch, deadline=deadline, apart=True)
             while together := queue.next():
                 (asked,) = together
                 result = self.train(study, asked, dies)
@@ -233,6 +235,15 @@ def test_what_is_never_resumed_ends_as_pruned_with_its_last_value(tmp_path: Path
     assert {record.state for record in study.records()} == {"complete", "pruned"}
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_no_trial_is_lost_however_few_are_drawn_at_once(tmp_path: Path, batch: int) -> None:
+    study = Trainer(tmp_path).run(batch=batch)
+    assert study is not None
+    assert sorted(record.number for record in study.records()) == list(range(12))
+    assert {record.state for record in study.records()} <= {"complete", "pruned"}
+    assert next(record for record in study.records() if record.hyperparameters.is_probe).state == "complete"
+
+
 def test_interrupted_at_every_epoch_it_trains_the_same_epochs_in_the_same_order(tmp_path: Path) -> None:
     whole, hurt = Trainer(tmp_path / "whole"), Trainer(tmp_path / "hurt")
     expected = whole.run()
@@ -264,6 +275,10 @@ def test_out_of_time_the_best_that_is_paused_counts_and_the_others_are_pruned(tm
                 continue
             study.report(asked.number, result_of(1, value_of(asked.hyperparameters, 1)))
             study.tell(ended(asked, 1, paused=True))
+        (worst,) = study.draw(1, trials=30)
+        study.begin([worst.number])
+        study.report(worst.number, result_of(1, 0.0))
+        study.tell(TrialResult(worst.number, "paused", 0.0, 1, 1, 1.0, "paused after epoch 1", "run", "file"))
         paused = {record.number: record.value for record in study.records() if record.state == "paused"}
         assert len(paused) >= 2, "a control"
         study.end_paused(out_of_time=True)

@@ -95,8 +95,8 @@ class Queue:
             self._study.join([asked.number for asked in together])
         self._waiting = [asked for asked in self._waiting if asked not in together]
         self._study.begin([asked.number for asked in together])
-        if self._slices is not None and not self._waiting:  # so that who trains now knows what else there is to train
-            self._draw()
+        if self._slices is not None and not self._waiting:
+            self._draw()  # so that who trains now knows what else there is to train
         return together
 
     @property

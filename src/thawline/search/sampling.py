@@ -45,7 +45,11 @@ def check_sampling(config: StudyConfig) -> None:
     """
     sampler_of(config, 0)
     pruner_of(config)
-    freeze_thaw_of(config)
+    if freeze_thaw_of(config) is not None and config.sampler in FINITE:
+        raise ConfigError(
+            f"study.pruner={_FREEZE_THAW} draws trials before others have ended, and {config.sampler} would begin its "
+            "points again: take NopPruner or one of Optuna's pruners, or another sampler."
+        )
 
 
 class _StudyWithoutProbes(optuna.Study):

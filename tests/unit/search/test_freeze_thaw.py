@@ -244,6 +244,14 @@ def test_no_trial_is_lost_however_few_are_drawn_at_once(tmp_path: Path, batch: i
     assert next(record for record in study.records() if record.hyperparameters.is_probe).state == "complete"
 
 
+@pytest.mark.parametrize("sampler", ["GridSampler", "BruteForceSampler"])
+def test_with_a_finite_list_of_points_it_is_refused(sampler: str) -> None:
+    options = {"search_space": {"freeze_depth": [0, 2]}} if sampler == "GridSampler" else {}
+    with pytest.raises(ConfigError, match=rf"study\.pruner=freeze_thaw draws trials before .* {sampler} would begin"):
+        check_sampling(config(sampler=sampler, sampler_options=options).study)
+    check_sampling(config(sampler=sampler, sampler_options=options, pruner="NopPruner").study)
+
+
 def test_interrupted_at_every_epoch_it_trains_the_same_epochs_in_the_same_order(tmp_path: Path) -> None:
     whole, hurt = Trainer(tmp_path / "whole"), Trainer(tmp_path / "hurt")
     expected = whole.run()

@@ -6,7 +6,7 @@ UV_VERSION := 0.13.9
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test minimal check format reference bench lock clean
+.PHONY: help setup demo test minimal check format reference docs bench lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -50,8 +50,12 @@ format: setup  ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-reference: setup  ## Write docs/configuration.md and the recipes' JSON schema from the fields in src/thawline/config/
+reference: setup  ## Write docs/configuration.md, the recipes' JSON schema and docs/cli.md from fields and commands
 	$(BIN)/python tools/reference.py
+	$(BIN)/python tools/commands.py
+
+docs: setup  ## Build the documentation as a site, strictly, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: setup  ## Measure what docs/benchmarks.md reports, at a small size, in about a quarter of an hour
 	$(BIN)/python benchmarks/search.py --train 100 --validation 50 --peer-trials 6 --designs usual exact default "default, halving"
@@ -66,4 +70,4 @@ lock: setup  ## Pin the newest versions that pyproject.toml allows
 		--python-version 3.11 --group dev --upgrade --output-file requirements.lock pyproject.toml
 
 clean:  ## Remove the environment and caches; keeps .thawline
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info src/*.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build site *.egg-info src/*.egg-info

@@ -24,11 +24,11 @@ COLUMNS = 100
 LARGEST = {"demo.svg": 60_000, "report.png": 250_000}
 """Bytes: README is read over slow lines, too."""
 _WINDOW = "1280,1330"
-_SHORTENED = 5.0
+_SHORTENED = 3.0
 """The longest pause of the recording, in seconds, however long the run paused there."""
 _CONTROL = re.compile(r"(\n|\r|\x1b\[\??\d*[A-Za-ln-z])")
 """A line break, or an escape sequence that moves the cursor or erases; colours (``ESC [ … m``) are text."""
-_APPEAR = "@keyframes appear { from { opacity: 0 } to { opacity: 1 } }"
+_APPEAR = "@media (prefers-reduced-motion: no-preference) { @keyframes appear { from { opacity: 0 } } }"
 
 
 class Line(NamedTuple):

@@ -6,7 +6,7 @@ UV_VERSION := 0.13.9
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test minimal check format reference docs bench lock clean
+.PHONY: help setup demo test minimal check format pictures reference docs bench lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ check: setup  ## Lint, phrases, types and import contracts
 format: setup  ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+pictures: setup  ## Make README's pictures, docs/images/, out of a run of the demo; needs Chromium
+	$(BIN)/python tools/pictures.py
 
 reference: setup  ## Write docs/configuration.md, the recipes' JSON schema and docs/cli.md from fields and commands
 	$(BIN)/python tools/reference.py

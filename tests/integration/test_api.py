@@ -1,4 +1,4 @@
-"""The Python API, as README shows it: in a plain script without a main guard, and in a running event loop."""
+"""The Python API as README and the guide show it: in a script without a main guard, and in a running event loop."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 import thawline
 from thawline.exceptions import DataError
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 SMALL = """\
 import asyncio, sys, thawline
 
@@ -42,14 +42,16 @@ asyncio.run(as_in_a_notebook())
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("api")
-def test_the_readme_example_runs_without_a_main_guard_and_in_a_running_event_loop(
+@pytest.mark.parametrize("page", ["README.md", "docs/guide/python.md"])
+def test_the_example_runs_without_a_main_guard_and_in_a_running_event_loop(
+    page: str,
     draw_pictures: Callable[..., Path],
     environment_of: Callable[[Path], dict[str, str]],
     prepared: Callable[[Path], Path],
     prefect: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
     photos = draw_pictures(tmp_path / "photos", count=12)
     (photos / "cat").mkdir()  # the example names a picture of a cat
     for file in sorted((photos / "stripes").iterdir()):
@@ -66,7 +68,7 @@ def test_the_readme_example_runs_without_a_main_guard_and_in_a_running_event_loo
         timeout=300,
     )
     assert ended.returncode == 0, ended.stderr
-    assert "Validation accuracy" in ended.stdout, "the outcome"
+    assert ("Validation accuracy" in ended.stdout) == ("print(outcome)" in example)
     assert re.search(r"^(circle|square|cat) [01]\.\d+$", ended.stdout, flags=re.MULTILINE), "label and probability"
     assert ended.stderr.count("linear probe: val/accuracy") == 1, "Thawline's own progress, once"
     assert "Beginning flow run" not in ended.stderr, "not Prefect's log"

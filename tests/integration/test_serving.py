@@ -1,4 +1,4 @@
-"""`mlflow models serve` answers a real photograph sent with curl, as the README shows."""
+"""`mlflow models serve` answers a real photograph sent with curl, as the guide shows."""
 
 import json
 import os
@@ -25,7 +25,7 @@ CURL = (
     """printf '{"dataframe_records": [{"image": "%s"}]}' "$(base64 -w0 PHOTO)" | """
     """curl -s http://127.0.0.1:PORT/invocations -H 'Content-Type: application/json' --data-binary @-"""
 )
-"""The README's command."""
+"""The guide's command."""
 
 
 @pytest.fixture
@@ -105,9 +105,9 @@ def post(port: int, body: object) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def test_the_readme_shows_the_command_that_is_tested_here() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    assert CURL.replace("PHOTO", "photo.jpg").replace("PORT", "5001") in readme
+def test_the_guide_shows_the_command_that_is_tested_here() -> None:
+    page = Path(__file__).parents[2] / "docs" / "guide" / "serving.md"
+    assert CURL.replace("PHOTO", "photo.jpg").replace("PORT", "5001") in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not (shutil.which("curl") and shutil.which("base64")), reason="needs curl and base64")

@@ -42,7 +42,7 @@ asyncio.run(as_in_a_notebook())
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("api")
-@pytest.mark.parametrize("page", ["README.md", "docs/guide/python.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to/python.md"])
 def test_the_example_runs_without_a_main_guard_and_in_a_running_event_loop(
     page: str,
     draw_pictures: Callable[..., Path],

@@ -1,4 +1,4 @@
-"""The Python API as README and the guide show it: in a script without a main guard, and in a running event loop."""
+"""The Python API as README and the docs show it: in a script without a main guard, and in a running event loop."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What ships: the wheel holds flows, recipes and weights; the commands that README and the guide show exist."""
+"""What ships: the wheel holds flows, recipes and weights; the commands that README and the docs show exist."""
 
 import re
 import subprocess
@@ -54,7 +54,8 @@ def _copy(target: Path) -> Path:
 
 
 def shown_commands() -> list[str]:
-    pages = [ROOT / "README.md", *(ROOT / "docs" / "guide").glob("*.md")]
+    folders = [ROOT / "docs" / name for name in ("tutorials", "how-to", "explanation")]
+    pages = [ROOT / "README.md", *(page for folder in folders for page in folder.glob("*.md"))]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.S | re.M)
     lines = [line.split("  #")[0].strip() for kind, block in blocks if not kind for line in block.splitlines()]

@@ -1,4 +1,4 @@
-"""`mlflow models serve` answers a real photograph sent with curl, as the guide shows."""
+"""`mlflow models serve` answers a real photograph sent with curl, as the docs show."""
 
 import json
 import os
@@ -25,7 +25,7 @@ CURL = (
     """printf '{"dataframe_records": [{"image": "%s"}]}' "$(base64 -w0 PHOTO)" | """
     """curl -s http://127.0.0.1:PORT/invocations -H 'Content-Type: application/json' --data-binary @-"""
 )
-"""The guide's command."""
+"""The command of the docs."""
 
 
 @pytest.fixture
@@ -105,8 +105,8 @@ def post(port: int, body: object) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def test_the_guide_shows_the_command_that_is_tested_here() -> None:
-    page = Path(__file__).parents[2] / "docs" / "guide" / "serving.md"
+def test_the_docs_show_the_command_that_is_tested_here() -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "serve.md"
     assert CURL.replace("PHOTO", "photo.jpg").replace("PORT", "5001") in page.read_text(encoding="utf-8")
 
 

@@ -63,11 +63,6 @@ def test_a_link_to_a_file_or_a_heading_that_is_not_there_is_found() -> None:
     assert missing(README, text) == ["docs/none.md", "docs/data.md#none"]
 
 
-def test_every_page_of_the_guide_is_linked_from_readme() -> None:
-    linked = {(ROOT / link).resolve() for link in LINK.findall(README.read_text(encoding="utf-8"))}
-    assert set((ROOT / "docs" / "guide").glob("*.md")) <= linked
-
-
 def test_the_pictures_of_readme_are_light(tool: ModuleType) -> None:
     shown = set(re.findall(r"!\[[^]]+\]\(docs/images/([^)]+)\)", README.read_text(encoding="utf-8")))
     assert shown == set(tool.LARGEST)

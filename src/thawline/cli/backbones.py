@@ -8,7 +8,7 @@ import typer
 from thawline.cli._app import app
 from thawline.cli._shared import Json, fail, next_steps, print_json, show, show_table
 from thawline.config.fields import help_of
-from thawline.exceptions import BackboneError
+from thawline.exceptions import BackboneError, ThawlineError
 
 if TYPE_CHECKING:  # slow to import; other verbs need not wait for it
     from thawline.backbones import BackboneInfo
@@ -72,6 +72,12 @@ def summary(
     from thawline import backbones as registry
 
     built = registry.create(backbone, num_classes=10, weights="none", image_size=image_size, max_length=max_length)
+    deepest = len(built.layer_groups)
+    if not 0 <= freeze_depth <= deepest:
+        raise ThawlineError(
+            f"--freeze-depth must be from 0 (train everything) to {deepest} (head only) for {backbone}, "
+            f"but got {freeze_depth}."
+        )
     if as_json:
         print_json(registry.summary_json(built, freeze_depth, batch_size))
     else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from thawline.cli._app import app
-from thawline.cli._shared import Json, fail, next_steps, print_json, show, show_table
+from thawline.cli._shared import Json, console, fail, next_steps, print_json, show, show_table
 from thawline.config.fields import help_of
 from thawline.exceptions import BackboneError, ThawlineError
 
@@ -32,7 +32,7 @@ def backbones(
     else:
         from thawline.cli.tables.backbones import backbones_table
 
-        show_table(backbones_table(infos))
+        show_table(backbones_table(infos, console().width))
         show(registry.further_names())
         example = infos[0].name if len(infos) == 1 else "NAME"
         next_steps(

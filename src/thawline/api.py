@@ -68,7 +68,7 @@ def run_search(
         timeout_minutes: time limit, over all runs of the study.
         preset: ``fast``, ``balanced`` or ``best``: a shipped recipe, fitted to the data and to the weights that are
             available; everything else comes over it.
-        recipe: file whose settings come before those given here.
+        recipe: file whose settings come before those given here, or the name of a shipped recipe.
         settings: any others, by the keys of a recipe: ``{"train.batch_size": 64}``.
         quiet: show only warnings.
 
@@ -216,7 +216,7 @@ def check_data(
 
     Args:
         data: as for :func:`run_search`, but no configuration.
-        recipe: file whose settings come before those given here.
+        recipe: file whose settings come before those given here, or the name of a shipped recipe.
         settings: keys of a recipe's ``data``: ``{"data.text_column": "message"}``.
 
     Raises:
@@ -242,7 +242,7 @@ def check_labels(
         data: as for :func:`run_search`.
         network: a backbone, one of :func:`list_backbones`; a study; or a registered model. Of the latter two it is the
             pretrained network that they began with: a fine-tuned one may have learnt the wrong labels.
-        recipe: file whose settings come before those given here.
+        recipe: file whose settings come before those given here, or the name of a shipped recipe.
         settings: keys of a recipe: those of ``data``, and for a backbone ``backbone.weights`` and sizes.
         tracking_uri: where studies and models are recorded; by default as for a search.
         on_progress: called with (examples done, examples in all) while features are computed.
@@ -275,6 +275,7 @@ def _read(
 
 def _layers(data: str | os.PathLike[str], recipe: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
     from thawline.data import data_location
+    from thawline.recipes import find_recipe
 
     location = data_location(os.fspath(data), environment.home())
-    return [load_recipe(Path(recipe)) if recipe is not None else {}, {"data": location}]
+    return [load_recipe(find_recipe(Path(recipe))) if recipe is not None else {}, {"data": location}]

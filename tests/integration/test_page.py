@@ -37,3 +37,36 @@ def test_an_image_that_is_chosen_is_answered_and_a_bad_one_gets_its_reason(
         chosen.send_keys(str(tmp_path / "broken.png"))
         browser.wait(lambda _: len(browser.find("h2.error")) == 1)
         assert browser.find("h2.error")[0].text.startswith("broken.png cannot be read: ")
+        assert [each.text for each in browser.find(".unseen")] == ["broken.png"], (
+            "its name in place of a broken picture"
+        )
+
+
+def test_several_images_stand_in_the_order_chosen_and_what_is_dropped_beside_does_not_replace_the_page(
+    store: MlflowStore, tmp_path: Path, environment_of: Callable[[Path], dict[str, str]], first_process: Forks
+) -> None:
+    MlflowRegistry(store).set_alias("birds", "champion", register(store, make_package(tmp_path / "package")))
+    files = [tmp_path / f"{colour}.png" for colour in ("green", "red", "blue")]
+    for file in files:
+        file.write_bytes(picture(file.stem))
+    with (
+        forked_server("birds", environment_of(store.home), first_process, tmp_path) as port,
+        open_browser(tmp_path / "browser", width=900) as browser,
+    ):
+        browser.open(f"http://127.0.0.1:{port}/")
+        browser.wait_for_text("birds, version 1")
+        assert browser.driver.title == "birds, version 1"
+        browser.find("input[type=file]")[0].send_keys("\n".join(map(str, files)))
+        browser.wait(lambda _: [each.text for each in browser.find("h2")] == ["green", "red", "blue"])
+        assert [each.get_attribute("alt") for each in browser.find("article img")] == [file.name for file in files]
+        assert browser.driver.execute_script(_DROP_BESIDE) == [True, True]
+
+
+_DROP_BESIDE = """
+return ["dragover", "drop"].map(kind => {
+  const event = new DragEvent(kind, {bubbles: true, cancelable: true, dataTransfer: new DataTransfer()});
+  document.body.dispatchEvent(event);
+  return event.defaultPrevented;
+});
+"""
+"""Whether the browser is kept from opening a file that is dropped on the page's margin."""

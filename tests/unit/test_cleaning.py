@@ -728,7 +728,9 @@ def test_an_empty_home_has_nothing_to_remove_and_is_not_made(own_home: Path) -> 
     assert not own_home.exists()
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("30d", 30 * DAY), ("12h", DAY / 2), ("2w", 14 * DAY), ("0d", 0.0)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30d", 30 * DAY), ("12h", DAY / 2), ("2w", 14 * DAY), ("0d", 0.0), ("0", 0.0)]
+)
 def test_an_age_is_a_number_with_a_unit(text: str, seconds: float) -> None:
     assert parse_age(text) == seconds
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from thawline.config import ResolvedConfig, SearchConfig, flatten, load_recipe, parse_assignments
+from thawline.config import ResolvedConfig, SearchConfig, flatten, load_recipe, nested, parse_assignments
+from thawline.config.fields import FIELDS
+from thawline.config.mistakes import _MEANT
 from thawline.exceptions import ConfigError
-from thawline.recipes import copy, recipe_path, shipped_recipes
+from thawline.recipes import copy, find_recipe, recipe_path, shipped_recipes
 
 DATA = {"data": {"path": "photos"}}
 
@@ -26,6 +28,41 @@ def test_every_mistake_is_reported_at_once_with_the_path_of_its_key() -> None:
     assert "got 0" in message
     assert "0 < low <= high must hold, but got [1.0, 0.1]" in message
     assert "studdy: there is no such key. Did you mean 'study'?" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [
+        ("train.lr", 0.1, "Did you mean 'space.learning_rate', a range such as [0.1, 0.1]?"),
+        ("train.learning_rate", 0.1, "Did you mean 'space.learning_rate', a range such as [0.1, 0.1]?"),
+        ("lr", 1e-3, "Did you mean 'space.learning_rate', a range such as [0.001, 0.001]?"),
+        ("train.bs", 8, "Did you mean 'train.batch_size'?"),
+        ("study.wd", 0.1, "Did you mean 'train.weight_decay'?"),
+        ("epochs", 3, "Did you mean 'train.epochs'?"),
+        ("train.image-size", 64, "Did you mean 'backbone.image_size'?"),
+        ("optimizer", "sgd", "Did you mean 'train.optimizer' or 'space.optimizer'?"),
+        ("training.epochs", 3, "Did you mean 'train'?"),
+        ("train.zzz", 3, "Known keys: epochs, batch_size"),
+    ],
+)
+def test_a_key_by_the_name_of_another_library_or_in_another_section_is_answered_with_the_setting_that_is_meant(
+    key: str, value: object, meant: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"there is no such key. {meant}")):
+        SearchConfig.build(DATA, nested({key: value}))
+
+
+def test_every_name_of_another_library_means_one_setting_that_there_is() -> None:
+    names = [name for called in _MEANT.values() for name in called]
+    assert _MEANT.keys() <= FIELDS.keys()
+    assert len(names) == len(set(names))
+    assert not set(names) & {key.rpartition(".")[2] for key in FIELDS}, "the name itself would be found first"
+
+
+@pytest.mark.parametrize("key", ["space.freeze_depth", "space.learning_rate"])
+def test_one_number_where_a_range_belongs_is_answered_with_the_range(key: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"{key}: must be a range such as [3, 3], but got 3")):
+        SearchConfig.build(DATA, nested({key: 3}))
 
 
 def test_later_layers_win_and_leave_other_keys_alone() -> None:
@@ -89,6 +126,19 @@ def test_a_copied_recipe_never_overwrites(tmp_path: Path) -> None:
 def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'balanced'"):
         recipe_path("balancd")
+
+
+def test_a_recipe_is_a_file_that_exists_or_the_name_of_a_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe(Path("best")) == recipe_path("best")
+    assert find_recipe(Path("best.yaml")) == Path("best.yaml"), "a file that is missing is no name"
+    assert find_recipe(Path("folder/best")) == Path("folder/best")
+    with pytest.raises(ConfigError, match="The recipe 'thorough' is now 'best'"):
+        find_recipe(Path("thorough"))
+    (tmp_path / "best").write_text("study: {trials: 3}\n")
+    assert find_recipe(Path("best")) == Path("best"), "one's own file is meant"
 
 
 @pytest.mark.parametrize(

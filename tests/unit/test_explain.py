@@ -121,7 +121,7 @@ def test_the_evidence_for_a_class_lies_where_the_class_can_be_seen(trained: nn.M
     assert heat.shape == (24, SIZE, SIZE)
     assert heat.dtype == np.float32
     assert heat.min() >= 0
-    assert (heat.max((1, 2)) == 1).mean() > 0.9  # what a grey picture is taken for may have nothing that speaks for it
+    assert (heat.max((1, 2)) == 1).mean() > 0.9  # what a grey picture is taken for may have no evidence for it
     assert share(heat, evidence) > 0.4
 
 

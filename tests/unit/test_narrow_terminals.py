@@ -7,8 +7,12 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from thawline import backbones
 from thawline.cli import _shared
 from thawline.cli._shared import next_steps, show, show_table
+from thawline.cli.tables.backbones import backbones_table
+from thawline.cli.tables.home import findings_table
+from thawline.doctor import Finding
 
 WIDTH = 80
 PATH = "/home/somebody/projects/photographs/.thawline/studies/birds-mobilenet_v3_small-0f74ae/report/report.html"
@@ -86,3 +90,20 @@ def test_next_steps_stand_beside_their_commands_or_below_where_that_is_too_wide(
         f"  thawline report {'long' * 10}",
         "      the study as one page that needs no network",
     ]
+
+
+def test_a_backbone_takes_one_line_and_its_layer_groups_stand_where_there_is_room(
+    shown: Callable[[], list[str]],
+) -> None:
+    infos = [backbones.describe(name) for name in ("resnet18", "resnet152")]
+    show_table(backbones_table(infos, WIDTH))
+    assert [line.split()[1] for line in shown() if "resnet" in line] == ["resnet18", "resnet152"]
+    assert not any("layer1" in line for line in shown())
+    assert len(shown()) == 7, "title, head and frame beside the two"
+    show_table(backbones_table(infos, 160))
+    assert any("layer1" in line for line in shown())
+
+
+def test_the_doctor_begins_with_what_is_wrong(shown: Callable[[], list[str]]) -> None:
+    show_table(findings_table([Finding("a", "ok", "x"), Finding("b", "warning", "x"), Finding("c", "wrong", "x")]))
+    assert [line.split()[1] for line in shown()[1:]] == ["c", "b", "a"]

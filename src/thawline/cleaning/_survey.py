@@ -38,14 +38,18 @@ class Survey:
 
 
 def parse_age(text: str) -> float:
-    """Seconds of an age such as ``30d``, ``12h`` or ``2w``.
+    """Seconds of an age such as ``30d``, ``12h`` or ``2w``; ``0`` needs no unit.
 
     Raises:
         ConfigError: for anything else.
     """
+    if text == "0":
+        return 0.0
     match = re.fullmatch(r"(\d{1,5})([hdw])", text)
     if match is None:
-        raise ConfigError(f"--older-than takes an age such as 30d, 12h or 2w, but got {text!r}.")
+        raise ConfigError(
+            f"--older-than takes an age such as 30d, 12h or 2w (days, hours or weeks), or 0, but got {text!r}."
+        )
     return int(match[1]) * _UNITS[match[2]]
 
 

@@ -11,10 +11,12 @@ import typer
 from thawline.config import parse_value
 from thawline.config.fields import FIELDS, alternatives, help_of
 
-__all__ = ["Setting", "Settings", "takes_settings"]
+__all__ = ["OPTIONS", "Setting", "Settings", "takes_settings"]
 
 Settings = Mapping[str, Any]
 """What was given on the command line, by key, such as ``{"train.epochs": 3}``."""
+OPTIONS: dict[str, str] = {}
+"""The option of each key that has one, as it is typed: what a verb takes is added."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def takes_settings(*settings: Setting) -> Callable[[Callable[..., None]], Callab
     The verb is called with ``settings``, a mapping from key to value of those that were given.
     """
     added = {each.parameter.name: each for each in settings}
+    OPTIONS.update({each.key: each.option for each in settings})
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(verb)

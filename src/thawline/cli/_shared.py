@@ -18,6 +18,7 @@ from rich.text import Text
 
 from thawline import environment, logs
 from thawline.cli._fitting import fit
+from thawline.cli._settings import OPTIONS
 from thawline.config.fields import help_of
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ DATA_HELP = f"{DATA_KINDS}. A folder may lie on object storage: `s3://bucket/DAT
 
 Data = Annotated[str, typer.Argument(metavar="FOLDER|FILE|URL", help=DATA_HELP)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Recipe = Annotated[Path | None, typer.Option(help="Recipe file; see `thawline recipes`.")]
+Recipe = Annotated[Path | None, typer.Option(help="Recipe file, or name of a shipped recipe; see `thawline recipes`.")]
 PresetOption = Annotated[
     str | None,
     typer.Option(
@@ -105,9 +106,10 @@ def config_of(
     from thawline.config import SearchConfig, load_recipe, nested, parse_assignments
     from thawline.data import data_location
     from thawline.exceptions import ConfigError
+    from thawline.recipes import find_recipe
 
     layers = [
-        load_recipe(recipe) if recipe else {},
+        load_recipe(find_recipe(recipe)) if recipe else {},
         {"data": data_location(data, environment.home())},
         nested({key: value for key, value in options.items() if value is not None}),
         parse_assignments(assignments or []),
@@ -119,7 +121,9 @@ def config_of(
         layers.insert(0, chosen.layer)
         for note in () if quiet else chosen.notes:
             tell(note)
-    config = SearchConfig.build(*layers)
+    assigned = {assignment.partition("=")[0].strip() for assignment in assignments or []}
+    typed_as = {key: option for key, option in OPTIONS.items() if options.get(key) is not None and key not in assigned}
+    config = SearchConfig.build(*layers, typed_as=typed_as)
     named = options.get("backbone.name")
     if named is not None and config.space.backbone is not None:
         raise ConfigError(

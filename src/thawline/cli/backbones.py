@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from thawline.cli._app import app
-from thawline.cli._shared import Json, fail, next_steps, print_json, show, show_table
+from thawline.cli._shared import Json, console, fail, next_steps, print_json, show, show_table
 from thawline.config.fields import help_of
-from thawline.exceptions import BackboneError
+from thawline.exceptions import BackboneError, ThawlineError
 
 if TYPE_CHECKING:  # slow to import; other verbs need not wait for it
     from thawline.backbones import BackboneInfo
@@ -32,7 +32,7 @@ def backbones(
     else:
         from thawline.cli.tables.backbones import backbones_table
 
-        show_table(backbones_table(infos))
+        show_table(backbones_table(infos, console().width))
         show(registry.further_names())
         example = infos[0].name if len(infos) == 1 else "NAME"
         next_steps(
@@ -72,6 +72,12 @@ def summary(
     from thawline import backbones as registry
 
     built = registry.create(backbone, num_classes=10, weights="none", image_size=image_size, max_length=max_length)
+    deepest = len(built.layer_groups)
+    if not 0 <= freeze_depth <= deepest:
+        raise ThawlineError(
+            f"--freeze-depth must be from 0 (train everything) to {deepest} (head only) for {backbone}, "
+            f"but got {freeze_depth}."
+        )
     if as_json:
         print_json(registry.summary_json(built, freeze_depth, batch_size))
     else:

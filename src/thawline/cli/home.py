@@ -30,7 +30,9 @@ app.add_typer(recipes_app, name="recipes")
 
 @app.command()
 def clean(
-    older_than: Annotated[str, typer.Option(metavar="AGE", help="Time since the last use: 30d, 12h or 2w.")] = "30d",
+    older_than: Annotated[
+        str, typer.Option(metavar="AGE", help="Time since the last use: 30d, 12h or 2w; 0 for all.")
+    ] = "30d",
     only: Annotated[
         list[str] | None, typer.Option(metavar="KIND", help="Only this kind, as named in the list; repeatable.")
     ] = None,

@@ -105,11 +105,15 @@ class SearchConfig(Model):
         return self
 
     @classmethod
-    def build(cls, *layers: Mapping[str, Any]) -> "SearchConfig":
+    def build(cls, *layers: Mapping[str, Any], typed_as: Mapping[str, str] | None = None) -> "SearchConfig":
         """Merge layers of nested mappings, later ones winning, and validate the whole.
 
         The choices of ``space.backbone``, ``backbone.weights`` by name and options of samplers and pruners are taken
         from the last layer that has them as a whole: what an earlier one lists is not added to them.
+
+        Args:
+            layers: nested mappings.
+            typed_as: options by the keys that they set, such as ``{"study.trials": "--trials"}``: a mistake names them.
 
         Raises:
             ConfigError: naming every wrong key and value at once.
@@ -120,7 +124,7 @@ class SearchConfig(Model):
         try:
             return cls.model_validate(merged)
         except ValidationError as error:
-            raise ConfigError(describe(error, cls)) from None
+            raise ConfigError(describe(error, cls, typed_as or {})) from None
 
     @property
     def backbones(self) -> tuple[str, ...]:

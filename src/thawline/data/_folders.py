@@ -283,12 +283,21 @@ def _few(names: list[str]) -> str:
     return ", ".join([*names[:_SHOWN], *more])
 
 
+def _only_folder_of_folders(folder: Path) -> Path | None:
+    """The one folder below that holds several, at any depth; ``None`` where there is none, or more than one."""
+    below = [child for child in folders(folder) if folders(child)]
+    several = [child for child in below if len(folders(child)) > 1]
+    if len(several) == 1:
+        return several[0]
+    return _only_folder_of_folders(below[0]) if len(below) == 1 else None
+
+
 def _too_few_classes(root: Path, folder: Path, classes: set[str]) -> str:
     found = f"only one class folder with images ({next(iter(classes))})" if classes else "no class folder with images"
     message = f"{folder} holds {found}; a classifier needs at least two, as in {root.name}/<class>/photo.jpg."
-    inner = [child for child in folders(folder) if len(folders(child)) > 1]
-    if len(inner) == 1:
-        message += f" Did you mean {inner[0]}?"
+    meant = _only_folder_of_folders(folder)
+    if meant is not None:
+        message += f" Did you mean {meant}?"
     elif not classes:
         message += f" A file is taken for an image by its extension: {', '.join(sorted(images.EXTENSIONS))}."
     return message

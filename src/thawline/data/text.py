@@ -85,7 +85,7 @@ def texts_of(manifest: Manifest, rows: Sequence[Row]) -> list[str]:
         DataError: if a file is gone, or a row no longer holds what the scan saw.
     """
     if manifest.table is None:
-        raise DataError(f"{manifest.root} is no table of texts, but a folder of images.")
+        raise DataError(f"{manifest.root} is a folder of images, not a table of texts.")
     column = manifest.table.text_column
     texts: dict[str, str] = {}
     for file in sorted({row.path.rpartition(":")[0] for row in rows}):
@@ -117,7 +117,7 @@ def labelled_texts(path: Path, config: "DataConfig") -> tuple[list[str], list[st
     config, _ = unpacked(config.model_copy(update={"path": path}))
     root = config.path.expanduser().absolute()
     if not is_table(root):
-        raise DataError(f"{path} is no table of texts: give a file ending in {', '.join(TABLE_SUFFIXES)}.")
+        raise DataError(f"{path}: not a table of texts; supported file extensions are {', '.join(TABLE_SUFFIXES)}.")
     source = read_source(root, config.model_copy(update={"split_column": None, "group_column": None}))
     columns: dict[Role, str] = {role: column for role, column in source.columns.items() if role != "split"}
     examples, bad, total = [], [], 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from thawline.exceptions import ConfigError
 
-__all__ = ["SCHEMA", "Recipe", "copy", "recipe_path", "shipped_recipes"]
+__all__ = ["SCHEMA", "Recipe", "copy", "find_recipe", "recipe_path", "shipped_recipes"]
 
 SCHEMA = "recipe.schema.json"
 """Name of the JSON schema of recipes."""
@@ -52,6 +52,16 @@ def recipe_path(name: str) -> Path:
         hint = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(names)}."
         raise ConfigError(f"There is no recipe {name!r}. {hint}")
     return _FOLDER / f"{name}.yaml"
+
+
+def find_recipe(given: Path) -> Path:
+    """The file that is meant: a file that exists, else the shipped recipe of a name without folder and extension.
+
+    Raises:
+        ConfigError: if it is such a name, and no shipped recipe has it.
+    """
+    is_name = given.name == str(given) and not given.suffix
+    return recipe_path(given.name) if is_name and not given.is_file() else given
 
 
 def copy(name: str, to: Path) -> Path:

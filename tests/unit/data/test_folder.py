@@ -329,6 +329,11 @@ def test_a_folder_one_level_too_high_is_guessed(fill: Fill) -> None:
     assert len(read(fill(classes(40, prefix="images/")) / "images").rows) == 80  # the guess was right
 
 
+def test_a_folder_of_which_only_one_leads_to_classes_is_told_which(fill: Fill) -> None:
+    with pytest.raises(DataError, match=r"at least two.*Did you mean .*photos/data/images\?"):
+        read(fill(classes(3, prefix="data/images/") | {"notes/a.txt": b"x"}))
+
+
 def test_one_class_is_too_few(fill: Fill) -> None:
     with pytest.raises(DataError, match=r"only one class folder with images \(a\)"):
         read(fill(classes(40, "a") | {"b/notes.txt": b"x"}))

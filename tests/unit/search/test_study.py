@@ -478,7 +478,7 @@ def test_where_time_is_the_budget_what_a_trial_promises_is_weighed_by_its_cost(o
     def mean_depth(name: str, seconds: list[float], **study: Any) -> float:
         opened = begun_study(own_home, name, study={"sampler_options": {"n_startup_trials": 2}, **study})
         opened.keep_seconds("resnet18", seconds)
-        for number in range(8):  # nothing speaks for one depth or another
+        for number in range(8):  # no evidence for one depth or another
             complete(opened, 0.5 + 0.001 * (number % 2))
         depths = []
         for _ in range(10):

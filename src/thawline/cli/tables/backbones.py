@@ -9,15 +9,21 @@ from thawline.backbones import BackboneInfo
 __all__ = ["backbones_table"]
 
 
-def backbones_table(infos: Sequence[BackboneInfo]) -> Table:
-    """One line for each backbone."""
+_WIDE = 120
+"""Columns of a terminal on which most lists of layer groups take one line or two."""
+
+
+def backbones_table(infos: Sequence[BackboneInfo], width: int = _WIDE) -> Table:
+    """One row for each backbone; where it is narrow, one line, without the names of its layer groups."""
+    wide = width >= _WIDE
     table = Table(title=f"{len(infos)} backbones")
     table.add_column("backbone", no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
     table.add_column("image size", justify="right", no_wrap=True)
     table.add_column("weights")
     table.add_column("depths", justify="right")
-    table.add_column("layer groups, from input to head")
+    if wide:
+        table.add_column("layer groups, from input to head")
     for info in infos:
         table.add_row(
             info.name,
@@ -25,6 +31,6 @@ def backbones_table(infos: Sequence[BackboneInfo]) -> Table:
             "-" if info.image_size is None else str(info.image_size),
             ", ".join(info.weights),
             f"0-{len(info.layer_groups)}",
-            ", ".join(info.layer_groups),
+            *([", ".join(info.layer_groups)] if wide else []),
         )
     return table

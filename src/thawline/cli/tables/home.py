@@ -14,12 +14,13 @@ __all__ = ["clean_table", "clean_total", "findings_table"]
 
 
 def findings_table(findings: "Sequence[Finding]") -> Table:
-    """The findings of the doctor, and what to do."""
+    """The findings of the doctor, and what to do: what is wrong first, then warnings."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "check", "found", "what to do"):
         table.add_column(name, overflow="fold")
     styles = {"ok": "green", "warning": "yellow", "wrong": "red"}
-    for finding in findings:
+    order = list(styles)
+    for finding in sorted(findings, key=lambda each: -order.index(each.status)):
         mark = f"[{styles[finding.status]}]{finding.status}[/]"
         table.add_row(mark, finding.subject, finding.detail, finding.advice)
     return table

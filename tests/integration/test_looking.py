@@ -164,7 +164,7 @@ def test_the_report_can_be_read_within_mlflow(looked: Looked, browser: Browser) 
     browser.open(looked.page(f"runs/{looked.outcome['run_id']}/artifacts/report/report.html"))
     browser.wait(lambda _: browser.find("iframe"))
     browser.driver.switch_to.frame(browser.find("iframe")[0])
-    browser.wait_for_text("where the thaw line lies")
+    browser.wait_for_text("Freeze depth and learning rate", "To serve it")
     browser.driver.switch_to.default_content()
     browser.keep("mlflow-report")
 
@@ -281,7 +281,7 @@ def test_the_report_is_one_page_that_reads_well_on_a_desk_and_on_a_phone(looked:
     for name, width in (("desk", 1200), ("phone", 390)):
         browser.resize(width, 900)
         browser.open(page.as_uri())
-        text = browser.wait_for_text("where the thaw line lies", "Reproduce")
+        text = browser.wait_for_text("Freeze depth and learning rate", "To serve it", "Reproduce")
         height = browser.driver.execute_script("return document.documentElement.scrollHeight")
         wide = browser.driver.execute_script("return document.documentElement.scrollWidth")
         assert wide <= width, "nothing is wider than the screen"

@@ -58,7 +58,7 @@ def stop(command: Terminal, home: Path, way: str, *, code: int | None = None) ->
     send(command, home)
     assert command.end(GRACE + 3) == (expected if code is None else code), command.text
     for noise in ("Traceback", "Exception ignored", "leaked", "Error", "Warning"):
-        assert noise not in command.text
+        assert noise not in command.text, command.text
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive, [process.cmdline() for process in alive]
     return command.text

@@ -1,22 +1,17 @@
 """The lint of phrases finds them where they hide: across lines, in names of tests, in any case."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from project_tools import load_tool
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("phrases", ROOT / "tools" / "phrases.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("phrases")
 
 
 def test_the_texts_of_the_project_have_none(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

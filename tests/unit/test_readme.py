@@ -1,11 +1,11 @@
 """README is short, its pictures are light and come from a run, and no page links to what is not there."""
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from project_tools import load_tool
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -15,12 +15,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pictures", ROOT / "tools" / "pictures.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("pictures")
 
 
 def test_readme_has_at_most_700_words_with_its_code_tables_and_links() -> None:

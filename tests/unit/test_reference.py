@@ -1,6 +1,5 @@
 """What is generated from the fields of the configuration is up to date, and says what the configuration takes."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -8,21 +7,15 @@ from typing import Any
 
 import jsonschema
 import pytest
+from project_tools import load_tool
 
 from thawline.config import SearchConfig, flatten, load_recipe
 from thawline.recipes import SCHEMA, copy, recipe_path, shipped_recipes
 
-TOOL = Path(__file__).parents[2] / "tools" / "reference.py"
-
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("reference")
 
 
 @pytest.fixture(scope="module")

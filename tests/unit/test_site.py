@@ -1,6 +1,5 @@
 """The documentation is a site that builds strictly, lists every decision, and has a section for every command."""
 
-import importlib.util
 import os
 import re
 import shutil
@@ -12,21 +11,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from project_tools import load_tool
 
 import thawline
 
 ROOT = Path(__file__).parents[2]
 DECISIONS = sorted((ROOT / "docs" / "adr").glob("[0-9]*.md"))
 SOURCES = ("docs", "docker", "src/thawline", "tools", "mkdocs.yml", "CHANGELOG.md", "SECURITY.md")
-
-
-def _tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def built(test: Callable[..., None]) -> Callable[..., None]:
@@ -36,7 +27,7 @@ def built(test: Callable[..., None]) -> Callable[..., None]:
 
 @pytest.fixture(scope="module")
 def commands() -> ModuleType:
-    return _tool("commands")
+    return load_tool("commands")
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +131,7 @@ def test_every_decision_has_a_line_in_the_index(path: Path) -> None:
 def test_an_entry_for_a_folder_stands_for_its_pages_that_are_listed_nowhere_else() -> None:
     nav = ["index.md", {"Guide": "guide/*"}, {"Empty": "none/*"}, {"More": ["a/first.md", "a/*"]}]
     pages = ["index.md", "guide/two.md", "guide/one.md", "a/second.md", "a/first.md", "a/below/third.md"]
-    assert _tool("navigation").expanded(nav, pages) == [
+    assert load_tool("navigation").expanded(nav, pages) == [
         "index.md",
         {"Guide": ["guide/one.md", "guide/two.md"]},
         {"More": ["a/first.md", "a/second.md"]},

@@ -279,7 +279,9 @@ def _judge(spec: TrialSpec, study: Study, deadline: float | None) -> Callable[[t
         number, result = message
         value, loss = result.metrics[f"val/{metric}"], result.metrics["train/loss"]
         # What was said before it was paused, or its process died, is not said again.
-        if result.epoch > known.setdefault(number, study.reported_epochs(number)):
+        if number not in known:
+            known[number] = study.reported_epochs(number)
+        if result.epoch > known[number]:
             emit(EpochEnded(number, result.epoch, epochs, metric, value, loss))
         if probe:
             took = result.metrics["time/epoch_seconds"]

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from thawline.search.modelled import best_and_latest
+
 __all__ = ["Curve", "Forecast", "FreezeThaw", "forecast"]
 
 _GAIN = (0.30, 0.25)
@@ -160,7 +162,7 @@ def _smoothed(curves: Sequence[Curve], known: Mapping[int, Forecast], usual: For
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
-    fitted = _modelled(known)
+    fitted = best_and_latest(list(known), _MODELLED, lambda i: known[i].mean)
     points = np.array([curves[i].point for i in fitted], dtype=np.float64)
     targets = np.array([(known[i].mean - usual.mean) / usual.deviation for i in fitted])
     noise = np.array([(known[i].deviation / usual.deviation) ** 2 for i in fitted])
@@ -176,12 +178,3 @@ def _smoothed(curves: Sequence[Curve], known: Mapping[int, Forecast], usual: For
         foreseen, spread = usual.mean + usual.deviation * float(mean), usual.deviation * float(deviation)
         smoothed[i] = Forecast(max(reached, foreseen), max(spread, _NOISE / 2))
     return smoothed
-
-
-def _modelled(known: Mapping[int, Forecast]) -> list[int]:
-    """Those that the model is fitted to: all, or the best and the latest."""
-    order = list(known)
-    if len(order) <= _MODELLED:
-        return order
-    latest, rest = order[-_MODELLED // 2 :], order[: -_MODELLED // 2]
-    return sorted([*sorted(rest, key=lambda i: -known[i].mean)[: _MODELLED // 2], *latest])

@@ -9,6 +9,8 @@ import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from thawline.search.modelled import best_and_latest
+
 __all__ = ["DEPTH", "PAUSED", "GPSamplerWithPruned"]
 
 DEPTH = "freeze_depth"
@@ -93,12 +95,9 @@ def _pruned_as_complete(study: optuna.Study, asking: FrozenTrial) -> tuple[optun
     trials = [_as_pruned(trial) if trial.user_attrs.get(PAUSED) else trial for trial in trials]
     running = [trial for trial in trials if trial.state is TrialState.RUNNING]
     valued = [trial for trial in trials if trial.value is not None and trial.state is not TrialState.RUNNING]
-    if len(valued) > _MODELLED:
-        sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-        latest = valued[-_MODELLED // 2 :]
-        best = sorted(valued[: -_MODELLED // 2], key=lambda trial: sign * float(trial.value or 0.0))[: _MODELLED // 2]
-        valued = sorted([*best, *latest], key=lambda trial: trial.number)
-    seen = copy.deepcopy([*valued, *running])
+    sign = 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
+    kept = best_and_latest(valued, _MODELLED, lambda trial: sign * float(trial.value or 0.0))
+    seen = copy.deepcopy([*kept, *running])
     made = optuna.create_study(direction=study.direction)
     for trial in sorted(seen, key=lambda trial: trial.number):
         if trial.state is TrialState.PRUNED:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,7 +29,7 @@ from thawline.freezing import freeze_to, train_mode, trainable_parameters
 from thawline.training.checkpoint import Checkpoint, CheckpointFolder, Stepper, load_optimizer
 from thawline.training.history import History, check_finite, fingerprint_of
 from thawline.training.hyperparameters import Hyperparameters
-from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches, on_device
+from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches, labels_on, on_device
 from thawline.training.loop import class_weights, classes_of, logits_of
 from thawline.training.metrics import classification_metrics
 from thawline.training.mixing import Mixed, Mixing
@@ -346,7 +345,7 @@ def _train_epoch(
         loss = mixed.loss(partial(F.cross_entropy, logits, weight=weights, label_smoothing=smoothing))
         return loss, (logits.detach().argmax(1) == mixed.heavier).sum()
 
-    labels = torch.from_numpy(np.array(train.labels)).to(device)
+    labels = labels_on(train, device)
     # One dropout mask for all: the one that each would draw alone.
     losses_of = vmap(loss_of, in_dims=(0, None), randomness="same")
     names = list(stack.parameters)

@@ -25,6 +25,7 @@ __all__ = [
     "batch_sizes",
     "batches",
     "evaluation_order",
+    "labels_on",
     "on_device",
     "open_inputs",
     "padded",
@@ -92,6 +93,11 @@ def on_device(rows: np.ndarray, device: torch.device) -> Tensor:
     """Indices of rows, int64 ``[n]``, without waiting for the device."""
     indices = torch.from_numpy(rows)
     return indices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else indices.to(device)
+
+
+def labels_on(inputs: Inputs, device: torch.device) -> Tensor:
+    """All labels, int64 ``[N]``, on a device; a copy, since those of a memory map are read-only."""
+    return torch.from_numpy(np.array(inputs.labels)).to(device)
 
 
 def batch_sizes(images: int, batch_size: int) -> list[int]:

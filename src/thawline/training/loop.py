@@ -31,7 +31,7 @@ from thawline.training.averaging import WeightAverage
 from thawline.training.checkpoint import Checkpoint, CheckpointFolder, Stepper, load_model, load_optimizer, pack_model
 from thawline.training.history import History, check_finite, fingerprint_of
 from thawline.training.hyperparameters import Hyperparameters
-from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches, evaluation_order, on_device
+from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches, evaluation_order, labels_on, on_device
 from thawline.training.metrics import classification_metrics
 from thawline.training.mixing import Mixing
 from thawline.training.observation import Observer
@@ -201,7 +201,7 @@ class _Run:
         self.average = WeightAverage(self.module, config.ema) if config.ema is not None else None
         self._opened_for = depths[-1]
         self.train, self.validation = self._open(self._opened_for)
-        self.labels = torch.from_numpy(np.array(self.train.labels)).to(runtime.device)  # the same for every depth
+        self.labels = labels_on(self.train, runtime.device)  # the same for every depth
         self.class_weights = class_weights(self.train.labels, classes_of(backbone), config, runtime)
         self._total_steps = config.epochs * len(batch_sizes(len(self.train), config.batch_size))
         self._ready_for: int | None = None

@@ -6,10 +6,10 @@ UV_VERSION := 0.13.9
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test minimal check format pictures reference docs bench lock clean
+.PHONY: help setup demo test minimal check format pictures screenshots reference docs bench lock clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## Make .venv and install the project there with everything pinned
 
@@ -52,6 +52,9 @@ format: setup  ## Format the code and fix what can be fixed
 
 pictures: setup  ## Make README's pictures, docs/images/, out of a run of the demo; needs Chromium
 	$(BIN)/python tools/pictures.py
+
+screenshots: setup  ## Make pictures of every page of the latest study, light, dark and printed; needs Chromium
+	$(BIN)/python tools/pictures.py --pages
 
 reference: setup  ## Write docs/configuration.md, the recipes' JSON schema and docs/cli.md from fields and commands
 	$(BIN)/python tools/reference.py

@@ -1,18 +1,24 @@
-"""Makes README's pictures out of one real run of ``thawline demo`` in an empty folder.
+"""Makes README's pictures out of one real run of ``thawline demo`` in an empty folder, and screenshots of every page.
 
-python tools/pictures.py    # docs/images/demo.svg, the terminal, and docs/images/report.png, the report's first screen
+python tools/pictures.py            # docs/images/demo.svg, the terminal, and docs/images/report.png, the report's start
+python tools/pictures.py --pages    # build/screenshots/pages/: report, study in MLflow, serving page, site
 
-Takes as long as the demo, and needs Chromium for the report.
+The first takes as long as the demo. The second shows the latest study of ``.thawline`` (``THAWLINE_HOME``), such as the
+one of ``make demo``, and the site if ``make docs`` has built it. Both need Chromium.
 """
 
+import json
 import os
 import pty
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +30,14 @@ COLUMNS = 100
 LARGEST = {"demo.svg": 60_000, "report.png": 250_000}
 """Bytes: README is read over slow lines, too."""
 _WINDOW = "1280,1330"
+_LOOKS = {
+    "1400.png": ("1400,1000", False),
+    "1400-dark.png": ("1400,1000", True),
+    "390.png": ("390,844", False),
+    "390-dark.png": ("390,844", True),
+    "printed.pdf": ("1400,1000", False),
+}
+"""Endings of the names of screenshots: window in pixels, and whether it is dark."""
 _SHORTENED = 3.0
 """The longest pause of the recording, in seconds, however long the run paused there."""
 _CONTROL = re.compile(r"(\n|\r|\x1b\[\??\d*[A-Za-ln-z])")
@@ -130,8 +144,14 @@ def _delays(lines: list[Line]) -> list[float]:
     return delays
 
 
-def photograph(page: Path, target: Path) -> None:
-    """The first screen of a page.
+def photograph(page: str, target: Path, *, window: str = _WINDOW, dark: bool = False) -> None:
+    """The first screen of a page as a picture, or with a name that ends with ``.pdf`` all of it as it is printed.
+
+    Args:
+        page: its address.
+        target: the file.
+        window: width and height in pixels.
+        dark: as somebody sees it whose system is dark.
 
     Raises:
         RuntimeError: There is no Chromium.
@@ -139,17 +159,80 @@ def photograph(page: Path, target: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         raise RuntimeError("the picture of the report is taken by Chromium: install Debian's package chromium")
+    printed = target.suffix == ".pdf"
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"]
     subprocess.run(
-        [chromium, *quiet, f"--window-size={_WINDOW}", f"--screenshot={target}", page.as_uri()],
+        [
+            *(chromium, *quiet, f"--window-size={window}", "--virtual-time-budget=15000"),
+            *(["--blink-settings=preferredColorScheme=0"] if dark else []),
+            *(["--no-pdf-header-footer", f"--print-to-pdf={target}"] if printed else [f"--screenshot={target}"]),
+            page,
+        ],
         check=True,
         capture_output=True,
         timeout=120,
     )
 
 
-def main() -> int:
-    """Make both pictures; returns the exit code."""
+def photograph_pages(folder: Path) -> list[Path]:
+    """Every page at two widths, light and dark, and printed.
+
+    Args:
+        folder: where the pictures go.
+
+    Raises:
+        RuntimeError: There is no study with a report, or no Chromium.
+    """
+    from thawline import environment
+    from thawline.tracking import find_study_run, open_store
+
+    environment.prepare()
+    home = environment.home()
+    reports = sorted(home.glob("studies/*/report/report.html"), key=lambda report: report.stat().st_mtime)
+    if not reports:
+        raise RuntimeError(f"{home} has no study with a report: run `thawline demo` first")
+    report = reports[-1].absolute()
+    model = json.loads(report.with_suffix(".json").read_text(encoding="utf-8"))["promotion"]["model"]
+    store = open_store(None, home)
+    run = store.page(f"/runs/{find_study_run(store, report.parents[1].name)}")
+    site = Path(__file__).resolve().parents[1] / "site" / "index.html"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        _running(["thawline", "serve", model, "--port", "0"], r"http://127\.0\.0\.1:\d+") as serving,
+        _running(["thawline", "ui"], r"MLflow +(http://[^/]+)") as mlflow,
+    ):
+        pages = {"report": report.as_uri(), "mlflow": f"{mlflow}/{run}", "serving": serving}
+        pages |= {"site": site.as_uri()} if site.exists() else {}
+        targets = [folder / f"{name}-{look}" for name in pages for look in _LOOKS]
+        for target in targets:
+            window, dark = _LOOKS[target.name.partition("-")[2]]
+            photograph(pages[target.name.partition("-")[0]], target, window=window, dark=dark)
+    return targets
+
+
+@contextmanager
+def _running(command: list[str], says: str) -> Iterator[str]:
+    """A command that runs until it is interrupted, once it has said this; gives the first group, or all, of that."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None  # noqa: S101  it is a pipe
+        try:
+            for line in process.stdout:
+                if found := re.search(says, line):
+                    yield found[found.re.groups]
+                    break
+            else:
+                raise RuntimeError(f"{' '.join(command)} ended early, with exit code {process.wait()}")
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate()
+
+
+def main(arguments: list[str]) -> int:
+    """Make both pictures, or those of all pages; returns the exit code."""
+    if arguments == ["--pages"]:
+        for target in photograph_pages(Path("build/screenshots/pages")):
+            print(target)
+        return 0
     command = ["thawline", "demo"]
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +240,7 @@ def main() -> int:
         (IMAGES / "demo.svg").write_text(svg(command, lines), encoding="utf-8")
         subprocess.run(["thawline", "down"], cwd=folder, env=_environment(), check=True, capture_output=True)
         (page,) = Path(folder).glob(".thawline/studies/*/report/report.html")
-        photograph(page, IMAGES / "report.png")
+        photograph(page.as_uri(), IMAGES / "report.png")
     large = [name for name, most in LARGEST.items() if (IMAGES / name).stat().st_size > most]
     for name in large:
         print(f"docs/images/{name} has more than {LARGEST[name]:,} bytes", file=sys.stderr)
@@ -165,4 +248,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

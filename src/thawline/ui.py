@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import webbrowser
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
@@ -30,9 +31,12 @@ def serve_ui(
     mlflow_port: int | None,
     tensorboard_port: int | None,
     say: Callable[[str], None],
+    *,
+    in_browser: bool = False,
 ) -> None:
     """Start the servers, print their addresses when they answer, and wait until the user stops them.
 
+    MLflow's leads to the studies: its first page is about language models. With ``in_browser`` that page is opened.
     Prefect's is the one that searches of this home use, or the one that the user has named; it keeps running.
 
     Raises:
@@ -41,16 +45,17 @@ def serve_ui(
     """
     from thawline.tracking import open_store
 
-    uri = open_store(tracking_uri, home).uri  # first: Prefect would make a home in a wrong folder
+    store = open_store(tracking_uri, home)  # first: Prefect would make a home in a wrong folder
     with used(home) as prefect:
         logs = home / "tensorboard"
         logs.mkdir(parents=True, exist_ok=True)
         ports = {"MLflow": _port(mlflow_port, 5000), "TensorBoard": _port(tensorboard_port, 6006)}
         commands = {
-            "MLflow": _mlflow_command(uri, ports["MLflow"]),
+            "MLflow": _mlflow_command(store.uri, ports["MLflow"]),
             "TensorBoard": _tensorboard_command(logs, ports["TensorBoard"]),
         }
         servers: dict[str, subprocess.Popen[bytes]] = {}
+        pages: dict[str, str] = {}
         try:
             for name, command in commands.items():
                 servers[name] = _start(command, home / f"{name.lower()}.log")
@@ -58,9 +63,13 @@ def serve_ui(
                 address = f"http://127.0.0.1:{ports[name]}"
                 if not _wait_until_up(address, server):
                     raise ThawlineError(f"{name} did not start. Its log: {home / f'{name.lower()}.log'}")
-                say(f"{name:<12} {address}")
+                pages[name] = f"{address}/{store.page()}" if name == "MLflow" else address
+                say(f"{name:<12} {pages[name]}")
             _say_prefect(prefect, say)
             say("Press Ctrl-C to stop them.")
+            if in_browser:
+                opened = webbrowser.open(pages["MLflow"])
+                say("MLflow is opened." if opened else "There is no browser here: open MLflow's address yourself.")
             while all(server.poll() is None for server in servers.values()):
                 time.sleep(_LOOK_SECONDS)
             (ended,) = [name for name, server in servers.items() if server.poll() is not None][:1]

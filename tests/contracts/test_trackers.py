@@ -94,7 +94,7 @@ class TestTensorBoard(TrackerContract):
     def read_metrics(self, folder: Path) -> Points:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        events = EventAccumulator(str(folder / "tensorboard" / "shapes" / "trial-007"))
+        events = EventAccumulator(str(folder / "tensorboard" / "shapes" / "trial-07"))
         events.Reload()
         # Two events of the same step and time are drawn as one point.
         points = {

@@ -40,7 +40,8 @@ class Looked:
 
     home: Path
     outcome: dict[str, Any]
-    mlflow: str
+    shown: str
+    """The page of MLflow that `thawline ui` names."""
     tensorboard: str
     prefect: dict[str, str]
 
@@ -48,6 +49,11 @@ class Looked:
     def client(self) -> Any:
         """MLflow's, of the study's store."""
         return connect(f"sqlite:///{self.home}/mlflow.db", home=self.home, experiment="thawline").client
+
+    @property
+    def mlflow(self) -> str:
+        """MLflow's address."""
+        return self.shown.partition("/#/")[0]
 
     def page(self, place: str, more: str = "") -> str:
         """Address of a place of the experiment in MLflow's UI."""
@@ -109,7 +115,7 @@ def looked(
         )
         assert ended.code == 0, ended.err
         with _ui(home, environment_of(home), first_process) as (mlflow, tensorboard):
-            yield Looked(home, ended.json, mlflow.rstrip("/"), tensorboard, client)
+            yield Looked(home, ended.json, mlflow, tensorboard, client)
 
 
 @contextmanager
@@ -138,8 +144,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def test_the_experiment_has_the_study_and_its_charts_are_in_groups(looked: Looked, browser: Browser) -> None:
-    browser.open(looked.page("runs"))
-    browser.wait_for_text("clothing", "matching runs", "Model registry")
+    browser.open(looked.shown)
+    browser.wait_for_text("clothing", "matching runs", "Model registry", "Model training")
     browser.keep("mlflow-experiment")
     browser.open(looked.page("runs", "&compareRunsMode=CHART"))
     browser.wait_for_text("best (", "test (")

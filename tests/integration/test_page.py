@@ -18,7 +18,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("page"), needs_browser]
 def test_an_image_that_is_chosen_is_answered_and_a_bad_one_gets_its_reason(
     store: MlflowStore, tmp_path: Path, environment_of: Callable[[Path], dict[str, str]], first_process: Forks
 ) -> None:
-    MlflowRegistry(store).set_alias("birds", "champion", register(store, make_package(tmp_path / "package")))
+    registry, version = MlflowRegistry(store), register(store, make_package(tmp_path / "package"))
+    registry.set_tags("birds", version, {"test/accuracy": "0.8125", "thawline.tested_on": "48 test images"})
+    registry.set_alias("birds", "champion", version)
     (tmp_path / "red.png").write_bytes(picture("red"))
     (tmp_path / "broken.png").write_bytes(picture("red")[:60])
     with (
@@ -26,7 +28,7 @@ def test_an_image_that_is_chosen_is_answered_and_a_bad_one_gets_its_reason(
         open_browser(tmp_path / "browser", width=900) as browser,
     ):
         browser.open(f"http://127.0.0.1:{port}/")
-        browser.wait_for_text("birds, version 1")
+        browser.wait_for_text("birds, version 1", "Accuracy 0.813 on 48 test images", "3 classes")
         (chosen,) = browser.find("input[type=file]")
         chosen.send_keys(str(tmp_path / "red.png"))
         browser.wait(lambda _: [each.text for each in browser.find("h2")] == ["red"])
@@ -54,7 +56,7 @@ def test_several_images_stand_in_the_order_chosen_and_what_is_dropped_beside_doe
         open_browser(tmp_path / "browser", width=900) as browser,
     ):
         browser.open(f"http://127.0.0.1:{port}/")
-        browser.wait_for_text("birds, version 1")
+        browser.wait_for_text("birds, version 1", "Its accuracy has not been measured")
         assert browser.driver.title == "birds, version 1"
         browser.find("input[type=file]")[0].send_keys("\n".join(map(str, files)))
         browser.wait(lambda _: [each.text for each in browser.find("h2")] == ["green", "red", "blue"])

@@ -1,6 +1,7 @@
 """From a folder of images to a registered champion, by the command line, looked at as a user would."""
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,13 @@ def test_a_champion_stands_in_the_registry_with_its_test_metrics(searched: Any, 
     run = client.get_run(version.run_id)
     assert run.data.metrics["test/accuracy"] == pytest.approx(outcome["test"]["accuracy"])
     assert version.tags["thawline.freeze_depth"] == str(best["freeze_depth"])
+    accuracy = outcome["test"]["accuracy"]
+    assert f"Test accuracy {accuracy:.3f}** (95 % interval 0." in version.description
+    for said in ("3 classes", "`mobilenet_v3_small`", outcome["run_id"], "report/report.html"):
+        assert said in version.description
+    assert version.tags["thawline.data_digest"] in version.description
+    assert "champion" in client.get_registered_model("shapes").description
+    assert re.fullmatch(r"\d+ test images", version.tags["thawline.tested_on"])
 
 
 def test_every_trial_is_a_child_run_and_pruned_ones_are_killed(searched: Any, client: Any) -> None:
@@ -92,7 +100,12 @@ def test_the_parent_run_tells_what_would_reproduce_the_study(searched: Any, clie
     assert any(name.startswith("summary-") for name in files)
     assert "## Study shapes" in parent.data.tags["mlflow.note.content"]
     assert "| 1 |" in parent.data.tags["mlflow.note.content"]
-    assert parent.data.params["study.seed"] == "0"
+    assert "once the study is concluded" not in parent.data.tags["mlflow.note.content"], "it is"
+    params = parent.data.params
+    assert (params["study.seed"], params["study.trials"]) == ("0", "6")
+    assert params["backbone.name"] == "mobilenet_v3_small"
+    assert len(params) < 25, f"those that were chosen: {sorted(params)}"
+    assert "None" not in params.values()
     datasets = parent.inputs.dataset_inputs
     assert {dataset.dataset.digest for dataset in datasets} == {parent.data.tags["thawline.data_digest"]}
 

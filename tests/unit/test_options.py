@@ -12,7 +12,7 @@ import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from thawline.cli import app
+from thawline.cli import app, main
 from thawline.cli._settings import Setting, Settings, takes_settings
 from thawline.cli.studies import OF_RETRAIN, OF_SEARCH
 from thawline.config import SearchConfig
@@ -148,3 +148,35 @@ def test_a_number_that_is_none_is_refused_by_the_command_line() -> None:
     answer = CliRunner().invoke(app, ["search", "photos", "--epochs", "many"])
     assert answer.exit_code == 2
     assert "--epochs" in answer.output
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["--freeze-depth", "3"], "--freeze-depth. Did you mean --set 'space.freeze_depth=[3,3]'?"),
+        (["--lr", "1e-3"], "--lr. Did you mean --set 'space.learning_rate=[1e-3,1e-3]'?"),
+        (["--bs", "64"], "--bs. Did you mean --batch-size 64?"),
+        (["--weight-decay"], "--weight-decay. Did you mean --set train.weight_decay=VALUE or"),
+        (["--nonsense", "1"], "--nonsense (Possible options: --seed)"),
+    ],
+)
+def test_an_option_that_is_a_setting_is_answered_with_how_to_set_it(
+    typed: list[str], meant: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["thawline", "search", "photos", *typed])
+    monkeypatch.setattr("thawline.stopping.listen", lambda _: None)
+    monkeypatch.setenv("TERMINAL_WIDTH", "200")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert meant in plain(capsys.readouterr().err)
+
+
+def test_a_verb_without_settings_suggests_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["thawline", "history", "birds", "--freeze-depth", "3"])
+    monkeypatch.setattr("thawline.stopping.listen", lambda _: None)
+    with pytest.raises(SystemExit):
+        main()
+    assert "--set" not in capsys.readouterr().err

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from browsers import needs_browser
 from project_tools import load_tool
 
 ROOT = Path(__file__).parents[2]
@@ -93,3 +94,27 @@ def test_a_command_that_fails_is_not_recorded(tool: ModuleType, tmp_path: Path) 
 
     with pytest.raises(subprocess.CalledProcessError):
         tool.record(["python3", "-c", "raise SystemExit(3)"], tmp_path)
+
+
+@needs_browser
+def test_a_page_is_photographed_light_dark_and_printed(tool: ModuleType, tmp_path: Path) -> None:
+    from PIL import Image
+
+    page = tmp_path / "page.html"
+    dark = "@media (prefers-color-scheme: dark) { body { background: rgb(0, 0, 90) } }"
+    page.write_text(f"<!doctype html><style>body {{ background: rgb(250, 250, 250) }} {dark}</style>")
+    for name, (window, is_dark) in {"a.png": ("600,400", False), "b.png": ("600,400", True)}.items():
+        tool.photograph(page.as_uri(), tmp_path / name, window=window, dark=is_dark)
+    light, night = (Image.open(tmp_path / name).convert("RGB") for name in ("a.png", "b.png"))
+    assert light.size == (600, 400)
+    assert [light.getpixel((300, 200)), night.getpixel((300, 200))] == [(250, 250, 250), (0, 0, 90)]
+    tool.photograph(page.as_uri(), tmp_path / "c.pdf")
+    assert (tmp_path / "c.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_screenshots_need_a_study_with_a_report(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THAWLINE_HOME", str(tmp_path / "home"))
+    with pytest.raises(RuntimeError, match="no study with a report: run `thawline demo` first"):
+        tool.photograph_pages(tmp_path / "pages")

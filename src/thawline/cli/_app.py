@@ -1,14 +1,19 @@
 """The command itself: the options before the verb, and how it ends."""
 
+import itertools
 import logging
+import shlex
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from thawline import environment, logs, stopping
 from thawline.cli._encoding import show_what_can_be_shown
+from thawline.cli._settings import OPTIONS
 from thawline.cli._shared import fail
+from thawline.config import SearchConfig
+from thawline.config.mistakes import settings_meant
 from thawline.exceptions import ThawlineError
 from thawline.farewell import leave_at_once, say_stopped
 
@@ -69,13 +74,31 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _fail_by_usage(error: typer.TyperException) -> NoReturn:
+def _meant(error: Any) -> str:
+    """The setting that is meant by an option that there is not, as this verb takes it; empty if none is."""
+    taken = {name for parameter in error.ctx.command.params for name in parameter.opts} if error.ctx else set()
+    if "--set" not in taken:
+        return ""
+    typed = dict(itertools.pairwise([*sys.argv, ""])).get(error.option_name, "")
+    value = None if not typed or typed.startswith("--") else typed
+    settings = settings_meant(error.option_name.lstrip("-"), value, SearchConfig)
+    return " or ".join(
+        f"{OPTIONS[key]} {value or ''}".rstrip()
+        if OPTIONS.get(key) in taken
+        else f"--set {shlex.quote(f'{key}={wanted}')}"
+        for key, wanted in settings.items()
+    )
+
+
+def _fail_by_usage(error: Any) -> NoReturn:
     """End as typer ends a command that was typed wrongly."""
+    if type(error).__name__ == "NoSuchOption" and (meant := _meant(error)):  # typer's own, which it does not export
+        error.message, error.possibilities = f"{error.message}. Did you mean {meant}?", None
     if logs.chosen() is logs.LogFormat.json:
         fail(error.format_message(), error.exit_code, error="UsageError")
     from typer.rich_utils import rich_format_error
 
-    rich_format_error(error)  # type: ignore[arg-type]
+    rich_format_error(error)
     sys.exit(error.exit_code)
 
 

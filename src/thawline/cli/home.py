@@ -70,11 +70,12 @@ def ui(
     tensorboard_port: Annotated[
         int | None, typer.Option(help="Port of TensorBoard; default: a free one from 6006.")
     ] = None,
+    in_browser: Annotated[bool, typer.Option("--open", help="Open MLflow's page of the studies in a browser.")] = False,
 ) -> None:
     """Serve the web UIs of MLflow, TensorBoard and Prefect for this project, until Ctrl-C."""
     from thawline.ui import serve_ui
 
-    serve_ui(environment.home(), tracking_uri, mlflow_port, tensorboard_port, show)
+    serve_ui(environment.home(), tracking_uri, mlflow_port, tensorboard_port, show, in_browser=in_browser)
 
 
 @app.command()

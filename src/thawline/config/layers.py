@@ -71,14 +71,20 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def flatten(config: BaseModel, prefix: str = "") -> dict[str, str]:
-    """The configuration as flat ``{"train.epochs": "3", …}``, in the order of declaration."""
+def flatten(config: BaseModel, prefix: str = "", *, only_chosen: bool = False) -> dict[str, str]:
+    """The configuration as flat ``{"train.epochs": "3", …}``, in the order of declaration.
+
+    Args:
+        config: the configuration, or a section of it.
+        prefix: before each name.
+        only_chosen: leave out what has its default.
+    """
     flat: dict[str, str] = {}
-    for name in type(config).model_fields:
+    for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, BaseModel):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
+            flat |= flatten(value, f"{prefix}{name}.", only_chosen=only_chosen)
+        elif not only_chosen or value != field.get_default(call_default_factory=True):
             flat[prefix + name] = str(value)
     return flat
 

@@ -1,12 +1,13 @@
 """The mistakes of a configuration, in words."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-__all__ = ["describe"]
+__all__ = ["describe", "settings_meant"]
 
 _MEANT = {
     "space.learning_rate": ("lr", "lr0", "learning_rates", "base_lr", "max_lr", "rate"),
@@ -57,6 +58,23 @@ def describe(error: ValidationError, model: type[BaseModel], typed_as: Mapping[s
             value = "" if item["type"] in {"missing", "value_error"} else f" (got {item['input']!r})"
             lines.append(f"{named}: {message}{value}")
     return "The configuration is wrong:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def settings_meant(name: str, value: str | None, model: type[BaseModel]) -> dict[str, str]:
+    """The settings that somebody means who types ``--freeze-depth 3``, where there is no such option.
+
+    Args:
+        name: as it was typed, without dashes before it.
+        value: as it was typed; ``None`` if there was none.
+        model: the configuration.
+
+    Returns:
+        Their values by their keys, as ``--set`` takes them: a single number becomes a range where one is needed.
+    """
+    number = value is not None and re.fullmatch(r"[\d.]+(e-?\d+)?", value) is not None
+    keys = _elsewhere(name, list(_keys(model)))
+    ranges = {key: number and _takes_range(tuple(key.split(".")), model) for key in keys}
+    return {key: f"[{value},{value}]" if ranges[key] else value or "VALUE" for key in keys}
 
 
 def _suggest(location: tuple[int | str, ...], given: Any, model: type[BaseModel]) -> str:

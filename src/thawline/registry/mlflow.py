@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from thawline.engines import EngineName, choose
 from thawline.exceptions import RegistryError
+from thawline.registry.card import MODEL_CARD, tested_of
 from thawline.registry.contents import DIGEST_TAG, describe
 from thawline.registry.failures import failures_named
 from thawline.registry.names import CHALLENGER, CHAMPION, QUANTISED_FROM, ModelInput, ModelName, verdict_folder
@@ -108,7 +109,7 @@ class MlflowRegistry:
         model_id = model_uri.removeprefix("models:/")
         with failures_named():
             try:
-                self._client.create_registered_model(name)
+                self._client.create_registered_model(name, description=MODEL_CARD)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -311,6 +312,7 @@ class MlflowRegistry:
             on_cpu = engine not in (None, "auto", "pytorch", "pytorch-compiled")
             place = "cpu" if on_cpu and device == "auto" else device
             packaged = read_package(path, name, recorded=tags.get(DIGEST_TAG), device=place)
+            packaged.tested = tested_of(tags)
             if packaged.is_quantised:
                 compute_quantised(packaged, path / "artifacts", device, engine or "auto", tags.get(QUANTISED_FROM))
                 return packaged

@@ -82,6 +82,8 @@ class PackagedModel:
         """What computes the network."""
         self.engines: tuple[Tried, ...] = ()
         """Those that were tried; none where PyTorch alone was wanted."""
+        self.tested: Mapping[str, Any] | None = None
+        """Its ``accuracy``, and what that was measured ``on``; ``None`` if it has not been judged."""
 
     def compute_by(self, choice: Choice) -> None:
         """Have the network computed by another engine; decoding, class names and answers stay the package's own."""

@@ -11,6 +11,7 @@ from typing import Any
 from thawline.config import GateRules
 from thawline.exceptions import RegistryError
 from thawline.registry.baselines import Baselines, majority_class
+from thawline.registry.card import TESTED_ON, version_card
 from thawline.registry.gate import Outcome, Verdict, decide, decide_quantised
 from thawline.registry.mlflow import MlflowRegistry
 from thawline.registry.names import CHALLENGER, QUANTISED_FROM, ModelName, verdict_folder
@@ -278,6 +279,7 @@ def record(store: MlflowStore, outcome: PromotionOutcome, metric: str) -> None:
         "thawline.verdict": outcome.verdict.outcome.value,
         "thawline.reason": outcome.verdict.reason,
         "thawline.judged_against": outcome.champion_version or "none",
+        TESTED_ON: f"{len(outcome.challenger.labels)} test {outcome.challenger.kind}",
         **{f"test/{key}": f"{value:.6g}" for key, value in outcome.challenger.metrics.items()},
     }
     if outcome.champion is not None:
@@ -285,8 +287,12 @@ def record(store: MlflowStore, outcome: PromotionOutcome, metric: str) -> None:
     if outcome.majority is not None:
         evidence[f"majority_class/{metric}"] = f"{outcome.majority.metrics[metric]:.6g}"
     registry.set_tags(outcome.name, outcome.version, evidence)
-    folder = verdict_folder(registry.tags(outcome.name, outcome.version))
+    tags = registry.tags(outcome.name, outcome.version)
+    folder = verdict_folder(tags)
     try:
+        parent = store.client.get_run(outcome.run_id).data.tags.get("mlflow.parentRunId")
+        card = version_card(store, outcome, tags, parent)
+        store.client.update_model_version(outcome.name, outcome.version, description=card)
         store.client.log_text(outcome.run_id, json.dumps(outcome.as_dict(), indent=2), f"{folder}/verdict.json")
         store.client.log_text(outcome.run_id, outcome.as_markdown(), f"{folder}/verdict.md")
     except Exception as error:

@@ -12,7 +12,9 @@ from thawline.reports.study_figures import (
 from thawline.reports.values import StudyReport, TrialPoint
 from thawline.training import sign_of
 
-__all__ = ["Comparison", "compared", "comparisons_of", "deepest_of"]
+__all__ = ["PROBE", "Comparison", "compared", "comparisons_of", "deepest_of"]
+
+PROBE = "the linear probe"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def comparisons_of(report: StudyReport, best: TrialPoint | None) -> list[Compari
         ("head only", alone),
         ("full fine-tuning", [trial for trial in same if trial.freeze_depth == 0 != best.freeze_depth]),
         ("other backbones", [trial for trial in others if trial.backbone != best.backbone]),
-        ("the linear probe", [trial for trial in others if trial.is_probe]),
+        (PROBE, [trial for trial in others if trial.is_probe]),
     ]
     found = [(name, best_trial(trials, report.metric)) for name, trials in candidates]
     values: list[tuple[str, TrialPoint | None, float | None]] = [

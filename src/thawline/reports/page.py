@@ -11,7 +11,7 @@ from thawline import backbones
 from thawline.data import printable
 from thawline.data.contract import NOUNS
 from thawline.data.report import measured_lines, problem_titles
-from thawline.reports._comparisons import Comparison, compared, comparisons_of, deepest_of
+from thawline.reports._comparisons import PROBE, Comparison, compared, comparisons_of, deepest_of
 from thawline.reports._formats import (
     ORDER,
     cell,
@@ -27,6 +27,7 @@ from thawline.reports._templates import template
 from thawline.reports.drawing import plain_rate
 from thawline.reports.intervals import class_table, metric_intervals, proportion_interval
 from thawline.reports.prediction_figures import (
+    calibration_sentence,
     confusion_figure,
     precision_recall_curves,
     reliability_diagram,
@@ -94,14 +95,14 @@ def render(report: StudyReport, figures: Mapping[str, Figure | None] | None = No
         noun=noun,
         headline=_headline(report, best, comparisons),
         serve=_serve(report),
-        cards=_cards(report, best),
+        cards=_cards(report, best, comparisons),
         compared=compared(comparisons, several=len(tried) > 1),
         notes=_notes(report, best, noun),
         figures=drawn,
         backbones=[_drawn(backbone, drawn, report) for backbone in tried],
         tried=[_outcome(backbone) for backbone in tried] if len(tried) > 1 else [],
         leaderboard=_leaderboard(report),
-        test=_test(report.test, noun) if report.test else None,
+        test=_test(report.test, noun, report.temperature) if report.test else None,
         data=_data(report.data) if report.data else None,
     )
 
@@ -113,8 +114,6 @@ def report_figures(report: StudyReport) -> dict[str, Figure | None]:
     ``thaw_line``, ``time`` and ``memory`` are drawn of each, and named as in ``thaw_line/resnet18``.
     """
     metric, test, surfaces = report.metric, report.test, report_surfaces(report)
-    calibration = report.promotion.calibration if report.promotion else None
-    temperature = calibration.temperature if calibration and calibration.helps else None
     figures: dict[str, Figure | None] = {}
     for tried in _tried(report):
         trials, deepest, title = tried.trials, tried.deepest, tried.title
@@ -135,7 +134,7 @@ def report_figures(report: StudyReport) -> dict[str, Figure | None]:
         "confusion": confusion_figure(test) if test else None,
         "precision_recall": precision_recall_curves(test) if test else None,
         "roc": roc_curves(test) if test else None,
-        "reliability": reliability_diagram(test, temperature=temperature) if test else None,
+        "reliability": reliability_diagram(test, temperature=report.temperature) if test else None,
     }
 
 
@@ -271,10 +270,10 @@ def _frozen(groups: Sequence[str] | None, depth: int) -> str:
     return f"Frozen: {', '.join(groups[:depth])}. Trained: {', '.join(groups[depth:])} and the head."
 
 
-def _cards(report: StudyReport, best: TrialPoint | None) -> list[_Card]:
+def _cards(report: StudyReport, best: TrialPoint | None, comparisons: list[Comparison]) -> list[_Card]:
     if best is None:
         return []
-    deepest = deepest_of(report, best)
+    deepest, metric = deepest_of(report, best), report.metric.replace("_", " ")
     cards = [
         _Card(
             "Freeze depth", f"{best.freeze_depth}{f' of {deepest}' if deepest else ''}", backbones.label(best.backbone)
@@ -282,7 +281,10 @@ def _cards(report: StudyReport, best: TrialPoint | None) -> list[_Card]:
         _Card("Head", "linear probe", f"trial {best.number}")
         if best.is_probe
         else _Card("Learning rate", rate_of(best), f"trial {best.number}"),
-        _Card(f"Validation {report.metric.replace('_', ' ')}", number(best.value), epoch_of(best)),
+        _Card(f"Validation {metric}", number(best.value), epoch_of(best)),
+    ]
+    cards += [
+        _Card("Linear probe", number(each.value), f"validation {metric}") for each in comparisons if each.name == PROBE
     ]
     if report.test:
         labels, predicted = report.test.labels, report.test.predicted
@@ -389,7 +391,7 @@ def _settings(trial: TrialPoint) -> dict[str, str | int | float]:
     return {"backbone": backbones.label(trial.backbone), **trial.others}
 
 
-def _test(predictions: Predictions, noun: str) -> dict[str, Any]:
+def _test(predictions: Predictions, noun: str, temperature: float | None) -> dict[str, Any]:
     size, classes = len(predictions.labels), len(predictions.classes)
     intervals = metric_intervals(predictions)
     wrong = size - round(intervals["accuracy"].value * size)
@@ -408,6 +410,7 @@ def _test(predictions: Predictions, noun: str) -> dict[str, Any]:
         "confusion_caption": "Rows are true classes, columns predicted ones; colours are shares of the row."
         if classes <= 40
         else "The pairs of classes that are confused most often.",
+        "calibration": calibration_sentence(predictions, temperature=temperature, noun=noun),
         "wide": _WIDE_CLASSES < classes <= 40,
         "wrong": wrong,
     }

@@ -12,7 +12,7 @@ from thawline.tracking.media import Figure, Predictions
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["confusion_figure", "precision_recall_curves", "reliability_diagram", "roc_curves"]
+__all__ = ["calibration_sentence", "confusion_figure", "precision_recall_curves", "reliability_diagram", "roc_curves"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -111,7 +111,7 @@ def reliability_diagram(predictions: Predictions, *, temperature: float | None =
         upper.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=(0, (3, 2)))
         for name, confidence, line, fill in series:
             sure, share, count = _bins(confidence, right)
-            errors[name] = float((count * np.abs(sure - share)).sum() / count.sum())
+            errors[name] = _calibration_error(sure, share, count)
             upper.plot(sure, share, color=line, label=f"{name}: error {errors[name]:.3f}")
             upper.scatter(
                 sure,
@@ -134,6 +134,30 @@ def reliability_diagram(predictions: Predictions, *, temperature: float | None =
         f"Reliability on {len(labels)} examples: mean confidence {sure:.1%}, accuracy "
         f"{right.mean():.1%}. Expected calibration error: {listed}.",
     )
+
+
+def calibration_sentence(predictions: Predictions, *, temperature: float | None, noun: str) -> str:
+    """What calibration did to the test split, on which it was not fitted; empty for a model without.
+
+    Args:
+        predictions: of at least one example, calibrated.
+        temperature: that the logits were divided by; ``None`` if they were not.
+        noun: what was classified.
+    """
+    if temperature is None:
+        return ""
+    right = predictions.probabilities.argmax(1) == predictions.labels
+    before, after = (
+        _calibration_error(*_bins(each.max(1), right))
+        for each in (_uncalibrated(predictions.probabilities, temperature), predictions.probabilities)
+    )
+    errors = f"expected calibration error {before:.3f} before, {after:.3f} after"
+    if after > before:
+        return (
+            f"Calibration, fitted on validation, made the probabilities of the test {noun}s worse: {errors}. "
+            "Rely on their order rather than on their values."
+        )
+    return f"Calibration, fitted on validation, holds on the test {noun}s: {errors}."
 
 
 def _class_curves(
@@ -264,3 +288,8 @@ def _bins(confidence: Floats, right: npt.NDArray[np.bool_]) -> tuple[Floats, Flo
     filled = count > 0
     sure, share = (np.bincount(places, each, minlength=_BINS)[filled] / count[filled] for each in (confidence, right))
     return sure, share, count[filled].astype(float)
+
+
+def _calibration_error(sure: Floats, share: Floats, count: Floats) -> float:
+    """The expected calibration error of what :func:`_bins` gave."""
+    return float((count * np.abs(sure - share)).sum() / count.sum())

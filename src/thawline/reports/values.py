@@ -324,6 +324,12 @@ class StudyReport(_Value):
     data: DataSummary | None = None
     provenance: Provenance | None = None
 
+    @property
+    def temperature(self) -> float | None:
+        """That the model's logits are divided by; ``None`` if they are not."""
+        calibration = self.promotion.calibration if self.promotion else None
+        return calibration.temperature if calibration and calibration.helps else None
+
     def to_json(self) -> str:
         """The report as JSON, which :meth:`from_json` reads: arrays as lists, pictures as base64."""
         return self.model_dump_json(indent=1)

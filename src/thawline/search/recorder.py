@@ -220,7 +220,7 @@ class Recorder:
             *end,
             *([f"```\n{chart}\n```"] if chart else []),
             leaderboard_markdown(records, metric, most=_NOTED_TRIALS),
-            self._how_to_look(study),
+            self._how_to_look(study, concluded=bool(end)),
         ]
         self.mlflow.log_tags({"mlflow.note.content": "\n\n".join(parts)})
         self.mlflow.log_text(_csv(leaderboard_rows(records)), "leaderboard.csv")
@@ -252,28 +252,28 @@ class Recorder:
 
     def where_to_look(self) -> str:
         """Where MLflow shows the study and its report, in markdown: links, or the command that opens the UI."""
-        run, report = self._page(f"/runs/{self.run_id}"), self._page(f"/runs/{self.run_id}/artifacts/{REPORT}")
+        run, report = (
+            self.store.page(f"/runs/{self.run_id}"),
+            self.store.page(f"/runs/{self.run_id}/artifacts/{REPORT}"),
+        )
         if not self.store.uri.startswith("http"):
             return f"`thawline ui` starts MLflow; the study's run is {self.run_id}, the report its artifact {REPORT}."
         base = re.sub(r"://[^/@]*@", "://", self.store.uri).rstrip("/")  # a browser asks for name and password
         return f"[The study in MLflow]({base}/{run}) · [its report]({base}/{report})"
 
-    def _how_to_look(self, study: Study) -> str:
+    def _how_to_look(self, study: Study, *, concluded: bool) -> str:
         """For the note, whose links stay within MLflow."""
         best = study.best()
-        links = [f"[All runs]({self._page('/runs')})"]
+        links = [f"[All runs]({self.store.page('/runs')})"]
         if best is not None and best.result is not None and best.result.run_id is not None:
-            links.append(f"[best trial: {best.number}]({self._page(f'/runs/{best.result.run_id}')})")
-        report = self._page(f"/runs/{self.run_id}/artifacts/{REPORT}")
-        links.append(f"[report]({report}), once the study is concluded")
+            links.append(f"[best trial: {best.number}]({self.store.page(f'/runs/{best.result.run_id}')})")
+        if self._config.tracking.report:
+            report = self.store.page(f"/runs/{self.run_id}/artifacts/{REPORT}")
+            links.append(f"[report]({report}){'' if concluded else ', once the study is concluded'}")
         return (
             f"{' · '.join(links)}\n\nSelect the child runs and press *Compare* for parallel coordinates over "
             f"freeze_depth and learning_rate. In the terminal: `thawline leaderboard {study.name}`."
         )
-
-    def _page(self, place: str) -> str:
-        """A place of the experiment in MLflow's UI, with the side bar of model training and not that of agents."""
-        return f"#/experiments/{self.store.experiment_id}{place}?workflowType=machine_learning"
 
     def _log_provenance(self, prepared: Prepared) -> None:
         """What would reproduce this: configuration, data, versions, command, model."""
@@ -298,10 +298,14 @@ class Recorder:
 
 
 def _params(config: SearchConfig) -> dict[str, str]:
-    """The configuration, with the storage that the study is really kept in."""
+    """The settings that are not the defaults, and the storage that the study is really kept in.
+
+    All of them are in ``config.yaml`` beside them; a hundred parameters would hide the few that somebody chose.
+    """
     storage = storage_url(config.study.storage)
     named = {"study.storage": without_password(storage)} if storage else {}
-    return flatten(config.without_passwords()) | named
+    chosen = flatten(config.without_passwords(), only_chosen=True)
+    return {"backbone.name": config.backbone.name, "study.seed": str(config.study.seed)} | chosen | named
 
 
 def _command() -> list[str]:

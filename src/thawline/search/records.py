@@ -119,7 +119,7 @@ def ranked(study: optuna.Study) -> list[TrialRecord]:
     )
 
 
-_FEWEST_EXPLAINED = 4
+_FEWEST_EXPLAINED = 10
 """Complete trials without which a share would be a guess."""
 
 

@@ -1,5 +1,6 @@
 """What a trial records of itself: parameters, metrics, checkpoints, how it ended."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ _OF_PROBES = {
     *("weights", "image_size", "max_length", "seed"),
 }
 """What a linear probe depends on; it has no learning rate, no epochs and no schedule."""
+_UNSET = ("None", "()", "{}")
+"""Settings that are off, as texts."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,11 @@ def trackers_of(spec: TrialSpec) -> tuple[MlflowTracker, CompositeTracker]:
 
 
 def params_of(spec: TrialSpec) -> dict[str, str]:
-    """The same keys for every trial of a study, so that MLflow's charts can compare them.
+    """The same keys for every trial of a study, so that MLflow's charts can compare them, without what is unset.
 
     What is searched has a name of its own, and the rest that of its setting, after it in the alphabet: so MLflow's
-    contour plot, which takes the first two that are numbers, begins with freeze depth and learning rate.
+    contour plot, which takes the first two that are numbers, begins with freeze depth and learning rate. The learning
+    rate is there as its logarithm too: parallel coordinates have no logarithmic axes.
     """
     config = spec.config
     values = {name: str(value) for name, value in spec.hyperparameters.as_dict().items()}
@@ -70,9 +74,11 @@ def params_of(spec: TrialSpec) -> dict[str, str]:
         "train.seed": str(config.study.seed),
     }
     fixed |= {f"train.{name}": value for name, value in values.items() if f"train.{name}" in fixed}
+    fixed = {key: value for key, value in fixed.items() if value not in _UNSET}
     if spec.hyperparameters.is_probe:
         fixed = {key: value for key, value in fixed.items() if key.removeprefix("train.") in _OF_PROBES}
         return fixed | {name: value for name, value in searched.items() if name in _OF_PROBES}
+    searched["log10_learning_rate"] = f"{math.log10(spec.hyperparameters.learning_rate):.4f}"
     return searched | {key: value for key, value in fixed.items() if key.removeprefix("train.") not in searched}
 
 

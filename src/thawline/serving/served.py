@@ -34,6 +34,8 @@ class ServedModel:
         """What computes the network."""
         self.engines = packaged.engines
         """All that were tried."""
+        self.tested = packaged.tested
+        """Its accuracy, and on what; ``None`` if it has not been judged."""
 
     def prepare(self, item: bytes | str) -> Any:
         """What the network is shown of one encoded image, uint8 ``[S, S, 3]``, or of one text, int32 tokens ``[T]``.

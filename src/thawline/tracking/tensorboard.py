@@ -45,7 +45,9 @@ _TURNED, _TILTED = np.radians([-35.0, 30.0])
 
 
 class TensorBoardTracker:
-    """Writes one trial to ``<home>/tensorboard/<study>/trial-007``; a resumed trial adds a file to the same folder.
+    """Writes one trial to ``<home>/tensorboard/<study>/trial-07 depth=3 lr=1.2e-3``, which is its name on every page.
+
+    A resumed trial has the same name, and adds a file to the same folder.
 
     Scalars have the names that they have in MLflow. Figures and tables are left out, and TensorBoard has no artifacts:
     :meth:`log_artifact` does nothing, MLflow keeps the files.
@@ -77,7 +79,8 @@ class TensorBoardTracker:
         study = run.home / "tensorboard" / run.study
         if run.trial is None:
             return cls(study / "study")
-        return cls(study / f"trial-{run.trial:03d}", metric=run.metric)
+        before = study / f"trial-{run.trial:03d}"  # as version 0.2 named it: a trial stays one run when it is resumed
+        return cls(before if before.exists() else study / run.run_name, metric=run.metric)
 
     def log_params(self, params: Mapping[str, str]) -> None:
         """Write a trial's hyperparameters for the tab HPARAMS, all of them at once; the study's as a text.

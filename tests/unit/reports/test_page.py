@@ -88,6 +88,12 @@ def test_the_headline_says_what_won_and_by_how_much(report: StudyReport, page: P
     assert re.search(r"full fine-tuning\d", text)
     assert "Frozen: stem, layer1. Trained: layer2, layer3, layer4 and the head." in text
     assert "On 300 validation images" in text
+    assert "Calibration, fitted on validation," in text
+
+
+def test_the_configuration_is_on_the_screen_and_not_on_paper(html: str) -> None:
+    assert re.search(r'<details class="screen"><summary>The whole configuration', html)
+    assert re.search(r"@media print \{.*details\.screen \{ display: none; \}", html, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +158,7 @@ def test_the_result_stands_beside_the_linear_probe_and_the_majority_class(
     assert "linear probe" not in text
     probe = make_probe(0.8, number=18)
     text = words(Page(render(make_report(trials=(*trials, probe)), figures)).text)
+    assert re.search(r"Linear probe ?0\.8000 ?validation accuracy ?Test accuracy", text), "among the first numbers"
     assert re.search(r"the linear probe185probe0\.80000\.\d+ ?the majority class", text)
     best = probe.model_copy(update={"value": 0.99})
     text = words(Page(render(make_report(trials=(*trials, best)), figures)).text)

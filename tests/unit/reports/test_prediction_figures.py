@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from thawline.registry.statistics import calibration_error
 from thawline.reports import confusion_figure, precision_recall_curves, reliability_diagram, roc_curves
+from thawline.reports.prediction_figures import calibration_sentence
 from thawline.tracking.media import Figure, Predictions
 
 
@@ -99,3 +100,18 @@ def test_the_reliability_diagram_knows_what_was_before_the_calibration() -> None
     assert before != pytest.approx(after, abs=0.02)
     assert re.search(f"before calibration {before:.3f}, calibrated {after:.3f}", figure.alt)
     assert "before" not in reliability_diagram(Predictions(labels, calibrated, tuple("abcd"))).alt
+
+
+def test_calibration_is_said_in_words_also_where_it_made_the_test_split_worse() -> None:
+    random = np.random.default_rng(0)
+    labels, logits = np.arange(200) % 4, random.normal(size=(200, 4)) * 4
+    logits[np.arange(200), labels] += 3
+    better = Predictions(labels, softmax(logits / 2.5, axis=1), tuple("abcd"))
+    said = calibration_sentence(better, temperature=2.5, noun="image")
+    assert said.startswith("Calibration, fitted on validation, holds on the test images: expected calibration error 0.")
+    worse = Predictions(labels, softmax(logits / 0.2, axis=1), tuple("abcd"))
+    said = calibration_sentence(worse, temperature=0.2 / 2.5, noun="text")
+    assert "made the probabilities of the test texts worse" in said
+    before, after = (float(number) for number in re.findall(r"0\.\d{3}", said))
+    assert before < after
+    assert calibration_sentence(better, temperature=None, noun="image") == "", "a model without"

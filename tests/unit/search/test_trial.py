@@ -66,6 +66,9 @@ def test_a_complete_trial_is_finished_in_mlflow_with_its_metrics_and_best_checkp
     assert run.data.params["freeze_depth"] == "6"
     numbers = sorted(key for key, value in run.data.params.items() if re.fullmatch(r"[\d.e-]+", value))
     assert numbers[:2] == ["freeze_depth", "learning_rate"], "the axes that MLflow's contour plot begins with"
+    assert run.data.params["log10_learning_rate"] == "-2.0000", "parallel coordinates have no logarithmic axes"
+    assert sorted(run.data.metrics)[0] == "best/accuracy", "what parallel coordinates begin with"
+    assert "None" not in run.data.params.values()
     assert set(run.data.metrics) >= {"train/loss", "val/macro_f1", "val_recall/bright", "best/accuracy", "time/seconds"}
     history = store.client.get_metric_history(run.info.run_id, "val/accuracy")
     assert [metric.step for metric in history] == [1, 2]
@@ -76,7 +79,7 @@ def test_a_complete_trial_is_finished_in_mlflow_with_its_metrics_and_best_checkp
     assert {metric.key: metric.value for metric in checkpoint.metrics}["val/accuracy"] == result.value
     stored = [file.path for file in store.client.list_logged_model_artifacts(checkpoint.model_id)]
     assert stored == [f"epoch-{result.best_epoch:04d}.safetensors"]
-    assert list((own_home / "tensorboard" / "tests" / "trial-000").glob("events.*"))
+    assert list((own_home / "tensorboard" / "tests" / "trial-00 depth=6 lr=1.0e-2").glob("events.*"))
 
 
 def test_what_a_trial_looks_like_from_inside_is_recorded_and_a_group_without_gradient_is_named(

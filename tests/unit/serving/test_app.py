@@ -282,6 +282,7 @@ def test_the_version_page_names_model_and_libraries(client: TestClient) -> None:
     answer = client.get("/version").json()
     assert (answer["model"], answer["version"], answer["device"]) == ("birds", "1", "cpu")
     assert {"thawline", "torch", "mlflow"} <= answer.keys()
+    assert (len(answer["classes"]), answer["tested"]) == (3, None), "it was never judged"
 
 
 def test_the_server_sees_what_the_package_sees(client: TestClient, store: MlflowStore) -> None:

@@ -40,7 +40,7 @@ class Registry:
             answers=self.model.answers,
             row=self.model.row,
         )
-        rest: dict[str, Any] = {"engine": "pytorch", "engines": (), "check": lambda: None}
+        rest: dict[str, Any] = {"engine": "pytorch", "engines": (), "tested": None, "check": lambda: None}
         return SimpleNamespace(name=name, kind="images", servable=servable, **rest)
 
 

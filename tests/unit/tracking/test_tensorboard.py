@@ -38,7 +38,8 @@ SURFACE = Mesh(np.eye(3, dtype=np.float32), np.array([[255, 0, 7]] * 3, np.uint8
 
 
 def run_of(home: Path, trial: int | None) -> TrackerRun:
-    return TrackerRun(home, "birds", trial, "", "0123456789abcdef0123456789abcdef", "macro_f1")
+    name = "birds" if trial is None else f"trial-{trial:02d} depth=3 lr=1.2e-3"
+    return TrackerRun(home, "birds", trial, name, "0123456789abcdef0123456789abcdef", "macro_f1")
 
 
 def embedding() -> Embedding:
@@ -135,10 +136,10 @@ def test_every_tab_has_what_it_shows(get: Get) -> None:
 
 
 def test_scalars_have_mlflows_names_and_epochs(home: Path, get: Get) -> None:
-    events = events_of(home, "trial-000")
+    events = events_of(home, "trial-00 depth=3 lr=1.2e-3")
     assert [(event.step, event.value) for event in events.Scalars("val/macro_f1")] == [(1, 0.25), (2, 0.5)]
     assert set(events.Tags()["scalars"]) == {"train/loss", "val/loss", "val/macro_f1", "best/macro_f1"}
-    served = get("plugin/scalars/scalars", run="birds/trial-000", tag="val/macro_f1")
+    served = get("plugin/scalars/scalars", run="birds/trial-00 depth=3 lr=1.2e-3", tag="val/macro_f1")
     assert [point[1:] for point in served] == [[1, 0.25], [2, 0.5]]
 
 
@@ -149,7 +150,10 @@ def test_train_and_validation_loss_are_on_one_chart(get: Get) -> None:
         for chart in category["chart"]
     }
     assert set(charts) == {"loss", "accuracy", "gradient norm of each layer group"}
-    found = [get("plugin/custom_scalars/scalars", run="birds/trial-000", tag=pattern) for pattern in charts["loss"]]
+    found = [
+        get("plugin/custom_scalars/scalars", run="birds/trial-00 depth=3 lr=1.2e-3", tag=pattern)
+        for pattern in charts["loss"]
+    ]
     assert [list(answer["tag_to_events"]) for answer in found] == [["train/loss"], ["val/loss"]]
 
 
@@ -164,7 +168,7 @@ def test_trials_are_compared_by_numbers_also_while_they_run(get: Get) -> None:
     every = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
     asked = {"experimentName": "", "allowedStatuses": every, "colParams": [], "startIndex": 0, "sliceSize": 9}
     trials = {group["name"]: group for group in get("plugin/hparams/session_groups", asked)["sessionGroups"]}
-    assert list(trials) == [f"birds/trial-{number:03d}" for number in range(4)]
+    assert list(trials) == [f"birds/trial-{number:02d} depth=3 lr=1.2e-3" for number in range(4)]
     assert [trial["hparams"]["freeze_depth"] for trial in trials.values()] == [0, 1, 2, 3]
     assert [trial["sessions"][0]["status"] for trial in trials.values()] == [
         *("STATUS_SUCCESS", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_UNKNOWN")
@@ -175,7 +179,7 @@ def test_trials_are_compared_by_numbers_also_while_they_run(get: Get) -> None:
 
 
 def test_pictures_of_each_epoch_are_those_that_were_logged(get: Get) -> None:
-    found = get("plugin/images/images", run="birds/trial-000", tag="val/pictures", sample=0)
+    found = get("plugin/images/images", run="birds/trial-00 depth=3 lr=1.2e-3", tag="val/pictures", sample=0)
     assert [picture["step"] for picture in found] == [1, 2]
     for epoch, picture in enumerate(found, start=1):
         pixels = PIL.Image.open(io.BytesIO(get(f"plugin/images/individualImage?{picture['query']}&")))
@@ -183,17 +187,19 @@ def test_pictures_of_each_epoch_are_those_that_were_logged(get: Get) -> None:
 
 
 def test_a_histogram_has_the_bins_that_were_counted(get: Get) -> None:
-    (found,) = get("plugin/histograms/histograms", run="birds/trial-000", tag="weights/layer4")
+    (found,) = get("plugin/histograms/histograms", run="birds/trial-00 depth=3 lr=1.2e-3", tag="weights/layer4")
     assert found[1] == 1
     assert found[2] == [[-1, 0, 3], [0, 0.5, 0], [0.5, 2, 5]]
 
 
 def test_each_class_has_a_precision_recall_curve(get: Get) -> None:
-    tags = get("plugin/pr_curves/tags")["birds/trial-000"]
+    tags = get("plugin/pr_curves/tags")["birds/trial-00 depth=3 lr=1.2e-3"]
     assert set(tags) == {f"validation/{name}" for name in CLASSES}
 
     def precision_at_full_recall(name: str) -> float:
-        curve = get("plugin/pr_curves/pr_curves", run="birds/trial-000", tag=f"validation/{name}")["birds/trial-000"][0]
+        curve = get("plugin/pr_curves/pr_curves", run="birds/trial-00 depth=3 lr=1.2e-3", tag=f"validation/{name}")[
+            "birds/trial-00 depth=3 lr=1.2e-3"
+        ][0]
         reached = zip(curve["precision"], curve["recall"], strict=True)
         return float(max(precision for precision, recall in reached if recall == 1))
 
@@ -214,7 +220,7 @@ def test_of_many_classes_those_with_the_most_examples_have_curves(tmp_path: Path
 
 
 def test_the_projector_has_vectors_labels_and_thumbnails(get: Get) -> None:
-    run, points = "birds/trial-000", embedding()
+    run, points = "birds/trial-00 depth=3 lr=1.2e-3", embedding()
     (found,) = get("plugin/projector/info", run=run)["embeddings"]
     assert found["tensorShape"] == [8, 8]
     tensor = np.frombuffer(get("plugin/projector/tensor", run=run, name=found["tensorName"]), np.float32)
@@ -258,9 +264,9 @@ def test_a_surface_keeps_its_shape_colours_and_triangles_and_is_seen_from_above(
 
 
 def test_features_are_points_in_three_dimensions_with_a_colour_for_each_class(get: Get) -> None:
-    vertices = mesh(get, "birds/trial-000", "features", "VERTEX", 2)
-    colours = mesh(get, "birds/trial-000", "features", "COLOR", 2)
-    assert mesh(get, "birds/trial-000", "features", "FACE", 2).size == 0
+    vertices = mesh(get, "birds/trial-00 depth=3 lr=1.2e-3", "features", "VERTEX", 2)
+    colours = mesh(get, "birds/trial-00 depth=3 lr=1.2e-3", "features", "COLOR", 2)
+    assert mesh(get, "birds/trial-00 depth=3 lr=1.2e-3", "features", "FACE", 2).size == 0
     assert np.abs(vertices).max() == 1
     assert len(np.unique(colours[:4], axis=0)) == len(np.unique(colours[4:], axis=0)) == 1
     assert not np.array_equal(colours[0], colours[4])
@@ -283,7 +289,7 @@ def test_a_single_point_is_in_the_middle() -> None:
 
 @pytest.mark.parametrize("depth", [0, 2])
 def test_the_graph_tells_frozen_layers_from_trainable_ones(home: Path, get: Get, depth: int) -> None:
-    run = f"trial-{depth:03d}"
+    run = f"trial-{depth:02d} depth=3 lr=1.2e-3"
     nodes = {node.name: node for node in events_of(home, run).Graph().node}
     place = "frozen" if depth > 1 else "trainable"
     convolution = nodes[f"{place}/layer1/0/conv1"]
@@ -328,9 +334,16 @@ def test_a_resumed_trial_continues_in_the_same_run(tmp_path: Path) -> None:
     resumed.log_params({"freeze_depth": "3"})
     resumed.log_metrics({"val/macro_f1": 0.75}, step=3)
     resumed.close("FINISHED")
-    events = events_of(tmp_path, "trial-007")
+    events = events_of(tmp_path, "trial-07 depth=3 lr=1.2e-3")
     assert [(event.step, event.value) for event in events.Scalars("val/macro_f1")] == [(1, 0.25), (2, 0.5), (3, 0.75)]
     assert b"optimizer" in events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+
+
+def test_a_trial_that_an_earlier_version_began_continues_in_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard" / "birds" / "trial-007").mkdir(parents=True)
+    log_trial(tmp_path, 7, depth=3).close("FINISHED")
+    assert len(events_of(tmp_path, "trial-007").Scalars("val/macro_f1")) == 2
+    assert [folder.name for folder in (tmp_path / "tensorboard" / "birds").iterdir()] == ["trial-007"]
 
 
 def test_a_linear_probe_does_not_say_which_hyperparameters_trials_have(tmp_path: Path) -> None:
@@ -339,7 +352,9 @@ def test_a_linear_probe_does_not_say_which_hyperparameters_trials_have(tmp_path:
         tracker = TensorBoardTracker.for_run(run_of(tmp_path, number))
         tracker.log_params(params)
         tracker.close("FINISHED")
-    probe, trained = (events_of(tmp_path, f"trial-{number:03d}").Tags()["tensors"] for number in (0, 1))
+    probe, trained = (
+        events_of(tmp_path, f"trial-{number:02d} depth=3 lr=1.2e-3").Tags()["tensors"] for number in (0, 1)
+    )
     assert "_hparams_/session_start_info" in probe
     assert ["_hparams_/experiment" in tags for tags in (probe, trained)] == [False, True]
 

@@ -135,7 +135,7 @@ def test_a_trial_is_recorded_by_all_that_the_configuration_names(store: MlflowSt
     assert kept.status == "FINISHED"
     assert list(kept.metrics) == ["val/accuracy"]
     assert (store.home / "studies" / "birds" / "trial-007" / "history.csv").is_file()
-    assert list((store.home / "tensorboard" / "birds" / "trial-007").glob("events.*"))
+    assert list((store.home / "tensorboard" / "birds" / "trial-07 depth=3").glob("events.*"))
     assert not (store.home / "wandb").exists()
     # A plugin that is missing where the trial trains is reported, and stops nothing.
     assert report.unsent == 4

@@ -53,6 +53,8 @@ def router(follower: Follower) -> APIRouter:
             "model": follower.model.name,
             "version": follower.model.version,
             "kind": follower.model.kind,
+            "classes": follower.model.classes,
+            "tested": follower.model.tested,
             "device": follower.model.device,
             "engine": follower.model.engine,
             "engines": [asdict(tried) for tried in follower.model.engines],

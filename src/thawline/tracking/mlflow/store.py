@@ -77,6 +77,10 @@ class MlflowStore:
         """Whether MLflow opens a database in this process, rather than asking a server."""
         return self.uri.startswith(_DATABASES)
 
+    def page(self, place: str = "/runs") -> str:
+        """A place of the experiment in MLflow's UI, with the side bar of model training and not that of agents."""
+        return f"#/experiments/{self.experiment_id}{place}?workflowType=machine_learning"
+
     @property
     def registry_tag(self) -> tuple[str, str]:
         """Tag of a study's run that says which registry its models go to: a key for each, and its name.

@@ -1,0 +1,33 @@
+"""Let a new model challenge the champion, and read the evidence.
+
+    python examples/promote.py    # after examples/quickstart.ipynb, whose model it challenges
+
+The gate scores both on the same test images. Exit code 0: there is a new champion; 1: the champion stays.
+"""
+
+import sys
+from pathlib import Path
+
+import thawline
+from thawline.data import write_digits
+
+outcome = thawline.run_search(
+    write_digits(Path("digits")),
+    backbone="mobilenet_v3_small",
+    weights="starter",
+    image_size=32,
+    trials=6,
+    epochs=4,
+    settings={
+        "study.name": "digits-challenger",
+        "promotion.model": "digits",
+        "promotion.minimum_gain": 0.005,  # it must be better by half a point,
+        "promotion.max_recall_loss": 0.05,  # and lose at most five points of any class, beyond chance
+    },
+)
+decision = outcome.promotion
+print(f"{decision.name} version {decision.version}: {decision.verdict.outcome.value}, {decision.verdict.reason}")
+for criterion in decision.verdict.criteria:
+    print(f"  {'pass' if criterion.passed else 'FAIL'}  {criterion.name}: {criterion.value} ({criterion.threshold})")
+print(f"version {outcome.champion_version} answers to digits@champion")
+sys.exit(0 if outcome.promoted else 1)

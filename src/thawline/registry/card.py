@@ -1,0 +1,76 @@
+"""What MLflow's registry says of a version: a short model card, in Markdown."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from thawline.data import markdown_text
+from thawline.registry.names import QUANTISED_FROM
+from thawline.tracking import MlflowStore
+
+if TYPE_CHECKING:
+    from thawline.registry.promotion_outcome import PromotionOutcome
+
+__all__ = ["MODEL_CARD", "TESTED_ON", "tested_of", "version_card"]
+
+MODEL_CARD = (
+    "A classifier made by Thawline. `champion` is the version that answers, `challenger` the one that was judged last; "
+    "each version has a card of its own. `thawline history NAME` says which was champion when, and why."
+)
+"""Of a registered model as a whole."""
+TESTED_ON = "thawline.tested_on"
+"""Tag of a version: what ``test/accuracy`` and the other metrics were measured on, such as ``241 test images``."""
+
+
+def tested_of(tags: Mapping[str, str]) -> dict[str, float | str] | None:
+    """The accuracy of a version on the test split, and what that was, by its tags; ``None`` if it was never judged."""
+    if "test/accuracy" not in tags:
+        return None
+    return {"accuracy": float(tags["test/accuracy"]), "on": tags.get(TESTED_ON, "the test split")}
+
+
+def version_card(store: MlflowStore, outcome: "PromotionOutcome", tags: Mapping[str, str], parent: str | None) -> str:
+    """What a version is, how good it is and on what, which data it was trained on, and where the report is.
+
+    Args:
+        store: where its runs are.
+        outcome: how it was judged.
+        tags: of the version.
+        parent: id of its study's run, if it has one.
+    """
+    scores = outcome.challenger
+    right = sum(label == said for label, said in zip(scores.labels, scores.predicted, strict=True))
+    low, high = _interval(right, len(scores.labels))
+    links = [f"[run]({store.page(f'/runs/{outcome.run_id}')})"]
+    if parent is not None:
+        links += [f"[study]({store.page(f'/runs/{parent}')})"]
+        links += [f"[report]({store.page(f'/runs/{parent}/artifacts/report/report.html')})"]
+    digest = tags.get("thawline.data_digest")
+    majority = outcome.majority.metrics["accuracy"] if outcome.majority else None
+    lines = [
+        f"A classifier of {scores.kind}, {len(scores.classes)} classes: {_training(tags)}.",
+        f"**Test accuracy {scores.metrics['accuracy']:.3f}** (95 % interval {low:.3f} to {high:.3f}, "
+        f"{len(scores.labels)} {scores.kind})"
+        + (f"; of the majority class {majority:.3f}." if majority is not None else "."),
+        f"Verdict: {outcome.verdict.outcome.value}, {markdown_text(outcome.verdict.reason)}.",
+        *([f"Data digest: `{digest}`."] if digest else []),
+        " · ".join(links),
+    ]
+    return "\n\n".join(lines)
+
+
+def _training(tags: Mapping[str, str]) -> str:
+    backbone = f"`{tags.get('thawline.backbone', 'a network')}`"
+    if tags.get("thawline.policy") == "probe":
+        trained = f"a linear probe on {backbone}"
+    else:
+        depth, rate = tags.get("thawline.freeze_depth", "unknown"), tags.get("thawline.learning_rate", "unknown")
+        trained = f"{backbone}, fine-tuned with freeze depth {depth} and learning rate {rate}"
+    return f"{trained}, in int8, quantised from version {tags[QUANTISED_FROM]}" if QUANTISED_FROM in tags else trained
+
+
+def _interval(right: int, examples: int) -> tuple[float, float]:
+    """Wilson's, as in the report."""
+    from scipy.stats import binomtest
+
+    found = binomtest(right, examples).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)

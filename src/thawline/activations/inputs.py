@@ -8,7 +8,7 @@ from torch import Tensor
 
 from thawline.activations.store import Activations
 from thawline.training import Augmentation, Runtime
-from thawline.training.inputs import on_device
+from thawline.training.runtime import on_device
 
 __all__ = ["ActivationInputs", "TextActivationInputs"]
 

@@ -201,7 +201,7 @@ class _Trial:
                 raise Interrupted
             time.sleep(delay)
             delay = min(2 * delay, _LONGEST_DELAY)
-            self.folder.keep()
+            self.folder.settle()
 
 
 def _lost(folder: CheckpointFolder, report: TrackingReport) -> Iterator[str]:

@@ -26,7 +26,6 @@ __all__ = [
     "batches",
     "evaluation_order",
     "labels_on",
-    "on_device",
     "open_inputs",
     "padded",
 ]
@@ -87,12 +86,6 @@ def batches(
             if i + _AHEAD < len(parts):
                 waiting.append(reader.submit(read, parts[i + _AHEAD]))
             yield rows, inputs.prepare(tensor, rows, epoch)
-
-
-def on_device(rows: np.ndarray, device: torch.device) -> Tensor:
-    """Indices of rows, int64 ``[n]``, without waiting for the device."""
-    indices = torch.from_numpy(rows)
-    return indices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else indices.to(device)
 
 
 def labels_on(inputs: Inputs, device: torch.device) -> Tensor:

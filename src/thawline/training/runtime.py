@@ -109,9 +109,9 @@ def set_up_process(*, threads: int | None, seed: int, exact: bool = True) -> Non
     torch.backends.mha.set_fastpath_enabled(False)  # type: ignore[no-untyped-call,unused-ignore]
 
 
-def on_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """An array on a device, without waiting for it: a GPU fetches it from pinned memory when it comes to it."""
-    tensor = torch.from_numpy(values)
+def on_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """An array, or a tensor of the CPU, on a device, without waiting: a GPU fetches it from pinned memory in time."""
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

@@ -10,7 +10,7 @@ import torch
 from pretended_gpu import PretendedGpu
 from torch import Tensor
 
-from thawline.activations import ActivationInputs, ActivationKey, ActivationStore
+from thawline.activations import ActivationInputs, ActivationKey, ActivationStore, profile
 from thawline.activations.fill import _Pass, fill
 from thawline.config import TrainConfig
 from thawline.training import batches, evaluation_order, resident, runtime_for
@@ -167,3 +167,22 @@ def test_images_are_kept_once_they_are_read_again(gpu: PretendedGpu, images: Any
         again = images(40, gpu.runtime, key="these")
     assert not gpu.counted(lambda: read_all(again, gpu)), gpu.waits
     assert torch.equal(inputs._resident.rows, inputs._from_host(slice(None)))
+
+
+def test_the_profile_measures_reading_where_the_rows_lie(gpu: PretendedGpu) -> None:
+    places: list[bool] = []
+    cpu = runtime_for(TrainConfig(device="cpu"))
+
+    def timed(run: Any, runtime: Any) -> float:
+        places.append(gpu.holds(run()))
+        return 1.0
+
+    with pytest.MonkeyPatch.context() as patch, gpu.modes():
+        patch.setattr(profile, "_median", timed)
+        batch = gpu.put(torch.ones(4, 3))
+        assert profile._resident_speed(batch, gpu.runtime) == profile._read_speed(batch, gpu.runtime) == 48
+        assert places == [True, True], "from the host to the device, too"
+        assert profile._resident_speed(batch.cpu(), cpu) is None
+        profile._read_speed(batch.cpu(), cpu)
+    assert places[2:] == [False]
+    assert (resident.room_on(gpu.runtime.device), resident.room_on(cpu.device)) == (10**9 // 2, 0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from thawline.activations import ActivationInputs, ActivationKey, ActivationStore, profile
 from thawline.activations.fill import _Pass, fill
+from thawline.activations.inputs import TextActivationInputs
 from thawline.config import TrainConfig
 from thawline.training import batches, evaluation_order, resident, runtime_for
 
@@ -131,6 +132,37 @@ def test_rows_are_read_without_waiting_whether_the_device_keeps_all_some_or_none
     assert on_device == (room > 0)
     assert not gpu.counted(lambda: read_all(inputs, gpu)), gpu.waits
     assert not gpu.behind, gpu.behind
+
+
+@pytest.mark.parametrize("room", [10**9, 0], ids=["on the device", "on the host"])
+def test_texts_of_different_lengths_are_read_without_waiting(
+    gpu: PretendedGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    lengths = np.array([3, 5, 2, 7, 4, 1], dtype=np.int32)
+    tokens = torch.randn(int(lengths.sum()), 4, generator=torch.Generator().manual_seed(0))
+    store = ActivationStore(tmp_path / "texts", budget=10**9)
+    key = ActivationKey("data", "train", "plain", "tiny", "0", 1, None, "fp32", "float32", "")
+    with store.building([key]):
+        writer = store.writer(key, tokens, len(tokens))
+        writer.write(tokens)
+        store.publish(writer)
+    stored = store.open(key)
+    assert stored is not None
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (room, room))
+    with gpu.modes():
+        inputs = TextActivationInputs(stored, lengths, np.zeros(6, np.int64), 1, gpu.runtime)
+    read: list[Tensor] = []
+
+    def run() -> None:
+        for _, batch in batches(inputs, [np.array([1, 4]), np.array([2, 3])], 0, gpu.runtime):
+            read.append(batch)
+
+    assert not gpu.counted(run), gpu.waits
+    assert not gpu.behind, gpu.behind
+    starts = np.cumsum(lengths) - lengths
+    assert gpu.holds(read[0])
+    assert torch.equal(read[0][1, :4, :-1], tokens[starts[4] : starts[4] + 4])
+    assert read[1][..., -1].sum(1).tolist() == [2, 7]
 
 
 def test_the_next_trial_of_a_process_uploads_nothing_again_and_another_file_makes_room(

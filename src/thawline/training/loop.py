@@ -102,7 +102,7 @@ def fit(
         seed=seed,
         accumulation=accumulation,
         on_batch=on_batch,
-        reports=Reports(on_epoch),
+        reports=Reports(on_epoch, checkpoints),
         observer=observer,
     )
     if checkpoint is not None:
@@ -288,10 +288,10 @@ class _Run:
                 started=started - begun.seconds,
             )
             self.history.epochs.append(result)
-            written = self.history.checkpoints.keep(self._checkpoint(trained))
+            self.history.checkpoints.keep(self._checkpoint(trained))
         if self.observer is not None:
             self.observer.end_epoch(epoch + 1, logits)
-        self.reports.add(result, written)
+        self.reports.add(result)
 
     def train_mode(self) -> None:
         """See :func:`thawline.freezing.train_mode`."""

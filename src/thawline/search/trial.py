@@ -53,6 +53,7 @@ from thawline.training import (
     runtime_for,
     set_up_process,
 )
+from thawline.training.resident import keep_nothing
 
 __all__ = ["run_together", "run_trial"]
 
@@ -201,7 +202,7 @@ class _Trial:
                 raise Interrupted
             time.sleep(delay)
             delay = min(2 * delay, _LONGEST_DELAY)
-            self.folder.keep()
+            self.folder.settle()
 
 
 def _lost(folder: CheckpointFolder, report: TrackingReport) -> Iterator[str]:
@@ -235,6 +236,9 @@ def _train(trial: _Trial) -> Outcome:
     inputs = _LastOpened(spec, runtime)
 
     def attempt(accumulation: int) -> tuple[backbones.Backbone, FitResult]:
+        if accumulation > 1:  # memory ran out
+            inputs.close()
+            keep_nothing()
         backbone = _backbone(spec, runtime)
         return backbone, fit(
             backbone,
@@ -272,9 +276,13 @@ class _LastOpened:
         self._spec, self._runtime = spec, runtime
         self._opened: dict[int, tuple[Inputs, Inputs]] = {}
 
+    def close(self) -> None:
+        """Keep nothing open."""
+        self._opened.clear()
+
     def __call__(self, depth: int) -> tuple[Inputs, Inputs]:
         if depth not in self._opened:
-            self._opened.clear()  # first: each may fill half of the memory
+            self.close()  # first: each may fill half of the memory
             augmentation = self._spec.hyperparameters.augmentation
             self._opened[depth] = self._spec.activations.open(depth, self._runtime, augmentation)
         return self._opened[depth]

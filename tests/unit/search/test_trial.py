@@ -232,7 +232,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Makes a disk that takes no checkpoint until so many were tried."""
 
     def fill(refusals: int) -> None:
-        left, save = [None] * refusals, CheckpointFolder.save
+        left, save = [None] * refusals, CheckpointFolder._save
 
         def save_later(*arguments: Any) -> Path:
             if left:
@@ -240,7 +240,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return save(*arguments)
 
-        monkeypatch.setattr(CheckpointFolder, "save", save_later)
+        monkeypatch.setattr(CheckpointFolder, "_save", save_later)
 
     return fill
 

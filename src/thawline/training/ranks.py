@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -54,7 +55,8 @@ def joined(place: Place | None, device: torch.device) -> Iterator["Ranks"]:
     Nobody listens on a network: they find each other by a file, and connect on this machine.
 
     Args:
-        place: which one this is; ``None`` if it is the only one.
+        place: which one this is; ``None`` if it is the only one. After an exception in its block a process is of no
+            use to the others, who may wait for it: it must be ended, and they too.
         device: the one of this process. On GPUs gradients are exchanged by NCCL, else by gloo.
     """
     if place is None:
@@ -73,10 +75,10 @@ def joined(place: Place | None, device: torch.device) -> Iterator["Ranks"]:
         world_size=place.count,
         timeout=_TIMEOUT,
     )
-    try:
-        yield Ranks(place.rank, place.count)
-    finally:
-        dist.destroy_process_group()
+    ranks = Ranks(place.rank, place.count)
+    yield ranks
+    ranks.any_of(False)  # none closes its connections while another needs them
+    dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,10 @@ class Ranks:
     def has_own(self, parts: Sequence[object]) -> bool:
         """Whether any of these are for this process."""
         return self.rank < len(parts)
+
+    def own_seed(self, seed: int) -> int:
+        """Of this process's random generators, given the first one's: dropout must not drop the same everywhere."""
+        return seed if self.is_first else int(np.random.SeedSequence([seed, self.rank]).generate_state(1)[0])
 
     def network(self, network: nn.Module) -> nn.Module:
         """The same network, whose backward pass leaves in every process the sum of the gradients of all."""

@@ -2,8 +2,6 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +25,6 @@ from thawline.training import (
     runtime_for,
     set_up_process,
 )
-from thawline.training.checkpoint import load_checkpoint
 from thawline.training.ranks import ALONE, Place, Ranks, device_of_rank, joined
 
 pytestmark = pytest.mark.xdist_group("processes")
@@ -51,6 +48,8 @@ class Case(NamedTuple):
     """Epochs."""
     leave_at: int | None = None
     """The batch after which the last process, and no other, is asked to leave."""
+    folder: str | None = None
+    """Of another case's checkpoints, from which it resumes."""
 
 
 CASES = {
@@ -70,6 +69,16 @@ IN_PARTS = {
 }
 """What depends on which rows are computed at once: two processes compute it as one does that accumulates two parts."""
 DROPOUT = Case(dropout=0.3, batch_norm="train_all", rows=58)
+RESUMED = {
+    "whole": DROPOUT,
+    "stopped": DROPOUT._replace(stop_after=1),
+    "stopped and resumed": DROPOUT._replace(folder="stopped"),
+    "left": DROPOUT._replace(leave_at=11),
+    "left and resumed": DROPOUT._replace(folder="left"),
+    "for one": Case(stop_after=1),
+    "of one": Case(folder="of one"),
+}
+"""One after the other: what is drawn in each process is part of where a training stands."""
 
 
 def network(dropout: float) -> Backbone:
@@ -147,7 +156,7 @@ def train(case: Case, folder: Path, ranks: Ranks) -> Result | None:
 
 def train_all(cases: dict[str, Case], folder: Path, place: Place, link: worker.Link) -> dict[str, Result | None]:
     with joined(place, torch.device("cpu")) as ranks:
-        results = {name: train(case, folder / name, ranks) for name, case in cases.items()}
+        results = {name: train(case, folder / (case.folder or name), ranks) for name, case in cases.items()}
         weights = [result.weights for result in results.values() if result is not None]
         for tensors in weights:  # what both end with is the same, to the bit
             for name in sorted(tensors):
@@ -168,7 +177,14 @@ def together(cases: dict[str, Case], folder: Path, count: int = 2) -> dict[str, 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     worker._stopping.clear()
-    results = together(CASES | IN_PARTS, tmp_path_factory.mktemp("together"))
+    folder = tmp_path_factory.mktemp("together")
+    begun_alone = train(Case(stop_after=1), folder / "of one", ALONE)
+    assert begun_alone is not None
+    results = together(CASES | IN_PARTS | RESUMED, folder)
+    shutil.copytree(folder / "for one", folder / "resumed by one")
+    resumed_by_one = train(Case(), folder / "resumed by one", ALONE)
+    assert resumed_by_one is not None
+    results["resumed by one"] = resumed_by_one
     worker.stop_workers()
     worker._stopping.clear()
     return results
@@ -195,3 +211,39 @@ def test_two_processes_have_the_losses_of_one_with_the_same_batches(
     for tensor, other in zip(trained[name].weights.values(), alone.weights.values(), strict=True):
         assert np.allclose(tensor, other, atol=1e-4)
     assert alone.epochs[0]["train/loss"] != pytest.approx(alone.epochs[-1]["train/loss"], abs=1e-3), "a control"
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_what_depends_on_the_rows_of_a_part_is_that_of_one_process_with_as_many_parts(
+    trained: dict[str, Result], tmp_path: Path, name: str
+) -> None:
+    alone = train(IN_PARTS[name]._replace(accumulation=2), tmp_path / "parts", ALONE)
+    assert alone is not None
+    assert_same(trained[name], alone, "train/loss", "train/accuracy", "train/gradient_norm")
+    undivided = train(IN_PARTS[name], tmp_path / "undivided", ALONE)
+    assert undivided is not None
+    assert undivided.epochs[0]["train/loss"] != pytest.approx(alone.epochs[0]["train/loss"], abs=1e-5), "a control"
+
+
+@pytest.mark.parametrize("how", ["stopped", "left"])
+def test_what_two_processes_resume_ends_as_if_it_had_not_stopped_to_the_bit(
+    trained: dict[str, Result], how: str
+) -> None:
+    assert trained["left"] is None, "a control"
+    assert len(trained["stopped"].epochs) == 1, "a control"
+    whole, resumed = trained["whole"], trained[f"{how} and resumed"]
+    assert [epoch["train/loss"] for epoch in whole.epochs] == [epoch["train/loss"] for epoch in resumed.epochs]
+    assert all(np.array_equal(whole.weights[name], resumed.weights[name]) for name in whole.weights)
+
+
+def test_a_training_resumes_with_another_number_of_processes(trained: dict[str, Result]) -> None:
+    expected = trained["a last batch of five"]
+    for name in ("resumed by one", "of one"):
+        assert len(trained[name].epochs) == EPOCHS
+        assert_same(trained[name], expected, *ALL)
+
+
+def test_each_process_has_the_device_after_that_of_the_one_before() -> None:
+    assert [device_of_rank("cuda:2", rank) for rank in range(3)] == ["cuda:2", "cuda:3", "cuda:4"]
+    assert [device_of_rank("cuda", rank) for rank in range(2)] == ["cuda:0", "cuda:1"]
+    assert [device_of_rank("cpu", rank) for rank in range(2)] == ["cpu", "cpu"]

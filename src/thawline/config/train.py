@@ -17,7 +17,7 @@ BatchNorm = Literal["frozen_eval", "train_affine", "train_all"]
 AugmentationKind = Literal["none", "light", "standard"]
 
 NOT_COMPARED = {"device", "devices_per_trial", "keep_checkpoints"}
-"""Keys of the section that may change while a study goes on: where it computes, and what it keeps."""
+"""Keys of the section that may change between two runs of a study: where it computes, and what it keeps."""
 
 
 def _augmentation(value: object) -> object:

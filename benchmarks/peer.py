@@ -27,7 +27,7 @@ BEGAN = time.perf_counter()
 
 
 def main() -> None:
-    """Run the trials that ``--trials`` lists, in order."""
+    """Run the trials that ``--trials`` lists, in order, or as many as it says, drawn by Optuna's default sampler."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--backbone", required=True)
@@ -36,15 +36,25 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trials", type=Path, required=True, help="JSON: [[frozen parameter names, rate], …]")
+    listed = 'JSON: {"groups": [[tensor, …], …], "trials": [[depth, rate], …] or a number}'
+    parser.add_argument("--trials", type=Path, required=True, help=listed)
     parser.add_argument("--pruner", default="NopPruner", help="class name of Optuna's")
     arguments = parser.parse_args()
     as_thawline = {"n_startup_trials": 8, "n_warmup_steps": 2} if arguments.pruner == "MedianPruner" else {}
     pruner = getattr(optuna.pruners, arguments.pruner)(**as_thawline)
-    study = optuna.create_study(direction="maximize", pruner=pruner)
-    for number, (frozen, rate) in enumerate(json.loads(arguments.trials.read_text())):
+    sampler = optuna.samplers.TPESampler(seed=arguments.seed)
+    study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
+    asked = json.loads(arguments.trials.read_text())
+    groups, trials = asked["groups"], asked["trials"]
+    for number in range(trials if isinstance(trials, int) else len(trials)):
         trial = study.ask()
-        value, pruned = run(trial, number, set(frozen), rate, arguments)
+        if isinstance(trials, int):
+            depth = trial.suggest_int("freeze_depth", 0, len(groups))
+            rate = trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True)
+        else:
+            depth, rate = trials[number]
+        frozen = {name for group in groups[:depth] for name in group}
+        value, pruned = run(trial, number, frozen, rate, arguments)
         study.tell(trial, None if pruned else value, state=optuna.trial.TrialState.PRUNED if pruned else None)
 
 
@@ -102,7 +112,14 @@ def loader(arguments: Any, split: str) -> DataLoader[Any]:
 
 def build(arguments: Any, classes: int) -> nn.Module:
     """The pretrained network with a new head."""
-    model: nn.Module = models.get_model(arguments.backbone, weights=None, num_classes=classes)
+    source, _, name = arguments.backbone.rpartition("/")
+    model: nn.Module
+    if source == "timm":
+        import timm
+
+        model = timm.create_model(name, num_classes=classes)
+    else:
+        model = models.get_model(name, weights=None, num_classes=classes)
     if arguments.weights == "none":
         return model
     state = model.state_dict()

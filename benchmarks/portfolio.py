@@ -367,6 +367,17 @@ def _read_portfolio(trials: Table, policies: Sequence[str], head: str = "strong"
             np.mean([max(t.values()) - max(t[p] for p in order[:count]) for t in own]) for count in range(1, most + 1)
         ]
         print(f"| {task} | {' '.join(f'{regret:.3f}' for regret in regrets)} |")
+    print("\nregret after 1 … 6 points, mean of all pairs: the portfolio, and before it the best two of another task")
+    for begun in (0, 2):
+        lost = []
+        for key, other in ((key, other) for key in every for other in every if key[0] != other[0]):
+            table, known = tables[key], tables[other]
+            first = sorted(points, key=lambda point: -known[point])[:begun]
+            order = first + [
+                point for point in chosen([each for each in every if each[0] != key[0]]) if point not in first
+            ]
+            lost.append([max(table.values()) - max(table[p] for p in order[:count]) for count in range(1, most + 1)])
+        print(begun, " ".join(f"{regret:.4f}" for regret in np.mean(lost, axis=0)))
     print("\nFrom all tasks:", ", ".join(f"({share:g}, {rate:g}, {policy})" for share, rate, policy in chosen(every)))
 
 

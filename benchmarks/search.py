@@ -1,7 +1,8 @@
 """A whole search, Thawline's and the usual one: seconds and the best validation accuracy found, on the same trials.
 
 Every figure is the wall time of a whole process, imports, Prefect's server, profile and store included. All designs run
-the same trials (freeze depth and learning rate drawn at random once), epochs, seed and validation images.
+the same trials (freeze depth and learning rate drawn at random once), epochs, seed and validation images. With
+``--own-draws`` each draws its own from the same space: the peer by Optuna's default sampler, Thawline as it does.
 """
 
 import argparse
@@ -35,7 +36,7 @@ DESIGNS = {
     "default, freeze-thaw": "freeze_thaw",
 }
 """Design and its pruner."""
-EPOCH = re.compile(r"trial-(\d+) epoch (\d+)/\d+: .*val/accuracy ([\d.]+)")
+VALUE = re.compile(r"(?:trial-\d+ epoch \d+/\d+|linear probe): .*?val/accuracy ([\d.]+)")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Run:
     name: str
     seconds: float
     curve: list[tuple[float, float]]
-    """Seconds from the start and the validation accuracy of every epoch of every trial."""
+    """Seconds from the start and the validation accuracy of every epoch of every trial, and of the linear probe."""
     trials: list[tuple[int, float]]
     """Freeze depth and learning rate, in the order of their numbers; empty for the peer."""
 
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--designs", nargs="+", default=list(DESIGNS), choices=list(DESIGNS), metavar="DESIGN")
     parser.add_argument("--head-only", action="store_true", help="only trials that train the head only")
+    parser.add_argument("--own-draws", action="store_true", help="each design draws its own trials")
     parser.add_argument("--peer-trials", type=int, help="run only so many of the peer's trials, and scale up its time")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path, help="where to write all curves")
@@ -115,7 +117,7 @@ def designs(data: Path, weights: str, seed: int, options: argparse.Namespace, fo
     for name in sorted(options.designs, key=lambda name: name.startswith("usual")):
         pruner = DESIGNS[name]
         if name.startswith("usual"):
-            trials = next(run.trials for run in runs if run.trials)
+            trials = options.trials if options.own_draws else next(run.trials for run in runs if run.trials)
             runs.append(usual(name, data, weights, seed, options, folder, trials, "--pruner", pruner))
         else:
             exact = ["--exact"] if name.startswith("exact") else []
@@ -130,7 +132,9 @@ def thawline(
     """A search by the command, in a home of its own."""
     home = Path(tempfile.mkdtemp(dir=folder))
     arguments = ["search", data, *common(options, weights, seed), "--trials", options.trials]
-    arguments += ["--set", "study.sampler=RandomSampler", *more]
+    if not options.own_draws:
+        arguments += ["--set", "study.sampler=RandomSampler"]
+    arguments += more
     if options.head_only:
         depth = len(layer_groups(options.backbone))
         arguments += ["--set", f"space.freeze_depth=[{depth}, {depth}]", "--set", "study.batch=30"]
@@ -147,8 +151,8 @@ def thawline(
         lines = []
         for line in process.stdout:
             lines.append(line)
-            if found := EPOCH.search(line):
-                curve.append((time.perf_counter() - began, float(found[3])))
+            if found := VALUE.search(line):
+                curve.append((time.perf_counter() - began, float(found[1])))
     seconds = time.perf_counter() - began
     if process.returncode:
         sys.exit("".join(lines))
@@ -175,21 +179,21 @@ def usual(
     seed: int,
     options: argparse.Namespace,
     folder: Path,
-    trials: Sequence[tuple[int, float]],
+    trials: Sequence[tuple[int, float]] | int,
     *more: str,
 ) -> Run:
-    """The peer, on the same trials."""
-    groups = layer_groups(options.backbone)
-    some = trials[: options.peer_trials or len(trials)]
+    """The peer, on the same trials, or on so many of its own."""
+    share = 1.0
+    if not isinstance(trials, int) and options.peer_trials:
+        share, trials = options.peer_trials / len(trials), trials[: options.peer_trials]
     listed = folder / "trials.json"
-    frozen = [([name for group in groups[:depth] for name in group], rate) for depth, rate in some]
-    listed.write_text(json.dumps(frozen))
+    listed.write_text(json.dumps({"groups": layer_groups(options.backbone), "trials": trials}))
     arguments = ["--data", data, *common(options, weights, seed), "--trials", listed, *more]
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, HERE / "peer.py", *map(str, arguments)], capture_output=True, text=True, check=True
     )
-    seconds = (time.perf_counter() - began) * len(trials) / len(some)
+    seconds = (time.perf_counter() - began) / share
     tell(name, seed, seconds)
     epochs = [json.loads(line) for line in done.stdout.splitlines()]
     return Run(name, seconds, [(epoch["seconds"], epoch["value"]) for epoch in epochs], [])

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ _T = TypeVar("_T")
 
 _TIMEOUT = timedelta(days=1)
 """Of an exchange. Whether a process hangs is for its driver to judge, who ends them all."""
+
+_SYNC_BUFFERS = ("forward_sync_buffers", "broadcast_buffers")
+"""Names of one option of newer and older versions of PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,9 @@ class Ranks:
         if self.count == 1:
             return network
         # Its buffers are the same everywhere (see `average`): nothing is sent for them.
-        together = DistributedDataParallel(network, broadcast_buffers=False)
+        known = signature(DistributedDataParallel.__init__).parameters
+        options: dict[str, Any] = {next(name for name in _SYNC_BUFFERS if name in known): False}
+        together = DistributedDataParallel(network, **options)
         together.register_comm_hook(None, _sum_gradients)
         return together
 

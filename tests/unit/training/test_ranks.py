@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,6 +156,7 @@ def train(case: Case, folder: Path, ranks: Ranks) -> Result | None:
 
 
 def train_all(cases: dict[str, Case], folder: Path, place: Place, link: worker.Link) -> dict[str, Result | None]:
+    warnings.simplefilter("error")
     with joined(place, torch.device("cpu")) as ranks:
         results = {name: train(case, folder / (case.folder or name), ranks) for name, case in cases.items()}
         weights = [result.weights for result in results.values() if result is not None]

@@ -19,6 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,7 +50,7 @@ from thawline.training import (
     runtime_for,
     set_up_process,
 )
-from thawline.training.inputs import on_device
+from thawline.training.runtime import on_device
 
 UNIQUE = 512
 """Images that are repeated."""
@@ -216,7 +217,7 @@ def train(
 ) -> None:
     """Train epochs of so many rows that each takes some seconds; the first warms up."""
     rows = min(len(inputs), 4 * config.batch_size)
-    rates, checkpoints = [], []
+    rates, checkpoints = [], list[_Timed]()
     for number in range(3):
         part = _First(inputs, rows)
         with tempfile.TemporaryDirectory() as folder, counted_waits(runtime) as waits:
@@ -233,14 +234,17 @@ def train(
                 on_epoch=lambda _: Decision.CONTINUE,
             )
         rates.append(result.history[0].metrics["train/rows_per_second"])
-        checkpoints.append(kept.seconds)
+        checkpoints.append(kept)
         if number == 0:
             rows = min(
                 len(inputs), max(rows, int(rates[0] * options.seconds / 2) // config.batch_size * config.batch_size)
             )
     floor, limit = floor_of(backbone, depth, inputs, card, config, runtime, training=True)
     print_row(name, depth, f"training ({waits.steps(rows / config.batch_size)})", rates[-1], floor, limit)
-    print(f"| {name} | {depth} | checkpoint | {1000 * statistics.median(checkpoints):.0f} ms | | | |", flush=True)
+    written, held = (
+        1000 * statistics.median(getattr(kept, which) for kept in checkpoints) for which in ("seconds", "held")
+    )
+    print(f"| {name} | {depth} | checkpoint | {written:.0f} ms | holds training up {held:.0f} ms | | |", flush=True)
 
 
 def _both(train: Inputs, validation: Inputs, depth: int) -> tuple[Inputs, Inputs]:
@@ -260,15 +264,20 @@ class _First:
 
 
 class _Timed(CheckpointFolder):
-    """Notes how long a checkpoint takes."""
+    """Notes how long a checkpoint takes until it is on the disk, and how long training is held up by it."""
 
-    seconds = 0.0
+    seconds = held = 0.0
 
-    def keep(self, checkpoint: Any = None) -> None:
+    def keep(self, checkpoint: Any) -> "Future[None]":
         """See the base."""
         began = time.perf_counter()
-        super().keep(checkpoint)
-        self.seconds = max(self.seconds, time.perf_counter() - began)
+        written = super().keep(checkpoint)
+        self.held = max(self.held, time.perf_counter() - began)
+        written.add_done_callback(lambda _: self._note(time.perf_counter() - began))
+        return written
+
+    def _note(self, seconds: float) -> None:
+        self.seconds = max(self.seconds, seconds)
 
 
 class counted_waits:  # noqa: N801  a context manager

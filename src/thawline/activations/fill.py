@@ -1,6 +1,12 @@
-"""Filling the store: one pass over the data, a file for every boundary that it crosses."""
+"""Filling the store: one pass over the data, a file for every boundary that it crosses.
 
+A GPU computes batches larger than those of training, while a thread checks and writes what it gave before.
+"""
+
+import gc
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import pairwise
 
@@ -11,12 +17,19 @@ from torch import Tensor
 from thawline.activations.store import ActivationKey, ActivationStore, ActivationWriter
 from thawline.backbones import Backbone, sections
 from thawline.exceptions import ActivationError
-from thawline.training import Inputs, Runtime, batches, evaluation_order
+from thawline.training import Inputs, Runtime, batches, evaluation_order, is_out_of_memory
+from thawline.training.inputs import places_of_tokens
+from thawline.training.resident import keep_nothing
+from thawline.training.runtime import HostCopy, on_device
 
 __all__ = ["fill"]
 
 _MOST_ROWS = 2048
 """Images in a block: of what comes last in a network so little is stored that 64 MB would be minutes of work."""
+_GPU_ROWS = 512
+"""Images that a GPU computes at a time, if it has the memory: more hardly make it faster."""
+_AHEAD = 2
+"""Batches of a GPU that are on their way to the disk while it computes."""
 
 
 def fill(
@@ -28,6 +41,7 @@ def fill(
     runtime: Runtime,
     *,
     batch_size: int,
+    exact: bool = False,
     block_bytes: int = 64 * 2**20,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[int, str]:
@@ -44,7 +58,8 @@ def fill(
         epoch: whose view of the images is stored.
         keys: by boundary, at least 1.
         runtime: device and precision, as the keys say.
-        batch_size: images at a time.
+        batch_size: images at a time; a GPU takes more where it has the memory.
+        exact: whether it may not, since the last bits depend on it.
         block_bytes: of the largest activations in a block, at most, which is what is computed again after a builder was
             killed.
         on_progress: called with (images or texts done, those in all).
@@ -61,7 +76,36 @@ def fill(
         missing = {boundary: key for boundary, key in missing.items() if not store.verify(key)}  # another was faster
         if not missing:
             return {}
-        return _Pass(store, backbone, inputs, epoch, missing, runtime, batch_size).run(block_bytes, on_progress)
+        on_gpu = runtime.device.type == "cuda"
+        at_once = max(batch_size, _GPU_ROWS) if on_gpu and not exact else batch_size
+        filling = _Pass(store, backbone, inputs, epoch, missing, runtime, batch_size, at_once)
+        return filling.run(block_bytes, on_progress)
+
+
+class _Writing:
+    """A thread that writes in order, at most some batches behind."""
+
+    def __init__(self, ahead: int) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="thawline-store")
+        self._ahead, self._waiting = ahead, deque[Future[None]]()
+
+    def add(self, write: Callable[[], None]) -> None:
+        """Write after what was added before."""
+        self._waiting.append(self._thread.submit(write))
+        self.finish(self._ahead)
+
+    def finish(self, ahead: int = 0) -> None:
+        """Wait until no more than so many are unwritten.
+
+        Raises:
+            Exception: what a write failed with.
+        """
+        while len(self._waiting) > ahead:
+            self._waiting.popleft().result()
+
+    def close(self) -> None:
+        """Write what was begun, and end the thread."""
+        self._thread.shutdown()
 
 
 class _Pass:
@@ -76,9 +120,11 @@ class _Pass:
         keys: Mapping[int, ActivationKey],
         runtime: Runtime,
         batch_size: int,
+        at_once: int,
     ) -> None:
         self.store, self.inputs, self.epoch, self.keys = store, inputs, epoch, keys
-        self.runtime, self.batch_size = runtime, batch_size
+        self.runtime, self.batch_size, self.at_once = runtime, batch_size, at_once
+        self.writing = _Writing(_AHEAD if runtime.device.type == "cuda" else 0)
         self.deepest = len(backbone.layer_groups)
         self.sections = dict(zip(keys, sections(backbone, list(pairwise([0, *keys]))), strict=True))
         self.writers: dict[int, ActivationWriter] = {}
@@ -87,6 +133,7 @@ class _Pass:
     def run(self, block_bytes: int, on_progress: Callable[[int, int], None] | None) -> dict[int, str]:
         with ExitStack() as stack:
             stack.callback(self._close)
+            stack.callback(self.writing.close)
             self._begin()
             total = len(self.inputs)
             done = self._go_back_to_common_row()
@@ -96,6 +143,7 @@ class _Pass:
                 done = min(done + block, total)
                 if on_progress is not None:
                     on_progress(done, total)
+            self.writing.finish()
             for boundary in list(self.writers):
                 self._guarded(boundary, self.store.publish)
                 self.writers.pop(boundary, None)
@@ -104,8 +152,8 @@ class _Pass:
     def _begin(self) -> None:
         """Learn the shapes from two rows, and open a file for each boundary."""
         sample = np.arange(min(2, len(self.inputs)))
-        for _, batch in batches(self.inputs, [sample], self.epoch, self.runtime):
-            for boundary, activations in self._through(batch):
+        for part, batch in batches(self.inputs, [sample], self.epoch, self.runtime):
+            for boundary, activations in self._through(part, batch):
                 key, starts = self.keys[boundary], self._starts(boundary)
                 try:
                     self.writers[boundary] = self.store.writer(key, activations, int(starts[-1]))
@@ -147,14 +195,37 @@ class _Pass:
                 self._write(passed)
         else:
             self._write(self._by_length(rows, self.inputs.lengths))
+        self.writing.add(self._end_block)
+
+    def _end_block(self) -> None:
         for boundary in list(self.writers):
             self._guarded(boundary, ActivationWriter.end_block)
 
     def _computed(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, list[tuple[int, Tensor]]]]:
         """The rows of each batch, and their activations at every boundary."""
-        parts = evaluation_order(self.inputs, self.batch_size, rows)
+        parts = evaluation_order(self.inputs, self.at_once, rows)
         for part, batch in batches(self.inputs, parts, self.epoch, self.runtime):
-            yield part, self._through(batch)
+            yield from self._in_memory(part, batch)
+
+    def _in_memory(self, rows: np.ndarray, batch: Tensor) -> Iterator[tuple[np.ndarray, list[tuple[int, Tensor]]]]:
+        """A batch in as many pieces as there is memory for, none smaller than those of training."""
+        done = 0
+        while done < len(rows):
+            piece = slice(done, done + self.at_once)
+            try:
+                passed = self._through(rows[piece], batch[piece])
+            except Exception as error:
+                if not is_out_of_memory(error) or self.at_once <= self.batch_size:
+                    raise
+                passed = None
+            if passed is not None:
+                yield rows[piece], passed
+                done += self.at_once
+                continue
+            keep_nothing()
+            gc.collect()  # outside of the except block, whose traceback holds tensors
+            torch.cuda.empty_cache()
+            self.at_once = max(self.batch_size, self.at_once // 2)
 
     def _by_length(self, rows: np.ndarray, lengths: np.ndarray) -> list[tuple[int, Tensor]]:
         """The activations of a block of texts, computed in batches of alike lengths, and put back in order."""
@@ -169,9 +240,14 @@ class _Pass:
         return [(boundary, torch.cat([found[i] for i in places])) for boundary, found in texts.items()]
 
     def _write(self, passed: list[tuple[int, Tensor]]) -> None:
-        for boundary, activations in passed:
-            if boundary in self.writers:
-                self._guarded(boundary, lambda writer: writer.write(activations))  # noqa: B023  called at once
+        arriving = [(boundary, HostCopy(activations)) for boundary, activations in passed if boundary in self.writers]
+
+        def write() -> None:
+            for boundary, copy in arriving:
+                if boundary in self.writers:
+                    self._guarded(boundary, lambda writer: writer.write(copy.get()))  # noqa: B023  called at once
+
+        self.writing.add(write)
 
     def _guarded(self, boundary: int, write: Callable[[ActivationWriter], None]) -> None:
         """Write; a disk that is full or numbers that do not fit end this file, and no other."""
@@ -181,14 +257,20 @@ class _Pass:
             self.writers.pop(boundary).abandon()
             self.refused[boundary] = str(error)
 
-    def _through(self, batch: Tensor) -> list[tuple[int, Tensor]]:
+    def _through(self, rows: np.ndarray, batch: Tensor) -> list[tuple[int, Tensor]]:
         """The activations of a batch at every boundary, rows as they are stored."""
         passed = []
         for boundary, part in self.sections.items():
             with self.runtime.autocast():
                 batch = part(batch)
-            passed.append((boundary, batch[batch[..., -1] > 0][:, :-1] if self._has_tokens(boundary) else batch))
+            passed.append((boundary, self._tokens(rows, batch) if self._has_tokens(boundary) else batch))
         return passed
+
+    def _tokens(self, rows: np.ndarray, batch: Tensor) -> Tensor:
+        """A row for each token ``[n, T, H + 1]``; the last channel tells where there is one, as lengths do."""
+        assert self.inputs.lengths is not None  # noqa: S101  or there are no tokens
+        places = places_of_tokens(self.inputs.lengths[rows], batch.shape[1])
+        return batch.flatten(0, 1)[on_device(places, batch.device)][:, :-1]
 
     def _close(self) -> None:
         """Leave what was not published for the next builder to resume."""

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from thawline.activations.store import Activations
 from thawline.training import Augmentation, Runtime
-from thawline.training.inputs import on_device
+from thawline.training.inputs import places_of_tokens
+from thawline.training.resident import Resident, keep_rows
+from thawline.training.runtime import on_device
 
 __all__ = ["ActivationInputs", "TextActivationInputs"]
 
@@ -21,7 +23,7 @@ _BLOCK = 64_000_000
 class ActivationInputs:
     """Rows of one split after a layer group, one file for each view.
 
-    Where they fit, they are kept on the GPU (in at most half of its free memory), or, if they are small, in memory;
+    As far as they fit, they are kept on the GPU (in at most half of its free memory), or, if they are small, in memory;
     else they are read from the file a batch at a time.
     """
 
@@ -52,8 +54,8 @@ class ActivationInputs:
         self.labels, self.boundary, self.lengths = labels, boundary, lengths
         self._runtime = runtime
         self._augmentation = augmentation or Augmentation()
-        fit = sum(view.bytes for view in views) <= _room(runtime.device, resident)
-        self._views = [_Rows(view, runtime.device if fit else None, block) for view in views]
+        fit = sum(view.bytes for view in views) <= resident
+        self._views = [_Rows(view, runtime.device, in_memory=fit, block=block) for view in views]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,8 +82,8 @@ class TextActivationInputs:
         self.labels, self.boundary, self.lengths = labels, boundary, lengths
         self._starts = np.cumsum(lengths, dtype=np.int64) - lengths
         self._runtime = runtime
-        fit = activations.bytes <= _room(runtime.device, _RESIDENT)
-        self._rows = _Rows(activations, runtime.device if fit else None, _BLOCK)
+        fit = activations.bytes <= _RESIDENT
+        self._rows = _Rows(activations, runtime.device, in_memory=fit, block=_BLOCK)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -92,9 +94,8 @@ class TextActivationInputs:
         tokens = self._rows.take(
             np.concatenate([np.arange(self._starts[row], self._starts[row] + self.lengths[row]) for row in rows])
         )
-        # Places are counted here: a GPU that is to find them in a mask is waited for.
         shape = (len(rows), int(lengths.max()))
-        places = np.concatenate([shape[1] * text + np.arange(length) for text, length in enumerate(lengths)])
+        places = places_of_tokens(lengths, shape[1])
         activations = tokens.new_zeros(shape[0] * shape[1], tokens.shape[1] + 1)
         activations[on_device(places, tokens.device)] = torch.nn.functional.pad(tokens, (0, 1), value=1.0)
         return activations.view(*shape, -1)
@@ -105,36 +106,33 @@ class TextActivationInputs:
 
 
 class _Rows:
-    """Rows of a file, all of them kept on a device if one is given."""
+    """Rows of a file: on a GPU as far as they fit, in memory if they are to be, else read when they are asked for."""
 
-    def __init__(self, activations: Activations, device: torch.device | None, block: int) -> None:
+    def __init__(self, activations: Activations, device: torch.device, *, in_memory: bool, block: int) -> None:
         self._activations = activations
-        self._resident = None if device is None else _resident(activations, device, block)
+        self._kept: Resident | None = None
+        if device.type == "cuda":
+            self._kept = keep_rows(activations.identity, len(activations), activations.physical, device)
+        elif in_memory:
+            self._kept = Resident(_loaded(activations, device, block))
 
     def take(self, rows: np.ndarray) -> Tensor:
         """Some rows, ``[n, …]``, in the type and memory order that they were computed in."""
-        if self._resident is None:
+        if self._kept is None:
             return self._activations.rows(rows)
-        return self._activations.arrange(self._resident[on_device(rows, self._resident.device)])
+        return self._activations.arrange(self._kept.take(rows, self._activations.physical))
 
 
-def _resident(activations: Activations, device: torch.device, block: int) -> Tensor:
-    """The whole file on a device. In blocks: a GPU may have room for more than the memory of its machine."""
+def _loaded(activations: Activations, device: torch.device, block: int) -> Tensor:
+    """The whole file in memory."""
     step = max(1, block * len(activations) // max(1, activations.bytes))
     first = activations.physical(slice(0, 1))
-    resident = torch.empty((len(activations), *first.shape[1:]), dtype=first.dtype, device=device)
+    loaded = torch.empty((len(activations), *first.shape[1:]), dtype=first.dtype, device=device)
     for start in range(0, len(activations), step):
-        resident[start : start + step] = activations.physical(slice(start, start + step))
-    return resident
+        loaded[start : start + step] = activations.physical(slice(start, start + step))
+    return loaded
 
 
 def _on_device(read: Tensor, device: torch.device) -> Tensor:
     moved = read.to(device, non_blocking=True)
     return moved.float() if moved.dtype == torch.float16 else moved
-
-
-def _room(device: torch.device, in_memory: int) -> int:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free // 2)
-    return in_memory

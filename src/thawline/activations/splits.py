@@ -61,9 +61,13 @@ class StoredSplits:
         runtime: Runtime,
         *,
         batch_size: int,
+        exact: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> dict[int, str]:
-        """Compute what is not in the store yet; returns the boundaries that could not be stored, and why."""
+        """Compute what is not in the store yet; returns the boundaries that could not be stored, and why.
+
+        See :func:`thawline.activations.fill.fill` for ``batch_size`` and ``exact``.
+        """
         refused: dict[int, str] = {}
         if not self.boundaries:
             return refused
@@ -73,7 +77,15 @@ class StoredSplits:
             keys = {b: self._key(split, augmentation, view, b, runtime) for b in self.boundaries if b not in refused}
             inputs = self._from_start(split, runtime, augmentation)
             refused |= fill(
-                store, backbone, inputs, epoch, keys, runtime, batch_size=batch_size, on_progress=on_progress
+                store,
+                backbone,
+                inputs,
+                epoch,
+                keys,
+                runtime,
+                batch_size=batch_size,
+                exact=exact,
+                on_progress=on_progress,
             )
         return refused
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from thawline.backbones import Preprocessing
 from thawline.exceptions import ActivationError
+from thawline.training.resident import identity_of
 
 __all__ = ["ActivationKey", "ActivationStore", "Activations", "StoredType"]
 
@@ -114,6 +115,8 @@ class Activations:
 
     def __init__(self, path: Path, layout: _Layout) -> None:
         self.path, self._layout = path, layout
+        self.identity = identity_of(path)
+        """Tells the file from others, also from a later one of the same name."""
         kind = _NUMPY_TYPES[layout.stored_as]
         self._array = np.memmap(path, dtype=kind, mode="r", shape=layout.physical_shape)
         self._back = np.argsort(layout.order).tolist()
@@ -369,14 +372,14 @@ class ActivationWriter:
         self._progress.write_text("".join(f"{line}\n" for line in lines))
 
     def write(self, batch: Tensor) -> None:
-        """Append rows ``[n, …]``.
+        """Append rows ``[n, …]``, on the CPU.
 
         Raises:
             ActivationError: if a number is too large for the type that it is stored in.
             OSError: if the disk is full.
         """
         # The order of dimensions may change from batch to batch only in those of size 1, where it means nothing.
-        physical = batch.detach().cpu().permute(self.layout.order).contiguous()
+        physical = batch.detach().permute(self.layout.order).contiguous()
         stored = physical.to(getattr(torch, self.layout.stored_as))
         if self.layout.stored_as == "float16" and not torch.isfinite(stored).all():
             raise ActivationError(

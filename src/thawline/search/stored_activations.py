@@ -189,7 +189,11 @@ def _plan_and_fill(request: _Request) -> StoredSplits:
     splits = request.splits(plan, backbone.weights_digest)
     runtime = runtime_for(splits.train_config(config.train))
     refused = splits.fill(
-        backbone, runtime, batch_size=config.train.batch_size, on_progress=counting("storing activations")
+        backbone,
+        runtime,
+        batch_size=config.train.batch_size,
+        exact=config.train.exact,
+        on_progress=counting("storing activations"),
     )
     for boundary, reason in refused.items():
         name = plan.profile.groups[boundary - 1]

@@ -55,6 +55,7 @@ from thawline.training import (
     set_up_process,
 )
 from thawline.training.ranks import ALONE, Place, Ranks, joined
+from thawline.training.resident import keep_nothing
 
 __all__ = ["run_rank", "run_together", "run_trial"]
 
@@ -143,7 +144,7 @@ def run_rank(
                 ranks,
                 inputs=_LastOpened(spec, runtime),
                 accumulation=spec.accumulation,
-                on_epoch=on_epoch,  # which the first one asks
+                on_epoch=on_epoch,
                 on_batch=on_batch,
             )
     return ()
@@ -243,7 +244,7 @@ class _Trial:
                 raise Interrupted
             time.sleep(delay)
             delay = min(2 * delay, _LONGEST_DELAY)
-            self.folder.keep()
+            self.folder.settle()
 
 
 def _lost(folder: CheckpointFolder, report: TrackingReport) -> Iterator[str]:
@@ -288,6 +289,9 @@ def _fit(
     observer: Observer | None = None,
 ) -> tuple[backbones.Backbone, FitResult]:
     """A network as the trial begins with it, trained."""
+    if accumulation > 1:  # memory ran out
+        inputs.close()
+        keep_nothing()
     with ranks.first_ahead():  # it fits the probe, if nobody has
         backbone = _backbone(spec, runtime)
     return backbone, fit(
@@ -345,9 +349,13 @@ class _LastOpened:
         self._spec, self._runtime = spec, runtime
         self._opened: dict[int, tuple[Inputs, Inputs]] = {}
 
+    def close(self) -> None:
+        """Let go of what was opened."""
+        self._opened.clear()
+
     def __call__(self, depth: int) -> tuple[Inputs, Inputs]:
         if depth not in self._opened:
-            self._opened.clear()  # first: each may fill half of the memory
+            self.close()  # first: each may fill half of the memory
             augmentation = self._spec.hyperparameters.augmentation
             self._opened[depth] = self._spec.activations.open(depth, self._runtime, augmentation)
         return self._opened[depth]

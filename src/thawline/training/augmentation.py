@@ -16,6 +16,7 @@ from torch import Tensor
 
 from thawline.config import AugmentationKind, SearchConfig, TrainConfig
 from thawline.exceptions import ConfigError
+from thawline.training.runtime import on_device
 
 __all__ = ["Augmentation", "check_augmentation"]
 
@@ -100,7 +101,7 @@ class Augmentation:
         if view is None:
             return "plain"
         # Whose operations on colours and shapes may change with its version.
-        kind = self.kind if self.kind != "standard" else f"standard of torchvision {version('torchvision')}"
+        kind = self.kind if self.kind != "standard" else f"standard 2 of torchvision {version('torchvision')}"
         return f"view {view} of seed {self.seed}, {kind}, mirror {self.mirror}, erasing {self.erasing}"
 
     def apply(self, images: Tensor, rows: np.ndarray, view: int | None) -> Tensor:
@@ -131,8 +132,8 @@ class Augmentation:
         """
         if view is None or not self.erasing:
             return normalised
-        erased = torch.from_numpy(_rectangles(self._draws(rows, view)[:, _ERASING], self.erasing, normalised.shape[-1]))
-        return normalised.masked_fill(erased[:, None].to(normalised.device), 0.0)
+        erased = _rectangles(self._draws(rows, view)[:, _ERASING], self.erasing, normalised.shape[-1])
+        return normalised.masked_fill(on_device(erased[:, None], normalised.device), 0.0)
 
     def _draws(self, rows: np.ndarray, view: int) -> np.ndarray:
         """Numbers ``[n, 13]``, uniform in [0, 1)."""
@@ -149,15 +150,14 @@ def _cropped(images: Tensor, draws: np.ndarray, smallest_area: float, mirror: bo
     maps = np.zeros((len(draws), 2, 3))
     maps[:, 0, 0], maps[:, 0, 2] = width * side, (2 * draws[:, 2] - 1) * (1 - width)
     maps[:, 1, 1], maps[:, 1, 2] = height, (2 * draws[:, 3] - 1) * (1 - height)
-    grid = F.affine_grid(
-        torch.from_numpy(maps).to(images.device, images.dtype), list(images.shape), align_corners=False
-    )
+    grid = F.affine_grid(on_device(maps, images.device).to(images.dtype), list(images.shape), align_corners=False)
     # The grid never leaves the image; "border" is for the half pixel at its edge.
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 _MAGNITUDES = 31
-_Operation = Callable[[Tensor, float], Tensor]
+_Operation = Callable[[Tensor, np.ndarray], Tensor]
+"""Changes images ``[n, C, S, S]`` in [0, 1] by a magnitude each, float64 ``[n]``; all of them at once."""
 
 
 def _operations() -> Sequence[tuple[_Operation, float, float, bool]]:
@@ -165,43 +165,86 @@ def _operations() -> Sequence[tuple[_Operation, float, float, bool]]:
     strongest magnitude, and whether the sign is drawn.
 
     ``torchvision.transforms.v2.TrivialAugmentWide`` itself draws from torch's global generator, which would make an
-    image's view depend on whatever was drawn before. The operations are torchvision's.
+    image's view depend on whatever was drawn before, and gives all images of a batch the same magnitude.
     """
     from torchvision.transforms.v2 import functional as V
 
-    def affine(image: Tensor, *, translate: Sequence[int] = (0, 0), shear: Sequence[float] = (0.0, 0.0)) -> Tensor:
-        center = None if any(translate) else [0.0, 0.0]
-        degrees = [float(np.degrees(np.arctan(part))) for part in shear]
-        changed: Tensor = V.affine(image, angle=0.0, translate=list(translate), scale=1.0, shear=degrees, center=center)
-        return changed
+    def blend(degenerate: Callable[[Tensor], Tensor]) -> _Operation:
+        """Towards what an image is without something, or away from it."""
+        return lambda images, sizes: torch.lerp(degenerate(images), images, _for_each(1 + sizes, images))
 
     return (
-        (lambda image, magnitude: image, 0, 0, False),
-        (lambda image, magnitude: affine(image, shear=(magnitude, 0.0)), 0, 0.99, True),
-        (lambda image, magnitude: affine(image, shear=(0.0, magnitude)), 0, 0.99, True),
-        (lambda image, magnitude: affine(image, translate=(int(magnitude), 0)), 0, 32, True),
-        (lambda image, magnitude: affine(image, translate=(0, int(magnitude))), 0, 32, True),
-        (V.rotate, 0, 135, True),
-        (lambda image, magnitude: V.adjust_brightness(image, 1 + magnitude), 0, 0.99, True),
-        (lambda image, magnitude: V.adjust_saturation(image, 1 + magnitude), 0, 0.99, True),
-        (lambda image, magnitude: V.adjust_contrast(image, 1 + magnitude), 0, 0.99, True),
-        (lambda image, magnitude: V.adjust_sharpness(image, 1 + magnitude), 0, 0.99, True),
-        (lambda image, magnitude: V.posterize(image, round(magnitude)), 8, 2, False),
-        (V.solarize, 1, 0, False),
-        (lambda image, magnitude: V.autocontrast(image), 0, 0, False),
-        (lambda image, magnitude: V.equalize(image), 0, 0, False),
+        (lambda images, sizes: images, 0, 0, False),
+        (lambda images, sizes: _sampled(images, x=(1, sizes, sizes * images.shape[-1] / 2)), 0, 0.99, True),
+        (lambda images, sizes: _sampled(images, y=(sizes, 1, sizes * images.shape[-1] / 2)), 0, 0.99, True),
+        (lambda images, sizes: _sampled(images, x=(1, 0, -np.trunc(sizes))), 0, 32, True),
+        (lambda images, sizes: _sampled(images, y=(0, 1, -np.trunc(sizes))), 0, 32, True),
+        (_rotated, 0, 135, True),
+        (blend(torch.zeros_like), 0, 0.99, True),
+        (blend(V.rgb_to_grayscale), 0, 0.99, True),
+        (blend(lambda images: V.rgb_to_grayscale(images).mean((1, 2, 3), keepdim=True)), 0, 0.99, True),
+        (blend(_blurred), 0, 0.99, True),
+        (_posterized, 8, 2, False),
+        (lambda images, sizes: torch.where(images >= _for_each(sizes, images), 1 - images, images), 1, 0, False),
+        (lambda images, sizes: V.autocontrast(images), 0, 0, False),
+        (lambda images, sizes: V.equalize(images), 0, 0, False),
     )
 
 
+_Row = tuple[np.ndarray | float, np.ndarray | float, np.ndarray | float]
+
+
+def _sampled(images: Tensor, *, x: _Row = (1, 0, 0), y: _Row = (0, 1, 0)) -> Tensor:
+    """Each place has what was at another, in pixels from the centre ``(x[0], x[1]) · place + x[2]``, and so for y;
+    black where that is outside of the image. The nearest pixel is taken."""
+    maps = np.empty((len(images), 2, 3))
+    for row, values in enumerate((x, y)):
+        for column, value in enumerate(values):
+            maps[:, row, column] = value
+    maps[:, :, 2] *= 2 / images.shape[-1]  # an image reaches from -1 to 1
+    grid = F.affine_grid(on_device(maps, images.device).to(images.dtype), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+
+
+def _rotated(images: Tensor, degrees: np.ndarray) -> Tensor:
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return _sampled(images, x=(cosine, -sine, 0), y=(sine, cosine, 0))
+
+
+def _blurred(images: Tensor) -> Tensor:
+    """Each pixel the mean of itself, counted five times, and its eight neighbours; those at the edge stay."""
+    blurred = images.clone()
+    inner = blurred[..., 1:-1, 1:-1]
+    inner.copy_((9 * F.avg_pool2d(images, 3, 1) + 4 * inner) / 13)
+    return blurred
+
+
+def _posterized(images: Tensor, bits: np.ndarray) -> Tensor:
+    levels = _for_each(2.0 ** np.round(bits), images)
+    return torch.minimum((images * levels).floor(), levels - 1) / levels
+
+
+def _for_each(values: np.ndarray, images: Tensor) -> Tensor:
+    """A number for each image, ``[n, 1, 1, 1]``."""
+    return on_device(values, images.device).to(images.dtype).view(-1, 1, 1, 1)
+
+
 def _trivially_augmented(images: Tensor, draws: np.ndarray) -> Tensor:
-    """One operation of a random magnitude for each image, one image after the other: about a millisecond each."""
+    """One operation of a random magnitude for each image; those that drew the same are changed together."""
     operations = _operations()
-    changed = []
-    for image, (which, strength, sign) in zip(images, draws, strict=True):
-        operation, weakest, strongest, is_signed = operations[int(which * len(operations))]
-        magnitude = weakest + (strongest - weakest) * int(strength * _MAGNITUDES) / (_MAGNITUDES - 1)
-        changed.append(operation(image, -magnitude if is_signed and sign < 0.5 else magnitude))
-    return torch.stack(changed).clamp(0, 1)
+    drawn = (draws[:, 0] * len(operations)).astype(int)
+    steps = (draws[:, 1] * _MAGNITUDES).astype(int) / (_MAGNITUDES - 1)
+    changed, places = [], []
+    for which in np.unique(drawn):
+        operation, weakest, strongest, is_signed = operations[which]
+        members = np.flatnonzero(drawn == which)
+        sizes = weakest + (strongest - weakest) * steps[members]
+        if is_signed:
+            sizes = np.where(draws[members, 2] < 0.5, -sizes, sizes)
+        changed.append(operation(images[on_device(members, images.device)], sizes))
+        places.append(members)
+    back = np.argsort(np.concatenate(places))
+    return torch.cat(changed)[on_device(back, images.device)].clamp(0, 1)
 
 
 def _rectangles(draws: np.ndarray, probability: float, size: int) -> np.ndarray:

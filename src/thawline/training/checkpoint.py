@@ -2,13 +2,17 @@
 
 A checkpoint is written beside its final name, synced and renamed, so a reader sees a whole one or none; after a power
 cut the one before it is still there. Nothing in it is a pickle.
+
+What lies on a GPU is copied, and then written by a thread while training continues (ADR 47).
 """
 
 import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,8 +78,8 @@ class CheckpointFolder:
         self._keep = keep
         self._sign = 1.0 if maximise else -1.0
         self._owed: list[Checkpoint] = []
-        self.problem: str | None = None
-        """Why checkpoints are missing on disk; ``None`` if none is."""
+        self._problem: str | None = None
+        self._writing: Future[None] | None = None
         path.mkdir(parents=True, exist_ok=True)
         for leftover in path.glob("*.tmp"):
             leftover.unlink()
@@ -86,22 +90,67 @@ class CheckpointFolder:
         Raises:
             OSError: if the disk is full or not writable; the checkpoints that were there are untouched.
         """
+        self.wait()
+        return self._save(_fetch(checkpoint)())
+
+    def _save(self, checkpoint: Checkpoint) -> Path:
         target = self.path / f"epoch-{checkpoint.epoch:04d}.safetensors"
         self._write(checkpoint, target)
         self._remove_surplus(last=target)
         return target
 
-    def keep(self, checkpoint: Checkpoint | None = None) -> None:
+    @property
+    def problem(self) -> str | None:
+        """Why checkpoints are missing on disk; ``None`` if none is."""
+        self.wait()
+        return self._problem
+
+    def keep(self, checkpoint: Checkpoint) -> "Future[None]":
         """Save a checkpoint; if the disk is full, keep it in memory and try again with the next one.
 
-        Of those that wait, the best and the last are kept. Without ``checkpoint``, only those are tried again.
+        Of those that wait for room, the best and the last are kept. What lies on a GPU is copied, and written by a
+        thread while training continues; methods that read or write those files wait for that thread first.
+
+        Returns:
+            Done when the checkpoint is on the disk, or waits for room there.
+
+        Raises:
+            Exception: what the thread failed with the last time, if not for want of room.
         """
-        waiting, self._owed, self.problem = [*self._owed, *([checkpoint] if checkpoint else [])], [], None
+        self.wait()
+        fetch = _fetch(checkpoint)
+        if not any(tensor.device.type != "cpu" for tensor in checkpoint.model.values()):
+            self._save_or_owe(fetch())  # a thread would take its time from the training
+            done: Future[None] = Future()
+            done.set_result(None)
+            return done
+        writer = ThreadPoolExecutor(1, thread_name_prefix="thawline-checkpoint")
+        self._writing = writer.submit(lambda: self._save_or_owe(fetch()))
+        writer.shutdown(wait=False)
+        return self._writing
+
+    def settle(self) -> None:
+        """Wait for what is being written, and try again what had no room."""
+        self.wait()
+        self._save_or_owe()
+
+    def wait(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            Exception: what that failed with, if not for want of room.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _save_or_owe(self, checkpoint: Checkpoint | None = None) -> None:
+        waiting, self._owed, self._problem = [*self._owed, *([checkpoint] if checkpoint else [])], [], None
         for each in waiting:
             try:
-                self.save(each)
+                self._save(each)
             except OSError as error:
-                self.problem = error.strerror or str(error)
+                self._problem = error.strerror or str(error)
                 self._owed.append(_in_memory(each) if each is checkpoint else each)
         if len(self._owed) > 2:
             best = max(self._owed, key=lambda each: (self._sign * float(each.state["value"]), -each.epoch))
@@ -113,10 +162,14 @@ class CheckpointFolder:
         Raises:
             OSError: as :meth:`save`.
         """
-        self._write(checkpoint, self.path / _WITHIN)
+        self.wait()
+        self._write(_fetch(checkpoint)(), self.path / _WITHIN)
 
     def within(self, epoch: int) -> Checkpoint | None:
-        """Where the epoch of this index was left; ``None`` if it was not begun, or nothing of it was saved."""
+        """Where the epoch of this index was left; ``None`` if it was not begun, or nothing of it was saved.
+
+        Waits for nothing: what is being written is of the epoch before.
+        """
         try:
             checkpoint = load_checkpoint(self.path / _WITHIN)
         except CheckpointError:
@@ -124,9 +177,7 @@ class CheckpointFolder:
         return checkpoint if checkpoint.epoch == epoch else None
 
     def _write(self, checkpoint: Checkpoint, target: Path) -> None:
-        tensors = on_cpu(
-            {f"{part}/{name}": tensor for part in _PARTS for name, tensor in getattr(checkpoint, part).items()}
-        )
+        tensors = _tensors_of(checkpoint)
         header = {
             "format": _FORMAT,
             "epoch": str(checkpoint.epoch),
@@ -146,6 +197,7 @@ class CheckpointFolder:
 
     def last(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; torn ones are passed over. ``None`` if there is none."""
+        self.wait()
         for path in reversed(self._files()):
             try:
                 return load_checkpoint(path)
@@ -155,6 +207,7 @@ class CheckpointFolder:
 
     def best(self) -> Path | None:
         """The whole checkpoint with the best value; the earlier one of two equals."""
+        self.wait()
         readable = [(path, self._value(path)) for path in self._files()]
         ranked = [(value, path) for path, value in readable if value is not None]
         return max(ranked, key=lambda item: item[0])[1] if ranked else None
@@ -196,26 +249,37 @@ def load_checkpoint(path: Path) -> Checkpoint:
     state = json.loads(header["state"])
     if _digest(tensors, state) != header["sha256"]:
         raise CheckpointError(f"The checkpoint {path} is damaged: its checksum does not match its content.")
+    return Checkpoint(epoch=int(header["epoch"]), state=state, **_parts_of(tensors))
+
+
+def _tensors_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """All of them, by the names that they have in the file."""
+    return {f"{part}/{name}": tensor for part in _PARTS for name, tensor in getattr(checkpoint, part).items()}
+
+
+def _parts_of(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Undo :func:`_tensors_of`."""
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
     for name, tensor in tensors.items():
         part, _, key = name.partition("/")
         parts[part][key] = tensor
-    return Checkpoint(epoch=int(header["epoch"]), state=state, **parts)
+    return parts
+
+
+def _fetch(checkpoint: Checkpoint) -> Callable[[], Checkpoint]:
+    """Begin to copy what is on a device; see :func:`thawline.training.runtime.on_cpu`."""
+    tensors = on_cpu(_tensors_of(checkpoint))
+    return lambda: _with_tensors(checkpoint, tensors())
 
 
 def _in_memory(checkpoint: Checkpoint) -> Checkpoint:
     """A copy that further training does not change."""
+    return _with_tensors(checkpoint, {name: tensor.clone() for name, tensor in _tensors_of(checkpoint).items()})
 
-    def copy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
-    return replace(
-        checkpoint,
-        model=copy(checkpoint.model),
-        optimizer=copy(checkpoint.optimizer),
-        random_states=copy(checkpoint.random_states),
-        trained=copy(checkpoint.trained),
-    )
+def _with_tensors(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> Checkpoint:
+    """The same with others, by the names that they have in the file."""
+    return Checkpoint(epoch=checkpoint.epoch, state=checkpoint.state, **_parts_of(tensors))
 
 
 def pack_model(backbone: Backbone, freeze_depth: int) -> dict[str, Tensor]:

@@ -30,13 +30,14 @@ from thawline.training.checkpoint import Checkpoint, CheckpointFolder, Stepper, 
 from thawline.training.evaluation import logits_of
 from thawline.training.history import History, check_finite, fingerprint_of
 from thawline.training.hyperparameters import Hyperparameters
-from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches, labels_on, on_device
+from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches, labels_on
 from thawline.training.loop import class_weights, classes_of
 from thawline.training.metrics import classification_metrics
 from thawline.training.mixing import Mixed, Mixing
 from thawline.training.optim import build_optimizer, build_schedule, schedule_factor, without_decay
+from thawline.training.reporting import Reports
 from thawline.training.results import Decision, EpochResult, FitResult, Interrupted, epoch_result, no_longer_improves
-from thawline.training.runtime import Runtime, restore_random_states
+from thawline.training.runtime import Runtime, on_device, restore_random_states
 
 __all__ = ["SHARED_BY_HEADS", "HeadTrial", "fit_heads"]
 
@@ -102,6 +103,7 @@ def fit_heads(
             i,
             stack.stepper_of(i),
             History(trial.checkpoints, fingerprint_of(trial.hyperparameters, config, seed), metric),
+            Reports(trial.on_epoch),
         )
         for i, trial in enumerate(trials)
     ]
@@ -120,9 +122,13 @@ def fit_heads(
         for head in heads:
             if head.ahead is not None and head.ahead.epoch == epoch:
                 stack.load(head.index, head.ahead)
-        active = [head for head in heads if head.goes_on and len(head.history.epochs) == epoch]
         started = time.perf_counter()
         training = _train_epoch(stack, train, epoch, seed, weights, after_batch)
+        for head in heads:
+            head.reports.tell(wait=True)
+        active = [head for head in heads if head.goes_on and len(head.history.epochs) == epoch]
+        if not active:
+            break
         seconds = (time.perf_counter() - started) / len(active)
         backbone.module.eval()
         for head in active:
@@ -148,12 +154,15 @@ def fit_heads(
                 started=began,
             )
             head.history.epochs.append(result)
-            head.trial.checkpoints.keep(head.history.checkpoint(backbone, head.stepper, runtime))
-            head.decision = head.trial.on_epoch(result)
+            written = head.trial.checkpoints.keep(head.history.checkpoint(backbone, head.stepper, runtime))
+            head.reports.add(result, written)
         if leaving and epoch + 1 < config.epochs:
+            for head in heads:
+                head.trial.checkpoints.wait()
             raise Interrupted
     for head in heads:
-        head.trial.checkpoints.keep()
+        head.reports.tell(wait=True)
+        head.trial.checkpoints.settle()
     return [head.error or head.history.result(head.decision, stopped_early=head.stopped_early) for head in heads]
 
 
@@ -165,11 +174,15 @@ class _Head:
     index: int
     stepper: Stepper
     history: History
-    decision: Decision = Decision.CONTINUE
+    reports: Reports
     stopped_early: bool = False
     error: TrainingError | None = None
     ahead: Checkpoint | None = None
     """Where it stood when its process died; until that epoch it waits for those that had not come so far."""
+
+    @property
+    def decision(self) -> Decision:
+        return self.reports.decision
 
     @property
     def goes_on(self) -> bool:
@@ -201,6 +214,7 @@ class _Stack:
         if (train.boundary, validation.boundary) != (deepest, deepest):
             raise TrainingError("Trials can only be trained together on stored activations.")
         self.backbone, self.config, self.runtime = backbone, config, runtime
+        self.labels = labels_on(train, runtime.device)
         backbone.module.to(runtime.device).to(memory_format=runtime.memory_format)
         freeze_to(backbone, deepest, batch_norm=_BATCH_NORM)
         train_mode(backbone, deepest, batch_norm=_BATCH_NORM)
@@ -314,7 +328,7 @@ def _resume(stack: _Stack, heads: Sequence[_Head]) -> int:
             continue
         stack.settle(head.stepper, len(head.history.epochs))
         for known in head.history.epochs:
-            head.decision = head.trial.on_epoch(known)
+            head.reports.repeat(known)
     # A head that is over keeps its place, or the sums of the others would be taken in another order.
     epochs = [len(head.history.epochs) for head in heads if head.goes_on]
     first = min(epochs, default=stack.config.epochs)
@@ -346,12 +360,11 @@ def _train_epoch(
         loss = mixed.loss(partial(F.cross_entropy, logits, weight=weights, label_smoothing=smoothing))
         return loss, (logits.detach().argmax(1) == mixed.heavier).sum()
 
-    labels = labels_on(train, device)
     # One dropout mask for all: the one that each would draw alone.
     losses_of = vmap(loss_of, in_dims=(0, None), randomness="same")
     names = list(stack.parameters)
     for number, (rows, batch) in enumerate(batches(train, order, epoch, stack.runtime)):
-        mixed = mixing.apply(batch, labels[on_device(rows, device)], epoch, number)
+        mixed = mixing.apply(batch, stack.labels[on_device(rows, device)], epoch, number)
         with warnings.catch_warnings():
             # Of SqueezeNet's pooling, which is done head by head: still far faster than all of it head by head.
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
@@ -365,11 +378,11 @@ def _train_epoch(
         after_batch()
     return [
         {
-            "train/loss": float(total_loss[i]) / len(train),
-            "train/accuracy": float(correct[i]) / len(train),
-            "train/gradient_norm": float(total_norm[i]) / len(order),
+            "train/loss": loss / len(train),
+            "train/accuracy": hits / len(train),
+            "train/gradient_norm": norm / len(order),
         }
-        for i in range(count)
+        for loss, hits, norm in torch.stack([total_loss, correct, total_norm], 1).tolist()  # waits once
     ]
 
 

@@ -1,6 +1,6 @@
 """What a network, or its part after a layer group, is fed with: a batch at a time, prefetched where it pays."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +14,7 @@ from thawline.backbones import Preprocessing
 from thawline.data import DecodedImages, Split, StreamedImages
 from thawline.training.augmentation import Augmentation
 from thawline.training.ranks import Ranks
+from thawline.training.resident import Resident, identity_of, keep_rows
 from thawline.training.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ __all__ = [
     "batches",
     "evaluation_order",
     "labels_on",
-    "on_device",
     "open_inputs",
     "padded",
     "parts_of",
+    "places_of_tokens",
 ]
 
 _SORTED_BATCHES = 32
@@ -90,12 +91,6 @@ def batches(
             if i + _AHEAD < len(parts):
                 waiting.append(reader.submit(read, parts[i + _AHEAD]))
             yield rows, inputs.prepare(tensor, rows, epoch)
-
-
-def on_device(rows: np.ndarray, device: torch.device) -> Tensor:
-    """Indices of rows, int64 ``[n]``, without waiting for the device."""
-    indices = torch.from_numpy(rows)
-    return indices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else indices.to(device)
 
 
 def labels_on(inputs: Inputs, device: torch.device) -> Tensor:
@@ -167,6 +162,18 @@ def parts_of(batch: np.ndarray, accumulation: int, ranks: Ranks) -> list[Part]:
     return [Part(batch, rows, rows is own[-1], counts) for rows in own]
 
 
+def places_of_tokens(lengths: np.ndarray, width: int) -> np.ndarray:
+    """Where the tokens of padded texts lie, int64 ``[sum(lengths)]``, if one text follows the other.
+
+    Counted on the host: a GPU that is to find them in a mask is waited for.
+
+    Args:
+        lengths: of each text, at most ``width``.
+        width: to which they are padded.
+    """
+    return np.concatenate([width * text + np.arange(length) for text, length in enumerate(lengths)])
+
+
 def padded(rows: Sequence[np.ndarray]) -> Tensor:
     """Tokens int64 ``[n, T]`` of texts, int32 ``[tokens]`` each, with -1 after the end of each."""
     tokens = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
@@ -188,9 +195,17 @@ class ImageInputs:
         preprocessing: Preprocessing,
         runtime: Runtime,
         augmentation: Augmentation | None = None,
+        *,
+        key: Hashable | None = None,
     ) -> None:
-        """Take uint8 images ``[N, S, S, 3]`` (a memory map, or what is decoded a batch at a time) and labels [N]."""
+        """Take uint8 images ``[N, S, S, 3]`` (a memory map, or what is decoded a batch at a time) and labels [N].
+
+        With a ``key`` that tells these images from all others, a GPU keeps those that fit, once they are read again.
+        """
         self.images, self.labels = images, labels
+        self._key = key if runtime.device.type == "cuda" else None
+        self._resident: Resident | None = None
+        self._read = 0
         self._runtime = runtime
         self._augmentation = augmentation or Augmentation()
         self._mean = torch.tensor(preprocessing.mean, device=runtime.device).view(1, 3, 1, 1)
@@ -201,6 +216,12 @@ class ImageInputs:
 
     def read(self, rows: np.ndarray, epoch: int) -> Tensor:
         """uint8 ``[n, S, S, 3]``."""
+        if self._key is not None and self._resident is None and self._read >= len(self):
+            self._resident = keep_rows(self._key, len(self), self._from_host, self._runtime.device)
+        self._read += len(rows)
+        return self._from_host(rows) if self._resident is None else self._resident.take(rows, self._from_host)
+
+    def _from_host(self, rows: np.ndarray | slice) -> Tensor:
         # Rows of a memory map are copied, because torch would warn that it cannot guard what is read-only.
         return torch.from_numpy(np.require(self.images[rows], requirements="W"))
 
@@ -258,4 +279,5 @@ def open_inputs(
         return TextInputs(*TokenizedTexts.open(path).split(split), runtime)
     # Images that are not kept decoded are decoded by as many threads as compute, which wait meanwhile.
     images = DecodedImages.open(path, threads=torch.get_num_threads())
-    return ImageInputs(*images.split(split), preprocessing, runtime, augmentation)
+    key = (*identity_of(path), split) if images.are_kept else None
+    return ImageInputs(*images.split(split), preprocessing, runtime, augmentation, key=key)

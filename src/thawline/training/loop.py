@@ -9,6 +9,7 @@ arguments, it resumes at the next epoch (at the next batch, if it was asked to l
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -37,7 +38,6 @@ from thawline.training.inputs import (
     batch_sizes,
     batches,
     labels_on,
-    on_device,
     parts_of,
 )
 from thawline.training.metrics import classification_metrics
@@ -45,8 +45,9 @@ from thawline.training.mixing import Mixing
 from thawline.training.observation import Observer
 from thawline.training.optim import add_parameters, build_optimizer, build_schedule
 from thawline.training.ranks import ALONE, Ranks
+from thawline.training.reporting import Ended, Reports, already
 from thawline.training.results import Decision, EpochResult, FitResult, Interrupted, epoch_result
-from thawline.training.runtime import Runtime, restore_random_states
+from thawline.training.runtime import Runtime, on_device, restore_random_states
 from thawline.training.thawing import Thawing
 
 __all__ = ["class_weights", "classes_of", "fit"]
@@ -114,25 +115,27 @@ def fit(
         seed=seed,
         accumulation=accumulation,
         on_batch=on_batch,
+        reports=Reports(ranks.asking_first(on_epoch)),
         observer=observer,
         ranks=ranks,
     )
-    on_epoch = ranks.asking_first(on_epoch)
     if checkpoint is not None:
         run.restore(checkpoint)
-    decision, stopped_early = Decision.CONTINUE, False
+    reports, stopped_early = run.reports, False
     for known in history.epochs:
-        decision = on_epoch(known)
+        reports.repeat(known)
 
-    while decision is Decision.CONTINUE and len(history.epochs) < config.epochs:
-        stopped_early = thawing.stops_early(history.epochs, config.early_stopping)
-        if stopped_early:
-            break
-        run.train_from(thawing.depths(history.epochs)[-1])
-        decision = on_epoch(run.train_epoch())
+    with suppress(Ended):
+        while reports.decision is Decision.CONTINUE and len(history.epochs) < config.epochs:
+            stopped_early = thawing.stops_early(history.epochs, config.early_stopping)
+            if stopped_early:
+                break
+            run.train_from(thawing.depths(history.epochs)[-1])
+            run.train_epoch()
+    reports.tell(wait=True)
 
-    checkpoints.keep()
-    return history.result(decision, stopped_early=stopped_early)
+    checkpoints.settle()
+    return history.result(reports.decision, stopped_early=stopped_early and reports.decision is Decision.CONTINUE)
 
 
 @dataclass
@@ -166,6 +169,7 @@ class _Run:
         seed: int,
         accumulation: int,
         on_batch: Callable[[], bool],
+        reports: Reports,
         observer: Observer | None,
         ranks: Ranks,
     ) -> None:
@@ -182,12 +186,14 @@ class _Run:
             seed: see :func:`fit`.
             accumulation: see :func:`fit`.
             on_batch: see :func:`fit`.
+            reports: who is told of each epoch.
             observer: attached when training begins, and again when the depth changes.
             ranks: see :func:`fit`.
         """
         self.backbone, self.config, self.runtime, self.observer = backbone, config, runtime, observer
         self.ranks = ranks
         self.history, self.seed, self.accumulation, self.on_batch = history, seed, accumulation, on_batch
+        self.reports = reports
         self._hyperparameters, self._open = hyperparameters, inputs
         self.module = backbone.module.to(runtime.device).to(memory_format=runtime.memory_format)
         self.scaler = GradScaler(runtime.device.type, enabled=runtime.needs_loss_scaling)
@@ -252,8 +258,8 @@ class _Run:
         self.evaluating = self._network(self.validation.boundary)
         self._ready_for = depth
 
-    def train_epoch(self) -> EpochResult:
-        """Train the next epoch, or what is left of it, measure it, and keep it."""
+    def train_epoch(self) -> None:
+        """Train the next epoch, or what is left of it, measure it, keep it, and tell it once it is kept."""
         epoch, started = len(self.history.epochs), time.perf_counter()
         begun = self._resume_within()
         learning_rate = begun.learning_rate or self.optimizer.param_groups[0]["lr"]
@@ -276,12 +282,18 @@ class _Run:
                 started=started - begun.seconds,
             )
             self.history.epochs.append(result)
-            checkpoint = self._checkpoint(trained)
-            if self.ranks.is_first:
-                self.history.checkpoints.keep(checkpoint)
+            written = self._keep(self._checkpoint(trained))
         if self.observer is not None:
             self.observer.end_epoch(epoch + 1, logits)
-        return result
+        self.reports.add(result, written)
+
+    def _keep(self, checkpoint: Checkpoint) -> "Future[None]":
+        """Write a checkpoint; of several processes the first does, and they ask at the same time, so when it is written."""
+        if self.ranks.count == 1:
+            return self.history.checkpoints.keep(checkpoint)
+        if self.ranks.is_first:
+            self.history.checkpoints.keep(checkpoint).result()
+        return already()
 
     def train_mode(self) -> None:
         """See :func:`thawline.freezing.train_mode`."""
@@ -352,8 +364,8 @@ def _train_epoch(run: _Run, epoch: int, begun: _Progress) -> dict[str, float]:
     run.train_mode()
     train, config, device, started = run.train, run.config, run.runtime.device, time.perf_counter()
     learning_rate = begun.learning_rate or run.optimizer.param_groups[0]["lr"]
-    sums = (begun.loss, begun.correct, begun.norm, begun.steps)
-    total_loss, correct, total_norm, steps_taken = (torch.tensor(value, device=device) for value in sums)
+    sums = on_device(np.array([begun.loss, begun.correct, begun.norm, begun.steps], dtype=np.float32), device)
+    total_loss, correct, total_norm, steps_taken = sums.unbind()  # views
     order = batch_order(train, config.batch_size, run.seed, epoch)
     parts = [part for batch in order[begun.batches :] for part in parts_of(batch, run.accumulation, run.ranks)]
     read = batches(train, [part.rows for part in parts], epoch, run.runtime)
@@ -381,15 +393,16 @@ def _train_epoch(run: _Run, epoch: int, begun: _Progress) -> dict[str, float]:
                 done += 1
                 if run.ranks.any_of(run.on_batch()) and done < len(order):
                     seconds = begun.seconds + time.perf_counter() - started
-                    reached = (*run.ranks.sums(total_loss, correct), total_norm, steps_taken)
-                    run.leave(_Progress(done, seconds, learning_rate, *map(float, reached)))
-    total_loss, correct = run.ranks.sums(total_loss, correct)
-    mean_loss = float(total_loss) / len(train)
+                    run.leave(_Progress(done, seconds, learning_rate, *run.ranks.totals(sums, own=2)))
+                run.reports.check(wait=False)
+    run.reports.check(wait=True)
+    loss_sum, hits, norm_sum, steps_sum = run.ranks.totals(sums, own=2)  # once: the device is waited for
+    mean_loss = loss_sum / len(train)
     check_finite(mean_loss, epoch, run.optimizer)
     return {
         "train/loss": mean_loss,
-        "train/accuracy": float(correct) / len(train),
-        "train/gradient_norm": float(total_norm) / max(1.0, float(steps_taken)),
+        "train/accuracy": hits / len(train),
+        "train/gradient_norm": norm_sum / max(1.0, steps_sum),
     }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from thawline.backbones import Backbone, Preprocessing, section
 from thawline.config import TrainConfig
-from thawline.training.inputs import on_device
+from thawline.training.runtime import on_device
 
 __all__ = ["Mixed", "Mixing", "depths_without_places"]
 

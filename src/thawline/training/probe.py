@@ -166,6 +166,7 @@ def keep_probe(
     history = History(checkpoints, fingerprint_of(hyperparameters, config, seed), metric)
     history.epochs.append(EpochResult(1, metrics, time.time_ns() // 1_000_000))
     checkpoints.keep(history.checkpoint(backbone, None, runtime))
+    checkpoints.wait()
     return history.result(Decision.CONTINUE)
 
 

@@ -129,13 +129,18 @@ class Ranks:
         it is the last of its parts of a batch."""
         return network.no_sync() if isinstance(network, DistributedDataParallel) and not now else nullcontext()
 
-    def sums(self, *numbers: Tensor) -> Sequence[Tensor]:
-        """The sum over all processes of each of some numbers, on their device and without waiting for it."""
-        if self.count == 1:
-            return numbers
-        together = torch.stack([number.double() for number in numbers])
-        dist.all_reduce(together)
-        return together.unbind()
+    def totals(self, sums: Tensor, own: int) -> list[float]:
+        """Sums, on the host.
+
+        Args:
+            sums: ``[n]``, on the device.
+            own: of the first so many each process has taken its own part, and of the rest all have the same.
+        """
+        if self.count > 1:
+            together = sums[:own].double()
+            dist.all_reduce(together)
+            sums = torch.cat([together, sums[own:]])
+        return list(sums.tolist())
 
     def any_of(self, wish: bool) -> bool:
         """Whether any process has a wish. On the CPU: a GPU is not waited for."""

@@ -1,10 +1,11 @@
 """The device and precision that training runs in. The only place that touches torch's global state."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,11 +13,13 @@ from thawline.config import TrainConfig
 from thawline.exceptions import ConfigError
 
 __all__ = [
+    "HostCopy",
     "Runtime",
     "forget_peak_memory",
     "is_device_lost",
     "is_out_of_memory",
     "on_cpu",
+    "on_device",
     "peak_memory",
     "random_states",
     "restore_random_states",
@@ -106,19 +109,56 @@ def set_up_process(*, threads: int | None, seed: int, exact: bool = True) -> Non
     torch.backends.mha.set_fastpath_enabled(False)  # type: ignore[no-untyped-call,unused-ignore]
 
 
-def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors on the CPU, contiguous. Those of a type leave a device as one copy: each would wait for it.
+def on_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """An array, or a tensor of the CPU, on a device, without waiting: a GPU fetches it from pinned memory in time."""
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
-    It takes room for a second copy of them on the device, for as long as that lasts.
+
+class HostCopy:
+    """A tensor on its way to the host: a GPU is not waited for before :meth:`get`, and computes on meanwhile."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        """Begin to copy; what is on the host already is not copied."""
+        on_gpu = tensor.device.type == "cuda"
+        self._tensor = tensor.to("cpu", non_blocking=on_gpu)  # into pinned memory, if from a GPU
+        self._arrived = torch.cuda.Event(blocking=True) if on_gpu else None  # type: ignore[no-untyped-call]
+        if self._arrived is not None:
+            self._arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def get(self) -> Tensor:
+        """The tensor, once it has arrived; from any thread."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._tensor
+
+
+def on_cpu(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+    """Begin to copy tensors to the CPU; the returned function waits for the copies, which are contiguous.
+
+    The copies are of what the tensors hold now, whatever is written to them meanwhile, unless all are on the CPU: those
+    are not copied. Those of a type leave a device as one copy. It takes room for a second copy of them on the device,
+    for as long as that lasts.
     """
-    moved = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    for dtype in {tensor.dtype for tensor in moved.values()}:
-        names = [name for name, tensor in moved.items() if tensor.dtype == dtype and tensor.device.type != "cpu"]
-        if names:
-            flat = torch.cat([moved[name].reshape(-1) for name in names]).cpu()
-            parts = torch.split(flat, [moved[name].numel() for name in names])
-            moved |= {name: part.reshape(moved[name].shape) for name, part in zip(names, parts, strict=True)}
-    return moved
+    given = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    there = {name: tensor for name, tensor in given.items() if tensor.device.type != "cpu"}
+    if not there:
+        return lambda: given
+    copied = {name: tensor.clone() for name, tensor in given.items() if name not in there}
+    of_type: dict[torch.dtype, list[str]] = {}
+    for name, tensor in there.items():
+        of_type.setdefault(tensor.dtype, []).append(name)
+    flat = [(names, HostCopy(torch.cat([there[name].reshape(-1) for name in names]))) for names in of_type.values()]
+    shapes = {name: tensor.shape for name, tensor in there.items()}
+
+    def arrived() -> dict[str, Tensor]:
+        moved = dict(copied)
+        for names, copy in flat:
+            parts = torch.split(copy.get(), [shapes[name].numel() for name in names])
+            moved |= {name: part.reshape(shapes[name]) for name, part in zip(names, parts, strict=True)}
+        return moved
+
+    return arrived
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:

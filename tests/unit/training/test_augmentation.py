@@ -119,7 +119,9 @@ def test_the_operations_of_standard_are_those_of_torchvision() -> None:
             magnitude = 0.0 if strengths is None else float(strengths[i])
             for sign in (1, -1) if signed else (1,):
                 wanted = theirs._apply_image_or_video_transform(noise, name, sign * magnitude, "nearest", {})
-                torch.testing.assert_close(operation(noise, sign * ours), wanted, msg=f"{name} {sign * magnitude}")
+                others = np.array([weakest, sign * ours, strongest])
+                found = operation(torch.stack([noise.flip(0), noise, noise.flip(1)]), others)[1]
+                torch.testing.assert_close(found.clamp(0, 1), wanted, msg=f"{name} {sign * magnitude}")
 
 
 def test_standard_does_all_of_its_operations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +129,7 @@ def test_standard_does_all_of_its_operations(monkeypatch: pytest.MonkeyPatch) ->
 
     done: list[tuple[int, float]] = []
     recording = [
-        (lambda image, magnitude, i=i: (done.append((i, magnitude)), image)[1], low, high, signed)
+        (lambda images, sizes, i=i: (done.extend((i, size) for size in sizes), images)[1], low, high, signed)
         for i, (_, low, high, signed) in enumerate(_operations())
     ]
     monkeypatch.setattr(augmentation, "_operations", lambda: recording)

@@ -4,13 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load, save
-from torch import Tensor
 
 from thawline.config import TrainConfig
 from thawline.exceptions import ConfigError
 from thawline.training import is_device_lost, is_out_of_memory, runtime_for, set_up_process
-from thawline.training.runtime import on_cpu
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +28,7 @@ def test_deterministic_kernels_and_whole_single_precision_are_for_exact_searches
 
 
 def test_a_gpu_is_counted_and_not_opened_to_see_whether_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    def opened(*arguments: Any, **more: Any) -> Tensor:
+    def opened(*arguments: Any, **more: Any) -> torch.Tensor:
         raise AssertionError("an allocation opens the GPU")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -61,37 +58,3 @@ def test_a_full_gpu_and_one_that_failed_are_told_apart(message: str, memory: boo
 
 def test_a_message_about_a_device_is_no_failure_of_it_unless_it_is_an_error_of_computing() -> None:
     assert not is_device_lost(ValueError("CUDA error: said by something else"))
-
-
-class Device:
-    """A device without one: tensors of the class below say that they are on it until they are copied."""
-
-    type = "elsewhere"
-
-
-class Elsewhere(torch.Tensor):
-    device = Device()  # type: ignore[assignment]
-    copies: list[torch.dtype] = []  # noqa: RUF012  counted by the test
-
-    def cpu(self) -> Tensor:  # type: ignore[override]
-        self.copies.append(self.dtype)
-        return self.as_subclass(Tensor)
-
-
-def test_tensors_leave_a_device_as_one_copy_of_each_type_and_are_the_same_afterwards() -> None:
-    values = {
-        "weight": torch.arange(24.0).reshape(2, 3, 4).permute(0, 2, 1),
-        "steps": torch.tensor(7.0),
-        "counts": torch.arange(5),
-        "half": torch.ones(3, dtype=torch.bfloat16),
-        "bias": torch.arange(4.0),
-        "none": torch.zeros(0),
-    }
-    Elsewhere.copies.clear()
-    moved = on_cpu({name: value.as_subclass(Elsewhere) for name, value in values.items()})
-    assert sorted(map(str, Elsewhere.copies)) == ["torch.bfloat16", "torch.float32", "torch.int64"]
-    for name, value in values.items():
-        assert torch.equal(moved[name].as_subclass(Tensor), value)
-        assert moved[name].is_contiguous()
-    assert load(save(moved))["bias"].tolist() == [0, 1, 2, 3], "parts of one copy can be written"
-    assert on_cpu({"here": values["bias"]})["here"].data_ptr() == values["bias"].data_ptr(), "a control: nothing to do"

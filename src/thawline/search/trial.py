@@ -24,9 +24,7 @@ from thawline.search.ranks import OF_ALL_RANKS, told_as_of_rank
 from thawline.search.spec import TrialSpec, build_backbone
 from thawline.search.trial_result import TrialResult, trial_folder
 from thawline.search.trial_tracking import Outcome, observer_of, params_of, record_end, trackers_of, what_was_reached
-from thawline.tracking import (
-    TrackingReport,
-)
+from thawline.tracking import TrackingReport
 from thawline.training import (
     METRIC_DIRECTIONS,
     CheckpointFolder,

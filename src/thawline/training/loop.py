@@ -288,7 +288,7 @@ class _Run:
         self.reports.add(result, written)
 
     def _keep(self, checkpoint: Checkpoint) -> "Future[None]":
-        """Write a checkpoint; of several processes the first does, and they ask at the same time, so when it is written."""
+        """Write a checkpoint. Of several processes the first does, and waits: all ask at the same time."""
         if self.ranks.count == 1:
             return self.history.checkpoints.keep(checkpoint)
         if self.ranks.is_first:

@@ -43,7 +43,7 @@ from thawline.training.inputs import (
 from thawline.training.metrics import classification_metrics
 from thawline.training.mixing import Mixing
 from thawline.training.observation import Observer
-from thawline.training.optim import add_parameters, build_optimizer, build_schedule
+from thawline.training.optim import add_parameters, build_optimizer, build_schedule, is_fused
 from thawline.training.ranks import ALONE, Ranks
 from thawline.training.reporting import Ended, Reports, already
 from thawline.training.results import Decision, EpochResult, FitResult, Interrupted, epoch_result
@@ -206,7 +206,8 @@ class _Run:
         self._ready_for: int | None = None
         first, *later = dict.fromkeys(depths[:-1] or depths)
         self._freeze_to(first)
-        self.optimizer: Optimizer = build_optimizer(self._free, backbone, hyperparameters)
+        fused = is_fused(config, runtime)
+        self.optimizer: Optimizer = build_optimizer(self._free, backbone, hyperparameters, fused=fused)
         self.schedule: LambdaLR = self._new_schedule(0)
         # One after the other: so the optimizer's groups come in the order in which its state was saved.
         for depth in later:

@@ -19,7 +19,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -266,18 +265,17 @@ class _First:
 class _Timed(CheckpointFolder):
     """Notes how long a checkpoint takes until it is on the disk, and how long training is held up by it."""
 
-    seconds = held = 0.0
+    seconds = held = began = 0.0
 
-    def keep(self, checkpoint: Any) -> "Future[None]":
+    def keep(self, checkpoint: Any) -> None:
         """See the base."""
-        began = time.perf_counter()
-        written = super().keep(checkpoint)
-        self.held = max(self.held, time.perf_counter() - began)
-        written.add_done_callback(lambda _: self._note(time.perf_counter() - began))
-        return written
+        self.began = time.perf_counter()
+        super().keep(checkpoint)
+        self.held = max(self.held, time.perf_counter() - self.began)
 
-    def _note(self, seconds: float) -> None:
-        self.seconds = max(self.seconds, seconds)
+    def _write(self, checkpoint: Any, target: Path) -> None:
+        super()._write(checkpoint, target)
+        self.seconds = max(self.seconds, time.perf_counter() - self.began)
 
 
 class counted_waits:  # noqa: N801  a context manager

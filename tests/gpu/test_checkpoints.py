@@ -63,9 +63,9 @@ def test_tensors_leave_as_one_copy_of_each_type_and_are_what_they_were_when_it_b
 
 @pytest.fixture
 def train(gpu: PretendedGpu, make_backbone: Any, images: Any, hyperparameters: Any, tmp_path: Path) -> Any:
-    def run(folder: str, epochs: int = 3, on_epoch: Any = None, on_batch: Any = lambda: False) -> FitResult:
+    def run(name: str, on_epoch: Any = None, on_batch: Any = lambda: False, folder: Any = None) -> FitResult:
         set_up_process(threads=1, seed=0)
-        config = TrainConfig(epochs=epochs, batch_size=8)
+        config = TrainConfig(epochs=3, batch_size=8)
         with gpu.modes():
             return fit(
                 make_backbone(),
@@ -74,7 +74,7 @@ def train(gpu: PretendedGpu, make_backbone: Any, images: Any, hyperparameters: A
                 config=config,
                 metric="accuracy",
                 runtime=gpu.runtime,
-                checkpoints=CheckpointFolder(tmp_path / folder, keep=9, maximise=True),
+                checkpoints=folder or CheckpointFolder(tmp_path / name, keep=9, maximise=True),
                 seed=0,
                 on_epoch=on_epoch or (lambda result: Decision.CONTINUE),
                 on_batch=on_batch,
@@ -163,13 +163,18 @@ def same(one: Path, other: Path) -> bool:
     return all(torch.equal(first.model[name], second.model[name]) for name in second.model)
 
 
-def test_an_error_of_the_thread_is_raised_by_the_training(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_thread_is_raised_by_the_training(
+    train: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = CheckpointFolder(tmp_path / "broken", keep=9, maximise=True)
+
     def broken(folder: CheckpointFolder, checkpoint: Any, target: Path) -> None:
         raise RuntimeError("the file system is gone")
 
     monkeypatch.setattr(CheckpointFolder, "_write", broken)
     with pytest.raises(RuntimeError, match="file system is gone"):
-        train("broken")
+        train("broken", folder=folder)
+    assert folder.problem is None, "it is raised once: the trial has failed and can be recorded"
 
 
 def test_a_disk_that_is_full_for_the_thread_is_a_problem_that_ends_with_room(

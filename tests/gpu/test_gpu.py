@@ -11,13 +11,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from colours import make_package, picture
 from PIL import Image
 
 from thawline import backbones
-from thawline.backbones import section
+from thawline.backbones import networks, section
 from thawline.config import TrainConfig
+from thawline.data import images
+from thawline.registry.servable import open_servable
 from thawline.reports import StudyReport
-from thawline.training import runtime_for
+from thawline.training import (
+    CheckpointFolder,
+    Decision,
+    EpochResult,
+    FitResult,
+    Hyperparameters,
+    fit,
+    runtime_for,
+    set_up_process,
+)
+from thawline.training.runtime import on_device
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -77,6 +90,93 @@ def test_a_search_trains_on_it_and_its_model_answers_the_same_without_it(
     assert [answer["class"] for answer in with_it] == [answer["class"] for answer in without]
     for one, other in zip(with_it, without, strict=True):
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-3)
+
+
+class Rows:
+    """Images on the device, so that nothing is read."""
+
+    boundary = 0
+    lengths = None
+
+    def __init__(self, count: int) -> None:
+        self.labels = np.arange(count, dtype=np.int64) % 3
+        self.images = torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(0)).cuda()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, rows: np.ndarray, epoch: int) -> torch.Tensor:
+        return self.images[on_device(rows, self.images.device)]
+
+    def prepare(self, read: torch.Tensor, rows: np.ndarray, epoch: int) -> torch.Tensor:
+        return read
+
+
+def train(
+    folder: Path,
+    epochs: int,
+    on_epoch: Callable[[EpochResult], Decision] = lambda result: Decision.CONTINUE,
+    on_batch: Callable[[], bool] = lambda: False,
+) -> FitResult:
+    config = TrainConfig(epochs=epochs, batch_size=8, precision="bf16")
+    set_up_process(threads=1, seed=0, exact=True)
+    inputs = Rows(40), Rows(16)
+    return fit(
+        backbones.create("resnet18", num_classes=3, weights="none", image_size=64),
+        lambda depth: inputs,
+        hyperparameters=Hyperparameters("resnet18", 2, 1e-3, 0.01, 1.0, "adamw"),
+        config=config,
+        metric="accuracy",
+        runtime=runtime_for(config),
+        checkpoints=CheckpointFolder(folder, keep=9, maximise=True),
+        seed=0,
+        on_epoch=on_epoch,
+        on_batch=on_batch,
+    )
+
+
+def test_a_step_of_training_waits_for_nothing(tmp_path: Path) -> None:
+    """PyTorch raises where the host would wait, from the first batch to the last; an epoch's end may."""
+    batches: list[int] = []
+
+    def strict() -> bool:
+        batches.append(1)
+        torch.cuda.set_sync_debug_mode("error" if len(batches) < 5 else "default")
+        return False
+
+    try:
+        train(tmp_path / "first", 1, on_batch=strict)
+        torch.cuda.set_sync_debug_mode("error")
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            torch.ones(1, device="cuda").item()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(batches) == 5 + 2
+
+
+def test_a_training_resumes_on_it_from_its_checkpoint(tmp_path: Path) -> None:
+    paused = train(tmp_path / "paused", 3, lambda result: Decision.PAUSE)
+    assert len(paused.history) == 1
+    told: list[int] = []
+    resumed = train(tmp_path / "paused", 3, lambda result: (told.append(result.epoch), Decision.CONTINUE)[1])
+    whole = train(tmp_path / "whole", 3)
+    assert told == [1, 2, 3]
+    for one, other in zip(resumed.history, whole.history, strict=True):
+        assert one.metrics["train/loss"] == pytest.approx(other.metrics["train/loss"], rel=1e-2)
+
+
+def test_a_served_network_is_loaded_to_the_device_that_is_named(tmp_path: Path) -> None:
+    folder = make_package(tmp_path / "package")
+    settings = json.loads(next(folder.rglob("model.json")).read_text())
+    files = {"weights": str(next(folder.rglob("model.safetensors")))}
+    before = torch.cuda.memory_allocated()
+    on_cpu = open_servable(settings, files, networks=networks, inputs=images, device="cpu")
+    assert torch.cuda.memory_allocated() == before
+    named = f"cuda:{torch.cuda.device_count() - 1}"
+    on_gpu = open_servable(settings, files, networks=networks, inputs=images, device=named)
+    assert {str(parameter.device) for parameter in on_gpu.network.parameters()} == {named}
+    prepared = [on_gpu.prepare(picture("red"))]
+    np.testing.assert_allclose(on_gpu.probabilities(prepared), on_cpu.probabilities(prepared), atol=1e-2)
 
 
 def draw(folder: Path) -> Path:

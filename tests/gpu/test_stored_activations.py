@@ -10,8 +10,9 @@ import torch
 from pretended_gpu import PretendedGpu
 from torch import Tensor
 
-from thawline.activations import ActivationInputs, ActivationKey, ActivationStore
+from thawline.activations import ActivationInputs, ActivationKey, ActivationStore, profile
 from thawline.activations.fill import _Pass, fill
+from thawline.activations.inputs import TextActivationInputs
 from thawline.config import TrainConfig
 from thawline.training import batches, evaluation_order, resident, runtime_for
 
@@ -133,6 +134,37 @@ def test_rows_are_read_without_waiting_whether_the_device_keeps_all_some_or_none
     assert not gpu.behind, gpu.behind
 
 
+@pytest.mark.parametrize("room", [10**9, 0], ids=["on the device", "on the host"])
+def test_texts_of_different_lengths_are_read_without_waiting(
+    gpu: PretendedGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    lengths = np.array([3, 5, 2, 7, 4, 1], dtype=np.int32)
+    tokens = torch.randn(int(lengths.sum()), 4, generator=torch.Generator().manual_seed(0))
+    store = ActivationStore(tmp_path / "texts", budget=10**9)
+    key = ActivationKey("data", "train", "plain", "tiny", "0", 1, None, "fp32", "float32", "")
+    with store.building([key]):
+        writer = store.writer(key, tokens, len(tokens))
+        writer.write(tokens)
+        store.publish(writer)
+    stored = store.open(key)
+    assert stored is not None
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (room, room))
+    with gpu.modes():
+        inputs = TextActivationInputs(stored, lengths, np.zeros(6, np.int64), 1, gpu.runtime)
+    read: list[Tensor] = []
+
+    def run() -> None:
+        for _, batch in batches(inputs, [np.array([1, 4]), np.array([2, 3])], 0, gpu.runtime):
+            read.append(batch)
+
+    assert not gpu.counted(run), gpu.waits
+    assert not gpu.behind, gpu.behind
+    starts = np.cumsum(lengths) - lengths
+    assert gpu.holds(read[0])
+    assert torch.equal(read[0][1, :4, :-1], tokens[starts[4] : starts[4] + 4])
+    assert read[1][..., -1].sum(1).tolist() == [2, 7]
+
+
 def test_the_next_trial_of_a_process_uploads_nothing_again_and_another_file_makes_room(
     filled: Any, gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,3 +199,22 @@ def test_images_are_kept_once_they_are_read_again(gpu: PretendedGpu, images: Any
         again = images(40, gpu.runtime, key="these")
     assert not gpu.counted(lambda: read_all(again, gpu)), gpu.waits
     assert torch.equal(inputs._resident.rows, inputs._from_host(slice(None)))
+
+
+def test_the_profile_measures_reading_where_the_rows_lie(gpu: PretendedGpu) -> None:
+    places: list[bool] = []
+    cpu = runtime_for(TrainConfig(device="cpu"))
+
+    def timed(run: Any, runtime: Any) -> float:
+        places.append(gpu.holds(run()))
+        return 1.0
+
+    with pytest.MonkeyPatch.context() as patch, gpu.modes():
+        patch.setattr(profile, "_median", timed)
+        batch = gpu.put(torch.ones(4, 3))
+        assert profile._resident_speed(batch, gpu.runtime) == profile._read_speed(batch, gpu.runtime) == 48
+        assert places == [True, True], "from the host to the device, too"
+        assert profile._resident_speed(batch.cpu(), cpu) is None
+        profile._read_speed(batch.cpu(), cpu)
+    assert places[2:] == [False]
+    assert (resident.room_on(gpu.runtime.device), resident.room_on(cpu.device)) == (10**9 // 2, 0)

@@ -59,6 +59,20 @@ def test_what_waits_is_found_with_its_line(gpu: PretendedGpu) -> None:
     assert all("test_waiting.py" in wait for wait in gpu.waits)
 
 
+def test_a_copy_holds_nonsense_until_it_is_waited_for(gpu: PretendedGpu) -> None:
+    with gpu.modes():
+        there = torch.arange(3.0, device=DEVICE)
+        copy, event = there.to("cpu", non_blocking=True), torch.cuda.Event()
+        event.record()
+        later = there.to("cpu", non_blocking=True)
+        assert copy.tolist() != [0, 1, 2]
+        event.synchronize()
+        assert copy.tolist() == [0, 1, 2]
+        assert later.tolist() != [0, 1, 2]
+        there.sum().item()
+        assert later.tolist() == [0, 1, 2]
+
+
 def test_tensors_of_two_places_are_refused_but_for_numbers(gpu: PretendedGpu) -> None:
     with gpu.modes():
         there, here = torch.ones(3, device=DEVICE), torch.ones(3)

@@ -5,6 +5,7 @@ storages are "on the device", and
 
 * refuse operations on tensors of both places, as CUDA does, save for zero-dimensional tensors of the host;
 * answer ``tensor.device`` and its like, so that code takes the ways that it takes on a GPU;
+* let a copy to the host that is not blocking hold nonsense until an event after it, or anything later, is waited for;
 * note each time that the host would wait for the device, with the line of Thawline that made it wait.
 
 What waits: a value on the host (``.item()``, ``float(…)``, ``.tolist()``), a number of places (``nonzero``, a boolean
@@ -42,6 +43,8 @@ __all__ = ["DEVICE", "PretendedGpu", "pretended"]
 DEVICE = torch.device("cuda", 0)
 _HOST = torch.device("cpu")
 _OURS = str(Path(thawline.__file__).parent)
+_NOT_ARRIVED = 113
+"""What a copy holds that was not waited for."""
 _COUNTING = ("nonzero", "masked_select", "_unique2", "unique_dim", "bincount", "equal", "is_nonzero")
 """Operations whose result, or its size, the host must know."""
 _COPIES = ("copy_", "_to_copy", "set_")
@@ -83,6 +86,8 @@ class PretendedGpu:
         """How often the host waited, by kind and line of Thawline."""
         self.behind: Counter[str] = Counter()
         """The same in other threads than the first one."""
+        self.arriving: list[tuple[Tensor, Tensor]] = []
+        """Copies to the host that nobody has waited for yet, and what they will hold."""
         self._marked, self._pinned = _Marks(), _Marks()
         self._calls = threading.local()
 
@@ -175,8 +180,17 @@ class PretendedGpu:
         self.left(source)
         if non_blocking:  # PyTorch takes pinned memory for it
             self._pinned.add(moved)
+            self.arriving.append((moved, moved.clone()))
+            moved.fill_(_NOT_ARRIVED)
         else:
             self.waited("copy to the host")
+
+    def arrived(self, copies: list[tuple[Tensor, Tensor]]) -> None:
+        """Somebody waited for these copies to the host: now they hold what was copied."""
+        with torch.inference_mode():
+            for moved, content in copies:
+                moved.copy_(content)
+        self.arriving = [each for each in self.arriving if not any(each is copy for copy in copies)]
 
     def left(self, tensor: Tensor) -> None:
         """A tensor was copied to the host, waited for or not; for tests to replace."""
@@ -229,8 +243,6 @@ class PretendedGpu:
         return masked and not (name != "index" and args[2].ndim == 0 and not self.holds(args[2]))
 
     def _copied_over(self, target: Tensor, source: Tensor, *, non_blocking: bool | None) -> None:
-        if not target.ndim and not source.ndim and target.numel() == 0:
-            return
         on_host = source if self.holds(target) else target
         if not (non_blocking and on_host in self._pinned):
             self.waited("copy to the device" if self.holds(target) else "copy to the host")
@@ -241,6 +253,7 @@ class PretendedGpu:
         """Note that the host waits."""
         counter = self.waits if threading.current_thread() is threading.main_thread() else self.behind
         counter[f"{kind} at {_line()}"] += 1
+        self.arrived(self.arriving)
 
     @contextmanager
     def _making(self, there: bool) -> Iterator[None]:
@@ -293,18 +306,17 @@ def _line() -> str:
 class _Event:
     """Of CUDA's interface what is used."""
 
-    def __init__(self, **options: Any) -> None:
-        self.options = options
+    def __init__(self, gpu: PretendedGpu) -> None:
+        self._gpu = gpu
+        self._before: list[tuple[Tensor, Tensor]] = []
 
     def record(self, stream: Any = None) -> None:
-        """Nothing is to be waited for: all is computed at once."""
+        """What was copied before can be waited for."""
+        self._before = list(self._gpu.arriving)
 
     def synchronize(self) -> None:
         """Not counted, see above."""
-
-    def query(self) -> bool:
-        """Whether everything before is computed."""
-        return True
+        self._gpu.arrived(self._before)
 
 
 @contextmanager
@@ -337,7 +349,7 @@ def pretended(patch: pytest.MonkeyPatch, *, free: int = 10**9) -> Iterator[Prete
         patch.setattr(torch.cuda, "set_rng_state", lambda state, device=None: None)
         patch.setattr(torch.cuda, "mem_get_info", lambda device=None: (free, free))
         patch.setattr(torch.cuda, "empty_cache", lambda: None)
-        patch.setattr(torch.cuda, "Event", _Event)
+        patch.setattr(torch.cuda, "Event", lambda **options: _Event(gpu))
         patch.setattr(torch.cuda, "current_stream", lambda device=None: SimpleNamespace(synchronize=lambda: None))
         stack.callback(patch.undo)
         yield gpu

@@ -48,7 +48,11 @@ class Profile(BaseModel):
     step_seconds: float
     """Of the optimizer, for one parameter."""
     read_bytes_per_second: float
-    """Stored activations, in the order of training."""
+    """Stored activations, in the order of training, from the machine's memory to where they are computed with."""
+    resident_bytes: int = 0
+    """Bytes of them that a GPU can keep at once; 0 on a CPU."""
+    resident_bytes_per_second: float | None = None
+    """The same of those that it keeps."""
     write_bytes_per_second: float
     """Checkpoints and activations, with their checksums."""
     start_seconds: float
@@ -194,7 +198,10 @@ class Plan(BaseModel):
     def _input_seconds(self, boundary: int) -> float:
         if boundary == 0:
             return self.profile.input_seconds
-        return self._row_bytes(boundary) / self.profile.read_bytes_per_second
+        profile = self.profile
+        if profile.resident_bytes_per_second is not None and self.bytes_of(boundary) <= profile.resident_bytes:
+            return self._row_bytes(boundary) / profile.resident_bytes_per_second
+        return self._row_bytes(boundary) / profile.read_bytes_per_second
 
 
 def make_plan(

@@ -22,6 +22,8 @@ from thawline.config import BatchNorm, TrainConfig
 from thawline.freezing import freeze_to, train_mode
 from thawline.training import Hyperparameters, Inputs, Runtime, batches, runtime_for
 from thawline.training.optim import build_optimizer, is_fused
+from thawline.training.resident import room_on
+from thawline.training.runtime import on_device
 
 __all__ = ["profile"]
 
@@ -87,7 +89,9 @@ def profile(
             largest=tuple(float(batch.abs().max()) for batch in activations),
             input_seconds=_median(lambda: _read(inputs, rows, runtime), runtime) / len(rows),
             step_seconds=_step_seconds(backbone, hyperparameters, config, runtime) / sum(parameters),
-            read_bytes_per_second=_read_speed(activations[0]),
+            read_bytes_per_second=_read_speed(activations[0], runtime),
+            resident_bytes=room_on(runtime.device),
+            resident_bytes_per_second=_resident_speed(activations[0], runtime),
             write_bytes_per_second=_write_speed(folder),
             start_seconds=start_seconds,
         )
@@ -212,11 +216,20 @@ def _step_seconds(backbone: Backbone, hyperparameters: Hyperparameters, config: 
     return _median(step, runtime)
 
 
-def _read_speed(batch: Tensor) -> float:
+def _read_speed(batch: Tensor, runtime: Runtime) -> float:
     """Bytes a second from memory into a batch: stored activations that the machine's page cache holds."""
     rows = batch.detach().float().cpu().contiguous()
-    seconds = _median(lambda: rows[torch.randperm(len(rows))], None)
-    return rows.numel() * rows.element_size() / max(seconds, 1e-9)
+    seconds = _median(lambda: on_device(rows[torch.randperm(len(rows))], runtime.device), runtime)
+    return rows.nbytes / max(seconds, 1e-9)
+
+
+def _resident_speed(batch: Tensor, runtime: Runtime) -> float | None:
+    """The same of those that a GPU keeps; ``None`` on a CPU."""
+    if runtime.device.type != "cuda":
+        return None
+    rows = batch.detach().float().contiguous()
+    seconds = _median(lambda: rows[on_device(torch.randperm(len(rows)), runtime.device)], runtime)
+    return rows.nbytes / max(seconds, 1e-9)
 
 
 def _write_speed(folder: Path) -> float:

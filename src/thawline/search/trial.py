@@ -348,7 +348,7 @@ class _LastOpened:
         self._opened: dict[int, tuple[Inputs, Inputs]] = {}
 
     def close(self) -> None:
-        """Let go of what was opened."""
+        """Keep nothing open."""
         self._opened.clear()
 
     def __call__(self, depth: int) -> tuple[Inputs, Inputs]:

@@ -105,14 +105,11 @@ class CheckpointFolder:
         self.wait()
         return self._problem
 
-    def keep(self, checkpoint: Checkpoint) -> "Future[None]":
+    def keep(self, checkpoint: Checkpoint) -> None:
         """Save a checkpoint; if the disk is full, keep it in memory and try again with the next one.
 
         Of those that wait for room, the best and the last are kept. What lies on a GPU is copied, and written by a
         thread while training continues; methods that read or write those files wait for that thread first.
-
-        Returns:
-            Done when the checkpoint is on the disk, or waits for room there.
 
         Raises:
             Exception: what the thread failed with the last time, if not for want of room.
@@ -121,13 +118,15 @@ class CheckpointFolder:
         fetch = _fetch(checkpoint)
         if not any(tensor.device.type != "cpu" for tensor in checkpoint.model.values()):
             self._save_or_owe(fetch())  # a thread would take its time from the training
-            done: Future[None] = Future()
-            done.set_result(None)
-            return done
+            return
         writer = ThreadPoolExecutor(1, thread_name_prefix="thawline-checkpoint")
         self._writing = writer.submit(lambda: self._save_or_owe(fetch()))
         writer.shutdown(wait=False)
-        return self._writing
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the thread is not done with the last checkpoint yet."""
+        return self._writing is not None and not self._writing.done()
 
     def settle(self) -> None:
         """Wait for what is being written, and try again what had no room."""
@@ -138,7 +137,7 @@ class CheckpointFolder:
         """Wait for what is being written.
 
         Raises:
-            Exception: what that failed with, if not for want of room.
+            Exception: what that failed with, if not for want of room; once.
         """
         writing, self._writing = self._writing, None
         if writing is not None:

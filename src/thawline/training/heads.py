@@ -103,7 +103,7 @@ def fit_heads(
             i,
             stack.stepper_of(i),
             History(trial.checkpoints, fingerprint_of(trial.hyperparameters, config, seed), metric),
-            Reports(trial.on_epoch),
+            Reports(trial.on_epoch, trial.checkpoints),
         )
         for i, trial in enumerate(trials)
     ]
@@ -154,8 +154,8 @@ def fit_heads(
                 started=began,
             )
             head.history.epochs.append(result)
-            written = head.trial.checkpoints.keep(head.history.checkpoint(backbone, head.stepper, runtime))
-            head.reports.add(result, written)
+            head.trial.checkpoints.keep(head.history.checkpoint(backbone, head.stepper, runtime))
+            head.reports.add(result)
         if leaving and epoch + 1 < config.epochs:
             for head in heads:
                 head.trial.checkpoints.wait()

@@ -9,7 +9,6 @@ arguments, it resumes at the next epoch (at the next batch, if it was asked to l
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -45,7 +44,7 @@ from thawline.training.mixing import Mixing
 from thawline.training.observation import Observer
 from thawline.training.optim import add_parameters, build_optimizer, build_schedule, is_fused
 from thawline.training.ranks import ALONE, Ranks
-from thawline.training.reporting import Ended, Reports, already
+from thawline.training.reporting import Ended, Reports
 from thawline.training.results import Decision, EpochResult, FitResult, Interrupted, epoch_result
 from thawline.training.runtime import Runtime, on_device, restore_random_states
 from thawline.training.thawing import Thawing
@@ -115,7 +114,7 @@ def fit(
         seed=seed,
         accumulation=accumulation,
         on_batch=on_batch,
-        reports=Reports(ranks.asking_first(on_epoch)),
+        reports=Reports(ranks.asking_first(on_epoch), checkpoints),
         observer=observer,
         ranks=ranks,
     )
@@ -283,18 +282,17 @@ class _Run:
                 started=started - begun.seconds,
             )
             self.history.epochs.append(result)
-            written = self._keep(self._checkpoint(trained))
+            self._keep(self._checkpoint(trained))
         if self.observer is not None:
             self.observer.end_epoch(epoch + 1, logits)
-        self.reports.add(result, written)
+        self.reports.add(result)
 
-    def _keep(self, checkpoint: Checkpoint) -> "Future[None]":
+    def _keep(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint. Of several processes the first does, and waits: all ask at the same time."""
-        if self.ranks.count == 1:
-            return self.history.checkpoints.keep(checkpoint)
         if self.ranks.is_first:
-            self.history.checkpoints.keep(checkpoint).result()
-        return already()
+            self.history.checkpoints.keep(checkpoint)
+            if self.ranks.count > 1:
+                self.history.checkpoints.wait()
 
     def train_mode(self) -> None:
         """See :func:`thawline.freezing.train_mode`."""

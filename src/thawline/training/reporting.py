@@ -6,18 +6,11 @@ the answer to the one before ends it, if it is to end.
 """
 
 from collections.abc import Callable
-from concurrent.futures import Future
 
+from thawline.training.checkpoint import CheckpointFolder
 from thawline.training.results import Decision, EpochResult
 
-__all__ = ["Ended", "Reports", "already"]
-
-
-def already() -> "Future[None]":
-    """Of a checkpoint that is written."""
-    done: Future[None] = Future()
-    done.set_result(None)
-    return done
+__all__ = ["Ended", "Reports"]
 
 
 class Ended(Exception):
@@ -27,19 +20,19 @@ class Ended(Exception):
 class Reports:
     """What is told of one training, and the last answer."""
 
-    def __init__(self, on_epoch: Callable[[EpochResult], Decision]) -> None:
-        """Tell ``on_epoch``, which answers whether to continue."""
-        self._on_epoch = on_epoch
-        self._owed: tuple[EpochResult, Future[None]] | None = None
+    def __init__(self, on_epoch: Callable[[EpochResult], Decision], checkpoints: CheckpointFolder) -> None:
+        """Tell ``on_epoch``, which answers whether to continue, of what is in ``checkpoints``."""
+        self._on_epoch, self._checkpoints = on_epoch, checkpoints
+        self._owed: EpochResult | None = None
         self.decision = Decision.CONTINUE
 
     def repeat(self, result: EpochResult) -> None:
         """Tell an epoch that a checkpoint holds, before training begins."""
         self.decision = self._on_epoch(result)
 
-    def add(self, result: EpochResult, written: "Future[None]") -> None:
-        """Tell an epoch as soon as its checkpoint is written, which may be now."""
-        self._owed = (result, written)
+    def add(self, result: EpochResult) -> None:
+        """Tell an epoch as soon as its checkpoint, which is kept already, is written: maybe now."""
+        self._owed = result
         self.tell(wait=False)
 
     def tell(self, *, wait: bool) -> None:
@@ -51,9 +44,9 @@ class Reports:
         Raises:
             Exception: what writing failed with.
         """
-        if self._owed is not None and (wait or self._owed[1].done()):
-            (result, written), self._owed = self._owed, None
-            written.result()
+        if self._owed is not None and (wait or not self._checkpoints.is_writing):
+            result, self._owed = self._owed, None
+            self._checkpoints.wait()
             self.decision = self._on_epoch(result)
 
     def check(self, *, wait: bool) -> None:

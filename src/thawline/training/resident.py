@@ -15,7 +15,7 @@ from torch import Tensor
 
 from thawline.training.runtime import on_device
 
-__all__ = ["Resident", "identity_of", "keep_nothing", "keep_rows"]
+__all__ = ["Resident", "identity_of", "keep_nothing", "keep_rows", "room_on"]
 
 _BLOCK = 64_000_000
 """Bytes that are copied at a time: a GPU may have room for more than the memory of its machine."""
@@ -85,7 +85,7 @@ def keep_rows(key: Hashable, count: int, read: Callable[[slice], Tensor], device
         users.add(kept)
         return kept
     first = read(slice(0, 1))
-    fit = 0 if _cache.gave_up else min(count, (_free(device) + _cache.unused_bytes()) // 2 // max(1, first.nbytes))
+    fit = min(count, room_on(device) // max(1, first.nbytes))
     _cache.make_room(2 * fit * first.nbytes, lambda: _free(device))
     rows = torch.empty((fit, *first.shape[1:]), dtype=first.dtype, device=device)
     step = max(1, _BLOCK // max(1, first.nbytes))
@@ -107,6 +107,11 @@ def identity_of(path: Path) -> tuple[Hashable, ...]:
     """What tells a file from others of the same name."""
     status = path.stat()
     return (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def room_on(device: torch.device) -> int:
+    """Bytes that could be kept on a device now, by this process; 0 where nothing is kept there."""
+    return (_free(device) + _cache.unused_bytes()) // 2 if device.type == "cuda" and not _cache.gave_up else 0
 
 
 def _free(device: torch.device) -> int:

@@ -82,6 +82,17 @@ def test_what_takes_longer_to_read_than_to_compute_is_not_stored() -> None:
     assert plan(slow_disk).boundaries == (3,)
 
 
+def test_what_a_gpu_keeps_is_read_at_its_speed_and_what_is_larger_from_the_host() -> None:
+    slow = {"read_bytes_per_second": 1e6}
+    host = plan(make_profile(**slow))
+    kept = plan(make_profile(**slow, resident_bytes=10**12, resident_bytes_per_second=1e12))
+    assert kept.boundaries == (1, 2, 3)
+    assert kept.epoch_seconds()[2] < kept.without_store().epoch_seconds()[2]
+    assert host.boundaries == (3,), "a control: reading takes longer than computing"
+    few = kept.bytes_of(3)
+    assert plan(make_profile(**slow, resident_bytes=few, resident_bytes_per_second=1e12)).boundaries == (3,)
+
+
 def test_for_one_epoch_of_one_trial_nothing_is_stored_but_what_the_linear_probe_is_fitted_to() -> None:
     slow_disk, once = make_profile(write_bytes_per_second=5e6), TrainConfig(epochs=1)
     assert plan(slow_disk, trials=1, depths=(2, 2), config=once).boundaries == (3,)

@@ -4,14 +4,14 @@
 trains the head only.
 """
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from thawline.backbones import Backbone
 from thawline.config import BatchNorm
 from thawline.exceptions import BackboneError
 
-__all__ = ["freeze_to", "has_batch_norms", "train_mode", "trainable_parameters"]
+__all__ = ["freeze_to", "has_batch_norms", "moving_statistics", "train_mode", "trainable_parameters"]
 
 
 def freeze_to(backbone: Backbone, depth: int, *, batch_norm: BatchNorm) -> None:
@@ -77,6 +77,12 @@ def trainable_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
 def has_batch_norms(backbone: Backbone) -> bool:
     """Whether what batch-norms do (``frozen_eval``, …) makes a difference to it."""
     return bool(_batch_norms(backbone))
+
+
+def moving_statistics(backbone: Backbone) -> list[Tensor]:
+    """The means and variances that batch-norms in training mode update: all of ``train_all``, else none."""
+    moving = [norm for norm in _batch_norms(backbone).values() if norm.training]
+    return [buffer for norm in moving for buffer in norm.buffers(recurse=False) if buffer.is_floating_point()]
 
 
 def _batch_norms(backbone: Backbone) -> dict[str, nn.Module]:

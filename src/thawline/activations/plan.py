@@ -78,6 +78,8 @@ class Plan(BaseModel):
     trials: int
     seconds: float | None = None
     """Time for the search where that, and no number of trials, ends it: :attr:`trials` are then those that fit."""
+    devices: int = 1
+    """GPUs that compute a trial's rows at the same time; what they send each other is not counted."""
     depths: dict[int, float]
     """The freeze depths that epochs have, each with its share of all epochs; the shares add up to 1."""
 
@@ -140,6 +142,8 @@ class Plan(BaseModel):
         """The plan in two sentences."""
         profile = self.profile
         way = f"{profile.precision}, channels last" if profile.channels_last else profile.precision
+        if self.devices > 1:
+            way += f", each trial on {self.devices} GPUs"
         if not self.boundaries:
             return [
                 f"plan: stores nothing, trains in {way}",
@@ -182,9 +186,11 @@ class Plan(BaseModel):
         validation = self._input_seconds(stored) + sum(profile.forward[stored:])
         free = sum(profile.parameters[depth:])
         steps = self.train_rows / self.batch_size
+        # Heads are trained together, on one.
+        devices = self.devices if depth < len(profile.groups) else 1
         return (
-            self.train_rows * (training + sum(profile.training[depth:]))
-            + self.validation_rows * validation
+            self.train_rows * (training + sum(profile.training[depth:])) / devices
+            + self.validation_rows * validation / devices
             + steps * free * profile.step_seconds
             + 12 * free / profile.write_bytes_per_second  # a checkpoint: weights and two moments
         )
@@ -206,6 +212,7 @@ def make_plan(
     validation_rows: int,
     views: int | None,
     trials: int,
+    devices: int = 1,
     depths: Mapping[int, float],
     budget: int,
     input_numbers: int,
@@ -224,6 +231,7 @@ def make_plan(
         validation_rows: their number.
         views: views of each training row, at least 1; ``None`` if every epoch has a new one.
         trials: number of trials that are left.
+        devices: see :attr:`Plan.devices`.
         depths: see :attr:`Plan.depths`.
         budget: bytes that may be stored; 0 stores nothing.
         input_numbers: numbers a row has as the network sees it.
@@ -239,6 +247,7 @@ def make_plan(
         batch_size=config.batch_size,
         views=views,
         trials=trials,
+        devices=devices,
         depths=dict(depths),
     )
     candidates = sorted(depths.keys() - {0})

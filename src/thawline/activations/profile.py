@@ -21,7 +21,7 @@ from thawline.backbones import Backbone, Section, section, sections
 from thawline.config import BatchNorm, TrainConfig
 from thawline.freezing import freeze_to, train_mode
 from thawline.training import Hyperparameters, Inputs, Runtime, batches, runtime_for
-from thawline.training.optim import build_optimizer
+from thawline.training.optim import build_optimizer, is_fused
 from thawline.training.resident import room_on
 from thawline.training.runtime import on_device
 
@@ -206,7 +206,8 @@ def _read(inputs: Inputs, rows: np.ndarray, runtime: Runtime) -> None:
 def _step_seconds(backbone: Backbone, hyperparameters: Hyperparameters, config: TrainConfig, runtime: Runtime) -> float:
     """One optimizer step over everything, clipping included. At no rate: the weights stay what they are."""
     parameters = {name: p for name, p in backbone.module.named_parameters() if p.grad is not None}
-    optimizer = build_optimizer(parameters, backbone, replace(hyperparameters, learning_rate=0.0))
+    at_no_rate, fused = replace(hyperparameters, learning_rate=0.0), is_fused(config, runtime)
+    optimizer = build_optimizer(parameters, backbone, at_no_rate, fused=fused)
 
     def step() -> None:
         nn.utils.clip_grad_norm_(parameters.values(), config.gradient_clip or float("inf"))

@@ -18,10 +18,11 @@ from thawline.config.searchable import SEARCHABLE, Choice, Range
 from thawline.config.space import SearchSpace
 from thawline.config.study import StudyConfig
 from thawline.config.tracking import TrackingConfig
-from thawline.config.train import AugmentationKind, BatchNorm, HeadStart, Policy, TrainConfig
+from thawline.config.train import NOT_COMPARED, AugmentationKind, BatchNorm, HeadStart, Policy, TrainConfig
 from thawline.config.urls import with_driver, without_password
 
 __all__ = [
+    "NOT_COMPARED",
     "SEARCHABLE",
     "ActivationsConfig",
     "AugmentationKind",

@@ -19,7 +19,7 @@ from thawline.config.retrain import RetrainConfig
 from thawline.config.space import SearchSpace
 from thawline.config.study import StudyConfig
 from thawline.config.tracking import TrackingConfig
-from thawline.config.train import AugmentationKind, BatchNorm, Policy, TrainConfig
+from thawline.config.train import NOT_COMPARED, AugmentationKind, BatchNorm, Policy, TrainConfig
 from thawline.config.urls import without_password
 from thawline.exceptions import ConfigError
 
@@ -162,7 +162,7 @@ class SearchConfig(Model):
         """The settings, by section, that two trials must share to be comparable."""
         return {
             "backbone": self.backbone.model_dump(mode="json"),
-            "train": self.train.model_dump(mode="json", exclude={"device", "keep_checkpoints"}),
+            "train": self.train.model_dump(mode="json", exclude=NOT_COMPARED),
             "space": self.space.model_dump(mode="json"),
             "study": self.study.model_dump(
                 mode="json", include={"metric", "sampler", "sampler_options", "seed", "keep_backbones"}

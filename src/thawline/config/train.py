@@ -9,12 +9,15 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from thawline.config.model import Model
 
-__all__ = ["AugmentationKind", "BatchNorm", "HeadStart", "Policy", "Searchable", "TrainConfig"]
+__all__ = ["NOT_COMPARED", "AugmentationKind", "BatchNorm", "HeadStart", "Policy", "Searchable", "TrainConfig"]
 
 Policy = Literal["static", "gradual", "lp_ft"]
 HeadStart = Literal["auto", "probe", "fresh"]
 BatchNorm = Literal["frozen_eval", "train_affine", "train_all"]
 AugmentationKind = Literal["none", "light", "standard"]
+
+NOT_COMPARED = {"device", "devices_per_trial", "keep_checkpoints"}
+"""Keys of the section that may change between two runs of a study: where it computes, and what it keeps."""
 
 
 def _augmentation(value: object) -> object:
@@ -100,6 +103,9 @@ class TrainConfig(Model):
     """Make results bit-equal to plain training in single precision: no lower precision is stored or computed."""
     device: str = "auto"
     """``auto`` (cuda, then mps, then cpu), or a torch device such as ``cpu`` or ``cuda:1``."""
+    devices_per_trial: int = Field(1, ge=1)
+    """Devices that a trial trains on at the same time, each computing a part of every batch: as many GPUs, or with
+    ``device: cpu`` as many processes. Heads that are trained together, and the linear probe, take one."""
     keep_checkpoints: int = Field(1, ge=1)
     """Number of best checkpoints kept of a trial, besides the last."""
     policy: Annotated[Policy, Searchable("Policies of thawing to choose from.", thawed_only=True)] = "static"
@@ -147,6 +153,18 @@ class TrainConfig(Model):
     def _exact_is_single_precision(self) -> Self:
         if self.exact and self.precision not in {"auto", "fp32"}:
             raise ValueError(f"exact needs precision fp32 or auto, but got precision={self.precision}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_part_for_each_device(self) -> Self:
+        count = self.devices_per_trial
+        if count > 1 and self.exact:
+            raise ValueError(f"exact needs devices_per_trial=1, but got {count}: sums over devices round differently")
+        if count > 1 and self.batch_size < 2 * count:
+            raise ValueError(
+                f"devices_per_trial={count} needs batch_size >= {2 * count}, two images or texts for each, but got "
+                f"{self.batch_size}"
+            )
         return self
 
     @model_validator(mode="after")

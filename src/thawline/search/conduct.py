@@ -1,24 +1,29 @@
 """Trials as their driver sees them: drawn, grouped, judged after every epoch, retried when a process dies."""
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from thawline.activations import StoredSplits
 from thawline.exceptions import TrackingError
 from thawline.search.events import EpochEnded, Note, TrialEnded, TrialStarted, emit
 from thawline.search.fruitless import Fruitless
+from thawline.search.memory import in_smaller_parts
 from thawline.search.prepare import Prepared
+from thawline.search.ranks import RankFailed, RankOutOfMemory
 from thawline.search.slices import NEW, Slices
 from thawline.search.slots import threads_per_trial
 from thawline.search.spec import StudyRun, TrialSpec
 from thawline.search.storage import LeaseLost, storage_url
 from thawline.search.study import Asked, Study
-from thawline.search.trial import run_together
+from thawline.search.trial import run_rank, run_together
 from thawline.search.trial_result import TrialResult
-from thawline.search.worker import Link, WorkerCrashed, call_in_worker
+from thawline.search.worker import Link, WorkerCrashed, call_in_worker, call_in_workers
 from thawline.tracking import close_dead_run, run_status
 from thawline.training import SHARED_BY_HEADS, Decision, EpochResult, Hyperparameters
+from thawline.training.ranks import Place, device_of_rank
 
 __all__ = ["Queue", "announce_end", "announce_start", "conduct", "trial_spec"]
 
@@ -221,14 +226,13 @@ def conduct(specs: Sequence[TrialSpec], study: Study, deadline: float | None) ->
     results: list[TrialResult] | None = None
     while results is None:
         try:
-            results = list(
-                call_in_worker(
-                    _run,
-                    specs,
-                    on_message=_judge(specs[0], study, deadline),
-                    silent_seconds=60 * specs[0].config.study.hang_minutes,
-                )
-            )
+            results = _train(specs, _judge(specs[0], study, deadline))
+        except RankFailed as error:
+            smaller = in_smaller_parts(specs[0]) if isinstance(error, RankOutOfMemory) else None
+            if smaller is not None:
+                specs = [smaller]
+            else:
+                results = [_crashed(specs[0], study, str(error), time.perf_counter() - began)]
         except LeaseLost as error:
             emit(Note(str(error), "warning"))
             return []
@@ -263,6 +267,27 @@ class _Attempt:
 
     def after(self, epochs: list[int]) -> "_Attempt":
         return _Attempt(self.number + 1 if tuple(epochs) == self.epochs or not any(epochs) else 1, tuple(epochs))
+
+
+def _train(specs: Sequence[TrialSpec], judge: Callable[[tuple[int, EpochResult]], Decision]) -> list[TrialResult]:
+    """In a process, or, where a trial has several devices, in one for each."""
+    first, silent_seconds = specs[0], 60 * specs[0].config.study.hang_minutes
+    count = first.config.train.devices_per_trial
+    if count == 1 or len(specs) > 1 or first.hyperparameters.is_probe:
+        return list(call_in_worker(_run, specs, on_message=judge, silent_seconds=silent_seconds))
+    with tempfile.TemporaryDirectory(prefix="thawline-") as folder:
+        places = [Place(rank, count, Path(folder) / "meeting") for rank in range(count)]
+        calls = [(_run_rank, (first, place)) for place in places]
+        return list(call_in_workers(calls, on_message=judge, silent_seconds=silent_seconds))
+
+
+def _run_rank(spec: TrialSpec, place: Place, link: Link) -> tuple[TrialResult, ...]:
+    """In the worker of one of several devices."""
+    train = spec.config.train
+    train = train.model_copy(update={"device": device_of_rank(train.device, place.rank)})
+    threads = None if spec.threads is None else max(1, spec.threads // place.count)
+    spec = replace(spec, config=spec.config.model_copy(update={"train": train}), threads=threads)
+    return run_rank(spec, place, lambda result: link((spec.number, result)), link.alive)
 
 
 def _run(specs: Sequence[TrialSpec], link: Link) -> tuple[TrialResult, ...]:

@@ -33,6 +33,7 @@ from thawline.freezing import has_batch_norms
 from thawline.registry import check_exports
 from thawline.search.events import Note, Phase, counting, emit
 from thawline.search.sampling import check_sampling
+from thawline.search.slots import check_devices
 from thawline.search.space import check_space, depth_shares, with_backbones
 from thawline.search.storage import storage_url
 from thawline.tracking import check_trackers, check_wandb, resolve_uri
@@ -140,6 +141,7 @@ def check_config(config: SearchConfig, home: Path) -> None:
     check_execution(config.execution)
     storage_url(config.study.storage)
     runtime_for(config.train)
+    check_devices(config)
     resolve_uri(config.tracking, home)
     check_trackers(config.tracking)
     check_wandb(config.tracking)

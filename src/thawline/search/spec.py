@@ -56,6 +56,8 @@ class TrialSpec:
     """Validation texts whose answers are recorded as it trains; none of images, which are read from their file."""
     seconds_before: float = 0.0
     """That it took until it was paused."""
+    accumulation: int = 1
+    """Parts of a batch that each of several devices computes: more than one after memory ran out."""
 
 
 def build_backbone(config: SearchConfig, name: str, num_classes: int) -> backbones.Backbone:

@@ -123,10 +123,16 @@ class _Request:
         return build_backbone(self.config, self.backbone, self.classes)
 
     def with_budget(self, plan: Plan) -> Plan:
-        """A plan for the trials that are left."""
+        """A plan for the trials that are left, on as many devices as they have now."""
+        plan = plan.model_copy(update={"devices": self.devices()})
         if self.trials is None:
             return plan.for_time(self.seconds)
         return plan.model_copy(update={"seconds": None, "trials": self.trials})
+
+    def devices(self) -> int:
+        """That a trial computes faster with: processes of one CPU share its cores."""
+        train = self.config.train
+        return train.devices_per_trial if runtime_for(train).device.type == "cuda" else 1
 
     def preprocessing(self) -> Preprocessing | None:
         """Of images; ``None`` for texts, whose tokens need none."""
@@ -246,6 +252,7 @@ def _new_plan(request: _Request) -> Plan:
         train_rows=len(inputs(runtime)),
         validation_rows=len(inputs(runtime, "validation")),
         views=sum(stored_views) or None,
+        devices=request.devices(),
         depths=request.depths,
         budget=store.bytes_allowed() // len(config.backbones) if may_store else 0,
         input_numbers=3 * preprocessing.image_size**2 if preprocessing is not None else 0,

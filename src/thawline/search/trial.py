@@ -1,31 +1,30 @@
 """One trial: a function from values to a value.
 
 ``run_trial`` builds the backbone, trains it, records it, and returns the result; ``run_together`` does so for head-only
-trials, all at once. A pruned, failed or out-of-memory trial *returns*; only a fault of the infrastructure raises.
+trials, all at once, and ``run_rank`` in one of several processes that train a trial. A pruned, failed or out-of-memory
+trial *returns*; only a fault of the infrastructure raises.
 """
 
-import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
-
-import torch
 
 from thawline import backbones
 from thawline.config import TrainConfig
 from thawline.exceptions import ThawlineError, TrainingError
 from thawline.search.events import Note, emit
-from thawline.search.observation_log import ObservationRecorder, record_classes
+from thawline.search.memory import reason_of, with_less_memory
+from thawline.search.observation_log import record_classes
 from thawline.search.probing import ProbeFile, begin_with_probe, fitted_probe
+from thawline.search.ranks import OF_ALL_RANKS, told_as_of_rank
 from thawline.search.spec import TrialSpec, build_backbone
 from thawline.search.trial_result import TrialResult, trial_folder
-from thawline.search.trial_tracking import Outcome, params_of, record_end, trackers_of, what_was_reached
-from thawline.tracking import (
-    Tracker,
-    TrackingReport,
-)
+from thawline.search.trial_tracking import Outcome, observer_of, params_of, record_end, trackers_of, what_was_reached
+from thawline.tracking import TrackingReport
 from thawline.training import (
     METRIC_DIRECTIONS,
     CheckpointFolder,
@@ -53,9 +52,10 @@ from thawline.training import (
     runtime_for,
     set_up_process,
 )
+from thawline.training.ranks import ALONE, Place, Ranks, joined
 from thawline.training.resident import keep_nothing
 
-__all__ = ["run_together", "run_trial"]
+__all__ = ["run_rank", "run_together", "run_trial"]
 
 _log = logging.getLogger(__name__)
 _PATIENCE_SECONDS = 600.0
@@ -108,6 +108,46 @@ def run_together(
     return tuple(trial.end(outcome, seconds) for trial, outcome in zip(trials, outcomes, strict=True))
 
 
+def run_rank(
+    spec: TrialSpec, place: Place, on_epoch: Callable[[EpochResult], Decision], on_batch: Callable[[], bool]
+) -> tuple[TrialResult, ...]:
+    """Train one trial, or resume one, in one of several processes.
+
+    Args:
+        spec: as in :func:`run_trial`, with this process's device.
+        place: which one this is. The first records the trial and asks ``on_epoch``.
+        on_epoch: as there.
+        on_batch: as there; if it asks one of them to leave, all do.
+
+    Returns:
+        The result, in the first process.
+
+    Raises:
+        Interrupted: after ``on_batch`` asked for it.
+        RankOutOfMemory: if this process's device has no memory left.
+        RankFailed: if anything but the training itself fails here, where the others cannot see it.
+    """
+    started = time.perf_counter()
+    with told_as_of_rank(), joined(place, runtime_for(spec.config.train).device) as ranks:
+        if ranks.is_first:
+            trial = _Trial(spec, lambda number, epoch: on_epoch(epoch), on_batch)
+            outcome = _guarded(trial, ranks)
+            return (trial.end(outcome, time.perf_counter() - started),)
+        with suppress(*OF_ALL_RANKS):  # the first one tells
+            runtime = _set_up(spec, ranks)
+            _fit(
+                spec,
+                _checkpoint_folder(spec),
+                runtime,
+                ranks,
+                inputs=_LastOpened(spec, runtime),
+                accumulation=spec.accumulation,
+                on_epoch=on_epoch,
+                on_batch=on_batch,
+            )
+    return ()
+
+
 class _Arguments(TypedDict):
     """Arguments that a training and a probe kept as a trial have in common."""
 
@@ -121,6 +161,17 @@ class _Arguments(TypedDict):
 
 def _failed(reason: str) -> Outcome:
     return Outcome("failed", reason)
+
+
+def _arguments(spec: TrialSpec, folder: CheckpointFolder, runtime: Runtime) -> _Arguments:
+    return {
+        "hyperparameters": spec.hyperparameters,
+        "config": spec.config.train,
+        "metric": spec.config.study.metric,
+        "runtime": runtime,
+        "checkpoints": folder,
+        "seed": spec.config.study.seed,
+    }
 
 
 class _Trial:
@@ -137,23 +188,12 @@ class _Trial:
         if spec.provenance is not None:
             spec.provenance.record(self.tracker)
         self.folder = _checkpoint_folder(spec)
-        self.observer = _observer(spec, self.tracker)
+        self.observer = observer_of(spec, self.tracker)
 
     def announce(self, result: EpochResult) -> Decision:
         """Record an epoch, and ask whether to continue."""
         self.tracker.log_metrics(result.metrics, step=result.epoch, timestamp_ms=result.finished_at)
         return self._on_epoch(self.spec.number, result)
-
-    def arguments(self, runtime: Runtime) -> _Arguments:
-        """Of :func:`thawline.training.fit` and :func:`thawline.training.keep_probe`."""
-        return {
-            "hyperparameters": self.spec.hyperparameters,
-            "config": self.spec.config.train,
-            "metric": self.spec.config.study.metric,
-            "runtime": runtime,
-            "checkpoints": self.folder,
-            "seed": self.spec.config.study.seed,
-        }
 
     def outcome(self, result: FitResult) -> Outcome:
         """How a training ended, in words."""
@@ -213,44 +253,73 @@ def _lost(folder: CheckpointFolder, report: TrackingReport) -> Iterator[str]:
         yield f"{report.unsent} records were given up: {report.problem}"
 
 
-def _guarded(trial: _Trial) -> Outcome:
-    """Train one trial; any failure is its outcome."""
+def _guarded(trial: _Trial, ranks: Ranks = ALONE) -> Outcome:
+    """Train one trial; any failure is its outcome, except for one that other processes of it do not see."""
     try:
-        return _probe(trial) if trial.spec.hyperparameters.is_probe else _train(trial)
+        return _probe(trial) if trial.spec.hyperparameters.is_probe else _train(trial, ranks)
     except Interrupted:
         raise
     except (ThawlineError, FloatingPointError) as error:
+        if ranks.count > 1 and not isinstance(error, OF_ALL_RANKS):
+            raise
         return _failed(str(error))
     except Exception as error:
         if is_device_lost(error):  # nor could this process train the next one: another resumes it
             emit(Note(f"trial-{trial.spec.number:02d}: the GPU failed: {str(error).splitlines()[0]}", "warning"))
             raise
+        if ranks.count > 1:
+            raise
         if not is_out_of_memory(error):
             _log.exception("trial %d failed", trial.spec.number)
-        return _failed(_reason(error))
+        return _failed(reason_of(error))
 
 
-def _train(trial: _Trial) -> Outcome:
-    spec = trial.spec
-    runtime = _set_up(spec)
-    inputs = _LastOpened(spec, runtime)
-
-    def attempt(accumulation: int) -> tuple[backbones.Backbone, FitResult]:
-        if accumulation > 1:  # memory ran out
-            inputs.close()
-            keep_nothing()
+def _fit(
+    spec: TrialSpec,
+    folder: CheckpointFolder,
+    runtime: Runtime,
+    ranks: Ranks,
+    *,
+    inputs: "_LastOpened",
+    accumulation: int,
+    on_epoch: Callable[[EpochResult], Decision],
+    on_batch: Callable[[], bool],
+    observer: Observer | None = None,
+) -> tuple[backbones.Backbone, FitResult]:
+    """A network as the trial begins with it, trained."""
+    if accumulation > 1:  # memory ran out
+        inputs.close()
+        keep_nothing()
+    with ranks.first_ahead():  # it fits the probe, if nobody has
         backbone = _backbone(spec, runtime)
-        return backbone, fit(
-            backbone,
-            inputs,
-            **trial.arguments(runtime),
-            accumulation=accumulation,
-            on_epoch=trial.announce,
-            on_batch=trial.on_batch,
-            observer=trial.observer,
-        )
+    return backbone, fit(
+        backbone,
+        inputs,
+        **_arguments(spec, folder, runtime),
+        accumulation=accumulation,
+        on_epoch=on_epoch,
+        on_batch=on_batch,
+        observer=observer,
+        ranks=ranks,
+    )
 
-    backbone, result = _with_less_memory(attempt, trial.tracker, runtime, spec.config.train.batch_size)
+
+def _train(trial: _Trial, ranks: Ranks) -> Outcome:
+    spec = trial.spec
+    runtime = _set_up(spec, ranks)
+    inputs = _LastOpened(spec, runtime)
+    attempt = partial(
+        _fit,
+        spec,
+        trial.folder,
+        runtime,
+        ranks,
+        inputs=inputs,
+        on_epoch=trial.announce,
+        on_batch=trial.on_batch,
+        observer=trial.observer,
+    )
+    backbone, result = with_less_memory(attempt, trial.tracker, runtime, spec, ranks)
     _, validation = inputs(spec.hyperparameters.freeze_depth)
     _log_classes(trial, backbone, validation, runtime, result)
     return trial.outcome(result)
@@ -263,7 +332,9 @@ def _probe(trial: _Trial) -> Outcome:
     backbone = build_backbone(spec.config, spec.hyperparameters.backbone, len(spec.classes))
     probe = fitted_probe(backbone, spec.activations, spec.config, runtime, _probe_path(spec))
     _, validation = spec.activations.open_plain(spec.hyperparameters.freeze_depth, runtime)
-    result = keep_probe(backbone, probe.head, validation, seconds=probe.seconds, **trial.arguments(runtime))
+    result = keep_probe(
+        backbone, probe.head, validation, seconds=probe.seconds, **_arguments(spec, trial.folder, runtime)
+    )
     trial.announce(result.history[-1])
     _log_classes(trial, backbone, validation, runtime, result)
     return trial.outcome(result)
@@ -316,7 +387,7 @@ def _train_heads(trials: Sequence[_Trial]) -> list[Outcome] | None:
         if is_out_of_memory(error):
             return None
         _log.exception("trials %s failed", [trial.spec.number for trial in trials])
-        return [_failed(_reason(error))] * len(trials)
+        return [_failed(reason_of(error))] * len(trials)
     outcomes = []
     together = ", ".join(str(trial.spec.number) for trial in trials)
     for trial, result in zip(trials, fitted, strict=True):
@@ -329,35 +400,13 @@ def _train_heads(trials: Sequence[_Trial]) -> list[Outcome] | None:
     return outcomes
 
 
-def _set_up(spec: TrialSpec) -> Runtime:
+def _set_up(spec: TrialSpec, ranks: Ranks = ALONE) -> Runtime:
     """Threads, and one seed for all trials of a study: they differ in their hyperparameters, not by chance."""
-    set_up_process(threads=spec.threads, seed=spec.config.study.seed, exact=spec.config.train.exact)
+    seed = ranks.own_seed(spec.config.study.seed)
+    set_up_process(threads=spec.threads, seed=seed, exact=spec.config.train.exact)
     runtime = runtime_for(spec.config.train)
     forget_peak_memory(runtime.device)
     return runtime
-
-
-def _with_less_memory(
-    attempt: Callable[[int], tuple[backbones.Backbone, FitResult]], tracker: Tracker, runtime: Runtime, batch_size: int
-) -> tuple[backbones.Backbone, FitResult]:
-    """Try; whenever memory runs out, again in twice as many parts of a batch, whose gradients are accumulated.
-
-    Parts of two images are the smallest: a batch norm that is trained needs two.
-    """
-    parts = 1
-    while True:
-        try:
-            return attempt(parts)
-        except Exception as error:
-            if not is_out_of_memory(error) or 4 * parts > batch_size:
-                raise
-        # Outside the except block: the exception's traceback would keep this attempt's tensors alive.
-        gc.collect()
-        if runtime.device.type == "cuda":
-            torch.cuda.empty_cache()
-        parts *= 2
-        said = f"retried with 1/{parts} of a batch at a time, gradients accumulated over {parts} parts"
-        tracker.log_tags({"thawline.out_of_memory": said})
 
 
 def _backbone(spec: TrialSpec, runtime: Runtime) -> backbones.Backbone:
@@ -392,29 +441,9 @@ def _log_classes(
         record_classes(trial.tracker, counts, spec.classes, step=checkpoint.epoch)
 
 
-def _observer(spec: TrialSpec, tracker: Tracker) -> Observer | None:
-    if not spec.config.tracking.observe:
-        return None
-    activations = spec.activations
-    images = activations.data if activations.preprocessing is not None else None
-    record = ObservationRecorder(
-        tracker, images=images, texts=spec.texts, classes=spec.classes, seed=spec.config.study.seed
-    )
-    return Observer(record)
-
-
 def _checkpoint_folder(spec: TrialSpec) -> CheckpointFolder:
     return CheckpointFolder(
         trial_folder(spec.home, spec.study, spec.number),
         keep=spec.config.train.keep_checkpoints,
         maximise=METRIC_DIRECTIONS[spec.config.study.metric] == "maximize",
     )
-
-
-def _reason(error: Exception) -> str:
-    if is_out_of_memory(error):
-        return (
-            "out of memory, also with two images at a time. Lower --image-size, take a smaller backbone, "
-            "or raise the lower end of space.freeze_depth."
-        )
-    return f"{type(error).__name__}: {error}"

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from thawline.config import flatten
 from thawline.exceptions import CheckpointError
+from thawline.search.observation_log import ObservationRecorder
 from thawline.search.spec import TrialSpec
 from thawline.search.trial_result import TrialEnding, trial_folder, trial_name
 from thawline.tracking import (
     CompositeTracker,
     MlflowTracker,
+    Tracker,
     TrackerRun,
     TrackingReport,
     open_trackers,
@@ -20,10 +22,11 @@ from thawline.tracking import (
 from thawline.training import (
     CheckpointFolder,
     FitResult,
+    Observer,
     load_checkpoint,
 )
 
-__all__ = ["Outcome", "Reached", "params_of", "record_end", "trackers_of", "what_was_reached"]
+__all__ = ["Outcome", "Reached", "observer_of", "params_of", "record_end", "trackers_of", "what_was_reached"]
 
 _OF_PROBES = {
     *("backbone", "freeze_depth", "policy", "class_weights", "precision", "device"),
@@ -138,3 +141,15 @@ def record_end(
             params=params_of(spec),
         )
     return tracker.close(run_status(outcome.state))
+
+
+def observer_of(spec: TrialSpec, tracker: Tracker) -> Observer | None:
+    """Who watches the training from inside, and records what is seen; ``None`` if nobody is to."""
+    if not spec.config.tracking.observe:
+        return None
+    activations = spec.activations
+    images = activations.data if activations.preprocessing is not None else None
+    record = ObservationRecorder(
+        tracker, images=images, texts=spec.texts, classes=spec.classes, seed=spec.config.study.seed
+    )
+    return Observer(record)

@@ -26,6 +26,7 @@ import torch
 from thawline import logs
 from thawline.exceptions import ThawlineError
 from thawline.processes import main_module_hidden, start_fork_server, worker_context
+from thawline.search.conversation import Conversation, WorkerCrashed, WorkStopped
 from thawline.search.events import Event, Note, emit, tell_driver
 from thawline.training import Interrupted
 
@@ -34,6 +35,7 @@ __all__ = [
     "WorkStopped",
     "WorkerCrashed",
     "call_in_worker",
+    "call_in_workers",
     "call_with_retries",
     "load_meanwhile",
     "prepare_workers",
@@ -50,21 +52,6 @@ _OF_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVI
 from task to task."""
 _SIGN_SECONDS = 1.0
 """How often a worker sends a heartbeat, at most."""
-
-
-class WorkerCrashed(Exception):
-    """The process ended, or had to be ended, without a result."""
-
-    @classmethod
-    def with_exit_code(cls, code: int | None) -> "WorkerCrashed":
-        """It ended by itself, or was killed."""
-        return cls(
-            f"its process was killed by signal {-code}" if code and code < 0 else f"its process ended with {code}"
-        )
-
-
-class WorkStopped(Exception):
-    """The driver is stopping; what was begun resumes when the search is run again."""
 
 
 class Link:
@@ -178,16 +165,58 @@ def call_in_worker(
     """
     if multiprocessing.current_process().daemon:  # of Dask, which keeps its workers from having children
         return function(*args, _Here(on_message))
-    worker = _take(apart)
+    return call_in_workers(
+        [(function, args)],
+        on_message=on_message,
+        silent_seconds=silent_seconds,
+        poll_seconds=poll_seconds,
+        apart=apart,
+    )
+
+
+def call_in_workers(
+    calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]],
+    *,
+    on_message: _Send = lambda message: None,
+    silent_seconds: float | None = None,
+    poll_seconds: float = 0.2,
+    apart: bool = False,
+) -> Any:
+    """Run functions that work together, each in a process of its own; returns what the first of them returns.
+
+    They end together: when one dies or fails, the others, who may wait for it, are ended after a few seconds.
+
+    Args:
+        calls: functions with their arguments; these and the rest as in :func:`call_in_worker`.
+        on_message: answers messages of all.
+        silent_seconds: for which all are silent: one that hangs lets the others wait.
+        poll_seconds: see there.
+        apart: see there.
+
+    Raises:
+        WorkerCrashed: if one of the processes dies or leaves, or all are ended for their silence.
+        WorkStopped: after :func:`stop_workers`.
+        ThawlineError: the first that was raised, unless the first function returned.
+    """
+    workers: list[_Worker] = []
     try:
-        worker.call(function, args)
-        kind, value = worker.converse(on_message, silent_seconds, poll_seconds)
+        for function, args in calls:
+            workers.append(_take(apart))
+            workers[-1].call(function, args)
+        talk = Conversation(workers, on_message, silent_seconds, lambda: _grace_ends if _stopping.is_set() else None)
+        answers = talk.hold(poll_seconds)
+        kind, value = talk.answer()
         if kind == "left":
             raise WorkStopped if _stopping.is_set() else WorkerCrashed("its process was asked to leave")
     except BaseException:
-        worker.end()
+        for worker in workers:
+            worker.end()
         raise
-    _give_back(worker)
+    for worker in workers:
+        if len(workers) == 1 or (worker in answers and answers[worker][0] == "result"):
+            _give_back(worker)
+        else:  # it may wait for another that has failed
+            worker.end()
     if kind == "error":
         raise value
     return value
@@ -263,36 +292,29 @@ class _Worker:
         with suppress(OSError):  # it has died, which the next call notices
             self.connection.send((_load, (modules,)))
 
-    def converse(self, on_message: _Send, silent_seconds: float | None, poll_seconds: float) -> tuple[str, Any]:
-        heard, asked_to_leave = time.monotonic(), False
-        while True:
-            if _stopping.is_set():
-                if time.monotonic() >= _grace_ends:
-                    raise WorkStopped
-                if not asked_to_leave:
-                    self.process.terminate()
-                    asked_to_leave = True
-            try:
-                if not self.connection.poll(poll_seconds):
-                    if silent_seconds is not None and time.monotonic() - heard > silent_seconds:
-                        raise WorkerCrashed(f"its process made no progress for {silent_seconds / 60:g} minutes")
-                    continue
-                kind, value = self.connection.recv()
-                heard = time.monotonic()
-            except (EOFError, OSError):
-                raise self._crash() from None
-            if kind == "alive":
-                continue
-            if kind == "event":
-                emit(value)
-                continue
-            if kind != "message":
-                return kind, value
-            answer = on_message(value)
-            try:
-                self.connection.send(answer)
-            except OSError:
-                raise self._crash() from None
+    def hear(self) -> tuple[str, Any]:
+        """What it says next: its kind, and the value.
+
+        Raises:
+            WorkerCrashed: if the process has died.
+            WorkStopped: after :func:`stop_workers`.
+        """
+        try:
+            kind, value = self.connection.recv()
+        except (EOFError, OSError):
+            raise self._crash() from None
+        return kind, value
+
+    def reply(self, answer: Any) -> None:
+        """Answer a message; raises as :meth:`hear`."""
+        try:
+            self.connection.send(answer)
+        except OSError:
+            raise self._crash() from None
+
+    def ask_to_leave(self) -> None:
+        """See :class:`thawline.search.conversation.Speaker`."""
+        self.process.terminate()
 
     def release(self) -> None:
         """Let an idle process leave, at once if it is importing something."""

@@ -1,10 +1,11 @@
 from .augmentation import Augmentation, check_augmentation
 from .checkpoint import Checkpoint, CheckpointFolder, load_checkpoint, load_model
 from .directions import METRIC_DIRECTIONS, sign_of
+from .evaluation import predict
 from .heads import SHARED_BY_HEADS, HeadTrial, fit_heads
 from .hyperparameters import Hyperparameters
 from .inputs import ImageInputs, Inputs, TextInputs, batches, evaluation_order, open_inputs, padded
-from .loop import class_weights, fit, predict
+from .loop import class_weights, fit
 from .metrics import classification_metrics, confusion, per_class_scores
 from .mixing import depths_without_places
 from .observation import Observation, Observer

@@ -333,7 +333,15 @@ def load_optimizer(checkpoint: Checkpoint, stepper: Stepper) -> None:
     for key, value in {**checkpoint.optimizer, **checkpoint.state["optimizer_values"]}.items():
         index, _, name = key.partition("/")
         entries.setdefault(int(index), {})[name] = value
-    stepper.optimizer.load_state_dict({"state": entries, "param_groups": checkpoint.state["optimizer_groups"]})
+    # Whether it is one kernel depends on the device, which may be another now.
+    saved = zip(checkpoint.state["optimizer_groups"], stepper.optimizer.param_groups, strict=True)
+    groups = [{**group, "fused": own["fused"]} for group, own in saved]
+    stepper.optimizer.load_state_dict({"state": entries, "param_groups": groups})
+    for parameter, state in stepper.optimizer.state.items():
+        for name, value in state.items():
+            # One kernel goes through memory in the order of the parameter; a checkpoint has the usual one.
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
     lambdas = [None] * len(stepper.optimizer.param_groups)
     stepper.schedule.load_state_dict({**checkpoint.state["schedule"], "lr_lambdas": lambdas})
     stepper.scaler.load_state_dict(checkpoint.state["scaler"])

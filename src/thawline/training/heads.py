@@ -27,10 +27,11 @@ from thawline.config import SEARCHABLE, BatchNorm, TrainConfig
 from thawline.exceptions import TrainingError
 from thawline.freezing import freeze_to, train_mode, trainable_parameters
 from thawline.training.checkpoint import Checkpoint, CheckpointFolder, Stepper, load_optimizer
+from thawline.training.evaluation import logits_of
 from thawline.training.history import History, check_finite, fingerprint_of
 from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches, labels_on
-from thawline.training.loop import class_weights, classes_of, logits_of
+from thawline.training.loop import class_weights, classes_of
 from thawline.training.metrics import classification_metrics
 from thawline.training.mixing import Mixed, Mixing
 from thawline.training.optim import build_optimizer, build_schedule, schedule_factor, without_decay

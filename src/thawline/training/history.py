@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thawline.backbones import Backbone
-from thawline.config import TrainConfig
+from thawline.config import NOT_COMPARED, TrainConfig
 from thawline.exceptions import CheckpointError, TrainingError
 from thawline.training.checkpoint import Checkpoint, CheckpointFolder, Stepper, pack_model, pack_optimizer
 from thawline.training.hyperparameters import Hyperparameters
@@ -105,5 +105,5 @@ def check_finite(loss: float, epoch: int, optimizer: Optimizer, *, of: str = "tr
 
 def fingerprint_of(hyperparameters: Hyperparameters, config: TrainConfig, seed: int) -> dict[str, Any]:
     """What a checkpoint must have been made with to be resumed."""
-    train = config.model_dump(mode="json", exclude={"device", "keep_checkpoints"})  # it may resume elsewhere
+    train = config.model_dump(mode="json", exclude=NOT_COMPARED)  # it may resume elsewhere
     return {"hyperparameters": hyperparameters.as_dict(), "train": train, "seed": seed}

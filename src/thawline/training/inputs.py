@@ -2,8 +2,9 @@
 
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from thawline.backbones import Preprocessing
 from thawline.data import DecodedImages, Split, StreamedImages
 from thawline.training.augmentation import Augmentation
+from thawline.training.ranks import Ranks
 from thawline.training.resident import Resident, identity_of, keep_rows
 from thawline.training.runtime import Runtime
 
@@ -29,6 +31,7 @@ __all__ = [
     "labels_on",
     "open_inputs",
     "padded",
+    "parts_of",
     "places_of_tokens",
 ]
 
@@ -130,6 +133,33 @@ def evaluation_order(inputs: Inputs, batch_size: int, rows: np.ndarray | None = 
     if inputs.lengths is not None:
         order = order[np.argsort(inputs.lengths[order], kind="stable")]
     return np.split(order, range(batch_size, len(order), batch_size))
+
+
+class Part(NamedTuple):
+    """Rows of a batch that are computed at once."""
+
+    batch: np.ndarray
+    """All rows of the batch."""
+    rows: np.ndarray
+    is_last: bool
+    """Whether the optimizer steps after them."""
+    counts: bool
+    """False if they are another process's, see :meth:`Ranks.own`."""
+
+
+def parts_of(batch: np.ndarray, accumulation: int, ranks: Ranks) -> list[Part]:
+    """The parts of a batch that this process computes: of about equal size, and none of a single row unless the batch
+    is one.
+
+    Args:
+        batch: its rows.
+        accumulation: parts that each process computes, if there are rows enough.
+        ranks: the processes that share them out.
+    """
+    count = max(1, min(accumulation * ranks.count, len(batch) // 2))
+    parts = [batch[start:end] for start, end in pairwise(np.linspace(0, len(batch), count + 1).astype(int))]
+    own, counts = ranks.own(parts), ranks.has_own(parts)
+    return [Part(batch, rows, rows is own[-1], counts) for rows in own]
 
 
 def places_of_tokens(lengths: np.ndarray, width: int) -> np.ndarray:

@@ -10,9 +10,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import pairwise
 from typing import Never
 
 import numpy as np
@@ -26,22 +25,31 @@ from torch.optim.lr_scheduler import LambdaLR
 from thawline.backbones import Backbone, section
 from thawline.config import TrainConfig
 from thawline.exceptions import TrainingError
-from thawline.freezing import freeze_to, train_mode, trainable_parameters
+from thawline.freezing import freeze_to, moving_statistics, train_mode, trainable_parameters
 from thawline.training.averaging import WeightAverage
 from thawline.training.checkpoint import Checkpoint, CheckpointFolder, Stepper, load_model, load_optimizer, pack_model
+from thawline.training.evaluation import logits_of
 from thawline.training.history import History, check_finite, fingerprint_of
 from thawline.training.hyperparameters import Hyperparameters
-from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches, evaluation_order, labels_on
+from thawline.training.inputs import (
+    Inputs,
+    batch_order,
+    batch_sizes,
+    batches,
+    labels_on,
+    parts_of,
+)
 from thawline.training.metrics import classification_metrics
 from thawline.training.mixing import Mixing
 from thawline.training.observation import Observer
-from thawline.training.optim import add_parameters, build_optimizer, build_schedule
+from thawline.training.optim import add_parameters, build_optimizer, build_schedule, is_fused
+from thawline.training.ranks import ALONE, Ranks
 from thawline.training.reporting import Ended, Reports
 from thawline.training.results import Decision, EpochResult, FitResult, Interrupted, epoch_result
 from thawline.training.runtime import Runtime, on_device, restore_random_states
 from thawline.training.thawing import Thawing
 
-__all__ = ["class_weights", "classes_of", "fit", "logits_of", "predict"]
+__all__ = ["class_weights", "classes_of", "fit"]
 
 
 def fit(
@@ -58,6 +66,7 @@ def fit(
     on_epoch: Callable[[EpochResult], Decision],
     on_batch: Callable[[], bool] = lambda: False,
     observer: Observer | None = None,
+    ranks: Ranks = ALONE,
 ) -> FitResult:
     """Fine-tune ``backbone`` in place, frozen to ``hyperparameters.freeze_depth`` or, by its policy, first to more.
 
@@ -80,6 +89,9 @@ def fit(
             checkpoint already holds, since nobody knows whether they arrived before the process died.
         on_batch: called after every batch; True asks to write a checkpoint there and leave.
         observer: watches the training and is told of every epoch before ``on_epoch``; changes nothing of it.
+        ranks: of several processes that call this with the same arguments, which one this is. Batches have so many
+            times ``accumulation`` parts, which they share out. Only the first one asks ``on_epoch``, and writes
+            checkpoints; what is observed is its own parts. Dropout draws other numbers in each.
 
     A disk that is full stops nothing: see :meth:`CheckpointFolder.keep`.
 
@@ -102,8 +114,9 @@ def fit(
         seed=seed,
         accumulation=accumulation,
         on_batch=on_batch,
-        reports=Reports(on_epoch, checkpoints),
+        reports=Reports(ranks.asking_first(on_epoch), checkpoints),
         observer=observer,
+        ranks=ranks,
     )
     if checkpoint is not None:
         run.restore(checkpoint)
@@ -122,31 +135,6 @@ def fit(
 
     checkpoints.settle()
     return history.result(reports.decision, stopped_early=stopped_early and reports.decision is Decision.CONTINUE)
-
-
-def predict(backbone: Backbone, inputs: Inputs, runtime: Runtime, batch_size: int) -> Tensor:
-    """Logits ``[N, num_classes]``, fp32 on the CPU, of images or stored activations; leaves the module in eval."""
-    module = backbone.module.to(runtime.device).eval()
-    return logits_of(section(backbone, inputs.boundary) if inputs.boundary else module, inputs, runtime, batch_size)
-
-
-@torch.inference_mode()
-def logits_of(
-    network: nn.Module,
-    inputs: Inputs,
-    runtime: Runtime,
-    batch_size: int,
-    on_batch: Callable[[], object] = lambda: None,
-) -> Tensor:
-    """Logits ``[N, num_classes]``, fp32 on the CPU, by a network in evaluation mode that takes such inputs."""
-    parts = evaluation_order(inputs, batch_size)
-    logits = []
-    for _, batch in batches(inputs, parts, 0, runtime):
-        with runtime.autocast():
-            logits.append(network(batch).float())
-        on_batch()
-    in_order = torch.from_numpy(np.argsort(np.concatenate(parts)))
-    return torch.cat(logits).cpu()[in_order]  # one copy: each would wait for the device
 
 
 @dataclass
@@ -182,6 +170,7 @@ class _Run:
         on_batch: Callable[[], bool],
         reports: Reports,
         observer: Observer | None,
+        ranks: Ranks,
     ) -> None:
         """Free what the last epoch had free, so that its state can be loaded.
 
@@ -198,8 +187,10 @@ class _Run:
             on_batch: see :func:`fit`.
             reports: who is told of each epoch.
             observer: attached when training begins, and again when the depth changes.
+            ranks: see :func:`fit`.
         """
         self.backbone, self.config, self.runtime, self.observer = backbone, config, runtime, observer
+        self.ranks = ranks
         self.history, self.seed, self.accumulation, self.on_batch = history, seed, accumulation, on_batch
         self.reports = reports
         self._hyperparameters, self._open = hyperparameters, inputs
@@ -214,7 +205,8 @@ class _Run:
         self._ready_for: int | None = None
         first, *later = dict.fromkeys(depths[:-1] or depths)
         self._freeze_to(first)
-        self.optimizer: Optimizer = build_optimizer(self._free, backbone, hyperparameters)
+        fused = is_fused(config, runtime)
+        self.optimizer: Optimizer = build_optimizer(self._free, backbone, hyperparameters, fused=fused)
         self.schedule: LambdaLR = self._new_schedule(0)
         # One after the other: so the optimizer's groups come in the order in which its state was saved.
         for depth in later:
@@ -258,9 +250,10 @@ class _Run:
                 "between would never change."
             )
         self.train_mode()
+        self.statistics = moving_statistics(self.backbone)
         mixed_at = depth if self.config.mixes else self.train.boundary
         self.before_mixing = self._frozen(self.train.boundary, mixed_at)
-        self.training = self._network(mixed_at, self.observer)
+        self.training = self.ranks.network(self._network(mixed_at, self.observer))
         self.module.eval()
         self.evaluating = self._network(self.validation.boundary)
         self._ready_for = depth
@@ -274,7 +267,8 @@ class _Run:
         seconds = time.perf_counter() - started + begun.seconds
         with self.averaged() as trained:
             self.module.eval()
-            logits = logits_of(self.evaluating, self.validation, self.runtime, self.config.batch_size, self.on_batch)
+            size, runtime = self.config.batch_size, self.runtime
+            logits = logits_of(self.evaluating, self.validation, runtime, size, self.on_batch, self.ranks)
             metrics = classification_metrics(logits, torch.from_numpy(self.validation.labels))
             check_finite(metrics["loss"], epoch, self.optimizer, of="validation")
             result = epoch_result(
@@ -288,10 +282,17 @@ class _Run:
                 started=started - begun.seconds,
             )
             self.history.epochs.append(result)
-            self.history.checkpoints.keep(self._checkpoint(trained))
+            self._keep(self._checkpoint(trained))
         if self.observer is not None:
             self.observer.end_epoch(epoch + 1, logits)
         self.reports.add(result)
+
+    def _keep(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint. Of several processes the first does, and waits: all ask at the same time."""
+        if self.ranks.is_first:
+            self.history.checkpoints.keep(checkpoint)
+            if self.ranks.count > 1:
+                self.history.checkpoints.wait()
 
     def train_mode(self) -> None:
         """See :func:`thawline.freezing.train_mode`."""
@@ -307,7 +308,9 @@ class _Run:
     def leave(self, progress: _Progress) -> Never:
         """Keep where the epoch stands. If that cannot be written, the epoch starts over when training resumes."""
         with self.averaged() as trained, suppress(OSError):
-            self.history.checkpoints.save_within(self._checkpoint(trained, asdict(progress)))
+            checkpoint = self._checkpoint(trained, asdict(progress))
+            if self.ranks.is_first:
+                self.history.checkpoints.save_within(checkpoint)
         raise Interrupted
 
     @property
@@ -315,7 +318,8 @@ class _Run:
         return Stepper(self.optimizer, self.schedule, self.scaler)
 
     def _checkpoint(self, trained: dict[str, Tensor], within: dict[str, float] | None = None) -> Checkpoint:
-        return self.history.checkpoint(self.backbone, self._stepper, self.runtime, trained=trained, within=within)
+        made = self.history.checkpoint(self.backbone, self._stepper, self.runtime, trained=trained, within=within)
+        return replace(made, random_states=self.ranks.all_states(made.random_states))
 
     def _resume_within(self) -> _Progress:
         """Load where the next epoch was left, if it was."""
@@ -323,7 +327,8 @@ class _Run:
         if checkpoint is None:
             return _Progress()
         self.restore(checkpoint)
-        return _Progress(**checkpoint.state["within"])
+        progress = _Progress(**checkpoint.state["within"])
+        return progress if self.ranks.is_first else replace(progress, loss=0.0, correct=0.0)  # sums over all ranks
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint of the same freeze depth was made."""
@@ -332,7 +337,8 @@ class _Run:
             self.average.follow(self.average.names)
             self.average.set(checkpoint.trained)
         load_optimizer(checkpoint, self._stepper)
-        restore_random_states(checkpoint.random_states, self.runtime.device)
+        if states := self.ranks.own_states(checkpoint.random_states):
+            restore_random_states(states, self.runtime.device)
 
     def _network(self, boundary: int, observer: Observer | None = None) -> nn.Module:
         """What follows a boundary, in the mode that the module is in now. The whole needs no tracing if exact."""
@@ -360,33 +366,36 @@ def _train_epoch(run: _Run, epoch: int, begun: _Progress) -> dict[str, float]:
     sums = on_device(np.array([begun.loss, begun.correct, begun.norm, begun.steps], dtype=np.float32), device)
     total_loss, correct, total_norm, steps_taken = sums.unbind()  # views
     order = batch_order(train, config.batch_size, run.seed, epoch)
-    parts = [(batch, batch[part]) for batch in order[begun.batches :] for part in _parts(len(batch), run.accumulation)]
-    read = batches(train, [part for _, part in parts], epoch, run.runtime)
+    parts = [part for batch in order[begun.batches :] for part in parts_of(batch, run.accumulation, run.ranks)]
+    read = batches(train, [part.rows for part in parts], epoch, run.runtime)
     done = begun.batches
     mixing = Mixing.of(config, run.seed)
     steps = range(epoch * len(order) + done + 1, (epoch + 1) * len(order) + 1)
     with run.watching(len(parts), steps):
-        for (batch, _), (rows, tensor) in zip(parts, read, strict=True):
-            labels = run.labels[on_device(rows, device)]
+        for part, (rows, tensor) in zip(parts, read, strict=True):
+            batch, labels = part.batch, run.labels[on_device(rows, device)]
             whole = labels if len(rows) == len(batch) else run.labels[on_device(batch, device)]
-            with run.runtime.autocast():
-                mixed = mixing.apply(run.before_mixing(tensor), labels, epoch, done)
-                logits = run.training(mixed.batch)
-            loss = mixed.loss(partial(_loss, logits, whole, run.class_weights, config.label_smoothing))
-            run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            with run.ranks.exchanging(run.training, part.is_last):
+                with run.runtime.autocast():
+                    mixed = mixing.apply(run.before_mixing(tensor), labels, epoch, done)
+                    logits = run.training(mixed.batch)
+                loss = mixed.loss(partial(_loss, logits, whole, run.class_weights, config.label_smoothing))
+                if not part.counts:
+                    loss = 0 * loss
+                run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total_loss += loss.detach() * len(batch)
-            correct += (logits.detach().argmax(1) == mixed.heavier).sum()
-            if rows[-1] == batch[-1]:
+            correct += (logits.detach().argmax(1) == mixed.heavier).sum() * part.counts
+            if part.is_last:
                 norm, stepped = _step(run)
                 total_norm += norm
                 steps_taken += stepped
                 done += 1
-                if run.on_batch() and done < len(order):
+                if run.ranks.any_of(run.on_batch()) and done < len(order):
                     seconds = begun.seconds + time.perf_counter() - started
-                    run.leave(_Progress(done, seconds, learning_rate, *sums.tolist()))
+                    run.leave(_Progress(done, seconds, learning_rate, *run.ranks.totals(sums, own=2)))
                 run.reports.check(wait=False)
     run.reports.check(wait=True)
-    loss_sum, hits, norm_sum, steps_sum = sums.tolist()  # once: the device is waited for
+    loss_sum, hits, norm_sum, steps_sum = run.ranks.totals(sums, own=2)  # once: the device is waited for
     mean_loss = loss_sum / len(train)
     check_finite(mean_loss, epoch, run.optimizer)
     return {
@@ -416,19 +425,13 @@ def _step(run: _Run) -> tuple[Tensor, Tensor]:
     norm = nn.utils.clip_grad_norm_(run.trainable, run.config.gradient_clip or math.inf)
     run.scaler.step(run.optimizer)
     run.scaler.update()
+    run.ranks.average(run.statistics)
     run.schedule.step()
     if run.average is not None:
         run.average.update(run.schedule.last_epoch)
     run.optimizer.zero_grad(set_to_none=True)
     stepped = torch.isfinite(norm) if run.scaler.is_enabled() else torch.ones_like(norm, dtype=torch.bool)
     return torch.where(stepped, norm, 0.0).detach(), stepped.float()
-
-
-def _parts(size: int, accumulation: int) -> list[slice]:
-    """Cut a batch into parts of about equal size, none of a single image unless the batch is one."""
-    parts = max(1, min(accumulation, size // 2))
-    edges = np.linspace(0, size, parts + 1).astype(int)
-    return [slice(int(a), int(b)) for a, b in pairwise(edges)]
 
 
 def classes_of(backbone: Backbone) -> int:

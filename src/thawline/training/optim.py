@@ -10,9 +10,11 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.backbones import Backbone, networks
+from thawline.config import TrainConfig
 from thawline.training.hyperparameters import Hyperparameters
+from thawline.training.runtime import Runtime
 
-__all__ = ["add_parameters", "build_optimizer", "build_schedule", "schedule_factor", "without_decay"]
+__all__ = ["add_parameters", "build_optimizer", "build_schedule", "is_fused", "schedule_factor", "without_decay"]
 
 _NOT_DECAYED = (
     *("*.bias", "*.grn.weight"),
@@ -28,18 +30,36 @@ CLIP) are decayed, as in the recipes of those."""
 
 
 def build_optimizer(
-    parameters: Mapping[str, nn.Parameter], backbone: Backbone, hyperparameters: Hyperparameters
+    parameters: Mapping[str, nn.Parameter],
+    backbone: Backbone,
+    hyperparameters: Hyperparameters,
+    *,
+    fused: bool = False,
 ) -> Optimizer:
     """An optimizer over exactly these parameters, by their names in the backbone.
 
     They are in one group for each learning rate, with and without weight decay, see :func:`without_decay`; those of the
     head come first. The head learns ``head_learning_rate_factor`` times faster than ``learning_rate``, and each layer
     group, from the last on, ``layer_decay`` times as fast as the one after it.
+
+    Args:
+        parameters: by name.
+        backbone: of which they are.
+        hyperparameters: kind of optimizer and rates.
+        fused: whether a kernel steps all of them at once, see :func:`is_fused`; it rounds differently.
     """
     groups = _groups(parameters, backbone, hyperparameters)
     if hyperparameters.optimizer == "sgd":
-        return SGD(groups, lr=hyperparameters.learning_rate, momentum=0.9, nesterov=True)
-    return AdamW(groups, lr=hyperparameters.learning_rate)
+        return SGD(groups, lr=hyperparameters.learning_rate, momentum=0.9, nesterov=True, fused=fused or None)
+    return AdamW(groups, lr=hyperparameters.learning_rate, fused=fused or None)
+
+
+def is_fused(config: TrainConfig, runtime: Runtime) -> bool:
+    """Whether the optimizer is one kernel: on CUDA, where every kernel is launched, and where bits may differ.
+
+    In half precision it skips steps by itself, for which else the host would wait for the device.
+    """
+    return runtime.device.type == "cuda" and not config.exact
 
 
 def add_parameters(

@@ -21,10 +21,11 @@ from thawline.config import TrainConfig
 from thawline.freezing import train_mode
 from thawline.training.checkpoint import CheckpointFolder
 from thawline.training.directions import sign_of
+from thawline.training.evaluation import predict
 from thawline.training.history import History, fingerprint_of
 from thawline.training.hyperparameters import Hyperparameters
 from thawline.training.inputs import Inputs, batches, evaluation_order
-from thawline.training.loop import class_weights, predict
+from thawline.training.loop import class_weights
 from thawline.training.metrics import classification_metrics
 from thawline.training.regression import CHUNK, Regression, scores_of
 from thawline.training.results import Decision, EpochResult, FitResult

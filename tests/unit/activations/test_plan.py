@@ -176,6 +176,15 @@ def test_it_is_told_in_two_lines() -> None:
     assert plan(budget=0).lines()[0] == "plan: stores nothing, trains in fp32, channels last"
 
 
+def test_the_plan_knows_how_many_gpus_a_trial_has_and_that_heads_have_one() -> None:
+    one, two = plan(budget=0), plan(budget=0, devices=2)
+    for depth, (alone, shared) in enumerate(zip(one.epoch_seconds(), two.epoch_seconds(), strict=True)):
+        assert shared / alone == pytest.approx(1.0 if depth == 3 else 0.5, rel=0.01)
+    assert two.trials_within(3600.0) > one.trials_within(3600.0)
+    assert two.lines()[0] == "plan: stores nothing, trains in fp32, channels last, each trial on 2 GPUs"
+    assert "GPU" not in one.lines()[0]
+
+
 def test_where_time_ends_the_search_the_trials_that_fit_are_counted() -> None:
     made = plan(budget=300_000_000)
     hour = made.for_time(3600.0)

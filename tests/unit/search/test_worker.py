@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from thawline.exceptions import StudyError, ThawlineError
-from thawline.search import worker
+from thawline.search import conversation, worker
 from thawline.search.events import Note, Phase, emit, watching
 from thawline.search.steps import run_step, try_step
-from thawline.search.worker import Link, WorkerCrashed, WorkStopped, call_in_worker, load_meanwhile
+from thawline.search.worker import Link, WorkerCrashed, WorkStopped, call_in_worker, call_in_workers, load_meanwhile
 from thawline.training import Interrupted
 
 pytestmark = pytest.mark.xdist_group("processes")
@@ -237,3 +237,65 @@ def test_a_process_that_loads_something_ends_at_once_when_the_search_stops(
 def test_what_a_step_refuses_is_not_left_out() -> None:
     with pytest.raises(StudyError, match="a rule, a value and the next step"):
         try_step(_refuse, retries=1, title="writing the report", otherwise=0)
+
+
+def _answer(value: int, link: Link) -> int:
+    return value
+
+
+def _pids(link: Link) -> int:
+    link(os.getpid())
+    return os.getpid()
+
+
+def _no_worker_is_left() -> bool:
+    return not [process for process in active_children() if process.name == "thawline-worker"]
+
+
+def test_functions_that_work_together_have_a_process_each_and_the_first_ones_result_is_theirs() -> None:
+    seen: list[int] = []
+    first = call_in_workers([(_pids, ()), (_pids, ())], on_message=seen.append)
+    assert first in seen
+    assert len({*seen, os.getpid()}) == 3
+    assert call_in_worker(_pid) in seen, "both wait for the next call"
+
+
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [
+        ([(_hang, ()), (_raise, ())], (ThawlineError, "a rule, a value and the next step")),
+        ([(_raise, ()), (_hang, ())], (ThawlineError, "a rule, a value and the next step")),
+        ([(_hang, ()), (_exit, (7,))], (WorkerCrashed, "its process ended with 7")),
+        ([(_exit, (7,)), (_hang, ())], (WorkerCrashed, "its process ended with 7")),
+    ],
+    ids=["another fails", "the first fails", "another dies", "the first dies"],
+)
+def test_when_one_of_them_fails_or_dies_the_others_are_ended(
+    monkeypatch: pytest.MonkeyPatch, calls: Any, expected: tuple[type[Exception], str]
+) -> None:
+    monkeypatch.setattr(conversation, "_REST_SECONDS", 0.3)
+    with pytest.raises(expected[0], match=expected[1]):
+        call_in_workers(calls)
+    assert _no_worker_is_left()
+
+
+def test_one_that_does_not_come_back_when_the_first_has_a_result_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "_REST_SECONDS", 0.3)
+    assert call_in_workers([(_answer, (5,)), (_hang, ())]) == 5
+    assert len([process for process in active_children() if process.name == "thawline-worker"]) == 1
+
+
+def test_when_they_are_asked_to_leave_all_do() -> None:
+    def stop(message: object) -> None:
+        if not worker._stopping.is_set():
+            worker.stop_workers(60)
+
+    with pytest.raises(WorkStopped):
+        call_in_workers([(_work_until_asked, ()), (_work_until_asked, ())], on_message=stop)
+    assert _no_worker_is_left()
+
+
+def test_they_are_ended_only_when_all_of_them_are_silent() -> None:
+    with pytest.raises(WorkerCrashed, match="made no progress"):
+        call_in_workers([(_hang, ()), (_hang, ())], silent_seconds=0.3)
+    assert _no_worker_is_left()

@@ -9,8 +9,8 @@ import torch
 
 from thawline.config import TrainConfig
 from thawline.training import batches, runtime_for
+from thawline.training.evaluation import logits_of
 from thawline.training.inputs import TextInputs, batch_order, batch_sizes, evaluation_order
-from thawline.training.loop import logits_of
 
 RUNTIME = runtime_for(TrainConfig(device="cpu"))
 

@@ -18,11 +18,13 @@ from thawline.training import (
     EpochResult,
     FitResult,
     Interrupted,
+    Runtime,
     fit,
     loop,
     runtime_for,
     set_up_process,
 )
+from thawline.training.optim import is_fused
 
 CONFIG = TrainConfig(epochs=4, batch_size=8, device="cpu", label_smoothing=0.0)
 
@@ -59,6 +61,7 @@ def train(make_backbone: Any, images: Any, hyperparameters: Any, tmp_path: Path)
         )
         return backbone, result
 
+    run.folder = tmp_path  # type: ignore[attr-defined]
     return run
 
 
@@ -131,6 +134,41 @@ def test_a_validation_loss_that_is_not_finite_fails_too_whatever_the_metric(
     for metric in ("accuracy", "loss"):
         with pytest.raises(TrainingError, match=r"The validation loss became nan in epoch 1 at learning rate 0\.01"):
             train(metric=metric, folder=metric)
+
+
+@pytest.mark.parametrize(
+    ("device", "exact", "expected"), [("cuda", False, True), ("cuda", True, False), ("cpu", False, False)]
+)
+def test_the_optimizer_is_one_kernel_on_a_gpu_unless_bits_must_be_the_same(
+    device: str, exact: bool, expected: bool
+) -> None:
+    assert is_fused(TrainConfig(exact=exact), Runtime(torch.device(device), None, False)) is expected
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_one_kernel_trains_as_the_plain_optimizer_does_and_each_resumes_what_the_other_began(
+    train: Any, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    def begin(result: EpochResult) -> Decision:
+        return Decision.PAUSE if result.epoch == 2 else Decision.CONTINUE
+
+    monkeypatch.setattr(loop, "is_fused", lambda config, runtime: False)
+    _, plain = train(folder="plain", optimizer=optimizer)
+    train(folder="begun plainly", optimizer=optimizer, on_epoch=begin)
+    monkeypatch.setattr(loop, "is_fused", lambda config, runtime: True)
+    _, fused = train(folder="fused", optimizer=optimizer)
+    _, resumed = train(folder="begun plainly", optimizer=optimizer)
+    train(folder="begun fused", optimizer=optimizer, on_epoch=begin)
+    monkeypatch.setattr(loop, "is_fused", lambda config, runtime: False)
+    _, other = train(folder="begun fused", optimizer=optimizer)
+    expected = [epoch.metrics["train/loss"] for epoch in plain.history]
+    for result in (fused, resumed, other):
+        losses = [epoch.metrics["train/loss"] for epoch in result.history]
+        assert losses == pytest.approx(expected, abs=1e-4), (result is fused, result is resumed)
+    for folder, kind in (("fused", True), ("begun plainly", True), ("begun fused", None)):
+        last = CheckpointFolder(train.folder / folder, keep=1, maximise=True).last()
+        assert last is not None
+        assert {group["fused"] for group in last.state["optimizer_groups"]} == {kind}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

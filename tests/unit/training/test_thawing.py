@@ -50,6 +50,18 @@ POLICIES = {
 """By name, what the configuration says beside the policy."""
 
 
+def noted_optimizers(monkeypatch: pytest.MonkeyPatch) -> list[Optimizer]:
+    """Fills with the optimizers that trainings make."""
+    made: list[Optimizer] = []
+
+    def build(*given: Any, **options: Any) -> Optimizer:
+        made.append(build_optimizer(*given, **options))
+        return made[-1]
+
+    monkeypatch.setattr(loop, "build_optimizer", build)
+    return made
+
+
 def epoch(number: int, value: float = 0.5) -> EpochResult:
     return EpochResult(number, {"val/accuracy": value, "val/loss": value}, 0)
 
@@ -247,8 +259,7 @@ def test_the_order_of_thawing_shows_in_the_weights_group_by_group(train: Trained
 def test_the_optimizer_holds_exactly_what_is_free_in_every_epoch(
     train: Trained, policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[Optimizer] = []
-    monkeypatch.setattr(loop, "build_optimizer", lambda *args: (made.append(build_optimizer(*args)), made[-1])[1])
+    made = noted_optimizers(monkeypatch)
     counts = []
 
     def look(backbone: Backbone, result: EpochResult) -> None:
@@ -294,8 +305,7 @@ def test_thawing_leaves_the_optimizer_state_of_what_was_free_as_it_was(
 def test_a_group_that_is_thawed_late_joins_at_the_share_of_its_rate_that_is_in_force(
     train: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[Optimizer] = []
-    monkeypatch.setattr(loop, "build_optimizer", lambda *args: (made.append(build_optimizer(*args)), made[-1])[1])
+    made = noted_optimizers(monkeypatch)
     shares: list[set[float]] = []
 
     def look(backbone: Backbone, result: EpochResult) -> None:

@@ -1,0 +1,70 @@
+"""What becomes of a trial when a device has no memory left: smaller parts of a batch, as long as there are any."""
+
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from thawline import backbones
+from thawline.search.events import Note, emit
+from thawline.search.spec import TrialSpec
+from thawline.tracking import Tracker
+from thawline.training import FitResult, Runtime, is_out_of_memory
+from thawline.training.ranks import Ranks
+
+__all__ = ["in_smaller_parts", "reason_of", "with_less_memory"]
+
+
+def with_less_memory(
+    attempt: Callable[..., tuple[backbones.Backbone, FitResult]],
+    tracker: Tracker,
+    runtime: Runtime,
+    spec: TrialSpec,
+    ranks: Ranks,
+) -> tuple[backbones.Backbone, FitResult]:
+    """Try; whenever memory runs out, again in twice as many parts of a batch, whose gradients are accumulated.
+
+    Parts of two images are the smallest: a batch norm that is trained needs two. Of several processes the driver tries
+    again with all.
+    """
+    parts = spec.accumulation
+    if parts > 1:
+        _say_parts(tracker, parts)
+    while True:
+        try:
+            return attempt(accumulation=parts)
+        except Exception as error:
+            if not is_out_of_memory(error) or ranks.count > 1 or 4 * parts > spec.config.train.batch_size:
+                raise
+        # Outside the except block: the exception's traceback would keep this attempt's tensors alive.
+        gc.collect()
+        if runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+        parts *= 2
+        _say_parts(tracker, parts)
+
+
+def _say_parts(tracker: Tracker, parts: int) -> None:
+    said = f"retried with 1/{parts} of a batch at a time, gradients accumulated over {parts} parts"
+    tracker.log_tags({"thawline.out_of_memory": said})
+
+
+def in_smaller_parts(spec: TrialSpec) -> TrialSpec | None:
+    """A trial of several devices with parts of half the size; ``None`` if they have two images already."""
+    train, parts = spec.config.train, 2 * spec.accumulation
+    if 2 * parts * train.devices_per_trial > train.batch_size:
+        return None
+    said = f"trial-{spec.number:02d}: out of memory; tried again with batches in {parts} parts on each device"
+    emit(Note(said, "warning"))
+    return replace(spec, accumulation=parts)
+
+
+def reason_of(error: Exception) -> str:
+    """Why a trial failed, in words."""
+    if is_out_of_memory(error):
+        return (
+            "out of memory, also with two images at a time. Lower --image-size, take a smaller backbone, "
+            "or raise the lower end of space.freeze_depth."
+        )
+    return f"{type(error).__name__}: {error}"

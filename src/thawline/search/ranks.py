@@ -1,0 +1,45 @@
+"""A trial in several processes: what can go wrong in one of them, and how the others learn of it.
+
+Each waits for the others after every batch. So one that fails tells the driver, who ends them all.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from thawline.exceptions import CheckpointError, ThawlineError, TrainingError
+from thawline.search.memory import reason_of
+from thawline.training import Interrupted, is_device_lost, is_out_of_memory
+
+__all__ = ["OF_ALL_RANKS", "RankFailed", "RankOutOfMemory", "told_as_of_rank"]
+
+_log = logging.getLogger(__name__)
+
+OF_ALL_RANKS = (TrainingError, CheckpointError)
+"""What all processes of a trial raise alike, since they compute the same and read the same checkpoints."""
+
+
+class RankFailed(ThawlineError):
+    """One of a trial's processes failed, where the others cannot see it."""
+
+
+class RankOutOfMemory(RankFailed):
+    """The device of one of them has no memory left."""
+
+
+@contextmanager
+def told_as_of_rank() -> Iterator[None]:
+    """Raise what fails in the block for the driver; a GPU that is lost ends this process."""
+    try:
+        yield
+    except (Interrupted, RankFailed):
+        raise
+    except Exception as error:
+        if is_device_lost(error):
+            raise
+        if is_out_of_memory(error):
+            raise RankOutOfMemory(reason_of(error)) from error
+        if isinstance(error, ThawlineError):
+            raise RankFailed(str(error)) from error
+        _log.warning("one of a trial's processes failed", exc_info=True)
+        raise RankFailed(reason_of(error)) from error

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -203,10 +204,10 @@ def photograph_pages(folder: Path) -> list[Path]:
     ):
         pages = {"report": report.as_uri(), "mlflow": f"{mlflow}/{run}", "serving": serving}
         pages |= {"site": site.as_uri()} if site.exists() else {}
-        targets = [folder / f"{name}-{look}" for name in pages for look in _LOOKS]
-        for target in targets:
-            window, dark = _LOOKS[target.name.partition("-")[2]]
-            photograph(pages[target.name.partition("-")[0]], target, window=window, dark=dark)
+        targets = []
+        for (name, page), (look, (window, dark)) in product(pages.items(), _LOOKS.items()):
+            targets.append(folder / f"{name}-{look}")
+            photograph(page, targets[-1], window=window, dark=dark)
     return targets
 
 

@@ -3,7 +3,6 @@
 A GPU computes batches larger than those of training, while a thread checks and writes what it gave before.
 """
 
-import gc
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +19,7 @@ from thawline.exceptions import ActivationError
 from thawline.training import Inputs, Runtime, batches, evaluation_order, is_out_of_memory
 from thawline.training.inputs import places_of_tokens
 from thawline.training.resident import keep_nothing
-from thawline.training.runtime import HostCopy, on_device
+from thawline.training.runtime import HostCopy, on_device, release_memory
 
 __all__ = ["fill"]
 
@@ -223,8 +222,7 @@ class _Pass:
                 done += self.at_once
                 continue
             keep_nothing()
-            gc.collect()  # outside of the except block, whose traceback holds tensors
-            torch.cuda.empty_cache()
+            release_memory()
             self.at_once = max(self.batch_size, self.at_once // 2)
 
     def _by_length(self, rows: np.ndarray, lengths: np.ndarray) -> list[tuple[int, Tensor]]:

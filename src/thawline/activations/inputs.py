@@ -9,15 +9,13 @@ from torch import Tensor
 from thawline.activations.store import Activations
 from thawline.training import Augmentation, Runtime
 from thawline.training.inputs import places_of_tokens
-from thawline.training.resident import Resident, keep_rows
+from thawline.training.resident import BLOCK, Resident, copied, keep_rows
 from thawline.training.runtime import on_device
 
 __all__ = ["ActivationInputs", "TextActivationInputs"]
 
 _RESIDENT = 256_000_000
 """Bytes that a trial keeps in memory: what comes after all layer groups nearly always fits."""
-_BLOCK = 64_000_000
-"""Bytes that are copied to where they are kept at a time."""
 
 
 class ActivationInputs:
@@ -37,7 +35,7 @@ class ActivationInputs:
         lengths: np.ndarray | None = None,
         *,
         resident: int = _RESIDENT,
-        block: int = _BLOCK,
+        block: int = BLOCK,
     ) -> None:
         """
         Args:
@@ -83,7 +81,7 @@ class TextActivationInputs:
         self._starts = np.cumsum(lengths, dtype=np.int64) - lengths
         self._runtime = runtime
         fit = activations.bytes <= _RESIDENT
-        self._rows = _Rows(activations, runtime.device, in_memory=fit, block=_BLOCK)
+        self._rows = _Rows(activations, runtime.device, in_memory=fit, block=BLOCK)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -111,26 +109,17 @@ class _Rows:
     def __init__(self, activations: Activations, device: torch.device, *, in_memory: bool, block: int) -> None:
         self._activations = activations
         self._kept: Resident | None = None
+        count, read = len(activations), activations.physical
         if device.type == "cuda":
-            self._kept = keep_rows(activations.identity, len(activations), activations.physical, device)
+            self._kept = keep_rows(activations.identity, count, read, device)
         elif in_memory:
-            self._kept = Resident(_loaded(activations, device, block))
+            self._kept = Resident(copied(count, read(slice(0, 1)), read, device, block=block))
 
     def take(self, rows: np.ndarray) -> Tensor:
         """Some rows, ``[n, …]``, in the type and memory order that they were computed in."""
         if self._kept is None:
             return self._activations.rows(rows)
         return self._activations.arrange(self._kept.take(rows, self._activations.physical))
-
-
-def _loaded(activations: Activations, device: torch.device, block: int) -> Tensor:
-    """The whole file in memory."""
-    step = max(1, block * len(activations) // max(1, activations.bytes))
-    first = activations.physical(slice(0, 1))
-    loaded = torch.empty((len(activations), *first.shape[1:]), dtype=first.dtype, device=device)
-    for start in range(0, len(activations), step):
-        loaded[start : start + step] = activations.physical(slice(start, start + step))
-    return loaded
 
 
 def _on_device(read: Tensor, device: torch.device) -> Tensor:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from thawline.data import markdown_text
 from thawline.registry.names import QUANTISED_FROM
 from thawline.tracking import MlflowStore
+from thawline.training.intervals import proportion_interval
 
 if TYPE_CHECKING:
     from thawline.registry.promotion_outcome import PromotionOutcome
@@ -39,7 +40,7 @@ def version_card(store: MlflowStore, outcome: "PromotionOutcome", tags: Mapping[
     """
     scores = outcome.challenger
     right = sum(label == said for label, said in zip(scores.labels, scores.predicted, strict=True))
-    low, high = _interval(right, len(scores.labels))
+    interval = proportion_interval(right, len(scores.labels))
     links = [f"[run]({store.page(f'/runs/{outcome.run_id}')})"]
     if parent is not None:
         links += [f"[study]({store.page(f'/runs/{parent}')})"]
@@ -48,7 +49,7 @@ def version_card(store: MlflowStore, outcome: "PromotionOutcome", tags: Mapping[
     majority = outcome.majority.metrics["accuracy"] if outcome.majority else None
     lines = [
         f"A classifier of {scores.kind}, {len(scores.classes)} classes: {_training(tags)}.",
-        f"**Test accuracy {scores.metrics['accuracy']:.3f}** (95 % interval {low:.3f} to {high:.3f}, "
+        f"**Test accuracy {scores.metrics['accuracy']:.3f}** (95 % interval {interval.low:.3f} to {interval.high:.3f}, "
         f"{len(scores.labels)} {scores.kind})"
         + (f"; of the majority class {majority:.3f}." if majority is not None else "."),
         f"Verdict: {outcome.verdict.outcome.value}, {markdown_text(outcome.verdict.reason)}.",
@@ -66,11 +67,3 @@ def _training(tags: Mapping[str, str]) -> str:
         depth, rate = tags.get("thawline.freeze_depth", "unknown"), tags.get("thawline.learning_rate", "unknown")
         trained = f"{backbone}, fine-tuned with freeze depth {depth} and learning rate {rate}"
     return f"{trained}, in int8, quantised from version {tags[QUANTISED_FROM]}" if QUANTISED_FROM in tags else trained
-
-
-def _interval(right: int, examples: int) -> tuple[float, float]:
-    """Wilson's, as in the report."""
-    from scipy.stats import binomtest
-
-    found = binomtest(right, examples).proportion_ci(0.95, method="wilson")
-    return float(found.low), float(found.high)

@@ -1,43 +1,22 @@
 """Confidence intervals (95 %) of metrics on the test split."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thawline.tracking.media import Predictions, Table
+from thawline.training.intervals import CONFIDENCE, Interval, proportion_interval
 
 __all__ = ["Interval", "class_table", "metric_intervals", "proportion_interval"]
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-_CONFIDENCE = 0.95
 _RESAMPLES = 2000
 _RESAMPLED_AT_ONCE = 2**22
 """Examples: some 100 MB."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A metric and the range in which it lies with 95 % confidence."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
-
-
-def proportion_interval(right: int, examples: int) -> Interval:
-    """A share of at least one example, by Wilson's score interval: it is informative at 0 and 1 too."""
-    from scipy.stats import binomtest
-
-    found = binomtest(right, examples).proportion_ci(_CONFIDENCE, method="wilson")
-    return Interval(right / examples, float(found.low), float(found.high))
 
 
 def metric_intervals(predictions: Predictions) -> dict[str, Interval]:
@@ -63,7 +42,7 @@ def metric_intervals(predictions: Predictions) -> dict[str, Interval]:
             axis=-1,
             n_resamples=_RESAMPLES,
             batch=max(1, _RESAMPLED_AT_ONCE // examples),
-            confidence_level=_CONFIDENCE,
+            confidence_level=CONFIDENCE,
             method="percentile",
             rng=np.random.default_rng(0),
         ).confidence_interval

@@ -1,17 +1,15 @@
 """What becomes of a trial when a device has no memory left: smaller parts of a batch, as long as there are any."""
 
-import gc
 from collections.abc import Callable
 from dataclasses import replace
-
-import torch
 
 from thawline import backbones
 from thawline.search.events import Note, emit
 from thawline.search.spec import TrialSpec
 from thawline.tracking import Tracker
-from thawline.training import FitResult, Runtime, is_out_of_memory
+from thawline.training import FitResult, is_out_of_memory
 from thawline.training.ranks import Ranks
+from thawline.training.runtime import release_memory
 
 __all__ = ["in_smaller_parts", "reason_of", "with_less_memory"]
 
@@ -19,7 +17,6 @@ __all__ = ["in_smaller_parts", "reason_of", "with_less_memory"]
 def with_less_memory(
     attempt: Callable[..., tuple[backbones.Backbone, FitResult]],
     tracker: Tracker,
-    runtime: Runtime,
     spec: TrialSpec,
     ranks: Ranks,
 ) -> tuple[backbones.Backbone, FitResult]:
@@ -37,10 +34,7 @@ def with_less_memory(
         except Exception as error:
             if not is_out_of_memory(error) or ranks.count > 1 or 4 * parts > spec.config.train.batch_size:
                 raise
-        # Outside the except block: the exception's traceback would keep this attempt's tensors alive.
-        gc.collect()
-        if runtime.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory()
         parts *= 2
         _say_parts(tracker, parts)
 

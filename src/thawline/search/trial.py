@@ -319,7 +319,7 @@ def _train(trial: _Trial, ranks: Ranks) -> Outcome:
         on_batch=trial.on_batch,
         observer=trial.observer,
     )
-    backbone, result = with_less_memory(attempt, trial.tracker, runtime, spec, ranks)
+    backbone, result = with_less_memory(attempt, trial.tracker, spec, ranks)
     _, validation = inputs(spec.hyperparameters.freeze_depth)
     _log_classes(trial, backbone, validation, runtime, result)
     return trial.outcome(result)

@@ -6,7 +6,6 @@ Optuna's study stays with the driver. When the driver dies, its workers end them
 stop and have some seconds for it; one that is silent for too long is ended.
 """
 
-import gc
 import importlib
 import multiprocessing
 import os
@@ -21,14 +20,13 @@ from multiprocessing.context import ForkServerProcess, SpawnProcess
 from types import FrameType
 from typing import Any, TypeAlias
 
-import torch
-
 from thawline import logs
 from thawline.exceptions import ThawlineError
 from thawline.processes import main_module_hidden, start_fork_server, worker_context
 from thawline.search.conversation import Conversation, WorkerCrashed, WorkStopped
 from thawline.search.events import Event, Note, emit, tell_driver
 from thawline.training import Interrupted
+from thawline.training.runtime import release_memory
 
 __all__ = [
     "Link",
@@ -391,9 +389,7 @@ def _serve(connection: Connection, devices: Mapping[str, str]) -> None:
             answer = ("left", None)
         connection.send(answer)
         del function, args, answer
-        gc.collect()  # a trial's tensors go before the next one's come
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.empty_cache()  # while this process waits, others on the same GPU may need what it reserved
+        release_memory()  # before the next trial's tensors come; others on the same GPU may need it meanwhile
         busy = False
 
 

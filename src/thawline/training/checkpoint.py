@@ -116,7 +116,7 @@ class CheckpointFolder:
         """
         self.wait()
         fetch = _fetch(checkpoint)
-        if not any(tensor.device.type != "cpu" for tensor in checkpoint.model.values()):
+        if all(tensor.device.type == "cpu" for tensor in checkpoint.model.values()):
             self._save_or_owe(fetch())  # a thread would take its time from the training
             return
         writer = ThreadPoolExecutor(1, thread_name_prefix="thawline-checkpoint")

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from thawline.training.runtime import on_device
 
-__all__ = ["Resident", "identity_of", "keep_nothing", "keep_rows", "room_on"]
+__all__ = ["BLOCK", "Resident", "copied", "identity_of", "keep_nothing", "keep_rows", "room_on"]
 
-_BLOCK = 64_000_000
+BLOCK = 64_000_000
 """Bytes that are copied at a time: a GPU may have room for more than the memory of its machine."""
 
 
@@ -87,14 +87,30 @@ def keep_rows(key: Hashable, count: int, read: Callable[[slice], Tensor], device
     first = read(slice(0, 1))
     fit = min(count, room_on(device) // max(1, first.nbytes))
     _cache.make_room(2 * fit * first.nbytes, lambda: _free(device))
-    rows = torch.empty((fit, *first.shape[1:]), dtype=first.dtype, device=device)
-    step = max(1, _BLOCK // max(1, first.nbytes))
-    for start in range(0, fit, step):
-        rows[start : start + step] = read(slice(start, min(start + step, fit)))
+    rows = copied(fit, first, read, device)
     kept = Resident(rows)
     if fit:
         _cache.kept[known] = (rows, WeakSet([kept]))
     return kept
+
+
+def copied(
+    count: int, first: Tensor, read: Callable[[slice], Tensor], device: torch.device, *, block: int = BLOCK
+) -> Tensor:
+    """The first rows of a file on a device, ``[count, …]``.
+
+    Args:
+        count: of rows.
+        first: one row, ``[1, …]``, of which the others have shape and type.
+        read: a block of rows, on the host.
+        device: where they go.
+        block: bytes at a time.
+    """
+    rows = torch.empty((count, *first.shape[1:]), dtype=first.dtype, device=device)
+    step = max(1, block // max(1, first.nbytes))
+    for start in range(0, count, step):
+        rows[start : start + step] = read(slice(start, min(start + step, count)))
+    return rows
 
 
 def keep_nothing() -> None:

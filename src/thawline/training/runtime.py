@@ -1,5 +1,6 @@
 """The device and precision that training runs in. The only place that touches torch's global state."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ __all__ = [
     "on_device",
     "peak_memory",
     "random_states",
+    "release_memory",
     "restore_random_states",
     "runtime_for",
     "set_up_process",
@@ -107,6 +109,16 @@ def set_up_process(*, threads: int | None, seed: int, exact: bool = True) -> Non
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not exact
     # The fused attention of inference mode differs from the one of training in the last bits.
     torch.backends.mha.set_fastpath_enabled(False)  # type: ignore[no-untyped-call,unused-ignore]
+
+
+def release_memory() -> None:
+    """Give back what nobody uses any more: tensors, and what a GPU has reserved for others.
+
+    Outside of an ``except`` block, whose traceback keeps tensors alive.
+    """
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
 
 
 def on_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:

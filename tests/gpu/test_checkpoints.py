@@ -20,7 +20,6 @@ from thawline.training import (
     HeadTrial,
     Interrupted,
     fit,
-    fit_heads,
     load_checkpoint,
     set_up_process,
 )
@@ -191,13 +190,7 @@ def test_a_disk_that_is_full_for_the_thread_is_a_problem_that_ends_with_room(
 
 
 def test_heads_that_are_pruned_while_the_next_epoch_trains_end_with_what_they_were_told_for(
-    gpu: PretendedGpu,
-    make_backbone: Any,
-    images: Any,
-    stored: Any,
-    hyperparameters: Any,
-    tmp_path: Path,
-    slow_disk: Any,
+    train_heads: Any, hyperparameters: Any, tmp_path: Path, slow_disk: Any
 ) -> None:
     folders = [CheckpointFolder(tmp_path / name, keep=9, maximise=True) for name in ("pruned", "whole")]
     answers = [Decision.PRUNE, Decision.CONTINUE]
@@ -205,20 +198,7 @@ def test_heads_that_are_pruned_while_the_next_epoch_trains_end_with_what_they_we
         HeadTrial(hyperparameters(3, 1e-2), folder, lambda result, answer=answer: answer)
         for folder, answer in zip(folders, answers, strict=True)
     ]
-    with gpu.modes():
-        backbone = make_backbone()
-        backbone.module.to(gpu.runtime.device)
-        inputs = [stored(backbone, images(count, gpu.runtime)) for count in (8 * BATCHES, 16)]
-        pruned, whole = fit_heads(
-            backbone,
-            *inputs,
-            trials,
-            config=TrainConfig(epochs=3, batch_size=8),
-            metric="accuracy",
-            runtime=gpu.runtime,
-            seed=0,
-            on_batch=after_batch(BATCHES + 3, slow_disk),
-        )
+    pruned, whole = train_heads(trials, 8 * BATCHES, 16, epochs=3, on_batch=after_batch(BATCHES + 3, slow_disk))
     assert isinstance(pruned, FitResult)
     assert isinstance(whole, FitResult)
     assert (pruned.decision, len(pruned.history)) == (Decision.PRUNE, 1)

@@ -20,7 +20,6 @@ from thawline.training import (
     Decision,
     HeadTrial,
     fit,
-    fit_heads,
     heads,
     loop,
     predict,
@@ -201,13 +200,7 @@ def test_an_evaluation_waits_once(gpu: PretendedGpu, make_backbone: Any, images:
 
 
 def test_heads_that_are_trained_together_wait_once_an_epoch_and_once_for_each_evaluation(
-    gpu: PretendedGpu,
-    make_backbone: Any,
-    images: Any,
-    stored: Any,
-    hyperparameters: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    gpu: PretendedGpu, train_heads: Any, hyperparameters: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     epochs = Epochs(gpu, heads, monkeypatch)
     folders = [CheckpointFolder(tmp_path / name, keep=1, maximise=True) for name in ("one", "two")]
@@ -215,11 +208,6 @@ def test_heads_that_are_trained_together_wait_once_an_epoch_and_once_for_each_ev
         HeadTrial(hyperparameters(3, rate), folder, lambda result: Decision.CONTINUE)
         for rate, folder in zip((1e-3, 1e-2), folders, strict=True)
     ]
-    with gpu.modes():
-        backbone = make_backbone()
-        backbone.module.to(DEVICE)
-        inputs = [stored(backbone, images(count, gpu.runtime)) for count in (40, 32)]
-        config = TrainConfig(epochs=2, batch_size=8)
-        fit_heads(backbone, *inputs, trials, config=config, metric="accuracy", runtime=gpu.runtime, seed=0)
+    train_heads(trials, 40, 32, epochs=2)
     assert epochs.first.total() <= 1 + len(trials), epochs.first
     assert all(folder.last().epoch == 2 for folder in folders)  # type: ignore[union-attr]

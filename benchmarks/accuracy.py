@@ -1,8 +1,8 @@
-"""How good the found model is: a search against the head only, full fine-tuning and what needs no fine-tuning at all.
+"""Test accuracy of a search, compared with the head only, full fine-tuning and methods without fine-tuning.
 
-Every design is run with several seeds (of the search, the heads and the batches; the split is the data's own) as
-``thawline search`` in a home of its own, and its test examples are looked at once, by the promotion of the model that
-did best on validation. Intervals are of the differences on the same test examples, from 10,000 bootstrap resamples.
+Every design runs with several seeds (of the search, the heads and the batches; the split is the data's own) as
+``thawline search`` in its own home. Its test examples are used once, in the promotion of the best model on validation.
+Intervals are for differences on the same test examples, from 10,000 bootstrap resamples.
 """
 
 import argparse
@@ -27,17 +27,17 @@ THAWLINE = Path(sys.executable).parent / "thawline"
 
 @dataclass(frozen=True)
 class Result:
-    """What one design with one seed ended with."""
+    """The result of one design with one seed."""
 
     design: str
     seed: int
     validation: float
     predicted: list[int]
-    """Of each test example."""
+    """Predicted class of each test example."""
     labels: list[int]
     seconds: float
     chosen: str
-    """In words."""
+    """Description of the chosen model."""
 
 
 def searched(options: argparse.Namespace, design: str, seed: int) -> Result:
@@ -78,7 +78,7 @@ def searched(options: argparse.Namespace, design: str, seed: int) -> Result:
 
 
 def on_features(options: argparse.Namespace, seed: int) -> Result:
-    """Logistic regression on the mean of the frozen backbone's features; its strength is chosen on validation."""
+    """Logistic regression on the mean of the frozen backbone's features; its penalty is chosen on validation."""
     from thawline import backbones
     from thawline.config import SearchConfig
     from thawline.search import prepare_inputs, read_data
@@ -106,7 +106,7 @@ def on_features(options: argparse.Namespace, seed: int) -> Result:
 
 
 def on_words(options: argparse.Namespace, seed: int) -> Result:
-    """Logistic regression on how often each word and pair of words occurs (TF-IDF)."""
+    """Logistic regression on TF-IDF of words and word pairs."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     from thawline.config import DataConfig
@@ -151,7 +151,7 @@ def _metric(metric: str, labels: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def _difference(metric: str, ours: Sequence[Result], theirs: Sequence[Result]) -> tuple[float, float, float]:
-    """Mean over the seeds of the gain on test, and its 95 % interval over the test examples."""
+    """Mean gain on test over seeds, and its 95 % interval over test examples."""
     labels = np.array(ours[0].labels)
     random, gains = np.random.default_rng(0), []
     for resample in range(10_001):
@@ -166,7 +166,7 @@ def _difference(metric: str, ours: Sequence[Result], theirs: Sequence[Result]) -
 
 
 def _metric_fast(metric: str, labels: np.ndarray, predicted: np.ndarray) -> float:
-    """As :func:`_metric`, without scikit-learn's checks: it is asked 60,000 times."""
+    """Like :func:`_metric`, without scikit-learn's checks, as it is called 60,000 times."""
     if metric == "accuracy":
         return float((labels == predicted).mean())
     classes = int(max(labels.max(), predicted.max())) + 1
@@ -176,7 +176,7 @@ def _metric_fast(metric: str, labels: np.ndarray, predicted: np.ndarray) -> floa
 
 
 def main() -> None:
-    """Run all designs, print each as it ends, and the table at the end."""
+    """Run all designs, print each result, and finally the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--backbone", required=True)
@@ -185,14 +185,12 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--standard-rate", type=float, default=1e-4, help="of full fine-tuning")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of fine-tuning")
+    parser.add_argument("--standard-rate", type=float, default=1e-4, help="learning rate of full fine-tuning")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="precision of fine-tuning")
     parser.add_argument("--metric", default="accuracy", choices=["accuracy", "macro_f1"])
     parser.add_argument("--designs", nargs="+", default=["search", "head", "full", "features"])
-    parser.add_argument("--set", action="append", default=[], help="further settings of all searches, key=value")
-    parser.add_argument(
-        "--out", type=Path, help="JSON lines to write, one for each run; what is there is not run again"
-    )
+    parser.add_argument("--set", action="append", default=[], help="additional settings of all searches, key=value")
+    parser.add_argument("--out", type=Path, help="JSON lines to write, one per run; existing runs are skipped")
     options = parser.parse_args()
     from thawline import backbones
 

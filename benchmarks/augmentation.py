@@ -1,4 +1,4 @@
-"""What augmentation brings and what it costs, on real photographs: none, a few stored views, a new one every epoch."""
+"""Benefit and cost of augmentation on real photographs: none, a few stored views, a new view every epoch."""
 
 import argparse
 import itertools
@@ -31,11 +31,11 @@ SHARED = Path(os.environ.get("THAWLINE_TEST_DATA", Path(__file__).resolve().pare
 BACKBONE = "squeezenet1_0"
 WEIGHTS = SHARED / "weights" / "squeezenet1_0_imagenet.safetensors"
 RATES = {4: 1e-3, 3: 3e-4, 2: 3e-4, 0: 2e-4}
-"""Learning rate for each freeze depth, about the best of a small search without augmentation."""
+"""Learning rate by freeze depth, close to the best of a small search without augmentation."""
 
 
 def main() -> None:
-    """Train every kind of augmentation at every depth with every seed, interleaved, and print a table."""
+    """Train with every kind of augmentation at every depth with every seed, interleaved, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image-size", type=int, default=112)
     parser.add_argument("--epochs", type=int, default=8)
@@ -44,9 +44,9 @@ def main() -> None:
         "--kinds",
         nargs="+",
         default=["none", "light:2", "light:4", "light", "standard:4", "standard"],
-        help="train.augmentation, and after a colon train.views; without one every epoch has a new view",
+        help="train.augmentation, optionally with a colon and train.views; without views every epoch has a new one",
     )
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="such as mixup=0.2, of all kinds")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of all kinds, such as mixup=0.2")
     parser.add_argument("--depths", nargs="+", type=int, default=[4, 3, 2])
     options = parser.parse_args()
     if not WEIGHTS.exists():
@@ -57,7 +57,7 @@ def main() -> None:
         for seed, depth, kind in itertools.product(range(options.seeds), options.depths, options.kinds):
             cells.setdefault((kind, depth), []).append(bench.train(kind, depth, seed))
             print(seed, depth, kind, cells[kind, depth][-1], flush=True)
-    print("\n| augmentation | freeze depth | validation accuracy | seconds to store | seconds an epoch |")
+    print("\n| augmentation | freeze depth | validation accuracy | seconds to store | seconds per epoch |")
     print("|---|---|---|---|---|")
     for (kind, depth), runs in cells.items():
         accuracy, stored, epoch = zip(*runs, strict=True)
@@ -87,7 +87,7 @@ class Bench:
         self.classes = len(manifest.classes)
 
     def train(self, kind: str, depth: int, seed: int) -> tuple[float, float, float]:
-        """Mean accuracy of the last two epochs, seconds to fill the store, median seconds of an epoch."""
+        """Mean accuracy of the last two epochs, seconds for filling the store, median seconds per epoch."""
         options = self.options
         augmentation_kind, _, views = kind.partition(":")
         settings = {"epochs": options.epochs, "device": "cpu", "precision": "bf16", "augmentation": augmentation_kind}
@@ -127,7 +127,7 @@ class Bench:
 def stored(
     folder: Path, backbone: backbones.Backbone, images: ImageInputs, depth: int, runtime: Runtime, own: Augmentation
 ) -> Inputs:
-    """The inputs after ``depth`` layer groups, one file for each view; images where nothing can be stored."""
+    """The inputs after ``depth`` layer groups, one file per view; images if nothing can be stored."""
     if depth == 0 or not own.is_storable:
         return images
     with tempfile.TemporaryDirectory(dir=folder) as each:
@@ -150,7 +150,7 @@ def stored(
             opened = store.open(key)
             assert opened is not None
             views.append(opened)
-        return ActivationInputs(views, images.labels, depth, runtime, own)  # a map outlives its file's name
+        return ActivationInputs(views, images.labels, depth, runtime, own)  # a memory map outlives its file's name
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Freeze-thaw against Optuna's pruners, replayed on recorded learning curves: twenty searches a task in seconds.
+"""Freeze-thaw versus Optuna's pruners, replayed on recorded learning curves: twenty searches per task in seconds.
 
-``curves.jsonl`` holds the curve of every trial of a grid, each trained to its end, with its seconds. A search of them
-tries the portfolio first and the others in random order, in batches of four, the cheapest first, as a search does; the
-linear probe comes before. Of each pruner it is said what share of all seconds and epochs it trains, and how much worse
-the best value is at the end, and on the way, than without a pruner.
+``curves.jsonl`` has the curve and the seconds of every trial of a grid, each trained to the end. Like a real search, a
+replayed one tries the linear probe, then the portfolio, then the others in random order, in batches of four, each
+cheapest first. For each pruner, the table has its share of all seconds and epochs, and how much worse the best value is
+than without a pruner, at the end and during the search.
 
     python benchmarks/portfolio.py measure benchmarks/curves.jsonl --epochs 8 --heads soft …
     python benchmarks/freeze_thaw.py [--plot FILE]
@@ -28,7 +28,7 @@ from thawline.search.space import PORTFOLIO
 
 BATCH = 4
 SHARES = np.linspace(0.05, 1.0, 20)
-"""Of the seconds of a search without a pruner, at which searches are compared."""
+"""Shares of the seconds of a search without a pruner at which searches are compared."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Trial:
     policy: str
     values: tuple[float, ...]
     seconds: float
-    """Of an epoch."""
+    """Seconds per epoch."""
 
     @property
     def point(self) -> tuple[float, ...]:
-        """As a study scales it."""
+        """The hyperparameters as scaled by a study."""
         rate = (math.log10(self.rate) + 5) / 3
         return (self.depth / self.deepest, rate, float(self.policy != "static"), float(self.policy == "static"))
 
@@ -60,12 +60,11 @@ class Task:
     trials: tuple[Trial, ...]
 
     def order(self, seed: int) -> list[Trial]:
-        """As a search tries them: the portfolio, then the others; the first batch holds the probe as well."""
+        """The order of a search: the portfolio, cheapest first, then the others in batches."""
         first = [trial for start in PORTFOLIO for trial in self.trials if self._is_start(trial, start)]
         rest = [trial for trial in self.trials if trial not in first]
         random.Random(seed).shuffle(rest)
-        tried = [*first, *rest]
-        batches = [tried[: BATCH - 1], *(tried[i : i + BATCH] for i in range(BATCH - 1, len(tried), BATCH))]
+        batches = [first, *(rest[i : i + BATCH] for i in range(0, len(rest), BATCH))]
         return [trial for batch in batches for trial in sorted(batch, key=lambda each: -each.depth)]
 
     @staticmethod
@@ -80,7 +79,7 @@ Course = list[tuple[float, float]]
 
 
 def pruned(task: Task, order: Sequence[Trial], make: Callable[[], BasePruner]) -> Course:
-    """A search with one of Optuna's pruners."""
+    """Replay a search with one of Optuna's pruners."""
     study = optuna.create_study(direction="maximize", pruner=make())
     course: Course = []
     best, spent = task.probe, 0.0
@@ -99,7 +98,7 @@ def pruned(task: Task, order: Sequence[Trial], make: Callable[[], BasePruner]) -
 
 
 def frozen(task: Task, order: Sequence[Trial], rule: FreezeThaw, *, by_time: bool = False) -> Course:
-    """A search by freeze-thaw."""
+    """Replay a search with freeze-thaw."""
     course: Course = []
     best, spent = task.probe, 0.0
     trained: dict[int, int] = {}
@@ -145,12 +144,12 @@ def read(path: Path) -> list[Task]:
 
 
 def best_at(task: Task, course: Course, seconds: float) -> float:
-    """The best value by then."""
+    """The best value up to a time."""
     return max((best for spent, best in course if spent <= seconds), default=task.probe)
 
 
 def measured(task: Task, name: str, seeds: int) -> Iterator[list[float]]:
-    """Of each search: share of seconds, share of epochs, points lost at the end, points lost on the way."""
+    """For each search: share of seconds, share of epochs, points lost at the end, points lost during the search."""
     for seed in range(seeds):
         order = task.order(seed)
         whole = DESIGNS["no pruner"](task, order)
@@ -166,16 +165,16 @@ def measured(task: Task, name: str, seeds: int) -> Iterator[list[float]]:
 
 
 def main() -> None:
-    """Print a table for each task, and of all."""
+    """Print a table of each task and of their mean."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--curves", type=Path, default=Path(__file__).with_name("curves.jsonl"))
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--plot", type=Path, help="SVG file of the points lost on the way")
+    parser.add_argument("--plot", type=Path, help="SVG file of the points lost during the search")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     tasks = read(options.curves)
     every: dict[str, list[list[float]]] = defaultdict(list)
-    print("| task | pruner | seconds | epochs | points lost at the end | on the way |\n|---|---|---|---|---|---|")
+    print("| task | pruner | seconds | epochs | points lost at the end | meanwhile |\n|---|---|---|---|---|---|")
     for task in tasks:
         for name in DESIGNS:
             seconds, epochs, lost, way = np.mean(list(measured(task, name, options.seeds)), axis=0)
@@ -190,7 +189,7 @@ def main() -> None:
 
 
 def draw(tasks: Sequence[Task], seeds: int, path: Path) -> None:
-    """Points lost against the share of seconds, the mean of all tasks."""
+    """Plot points lost against the share of seconds, averaged over all tasks."""
     import matplotlib as mpl
 
     mpl.use("svg")

@@ -1,7 +1,7 @@
-"""How often the gate errs: by the recall of one class, with copies in int8, over many nights on the same test images.
+"""Error rates of the gate: recall of a single class, int8 copies, and many nights on the same test images.
 
-Models are simulated as two trainings of one recipe are seen to differ: four images in five are easy (0.985 right), the
-others hard (0.3 right), 85 % in all, and two trainings answer 10 % of the images differently.
+Models are simulated like two trainings of one recipe: four in five images are easy (0.985 correct), the others hard
+(0.3 correct), 85 % in total, and two trainings differ on 10 % of the images.
 """
 
 import argparse
@@ -24,8 +24,8 @@ Bools = npt.NDArray[np.bool_]
 def main() -> None:
     """Simulate, and print three tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--challengers", type=int, default=400, help="simulated for each row of the first two tables")
-    parser.add_argument("--years", type=int, default=200, help="simulated for each row of the last table")
+    parser.add_argument("--challengers", type=int, default=400, help="number per row of the first two tables")
+    parser.add_argument("--years", type=int, default=200, help="simulated years per row of the last table")
     parser.add_argument("--nights", type=int, default=300)
     parser.add_argument("--images", type=int, nargs="+", default=[200, 1000], help="of the test split, last table")
     options = parser.parse_args()
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def recalls(challengers: int) -> None:
-    """Stopped by the recall of a class, which has truly fallen or not."""
+    """How often the recall of a class stops a challenger, whether it has really decreased or not."""
     print(f"Stopped by the recall of every class, of {challengers} challengers each:\n")
     print("| classes | images of each | as good | 3 points better | the same, as measured | one class 20 worse |")
     print("|---|---|---|---|---|---|")
@@ -54,14 +54,14 @@ def recalls(challengers: int) -> None:
 
 
 def stopped(random: np.random.Generator, classes: int, images: int, gain: float, fall: float) -> tuple[bool, bool]:
-    """Whether the criterion stops a challenger, and whether one without chance would: more than tolerated is lost.
+    """Whether the criterion stops a challenger, and whether the plain tolerance would, without accounting for chance.
 
     Args:
-        random: to draw from.
-        classes: how many.
-        images: of each.
-        gain: by how much the challenger is truly better in every class.
-        fall: by how much it is truly worse in the first one.
+        random: random generator.
+        classes: number of classes.
+        images: number of images per class.
+        gain: true gain of the challenger in every class.
+        fall: true loss in the first class.
     """
     labels = np.repeat(np.arange(classes), images)
     hard = random.random(labels.size) < SHARE
@@ -74,7 +74,7 @@ def stopped(random: np.random.Generator, classes: int, images: int, gain: float,
 
 
 def copies(count: int) -> None:
-    """Accepted as good enough by the gate's bound, which assumes that one image more is lost, and by one without it."""
+    """How often a copy is accepted by the gate's bound, which assumes one more lost image, and by one without that."""
     print(f"\nCopies in int8 that are shown to lose less than {RULES.max_quantisation_loss:g}, of {count} each:\n")
     print("| test images | loses nothing, no answer differs | loses 0.002, one answer in 100 differs "
           "| loses 0.01, one answer in 100 differs | the same, without the image |")  # fmt: skip
@@ -90,7 +90,7 @@ def copies(count: int) -> None:
 
 @cache
 def good_enough(lost: int, gained: int, images: int, assumed: int) -> bool:
-    """As the gate decides for a copy that is right on ``gained`` images more and ``lost`` others fewer."""
+    """The gate's decision for a copy that is correct on ``gained`` more images and on ``lost`` fewer others."""
     ours, theirs = np.zeros((2, images + assumed), dtype=np.int64)
     theirs[:gained] = 1
     ours[gained : gained + lost + assumed] = 1
@@ -99,9 +99,9 @@ def good_enough(lost: int, gained: int, images: int, assumed: int) -> bool:
 
 
 def nights(years: int, count: int, sizes: Sequence[int]) -> None:
-    """Every night a challenger, against the same test images."""
-    print(f"\nAfter so many nights with a challenger that is as good as the champion, of {years} simulations each; "
-          f"`{RULES.significance:g} / nights` divides what chance may do among the nights:\n")  # fmt: skip
+    """One challenger every night on the same test images."""
+    print(f"\nAfter this many nights with an equally good challenger, {years} simulations each; "
+          f"`{RULES.significance:g} / nights` divides the error rate among the nights:\n")  # fmt: skip
     print("| test images | significance | night | promoted | independent nights would | champion measured too good by "
           "| promoted if 3 points better | promoted if 1 point worse |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|")
@@ -117,8 +117,8 @@ def nights(years: int, count: int, sizes: Sequence[int]) -> None:
 
 
 def year(random: np.random.Generator, images: int, shown: Sequence[int], *, shared: bool) -> list[list[float]]:
-    """Of each night that is shown: champions replaced so far, by how much the champion's measured accuracy is above its
-    true one, and how often models that are 3 points better and 1 point worse would be promoted then."""
+    """For each shown night: number of replaced champions, by how much the champion's measured accuracy exceeds its true
+    one, and how often models 3 points better and 1 point worse would be promoted."""
     hard = random.random(images) < SHARE
     true = np.where(hard, HARD, EASY).mean()
     champion, replaced, seen = answers(random, hard, 0.0), 0, []
@@ -137,20 +137,20 @@ def year(random: np.random.Generator, images: int, shown: Sequence[int], *, shar
 
 
 def answers(random: np.random.Generator, hard: Bools, gain: float) -> Bools:
-    """Which images a model gets right that is so much better than the recipe's, ``[N]``; the gain is on hard ones."""
+    """Correct images ``[N]`` of a model that is better than the recipe's by ``gain``, on hard images."""
     right: Bools = random.random(hard.size) < np.where(hard, HARD + gain / SHARE, EASY)
     return right
 
 
 def promoted(challenger: Bools, champion: Bools, significance: float) -> bool:
-    """Whether the gate finds the gain in accuracy beyond chance."""
+    """Whether the gate finds a significant gain in accuracy."""
     gained, lost = int((challenger & ~champion).sum()), int((champion & ~challenger).sum())
     return gained > lost and beyond_chance(gained, lost, challenger.size, significance)
 
 
 @cache
 def beyond_chance(gained: int, lost: int, images: int, significance: float) -> bool:
-    """As the gate decides for a challenger that is right on ``gained`` images more and ``lost`` others fewer."""
+    """The gate's decision for a challenger that is correct on ``gained`` more images and on ``lost`` fewer others."""
     ours, theirs = np.zeros((2, images), dtype=np.int64)
     theirs[:gained] = 1
     ours[gained : gained + lost] = 1

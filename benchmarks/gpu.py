@@ -1,14 +1,14 @@
-"""What a GPU makes of Thawline's own loops, against what it could: one call, under ten minutes.
+"""Efficiency of Thawline's loops on a GPU, relative to the hardware's limits: one call, under ten minutes.
 
     python benchmarks/gpu.py                # on a GPU
-    python benchmarks/gpu.py --tiny         # a few small steps on a CPU, to see that it runs
+    python benchmarks/gpu.py --tiny         # a few small steps on a CPU, to check that it runs
 
-For each network at freeze depth 0, half and head only: images a second of training, of filling the store and of
-evaluation, with the floor that the card sets. Of computation that is the operations that PyTorch counts, divided by the
-rate of a large matrix product; of memory it is the bytes that all operations read and write, each on its own, over
-the rate of a large copy: what a compiler fuses moves less. The images are few and repeated, so that nothing waits for a
-disk. It imports the loops alone, neither MLflow nor Optuna nor Prefect, and so runs where only torch, torchvision and
-Thawline's small dependencies are installed.
+For each network at freeze depth 0, half and head only: images per second of training, of filling the store and of
+evaluation, with the card's limit. For computation, the limit is the operations counted by PyTorch divided by the rate
+of a large matrix product. For memory, it is the bytes that all operations read and write separately divided by the rate
+of a large copy; a compiler's fused kernels move less. A few images are repeated, so nothing waits for the disk. It
+imports only the loops, neither MLflow nor Optuna nor Prefect, and so runs with only torch, torchvision and Thawline's
+small dependencies.
 """
 
 import argparse
@@ -52,27 +52,27 @@ from thawline.training import (
 from thawline.training.runtime import on_device
 
 UNIQUE = 512
-"""Images that are repeated."""
+"""Number of distinct images."""
 CLASSES = 10
 
 
 @dataclass(frozen=True)
 class Card:
-    """What the device does at best."""
+    """The limits of the device."""
 
     operations: float
-    """A second, in the precision that is trained in."""
+    """Operations per second, in the precision of training."""
     bytes: float
-    """A second, read and written."""
+    """Bytes read and written per second."""
 
     def floor(self, operations: float, moved: float) -> tuple[float, str]:
-        """Seconds, and what limits them."""
+        """Minimum seconds, and the limiting factor."""
         computing, moving = operations / self.operations, moved / self.bytes
         return max(computing, moving), "computing" if computing > moving else "memory"
 
 
 class Repeated:
-    """So many rows, of which few are different; on the device, as activations that fit are."""
+    """Many rows, few of which are distinct; on the device, like cached activations."""
 
     lengths: np.ndarray | None = None
 
@@ -88,12 +88,12 @@ class Repeated:
         return self._rows[on_device(rows % len(self._rows), self._rows.device)]
 
     def prepare(self, read: Tensor, rows: np.ndarray, epoch: int) -> Tensor:
-        """The same; halves are computed in single precision, as everywhere."""
+        """The same, with half precision converted to single precision, as everywhere."""
         return read.float() if read.dtype == torch.float16 else read
 
 
 class RepeatedImages(ImageInputs):
-    """The same of decoded images on the host."""
+    """The same for decoded images on the host."""
 
     def __init__(self, images: np.ndarray, count: int, preprocessing: Preprocessing, runtime: Runtime) -> None:
         super().__init__(images, np.arange(count, dtype=np.int64) % CLASSES, preprocessing, runtime)
@@ -112,8 +112,8 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of training at each depth, about")
-    parser.add_argument("--tiny", action="store_true", help="a small network, small images and few of them")
+    parser.add_argument("--seconds", type=float, default=20.0, help="approximate seconds of training at each depth")
+    parser.add_argument("--tiny", action="store_true", help="a small network with few small images")
     options = parser.parse_args()
     if options.tiny:
         options.networks, options.images, options.batch_size, options.image_size = ["squeezenet1_1"], 32, 8, 64
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def card_of(runtime: Runtime, *, tiny: bool) -> Card:
-    """Rates of a large matrix product and of a large copy."""
+    """Measure the rates of a large matrix product and of a large copy."""
     side, length = (512, 2**22) if tiny else (8192, 2**30)
     kind = runtime.autocast_dtype or torch.float32
     matrix = torch.randn(side, side, device=runtime.device, dtype=kind)
@@ -148,7 +148,7 @@ def card_of(runtime: Runtime, *, tiny: bool) -> Card:
 
 
 def seconds_of(call: Callable[[], object], runtime: Runtime, rounds: int = 10) -> float:
-    """Median seconds of a call, the device waited for."""
+    """Median seconds of a call, including the device's work."""
     taken = []
     for _ in range(rounds + 2):
         wait(runtime)
@@ -160,13 +160,13 @@ def seconds_of(call: Callable[[], object], runtime: Runtime, rounds: int = 10) -
 
 
 def wait(runtime: Runtime) -> None:
-    """For whatever the device still computes."""
+    """Sync with the device."""
     if runtime.device.type == "cuda":
         torch.cuda.synchronize(runtime.device)
 
 
 def network_of(name: str, options: argparse.Namespace) -> Backbone:
-    """With random weights, whose arithmetic is the same."""
+    """A network with random weights, whose arithmetic is the same."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return backbones.create(name, num_classes=CLASSES, weights="none", image_size=options.image_size)
@@ -179,7 +179,7 @@ def images_of(options: argparse.Namespace) -> np.ndarray:
 
 
 def measure(name: str, card: Card, config: TrainConfig, runtime: Runtime, options: argparse.Namespace) -> None:
-    """A row for each depth and each loop."""
+    """Print a row for each depth and loop."""
     backbone = network_of(name, options)
     deepest, images = len(backbone.layer_groups), images_of(options)
     assert isinstance(backbone.preprocessing, Preprocessing)
@@ -190,13 +190,16 @@ def measure(name: str, card: Card, config: TrainConfig, runtime: Runtime, option
         if depth:
             inputs = Repeated(passed(backbone, whole, depth, len(images), config, runtime), options.images, depth)
         train(backbone, name, depth, inputs, card, config, runtime, options)
+        if runtime.device.type == "cuda" and depth < deepest:
+            compiled = config.model_copy(update={"compile": True, "epochs": 2})  # the first epoch compiles
+            train(backbone, name, depth, inputs, card, compiled, runtime, options, what="training, compiled")
         print_row(name, depth, "evaluation", *evaluated(backbone, inputs, card, config, runtime, options))
     print_row(name, deepest // 2, "fill", *filled(backbone, whole, deepest // 2, card, config, runtime, options))
 
 
 @torch.inference_mode()
 def passed(backbone: Backbone, whole: Inputs, depth: int, count: int, config: TrainConfig, runtime: Runtime) -> Tensor:
-    """Activations of the different images at a depth."""
+    """Activations of the distinct images at a depth."""
     prefix, parts = section(backbone, 0, depth), []
     for rows in np.array_split(np.arange(count), max(1, count // config.batch_size)):
         with runtime.autocast():
@@ -213,8 +216,9 @@ def train(
     config: TrainConfig,
     runtime: Runtime,
     options: argparse.Namespace,
+    what: str = "training",
 ) -> None:
-    """Train epochs of so many rows that each takes some seconds; the first warms up."""
+    """Train epochs of some seconds each, after one for warm-up."""
     rows = min(len(inputs), 4 * config.batch_size)
     rates, checkpoints = [], list[_Timed]()
     for number in range(3):
@@ -232,14 +236,14 @@ def train(
                 seed=0,
                 on_epoch=lambda _: Decision.CONTINUE,
             )
-        rates.append(result.history[0].metrics["train/rows_per_second"])
+        rates.append(result.history[-1].metrics["train/rows_per_second"])
         checkpoints.append(kept)
         if number == 0:
             rows = min(
                 len(inputs), max(rows, int(rates[0] * options.seconds / 2) // config.batch_size * config.batch_size)
             )
     floor, limit = floor_of(backbone, depth, inputs, card, config, runtime, training=True)
-    print_row(name, depth, f"training ({waits.steps(rows / config.batch_size)})", rates[-1], floor, limit)
+    print_row(name, depth, f"{what} ({waits.steps(config.epochs * rows / config.batch_size)})", rates[-1], floor, limit)
     written, held = (
         1000 * statistics.median(getattr(kept, which) for kept in checkpoints) for which in ("seconds", "held")
     )
@@ -251,7 +255,7 @@ def _both(train: Inputs, validation: Inputs, depth: int) -> tuple[Inputs, Inputs
 
 
 class _First:
-    """The first rows of others."""
+    """The first rows of other inputs."""
 
     def __init__(self, inputs: Inputs, count: int) -> None:
         self._inputs, self.boundary, self.lengths = inputs, inputs.boundary, None
@@ -263,12 +267,12 @@ class _First:
 
 
 class _Timed(CheckpointFolder):
-    """Notes how long a checkpoint takes until it is on the disk, and how long training is held up by it."""
+    """Measures how long a checkpoint takes to reach the disk, and how long it blocks training."""
 
     seconds = held = began = 0.0
 
     def keep(self, checkpoint: Any) -> None:
-        """See the base."""
+        """See the base class."""
         self.began = time.perf_counter()
         super().keep(checkpoint)
         self.held = max(self.held, time.perf_counter() - self.began)
@@ -279,7 +283,7 @@ class _Timed(CheckpointFolder):
 
 
 class counted_waits:  # noqa: N801  a context manager
-    """How often the host waits for a GPU, as PyTorch itself warns; unknown on a CPU."""
+    """Count host syncs with a GPU by PyTorch's own warnings; unknown on a CPU."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._on_gpu = runtime.device.type == "cuda"
@@ -299,7 +303,7 @@ class counted_waits:  # noqa: N801  a context manager
         self._catch.__exit__(None, None, None)
 
     def steps(self, steps: float) -> str:
-        """In words."""
+        """Describe the count."""
         if not self._on_gpu:
             return "waits not counted"
         waits = sum("synchronizing" in str(each.message) for each in self._seen)
@@ -309,7 +313,7 @@ class counted_waits:  # noqa: N801  a context manager
 def evaluated(
     backbone: Backbone, inputs: Inputs, card: Card, config: TrainConfig, runtime: Runtime, options: argparse.Namespace
 ) -> tuple[float, float, str]:
-    """Images a second of evaluation, the floor, and what limits it."""
+    """Images per second of evaluation, the limit, and the limiting factor."""
     part = _First(inputs, min(len(inputs), (8 if options.tiny else 40) * config.batch_size))
     seconds = seconds_of(lambda: predict(backbone, part, runtime, config.batch_size), runtime, rounds=2)
     return len(part) / seconds, *floor_of(backbone, inputs.boundary, inputs, card, config, runtime, training=False)
@@ -324,7 +328,7 @@ def filled(
     runtime: Runtime,
     options: argparse.Namespace,
 ) -> tuple[float, float, str]:
-    """Images a second of filling the store, the floor, and what limits it."""
+    """Images per second of filling the store, the limit, and the limiting factor."""
     part = _First(whole, min(len(whole), (2 if options.tiny else 16) * config.batch_size))
     assert isinstance(backbone.preprocessing, Preprocessing)
     kinds: dict[torch.dtype | None, StoredType] = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -349,7 +353,7 @@ def filled(
 
 
 class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes that operations read and write, each on its own as without a compiler; views move nothing."""
+    """Bytes that operations read and write separately, as without a compiler; views move nothing."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -374,7 +378,7 @@ def floor_of(
     training: bool,
     stop: int | None = None,
 ) -> tuple[float, str]:
-    """Images a second that the card allows, and by what: operations of one batch, and the bytes that it must move."""
+    """The card's limit in images per second, and its factor: operations of one batch, or bytes to move."""
     rows = np.arange(min(config.batch_size, len(inputs)))
     part = section(backbone, start, stop) if start or stop else backbone.module
     batch = inputs.prepare(inputs.read(rows, 0), rows, 0)
@@ -396,7 +400,7 @@ def print_row(name: str, depth: int, what: str, rate: float, floor: float, limit
 
 
 class _Model:
-    """What the server's batcher needs of a model."""
+    """A model for the server's batcher."""
 
     def __init__(self, backbone: Backbone, runtime: Runtime) -> None:
         self._backbone, self._runtime = backbone, runtime
@@ -420,7 +424,7 @@ class _Model:
 
 
 async def serve(name: str, runtime: Runtime, options: argparse.Namespace) -> None:
-    """Clients in this process that each ask for one image after the other; HTTP and its parsing are not part of it."""
+    """Clients in this process that each request one image after another, without HTTP and parsing."""
     from thawline.serving.batcher import Batcher
 
     backbone = network_of(name, options)

@@ -1,8 +1,8 @@
-"""CPU time of networks in int8 and in single precision, by ONNX Runtime on one thread.
+"""CPU time of networks in int8 and in single precision, with ONNX Runtime on one thread.
 
 python benchmarks/int8.py --networks resnet18 mobilenet_v3_small vit_b_32
 
-The weights are random, which makes no difference to the time. Accuracy is for the gate to tell.
+The weights are random, which does not affect the time. The gate evaluates accuracy.
 """
 
 import argparse
@@ -48,14 +48,14 @@ def main() -> None:
 
 
 def session(file: Path) -> Any:
-    """On one thread."""
+    """A session on one thread."""
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(file, settings, providers=["CPUExecutionProvider"])
 
 
 def seconds(sessions: list[Any], images: npt.NDArray[np.uint8], rounds: int) -> list[float]:
-    """Median CPU time of each, taking turns."""
+    """Median CPU time of each session, interleaved."""
     pixels = images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
     taken: list[list[float]] = [[] for _ in sessions]
     for _ in range(rounds + 2):

@@ -1,14 +1,14 @@
-"""How many wrong labels the label doctor finds, and what training without them is worth.
+"""How many wrong labels the label doctor finds, and the benefit of training without them.
 
 ``python benchmarks/labels.py DATA --backbone NAME --weights FILE --image-size PIXELS``
 
-A share of the labels of training and validation images is changed to any other class at random; those of the test
-images stay right. The finding knows nothing of it and judges all splits. A linear probe (as a search's trial 0, its
-penalty chosen on the same split's validation images) is then trained on the right labels, on the wrong ones, without
-the suspects, and with the suggested classes, and tested on the right labels of the test images. Every other of a
-search's penalties is tried.
+A share of the labels of training and validation images is changed to another class at random; those of the test images
+stay correct. The label doctor judges all splits without this knowledge. A linear probe (like a search's trial 0, with
+its penalty chosen on the same split's validation images) is then trained on the correct labels, on the wrong ones,
+without the suspects, and with the suggested classes, and tested on the correct labels of the test images. It tries
+every second of a search's penalties.
 
-Prints a Markdown table, one row for each share: mean over the seeds, and in brackets the smallest and the largest.
+Prints a Markdown table with one row per share: mean over seeds, with minimum and maximum in brackets.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class Run:
     seconds: float
     cpu_seconds: float
     accuracy: dict[str, float]
-    """On the test images, by the way of training."""
+    """Test accuracy by way of training."""
 
 
 def main() -> None:
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def flipped(manifest: Manifest, share: float, seed: int) -> Manifest:
-    """The same with this share of the labels that are not of the test split changed to any other class."""
+    """The manifest with this share of labels outside the test split changed to another class."""
     random, classes = np.random.default_rng(seed), len(manifest.classes)
     free = [number for number, each in enumerate(manifest.rows) if each.split != "test"]
     rows = list(manifest.rows)
@@ -98,7 +98,7 @@ def measured(
     seconds: float,
     cpu_seconds: float,
 ) -> Run:
-    """What was found of what was planted, and four trainings."""
+    """Compare suspects with the planted labels, and train four probes."""
     true, given = (np.array([each.label for each in manifest.rows]) for manifest in (right, wrong))
     places = {each.path: number for number, each in enumerate(wrong.rows)}
     listed = np.zeros(len(true), bool)
@@ -120,7 +120,7 @@ def measured(
 
 
 def tested(manifest: Manifest, features: np.ndarray, labels: np.ndarray, kept: np.ndarray, true: np.ndarray) -> float:
-    """Accuracy on the test images' right labels of a probe that is trained, and chosen, on these labels."""
+    """Accuracy on the correct test labels of a probe trained and selected on the given labels."""
     sides = np.array([each.split for each in manifest.rows])
     train, validation = (Features(features[chosen], labels[chosen]) for chosen in
                          (kept & (sides == side) for side in ("train", "validation")))  # fmt: skip
@@ -131,7 +131,7 @@ def tested(manifest: Manifest, features: np.ndarray, labels: np.ndarray, kept: n
 
 
 def row(share: float, runs: Sequence[Run]) -> str:
-    """A line of the table."""
+    """A row of the table."""
     clean, noisy, without, relabelled = (np.mean([run.accuracy[way] for run in runs]) for way in WAYS)
     cells = [
         f"{share:.0%}",
@@ -147,7 +147,7 @@ def row(share: float, runs: Sequence[Run]) -> str:
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """The mean, and the smallest and the largest value."""
+    """The mean, minimum and maximum."""
     low, high = form.format(min(values)), form.format(max(values))
     return f"{form.format(float(np.mean(values)))} ({low} to {high})" if low != high else low
 

@@ -1,4 +1,4 @@
-"""What drawing, reporting and telling a trial costs as a study grows to a thousand trials.
+"""Cost of drawing, reporting and telling a trial as a study grows to a thousand trials.
 
     python benchmarks/large_study.py
     python benchmarks/large_study.py --postgres
@@ -38,14 +38,14 @@ EPOCHS = 8
 
 
 def value_of(depth: int, rate: float, epoch: int) -> float:
-    """Accuracy of a made-up trial."""
+    """Accuracy of a simulated trial."""
     return 0.9 - 0.02 * abs(depth - 3) - 0.03 * abs(-2.7 - rate) - 0.3 / epoch
 
 
 def main() -> None:
     """Measure and print a row for each size."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--postgres", action="store_true", help="keep the study on a PostgreSQL server")
+    parser.add_argument("--postgres", action="store_true", help="store the study on a PostgreSQL server")
     parser.add_argument("--sampler", default="GPSampler")
     parser.add_argument("--pruner", default="MedianPruner")
     parser.add_argument("--trials", type=int, default=SIZES[-1])

@@ -1,6 +1,6 @@
-"""Peak memory of storing and training while the data grows, under a limit that the data alone would break.
+"""Peak memory of storing and training as the data grows, under a limit that the data alone would exceed.
 
-The limit (``RLIMIT_DATA``) holds for what a process allocates; files that are mapped do not count, which is the point.
+The limit (``RLIMIT_DATA``) applies to a process's allocations, but intentionally not to mapped files.
 """
 
 import argparse
@@ -15,16 +15,16 @@ import numpy as np
 
 SIZE, BACKBONE, CLASSES = 224, "mobilenet_v3_small", 10
 BOUNDARY = 1
-"""Behind the stem, where the most bytes are."""
+"""After the stem, where activations are largest."""
 
 
 def main() -> None:
-    """Store and train on 1, 2 and 4 times as many images, each in a process of its own."""
+    """Store and train on 1, 2 and 4 times as many images, each in its own process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=1500)
-    parser.add_argument("--limit", type=float, default=1.5, help="GB above what the process has when it begins")
+    parser.add_argument("--limit", type=float, default=1.5, help="GB above the initial memory of the process")
     options = parser.parse_args()
-    print("| images | decoded, GB | stored, GB | peak above the model, GB | seconds to store | seconds of an epoch |")
+    print("| images | decoded, GB | stored, GB | peak above the model, GB | seconds to store | seconds per epoch |")
     print("|---|---|---|---|---|---|")
     for times in (1, 2, 4):
         context = multiprocessing.get_context("spawn")
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def measure(folder: Path, images: int, limit: float, queue: Any) -> None:
-    """One size."""
+    """Measure one size."""
     from thawline import backbones
     from thawline.activations import ActivationInputs, ActivationKey, ActivationStore
     from thawline.activations.fill import fill
@@ -108,13 +108,13 @@ def measure(folder: Path, images: int, limit: float, queue: Any) -> None:
 
 
 def memory(field: str) -> float:
-    """A figure of this process, in GB."""
+    """A memory figure of this process, in GB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1e6
 
 
 class Peak:
-    """The largest anonymous memory, looked at a hundred times a second."""
+    """The peak of anonymous memory, sampled a hundred times a second."""
 
     def __init__(self) -> None:
         import threading
@@ -125,7 +125,7 @@ class Peak:
         self._thread.start()
 
     def end(self) -> float:
-        """Stop looking; GB."""
+        """Stop sampling; returns GB."""
         self._stop.set()
         self._thread.join()
         return self._largest

@@ -1,4 +1,4 @@
-"""How many made near-duplicates of photographs are found, how many pairs are wrongly taken for such, and what it costs.
+"""Recall, false positives and cost of finding generated near-duplicates of photographs.
 
 python benchmarks/near_duplicates.py --data ../shared/data/clothing --seeds 5
 """
@@ -21,8 +21,8 @@ KINDS = ("png", "jpeg", "resized", "cropped", "cropped and resized")
 
 
 def changed(image: Image.Image, kind: str, draw: random.Random) -> bytes:
-    """Another file with the same picture: JPEG of quality 50 to 90 but for ``png``; resized to 0.4 to 0.8 of each side;
-    cropped to 92 to 98 % of each side, anywhere.
+    """Another file with the same picture: JPEG of quality 50 to 90 except for ``png``; resized to 0.4 to 0.8 of each
+    side; cropped to 92 to 98 % of each side at any position.
     """
     if "cropped" in kind:
         width, height = (round(side * draw.uniform(0.92, 0.98)) for side in image.size)
@@ -37,7 +37,7 @@ def changed(image: Image.Image, kind: str, draw: random.Random) -> bytes:
 
 
 def enlarged(data: bytes, side: int) -> bytes:
-    """The photograph as a camera would have stored it, with a longer side of so many pixels."""
+    """The photograph at a camera's resolution, with this longer side in pixels."""
     image = decode(data)
     scale = side / max(image.size)
     buffer = io.BytesIO()
@@ -48,7 +48,7 @@ def enlarged(data: bytes, side: int) -> bytes:
 
 
 def cost(data: list[bytes]) -> tuple[float, float, float, list[bytes]]:
-    """CPU seconds of reading (digest and decoding), of thumbnails and of comparing them; the thumbnails."""
+    """CPU seconds of reading (digest and decoding), of thumbnails and of comparing them, and the thumbnails."""
     reading, making, thumbnails = 0.0, 0.0, []
     for each in data:
         began = time.process_time()
@@ -63,12 +63,12 @@ def cost(data: list[bytes]) -> tuple[float, float, float, list[bytes]]:
 
 
 def main() -> None:
-    """Print recall and precision of each seed and what it costs."""
+    """Print recall, precision and cost for each seed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--copies", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--side", type=int, default=1600, help="of 200 photographs enlarged, to measure")
+    parser.add_argument("--side", type=int, default=1600, help="longer side of 200 enlarged photographs for measuring")
     options = parser.parse_args()
 
     files = image_files(options.data)

@@ -1,13 +1,16 @@
-"""What a user would write: an Optuna study around the loop of PyTorch's transfer-learning tutorial.
+"""The usual approach: an Optuna study around the loop of PyTorch's transfer-learning tutorial.
 
 https://docs.pytorch.org/tutorials/beginner/transfer_learning_tutorial.html: ``ImageFolder`` and its transforms,
-``DataLoader`` with worker processes, frozen parameters by ``requires_grad``, ``model.train()``. Optimizer, schedule,
-epochs, seeds and evaluation are Thawline's. Prints a line of JSON for every epoch.
+``DataLoader`` with worker processes, frozen parameters by ``requires_grad``, ``model.train()``. For texts, as in
+https://huggingface.co/docs/transformers/tasks/sequence_classification: tokens before training, padded per batch, and
+``AutoModelForSequenceClassification``. Optimizer, schedule, epochs, seeds and evaluation are Thawline's. Prints a line
+of JSON per epoch.
 
-It is run by ``benchmarks/search.py``, as a process of its own.
+``benchmarks/search.py`` runs it as a separate process.
 """
 
 import argparse
+import csv
 import json
 import math
 import time
@@ -27,18 +30,18 @@ BEGAN = time.perf_counter()
 
 
 def main() -> None:
-    """Run the trials that ``--trials`` lists, in order, or as many as it says, drawn by Optuna's default sampler."""
+    """Run the trials listed in ``--trials`` in order, or this number of trials drawn by Optuna's default sampler."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="train/ and validation/, or .csv files")
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--weights", required=True, help="a file, or none")
-    parser.add_argument("--image-size", type=int, required=True)
+    parser.add_argument("--image-size", type=int, help="needed for images")
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     listed = 'JSON: {"groups": [[tensor, …], …], "trials": [[depth, rate], …] or a number}'
     parser.add_argument("--trials", type=Path, required=True, help=listed)
-    parser.add_argument("--pruner", default="NopPruner", help="class name of Optuna's")
+    parser.add_argument("--pruner", default="NopPruner", help="class name of an Optuna pruner")
     arguments = parser.parse_args()
     as_thawline = {"n_startup_trials": 8, "n_warmup_steps": 2} if arguments.pruner == "MedianPruner" else {}
     pruner = getattr(optuna.pruners, arguments.pruner)(**as_thawline)
@@ -59,10 +62,16 @@ def main() -> None:
 
 
 def run(trial: optuna.Trial, number: int, frozen: set[str], rate: float, arguments: Any) -> tuple[float, bool]:
-    """One trial; returns its best validation accuracy and whether it was pruned."""
+    """Run one trial; returns its best validation accuracy and whether it was pruned."""
     torch.manual_seed(arguments.seed)
-    train, validation = (loader(arguments, split) for split in ("train", "validation"))
-    model = build(arguments, len(train.dataset.classes))  # type: ignore[attr-defined]
+    model: nn.Module
+    if arguments.backbone.startswith("hf:"):
+        train, validation = (text_loader(arguments, split) for split in ("train", "validation"))
+        model = texts = TextClassifier(arguments.backbone, len({label for _, label in train.dataset}))  # type: ignore[attr-defined]
+        frozen = {texts.name_of(name) for name in frozen}
+    else:
+        train, validation = (image_loader(arguments, split) for split in ("train", "validation"))
+        model = image_classifier(arguments, len(train.dataset.classes))  # type: ignore[attr-defined]
     for name, parameter in model.named_parameters():
         parameter.requires_grad = name not in frozen
     free = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -74,17 +83,17 @@ def run(trial: optuna.Trial, number: int, frozen: set[str], rate: float, argumen
     best = 0.0
     for epoch in range(arguments.epochs):
         model.train()
-        for images, labels in train:
+        for inputs, labels in train:
             optimizer.zero_grad()
-            F.cross_entropy(model(images), labels, label_smoothing=0.1).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(model(inputs), labels, label_smoothing=0.1).backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(free, 1.0)
             optimizer.step()
             schedule.step()
         model.eval()
         correct = total = 0
         with torch.no_grad():
-            for images, labels in validation:
-                correct += int((model(images).argmax(1) == labels).sum())
+            for inputs, labels in validation:
+                correct += int((model(inputs).argmax(1) == labels).sum())
                 total += len(labels)
         accuracy = correct / total
         best = max(best, accuracy)
@@ -96,8 +105,46 @@ def run(trial: optuna.Trial, number: int, frozen: set[str], rate: float, argumen
     return best, False
 
 
-def loader(arguments: Any, split: str) -> DataLoader[Any]:
-    """As in the tutorial, without random crops: every design sees the same pixels."""
+def text_loader(arguments: Any, split: str) -> DataLoader[Any]:
+    """Token ids of all texts, computed once per trial and padded to the longest of a batch."""
+    from transformers import AutoTokenizer, DataCollatorWithPadding
+
+    with (arguments.data / f"{split}.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    classes = sorted({row["label"] for row in rows})
+    tokenizer = AutoTokenizer.from_pretrained(arguments.backbone.removeprefix("hf:"))
+    encoded = [tokenizer(row["text"], truncation=True) for row in rows]
+    pad = DataCollatorWithPadding(tokenizer)
+
+    def collate(batch: list[tuple[Any, int]]) -> tuple[Any, torch.Tensor]:
+        return pad([tokens for tokens, _ in batch]), torch.tensor([label for _, label in batch])
+
+    data = [(tokens, classes.index(row["label"])) for tokens, row in zip(encoded, rows, strict=True)]
+    return DataLoader(data, batch_size=arguments.batch_size, shuffle=split == "train", collate_fn=collate)  # type: ignore[arg-type]
+
+
+class TextClassifier(nn.Module):
+    """The pretrained encoder with a new head."""
+
+    def __init__(self, backbone: str, classes: int) -> None:
+        super().__init__()
+        from transformers import AutoModelForSequenceClassification
+
+        name = backbone.removeprefix("hf:")
+        self.network = AutoModelForSequenceClassification.from_pretrained(name, num_labels=classes)
+
+    def name_of(self, tensor: str) -> str:
+        """The name here of a tensor of Thawline's ``encoder``."""
+        return f"network.{self.network.base_model_prefix}.{tensor.removeprefix('encoder.')}"
+
+    def forward(self, tokens: Any) -> torch.Tensor:
+        """Logits of shape (batch, classes)."""
+        logits: torch.Tensor = self.network(**tokens).logits
+        return logits
+
+
+def image_loader(arguments: Any, split: str) -> DataLoader[Any]:
+    """As in the tutorial, but without random crops, so that every design sees the same pixels."""
     steps = transforms.Compose(
         [
             transforms.Resize(round(256 * arguments.image_size / 224)),
@@ -110,7 +157,7 @@ def loader(arguments: Any, split: str) -> DataLoader[Any]:
     return DataLoader(data, batch_size=arguments.batch_size, shuffle=split == "train", num_workers=2)
 
 
-def build(arguments: Any, classes: int) -> nn.Module:
+def image_classifier(arguments: Any, classes: int) -> nn.Module:
     """The pretrained network with a new head."""
     source, _, name = arguments.backbone.rpartition("/")
     model: nn.Module
@@ -130,7 +177,7 @@ def build(arguments: Any, classes: int) -> nn.Module:
 
 
 def factor(step: int, steps: int) -> float:
-    """Thawline's schedule: a tenth of the steps warm up, then half a cosine."""
+    """Thawline's schedule: warm-up over a tenth of the steps, then cosine decay."""
     warmup = math.ceil(steps * 0.1)
     if step < warmup:
         return (step + 1) / (warmup + 1)

@@ -1,9 +1,9 @@
-"""What the defaults of a search rest on: one table of trials over several tasks, and what can be read from it.
+"""The basis of a search's defaults: a table of trials over several tasks, and its analysis.
 
-``measure`` trains a grid of (freeze depth, learning rate, policy, what the head begins with) on every task and writes a
-line for each trial, with linear probes at every freeze depth beside it. ``read`` answers from these lines: which head
-to begin with, whether the probes foretell the best freeze depth, and which few points are the best to begin with, each
-task left out of the choice of its own.
+``measure`` trains a grid of (freeze depth, learning rate, policy, initial head) on every task and writes a line per
+trial, plus linear probes at every freeze depth. ``read`` analyses these lines: the best initial head, whether the
+probes predict the best freeze depth, and the best few initial points, chosen for each task from the other tasks.
+``order`` compares the points of the portfolio, best first, with the same points, cheapest first.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from thawline import backbones
 from thawline.backbones import Backbone, Preprocessing, TextPreprocessing, section, write_head
 from thawline.config import DataConfig, Policy, TrainConfig
 from thawline.data import decoded, scan, tokenized
+from thawline.search.space import PORTFOLIO
 from thawline.training import (
     CheckpointFolder,
     Decision,
@@ -45,7 +47,7 @@ from thawline.training import (
 
 RATES = (1e-4, 3e-4, 1e-3)
 HEAD_RATE = 3e-3
-"""Of head only trials too; with it more than the last layer groups end at chance."""
+"""Also for head only trials; with this rate, training more than the last layer groups ends at chance level."""
 SHARES = (0.0, 1 / 3, 2 / 3, 1.0)
 HEADS = ("fresh", "probe", "strong", "soft")
 """``strong``: the probe of the strongest penalty whose validation accuracy is within one standard error of the best;
@@ -53,7 +55,7 @@ HEADS = ("fresh", "probe", "strong", "soft")
 
 
 Table = dict[tuple[str, int], dict[tuple[float, float, str, str], float]]
-"""Of each task and seed the best accuracy of each (share, rate, policy, head)."""
+"""For each task and seed, the best accuracy of each (share, rate, policy, head)."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,12 @@ class Task:
 
     @property
     def name(self) -> str:
-        """As the tables have it."""
+        """Its name in tables."""
         return f"{self.data}, {self.backbone.rpartition('/')[2]}"
 
 
 def tasks(options: argparse.Namespace) -> list[Task]:
-    """Three data sets of images on two backbones each and digits on the starter weights, and messages on MiniLM."""
+    """Three image data sets with two backbones each, digits with the starter weights, and messages with MiniLM."""
     lite = (
         "timm/tf_efficientnet_lite0",
         str(options.shared / "weights" / "tf_efficientnet_lite0_imagenet.safetensors"),
@@ -88,7 +90,7 @@ def tasks(options: argparse.Namespace) -> list[Task]:
 
 
 def files_of(options: argparse.Namespace, data: str, folder: Path, seed: int) -> Path:
-    """The data set as Thawline reads it: links to so many photographs of each class, or a table."""
+    """The data set for Thawline: links to this many photographs per class, or a table."""
     random = np.random.default_rng(seed)
     if data == "messages":
         lines = (options.shared / "data" / "sms_spam.tsv").read_text(encoding="utf-8").splitlines()
@@ -140,7 +142,7 @@ class InMemory:
 
 @torch.inference_mode()
 def behind(backbone: Backbone, inputs: Inputs, depth: int, runtime: Runtime) -> Inputs:
-    """The activations of images after the first layer groups; texts stay as they are, as their lengths differ."""
+    """The activations of images after the first layer groups; texts are unchanged, because their lengths differ."""
     if depth == 0 or (inputs.lengths is not None and depth < len(backbone.layer_groups)):
         return inputs
     backbone.module.eval()
@@ -153,7 +155,7 @@ def behind(backbone: Backbone, inputs: Inputs, depth: int, runtime: Runtime) -> 
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Every trial that the file has not yet."""
+    """Run all trials that are not in the file yet."""
     known = {key_of(line) for line in lines_of(options.out)}
     for seed in options.seeds:
         for number, task in enumerate(tasks(options)):
@@ -167,7 +169,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def trials_of(options: argparse.Namespace, task: Task, seed: int, folder: Path, known: set[str]) -> Iterator[dict]:  # type: ignore[type-arg]
-    """A line for the probes, then one for each trial."""
+    """A line for the probes, then one per trial."""
     set_up_process(threads=options.threads, seed=seed)
     config = TrainConfig(epochs=options.epochs, precision=options.precision)
     runtime = runtime_for(config)
@@ -242,7 +244,7 @@ def trials_of(options: argparse.Namespace, task: Task, seed: int, folder: Path, 
 def _behind_both(
     backbone: Backbone, both: tuple[Inputs, Inputs], runtime: Runtime, known: dict[int, tuple[Inputs, Inputs]], at: int
 ) -> tuple[Inputs, Inputs]:
-    """What a freeze depth trains on and is measured with, computed once."""
+    """The training and validation inputs of a freeze depth, computed once."""
     if at not in known:
         known.clear()
         known[at] = behind(backbone, both[0], at, runtime), behind(backbone, both[1], at, runtime)
@@ -252,7 +254,7 @@ def _behind_both(
 def probes_of(
     backbone: Backbone, train: Inputs, validation: Inputs, classes: int, runtime: Runtime, folder: Path
 ) -> tuple[dict[str, Probe], dict[str, object]]:
-    """The heads to begin with, and the validation accuracy of a probe at every freeze depth."""
+    """The initial heads, and the validation accuracy of a probe at every freeze depth."""
     device, deepest = runtime.device, len(backbone.layer_groups)
     features = [head_features(backbone, each, runtime, 50, folder) for each in (train, validation)]
 
@@ -272,17 +274,17 @@ def probes_of(
 
 
 def key_of(line: dict) -> str:  # type: ignore[type-arg]
-    """What tells one line from another."""
+    """A key that identifies a line."""
     return json.dumps([line.get(name) for name in ("task", "seed", "kind", "depth", "rate", "policy", "head")])
 
 
 def lines_of(path: Path) -> list[dict]:  # type: ignore[type-arg]
-    """All that was measured."""
+    """All measured lines."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def read(lines: list[dict]) -> None:  # type: ignore[type-arg]
-    """Print what the table says of heads, of the probes as a forecast, and of points to begin with."""
+    """Print the analysis of heads, of probes as a forecast, and of initial points."""
     probes = {(line["task"], line["seed"]): line for line in lines if line["kind"] == "probe"}
     trials: dict[tuple[str, int], dict[tuple[float, float, str, str], float]] = defaultdict(dict)
     for line in lines:
@@ -297,7 +299,7 @@ def read(lines: list[dict]) -> None:  # type: ignore[type-arg]
 
 
 def _read_heads(trials: Table, probes: dict[tuple[str, int], dict]) -> None:  # type: ignore[type-arg]
-    # Of the points that were tried with all of the heads.
+    # Only points that were tried with all heads.
     print("| task | seeds | probe | best trial | mean of all points |")
     print(f"|---|---|---|{' / '.join(HEADS)}|{' / '.join(HEADS)}|")
     for task in sorted({task for task, _ in trials}):
@@ -335,14 +337,14 @@ def _read_curves(lines: list[dict], trials: Table, probes: dict[tuple[str, int],
 
 
 def _read_portfolio(trials: Table, policies: Sequence[str], head: str = "strong", most: int = 6) -> None:
-    """Greedy: the point after which the others' mean regret is the smallest, again and again."""
+    """Greedy selection: repeatedly add the point that minimises the mean regret."""
     tables = {key: {p[:3]: v for p, v in values.items() if p[3] == head} for key, values in trials.items()}
     whole = len(SHARES) * len(RATES) + len(RATES[1:]) + 1
-    tables = {key: table for key, table in tables.items() if len(table) >= whole}  # the others are unfinished
+    tables = {key: table for key, table in tables.items() if len(table) >= whole}  # skip unfinished ones
     points = sorted(p for p in set.intersection(*(set(table) for table in tables.values())) if p[2] in policies)
 
     def chosen(keys: list[tuple[str, int]]) -> list[tuple[float, float, str]]:
-        # Each task counts as much, however many seeds it has.
+        # Each task has the same weight, for any number of seeds.
         weight = {key: 1 / sum(other[0] == key[0] for other in keys) for key in keys}
         order: list[tuple[float, float, str]] = []
         for _ in range(most):
@@ -381,11 +383,49 @@ def _read_portfolio(trials: Table, policies: Sequence[str], head: str = "strong"
     print("\nFrom all tasks:", ", ".join(f"({share:g}, {rate:g}, {policy})" for share, rate, policy in chosen(every)))
 
 
+def order(lines: list[dict]) -> None:  # type: ignore[type-arg]
+    """Print how soon the portfolio's points find their best model, best first and cheapest first, for images."""
+    trials: dict[tuple[str, int], dict[tuple[str, int, float], dict]] = defaultdict(dict)  # type: ignore[type-arg]
+    for line in lines:
+        if line["kind"] == "trial" and line["policy"] == "static":
+            trials[line["task"], line["seed"]][line["head"], line["depth"], line["rate"]] = line
+    print("| task | seed | mean regret | seconds to 25, 50 and 75 % of the gain |\n|---|---|---|---|")
+    for probe in (line for line in lines if line["kind"] == "probe"):
+        table = trials[probe["task"], probe["seed"]]
+        head = "soft" if any(head == "soft" for head, _, _ in table) else "strong"
+        points = dict.fromkeys((round(start.share * probe["deepest"]), start.learning_rate) for start in PORTFOLIO)
+        known = [table[head, *point] for point in points if (head, *point) in table]
+        begun = probe["probe"][1]
+        best = max((value for line in known for value in line["values"]), default=0.0)
+        if len(known) < len(points) or best <= begun:
+            continue
+        courses = [_course(begun, each) for each in (known, sorted(known, key=lambda line: -line["depth"]))]
+        regrets = " / ".join(f"{_mean_regret(course, best):.4f}" for course in courses)
+        gains = [begun + share * (best - begun) for share in (0.25, 0.5, 0.75)]
+        told = [" ".join(f"{next(t for t, v in course if v >= g):.1f}" for g in gains) for course in courses]
+        print(f"| {probe['task']} | {probe['seed']} | {regrets} | {' / '.join(told)} |")
+
+
+def _course(value: float, trials: Sequence[dict]) -> list[tuple[float, float]]:  # type: ignore[type-arg]
+    """Seconds and best value so far, from the probe on."""
+    seconds, course = 0.0, [(0.0, value)]
+    for line in trials:
+        for each in line["values"]:
+            seconds += line["seconds"] / len(line["values"])
+            course.append((seconds, max(course[-1][1], each)))
+    return course
+
+
+def _mean_regret(course: Sequence[tuple[float, float]], best: float) -> float:
+    lost = sum((best - value) * (later - now) for (now, value), (later, _) in pairwise(course))
+    return lost / course[-1][0]
+
+
 def main() -> None:
-    """Measure, or read what was measured."""
+    """Measure, or analyse measurements."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["measure", "read"])
-    parser.add_argument("out", type=Path, help="JSON lines, one for each trial; what is there is not run again")
+    parser.add_argument("what", choices=["measure", "read", "order"])
+    parser.add_argument("out", type=Path, help="JSON lines, one per trial; existing trials are skipped")
     parser.add_argument("--shared", type=Path, help="folder with data/ and weights/")
     parser.add_argument("--encoder", type=Path, help="folder of the text encoder")
     parser.add_argument("--train", type=int, default=300, help="training images or messages")
@@ -398,6 +438,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "measure":
         measure(options)
+    elif options.what == "order":
+        order(lines_of(options.out))
     else:
         read(lines_of(options.out))
 

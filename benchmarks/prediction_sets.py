@@ -1,8 +1,8 @@
-"""How many prediction sets hold the true class of examples that nothing was fitted on, and how large they are.
+"""Coverage and size of prediction sets on held-out examples.
 
-The data are split several times; each time a linear probe is fitted on the training part, its penalty, its
-temperature and the threshold of the sets are chosen on validation, and the sets are tried on test: as by a search whose
-best trial is the probe, so that one validation split is used for all three.
+The data are split several times. Each time a linear probe is fitted on the training part, its penalty, its temperature
+and the threshold of the sets are chosen on validation, and the sets are evaluated on test. As in a search whose best
+trial is the probe, one validation split is used for all three.
 
     python benchmarks/prediction_sets.py ../shared/data/clothing --backbone timm/tf_efficientnet_lite0 \
       --weights ../shared/weights/tf_efficientnet_lite0_imagenet.safetensors
@@ -29,11 +29,11 @@ class Run:
     """One split at one coverage."""
 
     held: float
-    """Share of the test sets that hold the true class."""
+    """Share of the test sets that contain the true class."""
     size: float
     """Mean number of classes of a set."""
     alone: float
-    """Share of sets of one class."""
+    """Share of sets with a single class."""
     accuracy: float
 
 
@@ -72,7 +72,7 @@ def main() -> None:
 def tried(
     features: np.ndarray, labels: np.ndarray, classes: int, coverages: list[float], seed: int
 ) -> dict[float, Run]:
-    """One split: 70 % to train on, 15 % each for validation and test."""
+    """Measure one split: 70 % for training, 15 % each for validation and test."""
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     held_out = round(0.15 * len(labels))
     test, validation, train = np.split(shuffled, [held_out, 2 * held_out])

@@ -1,10 +1,10 @@
-"""How often a linear probe on frozen features keeps the backbone that wins after fine-tuning among its first two.
+"""How often a linear probe on frozen features ranks the best backbone after fine-tuning among its first two.
 
-Tasks are drawn from the photographs of clothing: some of the classes, some of the images. Candidates are networks of
-graded quality: SqueezeNet with ImageNet weights, the same with noise added to them (so many times each tensor's own
-spread), the shipped MobileNetV3 and a random one. Each candidate is fine-tuned at three depths and two rates; what it
-comes to is the mean of the two best validation accuracies. LogME (You et al., ICML 2021) is computed beside the probe
-on the same features.
+Tasks are random subsets of the clothing photographs: some of the classes and images. Candidates are networks of graded
+quality: SqueezeNet with ImageNet weights, the same with added noise (a multiple of each tensor's standard deviation),
+the shipped MobileNetV3 and a random one. Each candidate is fine-tuned at three depths and two learning rates; its
+result is the mean of the two best validation accuracies. LogME (You et al., ICML 2021) is computed on the same features
+for comparison.
 """
 
 import argparse
@@ -55,7 +55,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Task:
-    """Some classes of the photographs, some of the images of each."""
+    """Some classes of the photographs, with some images of each."""
 
     train: ImageInputs
     validation: ImageInputs
@@ -63,16 +63,14 @@ class Task:
 
 
 def main() -> None:
-    """Rank and fine-tune all candidates on every task, and count."""
+    """Rank and fine-tune all candidates on every task, and count hits."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tasks", type=int, nargs="+", default=list(range(8)), help="their numbers")
+    parser.add_argument("--tasks", type=int, nargs="+", default=list(range(8)), help="numbers of the tasks")
     parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--images", type=int, default=40, help="for training, of each class")
+    parser.add_argument("--images", type=int, default=40, help="training images per class")
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of fine-tuning")
-    parser.add_argument(
-        "--out", type=Path, help="JSON lines to write, one for each task; what is there is not run again"
-    )
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="precision of fine-tuning")
+    parser.add_argument("--out", type=Path, help="JSON lines to write, one per task; existing tasks are skipped")
     options = parser.parse_args()
     if not WEIGHTS.exists():
         sys.exit(f"There is no {WEIGHTS}. Set THAWLINE_TEST_DATA to the folder of photographs and weights.")
@@ -99,7 +97,7 @@ def main() -> None:
 def compared(
     options: argparse.Namespace, candidates: Sequence[Candidate], number: int, folder: Path
 ) -> dict[str, dict[str, float]]:
-    """What each candidate comes to on one task, and what is said of it before."""
+    """The result of each candidate on one task, and its rankings."""
     values: dict[str, dict[str, float]] = {"reached": {}, "probe": {}, "LogME": {}}
     for candidate in candidates:
         task = make_task(options, candidate, number, folder)
@@ -109,7 +107,7 @@ def compared(
 
 
 def place_of_winner(reached: dict[str, float], ranking: dict[str, float]) -> int:
-    """Of the candidate that comes to most, counted from 0."""
+    """Rank of the best candidate, counted from 0."""
     winner = max(reached, key=reached.__getitem__)
     return sorted(ranking, key=lambda title: -ranking[title]).index(winner)
 
@@ -119,7 +117,7 @@ def _shown(values: dict[str, float]) -> str:
 
 
 def make_candidates(folder: Path) -> list[Candidate]:
-    """The pretrained network, worse and worse copies of it, and two others."""
+    """The pretrained network, increasingly degraded copies of it, and two others."""
     candidates = [Candidate("squeezenet", "squeezenet1_0", str(WEIGHTS))]
     weights = load_file(WEIGHTS)
     for noise in NOISE:
@@ -140,12 +138,12 @@ def make_candidates(folder: Path) -> list[Candidate]:
 
 @cache
 def photographs() -> Manifest:
-    """All of them; reading them takes a while."""
+    """The manifest of all photographs; reading them takes a while."""
     return scan(DataConfig(path=SHARED / "data" / "clothing"))
 
 
 def make_task(options: argparse.Namespace, candidate: Candidate, number: int, folder: Path) -> Task:
-    """The same images for every candidate, prepared as it wants them."""
+    """The same images for every candidate, with its preprocessing."""
     preprocessing = backbones.preprocessing_of(candidate.name, weights=candidate.weights, image_size=options.image_size)
     assert isinstance(preprocessing, backbones.Preprocessing)
     manifest = photographs()
@@ -173,7 +171,7 @@ def make_task(options: argparse.Namespace, candidate: Candidate, number: int, fo
 
 
 def build(options: argparse.Namespace, candidate: Candidate, task: Task, seed: int) -> backbones.Backbone:
-    """The candidate with a new head."""
+    """Build the candidate with a new head."""
     return backbones.create(
         candidate.name, num_classes=task.classes, weights=candidate.weights, image_size=options.image_size, seed=seed
     )
@@ -244,7 +242,7 @@ def best_of(options: argparse.Namespace, candidate: Candidate, task: Task, seed:
 
 
 def _mean_of_best(values: Sequence[float]) -> float:
-    """Of the two best, since one alone owes something to luck."""
+    """Mean of the two best values, to reduce the effect of chance."""
     return float(np.mean(sorted(values)[-2:]))
 
 

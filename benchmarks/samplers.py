@@ -1,9 +1,9 @@
-"""Value against trials for Optuna's samplers and pruners, on a measured surface of freeze depth and learning rate.
+"""Compare Optuna's samplers and pruners on a measured surface of freeze depth and learning rate.
 
 First a grid of real trials is trained once: scikit-learn's digits, the starter backbone, every freeze depth, learning
-rates half a decade apart, each with its whole curve of epochs. Then every pair of sampler and pruner searches that
-surface many times: a trial's curve is the grid's, interpolated in (depth, log rate), plus noise of the size that seeds
-make. This costs milliseconds a trial, so the comparison is over many repetitions of the same question.
+rates half a decade apart, each with its full curve. Then every pair of sampler and pruner searches that surface many
+times: a trial's curve is interpolated from the grid in (depth, log rate), plus noise of the same size as between seeds.
+This costs milliseconds per trial, which allows many repetitions.
 
     python benchmarks/samplers.py [--surface FILE] [--repetitions N]
 """
@@ -42,7 +42,7 @@ from thawline.training import (
 RATES = [10 ** (exponent / 2) for exponent in range(-8, -3)]
 EPOCHS, SIZE, BACKBONE = 4, 32, "mobilenet_v3_small"
 NOISE = 0.008
-"""Standard deviation of validation accuracy over seeds, as found on this surface's best rows."""
+"""Standard deviation of validation accuracy over seeds, measured on this surface's best rows."""
 
 SAMPLERS: dict[str, tuple[Callable[..., BaseSampler], dict[str, Any]]] = {
     "GPSampler": (GPSampler, {}),
@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--surface", type=Path, default=Path(".thawline/benchmarks/surface.json"))
     parser.add_argument("--repetitions", type=int, default=30)
-    parser.add_argument("--batches", action="store_true", help="compare how many trials are drawn at once instead")
+    parser.add_argument("--batches", action="store_true", help="compare numbers of trials drawn at once instead")
     arguments = parser.parse_args()
     if not arguments.surface.exists():
         arguments.surface.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def measure_surface() -> list[list[list[float]]]:
 
 
 def interpolated(surface: np.ndarray, depth: int, rate: float) -> np.ndarray:
-    """The curve ``[epoch]`` of a depth and a rate between two of the grid."""
+    """The curve ``[epoch]`` of a depth and a rate, interpolated between grid rates."""
     place = (math.log10(rate) - math.log10(RATES[0])) * 2
     left = min(int(place), len(RATES) - 2)
     share = place - left
@@ -128,9 +128,9 @@ def interpolated(surface: np.ndarray, depth: int, rate: float) -> np.ndarray:
 def search(
     surface: np.ndarray, sampler: str, pruner: str, trials: int, seed: int, batch: int = 1
 ) -> tuple[float, float]:
-    """One search: the true final value of the trial that it would pick, and the share of epochs that it trained.
+    """Simulate one search; returns the true final value of its best trial, and the share of trained epochs.
 
-    ``batch`` trials are drawn at once; the deepest frozen, which are the cheapest, run first.
+    ``batch`` trials are drawn at once; those with the largest freeze depth, which are the cheapest, run first.
     """
     random = np.random.default_rng(seed)
     sampler_class, sampler_options = SAMPLERS[sampler]

@@ -1,7 +1,7 @@
 """Requests per second: the packaged model in process, ``thawline serve``, and ``mlflow models serve``.
 
-All three answer the same photographs with the same packaged model, on the same cores, one after the other in one run.
-Clients are threads of a process of their own that keep their connections and send one photograph after the other.
+All three classify the same photographs with the same packaged model, on the same cores, in sequence in one run. Clients
+are threads of a separate process that keep their connections and send one photograph after another.
 """
 
 import argparse
@@ -44,12 +44,12 @@ PROGRAMS = Path(sys.executable).parent
 BATCH = 32
 ENGINES = [name for name in get_args(EngineName) if name != "auto"]
 TRIED = [name for name in ENGINES if name != "pytorch-compiled" or torch.cuda.is_available()]
-"""As ``auto`` does: compiling for a CPU takes minutes."""
+"""Like ``auto``: compiling for a CPU takes minutes."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What clients saw."""
+    """The clients' measurements."""
 
     per_second: float
     p50: float
@@ -61,10 +61,10 @@ class Load:
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backbone", default="resnet18", help="with random weights: only times count")
+    parser.add_argument("--backbone", default="resnet18", help="with random weights, for timing only")
     parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--seconds", type=float, default=15, help="of load for each number of clients")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=TRIED, help="of process, score and serve")
+    parser.add_argument("--seconds", type=float, default=15, help="seconds of load per number of clients")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=TRIED, help="for process, score and serve")
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 8, 32])
     options = parser.parse_args()
     photographs = sorted((SHARED / "data" / "clothing" / "test").rglob("*.jpg"))[:200]
@@ -116,7 +116,7 @@ def in_process(
     seconds: float,
     folder: Path,
 ) -> float:
-    """An engine without a server: its rows of the table, and the ceiling, images a second."""
+    """Measure an engine without a server; prints its rows, and returns the ceiling in images per second."""
     model = ServedModel(registry.load(ModelName("clothing"), engine=engine))
     ceiling = in_process_rate(model, images, seconds)
     print(f"| in process, decoding beside batches of {BATCH} | {engine} | | {ceiling:.1f} | 1.00 | | | | |")
@@ -129,7 +129,7 @@ def in_process(
 
 
 def reload(port: int, registry: MlflowRegistry, images: Sequence[bytes], version: str, seconds: float) -> None:
-    """The same load with and without the champion moving in its middle."""
+    """The same load with and without a change of champion in the middle."""
     usual = under_load(port, "/predict", images, 8, seconds)
     mover = threading.Timer(seconds / 3, registry.set_alias, ("clothing", "champion", version))
     mover.start()
@@ -147,7 +147,7 @@ def reload(port: int, registry: MlflowRegistry, images: Sequence[bytes], version
 
 
 def register(store: MlflowStore, options: argparse.Namespace, example: bytes) -> str:
-    """A package with random weights as the next version."""
+    """Register a package with random weights as the next version."""
     classes = sorted(path.name for path in (SHARED / "data" / "clothing" / "test").iterdir() if path.is_dir())
     backbone = backbones.create(
         options.backbone, num_classes=len(classes), weights="none", image_size=options.image_size
@@ -170,7 +170,7 @@ def register(store: MlflowStore, options: argparse.Namespace, example: bytes) ->
 
 
 def trained(backbone: backbones.Backbone, image: bytes) -> list[float]:
-    """What the network says of an image, without a package."""
+    """The network's prediction for an image, without a package."""
     preprocessing = backbone.preprocessing
     assert isinstance(preprocessing, backbones.Preprocessing)
     pixels = resize_and_crop(
@@ -188,7 +188,7 @@ def trained(backbone: backbones.Backbone, image: bytes) -> list[float]:
 
 
 def in_process_rate(model: ServedModel, images: Sequence[bytes], seconds: float) -> float:
-    """Images a second where nothing but decoding and forward passes happens, decoding one batch ahead."""
+    """Images per second of decoding and forward passes only, decoding one batch ahead."""
     done, began = 0, time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         ahead = [pool.submit(model.prepare, images[index % len(images)]) for index in range(BATCH)]
@@ -202,7 +202,7 @@ def in_process_rate(model: ServedModel, images: Sequence[bytes], seconds: float)
 
 
 def scoring_rate(store: MlflowStore, photographs: Sequence[Path], folder: Path, engine: EngineName) -> float:
-    """Files a second of a batch scoring, from its first to its last, the table written."""
+    """Files per second of batch scoring, from the first to the last, including writing the table."""
     listed = folder / "list.txt"
     listed.write_text("\n".join(map(str, [*photographs] * 5)))
     times: list[tuple[float, int]] = []
@@ -219,7 +219,7 @@ def scoring_rate(store: MlflowStore, photographs: Sequence[Path], folder: Path, 
 
 
 def single_seconds(model: ServedModel, images: Sequence[bytes]) -> float:
-    """Median seconds of one image, decoding and forward pass."""
+    """Median seconds per image for decoding and forward pass."""
     taken = []
     for image in images[:100]:
         began = time.perf_counter()
@@ -229,7 +229,7 @@ def single_seconds(model: ServedModel, images: Sequence[bytes]) -> float:
 
 
 def under_load(port: int, path: str, images: Sequence[bytes], clients: int, seconds: float) -> Load:
-    """Clients in a process of their own, so that they do not share an interpreter with what is measured."""
+    """Run clients in a separate process, so that they do not share an interpreter with the measured code."""
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     process = context.Process(target=send, args=(port, path, images, clients, seconds, queue))
@@ -240,7 +240,7 @@ def under_load(port: int, path: str, images: Sequence[bytes], clients: int, seco
 
 
 def send(port: int, path: str, images: Sequence[bytes], clients: int, seconds: float, queue: Any) -> None:
-    """Threads that send one photograph after the other."""
+    """Run threads that send one photograph after another."""
     times: list[float] = []
     failed: list[str] = []
     requests = [
@@ -287,7 +287,7 @@ def send(port: int, path: str, images: Sequence[bytes], clients: int, seconds: f
 
 @contextmanager
 def server(command: Sequence[str], store: MlflowStore, folder: Path) -> Iterator[tuple[int, psutil.Process]]:
-    """A server that answers, in a process group of its own."""
+    """A ready server in its own process group."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -325,17 +325,17 @@ def server(command: Sequence[str], store: MlflowStore, folder: Path) -> Iterator
 
 
 def warm_up() -> bytes:
-    """A photograph to begin with."""
+    """A photograph for warm-up."""
     return min((SHARED / "data" / "clothing" / "test" / "dress").iterdir()).read_bytes()
 
 
 def thawline_command(engine: EngineName) -> list[str]:
-    """With its defaults, but for the engine."""
+    """The command with its defaults, except for the engine."""
     return [str(PROGRAMS / "thawline"), "serve", "clothing", "--engine", engine]
 
 
 def mlflow_command() -> list[str]:
-    """With its defaults, in this environment."""
+    """The command with its defaults, in this environment."""
     return [str(PROGRAMS / "mlflow"), "models", "serve", "-m", "models:/clothing@champion", "--env-manager", "local"]
 
 

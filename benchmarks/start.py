@@ -1,6 +1,6 @@
-"""Seconds of whole commands that are the same for any amount of data: starting, saying the result, leaving.
+"""Fixed costs of commands, independent of the data: start, result, exit.
 
-Each search is a process of its own whose lines are read as they come; a phase lasts from its line to the next one's.
+Each search is a separate process whose output is read line by line; a phase lasts from its line to that of the next.
 """
 
 import argparse
@@ -30,15 +30,15 @@ PHASES = (
     ("result", "end", r"Study "),
     ("leaving", "end", r"  \S+ ui "),
 )
-"""What is measured, what kind of work it is, and the line it begins with."""
+"""Name of a phase, its kind of work, and its first line."""
 _STAMP = re.compile(r"^\d\d:\d\d:\d\d ")
 
 
 def main() -> None:
-    """Print three tables: phases of a search in a home that exists, in a fresh one, and other commands."""
+    """Print three tables: phases of a search in an existing home, in a new one, and other commands."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, help="folder of images")
-    parser.add_argument("--weights", type=Path, required=True, help="of squeezenet1_0")
+    parser.add_argument("--weights", type=Path, required=True, help="weights of squeezenet1_0")
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
     network = ("--backbone", "squeezenet1_0", "--weights", str(options.weights.resolve()), "--image-size", "128")
@@ -90,7 +90,7 @@ def with_server_down(arguments: Sequence[str], home: Path, study: str) -> dict[s
 
 
 def in_fresh_home(arguments: Sequence[str], home: Path) -> dict[str, float]:
-    """The same where there is no home yet."""
+    """The same in a new home."""
     seconds = phases_of(arguments, home)
     thawline(("down",), home).wait()
     shutil.rmtree(home)
@@ -106,7 +106,7 @@ def seconds_of(arguments: Sequence[str], home: Path) -> float:
 
 
 def thawline(arguments: Sequence[str], home: Path) -> "subprocess.Popen[str]":
-    """The command, with what it says in a pipe; short ones never fill it."""
+    """The command with output to a pipe, which short output never fills."""
     return subprocess.Popen(
         [sys.executable, "-m", "thawline", *arguments],
         env={**os.environ, "THAWLINE_HOME": str(home)},
@@ -117,7 +117,7 @@ def thawline(arguments: Sequence[str], home: Path) -> "subprocess.Popen[str]":
 
 
 def table(runs: Sequence[dict[str, float]]) -> None:
-    """Medians with the lowest and highest, and the sums that goals are set for."""
+    """Medians with minimum and maximum, and the sums that have goals."""
 
     def row(name: str, of: Callable[[dict[str, float]], float]) -> None:
         values = [of(run) for run in runs]

@@ -1,4 +1,4 @@
-"""Measures what the starter backbone is worth: ``python benchmarks/starter.py [--clothing DIR]``.
+"""Measure the value of the starter backbone: ``python benchmarks/starter.py [--clothing DIR]``.
 
 The same architecture starts once from the shipped weights and once from random initialisation, on
 scikit-learn's digits and on photographs of clothing, with three seeds each:
@@ -108,7 +108,7 @@ def read_clothing(folder: Path) -> tuple[Part, Part, Part]:
 
 
 def clothing(parts: tuple[Part, Part, Part], seed: int) -> Task:
-    """Draw up to ``PER_CLASS`` training photographs of each class; the other parts stay whole."""
+    """Draw up to ``PER_CLASS`` training photographs of each class; the other parts are complete."""
     training, validation, test = parts
     generator = torch.Generator().manual_seed(seed)
     rows = []
@@ -119,7 +119,7 @@ def clothing(parts: tuple[Part, Part, Part], seed: int) -> Task:
 
 
 def build(start: str, classes: int, seed: int) -> MobileNetV3:
-    """Make the network, from the shipped weights or from chance."""
+    """Build the network from the shipped weights or from random ones."""
     torch.manual_seed(seed)
     model: MobileNetV3 = mobilenet_v3_small(weights=None, num_classes=classes)
     if start == "starter":
@@ -136,7 +136,7 @@ def _prepare(images: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def features(model: MobileNetV3, part: Part) -> Tensor:
-    """Pool what the convolutional part gives."""
+    """Pool the output of the convolutional part."""
     model.eval()
     batches = torch.split(part.images, 256)
     return torch.cat([model.avgpool(model.features(_prepare(batch))).flatten(1) for batch in batches])
@@ -144,14 +144,14 @@ def features(model: MobileNetV3, part: Part) -> Tensor:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, part: Part) -> float:
-    """Tell the share of images named correctly."""
+    """Share of correctly classified images."""
     model.eval()
     named = torch.cat([model(_prepare(batch)).argmax(1) for batch in torch.split(part.images, 256)])
     return float((named == part.labels).float().mean())
 
 
 def probe(task: Task, start: str, seed: int) -> float:
-    """Give the test accuracy of a linear classifier on frozen features."""
+    """Test accuracy of a linear classifier on frozen features."""
     model = build(start, 10, seed)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=3000))
     classifier.fit(features(model, task.training).numpy(), task.training.labels.numpy())
@@ -159,7 +159,7 @@ def probe(task: Task, start: str, seed: int) -> float:
 
 
 def fine_tune(task: Task, start: str, seed: int, rate: float) -> tuple[float, float]:
-    """Train every layer for a few epochs; give the validation and the test accuracy."""
+    """Train every layer for a few epochs; returns the validation and test accuracy."""
     model = build(start, int(task.training.labels.max()) + 1, seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -179,7 +179,7 @@ def fine_tune(task: Task, start: str, seed: int, rate: float) -> tuple[float, fl
 
 
 def best_fine_tuned(task: Task, start: str, seed: int) -> tuple[float, float]:
-    """Give the test accuracy at the learning rate that is best on validation, and that rate."""
+    """Test accuracy at the learning rate that is best on validation, and that rate."""
     runs = {rate: fine_tune(task, start, seed, rate) for rate in RATES}
     rate = max(RATES, key=lambda rate: runs[rate][0])
     return runs[rate][1], rate

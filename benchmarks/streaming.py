@@ -1,9 +1,9 @@
-"""Data that do not fit decoded: small JPEGs in tars, streamed through decoding and the frozen layers into the store.
+"""Data too large to store decoded: small JPEGs in tars, streamed through the frozen layers into the store.
 
 python benchmarks/streaming.py --data ../shared/data/clothing/train --images 200000
 
-The pass is killed once in the middle and resumed. It is compared, block by block within the same run, with decoding
-alone and the forward pass alone. Memory is that of all processes together.
+The pass is killed once in the middle and resumed. It is compared, block by block within the same run, with only
+decoding and only the forward pass. Memory is the total of all processes.
 """
 
 import argparse
@@ -29,21 +29,21 @@ from PIL import Image
 
 PER_SHARD = 5000
 BARE_ROWS = 256
-"""Images of the bare passes beside each block."""
+"""Images of the bare passes for each block."""
 CHECKED = 20
-"""Batches that are computed again at the end, to be compared with what was stored."""
+"""Batches recomputed at the end for comparison with the stored ones."""
 
 
 def main() -> None:
-    """Make the tars, read them, fill the store, and print what it took."""
+    """Create the tars, read them, fill the store, and print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True, help="class folders of photographs, which are repeated")
     parser.add_argument("--images", type=int, default=200_000)
-    parser.add_argument("--side", type=int, default=64, help="pixels of each JPEG, each way")
-    parser.add_argument("--image-size", type=int, default=224, help="pixels that the network is shown")
+    parser.add_argument("--side", type=int, default=64, help="side of each JPEG in pixels")
+    parser.add_argument("--image-size", type=int, default=224, help="side of the network's input in pixels")
     parser.add_argument("--backbone", default="mobilenet_v3_small")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--folder", type=Path, help="where the data are made; by default where temporary files lie")
+    parser.add_argument("--folder", type=Path, help="folder for the data; by default in the temporary folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
@@ -55,9 +55,7 @@ def main() -> None:
 
 
 def make_shards(_: Connection, target: Path, options: argparse.Namespace) -> None:
-    """WebDataset's shards: photographs again and again, each time cut and mirrored at random, so that no two files are
-    the same.
-    """
+    """WebDataset shards of repeated photographs with random crops and mirroring, so that all files differ."""
     target.mkdir()
     draw, side = random.Random(0), options.side
     files = sorted(options.data.rglob("*.jpg"))
@@ -84,13 +82,13 @@ def make_shards(_: Connection, target: Path, options: argparse.Namespace) -> Non
 
 
 def measure(folder: Path, options: argparse.Namespace) -> None:
-    """Read, fill with a kill, and say what it took."""
+    """Read, fill with a kill, and print the measurements."""
     from thawline.config import DataConfig
     from thawline.data import decoded, scan
 
     watch = Watch()
     began = time.perf_counter()
-    # Cuts of one photograph are near-duplicates of one another, a hundred of each.
+    # Crops of a photograph are near-duplicates, a hundred of each.
     manifest = scan(DataConfig(path=folder / "tars", near_duplicates="off"))
     read = time.perf_counter() - began
     scanned = watch.peak()
@@ -122,7 +120,7 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
         f"{filled[1]:.2f} GB anonymous"
     )
     print(
-        f"of bare decoding and forward, one after the other: median {statistics.median(ratios):.3f} "
+        f"of bare decoding and forward in sequence: median {statistics.median(ratios):.3f} "
         f"({min(ratios):.3f} to {max(ratios):.3f} over {len(ratios)} blocks)"
     )
     before = killed[-1]["done"]
@@ -138,7 +136,7 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
 def in_process(
     until: Callable[[int], bool] | None, function: Callable[..., None], *arguments: Any
 ) -> list[dict[str, Any]]:
-    """What a function sends from a process of its own, which is killed after something is reached."""
+    """Results of a function in its own process, which is killed at a given point."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=function, args=(theirs, *arguments))
@@ -158,7 +156,7 @@ def in_process(
 
 
 class Pass:
-    """What a worker of a search has when it fills the store."""
+    """The state of a search's worker that fills the store."""
 
     def __init__(self, folder: Path, listed: Path, options: argparse.Namespace) -> None:
         from thawline import backbones
@@ -195,7 +193,7 @@ class Pass:
 
 
 def fill_blocks(connection: Connection, folder: Path, listed: Path, options: argparse.Namespace) -> None:
-    """Fill the store; sends the seconds of each block, and those of bare decoding and forward beside it."""
+    """Fill the store; sends the seconds of each block, and of bare decoding and forward."""
     from thawline.activations.fill import fill
 
     work = Pass(folder, listed, options)
@@ -222,7 +220,7 @@ def fill_blocks(connection: Connection, folder: Path, listed: Path, options: arg
 
 
 def bare(work: Pass, rows: np.ndarray, batch_size: int) -> tuple[float, float]:
-    """Seconds an image of decoding alone, in a thread for each core, and of normalising and the layers alone."""
+    """Seconds per image of only decoding, with a thread per core, and of only normalising and the layers."""
     import torch
 
     from thawline.backbones import section
@@ -259,7 +257,7 @@ def bare(work: Pass, rows: np.ndarray, batch_size: int) -> tuple[float, float]:
 
 
 def check(connection: Connection, folder: Path, listed: Path, options: argparse.Namespace) -> None:
-    """Compute some batches again, and compare their bits with what was stored."""
+    """Recompute some batches, and compare them bitwise with the stored ones."""
     import torch
 
     from thawline.backbones import section
@@ -280,26 +278,26 @@ def check(connection: Connection, folder: Path, listed: Path, options: argparse.
 
 
 def preprocessing(options: argparse.Namespace) -> Any:
-    """How the network is shown images."""
+    """The network's preprocessing."""
     from thawline import backbones
 
     return backbones.preprocessing_of(options.backbone, weights="none", image_size=options.image_size)
 
 
 def size(folder: Path) -> float:
-    """Of all files below, in GB."""
+    """Total size of all files below, in GB."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e9
 
 
 class Watch:
-    """Resident and anonymous memory of this process and all that it started, looked at twenty times a second."""
+    """Resident and anonymous memory of this process and its children, sampled twenty times a second."""
 
     def __init__(self) -> None:
         self._most = [0.0, 0.0]
         threading.Thread(target=self._look, daemon=True).start()
 
     def peak(self) -> tuple[float, float]:
-        """The most of both since the last call, in GB."""
+        """The peaks of both since the last call, in GB."""
         resident, anonymous = self._most
         self._most = [0.0, 0.0]
         return resident, anonymous

@@ -1,7 +1,7 @@
-"""What looking costs: seconds of a trial with everything recorded, against one of which nothing is.
+"""Cost of tracking: seconds of a trial with everything recorded, relative to one without records.
 
-Trials are whole: backbone, training, trackers, and the wait at the end for what is not sent yet. The kinds take turns,
-and every ratio is within one turn.
+Trials are complete: backbone, training, trackers, and the final wait for unsent records. The kinds take turns, and
+every ratio is within one turn.
 """
 
 import argparse
@@ -35,14 +35,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "scalars": {"observe": False, "tensorboard": True, "system_metrics": True},
     "everything": {"observe": True, "tensorboard": True, "system_metrics": True},
 }
-"""What is recorded: of ``nothing`` not even MLflow is told; ``scalars`` are one number an epoch, in every tracker."""
+"""Kinds of records: with ``nothing`` not even MLflow is used; ``scalars`` are one number per epoch in every tracker."""
 
 
 def main() -> None:
     """Run every kind of trial, interleaved, for each backbone, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbones", nargs="+", default=["mobilenet_v3_small", "resnet18"])
-    parser.add_argument("--images", type=int, default=500, help="training images, and a fifth as many for validation")
+    parser.add_argument("--images", type=int, default=500, help="training images, with a fifth as many for validation")
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--depth", type=int, default=0, help="freeze depth; 0 observes the most")
@@ -52,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     if not (SHARED / "data" / "clothing").exists():
         sys.exit(f"There is no {SHARED / 'data' / 'clothing'}. Set THAWLINE_TEST_DATA to the folder of photographs.")
-    print("| backbone | recorded | seconds of a trial | times nothing | times scalars |")
+    print("| backbone | recorded | seconds per trial | relative to nothing | relative to scalars |")
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         data = subset(Path(folder) / "photographs", options.images)
@@ -72,7 +72,7 @@ def subset(folder: Path, images: int) -> Path:
 
 
 def measure(name: str, data: Path, home: Path, options: argparse.Namespace) -> None:
-    """All kinds for one backbone; the first turn warms up and is not counted."""
+    """Measure all kinds for one backbone; the first turn is for warm-up."""
     spec = prepare(name, data, home, options)
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for turn in range(options.repeats + 1):
@@ -90,7 +90,7 @@ def measure(name: str, data: Path, home: Path, options: argparse.Namespace) -> N
 
 
 def prepare(name: str, data: Path, home: Path, options: argparse.Namespace) -> TrialSpec:
-    """A trial on decoded images, in a study of its own."""
+    """A trial on decoded images, in its own study."""
     weights = "starter" if "starter" in backbones.describe(name).weights else "none"
     config = SearchConfig.build(
         {
@@ -152,7 +152,7 @@ def run(spec: TrialSpec, kind: str, number: int) -> float:
 
 
 class Unreached:
-    """Stands in for MLflow's tracker."""
+    """Replaces MLflow's tracker."""
 
     run_id = None
 

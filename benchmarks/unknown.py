@@ -1,8 +1,8 @@
-"""How many images of a class that a model has never seen it calls unknown, and what that costs.
+"""How many images of an unseen class a model detects as unknown, and at what cost.
 
-Each class in turn is left out. What is called unknown is decided by the distance from the nearest reference rows of the
-other classes' training images, with a threshold for 5 % false alarms on their validation images, as in a package. The
-share of their test images that is called unknown, too, stands beside it.
+Each class is left out in turn. An image is unknown by its distance from the nearest reference rows of the other
+classes' training images, with a threshold for 5 % false alarms on their validation images, as in a package. The table
+also has the share of false alarms on their test images.
 
     python benchmarks/unknown.py ../shared/data/clothing --backbone timm/tf_efficientnet_lite0 \
       --weights ../shared/weights/tf_efficientnet_lite0_imagenet.safetensors
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--weights", default="default")
     parser.add_argument("--image-size", type=int)
-    parser.add_argument("--repeats", type=int, default=300, help="images whose latency is measured")
+    parser.add_argument("--repeats", type=int, default=300, help="number of images for measuring latency")
     options = parser.parse_args()
     config = SearchConfig.build(
         {"data": {"path": options.data}, "backbone": {"weights": options.weights, "image_size": options.image_size}}
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def left_out(features: np.ndarray, manifest: Manifest, label: int) -> tuple[float, float, float, float]:
-    """Share of a class that is called unknown, the same by the nearest class mean, false alarms, and the AUROC."""
+    """Share of a class detected as unknown, the same by the nearest class mean, false alarms, and the AUROC."""
     labels, splits = np.array([row.label for row in manifest.rows]), np.array([row.split for row in manifest.rows])
     train, validation, test = (
         np.flatnonzero((splits == split) & (labels != label)) for split in ("train", "validation", "test")
@@ -72,7 +72,7 @@ def left_out(features: np.ndarray, manifest: Manifest, label: int) -> tuple[floa
 
 
 def latency(frozen: FrozenFeatures, features: np.ndarray, repeats: int) -> None:
-    """What the comparison adds to the forward pass of one image, in CPU time: other work does not count."""
+    """CPU time that the comparison adds to the forward pass of one image."""
     import torch
 
     network = frozen.backbone.module.cpu().eval()

@@ -1,6 +1,6 @@
 """Health check of a container: exit code 0 if the address answers with a success.
 
-Here because slim images have no curl. A proxy in the environment is for the world outside, not for this container.
+Slim images have no curl. Proxies in the environment are ignored, because the address is inside this container.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""Makes the user of MLflow that the model server is, or resets its password to that of the environment.
+"""Create the model server's MLflow user, or reset its password to that in the environment.
 
-It may read every run, model and artifact, by `default_permission` in `mlflow-auth.ini`, and write none. Run once by
-`compose.yaml` before the model server starts; running it again changes nothing but the password.
+The user has read-only access to every run, model and artifact, by `default_permission` in `mlflow-auth.ini`.
+`compose.yaml` runs this before the model server starts; running it again only resets the password.
 """
 
 import os

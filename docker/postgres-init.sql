@@ -1,4 +1,4 @@
--- Run once by PostgreSQL's image, when its volume is empty: each service has a role and databases of its own.
+-- PostgreSQL's image runs this once, when its volume is empty. Each service has its own role and databases.
 \getenv mlflow_password MLFLOW_DB_PASSWORD
 \getenv prefect_password PREFECT_DB_PASSWORD
 \getenv optuna_password OPTUNA_DB_PASSWORD

@@ -1,9 +1,9 @@
-"""Ask a server, with nothing but the standard library.
+"""A client for ``thawline serve`` that only uses the standard library.
 
     thawline serve digits                        # in one terminal
-    python examples/ask.py digits/7/*.png        # in another; or --url http://…, for a server elsewhere
+    python examples/ask.py digits/7/*.png        # in another; add --url http://… for a remote server
 
-Several images travel in one request, as JSON; the answers come in the same order.
+It sends all images in one JSON request; the predictions come back in the same order.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import json
 import urllib.request
 from pathlib import Path
 
-parser = argparse.ArgumentParser(description="Ask a server of Thawline.")
+parser = argparse.ArgumentParser(description="Send images to a Thawline server.")
 parser.add_argument("images", nargs="+", type=Path)
 parser.add_argument("--url", default="http://127.0.0.1:8000")
 given = parser.parse_args()
@@ -28,7 +28,5 @@ with urllib.request.urlopen(request, timeout=60) as response:
 
 print(f"{answer['model']}, version {answer['version']}")
 for image, prediction in zip(given.images, answer["predictions"], strict=True):
-    known = (
-        "like nothing it was trained on" if prediction["unknown"] else " or ".join(prediction["prediction_set"] or [])
-    )
+    known = "unlike all training data" if prediction["unknown"] else " or ".join(prediction["prediction_set"] or [])
     print(f"{image}: {prediction['label']} {prediction['probability']:.3f} ({known})")

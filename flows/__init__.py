@@ -1,5 +1,5 @@
-"""Prefect flows. Each is a table of contents of what the packages beneath do."""
+"""Prefect flows. Each lists the steps of one job; the packages beneath do the work."""
 
 from thawline import environment
 
-environment.prepare_flows()  # Prefect and MLflow read their switches when they are imported
+environment.prepare_flows()  # Prefect and MLflow read their environment on import

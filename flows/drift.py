@@ -1,7 +1,7 @@
-"""Drift: whether new images are still like those that a model was trained for, published as an event.
+"""Drift: test whether new images still resemble those that a model was trained for, and publish the result as an event.
 
 The event ``thawline.drift.detected`` of the resource ``thawline.model.<name>`` can trigger a deployment, such as one
-that retrains; after a check without drift it is ``thawline.drift.absent``. The command ``thawline drift`` does the same
+that retrains; without drift, the event is ``thawline.drift.absent``. The command ``thawline drift`` does the same
 without Prefect.
 """
 
@@ -29,19 +29,19 @@ def drift(
     device: str = "auto",
     tracking_uri: str | None = None,
 ) -> DriftReport:
-    """Compare a folder of new images with what a model was trained for; see :func:`thawline.drift.check_drift`.
+    """Compare a folder of new images with a model's reference data; see :func:`thawline.drift.check_drift`.
 
     Args:
         model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
-        folder: searched for image files.
-        reference: a folder of images to compare with; by default what the model's study held out.
+        folder: folder of new images.
+        reference: a folder of images to compare with; by default the held-out images of the model's study.
         alpha: false-alarm rate.
-        max_images: the maximum number of images; of more, this many are drawn.
+        max_images: maximum number of images; more are subsampled.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        tracking_uri: where the registry is; by default as for a search.
+        tracking_uri: URI of the registry; by default as for a search.
 
     Raises:
-        ThawlineError: if the model or enough images cannot be found.
+        ThawlineError: if the model is not found, or there are too few images.
     """
     report = drift_task(model, folder, reference, alpha, max_images, device, tracking_uri)
     create_markdown_artifact(key="drift", markdown=report.as_markdown(), description=f"Drift of {report.model}")
@@ -59,7 +59,7 @@ def drift_task(
     device: str,
     tracking_uri: str | None,
 ) -> DriftReport:
-    """Show both sets of images to the model, and test whether they differ."""
+    """Classify both sets of images, and test whether they differ."""
     return check_drift(
         model,
         folder,
@@ -73,7 +73,7 @@ def drift_task(
 
 
 def announce(report: DriftReport) -> None:
-    """Tell Prefect's automations."""
+    """Emit an event for Prefect's automations."""
     emit_event(
         report.event,
         resource={

@@ -1,6 +1,6 @@
-"""The promotion gate: a version of a registered model against its champion, both scored now.
+"""The promotion gate: compare a version of a registered model with its champion, both scored now.
 
-The command ``thawline promote`` runs this flow. The test data are those of the study that trained the version.
+The command ``thawline promote`` runs this flow. The test data come from the study that trained the version.
 """
 
 from pathlib import Path
@@ -28,20 +28,20 @@ def promote(
     shadow: str | None = None,
     token_file: Path | None = None,
 ) -> PromotionOutcome:
-    """Judge a version against the champion, and make it champion if it is better.
+    """Compare a version with the champion, and make it champion if it is better.
 
     Args:
         model: name of the registered model.
-        version: the challenger; by default the version with the alias ``challenger``, else the newest.
+        version: the challenger; by default the version with the alias ``challenger``, or else the newest.
         data: folder of labelled images, ``DATA/<class>/…``, or table of labelled texts; by default the test split of
             the study that trained it.
-        approve: whether a person must agree first; by default as in that study, whose thresholds hold too.
-        tracking_uri: where the registry is; by default as for a search.
-        shadow: address of a server that runs with ``--shadow``, whose numbers stand beside the verdict.
-        token_file: holds what that server asks its clients for.
+        approve: whether a person must approve first; by default as in that study, whose thresholds also apply.
+        tracking_uri: URI of the registry; by default as for a search.
+        shadow: address of a server that runs with ``--shadow``, whose counts are shown with the verdict.
+        token_file: with the token that this server requires.
 
     Raises:
-        ThawlineError: if the version, its study or its data cannot be found, or another promotion came first.
+        ThawlineError: if the version, its study or its data cannot be found, or another promotion was faster.
     """
     challenger = open_task(model, version, data, approve, tracking_uri, shadow, token_file)
     check_answerable(challenger.rules)
@@ -61,7 +61,7 @@ def open_task(
     shadow: str | None,
     token_file: Path | None,
 ) -> Challenger:
-    """The version, its test data and the thresholds."""
+    """Find the version, its test data and the thresholds."""
     return open_challenger(
         model,
         version=version,
@@ -82,5 +82,5 @@ def judge_task(challenger: Challenger) -> PromotionOutcome:
 
 @task(name="promote", cache_policy=NO_CACHE)
 def settle_task(challenger: Challenger, decided: PromotionOutcome) -> PromotionOutcome:
-    """Move the alias if the verdict says so."""
+    """Move the alias if the verdict is to promote."""
     return settle(challenger.store, decided)

@@ -1,6 +1,6 @@
-"""Retraining: another search if data or recipe have changed, starting from the champion; made to run on a schedule.
+"""Retraining: a new search if data or recipe have changed, starting from the champion; designed for schedules.
 
-The command ``thawline retrain`` runs this flow; ``thawline deploy`` puts it on a schedule.
+The command ``thawline retrain`` runs this flow; ``thawline deploy`` schedules it.
 """
 
 from pathlib import Path
@@ -45,7 +45,7 @@ def retrain(config: SearchConfig) -> RetrainOutcome:
     The run's state is ``Completed``, or ``Skipped`` with the reason.
 
     Args:
-        config: as for a search; ``config.retrain`` says where it begins and who is told.
+        config: as for a search; ``config.retrain`` sets the starting points and the notifications.
 
     Returns:
         The result.
@@ -59,12 +59,12 @@ def retrain(config: SearchConfig) -> RetrainOutcome:
     manifest = data_task(config, home)
     with alone(model_of(config), home) as busy:
         plan = plan_task(config, manifest, home, busy)
-        with already_checked(plan.config):  # the recipe was, and what the plan changes is made from it
+        with already_checked(plan.config):  # the plan's configuration is derived from the checked recipe
             outcome = conclude_task(plan, None if plan.reason else search(plan.config))
     publish(outcome)
     tell(outcome, config.retrain)
     name = "Skipped" if outcome.end == "skipped" else None
-    # Prefect hands the data of a returned state on to the caller.
+    # Prefect returns the data of a returned state to the caller.
     return cast(RetrainOutcome, Completed(name=name, message=outcome.reason, data=outcome))
 
 
@@ -76,16 +76,16 @@ def data_task(config: SearchConfig, home: Path) -> Manifest:
 
 @task("plan")
 def plan_task(config: SearchConfig, manifest: Manifest, home: Path, busy: str | None) -> Retraining:
-    """Decide whether to search, and where to begin."""
+    """Decide whether to search, and from which points."""
     return plan_retraining(config, manifest, home, busy=busy)
 
 
 @task("conclude")
 def conclude_task(plan: Retraining, outcome: SearchOutcome | None) -> RetrainOutcome:
-    """Remember what was trained."""
+    """Record the training."""
     return conclude_retraining(plan, outcome)
 
 
 def publish(outcome: RetrainOutcome) -> None:
-    """The result as a page in Prefect's UI."""
+    """Publish the result as a page in Prefect's UI."""
     create_markdown_artifact(key="retrain", markdown=outcome.as_markdown(), description="Retraining")

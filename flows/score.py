@@ -1,7 +1,7 @@
-"""Batch scoring: every image of a folder or a list, by a model from the registry, into a Parquet file.
+"""Batch scoring: every image of a folder or a list, with a registered model, into a Parquet file.
 
-A schedule that runs this flow scores with whatever is champion then. The command ``thawline score`` does the same
-without Prefect.
+On a schedule, this flow scores with the champion at that time. The command ``thawline score`` does the same without
+Prefect.
 """
 
 from pathlib import Path
@@ -23,13 +23,13 @@ def score(model: str, source: Path, out: Path, device: str = "auto", tracking_ur
 
     Args:
         model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
-        source: a folder of images, a file that lists their paths, or for a model of texts a table or .txt of them.
+        source: a folder of images, a file that lists image paths, or for a text model a table or .txt of texts.
         out: the Parquet file to write.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        tracking_uri: where the registry is; by default as for a search.
+        tracking_uri: URI of the registry; by default as for a search.
 
     Raises:
-        ThawlineError: if the model or the images or texts cannot be found.
+        ThawlineError: if the model, the images or the texts are not found.
     """
     summary = score_task(model, source, out, device, tracking_uri)
     create_markdown_artifact(key="score", markdown=f"{summary}.", description="Batch scoring")
@@ -38,5 +38,5 @@ def score(model: str, source: Path, out: Path, device: str = "auto", tracking_ur
 
 @task(name="score files", cache_policy=NO_CACHE)
 def score_task(model: str, source: Path, out: Path, device: str, tracking_uri: str | None) -> ScoreSummary:
-    """Score, resuming where an interrupted run stopped."""
+    """Score the files, resuming an interrupted run."""
     return score_files(model, source, out, tracking_uri=tracking_uri, home=environment.home(), device=device)

@@ -1,11 +1,13 @@
-"""The search: a folder of images or a table of texts in, a registered champion out.
+"""The search: from a folder of images or a table of texts to a registered champion.
 
-The command ``thawline search`` and :func:`thawline.run_search` run this flow; so can a deployment or a schedule.
-It needs no server started by hand: without ``PREFECT_API_URL`` Thawline starts one, or, for a flow that is called by
-itself, Prefect for as long as it runs.
+The command ``thawline search`` and :func:`thawline.run_search` run this flow; so can a deployment or a schedule. It
+needs no manually started server: without ``PREFECT_API_URL``, Thawline starts one; if the flow is called directly,
+Prefect starts one for its duration.
 """
 
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from prefect import flow
@@ -16,6 +18,7 @@ from thawline.config import SearchConfig
 from thawline.data import Manifest
 from thawline.orchestration.approval import approved, check_answerable, publish_decision
 from thawline.orchestration.artifacts import publish_leaderboard, publish_outcome
+from thawline.orchestration.background import in_background
 from thawline.orchestration.execution import trial_runner
 from thawline.orchestration.reach import keeps_its_value
 from thawline.orchestration.schedules import drop_missed_runs
@@ -57,13 +60,13 @@ __all__ = ["search"]
 @leaving_at_once
 @keeps_its_value
 def search(config: SearchConfig) -> SearchOutcome:
-    """Search for the best freeze depth and learning rate, then register and perhaps promote the best trial.
+    """Search for the best freeze depth and learning rate, then register the best trial, and promote it if it is better.
 
     Args:
-        config: everything; see :class:`thawline.config.SearchConfig`.
+        config: the whole configuration; see :class:`thawline.config.SearchConfig`.
 
     Returns:
-        The result: leaderboard, model version, decision, test metrics, and what could not be kept.
+        The result: leaderboard, model version, decision, test metrics, and records that could not be kept.
 
     Raises:
         ThawlineError: for bad input, before anything expensive starts.
@@ -72,18 +75,25 @@ def search(config: SearchConfig) -> SearchOutcome:
     check_answerable(config.promotion)
     check_config(config, home)
     prepare_workers()
-    recorder = Recorder.connect(config, home)
-    with trial_runner(config) as runner, workers_dismissed(config.study.grace_seconds):
-        prepared = prepare(config, home)
+    with (
+        trial_runner(config) as runner,
+        workers_dismissed(config.study.grace_seconds),
+        # Loading MLflow takes seconds, in which other processes build the backbones and read the data.
+        in_background(Recorder.connect, config, home) as connecting,
+    ):
+        prepared = prepare(config, home, connecting)
+        recorder = connecting.result()
         study = open_study(prepared, home)
-        prepared = describe_task(prepared.with_backbones(study.config.backbones))
+        prepared = prepared.with_backbones(study.config.backbones)
         with study.held(), recorder.study_run(prepared, study) as run:
             stored = activations_task(prepared, run)
             recorder.log_plan(stored)
             recorder.log_probe_curves(stored, study)
             onnx = "onnx" in graphs_tried(config.promotion.exports, prepared.manifest.kind)
-            load_for_last_steps(onnx=onnx, report=config.tracking.report)
-            run_trials(prepared, stored, study, run, recorder, runner)
+            load = partial(load_for_last_steps, onnx=onnx, report=config.tracking.report)
+            run_trials(prepared, stored, study, run, recorder, runner, load=load)
+            prepared = describe_task(prepared)  # only now, since the first trials should not wait for it
+            recorder.log_networks(prepared)
             recorder.log_plan_outcome(stored, study)
             recorder.log_leaderboard(study)
             publish_leaderboard(study)
@@ -100,24 +110,29 @@ def search(config: SearchConfig) -> SearchOutcome:
     return outcome.after_closing(recorder.report)
 
 
-def prepare(config: SearchConfig, home: Path) -> Prepared:
-    """Try the backbones, read the data, decode or tokenize it: the cheapest first."""
+def prepare(config: SearchConfig, home: Path, connecting: Future[Recorder]) -> Prepared:
+    """Check the backbones, read the data, and decode or tokenize them, in order of cost.
+
+    Raises:
+        TrackingError: if the tracking store cannot be reached, before anything is decoded.
+    """
     depths = backbones_task(config)
     fetch_task(config)
     manifest = data_task(config)
+    connecting.result()
     completed, fingerprint = complete(config, manifest)
     inputs = inputs_task(config, manifest, home)
     return Prepared(completed, completed, manifest, depths, inputs, fingerprint)
 
 
 def open_study(prepared: Prepared, home: Path) -> Study:
-    """Rank the backbones, and create the study or resume it."""
+    """Rank the backbones, and create or resume the study."""
     ranking = rank_task(prepared, home)
     return Study.open(home, prepared.study, prepared.config, prepared.depths, prepared.fingerprint, ranking)
 
 
 def with_copy(prepared: Prepared, run: StudyRun, outcome: SearchOutcome) -> SearchOutcome:
-    """The outcome with that of a copy in int8, if one is requested: judged, and perhaps promoted, as any version."""
+    """Add the outcome of an int8 copy, if requested, which is judged and perhaps promoted like any version."""
     promotion = prepared.config.promotion
     judged = quantise_task(prepared, run, outcome.promotion) if "int8" in promotion.exports else None
     if judged is None:
@@ -127,13 +142,13 @@ def with_copy(prepared: Prepared, run: StudyRun, outcome: SearchOutcome) -> Sear
 
 
 def study_of(prepared: Prepared, run: StudyRun) -> Study:
-    """The study, opened by a task of its own."""
+    """The study, opened by a task."""
     return Study.load(run.home, run.study, prepared.config)
 
 
 @task("fetch data")
 def fetch_task(config: SearchConfig) -> None:
-    """Mirror data on object storage."""
+    """Mirror data from object storage."""
     fetch_data(config)
 
 
@@ -157,13 +172,13 @@ def inputs_task(config: SearchConfig, manifest: Manifest, home: Path) -> dict[st
 
 @task("rank backbones")
 def rank_task(prepared: Prepared, home: Path) -> dict[str, float]:
-    """Probe each of several backbones on its frozen features."""
+    """Probe each backbone on its frozen features, if there are several."""
     return rank_backbones(prepared, home)
 
 
 @task("describe backbones")
 def describe_task(prepared: Prepared) -> Prepared:
-    """Tell what each freeze depth costs."""
+    """Compute the cost of each freeze depth."""
     config, classes = prepared.config, len(prepared.manifest.classes)
     title, retries = "describing the backbones", config.study.retries
     nothing: dict[str, DescribedBackbone] = {}
@@ -173,7 +188,7 @@ def describe_task(prepared: Prepared) -> Prepared:
 
 @task("store activations")
 def activations_task(prepared: Prepared, run: StudyRun) -> dict[str, StoredSplits]:
-    """Measure, plan, and compute the frozen layers once."""
+    """Profile, plan, and compute the frozen activations once."""
     return store_activations(prepared, study_of(prepared, run), run.home)
 
 
@@ -186,25 +201,25 @@ def judge_task(prepared: Prepared, run: StudyRun) -> PromotionOutcome:
 
 @task("promote")
 def promote_task(prepared: Prepared, run: StudyRun, decided: PromotionOutcome) -> SearchOutcome:
-    """Move the champion's alias if the verdict says so."""
+    """Move the champion's alias if the verdict is to promote."""
     return conclude(prepared, study_of(prepared, run), run, decided)
 
 
 @task("quantise and judge")
 def quantise_task(prepared: Prepared, run: StudyRun, promoted: PromotionOutcome) -> PromotionOutcome | None:
-    """Make a copy of a new champion in int8, and score both on the test split."""
+    """Quantise a new champion to int8, and score both on the test split."""
     title, retries = "quantising the champion", prepared.config.study.retries
     return run_step(judge_quantised, prepared, run, promoted, retries=retries, title=title)
 
 
 @task("promote int8")
 def settle_task(run: StudyRun, decided: PromotionOutcome) -> PromotionOutcome:
-    """Move the champion's alias to the copy if the verdict says so."""
+    """Move the champion's alias to the copy if the verdict is to promote."""
     return settle(run.store, decided)
 
 
 @task("write report")
 def report_task(prepared: Prepared, run: StudyRun, outcome: SearchOutcome) -> MadeReport | None:
-    """Gather what the study shows on one page."""
+    """Write the study's results as one page."""
     title, retries = "writing the report", prepared.config.study.retries
     return try_step(make_report, prepared, run, outcome, retries=retries, title=title, otherwise=None)

@@ -1,10 +1,10 @@
-"""Draws the packages of Thawline and what imports what, for CONTRIBUTING.md, out of the imports themselves.
+"""Draw Thawline's packages and their imports, for CONTRIBUTING.md, from the actual imports.
 
 python tools/architecture.py            # docs/images/architecture.svg
 python tools/architecture.py --check    # exit code 1 if it is out of date
 
-The rows are the layers that `pyproject.toml` prescribes, the highest first; an arrow leads from a package to one that
-its modules import. Arrows that follow from others are left out: who imports a package may import all that it imports.
+The rows are the layers in `pyproject.toml`, highest first; an arrow leads from a package to one that its modules
+import. Transitive arrows are omitted: a package may import everything that its imports import.
 """
 
 import html
@@ -24,7 +24,7 @@ _STYLE = (
 
 
 def layers() -> list[list[str]]:
-    """The packages and modules of each layer, the highest first, without ``thawline.`` before them."""
+    """The packages and modules of each layer, highest first, without the prefix ``thawline.``."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         contracts = tomllib.load(file)["tool"]["importlinter"]["contracts"]
     (ordered,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
@@ -32,7 +32,7 @@ def layers() -> list[list[str]]:
 
 
 def imports(names: list[str]) -> dict[str, set[str]]:
-    """Of each of these, which others its modules import directly."""
+    """For each name, the others that its modules import directly."""
     graph = grimp.build_graph("thawline", cache_dir=None)
     found: dict[str, set[str]] = {name: set() for name in names}
     for module in graph.modules:
@@ -48,7 +48,7 @@ def _part(module: str) -> str:
 
 
 def shortest(imported: dict[str, set[str]]) -> dict[str, list[str]]:
-    """Without what is imported by something else that is imported, which has no circles; in alphabetical order."""
+    """The transitive reduction of the acyclic imports, in alphabetical order."""
 
     def below(name: str) -> set[str]:
         return imported[name].union(*(below(other) for other in imported[name]))
@@ -61,8 +61,8 @@ def picture(rows: list[list[str]], imported: dict[str, set[str]]) -> str:
     """The drawing, as SVG.
 
     Args:
-        rows: of boxes, the highest first.
-        imported: by the name of a box, those that it needs.
+        rows: rows of boxes, highest first.
+        imported: the imports of each box, by name.
     """
     places: dict[str, tuple[float, float]] = {}
     for number, row in enumerate(rows):
@@ -102,7 +102,7 @@ def _box(name: str, x: float, y: float, width: float) -> str:
 
 
 def drawn() -> str:
-    """The picture of the imports as they are now."""
+    """The picture of the current imports."""
     rows = layers()
     return picture(rows, imports([name for row in rows for name in row]))
 
@@ -113,7 +113,7 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--check"]:
         same = PICTURE.is_file() and PICTURE.read_text(encoding="utf-8") == now
         if not same:
-            print("docs/images/architecture.svg is out of date: python tools/architecture.py", file=sys.stderr)
+            print("docs/images/architecture.svg is out of date: run python tools/architecture.py", file=sys.stderr)
         return 0 if same else 1
     PICTURE.write_text(now, encoding="utf-8")
     return 0

@@ -1,4 +1,4 @@
-"""Writes docs/cli.md, the reference of the command line, from the commands themselves.
+"""Write docs/cli.md, the command line reference, from the commands themselves.
 
 python tools/commands.py            # write it
 python tools/commands.py --check    # exit code 1 if it is out of date
@@ -20,11 +20,11 @@ _HEAD = """# Command line
 
 <!-- Written by `make reference` from the commands in src/thawline/cli/. -->
 
-Every command and its options, as `thawline COMMAND --help` shows them. [Each verb in use](how-to/verbs.md) has
-examples.
+Every command and its options, as `thawline COMMAND --help` shows them. [All commands by example](how-to/verbs.md)
+shows them in use.
 
-Every verb that answers a question takes `--json`. A mistake is one message and exit code 2; Ctrl-C ends a command with
-exit code 130, SIGTERM with 143.
+Every command that prints results takes `--json`. An error prints one message and exits with code 2; Ctrl-C exits with
+code 130, SIGTERM with 143.
 
 ## `thawline`
 
@@ -47,12 +47,12 @@ def page() -> str:
 
 
 def commands() -> Iterator[tuple[str, Any]]:
-    """Each command with its name as it is typed, such as ``recipes copy``."""
+    """Each command with its full name, such as ``recipes copy``."""
     return _below(get_command(app), "")
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page, or, with ``--check``, say whether it is out of date; returns the exit code."""
+    """Write the page or, with ``--check``, report whether it is out of date; returns the exit code."""
     if "--check" not in arguments:
         PAGE.write_text(page(), encoding="utf-8")
     elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page():
@@ -99,7 +99,7 @@ def _row(parameter: Any) -> str:
 
 
 def _value(parameter: Any) -> str:
-    """What an option takes: the name of its value as in ``--help``, or its choices, or its type with its bounds."""
+    """The value of an option: its name as in ``--help``, its choices, or its type with bounds."""
     if getattr(parameter, "is_flag", False):
         return ""
     kind = parameter.type_descriptor.annotation

@@ -1,7 +1,7 @@
 """Hooks of MkDocs.
 
-``FOLDER/*`` in the navigation stands for all pages of a folder that are not listed elsewhere; a folder without pages
-leaves its section out. Roles of docstrings, such as ``:func:``, which Markdown does not know, are left out of pages.
+``FOLDER/*`` in the navigation stands for all pages of a folder that are not listed elsewhere; sections of empty folders
+are omitted. Docstring roles such as ``:func:``, which Markdown does not support, are removed from pages.
 """
 
 import re
@@ -18,7 +18,7 @@ _ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):(?=<code>)")
 
 
 def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
-    """Called by MkDocs when it knows all files, before it makes the navigation."""
+    """Called by MkDocs when all files are known, before it builds the navigation."""
     config.nav = expanded(config.nav or [], [file.src_uri for file in files.documentation_pages()])
     return files
 
@@ -29,7 +29,7 @@ def on_page_content(html: str, **_: Any) -> str:
 
 
 def expanded(nav: list[Any], pages: list[str]) -> list[Any]:
-    """The navigation with the names of pages, in order, in place of ``FOLDER/*``."""
+    """The navigation with ``FOLDER/*`` replaced by the names of pages, in order."""
     listed = set(_listed(nav))
     return _expanded(nav, [page for page in sorted(pages) if page not in listed])
 

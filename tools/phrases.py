@@ -1,4 +1,4 @@
-"""Finds phrases that the field says in other words: a lint of comments, messages, documentation and test names.
+"""Find phrases that the field expresses differently: a lint of comments, messages, documentation and test names.
 
     python tools/phrases.py [PATH ...]    # exit code 1 if one is found; by default all of the project's texts
 
@@ -61,7 +61,7 @@ _TEXTS = (
 _SUFFIXES = {".py", ".md", ".html", ".yaml", ".yml", ".toml", ".ini", ".sql"}
 _OWN = ("tools/phrases.py", "tests/unit/test_phrases.py")
 _GAP = r"\s+(?:#\s+|>\s+)?"
-"""Between two words: also a line break within a comment or a quotation."""
+"""Whitespace between two words, including a line break within a comment or a quotation."""
 _TEST_NAME = re.compile(r"def test_\w+")
 
 
@@ -85,7 +85,7 @@ def find(text: str) -> list[Found]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print every phrase that is found with its place and the words to use; returns the exit code."""
+    """Print every phrase found with its location and the words to use; returns the exit code."""
     named = sys.argv[1:] if arguments is None else arguments
     count = 0
     for path in sorted(_files([Path(each) for each in named] or [ROOT / each for each in _TEXTS])):

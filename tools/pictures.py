@@ -1,4 +1,4 @@
-"""Makes README's pictures out of one real run of ``thawline demo`` in an empty folder, and screenshots of every page.
+"""Create README's pictures from a real run of ``thawline demo`` in an empty folder, and screenshots of all pages.
 
 python tools/pictures.py            # docs/images/demo.svg, the terminal, and docs/images/report.png, the report's start
 python tools/pictures.py --pages    # build/screenshots/pages/: report, study in MLflow, serving page, site
@@ -29,7 +29,7 @@ from rich.text import Text
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 COLUMNS = 100
 LARGEST = {"demo.svg": 60_000, "report.png": 250_000}
-"""Bytes: README is read over slow lines, too."""
+"""Maximum bytes, as README is also read over slow connections."""
 _WINDOW = "1280,1330"
 _LOOKS = {
     "1400.png": ("1400,1000", False),
@@ -38,25 +38,25 @@ _LOOKS = {
     "390-dark.png": ("390,844", True),
     "printed.pdf": ("1400,1000", False),
 }
-"""Endings of the names of screenshots: window in pixels, and whether it is dark."""
+"""Suffixes of screenshots: window in pixels, and whether dark mode is on."""
 _SHORTENED = 3.0
-"""The longest pause of the recording, in seconds, however long the run paused there."""
+"""The longest pause of the recording in seconds, even if the run paused longer."""
 _CONTROL = re.compile(r"(\n|\r|\x1b\[\??\d*[A-Za-ln-z])")
 """A line break, or an escape sequence that moves the cursor or erases; colours (``ESC [ … m``) are text."""
 _APPEAR = "@media (prefers-reduced-motion: no-preference) { @keyframes appear { from { opacity: 0 } } }"
 
 
 class Line(NamedTuple):
-    """A line that stays on the screen when the command has ended."""
+    """A line that is on the screen at the end of the command."""
 
     text: str
-    """With its colours as ANSI escape sequences."""
+    """Its text with colours as ANSI escape sequences."""
     seconds: float
-    """When it was written, since the command began."""
+    """When it was written, in seconds since the start of the command."""
 
 
 class Screen:
-    """The lines that a terminal would show, of what rich writes: it erases a line before it writes it again."""
+    """The lines of a terminal for rich's output, which erases a line before rewriting it."""
 
     def __init__(self) -> None:
         self._lines: list[Line] = []
@@ -64,12 +64,12 @@ class Screen:
 
     @property
     def lines(self) -> list[Line]:
-        """What is on the screen, without empty lines at its end."""
+        """The lines on the screen, without trailing empty lines."""
         last = max((row for row, line in enumerate(self._lines) if Text.from_ansi(line.text).plain.strip()), default=-1)
         return self._lines[: last + 1]
 
     def write(self, text: str, seconds: float) -> None:
-        """Write what the command has said at this time; an escape sequence may not be cut in two."""
+        """Write output of the command at this time, which must not end within an escape sequence."""
         for part in _CONTROL.split(text):
             while len(self._lines) <= self._row:
                 self._lines.append(Line("", seconds))
@@ -84,7 +84,7 @@ class Screen:
 
 
 def record(command: list[str], folder: Path) -> list[Line]:
-    """Run a command in a terminal of :data:`COLUMNS` columns; returns what is on its screen in the end.
+    """Run a command in a terminal of :data:`COLUMNS` columns; returns the final screen.
 
     Raises:
         subprocess.CalledProcessError: The command failed.
@@ -105,7 +105,7 @@ def record(command: list[str], folder: Path) -> list[Line]:
 
 
 def _environment() -> dict[str, str]:
-    """Variables of a user who has set none, in the environment that runs this."""
+    """The current environment without a user's settings."""
     own = {
         name: value for name, value in os.environ.items() if not name.startswith(("THAWLINE_", "MLFLOW_", "PREFECT_"))
     }
@@ -116,19 +116,19 @@ def _environment() -> dict[str, str]:
 def _read(terminal: int) -> bytes:
     try:
         return os.read(terminal, 65536)
-    except OSError:  # as Linux says that the last process has closed it
+    except OSError:  # on Linux, when the last process has closed it
         return b""
 
 
 def svg(command: list[str], lines: list[Line]) -> str:
-    """The recording: each line appears when it was written; where nothing moves, all lines are there at once."""
+    """The recording as an animation in which each line appears when it was written; without animations, all at once."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         console = Console(width=COLUMNS, record=True, file=nowhere, force_terminal=True, color_system="truecolor")
         console.print(Text.assemble(("$ ", "bold green"), (" ".join(command), "bold")))
         for line in lines:
             console.print(Text.from_ansi(line.text), no_wrap=True, crop=True)
         drawn = console.export_svg(title=" ".join(command), unique_id="demo")
-    drawn = re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL)  # an image may load no fonts
+    drawn = re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL)  # an image must not load fonts
     for row, seconds in enumerate(_delays(lines), start=1):
         shown = f'clip-path="url(#demo-line-{row})"'
         drawn = drawn.replace(shown, f'{shown} style="animation:appear 0.1s {seconds:.1f}s backwards"')
@@ -136,7 +136,7 @@ def svg(command: list[str], lines: list[Line]) -> str:
 
 
 def _delays(lines: list[Line]) -> list[float]:
-    """Seconds after which each line appears: those of the run, without its long pauses."""
+    """Seconds after which each line appears: those of the run, with long pauses shortened."""
     delays, before, now = [], 0.0, 0.0
     for line in lines:
         now += min(max(0.0, line.seconds - before), _SHORTENED) / 2
@@ -146,20 +146,20 @@ def _delays(lines: list[Line]) -> list[float]:
 
 
 def photograph(page: str, target: Path, *, window: str = _WINDOW, dark: bool = False) -> None:
-    """The first screen of a page as a picture, or with a name that ends with ``.pdf`` all of it as it is printed.
+    """Take a screenshot of the first screen of a page, or, for a ``.pdf``, print all of it.
 
     Args:
-        page: its address.
+        page: address of the page.
         target: the file.
         window: width and height in pixels.
-        dark: as somebody sees it whose system is dark.
+        dark: whether to use dark mode.
 
     Raises:
         RuntimeError: There is no Chromium.
     """
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
-        raise RuntimeError("the picture of the report is taken by Chromium: install Debian's package chromium")
+        raise RuntimeError("the picture of the report requires Chromium: install Debian's package chromium")
     printed = target.suffix == ".pdf"
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"]
     subprocess.run(
@@ -176,10 +176,10 @@ def photograph(page: str, target: Path, *, window: str = _WINDOW, dark: bool = F
 
 
 def photograph_pages(folder: Path) -> list[Path]:
-    """Every page at two widths, light and dark, and printed.
+    """Take screenshots of every page at two widths, light and dark, and printed.
 
     Args:
-        folder: where the pictures go.
+        folder: folder for the pictures.
 
     Raises:
         RuntimeError: There is no study with a report, or no Chromium.
@@ -213,7 +213,7 @@ def photograph_pages(folder: Path) -> list[Path]:
 
 @contextmanager
 def _running(command: list[str], says: str) -> Iterator[str]:
-    """A command that runs until it is interrupted, once it has said this; gives the first group, or all, of that."""
+    """Run a command within the block once its output matches; yields the first group, or the whole match."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None  # noqa: S101  it is a pipe
         try:
@@ -229,7 +229,7 @@ def _running(command: list[str], says: str) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Make both pictures, or those of all pages; returns the exit code."""
+    """Create both pictures, or those of all pages; returns the exit code."""
     if arguments == ["--pages"]:
         for target in photograph_pages(Path("build/screenshots/pages")):
             print(target)

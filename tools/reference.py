@@ -1,4 +1,4 @@
-"""Writes what is generated from the fields of the configuration: its reference page, and the schema for editors.
+"""Write the configuration's reference page, and the schema for editors, from its fields.
 
 python tools/reference.py            # write both
 python tools/reference.py --check    # exit code 1 if one of them is out of date
@@ -25,7 +25,7 @@ _HEAD = """# Configuration
 
 <!-- Written by `make reference` from the fields in src/thawline/config/. -->
 
-Every key of a recipe. A recipe is a YAML file with these sections, and each of their keys may be left out:
+Every key of a recipe. A recipe is a YAML file with these sections; every key is optional:
 
 ```yaml
 # yaml-language-server: $schema=recipe.schema.json
@@ -37,21 +37,19 @@ study:
 
 Later ones win: the defaults below, the preset (`--preset`), the recipe (`--recipe`), options such as `--epochs`, `--set
 train.epochs=3`. All mistakes are reported at once, each with its key. `thawline recipes copy NAME` puts
-`recipe.schema.json` beside the recipe, by which editors with a YAML language server complete and check its keys.
+`recipe.schema.json` beside the recipe, with which editors that have a YAML language server complete and check its keys.
 
-A preset is one of the shipped recipes, fitted to the data and to this machine; what was chosen is said:
+A preset is one of the shipped recipes, adapted to the data and to this machine; the search reports what it chose:
 
-- `--preset fast`: a first answer within minutes on a laptop, after 7 trials or 5 minutes. Its network is the first
-  small one whose weights are cached, else the first whose weights can be downloaded; without either, the search begins
-  with the weights that Thawline ships.
-- `--preset balanced`: what a search does by itself, 20 trials (of texts 12) of ResNet-18, or of another network of its
+- `--preset fast`: a first answer within minutes on a laptop, after 7 trials or 5 minutes. It uses the first small
+  network with cached weights, else the first with downloadable weights, else the starter weights that Thawline ships.
+- `--preset balanced`: the defaults of a search, 20 trials (12 for texts) of ResNet-18, or of another network of its
   size if only that one's weights are available.
-- `--preset best`: the best single model that hours can find, after 40 trials or 4 hours. Of several networks, those
-  whose weights are available, the two best by a linear probe are fine-tuned, and the best trials are averaged if that
-  is better.
+- `--preset best`: the best single model within hours, after 40 trials or 4 hours. Of several networks with available
+  weights, the two best by a linear probe are fine-tuned, and the best trials are averaged if that is better.
 
-For texts they are the recipes `fast-texts`, `balanced-texts` and `best-texts`. `--timeout` or `--trials` takes the
-place of a preset's budget, and `--backbone` that of its networks.
+For texts they are the recipes `fast-texts`, `balanced-texts` and `best-texts`. `--timeout` or `--trials` overrides a
+preset's budget, and `--backbone` its networks.
 """
 _COLUMNS = "| key | value | default | |\n|---|---|---|---|\n"
 _NUMBERS = {int: "whole number", float: "number"}
@@ -69,7 +67,7 @@ def page() -> str:
 
 
 def schema() -> str:
-    """The JSON schema of a recipe, in which everything may be left out."""
+    """The JSON schema of a recipe, in which everything is optional."""
     whole = SearchConfig.model_json_schema()
     whole["title"] = "A recipe of Thawline"
     for model in (whole, *whole["$defs"].values()):
@@ -81,7 +79,7 @@ def schema() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write both files, or, with ``--check``, name those that are out of date; returns the exit code."""
+    """Write both files or, with ``--check``, list outdated ones; returns the exit code."""
     stale = [path for path, text in ((PAGE, page()), (SCHEMA, schema())) if not _is(path, text)]
     if "--check" in arguments:
         for path in stale:
@@ -98,7 +96,7 @@ def _is(path: Path, text: str) -> bool:
 
 def _row(name: str, field: FieldInfo, option: str | None) -> str:
     key = f"`{name}`" + (f"<br>`{option}`" if option else "")
-    # Pydantic keeps the rules of the outermost type apart from it.
+    # Pydantic stores the rules of the outermost type separately.
     allowed = _values(field.annotation, tuple(field.metadata))
     if type(None) in get_args(field.annotation) and field.default is not None:
         allowed += ", or `null`"
@@ -107,7 +105,7 @@ def _row(name: str, field: FieldInfo, option: str | None) -> str:
 
 
 def _values(annotation: Any, rules: tuple[Any, ...] = ()) -> str:
-    """What a setting may be beside ``null``, in words; of lists and mappings, what each value may be is in brackets."""
+    """Allowed values of a setting except ``null``, in words, with those of list and mapping items in brackets."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _values(inner[0], (*inner[1:], *rules))
@@ -140,7 +138,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """A value as a recipe has it."""
+    """A value in a recipe's YAML."""
     if isinstance(value, str):
         return value
     return json.dumps(value.model_dump() if isinstance(value, BaseModel) else value)
@@ -151,7 +149,7 @@ def _markdown(docstring: str | None) -> str:
 
 
 def _each_description(part: Any) -> Any:
-    """The same with descriptions as Markdown, on one line each."""
+    """The same with descriptions as one-line Markdown."""
     if isinstance(part, dict):
         return {
             key: _markdown(value) if key == "description" and isinstance(value, str) else _each_description(value)

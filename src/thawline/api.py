@@ -1,4 +1,4 @@
-"""The Python API, ``import thawline``. Its functions do what the commands of the same names do."""
+"""The Python API, ``import thawline``. Its functions correspond to the commands of the same names."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thawline import environment, stopping
+from thawline import backbones, environment, stopping
 from thawline.config import SearchConfig, load_recipe, nested
 from thawline.exceptions import ConfigError, DataError
 from thawline.prefect_server import used
@@ -53,23 +53,24 @@ def run_search(
 ) -> "SearchOutcome":
     """Search for the best fine-tuned classifier, register it, and make it champion if it is better.
 
-    The same call resumes a study that was interrupted. It works in a notebook, and in a script without
-    ``if __name__ == "__main__"`` too.
+    The same call resumes an interrupted study. It works in notebooks, and in scripts without
+    ``if __name__ == "__main__"``.
 
     Args:
-        data: folder of images, ``DATA/<class>/…`` or ``DATA/train/<class>/…`` and so on, or its URL; a table of images
-            or of texts with their labels, or a folder of tables; shards of WebDataset; an archive of any of these; or
-            a whole configuration.
+        data: folder of images, ``DATA/<class>/…`` or ``DATA/train/<class>/…`` and so on, or its URL; a table of
+            labelled images or texts, or a folder of tables; WebDataset shards; an archive of any of these; or a whole
+            configuration.
         backbone: pretrained network, one of :func:`list_backbones` or ``hf:FOLDER_OR_ID``.
-        weights: what it begins with: ``default``, ``starter``, ``none``, or a file.
-        image_size: pixels, the side of a square; by default what the weights were trained for.
-        trials: in total, over all runs of the study; by default 20, or with a time limit as many as it allows.
-        epochs: passes over the training data per trial, at most.
-        timeout_minutes: time limit, over all runs of the study.
-        preset: ``fast``, ``balanced`` or ``best``: a shipped recipe, fitted to the data and to the weights that are
-            available; everything else comes over it.
-        recipe: file whose settings come before those given here, or the name of a shipped recipe.
-        settings: any others, by the keys of a recipe: ``{"train.batch_size": 64}``.
+        weights: initial weights: ``default``, ``starter``, ``none``, or a file.
+        image_size: input image size (pixels), the side of a square; by default the size that the weights were trained
+            for.
+        trials: total number over all runs of the study; by default 20, or with a time limit as many as fit.
+        epochs: maximum number of epochs per trial.
+        timeout_minutes: time limit over all runs of the study.
+        preset: ``fast``, ``balanced`` or ``best``: a shipped recipe, adapted to the data and to the available weights;
+            all other settings override it.
+        recipe: file with settings, which the other arguments override, or the name of a shipped recipe.
+        settings: further settings, by the keys of a recipe: ``{"train.batch_size": 64}``.
         quiet: show only warnings.
 
     Raises:
@@ -94,15 +95,15 @@ def run_search(
             layers, notes = [chosen.layer, *layers], chosen.notes
         data = SearchConfig.build(*layers)
     elif options or recipe is not None or preset is not None:
-        raise ConfigError("A SearchConfig holds all settings: change it, or give the data as a path.")
+        raise ConfigError("A SearchConfig contains all settings: change it, or give the data as a path.")
     environment.prepare()
     environment.quiet_prefect()
     stopping.allow(data.study.grace_seconds)
     if data.data.url is None and not data.data.path.exists():
         from thawline.data import is_table
 
-        is_table(data.data.path)  # says so at once, before anything is loaded
-    with _beside_imports() as server:
+        is_table(data.data.path)  # fails at once, before anything is loaded
+    with _beside_imports(data) as server:
         from thawline.search.events import Note, Phase, emit
         from thawline.terminal import watch
 
@@ -122,10 +123,10 @@ def run_search(
 
 
 @contextmanager
-def _beside_imports() -> "Iterator[ManagedServer | None]":
-    """Prefect's server and the fork server, started first of all."""
+def _beside_imports(config: "SearchConfig") -> "Iterator[ManagedServer | None]":
+    """Start Prefect's server and the fork server before the slow imports."""
     with used(environment.home()) as server:
-        start_fork_server()
+        start_fork_server(backbones.modules_of(config.backbones))
         yield server
 
 
@@ -134,7 +135,7 @@ def load_model(name: str, *, tracking_uri: str | None = None) -> "LoadedModel":
 
     Args:
         name: ``NAME`` (its champion), ``NAME@alias`` or ``NAME/version``.
-        tracking_uri: where the registry is; by default as for a search.
+        tracking_uri: URI of the registry; by default as for a search.
 
     Raises:
         RegistryError: if there is no such model, alias or version.
@@ -157,17 +158,17 @@ class LoadedModel:
         return f"<{self._model.name}, a classifier of {self._model.kind}>"
 
     def predict(self, items: "Sequence[str | os.PathLike[str] | bytes | Image]") -> "list[Prediction]":
-        """Label and probabilities of each image or text.
+        """Predict the class and probabilities of each image or text.
 
         Args:
-            items: of a model of images: files, encoded images as bytes, or PIL images; of a model of texts: texts.
+            items: for an image model, files, encoded images as bytes, or PIL images; for a text model, texts.
 
         Raises:
-            DataError: naming the first that cannot be read.
+            DataError: naming the first unreadable item.
             RegistryError: if an item is of the other kind.
         """
         if isinstance(items, str | bytes):
-            raise DataError("predict takes a list: put the single item into one, [item].")
+            raise DataError("predict takes a list: pass a single item as [item].")
         answers = self._model.predict([self._sent(item) for item in items])
         predictions: list[Prediction] = []
         for item, answer in zip(items, answers, strict=True):
@@ -189,10 +190,10 @@ class LoadedModel:
 
 
 def list_backbones(pattern: str | None = None) -> list[str]:
-    """Names of the backbones of the libraries that are installed.
+    """Names of the backbones in installed libraries.
 
     Args:
-        pattern: only those that hold it or match it: ``resnet``, ``conv*``.
+        pattern: part of a name, or a pattern: ``resnet``, ``conv*``.
     """
     from thawline import backbones
 
@@ -212,16 +213,16 @@ def check_data(
     recipe: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> "Manifest":
-    """Read all data as a search would: classes, splits, and every problem by name, in ``Manifest.problems``.
+    """Read all data as a search would: classes, splits, and all problems, in ``Manifest.problems``.
 
     Args:
-        data: as for :func:`run_search`, but no configuration.
-        recipe: file whose settings come before those given here, or the name of a shipped recipe.
-        settings: keys of a recipe's ``data``: ``{"data.text_column": "message"}``.
+        data: as for :func:`run_search`, except a configuration.
+        recipe: file with settings, which ``settings`` override, or the name of a shipped recipe.
+        settings: keys of a recipe's section ``data``: ``{"data.text_column": "message"}``.
 
     Raises:
         ConfigError: if the recipe or a setting is wrong.
-        DataError: if it cannot be trained on.
+        DataError: if the data cannot be trained on.
     """
     _, manifest = _read(data, recipe, settings)
     return manifest
@@ -236,21 +237,21 @@ def check_labels(
     tracking_uri: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> "tuple[Manifest, LabelCheck]":
-    """Read all data, and find the labels that a pretrained network's frozen features contradict.
+    """Read all data, and find labels that contradict a pretrained network's frozen features.
 
     Args:
         data: as for :func:`run_search`.
-        network: a backbone, one of :func:`list_backbones`; a study; or a registered model. Of the latter two it is the
-            pretrained network that they began with: a fine-tuned one may have learnt the wrong labels.
-        recipe: file whose settings come before those given here, or the name of a shipped recipe.
+        network: a backbone, one of :func:`list_backbones`; a study; or a registered model. For a study or model, the
+            features are those of its pretrained network, because a fine-tuned one may have learnt the wrong labels.
+        recipe: file with settings, which ``settings`` override, or the name of a shipped recipe.
         settings: keys of a recipe: those of ``data``, and for a backbone ``backbone.weights`` and sizes.
-        tracking_uri: where studies and models are recorded; by default as for a search.
-        on_progress: called with (examples done, examples in all) while features are computed.
+        tracking_uri: URI of the store with studies and models; by default as for a search.
+        on_progress: called with (examples done, total) while features are computed.
 
     Raises:
         DataError: if the data cannot be trained on.
         RegistryError: if there is no backbone, study or model of that name.
-        ThawlineError: if what a study or a model began with is not known, or does not fit the data.
+        ThawlineError: if the pretrained network of a study or model is not known, or does not fit the data.
     """
     environment.prepare()
     from thawline.labels import check_labels

@@ -1,6 +1,6 @@
 """The flows as Prefect deployments: on a schedule, in this process or in a work pool.
 
-A deployment names its flow by module, not by file, so that it needs this package and no checkout.
+A deployment refers to its flow by module, not by file, so that it needs the installed package but no checkout.
 """
 
 import asyncio
@@ -41,30 +41,30 @@ from thawline.search.retraining import model_of
 __all__ = ["at", "deploy", "of_drift", "of_score", "of_search", "serve"]
 
 _LOGGERS = "thawline"
-"""Whose log Prefect's UI shows beside its own."""
+"""Logger whose records Prefect's UI shows beside its own."""
 _LEASES = "prefect.server.concurrency.lease_storage"
 
 
 def at(cron: str | None, timezone: str | None) -> Schedule | None:
-    """When a deployment runs by itself; ``None`` if never.
+    """The schedule of a deployment; ``None`` without ``cron``.
 
     Args:
         cron: minute, hour, day, month and weekday.
         timezone: such as ``Europe/Berlin``; by default UTC.
 
     Raises:
-        ConfigError: naming the option and what it takes.
+        ConfigError: naming the option and its valid values.
     """
     if cron is None:
         if timezone is not None:
-            raise ConfigError("--timezone belongs to --cron: without it there is no time.")
+            raise ConfigError("--timezone needs --cron.")
         return None
     try:
         CronSchedule(cron=cron, timezone=timezone)
     except ValidationError as error:
         if error.errors()[0]["loc"] == ("cron",):
             raise ConfigError(
-                "--cron takes minute, hour, day, month and weekday, such as '0 3 * * *' for three at night, but got "
+                "--cron takes minute, hour, day, month and weekday, such as '0 3 * * *' for 3 a.m. every day, but got "
                 f"{cron!r}."
             ) from None
         raise ConfigError(f"--timezone takes a name such as Europe/Berlin, but got {timezone!r}.") from None
@@ -82,20 +82,20 @@ def of_search(
     """A deployment of the flow ``search`` or ``retrain``.
 
     Args:
-        kind: which flow.
+        kind: kind of the flow.
         config: its parameter; paths become absolute.
-        name: of the deployment; by default that of the model.
-        schedule: when to run, of :func:`at`; by default only when asked to.
-        on_drift: run also when drift of the model's images is detected.
+        name: name of the deployment; by default that of the model.
+        schedule: result of :func:`at`; by default, it runs only on request.
+        on_drift: also run when drift is detected for the model.
 
     Raises:
-        ConfigError: if something is wrong with it that can be checked now.
+        ConfigError: if a check that is possible now fails.
     """
     config = _absolute(config)
     if config.without_passwords() != config:
         raise ConfigError(
-            "tracking.uri or study.storage holds a password, and the parameters of a deployment can be read in "
-            "Prefect's UI. Leave it out, and set MLFLOW_TRACKING_URI or THAWLINE_STORAGE where the runs happen."
+            "tracking.uri or study.storage contains a password, but the parameters of a deployment are visible in "
+            "Prefect's UI. Leave it out, and set MLFLOW_TRACKING_URI or THAWLINE_STORAGE on the machine of the runs."
         )
     check_config(config, environment.home())
     check_blocks(config.retrain)
@@ -117,18 +117,18 @@ def of_search(
 def of_score(
     model: str, source: Path, out: Path, *, name: str | None = None, schedule: Schedule | None = None
 ) -> RunnerDeployment:
-    """A deployment of the flow ``score``: every run scores all files with whatever is champion then.
+    """A deployment of the flow ``score``: every run scores all files with the champion at that time.
 
     Args:
         model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
-        source: a folder of images, a file that lists their paths, or for a model of texts a table or .txt of them.
+        source: a folder of images, a file that lists image paths, or for a text model a table or .txt of texts.
         out: the Parquet file to write.
-        name: of the deployment; by default that of the model.
-        schedule: when to run, of :func:`at`; by default only when asked to.
+        name: name of the deployment; by default that of the model.
+        schedule: result of :func:`at`; by default, it runs only on request.
 
     Raises:
         RegistryError: if the model's name is invalid.
-        ConfigError: if something else is wrong with it that can be checked now.
+        ConfigError: if another check that is possible now fails.
     """
     named = parse_model(model).name
     if out.suffix != ".parquet":
@@ -140,17 +140,17 @@ def of_score(
 def of_drift(
     model: str, folder: Path, *, name: str | None = None, schedule: Schedule | None = None
 ) -> RunnerDeployment:
-    """A deployment of the flow ``drift``: every run compares the folder with what the champion was trained for.
+    """A deployment of the flow ``drift``: every run compares the folder with the champion's held-out images.
 
     Args:
         model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
-        folder: searched for image files.
-        name: of the deployment; by default that of the model.
-        schedule: when to run, of :func:`at`; by default only when asked to.
+        folder: folder of images.
+        name: name of the deployment; by default that of the model.
+        schedule: result of :func:`at`; by default, it runs only on request.
 
     Raises:
         RegistryError: if the model's name is invalid.
-        ConfigError: if something else is wrong with it that can be checked now.
+        ConfigError: if another check that is possible now fails.
     """
     named = parse_model(model).name
     parameters = {"model": model, "folder": str(_full(folder))}
@@ -158,12 +158,12 @@ def of_drift(
 
 
 def deploy(deployment: RunnerDeployment, pool: str, *, managed: bool) -> list[str]:
-    """Put a deployment into a process work pool, created if it is new; returns hints, in sentences.
+    """Deploy to a process work pool, which is created if it is new; returns sentences with hints.
 
     Args:
-        deployment: of one of the functions above.
-        pool: its name.
-        managed: whether the server is Thawline's own, which ends when nobody uses it.
+        deployment: from one of the functions above.
+        pool: name of the work pool.
+        managed: whether the server is Thawline's own, which stops when it is not in use.
 
     Raises:
         ConfigError: if the pool is of another type, or its name is invalid.
@@ -186,17 +186,17 @@ def deploy(deployment: RunnerDeployment, pool: str, *, managed: bool) -> list[st
 def serve(deployment: RunnerDeployment) -> None:
     """Serve a deployment from this process, one run at a time, until Ctrl-C.
 
-    The schedule stays when this process ends; of what was missed, one run is started when it is back.
+    The schedule stays when this process ends; when it restarts, one of the missed runs is started.
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C and SIGTERM, once the run has ended.
+        KeyboardInterrupt: on Ctrl-C and SIGTERM, after the run has ended.
     """
-    with temporary_settings({PREFECT_LOGGING_EXTRA_LOGGERS: _LOGGERS}):  # its runs are processes that inherit them
+    with temporary_settings({PREFECT_LOGGING_EXTRA_LOGGERS: _LOGGERS}):  # inherited by the processes of its runs
         asyncio.run(_serve(deployment))
 
 
 async def _serve(deployment: RunnerDeployment) -> None:
-    """What ``prefect.serve`` does, but on SIGTERM and Ctrl-C the current run is ended and marked as cancelled.
+    """Like ``prefect.serve``, except that SIGTERM and Ctrl-C end the current run and mark it as cancelled.
 
     Prefect's own leaves it RUNNING forever, with its concurrency slots taken.
     """
@@ -204,7 +204,7 @@ async def _serve(deployment: RunnerDeployment) -> None:
     await runner.aadd_deployment(deployment)
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     serving = loop.create_task(runner.start())
-    await asyncio.sleep(0)  # the runner has set its own handler by now
+    await asyncio.sleep(0)  # let the runner set its own handler first
 
     def stop_serving(number: int) -> None:
         stopping.hear(number)
@@ -236,7 +236,7 @@ def _deployment(
         parameters=dict(parameters),
         schedule=schedule,
         triggers=list(triggers),
-        # A run that is due during another is skipped, not queued: the next one comes.
+        # A run that is due during another is skipped, not queued.
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
         tags=["thawline"],
         entrypoint_type=EntrypointType.MODULE_PATH,
@@ -251,7 +251,7 @@ def _check_name(option: str, name: str) -> None:
 
 
 def _absolute(config: SearchConfig) -> SearchConfig:
-    """The same from any working directory."""
+    """The same configuration with absolute paths."""
     further = tuple(_full(folder) for folder in config.promotion.further)
     update = {
         "data": config.data.model_copy(update={"path": _full(config.data.path)}),
@@ -269,7 +269,7 @@ def _absolute(config: SearchConfig) -> SearchConfig:
 
 
 def _full_name(backbone: str) -> str:
-    """A HuggingFace model's folder may be named from the working directory; a hub's id is not a folder."""
+    """A Hugging Face model's folder may be named from the working directory; a hub's id is not a folder."""
     folder = Path(backbone.removeprefix("hf:")).expanduser()
     return f"hf:{_full(folder)}" if backbone.startswith("hf:") and folder.is_dir() else backbone
 
@@ -290,9 +290,9 @@ def _full_database(uri: str | None) -> str | None:
 
 
 def _environment() -> dict[str, str]:
-    """The variables that a worker needs to use the same home, store and weights.
+    """Environment variables with which a worker uses the same home, store and weights.
 
-    Secrets are left out: everyone who can read Prefect's UI can read these.
+    Secrets are left out, because the variables are visible in Prefect's UI.
     """
     shown = {name: str(_full_database(value)) for name, value in places().items() if without_password(value) == value}
     return {**shown, "THAWLINE_HOME": str(environment.home()), PREFECT_LOGGING_EXTRA_LOGGERS.name: _LOGGERS}
@@ -300,17 +300,17 @@ def _environment() -> dict[str, str]:
 
 def _secrets_note() -> list[str]:
     secret = [name for name, value in places().items() if without_password(value) != value]
-    return [f"{name} holds a password and was not passed on: set it where the worker runs." for name in secret]
+    return [f"{name} contains a password and was not passed on: set it where the worker runs." for name in secret]
 
 
 def _leases_note(client: SyncPrefectClient) -> list[str]:
-    """A server that keeps leases in memory loses them when it is restarted, and what they held stays taken."""
+    """Warn of a server with leases in memory: a restart loses them, and their slots stay taken."""
     storage = client.request("GET", "/admin/settings").json()["server"]["concurrency"]["lease_storage"]
     if storage != f"{_LEASES}.memory":
         return []
     return [
-        "Restarted in the middle of a run, this Prefect server would consider the run unfinished and cancel all later "
-        f"ones: start it with PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE={_LEASES}.filesystem"
+        "If this Prefect server restarts during a run, it considers the run unfinished and cancels all later ones: "
+        f"start it with PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE={_LEASES}.filesystem"
     ]
 
 
@@ -323,6 +323,6 @@ def _make_pool(client: SyncPrefectClient, name: str) -> None:
         return
     if kind != "process":
         raise ConfigError(
-            f"The work pool {name!r} is of type {kind}. Deployments made here need a process pool, whose workers have "
-            "Thawline installed: choose another --pool, or write a prefect.yaml."
+            f"The work pool {name!r} is of type {kind}, but these deployments need a process pool with Thawline "
+            "installed on its workers: choose another --pool, or write a prefect.yaml."
         )

@@ -20,7 +20,7 @@ from thawline.exceptions import ThawlineError
 
 __all__ = ["Finding", "diagnose"]
 
-_UNEXPECTED = "the check failed: fix what is named, and run `thawline doctor` again"
+_UNEXPECTED = "the check failed: fix this error, and run `thawline doctor` again"
 _ANSWER_SECONDS = 5
 _NO_SERVER = "start it, correct PREFECT_API_URL, or unset it: Thawline then starts one"
 
@@ -33,7 +33,7 @@ class Finding:
     status: Literal["ok", "warning", "wrong"]
     detail: str
     advice: str = ""
-    """What to do; empty if all is well."""
+    """The fix; empty if there is no problem."""
 
     def as_dict(self) -> dict[str, str]:
         """Plain values by name."""
@@ -43,7 +43,7 @@ class Finding:
 def diagnose(home: Path) -> list[Finding]:
     """Check Python, versions, home, stores, caches, devices, torchvision, the starter weights and W&B.
 
-    Nothing is created. A check that fails unexpectedly is a finding, too.
+    Nothing is created. A check that fails unexpectedly is also a finding.
     """
     looks: dict[str, Callable[[], Finding | Iterable[Finding]]] = {
         "Python": _python,
@@ -114,7 +114,7 @@ def _torchvision() -> Finding:
 
 
 def _home(home: Path) -> Finding:
-    advice = "set THAWLINE_HOME to a folder you may write to"
+    advice = "set THAWLINE_HOME to a writable folder"
     there = next(folder for folder in (home, *home.parents) if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
@@ -122,7 +122,7 @@ def _home(home: Path) -> Finding:
     except OSError as error:
         return Finding("home", "wrong", f"{home}: {error.strerror}", advice)
     free = shutil.disk_usage(there).free / 1e9
-    found = f"{home}, {free:.0f} GB free" if there == home else f"{home}, not made yet, {free:.0f} GB free"
+    found = f"{home}, {free:.0f} GB free" if there == home else f"{home}, not created yet, {free:.0f} GB free"
     if free < 5:
         return Finding("home", "warning", found, "caches and checkpoints need several GB")
     return Finding("home", "ok", found)
@@ -136,7 +136,7 @@ def _mlflow(home: Path) -> Iterator[Finding]:
     from thawline.tracking import open_store
 
     if not os.environ.get("MLFLOW_TRACKING_URI") and not (home / "mlflow.db").exists():
-        yield Finding("MLflow's store", "ok", "none yet", "the first search makes one")
+        yield Finding("MLflow's store", "ok", "none yet", "the first search creates one")
         return
     store = open_store(None, home)
     yield Finding("MLflow's store", "ok", f"{store.name} opens")
@@ -151,49 +151,49 @@ def _studies(home: Path) -> Finding:
 
     url = storage_url(None)
     if url is None and not (home / "optuna.journal").exists():
-        return Finding("studies", "ok", "none yet", "the first search makes one")
+        return Finding("studies", "ok", "none yet", "the first search creates one")
     where = home / "optuna.journal" if url is None else without_password(url)
     return Finding("studies", "ok", f"{where}: {len(study_names(home))}")
 
 
 def _prefect(home: Path) -> Finding:
-    """The named server, or else the database of the one that Thawline starts."""
+    """Check the configured server, else the database of the server that Thawline starts."""
     from thawline.config import without_password
     from thawline.databases import PREFECT, Condition
 
     if url := os.environ.get("PREFECT_API_URL"):
         named = without_password(url)
         try:
-            with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=_ANSWER_SECONDS):  # noqa: S310  as named
+            with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=_ANSWER_SECONDS):  # noqa: S310  as set
                 pass
         except urllib.error.HTTPError:
-            pass  # it answers; permissions are its own matter
+            pass  # it responds; permissions are not checked here
         except OSError as error:
             reason = getattr(error, "reason", error)
-            return Finding("Prefect's server", "wrong", f"{named} does not answer: {reason}", _NO_SERVER)
-        return Finding("Prefect's server", "ok", f"{named} answers")
+            return Finding("Prefect's server", "wrong", f"{named} does not respond: {reason}", _NO_SERVER)
+        return Finding("Prefect's server", "ok", f"{named} responds")
     database = Path(os.environ.get("PREFECT_HOME") or home / "prefect") / "prefect.db"
     match PREFECT.condition(database):
         case Condition.MISSING:
-            return Finding("Prefect's database", "ok", "none yet", "the first search makes one")
+            return Finding("Prefect's database", "ok", "none yet", "the first search creates one")
         case Condition.NEWER:
             raise PREFECT.newer(database)
         case Condition.FOREIGN:
             found = f"{database} cannot be read, or is not Prefect's"
-            return Finding("Prefect's database", "wrong", found, "move it away; the next search makes another")
+            return Finding("Prefect's database", "wrong", found, "move it away; the next search creates a new one")
         case Condition.OLDER:
-            return Finding("Prefect's database", "ok", f"{database}: the next search brings it up to date")
+            return Finding("Prefect's database", "ok", f"{database}: the next search upgrades it")
     return Finding("Prefect's database", "ok", f"{database} opens")
 
 
 def _cache(home: Path) -> Finding:
-    """The size of decoded images and stored activations, all of which can be recomputed."""
+    """Report the size of decoded images and stored activations, all of which can be recomputed."""
     sizes = []
     for name in ("decoded", "activations"):
         folder = home / "cache" / name
         files = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
         sizes.append(f"{sum(path.stat().st_size for path in files) / 1e9:.1f} GB {name}")
-    advice = "thawline clean lists what can be removed; --cache-budget bounds the activations"
+    advice = "thawline clean lists removable files; --cache-budget limits the activations"
     return Finding("cache", "ok", f"{home / 'cache'}: {', '.join(sizes)}", advice if (home / "cache").is_dir() else "")
 
 
@@ -209,7 +209,7 @@ def _device() -> Finding:
 
 
 def _weights_cache() -> Finding:
-    """Torchvision does not verify its cache: a file with a hash in its name must match it."""
+    """Verify cached weights, which torchvision does not: files with a hash in their names must match it."""
     import hashlib
 
     import torch
@@ -235,7 +235,7 @@ def _starter() -> Finding:
     try:
         backbones.create("mobilenet_v3_small", num_classes=2, weights="starter")
     except WeightsError as error:
-        return Finding("starter weights", "wrong", str(error), "install Thawline again")
+        return Finding("starter weights", "wrong", str(error), "reinstall Thawline")
     return Finding("starter weights", "ok", "load")
 
 
@@ -246,7 +246,7 @@ def _wandb() -> Finding:
     try:
         version = importlib.metadata.version("wandb")
     except importlib.metadata.PackageNotFoundError:
-        return Finding("W&B", "ok", "not installed", "pip install 'thawline[wandb]' to record there too")
+        return Finding("W&B", "ok", "not installed", "pip install 'thawline[wandb]' to also record in W&B")
     if is_logged_in():
         return Finding("W&B", "ok", f"{version}, logged in: tracking.wandb may be online or offline")
     advice = "run `wandb login` or set WANDB_API_KEY to record online"

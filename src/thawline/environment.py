@@ -1,4 +1,4 @@
-"""The home, and the switches of libraries that must be set before they are imported.
+"""The home, and environment variables of libraries that must be set before their import.
 
 This module imports none of those libraries.
 """
@@ -13,7 +13,7 @@ from thawline.prefect_profile import named_server
 
 __all__ = ["home", "no_home", "prepare", "prepare_flows", "quiet_prefect"]
 
-# Prefect reads DO_NOT_TRACK, MLflow wants the word "true" there; the others are listed for those who look for them.
+# Prefect reads DO_NOT_TRACK, and MLflow requires the value "true"; the other variables make the choice explicit.
 _SWITCHES = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -21,13 +21,13 @@ _SWITCHES = {
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Where a flow is called from Python without Thawline's own server, Prefect starts one for it, whose first start
-    # migrates its database; its default of 20 s is too short on a busy laptop.
+    # If a flow is called from Python without Thawline's own server, Prefect starts one, and the first start migrates
+    # its database; the default of 20 s is too short on a busy laptop.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
-    # Training must not wait for minutes on a tracking server that is down: the tracker buffers and retries itself.
+    # Training must not wait minutes for a tracking server that is down: the tracker buffers and retries itself.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    # MLflow would print "View run …" into the standard output that `--json` promises to a program, and bars beside it.
+    # MLflow would print "View run …" to standard output, which must be JSON with `--json`, and progress bars.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -37,15 +37,15 @@ _SWITCHES = {
 }
 
 _PREFECT_DATABASE = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
-"""Variables that name another database than ``PREFECT_HOME/prefect.db``."""
+"""Variables for a database other than ``PREFECT_HOME/prefect.db``."""
 _PREFECT_DRIVER = "aiosqlite"
 
 
 def home() -> Path:
-    """The folder that holds all of Thawline's state: ``THAWLINE_HOME``, else ``.thawline`` in the working directory.
+    """The folder with all of Thawline's state: ``THAWLINE_HOME``, else ``.thawline`` in the working directory.
 
     Raises:
-        ConfigError: if it is in the home directory of a user who has none.
+        ConfigError: if it is below ``~``, but the user has no home directory.
     """
     named = Path(os.environ.get("THAWLINE_HOME") or ".thawline")
     try:
@@ -55,39 +55,39 @@ def home() -> Path:
 
 
 def no_home(root: Path) -> str:
-    """The message where ``root`` is not a home yet, with the nearest one, in a parent folder.
+    """The message if ``root`` is not a home, with the nearest home in a parent folder.
 
-    Verbs that only read give this message, and create no home.
+    Commands that only read print this message instead of creating a home.
     """
     here = Path.cwd()
     homes = (folder / ".thawline" for folder in (here, *here.parents))
     nearest = next((found for found in homes if found.is_dir() and found != root), None)
     if nearest is not None:
-        advice = f"The nearest is {nearest}: work in {nearest.parent}, or set THAWLINE_HOME={nearest}."
+        advice = f"The nearest is {nearest}: change to {nearest.parent}, or set THAWLINE_HOME={nearest}."
     else:
         advice = (
-            "Work in the folder in which `thawline search` was run, or set THAWLINE_HOME to the home that it created; "
-            "`thawline search DATA` makes one here."
+            "Change to the folder where `thawline search` was run, or set THAWLINE_HOME to the home that it created; "
+            "`thawline search DATA` creates one here."
         )
     return f"No Thawline home here: {root} does not exist. {advice}"
 
 
 def prepare() -> Path:
-    """Set the libraries' switches, unless the user has, and return :func:`home`.
+    """Set the libraries' environment variables, unless the user has set them, and return :func:`home`.
 
     Must run before MLflow or Prefect is imported: both read their environment on import. No telemetry leaves the
-    machine, and Prefect's database lies in :func:`home` unless ``PREFECT_HOME`` says otherwise, or a server is named by
-    ``PREFECT_API_URL`` or a profile of Prefect.
+    machine, and Prefect's database is in :func:`home`, unless ``PREFECT_HOME`` is set, or ``PREFECT_API_URL`` or a
+    Prefect profile names a server.
     """
     root = home()
     _introduce_user(root)
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # else in the user's own folders
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # by default in the user's own folders
         os.environ.setdefault(name, str(root / "wandb"))
     if named_server() is None:
         os.environ.setdefault("PREFECT_HOME", str(root / "prefect"))
-        if "?" in os.environ["PREFECT_HOME"]:  # Prefect would read what follows as options
+        if "?" in os.environ["PREFECT_HOME"]:  # Prefect would parse the rest as options
             from thawline.databases import sqlite_url
 
             url = sqlite_url(Path(os.environ["PREFECT_HOME"]) / "prefect.db", _PREFECT_DRIVER)
@@ -96,7 +96,7 @@ def prepare() -> Path:
 
 
 def _introduce_user(root: Path) -> None:
-    """Give a user unknown to the system, as in a container run by number, a name and a home directory.
+    """Give a user unknown to the system, such as a numeric user in a container, a name and a home directory.
 
     PyTorch, MLflow, Prefect, matplotlib and W&B need them, and fail or write into a folder called ``~``.
     """
@@ -111,11 +111,11 @@ def _introduce_user(root: Path) -> None:
 
 
 def prepare_flows() -> Path:
-    """:func:`prepare`, and Prefect's folder and database, unless a server or another database is named.
+    """Run :func:`prepare`, and create Prefect's folder and database, unless a server or another database is configured.
 
     Raises:
-        ConfigError: if the folder cannot be made.
-        DatabaseError: if a newer version of Prefect has made the database, or it cannot be made.
+        ConfigError: if the folder cannot be created.
+        DatabaseError: if the database was created by a newer version of Prefect, or cannot be created.
     """
     root = prepare()
     folder = Path(os.environ.get("PREFECT_HOME", root))
@@ -123,7 +123,7 @@ def prepare_flows() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"Cannot make the folder {folder}: {error.strerror}. Set THAWLINE_HOME to a folder you may write to."
+            f"Cannot create the folder {folder}: {error.strerror}. Set THAWLINE_HOME to a writable folder."
         ) from None
     from thawline.databases import prefect_database, sqlite_url
 
@@ -131,17 +131,17 @@ def prepare_flows() -> Path:
     named = {os.environ.get(name) or own for name in _PREFECT_DATABASE}
     if not os.environ.get("PREFECT_API_URL") and named == {own}:
         prefect_database(folder, home=root)
-    # Prefect's UI shows the log of the loggers that PREFECT_LOGGING_EXTRA_LOGGERS names, at the level that they have.
+    # Prefect's UI shows the records of the loggers in PREFECT_LOGGING_EXTRA_LOGGERS, at their own levels.
     logging.getLogger("thawline").setLevel(logging.INFO)
     return root
 
 
 def quiet_prefect() -> None:
-    """Keep Prefect's own log off the terminal, where the search shows its progress; its UI still gets all of it.
+    """Keep Prefect's own log off the terminal, where the search shows its progress; Prefect's UI still shows it.
 
     Must run before Prefect is imported.
     """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "thawline")
-    # What is said before a flow begins and after it has ended is for the terminal alone.
+    # Messages before the start and after the end of a flow are only for the terminal.
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")

@@ -1,23 +1,23 @@
-"""Every error that Thawline raises on purpose, with a sentence of *when*.
+"""Every error that Thawline raises on purpose, and *when*.
 
 ::
 
-    ThawlineError                 anything below; the command line prints it without a traceback and exits 2
+    ThawlineError                 any of those below; the command line prints it without traceback and exits with 2
     ├── ConfigError               a recipe, an option or a ``--set`` is wrong; all mistakes at once, by key
     ├── DataError                 the data cannot be trained on
     │   └── BadImageError         one file cannot be decoded; collected into the report, never hidden
-    ├── BackboneError             an unknown backbone, or one that cannot be cut or sized as asked
+    ├── BackboneError             an unknown backbone, or one that cannot be cut or sized as requested
     │   └── WeightsError          pretrained weights are not available, or do not fit
     ├── ActivationError           activations cannot be stored; they are then computed instead, with a warning
     ├── TrainingError             a trial cannot continue (loss is not finite, a device is missing)
-    ├── CheckpointError           a checkpoint is torn, foreign or from another configuration
+    ├── CheckpointError           a checkpoint is corrupt, foreign or from another configuration
     ├── StudyError                a study is in use, unknown, or was made with another configuration
     ├── TrackingError             the tracking server cannot be reached at the start
-    ├── DatabaseError             a database of the home was made by a newer version, or cannot be made
-    ├── PrefectServerError        Prefect's API server does not start, or does not answer
+    ├── DatabaseError             a database of the home was created by a newer version, or cannot be created
+    ├── PrefectServerError        Prefect's API server does not start, or does not respond
     ├── ServingError              the server cannot start: its port, token file or device, or no process loads the model
     └── RegistryError             a model, version or alias is missing, or a promotion is refused
-        └── EngineError           the engine that is requested cannot compute a version as it was trained
+        └── EngineError           the requested engine cannot compute a version as it was trained
 """
 
 
@@ -38,7 +38,7 @@ class BadImageError(DataError):
 
 
 class BackboneError(ThawlineError):
-    """An unknown backbone, or one that cannot be cut or sized as asked."""
+    """An unknown backbone, or one that cannot be cut or sized as requested."""
 
 
 class WeightsError(BackboneError):
@@ -54,7 +54,7 @@ class TrainingError(ThawlineError):
 
 
 class CheckpointError(ThawlineError):
-    """A checkpoint is torn, foreign or from another configuration."""
+    """A checkpoint is corrupt, foreign or from another configuration."""
 
 
 class StudyError(ThawlineError):
@@ -66,11 +66,11 @@ class TrackingError(ThawlineError):
 
 
 class DatabaseError(ThawlineError):
-    """A database of the home was made by a newer version of its library, or cannot be made."""
+    """A database of the home was created by a newer version of its library, or cannot be created."""
 
 
 class PrefectServerError(ThawlineError):
-    """Prefect's API server does not start, or does not answer."""
+    """Prefect's API server does not start, or does not respond."""
 
 
 class RegistryError(ThawlineError):
@@ -78,11 +78,11 @@ class RegistryError(ThawlineError):
 
 
 class ExportError(RegistryError):
-    """A network cannot be written in another format, or answers otherwise in it."""
+    """A network cannot be written in another format, or gives different results in it."""
 
 
 class EngineError(RegistryError):
-    """A version cannot be computed by the engine that is wanted."""
+    """A version cannot be computed by the requested engine."""
 
 
 class ServingError(ThawlineError):

@@ -1,4 +1,4 @@
-"""The last message of a command that was stopped by Ctrl-C or SIGTERM, even while it is still loading."""
+"""The last message of a command stopped by Ctrl-C or SIGTERM, even during loading."""
 
 import logging
 import sys
@@ -8,13 +8,13 @@ from thawline import logs
 __all__ = ["leave_at_once", "say_stopped"]
 
 _GO_ON = {"search", "demo", "retrain", "score"}
-"""Verbs whose work is kept."""
+"""Verbs that can resume."""
 _SHOW_CURSOR = "\x1b[?25h"
 _said = False
 
 
 def say_stopped() -> None:
-    """The two sentences, once; the second for verbs that can resume."""
+    """Print the message once, with a second sentence for verbs that can resume."""
     global _said  # noqa: PLW0603  by the main thread, or by the one that forces the end
     if _said:
         return
@@ -31,7 +31,7 @@ def say_stopped() -> None:
 
 
 def leave_at_once() -> None:
-    """Print the message, on a terminal whose cursor a live table may have hidden."""
+    """Print the message, and restore the cursor that a live table may have hidden."""
     if sys.__stderr__ is not None and sys.__stderr__.isatty():
         sys.stderr = sys.__stderr__
         sys.stderr.write(f"{_SHOW_CURSOR}\r")
@@ -40,7 +40,7 @@ def leave_at_once() -> None:
 
 
 def _verb(arguments: list[str]) -> str | None:
-    """The first argument that is neither an option nor its value; it may not have been parsed yet."""
+    """The first argument that is neither an option nor its value; arguments may not be parsed yet."""
     waiting = iter(arguments)
     for argument in waiting:
         if argument == "--log-format":

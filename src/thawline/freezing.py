@@ -1,4 +1,4 @@
-"""Freezing a backbone down to a depth, and what "frozen" must mean for batch-norms and dropout.
+"""Freeze a backbone down to a depth, and define "frozen" for batch-norms and dropout.
 
 *Freeze depth* is the number of layer groups frozen, counted from the input: 0 trains everything, ``len(layer_groups)``
 trains the head only.
@@ -15,16 +15,16 @@ __all__ = ["freeze_to", "has_batch_norms", "moving_statistics", "train_mode", "t
 
 
 def freeze_to(backbone: Backbone, depth: int, *, batch_norm: BatchNorm) -> None:
-    """Let gradients reach the parameters from layer group ``depth`` on, the head included, and no others.
+    """Require gradients only for parameters from layer group ``depth`` on, including the head.
 
-    Call it before the optimizer is made, with ``trainable_parameters(backbone)``: a frozen parameter that is given to
-    an optimizer with an old gradient is still moved, by momentum and by weight decay.
+    Call it before creating the optimizer with ``trainable_parameters(backbone)``: an optimizer still changes a frozen
+    parameter with an old gradient, by momentum and by weight decay.
 
-    With ``batch_norm="frozen_eval"`` the scale and shift of batch-norms stay frozen after ``depth`` too: it is that of
-    the trial, ``Hyperparameters.batch_norm``, and must be the same for :func:`train_mode`.
+    With ``batch_norm="frozen_eval"``, scale and shift of all batch-norms stay frozen, also after ``depth``. Pass the
+    trial's ``Hyperparameters.batch_norm``, the same as for :func:`train_mode`.
 
-    This is half of freezing. Batch-norms update their running statistics in every forward pass in training mode,
-    whether or not anything requires gradients: they are buffers. :func:`train_mode` is the other half.
+    This is only half of freezing. In training mode, batch-norms update their running statistics, which are buffers, in
+    every forward pass, even without gradients. :func:`train_mode` is the other half.
 
     Raises:
         BackboneError: unless ``0 <= depth <= len(backbone.layer_groups)``.
@@ -41,20 +41,20 @@ def freeze_to(backbone: Backbone, depth: int, *, batch_norm: BatchNorm) -> None:
 
 
 def train_mode(backbone: Backbone, depth: int, *, batch_norm: BatchNorm) -> None:
-    """Put the layer groups from ``depth`` on into training mode, and the frozen ones into evaluation mode.
+    """Set the layer groups from ``depth`` on to training mode, and the frozen ones to evaluation mode.
 
-    Use it in place of ``module.train()``, at the beginning of every epoch (and after every evaluation). With
-    ``module.train()`` alone a "frozen" group
+    Use it instead of ``module.train()`` at the start of every epoch (and after every evaluation). With
+    ``module.train()`` only, a "frozen" group
 
-    * still moves the running mean and variance of its batch-norms, so that it is a different network after each epoch;
-    * normalises by the statistics of the batch, so its results depend on which images happen to be together;
-    * still applies dropout and stochastic depth, so the same image gives other activations each time.
+    * still updates the running mean and variance of its batch-norms, so it is a different network after each epoch;
+    * normalises by batch statistics, so its results depend on the other images in the batch;
+    * still applies dropout and stochastic depth, so the same image gives different activations each time.
 
-    In evaluation mode its activations are a function of the image alone, and so could be stored. (Batch-norm's part of
-    this is what timm's ``freeze`` does by swapping the layers; here they stay what they are.)
+    In evaluation mode its activations depend only on the image, so they can be stored. (timm's ``freeze`` achieves this
+    for batch-norms by replacing the layers; here the layers stay the same.)
 
-    Unless ``batch_norm`` is ``"train_all"``, the batch-norms of thawed groups are put into evaluation mode as well:
-    a batch of a few dozen images says less about the mean and variance of a channel than pretraining on a million did.
+    Unless ``batch_norm`` is ``"train_all"``, the batch-norms of thawed groups are also set to evaluation mode: a batch
+    of a few dozen images gives worse estimates of a channel's mean and variance than pretraining on a million.
 
     Raises:
         BackboneError: unless ``0 <= depth <= len(backbone.layer_groups)``.
@@ -75,18 +75,18 @@ def trainable_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:
 
 
 def has_batch_norms(backbone: Backbone) -> bool:
-    """Whether what batch-norms do (``frozen_eval``, …) makes a difference to it."""
+    """Whether the batch-norm setting (``frozen_eval``, …) affects the backbone."""
     return bool(_batch_norms(backbone))
 
 
 def moving_statistics(backbone: Backbone) -> list[Tensor]:
-    """The means and variances that batch-norms in training mode update: all of ``train_all``, else none."""
+    """The means and variances updated by batch-norms in training mode: all with ``train_all``, else none."""
     moving = [norm for norm in _batch_norms(backbone).values() if norm.training]
     return [buffer for norm in moving for buffer in norm.buffers(recurse=False) if buffer.is_floating_point()]
 
 
 def _batch_norms(backbone: Backbone) -> dict[str, nn.Module]:
-    """By name, timm's own among them: they derive from torch's."""
+    """Batch-norms by name, including timm's, which derive from torch's."""
     return {name: module for name, module in backbone.module.named_modules() if isinstance(module, _BatchNorm)}
 
 

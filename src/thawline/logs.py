@@ -1,6 +1,6 @@
-"""Structured logs: with ``--log-format json``, standard error is one JSON object a line and nothing else.
+"""Structured logs: with ``--log-format json``, standard error consists of one JSON object per line.
 
-The choice is an environment variable, so that the processes of a search or of a server make it too.
+The choice is an environment variable, which the processes of a search or a server inherit.
 """
 
 import atexit
@@ -26,9 +26,9 @@ class LogFormat(StrEnum):
     """The format of standard error."""
 
     text = "text"
-    """Lines for people; a live table on a terminal."""
+    """Readable lines, with a live table on a terminal."""
     json = "json"
-    """JSON objects, one a line, for programs."""
+    """JSON objects, one per line, for programs."""
 
 
 def chosen() -> LogFormat:
@@ -37,20 +37,20 @@ def chosen() -> LogFormat:
 
 
 def choose(log_format: LogFormat) -> None:
-    """Take a format for this process and for those that it starts from now on."""
+    """Set the format for this process and for those that it starts from now on."""
     os.environ[VARIABLE] = log_format.value
     start()
 
 
 def start() -> None:
-    """With the format JSON, make everything on standard error JSON; call it in every process.
+    """With the format JSON, turn all output on standard error into JSON; call it in every process.
 
-    Log records of Thawline from INFO on, those of others and Python's warnings from WARNING on, and, as records of the
-    logger ``stderr``, the lines of whatever writes there directly. What C++ code writes there stays as it is.
+    This covers Thawline's log records from INFO on, others' records and Python's warnings from WARNING on, and lines
+    written directly, as records of the logger ``stderr``. Output of C++ code is unchanged.
     """
     if chosen() is LogFormat.text or isinstance(sys.stderr, _StderrAsRecords):
         return
-    # MLflow would format its own records. Read when it is imported.
+    # Otherwise MLflow formats its own records. It reads this on import.
     os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
     logging.getLogger().addHandler(JsonHandler(sys.stderr))
     logging.captureWarnings(True)
@@ -59,9 +59,9 @@ def start() -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """A log record as one line: ``time``, ``level``, ``logger``, ``message``, and further fields.
+    """Formats a log record as one line: ``time``, ``level``, ``logger``, ``message``, and further fields.
 
-    The time is UTC, as RFC 3339, with milliseconds. An event of a search adds ``event``, its name such as
+    The time is UTC in RFC 3339 format with milliseconds. An event of a search adds ``event``, its name such as
     ``trial_ended``, and its fields; an error adds ``error``, the name of its class, and an unexpected one its
     ``traceback``. Numbers that JSON does not have (NaN, infinity) are null.
     """
@@ -86,24 +86,24 @@ class JsonFormatter(logging.Formatter):
 
 
 class JsonHandler(logging.StreamHandler[TextIO]):
-    """Writes records by :class:`JsonFormatter`; of other libraries only those that Thawline's own log would show."""
+    """Writes records with :class:`JsonFormatter`; from other libraries only those that Thawline's log would show."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
-        self.setFormatter(JsonFormatter())  # while it is set, Prefect does not remove the handler from the root logger
+        self.setFormatter(JsonFormatter())  # prevents Prefect from removing the handler from the root logger
         self.addFilter(_is_shown)
 
 
 def _is_shown(record: logging.LogRecord) -> bool:
     library = record.name.partition(".")[0]
-    if library == "prefect":  # which has a switch of its own: `quiet_prefect` uses it
+    if library == "prefect":  # it has its own switch, used by `quiet_prefect`
         shown = os.environ.get("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "")
         return record.levelno >= logging.getLevelNamesMapping().get(shown, logging.INFO)
     return record.levelno >= (logging.INFO if library == "thawline" else logging.WARNING)
 
 
 def _flat(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a value within the event beside those of the event."""
+    """Merge the fields of a nested value into those of the event."""
     flat: dict[str, Any] = {}
     for name, value in fields.items():
         flat |= _flat(value) if isinstance(value, dict) else {name: value}
@@ -119,7 +119,7 @@ def _finite(value: Any) -> Any:
 
 
 class _StderrAsRecords(io.TextIOBase):
-    """Stands for standard error: every line that is written becomes a record. It is not a terminal."""
+    """Replaces standard error: every written line becomes a record. It is not a terminal."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._handler = stream, JsonHandler(stream)

@@ -1,4 +1,4 @@
-"""Labelled pictures on one sheet."""
+"""Draw labelled pictures on one sheet."""
 
 import math
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ __all__ = ["label_grid"]
 
 _RIGHT, _WRONG = (0, 130, 60), (210, 30, 30)
 _FRAME, _GAP, _FONT_SIZE, _LINE = 3, 6, 12, 15
-"""Pixels: the frame around a picture, the gap between two, the height of letters and of a line."""
+"""In pixels: frame of a picture, gap between pictures, font size, and line height."""
 
 
 def label_grid(
     images: np.ndarray, captions: Sequence[str], wrong: Sequence[bool], columns: int, *, side: int = 112
 ) -> np.ndarray:
-    """Draw pictures beside and below each other, each in a frame and over its caption.
+    """Draw pictures in a grid, each in a frame above its caption.
 
     Args:
-        images: uint8 ``[N, H, W, 3]``, at least one; of any size, shown in squares.
-        captions: one for each image, of one or more lines; a line that is too long ends in an ellipsis.
-        wrong: whether its frame is red, else green.
-        columns: pictures side by side, at least 1; fewer if there are not as many.
-        side: of a picture on the sheet, in pixels; 112 leaves room for some 15 letters.
+        images: at least one, uint8 ``[N, H, W, 3]`` of any size, shown as squares.
+        captions: one per image, with one or more lines; long lines are truncated with an ellipsis.
+        wrong: per image, whether its frame is red instead of green.
+        columns: maximum number of pictures per row, at least 1.
+        side: side of a picture on the sheet in pixels; 112 leaves room for some 15 letters.
 
     Returns:
         uint8 ``[H, W, 3]``.
@@ -47,7 +47,7 @@ def label_grid(
 
 
 def _cut(line: str, width: int) -> str:
-    """As much of a line as is ``width`` pixels wide."""
+    """Truncate a line to ``width`` pixels."""
     if _font().getlength(line) <= width:
         return line
     while line and _font().getlength(f"{line}…") > width:

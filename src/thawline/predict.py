@@ -1,4 +1,4 @@
-"""``thawline predict``: classes and probabilities for images or texts, by a model from the registry."""
+"""``thawline predict``: classes and probabilities for images or texts, with a registered model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,25 +22,25 @@ def predict_items(
     text_column: str | None = None,
     engine: EngineName = "auto",
 ) -> list[dict[str, Any]]:
-    """Classify images or texts, whichever the model is for.
+    """Classify images or texts, depending on the model.
 
     Args:
         model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
-        items: for a model of images their files, or folders that are searched for them; for a model of texts the texts
-            themselves, or a file of them, see :func:`thawline.data.given_texts`.
-        tracking_uri: where the registry is; by default as for a search.
+        items: for an image model, image files or folders of images; for a text model, the texts themselves or files of
+            texts, see :func:`thawline.data.given_texts`.
+        tracking_uri: URI of the registry; by default as for a search.
         home: Thawline's home.
-        text_column: name of the column of texts in the tables among the items, or its number from 1 where no line names
-            the columns; by default the one that the model was trained on, else guessed.
-        engine: what computes the network, see :func:`thawline.engines.choose`.
+        text_column: column with the texts in tables among the items: its name, or its number (from 1) in tables without
+            header; by default the column that the model was trained on, else detected.
+        engine: for the network, see :func:`thawline.engines.choose`.
 
     Returns:
         A mapping for each image or text: ``path`` or ``text``, and ``class``, ``probability``, ``probabilities`` and,
-        where the package has what they need, ``prediction_set`` and ``unknown``; or ``error``.
+        if the package supports them, ``prediction_set`` and ``unknown``; or ``error``.
 
     Raises:
-        RegistryError: if the model or alias is missing, or a column of texts is named for a model of images.
-        DataError: if a path does not exist or holds no image, a file holds no text, or a model of texts is given a
+        RegistryError: if the model or alias is missing, or a text column is given for an image model.
+        DataError: if a path does not exist or contains no image, a file contains no text, or if a text model is given a
             folder, or a column without a table.
     """
     name = parse_model(model)
@@ -63,16 +63,16 @@ def _texts(items: Sequence[str], text_column: str | None, trained: str | None) -
     for item in items:
         texts += given_texts(Path(item), text_column, trained=trained) if _is_path(item) else [item]
     if text_column is not None and not any(map(_is_path, items)):
-        raise DataError("--text-column names a column of a table, but no table was given.")
+        raise DataError("--text-column needs a table, but none was given.")
     if not texts:
         raise DataError(f"There is no text in {', '.join(items)}.")
     return texts
 
 
 def _is_path(item: str) -> bool:
-    """Whether a text is the name of a file or folder; an impossible name, too long or with a zero byte, is not.
+    """Whether a text is the name of a file or folder; impossible names, too long or with a null byte, are not.
 
-    The empty text is not, although it means the current folder elsewhere.
+    Nor is the empty text, although as a path it is the current folder.
     """
     try:
         return item != "" and Path(item).exists()

@@ -1,4 +1,4 @@
-"""Which Prefect server the user has named, found without importing Prefect."""
+"""Find the user's Prefect server without importing Prefect."""
 
 import os
 from pathlib import Path
@@ -10,9 +10,9 @@ _KEY = "PREFECT_API_URL"
 
 
 def named_server() -> str | None:
-    """The URL of Prefect's API that Prefect itself would use; ``None`` where none is named.
+    """The URL of Prefect's API that Prefect itself would use; ``None`` if none is configured.
 
-    Searched in Prefect's own order: the environment, ``.env``, ``prefect.toml`` and ``pyproject.toml`` in the working
+    Searches in Prefect's order: the environment, ``.env``, ``prefect.toml`` and ``pyproject.toml`` in the working
     directory, and the active profile.
     """
     found = (
@@ -28,7 +28,7 @@ def named_server() -> str | None:
 def _of_profile() -> str | None:
     folder = os.environ.get("PREFECT_HOME") or "~/.prefect"
     file = os.path.expanduser(os.environ.get("PREFECT_PROFILES_PATH") or f"{folder}/profiles.toml")  # noqa: PTH111
-    profiles = _toml(Path(file))  # of a user without a home, whom `Path` would refuse, there is none
+    profiles = _toml(Path(file))  # expanduser also works for a user without a home
     active = os.environ.get("PREFECT_PROFILE") or _at(profiles, "active")
     return _at(profiles, "profiles", active, _KEY) if active else None
 
@@ -46,12 +46,12 @@ def _dotenv(file: Path) -> str | None:
 
 
 def _toml(file: Path) -> dict[str, Any]:
-    """A file that is missing or broken names nothing: Prefect complains of the latter in its own words."""
+    """Read a TOML file; empty if it is missing or invalid, which Prefect reports itself."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return {}
-    import tomllib  # rarely needed, and every command runs this
+    import tomllib  # imported on demand, because every command runs this function
 
     try:
         return tomllib.loads(text)

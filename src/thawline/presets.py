@@ -1,4 +1,4 @@
-"""Presets: one word for a shipped recipe, fitted to the data, to what is installed and to what is cached."""
+"""Presets: one word for a shipped recipe, adapted to the data and to the networks that are available."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,31 +19,31 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "fast": ("mobilenet_v3_small", "timm/tf_efficientnet_lite0", "squeezenet1_0", "resnet18"),
     "balanced": ("resnet18", "timm/tf_efficientnet_lite0", "efficientnet_b0", "resnet50"),
 }
-"""Networks for images, the recipe's own first, of which one is taken: the first whose weights are cached, else the
-first whose weights can be downloaded. The recipe of ``best`` searches all that it lists."""
+"""Candidate networks for images, the recipe's own first: the first one with cached weights is chosen, else the first
+one with downloadable weights. The recipe of ``best`` searches all that it lists."""
 _STARTER = {"name": "mobilenet_v3_small", "weights": "starter", "image_size": 64}
-"""What ``fast`` takes where no other weights are available; the size is that of the weights' model card."""
+"""The choice of ``fast`` if no other weights are available; the size is that of the weights' model card."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A preset as it is searched here."""
+    """A preset, adapted to data and machine."""
 
     layer: dict[str, Any]
-    """Settings, below all that the user gave."""
+    """Settings, which anything the user gave overrides."""
     notes: tuple[str, ...]
-    """What was chosen and why, in sentences."""
+    """Sentences on what was chosen and why."""
 
 
 def fitted(name: str, *layers: Mapping[str, Any]) -> Fitted:
-    """Fit a preset to the data, and to the networks that are available on this machine.
+    """Adapt a preset to the data, and to the networks that are available on this machine.
 
-    What the user gave comes over it: networks that are named are not chosen, and a number of trials or a time limit
-    takes the place of the preset's budget.
+    The user's settings override it: named networks replace the preset's choice, and a number of trials or a time limit
+    replaces its budget.
 
     Args:
-        name: of the preset.
-        layers: all that the user gave, ``data`` among it, as nested settings; later ones win.
+        name: name of the preset.
+        layers: the user's settings, including ``data``, as nested mappings; later ones override earlier ones.
 
     Raises:
         ConfigError: if there is no such preset, or the section ``data`` is wrong.
@@ -55,11 +55,11 @@ def fitted(name: str, *layers: Mapping[str, Any]) -> Fitted:
     for each in layers:
         merge(given, each)
     data = SearchConfig.build({"data": given["data"]}).data
-    # What lies on object storage is not known before it is fetched; a search of tables is told so then.
+    # The kind of data on object storage is unknown before the download; tables are reported then.
     kind: DataKind = "images" if data.url is not None else data_kind(data)
     recipe = name if kind == "images" else f"{name}-texts"
     layer = load_recipe(recipe_path(recipe))
-    notes = [f"preset {name}: the recipe {recipe} (`thawline recipes copy {recipe}` writes it)"]
+    notes = [f"preset {name}: the recipe {recipe} (`thawline recipes copy {recipe}` writes a copy)"]
     _without_budget(layer, _section(given, "study"))
     if kind == "images":
         notes += _choose(name, layer, given)
@@ -67,13 +67,13 @@ def fitted(name: str, *layers: Mapping[str, Any]) -> Fitted:
 
 
 def _section(given: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A section that the user gave; empty if it is none, which is refused when all layers are merged."""
+    """A section that the user gave; empty if it is not a mapping, which is an error when all layers are merged."""
     section = given.get(name)
     return section if isinstance(section, Mapping) else {}
 
 
 def _without_budget(layer: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """Leave out trials and time limit where the user gave one of them."""
+    """Drop the preset's trials and time limit if the user gave one of them."""
     budget = ("trials", "timeout_minutes")
     if any(given.get(key) is not None for key in budget):
         for key in budget:
@@ -81,7 +81,7 @@ def _without_budget(layer: dict[str, Any], given: Mapping[str, Any]) -> None:
 
 
 def _choose(name: str, layer: dict[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """Choose the networks for images in a recipe, unless the user named any; returns what there is to say about it."""
+    """Choose the networks for images in a recipe, unless the user named any; returns notes on the choice."""
     own, space = _section(given, "backbone"), _section(given, "space")
     if "name" in own or space.get("backbone") is not None:
         layer.get("space", {}).pop("backbone", None)
@@ -90,24 +90,24 @@ def _choose(name: str, layer: dict[str, Any], given: Mapping[str, Any]) -> list[
     if "backbone" in layer.get("space", {}):
         return _choose_several(name, layer)
     if "weights" in own:
-        return []  # they are of the recipe's own network
+        return []  # those are weights of the recipe's own network
     choice, place = _first_available(_CHOICES[name])
     if choice is not None:
         layer["backbone"]["name"] = choice
-        why = "are cached" if place == "cache" else "are not cached, and downloaded"
+        why = "are cached" if place == "cache" else "are not cached and will be downloaded"
         return [f"preset {name}: the network is {choice}, whose weights {why}"]
     if name != "fast":
-        return []  # loading those of the recipe's own says which file to put where
+        return []  # the error when loading the recipe's own says which file to put where
     layer["backbone"] |= _STARTER
     return [
-        f"preset {name}: no ImageNet weights are cached or can be downloaded, so the search begins with those that "
-        f"Thawline ships, which have seen no photograph. `thawline search DATA --backbone {_CHOICES[name][0]}` says "
-        "which file to put where for a better result"
+        f"preset {name}: no ImageNet weights are cached or can be downloaded, so the search uses Thawline's starter "
+        "weights, which were not trained on photographs. For better results, "
+        f"`thawline search DATA --backbone {_CHOICES[name][0]}` says which file to put where"
     ]
 
 
 def _first_available(choices: Sequence[str]) -> tuple[str | None, backbones.Place]:
-    """The first network whose weights are cached, else the first whose weights can be downloaded, and which it is."""
+    """The first network with cached weights, else the first with downloadable weights, and the place of its weights."""
     fetched = None
     for choice in choices:
         place = backbones.weights_place(choice)
@@ -131,6 +131,6 @@ def _choose_several(name: str, layer: dict[str, Any]) -> list[str]:
     if left_out:
         notes.append(
             f"preset {name}: left out {', '.join(left_out)}, whose library is not installed, or whose weights are "
-            "neither cached nor to be downloaded; `--backbone NAME` says which file to put where"
+            "neither cached nor downloadable; `--backbone NAME` says which file to put where"
         )
     return notes

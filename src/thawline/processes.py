@@ -1,7 +1,6 @@
-"""Processes that do not import the script which started them, and that leave Ctrl-C to their parent.
+"""Start processes that do not import the calling script, and that leave Ctrl-C to their parent.
 
-Nothing here imports a heavy library, so that the fork server loads its libraries in parallel with the imports of its
-parent.
+This module imports no heavy library, so that the fork server loads its libraries in parallel with the parent's imports.
 """
 
 import multiprocessing
@@ -9,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -17,18 +16,21 @@ from types import ModuleType
 
 __all__ = ["ctrl_c_withheld", "main_module_hidden", "start_fork_server", "worker_context"]
 
-_PRELOAD = ["thawline.search.preload"]
+_PRELOAD = "thawline.search.preload"
 _lock = threading.Lock()
 
 
-def start_fork_server() -> None:
-    """Start the process that workers are forked from, unless it runs; where there is none, workers are spawned.
+def start_fork_server(modules: Sequence[str] = ()) -> None:
+    """Start the fork server unless it runs; on systems without one, workers are spawned.
 
-    Loading PyTorch and other libraries takes seconds, which cost nothing if it is started early.
+    Loading PyTorch and other libraries takes seconds, so an early start saves time.
+
+    Args:
+        modules: full names of further modules to load once for all workers; a failed import is left to them.
     """
     context = worker_context()
     if isinstance(context, ForkServerContext):
-        context.set_forkserver_preload(_PRELOAD)
+        context.set_forkserver_preload([*modules, _PRELOAD])  # the last one freezes what is loaded
         from multiprocessing import forkserver
 
         with ctrl_c_withheld():
@@ -36,7 +38,7 @@ def start_fork_server() -> None:
 
 
 def worker_context() -> ForkServerContext | SpawnContext:
-    """How this system starts workers."""
+    """This system's start method for workers."""
     if "forkserver" in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("forkserver")
     return multiprocessing.get_context("spawn")
@@ -44,10 +46,10 @@ def worker_context() -> ForkServerContext | SpawnContext:
 
 @contextmanager
 def main_module_hidden() -> Iterator[None]:
-    """For the time of the block, ``multiprocessing`` starts processes without the caller's script.
+    """Within the block, ``multiprocessing`` starts processes without the caller's script.
 
-    It runs the main module again in every process that it starts by "spawn" or "forkserver": a script without
-    ``if __name__ == "__main__"`` would start its search again in each. Nothing that is sent to them is defined there.
+    Otherwise it runs the main module again in every process started by "spawn" or "forkserver": a script without ``if
+    __name__ == "__main__"`` would start its search in each of them. Nothing sent to them is defined there.
     """
     with _lock, ctrl_c_withheld():
         main = sys.modules["__main__"]
@@ -60,12 +62,12 @@ def main_module_hidden() -> Iterator[None]:
 
 @contextmanager
 def ctrl_c_withheld() -> Iterator[None]:
-    """Processes that this thread starts during the block never receive Ctrl-C, from their start on.
+    """Processes that this thread starts within the block never receive Ctrl-C.
 
-    A terminal sends it to them too, and one that is still importing would die of it with a traceback, before it can
-    ignore the signal. This process hears of it when the block is left, at the latest.
+    A terminal sends it to them too, and one that is still importing would die with a traceback before it can ignore the
+    signal. This process receives it at the latest at the end of the block.
     """
-    _start_tracker()  # first: where multiprocessing starts it implicitly, it unblocks SIGINT in the middle of the block
+    _start_tracker()  # first, because an implicit start by multiprocessing unblocks SIGINT within the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -74,7 +76,7 @@ def ctrl_c_withheld() -> Iterator[None]:
 
 
 def _start_tracker() -> None:
-    """The resource tracker cleans up the semaphores of killed workers; users need not be warned of each."""
+    """Start the resource tracker, which cleans up semaphores of killed workers, without a warning for each."""
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker"]))
     try:

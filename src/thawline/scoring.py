@@ -1,4 +1,4 @@
-"""``thawline score``: any number of images or texts to one table, streaming, resumable after an interruption."""
+"""``thawline score``: classify any number of images or texts into one table, resumable after an interruption."""
 
 import csv
 import hashlib
@@ -28,7 +28,7 @@ __all__ = ["ScoreSummary", "score_files"]
 
 _BATCH = 32
 _PART = 1024
-"""Images or texts whose rows are written at once: the most that is lost when the process dies."""
+"""Number of rows written at once, and the maximum lost when the process dies."""
 _PATH_COLUMN = "path"
 
 _Items = Sequence[Path] | Sequence[str]
@@ -43,19 +43,19 @@ class ScoreSummary:
     version: str
     out: Path
     items: int
-    """Images or texts."""
+    """Number of images or texts."""
     bad: int
-    """Those that could not be read; their rows have a reason instead of a class."""
+    """Number of unreadable ones; their rows have a reason instead of a class."""
     resumed: int
-    """Those whose rows came from an interrupted run."""
+    """Number of rows from an interrupted run."""
     kind: DataKind = "images"
 
     def __str__(self) -> str:
         parts = [f"{self.items} {self.kind} scored by {self.model} version {self.version}: {self.out}"]
         if self.bad:
-            parts.append(f"{self.bad} could not be read: the column `error` says why")
+            parts.append(f"{self.bad} could not be read: see the column `error`")
         if self.resumed:
-            parts.append(f"{self.resumed} were done already")
+            parts.append(f"{self.resumed} were already done")
         return "; ".join(parts)
 
 
@@ -76,29 +76,29 @@ def score_files(
 
     The file has a row for each image or text, in order: ``path``, or ``row`` (the number of the text, from 1) and
     ``text``; then ``class``, ``probability``, ``probabilities`` (a struct with a field for each class),
-    ``prediction_set`` (the classes that it may be of), ``unknown`` (whether it seems to be of none) and ``error``, the
-    reason why it cannot be read. Rows lie in parts beside the file until all are there; after an interruption the same
-    command takes the parts that are whole and computes the rest.
+    ``prediction_set`` (classes that it may belong to), ``unknown`` (whether it seems to belong to none) and ``error``,
+    the reason if it cannot be read. Rows are written to parts beside the file until all are complete; after an
+    interruption, the same command reuses the complete parts and computes the rest.
 
     Args:
         model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
-        source: for a model of images a folder, searched for image files; or a CSV file with a column ``path``, or a
-            text file of one path a line; relative paths begin where that file lies. For a model of texts a file of
-            them, see :func:`thawline.data.given_texts`.
-        out: the file to write; one that exists is replaced once all is computed.
-        tracking_uri: where the registry is; by default as for a search.
+        source: for an image model, a folder of images, a CSV file with a column ``path``, or a text file with one path
+            per line; relative paths start from the folder of that file. For a text model, a file of texts, see
+            :func:`thawline.data.given_texts`.
+        out: the file to write; an existing file is replaced when everything is computed.
+        tracking_uri: URI of the registry; by default as for a search.
         home: Thawline's home.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        engine: what computes the network, see :func:`thawline.engines.choose`.
-        text_column: name of the column of texts in the table, or its number from 1 where no line names the columns; by
-            default the one that the model was trained on, else guessed.
-        rows_per_part: items whose rows are written at a time: what an interruption costs, at most.
-        on_progress: called with (items done, items in all).
+        engine: for the network, see :func:`thawline.engines.choose`.
+        text_column: column with the texts in the table: its name, or its number (from 1) in a table without header; by
+            default the column that the model was trained on, else detected.
+        rows_per_part: number of rows written at a time, and the maximum lost by an interruption.
+        on_progress: called with (items done, total).
 
     Raises:
-        RegistryError: if there is no such model, or a column of texts is named for a model of images.
-        DataError: if the source does not exist or names no file or text, the column of texts cannot be told or is
-            missing, or the output cannot be written.
+        RegistryError: if there is no such model, or a text column is given for an image model.
+        DataError: if the source does not exist or lists no file or text, if the text column is missing or cannot be
+            detected, or if the output cannot be written.
     """
     name = parse_model(model)
     if out.suffix != ".parquet":
@@ -175,7 +175,7 @@ class _Parts:
         return table
 
     def join(self) -> None:
-        """All parts as one file, which takes the output's place when it is complete."""
+        """Join all parts in one file, which replaces the output when it is complete."""
         import pyarrow.parquet as pq
 
         whole = self._folder / "whole.parquet"
@@ -192,8 +192,8 @@ class _Parts:
             yield
         except OSError as error:
             raise DataError(
-                f"{self._out} cannot be written by way of {self._folder}: {error.strerror or error}. Make room, or the "
-                "folder writable; the same command then resumes with what is computed."
+                f"{self._out} cannot be written through {self._folder}: {error.strerror or error}. Free space, or make "
+                "the folder writable; the same command then resumes."
             ) from error
 
     def _path(self, number: int) -> Path:
@@ -201,18 +201,18 @@ class _Parts:
 
 
 def _identity(item: Path | str) -> list[str | int]:
-    """What changes when an image does; of a text the text itself."""
+    """Values that change when an image file changes; for a text, the text itself."""
     if isinstance(item, str):
         return [item]
     try:
         status = item.stat()
-    except OSError:  # its row will say why
+    except OSError:  # its row will have the reason
         return [str(item)]
     return [str(item), status.st_size, status.st_mtime_ns]
 
 
 def _rows(model: ServedModel, items: _Items, before: int, on_rows: Callable[[int], None]) -> list[dict[str, Any]]:
-    """A row for each item, numbered after those ``before``; while a batch is classified, the next ones are prepared."""
+    """A row for each item, numbered from ``before`` + 1; while a batch is classified, the next ones are prepared."""
     rows: list[dict[str, Any]] = []
     for batch, prepared in _prepared(model, list(_cut(items, _BATCH))):
         readable = [each for each in prepared if not isinstance(each, str)]
@@ -253,7 +253,7 @@ def _finished(preparing: tuple[_Items, list[Future[Any]]]) -> tuple[_Items, list
 
 def _texts(source: Path, text_column: str | None, trained: str | None) -> list[str]:
     if not (texts := given_texts(source, text_column, trained=trained)):
-        raise DataError(f"{source} holds no text.")
+        raise DataError(f"{source} contains no text.")
     return texts
 
 
@@ -265,7 +265,7 @@ def _files(source: Path) -> list[Path]:
     else:
         raise DataError(f"{source} does not exist. Give a folder of images, or a file that lists their paths.")
     if not files:
-        raise DataError(f"{source} names no image file.")
+        raise DataError(f"{source} contains no image file.")
     return files
 
 

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM end a command in order, in bounded time whatever hangs, and at once the second time.
+"""Ctrl-C and SIGTERM end a command cleanly, in bounded time even if something hangs, and a second one at once.
 
-The first signal raises KeyboardInterrupt in the main thread, from which everything is closed on the way out. Libraries
-have handlers of their own, swallow exceptions, or wait for servers that are gone; so a thread receives every signal by
-``signal.set_wakeup_fd``, whichever handler runs, and ends the process when its time is over.
+The first signal raises KeyboardInterrupt in the main thread, which closes everything as it propagates. Libraries
+install their own handlers, swallow exceptions, or wait for unavailable servers. So a thread receives every signal
+through ``signal.set_wakeup_fd``, whichever handler runs, and ends the process when its time is up.
 """
 
 import atexit
@@ -20,32 +20,32 @@ from typing import ClassVar, NoReturn
 __all__ = ["allow", "came", "exit_code", "hear", "leave", "listen", "take_along"]
 
 _LEAVE_SECONDS = 2.0
-"""For closing, beyond what running trials are given."""
+"""Time for closing, in addition to that of running trials."""
 _LOST = 0
-"""Stands where the numbers of signals do: a destructor was interrupted, where the exception came to nothing."""
+"""Used in place of a signal number: the exception was lost in an interrupted destructor."""
 _AGAIN_SECONDS = 0.05
-"""For such a destructor to return."""
+"""Time for such a destructor to return."""
 
 
 class _Stop:
-    """The signals so far, and how long the process then has."""
+    """The received signals, and the time limit of the process."""
 
     number: int | None = None
     raised = False
     seconds = _LEAVE_SECONDS
     groups: ClassVar[list[int]] = []
     wake_up: socket.socket | None = None
-    """Where the interpreter writes the number of a signal that has come."""
+    """Socket to which the interpreter writes numbers of received signals."""
 
 
 _stop = _Stop()
 
 
 def listen(on_forced: Callable[[], None]) -> None:
-    """Take over SIGINT and SIGTERM of this process, for good; to be called in the main thread.
+    """Permanently handle SIGINT and SIGTERM of this process; call it in the main thread.
 
     Args:
-        on_forced: what to print and to end when the process cannot exit in order.
+        on_forced: prints and ends what is necessary when the process cannot exit cleanly.
     """
     if _stop.wake_up is None:
         reading, _stop.wake_up = socket.socketpair()
@@ -57,21 +57,21 @@ def listen(on_forced: Callable[[], None]) -> None:
 
 
 def allow(seconds: float) -> None:
-    """How long the rest of this command may take to close when it is stopped.
+    """Set the time for closing after a signal, for the rest of this command.
 
     Args:
-        seconds: what running trials, or requests in flight, have to finish; everything else has 2 s more.
+        seconds: time for running trials, or requests in flight, to finish; everything else has 2 s more.
     """
     _stop.seconds = seconds + _LEAVE_SECONDS
 
 
 def take_along(group: int) -> None:
-    """Kill this process group when the command exits at once: it would not notice, and keep running."""
+    """Also kill this process group when the command exits at once, as it would otherwise keep running."""
     _stop.groups.append(group)
 
 
 def hear(number: int) -> None:
-    """Record a signal that an event loop has caught with its own handler."""
+    """Record a signal caught by an event loop's own handler."""
     if _stop.wake_up is not None:
         _stop.number = _stop.number or number
         _stop.wake_up.send(bytes([number]))
@@ -88,12 +88,12 @@ def exit_code() -> int:
 
 
 def leave(code: int | None = None) -> NoReturn:
-    """End this process in order, without tearing down its modules, which takes many seconds with torch.
+    """End this process cleanly, without tearing down its modules, which takes many seconds with torch.
 
-    While it is being stopped, the thread that bounds the time would be the first to halt.
+    During a regular exit, the thread that limits the time would be the first to stop.
 
     Args:
-        code: what it ends with; by default :func:`exit_code`, and threads that still run are not waited for.
+        code: exit code; by default :func:`exit_code`, without waiting for running threads.
     """
     try:
         if code is not None:
@@ -106,7 +106,7 @@ def leave(code: int | None = None) -> NoReturn:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Once: the clean-up must not be interrupted itself."""
+    """Raise only once, because the clean-up must not be interrupted."""
     _stop.number = _stop.number or number
     if not _stop.raised:
         _stop.raised = True
@@ -115,13 +115,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _be_quiet() -> None:
-    """An exception in a destructor or a thread, caused by leaving, is no news."""
+    """Silence exceptions in destructors and threads that are caused by leaving."""
     sys.unraisablehook = _raise_again_if_lost
     threading.excepthook = lambda _: None
 
 
 def _raise_again_if_lost(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Garbage is collected anywhere: the interruption may have come while it was, and stopped nothing else."""
+    """Raise again if the interruption was lost in a destructor: garbage collection may run anywhere."""
     if _stop.wake_up is not None and issubclass(unraisable.exc_type, KeyboardInterrupt):
         _stop.raised = False
         _stop.wake_up.send(bytes([_LOST]))
@@ -138,10 +138,10 @@ def _watch(reading: socket.socket, on_forced: Callable[[], None]) -> None:
         for number in came:
             if number == _LOST:
                 time.sleep(_AGAIN_SECONDS)
-                # Not SIGINT, of which a second one ends the process at once.
+                # Not SIGINT, because a second one ends the process at once.
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
                 continue
-            # Prefect sends its own process another SIGTERM once it has handled the first.
+            # Prefect sends its own process another SIGTERM after handling the first.
             if deadline is not None and number == signal.SIGINT:
                 _leave_at_once(on_forced)
             _stop.number = _stop.number or number

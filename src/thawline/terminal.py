@@ -11,29 +11,30 @@ from rich.table import Table
 from rich.text import Text
 
 from thawline import logs
+from thawline.durations import clock
 from thawline.search.events import EpochEnded, Event, Note, Phase, SearchStarted, TrialEnded, TrialStarted, watching
 
 __all__ = ["SearchView", "watch"]
 
 _PROGRESS_SECONDS = 10.0
-"""In a pipe, the time between two lines of a long phase."""
+"""Time between two lines of a long phase in a pipe."""
 _ROWS = 12
-"""Trials shown at once: the running ones, and the latest to end."""
+"""Number of trials shown: the running ones, and the latest to end."""
 
 
 @contextmanager
 def watch(console: Console | None = None, *, quiet: bool) -> Iterator[None]:
-    """Show the events of a search until the block ends, on ``console`` or else on standard error.
+    """Show the events of a search within the block, on ``console`` or else on standard error.
 
-    With ``quiet``, only warnings are shown: standard output is for a program to read. Structured logs (see
-    :mod:`thawline.logs`) are for programs too, and have every event.
+    With ``quiet``, only warnings are shown, because a program reads the output. Structured logs (see
+    :mod:`thawline.logs`) contain every event.
     """
     logger = logging.getLogger("thawline")
     level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
     try:
         if logs.chosen() is logs.LogFormat.json:
-            yield  # the root logger's handler writes them, among those of the libraries
+            yield  # the root logger's handler writes them, with those of the libraries
         else:
             with _handler(console or Console(stderr=True), quiet=quiet) as handler:
                 logger.propagate = False
@@ -55,7 +56,7 @@ def _handler(console: Console, *, quiet: bool) -> "_Handler":
 
 
 class _Handler(logging.Handler):
-    """A log handler that is open for the time of a block."""
+    """A log handler as a context manager."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -68,11 +69,11 @@ class _Handler(logging.Handler):
         self.close()
 
     def progress(self, phase: Phase) -> None:
-        """Progress of a phase."""
+        """Show the progress of a phase."""
 
 
 class _LineHandler(_Handler):
-    """One line per event, with the time of day; for a long phase one every ten seconds."""
+    """One line per event, with the time of day, and one every ten seconds in a long phase."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -118,14 +119,14 @@ class _LiveHandler(_Handler):
             self._live.console.print(Text(str(event), style="bold"))
         self._view.update(event)
         if isinstance(event, Phase):
-            self._live.refresh()  # it may be over before the next look
+            self._live.refresh()  # the phase may end before the next automatic refresh
 
     def progress(self, phase: Phase) -> None:
         self._view.update(phase)
 
 
 class SearchView:
-    """The state of a search as a rich renderable; fed with events."""
+    """The state of a search as a rich renderable, updated by events."""
 
     def __init__(self) -> None:
         self._search: SearchStarted | None = None
@@ -135,12 +136,12 @@ class SearchView:
         self._ended: list[tuple[TrialStarted, TrialEnded]] = []
         self._best: float | None = None
         self._ends: float | None = None
-        """When all trials should have ended, in seconds of :func:`time.monotonic`."""
+        """Estimated end of all trials, in seconds of :func:`time.monotonic`."""
         self._deadline: float | None = None
-        """When the time is spent, the same."""
+        """End of the time limit, in the same unit."""
 
     def update(self, event: Event) -> None:
-        """Take in one event."""
+        """Process one event."""
         self._phase = event if isinstance(event, Phase) else None
         if isinstance(event, SearchStarted):
             self._search, self._began = event, time.monotonic()
@@ -158,7 +159,7 @@ class SearchView:
             self._estimate()
 
     def __rich__(self) -> RenderableType:
-        elapsed = _duration(time.monotonic() - self._created)
+        elapsed = clock(time.monotonic() - self._created)
         phase = Text(f"{self._phase or 'preparing'} …  {elapsed}", style="cyan")
         if self._search is None:
             return phase
@@ -185,7 +186,7 @@ class SearchView:
         best = "-" if self._best is None else f"{self._best:.4f}"
         of = "" if search.trials is None else f" of {search.trials}"
         parts = [f"study {search.study}", f"trial {done}{of}", f"best val/{search.metric} {best}"]
-        parts.append(f"{_duration(time.monotonic() - self._created)} elapsed")
+        parts.append(f"{clock(time.monotonic() - self._created)} elapsed")
         if self._deadline is not None and (self._ends is None or self._deadline < self._ends):
             parts.append(f"{_left(self._deadline)} left")
         elif self._ends is not None:
@@ -193,10 +194,10 @@ class SearchView:
         return Text("  ·  ".join(parts), style="bold")
 
     def _estimate(self) -> None:
-        """From the mean duration of this run's trials so far; running ones count by their fraction of epochs.
+        """Estimate the end from the mean duration of this run's trials; running ones count by their share of epochs.
 
-        Updated when a trial ends, and counted down in between: an estimate that grew while nothing happened would be
-        useless.
+        The estimate is updated when a trial ends, and counted down in between, because one that grew while nothing
+        happened would be useless.
         """
         search = self._search
         share = sum(epoch.epoch / epoch.epochs for _, epoch in self._running.values() if epoch)
@@ -244,9 +245,4 @@ def _value(value: float | None) -> str:
 
 
 def _left(until: float) -> str:
-    return _duration(max(0.0, until - time.monotonic()))
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return clock(max(0.0, until - time.monotonic()))

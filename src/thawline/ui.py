@@ -1,4 +1,4 @@
-"""``thawline ui``: the pages of MLflow, TensorBoard and Prefect on this project, on loopback, until Ctrl-C."""
+"""``thawline ui``: the UIs of MLflow, TensorBoard and Prefect for this project, on loopback, until Ctrl-C."""
 
 import os
 import signal
@@ -34,22 +34,23 @@ def serve_ui(
     *,
     in_browser: bool = False,
 ) -> None:
-    """Start the servers, print their addresses when they answer, and wait until the user stops them.
+    """Start the servers, print their addresses when they respond, and wait until the user stops them.
 
-    MLflow's leads to the studies: its first page is about language models. With ``in_browser`` that page is opened.
-    Prefect's is the one that searches of this home use, or the one that the user has named; it keeps running.
+    MLflow's address leads to the studies, because its start page is about language models; ``in_browser`` opens it.
+    Prefect's server is the one that searches of this home use, or the one that the user has configured; it keeps
+    running.
 
     Raises:
         ThawlineError: if a port is taken, or a server does not start or stops unexpectedly.
-        KeyboardInterrupt: when the user has stopped them.
+        KeyboardInterrupt: when the user stops them.
     """
-    from thawline.tracking import open_store
+    from thawline.tracking import UI_PORT, open_store
 
-    store = open_store(tracking_uri, home)  # first: Prefect would make a home in a wrong folder
+    store = open_store(tracking_uri, home)  # first: Prefect would create a home in a wrong folder
     with used(home) as prefect:
         logs = home / "tensorboard"
         logs.mkdir(parents=True, exist_ok=True)
-        ports = {"MLflow": _port(mlflow_port, 5000), "TensorBoard": _port(tensorboard_port, 6006)}
+        ports = {"MLflow": _port(mlflow_port, UI_PORT), "TensorBoard": _port(tensorboard_port, 6006)}
         commands = {
             "MLflow": _mlflow_command(store.uri, ports["MLflow"]),
             "TensorBoard": _tensorboard_command(logs, ports["TensorBoard"]),
@@ -69,7 +70,7 @@ def serve_ui(
             say("Press Ctrl-C to stop them.")
             if in_browser:
                 opened = webbrowser.open(pages["MLflow"])
-                say("MLflow is opened." if opened else "There is no browser here: open MLflow's address yourself.")
+                say("Opened MLflow in a browser." if opened else "No browser found: open MLflow's address yourself.")
             while all(server.poll() is None for server in servers.values()):
                 time.sleep(_LOOK_SECONDS)
             (ended,) = [name for name, server in servers.items() if server.poll() is not None][:1]
@@ -95,7 +96,7 @@ def _say_prefect(server: ManagedServer | None, say: Callable[[str], None]) -> No
 
 
 def _mlflow_command(uri: str, port: int) -> list[str]:
-    # One worker and no job runner: the UI of one person needs no more, and each worker costs 250 MB.
+    # One worker and no job runner suffice for a single user, and each worker costs 250 MB.
     return [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
         *("--backend-store-uri", uri, "--workers", "1"),
@@ -106,7 +107,7 @@ def _tensorboard_command(logs: Path, port: int) -> list[str]:
     return [
         *(sys.executable, "-m", "tensorboard.main", "--logdir", str(logs)),
         *("--host", "127.0.0.1", "--port", str(port)),
-        # By default it shows ten pictures of a run, drawn by chance, and so leaves out epochs.
+        # By default, TensorBoard shows a random sample of ten images per run, without some of the epochs.
         "--samples_per_plugin=images=100,mesh=30,pr_curves=100",
     ]
 
@@ -116,7 +117,7 @@ def _env() -> dict[str, str]:
 
 
 def _port(wanted: int | None, first: int) -> int:
-    """The port asked for, or the first free one from ``first``."""
+    """The requested port, or the first free one from ``first``."""
     candidates = [wanted] if wanted is not None else range(first, first + 100)
     for port in candidates:
         with socket.socket() as probe:
@@ -126,7 +127,7 @@ def _port(wanted: int | None, first: int) -> int:
             except OSError:
                 continue
             return port
-    raise ThawlineError(f"Port {wanted or f'{first} to {first + 99}'} is taken. Give another one.")
+    raise ThawlineError(f"Port {wanted or f'{first} to {first + 99}'} is taken. Choose another one.")
 
 
 def _wait_until_up(address: str, server: subprocess.Popen[bytes]) -> bool:

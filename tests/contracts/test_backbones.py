@@ -166,13 +166,13 @@ TIMM_LARGE = {
 """Families of which the smallest network has more than 25 million parameters: that they are cut, the catalogue says."""
 REFUSED = {
     "convbert": "it has no attention mask",
-    "flaubert": "more than one tensor is handed from one to the next",
+    "flaubert": "they pass on more than one tensor",
     "fnet": "it has no attention mask",
     "layoutlm": "cannot be run on texts with a mask of their tokens",
-    "longformer": "more than one tensor is handed from one to the next",
+    "longformer": "they pass on more than one tensor",
     "squeezebert": "cannot be run on texts with a mask of their tokens",
-    "swiftformer": "must be what one linear layer gives, but they are not",
-    "xlm": "more than one tensor is handed from one to the next",
+    "swiftformer": "must be the output of a linear layer, but they are not",
+    "xlm": "they pass on more than one tensor",
     "yoso": "it has no attention mask",
 }
 UNTRIED = {
@@ -216,7 +216,7 @@ def case(name: str) -> object:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where HuggingFace's networks are written, each once."""
+    """Where Hugging Face's networks are written, each once."""
     return tmp_path_factory.mktemp("networks")
 
 

@@ -200,7 +200,7 @@ def test_a_tracker_that_raises_is_reported_and_the_others_get_everything() -> No
     report = both.close("FINISHED")
     assert_all_there(good)
     assert (report.unsent, report.problem) == (7, "Troubled: disk full")
-    assert bad.status == "FINISHED"  # it was given up, and closed all the same
+    assert bad.status == "FINISHED"  # it was disabled, and still closed
 
 
 def test_a_tracker_that_hangs_holds_up_neither_training_nor_the_others(release: threading.Event) -> None:
@@ -249,7 +249,7 @@ def test_of_what_a_slow_tracker_has_no_room_for_pictures_go_first(
     report = tracker.close("FINISHED")
     assert len(slow.metrics["val/accuracy"]) == 5
     assert [step for _, _, step in slow.media] == [1, 2]
-    assert (report.unsent, report.problem) == (3, "Troubled is too slow; not all was recorded")
+    assert (report.unsent, report.problem) == (3, "Troubled is too slow; some records were dropped")
 
 
 def test_memory_is_bounded_whatever_is_logged(release: threading.Event) -> None:

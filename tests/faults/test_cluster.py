@@ -97,4 +97,4 @@ def test_a_cluster_that_does_not_answer_is_reported_before_anything_is_trained(
     life = search.start()
     code, _ = life.end()
     assert code == 2, "\n".join(life.lines)
-    assert "execution.address=tcp://127.0.0.1:1 does not answer" in life.lines[-1]
+    assert "execution.address=tcp://127.0.0.1:1 does not respond" in life.lines[-1]

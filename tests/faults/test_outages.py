@@ -124,7 +124,7 @@ def test_a_disk_that_is_full_does_not_stop_training_and_what_waits_is_written_wh
     assert code in (0, 1), said
     assert "Traceback" not in said, said
     if code:
-        assert "did not reach the tracking server" in said or "Not kept" in said
+        assert "did not reach the tracking server" in said or "Not stored" in said
     outcome = search.finish()
     assert facts(outcome) == facts(expected)
     assert outcome["test"] == expected["test"]
@@ -141,7 +141,7 @@ def test_a_worker_that_hangs_is_ended_and_its_trial_comes_out_the_same(
     # The youngest: the one that built the networks waits until there is something to package.
     worker = max(life.workers(), key=psutil.Process.create_time)
     worker.suspend()
-    assert life.says("its process made no progress for 0.2 minutes; it is tried again from its last checkpoint")
+    assert life.says("its process made no progress for 0.2 minutes; retrying from its last checkpoint")
     code, _ = life.end()
     assert code == 0, "\n".join(life.lines)
     assert facts(search.outcome()) == facts(reference)

@@ -87,5 +87,5 @@ def test_a_search_whose_server_is_killed_in_the_middle_goes_to_its_end(make_sear
     code, _ = life.end()
     assert code == 0, "\n".join(life.lines)
     assert not any("Traceback" in line for line in life.lines)
-    assert any("it is started again" in line for line in life.lines)
+    assert any("restarting it" in line for line in life.lines)
     assert len(search.outcome()["trials"]) == 3

@@ -17,7 +17,7 @@ def test_a_search_that_keeps_nothing_decoded_is_killed_resumes_and_ends_like_one
     assert life.says(" trial-02 epoch 2/4"), life.lines
     life.kill_everything()
     said = "\n".join(life.lines)
-    assert "images are decoded whenever they are read, and not kept decoded: data.cache=off" in said
+    assert "images are decoded on every read instead of once: data.cache=off" in said
     assert "plan: images are decoded while their activations are stored, and in" in said
 
     resumed = search.finish()

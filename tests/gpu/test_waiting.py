@@ -199,7 +199,7 @@ def test_an_evaluation_waits_once(gpu: PretendedGpu, make_backbone: Any, images:
     assert gpu.counted(lambda: predict(backbone, many, gpu.runtime, 8)) == once
 
 
-def test_heads_that_are_trained_together_wait_once_an_epoch_and_once_for_each_evaluation(
+def test_heads_that_are_trained_together_wait_as_often_as_one(
     gpu: PretendedGpu, train_heads: Any, hyperparameters: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     epochs = Epochs(gpu, heads, monkeypatch)
@@ -209,5 +209,5 @@ def test_heads_that_are_trained_together_wait_once_an_epoch_and_once_for_each_ev
         for rate, folder in zip((1e-3, 1e-2), folders, strict=True)
     ]
     train_heads(trials, 40, 32, epochs=2)
-    assert epochs.first.total() <= 1 + len(trials), epochs.first
+    assert epochs.first.total() <= IN_AN_EPOCH, epochs.first
     assert all(folder.last().epoch == 2 for folder in folders)  # type: ignore[union-attr]

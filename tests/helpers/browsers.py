@@ -1,4 +1,4 @@
-"""A real browser, which sees what a user sees, and a place for what it saw."""
+"""A real browser for tests of pages, with optional screenshots."""
 
 import re
 import shutil
@@ -23,23 +23,23 @@ needs_browser = pytest.mark.skipif(
 
 
 _PATIENCE = 240.0
-"""Seconds for a page to show something: drawn by software, on a busy machine."""
+"""Seconds for a page to appear, with software rendering on a busy machine."""
 
 
 class Browser:
-    """Chromium without a window."""
+    """Headless Chromium."""
 
     def __init__(self, driver: Any, pictures: Path | None) -> None:
         self.driver = driver
         self._pictures = pictures
 
     def open(self, address: str) -> None:
-        """Load a page; also where only what follows the ``#`` differs from the page that is open."""
+        """Load a page, even if only the part after ``#`` differs from the open page."""
         self.driver.get("about:blank")
         self.driver.get(address)
 
     def wait(self, holds: Callable[[Any], Any], seconds: float = _PATIENCE) -> Any:
-        """Until something holds of the page; a test that waits in vain shows the page's text."""
+        """Wait until a condition holds; a failing test shows the page's text."""
         try:
             return WebDriverWait(self.driver, seconds, ignored_exceptions=_PASSING).until(holds)
         except Exception:
@@ -47,13 +47,13 @@ class Browser:
             pytest.fail(f"waited in vain; the page is\n{self.text[:3000]}")
 
     def wait_for_text(self, *texts: str, seconds: float = _PATIENCE) -> str:
-        """Until the page shows all of these; returns all that it shows."""
+        """Wait until the page shows all of these texts; returns all its text."""
         self.wait(lambda _: all(text in self.text for text in texts), seconds)
         return self.text
 
     @property
     def text(self) -> str:
-        """What the page shows, in one line; of what lies in web components and frames of its own too."""
+        """The visible text of the page in one line, including web components and its own frames."""
         return " ".join(str(self.driver.execute_script(_ALL_TEXT)).split())
 
     def find(self, selector: str) -> list[Any]:
@@ -61,13 +61,13 @@ class Browser:
         return list(self.driver.find_elements(By.CSS_SELECTOR, selector))
 
     def click_text(self, text: str, *, within: str = "*") -> None:
-        """Click what shows this text and nothing else."""
+        """Click the element with exactly this text."""
         quoted = f'"{text}"'
         path = f"//{within}[normalize-space(.)={quoted} and not(.//*[normalize-space(.)={quoted}])]"
         self.wait(lambda page: page.find_elements(By.XPATH, path))[0].click()
 
     def keep(self, name: str) -> Path | None:
-        """A picture of what is to see now, if pictures are kept."""
+        """Take a screenshot, if screenshots are kept."""
         if self._pictures is None:
             return None
         path = self._pictures / f"{re.sub(r'[^a-z0-9-]+', '-', name.lower())}.png"
@@ -76,7 +76,7 @@ class Browser:
         return path
 
     def resize(self, width: int, height: int) -> None:
-        """The size of the page, as narrow as a phone's too."""
+        """Set the size of the page, even as narrow as a phone."""
         self.driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
@@ -93,7 +93,7 @@ def open_browser(
     quiet = ("background-networking", "component-update", "sync", "quic", "gpu")
     for argument in ("headless", "no-sandbox", "no-first-run", *(f"disable-{name}" for name in quiet)):
         options.add_argument(f"--{argument}")
-    # Software rendering: TensorBoard draws meshes and projections by WebGL, also where there is no GPU.
+    # Software rendering: TensorBoard draws meshes and projections with WebGL, even without a GPU.
     for argument in ("use-gl=angle", "use-angle=swiftshader", "enable-unsafe-swiftshader", "ignore-gpu-blocklist"):
         options.add_argument(f"--{argument}")
     options.add_argument(f"--user-data-dir={profile}")
@@ -106,7 +106,7 @@ def open_browser(
 
 
 _PASSING: tuple[type[Exception], ...] = (Exception,)
-"""While a page builds itself, what was found a moment ago may be gone."""
+"""Errors while a page is being built, when elements may disappear."""
 
 _ALL_TEXT = """
 const texts = [];

@@ -1,4 +1,4 @@
-"""A small network whose answers are known: it names the colour of a picture."""
+"""A small network with known predictions: the colour of a picture."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def picture(colour: str, kind: str = "PNG", size: tuple[int, int] = (50, 40)) ->
 
 
 def colour_network(order: tuple[int, int, int] = (0, 1, 2)) -> torch.nn.Module:
-    """An mnasnet0_5 of which every answer is known: its head is fed by the colour that dominates.
+    """An mnasnet0_5 with known predictions: its head detects the dominant colour.
 
     The layers before the head are random; the head is fitted to them, so that class ``i`` is colour ``order[i]``.
     """
@@ -58,7 +58,7 @@ def colour_network(order: tuple[int, int, int] = (0, 1, 2)) -> torch.nn.Module:
         pixels = np.array(Image.open(io.BytesIO(picture(colour))).resize((32, 32)))
         inputs.append((torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 - 0.5) / 0.25)
     with torch.no_grad():
-        # Batch statistics of the three pictures, so that a network with random weights tells them apart at all.
+        # Batch statistics of the three pictures, so that a network with random weights can distinguish them.
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = None
@@ -68,7 +68,7 @@ def colour_network(order: tuple[int, int, int] = (0, 1, 2)) -> torch.nn.Module:
         target = torch.full((3, 3), -5.0)
         for output, colour in enumerate(order):
             target[colour, output] = 5.0
-        # numpy's: torch 2.11's gives zeros for features of such a range.
+        # numpy's, as torch 2.11's gives zeros for features of such a range.
         solution = np.linalg.lstsq(features.double().numpy(), target.double().numpy(), rcond=None)[0]
         network.classifier[1].weight.copy_(torch.from_numpy(solution.T))
         network.classifier[1].bias.zero_()
@@ -107,7 +107,7 @@ def make_package(
 
 
 def features_of(images: Sequence[bytes]) -> np.ndarray:
-    """What the head of the colour network is given, ``[N, F]``."""
+    """The input of the colour network's head, ``[N, F]``."""
     with torch.inference_mode():
         features = colour_network().layers(torch.cat([_normalised(image) for image in images])).mean((2, 3))
     found: np.ndarray = features.numpy()
@@ -115,13 +115,13 @@ def features_of(images: Sequence[bytes]) -> np.ndarray:
 
 
 def _normalised(image: bytes) -> torch.Tensor:
-    """As the network takes it, ``[1, 3, 32, 32]``."""
+    """The network's input, ``[1, 3, 32, 32]``."""
     pixels = resize_and_crop(decode(image), resize_size=36, crop_size=32, interpolation="bilinear")
     return ((torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 - 0.5) / 0.25)[None]
 
 
 def _trained(network: torch.nn.Module, image: bytes, temperature: float) -> list[float]:
-    """Probabilities, by the network itself."""
+    """Probabilities from the network itself."""
     with torch.inference_mode():
         logits = network(_normalised(image))
     answer: list[float] = (logits[0].double() / temperature).softmax(0).tolist()
@@ -129,12 +129,12 @@ def _trained(network: torch.nn.Module, image: bytes, temperature: float) -> list
 
 
 def add_engine_files(folder: Path, *, wrong_by: float = 0.0) -> Path:
-    """A graph in ONNX that names one-coloured pictures as the network of the package does, and a sample of them.
+    """Write an ONNX graph that classifies one-coloured pictures like the package's network, with a sample of them.
 
-    It is written by hand: PyTorch's exporter takes seconds.
+    It is built manually, because PyTorch's exporter takes seconds.
 
     Args:
-        folder: of a package, which is changed.
+        folder: folder of a package, which is modified.
         wrong_by: added to the graph's first probability.
     """
     import onnx
@@ -166,10 +166,10 @@ def add_engine_files(folder: Path, *, wrong_by: float = 0.0) -> Path:
 
 
 def add_layers(folder: Path, *, outlier: float = 0.0) -> Path:
-    """The same with layers that can be quantised: two convolutions, the first of which passes the colours on.
+    """The same with quantisable layers: two convolutions, the first of which passes on the colours.
 
     Args:
-        folder: of a package, which is changed.
+        folder: folder of a package, which is modified.
         outlier: weight of a fourth channel between them, which the second one ignores. In single precision it changes
             nothing. In int8 it stretches the range of all channels, so that the colours vanish in a step of it.
     """
@@ -207,18 +207,18 @@ def trial_run(store: MlflowStore, number: int = 1) -> str:
 
 
 def folder_of(store: MlflowStore, uri: str) -> Path:
-    """Where the files of a logged model lie."""
+    """The folder of a logged model."""
     location = store.client.get_logged_model(uri.removeprefix("models:/")).artifact_location
     return Path(location.removeprefix("file://"))
 
 
 def files_of(store: MlflowStore, name: str = "birds", version: str = "1") -> Path:
-    """Where the files of a registered version lie."""
+    """The folder of a registered version."""
     return Path(store.client.get_model_version_download_uri(name, version).removeprefix("file://"))
 
 
 def forget_digests(store: MlflowStore, version: str = "1") -> Path:
-    """Make a version of ``birds`` what an earlier Thawline had registered, which may be changed; returns its folder."""
+    """Turn a version of ``birds`` into one of an earlier Thawline without digests; returns its folder."""
     folder = files_of(store, version=version)
     (folder / "digests.json").unlink()
     store.client.delete_model_version_tag("birds", version, DIGEST_TAG)
@@ -226,7 +226,7 @@ def forget_digests(store: MlflowStore, version: str = "1") -> Path:
 
 
 def register(store: MlflowStore, folder: Path, name: str = "birds", study: str = "s") -> str:
-    """A package as the next version of a model; returns the version."""
+    """Register a package as the next version of a model; returns the version."""
     run_id = trial_run(store)
     uri = log_packaged_model(store, run_id, folder, name)
     return MlflowRegistry(store).register(name, uri, run_id=run_id, study=study, tags={})

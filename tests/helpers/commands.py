@@ -1,13 +1,13 @@
-"""Commands, each in a fork of one process that has the heavy libraries already.
+"""Run each command in a fork of one process that has loaded the heavy libraries.
 
-A command spends its first ten seconds on imports, a search as many again on those of its fork server. A fork has an
-environment, a working directory, outputs, signals and an end of its own, as a process has. What it does not show is
-what happens when libraries are imported: what they read from the environment then is that of the first process, and
-what they compute once they have computed. Prefect, whose settings are such, is not loaded there: commands that run a
-flow at a named server are forks of a second process, one for each set of Prefect's variables, that has Prefect and the
-flows too. So of every verb that works some tests run a real process.
+A command spends its first ten seconds on imports, and a search as long again on those of its fork server. Like a
+process, a fork has its own environment, working directory, outputs, signals and exit. It does not cover effects of
+imports: libraries read the environment of the first process, and their one-time computations are done. Prefect reads
+its settings on import and is not loaded there: commands that run a flow at a named server are forks of a second
+process, one per set of Prefect's variables, which has loaded Prefect and the flows too. So for every verb, some tests
+run a real process.
 
-Run as a script this module is that first process: it reads one request a line, and answers each with one line.
+Run as a script, this module is that first process: it reads one request per line, and answers each with one line.
 """
 
 import atexit
@@ -41,7 +41,8 @@ _OURS = (
     "serving.app",
 )
 """Modules of Thawline that load neither Prefect nor a device."""
-_OF_PREFECT = ("anyio", "griffe", "h2.connection", "httpx", "jsonschema", "pendulum", "pydantic_settings", "trio")
+_OF_PREFECT = ("anyio", "griffe", "h2.connection", "httpx", "jsonschema", "pydantic_settings", "trio")
+_OF_PREFECT += ("pendulum",) if sys.version_info < (3, 13) else ()
 """Libraries that Prefect loads, and that read no settings."""
 _OF_FLOWS = (
     *(f"flows.{each}" for each in ("search", "retrain", "promote")),
@@ -49,16 +50,23 @@ _OF_FLOWS = (
 )
 """Modules of Thawline that load Prefect."""
 _RUN_FLOWS = ("search", "retrain", "promote")
-"""Verbs that do."""
+"""Verbs that run flows."""
 _FILES_OF_PREFECT = (".env", "prefect.toml", "pyproject.toml")
-"""Where else Prefect finds settings: in the working directory."""
+"""Files with Prefect's settings in the working directory."""
 _OUTPUTS = ("stdout", "stderr")
 _PATIENCE = 540
-"""Seconds that a command may take."""
+"""Time limit of a command in seconds."""
+
+
+def _is_readable(stream: IO[str], seconds: float | None) -> bool:
+    """Wait until a pipe has data or is closed. ``select()`` would refuse the high descriptors of a long test run."""
+    waiting = select.poll()
+    waiting.register(stream, select.POLLIN)
+    return bool(waiting.poll(None if seconds is None else 1000 * seconds))
 
 
 class Fork:
-    """A command that runs in a fork, with what of :class:`subprocess.Popen` is used here; it leads a session."""
+    """A command in a fork, with a part of the interface of :class:`subprocess.Popen`; it leads a session."""
 
     def __init__(self, status: IO[str], stdout: IO[str] | None = None, stderr: IO[str] | None = None) -> None:
         self.stdout, self.stderr, self._status = stdout, stderr, status
@@ -66,35 +74,35 @@ class Fork:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Its exit code if it has ended, that of a signal negative."""
-        if self.returncode is None and select.select([self._status], [], [], 0)[0]:
+        """Its exit code if it has ended; negative for a signal."""
+        if self.returncode is None and _is_readable(self._status, 0):
             with self._status:
                 self.returncode = int(self._status.readline())
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Until it has ended.
+        """Wait for its end.
 
         Raises:
-            TimeoutError: if it has not after so many seconds.
+            TimeoutError: if it has not ended after this many seconds.
         """
-        if self.returncode is None and not select.select([self._status], [], [], timeout)[0]:
+        if self.returncode is None and not _is_readable(self._status, timeout):
             raise TimeoutError(f"process {self.pid} has not ended within {timeout} seconds")
         code = self.poll()
         assert code is not None
         return code
 
     def close(self) -> None:
-        """Read its outputs no more."""
+        """Stop reading its outputs."""
         for stream in filter(None, (self.stdout, self.stderr)):
             stream.close()
 
     def kill(self) -> None:
-        """It alone, by SIGKILL."""
+        """Send SIGKILL to this process only."""
         self._send(signal.SIGKILL)
 
     def terminate(self) -> None:
-        """It alone, by SIGTERM."""
+        """Send SIGTERM to this process only."""
         self._send(signal.SIGTERM)
 
     def _send(self, number: int) -> None:
@@ -110,12 +118,13 @@ class Forks:
         self._process = process
 
     def run(self, arguments: list[str], environment: Mapping[str, str], folder: Path) -> tuple[int, str, str]:
-        """Run ``thawline`` with these arguments; exit code, standard output and standard error.
+        """Run ``thawline`` with these arguments; returns exit code, standard output and standard error.
 
         Args:
-            arguments: after the command's name; ``-c`` and a program run that in place of ``thawline``, as Python does.
-            environment: all of it.
-            folder: the working directory, which is made.
+            arguments: arguments after the command's name; ``-c`` with a program runs that instead of ``thawline``, like
+                Python.
+            environment: the complete environment.
+            folder: the working directory, which is created.
 
         Raises:
             TimeoutError: if it takes minutes.
@@ -126,13 +135,13 @@ class Forks:
     def start(
         self, arguments: list[str], environment: Mapping[str, str], folder: Path, *, terminal: str | None = None
     ) -> Fork:
-        """Start ``thawline`` as :meth:`run` does, in a session of its own, and return while it runs.
+        """Start ``thawline`` as in :meth:`run`, in its own session, and return while it runs.
 
         Args:
             arguments: see :meth:`run`.
             environment: see :meth:`run`.
             folder: see :meth:`run`.
-            terminal: device that is its input, its outputs and its controlling terminal, in place of pipes.
+            terminal: device for its input, its outputs and its controlling terminal, instead of pipes.
         """
         with tempfile.TemporaryDirectory() as pipes:
             status, *ends = (_reading_end(Path(pipes) / name) for name in ("status", *(() if terminal else _OUTPUTS)))
@@ -147,7 +156,7 @@ class Forks:
         assert stdout is not None
         stdin.write(json.dumps([arguments, dict(environment), str(folder), files]) + "\n")
         stdin.flush()
-        if not select.select([stdout], [], [], _PATIENCE)[0]:
+        if not _is_readable(stdout, _PATIENCE):
             self._process.kill()
             raise TimeoutError(f"thawline {' '.join(arguments)}: not ended within {_PATIENCE} seconds")
         answer = stdout.readline()
@@ -157,7 +166,7 @@ class Forks:
 
 @contextmanager
 def forks(environment: Mapping[str, str]) -> Iterator[Forks]:
-    """Start the first process, which loads its libraries when it is asked for the first command."""
+    """Start the first process, which loads its libraries at the first command."""
     with subprocess.Popen(
         [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -167,14 +176,14 @@ def forks(environment: Mapping[str, str]) -> Iterator[Forks]:
 
 
 _with_flows: dict[frozenset[tuple[str, str]], tuple[IO[str], IO[str]]] = {}
-"""Processes that have Prefect with these variables: what is written to each is a request, what is read an answer."""
+"""Processes that have loaded Prefect with these variables, as pipes for requests and answers."""
 
 
 def _answer_requests() -> None:
-    """Until nobody asks any more, or in a fork, until its command has ended."""
+    """Serve requests until they end or, in a fork, until its command has ended."""
     from thawline import environment
 
-    environment.prepare()  # MLflow reads some of it when it is imported
+    environment.prepare()  # MLflow reads some of it on import
     _load([*_LIBRARIES, *(f"thawline.{each}" for each in _OURS), *_OF_PREFECT], _compute_once)
     assert "prefect" not in sys.modules, "a command's own environment has its settings"
     for line in sys.stdin:
@@ -193,14 +202,14 @@ def _load(names: Sequence[str], then: Callable[[], None] = lambda: None) -> None
     then()
     assert threading.active_count() == 1, "a fork would lack the others"
     gc.collect()
-    gc.freeze()  # else each fork looks through a million objects, and copies their pages, whenever it collects garbage
+    gc.freeze()  # otherwise garbage collection in each fork visits a million objects and copies their pages
 
 
 def _compute_once() -> None:
-    """Let libraries compute what they then remember, for which every search would take a second or two.
+    """Trigger one-time computations of libraries, which would take every search a second or two.
 
-    Among it are backward passes. Forks could do none if PyTorch had started a thread for a device. It looks for devices
-    at the first of all passes, and tensors without numbers are of one: so the first is one with numbers, on the CPU.
+    This includes backward passes. Forks could not run any if PyTorch had started a thread for a device. It looks for
+    devices at the first pass, and meta tensors count as one, so the first pass uses real tensors on the CPU.
     """
     import torch
     import tqdm
@@ -209,17 +218,17 @@ def _compute_once() -> None:
 
     from thawline import backbones
 
-    tqdm.tqdm.monitor_interval = 0  # else its first bar starts a thread
+    tqdm.tqdm.monitor_interval = 0  # otherwise its first bar starts a thread
     network = backbones.create("mobilenet_v3_small", num_classes=2, weights="none", image_size=32)
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "" and not torch.accelerator.is_available():
         torch.ones(1, requires_grad=True).sum().backward()
-        backbones.depth_costs(network)  # how operators behave without numbers
-    requirements_utils._init_packages_to_modules_map()  # of all packages that are installed
+        backbones.depth_costs(network)  # operators on meta tensors
+    requirements_utils._init_packages_to_modules_map()  # for all installed packages
     configure_mappers()
 
 
 def _carry_out(line: str) -> str:
-    """Run or start the command of a request; the answer."""
+    """Run or start the command of a request; returns the answer."""
     *command, files = json.loads(line)
     if files:
         _start(command, files)
@@ -230,7 +239,7 @@ def _carry_out(line: str) -> str:
 def _settings_of_flows(
     arguments: list[str], environment: dict[str, str], folder: str
 ) -> frozenset[tuple[str, str]] | None:
-    """Prefect's variables, if they are all that the command's flow has of settings and name a server."""
+    """Prefect's variables, if they are the only settings of the command's flow and include a server."""
     if arguments[0] not in _RUN_FLOWS or not environment.get("PREFECT_API_URL"):
         return None
     if any((Path(folder) / name).exists() for name in _FILES_OF_PREFECT):
@@ -239,7 +248,7 @@ def _settings_of_flows(
 
 
 def _pass_on(line: str, settings: frozenset[tuple[str, str]], environment: dict[str, str]) -> str:
-    """The answer of a process that has Prefect with these settings, which is forked if there is none yet."""
+    """The answer of a process that has loaded Prefect with these settings, forked if necessary."""
     if settings not in _with_flows:
         (theirs, asking), (answering, answer) = os.pipe(), os.pipe()
         if not os.fork():
@@ -275,14 +284,14 @@ def _answer_with_flows(requests: IO[str], answers: IO[str], environment: dict[st
 
 
 def _close_all() -> None:
-    """Ask those processes no more, which ends them unless another process may still ask."""
+    """Close the pipes of those processes, which ends them unless another process uses them."""
     for pipe in itertools.chain.from_iterable(_with_flows.values()):
         pipe.close()
     _with_flows.clear()
 
 
 def _run(command: list[Any]) -> tuple[int, str, str]:
-    """Fork a command, and wait for its end; exit code and outputs."""
+    """Fork a command, and wait for its end; returns exit code and outputs."""
     with Path(os.devnull).open() as nothing, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         child = os.fork()
         if not child:
@@ -294,11 +303,11 @@ def _run(command: list[Any]) -> tuple[int, str, str]:
 
 
 def _start(command: list[Any], files: list[str]) -> None:
-    """Fork a process that forks the command, writes its number, waits for its end, and writes how it was.
+    """Fork a process that forks the command, writes its id, waits for its end, and writes its status.
 
     Args:
         command: arguments, environment and folder.
-        files: to be opened for its input and its outputs, and for what is written of it.
+        files: files for its input and outputs, and for its id and status.
     """
     opened = [os.open(file, os.O_RDWR | os.O_NOCTTY) for file in files]
     if not os.fork():
@@ -322,15 +331,15 @@ def _start(command: list[Any], files: list[str]) -> None:
 
 
 def _reading_end(pipe: Path) -> IO[str]:
-    """Of a pipe with this name, which is made."""
+    """Create a named pipe, and open its reading end."""
     os.mkfifo(pipe)
-    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # waits for nobody to write
+    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # does not wait for a writer
     os.set_blocking(end, True)
     return os.fdopen(end)
 
 
 def _become(arguments: list[str], environment: dict[str, str], folder: str, standard: list[int]) -> NoReturn:
-    """Make a fork look like the process of a command whose input and outputs are these files, and run it."""
+    """Turn a fork into the process of a command with these files as input and outputs, and run it."""
     _close_all()
     os.environ.clear()
     os.environ.update(environment)
@@ -338,7 +347,7 @@ def _become(arguments: list[str], environment: dict[str, str], folder: str, stan
     sys.argv = ["thawline", *arguments]
     for number, file in enumerate(standard):
         os.dup2(file, number)
-    # Those of the first process remember what kind of file they had.
+    # Those of the first process cache the type of their file.
     sys.stdin, sys.stdout, sys.stderr = (
         os.fdopen(number, "w" if number else "r", closefd=False) for number in range(3)
     )
@@ -346,7 +355,7 @@ def _become(arguments: list[str], environment: dict[str, str], folder: str, stan
     multiprocessing.util.spawnv_passfds = _fork_the_fork_server
     if arguments[0] == "-c":
         del sys.argv[0], sys.argv[1]
-        atexit.register(gc.unfreeze)  # at its end, some libraries print what of theirs is left
+        atexit.register(gc.unfreeze)  # at exit, some libraries print their remaining objects
         exec(arguments[1], {"__name__": "__main__"})  # noqa: S102  a test's program
     else:
         from thawline.__main__ import main
@@ -359,13 +368,13 @@ _spawn = multiprocessing.util.spawnv_passfds
 
 
 def _fork_the_fork_server(path: bytes, arguments: Sequence[str], kept: Sequence[int]) -> int:
-    """How ``multiprocessing`` starts its servers; that of forks is a fork itself, which has its libraries already."""
+    """Replaces how ``multiprocessing`` starts its servers: a fork's server is a fork too, with loaded libraries."""
     code = arguments[-1]
     others = {thread.name for thread in threading.enumerate()} - {"MainThread", "stopping"}
     if "multiprocessing.forkserver" not in code or others:
         return _spawn(path, arguments, kept)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the other thread waits for signals, and holds no lock
+        warnings.simplefilter("ignore", DeprecationWarning)  # the other thread waits for signals without a lock
         child = os.fork()
     if child:
         return child

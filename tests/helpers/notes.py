@@ -1,4 +1,4 @@
-"""A small network whose answers are known: it tells advertisements from notes among friends."""
+"""A small network with known predictions: advertisements versus notes between friends."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ ARCHITECTURE = {
 
 
 def _tokenizer() -> str:
-    """Whole words, and the special tokens that BERT puts around them; unknown words are [UNK]."""
+    """A word-level tokenizer with BERT's special tokens; unknown words are [UNK]."""
     words = sorted({word for text in (*FRIENDLY, *ADVERTISEMENTS) for word in text.split()})
     vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))  # noqa: S106
@@ -47,7 +47,7 @@ PREPROCESSING = TextPreprocessing(_tokenizer(), max_length=10)
 
 
 def tokens_of(text: str) -> torch.Tensor:
-    """Tokens of one text by the library alone, int64 ``[1, T]``, cut at ten."""
+    """Tokens of one text from the library itself, int64 ``[1, T]``, truncated to ten."""
     tokenizer = Tokenizer.from_str(PREPROCESSING.tokenizer)
     tokenizer.enable_truncation(PREPROCESSING.max_length)
     return torch.tensor([tokenizer.encode(text).ids])

@@ -15,11 +15,11 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True)
 class Bucket:
-    """An empty bucket of its own for a test."""
+    """An empty bucket for a test."""
 
     name: str
     environment: dict[str, str]
-    """What a process needs to reach it: address and credentials."""
+    """Environment variables for access: address and credentials."""
     client: Any = field(repr=False)
 
     @property
@@ -40,10 +40,10 @@ class Bucket:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """Address of the server, which lives as long as the tests."""
+    """Address of the server, which runs during all tests."""
     from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for every request
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # otherwise logs every request
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -53,7 +53,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """An empty bucket; this process's environment leads to it, and nowhere else."""
+    """An empty bucket, to which this process's environment points exclusively."""
     import boto3
 
     environment = {

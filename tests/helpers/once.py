@@ -1,4 +1,4 @@
-"""What is expensive to make and only read afterwards: made by one worker, for all workers of a run of the suite."""
+"""Expensive read-only data, created by one worker for all workers of a test run."""
 
 import os
 import shutil
@@ -12,17 +12,17 @@ __all__ = ["made_once"]
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that the first worker to ask for it fills, while the others wait; nobody may change it afterwards.
+    """A folder that the first worker to request it fills while the others wait. It must not be changed afterwards.
 
     Args:
-        factory: of the session.
-        name: of the folder.
-        make: fills the empty folder that it is given, which is moved to another place then: it must hold no paths to
-            itself. Whatever it raises, the next one to ask tries again.
+        factory: the session's factory.
+        name: name of the folder.
+        make: fills the given empty folder, which is moved afterwards, so it must not contain paths to itself. After an
+            exception, the next request tries again.
     """
     root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # of all workers; without workers it would outlive the session
+        root = root.parent  # shared by all workers; without workers it would outlive the session
     folder = root / f"once-{name}"
     with FileLock(root / f"once-{name}.lock"):
         if not folder.exists():

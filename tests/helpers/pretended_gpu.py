@@ -1,19 +1,18 @@
-"""A GPU that is not there: CPU tensors that pretend to be on ``cuda:0``.
+"""A simulated GPU: CPU tensors that pretend to be on ``cuda:0``.
 
-Two modes of PyTorch see every call (``TorchFunctionMode``) and every operation (``TorchDispatchMode``). They note which
-storages are "on the device", and
+Two PyTorch modes intercept every call (``TorchFunctionMode``) and every operation (``TorchDispatchMode``). They track
+which storages are "on the device", and
 
-* refuse operations on tensors of both places, as CUDA does, save for zero-dimensional tensors of the host;
-* answer ``tensor.device`` and its like, so that code takes the ways that it takes on a GPU;
-* let a copy to the host that is not blocking hold nonsense until an event after it, or anything later, is waited for;
-* note each time that the host would wait for the device, with the line of Thawline that made it wait.
+* refuse operations on tensors of different devices, like CUDA, except for zero-dimensional host tensors;
+* answer ``tensor.device`` and similar, so that code takes the same branches as on a GPU;
+* fill a non-blocking copy to the host with garbage until a sync with a later event;
+* record each host sync with the line of Thawline that caused it.
 
-What waits: a value on the host (``.item()``, ``float(…)``, ``.tolist()``), a number of places (``nonzero``, a boolean
-mask as an index), and a blocking copy: one that is not ``non_blocking``, or from memory that is not pinned. Waiting for
-an event is not counted: it is what code does that has given the device more to compute meanwhile.
+Syncs are caused by values on the host (``.item()``, ``float(…)``, ``.tolist()``), data-dependent sizes (``nonzero``, a
+boolean mask as an index), and blocking copies: without ``non_blocking``, or from unpinned memory. Waiting for an event
+is not counted, as code does that after giving the device more work.
 
-It computes real numbers, in the CPU's kernels. It says nothing of time, of memory, or of what CUDA's kernels wait for
-by themselves.
+It computes real values with CPU kernels. It does not model time, memory, or syncs within CUDA's kernels.
 """
 
 import sys
@@ -44,15 +43,15 @@ DEVICE = torch.device("cuda", 0)
 _HOST = torch.device("cpu")
 _OURS = str(Path(thawline.__file__).parent)
 _NOT_ARRIVED = 113
-"""What a copy holds that was not waited for."""
+"""Content of a copy before a sync."""
 _COUNTING = ("nonzero", "masked_select", "_unique2", "unique_dim", "bincount", "equal", "is_nonzero")
-"""Operations whose result, or its size, the host must know."""
+"""Operations whose result, or its size, is needed on the host."""
 _COPIES = ("copy_", "_to_copy", "set_")
 _INDEXING = ("index", "index_put", "index_put_")
 
 
 class _Marks:
-    """Storages that have a mark. Weak references keep their addresses from being given to others."""
+    """Marked storages. Weak references detect reuse of their addresses."""
 
     def __init__(self) -> None:
         self._marked: dict[int, StorageWeakRef] = {}
@@ -70,24 +69,24 @@ class _Marks:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Without the wrappers of ``vmap``."""
+    """Remove the wrappers of ``vmap``."""
     while is_functorch_wrapped_tensor(tensor):
         tensor = get_unwrapped(tensor)
     return tensor
 
 
 class PretendedGpu:
-    """What lies on the device, and what was waited for."""
+    """The state of the simulated device, and counts of syncs."""
 
     runtime = Runtime(DEVICE, None, channels_last=True)
 
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()
-        """How often the host waited, by kind and line of Thawline."""
+        """Number of host syncs, by kind and line of Thawline."""
         self.behind: Counter[str] = Counter()
-        """The same in other threads than the first one."""
+        """The same in threads other than the first."""
         self.arriving: list[tuple[Tensor, Tensor]] = []
-        """Copies to the host that nobody has waited for yet, and what they will hold."""
+        """Copies to the host without a sync yet, and their final content."""
         self._marked, self._pinned = _Marks(), _Marks()
         self._calls = threading.local()
 
@@ -101,12 +100,12 @@ class PretendedGpu:
 
     @contextmanager
     def modes(self) -> Iterator[None]:
-        """See every operation of this thread."""
+        """Intercept every operation of this thread."""
         with _Calls(self), _Operations(self):
             yield
 
     def counted(self, run: Callable[[], object]) -> "Counter[str]":
-        """What a call waits for, in this thread."""
+        """Count the syncs of a call in this thread."""
         self.waits.clear()
         with self.modes():
             run()
@@ -115,7 +114,7 @@ class PretendedGpu:
     # ------------------------------------------------------------------------------------------------------ calls
 
     def called(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One call of PyTorch."""
+        """Handle one PyTorch call."""
         if func in _ANSWERS and self.holds(args[0]):
             return _ANSWERS[func]
         name = getattr(func, "__name__", "")
@@ -128,7 +127,7 @@ class PretendedGpu:
         on_device = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor) and self.holds(each)]
         if on_device and name in ("numpy", "__array__"):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
-        if on_device and name == "tolist" and args[0].ndim:  # of a single number PyTorch asks by itself
+        if on_device and name == "tolist" and args[0].ndim:  # for a single value PyTorch calls item() itself
             self.waited("values on the host")
         if name in ("__getitem__", "__setitem__") and self.holds(args[0]):
             self._indexed(args[1])
@@ -170,7 +169,7 @@ class PretendedGpu:
         return moved
 
     def _copied(self, source: Tensor, moved: Tensor, *, is_there: bool, non_blocking: bool) -> None:
-        """Copied between host and device: a new tensor."""
+        """Copy a tensor between host and device."""
         if is_there:
             self._marked.add(moved)
             if not (non_blocking and source in self._pinned):
@@ -178,7 +177,7 @@ class PretendedGpu:
             return
         self._marked.remove(moved)
         self.left(source)
-        if non_blocking:  # PyTorch takes pinned memory for it
+        if non_blocking:  # PyTorch uses pinned memory for it
             self._pinned.add(moved)
             self.arriving.append((moved, moved.clone()))
             moved.fill_(_NOT_ARRIVED)
@@ -186,17 +185,17 @@ class PretendedGpu:
             self.waited("copy to the host")
 
     def arrived(self, copies: list[tuple[Tensor, Tensor]]) -> None:
-        """Somebody waited for these copies to the host: now they hold what was copied."""
+        """Complete these copies to the host after a sync."""
         with torch.inference_mode():
             for moved, content in copies:
                 moved.copy_(content)
         self.arriving = [each for each in self.arriving if not any(each is copy for copy in copies)]
 
     def left(self, tensor: Tensor) -> None:
-        """A tensor was copied to the host, waited for or not; for tests to replace."""
+        """Called when a tensor is copied to the host, with or without a sync; tests may replace it."""
 
     def _indexed(self, index: Any) -> None:
-        """A tensor on the device is indexed by lists or by tensors of the host: they are sent first."""
+        """Count the transfer of lists or host tensors that index a tensor on the device."""
         parts = index if isinstance(index, tuple) else (index,)
         if any(
             isinstance(part, list | np.ndarray) or (isinstance(part, Tensor) and part.ndim and not self.holds(part))
@@ -207,7 +206,7 @@ class PretendedGpu:
     # ------------------------------------------------------------------------------------------------- operations
 
     def operated(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """One operation of PyTorch's core, of the forward or the backward pass."""
+        """Handle one core operation of the forward or backward pass."""
         name = func.overloadpacket.__name__
         given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         there = [tensor for tensor in given if self.holds(tensor)]
@@ -234,12 +233,12 @@ class PretendedGpu:
         return made
 
     def _may_mix(self, name: str, args: tuple[Any, ...]) -> bool:
-        """Copies are between places, and what is on the device can be indexed from the host (which was counted)."""
+        """Whether devices may differ: in copies, and in indexing from the host (already counted)."""
         return name in _COPIES or (name in _INDEXING and self.holds(args[0]))
 
     def _by_mask(self, name: str, args: tuple[Any, ...]) -> bool:
         masked = any(isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1])
-        # A number that is written to a mask's places needs no count of them.
+        # Writing a number at a mask's positions does not need their count.
         return masked and not (name != "index" and args[2].ndim == 0 and not self.holds(args[2]))
 
     def _copied_over(self, target: Tensor, source: Tensor, *, non_blocking: bool | None) -> None:
@@ -250,14 +249,14 @@ class PretendedGpu:
     # -------------------------------------------------------------------------------------------------------- notes
 
     def waited(self, kind: str) -> None:
-        """Note that the host waits."""
+        """Record a host sync."""
         counter = self.waits if threading.current_thread() is threading.main_thread() else self.behind
         counter[f"{kind} at {_line()}"] += 1
         self.arrived(self.arriving)
 
     @contextmanager
     def _making(self, there: bool) -> Iterator[None]:
-        """Where operations without a tensor make one: where the tensors of the call are that they are part of."""
+        """Set the device of tensors created within a call: that of the call's tensors."""
         before, self._calls.there = getattr(self._calls, "there", False), there
         try:
             yield
@@ -271,7 +270,7 @@ _ANSWERS: dict[Any, Any] = {
     Tensor.is_cpu.__get__: False,  # type: ignore[attr-defined]
     Tensor.get_device: 0,
 }
-"""What a tensor on the device says of itself."""
+"""Attributes of a tensor on the device."""
 
 
 class _Calls(TorchFunctionMode):
@@ -293,7 +292,7 @@ class _Operations(TorchDispatchMode):
 
 
 def _line() -> str:
-    """The innermost line of Thawline, else of the test."""
+    """The innermost line of Thawline, or else of the test."""
     frame: Any = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
@@ -304,28 +303,28 @@ def _line() -> str:
 
 
 class _Event:
-    """Of CUDA's interface what is used."""
+    """The used part of CUDA's event interface."""
 
     def __init__(self, gpu: PretendedGpu) -> None:
         self._gpu = gpu
         self._before: list[tuple[Tensor, Tensor]] = []
 
     def record(self, stream: Any = None) -> None:
-        """What was copied before can be waited for."""
+        """Record the copies so far."""
         self._before = list(self._gpu.arriving)
 
     def synchronize(self) -> None:
-        """Not counted, see above."""
+        """Complete these copies; not counted, see above."""
         self._gpu.arrived(self._before)
 
 
 @contextmanager
 def pretended(patch: pytest.MonkeyPatch, *, free: int = 10**9) -> Iterator[PretendedGpu]:
-    """The device, of so many free bytes; threads that start meanwhile see it as well.
+    """Simulate the device with this many free bytes, also for threads that start within the block.
 
     Args:
-        patch: of the test; gives ``torch.cuda`` what the code asks it for.
-        free: bytes.
+        patch: the test's monkeypatch, for replacing parts of ``torch.cuda``.
+        free: number of free bytes.
     """
     gpu = PretendedGpu()
     run, autocast, generators = threading.Thread.run, torch.autocast, torch.get_rng_state
@@ -336,7 +335,7 @@ def pretended(patch: pytest.MonkeyPatch, *, free: int = 10**9) -> Iterator[Prete
             run(thread)
 
     def grouped(lists: Any, with_indices: bool = False) -> Any:
-        """By the places that tensors pretend to have; foreach optimizers and clipping ask C++ for them."""
+        """Group tensors by simulated device; foreach optimizers and clipping use C++ for this."""
         return {
             (found[0][0].device, kind): (found, at) for (_, kind), (found, at) in group(lists, with_indices).items()
         }

@@ -1,4 +1,4 @@
-"""The programs in tools/, which are no package."""
+"""The programs in tools/, which is not a package."""
 
 import importlib.util
 from pathlib import Path
@@ -10,7 +10,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
 
 
 def load_tool(name: str) -> ModuleType:
-    """One of them as a module, by the name of its file."""
+    """Load one of them as a module by its file name."""
     spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""A packaged model as MLflow's own tools load it."""
+"""Load a packaged model like MLflow's own tools."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ __all__ = ["load_pyfunc"]
 
 
 def load_pyfunc(folder: str | Path) -> Any:
-    """An MLflow model from its folder, whose code is run; no bytecode is left in the folder."""
+    """Load an MLflow model from its folder, running its code, without leaving bytecode there."""
     import mlflow.pyfunc
 
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True

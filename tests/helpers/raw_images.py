@@ -1,4 +1,4 @@
-"""Image files written byte by byte: a test knows every pixel by construction, not from the reader that it tests."""
+"""Write image files byte by byte, so that every pixel is known without the tested reader."""
 
 import io
 import struct
@@ -15,7 +15,7 @@ _FORMATS = {3: "H", 4: "I"}
 
 
 def packed(pixels: Pixels, bits: int, order: str) -> bytes:
-    """Rows of samples of ``bits`` bits, each row from a whole byte on."""
+    """Rows of samples of ``bits`` bits, each row starting at a byte."""
     if bits % 8 == 0:
         return np.ascontiguousarray(pixels.astype(pixels.dtype.newbyteorder(order))).tobytes()
     rows = np.asarray(pixels).reshape(len(pixels), -1)
@@ -36,7 +36,7 @@ def tiff(
     extra: int | None = None,
     colours: Pixels | None = None,
 ) -> bytes:
-    """A TIFF of ``[H, W]`` or ``[H, W, C]``; ``bits`` where they are less than those of the array's type."""
+    """A TIFF of ``[H, W]`` or ``[H, W, C]``; ``bits`` if fewer than in the array's type."""
     height, width = pixels.shape[:2]
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     planes = [pixels[..., c] for c in range(channels)] if planar == 2 else [pixels]
@@ -78,13 +78,13 @@ def tiff(
 
 
 def png_part(name: bytes, content: bytes, *, checksum: int | None = None) -> bytes:
-    """A chunk; with a wrong ``checksum`` where one is given."""
+    """A chunk, optionally with a wrong ``checksum``."""
     right = zlib.crc32(name + content)
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", right if checksum is None else checksum)
 
 
 def png(pixels: Pixels, colour_type: int, bits: int, *parts: bytes) -> bytes:
-    """A PNG of ``[H, W]`` or ``[H, W, C]`` with more chunks between its header and its pixels."""
+    """A PNG of ``[H, W]`` or ``[H, W, C]`` with additional chunks between header and pixels."""
     height, width = pixels.shape[:2]
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
     typed = pixels.astype(np.uint16 if bits == 16 else np.uint8)
@@ -112,16 +112,16 @@ def pnm(pixels: Pixels, maximum: int, *, plain: bool = False) -> bytes:
 
 
 def pfm(pixels: Pixels, order: str) -> bytes:
-    """A grey PFM of ``[H, W]``, whose rows go upwards."""
+    """A grey PFM of ``[H, W]``, with rows from bottom to top."""
     height, width = pixels.shape
     scale = b"-1.0" if order == "<" else b"1.0"
     return b"Pf\n%d %d\n%s\n" % (width, height, scale) + pixels[::-1].astype(f"{order}f4").tobytes()
 
 
 def jpeg2000(value: int, channels: int) -> bytes:
-    """A code stream of 16 x 16 pixels in which all 16-bit channels have one value.
+    """A code stream of 16 x 16 pixels with the same value in all 16-bit channels.
 
-    Pillow writes such a stream for one channel without wavelets: its one packet is repeated for each further channel.
+    Pillow writes such a stream for one channel without wavelets; its single packet is repeated for further channels.
     """
     buffer = io.BytesIO()
     grey = Image.fromarray(np.full((16, 16), value, np.uint16))

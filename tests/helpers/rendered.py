@@ -1,4 +1,4 @@
-"""What a person reads of a table that is printed on a terminal."""
+"""Render a table as on a terminal."""
 
 import io
 
@@ -8,7 +8,7 @@ __all__ = ["rendered"]
 
 
 def rendered(shown: RenderableType, width: int = 100) -> str:
-    """Its text without colours, on a terminal of so many columns."""
+    """Its text without colours, on a terminal with this many columns."""
     file = io.StringIO()
     Console(file=file, width=width, color_system=None, legacy_windows=False).print(shown)
     return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())

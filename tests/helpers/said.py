@@ -1,4 +1,4 @@
-"""What a process says, waited for no longer than is said."""
+"""Wait for output of a process, with a time limit."""
 
 import re
 import threading
@@ -11,7 +11,7 @@ __all__ = ["Said"]
 
 
 class Said:
-    """The lines of a process's output, which a thread reads from now on: a full pipe would stop the process."""
+    """The lines of a process's output, read by a thread, because a full pipe would block the process."""
 
     def __init__(self, stream: IO[str] | None) -> None:
         assert stream is not None
@@ -24,25 +24,25 @@ class Said:
 
     @property
     def text(self) -> str:
-        """All that was said until now."""
+        """The output so far."""
         with self._changed:
             return "".join(self.lines)
 
     def wait_for(self, pattern: str, seconds: float = 300) -> re.Match[str]:
-        """The first line that has it.
+        """Wait for the first line that matches.
 
         Raises:
-            AssertionError: with all that was said, if the output ends without it or the time is over.
+            AssertionError: with all output, if it ends without a match or the time is up.
         """
         found = self._wait(lambda: next(filter(None, (re.search(pattern, line) for line in self.lines)), None), seconds)
-        assert found, f"{pattern!r} was not said:\n{self.text}"
+        assert found, f"{pattern!r} did not appear:\n{self.text}"
         return found
 
     def all(self, seconds: float = 300) -> str:
-        """Everything, once the output has ended.
+        """Wait for the end of the output, and return all of it.
 
         Raises:
-            AssertionError: with all that was said, if the time is over.
+            AssertionError: with all output, if the time is up.
         """
         self._reader.join(seconds)
         assert self._ended, f"still open after {seconds} seconds:\n{self.text}"

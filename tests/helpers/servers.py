@@ -1,4 +1,4 @@
-"""`thawline serve`, and Prefect's server and worker, as processes of their own."""
+"""`thawline serve`, and the servers and workers of Prefect and MLflow, as processes."""
 
 import json
 import os
@@ -34,21 +34,21 @@ __all__ = [
 ]
 
 PREFECT, MLFLOW = (str(Path(sys.executable).with_name(name)) for name in ("prefect", "mlflow"))
-"""Their own commands."""
+"""The commands of Prefect and MLflow."""
 
 ASKS_OFTEN = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
-"""Variables of Prefect's worker, and of a process that serves a deployment, to ask for work more often than every ten
+"""Variables with which Prefect's worker, and a process that serves a deployment, poll more often than every ten
 seconds."""
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's, without what points to a home, a store or a server."""
+    """This process's environment, without variables of a home, a store or a server."""
     ours = ("PREFECT_", "MLFLOW_", "THAWLINE_")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
 def free_port() -> int:
-    """A port that nobody uses now."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -56,7 +56,7 @@ def free_port() -> int:
 
 @contextmanager
 def server(model: str, environment: dict[str, str]) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
-    """`thawline serve` on a free port, up and answering."""
+    """`thawline serve` on a free port, ready for requests."""
     command = [sys.executable, "-m", "thawline", "serve", model, "--port", "0"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         said = Said(process.stderr)
@@ -68,7 +68,7 @@ def server(model: str, environment: dict[str, str]) -> Iterator[tuple[int, "subp
 
 @contextmanager
 def forked_server(model: str, environment: dict[str, str], first: Forks, folder: Path) -> Iterator[int]:
-    """The same in a fork of a process that has the libraries already, with this working directory; gives the port."""
+    """The same in a fork of a process with loaded libraries, with this working directory; yields the port."""
     process = first.start(["serve", model, "--port", "0"], environment, folder)
     try:
         yield _port_in(Said(process.stderr))
@@ -79,14 +79,14 @@ def forked_server(model: str, environment: dict[str, str], first: Forks, folder:
 
 
 def _port_in(said: Said) -> int:
-    return int(said.wait_for(r"http://127\.0\.0\.1:(\d+) answers")[1])
+    return int(said.wait_for(r"http://127\.0\.0\.1:(\d+) is ready")[1])
 
 
 @contextmanager
 def prefect_server(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, str]]:
-    """`prefect server start` on a free port, up and answering; gives the environment of its clients.
+    """`prefect server start` on a free port, ready for requests; yields the environment of its clients.
 
-    Its database lies in the folder, and who holds its concurrency limits too, as with a server that is to run for long.
+    Its database and its concurrency leases are in the folder, as for a permanent server.
     """
     port = free_port()
     prefect_database(folder, home=folder)
@@ -110,12 +110,12 @@ def prefect_server(folder: Path, environment: dict[str, str]) -> Iterator[dict[s
 
 @contextmanager
 def mlflow_server(folder: Path, *options: str, variables: Mapping[str, str] | None = None) -> Iterator[int]:
-    """`mlflow server` on a free port, up and answering; gives the port. Runs and artifacts lie in the folder.
+    """`mlflow server` on a free port, ready for requests; yields the port. Runs and artifacts are in the folder.
 
     Args:
-        folder: for what it stores.
-        options: further ones of the command.
-        variables: further ones of its environment.
+        folder: folder for its data.
+        options: additional options of the command.
+        variables: additional environment variables.
     """
     port = free_port()
     keep = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
@@ -131,16 +131,16 @@ def mlflow_server(folder: Path, *options: str, variables: Mapping[str, str] | No
 
 @contextmanager
 def prefect_worker(pool: str, environment: dict[str, str], log: Path) -> Iterator[None]:
-    """`prefect worker start`, working in an empty folder of its own."""
+    """`prefect worker start` in its own empty folder."""
     with _process_group([PREFECT, "worker", "start", "--pool", pool], environment, log):
         yield
 
 
 def ask_prefect(client: dict[str, str], path: str, body: object = None) -> Any:
-    """The answer of Prefect's REST API: to a POST if there is a body, else to a GET.
+    """The response of Prefect's REST API to a POST with a body, or else to a GET.
 
-    A server whose SQLite file is locked for longer than its patience answers 503, or 500 where it did not expect that,
-    and has done nothing; Prefect's own client asks again then, and so does this.
+    A server whose SQLite file is locked for too long responds with 503, or with 500 if it did not expect that, without
+    doing anything. Like Prefect's own client, this function retries.
     """
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"{client['PREFECT_API_URL']}/{path}", data)
@@ -153,12 +153,12 @@ def ask_prefect(client: dict[str, str], path: str, body: object = None) -> Any:
         except urllib.error.HTTPError as error:
             if error.code not in (500, 503) or time.monotonic() > deadline:
                 raise
-            time.sleep(1)  # nothing tells when it has time again
+            time.sleep(1)  # nothing signals when it is ready again
 
 
 @contextmanager
 def _process_group(command: list[str], environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that is ended with all that it started."""
+    """A process that is ended together with its children."""
     folder = log.with_suffix(".d")
     folder.mkdir()
     with (
@@ -178,10 +178,10 @@ def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path)
         assert process.poll() is None, log.read_text()
         with suppress(OSError), urllib.request.urlopen(url, timeout=60):
             return
-        time.sleep(0.2)  # it says nothing when it begins to answer
+        time.sleep(0.2)  # nothing signals when it is ready
 
 
 def memory_of(pid: int | None) -> int:
-    """Bytes of a process (``None``: this one) that lie in memory."""
+    """Resident bytes of a process (``None``: this one)."""
     status = Path(f"/proc/{pid or 'self'}/status").read_text(encoding="ascii")
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))

@@ -1,4 +1,4 @@
-"""Trials whose frozen layers were computed before."""
+"""Trials with stored activations."""
 
 import dataclasses
 
@@ -8,8 +8,7 @@ from thawline.training import runtime_for
 
 
 def with_activations(spec: TrialSpec, depths: dict[int, float] | None = None) -> TrialSpec:
-    """A trial of ``mobilenet_v3_small`` with its frozen activations in the store, or those of
-    a range of freeze depths."""
+    """A trial of ``mobilenet_v3_small`` with stored activations of its freeze depth, or of a range of freeze depths."""
     backbone = build_backbone(spec.config, spec.hyperparameters.backbone, len(spec.classes))
     runtime = runtime_for(spec.config.train)
     measured = Profile(

@@ -1,4 +1,4 @@
-"""Commands in a terminal of their own, as a person runs them: what they show, and the keys that are pressed."""
+"""Run commands in a pseudo-terminal, read their screen, and press keys."""
 
 import fcntl
 import os
@@ -19,17 +19,17 @@ from commands import Fork, Forks
 __all__ = ["Terminal", "terminal"]
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
-"""Colours and movements of the cursor."""
+"""Colours and cursor movements."""
 
 
 class Terminal:
-    """A process whose controlling terminal is a pseudo-terminal that this process reads.
+    """A process whose controlling terminal is a pseudo-terminal read by this process.
 
     Args:
-        command: what is run; if there are ``forks``, the arguments of ``thawline``.
-        env: its environment.
-        cwd: its working directory.
-        forks: what it is forked from.
+        command: command to run; with ``forks``, the arguments of ``thawline``.
+        env: environment of the command.
+        cwd: working directory of the command.
+        forks: process to fork from.
     """
 
     def __init__(self, command: list[str], *, env: dict[str, str], cwd: Path, forks: Forks | None = None) -> None:
@@ -56,26 +56,26 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """All that was shown so far, without colours."""
+        """The output so far, without colours."""
         with self._changed:
             return _CONTROL.sub("", self._shown)
 
     def says(self, text: str, seconds: float = 300) -> bool:
-        """Wait until it shows this; False if it ended before."""
+        """Wait until the output contains this; False if the command ended before."""
         with self._changed:
             assert self._changed.wait_for(lambda: text in self._shown or self._closed, seconds), self._shown
             return text in self._shown
 
     def press_ctrl_c(self) -> None:
-        """What the terminal makes of the keys goes to the whole foreground process group."""
+        """Press Ctrl-C, which the terminal sends to the whole foreground process group."""
         os.write(self._master, b"\x03")
 
     def signal_group(self, number: int) -> None:
-        """As systemd and Slurm do."""
+        """Signal the process group, like systemd and Slurm."""
         os.killpg(self.process.pid, number)
 
     def family(self) -> list[psutil.Process]:
-        """The processes of its session, which a managed server has left."""
+        """The processes of its session, without a managed server, which has left it."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
@@ -84,13 +84,13 @@ class Terminal:
         return found
 
     def end(self, seconds: float) -> int:
-        """Wait for its end; its exit code."""
+        """Wait for its end; returns the exit code."""
         code = self.process.wait(seconds)
         self._reader.join(10)
         return code
 
     def close(self) -> None:
-        """End what is left of it."""
+        """End remaining processes."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(30)
@@ -101,7 +101,7 @@ class Terminal:
         while True:
             try:
                 chunk = os.read(self._master, 65536)
-            except OSError:  # the last process that had it open is gone
+            except OSError:  # the last process has closed it
                 chunk = b""
             with self._changed:
                 self._shown += chunk.decode(errors="replace")
@@ -113,7 +113,7 @@ class Terminal:
 
 @contextmanager
 def terminal(*arguments: str | Path, env: dict[str, str], cwd: Path, forks: Forks | None = None) -> Iterator[Terminal]:
-    """``thawline`` with arguments in a terminal, ended with the block; a process of its own without ``forks``."""
+    """``thawline`` with arguments in a terminal, ended with the block; a separate process without ``forks``."""
     thawline = [] if forks else [sys.executable, "-m", "thawline"]
     opened = Terminal([*thawline, *map(str, arguments)], env=env, cwd=cwd, forks=forks)
     try:

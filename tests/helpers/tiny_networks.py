@@ -1,4 +1,4 @@
-"""Tiny HuggingFace networks with random weights, made in a moment and without a hub."""
+"""Tiny Hugging Face networks with random weights, created fast and without a hub."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["FURTHER", "IMAGES", "SIDE", "TEXTS", "TINY", "VOCABULARY", "write_tiny"]
 
 SIDE = 32
-"""Pixels of the images that the tiny networks take."""
+"""Side of the tiny networks' images in pixels."""
 
 VOCABULARY = (
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
@@ -17,7 +17,7 @@ VOCABULARY = (
     *("home", "tonight", "mum", "is", "late", "for", "dinner", "text", "stop", "reply", "love", "meet", "work"),
     *map(str, range(10)),
 )
-"""Words that the tiny tokenizer knows, the first five special."""
+"""The tiny tokenizer's vocabulary, starting with five special tokens."""
 
 _BLOCKS = 3
 _ENCODER: dict[str, Any] = {
@@ -78,7 +78,7 @@ TEXTS: dict[str, dict[str, Any]] = {
     "roberta": _ENCODER,
     "xlm-roberta": _ENCODER,
 }
-"""Encoders of texts: what their configurations say besides the model type."""
+"""Text encoders: their configurations besides the model type."""
 
 IMAGES: dict[str, dict[str, Any]] = {
     "beit": _VISION | {"use_shared_relative_position_bias": True, "use_mask_token": True},
@@ -133,7 +133,7 @@ IMAGES: dict[str, dict[str, Any]] = {
     "swinv2": _SWIN,
     "vit": _VISION,
 }
-"""Classifiers of images."""
+"""Image classifiers."""
 
 FURTHER: dict[str, dict[str, Any]] = {
     "big_bird": _ENCODER | {"attention_type": "original_full"},
@@ -194,17 +194,17 @@ FURTHER: dict[str, dict[str, Any]] = {
     "textnet": {"image_size": SIDE},
     "vit_msn": _VISION,
 }
-"""Encoders and classifiers that fewer people use."""
+"""Less common encoders and classifiers."""
 
 
 def write_tiny(kind: str, folder: Path, *, weights: bool = True, **settings: Any) -> Path:
-    """Write the tiny network of a model type into a folder, as transformers saves one, and return the folder.
+    """Write the tiny network of a model type to a folder in transformers' format, and return the folder.
 
     Args:
         kind: a key of :data:`TEXTS`, :data:`IMAGES` or :data:`FURTHER`.
-        folder: made if it does not exist.
-        weights: without them there is the configuration, and the tokenizer or the preprocessing.
-        settings: of the configuration, besides those in the table.
+        folder: created if it does not exist.
+        weights: whether to write weights besides the configuration and the tokenizer or preprocessing.
+        settings: additional settings of the configuration.
     """
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
@@ -223,7 +223,7 @@ def write_tiny(kind: str, folder: Path, *, weights: bool = True, **settings: Any
     if not weights:
         config.save_pretrained(folder)
         return folder
-    if kind in ("deit", "levit"):  # two classes each, of which the configuration must name one
+    if kind in ("deit", "levit"):  # they have two classes each, one of which the configuration must name
         config.architectures = [{"deit": "DeiT", "levit": "Levit"}[kind] + "ForImageClassification"]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(1)
@@ -262,4 +262,4 @@ def _write_preprocessing(folder: Path, side: int) -> None:
 
 
 TINY: dict[str, Callable[[Path], Path]] = {kind: partial(write_tiny, kind) for kind in (*TEXTS, *IMAGES)}
-"""Model types, and what writes a tiny network of each into a folder and returns that."""
+"""A function for each model type that writes a tiny network to a folder and returns it."""

@@ -1,4 +1,4 @@
-"""timm's networks with fewer and narrower blocks of the same classes, for families whose smallest one takes seconds."""
+"""timm's networks with fewer and narrower blocks of the same types, for families whose smallest one takes seconds."""
 
 import dataclasses
 import importlib
@@ -11,7 +11,7 @@ from unittest import mock
 __all__ = ["TINY", "tiny"]
 
 _FOUR = (1, 1, 2, 1)
-"""Blocks of four stages, of which one has more than one."""
+"""Blocks of four stages, one of which has more than one."""
 _WIDTHS = (16, 24, 32, 48)
 _HEADS = (3, 6, 12, 24)
 _SWIN: dict[str, Any] = {"embed_dim": 12, "depths": _FOUR}
@@ -64,15 +64,15 @@ TINY: dict[str, dict[str, Any]] = {
     "vit_tiny_patch16_dinov3_qkvb": {"embed_dim": 48, "depth": 3},
     "xcit_nano_12_p8_224": {"embed_dim": 32, "depth": 3},
 }
-"""By timm's name, what is smaller. The rest, such as what kind of attention there is, stays as it is."""
+"""Smaller settings by timm's name. Other settings, such as the kind of attention, are unchanged."""
 
 
 @contextmanager
 def tiny(name: str) -> Iterator[None]:
-    """Until the block ends, timm builds the tiny network under a name of :data:`TINY`, and any other as ever.
+    """Within the block, timm builds the tiny network for a name in :data:`TINY`, and any other as usual.
 
     Args:
-        name: as Thawline has it, such as ``timm/convit_tiny``, or one of another library.
+        name: Thawline's name, such as ``timm/convit_tiny``, or one of another library.
     """
     bare = name.removeprefix("timm/")
     if not name.startswith("timm/") or bare not in TINY:
@@ -89,19 +89,19 @@ def tiny(name: str) -> Iterator[None]:
 
 @cache
 def _cut() -> Any:
-    """What cuts tiny networks: each once, and apart from those that were cut whole under the same names."""
+    """A cached cut of tiny networks, separate from that of full networks with the same names."""
     from thawline.backbones import _timm
 
     return lru_cache(maxsize=None)(_timm._cut.__wrapped__)
 
 
 def _smaller(name: str, build: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:
-    """The function that timm calls to build a network, with other settings."""
+    """timm's function for building a network, with other settings."""
     module = importlib.import_module(build.__module__)
 
     @wraps(build)
     def built(*arguments: Any, **given: Any) -> Any:
-        # Some functions pass their own settings on beside those given, and so cannot be given others.
+        # Some functions pass on their own settings too, which conflict with others.
         with mock.patch.multiple(module, **_changed(name, module, settings)):
             return build(*arguments, **given)
 
@@ -109,7 +109,7 @@ def _smaller(name: str, build: Callable[..., Any], settings: dict[str, Any]) -> 
 
 
 def _changed(name: str, module: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """What in the module of a family must be another so that it builds the smaller network."""
+    """Replacements in a family's module for building the smaller network."""
     if name == "hardcorenas_b":
         stages = ["ds_r1_k3_s1_e1_c8_nre"], ["ir_r1_k5_s2_e3_c16_nre", "ir_r1_k3_s1_e3_c16_nre_se0.25"]
         return {"_gen_hardcorenas": _with(module._gen_hardcorenas, {"arch_def": [*stages, ["cn_r1_k1_s1_c64"]]})}
@@ -123,5 +123,5 @@ def _changed(name: str, module: Any, settings: dict[str, Any]) -> dict[str, Any]
 
 
 def _with(function: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:
-    """A function that is called with these settings, whatever others it is given."""
+    """A function that is always called with these settings."""
     return lambda *arguments, **given: function(*arguments, **{**given, **settings})

@@ -1,4 +1,4 @@
-"""torchvision's networks with fewer and narrower blocks of the same classes, for families whose smallest is slow."""
+"""torchvision's networks with fewer and narrower blocks of the same types, for families whose smallest one is slow."""
 
 import importlib
 from collections.abc import Callable, Iterator
@@ -13,20 +13,20 @@ from torch import nn
 __all__ = ["TINY", "tiny"]
 
 _FOUR = [1, 1, 2, 1]
-"""Blocks of four stages, of which one has more than one."""
+"""Blocks of four stages, one of which has more than one."""
 _NARROW = 48
-"""Outputs of the two layers before the head of AlexNet and VGG, which have 4096 of them."""
+"""Outputs of the two layers before the head of AlexNet and VGG, instead of 4096."""
 
 
 class _NarrowLinear(nn.Linear):
-    """Makes a plain linear layer in which :data:`_NARROW` stands for 4096."""
+    """Creates a plain linear layer with :data:`_NARROW` instead of 4096."""
 
     def __new__(cls, *sizes: int) -> nn.Linear:  # type: ignore[misc]
         return nn.Linear(*(_NARROW if size == 4096 else size for size in sizes))
 
 
 class _NarrowLayers:
-    """``torch.nn``, where the hidden layers of a classifier are narrow."""
+    """``torch.nn`` with narrow hidden layers in classifiers."""
 
     Linear = _NarrowLinear
 
@@ -35,7 +35,7 @@ class _NarrowLayers:
 
 
 def _with(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
-    """A function that is called with these settings, whatever others it is given."""
+    """A function that is always called with these settings."""
 
     def changed(*arguments: Any, **given: Any) -> Any:
         call = signature(function).bind(*arguments, **given)
@@ -96,12 +96,12 @@ TINY: dict[str, Callable[[Any], dict[str, Any]]] = {
     "vgg11_bn": _narrow_classifier,
     "vit_b_32": _vit,
 }
-"""By torchvision's name, what in the module of the family must be another so that it builds the smaller network."""
+"""Replacements in a family's module for building the smaller network, by torchvision's name."""
 
 
 @contextmanager
 def tiny(name: str) -> Iterator[None]:
-    """Until the block ends, torchvision builds the tiny network under a name of :data:`TINY`, and any other as ever."""
+    """Within the block, torchvision builds the tiny network for a name in :data:`TINY`, and any other as usual."""
     if name not in TINY:
         yield
         return
@@ -116,7 +116,7 @@ def tiny(name: str) -> Iterator[None]:
 
 @cache
 def _remembered() -> dict[str, Any]:
-    """What is found out of tiny networks: each once, and apart from what is known of whole ones of the same names."""
+    """Cached information on tiny networks, separate from that on full ones with the same names."""
     from thawline.backbones import _torchvision
 
     found = {name: getattr(_torchvision, name).__wrapped__ for name in ("_cut", "_check_size")}

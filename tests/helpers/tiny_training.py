@@ -1,4 +1,4 @@
-"""A backbone of three layer groups that trains in milliseconds, and images that it can tell apart."""
+"""A backbone of three layer groups that trains in milliseconds, and images that it can distinguish."""
 
 from collections.abc import Callable
 from typing import Any
@@ -61,7 +61,7 @@ PREPROCESSING = Preprocessing(12, 12, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bili
 
 @pytest.fixture
 def images() -> Callable[..., ImageInputs]:
-    """Noisy squares whose brightness in one colour channel tells the class."""
+    """Noisy squares whose brightness in one colour channel determines the class."""
 
     def make(count: int, runtime: Runtime | None = None, **options: Any) -> ImageInputs:
         random = np.random.default_rng(count)
@@ -83,7 +83,7 @@ def hyperparameters() -> Callable[..., Hyperparameters]:
 
 
 class Stored:
-    """Activations after all layer groups, kept in memory."""
+    """Activations after the last layer group, in memory."""
 
     boundary = 3
     lengths = None
@@ -108,5 +108,5 @@ class Stored:
 
 @pytest.fixture
 def stored() -> type[Stored]:
-    """Makes them of a backbone and images."""
+    """The class of stored activations."""
     return Stored

@@ -1,4 +1,4 @@
-"""What `docker/compose.yaml` starts, so that the same can be started as processes on loopback."""
+"""The services of `docker/compose.yaml` as processes on loopback."""
 
 import os
 import random
@@ -38,30 +38,30 @@ _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::(?P<rule>[?-])(
 
 @dataclass(frozen=True)
 class Service:
-    """What a container of the service runs."""
+    """The process of a service's container."""
 
     command: list[str]
-    """Empty if the image decides, as PostgreSQL's does."""
+    """Empty for the image's default, as with PostgreSQL."""
     environment: dict[str, str]
     health: str | None = None
-    """Address that answers when the service is healthy, as seen by the service itself; ``None`` if it is no URL."""
+    """URL of the health check, from within the service; ``None`` if it is not a URL."""
 
 
 def compose(file: Path = COMPOSE) -> dict[str, Any]:
-    """The compose file as it is written, its anchors resolved."""
+    """The compose file with resolved anchors."""
     content: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     return content
 
 
 def load(environment: Mapping[str, str], file: Path = COMPOSE) -> dict[str, Service]:
-    """Every service by name, whatever its profile.
+    """Every service by name, for all profiles.
 
     Args:
-        environment: value of each variable, such as :func:`read_env` gives.
+        environment: value of each variable, such as from :func:`read_env`.
         file: the compose file.
 
     Raises:
-        KeyError: if a required variable has no value; the message is the file's own.
+        KeyError: if a required variable has no value, with the file's message.
     """
     services = {}
     for name, service in compose(file)["services"].items():
@@ -75,7 +75,7 @@ def load(environment: Mapping[str, str], file: Path = COMPOSE) -> dict[str, Serv
 
 
 def substitute(text: str, environment: Mapping[str, str]) -> str:
-    """Replace ``${NAME}``, ``${NAME:-default}`` and ``${NAME:?message}`` as Compose does: an empty value is none.
+    """Replace ``${NAME}``, ``${NAME:-default}`` and ``${NAME:?message}`` like Compose: an empty value counts as unset.
 
     Raises:
         KeyError: with the message, if a required variable has no value.
@@ -93,7 +93,7 @@ def substitute(text: str, environment: Mapping[str, str]) -> str:
 
 
 def read_env(file: Path) -> dict[str, str]:
-    """The variables of an environment file: a ``NAME=value`` a line, and lines that begin with ``#``."""
+    """The variables of an environment file: ``NAME=value`` lines, and comments with ``#``."""
     lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
@@ -101,13 +101,13 @@ def read_env(file: Path) -> dict[str, str]:
 def on_loopback(
     services: Mapping[str, Service], ports: Mapping[str, int], paths: Mapping[str, str]
 ) -> dict[str, Service]:
-    """The same services as processes of this machine.
+    """The same services as processes on this machine.
 
     Args:
-        services: what :func:`load` gives.
-        ports: by the address in the network of containers, such as ``{"mlflow:5000": 40123}``, the port of this machine
-            that stands for it, in every service that asks for it and in the one that listens there.
-        paths: by the path in a container, such as ``/var/lib/thawline``, the path that stands for it.
+        services: services from :func:`load`.
+        ports: local port for each address in the container network, such as ``{"mlflow:5000": 40123}``, for its clients
+            and for the service that listens there.
+        paths: local path for each path in a container, such as ``/var/lib/thawline``.
     """
     local = {}
     for name, service in services.items():
@@ -129,10 +129,10 @@ def on_loopback(
 
 
 def rewire(text: str, ports: Mapping[str, int], paths: Mapping[str, str]) -> str:
-    """A value, or a whole configuration file, with addresses and paths as in :func:`on_loopback`."""
+    """Replace addresses and paths in a value or a configuration file, as in :func:`on_loopback`."""
     for address, port in ports.items():
         text = re.sub(rf"(?<![\w.-]){re.escape(address)}(?!\d)", f"127.0.0.1:{port}", text)
-    if paths:  # all at once: a path that stands for another may begin with a third, such as /tmp
+    if paths:  # all at once: a replacement may start with another path, such as /tmp
         known = "|".join(map(re.escape, sorted(paths, key=len, reverse=True)))
         text = re.sub(rf"(?<![\w./-])(?:{known})(?![\w.-])", lambda found: paths[found[0]], text)
     return text
@@ -144,9 +144,9 @@ def _split(ports: Mapping[str, int]) -> dict[tuple[str, str], int]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports that nobody uses now, and that the system gives to no outgoing connection later."""
+    """Distinct free ports that the system does not assign to outgoing connections."""
     found: list[int] = []
-    for port in random.sample(range(20_000, 32_000), 1_000):  # below those that Linux and others give
+    for port in random.sample(range(20_000, 32_000), 1_000):  # below the ephemeral ports of Linux and others
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             found.append(port)
@@ -156,11 +156,11 @@ def free_ports(count: int) -> list[int]:
 
 
 class Processes:
-    """Services that run as processes of this machine, each in a session and with a log of its own.
+    """Services running as processes on this machine, each in its own session and with its own log.
 
     Args:
-        folder: where they run, and where their logs are, one NAME.log for each.
-        environment: what an image gives its services, such as ``PATH``; nothing else is inherited.
+        folder: their working directory, with a NAME.log for each.
+        environment: variables from the image, such as ``PATH``; nothing else is inherited.
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
@@ -168,8 +168,8 @@ class Processes:
         self._running: dict[str, tuple[Service, subprocess.Popen[bytes]]] = {}
 
     def start(self, name: str, service: Service) -> None:
-        """Start it as its container would; :meth:`wait_until_healthy` says when it is up."""
-        # A shell's background jobs ignore Ctrl-C, and their children would too.
+        """Start it like its container; :meth:`wait_until_healthy` waits until it is ready."""
+        # A shell's background jobs ignore Ctrl-C, as would their children.
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             with (self._folder / f"{name}.log").open("ab") as log:
@@ -187,7 +187,7 @@ class Processes:
         self._running[name] = (service, process)
 
     def wait_until_healthy(self, name: str, seconds: float = 300) -> None:
-        """Until the address of its health check answers with a success."""
+        """Wait until its health check succeeds."""
         (service, process), deadline = self._running[name], time.monotonic() + seconds
         assert service.health is not None
         while True:
@@ -195,7 +195,7 @@ class Processes:
             with suppress(OSError), urllib.request.urlopen(service.health, timeout=8):
                 return
             assert time.monotonic() < deadline, f"{name} is not healthy after {seconds:g} seconds"
-            time.sleep(0.2)  # it says nothing when it begins to answer
+            time.sleep(0.2)  # nothing signals when it is ready
 
     def logs(self, lines: int = 40) -> str:
         """The last lines of every log."""
@@ -206,7 +206,7 @@ class Processes:
         return "\n".join(tails)
 
     def stop(self, name: str, seconds: float = 60) -> None:
-        """SIGTERM, and after that time SIGKILL, to it and to whatever it has started."""
+        """Send SIGTERM, and after this time SIGKILL, to it and its children."""
         _, process = self._running.pop(name)
         below: list[psutil.Process] = []
         with suppress(psutil.NoSuchProcess):
@@ -217,19 +217,19 @@ class Processes:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         for child in below:
-            with suppress(psutil.NoSuchProcess):  # psutil knows a child from another process of the same number
+            with suppress(psutil.NoSuchProcess):  # psutil distinguishes a child from another process with the same id
                 child.kill()
         process.wait()
 
     def stop_all(self) -> None:
-        """The last that was started first."""
+        """Stop all in reverse order."""
         for name in reversed(list(self._running)):
             self.stop(name)
 
 
 @contextmanager
 def processes(folder: Path, environment: Mapping[str, str]) -> Iterator[Processes]:
-    """:class:`Processes` that are stopped at the end of the block; if it fails, with the end of their logs."""
+    """:class:`Processes` that are stopped after the block; failures include the end of their logs."""
     running = Processes(folder, environment)
     try:
         yield running

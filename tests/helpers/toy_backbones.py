@@ -1,4 +1,4 @@
-"""A library of backbones as another package would have it: the example of docs/backbones.md."""
+"""A library of backbones of another package: the example of docs/backbones.md."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,7 +47,7 @@ LIBRARY = ToyLibrary()
 
 
 def install(folder: Path, *, prefix: str = "toy", value: str = "toy_backbones:LIBRARY") -> Path:
-    """What an installer would leave of such a package in a folder that is on Python's path."""
+    """Write the files of an installed package to a folder on Python's path."""
     metadata = folder / "toy_backbones-1.2.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-backbones\nVersion: 1.2\n")

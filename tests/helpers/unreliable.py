@@ -1,4 +1,4 @@
-"""An HTTP server between a client and the real one, which misbehaves when it is told to."""
+"""An HTTP proxy that misbehaves on request."""
 
 import http.client
 import threading
@@ -13,7 +13,7 @@ Mood = Literal["well", "slow", "500", "down"]
 
 
 class Unreliable(ThreadingHTTPServer):
-    """Passes requests on to a port of this machine. ``mood`` may change at any time."""
+    """Forwards requests to a local port. ``mood`` may change at any time."""
 
     daemon_threads = True
 
@@ -34,13 +34,13 @@ class Unreliable(ThreadingHTTPServer):
             self._asked.notify_all()
 
     def wait_until_refused(self, more: int, seconds: float = 120) -> None:
-        """Until so many more requests were refused: the client has noticed."""
+        """Wait until this many more requests were refused, so that the client has noticed."""
         with self._asked:
             wanted = self.refused + more
             assert self._asked.wait_for(lambda: self.refused >= wanted, seconds)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that disconnects in the middle is expected."""
+        """Ignore errors, because clients are expected to disconnect."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,7 +1,7 @@
-"""Reading what W&B wrote: wandb itself reads its files in a program of its own alone.
+"""Read W&B's files, for which wandb only has a separate program.
 
-A ``.wandb`` file is a log as LevelDB writes it: blocks of 32 KiB with records that have seven bytes of header, here
-behind seven bytes of the file's own.
+A ``.wandb`` file is a LevelDB log: blocks of 32 KiB with records with a header of seven bytes, after seven bytes of the
+file's own.
 """
 
 import json
@@ -25,7 +25,7 @@ _BLOCK, _HEADER = 32768, 7
 
 @dataclass
 class WandbRun:
-    """One run, as ``wandb sync`` would send it."""
+    """One run as sent by ``wandb sync``."""
 
     id: str = ""
     project: str = ""
@@ -44,7 +44,7 @@ class WandbRun:
 
     @property
     def metrics(self) -> dict[str, list[tuple[int, float]]]:
-        """Steps and values by name, in the order in which they were told."""
+        """Steps and values by name, in order."""
         points: dict[str, list[tuple[int, float]]] = {}
         for row in self.history:
             for name, value in row.items():
@@ -55,7 +55,7 @@ class WandbRun:
 
 
 def wandb_folders(home: Path) -> list[Path]:
-    """Folders of all runs below a home, oldest first, whole: W&B's process writes on after a run's end, and is ended.
+    """Complete folders of all runs below a home, oldest first: ends W&B's process, which writes after a run's end.
 
     Only for runs whose trackers are closed.
     """
@@ -64,7 +64,7 @@ def wandb_folders(home: Path) -> list[Path]:
 
 
 def read_wandb_run(folder: Path) -> WandbRun:
-    """What W&B wrote into ``folder``, such as ``wandb/offline-run-…``."""
+    """Read W&B's files in ``folder``, such as ``wandb/offline-run-…``."""
     run = WandbRun()
     for record in _records(next(folder.glob("run-*.wandb")).read_bytes()):
         match record.WhichOneof("record_type"):
@@ -106,7 +106,7 @@ def _records(content: bytes) -> Iterator[Any]:
         size, kind = int.from_bytes(content[position + 4 : position + 6], "little"), content[position + 6]
         parts += content[position + _HEADER : position + _HEADER + size]
         position += _HEADER + size
-        if kind in {1, 4}:  # whole, or the last part
+        if kind in {1, 4}:  # complete, or the last part
             record = wandb_internal_pb2.Record()
             record.ParseFromString(parts)
             yield record
@@ -114,7 +114,7 @@ def _records(content: bytes) -> Iterator[Any]:
 
 
 def record_an_epoch(home: Path, pipe: Connection) -> None:
-    """One run from its start to its end, and into ``pipe`` the process that W&B has started for it."""
+    """Record one complete run, and send the id of W&B's process for it through ``pipe``."""
     run = TrackerRun(home, "shapes", 7, "trial-07", "0123456789abcdef", "accuracy")
     tracker = WandbTracker.for_run(run, TrackingConfig(wandb="offline", system_metrics=False))
     pipe.send([child.pid for child in psutil.Process().children()])

@@ -107,7 +107,7 @@ def test_a_better_model_replaces_the_champion_under_load_an_equal_one_does_not_a
     assert not (home / "studies" / "poor" / "report").exists()
     command = re.findall("`thawline (.*) --reason TEXT`", first["reason"])[0].split()
     forced = forked(*command, "--reason", "something must be served", home=home, **prefect)
-    assert forced.out.splitlines()[0] == "shapes version 1 is the champion now, by force: something must be served"
+    assert forced.out.splitlines()[0] == "shapes version 1 is now the champion, by force: something must be served"
 
     image = (data / "circle" / "circle-00.png").read_bytes()
     with server("shapes", environment_of(home)) as (port, process):
@@ -159,12 +159,12 @@ def test_what_cannot_be_served_is_reported_at_once(
     for arguments, sentence in (
         (("serve", "nothing"), "No model 'nothing'"),
         (("serve", "a b"), "NAME, NAME@ALIAS or NAME/VERSION"),
-        (("serve", "nothing", "--token-file", short), "has 3 characters, and at least 16 are needed"),
+        (("serve", "nothing", "--token-file", short), "has 3 characters, but needs at least 16"),
         (("serve", "nothing", "--host", "203.0.113.1"), "Cannot listen on 203.0.113.1:8000"),
         (("serve", "nothing", "--device", "toaster"), "toaster"),
         (("rollback", "nothing"), "No model 'nothing'"),
         (("history", "nothing"), "No model 'nothing'"),
-        (("promote", "nothing", "--reason", "x"), "--reason belongs to --force"),
+        (("promote", "nothing", "--reason", "x"), "--reason needs --force"),
         (("promote", "nothing", "--force"), "No model 'nothing'"),
     ):
         ended = forked(*arguments, home=home)

@@ -55,7 +55,7 @@ def test_check_reports_classes_splits_and_digest(data: Path, forked: Callable[..
     [
         (["search", "nowhere"], "nowhere"),
         (["search", "DATA", "--recipe", "none.yaml"], "Cannot read the recipe none.yaml"),
-        (["search", "DATA", "--set", "train.epoch=3"], "train.epoch: there is no such key. Did you mean 'epochs'?"),
+        (["search", "DATA", "--set", "train.epoch=3"], "train.epoch: unknown key. Did you mean 'epochs'?"),
         (["search", "DATA", "--set", "study.sampler=Magic"], "study.sampler: Optuna has no 'Magic'"),
         (["search", "DATA", "--set", "train.device=cuda:7"], "train.device=cuda:7 cannot be used"),
         (["search", "DATA", "--tracking-uri", "./mlruns"], "is a folder, and MLflow no longer records in folders"),
@@ -67,18 +67,18 @@ def test_check_reports_classes_splits_and_digest(data: Path, forked: Callable[..
             "--backbone resnet18 would be ignored, because space.backbone lists resnet34, resnet50. To search",
         ),
         (["search", "DATA", "--max-length", "64"], "settings are for texts: backbone.max_length=64. Leave them out."),
-        (["search", "DATA", "--set", "data.header=true"], "For tables alone there is data.header=True, but"),
+        (["search", "DATA", "--set", "data.header=true"], "data.header=True: only for tables, but"),
         (["search", "DATA", "--recipe", "thorough"], "The recipe 'thorough' is now 'best'"),
         (["search", "DATA", "--trials", "0"], "--trials (study.trials): Input should be greater than or equal to 1"),
         (["check", "nowhere"], "nowhere"),
         (["summary", "resnt50"], "Unknown backbone 'resnt50'. Did you mean 'resnet50'?"),
         (
             ["summary", "resnet18", "--freeze-depth", "7"],
-            "--freeze-depth must be from 0 (train everything) to 5 (head only)",
+            "--freeze-depth must be between 0 (train everything) and 5 (head only)",
         ),
-        (["backbones", "nothing-like-it"], "hf:FOLDER or hf:ORG/NAME[@REVISION] takes an encoder of texts"),
+        (["backbones", "nothing-like-it"], "hf:FOLDER or hf:ORG/NAME[@REVISION] loads a text encoder"),
         (["leaderboard"], "No Thawline home here"),
-        (["predict", "a@b@c", "."], "A model is named as NAME, NAME@ALIAS or NAME/VERSION"),
+        (["predict", "a@b@c", "."], "A model must be given as NAME, NAME@ALIAS or NAME/VERSION"),
         (["recipes", "copy", "balancd"], "Did you mean 'balanced'?"),
         (["recipes", "copy", "quick"], "The recipe 'quick' is now 'fast': `thawline recipes copy fast`."),
         (["search", "DATA", "--preset", "fastest"], "--preset must be one of fast, balanced, best, but got 'fastest'."),
@@ -201,7 +201,7 @@ def test_ui_shows_the_pages_of_mlflow_tensorboard_and_prefect_until_ctrl_c(envir
         assert "workflowType=machine_learning" in addresses["MLflow"], (
             "the studies, and not the page on language models"
         )
-        assert process.says("opened"), process.text
+        assert process.says("Opened MLflow"), process.text
         assert (tmp_path / "opened").read_text().strip() == addresses["MLflow"]
         assert stop(process, home, "ctrl-c").count(STOPPED) == 1
     assert shut_down(home), "Prefect's server is there for the next command"

@@ -246,7 +246,7 @@ def test_a_named_server_that_does_not_answer_is_one_message(
     arguments = ("deploy", "--data", shapes, "--cron", "0 3 * * *")
     ended = forked(*arguments, home=tmp_path / "home", PREFECT_API_URL="http://127.0.0.1:9/api")
     assert ended.code == 2
-    assert "The Prefect server at http://127.0.0.1:9/api does not answer" in ended.err
+    assert "The Prefect server at http://127.0.0.1:9/api does not respond" in ended.err
     assert "Traceback" not in ended.err
 
 
@@ -257,15 +257,15 @@ def test_what_cannot_run_is_refused_before_anything_is_deployed(
     cases = {
         "--cron=61 * * * *": "--cron takes minute, hour, day, month and weekday",
         "--cron=0 3 * * * --timezone=Mars": "--timezone takes a name such as Europe/Berlin, but got 'Mars'",
-        "--timezone=UTC": "--timezone belongs to --cron",
+        "--timezone=UTC": "--timezone needs --cron",
         "--name=a/b": "--name must start with a letter or a digit",
         "--pool=a+b": "--pool must start with a letter or a digit",
         "--pool=containers": "The work pool 'containers' is of type docker",
-        "--set=train.epoch=1": "train.epoch: there is no such key",
+        "--set=train.epoch=1": "train.epoch: unknown key",
         "--set=space.freeze_depth=[0,99]": "space.freeze_depth: 0 <= low <= high",
-        "--set=tracking.uri=https://me:secret@example.org": "tracking.uri or study.storage holds a password",
+        "--set=tracking.uri=https://me:secret@example.org": "tracking.uri or study.storage contains a password",
         "--set=retrain.notify=[slack-webhook/team]": "Prefect has no block 'slack-webhook/team'",
-        "--out=a.parquet": "score needs --out FILE.parquet",
+        "--out=a.parquet": "score also needs --model NAME and --out FILE.parquet",
     }
     calls = [["deploy", "--data", str(shapes), *re.split(" (?=--)", arguments)] for arguments in cases]
     calls.append(["deploy", "score", "--data", str(shapes), "--model", "shapes", "--out", "a.csv"])

@@ -112,7 +112,7 @@ def test_the_example_of_a_challenger_prints_the_evidence(examples: Examples) -> 
     assert code in (0, 1), err
     assert re.search(r"^digits version 2: (promote|hold|reject), ", out, flags=re.M)
     assert len(re.findall(r"^  (?:pass|FAIL)  .+: .+ \(.+\)$", out, flags=re.M)) >= 2
-    assert f"version {2 if code == 0 else 1} answers to digits@champion" in out
+    assert f"digits@champion is version {2 if code == 0 else 1}" in out
 
 
 def test_the_example_of_a_client_asks_a_server(examples: Examples) -> None:

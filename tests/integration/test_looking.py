@@ -158,7 +158,7 @@ def test_the_study_tells_how_it_ended_where_the_thaw_line_lies_and_where_to_look
     browser.open(looked.page(f"runs/{looked.outcome['run_id']}"))
     browser.wait_for_text("Study clothing", f"Best trial: {looked.best['trial']}")
     browser.click_text("Show more")
-    text = browser.wait_for_text("freeze depth and the best val/accuracy there", "rank", "Left out, 1 unreadable")
+    text = browser.wait_for_text("freeze depth and the best val/accuracy there", "rank", "Skipped 1 unreadable")
     assert "broken.jpg" in text
     browser.keep("mlflow-study")
     links = {link.get_attribute("href") for link in browser.find("a")}
@@ -170,7 +170,7 @@ def test_the_report_can_be_read_within_mlflow(looked: Looked, browser: Browser) 
     browser.open(looked.page(f"runs/{looked.outcome['run_id']}/artifacts/report/report.html"))
     browser.wait(lambda _: browser.find("iframe"))
     browser.driver.switch_to.frame(browser.find("iframe")[0])
-    browser.wait_for_text("Freeze depth and learning rate", "To serve it")
+    browser.wait_for_text("Freeze depth and learning rate", "Serve it with")
     browser.driver.switch_to.default_content()
     browser.keep("mlflow-report")
 
@@ -289,7 +289,7 @@ def test_the_report_is_one_page_that_reads_well_on_a_desk_and_on_a_phone(looked:
     for name, width in (("desk", 1200), ("phone", 390)):
         browser.resize(width, 900)
         browser.open(page.as_uri())
-        text = browser.wait_for_text("Freeze depth and learning rate", "To serve it", "Reproduce")
+        text = browser.wait_for_text("Freeze depth and learning rate", "Serve it with", "Reproduce")
         height = browser.driver.execute_script("return document.documentElement.scrollHeight")
         wide = browser.driver.execute_script("return document.documentElement.scrollWidth")
         assert wide <= width, "nothing is wider than the screen"

@@ -1,12 +1,15 @@
 """What ships: the wheel holds flows, recipes and weights; the commands that README and the docs show exist."""
 
+import email
 import re
 import subprocess
-import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from project_tools import load_tool
 from typer.testing import CliRunner, Result
 
 from thawline.cli import app
@@ -14,22 +17,28 @@ from thawline.cli import app
 ROOT = Path(__file__).parents[2]
 
 
+REPOSITORY = "https://example.org/thawline/thawline"
+TAG = f"v{metadata.version('thawline')}"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    return load_tool("package")
+
+
+@pytest.fixture(scope="module")
+def wheel(tool: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The project, built for a package index."""
+    folder = tmp_path_factory.mktemp("dist")
+    tool.build(REPOSITORY, folder)
+    assert {path.suffix for path in folder.iterdir()} == {".whl", ".gz"}
+    return zipfile.ZipFile(next(folder.glob("*.whl")))
+
+
 @pytest.mark.slow
-def test_the_wheel_holds_every_module_recipe_and_weight(tmp_path: Path) -> None:
-    subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from setuptools.build_meta import build_wheel; import sys; build_wheel(sys.argv[1])",
-            tmp_path,
-        ],
-        cwd=_copy(tmp_path / "source"),
-        check=True,
-        capture_output=True,
-    )
-    wheel = next(tmp_path.glob("*.whl"))
-    with zipfile.ZipFile(wheel) as archive:
-        shipped = set(archive.namelist())
+@pytest.mark.xdist_group("wheel")
+def test_the_wheel_holds_every_module_recipe_and_weight(wheel: zipfile.ZipFile) -> None:
+    shipped = set(wheel.namelist())
     source = {
         f"thawline/{path.relative_to(ROOT / 'src' / 'thawline').as_posix()}"
         for path in (ROOT / "src" / "thawline").rglob("*")
@@ -40,17 +49,39 @@ def test_the_wheel_holds_every_module_recipe_and_weight(tmp_path: Path) -> None:
     assert any(name.endswith("LICENSE") for name in shipped)
 
 
-def _copy(target: Path) -> Path:
-    """The sources without what a build leaves behind, so that no stale file is shipped or found."""
-    import shutil
+@pytest.mark.slow
+@pytest.mark.xdist_group("wheel")
+def test_the_page_of_a_package_index_links_to_files_that_exist_in_the_repository(wheel: zipfile.ZipFile) -> None:
+    (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    page = email.message_from_bytes(wheel.read(name))
+    addresses = dict(line.split(", ") for line in page.get_all("Project-URL", []))
+    assert addresses["Repository"] == REPOSITORY
+    assert set(addresses) == {"Repository", "Documentation", "Changelog", "Issues"}
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)]*)\)", str(page.get_payload()))
+    assert len(links) > 30, "a control: README has links"
+    for picture, link in links:
+        if link.startswith(REPOSITORY):
+            kind, tag, path = link.removeprefix(f"{REPOSITORY}/").split("/", 2)
+            assert (kind, tag) == ("raw" if picture else "blob", TAG)
+            assert (ROOT / path.partition("#")[0]).exists(), link
+        else:
+            assert link.startswith("https://"), link
 
-    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
-    target.mkdir()
-    for name in ("src", "flows"):
-        shutil.copytree(ROOT / name, target / name, ignore=ignore)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, target / name)
-    return target
+
+@pytest.mark.parametrize("address", ["thawline", "http://example.org/thawline", "https://example.org", "https://a b/c"])
+def test_an_address_that_is_none_of_a_repository_is_refused_before_anything_is_built(
+    tool: ModuleType, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        tool.main([address])
+    assert f"must be https://HOST/PATH, but got {address!r}" in capsys.readouterr().err
+
+
+def test_only_relative_links_become_absolute(tool: ModuleType) -> None:
+    text = "![a](i.png) [b\n  c](d/e.md#f) [g](https://h.org/i) [j](#k)"
+    made = tool.with_absolute_links(text, "https://o.org/p", "v1")
+    assert made.startswith("![a](https://o.org/p/raw/v1/i.png) [b\n  c](https://o.org/p/blob/v1/d/e.md#f) ")
+    assert "[g](https://h.org/i) [j](#k)" in made
 
 
 def shown_commands() -> list[str]:

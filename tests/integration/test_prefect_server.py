@@ -170,5 +170,5 @@ def test_a_named_server_that_does_not_answer_is_one_message_and_exit_code_2(
     (home.parent / "prefect.toml").write_text('[api]\nurl = "http://127.0.0.1:9/api"\n')
     ended = forked(*verb, home=home)
     assert ended.code == 2, ended.err
-    assert "The Prefect server at http://127.0.0.1:9/api does not answer" in ended.err
+    assert "The Prefect server at http://127.0.0.1:9/api does not respond" in ended.err
     assert "Traceback" not in ended.err

@@ -50,8 +50,10 @@ def test_a_search_quantises_its_champion_and_every_command_takes_the_copy(
     explained = forked("explain", "shapes/2", image, "--out", tmp_path / "out", "--method", "occlusion", home=home)
     assert explained.code == 0, explained.err
     assert json.loads((tmp_path / "out" / "explanations.json").read_text())[0]["model"] == "shapes/1"
-    assert "shapes/2 is in int8: what is explained is shapes/1" in " ".join((explained.out + explained.err).split())
+    assert "shapes/2 is in int8, so the version explained is shapes/1" in " ".join(
+        (explained.out + explained.err).split()
+    )
 
     again = forked("search", data, *SEARCH, home=home, **prefect).json
     assert (again["version"], again["quantised"]["version"], again["champion_version"]) == ("1", "2", champion)
-    assert "champion already" in again["reason"]
+    assert "already the champion" in again["reason"]

@@ -41,8 +41,10 @@ def test_a_concluded_study_has_its_report_beside_it_and_in_mlflow_with_figures_a
     searched: Any, client: Any
 ) -> None:
     outcome = searched.result.json
-    page = Path(outcome["report"])
-    shown = text_of(page.read_text(encoding="utf-8"))
+    html = Path(outcome["report"]).read_text(encoding="utf-8")
+    shown = text_of(html)
+    for run_id in (outcome["run_id"], *(row["run_id"] for row in outcome["trials"])):
+        assert re.search(rf'href="http://127\.0\.0\.1:5000/#/experiments/\d+/runs/{run_id}\?', html)
     best = next(row for row in outcome["trials"] if row["trial"] == outcome["best_trial"])
     named = "The linear probe" if best["policy"] == "probe" else f"Freeze depth {best['freeze_depth']}"
     assert f"{named} of mobilenet_v3_small" in shown
@@ -92,11 +94,14 @@ def test_the_command_writes_the_page_again(
     written = thawline("report", "shapes", "--out", tmp_path / "new" / "page.html", home=searched.home)
     assert written.code == 0, written.err
     assert "page.html" in written.out
-    again, first = (
-        (text_of(page.read_text(encoding="utf-8")))
+    pages = [
+        page.read_text(encoding="utf-8")
         for page in (tmp_path / "new" / "page.html", Path(searched.result.json["report"]))
-    )
+    ]
+    again, first = map(text_of, pages)
     assert again.partition("UTC")[2] == first.partition("UTC")[2], "all but the time"
+    addresses = [set(re.findall('href="(http[^"]+/runs/[^"]+)"', page)) for page in pages]
+    assert addresses[0] == addresses[1]
     unknown = forked("report", "shape", home=searched.home)
     assert unknown.code == 2
     assert "There is no study 'shape'" in unknown.err
@@ -127,7 +132,7 @@ def test_a_study_that_was_not_concluded_has_a_page_of_its_trials_and_says_what_i
         write_report("begun", tmp_path / "page.html", home=own_home, storage=None, tracking_uri=None).read_text()
     )
     assert "0.7500" in shown
-    assert "has not been concluded" in shown
+    assert "is not finished" in shown
     with pytest.raises(StudyError, match="There is no study 'begin'"):
         write_report("begin", tmp_path / "page.html", home=own_home, storage=None, tracking_uri=None)
 
@@ -149,7 +154,7 @@ def test_a_report_that_an_earlier_version_left_is_ignored_but_the_trials_are_sho
 
     here.write_text(json.dumps(json.loads(report.to_json()) | {"costs": []}))
     assert "0.7500" in shown()
-    expected = "the page shows only the trials: This is not a report that this version of Thawline can read: costs"
+    expected = "the page shows only the trials: This version of Thawline cannot read the report: costs"
     assert expected in caplog.text
     caplog.clear()
     here.write_text(report.to_json())
@@ -192,8 +197,8 @@ def test_a_study_of_two_backbones_shows_and_records_the_thaw_line_of_each(
     outcome = ended.json
     assert {row["backbone"] for row in outcome["trials"]} == {"mobilenet_v3_small", "squeezenet1_1"}
     shown = text_of(Path(outcome["report"]).read_text(encoding="utf-8"))
-    assert "The best of each backbone, on validation" in shown
-    assert shown.count("Its layer groups, from the input on: features.0") == 2
+    assert "The best trial of each backbone, on validation" in shown
+    assert shown.count("Layer groups, from the input on: features.0") == 2
     store = connect(f"sqlite:///{tmp_path / 'home' / 'mlflow.db'}", home=tmp_path / "home", experiment="thawline")
     files = paths(store.client, outcome["run_id"])
     for name in ("mobilenet_v3_small", "squeezenet1_1"):

@@ -130,7 +130,7 @@ def test_somebody_to_tell_who_does_not_exist_is_named_before_anything_is_trained
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE))
     for block, sentence in (
-        ("team", "retrain.notify.0: must be a block of Prefect as TYPE/NAME, such as slack-webhook/team"),
+        ("team", "retrain.notify.0: must be a Prefect block as TYPE/NAME, such as slack-webhook/team"),
         ("slack-webhook/team", "retrain.notify: Prefect has no block 'slack-webhook/team'"),
     ):
         notify = f"retrain.notify=[{block}]"

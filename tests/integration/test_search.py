@@ -142,7 +142,7 @@ def test_the_same_command_again_trains_nothing_and_registers_nothing_new(
     assert again.code == 0, again.err
     assert [row["run_id"] for row in again.json["trials"]] == [row["run_id"] for row in trials(searched)]
     assert again.json["promoted"] is False
-    assert "champion already" in again.json["reason"]
+    assert "already the champion" in again.json["reason"]
     assert len(client.search_model_versions("name = 'shapes'")) == 1
 
 

@@ -50,7 +50,7 @@ def folder(searched: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         ("retrain shapes --recipe recipe.yaml --model other", "reading images", "SIGTERM to the group", True),
         ("promote shapes --version 1", "scoring version 1", "ctrl-c", False),
         ("score shapes many --out many.parquet", f"/{MANY}", "ctrl-c twice", True),
-        ("serve shapes --port 0", "answers; Ctrl-C stops it", "ctrl-c", False),
+        ("serve shapes --port 0", "is ready; press Ctrl-C to stop it", "ctrl-c", False),
         (
             "deploy score --data many --model shapes --out m.parquet",
             "press Ctrl-C to stop it",

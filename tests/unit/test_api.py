@@ -63,7 +63,7 @@ def test_bad_arguments_are_refused_before_anything_starts(tmp_path: Path, monkey
         thawline.run_search(tmp_path, image_size=4)
     with pytest.raises(ConfigError, match=r"train\.epochs"):
         thawline.run_search(tmp_path, epochs=-1)
-    with pytest.raises(ConfigError, match=r"train\.epoch: there is no such key\. Did you mean 'epochs'"):
+    with pytest.raises(ConfigError, match=r"train\.epoch: unknown key\. Did you mean 'epochs'"):
         thawline.run_search(tmp_path, settings={"train.epoch": 3})
     config = thawline.SearchConfig.build({"data": {"path": str(tmp_path)}})
     with pytest.raises(ConfigError, match="SearchConfig"):

@@ -144,7 +144,7 @@ def test_a_study_that_is_being_run_keeps_everything_and_the_caches(pets: Study, 
         before = snapshot(own_home)
         found, failures = clean(own_home)
         assert (found.items, failures, gone(before, own_home)) == ((), [], set())
-        assert found.notes == ("The study pets is being run. It is left alone, and so are the caches.",)
+        assert found.notes == ("The study pets is running: it is kept, and so are the caches.",)
     found, _ = clean(own_home)
     assert {item.kind for item in found.items} == {"checkpoints", "decoded", "temporary"}
 
@@ -153,9 +153,9 @@ def test_a_study_that_begins_between_looking_and_removing_keeps_everything(pets:
     found = survey(own_home, older_than=MONTH)
     assert named(found, "checkpoints") == ["studies/pets"]
     with FileLock(own_home / "studies" / "pets" / "study.lock"):
-        assert [str(failure) for failure in remove(found)] == ["studies/pets: it is in use, and kept"]
+        assert [str(failure) for failure in remove(found)] == ["studies/pets: it is in use"]
     write(own_home / "studies" / "pets" / "trial-004" / "epoch-0003.safetensors")
-    assert [str(failure) for failure in remove(found)] == ["studies/pets: it was used a moment ago, and is kept"]
+    assert [str(failure) for failure in remove(found)] == ["studies/pets: it was used a moment ago"]
     assert len(list((own_home / "studies").rglob("*.safetensors"))) == 11
 
 
@@ -170,7 +170,7 @@ def test_a_study_in_a_database_is_busy_while_one_of_its_trials_has_a_lease(own_h
         database.execute("UPDATE thawline_leases SET owner = owner || '-other'")  # a process beside this one
     found = survey(own_home, older_than=MONTH, storage=url)
     assert found.items == ()
-    assert found.notes == ("The study pets is being run. It is left alone, and so are the caches.",)
+    assert found.notes == ("The study pets is running: it is kept, and so are the caches.",)
     with closing(sqlite3.connect(tmp_path / "studies.db")) as database, database:
         database.execute("DELETE FROM thawline_leases")
     assert named(survey(own_home, older_than=MONTH, storage=url), "checkpoints") == ["studies/pets"]
@@ -211,7 +211,7 @@ def test_where_the_studies_are_kept_must_be_known_before_a_folder_is_called_orph
     grow_old(own_home / "studies")
     found, _ = clean(own_home, "studies")
     assert found.items == ()
-    assert [note for note in found.notes if "Where studies are kept is not clear" in note]
+    assert [note for note in found.notes if "It is not clear where studies are stored" in note]
     if not journal:
         assert named(clean(own_home, "studies", storage=url)[0], "studies") == ["studies/here"]
 
@@ -225,7 +225,7 @@ def test_a_study_that_mlflow_knows_in_another_database_is_not_orphaned(store: Ml
     grow_old(store.home / "studies")
     found, _ = clean(store.home, "studies")
     assert named(found, "studies") == ["studies/deleted"]
-    assert f"The study elsewhere is kept in {url}, which --storage does not name. It is left alone." in found.notes
+    assert f"Files of the study elsewhere are kept: its storage is {url}, which --storage does not name." in found.notes
 
 
 def test_what_mlflow_has_not_got_yet_stays(pets: Study, own_home: Path) -> None:
@@ -244,11 +244,11 @@ def test_what_mlflow_has_not_got_yet_stays(pets: Study, own_home: Path) -> None:
     assert orphan.exists()
     assert checkpoint.exists()
     assert len(list(unsent.parent.iterdir())) == 3
-    assert found.notes == ("studies/old holds files that MLflow has not received yet. It is left alone.",)
+    assert found.notes == ("studies/old is kept: it contains files that MLflow has not received yet.",)
     assert not waiting.with_name("epoch-0002.safetensors").exists(), "the others of the trial are gone"
 
     unsent.write_bytes(b'{"record": ')
-    with pytest.raises(ConfigError, match=r"pets-000\.jsonl lists records for MLflow, and cannot be read"):
+    with pytest.raises(ConfigError, match=r"pets-000\.jsonl lists records for MLflow, but cannot be read"):
         clean(own_home)
 
 
@@ -543,7 +543,7 @@ def test_what_is_registered_in_another_registry_than_is_looked_at_is_left_alone(
     found = survey(store.home, older_than=-1.0, kinds=["models", "runs"])
     assert found.items == ()
     (note,) = found.notes
-    assert f"Models of the study pets are registered in sqlite:///{store.home}/models.db, which is not checked" in note
+    assert f"its models are registered in sqlite:///{store.home}/models.db, which is not checked" in note
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{store.home}/models.db")
     found = survey(store.home, older_than=-1.0, kinds=["models", "runs"])
     assert [item.parts for item in found.items] == [(failed,)]
@@ -577,7 +577,7 @@ def test_a_version_whose_package_lies_in_the_trash_is_warned_of(store: MlflowSto
     open_study(store.home)
     run_of(store, "gone", 0, "FAILED", "failed")
     found = survey(store.home, older_than=MONTH, kinds=["runs"])
-    assert [note for note in found.notes if "The package of birds/1 is in MLflow's trash" in note]
+    assert [note for note in found.notes if "MLflow's trash also contains the package of birds/1" in note]
 
 
 def test_of_a_store_that_others_use_only_what_this_home_has_recorded_goes(

@@ -23,11 +23,11 @@ def test_every_mistake_is_reported_at_once_with_the_path_of_its_key() -> None:
             DATA, {"train": {"epoch": 3, "batch_size": 0}, "space": {"learning_rate": [1, 0.1]}, "studdy": {}}
         )
     message = str(caught.value)
-    assert "train.epoch: there is no such key. Did you mean 'epochs'?" in message
+    assert "train.epoch: unknown key. Did you mean 'epochs'?" in message
     assert "train.batch_size" in message
     assert "got 0" in message
     assert "0 < low <= high must hold, but got [1.0, 0.1]" in message
-    assert "studdy: there is no such key. Did you mean 'study'?" in message
+    assert "studdy: unknown key. Did you mean 'study'?" in message
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_every_mistake_is_reported_at_once_with_the_path_of_its_key() -> None:
 def test_a_key_by_the_name_of_another_library_or_in_another_section_is_answered_with_the_setting_that_is_meant(
     key: str, value: object, meant: str
 ) -> None:
-    with pytest.raises(ConfigError, match=re.escape(f"there is no such key. {meant}")):
+    with pytest.raises(ConfigError, match=re.escape(f"unknown key. {meant}")):
         SearchConfig.build(DATA, nested({key: value}))
 
 
@@ -118,7 +118,7 @@ def test_a_copied_recipe_never_overwrites(tmp_path: Path) -> None:
     target = copy("fast", tmp_path)
     assert target.read_text() == recipe_path("fast").read_text()
     target.write_text("mine")
-    with pytest.raises(ConfigError, match="exists already and is not overwritten"):
+    with pytest.raises(ConfigError, match="already exists and is not overwritten"):
         copy("fast", tmp_path)
     assert target.read_text() == "mine"
 
@@ -198,24 +198,24 @@ def test_what_thaws_is_one_of_what_there_is_and_within_its_range() -> None:
     ("train", "message"),
     [
         ({"thaw_epochs": [2], "thaw_patience": 1}, "train: thaw_epochs and thaw_patience cannot both be set"),
-        ({"thaw_epochs": [1, 3]}, "thaw_epochs must rise, from 2 at least .* but got [1, 3] with epochs=8"),
+        ({"thaw_epochs": [1, 3]}, "thaw_epochs must increase, from at least 2 .* but got [1, 3] with epochs=8"),
         ({"thaw_epochs": [3, 3]}, "but got [3, 3] with epochs=8"),
         ({"thaw_epochs": [3, 9]}, "but got [3, 9] with epochs=8"),
         ({"thaw_epochs": [2], "epochs": 1}, "but got [2] with epochs=1"),
         ({"thaw_epochs": []}, "train.thaw_epochs: "),
         (
             {"thaw_epochs": [2], "policy": "lp_ft"},
-            "train.thaw_epochs=(2,) is for the policy gradual, but trials have lp_ft",
+            "train.thaw_epochs=(2,) needs the policy gradual, but the policy is lp_ft",
         ),
-        ({"thaw_patience": 2, "policy": "static"}, "train.thaw_patience=2 is for the policy gradual, .* have static"),
+        ({"thaw_patience": 2, "policy": "static"}, "train.thaw_patience=2 needs the policy gradual, .* is static"),
         (
             {"thaw_patience": 2, "epochs": 6},
-            "thaw_patience=2 would never thaw anything: with epochs=6 .* is thawed after 3 epochs, and that must be 4",
+            "thaw_patience=2 would never thaw anything: .* is thawed after 3 epochs, which must be at least 4",
         ),
-        ({"thaw_fraction": 0.3, "policy": "static"}, "train.thaw_fraction=0.3 has no effect: trials have static."),
+        ({"thaw_fraction": 0.3, "policy": "static"}, "train.thaw_fraction=0.3 has no effect: the policy is static."),
         (
             {"thaw_fraction": 0.3, "thaw_epochs": [2, 4]},
-            "train.thaw_fraction=0.3 has no effect: trials have gradual, and thaw_epochs says when.",
+            "train.thaw_fraction=0.3 has no effect: the policy is gradual, and thaw_epochs sets the epochs.",
         ),
     ],
 )
@@ -236,7 +236,7 @@ def test_it_is_enough_that_some_trials_thaw_gradually() -> None:
     for train in ({"thaw_patience": 2}, {"thaw_epochs": [2, 5, 8]}):
         assert SearchConfig.build(DATA, {"train": {"policy": "gradual", **train}})
         assert SearchConfig.build(DATA, {"train": train, "space": {"policy": ["lp_ft", "gradual"]}})
-        with pytest.raises(ConfigError, match="but trials have static, lp_ft: set"):
+        with pytest.raises(ConfigError, match="but the policy is static or lp_ft: set"):
             SearchConfig.build(
                 DATA, {"train": {"policy": "gradual", **train}, "space": {"policy": ["static", "lp_ft"]}}
             )

@@ -33,7 +33,7 @@ def newer(database: Path) -> None:
 def test_a_home_that_is_not_there_is_not_made(own_home: Path, of: Callable[[str], Finding]) -> None:
     found = {finding.subject: finding for finding in diagnose(own_home)}
     assert {found[name].status for name in ("home", "MLflow's store", "studies", "Prefect's database")} == {"ok"}
-    assert "not made yet" in found["home"].detail
+    assert "not created yet" in found["home"].detail
     assert not own_home.exists()
 
 
@@ -70,7 +70,7 @@ def test_a_named_server_that_does_not_answer_is_a_finding(
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
     found = of("Prefect's server")
     assert found.status == "wrong"
-    assert "http://127.0.0.1:1/api does not answer: " in found.detail
+    assert "http://127.0.0.1:1/api does not respond: " in found.detail
     assert "PREFECT_API_URL" in found.advice
 
 

@@ -242,7 +242,7 @@ def test_pictures_of_the_same_kind_are_no_drift_and_inverted_ones_are(
     inverted = changed(same_kind, tmp_path / "inverted", ImageOps.invert)
     assert thawline("drift", "birds", inverted, *options) == 1
     shown = capsys.readouterr().out
-    assert "Drift between 60 new images and 180 of the reference, at a false-alarm rate of 0.01: features" in shown
+    assert "Drift between 60 new images and 180 reference images, at a false-alarm rate of 0.01: features" in shown
     assert "birds version 1" in shown
 
 
@@ -312,7 +312,7 @@ def test_test_images_unlike_the_validation_images_are_said_to_be_so(
     draw(data / "test", (2, 2, 46), seed=6)
     registered(store, folder, data)
     report = check(store, same_kind)
-    assert "validation and the test images differ from each other" in report.note
+    assert "the validation images differ from the test images" in report.note
     assert report.note in report.as_markdown()
     assert check(store, same_kind, reference=data / "validation").note == ""
 
@@ -321,7 +321,7 @@ def test_a_reference_that_is_not_available_is_refused_with_what_to_do(
     store: MlflowStore, folder: Path, known: Path, same_kind: Path, tmp_path: Path
 ) -> None:
     registered(store, folder)
-    with pytest.raises(DataError, match=r"birds/1 was trained on is not recorded.*--reference"):
+    with pytest.raises(DataError, match=r"birds/1 was trained on are not recorded.*--reference"):
         check(store, same_kind)
     registered(store, folder, known, digest="another")
     with pytest.raises(DataError, match=r"has changed since birds/2 was trained on it.*--reference"):
@@ -344,15 +344,15 @@ def test_too_few_images_and_wrong_options_are_refused_with_the_reason(
     shutil.copy(few / "red" / "000.png", few / "copy.png")
     assert thawline("drift", "birds", few, "--reference", known, "--tracking-uri", champion.uri) == 2
     error = capsys.readouterr().err
-    assert "At least 20 images are needed to tell drift from chance, but got 19" in error
+    assert "Drift detection needs at least 20 images, but got 19" in error
     assert "(1 copies and 0 unreadable files left out)" in error
     with pytest.raises(DataError, match="There is no folder"):
         check(champion, tmp_path / "nowhere", reference=known)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no image file"):
+    with pytest.raises(DataError, match="contains no image file"):
         check(champion, same_kind, reference=tmp_path / "empty")
     for alpha in (0.0, 0.5, float("nan")):
-        with pytest.raises(ConfigError, match=r"alpha must be from 0.001 to 0.2, but got"):
+        with pytest.raises(ConfigError, match=r"alpha must be between 0.001 and 0.2, but got"):
             check(champion, same_kind, reference=known, alpha=alpha)
     with pytest.raises(ConfigError, match="max_images must be at least 20, but got 3"):
         check(champion, same_kind, reference=known, max_images=3)

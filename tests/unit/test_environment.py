@@ -49,7 +49,7 @@ def test_prefect_s_database_lies_in_home_unless_a_server_is_named(
 def test_a_home_that_cannot_be_made_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "file" / "prefect"))
-    with pytest.raises(ConfigError, match=r"Cannot make the folder .*: Not a directory\. Set THAWLINE_HOME"):
+    with pytest.raises(ConfigError, match=r"Cannot create the folder .*: Not a directory\. Set THAWLINE_HOME"):
         environment.prepare_flows()
 
 

@@ -225,7 +225,7 @@ def test_a_maxvit_is_explained_by_integrated_gradients_and_refuses_grad_cam() ->
 
 
 class Deciding(nn.Module):
-    """Inspects its images before the forward pass, as HuggingFace's networks do."""
+    """Inspects its images before the forward pass, as Hugging Face's networks do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ def test_a_network_that_cannot_be_traced_is_explained_by_integrated_gradients_an
 
 def test_pictures_of_a_backbone_of_texts_are_refused() -> None:
     backbone = SimpleNamespace(name="hf:encoder", preprocessing=backbones.TextPreprocessing("{}", 16))
-    with pytest.raises(ConfigError, match=r"^hf:encoder reads texts, but explanations are drawn on pictures"):
+    with pytest.raises(ConfigError, match=r"^hf:encoder reads texts, but explanations are drawn on images"):
         explained_pictures(backbone, np.zeros((1, 8, 8, 3), np.uint8), [0])  # type: ignore[arg-type]
 
 
@@ -313,7 +313,7 @@ def test_every_file_has_a_picture_of_its_own_and_a_bad_one_a_reason(
     )
     bad = rows[2]
     assert bad["path"] == str(photographs / "b" / "broken.jpg")
-    assert "cut off" in bad["error"]
+    assert "truncated" in bad["error"]
     last = rows[-1]
     assert {name: last[name] for name in ("path", "model", "predicted", "target", "method")} == {
         "path": str(photographs / "b" / "two.png"),
@@ -357,9 +357,9 @@ def test_what_cannot_be_explained_is_reported_and_nothing_is_overwritten(
         (DataError, "must be a new or an empty folder", {"out": tmp_path / "used"}),
         (DataError, "cannot be used: ", {"out": tmp_path / "file"}),
         (DataError, "does not exist", {"paths": [tmp_path / "nowhere.png"]}),
-        (DataError, "holds no image", {"paths": [tmp_path / "empty"]}),
+        (DataError, "contains no image", {"paths": [tmp_path / "empty"]}),
         (RegistryError, "No model 'cats'", {"model": "cats"}),
-        (ConfigError, "knows no class 'gren'. Did you mean 'green'. Its classes: red, green", {"class_name": "gren"}),
+        (ConfigError, "has no class 'gren'. Did you mean 'green'. Its classes: red, green", {"class_name": "gren"}),
         (ConfigError, "cannot be used", {"device": "toaster"}),
     ]
     for error, sentence, changed in errors:

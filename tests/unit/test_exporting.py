@@ -119,7 +119,7 @@ def test_a_network_whose_heads_are_one_in_thawline_is_none_of_timm_s(store: Mlfl
     name = "timm/deit_tiny_distilled_patch16_224"
     with tiny(name):
         registered(store, tmp_path / "p", created_with_random_head(name, weights="none", image_size=32))
-        with pytest.raises(RegistryError, match=r"single head in place of several.*--format onnx"):
+        with pytest.raises(RegistryError, match=r"single head instead of several.*--format onnx"):
             export(store, "timm", tmp_path / "timm")
     assert not list((tmp_path / "timm").iterdir())
 
@@ -208,7 +208,7 @@ def test_the_card_tells_results_with_intervals_data_and_origin_and_no_class_is_m
     judged = judge(store, name="m", version="1", test=test)
     card = (export(store, "timm", tmp_path / "out") / "README.md").read_text()
     assert f"| accuracy | {judged.challenger.metrics['accuracy']:.3f} (" in card
-    assert "On 8 test images; the interval is Wilson's of 95 %." in card
+    assert "On 8 test images; the interval is the 95 % Wilson interval." in card
     for expected in ("0123abcd", "Backbone: `resnet18`", "licence", "divided by 1.7", "library_name: timm"):
         assert expected in card
     assert "<img" not in card
@@ -236,6 +236,6 @@ def test_a_model_of_texts_is_refused_before_anything_is_written(
     store: MlflowStore, text_folder: Path, tmp_path: Path
 ) -> None:
     register(store, text_folder, "m")
-    with pytest.raises(RegistryError, match=r"m/1 classifies texts, but models of images alone can be exported"):
+    with pytest.raises(RegistryError, match=r"m/1 classifies texts, but only image models can be exported"):
         export(store, "onnx", tmp_path / "out")
     assert not (tmp_path / "out").exists()

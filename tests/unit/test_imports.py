@@ -55,15 +55,17 @@ def test_every_name_that_loads_on_demand_is_there(package: str) -> None:
 
 def test_what_only_looks_or_begins_does_not_wait_for_torch() -> None:
     """`leaderboard`, `history`, `ui`, `clean`, `doctor`, and the first line of a search."""
-    *_, light, trained = loaded_by(
+    *_, light, trained, search = loaded_by(
         "thawline.terminal",
         "thawline.search.leaderboard, thawline.search.records",
         "thawline.cli.tables.models, thawline.registry.mlflow",
         "thawline.ui, thawline.cleaning, thawline.doctor",
         "thawline.training.loop",
+        "thawline.flows.search",
     )
     assert "torch" not in light
     assert "torch" in trained
+    assert "sklearn" not in search, "only workers, importances and the report need it"
 
 
 def loaded_by(*modules: str) -> Iterator[set[str]]:

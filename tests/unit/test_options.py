@@ -49,9 +49,9 @@ def test_help_names_every_kind_of_data_wherever_data_are_given(verb: str) -> Non
     shown = plain(printed(verb, width=400))
     for kind in (
         "DATA/<class>/…",
-        "table of images or of texts",
+        "table of labelled images or texts",
         ".json, .parquet, .xlsx",
-        "hub",
+        "Hub",
         "WebDataset",
         ".zip",
     ):

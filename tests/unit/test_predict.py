@@ -79,10 +79,10 @@ def test_a_column_of_a_table_is_named_on_the_command_line_and_a_folder_is_no_tex
 
     asked = invoke("mails/table.csv")
     assert isinstance(asked.exception, DataError)
-    assert str(asked.exception).endswith("Name it: --text-column=NAME")
+    assert str(asked.exception).endswith("Set it: --text-column=NAME")
     answers = [invoke("mails/table.csv", f"--text-column={name}") for name in ("message", "content", "2")]
     assert [json.loads(answer.stdout)[0]["class"] for answer in answers] == ["spam", "ham", "ham"]
-    refused = {"mails": "mails is a folder: give a table", "see you": "no table was given"}
+    refused = {"mails": "mails is a folder: give a table", "see you": "needs a table, but none was given"}
     for item, reason in refused.items():
         assert reason in str(invoke(item, "--text-column=message").exception)
     assert [row["class"] for row in json.loads(invoke("see you at lunch").stdout)] == ["ham"]

@@ -55,7 +55,7 @@ def test_every_preset_is_the_shipped_recipe_of_its_name_for_images_and_for_texts
     assert config(preset, photos) == SearchConfig.build({"data": {"path": str(photos)}}, recipe)
     of_texts = load_recipe(recipe_path(f"{preset}-texts"))
     assert config(preset, texts) == SearchConfig.build({"data": {"path": str(texts)}}, of_texts)
-    assert f"`thawline recipes copy {preset}-texts` writes it" in fit(preset, texts).notes[0]
+    assert f"`thawline recipes copy {preset}-texts` writes a copy" in fit(preset, texts).notes[0]
 
 
 def test_balanced_is_what_a_search_does_by_itself(photos: Path, places: dict[str, Place]) -> None:
@@ -80,7 +80,7 @@ def test_where_nothing_is_cached_the_first_that_can_be_downloaded_is_taken(
     first = {"fast": "timm/tf_efficientnet_lite0", "balanced": "resnet18"}[preset]
     chosen = config(preset, photos).backbone
     assert (chosen.name, chosen.weights) == (first, "default")
-    assert "not cached, and downloaded" in fit(preset, photos).notes[1]
+    assert "not cached and will be downloaded" in fit(preset, photos).notes[1]
 
 
 def test_fast_needs_no_network_and_says_what_would_be_better(photos: Path, places: dict[str, Place]) -> None:

@@ -51,7 +51,7 @@ def test_every_file_has_a_row_and_a_bad_one_a_reason(
     table = pd.read_parquet(tmp_path / "out.parquet").set_index("path")
     bad = table.loc[str(pictures / "broken.jpg")]
     assert pd.isna(bad["class"])
-    assert "cut off" in bad["error"]
+    assert "truncated" in bad["error"]
     good = table.drop(str(pictures / "broken.jpg"))
     assert list(good["class"]) == COLOURS * 3
     assert good["error"].isna().all()
@@ -197,7 +197,7 @@ def test_a_disk_that_is_full_is_one_clear_error_and_what_is_computed_is_kept(
         patch.setattr(scoring, "write_atomically", full_after)
         if place == "whole":
             patch.setattr(pq, "ParquetWriter", full)
-        with pytest.raises(DataError, match=r"out\.parquet cannot be written .*: No space left on device\. Make room"):
+        with pytest.raises(DataError, match=r"out\.parquet cannot be written .*: No space left on device\. Free space"):
             run(store_with_champion, pictures, out)
     assert not out.exists()
     assert run(store_with_champion, pictures, out).resumed == (10 if place == "whole" else 0)
@@ -210,7 +210,7 @@ def test_what_cannot_be_scored_is_reported_before_anything_is_computed(
     (tmp_path / "wrong.csv").write_text("file\nx.png\n")
     for source, out, sentence in (
         (tmp_path / "nowhere", "out.parquet", "does not exist"),
-        (tmp_path / "empty", "out.parquet", "names no image file"),
+        (tmp_path / "empty", "out.parquet", "contains no image file"),
         (tmp_path / "wrong.csv", "out.parquet", "needs a column `path`; its columns: file"),
         (pictures, "out.csv", "must end in .parquet"),
         (pictures, "no/out.parquet", "There is no folder"),
@@ -299,6 +299,6 @@ def test_a_file_without_texts_and_a_folder_are_refused_for_a_model_of_texts(
     store_of_texts: MlflowStore, tmp_path: Path
 ) -> None:
     (tmp_path / "empty.txt").write_text("\n")
-    for source, sentence in ((tmp_path / "empty.txt", "holds no text"), (tmp_path, "is a folder")):
+    for source, sentence in ((tmp_path / "empty.txt", "contains no text"), (tmp_path, "is a folder")):
         with pytest.raises(DataError, match=sentence):
             run(store_of_texts, source, tmp_path / "out.parquet", model="notes")

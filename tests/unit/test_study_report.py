@@ -91,10 +91,12 @@ PROBE = Hyperparameters("resnet18", 5, 0.0, 0.0, 1.0, "adamw", policy="probe")
 
 
 def test_a_linear_probe_is_a_point_without_a_learning_rate_and_without_what_only_training_has() -> None:
-    trained, probe = _point(record(1, TRAINED, 0.9)), _point(record(0, PROBE, 0.8))
+    trained = _point(record(1, TRAINED, 0.9), "http://127.0.0.1:5000/runs/1")
+    probe = _point(record(0, PROBE, 0.8), None)
     assert (trained.learning_rate, trained.others["weight_decay"], trained.is_probe) == (1e-3, 0.01, False)
     assert (probe.learning_rate, probe.others, probe.is_probe) == (None, {"policy": "probe"}, True)
     assert (probe.freeze_depth, probe.value) == (5, 0.8)
+    assert (trained.link, probe.link) == ("http://127.0.0.1:5000/runs/1", None)
 
 
 def test_a_linear_probe_has_no_learning_curve(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_verb_that_looks_names_the_nearest_home(arguments: list[str], wrong_fo
     assert isinstance(ended.exception, ThawlineError), ended.output
     nearest = wrong_folder.parents[1] / ".thawline"
     assert str(ended.exception) == (
-        f"No Thawline home here: {wrong_folder / '.thawline'} does not exist. The nearest is {nearest}: work in "
+        f"No Thawline home here: {wrong_folder / '.thawline'} does not exist. The nearest is {nearest}: change to "
         f"{nearest.parent}, or set THAWLINE_HOME={nearest}."
     )
     assert [path.name for path in wrong_folder.iterdir()] == ["photo.png"]
@@ -61,7 +61,7 @@ def test_without_any_home_the_next_step_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     ended = CliRunner().invoke(app, ["history", "pets"])
-    assert "set THAWLINE_HOME to the home that it created; `thawline search DATA` makes one here." in str(
+    assert "set THAWLINE_HOME to the home that it created; `thawline search DATA` creates one here." in str(
         ended.exception
     )
     assert not own_home.exists()

@@ -1,4 +1,4 @@
-"""The frozen prefix, computed once: what to store, the store, and training from it."""
+"""Frozen activations: what to store, the store, and training from it."""
 
 import lazy_loader
 

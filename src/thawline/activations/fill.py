@@ -1,6 +1,6 @@
-"""Filling the store: one pass over the data, a file for every boundary that it crosses.
+"""Fill the store in one pass over the data, with a file per boundary.
 
-A GPU computes batches larger than those of training, while a thread checks and writes what it gave before.
+A GPU computes larger batches than in training, while a thread checks and writes the previous ones.
 """
 
 from collections import deque
@@ -24,11 +24,12 @@ from thawline.training.runtime import HostCopy, on_device, release_memory
 __all__ = ["fill"]
 
 _MOST_ROWS = 2048
-"""Images in a block: of what comes last in a network so little is stored that 64 MB would be minutes of work."""
+"""Maximum number of images per block: activations after the last layers are so small that 64 MB would take minutes to
+compute."""
 _GPU_ROWS = 512
-"""Images that a GPU computes at a time, if it has the memory: more hardly make it faster."""
+"""Images per GPU batch, if memory suffices: more are hardly faster."""
 _AHEAD = 2
-"""Batches of a GPU that are on their way to the disk while it computes."""
+"""Number of GPU batches that may be waiting to be written while it computes."""
 
 
 def fill(
@@ -44,32 +45,31 @@ def fill(
     block_bytes: int = 64 * 2**20,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[int, str]:
-    """Have the activations of ``inputs`` in the store at every boundary in ``keys``; what is there whole stays.
+    """Store the activations of ``inputs`` at every boundary in ``keys``; complete files are kept.
 
-    All boundaries are filled in the same pass, which resumes where a killed one stopped. Of several processes that
-    want the same, one computes and the others wait for it.
+    All boundaries are filled in one pass, which resumes where a killed one stopped. If several processes need the same
+    file, one computes it and the others wait.
 
     Args:
-        store: where to.
-        backbone: with the weights that the keys name; its module is left in evaluation mode.
-        inputs: images, or texts, whose activations are stored as a row for each token, except after the last layer
-            group.
-        epoch: whose view of the images is stored.
-        keys: by boundary, at least 1.
-        runtime: device and precision, as the keys say.
-        batch_size: images at a time; a GPU takes more where it has the memory.
-        exact: whether it may not, since the last bits depend on it.
-        block_bytes: of the largest activations in a block, at most, which is what is computed again after a builder was
-            killed.
-        on_progress: called with (images or texts done, those in all).
+        store: the store.
+        backbone: the backbone, with the weights in the keys; its module is left in evaluation mode.
+        inputs: images or texts. Activations of texts are stored as a row per token, except after the last layer group.
+        epoch: the epoch with the view of the images to store.
+        keys: keys by boundary, which is at least 1.
+        runtime: device and precision, matching the keys.
+        batch_size: images per batch; a GPU computes more if memory suffices.
+        exact: never compute larger batches, because the last bits depend on the batch size.
+        block_bytes: maximum bytes per block of the largest activations; at most one block is recomputed after a killed
+            pass.
+        on_progress: called with (images or texts done, total).
 
     Returns:
-        The boundaries that could not be stored, and why: no room, or numbers too large for the type.
+        The boundaries that could not be stored, with the reason: no space, or values out of the type's range.
     """
     missing = {boundary: key for boundary, key in sorted(keys.items()) if not store.verify(key)}
     if not missing:
         return {}
-    # Outside inference mode: what is moved inside it can never be trained again.
+    # Outside inference mode: tensors moved inside it can never be trained again.
     backbone.module.to(runtime.device).to(memory_format=runtime.memory_format).eval()
     with store.building(list(missing.values())), torch.inference_mode():
         missing = {boundary: key for boundary, key in missing.items() if not store.verify(key)}  # another was faster
@@ -82,28 +82,28 @@ def fill(
 
 
 class _Writing:
-    """A thread that writes in order, at most some batches behind."""
+    """A thread that writes in order, with a bounded queue."""
 
     def __init__(self, ahead: int) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="thawline-store")
         self._ahead, self._waiting = ahead, deque[Future[None]]()
 
     def add(self, write: Callable[[], None]) -> None:
-        """Write after what was added before."""
+        """Add a write to the queue."""
         self._waiting.append(self._thread.submit(write))
         self.finish(self._ahead)
 
     def finish(self, ahead: int = 0) -> None:
-        """Wait until no more than so many are unwritten.
+        """Wait until at most this many writes are pending.
 
         Raises:
-            Exception: what a write failed with.
+            Exception: the error of a failed write.
         """
         while len(self._waiting) > ahead:
             self._waiting.popleft().result()
 
     def close(self) -> None:
-        """Write what was begun, and end the thread."""
+        """Finish pending writes, and end the thread."""
         self._thread.shutdown()
 
 
@@ -149,7 +149,7 @@ class _Pass:
         return self.refused
 
     def _begin(self) -> None:
-        """Learn the shapes from two rows, and open a file for each boundary."""
+        """Determine the shapes from two rows, and open a file for each boundary."""
         sample = np.arange(min(2, len(self.inputs)))
         for part, batch in batches(self.inputs, [sample], self.epoch, self.runtime):
             for boundary, activations in self._through(part, batch):
@@ -160,18 +160,18 @@ class _Pass:
                     self.refused[boundary] = str(error)
 
     def _starts(self, boundary: int) -> np.ndarray:
-        """Where each image's or text's rows begin in the file of a boundary, and at last their number."""
+        """The first row of each image or text in a boundary's file, and finally the number of rows."""
         lengths = self.inputs.lengths
         if lengths is not None and self._has_tokens(boundary):
             return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         return np.arange(len(self.inputs) + 1)
 
     def _has_tokens(self, boundary: int) -> bool:
-        """Whether a file has a row for each token: after its last layer group a text has one row."""
+        """Whether a file has a row per token: after the last layer group a text has one row."""
         return self.inputs.lengths is not None and boundary < self.deepest
 
     def _go_back_to_common_row(self) -> int:
-        """The last row at which all files have a block's end; builders of other boundaries had other blocks."""
+        """Rewind to the last row where all files end a block; passes for other boundaries used other blocks."""
         done = {b: int(np.searchsorted(self._starts(b), writer.rows_done)) for b, writer in self.writers.items()}
         while len(set(done.values())) > 1:
             least = min(done.values())
@@ -181,10 +181,10 @@ class _Pass:
         return min(done.values(), default=len(self.inputs))
 
     def _rows_per_block(self, block_bytes: int) -> int:
-        """The same for all files, so that a resumed pass finds them all at the end of a block."""
+        """Rows per block, the same for all files, so that all end a block at the same row on a resume."""
         largest = max((writer.layout.bytes // len(self.inputs) for writer in self.writers.values()), default=1)
         rows = block_bytes // max(1, largest)
-        if self.inputs.lengths is None:  # texts are sorted by length within a block: more of them pad less
+        if self.inputs.lengths is None:  # texts are sorted by length within a block: larger blocks need less padding
             rows = min(rows, _MOST_ROWS)
         return max(1, rows // self.batch_size) * self.batch_size
 
@@ -201,13 +201,13 @@ class _Pass:
             self._guarded(boundary, ActivationWriter.end_block)
 
     def _computed(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, list[tuple[int, Tensor]]]]:
-        """The rows of each batch, and their activations at every boundary."""
+        """Yield the rows of each batch, and their activations at every boundary."""
         parts = evaluation_order(self.inputs, self.at_once, rows)
         for part, batch in batches(self.inputs, parts, self.epoch, self.runtime):
             yield from self._in_memory(part, batch)
 
     def _in_memory(self, rows: np.ndarray, batch: Tensor) -> Iterator[tuple[np.ndarray, list[tuple[int, Tensor]]]]:
-        """A batch in as many pieces as there is memory for, none smaller than those of training."""
+        """Compute a batch in pieces that fit into memory, but not smaller than in training."""
         done = 0
         while done < len(rows):
             piece = slice(done, done + self.at_once)
@@ -226,7 +226,7 @@ class _Pass:
             self.at_once = max(self.batch_size, self.at_once // 2)
 
     def _by_length(self, rows: np.ndarray, lengths: np.ndarray) -> list[tuple[int, Tensor]]:
-        """The activations of a block of texts, computed in batches of alike lengths, and put back in order."""
+        """The activations of a block of texts, computed in batches of similar length, in the original order."""
         computed: list[np.ndarray] = []
         texts: dict[int, list[Tensor]] = {}
         for part, passed in self._computed(rows):
@@ -248,7 +248,7 @@ class _Pass:
         self.writing.add(write)
 
     def _guarded(self, boundary: int, write: Callable[[ActivationWriter], None]) -> None:
-        """Write; a disk that is full or numbers that do not fit end this file, and no other."""
+        """Write; a full disk or values out of range end only this file."""
         try:
             write(self.writers[boundary])
         except (ActivationError, OSError) as error:
@@ -256,7 +256,7 @@ class _Pass:
             self.refused[boundary] = str(error)
 
     def _through(self, rows: np.ndarray, batch: Tensor) -> list[tuple[int, Tensor]]:
-        """The activations of a batch at every boundary, rows as they are stored."""
+        """The activations of a batch at every boundary, as stored rows."""
         passed = []
         for boundary, part in self.sections.items():
             with self.runtime.autocast():
@@ -265,12 +265,12 @@ class _Pass:
         return passed
 
     def _tokens(self, rows: np.ndarray, batch: Tensor) -> Tensor:
-        """A row for each token ``[n, T, H + 1]``; the last channel tells where there is one, as lengths do."""
+        """A row per token ``[n, T, H + 1]``; the last channel is 1 for tokens and 0 for padding."""
         assert self.inputs.lengths is not None  # noqa: S101  or there are no tokens
         places = places_of_tokens(self.inputs.lengths[rows], batch.shape[1])
         return batch.flatten(0, 1)[on_device(places, batch.device)][:, :-1]
 
     def _close(self) -> None:
-        """Leave what was not published for the next builder to resume."""
+        """Close unpublished files, which the next pass resumes."""
         for writer in self.writers.values():
             writer.close()

@@ -1,4 +1,4 @@
-"""Stored activations as what a tail is trained on."""
+"""Stored activations as training inputs of the rest of a network."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,14 @@ from thawline.training.runtime import on_device
 __all__ = ["ActivationInputs", "TextActivationInputs"]
 
 _RESIDENT = 256_000_000
-"""Bytes that a trial keeps in memory: what comes after all layer groups nearly always fits."""
+"""Maximum bytes that a trial keeps in memory: activations after the last layer group nearly always fit."""
 
 
 class ActivationInputs:
-    """Rows of one split after a layer group, one file for each view.
+    """Rows of one split after a layer group, one file per view.
 
-    As far as they fit, they are kept on the GPU (in at most half of its free memory), or, if they are small, in memory;
-    else they are read from the file a batch at a time.
+    Rows are cached on the GPU (in at most half of its free memory) as far as they fit, or in memory if they are small.
+    Others are read from the file batch by batch.
     """
 
     def __init__(
@@ -41,13 +41,12 @@ class ActivationInputs:
         Args:
             views: the files of ``augmentation.stored_views``, in that order.
             labels: int64 ``[N]``.
-            boundary: number of layer groups that they lie behind.
-            runtime: device.
-            augmentation: of training; none by default.
-            lengths: of texts, the number of their tokens int32 ``[N]``, so that batches are those that tokens would be
-                in.
-            resident: bytes that are kept in memory, at most.
-            block: bytes that are copied there at a time.
+            boundary: number of layer groups before them.
+            runtime: the device.
+            augmentation: augmentation of training; none by default.
+            lengths: for texts, the number of tokens int32 ``[N]``, so that batches are the same as for tokens.
+            resident: maximum bytes to keep in memory.
+            block: bytes per copy.
         """
         self.labels, self.boundary, self.lengths = labels, boundary, lengths
         self._runtime = runtime
@@ -59,24 +58,24 @@ class ActivationInputs:
         return len(self.labels)
 
     def read(self, rows: np.ndarray, epoch: int) -> Tensor:
-        """Activations ``[n, …]``, as they are stored."""
+        """Activations ``[n, …]``, as stored."""
         return self._views[self._augmentation.view_of(epoch) or 0].take(rows)
 
     def prepare(self, read: Tensor, rows: np.ndarray, epoch: int) -> Tensor:
-        """The same on the device; what was shortened to half precision is single precision again."""
+        """The same on the device; values stored in half precision are converted back to single precision."""
         return _on_device(read, self._runtime.device)
 
 
 class TextActivationInputs:
-    """A text network's activations for each token, at a boundary before its last layer group: texts differ in length.
+    """A text network's activations per token, at a boundary before its last layer group, where texts differ in length.
 
-    The file has a row for each token of all texts, one text after the other, and none for padding.
+    The file has a row for each token of each text in turn, and none for padding.
     """
 
     def __init__(
         self, activations: Activations, lengths: np.ndarray, labels: np.ndarray, boundary: int, runtime: Runtime
     ) -> None:
-        """Take rows ``[sum(lengths), H]``, the tokens of each text int32 ``[N]`` and labels int64 ``[N]``."""
+        """Set rows ``[sum(lengths), H]``, the number of tokens of each text int32 ``[N]`` and labels int64 ``[N]``."""
         self.labels, self.boundary, self.lengths = labels, boundary, lengths
         self._starts = np.cumsum(lengths, dtype=np.int64) - lengths
         self._runtime = runtime
@@ -87,7 +86,7 @@ class TextActivationInputs:
         return len(self.labels)
 
     def read(self, rows: np.ndarray, epoch: int) -> Tensor:
-        """``[n, T, H + 1]``, zeros after the end of each text; the last channel is 1 where there is a token."""
+        """``[n, T, H + 1]``, zero-padded; the last channel is 1 for tokens and 0 for padding."""
         lengths = self.lengths[rows]
         tokens = self._rows.take(
             np.concatenate([np.arange(self._starts[row], self._starts[row] + self.lengths[row]) for row in rows])
@@ -99,12 +98,12 @@ class TextActivationInputs:
         return activations.view(*shape, -1)
 
     def prepare(self, read: Tensor, rows: np.ndarray, epoch: int) -> Tensor:
-        """The same on the device; what was shortened to half precision is single precision again."""
+        """The same on the device; values stored in half precision are converted back to single precision."""
         return _on_device(read, self._runtime.device)
 
 
 class _Rows:
-    """Rows of a file: on a GPU as far as they fit, in memory if they are to be, else read when they are asked for."""
+    """Rows of a file: cached on a GPU as far as they fit, or in memory if requested, or read on demand."""
 
     def __init__(self, activations: Activations, device: torch.device, *, in_memory: bool, block: int) -> None:
         self._activations = activations
@@ -116,7 +115,7 @@ class _Rows:
             self._kept = Resident(copied(count, read(slice(0, 1)), read, device, block=block))
 
     def take(self, rows: np.ndarray) -> Tensor:
-        """Some rows, ``[n, …]``, in the type and memory order that they were computed in."""
+        """Some rows, ``[n, …]``, in the original type and memory format."""
         if self._kept is None:
             return self._activations.rows(rows)
         return self._activations.arrange(self._kept.take(rows, self._activations.physical))

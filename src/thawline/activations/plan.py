@@ -1,4 +1,4 @@
-"""What to store: pure arithmetic on what was measured."""
+"""Plan what to store, by pure arithmetic on measurements."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,20 +6,32 @@ from pydantic import BaseModel, ConfigDict
 
 from thawline.activations.store import StoredType
 from thawline.config import TrainConfig
+from thawline.durations import roughly
 
-__all__ = ["Plan", "Profile", "make_plan"]
+__all__ = ["Compilation", "Plan", "Profile", "make_plan"]
 
 _HALF_PRECISION_LIMIT = 6000.0
-"""A tenth of the largest number in half precision: other rows may have larger ones than those profiled."""
+"""A tenth of the largest half-precision value: other rows may have larger values than the profiled ones."""
 
 
 _LARGEST_EXACT = 3
-"""How many times as many numbers as the image a boundary may have that is stored without asking what it saves. Larger
-ones come after the first few layers, which cost about as much as reading their activations."""
+"""Maximum size of a boundary's activations, relative to the image, for storing it without a cost estimate. Larger ones
+occur only after the first few layers, which cost about as much as reading their activations."""
+
+
+class Compilation(BaseModel):
+    """Cost and speed-up of compiling a network for training."""
+
+    model_config = ConfigDict(frozen=True)
+
+    seconds: float
+    """Time for compiling the whole network, forward and backward."""
+    gain: float
+    """Speed-up factor of training."""
 
 
 class Profile(BaseModel):
-    """What one backbone costs on this machine, in the best of the ways to compute it that were tried.
+    """The costs of one backbone on this machine, in the fastest tried configuration.
 
     A row is an image, or a text of the mean length.
     """
@@ -32,41 +44,45 @@ class Profile(BaseModel):
     groups: tuple[str, ...]
     """Names of the layer groups."""
     forward: tuple[float, ...]
-    """Seconds a row through each layer group, and through the head, in evaluation mode."""
+    """Seconds per row for each layer group and the head, in evaluation mode."""
     training: tuple[float, ...]
-    """Seconds a row forward and backward, the same."""
+    """Seconds per row for forward and backward, likewise."""
     parameters: tuple[int, ...]
-    """Number of parameters, the same."""
+    """Number of parameters, likewise."""
     numbers: tuple[int, ...]
-    """Numbers of a row that are stored after each layer group."""
+    """Number of stored values per row after each layer group."""
     computed_as: tuple[StoredType, ...]
-    """Their type, the same."""
+    """Type of the values, likewise."""
     largest: tuple[float, ...]
-    """The largest absolute value among them, the same."""
+    """Largest absolute value, likewise."""
     input_seconds: float
-    """To read and prepare a row for the network."""
+    """Seconds for reading and preparing a row."""
     step_seconds: float
-    """Of the optimizer, for one parameter."""
+    """Seconds of the optimizer per parameter."""
     read_bytes_per_second: float
-    """Stored activations, in the order of training, from the machine's memory to where they are computed with."""
+    """Speed of reading stored activations in training order, from the page cache to the device."""
     resident_bytes: int = 0
-    """Bytes of them that a GPU can keep at once; 0 on a CPU."""
+    """Bytes of activations that a GPU can cache; 0 on a CPU."""
     resident_bytes_per_second: float | None = None
-    """The same of those that it keeps."""
+    """Speed of reading cached activations."""
     write_bytes_per_second: float
-    """Checkpoints and activations, with their checksums."""
+    """Speed of writing checkpoints and activations, including checksums."""
     start_seconds: float
-    """To build the backbone for a trial."""
+    """Seconds for building the backbone of a trial."""
+    compilation: Compilation | None = None
+    """``None`` if it was not requested, or is not possible."""
+    not_compiled: str = ""
+    """Why compilation is not possible."""
 
 
 class Plan(BaseModel):
-    """Where the frozen prefix is stored, how training computes, and what that should cost."""
+    """Which activations are stored, how training computes, and the expected costs."""
 
     model_config = ConfigDict(frozen=True)
 
     profile: Profile
     boundaries: tuple[int, ...] = ()
-    """Numbers of layer groups after which activations are stored."""
+    """Boundaries at which activations are stored, as numbers of layer groups."""
     stored_as: dict[int, StoredType] = {}
     bytes: int = 0
     train_rows: int
@@ -74,35 +90,39 @@ class Plan(BaseModel):
     epochs: int
     batch_size: int
     views: int | None
-    """Views of every training row that are stored; ``None`` if each epoch has a new one and none is."""
+    """Number of stored views of every training row; ``None`` if each epoch has a new view, so that none is stored."""
     trials: int
     seconds: float | None = None
-    """Time for the search where that, and no number of trials, ends it: :attr:`trials` are then those that fit."""
+    """Time limit of a search without a limit on trials: :attr:`trials` then estimates how many fit."""
     devices: int = 1
-    """GPUs that compute a trial's rows at the same time; what they send each other is not counted."""
+    """Number of GPUs per trial; their communication is not counted."""
     depths: dict[int, float]
-    """The freeze depths that epochs have, each with its share of all epochs; the shares add up to 1."""
+    """The freeze depths of epochs, each with its share of all epochs; the shares add up to 1."""
 
     def boundary_for(self, depth: int) -> int:
-        """The last stored boundary that a trial of this freeze depth can begin at; 0 for images or tokens."""
+        """The last stored boundary from which a trial of this freeze depth can start; 0 for images or tokens."""
         return max((boundary for boundary in self.boundaries if boundary <= depth), default=0)
 
     def share_from_start(self) -> float:
-        """Of all epochs, the share that is trained from images or tokens, with nothing stored of training rows."""
+        """The share of all epochs that train from images or tokens, without stored activations."""
         if self.views is None:
             return 1.0
         return sum(share for depth, share in self.depths.items() if self.boundary_for(depth) == 0)
 
     def trial_seconds(self, depths: Sequence[int]) -> float:
-        """What a trial should take from its start to its end, by the freeze depth of each of its epochs."""
-        return self.profile.start_seconds + sum(map(self._epoch_seconds, depths))
+        """Expected duration of a trial, given the freeze depth of each of its epochs."""
+        return self.profile.start_seconds + sum(map(self._epoch_seconds, depths)) - self._saved(depths)
 
     def epoch_seconds(self) -> list[float]:
-        """What an epoch should take, by freeze depth from 0 on."""
-        return [self._epoch_seconds(depth) for depth in range(len(self.profile.groups) + 1)]
+        """Expected duration of an epoch, by freeze depth from 0."""
+        return [self._mean_epoch_seconds(depth) for depth in range(len(self.profile.groups) + 1)]
+
+    def compiles(self, depths: Sequence[int]) -> bool:
+        """Whether compilation makes a trial faster overall, given the freeze depth of each epoch."""
+        return self._saved(depths) > 0
 
     def fill_seconds(self) -> float:
-        """What filling the store should take."""
+        """Expected duration of filling the store."""
         if not self.boundaries:
             return 0.0
         forward = self.profile.input_seconds + sum(self.profile.forward[: max(self.boundaries)])
@@ -110,38 +130,58 @@ class Plan(BaseModel):
         return passes * forward + self.bytes / self.profile.write_bytes_per_second
 
     def search_seconds(self) -> float:
-        """What the whole search should take if every trial trains to its end."""
-        epoch = sum(share * self._epoch_seconds(depth) for depth, share in self.depths.items())
+        """Expected duration of the search if every trial trains to the end."""
+        epoch = sum(share * self._mean_epoch_seconds(depth) for depth, share in self.depths.items())
         return self.fill_seconds() + self.trials * (self.profile.start_seconds + self.epochs * epoch)
 
     def trials_within(self, seconds: float) -> int:
-        """How many trials there should be time for if every one trains to its end; at least 1."""
+        """Expected number of trials within this time if every trial trains to the end; at least 1."""
         one = self.model_copy(update={"trials": 1}).search_seconds() - self.fill_seconds()
         return max(1, int((seconds - self.fill_seconds()) / one))
 
     def for_time(self, seconds: float) -> "Plan":
-        """The same for a search that ends when this time is spent."""
+        """The same plan for a search with this time limit."""
         return self.model_copy(update={"seconds": seconds, "trials": self.trials_within(seconds)})
 
     def without_store(self) -> "Plan":
-        """The same where every trial computes everything by itself."""
+        """The same plan if every trial computes everything itself."""
         return self.model_copy(update={"boundaries": (), "bytes": 0})
 
+    def why_not_compiled(self) -> str:
+        """The reason why no trial is compiled; empty if trials at some freeze depths are."""
+        compilation = self.profile.compilation
+        if compilation is None:
+            return self.profile.not_compiled or "the study was started without train.compile"
+        if self._compiled_depths():
+            return ""
+        return (
+            f"it takes about {roughly(compilation.seconds)}, and training is then {compilation.gain:.1f} times as fast"
+        )
+
+    def _compiled_depths(self) -> list[int]:
+        return [depth for depth in sorted(self.depths) if self.compiles([depth] * self.epochs)]
+
+    def without_compilation(self) -> "Plan":
+        """The same plan if trials are not compiled."""
+        return self.model_copy(update={"profile": self.profile.model_copy(update={"compilation": None})})
+
     def for_probes(self) -> "Plan":
-        """The same for a search that ends with the linear probe, which needs only what is before the head."""
+        """The same plan for a search with linear probes only, which need only the head's input."""
         deepest = len(self.profile.groups)
         kept = tuple(boundary for boundary in self.boundaries if boundary == deepest)
         size = sum(self.bytes_of(boundary) for boundary in kept)
         return self.model_copy(update={"boundaries": kept, "bytes": size, "depths": {deepest: 1.0}, "epochs": 1})
 
     def seconds_without_store(self) -> float:
-        """What the whole search should take if nothing was stored."""
+        """Expected duration of the search if nothing were stored."""
         return self.without_store().search_seconds()
 
     def lines(self) -> list[str]:
         """The plan in two sentences."""
         profile = self.profile
         way = f"{profile.precision}, channels last" if profile.channels_last else profile.precision
+        if compiled := self._compiled_depths():
+            way += f", compiled at freeze depth {', '.join(map(str, compiled))}"
         if self.devices > 1:
             way += f", each trial on {self.devices} GPUs"
         if not self.boundaries:
@@ -156,29 +196,48 @@ class Plan(BaseModel):
         ]
 
     def _expected(self) -> str:
-        """How long the search takes, or how many trials it has."""
+        """The expected duration of the search, or its number of trials."""
         if self.seconds is None:
-            return f"search about {_duration(self.search_seconds())}"
+            return f"search about {roughly(self.search_seconds())}"
         count = self.trials_within(self.seconds)
-        return f"about {count} trial{'' if count == 1 else 's'} in {_duration(self.seconds)}"
+        return f"about {count} trial{'' if count == 1 else 's'} in {roughly(self.seconds)}"
 
     def _saving(self) -> str:
-        """What the store saves, in the words of :meth:`_expected`."""
+        """The time saved by the store, phrased like :meth:`_expected`."""
         if self.seconds is None:
-            planned, without = _duration(self.search_seconds()), _duration(self.seconds_without_store())
+            planned, without = roughly(self.search_seconds()), roughly(self.seconds_without_store())
         else:
             counts = self.trials_within(self.seconds), self.without_store().trials_within(self.seconds)
             planned, without = map(str, counts)
         return f" instead of {without}," if planned != without else ""
 
     def bytes_of(self, boundary: int) -> int:
-        """Size of what is stored after a boundary."""
+        """Size of the activations stored at a boundary."""
         return self._row_bytes(boundary) * (self.validation_rows + (self.views or 0) * self.train_rows)
 
     def _row_bytes(self, boundary: int) -> int:
         return self.profile.numbers[boundary - 1] * (4 if self.stored_as[boundary] == "float32" else 2)
 
+    def _mean_epoch_seconds(self, depth: int) -> float:
+        """Mean for a trial that trains all epochs at one freeze depth, compiled if that is faster."""
+        return self._epoch_seconds(depth) - self._saved([depth] * self.epochs) / self.epochs
+
+    def _saved(self, depths: Sequence[int]) -> float:
+        """Seconds that a trial saves by compilation; 0 if compiling takes longer than it saves.
+
+        Assumes the same compilation time and speed-up for every layer group, and no hits in PyTorch's compilation
+        cache.
+        """
+        compilation, deepest = self.profile.compilation, len(self.profile.groups)
+        thawed = [depth for depth in depths if depth < deepest]  # with the head only, nothing is compiled
+        if compilation is None or not thawed:
+            return 0.0
+        training = sum(self.train_rows * sum(self.profile.training[depth:]) for depth in thawed) / self.devices
+        compiling = sum(compilation.seconds * (deepest + 1 - depth) / (deepest + 1) for depth in set(thawed))
+        return max(0.0, training * (1 - 1 / compilation.gain) - compiling)
+
     def _epoch_seconds(self, depth: int) -> float:
+        """Seconds per epoch without compilation."""
         profile = self.profile
         stored = self.boundary_for(depth)
         from_start = 0 if self.views is None else stored
@@ -186,7 +245,7 @@ class Plan(BaseModel):
         validation = self._input_seconds(stored) + sum(profile.forward[stored:])
         free = sum(profile.parameters[depth:])
         steps = self.train_rows / self.batch_size
-        # Heads are trained together, on one.
+        # Heads are trained together on one device.
         devices = self.devices if depth < len(profile.groups) else 1
         return (
             self.train_rows * (training + sum(profile.training[depth:])) / devices
@@ -217,24 +276,23 @@ def make_plan(
     budget: int,
     input_numbers: int,
 ) -> Plan:
-    """Choose the boundaries to store: the deepest, then one after the other the one that saves the most time for its
-    bytes.
+    """Choose the boundaries to store: the deepest, then greedily the one that saves the most time per byte.
 
-    Where results must be exact, no decision may depend on timings: a layer that sees another number of images at
-    once may differ in the last bits, so where a trial begins must not depend on how busy the machine was. Then all
-    boundaries are stored that are not much larger than the image, the deepest first.
+    If results must be exact, no decision may depend on timings: a layer's last bits may depend on the batch size, so a
+    trial's boundary must not depend on the load of the machine. Then all boundaries that are not much larger than the
+    image are stored, deepest first.
 
     Args:
-        profile: what was measured.
+        profile: the measurements.
         config: epochs, batch size, and whether results must be exact.
-        train_rows: their number.
-        validation_rows: their number.
-        views: views of each training row, at least 1; ``None`` if every epoch has a new one.
-        trials: number of trials that are left.
+        train_rows: number of training rows.
+        validation_rows: number of validation rows.
+        views: number of views of each training row, at least 1; ``None`` if every epoch has a new one.
+        trials: number of remaining trials.
         devices: see :attr:`Plan.devices`.
         depths: see :attr:`Plan.depths`.
         budget: bytes that may be stored; 0 stores nothing.
-        input_numbers: numbers a row has as the network sees it.
+        input_numbers: number of values per row of the network's input.
     """
     deepest = len(profile.groups)
     stored_as: dict[int, StoredType] = {b: _stored_as(profile, b, config.exact) for b in range(1, deepest + 1)}
@@ -251,7 +309,7 @@ def make_plan(
         depths=dict(depths),
     )
     candidates = sorted(depths.keys() - {0})
-    # The linear probe is fitted to it, however few trials freeze everything; it is the smallest of all.
+    # The linear probe always needs it, even if few trials freeze everything; it is the smallest.
     if 0 < plan.bytes_of(deepest) <= budget:
         plan = _with(plan, deepest)
         candidates = [boundary for boundary in candidates if boundary != deepest]
@@ -282,14 +340,6 @@ def _stored_as(profile: Profile, boundary: int, exact: bool) -> StoredType:
     if exact or computed != "float32" or largest > _HALF_PRECISION_LIMIT:
         return computed
     return "float16"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 90 * 60:
-        return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def _size(size: int) -> str:

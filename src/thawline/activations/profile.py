@@ -1,4 +1,4 @@
-"""Measuring what a backbone costs here: a few batches, a few seconds, on the real data."""
+"""Measure a backbone's costs on this machine with a few batches of the real data, in a few seconds."""
 
 import hashlib
 import os
@@ -10,17 +10,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thawline.activations.plan import Profile
+from thawline.activations.plan import Compilation, Profile
 from thawline.activations.store import StoredType
 from thawline.backbones import Backbone, Section, section, sections
 from thawline.config import BatchNorm, TrainConfig
 from thawline.freezing import freeze_to, train_mode
 from thawline.training import Hyperparameters, Inputs, Runtime, batches, runtime_for
+from thawline.training.compiled import Compiled
 from thawline.training.optim import build_optimizer, is_fused
 from thawline.training.resident import room_on
 from thawline.training.runtime import on_device
@@ -28,14 +30,18 @@ from thawline.training.runtime import on_device
 __all__ = ["profile"]
 
 _MODE_ROWS = 4
-"""Rows to choose precision and memory order by. The choice is that of 8 rows for SqueezeNet, ResNet-18, MobileNetV3,
-EfficientNet-Lite0 and a ViT on a CPU, in half the time, which every search waits for."""
+"""Number of rows for choosing precision and memory format. For SqueezeNet, ResNet-18, MobileNetV3, EfficientNet-Lite0
+and a ViT on a CPU, the choice is the same as with 8 rows, in half the time, for which every search waits."""
 _SHORTER_PRECISION_GAIN, _OTHER_ORDER_GAIN = 1.3, 1.15
-"""How many times faster another way must be to be taken: a choice that depends on a few per cent would change from run
-to run, and with it the last digits of all results; bf16 costs more digits."""
+"""Minimum speed-up for choosing a different precision or memory format: a choice by a few per cent would vary between
+runs, and with it the last digits of all results. bf16 costs more digits."""
+_FAR_SLOWER = 4
+"""A way whose first run takes this many times as long as the usual one is not run again, nor tried in another memory
+format: bf16 without support by the CPU is ten times slower in depthwise convolutions, and measuring it took half of the
+profile's time. A first run takes up to twice as long as later ones."""
 _PASS_SECONDS, _CPU_ROWS = 0.5, 16
-"""How long one pass through everything may take, and the rows in it on a CPU: with 16 a row takes what it does with 32,
-within 5 %; with 8 up to half as much more in the last groups of a ResNet-18, whose maps are small."""
+"""Maximum duration of one pass through the network, and its rows on a CPU: with 16, the time per row is within 5 % of
+that with 32; with 8 it is up to 50 % longer in the last groups of a ResNet-18, whose maps are small."""
 _TYPES: dict[torch.dtype, StoredType] = {
     torch.float32: "float32",
     torch.float16: "float16",
@@ -54,11 +60,11 @@ def profile(
     """Measure one backbone.
 
     Args:
-        make_backbone: builds it; its time counts, as every trial does so.
-        make_inputs: training images or tokens for a runtime.
-        hyperparameters: of any trial; the optimizer's kind and what batch-norms do matter.
-        config: ``auto`` in ``precision`` and ``channels_last`` is settled here, on a CPU by measurement.
-        folder: on the disk that checkpoints and activations go to.
+        make_backbone: builds the backbone; its time counts, as every trial builds one.
+        make_inputs: returns training images or tokens for a runtime.
+        hyperparameters: hyperparameters of any trial; only the optimizer and the batch-norm setting matter.
+        config: ``auto`` in ``precision`` and ``channels_last`` is resolved here, on a CPU by measurement.
+        folder: a folder on the disk for checkpoints and activations.
     """
     started = time.perf_counter()
     backbone = make_backbone()
@@ -94,18 +100,22 @@ def profile(
             resident_bytes_per_second=_resident_speed(activations[0], runtime),
             write_bytes_per_second=_write_speed(folder),
             start_seconds=start_seconds,
+            **(_compilation(backbone, passed[0], runtime) if config.compile else {}),
         )
 
 
 def _fastest(
     backbone: Backbone, make_inputs: Callable[[Runtime], Inputs], config: TrainConfig, batch_norm: BatchNorm
 ) -> tuple[Runtime, float]:
-    """The fastest way to train all of it, and its seconds a row."""
+    """The fastest runtime for training the whole network, and its seconds per row."""
     usual = runtime_for(config)
     if not any(parameter.ndim == 4 for parameter in backbone.module.parameters()):  # without convolutions
         usual = replace(usual, channels_last=False)
     measured: dict[Runtime, float] = {}
     for runtime in _ways(usual, config):
+        usual_order = replace(runtime, channels_last=usual.channels_last)
+        if measured.get(usual_order, 0.0) > _FAR_SLOWER * measured.get(usual, float("inf")):
+            continue
         with _settled(backbone, runtime, batch_norm):
             inputs = make_inputs(runtime)
             ((_, batch),) = batches(inputs, [_typical(inputs, _MODE_ROWS)], 0, runtime)
@@ -125,7 +135,7 @@ def _fastest(
 
 
 def _ways(usual: Runtime, config: TrainConfig) -> list[Runtime]:
-    """Combinations of precision and memory order to try; GPUs are known to like what ``runtime_for`` takes."""
+    """Combinations of precision and memory format to try; on GPUs the choice of ``runtime_for`` is known to be fast."""
     free = usual.device.type == "cpu" and not config.exact
     types = [usual.autocast_dtype]
     if free and config.precision == "auto":
@@ -135,21 +145,21 @@ def _ways(usual: Runtime, config: TrainConfig) -> list[Runtime]:
 
 
 def _typical(inputs: Inputs, count: int) -> np.ndarray:
-    """Rows to measure with: the first images, or texts of about the mean length, which cost what a text costs."""
+    """Rows to measure with: the first images, or texts of about the mean length, which have about the mean cost."""
     if inputs.lengths is None:
         return np.arange(min(count, len(inputs)))
     return np.sort(np.argsort(np.abs(inputs.lengths - inputs.lengths.mean()), kind="stable")[:count])
 
 
 def _numbers(batch: Tensor, is_of_texts: bool) -> int:
-    """Numbers of a row that are stored: not the channel of a text's tokens that tells where there is one."""
+    """Number of stored values per row, without the channel that marks a text's tokens."""
     per_row = batch[0].numel()
     return per_row - batch.shape[1] if is_of_texts and batch.ndim == 3 else per_row
 
 
 @contextmanager
 def _settled(backbone: Backbone, runtime: Runtime, batch_norm: BatchNorm) -> Iterator[None]:
-    """Everything thawed that trials at depth 0 thaw, on the device and in the memory order of ``runtime``."""
+    """Thaw the backbone as in a trial at depth 0, on the device and in the memory format of ``runtime``."""
     backbone.module.to(runtime.device).to(memory_format=runtime.memory_format)
     freeze_to(backbone, 0, batch_norm=batch_norm)
     yield
@@ -159,7 +169,7 @@ def _settled(backbone: Backbone, runtime: Runtime, batch_norm: BatchNorm) -> Ite
 def _forward(
     backbone: Backbone, inputs: Inputs, rows: np.ndarray, runtime: Runtime, exact: bool
 ) -> tuple[list[float], list[Tensor]]:
-    """Seconds a row through each group and the head; what goes into each."""
+    """Seconds per row for each group and the head, and the input of each."""
     backbone.module.eval()
     ((_, batch),) = batches(inputs, [rows], 0, runtime)
     seconds, passed = [], [batch]
@@ -171,7 +181,7 @@ def _forward(
 
 
 def _training(backbone: Backbone, passed: list[Tensor], runtime: Runtime, exact: bool) -> list[float]:
-    """Seconds a row forward and backward through each group and the head, in the mode that they are in."""
+    """Seconds per row for forward and backward through each group and the head, in their current mode."""
     return [
         _median(lambda: _train(part, batch, runtime), runtime) / len(batch)  # noqa: B023
         for part, batch in zip(_parts(backbone, exact), passed, strict=True)
@@ -179,7 +189,7 @@ def _training(backbone: Backbone, passed: list[Tensor], runtime: Runtime, exact:
 
 
 def _parts(backbone: Backbone, exact: bool) -> Sequence[Section]:
-    """Each layer group and, last, the head."""
+    """Each layer group and, finally, the head."""
     deepest = len(backbone.layer_groups)
     return sections(backbone, [*pairwise(range(deepest + 1)), (deepest, None)], exact=exact)
 
@@ -191,11 +201,32 @@ def _run(part: nn.Module, batch: Tensor, runtime: Runtime) -> Tensor:
 
 
 def _train(part: nn.Module, batch: Tensor, runtime: Runtime) -> None:
-    # Cloned twice: what was computed in inference mode takes no gradient, and dropout in place would write into a leaf.
+    # Cloned twice: inference tensors take no gradient, and in-place dropout would modify a leaf.
     if batch.is_floating_point():  # tokens take no gradient
         batch = batch.clone().requires_grad_().clone()
     result = _run(part, batch, runtime)
     result.backward(torch.ones_like(result))  # type: ignore[no-untyped-call]
+
+
+def _compilation(backbone: Backbone, batch: Tensor, runtime: Runtime) -> dict[str, Any]:
+    """The cost and speed-up of compiling everything, or why it cannot be compiled."""
+    from torch._dynamo.exc import TorchDynamoException  # importing it takes a second
+
+    def train(network: nn.Module) -> None:  # images take no gradient
+        result = _run(network, batch, runtime)
+        result.backward(torch.ones_like(result))  # type: ignore[no-untyped-call]
+
+    network = section(backbone, 0)
+    eager = _median(lambda: train(network), runtime)
+    compiled = Compiled(network, len(batch), None)
+    started = time.perf_counter()
+    try:
+        train(compiled)
+    except TorchDynamoException as error:
+        return {"not_compiled": " ".join(str(error).strip().splitlines()[:2])}  # "backend=… raised:", and what
+    seconds = time.perf_counter() - started
+    gain = eager / _median(lambda: train(compiled), runtime)
+    return {"compilation": Compilation(seconds=seconds, gain=gain)}
 
 
 def _read(inputs: Inputs, rows: np.ndarray, runtime: Runtime) -> None:
@@ -204,7 +235,7 @@ def _read(inputs: Inputs, rows: np.ndarray, runtime: Runtime) -> None:
 
 
 def _step_seconds(backbone: Backbone, hyperparameters: Hyperparameters, config: TrainConfig, runtime: Runtime) -> float:
-    """One optimizer step over everything, clipping included. At no rate: the weights stay what they are."""
+    """Seconds of one optimizer step over everything, including clipping; at learning rate 0, to keep the weights."""
     parameters = {name: p for name, p in backbone.module.named_parameters() if p.grad is not None}
     at_no_rate, fused = replace(hyperparameters, learning_rate=0.0), is_fused(config, runtime)
     optimizer = build_optimizer(parameters, backbone, at_no_rate, fused=fused)
@@ -217,14 +248,14 @@ def _step_seconds(backbone: Backbone, hyperparameters: Hyperparameters, config: 
 
 
 def _read_speed(batch: Tensor, runtime: Runtime) -> float:
-    """Bytes a second from memory into a batch: stored activations that the machine's page cache holds."""
+    """Bytes per second from memory into a batch, as for stored activations in the page cache."""
     rows = batch.detach().float().cpu().contiguous()
     seconds = _median(lambda: on_device(rows[torch.randperm(len(rows))], runtime.device), runtime)
     return rows.nbytes / max(seconds, 1e-9)
 
 
 def _resident_speed(batch: Tensor, runtime: Runtime) -> float | None:
-    """The same of those that a GPU keeps; ``None`` on a CPU."""
+    """The same for activations cached on a GPU; ``None`` on a CPU."""
     if runtime.device.type != "cuda":
         return None
     rows = batch.detach().float().contiguous()
@@ -233,7 +264,7 @@ def _resident_speed(batch: Tensor, runtime: Runtime) -> float | None:
 
 
 def _write_speed(folder: Path) -> float:
-    """Bytes a second through a checksum onto the disk."""
+    """Bytes per second when writing to disk with a checksum."""
     data = os.urandom(_DISK_SAMPLE)
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -250,7 +281,10 @@ def _write_speed(folder: Path) -> float:
 def _median(
     run: Callable[[], object], runtime: Runtime | None, *, repeats: int = 3, hopeless: float = float("inf")
 ) -> float:
-    """Median seconds of a few runs, after one that warms up; none follows one that takes longer than ``hopeless``."""
+    """Median seconds of a few runs after a warm-up; stops after one that takes longer than ``hopeless``.
+
+    The warm-up may take :data:`_FAR_SLOWER` times as long.
+    """
     seconds: list[float] = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
@@ -258,6 +292,6 @@ def _median(
         if runtime is not None and runtime.device.type == "cuda":
             torch.cuda.synchronize(runtime.device)
         seconds.append(time.perf_counter() - started)
-        if len(seconds) > 1 and seconds[-1] > hopeless:
+        if seconds[-1] > (hopeless if len(seconds) > 1 else _FAR_SLOWER * hopeless):
             break
-    return statistics.median(seconds[1:])
+    return statistics.median(seconds[1:] or seconds)

@@ -1,6 +1,6 @@
-"""The stored activations of a study's training and validation data: which files they are, filling and opening them."""
+"""The stored activations of a study's training and validation data: find, fill and open their files."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,19 +19,19 @@ from thawline.training import Augmentation, Inputs, Runtime, open_inputs
 __all__ = ["StoredSplits"]
 
 _PLAIN = Augmentation()
-"""Of validation images, and of texts."""
+"""For validation images and for texts."""
 
 
 @dataclass(frozen=True)
 class StoredSplits:
-    """What a study has stored of one backbone. Small and picklable: every trial is sent it."""
+    """A study's stored activations of one backbone. Small and picklable, as it is sent to every trial."""
 
     folder: Path
-    """Of the store."""
+    """Folder of the store."""
     budget: int | None
-    """Of the store, in bytes."""
+    """Budget of the store, in bytes."""
     plan: Plan | None
-    """``None`` stores nothing for trials."""
+    """The plan; with ``None``, nothing is stored for trials."""
     data: Path
     """File of the decoded images, named after the data, the sizes and the decoder; or of the tokenized texts, named
     after the data, the tokenizer and the longest length."""
@@ -39,21 +39,27 @@ class StoredSplits:
     weights: str
     """Digest of the pretrained weights."""
     preprocessing: Preprocessing | None
-    """Of images; ``None`` for texts, whose tokens need none."""
+    """Preprocessing of images; ``None`` for texts, whose tokens need none."""
     augmentations: tuple[Augmentation, ...]
-    """Those that trials may have, each of another kind."""
+    """The augmentations that trials may use, one of each kind."""
 
     @property
     def boundaries(self) -> tuple[int, ...]:
-        """Numbers of layer groups after which activations are stored."""
+        """Boundaries at which activations are stored, as numbers of layer groups."""
         return self.plan.boundaries if self.plan is not None else ()
 
-    def train_config(self, config: TrainConfig) -> TrainConfig:
-        """The configuration with ``auto`` settled as the plan measured it."""
+    def train_config(self, config: TrainConfig, depths: Sequence[int] = ()) -> TrainConfig:
+        """The configuration with ``auto`` resolved by the plan.
+
+        Args:
+            config: the study's configuration.
+            depths: the freeze depth of each epoch of a trial, which decides whether compilation pays off.
+        """
         if self.plan is None:
-            return config
-        profile = self.plan.profile
-        return config.model_copy(update={"precision": profile.precision, "channels_last": profile.channels_last})
+            return config.model_copy(update={"compile": False})
+        profile, compiles = self.plan.profile, config.compile and self.plan.compiles(depths)
+        settled = {"precision": profile.precision, "channels_last": profile.channels_last, "compile": compiles}
+        return config.model_copy(update=settled)
 
     def fill(
         self,
@@ -64,7 +70,7 @@ class StoredSplits:
         exact: bool = False,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> dict[int, str]:
-        """Compute what is not in the store yet; returns the boundaries that could not be stored, and why.
+        """Compute missing activations; returns the boundaries that could not be stored, with the reasons.
 
         See :func:`thawline.activations.fill.fill` for ``batch_size`` and ``exact``.
         """
@@ -90,14 +96,14 @@ class StoredSplits:
         return refused
 
     def open(self, depth: int, runtime: Runtime, kind: AugmentationKind) -> tuple[Inputs, Inputs]:
-        """Training and validation inputs for a freeze depth, from after the last layer group that is stored completely.
+        """Training and validation inputs for a freeze depth, from the last completely stored boundary.
 
-        What is not in the store (any more) is computed from images or tokens.
+        Missing or evicted activations are computed from images or tokens.
 
         Args:
-            depth: layer groups that the trial freezes.
+            depth: the trial's freeze depth.
             runtime: device and precision.
-            kind: of one of ``augmentations``.
+            kind: kind of one of ``augmentations``.
         """
         store = ActivationStore(self.folder, budget=self.budget)
         (augmentation,) = (each for each in self.augmentations if each.kind == kind)
@@ -115,7 +121,7 @@ class StoredSplits:
         return train, validation
 
     def open_plain(self, depth: int, runtime: Runtime) -> tuple[Inputs, Inputs]:
-        """The same of images that are not augmented, whatever trials see."""
+        """The same for unaugmented images, regardless of the trials' augmentation."""
         for augmentation in self.augmentations:
             if not augmentation.changes_images:
                 return self.open(depth, runtime, augmentation.kind)
@@ -131,10 +137,9 @@ class StoredSplits:
         batch_size: int,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Inputs:
-        """A split as it is, test included, from after the last layer group: computed and stored where it is not yet.
+        """Unaugmented activations of any split after the last layer group, computed and stored if missing.
 
-        What a study has stored there of images that it does not augment is found. Where there is no room, the inputs
-        are images or tokens.
+        Reuses what a study without augmentation has stored there. Without space, the inputs are images or tokens.
         """
         deepest = len(backbone.layer_groups)
         start = self._from_start(split, runtime, _PLAIN)
@@ -147,24 +152,24 @@ class StoredSplits:
         return ActivationInputs([stored], start.labels, deepest, runtime, _PLAIN, lengths=start.lengths)
 
     def has_plain(self, split: Split, backbone: Backbone, runtime: Runtime) -> bool:
-        """Whether that is stored already; its content is not read."""
+        """Whether these are already stored; does not read the content."""
         key = self._key(split, _PLAIN, None, len(backbone.layer_groups), runtime)
         return ActivationStore(self.folder, budget=self.budget).open(key) is not None
 
     def _behind(
         self, boundary: int, views: list[Activations], start: Inputs, runtime: Runtime, augmentation: Augmentation
     ) -> Inputs:
-        """Stored activations in place of what they were computed from."""
+        """Stored activations as inputs."""
         assert self.plan is not None  # noqa: S101  else nothing is stored
         lengths = start.lengths
-        if lengths is not None and boundary < len(self.plan.profile.groups):  # a row for each token
+        if lengths is not None and boundary < len(self.plan.profile.groups):  # a row per token
             return TextActivationInputs(views[0], lengths, start.labels, boundary, runtime)
         return ActivationInputs(views, start.labels, boundary, runtime, augmentation, lengths=lengths)
 
     def _open_views(
         self, store: ActivationStore, augmentation: Augmentation, boundary: int, runtime: Runtime
     ) -> list[Activations] | None:
-        """The training views' files, none if each epoch has a new view; ``None`` if one is missing."""
+        """The files of the training views, empty if each epoch has a new view; ``None`` if one is missing."""
         if not augmentation.is_storable:
             return []
         opened = [
@@ -174,7 +179,7 @@ class StoredSplits:
         return whole if len(whole) == len(opened) else None
 
     def _stored(self) -> Iterator[tuple[Split, Augmentation, int]]:
-        """Split, augmentation and an epoch whose view is stored, of all that is."""
+        """Split, augmentation and an epoch with the view, for everything that is stored."""
         yield "validation", _PLAIN, 0
         for augmentation in self.augmentations:
             if augmentation.is_storable:
@@ -197,7 +202,7 @@ class StoredSplits:
             weights=self.weights,
             boundary=boundary,
             preprocessing=self.preprocessing,
-            # The kind of device alone: trials on the second GPU read what the first one stored.
+            # Only the kind of device: trials on the second GPU read what the first one stored.
             computed_in=f"{runtime.device.type} {runtime.precision}, {order}",
             stored_as=self.plan.stored_as[boundary] if self.plan is not None else "float32",
             libraries=f"torch {torch.__version__}, {backbones.library_version(self.backbone)}",

@@ -1,8 +1,8 @@
-"""Frozen activations, kept in files that all trials and processes of a machine share.
+"""Frozen activations in files, shared by all trials and processes of a machine.
 
-A file holds the activations of one split in one view at one boundary of one backbone, row by row, and is named after
-everything that they depend on. It is built under a lock, in a partial file with a checksum for every block, so that a
-killed builder resumes where it stopped. A file that is cut off, foreign or changed is never trusted.
+A file contains the activations of one split in one view at one boundary of one backbone, row by row. Its name is a
+digest of everything that they depend on. It is built under a lock, as a partial file with a checksum per block, so that
+a killed builder resumes where it stopped. A truncated, foreign or changed file is never used.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ _VERSION = 1
 _NUMPY_TYPES: dict[str, type[np.generic]] = {
     "float32": np.float32,
     "float16": np.float16,
-    "bfloat16": np.int16,  # numpy has no such type: its bits
+    "bfloat16": np.int16,  # not supported by numpy: stored as bits
 }
 _SPARE_BYTES = 1_000_000_000  # left free on the disk for checkpoints and records
 _READ_AT_ONCE = 64 * 2**20
@@ -43,23 +43,23 @@ _READ_AT_ONCE = 64 * 2**20
 
 @dataclass(frozen=True)
 class ActivationKey:
-    """Everything that activations depend on: the same key gives the same numbers."""
+    """Everything that activations depend on: equal keys mean equal values."""
 
     data: str
     """Name of the file of decoded images or tokenized texts: digest of manifest (and so the order of rows), sizes and
     decoder, or tokenizer and longest length."""
     split: str
     view: str
-    """How the images were augmented."""
+    """The augmentation of the images."""
     backbone: str
     weights: str
     """Digest of the pretrained weights."""
     boundary: int
-    """Number of layer groups that they have gone through."""
+    """Number of layer groups applied."""
     preprocessing: Preprocessing | None
-    """Of images."""
+    """Preprocessing of images."""
     computed_in: str
-    """Device, precision and memory order of the computation."""
+    """Device, precision and memory format of the computation."""
     stored_as: StoredType
     libraries: str
     """Versions of torch and torchvision, whose kernels may change."""
@@ -72,18 +72,18 @@ class ActivationKey:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How rows lie in the file."""
+    """The layout of rows in the file."""
 
     rows: int
     shape: tuple[int, ...]
-    """Of one row as the network takes it."""
+    """Shape of one row of the network's input."""
     order: tuple[int, ...]
-    """Dimensions of a batch from the slowest to the fastest in memory, so that reading needs no rearranging."""
+    """Dimensions of a batch from slowest to fastest in memory, so that reading needs no reordering."""
     stored_as: StoredType
 
     @property
     def physical_shape(self) -> tuple[int, ...]:
-        """Of the whole file."""
+        """Shape of the whole file."""
         batch = (self.rows, *self.shape)
         return tuple(batch[dimension] for dimension in self.order)
 
@@ -111,17 +111,17 @@ class _Layout:
 
 
 class Activations:
-    """A whole file, open for reading; touching a row reads it."""
+    """A complete file, memory-mapped for reading."""
 
     def __init__(self, path: Path, layout: _Layout) -> None:
         self.path, self._layout = path, layout
         self.identity = identity_of(path)
-        """Tells the file from others, also from a later one of the same name."""
+        """Distinguishes the file from others, including later ones of the same name."""
         kind = _NUMPY_TYPES[layout.stored_as]
         self._array = np.memmap(path, dtype=kind, mode="r", shape=layout.physical_shape)
         self._back = np.argsort(layout.order).tolist()
         if hasattr(os, "posix_fadvise") and layout.bytes < psutil.virtual_memory().available / 2:
-            # The kernel reads it front to back while the first batch is prepared, much faster than row by row.
+            # The kernel reads it sequentially while the first batch is prepared, much faster than row by row.
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
@@ -134,49 +134,49 @@ class Activations:
         return self._layout.bytes
 
     def rows(self, indices: np.ndarray | slice) -> Tensor:
-        """A copy of some rows, ``[n, …]``, in the type and memory order that they were computed in."""
+        """A copy of some rows, ``[n, …]``, in the original type and memory format."""
         return self.arrange(self.physical(indices))
 
     def physical(self, indices: np.ndarray | slice) -> Tensor:
-        """The same with dimensions in the order of the file; :meth:`arrange` puts them right without a copy."""
+        """The same with dimensions in the file's order; :meth:`arrange` reorders them without a copy."""
         tensor = torch.from_numpy(np.array(self._array[indices]))
         return tensor.view(torch.bfloat16) if self._layout.stored_as == "bfloat16" else tensor
 
     def arrange(self, physical: Tensor) -> Tensor:
-        """Dimensions as the network takes them; a view."""
+        """A view with dimensions in the network's order."""
         return physical.permute(self._back)
 
 
 class ActivationStore:
-    """A folder of such files.
+    """A folder of activation files.
 
-    Any number of threads and processes may use one folder at once. Files are removed only to make room, those that
-    were used longest ago first; a reader that has one open keeps it.
+    Any number of threads and processes may share a folder. Files are only removed to free space, least recently used
+    first; open files stay readable.
     """
 
     def __init__(self, folder: Path, *, budget: int | None = None) -> None:
-        """Use ``folder``, made where missing, for at most ``budget`` bytes: by default half of its size and what is
-        free on the disk."""
+        """Use ``folder``, created if missing, for at most ``budget`` bytes: by default half of the sum of its size and
+        the free disk space."""
         self.folder = folder.absolute()
         self._budget = budget
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def open(self, key: ActivationKey) -> Activations | None:
-        """The activations, if the file is whole and of this key; takes milliseconds. ``None`` where it is not.
+        """The activations, or ``None`` if the file is incomplete or has another key; takes milliseconds.
 
-        Its content is not read: :meth:`verify` does that, once for a search.
+        Does not check the content: :meth:`verify` does, once per search.
         """
         found = self._described(key)
         if found is None:
             return None
         try:
-            os.utime(self._path(key, "json"))  # when it was last used
+            os.utime(self._path(key, "json"))  # the time of the last use
             return Activations(self._path(key, "bin"), found[0])
-        except OSError:  # removed by another process in this moment
+        except OSError:  # just removed by another process
             return None
 
     def verify(self, key: ActivationKey) -> bool:
-        """Whether every block has its checksum; a file that is damaged is removed. Reads it all: about 1 GB/s."""
+        """Whether every block matches its checksum; removes a damaged file. Reads the whole file, at about 1 GB/s."""
         found = self._described(key)
         if found is None:
             return False
@@ -203,22 +203,22 @@ class ActivationStore:
 
     @contextmanager
     def building(self, keys: Sequence[ActivationKey]) -> Iterator[None]:
-        """Hold the locks of these keys: of several processes one builds and the others wait."""
+        """Hold the locks of these keys: one process builds and others wait."""
         with ExitStack() as stack:
-            for digest in sorted(key.digest for key in keys):  # one order for all, or two would wait for each other
+            for digest in sorted(key.digest for key in keys):  # in the same order everywhere, to avoid deadlocks
                 stack.enter_context(FileLock(self.folder / f"{digest}.lock"))
             yield
 
     def writer(self, key: ActivationKey, sample: Tensor, rows: int) -> "ActivationWriter":
-        """Begin a file, or resume one whose builder was killed. Call it inside :meth:`building`.
+        """Start a file, or resume one whose builder was killed. Call it inside :meth:`building`.
 
         Args:
-            key: what is stored.
-            sample: activations ``[n, …]`` as the network computes them.
-            rows: number of rows in all.
+            key: key of the activations.
+            sample: activations ``[n, …]`` as computed by the network.
+            rows: total number of rows.
 
         Raises:
-            ActivationError: if there is no room for it.
+            ActivationError: if there is no space for it.
         """
         layout = _Layout.of(sample, rows, key.stored_as)
         writer = ActivationWriter(self._path(key, "partial"), self._path(key, "progress"), key, layout)
@@ -235,9 +235,9 @@ class ActivationStore:
         return writer
 
     def publish(self, writer: "ActivationWriter") -> None:
-        """Make a file that was written to its end visible under its key.
+        """Publish a completely written file under its key.
 
-        It is not synced to the disk, which would cost as long as writing it: after a power cut the checksums tell.
+        The file is not synced, which would take as long as writing it: checksums detect damage after a power cut.
         """
         blocks = writer.finish()
         path = self._path(writer.key, "bin")
@@ -256,7 +256,7 @@ class ActivationStore:
         self._path(writer.key, "progress").unlink(missing_ok=True)
 
     def _described(self, key: ActivationKey) -> tuple[_Layout, list[tuple[int, int]]] | None:
-        """Layout and blocks of a file that looks whole."""
+        """Layout and blocks of a file that looks complete."""
         try:
             description = json.loads(self._path(key, "json").read_text(encoding="utf-8"))
             status = self._path(key, "bin").stat()
@@ -265,15 +265,15 @@ class ActivationStore:
             unchanged = (description["size"], description["modified"]) == (status.st_size, status.st_mtime_ns)
             ours = description["key"] == json.loads(json.dumps(asdict(key))) and layout.stored_as == key.stored_as
             whole = status.st_size == layout.bytes
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or not what we write
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or in another format
             return None
         return (layout, blocks) if unchanged and ours and whole else None
 
     def _make_room(self, needed: int, *, keep: str) -> None:
-        """Remove what was used longest ago until ``needed`` bytes fit into the budget and onto the disk.
+        """Remove the least recently used files until ``needed`` bytes fit into the budget and onto the disk.
 
         Raises:
-            ActivationError: if they never will.
+            ActivationError: if they cannot fit.
         """
         entries = sorted((entry for entry in self._entries() if entry.digest != keep), key=lambda entry: entry.used)
         allowed = self.bytes_allowed()
@@ -299,7 +299,7 @@ class ActivationStore:
         return True
 
     def _remove(self, digest: str) -> None:
-        for suffix in ("json", "bin", "partial", "progress"):  # the description first: then nobody opens the rest
+        for suffix in ("json", "bin", "partial", "progress"):  # the description first: then none opens the rest
             (self.folder / f"{digest}.{suffix}").unlink(missing_ok=True)
 
     def _entries(self) -> list["_Entry"]:
@@ -322,7 +322,7 @@ class ActivationStore:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One file, whole or partial."""
+    """One file, complete or partial."""
 
     digest: str
     bytes: int
@@ -331,7 +331,7 @@ class _Entry:
 
 
 class ActivationWriter:
-    """Writes a file front to back, a block at a time; each block's checksum is noted when it is written."""
+    """Writes a file sequentially in blocks, and records each block's checksum."""
 
     def __init__(self, path: Path, progress: Path, key: ActivationKey, layout: _Layout) -> None:
         self.key, self.layout = key, layout
@@ -347,11 +347,11 @@ class ActivationWriter:
 
     @property
     def bytes_on_disk(self) -> int:
-        """What is allocated already."""
+        """Bytes already allocated."""
         return self._path.stat().st_size if self._path.exists() else 0
 
     def allocate(self) -> None:
-        """Take all the space now, so that a full disk is known before anything is computed.
+        """Allocate all the space now, so that a full disk is detected before anything is computed.
 
         Raises:
             OSError: if the disk is full.
@@ -364,7 +364,7 @@ class ActivationWriter:
         self.rewind(self.rows_done)
 
     def rewind(self, rows: int) -> None:
-        """Resume at row ``rows``, at the end of one of the finished blocks or before any."""
+        """Resume at row ``rows``, the end of a finished block, or 0."""
         while self.rows_done > rows:
             self._blocks.pop()
         self._file.seek(self.rows_done * self.layout.row_bytes)
@@ -375,10 +375,10 @@ class ActivationWriter:
         """Append rows ``[n, …]``, on the CPU.
 
         Raises:
-            ActivationError: if a number is too large for the type that it is stored in.
+            ActivationError: if a value is out of range for the stored type.
             OSError: if the disk is full.
         """
-        # The order of dimensions may change from batch to batch only in those of size 1, where it means nothing.
+        # The order of dimensions may only vary between batches for those of size 1, where it is irrelevant.
         physical = batch.detach().permute(self.layout.order).contiguous()
         stored = physical.to(getattr(torch, self.layout.stored_as))
         if self.layout.stored_as == "float16" and not torch.isfinite(stored).all():
@@ -391,7 +391,7 @@ class ActivationWriter:
         self._pending_size += len(data)
 
     def end_block(self) -> None:
-        """Note that everything so far is written."""
+        """Record that everything so far is written."""
         if self._pending_size:
             self._file.flush()
             self._blocks.append((self._pending_size, self._pending_checksum))
@@ -407,18 +407,18 @@ class ActivationWriter:
         return self._blocks
 
     def close(self) -> None:
-        """Close the file; what was noted stays for the next builder."""
+        """Close the file; the progress is kept for the next builder."""
         if self._file is not None:
             self._file.close()
 
     def abandon(self) -> None:
-        """Give up and free the space."""
+        """Abort and free the space."""
         self.close()
         self._path.unlink(missing_ok=True)
         self._progress.unlink(missing_ok=True)
 
     def _finished_blocks(self) -> list[tuple[int, int]]:
-        """Blocks of a killed builder that are on disk as they were noted; the first that is not ends the list."""
+        """Intact blocks of a killed builder, up to the first one that does not match its record."""
         blocks: list[tuple[int, int]] = []
         try:
             lines = self._progress.read_text().splitlines()

@@ -1,15 +1,15 @@
-"""Pretrained networks of torchvision, timm, HuggingFace and other packages, cut into ordered layer groups.
+"""Pretrained networks of torchvision, timm, Hugging Face and other packages, cut into ordered layer groups.
 
-A backbone takes images ``[N, 3, H, W]``, or the tokens of texts, to logits ``[N, num_classes]``. :func:`create` makes
-one; :func:`names` and :func:`describe` answer about torchvision's and timm's from tables that ship with Thawline,
-without building anything, and without importing torch or the network's library.
+A backbone maps images ``[N, 3, H, W]``, or tokens of texts, to logits ``[N, num_classes]``. :func:`create` builds one.
+For torchvision and timm, :func:`names` and :func:`describe` read tables that ship with Thawline, without building
+networks, and without importing torch or the network's library.
 """
 
 import difflib
 import hashlib
 import importlib.metadata
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -29,7 +29,7 @@ from thawline.backbones._base import (
 )
 from thawline.backbones._places import Place, weights_place
 from thawline.backbones._recorded import check_architecture
-from thawline.backbones._registry import Library, libraries, library_of
+from thawline.backbones._registry import LIBRARIES, Library, libraries, library_of
 from thawline.backbones.summary import DepthCost, depth_costs, info_json, summary_json, summary_text
 from thawline.exceptions import BackboneError
 
@@ -63,6 +63,7 @@ __all__ = [
     "kind_of",
     "label",
     "library_version",
+    "modules_of",
     "names",
     "outline",
     "preprocessing_of",
@@ -90,9 +91,9 @@ def __getattr__(name: str) -> object:
 
 
 _LABEL = 32
-"""Characters of a name that break no table."""
+"""Maximum number of characters of a name in a table."""
 _SHORT = 60
-"""Characters of a short name, at most."""
+"""Maximum number of characters of a short name."""
 
 
 def create(
@@ -109,19 +110,19 @@ def create(
     Args:
         name: one of :func:`names`.
         num_classes: number of logits of the new head, at least 1.
-        weights: ``default`` (those of its library, downloaded unless they lie there already: torchvision's into
-            ``TORCH_HOME``, timm's and HuggingFace's into ``HF_HOME``; of a folder, its own), ``starter`` (shipped with
-            Thawline, for one architecture), ``none`` (random), or a file: ``.safetensors``, or a ``state_dict`` saved
-            by ``torch.save``. For timm also a folder with the ``config.json`` and ``model.safetensors`` that it has on
-            the hub. Half-precision files are cast to single precision. A head in the file is left out.
-        image_size: side in pixels of the images that it will see; by default what the weights were trained for.
-        max_length: tokens of a text that it will see, at most; by default what it was trained for, up to 512.
-        seed: of all parameters with ``weights="none"``, but for the head, whose weights always begin at 0: the same
-            seed, the same numbers. The global random state is left as it was.
+        weights: ``default`` (the library's, downloaded unless cached: torchvision's into ``TORCH_HOME``, timm's and
+            Hugging Face's into ``HF_HOME``; for a folder, its own), ``starter`` (shipped with Thawline, for one
+            architecture), ``none`` (random), or a file: ``.safetensors``, or a ``state_dict`` saved by ``torch.save``.
+            For timm also a folder with the ``config.json`` and ``model.safetensors`` from the hub. Half-precision files
+            are converted to single precision. A head in the file is ignored.
+        image_size: side of the input images in pixels; by default that of the weights' training.
+        max_length: maximum number of tokens of a text; by default that of its training, up to 512.
+        seed: seed of all parameters with ``weights="none"``, except for the head, whose weights are initialised to 0.
+            The global random state is unchanged.
 
     Raises:
-        BackboneError: if there is no such backbone, or it does not take images of that size; before anything expensive.
-        WeightsError: if the weights are not available, are torn, or do not fit. Random weights are never used instead.
+        BackboneError: if there is no such backbone, or it does not support this image size; before anything expensive.
+        WeightsError: if the weights are not available, damaged, or do not match. Random weights are never used instead.
     """
     from thawline.backbones import _heads
 
@@ -136,37 +137,37 @@ def create(
 
 
 def section(backbone: Backbone, start: int, stop: int | None = None, *, exact: bool = True) -> "Section":
-    """The operations from layer group ``start`` up to, but not including, layer group ``stop``.
+    """The operations from layer group ``start`` up to, but excluding, layer group ``stop``.
 
     ``section(b, 0, d)`` is the *prefix* of depth ``d``: images ``[N, 3, H, W]`` to activations, whose shape beyond
     ``N`` depends on the architecture. ``section(b, d)`` is the *tail*: those activations to logits ``[N,
-    num_classes]``. In evaluation mode, on the CPU in single precision, the parts one after the other are bit-equal to
-    the whole.
+    num_classes]``. In evaluation mode, on the CPU in single precision, the parts in sequence are bit-equal to the
+    whole.
 
-    The section shares parameters, buffers and modules with the backbone, under their names. In evaluation mode it
-    never writes into its input; in training mode a dropout in place may. Take it after ``train_mode`` or ``eval()``
-    and after moving the module: code that reads ``self.training`` by itself is recorded in the mode that it is in now,
-    and bare buffers where they are now.
+    The section shares parameters, buffers and modules with the backbone, under their names. In evaluation mode it never
+    modifies its input; in training mode an in-place dropout may. Create it after ``train_mode`` or ``eval()`` and after
+    moving the module: code that reads ``self.training`` is traced in its current mode, and bare buffers on their
+    current device.
 
-    Of texts, tokens int64 ``[N, T]`` go in, and activations are ``[N, T, H + 1]``, whose last channel is 1 where there
-    is a token and 0 after the end of a text; after the last layer group they are pooled, ``[N, H]``.
+    For texts, the input is tokens int64 ``[N, T]``, and activations are ``[N, T, H + 1]``, whose last channel is 1 for
+    tokens and 0 for padding; after the last layer group they are pooled, ``[N, H]``.
 
     Args:
         backbone: any backbone.
-        start: number of layer groups left out at the input, ``0 <= start <= len(layer_groups)``.
-        stop: number of layer groups after which it ends, more than ``start``; ``None`` includes the head.
-        exact: with False, work that cannot reach the output is left out (the other tokens in the last block of a
-            vision transformer); results then differ in the last bits, as its matrices have other shapes.
+        start: number of layer groups to skip at the input, ``0 <= start <= len(layer_groups)``.
+        stop: number of layer groups after which the section ends, more than ``start``; ``None`` includes the head.
+        exact: with False, operations that cannot affect the output are skipped (other tokens in the last block of a
+            vision transformer); results then differ in the last bits, because of different matrix shapes.
 
     Raises:
-        BackboneError: if there are no such borders.
+        BackboneError: if ``start`` or ``stop`` is out of range.
     """
     (made,) = sections(backbone, [(start, stop)], exact=exact)
     return made
 
 
 def sections(backbone: Backbone, spans: Sequence[tuple[int, int | None]], *, exact: bool = True) -> "Sequence[Section]":
-    """Several sections of a backbone, all taken in the mode that it is in now: it is traced once for all of them.
+    """Several sections of a backbone in its current mode, which is traced only once.
 
     Args:
         backbone: any backbone.
@@ -174,7 +175,7 @@ def sections(backbone: Backbone, spans: Sequence[tuple[int, int | None]], *, exa
         exact: see :func:`section`.
 
     Raises:
-        BackboneError: if there are no such borders.
+        BackboneError: if ``start`` or ``stop`` is out of range.
     """
     from thawline.backbones._traced import traced_sections
     from thawline.backbones._windows import is_windowed, window
@@ -203,25 +204,25 @@ def outline(backbone: Backbone, freeze_depth: int) -> Graph:
 
 
 def check_weights(name: str, weights: str) -> None:
-    """Refuse weights that are not there: nothing is downloaded, and of a file at most its head is read.
+    """Check that weights exist, without a download; at most a file's header is read.
 
     Raises:
         BackboneError: if there is no such backbone.
-        WeightsError: if its library has no weights for it, or none are shipped, or there is no such file.
+        WeightsError: if its library has no weights for it, none are shipped, or there is no such file.
     """
     _known(name).networks().check_weights(name, weights)
 
 
 def names(pattern: str | None = None) -> list[str]:
-    """Names of all backbones of the libraries that are installed, in order.
+    """Names of all backbones of the installed libraries, in order.
 
-    HuggingFace's are not among them: what the hub holds is not listed.
+    Hugging Face's are not included: the hub's models are not listed.
 
-    Of a library whose version is another than that of its table, some may turn out to be unusable.
+    If a library's version differs from its table's, some names may be unusable.
 
     Args:
-        pattern: only those that hold it or match it (``vgg*``). One with a dot is looked for among the names with tags
-            too, of all pretrained weights of an architecture (``timm/resnet50.``).
+        pattern: only names that contain or match it (``vgg*``). A pattern with a dot also searches names with tags, the
+            pretrained weights of an architecture (``timm/resnet50.``).
     """
     found = [name for library in libraries() for name in _usable(library)]
     if pattern is None:
@@ -237,12 +238,12 @@ def names(pattern: str | None = None) -> list[str]:
 def describe(name: str) -> BackboneInfo:
     """Layer groups, parameters, weights and image size of a backbone.
 
-    From the tables this takes no time. Of a library whose version is another than that of its table, and of
-    HuggingFace, the network itself is asked: that takes up to a few seconds, of a network ``hf:…`` also its memory, and
-    of one on the hub a download of its small files.
+    From the tables this takes no time. For Hugging Face, and for a library whose version differs from its table's, the
+    network itself is inspected, which takes up to a few seconds. For ``hf:…`` it also takes the network's memory, and
+    the small files of a network on the hub are downloaded.
 
     Raises:
-        BackboneError: if there is no such backbone, or it cannot be used, or its library is not installed.
+        BackboneError: if there is no such backbone, it cannot be used, or its library is not installed.
         WeightsError: if the small files of a network ``hf:…`` are not available.
     """
     library = _known(name)
@@ -254,13 +255,13 @@ def describe(name: str) -> BackboneInfo:
 
 
 def further_names() -> str:
-    """How to name backbones that are not listed, a line for each library."""
+    """How to name backbones that are not listed, one line per library."""
     lines = {
-        "timm": "timm/NAME.TAG takes others of its pretrained weights: `thawline backbones timm/NAME.` lists them.",
-        "transformers": "hf:FOLDER or hf:ORG/NAME[@REVISION] takes an encoder of texts or a classifier of images from "
-        "HuggingFace.",
+        "timm": "timm/NAME.TAG selects other pretrained weights: `thawline backbones timm/NAME.` lists them.",
+        "transformers": "hf:FOLDER or hf:ORG/NAME[@REVISION] loads a text encoder or an image classifier from "
+        "Hugging Face.",
     }
-    install = " It needs: pip install 'thawline[{}]'."
+    install = " Requires: pip install 'thawline[{}]'."
     return "\n".join(
         lines[library.package] + ("" if library.is_installed() else install.format(library.extra))
         for library in libraries()
@@ -269,7 +270,7 @@ def further_names() -> str:
 
 
 def kind_of(name: str) -> Literal["images", "texts"]:
-    """What a backbone takes. Of a network ``hf:…`` its configuration says so, which is downloaded if need be.
+    """The kind of a backbone's inputs. For ``hf:…`` its configuration decides, which is downloaded if necessary.
 
     Raises:
         BackboneError: if there is no such backbone.
@@ -282,16 +283,23 @@ def kind_of(name: str) -> Literal["images", "texts"]:
     return _huggingface.kind_of(name)
 
 
+def modules_of(names: Iterable[str]) -> list[str]:
+    """The modules, to be imported ahead of time, with which Thawline creates these backbones."""
+    found = dict.fromkeys(library_of(name) for name in names)
+    own = [library for library in found if library in LIBRARIES and library.is_installed()]
+    return [module for library in own for module in (library.package, library.module)]
+
+
 def label(name: str) -> str:
-    """A backbone as tables and charts have room for it: its name, or the :func:`short_name` of a folder far away."""
+    """A backbone's label in tables and charts: its name, or its :func:`short_name` for a long path."""
     return short_name(name) if name.startswith("hf:") and len(name) > _LABEL else name
 
 
 def short_name(name: str) -> str:
-    """A name for files and studies: letters, digits, ``.``, ``_`` and ``-`` only, at most 60.
+    """A name for files and studies: at most 60 letters, digits, ``.``, ``_`` and ``-``.
 
-    ``resnet18`` is itself, ``timm/resnet50`` becomes ``timm-resnet50``; of a folder, and of a name that is longer, it
-    is a part and 24 bits of a digest, so that the backbones of one study in practice never share one.
+    ``resnet18`` is itself, ``timm/resnet50`` becomes ``timm-resnet50``; for a folder or a longer name, it is a part of
+    it with 24 bits of a digest, so that the backbones of one study in practice never share a name.
     """
     digest = hashlib.sha256(name.encode()).hexdigest()[:6]
     if not name.startswith("hf:"):
@@ -299,7 +307,7 @@ def short_name(name: str) -> str:
         return plain if len(plain) <= _SHORT else f"{plain[: _SHORT - 7].strip('-._')}-{digest}"
     parts = [part for part in re.split(r"[/\\]+", name.removeprefix("hf:")) if part not in {"", ".", ".."}]
     *above, last = parts or [""]
-    own = f"{above[-1]}-{last}" if above and last == "model" else last  # a usual name for a folder, which tells nothing
+    own = f"{above[-1]}-{last}" if above and last == "model" else last  # a common, uninformative name of a folder
     return f"{_without_signs(own)[:50].strip('-._') or 'model'}-{digest}"
 
 
@@ -308,13 +316,13 @@ def _without_signs(name: str) -> str:
 
 
 def library_version(name: str) -> str:
-    """The library that a backbone is from, with the version that is installed: ``torchvision 0.29.2``."""
+    """The library of a backbone, with its installed version: ``torchvision 0.29.2``."""
     library = library_of(name)
     return f"{library.package} {importlib.metadata.version(library.package)}"
 
 
 def depth_of(name: str) -> int:
-    """Number of layer groups of a backbone, which is its largest freeze depth; costs what :func:`describe` does.
+    """Number of layer groups of a backbone, which is its largest freeze depth; as expensive as :func:`describe`.
 
     Raises:
         BackboneError: if there is no such backbone, or it cannot be used.
@@ -326,9 +334,9 @@ def depth_of(name: str) -> int:
 def preprocessing_of(
     name: str, *, weights: str = "default", image_size: int | None = None, max_length: int | None = None
 ) -> Preprocessing | TextPreprocessing:
-    """How images or texts must be prepared for a backbone, without building it or reading its weights.
+    """The preprocessing of images or texts for a backbone, without building it or reading its weights.
 
-    With ``image_size`` the resize before the crop changes in proportion.
+    With ``image_size``, the size before cropping changes in proportion.
 
     Raises:
         BackboneError: if there is no such backbone, or ``image_size`` is not positive.
@@ -345,13 +353,13 @@ def _check_at_least_one(**numbers: int | None) -> None:
 
 
 def _current_catalogue(library: Library) -> _catalogue.Catalogue | None:
-    """The table of a library, unless it is of another version than is installed, or there is none."""
+    """The table of a library, if it exists for the installed version."""
     catalogue = _catalogue.catalogue_of(library.package)
     return catalogue if catalogue.version == library.version() else None
 
 
 def _names_of(library: Library) -> list[str]:
-    """All that it has; where its table is not of its version, also what cannot be used."""
+    """All usable names; without a table for its version, also unusable ones."""
     if not (library.is_listed and library.is_installed()):
         return []
     catalogue = _current_catalogue(library)
@@ -359,7 +367,7 @@ def _names_of(library: Library) -> list[str]:
 
 
 def _usable(library: Library) -> list[str]:
-    """Its names without those that could not be used when its table was written."""
+    """Its names without those that were unusable when its table was written."""
     refused = _catalogue.catalogue_of(library.package).refused
     return [name for name in _names_of(library) if name not in refused]
 
@@ -372,10 +380,10 @@ def _tagged(library: Library) -> list[tuple[str, str]]:
 
 
 def _known(name: str) -> Library:
-    """The library of a backbone that it has.
+    """The library of an existing backbone.
 
     Raises:
-        BackboneError: if it has none of that name, or one that cannot be used, or is not installed itself.
+        BackboneError: if the library has no such backbone, cannot use it, or is not installed.
     """
     library = library_of(name)
     if not library.is_listed:
@@ -399,16 +407,16 @@ def _architecture_and_tag(library: Library, name: str) -> tuple[str, str]:
 
 
 def _hint(name: str) -> str:
-    """The nearest name; or how to name a folder, or what the hub may have, which no list holds."""
+    """The nearest name, or how to name a folder or a model of the hub, which are not listed."""
     plain = name[3:] if name[:3].lower() == "hf:" else name
-    of_huggingface = f" For a folder, or a network of HuggingFace, write 'hf:{plain}'."
+    of_huggingface = f" For a folder or a Hugging Face model, write 'hf:{plain}'."
     if plain != name or Path(name).expanduser().is_dir():
         return of_huggingface
     return _suggestion(name) or ("" if name.startswith("timm/") else of_huggingface)
 
 
 def _suggestion(name: str) -> str:
-    """The nearest name of any library, also by what follows the library's prefix."""
+    """The nearest name of any library, with or without the library's prefix."""
     name = name.removeprefix("torchvision/")  # whose names have no prefix
     if name in names():
         return f" Did you mean {name!r}?"

@@ -1,4 +1,4 @@
-"""The types that the rest of Thawline knows a pretrained network by."""
+"""The types by which the rest of Thawline uses pretrained networks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-if TYPE_CHECKING:  # the catalogue answers without torch, whose import takes seconds
+if TYPE_CHECKING:  # the catalogue works without torch, whose import takes seconds
     from torch import nn
 
 __all__ = [
@@ -23,69 +23,67 @@ __all__ = [
 
 Interpolation = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 CropMode = Literal["center", "squash"]
-"""By timm's words. ``center`` keeps the aspect ratio and loses what lies beside the square, ``squash`` keeps the whole
-image and loses its aspect ratio."""
+"""timm's terms. ``center`` keeps the aspect ratio and crops to a square; ``squash`` keeps the whole image and changes
+its aspect ratio."""
 
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """Neighbouring layers that are frozen or trained together."""
+    """Consecutive layers that are frozen or trained together."""
 
     name: str
-    """Taken from the paths of its modules: ``layer1``, ``features.4-6``."""
+    """Derived from the paths of its modules: ``layer1``, ``features.4-6``."""
     tensors: tuple[str, ...]
     """Names of its parameters and buffers, as in the module's ``state_dict``."""
     modules: tuple[str, ...]
-    """Names of the modules that go to ``eval()`` when it is frozen: those with their last operation in it."""
+    """Names of the modules to set to ``eval()`` when it is frozen: those whose last operation is in it."""
     output: str
-    """Name of the traced operation whose result, one single tensor, is all that it passes on; in a network that cannot
-    be traced, the path of its last block."""
+    """Name of the traced operation whose result, a single tensor, is its only output; in a network that cannot be
+    traced, the path of its last block."""
     sizes: tuple[tuple[str, Any], ...] = ()
-    """Heights and widths found up to there that later operations read, by the names of the operations that found
-    them: they are the same for all images that the backbone sees, so they need not be passed on. Where the operation
-    found the number of images, ``count`` stands for it."""
+    """Heights and widths computed so far that later operations read, by the names of their operations. They are the
+    same for all inputs of the backbone, so they need not be passed on. ``count`` stands for the number of images."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to an image before the network sees it: resize, crop the centre, scale to [0, 1], normalise.
+    """The preprocessing of an image: resize, crop the centre, scale to [0, 1], normalise.
 
-    Networks work best as they were trained, so this is what their own library does, ``crop_mode`` included.
+    Networks work best with the preprocessing of their training, so this follows their own library, including
+    ``crop_mode``.
     """
 
     image_size: int
-    """Side in pixels of the square that is cut from the centre, and that the network sees."""
+    """Side in pixels of the square that is cropped from the centre, the network's input."""
     resize_size: int
-    """Length in pixels that the shorter side, or with ``squash`` either side, is resized to before."""
+    """Length in pixels to which the shorter side, or with ``squash`` both sides, are resized before cropping."""
     mean: tuple[float, float, float]
-    """Per channel (red, green, blue), of values in [0, 1]; subtracted."""
+    """Mean per channel (red, green, blue) of values in [0, 1], which is subtracted."""
     std: tuple[float, float, float]
-    """Per channel, of values in [0, 1]; divided by."""
+    """Standard deviation per channel of values in [0, 1], by which is divided."""
     interpolation: Interpolation
-    """How pixels are weighed when resizing."""
+    """Interpolation for resizing."""
     crop_mode: CropMode = "center"
-    """Whether the image keeps its aspect ratio when it is resized (``center``) or becomes a square (``squash``)."""
+    """Whether resizing keeps the image's aspect ratio (``center``) or produces a square (``squash``)."""
 
 
 @dataclass(frozen=True)
 class TextPreprocessing:
-    """What is done to a text before the network sees it: cut into tokens, of which the first ``max_length`` are
-    kept."""
+    """The preprocessing of a text: tokenize and truncate to ``max_length`` tokens."""
 
     tokenizer: str
-    """The tokenizer in the JSON format of the ``tokenizers`` library, which adds the special tokens too."""
+    """The tokenizer in the JSON format of the ``tokenizers`` library, which also adds special tokens."""
     max_length: int
-    """Tokens of a text, special ones included, at most."""
+    """Maximum number of tokens of a text, including special ones."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained network, cut into ordered layer groups, with a new head.
+    """A pretrained network with a new head, cut into ordered layer groups.
 
-    ``module`` takes images ``[N, 3, image_size, image_size]`` (preprocessed), or the tokens of texts, int64 ``[N, T]``
-    with -1 after the end of each, to logits ``[N, num_classes]``. The groups are disjoint and ordered from input to
-    head, and with the head hold every parameter and buffer exactly once. At every border between groups one single
-    tensor is passed on.
+    ``module`` maps preprocessed images ``[N, 3, image_size, image_size]``, or tokens of texts, int64 ``[N, T]`` padded
+    with -1, to logits ``[N, num_classes]``. The groups are disjoint and ordered from input to head; together with the
+    head they contain every parameter and buffer exactly once. Between groups, a single tensor is passed on.
     """
 
     name: str
@@ -94,27 +92,27 @@ class Backbone:
     head: LayerGroup
     preprocessing: Preprocessing | TextPreprocessing
     weights_digest: str
-    """Sixteen hex digits of the tensors that it was loaded with, the head left out, and of how a text's tokens are
-    pooled; random ones have a digest too."""
+    """Sixteen hex digits of the loaded tensors, without the head, and of the pooling of a text's tokens; random weights
+    have a digest too."""
     architecture: dict[str, Any]
-    """What rebuilds the module without Thawline, by :func:`thawline.backbones.networks.build`: plain JSON."""
+    """Plain JSON from which :func:`thawline.backbones.networks.build` rebuilds the module without Thawline."""
 
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """What is known of a backbone before it is made for a study; see :func:`thawline.backbones.describe`."""
+    """Information on a backbone; see :func:`thawline.backbones.describe`."""
 
     name: str
     parameters: int
     """Number of parameters, with a head for 1000 classes."""
     layer_groups: tuple[str, ...]
     weights: tuple[str, ...]
-    """Pretrained weights that it has: ``default`` (its library's own), ``starter`` (shipped with Thawline)."""
+    """Its pretrained weights: ``default`` (its library's own), ``starter`` (shipped with Thawline)."""
     image_size: int | None
-    """Side in pixels of the images that the default weights were trained for; ``None`` for texts."""
+    """Side in pixels of the default weights' training images; ``None`` for texts."""
     tags: Mapping[str, int] = field(default_factory=dict)
-    """Pretrained weights among which a name chooses (``timm/resnet50.a1_in1k``), each with the image size that it was
-    trained for; the first are the default ones."""
+    """Pretrained weights that a name can select (``timm/resnet50.a1_in1k``), each with its training image size; the
+    first are the default."""
 
 
 @dataclass(frozen=True)
@@ -122,19 +120,19 @@ class GraphNode:
     """An operation of a network."""
 
     name: str
-    """Its place, such as ``layer1/0/conv1``, the layer group (or head) first; unique in the graph. The images, which
-    are in none, are ``images``."""
+    """Its path, such as ``layer1/0/conv1``, starting with the layer group (or head); unique in the graph. The input is
+    ``images``."""
     operation: str
-    """Such as ``Conv2d``."""
+    """Type of operation, such as ``Conv2d``."""
     inputs: tuple[str, ...]
-    """Names of the nodes whose output it takes."""
+    """Names of its input nodes."""
     frozen: bool
     shape: tuple[int, ...] | None = None
-    """Of its output, without the batch; ``None`` if that is not one floating-point tensor."""
+    """Shape of its output, without the batch; ``None`` unless that is one floating-point tensor."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A network as the graph of its operations, in the order in which they are computed."""
+    """A network as a graph of its operations, in the order of computation."""
 
     nodes: tuple[GraphNode, ...]

@@ -1,6 +1,6 @@
-"""Information on every backbone without building it, so that listing more than a thousand networks takes no time.
+"""Information on every backbone without building it, so that listing over a thousand networks takes no time.
 
-One file for each library that can list its networks, written by ``python -m thawline.backbones.write_catalogue``.
+There is one file per library that can list its networks, written by ``python -m thawline.backbones.write_catalogue``.
 Imports neither torch nor the library.
 """
 
@@ -18,23 +18,23 @@ __all__ = ["Catalogue", "catalogue_of", "file_of", "write"]
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What a version of a library has."""
+    """The networks of a version of a library."""
 
     version: str
     infos: dict[str, BackboneInfo]
-    """By name, in order of names."""
+    """Information by name, sorted by name."""
     refused: dict[str, str]
-    """By name, the networks of the library that cannot be used: the message for each of them."""
+    """The error message of each unusable network of the library, by name."""
 
 
 def file_of(library: str) -> Path:
-    """Where the catalogue of a library is."""
+    """File of a library's catalogue."""
     return Path(__file__).parent / f"catalogue_{library}.json"
 
 
 @cache
 def catalogue_of(library: str) -> Catalogue:
-    """The catalogue of a library, of the version that it was written with; empty, and of none, if there is no file."""
+    """The catalogue of a library with its version; empty and without a version if there is no file."""
     file = file_of(library)
     if not file.exists():
         return Catalogue("", {}, {})
@@ -58,7 +58,7 @@ def catalogue_of(library: str) -> Catalogue:
 
 
 def write(library: str, catalogue: Catalogue) -> None:
-    """Write the catalogue of a library: one line a backbone, and lists of layer groups, which many share, once."""
+    """Write the catalogue of a library: one line per backbone; lists of layer groups, which many share, only once."""
     groups = list(dict.fromkeys(info.layer_groups for info in catalogue.infos.values()))
     place = {names: i for i, names in enumerate(groups)}
     parts = {

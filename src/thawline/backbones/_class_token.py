@@ -1,7 +1,7 @@
-"""Leaving out unused tokens: a vision transformer's head sees only its class token.
+"""Skip unused tokens: a vision transformer's head only uses the class token.
 
-In the last block, then, only that token's query, its sum and its two-layer network matter; keys and values still come
-from all tokens. That is about a sixth of the block's work.
+So in the last block, only that token's query, sum and MLP matter; keys and values still come from all tokens. That is
+about a sixth of the block's cost.
 """
 
 import operator
@@ -10,15 +10,15 @@ from torch import fx, nn
 
 __all__ = ["for_one_token_alone"]
 
-# Modules that treat every token by itself.
+# Modules that process every token separately.
 _TOKEN_WISE = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.GELU, nn.ReLU, nn.SiLU, nn.Identity)
 
 
 def for_one_token_alone(module: fx.GraphModule) -> None:
-    """Where ``module`` picks one token of ``[N, tokens, C]``, compute what leads there for that token only.
+    """If ``module`` selects one token of ``[N, tokens, C]``, compute only that token before the selection.
 
-    This reaches back to the last attention before, whose keys and values need all tokens. Results differ from those of
-    the whole in the last bits only. A module that picks no token stays as it is.
+    This extends back to the previous attention, whose keys and values need all tokens. Results differ only in the last
+    bits. A module that does not select a token is unchanged.
     """
     graph = module.graph
     for picked in [node for node in graph.nodes if _token_of(node) is not None]:
@@ -39,7 +39,7 @@ def for_one_token_alone(module: fx.GraphModule) -> None:
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
-    """A result and all that it was computed from."""
+    """A result and everything it was computed from."""
     found, waiting = {node}, [node]
     while waiting:
         new = set(waiting.pop().all_input_nodes) - found
@@ -59,7 +59,7 @@ def _token_of(node: fx.Node) -> int | None:
 
 
 def _is_attention(module: nn.Module, node: object) -> bool:
-    """``nn.MultiheadAttention`` called with query, key and value and nothing that has their number of tokens."""
+    """Whether this calls ``nn.MultiheadAttention`` with query, key and value, and nothing else per token."""
     if not (isinstance(node, fx.Node) and node.op == "call_module"):
         return False
     called = module.get_submodule(str(node.target))
@@ -68,7 +68,7 @@ def _is_attention(module: nn.Module, node: object) -> bool:
 
 
 class _Narrowing:
-    """Copies operations so that they work on ``[:, token:token + 1]``; what is ``needed`` in full is cut instead."""
+    """Copies operations so that they use ``[:, token:token + 1]``; slices results that are ``needed`` in full."""
 
     def __init__(self, module: fx.GraphModule, token: int, needed: set[fx.Node]) -> None:
         self.graph, self.module, self.token, self.needed = module.graph, module, token, needed
@@ -111,5 +111,5 @@ class _Narrowing:
 
 
 def _is_computed(argument: object) -> bool:
-    """A result, not a number or a parameter, so that both sides of a sum have the same tokens."""
+    """Whether it is a result, not a number or a parameter, so that both sides of a sum have the same tokens."""
     return isinstance(argument, fx.Node) and argument.op != "get_attr"

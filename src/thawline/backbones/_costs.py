@@ -1,8 +1,8 @@
 """The cost of a training step in each layer group, determined without real tensors.
 
-The network runs on PyTorch's fake tensors, which have shapes and no memory, so a network of any size takes seconds. It
-runs in parts, cut at the borders between the groups, once with and once without a gradient that flows on to the group
-before: between the two lies what the first thawed group saves.
+The network runs on PyTorch's fake tensors, which have shapes but no memory, so a network of any size takes seconds. It
+runs in parts, cut between the groups, once with and once without a gradient to the previous group: the difference is
+what the first thawed group saves.
 """
 
 import copy
@@ -25,29 +25,29 @@ from thawline.backbones.tracing import trace
 __all__ = ["GroupCost", "group_costs"]
 
 _EXAMPLES = 2
-"""Batch-norms in training mode refuse a single image where it has shrunk to one pixel."""
+"""Batch-norms in training mode reject a single image of one pixel."""
 
 
 @dataclass(frozen=True)
 class GroupCost:
-    """What one image, or one text of the greatest length, costs in a layer group or the head, in single precision."""
+    """Cost of one image, or one text of maximum length, in a layer group or the head, in single precision."""
 
     forward: int
     """Floating-point operations of the forward pass."""
     backward: int
-    """Those of the backward pass when the group before is trained too."""
+    """FLOPs of the backward pass if the previous group is also trained."""
     backward_first: int
-    """Those of the backward pass when it is the first that is trained."""
+    """FLOPs of the backward pass if this is the first trained group."""
     kept: Mapping[object, int]
-    """Bytes of each tensor that the backward pass needs; one that two groups need has the same key in both."""
+    """Bytes of each tensor kept for the backward pass; a tensor shared by two groups has the same key in both."""
     kept_first: Mapping[object, int]
-    """The same when it is the first group that is trained."""
+    """The same if this is the first trained group."""
 
 
 def group_costs(backbone: Backbone) -> list[GroupCost]:
-    """The cost of every layer group and, last, of the head. The backbone is left as it is."""
+    """The cost of every layer group and, finally, of the head. The backbone is unchanged."""
     if is_windowed(backbone):
-        layout_of(backbone)  # learned from numbers, which the copy has not
+        layout_of(backbone)  # determined from real values, which the copy lacks
     with FakeTensorMode():
         module = _without_numbers(backbone.module).train()
         inputs = _examples(backbone.preprocessing)
@@ -72,11 +72,11 @@ def _examples(preprocessing: Preprocessing | TextPreprocessing) -> Tensor:
 
 
 def _runner(backbone: Backbone, module: nn.Module, inputs: Tensor) -> Callable[["_Meter"], Tensor]:
-    """What gives the logits, and tells a meter of what crosses each border, whose answer replaces that.
+    """A function that computes the logits, and passes each border's tensor to a meter, which replaces it.
 
     Args:
-        backbone: how it is cut.
-        module: its network without numbers.
+        backbone: the backbone with its layer groups.
+        module: its network without real values.
         inputs: images or tokens.
     """
     borders = [group.output for group in backbone.layer_groups]
@@ -97,15 +97,15 @@ def _runner(backbone: Backbone, module: nn.Module, inputs: Tensor) -> Callable[[
 
 
 def _without_numbers(module: nn.Module) -> nn.Module:
-    """A copy whose parameters, all to be trained, and buffers are recreated, as the current mode requires."""
+    """A copy with parameters, all trainable, and buffers recreated in the current tensor mode."""
     made: dict[int, Any] = {id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype)) for p in module.parameters()}
     made |= {id(buffer): torch.empty(buffer.shape, dtype=buffer.dtype) for buffer in module.buffers()}
-    return copy.deepcopy(module, made)  # which takes what it finds there for copied already
+    return copy.deepcopy(module, made)  # treats the entries of this memo as already copied
 
 
 @dataclass
 class _Part:
-    """A layer group, or the head, while it is measured; sizes are those of the whole batch."""
+    """A layer group, or the head, being measured; sizes are for the whole batch."""
 
     forward: int = 0
     backward: int = 0
@@ -114,7 +114,7 @@ class _Part:
 
 
 class _Meter:
-    """Has a network run in parts, each forward and backward by itself, and counts."""
+    """Runs a network in parts, each forward and backward separately, and counts."""
 
     def __init__(self, network: nn.Module, *, trained_before: bool) -> None:
         self._trained_before = trained_before
@@ -125,10 +125,10 @@ class _Meter:
         self._counted = 0
         self._parts = [_Part()]
         self._passed_on: dict[int, tuple[str, int]] = {}
-        self._alive: list[Tensor] = []  # else a later tensor could have the address of an earlier one
+        self._alive: list[Tensor] = []  # otherwise a later tensor could reuse an address
 
     def measure(self, run: Callable[["_Meter"], Tensor]) -> list[_Part]:
-        """Count what ``run``, which gives the logits, does between the calls of :meth:`begin_part`."""
+        """Measure ``run``, which returns the logits, between the calls of :meth:`begin_part`."""
         with self._counter, saved_tensors_hooks(self._keep, lambda tensor: tensor):
             self._end_part(run(self))
             for part in self._parts:
@@ -140,10 +140,10 @@ class _Meter:
         return self._parts
 
     def begin_part(self, border: str, result: Tensor) -> Tensor:
-        """Continue with the same values as if they were an input."""
+        """Continue with the same values as a new input."""
         self._end_part(result)
         self._parts.append(_Part())
-        # Cloned, since a dropout in place may not write into a leaf; it stands for the same memory.
+        # Cloned, since an in-place dropout must not modify a leaf; it represents the same memory.
         begun = result.detach().requires_grad_(self._trained_before).clone()
         self._alive.append(begun)
         name = (border, result.untyped_storage().nbytes())
@@ -151,7 +151,7 @@ class _Meter:
         return begun
 
     def _named(self, storage: int, size: int) -> tuple[object, int]:
-        """What is passed on has the border's name on both sides, and its size even if only a piece of it is read."""
+        """A passed-on tensor has the border's name on both sides, and its full size even if only a part is read."""
         return self._passed_on.get(storage, ((self._trained_before, storage), size))
 
     def _end_part(self, result: Tensor) -> None:
@@ -171,7 +171,7 @@ class _Meter:
 
 
 class _Cutting(fx.Interpreter):
-    """Runs a traced network, and tells a meter where it crosses a border."""
+    """Runs a traced network, and notifies a meter at each border."""
 
     def __init__(self, network: fx.GraphModule, borders: Sequence[str], meter: _Meter) -> None:
         super().__init__(network)
@@ -183,7 +183,7 @@ class _Cutting(fx.Interpreter):
 
 
 def _storage(tensor: Tensor) -> int:
-    """Which memory it lies in, wherever in it."""
+    """The id of a tensor's storage."""
     address: int = tensor.untyped_storage()._cdata
     return address
 
@@ -202,10 +202,10 @@ def _convolution_backward(
     wanted: Sequence[bool],
     **_: Any,
 ) -> int:
-    """Operations of a convolution's backward pass: each gradient takes as many as the forward pass.
+    """FLOPs of a convolution's backward pass: each gradient takes as many as the forward pass.
 
-    PyTorch's own formula overlooks that the channels of a grouped convolution see only those of their group, and gives
-    a depthwise one some hundred times too many.
+    PyTorch's own formula ignores that a grouped convolution only connects channels within a group, and overestimates a
+    depthwise one about a hundredfold.
     """
     places = math.prod(images_shape if transposed else grad_shape)
     return 2 * places * math.prod(weight_shape[1:]) * sum(wanted[:2])

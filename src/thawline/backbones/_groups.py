@@ -1,13 +1,12 @@
-"""Cutting a network into ordered layer groups, the units of freezing: one way for all architectures, no table of names.
+"""Cut a network into ordered layer groups, the units of freezing, in one way for all architectures.
 
-Where the library of the network has layer groups of its own (timm's ``group_matcher``), they are taken, as far as the
-network can be cut between them. Elsewhere the groups are *stages*: a new one begins where the network lowers its
-spatial resolution, which is how architectures are described in their papers. A network that keeps one resolution (a
-vision transformer) gets a group per repeated block. What works on pooled features before the head (VGG's two large
-layers) is a group of its own. Every border between groups is a cut (see :mod:`thawline.backbones.tracing`), also where
-nobody freezes yet.
+If the network's library defines layer groups (timm's ``group_matcher``), they are used as far as the network can be cut
+between them. Otherwise the groups are *stages*: a new one starts where the spatial resolution decreases, as
+architectures are described in their papers. A network with a constant resolution (a vision transformer) gets a group
+per repeated block. Layers on pooled features before the head (VGG's two large layers) form their own group. Every
+border between groups is a cut (see :mod:`thawline.backbones.tracing`).
 
-Layers are counted by their weights of two or more dimensions, so a normalisation is not a layer of its own.
+Layers are counted by their weights of two or more dimensions, so a normalisation does not count as a layer.
 """
 
 import math
@@ -27,29 +26,29 @@ from thawline.exceptions import BackboneError
 
 __all__ = ["layer_groups_of", "outputs_of"]
 
-# A stage with more layers than this is split evenly, or a ResNet-152 would thaw 36 blocks at once or none.
+# A stage with more layers than this is split evenly; otherwise a ResNet-152 would thaw 36 blocks at once or none.
 _MOST_LAYERS = 48
-# A first operation that lowers the resolution this many times at once (patch embedding) is a stem of its own, although
-# its stage has the same resolution.
+# A first operation that reduces the resolution by this factor (patch embedding) is a separate stem, although its stage
+# has the same resolution.
 _PATCH = 4
-# Blocks of a network of one resolution are joined evenly to at most this many groups.
+# Blocks of a network with a constant resolution are merged evenly into at most this many groups.
 _MOST_BLOCKS = 12
 
 
 @dataclass(frozen=True)
 class _Atom:
-    """The smallest part that can be cut off: neighbouring operations with no cut between them that use parameters."""
+    """The smallest part that can be cut off: consecutive operations with parameters and no cut between them."""
 
     parameters: tuple[str, ...]
     layers: int
     positions: int
-    """How many places of the image its result distinguishes: 56 x 56, or a transformer's number of tokens."""
+    """Number of positions in its result: 56 x 56, or a transformer's number of tokens."""
     end: int
-    """Index of the operation after which it is cut off: where the least needs storing, the earliest of these."""
+    """Index of the operation after which it is cut off: the earliest one with the smallest result."""
 
 
 def outputs_of(layer: nn.Module) -> int | None:
-    """How many numbers a layer gives that could be a head, linear or a convolution; ``None`` for any other layer."""
+    """Number of outputs of a layer that could be a head, linear or convolutional; ``None`` for any other layer."""
     if isinstance(layer, nn.Linear):
         return layer.out_features
     return layer.out_channels if isinstance(layer, nn.Conv2d) else None
@@ -58,41 +57,41 @@ def outputs_of(layer: nn.Module) -> int | None:
 def layer_groups_of(
     module: nn.Module, head: str, image_size: int, order: Mapping[str, int] | None = None
 ) -> tuple[tuple[LayerGroup, ...], LayerGroup]:
-    """The ordered layer groups of ``module`` and its head; together they hold every parameter and buffer exactly once.
+    """The ordered layer groups of ``module`` and its head, which together contain each parameter and buffer once.
 
     Args:
         module: on the ``meta`` device, in evaluation mode; images ``[N, 3, H, W]`` to logits ``[N, classes]``.
-        head: path of the last layer, the one that is replaced for other classes.
-        image_size: height and width in pixels that the network was made for.
-        order: if its library has layer groups of its own, the number of the group of each parameter, counted from the
-            input. Groups are kept apart as far as there is a cut between them.
+        head: path of the last layer, which is replaced for new classes.
+        image_size: the network's height and width in pixels.
+        order: if its library defines layer groups, each parameter's group number, counted from the input. Groups stay
+            separate if there is a cut between them.
 
     Raises:
-        BackboneError: if it cannot be cut before its head, or has a parameter that it never uses.
+        BackboneError: if it cannot be cut before its head, or has an unused parameter.
     """
     steps = steps_of(module, image_size)
     used = {name for step in steps for name in step.tensors}
     unused = sorted({name for name, _ in module.named_parameters()} - used)
     if unused:
-        raise BackboneError(f"Every parameter must be used to be frozen or trained, but not so: {unused}.")
+        raise BackboneError(f"Every parameter must be used in the forward pass, but these are not: {unused}.")
 
     if head not in (positions := {step.path: i for i, step in enumerate(steps)}):
         raise BackboneError(f"The head {head!r} must take part in the forward pass.")
     atoms = _atoms(module, steps[: positions[head]])
     beside = [name for step in steps[atoms[-1].end + 1 :] for name in step.tensors if not name.startswith(f"{head}.")]
     if beside:
-        raise BackboneError(f"The head must be one single layer, but {head!r} works together with {beside}.")
+        raise BackboneError(f"The head must be a single layer, but {head!r} cannot be separated from {beside}.")
     groups = _by_resolution(atoms, image_size) if order is None else _by_order(atoms, order)
     return _name_and_fill(module, steps, groups, head)
 
 
 def _by_order(atoms: Sequence[_Atom], order: Mapping[str, int]) -> list[list[_Atom]]:
-    """Runs of atoms of one group of the library's.
+    """Runs of atoms that belong to one group of the library.
 
-    What is used later than its place in that order (a class token that is added after most blocks) goes with what is
-    before it there, as does a run without a layer (a last normalisation).
+    A parameter that is used later than its position in that order (a class token added after most blocks) joins the
+    group before it, as does a run without a layer (a final normalisation).
     """
-    # An atom is passed on as a whole: it is of the last group that it has a part in.
+    # An atom cannot be divided: it belongs to the last group of its parameters.
     numbers = accumulate((max(order[name] for name in atom.parameters) for atom in atoms), max)
     groups: list[list[_Atom]] = []
     for _, run in groupby(zip(numbers, atoms, strict=True), key=lambda pair: pair[0]):
@@ -105,7 +104,7 @@ def _by_order(atoms: Sequence[_Atom], order: Mapping[str, int]) -> list[list[_At
 
 
 def _by_resolution(atoms: list[_Atom], image_size: int) -> list[list[_Atom]]:
-    """Stages, the longest split, or where there are none, blocks."""
+    """Stages, with long ones split, or blocks if there are no stages."""
     stages = _stages(atoms)
     if len(stages) < 3:
         return _by_block(atoms)
@@ -114,10 +113,10 @@ def _by_resolution(atoms: list[_Atom], image_size: int) -> list[list[_Atom]]:
 
 
 def _atoms(module: nn.Module, steps: Sequence[Step]) -> list[_Atom]:
-    """Parts of the network before its head, as small as cuts allow."""
+    """The smallest parts of the network before its head between cuts."""
     parameters = dict(module.named_parameters())
     atoms: list[_Atom] = []
-    waiting: list[str] = []  # parameters met since the last cut
+    waiting: list[str] = []  # parameters since the last cut
     smallest = 0
     for i, step in enumerate(steps):
         waiting += [name for name in step.tensors if name in parameters]
@@ -128,19 +127,19 @@ def _atoms(module: nn.Module, steps: Sequence[Step]) -> list[_Atom]:
             positions = _positions(step.shape, atoms[-1].positions if atoms else 0)
             atoms.append(_Atom(tuple(waiting), layers, positions, end=i))
             waiting, smallest = [], step.shape.numel()
-        elif atoms and step.shape.numel() < smallest:  # only pooling since then: less to store here
+        elif atoms and step.shape.numel() < smallest:  # only pooling since then: a smaller result
             atoms[-1] = replace(atoms[-1], end=i)
             smallest = step.shape.numel()
     if waiting or not atoms:
-        raise BackboneError("The network must have a place before its head where one single tensor is passed on.")
+        raise BackboneError("The network must pass on a single tensor somewhere before its head.")
     return atoms
 
 
 def _positions(shape: torch.Size, previous: int) -> int:
-    """Places of the image that a result tells apart, in whichever order its dimensions are.
+    """Number of positions in a result, for any order of dimensions.
 
-    ``[1, C, S, S]`` and ``[1, S, S, C]`` have S * S (the image is square), ``[1, tokens, C]`` as many as tokens,
-    ``[1, C]`` one. Any other shape keeps those of the result before.
+    ``[1, C, S, S]`` and ``[1, S, S, C]`` have S * S (the image is square), ``[1, tokens, C]`` as many as tokens, ``[1,
+    C]`` one. Any other shape keeps the previous number.
     """
     match tuple(shape[1:]):
         case (_, height, width) if height == width:
@@ -155,7 +154,7 @@ def _positions(shape: torch.Size, previous: int) -> int:
 
 
 def _stages(atoms: Sequence[_Atom]) -> list[list[_Atom]]:
-    """Runs of atoms of one resolution; a run without a layer (a last normalisation) goes with the one before."""
+    """Runs of atoms with the same resolution; a run without a layer (a final normalisation) joins the previous one."""
     paths = [_path(atom) for atom in atoms]
     falls = [i for i in range(1, len(atoms)) if atoms[i].positions < atoms[i - 1].positions]
     inside = Counter(path for i in falls for path in _with_ancestors(_common_path(paths[i - 1], paths[i])) if path)
@@ -171,9 +170,9 @@ def _stages(atoms: Sequence[_Atom]) -> list[list[_Atom]]:
 
 
 def _start_of_block(paths: Sequence[str], fall: int, falls_inside: Mapping[str, int]) -> int:
-    """Where the block begins in which the resolution falls: an inverted residual widens first, then takes its stride.
+    """The start of the block in which the resolution decreases: an inverted residual expands before its stride.
 
-    A block is a module in which the resolution falls once; where it falls more often, it is the whole body.
+    A block is a module in which the resolution decreases once; if it decreases more often, it is the whole body.
     """
     start = fall
     while start > 0:
@@ -191,7 +190,7 @@ def _path(atom: _Atom) -> str:
 
 
 def _common_path(first: str, second: str) -> str:
-    """Path of the smallest module that holds both."""
+    """Path of the smallest module that contains both."""
     both = zip(first.split("."), second.split("."), strict=False)
     return ".".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], both))
 
@@ -201,7 +200,7 @@ def _layers(atoms: Iterable[_Atom]) -> int:
 
 
 def _blocks(atoms: Sequence[_Atom]) -> tuple[list[list[_Atom]], int, int]:
-    """Atoms joined to the repeated blocks of the architecture; also where the blocks begin and end in that list.
+    """Atoms merged into the architecture's repeated blocks, and the indices of the first and last block in that list.
 
     The blocks are the children of the module with the most children among these atoms (``layer3``, ``encoder.layers``).
     """
@@ -219,7 +218,7 @@ def _blocks(atoms: Sequence[_Atom]) -> tuple[list[list[_Atom]], int, int]:
 
 
 def _by_block(atoms: list[_Atom]) -> list[list[_Atom]]:
-    """A network of one resolution: its stem, then its blocks (a few to a group where they are many)."""
+    """Groups of a network with a constant resolution: its stem, then its blocks, several per group if necessary."""
     runs, first, last = _blocks(atoms)
     blocks = runs[first:last]
     per_group = math.ceil(len(blocks) / _MOST_BLOCKS)
@@ -229,20 +228,20 @@ def _by_block(atoms: list[_Atom]) -> list[list[_Atom]]:
 
 
 def _without_stem(stage: list[_Atom]) -> list[list[_Atom]]:
-    """The stage in two: what comes before its repeated blocks, and the rest."""
+    """Split the stage into the part before its repeated blocks and the rest."""
     runs, first, _ = _blocks(stage)
     return [_join(runs[:first]), _join(runs[first:])] if first else [stage]
 
 
 def _split_evenly(stage: list[_Atom]) -> list[list[_Atom]]:
-    """The stage in as many parts as it takes for each to have at most about ``_MOST_LAYERS``, never through a block."""
+    """Split the stage between blocks into parts of at most about ``_MOST_LAYERS`` layers."""
     runs, _, _ = _blocks(stage)
     parts = math.ceil(_layers(stage) / _MOST_LAYERS)
     share = _layers(stage) / parts
-    if parts == 1 or max(_layers(run) for run in runs) > share:  # a dense block is whole: no part would be near even
+    if parts == 1 or max(_layers(run) for run in runs) > share:  # a dense block is indivisible
         return [stage]
     before = accumulate((_layers(run) for run in runs), initial=0)
-    # A block goes to the part in which its middle lies.
+    # A block belongs to the part that contains its middle.
     numbered = [(int((start + _layers(run) / 2) / share), run) for start, run in zip(before, runs, strict=False)]
     return [_join(run for _, run in part) for _, part in groupby(numbered, key=lambda pair: min(pair[0], parts - 1))]
 
@@ -254,12 +253,12 @@ def _join(parts: Iterable[list[_Atom]]) -> list[_Atom]:
 def _name_and_fill(
     module: nn.Module, steps: Sequence[Step], groups: Sequence[Sequence[_Atom]], head: str
 ) -> tuple[tuple[LayerGroup, ...], LayerGroup]:
-    """Give every group its name, its tensors and the modules that have their last operation in it."""
+    """Build each group with its name, its tensors, and the modules whose last operation is in it."""
     ends = [group[-1].end for group in groups]
     group_of_step = [bisect_left(ends, i) for i in range(len(steps))]  # len(groups) is the head
     tensors: list[list[str]] = [[] for _ in range(len(groups) + 1)]
     read = {name for step in steps for name in step.tensors}
-    tensors[0] += [name for name, _ in module.named_buffers() if name not in read]  # constants that nothing depends on
+    tensors[0] += [name for name, _ in module.named_buffers() if name not in read]  # unused constants
     last_group: dict[str, int] = {}
     for step, number in zip(steps, group_of_step, strict=True):
         tensors[number] += step.tensors
@@ -268,7 +267,7 @@ def _name_and_fill(
 
     modules: list[list[str]] = [[] for _ in range(len(groups) + 1)]
     for path, _ in module.named_modules():
-        # The inner modules of one operation (attention's projection), and those never run, go with what holds them.
+        # Inner modules of one operation (attention's projection), and modules that never run, follow their parent.
         modules[next(last_group[p] for p in _with_ancestors(path) if p in last_group)].append(path)
 
     names = _names([[name for atom in group for name in atom.parameters] for group in groups], tensors[-1])
@@ -282,13 +281,13 @@ def _name_and_fill(
 
 
 def _with_ancestors(path: str) -> list[str]:
-    """``a.b.c`` gives ``a.b.c``, ``a.b``, ``a`` and the root, ``""``."""
+    """``a.b.c``, ``a.b``, ``a`` and the root, ``""``, for ``a.b.c``."""
     parts = path.split(".") if path else []
     return [".".join(parts[:i]) for i in range(len(parts), -1, -1)]
 
 
 def _names(groups: Sequence[Sequence[str]], head: Sequence[str]) -> list[str]:
-    """A readable name for each group: the shortest paths that are its own, ``layer1`` or ``features.4-6``."""
+    """A readable name for each group, from the shortest paths unique to it: ``layer1`` or ``features.4-6``."""
     owners: dict[str, set[int]] = {}
     for number, group in enumerate([*groups, head]):
         for name in group:
@@ -302,12 +301,12 @@ def _names(groups: Sequence[Sequence[str]], head: Sequence[str]) -> list[str]:
 
 
 def _shortest_own(name: str, owners: dict[str, set[int]]) -> str:
-    """The shortest path above a parameter under which no other group has one."""
+    """The shortest path above a parameter that contains no parameter of another group."""
     return next(path for path in reversed(_with_ancestors(name)) if path and len(owners[path]) == 1)
 
 
 def _range(first: str, last: str) -> str:
-    """``layer3.0`` and ``layer3.7`` give ``layer3.0-7``, ``Mixed_6a`` and ``Mixed_6e`` ``Mixed_6a-e``."""
+    """``layer3.0-7`` for ``layer3.0`` and ``layer3.7``; ``Mixed_6a-e`` for ``Mixed_6a`` and ``Mixed_6e``."""
     if first == last:
         return first
     ends = [re.fullmatch(r"(.*?)(\d+|(?<=\d)[a-z])", path) for path in (first, last)]

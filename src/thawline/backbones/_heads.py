@@ -1,4 +1,4 @@
-"""How every head begins, whatever its library draws, and how it is given other weights."""
+"""Initialise heads in the same way for all libraries, and load weights into them."""
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +12,16 @@ _ABOVE_RELU = 5.0
 
 @torch.no_grad()
 def initialise_head(backbone: Backbone) -> None:
-    """Give the head weights of 0, so that the first loss is that of guessing, ln C.
+    """Initialise the head's weights to 0, so that the first loss is at chance level, ln C.
 
-    Libraries draw heads at very different scales: torchvision's EfficientNet and MNASNet, and timm's EfficientNet and
-    MobileNetV3, from U(±1/sqrt(classes)), eleven times too large for ten classes. Their first loss is several times
-    ln C, and its gradient destroys the pretrained layers. Others have features with norms of hundreds, so that no scale
-    of random weights is small for all. Weights of 0 are, and they are not stuck there: each class has labels of its
-    own, and so a gradient of its own. The layers in front of the head learn from the second step on.
+    Libraries initialise heads at very different scales: torchvision's EfficientNet and MNASNet, and timm's EfficientNet
+    and MobileNetV3, from U(±1/sqrt(classes)), eleven times too large for ten classes. Their first loss is several times
+    ln C, and its gradient destroys the pretrained layers. Other networks have features with norms of hundreds, so no
+    scale of random weights is small enough for all. Weights of 0 are, and they do not stay there: each class has
+    different labels, and so a different gradient. The layers before the head learn from the second step on.
 
     SqueezeNet has a ReLU after its head, whose gradient at 0 is 0. There the bias is the same positive number for all
-    classes, which changes no probability.
+    classes, which does not change probabilities.
     """
     layer = _layer(backbone)
     layer.weight.zero_()
@@ -31,15 +31,14 @@ def initialise_head(backbone: Backbone) -> None:
 
 @torch.no_grad()
 def write_head(backbone: Backbone, weight: Tensor, bias: Tensor, *, lowest: float) -> None:
-    """Give the head the weights of a linear classifier of the features that it is given.
+    """Load a linear classifier of the head's input features into the head.
 
     Args:
-        backbone: any; a head without a bias gets none.
+        backbone: any backbone; for a head without a bias, ``bias`` is ignored.
         weight: ``[classes, features]``.
         bias: ``[classes]``.
-        lowest: the lowest score that they give to what they were fitted to. Where there is a ReLU after the head, all
-            scores are raised by as much, so that it lets them pass: the same number for all classes changes no
-            probability.
+        lowest: the lowest score on the data that it was fitted to. If a ReLU follows the head, all scores are raised by
+            that amount to pass through it: adding the same number to all classes does not change probabilities.
     """
     layer = _layer(backbone)
     layer.weight.copy_(weight.view_as(layer.weight))

@@ -1,7 +1,6 @@
-"""HuggingFace's encoders of texts and classifiers of images: ``hf:FOLDER``, or of their hub ``hf:ID`` or
-``hf:ID@REVISION``.
+"""Hugging Face's text encoders and image classifiers: ``hf:FOLDER``, or from the hub ``hf:ID`` or ``hf:ID@REVISION``.
 
-Only tensors are ever read (safetensors), and no code that comes with a model is run.
+Only tensors are read (safetensors), and no code of a model is run.
 """
 
 import json
@@ -38,15 +37,15 @@ __all__ = ["check_weights", "create", "inspect", "kind_of", "list_names", "prepr
 
 
 def list_names() -> list[str]:
-    """None: what the hub holds is not listed, and a folder has any name."""
+    """Always empty: the hub's models are not listed, and folders have arbitrary names."""
     return []
 
 
 def kind_of(name: str) -> Literal["images", "texts"]:
-    """What a network takes, by its configuration alone.
+    """The kind of a network's inputs, from its configuration only.
 
     Raises:
-        BackboneError: if it is neither a classifier of images nor an encoder of texts, or transformers is missing.
+        BackboneError: if it is neither an image classifier nor a text encoder, or transformers is missing.
         WeightsError: if the configuration is not available.
     """
     library_of(name).check_installed()
@@ -57,30 +56,30 @@ def kind_of(name: str) -> Literal["images", "texts"]:
     if kind == "timm_wrapper":
         tag = config.to_dict().get("pretrained_cfg", {}).get("tag")
         raise BackboneError(
-            f"{name!r} is a network of timm: use 'timm/{config.architecture}{f'.{tag}' if tag else ''}' instead, for "
-            "its layer groups. Of weights in a folder, add --weights FOLDER."
+            f"{name!r} is a timm model: use 'timm/{config.architecture}{f'.{tag}' if tag else ''}' instead, for "
+            "its layer groups. For weights in a folder, add --weights FOLDER."
         )
     if kind in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         return "images"
     if getattr(config, "is_encoder_decoder", False):
         raise BackboneError(
-            f"{name!r} is an encoder with a decoder ({kind}), but a backbone of texts must be an encoder alone, such "
+            f"{name!r} is an encoder-decoder ({kind}), but a text backbone must be an encoder only, such "
             "as BERT, RoBERTa, DeBERTa or ModernBERT."
         )
-    # What fills in masked words reads a text in both directions; some of these types can also be built as decoders.
+    # A masked language model is bidirectional; some of these types can also be built as decoders.
     fills_in = kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and _takes_ids(config)
     if not fills_in or getattr(config, "is_decoder", False):
         generates = fills_in or kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        what = "generates texts" if generates else "is neither an encoder of texts nor a classifier of images"
+        what = "generates texts" if generates else "is neither a text encoder nor an image classifier"
         raise BackboneError(
-            f"{name!r} ({kind}) {what}, but a backbone must be an encoder of texts, such as BERT, RoBERTa, DeBERTa or "
-            "ModernBERT, or a classifier of images, such as ViT, Swin or ConvNeXt."
+            f"{name!r} ({kind}) {what}, but a backbone must be a text encoder, such as BERT, RoBERTa, DeBERTa or "
+            "ModernBERT, or an image classifier, such as ViT, Swin or ConvNeXt."
         )
     return "texts"
 
 
 def _takes_ids(config: Any) -> bool:
-    """Whether a network takes the numbers of tokens, and not sounds, some of which are masked in pretraining too."""
+    """Whether a network takes token ids, not audio, which may be masked in pretraining too."""
     from transformers import MODEL_MAPPING
 
     return bool(getattr(MODEL_MAPPING[type(config)], "main_input_name", "") == "input_ids")
@@ -89,26 +88,26 @@ def _takes_ids(config: Any) -> bool:
 def preprocessing_of(
     name: str, *, weights: str = "default", image_size: int | None = None, max_length: int | None = None
 ) -> Preprocessing | TextPreprocessing:
-    """How images or texts must be prepared: as the files beside the weights say.
+    """The preprocessing of images or texts, from the files beside the weights.
 
-    An image is squashed into a square where the network's own processor does so, as most of them do, and with
-    another ``image_size`` too.
+    An image is squashed into a square if the network's own processor does so, as most do, also with another
+    ``image_size``.
 
     Args:
         name: ``hf:FOLDER`` or ``hf:ID``.
-        weights: makes no difference.
-        image_size: side in pixels, for images.
-        max_length: tokens that are kept of a text, for texts; by default what the network allows, at most 512.
+        weights: ignored.
+        image_size: side of images in pixels.
+        max_length: maximum number of tokens of texts; by default the network's limit, at most 512.
 
     Raises:
-        BackboneError: if there is no such backbone, it does not take such a size or length, its images are prepared by
-            steps that Thawline does not know, or its tokenizer is none of the library tokenizers.
-        WeightsError: if the files are not available, or hold no tokenizer.
+        BackboneError: if there is no such backbone, the size or length is not supported, its image processor is unknown
+            to Thawline, or its tokenizer is not one of the ``tokenizers`` library.
+        WeightsError: if the files are not available, or do not include a tokenizer.
     """
     del weights
     if kind_of(name) == "texts":
         if image_size is not None:
-            raise BackboneError(f"{name!r} takes texts, and so no image_size, but got image_size={image_size}.")
+            raise BackboneError(f"{name!r} takes texts, so image_size does not apply, but got image_size={image_size}.")
         return text_preprocessing(name, max_length)
     refuse_length(name, max_length)
     return image_preprocessing(name, image_size)
@@ -144,10 +143,10 @@ def create(
 
 @remembered
 def inspect(name: str) -> BackboneInfo:
-    """What is known of a network, found out from one with random weights, which is built and run on one input.
+    """Information on a network, from building it with random weights and running it on one input.
 
-    That takes seconds and the memory of the whole network, and from the hub its configuration and its tokenizer or
-    preprocessing are downloaded, not its weights.
+    This takes seconds and the memory of the whole network. From the hub, its configuration and its tokenizer or
+    preprocessing are downloaded, but not its weights.
 
     Raises:
         BackboneError: if it cannot be used.
@@ -167,7 +166,7 @@ def inspect(name: str) -> BackboneInfo:
 def _built(
     name: str, architecture: dict[str, Any], preprocessing: Preprocessing | TextPreprocessing, seed: int
 ) -> tuple[nn.Module, tuple[LayerGroup, ...], LayerGroup]:
-    """The network with random weights, and how it is cut."""
+    """The network with random weights, its layer groups and its head."""
     try:
         with seeded(seed):
             module = networks.build(architecture)
@@ -182,7 +181,7 @@ def _built(
 
 
 def _check_padding(module: nn.Module, name: str) -> None:
-    """Refuse a network whose output for a text depends on its padding, as there is in most batches."""
+    """Refuse a network whose output for a text depends on padding, which most batches have."""
     tokens = torch.arange(2, 6).unsqueeze(0)
     padded = torch.nn.functional.pad(tokens, (0, 4), value=-1)
     with torch.no_grad():
@@ -191,7 +190,7 @@ def _check_padding(module: nn.Module, name: str) -> None:
         module.train()
     if not torch.allclose(alone, with_padding, rtol=1e-3, atol=1e-5):
         raise BackboneError(
-            f"{name!r} gives another output for a text with padding: it has no attention mask. Choose another backbone."
+            f"{name!r} gives other outputs for a text with padding: it has no attention mask. Choose another backbone."
         )
 
 
@@ -202,9 +201,9 @@ def _what(preprocessing: Preprocessing | TextPreprocessing) -> str:
 
 
 def _keep_unused_parameters_still(module: nn.Module, preprocessing: Preprocessing | TextPreprocessing) -> None:
-    """Make buffers of parameters that the logits do not depend on, such as the token that only pretraining masks with.
+    """Turn parameters that do not affect the logits into buffers, such as the mask token of pretraining.
 
-    They stay in the weights' file, but nothing can train them, and they are not counted as if it could.
+    They stay in the weights' file, but are neither trained nor counted as trainable.
     """
     module.eval()
     with torch.enable_grad():
@@ -225,8 +224,8 @@ def _architecture(name: str, preprocessing: Preprocessing | TextPreprocessing, n
     config = config_of(name)
     config.num_labels = num_classes
     settings = json.loads(config.to_json_string(use_diff=False))
-    # Where it came from and what is only about training or asked for with every call. In the precision of
-    # the file it would also compute.
+    # Drop the origin, and options for training or for single calls; the file's precision would also be that of
+    # computation.
     for key in (
         "_name_or_path",
         "transformers_version",
@@ -241,7 +240,7 @@ def _architecture(name: str, preprocessing: Preprocessing | TextPreprocessing, n
     made = {"library": "transformers", "config": settings, "num_classes": num_classes}
     if isinstance(preprocessing, TextPreprocessing):
         return made | {"task": "text-classification", "pooling": _pooling(name)}
-    # Of the classes for one model type, the first has a single head.
+    # The first class of a model type has a single head.
     settings["architectures"] = [_image_class(config).__name__]
     kwargs: dict[str, Any] = {}
     if trained_side(config) not in (None, preprocessing.image_size) and _can_interpolate(config):
@@ -252,12 +251,12 @@ def _architecture(name: str, preprocessing: Preprocessing | TextPreprocessing, n
 
 
 def _pooling(name: str) -> str:
-    """How an encoder was trained to pool its tokens: as sentence-transformers' files beside it say, else the mean.
+    """The pooling with which an encoder was trained, from sentence-transformers' files beside it, or else the mean.
 
-    What they name after the pooling (a dense layer, normalisation) is left out: the head takes its place.
+    Modules after the pooling (a dense layer, normalisation) are dropped: the head replaces them.
 
     Raises:
-        BackboneError: if it is none of :data:`thawline.backbones.networks.POOLINGS`.
+        BackboneError: if it is not one of :data:`thawline.backbones.networks.POOLINGS`.
         WeightsError: if the files are not available.
     """
     modules = json_beside(name, "modules.json")
@@ -267,7 +266,7 @@ def _pooling(name: str) -> str:
     file = f"{pooling['path']}/config.json"
     said = json_beside(name, file)
     if said is None:
-        raise WeightsError(f"The modules.json of {name!r} names {file}, but there is none. Bring it along.")
+        raise WeightsError(f"The modules.json of {name!r} lists {file}, but it is missing. Add that file.")
     modes = said.get("pooling_mode") or [
         mode.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens")
         for mode, chosen in said.items()
@@ -276,16 +275,16 @@ def _pooling(name: str) -> str:
     modes = [modes] if isinstance(modes, str) else modes or ["mean"]
     if len(modes) != 1 or modes[0] not in networks.POOLINGS:
         raise BackboneError(
-            f"{name!r} was trained to pool its tokens by {' and '.join(modes)} ({file}), but only one of "
-            f"{', '.join(networks.POOLINGS)} is known. Choose another backbone, or for the mean a copy of its folder "
-            "without modules.json."
+            f"{name!r} was trained with {' and '.join(modes)} pooling ({file}), but only one of "
+            f"{', '.join(networks.POOLINGS)} is supported. Choose another backbone, or for the mean a "
+            "copy of its folder without modules.json."
         )
     return str(modes[0])
 
 
 def _can_interpolate(config: Any) -> bool:
     named = signature(_image_class(config).forward).parameters
-    return "interpolate_pos_encoding" in named or hasattr(config, "vision_config")  # which hands on what it is given
+    return "interpolate_pos_encoding" in named or hasattr(config, "vision_config")  # which forwards its arguments
 
 
 def _image_class(config: Any) -> type[nn.Module]:
@@ -297,11 +296,11 @@ def _image_class(config: Any) -> type[nn.Module]:
 
 
 def _pretrained(name: str, architecture: dict[str, Any], head: str) -> dict[str, Tensor]:
-    """The pretrained tensors by the names that they have in the network.
+    """The pretrained tensors by their names in the network.
 
     Raises:
-        WeightsError: if they are not available, or others than the head's are missing, which transformers draws at
-            random.
+        WeightsError: if they are not available, or tensors besides the head's are missing, which transformers would
+            initialise at random.
     """
     from transformers import AutoModel, AutoModelForImageClassification
 
@@ -315,7 +314,7 @@ def _pretrained(name: str, architecture: dict[str, Any], head: str) -> dict[str,
             config=networks.transformers_config(architecture),
             dtype=torch.float32,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # the head's; others are named below
+            ignore_mismatched_sizes=True,  # the head's; others are reported below
             output_loading_info=True,
         )
     if is_text:
@@ -329,7 +328,7 @@ def _pretrained(name: str, architecture: dict[str, Any], head: str) -> dict[str,
     )
     if wrong:
         raise WeightsError(
-            f"The weights of {name!r} do not fit its configuration: missing or of another shape are {len(wrong)}, "
-            f"among them {', '.join(wrong[:5])}."
+            f"The weights of {name!r} do not match its configuration: {len(wrong)} are missing or have another shape, "
+            f"including {', '.join(wrong[:5])}."
         )
     return tensors

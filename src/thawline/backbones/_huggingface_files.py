@@ -1,4 +1,4 @@
-"""HuggingFace's files: of a folder, of the hub's cache, or fetched from the hub. Only tensors and JSON are read."""
+"""Hugging Face's files, from a folder, the hub's cache, or the hub. Only tensors and JSON are read."""
 
 import copy
 import json
@@ -31,21 +31,21 @@ __all__ = [
 _Answer = TypeVar("_Answer")
 
 _HUB_ID = re.compile(r"([A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)?)(?:@([\w.-]+))?")
-"""Of a repository, and of one of its branches, tags or commits."""
+"""A repository, optionally with a branch, tag or commit."""
 
 CONVERT = (
-    "Convert another format with transformers (model.save_pretrained(FOLDER)) and name that folder: hf:FOLDER. Or "
+    "Convert other formats with transformers (model.save_pretrained(FOLDER)) and use that folder: hf:FOLDER. Or "
     "train from random weights (--weights none)."
 )
 
 WAYS_OUT = (
-    "Where the hub cannot be reached, download it elsewhere (`hf download ID --local-dir FOLDER`) and name the folder: "
+    "If the hub is unreachable, download it elsewhere (`hf download ID --local-dir FOLDER`) and use the folder: "
     "hf:FOLDER."
 )
 
 
 def remembered(answer: Callable[[str], _Answer]) -> Callable[[str], _Answer]:
-    """Remember the answers about a few names; those about a folder until a file in it is another one."""
+    """Cache the results for a few names; for a folder, until a file in it changes."""
     kept = lru_cache(maxsize=32)(lambda name, _files: answer(name))
 
     @wraps(answer)
@@ -56,7 +56,7 @@ def remembered(answer: Callable[[str], _Answer]) -> Callable[[str], _Answer]:
 
 
 def _files_of(name: str) -> tuple[tuple[str, int, int], ...]:
-    """Names, times and sizes of the files in a folder; none of what the hub holds, which has a cache of its own."""
+    """Names, times and sizes of the files in a folder; empty for the hub, which has its own cache."""
     folder, is_local = source_of(name)
     if not (is_local and folder.is_dir()):
         return ()
@@ -65,17 +65,17 @@ def _files_of(name: str) -> tuple[tuple[str, int, int], ...]:
 
 
 def json_beside(name: str, file: str) -> Any:
-    """What a JSON file beside the weights says; ``None`` if there is no such file.
+    """The content of a JSON file beside the weights; ``None`` if there is no such file.
 
     Raises:
-        WeightsError: if it cannot be read, or if neither the hub nor its cache says whether there is one.
+        WeightsError: if it cannot be read, or if neither the hub nor its cache can tell whether it exists.
     """
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 
     source, is_local = source_of(name)
     try:
-        # What is neither a path nor None is the cache's word for a file that the hub does not have.
+        # Any other value is the cache's marker for a file that the hub does not have.
         path: Any = source / file if is_local else try_to_load_from_cache(str(source), file, revision=_revision(name))
         if path is None:
             with _quiet():
@@ -83,17 +83,17 @@ def json_beside(name: str, file: str) -> Any:
         if not isinstance(path, str | Path) or not Path(path).is_file():
             return None
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except RemoteEntryNotFoundError:  # the hub's own answer, and an OSError too
+    except RemoteEntryNotFoundError:  # a response of the hub, and also an OSError
         return None
-    except (OSError, ValueError, HfHubHTTPError) as error:  # a hub that is out of reach among them
+    except (OSError, ValueError, HfHubHTTPError) as error:  # including an unreachable hub
         raise WeightsError(
-            f"The {file} of {name!r}, which says how the network pools its tokens, could not be loaded: "
+            f"The {file} of {name!r}, which defines the pooling of tokens, could not be loaded: "
             f"{first_line(error)}. {'' if is_local else WAYS_OUT}".rstrip()
         ) from error
 
 
 def config_of(name: str) -> Any:
-    """A copy of the configuration, which the caller may change."""
+    """A copy of the configuration, which the caller may modify."""
     return copy.deepcopy(_read_config(name))
 
 
@@ -106,21 +106,21 @@ def _read_config(name: str) -> Any:
 
 
 def check_weights(name: str, weights: str) -> None:
-    """Refuse weights that are not there, without reading them or asking the network.
+    """Check that weights exist, without reading them or using the network.
 
     Raises:
-        WeightsError: if ``weights`` is neither ``default`` nor ``none``, or the folder does not hold them.
+        WeightsError: if ``weights`` is neither ``default`` nor ``none``, or the folder does not contain them.
     """
     if weights not in ("default", "none"):
         raise WeightsError(
             f"The weights of {name!r} must be 'default' (those of its folder or hub page) or 'none' (random), but got "
-            f"{weights!r}. Name the folder that holds them instead: hf:FOLDER."
+            f"{weights!r}. Use the folder that contains them instead: hf:FOLDER."
         )
     source, is_local = source_of(name)
     if is_local and not (source / "config.json").is_file():
-        raise WeightsError(f"The folder of {name!r} must hold a config.json, but there is no {source / 'config.json'}.")
+        raise WeightsError(f"The folder of {name!r} must have a config.json, but there is no {source / 'config.json'}.")
     if is_local and weights == "default" and not any(source.glob("*.safetensors")):
-        raise WeightsError(f"The folder of {name!r} must hold a .safetensors, but there is none in {source}. {CONVERT}")
+        raise WeightsError(f"The folder of {name!r} must have a .safetensors file, but none is in {source}. {CONVERT}")
 
 
 def is_cached(name: str) -> bool:
@@ -137,7 +137,7 @@ def is_cached(name: str) -> bool:
 def source_of(name: str) -> tuple[Path, bool]:
     """The folder or hub id that a name stands for, and whether it is a folder."""
     given = _given(name)
-    path = Path(given).expanduser()  # which no longer tells ./a/b from a/b
+    path = Path(given).expanduser()  # here ./a/b becomes a/b
     hub_id = _HUB_ID.fullmatch(given)
     if path.exists() or hub_id is None:
         return path, True
@@ -145,7 +145,7 @@ def source_of(name: str) -> tuple[Path, bool]:
 
 
 def _revision(name: str) -> str | None:
-    """The branch, tag or commit that the name of a network of the hub ends with."""
+    """The branch, tag or commit at the end of the name of a hub model."""
     hub_id = _HUB_ID.fullmatch(_given(name))
     return hub_id[2] if hub_id is not None else None
 
@@ -155,16 +155,16 @@ def _given(name: str) -> str:
 
 
 def load(library: Any, name: str, *, is_whole: Callable[[Any], bool] = lambda _: True, **arguments: Any) -> Any:
-    """Load the files of a folder, or of the hub (from its cache if possible), with a class of transformers.
+    """Load files from a folder, or from the hub (from its cache if possible), with a class of transformers.
 
     Args:
-        library: such as ``AutoConfig``.
-        name: of the backbone.
-        is_whole: whether the cache held all of it; if not, the hub is asked.
-        arguments: of ``from_pretrained``.
+        library: a class such as ``AutoConfig``.
+        name: name of the backbone.
+        is_whole: returns whether the cached result is complete; otherwise the hub is used.
+        arguments: arguments of ``from_pretrained``.
 
     Raises:
-        WeightsError: with the ways out.
+        WeightsError: with alternatives.
     """
     source, is_local = source_of(name)
     if not is_local and (revision := _revision(name)):
@@ -176,7 +176,7 @@ def load(library: Any, name: str, *, is_whole: Callable[[Any], bool] = lambda _:
                 found = load(local_files_only=True)
                 if is_local or is_whole(found):
                     return found
-            except (OSError, ValueError):  # a ValueError where a tokenizer's files are not in the cache
+            except (OSError, ValueError):  # a ValueError if a tokenizer's files are not cached
                 if is_local:
                     raise
             return load()
@@ -185,17 +185,17 @@ def load(library: Any, name: str, *, is_whole: Callable[[Any], bool] = lambda _:
             raise WeightsError(f"The files of {name!r} cannot be used: {first_line(error)}.") from error
         if "cannot be loaded with `safetensors`" in str(error):
             raise WeightsError(
-                f"{name!r} has no .safetensors on the hub, and other files could run code. {CONVERT}"
+                f"{name!r} has no .safetensors file on the hub, and other formats could run code. {CONVERT}"
             ) from error
         raise WeightsError(
-            f"There is no folder {str(source)!r}, and {name!r} could not be downloaded from HuggingFace's hub: "
+            f"There is no folder {str(source)!r}, and {name!r} could not be downloaded from Hugging Face's hub: "
             f"{first_line(error)}. {WAYS_OUT}"
         ) from error
 
 
 @contextmanager
 def _without_conversion() -> Iterator[None]:
-    """Keep transformers from asking a public service to convert a repository that has no safetensors."""
+    """Prevent transformers from asking a public service to convert a repository without safetensors."""
     switch = "DISABLE_SAFETENSORS_CONVERSION"
     before = os.environ.get(switch)
     os.environ[switch] = "1"
@@ -210,7 +210,7 @@ def _without_conversion() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Take the reports and progress bars of transformers and its hub off the terminal, where --json writes."""
+    """Silence reports and progress bars of transformers and its hub, for the output of --json."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 

@@ -1,4 +1,4 @@
-"""How images and texts are prepared for HuggingFace's networks, from the files beside their weights."""
+"""The preprocessing of images and texts for Hugging Face's networks, from the files beside their weights."""
 
 import json
 from typing import Any
@@ -14,8 +14,8 @@ from thawline.exceptions import BackboneError, WeightsError
 __all__ = ["image_preprocessing", "image_processor", "text_preprocessing", "trained_side"]
 
 _LONGEST = 512
-"""Tokens that are kept of a text unless ``max_length`` asks for more: what a block costs grows with their square, and
-newer encoders allow 8,192, which few texts need."""
+"""Default limit of tokens of a text: the cost of a block grows with their square, and newer encoders allow 8,192, which
+few texts need."""
 
 _INTERPOLATIONS: dict[int, Interpolation] = {
     0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"
@@ -28,11 +28,12 @@ _PROCESSORS = {
         *("MobileViT", "PoolFormer", "Pvt", "Segformer", "Siglip", "ViT"),
     )
 }
-"""Whose steps are known here. Others cut patches, count colours or pad, which no :class:`Preprocessing` says."""
+"""The supported processors. Others cut patches, quantise colours or pad, which :class:`Preprocessing` cannot
+express."""
 
 
 def trained_side(config: Any) -> int | None:
-    """The side in pixels that its position embeddings are for; such as CLIP's say so of their half for images."""
+    """The side in pixels of its position embeddings; for models such as CLIP, from the vision configuration."""
     return _side(getattr(getattr(config, "vision_config", config), "image_size", None))
 
 
@@ -42,7 +43,7 @@ def text_preprocessing(name: str, max_length: int | None) -> TextPreprocessing:
     longest = min(length for length in (allowed, positions, 10**6) if length is not None)
     if max_length is None:
         return TextPreprocessing(tokenizer, min(longest, _LONGEST))
-    # What the network has no positions for, it cannot take; the tokenizer's own limit is advice.
+    # The network's number of positions is a hard limit; the tokenizer's is advice.
     if not 3 <= max_length <= (positions or 10**6):
         raise BackboneError(
             f"`3 <= max_length <= {positions or 10**6}` must hold for {name!r}, but got max_length={max_length}."
@@ -52,11 +53,11 @@ def text_preprocessing(name: str, max_length: int | None) -> TextPreprocessing:
 
 @remembered
 def _tokenizer(name: str) -> tuple[str, int | None]:
-    """The tokenizer as JSON, without padding and truncation, and how many tokens it allows.
+    """The tokenizer as JSON, without padding and truncation, and its maximum number of tokens.
 
     Raises:
-        BackboneError: if it is none of the library tokenizers.
-        WeightsError: if it is not available, or knows no words.
+        BackboneError: if it is not one of the ``tokenizers`` library.
+        WeightsError: if it is not available, or has no vocabulary.
     """
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
@@ -65,29 +66,29 @@ def _tokenizer(name: str) -> tuple[str, int | None]:
     if not _knows_words(loaded):
         _, is_local = source_of(name)
         raise WeightsError(
-            f"{name!r} holds no tokenizer, or one that knows no words. Its files, such as tokenizer.json or vocab.txt, "
-            f"must lie beside its config.json. {'' if is_local else WAYS_OUT}".rstrip()
+            f"{name!r} has no tokenizer, or one without a vocabulary. Its files, such as tokenizer.json or vocab.txt, "
+            f"must be beside its config.json. {'' if is_local else WAYS_OUT}".rstrip()
         )
     if not loaded.is_fast:
         raise BackboneError(
-            f"The tokenizer of {name!r} must be one of the library tokenizers (a tokenizer.json), but it is a "
+            f"The tokenizer of {name!r} must be one of the tokenizers library (a tokenizer.json), but it is a "
             f"{type(loaded).__name__}. Convert it with transformers, or choose another backbone."
         )
     tokenizer = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     tokenizer.no_padding()
     tokenizer.no_truncation()
     allowed = loaded.model_max_length
-    return tokenizer.to_str(), allowed if allowed < 10**6 else None  # transformers says 10**30 where nothing is said
+    return tokenizer.to_str(), allowed if allowed < 10**6 else None  # transformers' default is 10**30
 
 
 def _knows_words(tokenizer: Any) -> bool:
-    """Whether it has any but special tokens: transformers makes one of those alone where there are no files of it."""
+    """Whether it has any regular tokens: without files, transformers creates one with special tokens only."""
     return bool(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens))
 
 
 @remembered
 def _positions(name: str) -> int | None:
-    """How many tokens a text may have for which the network has positions, None if any number."""
+    """Maximum number of tokens by the network's positions; ``None`` without a limit."""
     config = config_of(name)
     longest = getattr(config, "max_position_embeddings", None)
     if not longest or longest < 0:
@@ -95,7 +96,7 @@ def _positions(name: str) -> int | None:
     with torch.device("meta"):
         module = networks.build({"library": "transformers", "task": "text-classification", "num_classes": 1,
                                  "config": json.loads(config.to_json_string(use_diff=False))})  # fmt: skip
-    # RoBERTa and similar networks count positions from after that of padding.
+    # RoBERTa and similar networks count positions from after the padding id.
     first = max(
         (
             part.padding_idx + 1
@@ -112,8 +113,8 @@ def image_preprocessing(name: str, image_size: int | None) -> Preprocessing:
     kind = _class_of(processor)
     if kind not in _PROCESSORS:
         raise BackboneError(
-            f"The images of {name!r} are prepared by a {kind}, whose steps Thawline does not know, and otherwise "
-            "prepared its weights would mean little. Choose another backbone."
+            f"The image processor of {name!r}, a {kind}, is not supported, and with other preprocessing "
+            "its weights would be of little use. Choose another backbone."
         )
     trained = trained_side(config_of(name)) or 224
     size, resize = _sides(processor, trained)
@@ -132,19 +133,18 @@ def image_preprocessing(name: str, image_size: int | None) -> Preprocessing:
 
 
 def _class_of(processor: Any) -> str:
-    """The class of a processor, whichever library does its work: ``ViTImageProcessor``."""
+    """The class of a processor, independent of its implementation: ``ViTImageProcessor``."""
     return type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
 
 
 def _sides(processor: Any, trained: int) -> tuple[int, int]:
-    """The side of the square that the network sees, and the length that the shorter side, or both, are resized to
-    before."""
+    """The side of the network's square input, and the length to which the shorter side, or both, are resized before."""
     named = getattr(processor, "size", None)
     asked = _side(named) or trained
     size = resize = asked
     crop_pct = getattr(processor, "crop_pct", None)
     match _class_of(processor):
-        case "ConvNextImageProcessor" if crop_pct and asked < 384:  # a larger one is not cut
+        case "ConvNextImageProcessor" if crop_pct and asked < 384:  # a larger one is not cropped
             resize = int(asked / crop_pct)
         case "PoolFormerImageProcessor" if crop_pct:
             size = resize = int(asked / crop_pct)
@@ -156,9 +156,9 @@ def _sides(processor: Any, trained: int) -> tuple[int, int]:
 
 
 def _squashes(processor: Any, trained: int) -> bool:
-    """Whether a processor makes a square of the whole image: it does if it is told a height and a width.
+    """Whether a processor squashes the whole image into a square: it does if it has a height and a width.
 
-    The two exceptions are ConvNeXt's, which is told a shorter side and squashes from 384 pixels on, and PoolFormer's.
+    The two exceptions are ConvNeXt's, which has a shorter side and squashes from 384 pixels on, and PoolFormer's.
     """
     size = getattr(processor, "size", None)
     match _class_of(processor):
@@ -170,20 +170,20 @@ def _squashes(processor: Any, trained: int) -> bool:
 
 
 def _normalisation(name: str, processor: Any) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of values in [0, 1] that do what a processor does to values in [0, 255].
+    """Mean and standard deviation for values in [0, 1] that match a processor for values in [0, 255].
 
     Raises:
-        BackboneError: unless it does so to three channels.
+        BackboneError: unless it has three channels.
     """
     scale, offset, mean, std = 255.0, 0.0, [0.0] * 3, [1.0] * 3
     if getattr(processor, "do_rescale", True):
         scale = 255 * getattr(processor, "rescale_factor", 1 / 255)
-    # MobileViT's normalises nothing, whatever its file says.
+    # MobileViT's does not normalise, regardless of its file.
     if getattr(processor, "do_normalize", True) and _class_of(processor) != "MobileViTImageProcessor":
         mean, std = (list(map(float, values)) for values in (processor.image_mean, processor.image_std))
     if len(mean) != 3 or len(std) != 3:
         raise BackboneError(f"{name!r} must take images of three channels, but its preprocessing has {len(mean)}.")
-    if _class_of(processor) == "EfficientNetImageProcessor":  # may shift by one, and divide a second time
+    if _class_of(processor) == "EfficientNetImageProcessor":  # may also shift by one and divide twice
         offset = float(getattr(processor, "rescale_offset", False) and getattr(processor, "do_rescale", True))
         if getattr(processor, "include_top", True):
             std = [value * float(again) for value, again in zip(std, processor.image_std, strict=True)]
@@ -192,7 +192,7 @@ def _normalisation(name: str, processor: Any) -> tuple[tuple[float, float, float
 
 
 def _side(size: Any) -> int | None:
-    """The shorter side that a processor's ``size`` or ``crop_size`` asks for."""
+    """The shorter side in a processor's ``size`` or ``crop_size``."""
     if size is None or isinstance(size, int):
         return size
     if isinstance(size, list | tuple):
@@ -203,7 +203,7 @@ def _side(size: Any) -> int | None:
 
 @remembered
 def image_processor(name: str) -> Any:
-    """The description of image preprocessing beside the weights, or the default for such networks."""
+    """The image processor's configuration beside the weights, or the default for the model type."""
     from transformers import AutoImageProcessor
 
     return load(AutoImageProcessor, name)

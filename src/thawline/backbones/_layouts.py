@@ -1,4 +1,4 @@
-"""How a network that cannot be traced is laid out: what comes before its blocks, the blocks, what comes after."""
+"""The layout of a network that cannot be traced: the part before its blocks, the blocks, and the part after."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,7 +19,7 @@ __all__ = ["Layout", "Output", "Recording", "Shape", "evaluating", "example", "e
 
 @dataclass(frozen=True)
 class Output:
-    """What a block returns: its structure, with the shapes of its tensors in place of them."""
+    """The structure of a block's output, with shapes in place of tensors."""
 
     leaves: tuple[Any, ...]
     structure: pytree.TreeSpec
@@ -30,14 +30,14 @@ class Output:
         return cls(tuple(Shape.of(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves), structure)
 
     def filled(self, make: Callable[["Shape"], Tensor]) -> Any:
-        """The same structure with other tensors."""
+        """The same structure with new tensors."""
         leaves = [make(leaf) if isinstance(leaf, Shape) else leaf for leaf in self.leaves]
         return pytree.tree_unflatten(leaves, self.structure)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a tensor for one example."""
+    """The shape of a tensor for one example."""
 
     sizes: tuple[int, ...]
     dtype: torch.dtype
@@ -47,35 +47,35 @@ class Shape:
         return cls(tuple(tensor.shape), tensor.dtype)
 
     def zeros(self, device: torch.device, count: int) -> Tensor:
-        """For this many examples."""
+        """Zeros for this many examples."""
         first, *others = self.sizes
         return torch.zeros(first * count, *others, dtype=self.dtype, device=device)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a network is built up. A *place* is a stretch of its forward pass.
+    """The layout of a network. A *place* is a part of its forward pass.
 
-    0 is all before the first block, ``1 + i`` is block ``i`` with what follows it before the next, and the last place
-    is the head. The border of a place is the first floating-point tensor that its block, or the head, is called with.
+    0 is everything before the first block, ``1 + i`` is block ``i`` and everything before the next, and the last place
+    is the head. The border of a place is the first floating-point tensor passed to its block, or to the head.
     """
 
     blocks: tuple[str, ...]
-    """Paths of the blocks, in the order in which they are called."""
+    """Paths of the blocks, in the order of execution."""
     head: str
     """Path of the last layer."""
     input: Shape
-    """Of the example that it was learned from."""
+    """Shape of the example from which it was learned."""
     outputs: Mapping[str, tuple[Output, ...]]
-    """What a block returns, in each of its calls in one forward pass."""
+    """A block's outputs for each call in one forward pass."""
     places: Mapping[str, int]
-    """Of each module that holds no block and no head, and is in no other such one."""
+    """The place of each outermost module that contains neither a block nor the head."""
     is_text: bool
-    """Whether it takes texts, and not images."""
+    """Whether it takes texts instead of images."""
     needs_whole_batch: bool = False
-    """Whether what lies before a window must see as many images as are in the batch, and one is not enough."""
+    """Whether modules before a window need the batch's number of images instead of one."""
     borders: tuple[int, ...] = ()
-    """The places at which the layer groups begin, rising from 0, and last that of the head."""
+    """The first place of each layer group, ascending from 0, and finally that of the head."""
 
     @property
     def head_place(self) -> int:
@@ -103,25 +103,25 @@ class Layout:
         return groups, LayerGroup(self.head, tuple(tensors[place]), tuple(modules[place]), self.head)
 
     def _last_before(self, stop: int) -> str:
-        """Path of the last block before a place, or of what comes before all blocks."""
+        """Path of the last block before a place, or of the part before all blocks."""
         if stop > 1:
             return self.blocks[stop - 2]
         return [path for path, place in self.places.items() if place == 0][-1]
 
     def shape_of(self, path: str) -> tuple[int, ...] | None:
-        """Shape of what a block of a network of images gives for one of them; of other modules it is not known."""
+        """Output shape of a block of an image network for one image; unknown for other modules."""
         if self.is_text or path not in self.outputs:
             return None
         return next(leaf.sizes[1:] for leaf in self.outputs[path][-1].leaves if isinstance(leaf, Shape))
 
     def bordered_as(self, groups: tuple[LayerGroup, ...]) -> "Layout":
-        """The same layout with the borders that these layer groups have."""
+        """The same layout with the borders of these layer groups."""
         place_after = {block: i for i, block in enumerate(self.blocks, start=2)}
         borders = (0, *(place_after.get(group.output, 1) for group in groups))
-        return replace(self, borders=borders, needs_whole_batch=True)  # which is right for all, if slower for most
+        return replace(self, borders=borders, needs_whole_batch=True)  # correct for all, but slower for most
 
     def _place_of(self, path: str) -> int | None:
-        """The place that a module lies in as a whole."""
+        """The place that contains a module completely."""
         while path:
             if path in self.places:
                 return self.places[path]
@@ -129,12 +129,12 @@ class Layout:
         return None
 
     def _last_place_in(self, path: str) -> int:
-        """The place where a module that holds blocks or the head is left."""
+        """The place where a module that contains blocks or the head ends."""
         inside = [place for inner, place in self.places.items() if not path or inner.startswith(f"{path}.")]
         return max(inside, default=0)
 
     def _name(self, module: nn.Module, start: int, stop: int) -> str:
-        """``embeddings``, ``layer.3``, or ``layer.3-5`` for blocks that stay together."""
+        """``embeddings``, ``layer.3``, or ``layer.3-5`` for merged blocks."""
         common = _common([*self.blocks])
         short = [block.removeprefix(common.rpartition(".")[0]).lstrip(".") for block in self.blocks]
         first, last = (short[place - 1] if place else None for place in (start, stop - 1))
@@ -151,7 +151,7 @@ def holds_parameters(module: nn.Module, path: str) -> bool:
 
 
 def _common(paths: list[str]) -> str:
-    """The path that all begin with; of one path, that of the module that holds it."""
+    """The common prefix of all paths; for a single path, its parent."""
     parts = [path.split(".") for path in paths]
     shared = 0
     while all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
@@ -160,7 +160,7 @@ def _common(paths: list[str]) -> str:
 
 
 def example(preprocessing: Preprocessing | TextPreprocessing, *, size: int = 1, length: int = 5) -> Tensor:
-    """A tiny input: ``size`` images ``[N, 3, S, S]``, or texts ``[N, length]`` of which all but the last are padded."""
+    """A tiny input: ``size`` images ``[N, 3, S, S]``, or texts ``[N, length]``, all but the last with padding."""
     generator = torch.Generator().manual_seed(0)
     if isinstance(preprocessing, Preprocessing):
         side = preprocessing.image_size
@@ -178,7 +178,7 @@ def example_for(
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put all modules into evaluation mode, and each back into the mode it was in."""
+    """Within the block, set all modules to evaluation mode; then restore each one's mode."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -190,15 +190,15 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @dataclass
 class Recording:
-    """One forward pass, as seen from outside."""
+    """A recording of one forward pass."""
 
     module: nn.Module
     logits: Tensor = field(default_factory=lambda: torch.zeros(0))
     called: list[str] = field(default_factory=list)
-    """Paths of modules, each time that one is called."""
+    """Paths of modules, one per call."""
     outputs: dict[str, list[Output]] = field(default_factory=dict)
     results: dict[str, Tensor] = field(default_factory=dict)
-    """Of layers that could be the head."""
+    """Outputs of layers that could be the head."""
 
     @classmethod
     def of(cls, module: nn.Module, inputs: Tensor) -> "Recording":
@@ -219,14 +219,14 @@ class Recording:
             self.results[path] = output
 
     def head(self, name: str) -> str:
-        """The linear layer whose result is the logits."""
+        """The linear layer that returns the logits."""
         path = next((path for path in reversed(self.called) if path in self.results), None)
         if path is None or self.called.count(path) > 1 or not torch.equal(self.results[path], self.logits):
-            raise BackboneError(f"The logits of {name!r} must be what one linear layer gives, but they are not.")
+            raise BackboneError(f"The logits of {name!r} must be the output of a linear layer, but they are not.")
         return path
 
     def blocks(self, head: str, name: str) -> tuple[str, ...]:
-        """The modules of the list that holds most parameters, in the order in which they are called."""
+        """The modules of the list with the most parameters, in the order of execution."""
         lists = [(path, part) for path, part in self.module.named_modules() if isinstance(part, nn.ModuleList)]
         lists = [(path, part) for path, part in lists if not head.startswith(f"{path}.")]
         path, _ = max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()), default=("", None))
@@ -235,18 +235,18 @@ class Recording:
         blocks = tuple(dict.fromkeys(order))
         if not lists:
             raise BackboneError(
-                f"{name!r} has no list of blocks (a torch.nn.ModuleList) between which it could be cut into layer "
-                "groups. Choose another backbone; timm has many networks too, as timm/NAME."
+                f"{name!r} has no list of blocks (a torch.nn.ModuleList) that could be divided into layer "
+                "groups. Choose another backbone; timm also has many networks, as timm/NAME."
             )
         if not blocks or [block for block, _ in _runs(order)] != list(blocks):
             raise BackboneError(
-                f"The blocks of {name!r} must be called one after the other, but they are not; it cannot be cut into "
+                f"The blocks of {name!r} must be called in sequence, but they are not; it cannot be cut into "
                 "layer groups. Choose another backbone."
             )
         return blocks
 
     def _called_in(self, path: str) -> list[str]:
-        """The outermost modules inside a list that are called; a list itself never is."""
+        """The outermost called modules inside a list, which itself is never called."""
         found = []
         for inner, _ in self.module.get_submodule(path).named_children():
             whole = f"{path}.{inner}"
@@ -254,7 +254,7 @@ class Recording:
         return found
 
     def places(self, blocks: tuple[str, ...], head: str) -> dict[str, int]:
-        """See :attr:`Layout.places`; what is never called belongs to the input."""
+        """See :attr:`Layout.places`; modules that are never called belong to the input."""
         own = {block: i for i, block in enumerate(blocks, start=1)} | {head: len(blocks) + 1}
         above = {""} | {path[:i] for path in own for i, sign in enumerate(path) if sign == "."}
         first: dict[str, int] = {}
@@ -270,7 +270,7 @@ class Recording:
 
 
 def _runs(order: list[str]) -> list[tuple[str, int]]:
-    """Each name once for every stretch of it, with the stretch's length."""
+    """Run-length encoding: each name with the length of its run."""
     runs: list[tuple[str, int]] = []
     for name in order:
         if runs and runs[-1][0] == name:

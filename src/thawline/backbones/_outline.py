@@ -1,4 +1,4 @@
-"""A network as a graph to look at, its frozen part told apart."""
+"""A network as a graph for display, with its frozen part marked."""
 
 import json
 from collections.abc import Iterator
@@ -19,20 +19,20 @@ __all__ = ["outline"]
 
 
 def outline(backbone: Backbone, freeze_depth: int) -> Graph:
-    """The operations on tensors of ``backbone``, as they run in evaluation mode; those on sizes are left out.
+    """The tensor operations of ``backbone`` in evaluation mode; operations on sizes are omitted.
 
-    The network is traced a second time without its numbers, once in a process: takes up to a second or two, and for
-    other depths no time. Leaves the backbone as it is. Works for transformers too, unlike PyTorch's own graph for
-    TensorBoard, which runs the network.
+    The network is traced without real values, once per process: this takes up to a second or two, and no time for other
+    depths. The backbone is unchanged. Unlike PyTorch's own graph for TensorBoard, which runs the network, it also works
+    for transformers.
 
-    Of HuggingFace's networks, which cannot be traced, it is the chain of their blocks.
+    For Hugging Face's networks, which cannot be traced, it is the chain of their blocks.
 
     Args:
         backbone: any backbone.
-        freeze_depth: layer groups that are frozen, ``0 <= freeze_depth <= len(layer_groups)``.
+        freeze_depth: number of frozen layer groups, ``0 <= freeze_depth <= len(layer_groups)``.
 
     Raises:
-        BackboneError: if there is no such depth.
+        BackboneError: if the depth is out of range.
     """
     deepest = len(backbone.layer_groups)
     if not 0 <= freeze_depth <= deepest:
@@ -43,7 +43,7 @@ def outline(backbone: Backbone, freeze_depth: int) -> Graph:
 
 
 def _chain(backbone: Backbone) -> tuple[GraphNode, ...]:
-    """What holds parameters between the input and the head, one after the other, none of it frozen."""
+    """The chain of modules with parameters from the input to the head, none marked as frozen."""
     layout = layout_of(backbone)
     groups = (*backbone.layer_groups, backbone.head)
     group_of = {path: group.name for group in groups for path in group.modules}
@@ -68,7 +68,7 @@ def _operations(backbone: Backbone) -> tuple[GraphNode, ...]:
 
 @lru_cache(maxsize=32)
 def _trainable(architecture: str, image_size: int, groups: tuple[LayerGroup, ...]) -> tuple[GraphNode, ...]:
-    """All nodes, none of them frozen; the architecture as JSON, the head as the last group."""
+    """All nodes, none marked as frozen; the architecture is given as JSON, the head as the last group."""
     module = build_without_memory(lambda: networks.build(json.loads(architecture)))
     nodes: list[GraphNode] = []
     names: dict[fx.Node, str] = {}
@@ -102,7 +102,7 @@ def _operation(module: nn.Module, node: fx.Node) -> str:
 def _names(step: Step, operation: str, group: str) -> Iterator[str]:
     """``layer1/0/conv1`` in the group ``layer1``, ``features.4-6/4/block/0.Conv2d`` in ``features.4-6``.
 
-    Should that be taken, because a module runs twice, the same with a number.
+    If that is taken, because a module runs twice, a number is appended.
     """
     if step.node.op == "placeholder":
         yield "images"
@@ -111,7 +111,7 @@ def _names(step: Step, operation: str, group: str) -> Iterator[str]:
     inner = path[_shared(path, group.split(".")) :]
     if step.node.op != "call_module":
         inner.append(operation)
-    elif path[-1].isdigit():  # a place in a sequence says nothing by itself
+    elif path[-1].isdigit():  # an index in a sequence is not informative
         inner[-1:] = [f"{path[-1]}.{operation}"]
     name = "/".join([group, *(inner or path[-1:])])
     yield name
@@ -119,5 +119,5 @@ def _names(step: Step, operation: str, group: str) -> Iterator[str]:
 
 
 def _shared(path: list[str], group: list[str]) -> int:
-    """How many parts both begin with."""
+    """Length of the common prefix."""
     return next((i for i, (a, b) in enumerate(zip(path, group, strict=False)) if a != b), min(len(path), len(group)))

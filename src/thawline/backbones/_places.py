@@ -15,13 +15,13 @@ _ANSWER_SECONDS = 3.0
 
 
 def weights_place(name: str) -> Place:
-    """Where the default weights of a backbone of torchvision, timm or HuggingFace's hub are.
+    """Where the default weights of a backbone of torchvision, timm or Hugging Face's hub are available.
 
-    Nothing is downloaded; a server is only asked whether it is there, and only once.
+    Nothing is downloaded; each server is only contacted once, to check that it is reachable.
 
     Returns:
-        ``cache`` if their file is on this machine, ``network`` if the server that has it answers, else ``nowhere``, as
-        where the library is not installed.
+        ``cache`` if their file is on this machine, ``network`` if its server responds, else ``nowhere``, also if the
+        library is not installed.
     """
     library = library_of(name)
     if not library.is_installed():
@@ -52,8 +52,8 @@ def _from(host: str) -> Place:
 
 @cache
 def _answers(host: str) -> bool:
-    """Whether a server can be reached; of one behind a proxy it is taken for granted."""
-    from urllib.request import getproxies, proxy_bypass  # here: it loads much that `--help` does not need
+    """Whether a server is reachable, which is assumed behind a proxy."""
+    from urllib.request import getproxies, proxy_bypass  # here, as it loads much that `--help` does not need
 
     if "https" in getproxies() and not proxy_bypass(host):
         return True

@@ -1,4 +1,4 @@
-"""Backbones of other packages, which name a :class:`BackboneLibrary` as an entry point (ADR 26)."""
+"""Backbones of other packages, which provide a :class:`BackboneLibrary` as an entry point (ADR 26)."""
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
@@ -22,34 +22,34 @@ from thawline.exceptions import BackboneError, WeightsError
 __all__ = ["BackboneLibrary", "PluginNetworks"]
 
 _CLASSES = 1000
-"""Of the head with which a network is cut and its parameters are counted."""
+"""Classes of the head for cutting a network and counting its parameters."""
 
 
 class BackboneLibrary(Protocol):
-    """What a package of backbones offers; names are those behind the entry point's own, ``small`` of ``toy/small``."""
+    """The interface of a package of backbones; names exclude the entry point's: ``small`` for ``toy/small``."""
 
     def names(self) -> Sequence[str]:
-        """All networks, in the order in which they are listed."""
+        """Names of all networks, in the order of listing."""
 
     def build(self, name: str, *, num_classes: int, image_size: int) -> nn.Module:
-        """A network with random weights from torch's generator: images ``[N, 3, S, S]`` to logits ``[N, classes]``.
+        """Build a network with random weights of torch's generator: images ``[N, 3, S, S]`` to logits ``[N, C]``.
 
-        Of the same arguments it must always be the same architecture, and ``torch.fx`` must be able to trace it.
+        The same arguments must always give the same architecture, which ``torch.fx`` must be able to trace.
         """
 
     def head(self, name: str) -> str:
-        """Path of the one linear layer, or convolution, that gives the logits."""
+        """Path of the linear or convolutional layer that returns the logits."""
 
     def preprocessing(self, name: str) -> Preprocessing:
-        """How the images were prepared on which the network was pretrained."""
+        """The preprocessing of the network's pretraining images."""
 
     def has_weights(self, name: str) -> bool:
         """Whether it has pretrained weights; downloads nothing."""
 
     def weights(self, name: str) -> Mapping[str, Tensor]:
-        """Pretrained tensors by their names in the network's ``state_dict``, with any head or none.
+        """Pretrained tensors by their names in the network's ``state_dict``; any head is ignored.
 
-        Asked only if it has them.
+        Only called if :meth:`has_weights` is true.
         """
 
 
@@ -62,10 +62,10 @@ class _Cut:
 
 @dataclass(frozen=True)
 class PluginNetworks:
-    """The networks of an entry point as the rest of Thawline asks for them.
+    """The networks of an entry point, with the interface that the rest of Thawline uses.
 
     Args:
-        library: what the entry point names.
+        library: the entry point's object.
         point: the entry point, of a distribution.
     """
 
@@ -73,7 +73,7 @@ class PluginNetworks:
     point: importlib.metadata.EntryPoint
 
     def list_names(self) -> list[str]:
-        """Of all its networks, with the prefix."""
+        """Names of all its networks, with the prefix."""
         return [f"{self.point.name}/{name}" for name in self.library.names()]
 
     def inspect(self, name: str) -> BackboneInfo:
@@ -103,7 +103,7 @@ class PluginNetworks:
         """See :func:`thawline.backbones.check_weights`."""
         if weights == "default" and not self.library.has_weights(self._own(name)):
             raise WeightsError(
-                f"{name!r} has no pretrained weights. Give a file of your own (--weights FILE), or train from random "
+                f"{name!r} has no pretrained weights. Use your own file (--weights FILE), or train from random "
                 "weights (--weights none)."
             )
         check_file(name, weights)
@@ -144,7 +144,7 @@ class PluginNetworks:
         return name.removeprefix(f"{self.point.name}/")
 
     def _architecture(self, name: str, image_size: int, num_classes: int) -> dict[str, Any]:
-        """What :func:`thawline.backbones.networks.build` builds the network from; plain JSON."""
+        """The input of :func:`thawline.backbones.networks.build`, as plain JSON."""
         return {
             "library": "entry-point",
             "package": self.point.dist.name if self.point.dist else "",
@@ -154,7 +154,7 @@ class PluginNetworks:
         }
 
     def _cut_at(self, name: str, image_size: int) -> _Cut:
-        """The network cut at a size, where its layer groups must be those that it has at its own size."""
+        """The network cut at this size, which must give the same layer groups as its own size."""
         cut, usual = (_cut(self, name, size) for size in (image_size, self.preprocessing_of(name).image_size))
         if [group.name for group in cut.groups] != [group.name for group in usual.groups]:
             raise BackboneError(
@@ -166,10 +166,10 @@ class PluginNetworks:
 
 @lru_cache(maxsize=32)
 def _cut(plugin: PluginNetworks, name: str, image_size: int) -> _Cut:
-    """A network in parts.
+    """Cut a network into parts.
 
     Raises:
-        BackboneError: whatever it fails by: it is somebody else's code.
+        BackboneError: for any exception in the package's code.
     """
     head = plugin.library.head(plugin._own(name))
     try:

@@ -1,4 +1,4 @@
-"""Architectures that are read from files: they may name nothing but networks, and build them of plain values."""
+"""Check architectures read from files: they may only name networks, built from plain values."""
 
 import importlib.metadata
 import re
@@ -26,18 +26,18 @@ _ARGUMENTS = {
     "transformers": {"interpolate_positions", "is_bgr"},
     "entry-point": {"num_classes", "image_size"},
 }
-"""Others could name files of weights that are pickles (timm's ``checkpoint_path``), or fetch some."""
+"""Allowed arguments. Others could load pickled weights (timm's ``checkpoint_path``) or download files."""
 _ATTENTION = (None, "eager", "sdpa")
-"""Of transformers' attention what it has itself; other names stand for kernels that it would fetch and run."""
+"""transformers' own attention implementations; other names stand for kernels that it would download and run."""
 _FETCHING = ("auto_map", "custom_pipelines", "trust_remote_code", "use_timm_backbone", "use_pretrained_backbone")
-"""Keys of a configuration of transformers that name code, or weights, which lie elsewhere."""
+"""Keys of a transformers configuration that refer to external code or weights."""
 
 
 def check_architecture(architecture: Mapping[str, Any]) -> None:
-    """Refuse an architecture that would run or fetch anything but a network of an installed library.
+    """Refuse an architecture that would run or download anything except a network of an installed library.
 
-    What :func:`thawline.backbones.networks.build` is given decides which function is called, and with what. Of a file
-    that somebody else may have written, only networks by their names and plain values are let through.
+    The arguments of :func:`thawline.backbones.networks.build` determine which function is called with which arguments.
+    From an untrusted file, only names of networks and plain values are accepted.
 
     Args:
         architecture: see :attr:`thawline.backbones.Backbone.architecture`.
@@ -47,12 +47,12 @@ def check_architecture(architecture: Mapping[str, Any]) -> None:
     """
     name = str(architecture.get("library", "torchvision"))
     if name not in _KEYS:
-        raise BackboneError(f"Its network is of the library {name!r}, but the known ones are {', '.join(_KEYS)}.")
+        raise BackboneError(f"Its network is from the library {name!r}, but the supported ones are {', '.join(_KEYS)}.")
     arguments = architecture.get("kwargs", {})
     if unknown := [*(architecture.keys() - _KEYS[name]), *(arguments.keys() - _ARGUMENTS[name])]:
-        raise BackboneError(f"Its network is described by {', '.join(sorted(map(str, unknown)))}, which is not known.")
+        raise BackboneError(f"Its network has unknown settings: {', '.join(sorted(map(str, unknown)))}.")
     if not all(map(_is_number, arguments.values())):
-        raise BackboneError(f"Its network must be built of numbers alone, but got {dict(arguments)}.")
+        raise BackboneError(f"Its network must be built from numbers only, but got {dict(arguments)}.")
     library = next((one for one in LIBRARIES if one.package == name), None)
     if library is not None:
         library.check_installed()
@@ -64,14 +64,14 @@ def _is_number(value: object) -> bool:
 
 
 def _of_torchvision(architecture: Mapping[str, Any]) -> None:
-    """One of its classifiers: among those that ship in a table, which needs no import, or that it lists itself."""
+    """Accept torchvision's classifiers: those in the shipped table, which needs no import, or in its own list."""
     library, name = LIBRARIES[0], str(architecture["builder"])
     if name not in catalogue_of(library.package).infos and name not in library.networks().list_names():
         raise BackboneError(f"Its network is {name!r}, which the installed {library.package} does not have.")
 
 
 def _of_timm(architecture: Mapping[str, Any]) -> None:
-    """A bare name: with a colon timm looks in folders and on the hub. Behind a point are weights, which stay unread."""
+    """Accept plain names: with a colon, timm searches folders and the hub. Weights after a dot are not read."""
     import timm
 
     name = str(architecture["builder"])
@@ -82,7 +82,7 @@ def _of_timm(architecture: Mapping[str, Any]) -> None:
 def _of_transformers(architecture: Mapping[str, Any]) -> None:
     for key, value in _entries(architecture["config"]):
         if key in _FETCHING and value:
-            raise BackboneError(f"Its network is described by {key}, which names what lies elsewhere.")
+            raise BackboneError(f"Its network has {key}, which refers to external code or weights.")
         if key.endswith("attn_implementation") and value not in _ATTENTION:
             raise BackboneError(f"Its attention is {value!r}, but it must be one of {_ATTENTION}.")
         if key == "model_type" and str(value).startswith("timm"):
@@ -90,14 +90,14 @@ def _of_transformers(architecture: Mapping[str, Any]) -> None:
 
 
 def _entries(value: object) -> list[tuple[str, object]]:
-    """Keys and values of a configuration and of those within."""
+    """Keys and values of a configuration, including nested ones."""
     if isinstance(value, Mapping):
         return [entry for key, inner in value.items() for entry in [(str(key), inner), *_entries(inner)]]
     return [entry for inner in value for entry in _entries(inner)] if isinstance(value, list) else []
 
 
 def _of_entry_point(architecture: Mapping[str, Any]) -> None:
-    """Of a package that is installed and says itself that this object is its library."""
+    """Accept installed packages that declare this object as their library."""
     points = {point.value for point in importlib.metadata.entry_points(group=GROUP)}
     if architecture["object"] not in points:
         raise BackboneError(

@@ -1,4 +1,4 @@
-"""Which library a backbone comes from: its name says so. One table; a library is one module with the same functions."""
+"""Find a backbone's library by its name, in one table; each library is a module with the same functions."""
 
 import importlib
 import importlib.metadata
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 __all__ = ["GROUP", "LIBRARIES", "Library", "Networks", "libraries", "library_of", "refuse_length"]
 
 GROUP = "thawline.backbones"
-"""Entry points of this group are libraries of other packages: the prefix of their backbones, and a
+"""Group of entry points for libraries of other packages: the prefix of their backbones, and a
 :class:`thawline.backbones.BackboneLibrary`."""
 
 
 class Networks(Protocol):
-    """What the module of a library offers; names are given in full, as ``timm/resnet18``."""
+    """The interface of a library's module; names are full names, such as ``timm/resnet18``."""
 
     def list_names(self) -> list[str]:
-        """All that it has, in order."""
+        """Names of all its networks, in order."""
 
     def inspect(self, name: str) -> "BackboneInfo":
-        """See :func:`thawline.backbones.describe`; from the network itself, without its pretrained weights."""
+        """See :func:`thawline.backbones.describe`; inspects the network itself, without pretrained weights."""
 
     def preprocessing_of(
         self, name: str, *, weights: str, image_size: int | None, max_length: int | None
@@ -54,29 +54,29 @@ class Library:
     """A library of pretrained networks."""
 
     package: str
-    """Its name, as it is installed and imported."""
+    """Its name for installation and import."""
     prefix: str
-    """What the names of its backbones begin with."""
+    """Prefix of the names of its backbones."""
     module: str
-    """The module of Thawline that offers its :class:`Networks`."""
+    """The module of Thawline that provides its :class:`Networks`."""
     extra: str | None
-    """Which of Thawline's extras brings it; ``None`` if it is always there."""
+    """The extra of Thawline that installs it; ``None`` if it is always installed."""
     is_listed: bool = True
-    """Whether its networks can be listed: not those of a hub, or of folders."""
+    """Whether its networks can be listed, unlike those of a hub or in folders."""
 
     def is_installed(self) -> bool:
-        """Whether it is there; it is not imported."""
+        """Whether it is installed; does not import it."""
         return importlib.util.find_spec(self.package) is not None
 
     def version(self) -> str:
-        """The installed version, less a build's local part (+cpu, +cu132), which does not change the networks."""
+        """The installed version without a build's local part (+cpu, +cu132), which does not affect networks."""
         return importlib.metadata.version(self.package).partition("+")[0]
 
     def check_installed(self) -> None:
-        """Look for it in a moment.
+        """Check that it is installed, without importing it.
 
         Raises:
-            BackboneError: if it is not there.
+            BackboneError: if it is not installed.
         """
         if not self.is_installed():
             raise BackboneError(
@@ -102,7 +102,7 @@ LIBRARIES = (
 
 @dataclass(frozen=True)
 class _Plugin(Library):
-    """The library of another package, named by an entry point; it is always installed."""
+    """The library of another package, from an entry point; it is always installed."""
 
     def is_installed(self) -> bool:
         return True
@@ -113,7 +113,7 @@ class _Plugin(Library):
         (point,) = importlib.metadata.entry_points(group=GROUP, name=self.prefix.removesuffix("/"))
         try:
             return PluginNetworks(point.load(), point)
-        except Exception as error:  # whatever another package raises when it is imported
+        except Exception as error:  # importing another package can raise anything
             raise BackboneError(
                 f"The backbones {self.prefix}… of the package {self.package} cannot be imported: "
                 f"{type(error).__name__}: {error}. Repair the package, or uninstall it."
@@ -122,7 +122,7 @@ class _Plugin(Library):
 
 @cache
 def libraries() -> tuple[Library, ...]:
-    """Thawline's own and those of other packages, which are not imported.
+    """Thawline's own libraries and those of other packages, which are not imported.
 
     Raises:
         BackboneError: if two have the same prefix.
@@ -141,15 +141,15 @@ def libraries() -> tuple[Library, ...]:
 
 
 def library_of(name: str) -> Library:
-    """The library that a name is of, whether it has such a backbone or not."""
+    """The library of a name, whether it has such a backbone or not."""
     return max((library for library in libraries() if name.startswith(library.prefix)), key=lambda one: len(one.prefix))
 
 
 def refuse_length(name: str, max_length: int | None) -> None:
-    """For networks of images.
+    """Refuse ``max_length`` for image networks.
 
     Raises:
         BackboneError: if a number of tokens is given.
     """
     if max_length is not None:
-        raise BackboneError(f"{name!r} takes images, and so no max_length, but got max_length={max_length}.")
+        raise BackboneError(f"{name!r} takes images, so max_length does not apply, but got max_length={max_length}.")

@@ -1,4 +1,4 @@
-"""What both kinds of parts of a backbone have in common."""
+"""The common base class of both kinds of sections of a backbone."""
 
 from abc import ABC, abstractmethod
 
@@ -10,15 +10,15 @@ __all__ = ["Section"]
 class Section(nn.Module, ABC):
     """A part of a backbone between two borders of its layer groups; see :func:`thawline.backbones.section`.
 
-    It is called with what the first border passes on, and gives what the second does.
+    It maps the tensor at the first border to the tensor at the second.
     """
 
     @abstractmethod
     def probe(self, border: int, probe: nn.Module) -> None:
-        """Pass what crosses a border within the section through ``probe``, which may inspect or change it.
+        """Pass the tensor at a border within the section through ``probe``, which may inspect or change it.
 
         Args:
-            border: number of layer groups before it. One more than there are groups stands for the logits. Where the
-                section begins or ends, nothing is probed, unless it ends with the logits.
-            probe: takes and gives a tensor of the shape that crosses there. A border has one at most.
+            border: number of layer groups before it. The number of groups plus one stands for the logits. The section's
+                start and end are not probed, unless it ends with the logits.
+            probe: maps a tensor to one of the same shape. A border has at most one probe.
         """

@@ -28,28 +28,28 @@ __all__ = ["check_weights", "create", "inspect", "list_names", "preprocessing_of
 
 _PREFIX = "timm/"
 _NETWORK = "network."
-"""Where the network is in :class:`thawline.backbones.networks.OneHead`."""
+"""Prefix of the network in :class:`thawline.backbones.networks.OneHead`."""
 _CLASSES = 1000
-"""Of the head with which a network is cut and its parameters are counted."""
+"""Classes of the head for cutting a network and counting its parameters."""
 
 
 def list_names() -> list[str]:
-    """All architectures of the installed timm, also those that cannot be used."""
+    """All architectures of the installed timm, including unusable ones."""
     return [_PREFIX + name for name in timm.list_models()]
 
 
 def preprocessing_of(
     name: str, *, weights: str = "default", image_size: int | None = None, max_length: int | None = None
 ) -> Preprocessing:
-    """What the pretrained weights were trained on, by timm's configuration of them, or by that in the weights' folder.
+    """The preprocessing of the pretrained weights, from timm's configuration, or from that in the weights' folder.
 
-    Images are squashed into a square where timm does so. Its third way, ``border``, which pads the shorter side, is not
-    known here: the two networks of timm 1.0.31 that ask for it (``deepseek_vit_412m``, ``deepseek_vit_412m_align``) see
-    the centre.
+    Images are squashed into a square if timm does so. Its third mode, ``border``, which pads the shorter side, is not
+    supported: the two networks of timm 1.0.31 with that mode (``deepseek_vit_412m``, ``deepseek_vit_412m_align``) get
+    the centre crop.
 
     Raises:
         BackboneError: if ``image_size`` is not positive, or ``max_length`` is given, or the images are not square.
-        WeightsError: if ``weights`` is a folder that is not as timm's on the hub.
+        WeightsError: if ``weights`` is a folder without the layout of timm's hub models.
     """
     refuse_length(name, max_length)
     folder = _folder_of(weights)
@@ -110,7 +110,7 @@ def create(
 
 
 def inspect(name: str) -> BackboneInfo:
-    """What is known of a network, found out from the network itself, without its memory; takes up to a few seconds.
+    """Information on a network, from building it without memory; takes up to a few seconds.
 
     Raises:
         BackboneError: if it cannot be used.
@@ -129,22 +129,22 @@ def inspect(name: str) -> BackboneInfo:
 
 
 def _folder_of(weights: str) -> Path | None:
-    """The folder that weights are in, laid out as timm's on the hub, if they are in one."""
+    """The folder of the weights, with the layout of timm's hub models, if they are in a folder."""
     folder = Path(weights).expanduser()
     return folder if weights not in ("default", "starter", "none") and folder.is_dir() else None
 
 
 def _file_of(weights: str) -> str:
-    """The file of the weights, also if they are in a folder."""
+    """The file of the weights, which may be in a folder."""
     folder = _folder_of(weights)
     return str(folder / "model.safetensors") if folder else weights
 
 
 def _settings_in(folder: Path, name: str) -> dict[str, Any]:
-    """What the ``config.json`` in a folder says of the weights beside it.
+    """The settings of the ``config.json`` beside the weights in a folder.
 
     Raises:
-        WeightsError: if it is not there or cannot be read, or the weights are of another architecture.
+        WeightsError: if the file is missing or cannot be read, or the weights are for another architecture.
     """
     file = folder / "config.json"
     try:
@@ -152,19 +152,19 @@ def _settings_in(folder: Path, name: str) -> dict[str, Any]:
         architecture, settings = described["architecture"], dict(described.get("pretrained_cfg", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
-            f"A folder of weights for {name!r} must hold the config.json and the model.safetensors that timm has on "
-            f"the hub, but {file} cannot be read: {first_line(error)}. Or name a file itself (--weights FILE)."
+            f"A folder of weights for {name!r} must have the config.json and model.safetensors of timm's model on "
+            f"the hub, but {file} cannot be read: {first_line(error)}. Or give a weights file (--weights FILE)."
         ) from None
     if architecture != _bare(name).partition(".")[0]:
         raise WeightsError(
-            f"The weights in {folder} are of 'timm/{architecture}', but the backbone is {name!r}. "
+            f"The weights in {folder} are for 'timm/{architecture}', but the backbone is {name!r}. "
             f"Use --backbone timm/{architecture}."
         )
     return settings
 
 
 def _tags_of(name: str) -> dict[str, int]:
-    """All pretrained weights of an architecture with the size that they were trained for, the default ones first."""
+    """All pretrained weights of an architecture with their training image sizes, the default first."""
     default = f"{name}.{_config(name).tag}"
     tagged = [_PREFIX + known for known in timm.list_pretrained(f"{_bare(name)}.*")]
     tagged.sort(key=lambda known: known != default)
@@ -176,39 +176,39 @@ def _bare(name: str) -> str:
 
 
 def _config(name: str) -> PretrainedCfg:
-    """What timm knows of the weights that a name stands for."""
+    """timm's configuration of the weights that a name selects."""
     config = timm.get_pretrained_cfg(_bare(name))
     return config if config is not None else PretrainedCfg()
 
 
 def _architecture(name: str, image_size: int, num_classes: int, *, one_head: bool) -> dict[str, Any]:
-    """What :func:`thawline.backbones.networks.build` builds the network from; plain JSON."""
+    """The input of :func:`thawline.backbones.networks.build`, as plain JSON."""
     sized = {"img_size": image_size} if _config(name).fixed_input_size else {}
     made = {"library": "timm", "builder": _bare(name), "kwargs": sized | {"num_classes": num_classes}}
     return made | {"one_head": True} if one_head else made
 
 
 class _UnusableError(Exception):
-    """Why a network cannot be cut, as the end of a sentence about it."""
+    """The reason why a network cannot be cut, as the end of a sentence."""
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """A network in parts."""
+    """A network cut into parts."""
 
     groups: tuple[LayerGroup, ...]
     head: LayerGroup
     parameters: int
-    """Their number, of 1000 classes."""
+    """Number of parameters, with 1000 classes."""
     one_head: bool
-    """Its own heads, which are several, have made room for one."""
+    """Whether its several heads were replaced by one."""
 
 
 def _cut_at(name: str, image_size: int) -> _Cut:
-    """A network cut at a size: it may look otherwise at another.
+    """Cut a network at an image size, on which its structure may depend.
 
     Raises:
-        BackboneError: if it cannot be used, or not at that size.
+        BackboneError: if it cannot be used, or not at this size.
     """
     default = preprocessing_of(name).image_size
     try:
@@ -221,7 +221,7 @@ def _cut_at(name: str, image_size: int) -> _Cut:
         found = _cut(name, image_size)
     except _UnusableError as error:
         raise BackboneError(
-            f"{name} does not take images of {image_size} x {image_size} pixels: {error}. Its own size is "
+            f"{name} does not support images of {image_size} x {image_size} pixels: {error}. Its own size is "
             f"{default} x {default}."
         ) from None
     if [group.name for group in found.groups] != [group.name for group in usual.groups]:
@@ -234,10 +234,10 @@ def _cut_at(name: str, image_size: int) -> _Cut:
 
 @lru_cache(maxsize=32)
 def _cut(name: str, image_size: int) -> _Cut:
-    """A network in parts, with one head in place of its own where these are several.
+    """Cut a network into parts, with one head in place of several.
 
     Raises:
-        _UnusableError: whatever it fails by.
+        _UnusableError: for any failure.
     """
     try:
         module = _outline(name, image_size, one_head=False)
@@ -251,43 +251,43 @@ def _cut(name: str, image_size: int) -> _Cut:
         raise _UnusableError(str(error).rstrip(".")) from None
     except _UnusableError:
         raise
-    except Exception as error:  # whatever a network raises that is built in a size, or traced, or run on shapes alone
+    except Exception as error:  # building, tracing, or running on shapes can raise anything
         raise _UnusableError(f"{type(error).__name__}: {first_line(error)}") from None
     return _Cut(groups, head, sum(parameter.numel() for parameter in module.parameters()), one_head)
 
 
 def _outline(name: str, image_size: int, *, one_head: bool) -> nn.Module:
-    """The network of 1000 classes, without its memory."""
+    """The network with 1000 classes, without memory."""
     architecture = _architecture(name, image_size, _CLASSES, one_head=one_head)
     return build_without_memory(lambda: networks.build(architecture))
 
 
 def _refusal(name: str, why: str) -> BackboneError:
-    return BackboneError(f"{name!r} cannot be used: {why}. `thawline backbones timm/` lists what can be.")
+    return BackboneError(f"{name!r} cannot be used: {why}. `thawline backbones timm/` lists usable ones.")
 
 
 def _heads_of(module: Any, name: str) -> list[str]:
-    """Paths of the layers that give the logits, at least one.
+    """Paths of the layers that return the logits, at least one.
 
     Raises:
         _UnusableError: if there is none.
     """
     if not hasattr(module, "get_classifier"):
-        raise _UnusableError("it is no classifier")
+        raise _UnusableError("it is not a classifier")
     classifier = module.get_classifier()
     parts = list(classifier) if isinstance(classifier, tuple) else [classifier]
     described: Any = _config(name).classifier
-    if isinstance(described, tuple):  # VOLO's second one is nowhere else
+    if isinstance(described, tuple):  # the only place with VOLO's second head
         parts += map(module.get_submodule, described)
     inside = {id(layer) for part in parts for layer in part.modules()}
     heads = [path for path, layer in module.named_modules() if id(layer) in inside and outputs_of(layer) == _CLASSES]
     if not heads:
-        raise _UnusableError(f"a layer must give its logits, its head, but none of it has {_CLASSES} outputs")
+        raise _UnusableError(f"it must have a head with {_CLASSES} outputs, but has none")
     return heads
 
 
 def _order_of(module: nn.Module) -> Mapping[str, int] | None:
-    """The number of the layer group of each parameter; ``None`` where timm has no groups, or only the finest."""
+    """The layer group's number of each parameter; ``None`` if timm has no groups, or only the finest."""
     if isinstance(module, networks.OneHead):
         order = _order_of(module.network)
         return order and {_NETWORK + name: number for name, number in order.items()}
@@ -300,19 +300,18 @@ def _order_of(module: nn.Module) -> Mapping[str, int] | None:
 
 
 def _body(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a network without its own heads, as :class:`thawline.backbones.networks.OneHead` names them."""
+    """The tensors of a network without its heads, named as in :class:`thawline.backbones.networks.OneHead`."""
     wanted = module.state_dict()
     return {_NETWORK + name: value for name, value in tensors.items() if _NETWORK + name in wanted}
 
 
 def _pretrained(name: str, weights: str, image_size: int) -> dict[str, Tensor]:
-    """The tensors of the default weights or of a file as the network takes them, renamed and resized by timm.
+    """The tensors of the default weights or of a file, renamed and resized by timm for the network.
 
-    They are read into another network, which has the very head that they come with, since only then timm insists that
-    all of them fit.
+    They are loaded into a network with their own head, because timm checks all tensors only then.
 
     Raises:
-        WeightsError: if they are not available, or do not fit.
+        WeightsError: if they are not available, or do not match.
     """
     config = _config(name)
     source: dict[str, Any]
@@ -328,34 +327,34 @@ def _pretrained(name: str, weights: str, image_size: int) -> dict[str, Tensor]:
         )
     except (RuntimeError, KeyError, ValueError, AssertionError, OSError) as error:
         lines = "\n".join(str(error).splitlines()[:6])
-        raise WeightsError(f"The weights {weights!r} do not fit {name!r}: {lines}") from None
+        raise WeightsError(f"The weights {weights!r} do not match {name!r}: {lines}") from None
     return dict(filled.state_dict())
 
 
 def _classes_in(tensors: Mapping[str, Tensor], config: PretrainedCfg) -> int:
-    """How many classes the head in a file has; none without a head."""
+    """Number of classes of the head in a file; 0 without a head."""
     heads = config.classifier if isinstance(config.classifier, tuple) else (config.classifier,)
     head = tensors.get(f"{heads[0]}.weight")
     return 0 if head is None else len(head)
 
 
 def _on_hub(name: str) -> tuple[str, str | None, str]:
-    """Repository, revision and file of the default weights: always safetensors, since other files may hold code.
+    """Repository, revision and file of the default weights: always safetensors, since other formats may contain code.
 
     Raises:
-        WeightsError: if timm has none there.
+        WeightsError: if timm has none on the hub.
     """
     config = _config(name)
     if not config.hf_hub_id:
-        at = f" They are at {config.url}, as a pickle, which could run code: fetch it yourself." if config.url else ""
-        raise WeightsError(f"timm has no pretrained weights of {name!r} on the hub.{at} {ALTERNATIVES}")
+        at = f" They are at {config.url} as a pickle, which could run code: download it yourself." if config.url else ""
+        raise WeightsError(f"timm has no pretrained weights for {name!r} on the hub.{at} {ALTERNATIVES}")
     repository, _, revision = config.hf_hub_id.partition("@")
     file = Path(config.hf_hub_filename or "model").with_suffix(".safetensors")
     return repository, revision or None, str(file)
 
 
 def is_cached(name: str) -> bool:
-    """Whether the file of the default weights lies in the hub's cache."""
+    """Whether the file of the default weights is in the hub's cache."""
     try:
         repository, revision, file = _on_hub(name)
     except WeightsError:
@@ -364,7 +363,7 @@ def is_cached(name: str) -> bool:
 
 
 def _from_hub(name: str) -> Path:
-    """The file of the default weights, downloaded unless it lies in the hub's cache already.
+    """The file of the default weights, downloaded unless it is in the hub's cache.
 
     Raises:
         WeightsError: if it is not available.
@@ -378,6 +377,6 @@ def _from_hub(name: str) -> Path:
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise WeightsError(
             f"The pretrained weights of {name!r} could not be downloaded: {first_line(error)}.\n"
-            f"They are the file {file} of the model {repository!r} on the Hugging Face hub; where that cannot be "
-            f"reached, bring its cache along (HF_HOME moves it). {ALTERNATIVES}"
+            f"They are the file {file} of the model {repository!r} on the Hugging Face hub. If the hub is "
+            f"unreachable, copy its cache to this machine (HF_HOME sets its place). {ALTERNATIVES}"
         ) from None

@@ -26,35 +26,35 @@ from thawline.exceptions import BackboneError
 
 __all__ = ["check_weights", "create", "inspect", "is_cached", "list_names", "preprocessing_of"]
 
-# How torchvision itself calls these two when it loads their weights, less the heads that are only for training from
-# scratch; init_weights would take minutes to no purpose.
+# torchvision's own arguments for these two when it loads weights, without the auxiliary heads for training from
+# scratch; init_weights would waste minutes.
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     name: {"transform_input": True, "aux_logits": False, "init_weights": False}
     for name in ("googlenet", "inception_v3")
 }
-# Networks that must be told the size of their images when they are built.
+# Networks that are built for a fixed image size.
 _SIZE_ARGUMENT: dict[str, Callable[[int], dict[str, Any]]] = {
     "torchvision.models.vision_transformer": lambda size: {"image_size": size},
     "torchvision.models.maxvit": lambda size: {"input_size": [size, size]},
 }
 _STARTER_SIZE = 64
-"""Side in pixels that the shipped weights' card suggests; they were trained at 48 to 80."""
+"""Side in pixels recommended by the shipped weights' model card; they were trained at 48 to 80."""
 
 
 def is_cached(name: str) -> bool:
-    """Whether the file of the default weights lies where torch.hub keeps it."""
+    """Whether the file of the default weights is in torch.hub's cache."""
     return hub_file(models.get_model_weights(name).DEFAULT).is_file()
 
 
 def list_names() -> list[str]:
-    """Names of the classification networks that the installed torchvision has."""
+    """Names of the installed torchvision's classification networks."""
     return list(models.list_models(module=models))
 
 
 def preprocessing_of(
     name: str, *, weights: str = "default", image_size: int | None = None, max_length: int | None = None
 ) -> Preprocessing:
-    """What the weights were trained on; for files and random weights, what the architecture's default weights were.
+    """The preprocessing of the weights; for files and random weights, that of the architecture's default weights.
 
     Raises:
         BackboneError: if ``image_size`` is not positive, or ``max_length`` is given.
@@ -86,7 +86,7 @@ def create(
     preprocessing = preprocessing_of(name, weights=weights, image_size=image_size, max_length=max_length)
     architecture = _architecture(name, preprocessing.image_size, num_classes)
     groups, head, _ = _cut(name)
-    if image_size is not None or weights == "starter":  # else it is what the network was just cut with
+    if image_size is not None or weights == "starter":  # otherwise it is the size of the cut
         _check_size(name, preprocessing.image_size)
 
     state = None if weights == "none" else read_weights(name, weights, models.get_model_weights(name).DEFAULT)
@@ -106,7 +106,7 @@ def create(
 
 
 def inspect(name: str) -> BackboneInfo:
-    """What is known of a network, found out from the network itself, without its memory; takes up to a few seconds."""
+    """Information on a network, from building it without memory; takes up to a few seconds."""
     groups, _, parameters = _cut(name)
     return BackboneInfo(
         name=name,
@@ -118,7 +118,7 @@ def inspect(name: str) -> BackboneInfo:
 
 
 def _architecture(name: str, image_size: int, num_classes: int) -> dict[str, Any]:
-    """What :func:`thawline.backbones.networks.build` builds the network from; plain JSON."""
+    """The input of :func:`thawline.backbones.networks.build`, as plain JSON."""
     sized = _SIZE_ARGUMENT.get(models.get_model_builder(name).__module__)
     arguments = dict(_ARGUMENTS.get(name, {})) | (sized(image_size) if sized else {})
     return {"library": "torchvision", "builder": name, "kwargs": arguments | {"num_classes": num_classes}}
@@ -126,9 +126,9 @@ def _architecture(name: str, image_size: int, num_classes: int) -> dict[str, Any
 
 @lru_cache(maxsize=32)
 def _cut(name: str) -> tuple[tuple[LayerGroup, ...], LayerGroup, int]:
-    """Layer groups, head and number of parameters (of 1000 classes).
+    """Layer groups, head and number of parameters (with 1000 classes).
 
-    Always of the size that the network was made for, so that the groups are the same for all sizes of images.
+    Always uses the network's own size, so that the groups are the same for all image sizes.
     """
     default = models.get_model_weights(name).DEFAULT
     classes = len(default.meta["categories"])
@@ -143,10 +143,10 @@ def _cut(name: str) -> tuple[tuple[LayerGroup, ...], LayerGroup, int]:
 
 @lru_cache(maxsize=32)
 def _check_size(name: str, image_size: int) -> None:
-    """Build the network and show it one image, all without memory or numbers: takes milliseconds, fails where it would.
+    """Run the network on one image without memory or real values, in milliseconds, to find errors.
 
     Raises:
-        BackboneError: if it does not take images of that size.
+        BackboneError: if it does not support images of this size.
     """
     try:
         module = build_without_memory(lambda: networks.build(_architecture(name, image_size, num_classes=1000)))
@@ -154,7 +154,7 @@ def _check_size(name: str, image_size: int) -> None:
             module(torch.empty(1, 3, image_size, image_size, device="meta"))
     except (RuntimeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
         raise BackboneError(
-            f"{name} does not take images of {image_size} x {image_size} pixels. {_size_rule(name)} "
+            f"{name} does not support images of {image_size} x {image_size} pixels. {_size_rule(name)} "
             f"({first_line(error)})"
         ) from None
 

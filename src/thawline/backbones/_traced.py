@@ -1,4 +1,4 @@
-"""Sections of a network that was traced: some of its operations, as a graph of their own."""
+"""Sections of a traced network: subgraphs of its operations."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ class TracedSection(Section, fx.GraphModule):
     """The operations between two borders."""
 
     def __init__(self, backbone: Backbone, graph: fx.Graph) -> None:
-        """Take a part of the backbone's graph."""
+        """Create a section from a part of the backbone's graph."""
         fx.GraphModule.__init__(self, backbone.module, graph)
         self._outputs = tuple(group.output for group in backbone.layer_groups)
         self._head = backbone.head.name
@@ -34,14 +34,14 @@ class TracedSection(Section, fx.GraphModule):
         self.recompile()
 
     def _crossing(self, border: int) -> fx.Node:
-        """The operation whose result crosses a border."""
+        """The operation whose result is passed on at a border."""
         nodes: dict[str, fx.Node] = {node.name: node for node in self.graph.nodes}
         deepest = len(self._outputs)
         if border > deepest:
             return _logits(self.graph)
         if border < deepest:
             return nodes[self._outputs[border - 1]]
-        # Not the last group's output: a dropout in place may follow, and a transformer's may be narrowed to one token.
+        # Not the last group's output: an in-place dropout may follow, and a transformer's may be reduced to one token.
         (head,) = (node for node in nodes.values() if node.op == "call_module" and node.target == self._head)
         features: fx.Node
         (features,) = head.all_input_nodes
@@ -50,12 +50,12 @@ class TracedSection(Section, fx.GraphModule):
 
 def traced_sections(backbone: Backbone, spans: Sequence[tuple[int, int | None]], *, exact: bool) -> list[TracedSection]:
     """See :func:`thawline.backbones.sections`, which checks the borders."""
-    whole = trace(backbone.module)  # once for all: it takes longer than to cut a section out
+    whole = trace(backbone.module)  # only once: tracing takes longer than cutting
     return [_cut_out(backbone, whole, start, stop, exact) for start, stop in spans]
 
 
 def _cut_out(backbone: Backbone, whole: fx.Graph, start: int, stop: int | None, exact: bool) -> TracedSection:
-    """A section; the graph of the whole network stays as it is."""
+    """Cut out a section; the graph of the whole network is unchanged."""
     nodes = {node.name: node for node in whole.nodes}
     begin = nodes[backbone.layer_groups[start - 1].output] if start else _images(whole)
     end = nodes[backbone.layer_groups[stop - 1].output] if stop is not None else _logits(whole)
@@ -66,7 +66,7 @@ def _cut_out(backbone: Backbone, whole: fx.Graph, start: int, stop: int | None, 
     copies: dict[fx.Node, Any] = {begin: given}
 
     def copy_of(source: fx.Node) -> Any:
-        if source not in copies:  # from before the section: a size, or a table to compute once more
+        if source not in copies:  # from before the section: a size, or a table to recompute
             copies[source] = sizes[source.name] if source.name in sizes else part.node_copy(source, copy_of)
             if copies[source] == COUNT:
                 copies[source] = part.call_method("size", (given, 0))

@@ -1,4 +1,4 @@
-"""torchvision, from which every module of Thawline takes it, so that it is loaded in the quick way."""
+"""torchvision, imported here by every module of Thawline, so that it loads fast."""
 
 from thawline.backbones.networks import compiler_on_demand
 

@@ -1,4 +1,4 @@
-"""Pretrained tensors, from wherever the user has them, into a network. Nothing here falls back to random weights."""
+"""Load pretrained tensors from any source into a network, without a fallback to random weights."""
 
 import contextlib
 import hashlib
@@ -34,26 +34,26 @@ __all__ = [
 ]
 
 STARTER = "mobilenet_v3_small"
-"""The one architecture whose weights are shipped with Thawline."""
+"""The architecture whose weights are shipped with Thawline."""
 STARTER_FILE = Path(__file__).parent / "starter" / f"{STARTER}.safetensors"
 
 # Networks trained with auxiliary heads (GoogLeNet, Inception) are built without them: they are only for training from
-# scratch, and they would leave the network with more than one output.
+# scratch, and add outputs.
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
-# Files of torchvision's DenseNets still have the names of 2017, with a dot that module names may no longer hold.
+# Files of torchvision's DenseNets still have the names of 2017, with a dot that module names may no longer contain.
 _OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)")
 ALTERNATIVES = (
-    "Or give a file of your own (--weights FILE), or take what Thawline ships "
-    f"(--backbone {STARTER} --weights starter), or train from random weights (--weights none)."
+    "Or use your own file (--weights FILE), the weights shipped with Thawline "
+    f"(--backbone {STARTER} --weights starter), or random weights (--weights none)."
 )
-"""What to do where a library's own weights are not available; the end of an error."""
+"""Advice if a library's own weights are not available; the end of an error message."""
 
 
 def read_weights(name: str, weights: str, default: models.WeightsEnum) -> dict[str, Tensor]:
-    """The tensors that ``weights`` stands for: ``default``, ``starter`` or a file.
+    """The tensors selected by ``weights``: ``default``, ``starter`` or a file.
 
     Raises:
-        WeightsError: if they are not available, are torn, or would run code when loaded.
+        WeightsError: if they are not available, damaged, or would run code when loaded.
     """
     if weights == "default":
         return _read_default(name, default)
@@ -64,7 +64,7 @@ def read_weights(name: str, weights: str, default: models.WeightsEnum) -> dict[s
 
 
 def check_weights(name: str, weights: str) -> None:
-    """Refuse weights that are not there, without reading them or asking the network.
+    """Check that weights exist, without reading them or using the network.
 
     Raises:
         WeightsError: if no starter weights are shipped for ``name``, or there is no such file.
@@ -76,10 +76,10 @@ def check_weights(name: str, weights: str) -> None:
 
 
 def starter_metadata(name: str) -> dict[str, str]:
-    """What the file of shipped weights says about itself.
+    """Metadata in the file of shipped weights.
 
     Raises:
-        WeightsError: if none are shipped for the architecture ``name``, or the file is torn.
+        WeightsError: if none are shipped for the architecture ``name``, or the file is damaged.
     """
     if name != STARTER:
         raise WeightsError(
@@ -90,7 +90,7 @@ def starter_metadata(name: str) -> dict[str, str]:
         with safe_open(STARTER_FILE, framework="pt") as file:
             return dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"The shipped weights {STARTER_FILE} cannot be read: {error}. Install again.") from None
+        raise WeightsError(f"The shipped weights {STARTER_FILE} cannot be read: {error}. Reinstall Thawline.") from None
 
 
 def _read_default(name: str, default: models.WeightsEnum) -> dict[str, Tensor]:
@@ -98,25 +98,25 @@ def _read_default(name: str, default: models.WeightsEnum) -> dict[str, Tensor]:
     if file.exists():
         _check_hash(file)
     try:
-        # torch.hub announces a download on stdout, where --json writes.
+        # torch.hub announces downloads on stdout, which --json uses.
         with contextlib.redirect_stdout(sys.stderr):
             state = default.get_state_dict(progress=False, check_hash=True, weights_only=True, map_location="cpu")
     except (URLError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise WeightsError(
             f"The pretrained weights of {name!r} could not be downloaded: {first_line(error)}.\n"
-            f"Put the file {file.name} (from {default.url}) into {file.parent}, which TORCH_HOME moves. "
+            f"Put the file {file.name} (from {default.url}) into {file.parent} (TORCH_HOME sets its place). "
             f"{ALTERNATIVES}"
         ) from None
     return dict(_tensors_in(state, file))
 
 
 def hub_file(default: models.WeightsEnum) -> Path:
-    """Where torch.hub keeps weights of torchvision, whether they are there or not; ``TORCH_HOME`` moves it."""
+    """Path of torchvision's weights in torch.hub's cache, whether cached or not; ``TORCH_HOME`` sets its place."""
     return Path(torch.hub.get_dir()) / "checkpoints" / str(default.url).rpartition("/")[2]
 
 
 def _check_hash(file: Path) -> None:
-    """Compare a cached file with the hash in its name: PyTorch does so for downloads only."""
+    """Compare a cached file with the hash in its name, as PyTorch only does for downloads."""
     promised = re.search(r"-([0-9a-f]{8,})\.", file.name)
     if promised is None:
         return
@@ -124,8 +124,8 @@ def _check_hash(file: Path) -> None:
         actual = hashlib.file_digest(content, "sha256").hexdigest()
     if not actual.startswith(promised[1]):
         raise WeightsError(
-            f"The SHA-256 of {file} must begin with {promised[1]}, but it is {actual[:16]}…: the file is torn or "
-            "another one. Delete it, and it is fetched again."
+            f"The SHA-256 of {file} must start with {promised[1]}, but it is {actual[:16]}…: the file is damaged or "
+            "a different one. Delete it to download it again."
         )
 
 
@@ -140,7 +140,7 @@ def read_file(file: Path) -> dict[str, Tensor]:
     """The tensors of a file, ``.safetensors`` or a ``state_dict`` saved by ``torch.save``, by name.
 
     Raises:
-        WeightsError: if there is no such file, or it is torn, or loading it would run code.
+        WeightsError: if there is no such file, it is damaged, or loading it would run code.
     """
     _check_file(file)
     try:
@@ -150,7 +150,7 @@ def read_file(file: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         if "Weights only load failed" in str(error) and zipfile.is_zipfile(file):
             raise WeightsError(
-                f"{file} holds more than tensors, and loading it could run any code. Save its state_dict alone: "
+                f"{file} contains more than tensors, and loading it could run any code. Save only its state_dict: "
                 "torch.save(model.state_dict(), FILE), or as safetensors."
             ) from None
         raise WeightsError(_torn(file, error)) from None
@@ -164,27 +164,27 @@ def _torn(file: Path, error: Exception) -> str:
 
 
 def _tensors_in(state: Any, file: Path) -> Iterable[tuple[str, Tensor]]:
-    """The named tensors of a loaded file, out of the wrappings that training scripts put around them."""
+    """The named tensors of a loaded file, unwrapped from the containers of training scripts."""
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{file} must hold a state_dict (names to tensors), but holds a {type(state).__name__}.")
+        raise WeightsError(f"{file} must contain a state_dict (names to tensors), but has a {type(state).__name__}.")
     wrapped = all(name.startswith("module.") for name in state)  # by DataParallel
     for name, value in state.items():
         yield name.removeprefix("module.") if wrapped else name, value
 
 
 def load_into(module: nn.Module, head: str, tensors: dict[str, Tensor], source: str) -> None:
-    """Copy pretrained tensors into ``module``, all but the head's; they are cast to the module's own precision.
+    """Copy all pretrained tensors except the head's into ``module``, converted to its precision.
 
     Args:
-        module: with a fresh head, which is left as it is.
+        module: a module with a new head, which is unchanged.
         head: path of the last layer.
-        tensors: by torchvision's names, with any head or none.
-        source: what the tensors are, for the error.
+        tensors: tensors by torchvision's names; any head is ignored.
+        source: description of the tensors, for the error.
 
     Raises:
-        WeightsError: naming every tensor that is missing, unexpected or of another shape.
+        WeightsError: with all tensors that are missing, unexpected or of another shape.
     """
     wanted = {name: value for name, value in module.state_dict().items() if not name.startswith(f"{head}.")}
     given = {
@@ -200,8 +200,8 @@ def load_into(module: nn.Module, head: str, tensors: dict[str, Tensor], source: 
         if name in wanted and value.shape != wanted[name].shape
     ]
     fitting = {name: value for name, value in given.items() if name not in wanted or value.shape == wanted[name].shape}
-    # Only the root's version: MNASNet insists on one. Without those of its parts, batch-norms of old files do without
-    # the counter that they did not have, and vision transformers take the old names of their linear layers.
+    # Only the root's version, which MNASNet requires. Without versions of its parts, batch-norms of old files may lack
+    # their counter, and vision transformers accept the old names of their linear layers.
     fitting = _StateDict(fitting)
     fitting._metadata = {"": module.state_dict()._metadata[""]}  # type: ignore[attr-defined]
     missing, unexpected = module.load_state_dict(fitting, strict=False)
@@ -212,17 +212,17 @@ def load_into(module: nn.Module, head: str, tensors: dict[str, Tensor], source: 
         if names
     ]
     if problems:
-        raise WeightsError(f"The weights {source} do not fit a {type(module).__name__}:\n" + "\n".join(problems))
+        raise WeightsError(f"The weights {source} do not match a {type(module).__name__}:\n" + "\n".join(problems))
 
 
 class _StateDict(dict[str, Tensor]):
-    """A dict that may carry the versions of the modules (``_metadata``), as ``module.state_dict()`` does."""
+    """A dict with the versions of the modules (``_metadata``), like ``module.state_dict()``."""
 
     _metadata: dict[str, Any]
 
 
 def _with_interpolated_positions(module: models.VisionTransformer, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Position embeddings for the module's image size, interpolated between those that were learned at another."""
+    """Position embeddings interpolated from another image size to the module's."""
     if "encoder.pos_embedding" not in given:
         return given
     try:
@@ -232,10 +232,9 @@ def _with_interpolated_positions(module: models.VisionTransformer, given: dict[s
 
 
 def digest_of(module: nn.Module, head: str, *, pooling: str = "mean") -> str:
-    """Sixteen hex digits of all parameters and buffers but the head's: names, types, shapes and bytes.
+    """Sixteen hex digits of all parameters and buffers except the head's: names, types, shapes and bytes.
 
-    A text network's pooling counts too, unless it is the mean, which was once the only one: the same weights pooled
-    otherwise give other features.
+    Includes a text network's pooling, because it affects the features; the mean, once the only one, is omitted.
     """
     digest = hashlib.sha256()
     if pooling != "mean":
@@ -248,6 +247,6 @@ def digest_of(module: nn.Module, head: str, *, pooling: str = "mean") -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without its full stop; its type if it has none."""
+    """The first line of an error's message without its full stop; the error's type if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,14 +1,14 @@
-"""Networks that cannot be traced, cut at the inputs of their blocks.
+"""Cut networks that cannot be traced at the inputs of their blocks.
 
-The forward passes of HuggingFace's networks take decisions that ``torch.fx`` cannot record. Their layout is regular
-instead: something, then blocks one after the other, then something, and a linear head. A *window* from one border to
-another is the network itself, seen through shallow copies of the modules on the way to the blocks: what lies outside
-is passed over, the first block inside gets the given activations instead of its input, and where the next would
-begin, the pass is left. So all that is done between the blocks, and all that is handed to every block besides the
-activations (masks, tables of positions), is the network's own doing.
+The forward passes of Hugging Face's networks have control flow that ``torch.fx`` cannot trace. But their layout is
+regular: some modules, then a sequence of blocks, then some modules, and a linear head. A *window* from one border to
+another is the network itself, through shallow copies of the modules above the blocks: modules outside are skipped, the
+first block inside gets the given activations as its input, and the pass ends where the next would begin. So the
+network's own code computes everything between blocks, and all other arguments of the blocks (masks, tables of
+positions).
 
-How a network is laid out, and what its blocks hand on, is learned from one pass with a tiny input; and every border is
-tried: what depends on more than the one tensor that crosses a border is not a border, and its neighbours stay together.
+The layout and the outputs of blocks are learned from one pass with a tiny input. Every border is then tested: if the
+rest depends on more than the tensor at the border, it is not a border, and its neighbours are merged.
 """
 
 import copy
@@ -36,9 +36,9 @@ _LAYOUTS: "WeakKeyDictionary[nn.Module, Layout]" = WeakKeyDictionary()
 
 
 def layout_of(backbone: Backbone) -> Layout:
-    """The layout of a backbone's network, cut where its layer groups are.
+    """The layout of a backbone's network with the borders of its layer groups.
 
-    It was learned when the backbone was made, but is learned again for a copy of the network, which is another.
+    It was learned when the backbone was created, and is learned again for a copy of the network.
     """
     layout = _LAYOUTS.get(backbone.module)
     if layout is None:
@@ -48,15 +48,15 @@ def layout_of(backbone: Backbone) -> Layout:
 
 
 def learn_layout(module: nn.Module, preprocessing: Preprocessing | TextPreprocessing, name: str) -> Layout:
-    """Find out how a network is laid out and where it can be cut, by a tiny input through it and through its parts.
+    """Learn a network's layout and possible cuts, by running it and its parts on a tiny input.
 
     Args:
-        module: a network of blocks with one linear layer at the end, in single precision.
-        preprocessing: of its inputs; for images the size is that of the tiny input, too.
-        name: for the error.
+        module: a network of blocks with a final linear layer, in single precision.
+        preprocessing: preprocessing of its inputs; for images, its size is also that of the tiny input.
+        name: name for the error.
 
     Raises:
-        BackboneError: if it is not laid out in blocks, or cannot be cut between any of them.
+        BackboneError: if it does not consist of blocks, or cannot be cut between any of them.
     """
     layout = _learned(module, preprocessing, name)
     with evaluating(module), torch.no_grad():
@@ -66,7 +66,7 @@ def learn_layout(module: nn.Module, preprocessing: Preprocessing | TextPreproces
 
 
 def _learned(module: nn.Module, preprocessing: Preprocessing | TextPreprocessing, name: str) -> Layout:
-    """The layout without its borders."""
+    """The layout without borders."""
     with evaluating(module), torch.no_grad():
         inputs = example_for(module, preprocessing)
         recorded = Recording.of(module, inputs)
@@ -83,7 +83,7 @@ def _learned(module: nn.Module, preprocessing: Preprocessing | TextPreprocessing
 
 
 def _with_borders(module: nn.Module, layout: Layout, inputs: Tensor, name: str) -> Layout:
-    """Take the boundaries at which the parts are bit-equal to the whole, between groups that hold parameters."""
+    """Find the borders at which the parts are bit-equal to the whole, between groups with parameters."""
     whole = module(inputs)
 
     def holds(layout: Layout) -> bool:
@@ -91,7 +91,7 @@ def _with_borders(module: nn.Module, layout: Layout, inputs: Tensor, name: str) 
         try:
             for start, stop in pairwise([*layout.borders, None]):
                 passed = Window(module, layout, start or 0, stop)(passed)
-        except Exception:  # whatever a network raises that is given something else than it expects
+        except Exception:  # unexpected input can raise anything
             return False
         return torch.equal(passed, whole)
 
@@ -106,19 +106,19 @@ def _with_borders(module: nn.Module, layout: Layout, inputs: Tensor, name: str) 
     layout = replace(layout, borders=(0, *good, end))
     if len(layout.borders) == 2 or not holds(layout):
         raise BackboneError(
-            f"{name!r} cannot be cut between its blocks: more than one tensor is handed from one to the next, or a "
-            "text changes its length on the way. Choose another backbone."
+            f"{name!r} cannot be cut between its blocks: they pass on more than one tensor, or a "
+            "text's length changes within the network. Choose another backbone."
         )
     return layout
 
 
 def is_windowed(backbone: Backbone) -> bool:
-    """Whether a backbone is cut here, at its blocks, and not in a traced graph."""
+    """Whether a backbone is cut at its blocks instead of in a traced graph."""
     return bool(backbone.architecture.get("library") == "transformers")
 
 
 def window(backbone: Backbone, start: int, stop: int | None) -> "Window":
-    """The part of a backbone from layer group ``start`` up to, but not including, ``stop``; None includes the head.
+    """The part of a backbone from layer group ``start`` up to, but excluding, ``stop``; None includes the head.
 
     ``0 <= start < stop <= len(layer_groups)`` must hold.
     """
@@ -127,29 +127,29 @@ def window(backbone: Backbone, start: int, stop: int | None) -> "Window":
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-"""What the attributes of a module begin with in which PyTorch keeps its hooks."""
+"""Prefixes of a module's attributes in which PyTorch stores hooks."""
 
 
 class _Left(BaseException):
-    """The pass has come to the boundary where the window ends: no error, and no `except Exception` may catch it."""
+    """The pass has reached the end of the window: not an error, and not to be caught by `except Exception`."""
 
     def __init__(self, activations: Tensor) -> None:
         self.activations = activations
 
 
 class Window(Section):
-    """The places from ``start`` up to, but not including, ``stop`` of a network; see the module's docstring.
+    """The places from ``start`` up to, but excluding, ``stop`` of a network; see the module's docstring.
 
-    What lies in it is shared with the network, under the network's names, and nothing else is registered. It takes the
-    network's input, or activations, and gives activations or logits. Of images those are whatever the block takes,
-    ``[N, …]``; of texts ``[N, T, H + 1]``, with 1 as the last channel where there is a token and 0 after the end, and
-    before the head ``[N, H]``. One thread at a time may run it.
+    It shares its modules with the network, under the network's names, and registers nothing else. It maps the network's
+    input, or activations, to activations or logits. Activations of images are the block's input, ``[N, …]``; those of
+    texts are ``[N, T, H + 1]``, with 1 in the last channel for tokens and 0 for padding, and ``[N, H]`` before the
+    head. Not thread-safe.
     """
 
     _network: nn.Module
 
     def __init__(self, network: nn.Module, layout: Layout, start: int, stop: int | None) -> None:
-        """Take two places of the layout; ``stop=None`` includes the head."""
+        """Create the window between two places of the layout; ``stop=None`` includes the head."""
         super().__init__()
         self._layout, self._start = layout, start
         self._stop = layout.head_place + 1 if stop is None else stop
@@ -157,7 +157,7 @@ class Window(Section):
         self._calls: Counter[str] = Counter()
         self._given = torch.zeros(0)
         self._needs_gradient = False
-        # Unregistered: its parts are registered by their own names.
+        # Unregistered: its parts are registered under their own names.
         root = vars(self)["_network"] = self._view(network, "")
         for held in ("_modules", "_parameters", "_buffers"):
             vars(self)[held] = vars(root)[held]
@@ -174,15 +174,15 @@ class Window(Section):
         return torch.cat([crossed, is_token.unsqueeze(2).to(crossed.dtype)], 2)
 
     def probe(self, border: int, probe: Callable[[Tensor], Tensor]) -> None:
-        """See :meth:`Section.probe`; a function will do."""
+        """See :meth:`Section.probe`; also accepts a function."""
         self._probes[[*self._layout.borders, self._layout.head_place + 1][border]] = probe
 
     def _crossing(self, inputs: Tensor, is_token: Tensor) -> Tensor:
-        """Run the network until the window ends; a text's activations come without the last channel."""
+        """Run the network until the end of the window; a text's activations lack the last channel."""
         self._calls.clear()
         self._needs_gradient = torch.is_grad_enabled()
         if self._start:
-            # Contiguous, as in the whole: a matrix laid out otherwise may meet another kernel, with other last bits.
+            # Contiguous, as in the whole network: another memory layout may select a kernel with different last bits.
             self._given = inputs[..., :-1].contiguous() if self._layout.is_text else inputs
             inputs = self._stand_in(is_token)
         try:
@@ -194,7 +194,7 @@ class Window(Section):
             self._given = torch.zeros(0)
 
     def _stand_in(self, is_token: Tensor) -> Tensor:
-        """An input for what lies before the window: images of zeros, or texts as long as those that were given."""
+        """A dummy input for modules before the window: images of zeros, or texts of the given length."""
         if not self._layout.is_text:
             return self._zeros(self._layout.input)
         padding_id = getattr(self._network, "padding_id", 0)
@@ -208,7 +208,7 @@ class Window(Section):
         return logits if probe is None else probe(logits)
 
     def _view(self, module: nn.Module, path: str) -> nn.Module:
-        """A module of the network as the window sees it."""
+        """A module of the network as used in the window."""
         place = self._layout.places.get(path)
         if place is None:
             return self._on_the_way(module, path)
@@ -224,7 +224,7 @@ class Window(Section):
         return _with_forward(begun, partial(self._begin, path, place, partial(type(module).forward, begun)))
 
     def _on_the_way(self, module: nn.Module, path: str) -> nn.Module:
-        """A module that holds blocks or the head; what it holds besides belongs to the input."""
+        """A module that contains blocks or the head; its other submodules belong to the input."""
         seen = _shallow(module)
         if self._start:
             _unregister(seen)
@@ -239,10 +239,10 @@ class Window(Section):
         raise _Left(activations)
 
     def _pass_over(self, path: str, *_args: Any, **_kwargs: Any) -> Any:
-        """What a block before the window returns, of zeros."""
+        """Zeros in place of the output of a block before the window."""
         output = self._layout.outputs[path][self._calls[path]]
         self._calls[path] += 1
-        # A text's tensors are as long as the text: what was learned from another is of the wrong shape.
+        # A text's tensors have the text's length, which differs from the learned shape.
         return output.filled(lambda shape: self._given if self._layout.is_text else self._zeros(shape))
 
     def _begin(self, path: str, place: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -259,7 +259,7 @@ class Window(Section):
 
 
 def _activations(args: Any, kwargs: Any) -> tuple[tuple[int, Tensor], Any]:
-    """The first floating-point tensor among arguments, with its number among their leaves; and all of these."""
+    """The first floating-point tensor among arguments, with its index among their leaves, and all leaves."""
     leaves, structure = pytree.tree_flatten((args, kwargs))
     number = next(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point())
     return (number, leaves[number]), (leaves, structure)
@@ -272,7 +272,7 @@ def _replaced(args: Any, kwargs: Any, activations: Tensor) -> Any:
 
 
 def _shallow(module: nn.Module) -> nn.Module:
-    """Another module with the same parts, whose attributes can be changed without changing the first's."""
+    """A copy of a module with the same submodules, whose attributes can be changed independently."""
     return copy.copy(module)
 
 
@@ -282,9 +282,9 @@ def _with_forward(module: nn.Module, forward: Callable[..., Any]) -> nn.Module:
 
 
 def _outside(module: nn.Module) -> nn.Module:
-    """A module that computes the same and holds nothing, not even hooks.
+    """A module that computes the same but registers nothing, not even hooks.
 
-    It is in evaluation mode, and stays there, so that it neither changes a batch-norm's statistics nor draws a number.
+    It always stays in evaluation mode, so it neither changes batch-norm statistics nor draws random numbers.
     """
     seen = _shallow(module)
     _unregister(seen)

@@ -18,10 +18,10 @@ _DRAWN = frozenset(
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Give every ``torch.empty`` no storage: all weights of all torchvision models are made by it.
+    """Let ``torch.empty``, which creates all weights of torchvision's models, allocate no storage.
 
-    ``with torch.device("meta")`` would be shorter but takes everything, also the small tensors that regnets compute
-    their widths from, and so fails on 15 of the 80 models.
+    ``with torch.device("meta")`` would be shorter, but also applies to small tensors such as those from which regnets
+    compute their widths, and so fails on 15 of the 80 models.
     """
 
     def __torch_function__(
@@ -36,16 +36,16 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 def build_without_memory(builder: Callable[[], nn.Module]) -> nn.Module:
-    """What ``builder`` builds, in evaluation mode, with shapes but no numbers (PyTorch's ``meta`` device).
+    """Build a network in evaluation mode, with shapes but no values (PyTorch's ``meta`` device).
 
-    Takes milliseconds and no memory where the real network takes seconds and gigabytes. The global random state is
-    left as it was.
+    This takes milliseconds and no memory, while the real network takes seconds and gigabytes. The global random state
+    is unchanged.
     """
     with torch.random.fork_rng(devices=[]):
         try:
             with _EmptyOnMeta():
                 module = builder()
-        except RuntimeError:  # it runs an image through a part of itself, to find out a size
+        except RuntimeError:  # it runs an image through a part of itself to determine a size
             with torch.device("meta"):
                 module = builder()
     return module.to("meta").eval()
@@ -53,8 +53,8 @@ def build_without_memory(builder: Callable[[], nn.Module]) -> nn.Module:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw on the CPU from a seed for the time of the block; the global random state is left as it was."""
+    """Seed the CPU's random generator within the block; the global random state is unchanged afterwards."""
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would reach into the GPUs' generators too.
+        # Not torch.manual_seed, which also seeds the GPUs' generators.
         torch.default_generator.manual_seed(seed)
         yield

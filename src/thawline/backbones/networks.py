@@ -1,4 +1,4 @@
-"""Networks from plain JSON. Imports nothing of Thawline: packaged models, which do without it, hold a copy."""
+"""Build networks from plain JSON. Must not import Thawline: packaged models, which work without it, contain a copy."""
 
 import importlib
 import sys
@@ -23,33 +23,33 @@ __all__ = [
 ]
 
 POOLINGS = ("mean", "cls", "max")
-"""How the features of a text's tokens become those of the text, by sentence-transformers' words."""
+"""Poolings of a text's token features, named as in sentence-transformers."""
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
-    """The network that an architecture describes, with random weights from torch's generator, in training mode.
+    """Build the network of an architecture, with random weights from torch's generator, in training mode.
 
     Args:
         architecture: one of
 
-            * ``{"library": "torchvision", "builder": "resnet18", "kwargs": {"num_classes": 2, …}}``, the library left
-              out in packages of Thawline's first versions;
+            * ``{"library": "torchvision", "builder": "resnet18", "kwargs": {"num_classes": 2, …}}``, without the
+              library in packages of Thawline's first versions;
             * ``{"library": "timm", "builder": "resnet18", "kwargs": {"num_classes": 2, …}}``, and with ``"one_head":
-              True`` the network of :class:`OneHead`;
-            * ``{"library": "transformers", "task": "text-classification", "config": {…}, "num_classes": 2}``, with
-              what a model's ``config.json`` holds, and with ``"pooling"`` one of :data:`POOLINGS`; left out, as in
-              packages of earlier versions, it is the mean;
-            * the same with ``"task": "image-classification"`` and the further arguments of :class:`ImageClassifier`
-              in ``"kwargs"``, without ``"pooling"``;
+              True`` a :class:`OneHead`;
+            * ``{"library": "transformers", "task": "text-classification", "config": {…}, "num_classes": 2}``, with the
+              content of a model's ``config.json``, and ``"pooling"`` one of :data:`POOLINGS`; by default, as in
+              packages of earlier versions, the mean;
+            * the same with ``"task": "image-classification"`` and the other arguments of :class:`ImageClassifier` in
+              ``"kwargs"``, without ``"pooling"``;
             * ``{"library": "entry-point", "package": "toy-backbones", "object": "toy:LIBRARY", "builder": "small",
-              "kwargs": {"num_classes": 2, "image_size": 64}}`` of a package that must be installed.
+              "kwargs": {"num_classes": 2, "image_size": 64}}`` for a package that must be installed.
 
     Returns:
         A module from images ``[N, 3, H, W]``, or from tokens ``[N, T]`` (see :class:`TextClassifier`), to logits
         ``[N, num_classes]``.
 
     Raises:
-        ValueError: if the library or the task is none of these.
+        ValueError: if the library or the task is not one of these.
         ImportError: if the library is not installed.
     """
     library = architecture.get("library", "torchvision")
@@ -61,16 +61,16 @@ def build(architecture: Mapping[str, Any]) -> nn.Module:
 class OneHead(nn.Module):
     """A network of timm whose logits are the sum of several layers' outputs, with a single linear head instead.
 
-    Such layers speak for tokens of their own (DeiT's token that learned from a teacher), for several scales (CrossViT,
-    EfficientViM) or for every place of the image (VOLO). Without them timm's networks give all the features that they
-    read, their mean or one after the other, and so does this one's head.
+    Such layers use separate tokens (DeiT's distillation token), several scales (CrossViT, EfficientViM) or every
+    position of the image (VOLO). Without them, timm's networks return all features that these layers use, averaged or
+    concatenated, which are the input of this class's head.
     """
 
     def __init__(self, network: nn.Module, num_classes: int) -> None:
-        """Take what ``timm.create_model`` makes with ``num_classes=0``."""
+        """Wrap a network of ``timm.create_model`` with ``num_classes=0``."""
         super().__init__()
         for name, parameter in list(network.named_parameters(recurse=False)):
-            if not parameter.requires_grad:  # weights of the sum, which timm stops training when there is none
+            if not parameter.requires_grad:  # weights of the sum, which timm freezes without heads
                 delattr(network, name)
         self.network = network
         self.head = nn.Linear(network.head_hidden_size, num_classes)  # type: ignore[arg-type]
@@ -82,26 +82,26 @@ class OneHead(nn.Module):
 
 
 class TextClassifier(nn.Module):
-    """An encoder of texts, the pooling of its tokens, and a linear head.
+    """A text encoder with pooling of its tokens and a linear head.
 
-    The mean needs no training. The first token's features (``cls``), which BERT's own classifier takes, mean little
-    unless the whole encoder was trained to gather them there, as BGE and Snowflake's Arctic were.
+    The mean needs no training. The first token's features (``cls``), which BERT's own classifier uses, are of little
+    use unless the encoder was trained with that pooling, like BGE and Snowflake's Arctic.
     """
 
     def __init__(
         self, encoder: nn.Module, hidden_size: int, num_classes: int, *, padding_id: int = 0, pooling: str = "mean"
     ) -> None:
-        """Take an encoder by HuggingFace's conventions.
+        """Wrap an encoder that follows Hugging Face's conventions.
 
         Args:
-            encoder: of texts.
-            hidden_size: the width of what it gives.
-            num_classes: of the head.
-            padding_id: the encoder's token of padding.
+            encoder: the text encoder.
+            hidden_size: number of its output features.
+            num_classes: number of classes of the head.
+            padding_id: the encoder's padding token.
             pooling: one of :data:`POOLINGS`.
 
         Raises:
-            ValueError: if the pooling is none of these.
+            ValueError: if the pooling is not one of these.
         """
         super().__init__()
         if pooling not in POOLINGS:
@@ -112,7 +112,7 @@ class TextClassifier(nn.Module):
         self.padding_id = padding_id
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens, int64 ``[N, T]`` with -1 after the end of each text, to logits ``[N, num_classes]``."""
+        """Map tokens, int64 ``[N, T]`` padded with -1, to logits ``[N, num_classes]``."""
         is_token = tokens >= 0
         ids = torch.where(is_token, tokens, self.padding_id)
         hidden = self.encoder(input_ids=ids, attention_mask=is_token.long()).last_hidden_state
@@ -120,9 +120,9 @@ class TextClassifier(nn.Module):
         return logits
 
     def _pooled(self, hidden: Tensor, is_token: Tensor) -> Tensor:
-        """Features of tokens ``[N, T, H]``, in single precision also under autocast, to features of texts ``[N, H]``.
+        """Pool token features ``[N, T, H]`` to text features ``[N, H]``, in single precision even under autocast.
 
-        A sum over hundreds of tokens would else lose digits.
+        Otherwise a sum over hundreds of tokens would lose precision.
         """
         if self.pooling == "cls":
             return hidden[:, 0]
@@ -133,15 +133,15 @@ class TextClassifier(nn.Module):
 
 
 class ImageClassifier(nn.Module):
-    """A HuggingFace classifier of images that takes a tensor and gives one."""
+    """A Hugging Face image classifier that maps a tensor to a tensor."""
 
     def __init__(self, network: nn.Module, *, interpolate_positions: bool = False, is_bgr: bool = False) -> None:
-        """Take what ``AutoModelForImageClassification`` makes.
+        """Wrap a network of ``AutoModelForImageClassification``.
 
         Args:
             network: the classifier.
-            interpolate_positions: resize position embeddings to the images' size, where it differs from the trained.
-            is_bgr: it was trained on images whose channels are blue, green, red.
+            interpolate_positions: resize position embeddings if the images' size differs from that of training.
+            is_bgr: whether it was trained on images with channels blue, green, red.
         """
         super().__init__()
         self.network = network
@@ -149,14 +149,14 @@ class ImageClassifier(nn.Module):
         self._arguments = {"interpolate_pos_encoding": True} if interpolate_positions else {}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``[N, 3, H, W]`` (red, green, blue) to logits ``[N, num_classes]``."""
+        """Map images ``[N, 3, H, W]`` (red, green, blue) to logits ``[N, num_classes]``."""
         pixels = images.flip(1) if self.is_bgr else images
         logits: Tensor = self.network(pixel_values=pixels, **self._arguments).logits
         return logits
 
 
 def transformers_config(architecture: Mapping[str, Any]) -> Any:
-    """The configuration of a HuggingFace network, for single precision and one logit a class."""
+    """The configuration of a Hugging Face network, for single precision and one logit per class."""
     from transformers import AutoConfig
 
     settings = dict(architecture["config"])
@@ -166,7 +166,7 @@ def transformers_config(architecture: Mapping[str, Any]) -> Any:
 
 
 def without_pooler(encoder: nn.Module) -> nn.Module:
-    """Take off the layer that some encoders put over their first token: nothing here reads it."""
+    """Remove the unused layer that some encoders have on top of their first token."""
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # type: ignore[assignment]  # what their forward passes ask for
     return encoder
@@ -182,10 +182,10 @@ def _of_torchvision(architecture: Mapping[str, Any]) -> nn.Module:
 
 @contextmanager
 def compiler_on_demand() -> Iterator[None]:
-    """Import torchvision without ``torch._dynamo``, which takes longer to load than all the rest of it.
+    """Import torchvision without ``torch._dynamo``, which takes longer to load than everything else in it.
 
-    Its ``roi_align`` imports that for one question, which only an operator of detectors asks, when it runs: here it is
-    asked then.
+    torchvision's ``roi_align`` imports it for one check, needed only when that operator of detectors runs: here the
+    check is deferred until then.
     """
     name = "torch._dynamo.utils"
     if name in sys.modules:
@@ -249,7 +249,7 @@ def _of_entry_point(architecture: Mapping[str, Any]) -> nn.Module:
         package = architecture["package"]
         raise ImportError(
             f"The network {architecture['builder']!r} needs the package {package}, which cannot be imported ({error}). "
-            f"Install it: pip install {package}; a packaged model's requirements.txt names the version."
+            f"Install it: pip install {package}; a packaged model's requirements.txt lists the version."
         ) from error
     for name in path.split("."):
         library = getattr(library, name)

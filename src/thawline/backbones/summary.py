@@ -1,4 +1,4 @@
-"""What ``thawline backbones`` and ``thawline summary`` show."""
+"""The content of ``thawline backbones`` and ``thawline summary``."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from thawline.backbones._base import Backbone, BackboneInfo, TextPreprocessing
 from thawline.exceptions import BackboneError
 
-if TYPE_CHECKING:  # it needs torch, which the listing does not
+if TYPE_CHECKING:  # it needs torch, unlike the listing
     from thawline.backbones._costs import GroupCost
 
 __all__ = ["DepthCost", "depth_costs", "info_json", "summary_json", "summary_text"]
@@ -22,35 +22,35 @@ All in single precision: in bfloat16 about half is kept for the backward pass.""
 
 @dataclass(frozen=True)
 class DepthCost:
-    """What training at one freeze depth costs, by arithmetic: the same on every machine, and not a time."""
+    """The cost of training at one freeze depth in operations and bytes, independent of the machine."""
 
     freeze_depth: int
     trainable: int
-    """Parameters that are trained, those of the head included."""
+    """Number of trained parameters, including the head's."""
     flops: int
-    """Floating-point operations of a training step, per image: forward through everything, backward through what is
-    trained. A multiplication and an addition count as two."""
+    """Floating-point operations of a training step per image: forward through everything, backward through the trained
+    part. A multiply-add counts as two."""
     flops_from_store: int
-    """The same when frozen activations are read from the store, so that the frozen layer groups are not run."""
+    """The same if frozen activations are read from the store, so that the frozen layer groups are not run."""
     state_bytes: int
-    """All weights and buffers, and gradients and AdamW's two averages of those that are trained."""
+    """All weights and buffers, plus gradients and AdamW's two averages of the trained ones."""
     activation_bytes: int
     """Activations kept for the backward pass, per image."""
     memory_bytes: int
-    """Both, for a batch."""
+    """The sum of both for a batch."""
 
 
 def info_json(info: BackboneInfo) -> dict[str, Any]:
-    """What is known of a backbone as plain JSON."""
+    """Information on a backbone as plain JSON."""
     lists = {"layer_groups": list(info.layer_groups), "weights": list(info.weights), "tags": dict(info.tags)}
     return dataclasses.asdict(info) | lists
 
 
 def depth_costs(backbone: Backbone, batch_size: int = 32) -> tuple[DepthCost, ...]:
-    """What training costs at every freeze depth, from 0 to the deepest; takes seconds and no memory.
+    """The cost of training at every freeze depth, from 0 to the deepest; takes seconds and no memory.
 
-    Batches are in single precision, of ``batch_size`` images of the backbone's own size, or texts of its greatest
-    length. The backbone is left as it is.
+    Batches are in single precision, with ``batch_size`` images of the backbone's own size, or texts of its maximum
+    length. The backbone is unchanged.
 
     Raises:
         BackboneError: unless ``batch_size >= 1``.
@@ -66,9 +66,9 @@ def depth_costs(backbone: Backbone, batch_size: int = 32) -> tuple[DepthCost, ..
 def summary_text(
     backbone: Backbone, freeze_depth: int, batch_size: int = 32, costs: Sequence[DepthCost] | None = None
 ) -> str:
-    """Tables of the layers (by torchinfo), of the layer groups at a depth, and of what every depth costs.
+    """Tables of the layers (by torchinfo), of the layer groups at a depth, and of the cost of each depth.
 
-    The parameters' ``requires_grad`` is left as at that depth. Takes seconds, unless the costs are known already.
+    Sets the parameters' ``requires_grad`` for that depth. Takes seconds, unless the costs are already known.
 
     Raises:
         BackboneError: unless ``0 <= freeze_depth <= len(backbone.layer_groups)`` and ``batch_size >= 1``.
@@ -110,7 +110,7 @@ def summary_text(
             f"{'layer group':<{width}}  {'parameters':>13}  {'frozen from depth':>17}  now",
             *lines,
             "",
-            "What training costs at every freeze depth",
+            "Cost of training at every freeze depth",
             *_cost_lines(costs, batch_size, kind),
             "",
             _ASSUMPTIONS.format(example=example),
@@ -119,7 +119,7 @@ def summary_text(
 
 
 def summary_json(backbone: Backbone, freeze_depth: int, batch_size: int = 32) -> dict[str, Any]:
-    """The layer groups with what is frozen and trainable at a depth, and what every depth costs, as plain JSON.
+    """The layer groups with their frozen and trainable parts at a depth, and the cost of each depth, as plain JSON.
 
     Raises:
         BackboneError: unless ``0 <= freeze_depth <= len(backbone.layer_groups)`` and ``batch_size >= 1``.
@@ -144,7 +144,7 @@ def summary_json(backbone: Backbone, freeze_depth: int, batch_size: int = 32) ->
 
 
 def _cost_of(backbone: Backbone, groups: Sequence["GroupCost"], depth: int, batch_size: int) -> DepthCost:
-    """Add up the groups: the frozen ones go forward only, and the first trained one gives no gradient on."""
+    """Sum over the groups: frozen ones run forward only, and the first trained one passes no gradient on."""
     frozen, first, others = groups[:depth], groups[depth], groups[depth + 1 :]
     tail = first.forward + first.backward_first + sum(group.forward + group.backward for group in others)
     kept = dict(first.kept_first)
@@ -181,7 +181,7 @@ def _cost_lines(costs: Sequence[DepthCost], batch_size: int, kind: str) -> list[
 
 
 def _rows(backbone: Backbone, freeze_depth: int) -> list[dict[str, Any]]:
-    """One row for each layer group and, last, the head; sets ``requires_grad`` to match."""
+    """One row for each layer group and, finally, the head; sets ``requires_grad`` to match."""
     deepest = len(backbone.layer_groups)
     if not 0 <= freeze_depth <= deepest:
         raise BackboneError(f"`0 <= depth <= {deepest}` must hold, but got depth={freeze_depth}.")

@@ -1,10 +1,10 @@
-"""Where a network can be cut in two: its graph of operations, traced once, without running it on real numbers.
+"""Find where a network can be cut in two, from its traced graph, without running it on real values.
 
-A *cut* is an operation after which exactly one tensor is still needed. Everything up to it is a function from images
-to that tensor, and everything after it is a function of that tensor alone, so the first part can be frozen, its results
-can be stored, and the two parts one after the other give exactly the same numbers as the whole.
+A *cut* is an operation after which exactly one tensor is still needed. Everything up to it is a function from images to
+that tensor, and everything after it is a function of that tensor only. So the first part can be frozen, its results can
+be stored, and the two parts in sequence give exactly the same results as the whole.
 
-The idea of cutting at single live values comes from register allocation in compilers ("liveness"); tracing comes from
+The idea of cutting at single live values comes from register allocation in compilers ("liveness"); tracing uses
 ``torch.fx``, as in torchvision's feature extraction.
 """
 
@@ -24,14 +24,14 @@ __all__ = ["COUNT", "Step", "forget_biases_on_load", "sizes_read_behind", "steps
 
 
 COUNT = "count"
-"""In place of a size: it is the number of images."""
+"""Stands for the number of images in place of a size."""
 
 
 class _Held(fx.Proxy):
-    """A parameter or buffer while tracing. All but its numbers is known, and networks decide by it.
+    """A parameter or buffer while tracing. Everything except its values is known, and networks branch on it.
 
-    (Is the table of positions of the right size? Where must another be made?) ``fx`` offers this by
-    ``param_shapes_constant``, for parameters and their shape alone.
+    (Does the table of positions have the right size? On which device is a new one created?) ``fx`` only offers this for
+    shapes of parameters, as ``param_shapes_constant``.
     """
 
     def __init__(self, held: fx.Proxy, tensor: Tensor) -> None:
@@ -49,17 +49,17 @@ class _Held(fx.Proxy):
 
 
 class _Tracer(fx.Tracer):
-    """Takes as one operation each what says of itself that it cannot be traced, or need not be.
+    """Treats modules and functions as single operations if they are marked as not to be traced.
 
-    Those are the modules of ``torchvision.ops`` (stochastic depth, deformable convolution), and the modules and
-    functions that timm registers as such (drop path, padding by the size of the image).
+    These are the modules of ``torchvision.ops`` (stochastic depth, deformable convolution), and the modules and
+    functions that timm registers (drop path, padding by the image size).
     """
 
-    # Buffers stay named in the graph; without it, what is computed from them alone becomes an attribute of the module.
+    # Keeps buffers named in the graph; otherwise values computed only from them become attributes of the module.
     proxy_buffer_attributes = True
 
     def __init__(self) -> None:
-        # timm need not be installed, and where a network of it is traced, it is imported.
+        # timm need not be installed; if one of its networks is traced, it is already imported.
         layers = sys.modules.get("timm.layers")
         self._opaque = tuple(layers.get_notrace_modules()) if layers else ()
         functions = tuple(layers.get_notrace_functions()) if layers else ()
@@ -68,15 +68,15 @@ class _Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        """The images alone are an input; what else ``forward`` takes (an attention mask) stays at its default.
+        """Only the images are an input; other arguments of ``forward`` (an attention mask) keep their default.
 
-        As an input it would be one more value to pass on at every border.
+        Otherwise they would be additional values to pass on at every border.
         """
         _, images, *_ = inspect.signature(root_fn).parameters
         return root_fn, [self.root, self.create_proxy("placeholder", images, (), {})]
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """A parameter or buffer that is read by its own module."""
+        """A parameter or buffer read by its own module."""
         found = super().getattr(attr, attr_val, parameter_proxy_cache)
         return _Held(found, attr_val) if isinstance(found, fx.Proxy) and isinstance(attr_val, Tensor) else found
 
@@ -86,7 +86,7 @@ class _Tracer(fx.Tracer):
 
 
 def trace(module: nn.Module) -> fx.Graph:
-    """The operations of ``module`` in the order in which they run, in the mode that it is in."""
+    """The operations of ``module`` in the order of execution, in its current mode."""
     _forget_attention_biases(module)
     try:
         return _Tracer().trace(module)
@@ -95,8 +95,8 @@ def trace(module: nn.Module) -> fx.Graph:
 
 
 def forget_biases_on_load(module: nn.Module) -> None:
-    """LeViT of transformers keeps, in evaluation mode, attention biases that it computed once, also when others are
-    loaded over those that they came from. timm's forgets them by itself."""
+    """Clear the cached attention biases of transformers' LeViT after loading a state_dict: in evaluation mode it would
+    keep outdated ones. timm's clears them itself."""
     for part in module.modules():
         if isinstance(getattr(part, "attention_bias_cache", None), dict):
             part.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
@@ -105,7 +105,7 @@ def forget_biases_on_load(module: nn.Module) -> None:
 
 
 def _forget_attention_biases(module: nn.Module) -> None:
-    """LeViT and its kin keep, in evaluation mode, biases that they computed once; while traced, symbols for them."""
+    """Clear the biases that LeViT and similar networks cache in evaluation mode; during tracing, these are symbols."""
     for part in module.modules():
         kept = getattr(part, "attention_bias_cache", None)
         if isinstance(kept, dict):
@@ -113,7 +113,7 @@ def _forget_attention_biases(module: nn.Module) -> None:
 
 
 def _path_of(node: fx.Node) -> str:
-    """Path of the module that an operation is, or, for a bare one (``flatten``), of that whose ``forward`` has it."""
+    """Path of an operation's module or, for a function (``flatten``), of the module whose ``forward`` calls it."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return str(stack[-1][0]) if stack else ""
 
@@ -124,43 +124,43 @@ class Step:
 
     node: fx.Node
     path: str
-    """Path of the module that it belongs to."""
+    """Path of its module."""
     tensors: tuple[str, ...]
-    """Parameters and buffers that it is the first to use."""
+    """Parameters and buffers first used by it."""
     shape: torch.Size | None
-    """Shape of its result for one image, None if that is not one floating-point tensor."""
+    """Shape of its result for one image; None unless that is one floating-point tensor."""
     is_cut: bool
     """Whether the network can be cut after it."""
     is_tensor: bool
-    """Whether its result is a tensor, or several: not a size, or a check of one."""
+    """Whether its result is one or more tensors, not a size or a check of one."""
     is_given: bool
-    """Whether its result is the same for all images of that size: a size, their number, or a table that is computed
-    from these and buffers (rotary position embeddings). It need not be passed on."""
+    """Whether its result is the same for all images of that size: a size, their number, or a table computed from these
+    and buffers (rotary position embeddings). It need not be passed on."""
     value: Any
-    """Of a size that is given: itself, or ``COUNT``."""
+    """For such a size: its value, or ``COUNT``."""
 
 
 def steps_of(module: nn.Module, image_size: int) -> list[Step]:
-    """All operations of ``module``, in the order in which they run.
+    """All operations of ``module``, in the order of execution.
 
     Args:
         module: on the ``meta`` device, in evaluation mode; images ``[N, 3, H, W]`` to logits ``[N, classes]``.
         image_size: height and width of the images in pixels.
 
     Raises:
-        Exception: whatever tracing or the network raises for images of that size.
+        Exception: any error of tracing or of the network for images of this size.
     """
     graph = trace(module)
     network = fx.GraphModule(module, graph)
     recorder = _run(network, 1, image_size)
     nodes = [node for node in graph.nodes if node.op not in {"get_attr", "output"}]
-    # What a number of images changes is seen with another number; where no size is read, there is nothing to see.
+    # The effect of the number of images is detected with a second number, unless no size is read.
     reads_sizes = any(_is_size(recorder.values[node]) for node in nodes)
     of_two = _run(network, 2, image_size) if reads_sizes else recorder
     given = _given(module, nodes, recorder.values, of_two.values)
     position = {node: i for i, node in enumerate(nodes)}
     end = len(nodes)
-    # Position of the last operation that needs each result; the network's output is needed to the end.
+    # Index of the last operation that needs each result; the network's output is needed to the end.
     last_use = [
         i if node in given else max((position.get(user, end) for user in node.users), default=i)
         for i, node in enumerate(nodes)
@@ -171,16 +171,16 @@ def steps_of(module: nn.Module, image_size: int) -> list[Step]:
 
     steps = []
     seen: set[str] = set()
-    needed_until = -1  # by the results before this one, and by parameters that a later operation shares
+    needed_until = -1  # earlier results, and parameters shared with a later operation
     for i, node in enumerate(nodes):
         tensors = tuple(dict.fromkeys(name for name in used[i] if name not in seen))
         seen.update(tensors)
         needed_until = max([needed_until, *(last_use_of.get(name, -1) for name in tensors)])
         value = recorder.values[node]
         alone = needed_until <= i < last_use[i] and node.op != "placeholder"
-        # An operation in place, however much later and through whatever view, would overwrite a stored result.
+        # A later in-place operation, through any view, would overwrite a stored result.
         shape = value.shape if isinstance(value, Tensor) and value.is_floating_point() else None
-        of_one_image = shape is not None and shape[:1] == (1,)  # not of the windows that it was taken apart into
+        of_one_image = shape is not None and shape[:1] == (1,)  # not split into windows
         is_cut = alone and of_one_image and value._version == recorder.versions[node]
         size = None
         if node in given and not _is_tensor(value):
@@ -191,9 +191,9 @@ def steps_of(module: nn.Module, image_size: int) -> list[Step]:
 
 
 def sizes_read_behind(steps: Sequence[Step], end: int) -> dict[str, Any]:
-    """Sizes found up to step ``end`` that later operations read, by the names of the operations that found them.
+    """Sizes computed up to step ``end`` that later operations read, by the names of their operations.
 
-    They are read by these themselves, or to compute a table once more.
+    They are read directly, or to recompute a table.
     """
     before = {step.node: step for step in steps[: end + 1] if step.is_given}
     waiting = [source for step in steps[end + 1 :] for source in step.node.all_input_nodes if source in before]
@@ -210,13 +210,13 @@ def sizes_read_behind(steps: Sequence[Step], end: int) -> dict[str, Any]:
 def _given(
     module: nn.Module, nodes: Sequence[fx.Node], of_one: Mapping[fx.Node, Any], of_two: Mapping[fx.Node, Any]
 ) -> set[fx.Node]:
-    """The operations whose result depends on the number of images and their size alone, not on what they show.
+    """The operations whose result depends only on the number and size of the images, not on their content.
 
     Args:
         module: the network.
-        nodes: its operations in the order in which they run.
+        nodes: its operations in the order of execution.
         of_one: their results for one image.
-        of_two: those for two.
+        of_two: their results for two images.
     """
     parameters = {name for name, _ in module.named_parameters()}
     given: set[fx.Node] = set()
@@ -245,7 +245,7 @@ def _run(network: fx.GraphModule, count: int, image_size: int) -> "_Recorder":
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps every result with its version: PyTorch counts how often each storage was written to."""
+    """Runs a graph and keeps every result with its version, PyTorch's count of writes to its storage."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module, garbage_collect_values=False)
@@ -253,9 +253,9 @@ class _Recorder(fx.Interpreter):
         self.versions: dict[fx.Node, int] = {}
 
     def call_module(self, target: fx.node.Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of a layer. Of the most frequent ones it is known, which saves a third of all the time.
+        """The result of a layer, computed here for the most frequent types, which saves a third of the total time.
 
-        PyTorch finds out in Python, operation by operation, what such a layer makes of a tensor without numbers.
+        PyTorch infers a layer's result without values in Python, operation by operation.
         """
         if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
             known = _known_result(self.fetch_attr(str(target)), args[0])
@@ -271,7 +271,7 @@ class _Recorder(fx.Interpreter):
 
 
 def _known_result(layer: object, given: Tensor) -> Tensor | None:
-    """What a layer makes of a tensor that fits it; ``None`` for all but three kinds, whose subclasses may differ."""
+    """A layer's result for a valid input; ``None`` except for three types, excluding their subclasses."""
     if type(layer) is nn.BatchNorm2d and given.ndim == 4 and given.shape[1] == layer.num_features:
         return torch.empty_like(given)
     if type(layer) is nn.LayerNorm and given.shape[-len(layer.normalized_shape) :] == layer.normalized_shape:
@@ -286,7 +286,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _tensors_of(module: nn.Module, node: fx.Node) -> list[str]:
-    """Names of the parameters and buffers that an operation uses: its module's, or those that it is called with."""
+    """Names of the parameters and buffers used by an operation: its module's, or its arguments."""
     names = []
     if node.op == "call_module":
         called = module.get_submodule(str(node.target))

@@ -1,8 +1,8 @@
-"""Regenerates the tables of ``thawline backbones`` for the installed torchvision and timm.
+"""Regenerate the tables of ``thawline backbones`` for the installed torchvision and timm.
 
-Run ``python -m thawline.backbones.write_catalogue`` after a new version of one of them or a change to how networks
-are cut. No network is built with real numbers; torchvision's take about a minute, timm's about ten. Tests compare a
-sample of the tables with the networks.
+Run ``python -m thawline.backbones.write_catalogue`` after a new version of one of them, or a change in how networks are
+cut. Networks are built without real values; torchvision's take about a minute, timm's about ten. Tests compare a sample
+of the tables with the networks.
 """
 
 import sys
@@ -15,7 +15,7 @@ __all__: list[str] = []
 
 
 def catalogued(library: Library) -> Catalogue:
-    """All networks of a library, each of them looked at."""
+    """Inspect all networks of a library."""
     networks = library.networks()
     infos, refused = {}, {}
     for name in networks.list_names():

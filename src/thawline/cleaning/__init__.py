@@ -1,8 +1,8 @@
-"""``thawline clean``: what no search needs any more; listed first, removed on request.
+"""``thawline clean``: files and records that no search needs any more; listed first, removed on request.
 
-Everything is decided by one age from what lies in Thawline's home, the studies' storage and MLflow: what was last used
-longer ago may go. Nothing outside the home is touched, links are not followed, and what a running search has is left
-alone: its lock is taken before anything is removed, and what was found is checked again then.
+One age decides, for Thawline's home, the studies' storage and MLflow: items last used longer ago can be removed.
+Nothing outside the home is touched, links are not followed, and files of a running search are left alone: its lock is
+taken before a removal, and the findings are checked again under the lock.
 """
 
 from thawline.cleaning._look import Failure, Item, Kind

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["cached", "checkpoints", "leftovers", "mirrors", "orphans", "unpacked"]
 
 _LEFTOVER_SECONDS = 3600.0
-"""A temporary file without writes for this long was left by a process that died."""
+"""Time without writes after which a temporary file counts as left by a process that died."""
 _TEMPORARY = re.compile(r".*\.tmp|\..*\.partial")
 _CHECKPOINT = re.compile(r".*\.safetensors|.*\.tmp")
 
 
 def checkpoints(look: Look) -> Iterator[Item]:
-    """Of finished trials all but the one that a model of the study is made from."""
+    """Checkpoints of finished trials, except the one that the study's model is made from."""
     for folder in folders(look.home / "studies"):
         used = last_used(folder)
         if folder.name not in look.studies.names or folder.name in look.studies.busy or used >= look.cutoff:
@@ -41,14 +41,14 @@ def checkpoints(look: Look) -> Iterator[Item]:
             if _CHECKPOINT.fullmatch(file.name) and look.relative(file) not in kept
         ]
         if files:
-            why = f"of finished trials, {look.since(used)}; the best one of the best trial stays"
+            why = f"of finished trials, {look.since(used)}; the best checkpoint of the best trial is kept"
             yield look.item(
                 "checkpoints", folder, files, why, _unless_run(look, folder, partial(_discard, look, files))
             )
 
 
 def _needed(records: "Sequence[TrialRecord]") -> set[str]:
-    """The choice of :meth:`~thawline.search.study.Study.best`; records come ranked."""
+    """The checkpoint chosen by :meth:`~thawline.search.study.Study.best`; records are ranked."""
     for record in records:
         if record.state == "complete" and record.result is not None and record.result.checkpoint is not None:
             return {Path(record.result.checkpoint).as_posix()}
@@ -76,19 +76,19 @@ def orphans(look: Look, kind: Literal["studies", "tensorboard"]) -> Iterator[Ite
             continue
         files = list(files_below(folder))
         if not look.unsent.isdisjoint(map(look.relative, files)):
-            look.note(f"{look.relative(folder)} holds files that MLflow has not received yet. It is left alone.")
+            look.note(f"{look.relative(folder)} is kept: it contains files that MLflow has not received yet.")
             continue
         act = _unless_run(look, folder, partial(look.remove_tree, folder))
         yield look.item(kind, folder, files, f"its study no longer exists, {look.since(used)}", act)
 
 
 def _unless_run(look: Look, folder: Path, act: Act) -> Act:
-    """Act while no search can begin on the study that the folder is named after."""
+    """Act while no search can start on the folder's study."""
     return look.unless_used(look.home / "studies" / folder.name / "study.lock", partial(last_used, folder), act)
 
 
 def cached(look: Look, kind: Literal["decoded", "tokens", "activations"]) -> Iterator[Item]:
-    """Entries ``<digest>.*``. Their locks ``<digest>.lock``, which are empty, stay: they may be waited for."""
+    """Entries ``<digest>.*``. Their locks ``<digest>.lock``, which are empty, stay: a process may wait for them."""
     if look.studies.busy:
         return
     entries: dict[str, list[Path]] = defaultdict(list)
@@ -103,7 +103,7 @@ def cached(look: Look, kind: Literal["decoded", "tokens", "activations"]) -> Ite
         if used < look.cutoff:
             lock = files[0].with_name(f"{digest}.lock")
             act = look.unless_used(lock, partial(newest, files), partial(look.remove_files, files))
-            yield look.item(kind, files[0], files, f"{look.since(used)}; recreated when it is needed", act)
+            yield look.item(kind, files[0], files, f"{look.since(used)}; recreated when needed", act)
 
 
 def mirrors(look: Look) -> Iterator[Item]:
@@ -116,12 +116,12 @@ def mirrors(look: Look) -> Iterator[Item]:
         if is_file(index) and used < look.cutoff:
             remove = partial(_remove_mirror, look, folder, state.name)
             act = look.unless_used(state / "lock", partial(newest, [index]), remove)
-            why = f"{look.since(used)}; fetched again when it is needed"
+            why = f"{look.since(used)}; downloaded again when needed"
             yield look.item("mirrors", folder, list(files_below(folder)), why, act)
 
 
 def _mirrors(look: Look) -> Iterator[tuple[Path, Path]]:
-    """Every mirror, and the hidden folder that makes it one."""
+    """Every mirror, and the hidden folder that marks it."""
     from thawline.data import MIRROR_STATE
 
     for digest in folders(look.home / "cache" / "mirrors"):
@@ -130,7 +130,7 @@ def _mirrors(look: Look) -> Iterator[tuple[Path, Path]]:
 
 
 def _remove_mirror(look: Look, folder: Path, state: str) -> list[Failure]:
-    # Its mark goes last: without it, the rest of a killed removal would no longer be recognised as a mirror.
+    # Remove its mark last: without it, the rest of an interrupted removal would not be recognised as a mirror.
     failures = look.remove_tree(folder, last=state)
     with suppress(OSError):  # not empty
         folder.parent.rmdir()
@@ -138,7 +138,7 @@ def _remove_mirror(look: Look, folder: Path, state: str) -> list[Failure]:
 
 
 def unpacked(look: Look) -> Iterator[Item]:
-    """Data sets that came in one file, as folders; without a mark it is what a killed process has left of one."""
+    """Unpacked archives; one without a mark was left by a killed process."""
     if look.studies.busy:
         return
     place = look.home / "cache" / "unpacked"
@@ -151,19 +151,19 @@ def unpacked(look: Look) -> Iterator[Item]:
         if used < look.cutoff:
             remove = partial(_remove_unpacked, look, mark, folder)
             act = look.unless_used(folder.with_suffix(".lock"), last, remove)
-            why = f"{look.since(used)}; unpacked again where it is needed"
+            why = f"{look.since(used)}; unpacked again when needed"
             if not marked:
                 why = f"the process that unpacked it died; {look.since(used)}"
             yield look.item("unpacked", folder, [*([mark] if marked else []), *files_below(folder)], why, act)
 
 
 def _without_mark(folder: Path, mark: Path) -> float:
-    """When a folder was written last; a mark by now says that another process has unpacked it to the end."""
+    """Time of the last write to a folder, or of its mark if another process has completed it meanwhile."""
     return max(last_used(folder), newest([mark]))
 
 
 def _remove_unpacked(look: Look, mark: Path, folder: Path) -> list[Failure]:
-    # What says that the folder is whole goes first: half of one would be read as the data.
+    # Remove the mark of a complete folder first: half of a folder would be read as the data.
     return look.remove_files([mark]) or look.remove_tree(folder)
 
 
@@ -172,7 +172,7 @@ def leftovers(look: Look, taken: Collection[str]) -> Iterator[Item]:
 
     Args:
         look: the home.
-        taken: files that go with other items.
+        taken: files that belong to other items.
     """
     before = time.time() - _LEFTOVER_SECONDS
     places = [

@@ -1,4 +1,4 @@
-"""What the surveys of removable items share: the home, the studies, MLflow, and removal."""
+"""Shared parts of the surveys of removable items: the home, the studies, MLflow, and removal."""
 
 import json
 import re
@@ -59,11 +59,11 @@ class Item:
 
     kind: Kind
     name: str
-    """Where it is, relative to the home; or what it is in MLflow."""
+    """Path relative to the home, or description in MLflow."""
     parts: tuple[str, ...]
-    """Every file that would be removed, relative to the home; or every id in MLflow."""
+    """Paths of all its files relative to the home, or all its ids in MLflow."""
     bytes: int | None
-    """``None`` where only the storage knows."""
+    """``None`` if only the storage knows."""
     why: str
     remove: Act = field(repr=False, compare=False)
 
@@ -73,7 +73,7 @@ class Item:
 
 
 class Used(Exception):
-    """It is in use, or was since the survey."""
+    """An item is in use, or was used since the survey."""
 
 
 class Studies:
@@ -89,7 +89,7 @@ class Studies:
         self.names = frozenset(study_names(home, url))
         self._records: dict[str, list[TrialRecord]] = {}
         self.busy = frozenset(self._busy())
-        """Studies that a process which lives works on."""
+        """Studies in use by a live process."""
 
     def records(self, name: str) -> "list[TrialRecord]":
         """Trials of a study that exists, best first."""
@@ -97,13 +97,13 @@ class Studies:
 
         if name not in self._records:
             self._records[name] = []
-            with suppress(KeyError):  # it was created a moment ago, and nothing is known of it yet
+            with suppress(KeyError):  # just created, and still empty
                 self._records[name] = load_records(self._home, name, self._given)[1]
         return self._records[name]
 
     @property
     def complete(self) -> bool:
-        """Whether a study that is not among the names is kept nowhere else, as far as is known here."""
+        """Whether the names are complete, as far as is known: no other storage has studies of this home."""
         journal = (self._home / "optuna.journal").exists()
         return journal if self.url is None else not journal
 
@@ -114,7 +114,7 @@ class Studies:
             if is_locked(folder / "study.lock"):
                 yield folder.name
         storage = open_storage(self._home, self._given) if self.url is not None else None
-        if storage is not None:  # in a database, searches on several machines have a lease for each of their trials
+        if storage is not None:  # in a database, searches on several machines hold a lease for each of their trials
             for name in self.names:
                 claims = storage.claims(name)
                 if any(claims.taken_by_others(f"trial-{r.number}") for r in self.records(name) if r.state == "running"):
@@ -127,11 +127,10 @@ class Look:
     def __init__(self, home: Path, cutoff: float, storage: str | None, tracking_uri: str | None) -> None:
         self.home = home
         self.cutoff = cutoff
-        """Seconds since 1970; what was last used before can be removed."""
+        """Seconds since 1970; items last used before can be removed."""
         self.studies = Studies(home, storage)
         self.notes = [
-            f"The study {name} is being run. It is left alone, and so are the caches."
-            for name in sorted(self.studies.busy)
+            f"The study {name} is running: it is kept, and so are the caches." for name in sorted(self.studies.busy)
         ]
         """Notes for the user."""
         self._tracking_uri = tracking_uri
@@ -142,18 +141,18 @@ class Look:
             self.notes.append(sentence)
 
     def is_gone(self, study: str) -> bool:
-        """Whether there is no such study any more."""
+        """Whether a study no longer exists."""
         if study in self.studies.names or study in self.studies.busy or not _STUDY_NAME.fullmatch(study):
             return False
         if not self.studies.complete:
-            where = "THAWLINE_STORAGE or --storage names a database, but the home holds studies as well"
+            where = "THAWLINE_STORAGE or --storage names a database, but the home also contains studies"
             if self.studies.url is None:
-                where = "the home holds none, and neither THAWLINE_STORAGE nor --storage names a database"
-            self.note(f"Where studies are kept is not clear ({where}): those that are not known are left alone.")
+                where = "the home contains none, and neither THAWLINE_STORAGE nor --storage names a database"
+            self.note(f"It is not clear where studies are stored ({where}): files of unknown studies are kept.")
             return False
         kept = self.mlflow.storages.get(study) if self.mlflow is not None else None
         if kept is not None:
-            self.note(f"The study {study} is kept in {kept}, which --storage does not name. It is left alone.")
+            self.note(f"Files of the study {study} are kept: its storage is {kept}, which --storage does not name.")
         return kept is None
 
     @cached_property
@@ -175,14 +174,14 @@ class Look:
                 paths = [Path(record["path"]).resolve() for record in records if "path" in record]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise ConfigError(
-                    f"{kept} lists records for MLflow, and cannot be read ({error}): nothing can be removed "
-                    "safely. Repair it, or move it out of the home."
+                    f"{kept} lists records for MLflow, but cannot be read ({error}), so nothing can be removed safely. "
+                    "Repair it, or move it out of the home."
                 ) from None
             found += [file for path in paths for file in (files_below(path) if path.is_dir() else [path])]
         return frozenset(file.relative_to(root).as_posix() for file in found if file.is_relative_to(root))
 
     def relative(self, path: Path) -> str:
-        """The path in the home."""
+        """The path relative to the home."""
         return path.relative_to(self.home).as_posix()
 
     def since(self, used: float) -> str:
@@ -204,13 +203,13 @@ class Look:
                 try:
                     stack.enter_context(FileLock(lock, timeout=0))
                 except Timeout:
-                    raise Used("it is in use, and kept") from None
+                    raise Used("it is in use") from None
             if last_used() >= self.cutoff:
-                raise Used("it was used a moment ago, and is kept")
+                raise Used("it was used a moment ago")
             return act()
 
     def remove_files(self, files: Iterable[Path]) -> list[Failure]:
-        """Unlink files; a link goes, not what it leads to."""
+        """Unlink files; for a link, the link and not its target."""
         failures = []
         for file in files:
             try:
@@ -220,7 +219,7 @@ class Look:
         return failures
 
     def remove_tree(self, folder: Path, *, last: str | None = None) -> list[Failure]:
-        """Remove a folder. The child ``last`` goes after all others, and only without them."""
+        """Remove a folder; the child ``last`` is removed after all others, and only if they could be removed."""
         failures: list[Failure] = []
         for child in sorted(children(folder), key=lambda child: child.name == last):
             if failures and child.name == last:

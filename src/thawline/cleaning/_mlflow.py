@@ -1,4 +1,4 @@
-"""Removable records of MLflow: they go to its trash, from which they can be restored."""
+"""Removable records of MLflow, which are moved to its trash."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +15,12 @@ from thawline.tracking import CHECKPOINT, pages
 __all__ = ["failed_runs", "unused_models"]
 
 _VERSIONS = "mlflow.modelVersions"
-"""Tag of a package that was registered anywhere; an earlier version of Thawline has not recorded where."""
+"""Tag of a package that was registered anywhere; earlier versions of Thawline did not record where."""
 _MODEL_TYPES = ("image-classifier", "text-classifier")
 
 
 def failed_runs(look: Look) -> Iterator[Item]:
-    """Failed trials that no version of a registered model comes from."""
+    """Failed trials without a version of a registered model."""
     mlflow = look.mlflow
     if mlflow is None:
         return
@@ -44,13 +44,13 @@ def failed_runs(look: Look) -> Iterator[Item]:
             name=f"failed trials of the study {study}",
             parts=ids,
             bytes=_artifact_bytes(look, locations),
-            why="no registered model comes from them",
+            why="no registered model was made from them",
             remove=partial(_delete_runs, mlflow, ids, [model.model_id for model in checkpoints]),
         )
 
 
 def _checkpoints(mlflow: Mlflow, run_id: str) -> Iterator[Any]:
-    """Checkpoints that a trial recorded, but for those that somebody registered; MLflow keeps them without the run."""
+    """Checkpoints recorded by a trial, except registered ones; MLflow keeps them even without the run."""
     theirs = f"source_run_id = '{run_id}' AND model_type = '{CHECKPOINT}'"
     search = mlflow.store.client.search_logged_models
     for model in pages(search, experiment_ids=list(mlflow.experiments), filter_string=theirs):
@@ -76,7 +76,7 @@ def _has_failed(look: Look, run: Any) -> bool:
 
 
 def unused_models(look: Look) -> Iterator[Item]:
-    """Packages of searches that died before they had registered them, and of versions that somebody deleted."""
+    """Packages of searches that died before registering them, and of deleted versions."""
     mlflow = look.mlflow
     if mlflow is None:
         return
@@ -115,14 +115,14 @@ def _is_elsewhere(look: Look, mlflow: Mlflow, study: str) -> bool:
     registry = mlflow.registered_elsewhere(study)
     if registry is not None:
         look.note(
-            f"Models of the study {study} are registered in {registry}, which is not checked. Its runs and packages "
-            "are left alone; MLFLOW_REGISTRY_URI names another registry."
+            f"Runs and packages of the study {study} are kept: its models are registered in {registry}, which is not "
+            "checked. To check it, name it in MLFLOW_REGISTRY_URI."
         )
     return registry is not None
 
 
 def _recorded(look: Look, mlflow: Mlflow) -> set[str] | None:
-    """Runs that the studies of this home have recorded; ``None`` for all, where nobody else records."""
+    """Runs recorded by the studies of this home; ``None`` for all, if the store belongs to this home."""
     if mlflow.own:
         return None
     results = [record.result for name in look.studies.names for record in look.studies.records(name)]
@@ -130,21 +130,21 @@ def _recorded(look: Look, mlflow: Mlflow) -> set[str] | None:
 
 
 def _warn(look: Look, mlflow: Mlflow) -> None:
-    """Say how the files are freed, and what to check before.
+    """Note how to free the files, and what to check first.
 
-    That is not done here: ``mlflow gc`` cannot be bound to some runs. It destroys all deleted experiments beside them,
-    and does not ask whether a registered model needs what it destroys.
+    Thawline does not run ``mlflow gc`` itself, because it cannot be restricted to some runs: it also destroys all
+    deleted experiments, and does not check whether a registered model needs the files.
     """
     store = mlflow.store
     command = f"`mlflow gc --backend-store-uri {store.name} --tracking-uri {store.name}`"
     if store.uri.startswith("http"):
-        command = "`mlflow gc` where the server runs"
+        command = "`mlflow gc` on the server's machine"
     look.note(
-        "Runs and models go to MLflow's trash; `mlflow runs restore --run-id ID` brings a run back, but no model. "
-        f"{command} frees their files, and whatever else is in the trash."
+        "Runs and models are moved to MLflow's trash; `mlflow runs restore --run-id ID` restores runs, but not models. "
+        f"{command} empties the trash and frees the disk space."
     )
     for version in mlflow.registered.in_trash:
-        look.note(f"The package of {version} is in MLflow's trash, too: do not run `mlflow gc` if it is needed.")
+        look.note(f"MLflow's trash also contains the package of {version}: do not run `mlflow gc` if you need it.")
 
 
 def _delete(delete: Callable[[str], object], ids: Sequence[str]) -> list[Failure]:
@@ -152,13 +152,13 @@ def _delete(delete: Callable[[str], object], ids: Sequence[str]) -> list[Failure
     for each in ids:
         try:
             delete(each)
-        except Exception as error:  # MLflow's own, and those of the database or the network
+        except Exception as error:  # from MLflow, the database or the network
             failures.append(Failure(each, (str(error).splitlines() or [type(error).__name__])[0]))
     return failures
 
 
 def _artifact_bytes(look: Look, locations: Sequence[str]) -> int | None:
-    """Size of what lies in the home; ``None`` if any of it lies elsewhere."""
+    """Size of artifacts in the home; ``None`` if any are elsewhere."""
     folders = [Path(url2pathname(location.removeprefix("file://"))) for location in locations]
     if not all(folder.is_relative_to(look.home) for folder in folders):
         return None

@@ -1,4 +1,4 @@
-"""MLflow's store, and what must be kept in it."""
+"""MLflow's store, and the records that must be kept in it."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -18,14 +18,14 @@ _LOGGED_MODEL = re.compile(r"\bm-[0-9a-f]{32}\b")
 
 @dataclass(frozen=True)
 class Registered:
-    """What the versions of registered models refer to."""
+    """Runs and packages that versions of registered models refer to."""
 
     runs: frozenset[str]
     models: frozenset[str]
     unclear: frozenset[str]
     """Runs of versions whose package cannot be identified: all of their packages are kept."""
     in_trash: tuple[str, ...]
-    """Versions whose package somebody deleted, and which cannot be loaded once ``mlflow gc`` has run."""
+    """Versions with a deleted package, which cannot be loaded after ``mlflow gc``."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ class Mlflow:
 
     store: MlflowStore
     own: bool
-    """Whether its database lies in the home. Another one may hold the runs of others, too."""
+    """Whether its database is in the home. Any other may also contain runs of others."""
     experiments: tuple[str, ...]
     storages: Mapping[str, str]
-    """Studies that were kept in another database than the surveyed one, and in which."""
+    """Studies stored in another database than the surveyed one, with that database."""
     registries: Mapping[str, Mapping[str, str]]
-    """Tags of each study that say which registries its models went to; none of an earlier version of Thawline."""
+    """By study, tags with the registries of its models; empty for earlier versions of Thawline."""
 
     @classmethod
     def open(cls, home: Path, tracking_uri: str | None, studies_url: str | None) -> "Mlflow | None":
-        """Open it as a search would; ``None`` if no search has made one.
+        """Open it as a search would; ``None`` if no search has created one.
 
         Raises:
             TrackingError: if it cannot be read now.
@@ -73,14 +73,14 @@ class Mlflow:
         return cls(store, own, experiments, storages, registries)
 
     def registered_elsewhere(self, study: str) -> str | None:
-        """A registry that models of a study went to, and which is not checked; ``None`` if there is none."""
+        """Another registry with models of a study, which is not checked; ``None`` if there is none."""
         looked_at, _ = self.store.registry_tag
         names = (name for key, name in self.registries.get(study, {}).items() if key != looked_at)
         return next(names, None)
 
     @cached_property
     def registered(self) -> Registered:
-        """What must be kept.
+        """Records that must be kept.
 
         Raises:
             TrackingError: if the registry cannot be read now.
@@ -89,7 +89,7 @@ class Mlflow:
         runs, models, unclear, in_trash = set(), set(), set(), []
         with reading():
             for version in pages(client.search_model_versions):
-                # A version that was copied from another names that one; where its files lie names the package.
+                # A copied version names its original; the location of its files names the package.
                 place = client.get_model_version_download_uri(version.name, version.version)
                 named = set(_LOGGED_MODEL.findall(f"{version.source} {place}"))
                 runs.add(str(version.run_id))
@@ -101,7 +101,7 @@ class Mlflow:
         return Registered(frozenset(runs), frozenset(models), frozenset(unclear), tuple(in_trash))
 
     def runs(self, condition: str) -> Iterator[Any]:
-        """Runs of any experiment that are not deleted."""
+        """Runs in any experiment, except deleted ones."""
         return pages(
             self.store.client.search_runs,
             experiment_ids=list(self.experiments),
@@ -110,14 +110,14 @@ class Mlflow:
         )
 
     def study_of(self, run_id: str) -> str | None:
-        """The study that a run belongs to; ``None`` for a run that is not ours, or destroyed."""
+        """The study of a run; ``None`` for a destroyed run, or one of another program."""
         run = _found(self.store.client.get_run, run_id)
         return None if run is None else run.data.tags.get("thawline.study")
 
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Any error of MLflow's, of its database or of the network as a :class:`TrackingError`."""
+    """Convert errors of MLflow, its database or the network to :class:`TrackingError`."""
     try:
         yield
     except ThawlineError:
@@ -125,11 +125,11 @@ def reading() -> Iterator[None]:
     except Exception as error:
         from thawline.tracking import first_line
 
-        raise TrackingError(f"MLflow cannot be read, so that nothing is removed: {first_line(error)}") from error
+        raise TrackingError(f"MLflow cannot be read, so nothing is removed: {first_line(error)}") from error
 
 
 def _found(get: Callable[[str], Any], name: str) -> Any:
-    """What MLflow has under an id, or ``None``; a deleted logged model is not found, a deleted run is."""
+    """MLflow's entity with an id, or ``None``; deleted logged models are not found, deleted runs are."""
     try:
         return get(name)
     except Exception as error:

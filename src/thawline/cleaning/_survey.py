@@ -1,4 +1,4 @@
-"""The survey of everything, and the removal of what it finds."""
+"""The survey of all kinds of items, and their removal."""
 
 import re
 import time
@@ -22,14 +22,14 @@ _UNITS = {"h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 
 @dataclass(frozen=True)
 class Survey:
-    """What would be removed, and notes for the user."""
+    """Removable items, and notes for the user."""
 
     items: tuple[Item, ...]
     notes: tuple[str, ...]
 
     @property
     def bytes(self) -> int:
-        """Of all items whose size is known."""
+        """Total size of all items of known size."""
         return sum(item.bytes or 0 for item in self.items)
 
     def as_dict(self) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class Survey:
 
 
 def parse_age(text: str) -> float:
-    """Seconds of an age such as ``30d``, ``12h`` or ``2w``; ``0`` needs no unit.
+    """Parse an age such as ``30d``, ``12h`` or ``2w`` to seconds; ``0`` needs no unit.
 
     Raises:
         ConfigError: for anything else.
@@ -54,7 +54,7 @@ def parse_age(text: str) -> float:
 
 
 def parse_kinds(names: Sequence[str]) -> tuple[Kind, ...]:
-    """The kinds of these names; all if there are none.
+    """Parse names of kinds; all kinds if there are none.
 
     Raises:
         ConfigError: if one is unknown.
@@ -73,25 +73,25 @@ def survey(
     storage: str | None = None,
     tracking_uri: str | None = None,
 ) -> Survey:
-    """Find what can be removed; nothing is changed.
+    """Find removable items; nothing is changed.
 
-    - ``checkpoints`` of finished trials. The best one of the best trial stays, and so do those of trials that are not
-      finished and those that MLflow has not received yet.
-    - ``studies`` and ``tensorboard``: folders of studies that their storage no longer knows.
+    - ``checkpoints`` of finished trials. The best checkpoint of the best trial is kept, and so are those of unfinished
+      trials and those that MLflow has not received yet.
+    - ``studies`` and ``tensorboard``: folders of studies that no longer exist in their storage.
     - ``decoded`` images, ``tokens``, ``activations``, ``mirrors`` and ``unpacked`` archives that no search has used;
       all can be recreated.
     - ``temporary`` files of processes that died.
-    - ``runs``: failed trials in MLflow; ``models``: packaged ones that no version of a registered model refers to.
+    - ``runs``: failed trials in MLflow; ``models``: packages without a version of a registered model.
 
     Args:
         home: Thawline's home.
         older_than: seconds since the last use.
-        kinds: what to look for.
-        storage: where studies are kept, as for a search.
-        tracking_uri: MLflow's, as for a search.
+        kinds: to find.
+        storage: database of the studies, as for a search.
+        tracking_uri: MLflow tracking URI, as for a search.
 
     Raises:
-        ThawlineError: if the studies or MLflow cannot be read now: then nothing can be decided.
+        ThawlineError: if the studies or MLflow cannot be read now, so that nothing can be decided.
     """
     home = home.absolute()
     look = Look(home, time.time() - older_than, storage, tracking_uri)
@@ -116,7 +116,7 @@ def survey(
 
 
 def remove(found: Survey) -> list[Failure]:
-    """Remove what a survey has found; failures are named, and the rest continues."""
+    """Remove the items of a survey; returns failures, which do not stop the removal."""
     failures: list[Failure] = []
     for item in found.items:
         try:

@@ -1,4 +1,4 @@
-"""Looking at files and folders without following links."""
+"""Listing files and folders without following links."""
 
 import os
 import stat
@@ -11,19 +11,19 @@ __all__ = ["children", "files_below", "folders", "is_file", "is_locked", "last_u
 
 
 def children(folder: Path) -> list[Path]:
-    """What lies in a folder; nothing if there is none, or if it is a link."""
+    """Contents of a folder; empty if it does not exist or is a link."""
     if folder.is_symlink() or not folder.is_dir():
         return []
     return sorted(folder.iterdir())
 
 
 def folders(folder: Path) -> list[Path]:
-    """The folders among them."""
+    """Subfolders, without links."""
     return [child for child in children(folder) if child.is_dir() and not child.is_symlink()]
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files of a folder, however deep; links count as files."""
+    """All files below a folder; links count as files."""
     for child in children(folder):
         if child.is_dir() and not child.is_symlink():
             yield from files_below(child)
@@ -32,24 +32,24 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def is_file(path: Path) -> bool:
-    """Whether it is a file, and no link to one."""
+    """Whether it is a regular file, not a link."""
     return path.is_file() and not path.is_symlink()
 
 
 def size(paths: Sequence[Path]) -> int:
-    """Bytes of files; a link has none."""
+    """Total size of files (bytes), without links."""
     found = (_status(path) for path in paths)
     return sum(status.st_size for status in found if status is not None and stat.S_ISREG(status.st_mode))
 
 
 def newest(paths: Sequence[Path]) -> float:
-    """When any of the files was written last, in seconds since 1970; 0 if there is none."""
+    """Time of the last write to any of the files, in seconds since 1970; 0 if there are none."""
     found = (_status(path) for path in paths)
     return max((status.st_mtime for status in found if status is not None), default=0.0)
 
 
 def last_used(folder: Path) -> float:
-    """When anything in a folder was written last; of an empty one, when it was made.
+    """Time of the last write to any file in a folder, or of the creation of an empty one.
 
     Locks do not count: checking one may touch it.
     """

@@ -1,4 +1,4 @@
-"""The command line: verbs only. Each parses, calls and prints; heavy libraries are imported where they are needed."""
+"""The command line: verbs only. Each parses, calls and prints; heavy libraries are imported lazily."""
 
 # isort: off  in this order `--help` lists them
 from thawline.cli import backbones, data, home, models, studies

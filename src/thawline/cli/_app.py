@@ -1,4 +1,4 @@
-"""The command itself: the options before the verb, and how it ends."""
+"""The top-level command: global options, errors and exit codes."""
 
 import itertools
 import logging
@@ -33,9 +33,9 @@ _log = logging.getLogger("thawline.cli")
 
 
 def main() -> None:
-    """Run the command line. A known error is one message and exit code 2; ``--debug`` shows its traceback.
+    """Run the command line. A known error prints one message and exits with code 2; ``--debug`` shows its traceback.
 
-    Ctrl-C and SIGTERM are a sentence or two and exit code 130 or 143.
+    Ctrl-C and SIGTERM print a sentence or two and exit with code 130 or 143.
     """
     show_what_can_be_shown()
     stopping.listen(leave_at_once)
@@ -47,7 +47,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _leave_stopped()
     except Exception as error:
-        if stopping.came():  # a library that was interrupted may raise what it likes
+        if stopping.came():  # an interrupted library may raise anything
             _leave_stopped()
         if isinstance(error, ThawlineError) and not _debug:
             fail(str(error), error=type(error).__name__)
@@ -55,13 +55,13 @@ def main() -> None:
             raise
         _log.error("%s", error, exc_info=True)
         code = 1
-    if stopping.came():  # typer makes an exit code of KeyboardInterrupt
+    if stopping.came():  # typer turns KeyboardInterrupt into an exit code
         _leave_stopped()
     sys.exit(code)
 
 
 def _leave_stopped() -> NoReturn:
-    """Everything has been closed on the way here."""
+    """Exit after a signal; everything has been closed by now."""
     say_stopped()
     stopping.leave()
 
@@ -75,7 +75,7 @@ def _print_version(wanted: bool) -> None:
 
 
 def _meant(error: Any) -> str:
-    """The setting that is meant by an option that there is not, as this verb takes it; empty if none is."""
+    """Settings that an unknown option probably means, in the syntax of this verb; empty if there are none."""
     taken = {name for parameter in error.ctx.command.params for name in parameter.opts} if error.ctx else set()
     if "--set" not in taken:
         return ""
@@ -91,7 +91,7 @@ def _meant(error: Any) -> str:
 
 
 def _fail_by_usage(error: Any) -> NoReturn:
-    """End as typer ends a command that was typed wrongly."""
+    """Exit as typer does after a usage error."""
     if type(error).__name__ == "NoSuchOption" and (meant := _meant(error)):  # typer's own, which it does not export
         error.message, error.possibilities = f"{error.message}. Did you mean {meant}?", None
     if logs.chosen() is logs.LogFormat.json:
@@ -113,7 +113,7 @@ def _options(
         logs.LogFormat,
         typer.Option(
             envvar=logs.VARIABLE,
-            is_eager=True,  # before a verb is looked for that may not exist
+            is_eager=True,  # before typer looks up a verb that may not exist
             callback=_choose_log_format,
             help="Format of standard error: text for people, or JSON, one object per line.",
         ),

@@ -15,7 +15,7 @@ _HANDLER = "thawline.plain"
 
 
 def show_what_can_be_shown() -> None:
-    """Have standard output and error replace characters that they cannot encode instead of failing."""
+    """Make standard output and error replace characters that they cannot encode, instead of failing."""
     codecs.register_error(_HANDLER, _plain)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

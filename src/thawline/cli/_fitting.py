@@ -1,4 +1,4 @@
-"""Tables for narrow terminals: columns give way to each other before a word is broken."""
+"""Tables for narrow terminals: columns shrink before any word is broken."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ __all__ = ["fit"]
 
 
 def fit(shown: RenderableType, console: Console) -> None:
-    """Give the columns of a table, or of the tables in a group, widths at which words stay whole.
+    """Set column widths, in a table or in the tables of a group, such that words stay whole.
 
-    Rich takes from the widest column first, however long its words are. Where even the longest words of all columns
-    do not fit, the longest of them, such as paths, are broken, and no other.
+    Rich shrinks the widest column first, however long its words are. If the longest words of all columns do not fit
+    together, only the longest of them, such as paths, are broken.
     """
     for table in shown.renderables if isinstance(shown, Group) else [shown]:
         if isinstance(table, Table) and table.box is None:
@@ -31,9 +31,9 @@ def _fit(table: Table, console: Console) -> None:
 
 
 def _measure(column: Column, console: Console) -> Measurement:
-    """The longest word, and the longest line; of a column that may be cut off, what it must at least show.
+    """Lengths of the longest word and the longest line; for a column that may be truncated, its minimum width.
 
-    Such a column has a least width: by rich's defaults any would be cut that is not said to fold.
+    Such a column has ``min_width``: rich's default would truncate every column that does not fold.
     """
     cells = [Measurement.get(console, console.options, cell) for cell in (column.header, *column.cells)]
     most = max(cell.maximum for cell in cells)

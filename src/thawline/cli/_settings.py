@@ -1,4 +1,4 @@
-"""Options that are settings of a recipe: name, type, default and help come from the field."""
+"""Command-line options for settings of a recipe: name, type, default and help come from the field."""
 
 import functools
 import inspect
@@ -14,9 +14,9 @@ from thawline.config.fields import FIELDS, alternatives, help_of
 __all__ = ["OPTIONS", "Setting", "Settings", "takes_settings"]
 
 Settings = Mapping[str, Any]
-"""What was given on the command line, by key, such as ``{"train.epochs": 3}``."""
+"""Options given on the command line, by key, such as ``{"train.epochs": 3}``."""
 OPTIONS: dict[str, str] = {}
-"""The option of each key that has one, as it is typed: what a verb takes is added."""
+"""The option of each key that has one, as typed; each verb adds its own."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,16 @@ class Setting:
     flag: str | None = None
     """Such as ``--cache-budget``; by default the last part of the key."""
     metavar: str | None = None
-    """What the value is called in ``--help``; by default its type."""
+    """Name of the value in ``--help``; by default its type."""
 
     @property
     def option(self) -> str:
-        """The option as it is typed."""
+        """The option as typed."""
         return self.flag or "--" + self.key.rpartition(".")[2].replace("_", "-")
 
     @property
     def parameter(self) -> inspect.Parameter:
-        """The option as a parameter of a verb; it is ``None`` where it was not given."""
+        """The option as a parameter of a verb; ``None`` if it is not given."""
         return inspect.Parameter(
             self.option.removeprefix("--").replace("-", "_"),
             inspect.Parameter.KEYWORD_ONLY,
@@ -49,12 +49,12 @@ class Setting:
         )
 
     def value(self, given: Any) -> Any:
-        """The given value; where the setting may have several types, it is parsed as by ``--set``."""
+        """The given value; if the setting may have several types, it is parsed as by ``--set``."""
         return given if self._type is not None else parse_value(given)
 
     @property
     def _type(self) -> type | None:
-        """The type that the command line parses; ``None`` if there are several, none of them text."""
+        """The type for typer to parse; ``None`` if there are several, none of them text."""
         allowed = alternatives(FIELDS[self.key].annotation)
         if str in allowed:
             return str
@@ -64,7 +64,7 @@ class Setting:
 def takes_settings(*settings: Setting) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a verb an option for each setting, in place of its parameter ``settings``.
 
-    The verb is called with ``settings``, a mapping from key to value of those that were given.
+    The verb is called with ``settings``, a mapping from key to value of the given options.
     """
     added = {each.parameter.name: each for each in settings}
     OPTIONS.update({each.key: each.option for each in settings})

@@ -1,4 +1,4 @@
-"""Options and output that several verbs share."""
+"""Options and output shared by several verbs."""
 
 import json
 import logging
@@ -51,13 +51,13 @@ __all__ = [
 ]
 
 DATA_KINDS = (
-    "Folder of images, `DATA/<class>/…`, also below train/, validation/ and test/; table of images or of texts with "
-    "their labels (.csv, .tsv, .jsonl, .json, .parquet, .xlsx), or a folder of tables, as on HuggingFace's hub; shards "
-    "of WebDataset; or an archive of any of these (.zip, .tar, …)"
+    "Folder of images, `DATA/<class>/…`, also below train/, validation/ and test/; table of labelled images or texts "
+    "(.csv, .tsv, .jsonl, .json, .parquet, .xlsx), or a folder of tables, as on the Hugging Face Hub; WebDataset "
+    "shards; or an archive of any of these (.zip, .tar, …)"
 )
-"""What may be given as labelled data, for every ``--help``."""
-DATA_HELP = f"{DATA_KINDS}. A folder may lie on object storage: `s3://bucket/DATA`."
-"""The same where URLs are taken too."""
+"""Accepted kinds of labelled data, for every ``--help``."""
+DATA_HELP = f"{DATA_KINDS}. A folder may be on object storage: `s3://bucket/DATA`."
+"""The same for verbs that also accept URLs."""
 
 Data = Annotated[str, typer.Argument(metavar="FOLDER|FILE|URL", help=DATA_HELP)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -67,12 +67,12 @@ PresetOption = Annotated[
     typer.Option(
         "--preset",
         metavar="fast|balanced|best",
-        help="Shipped recipe fitted to the data and to the weights that are here; --recipe and all else come over it.",
+        help="Shipped recipe, adapted to the data and the available weights; --recipe and other options override it.",
     ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any key of a recipe, such as train.optimizer=sgd; repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Set any recipe key, such as train.optimizer=sgd; repeatable."),
 ]
 Storage = Annotated[str | None, typer.Option(metavar="URL", help=help_of("study.storage"))]
 TrackingUri = Annotated[str | None, typer.Option(metavar="URI", help=help_of("tracking.uri"))]
@@ -80,9 +80,9 @@ Model = Annotated[str, typer.Argument(metavar="MODEL[@ALIAS]", help="Registered 
 
 
 def console() -> Console:
-    """Standard output, as wide as it is now.
+    """Standard output at its current width.
 
-    A pipe has no width of its own, and rich's 80 columns would cut ids and break sentences.
+    A pipe has no width, and rich's 80 columns would truncate ids and break sentences.
     """
     return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 
@@ -96,9 +96,9 @@ def config_of(
     preset: str | None = None,
     quiet: bool = False,
 ) -> "SearchConfig":
-    """The configuration of a preset, with a recipe over it, and options and assignments over that.
+    """Build the configuration: preset, then recipe, then options and assignments, each overriding those before.
 
-    What a preset was fitted to is told on standard error, unless ``quiet``.
+    Notes on the choices of a preset are printed on standard error, unless ``quiet``.
 
     Raises:
         ConfigError: naming every wrong key and value, or a backbone that would be ignored.
@@ -135,7 +135,7 @@ def config_of(
 
 @contextmanager
 def progress(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error within the block; called with (files done, total)."""
+    """Show a progress bar on standard error within the block; update it by calling it with (files done, total)."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -152,7 +152,7 @@ def say(as_json: bool, values: Mapping[str, object], sentence: str) -> None:
 
 
 def show(*lines: str) -> None:
-    """Print sentences: on a terminal broken between words, however long those are, in a pipe not at all."""
+    """Print sentences: on a terminal wrapped between words, even if a word is too long, in a pipe not wrapped."""
     out = console()
     wrap = textwrap.TextWrapper(out.width, break_long_words=False, break_on_hyphens=False, replace_whitespace=False)
     for line in lines:
@@ -171,12 +171,12 @@ def print_json(value: object) -> None:
 
 
 def typed(value: str | Path) -> str:
-    """A path or URL as it is typed in a shell."""
+    """Quote a path or URL for a shell."""
     return shlex.quote(str(value))
 
 
 def short(path: Path) -> str:
-    """Relative to the working directory where that is shorter to type."""
+    """Make a path relative to the working directory if it is inside."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
@@ -184,16 +184,16 @@ def short(path: Path) -> str:
 
 
 def program() -> str:
-    """How to type this command in this shell: ``make demo`` does not put the environment on the PATH."""
+    """This command as typed in this shell: ``make demo`` does not put the environment on the PATH."""
     here = Path(sys.executable).parent / "thawline"
     found = shutil.which("thawline")
     return "thawline" if found and Path(found).samefile(here) else short(here)
 
 
 def next_steps(steps: Mapping[str, str]) -> None:
-    """Print what makes sense now: commands without the program's name, and what each does.
+    """Print suggested commands (given without the program's name), each with a description.
 
-    Where the two do not fit beside each other on a terminal, what it does stands below. A command is never broken, so
+    If the two do not fit on one line of the terminal, the description is printed below. A command is never broken, so
     that it can be copied.
     """
     commands = {f"{program()} {arguments}": what for arguments, what in steps.items()}
@@ -205,15 +205,15 @@ def next_steps(steps: Mapping[str, str]) -> None:
 
 
 def tell(message: str, *, level: int = logging.INFO, error: str | None = None) -> None:
-    """A sentence on standard error, in the format of the logs; ``error`` is the name of an exception's class."""
+    """Print a sentence on standard error, in the log format; ``error`` is the name of an exception's class."""
     if logs.chosen() is logs.LogFormat.json:
-        logs.start()  # a mistake among the first options is found before their format is read
+        logs.start()  # errors in the global options occur before logging starts
         logging.getLogger("thawline.cli").log(level, "%s", message, extra={"error": error})
     else:
         print(message if error is None else f"Error: {message}", file=sys.stderr)  # noqa: T201
 
 
 def fail(message: str, code: int = 2, *, error: str = "ThawlineError") -> NoReturn:
-    """End the command with a message."""
+    """Exit with an error message."""
     tell(message, level=logging.ERROR, error=error)
     sys.exit(code)

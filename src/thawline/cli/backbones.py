@@ -10,7 +10,7 @@ from thawline.cli._shared import Json, console, fail, next_steps, print_json, sh
 from thawline.config.fields import help_of
 from thawline.exceptions import BackboneError, ThawlineError
 
-if TYPE_CHECKING:  # slow to import; other verbs need not wait for it
+if TYPE_CHECKING:  # slow to import, and not needed by other verbs
     from thawline.backbones import BackboneInfo
 
 __all__: list[str] = []
@@ -37,17 +37,17 @@ def backbones(
         example = infos[0].name if len(infos) == 1 else "NAME"
         next_steps(
             {
-                f"summary {example}": "its layers, and what each freeze depth costs",
+                f"summary {example}": "its layers, and the cost of each freeze depth",
                 f"search DATA --backbone {example}": "fine-tune it",
             }
         )
 
 
 def _described(names: list[str], pattern: str | None) -> "Iterator[BackboneInfo]":
-    """The information on each; for a library newer than its table, without backbones that cannot be used.
+    """Describe each backbone; skip those that cannot be used, as after an upgrade of their library.
 
     Raises:
-        BackboneError: if only one was asked for, and it cannot be used.
+        BackboneError: if ``pattern`` is the name of a backbone that cannot be used.
     """
     from thawline import backbones as registry
 
@@ -68,18 +68,18 @@ def summary(
     batch_size: Annotated[int, typer.Option(min=1, help="Images or texts per step, for the memory estimate.")] = 32,
     as_json: Json = False,
 ) -> None:
-    """Show a backbone's layers, what is trainable at a freeze depth, and FLOPs and memory of every depth."""
+    """Show a backbone's layers, the trainable parameters at a freeze depth, and FLOPs and memory at every depth."""
     from thawline import backbones as registry
 
     built = registry.create(backbone, num_classes=10, weights="none", image_size=image_size, max_length=max_length)
     deepest = len(built.layer_groups)
     if not 0 <= freeze_depth <= deepest:
         raise ThawlineError(
-            f"--freeze-depth must be from 0 (train everything) to {deepest} (head only) for {backbone}, "
+            f"--freeze-depth must be between 0 (train everything) and {deepest} (head only) for {backbone}, "
             f"but got {freeze_depth}."
         )
     if as_json:
         print_json(registry.summary_json(built, freeze_depth, batch_size))
     else:
-        print(registry.summary_text(built, freeze_depth, batch_size))  # noqa: T201  as wide as it is, for a pager
-        next_steps({f"search DATA --backbone {backbone}": "find how deep to freeze it"})
+        print(registry.summary_text(built, freeze_depth, batch_size))  # noqa: T201  not wrapped, for a pager
+        next_steps({f"search DATA --backbone {backbone}": "find the best freeze depth"})

@@ -41,22 +41,22 @@ def check(
         str | None,
         typer.Option(
             metavar="MODEL|STUDY|BACKBONE",
-            help="List examples whose label contradicts the features of this pretrained network.",
+            help="List examples whose labels contradict the features of this pretrained network.",
         ),
     ] = None,
     suspects: Annotated[
         Path | None,
-        typer.Option(help="CSV that --labels writes, for data.exclude or data.relabel; default: suspects.csv."),
+        typer.Option(help="CSV written by --labels, for data.exclude or data.relabel; default: suspects.csv."),
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.html", help="Page to write: examples of each class, problems with their pictures."),
+        typer.Option(metavar="FILE.html", help="Page to write: examples of each class, and problems with images."),
     ] = None,
     tracking_uri: TrackingUri = None,
     assignments: SetOption = None,
     as_json: Json = False,
 ) -> None:
-    """Check the data without training: classes, splits, bad files by name, duplicates, leaks, digest, labels."""
+    """Check the data without training: classes, splits, bad files, duplicates, leaks, digest, labels."""
     from thawline.api import check_data
     from thawline.config import parse_assignments
     from thawline.data import report_json
@@ -69,14 +69,12 @@ def check(
     search = " ".join([f"search {typed(data)}", *given])
     if labels is not None:
         if html is not None:
-            raise ConfigError("--html shows the data, and --labels what contradicts them: leave one of them out.")
+            raise ConfigError("--html and --labels cannot be combined: leave one of them out.")
         out = suspects or Path("suspects.csv")
         _check_labels(data, recipe, labels, out, settings, tracking_uri, search, as_json=as_json)
         return
     if suspects is not None or tracking_uri is not None:
-        raise ConfigError(
-            "--suspects and --tracking-uri are for --labels MODEL, which is not given: add it, or leave them out."
-        )
+        raise ConfigError("--suspects and --tracking-uri need --labels MODEL: add it, or leave them out.")
     if html is not None:  # before the data are read
         with _written(html):
             html.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +91,7 @@ def check(
 
         show_table(data_report(manifest))
         if html is not None:
-            show(f"\nWrote {html}: any browser shows it.")
+            show(f"\nWrote {html}. Open it in a browser.")
         next_steps({search: "find the best fine-tuned classifier"})
 
 
@@ -109,7 +107,7 @@ def _written(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"--html {file} cannot be written: {error.strerror}. Name another file.") from error
+        raise ConfigError(f"--html {file} cannot be written: {error.strerror}. Choose another file.") from error
 
 
 def _check_labels(
@@ -123,7 +121,7 @@ def _check_labels(
     *,
     as_json: bool,
 ) -> None:
-    """The same, and the labels: what contradicts them is written to a file and, its beginning, shown."""
+    """Check data and labels: write the suspects to a file, and show the first of them."""
     from thawline.api import check_labels
     from thawline.data import report_json
     from thawline.labels import check_suspects_file
@@ -145,11 +143,11 @@ def _check_labels(
     show_table(label_report(found))
     if found.suspects:
         written = typed(out)
-        show(f"\nAll are in {written}. Look at them, and remove the lines of labels that are right.")
+        show(f"\nAll are in {written}. Review them, and remove the lines whose labels are right.")
         next_steps(
             {
-                f"{search} --set data.exclude={written}": "train without those that are left in the file",
-                f"{search} --set data.relabel={written}": "train on them under the suggested class",
+                f"{search} --set data.exclude={written}": "train without the examples in the file",
+                f"{search} --set data.relabel={written}": "train on them with the suggested labels",
             }
         )
     else:
@@ -162,17 +160,17 @@ def drift(
     folder: Annotated[Path, typer.Argument(help="Folder of new images, without labels.")],
     reference: Annotated[
         Path | None,
-        typer.Option(help="Folder of images to compare with; default: the held-out images of the model's study."),
+        typer.Option(help="Folder of reference images; default: the held-out images of the model's study."),
     ] = None,
     alpha: Annotated[
-        float, typer.Option(help="False-alarm rate: how often, at most, similar images are reported as drift.")
+        float, typer.Option(help="False-alarm rate: the maximum probability of reporting drift for similar images.")
     ] = 0.01,
-    max_images: Annotated[int, typer.Option(help="Largest number of images compared; more are sampled.")] = 2000,
+    max_images: Annotated[int, typer.Option(help="Maximum number of images to compare; more are subsampled.")] = 2000,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Test whether new images are like those that a model was trained for; exit code 1 if they are not."""
+    """Test whether new images resemble those that a model was trained for; exit code 1 if they do not."""
     from thawline.drift import check_drift
 
     with progress("comparing") as on_progress:
@@ -195,10 +193,10 @@ def drift(
         show_table(drift_table(report))
         show(str(report))
         if report.drift:
-            steps = {"retrain DATA": f"search again, on labelled images like these, and improve {report.model}"}
+            steps = {"retrain DATA": f"improve {report.model} by a search on labelled images like these"}
         else:
             hourly = f"deploy drift --data {typed(folder)} --model {report.model} --cron '0 * * * *'"
-            steps = {hourly: "look every hour"}
+            steps = {hourly: "check every hour"}
         next_steps(steps)
     if report.drift:
         raise typer.Exit(1)

@@ -36,12 +36,12 @@ def clean(
     only: Annotated[
         list[str] | None, typer.Option(metavar="KIND", help="Only this kind, as named in the list; repeatable.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it; by default it is only listed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove everything listed; by default, only list it.")] = False,
     storage: Storage = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """List what no search needs any more, and with --yes remove it: checkpoints, caches, leftovers, failed runs."""
+    """List files that no search needs any more, or remove them with --yes: checkpoints, caches, failed runs."""
     from thawline import cleaning
 
     age, kinds = cleaning.parse_age(older_than), cleaning.parse_kinds(only or [])
@@ -91,17 +91,17 @@ def up(
     show(
         f"Prefect      {address.ui}",
         f"Its page asks for a password once: {address.password}",
-        "Prefect's own commands need to know:",
+        "Prefect's own commands need:",
         f"  export PREFECT_API_URL={address.api}",
         f"  export PREFECT_API_AUTH_STRING={address.password}",
         *([f"A worker runs deployments to the pool {worker}."] if worker else []),
-        "It stays until `thawline down`.",
+        "It runs until `thawline down`.",
     )
     pool = f" --pool {worker}" if worker else ""
     next_steps(
         {
             f"deploy retrain --data DATA{pool} --cron '0 3 * * *'": "retrain every night if the data have changed",
-            "down": "end it",
+            "down": "stop it",
         }
     )
 
@@ -117,7 +117,7 @@ def down() -> None:
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Check versions, home, devices and the weights cache, and say how to fix problems."""
+    """Check versions, home, devices and the weights cache, and suggest how to fix problems."""
     from thawline.doctor import diagnose
 
     findings = diagnose(environment.home())
@@ -132,8 +132,8 @@ def doctor(as_json: Json = False) -> None:
     if not as_json:
         next_steps(
             {
-                "demo": "see it all on handwritten digits",
-                "check PATH/TO/YOUR/DATA": "read your own images or texts without training",
+                "demo": "try everything on handwritten digits",
+                "check PATH/TO/YOUR/DATA": "check your own images or texts without training",
             }
         )
 
@@ -158,9 +158,9 @@ def copy_recipe(
     name: Annotated[str, typer.Argument(help="Name of a shipped recipe.")],
     to: Annotated[Path, typer.Option(help="Folder or file to write; existing files are not overwritten.")] = Path(),
 ) -> None:
-    """Copy a shipped recipe to edit it, with the JSON schema for completion and checks in editors."""
+    """Copy a shipped recipe to edit it, with a JSON schema for completion and validation in editors."""
     from thawline.recipes import SCHEMA, copy
 
     target = copy(name, to)
     show(f"Wrote {target}, and {SCHEMA} beside it for your editor.")
-    next_steps({f"search DATA --recipe {typed(short(target))}": "use it, once you have edited it"})
+    next_steps({f"search DATA --recipe {typed(short(target))}": "use it after editing"})

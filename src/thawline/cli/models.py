@@ -31,13 +31,13 @@ TextColumn = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Column of texts in a table, or its number if the table has no header; default: as in training.",
+        help="Column with the texts in a table, or its number if the table has no header; default: as in training.",
     ),
 ]
 
 Engine = Annotated[
     Literal["auto", "pytorch", "pytorch-compiled", "onnxruntime", "openvino", "openvino-bf16"],
-    typer.Option(help="What computes the network; auto: the fastest that is installed and answers as PyTorch does."),
+    typer.Option(help="Inference engine; auto: the fastest installed one that agrees with PyTorch."),
 ]
 
 
@@ -48,8 +48,8 @@ def predict(
         list[str],
         typer.Argument(
             metavar="ITEM...",
-            help="Image files, or folders of them; for a model of texts the texts themselves, or files of them: "
-            "tables, or .txt with one a line.",
+            help="Image files or folders of images; for a text model, the texts themselves, or files of texts: "
+            "tables, or .txt with one per line.",
         ),
     ],
     text_column: TextColumn = None,
@@ -57,7 +57,7 @@ def predict(
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Classify images or texts with a model from the registry, with probabilities."""
+    """Classify images or texts with a registered model, with probabilities."""
     from thawline.predict import predict_items
 
     predictions = predict_items(
@@ -73,7 +73,7 @@ def predict(
         next_steps(
             {
                 **({} if texts else {f"explain {model} IMAGE --out DIR": "draw the evidence for its class"}),
-                f"score {model} {'TABLE' if texts else 'FOLDER'} --out FILE.parquet": "classify many into a table",
+                f"score {model} {'TABLE' if texts else 'FOLDER'} --out FILE.parquet": "classify many, into a table",
                 f"serve {model}": "answer requests over HTTP",
             }
         )
@@ -88,16 +88,16 @@ def score(
         Path,
         typer.Argument(
             metavar="FOLDER|FILE",
-            help="Folder of images, or a file that lists their paths; for a model of texts a table or .txt of them.",
+            help="Folder of images, or a file that lists image paths; for a text model, a table or .txt of texts.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Table to write: a row for each image or text.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Table to write, one row per image or text.")],
     text_column: TextColumn = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     engine: Engine = "auto",
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Classify any number of images or texts into a Parquet file; the same command resumes after an interruption."""
+    """Classify any number of images or texts into a Parquet file; after an interruption, the same command resumes."""
     from thawline.scoring import score_files
 
     with progress("scoring") as on_progress:
@@ -113,7 +113,7 @@ def score(
             on_progress=on_progress,
         )
     show(f"{summary}.")
-    drift = {f"drift {model} {typed(source)}": "test whether they are like those it was made for"}
+    drift = {f"drift {model} {typed(source)}": "test whether they resemble the training images"}
     again = f"deploy score --data {typed(source)} --model {model} --out {typed(out)} --cron '0 3 * * *'"
     next_steps({**(drift if summary.kind == "images" and source.is_dir() else {}), again: "score them every night"})
     if summary.bad:
@@ -123,7 +123,7 @@ def score(
 @app.command()
 def explain(
     model: Model,
-    paths: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files or folders of images.")],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="New or empty folder for the pictures and explanations.json.")
     ],
@@ -138,7 +138,7 @@ def explain(
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Draw heat maps of the evidence for a class in images, by a model from the registry."""
+    """Draw heat maps of the evidence for a class in images, with a registered model."""
     from thawline.explain import explain_files
 
     rows = explain_files(
@@ -173,7 +173,7 @@ def export(
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Write a model of images for another library, compared with the model, with a model card."""
+    """Export an image model for another library, verified against the original, with a model card."""
     from thawline.exporting import export_model
 
     summary = export_model(model, wanted, out, tracking_uri=tracking_uri, home=environment.home())
@@ -184,25 +184,25 @@ def export(
 @app.command()
 def promote(
     model: Annotated[str, typer.Argument(help="Registered model.")],
-    version: Annotated[str | None, typer.Option(help="Challenger; default: the alias challenger.")] = None,
+    version: Annotated[str | None, typer.Option(help="Version to judge; default: the alias challenger.")] = None,
     data: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER|FILE", help=f"Data to compare on; default: the study's test split. {DATA_KINDS}."),
     ] = None,
     approve: Annotated[bool, typer.Option("--approve", help=help_of("promotion.approve"))] = False,
     force: Annotated[bool, typer.Option("--force", help="Promote without a comparison; needs --reason.")] = False,
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why it is forced; recorded in the registry.")] = "",
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Reason for --force; recorded in the registry.")] = "",
     shadow: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Server that runs with `--shadow`: its numbers stand beside the verdict."),
+        typer.Option(metavar="URL", help="Server that runs with `--shadow`: its counts are shown with the verdict."),
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="File with the token that the server of `--shadow` asks for.")
+        Path | None, typer.Option(help="File with the token that the server of `--shadow` requires.")
     ] = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a version against the champion on the same test data, and promote it if it is better."""
+    """Compare a version with the champion on the same test data, and promote it if it is better."""
     from thawline.search.challenger import force_challenger
 
     if force:
@@ -210,15 +210,15 @@ def promote(
             model, version=version, reason=reason, tracking_uri=tracking_uri, home=environment.home()
         )
         say(as_json, {"model": model, "version": version, "decision": "forced", "reason": reason.strip()},
-             f"{model} version {version} is the champion now, by force: {reason.strip()}")  # fmt: skip
+             f"{model} version {version} is now the champion, by force: {reason.strip()}")  # fmt: skip
         if not as_json:
             _next_after_promotion(model)
         return
     if reason:
-        raise ThawlineError("--reason belongs to --force: without it the comparison is the reason.")
+        raise ThawlineError("--reason needs --force: without it, the comparison is the reason.")
     from thawline.tracking import open_store
 
-    open_store(tracking_uri, environment.home())  # before Prefect makes a home in a wrong folder
+    open_store(tracking_uri, environment.home())  # before Prefect creates a home in a wrong folder
     environment.quiet_prefect()
     from thawline.prefect_server import used
 
@@ -252,14 +252,14 @@ def promote(
             _next_after_promotion(model)
         else:
             by_force = f"promote {model} --version {outcome.version} --force --reason TEXT"
-            steps = {f"history {model}": "who was champion, and why"}
-            next_steps(steps if outcome.is_champion else {**steps, by_force: "make it champion all the same"})
+            steps = {f"history {model}": "which version was champion, and why"}
+            next_steps(steps if outcome.is_champion else {**steps, by_force: "promote it anyway"})
     if decision != "promote":
         raise typer.Exit(1)
 
 
 def _watched(*, quiet: bool) -> AbstractContextManager[None]:
-    """The phases of a flow on standard error."""
+    """Show the phases of a flow on standard error."""
     from thawline.terminal import watch
 
     return watch(Console(stderr=True), quiet=quiet)
@@ -268,9 +268,9 @@ def _watched(*, quiet: bool) -> AbstractContextManager[None]:
 def _next_after_promotion(model: str) -> None:
     next_steps(
         {
-            f"serve {model}": "answer requests over HTTP; servers that run follow by themselves",
-            f"history {model}": "who was champion, and why",
-            f"rollback {model}": "make the former champion the champion again",
+            f"serve {model}": "answer requests over HTTP; running servers follow by themselves",
+            f"history {model}": "which version was champion, and why",
+            f"rollback {model}": "return to the previous champion",
         }
     )
 
@@ -278,7 +278,7 @@ def _next_after_promotion(model: str) -> None:
 @app.command()
 def rollback(
     model: Annotated[str, typer.Argument(help="Registered model.")],
-    to: Annotated[str | None, typer.Option(metavar="V", help="Version; default: the champion before this one.")] = None,
+    to: Annotated[str | None, typer.Option(metavar="V", help="Version; default: the previous champion.")] = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
@@ -290,7 +290,7 @@ def rollback(
     say(as_json, {"model": model, "from": before, "to": after},
          f"{model}: version {after} is the champion again, in place of version {before}.")  # fmt: skip
     if not as_json:
-        next_steps({f"history {model}": "who was champion, and why"})
+        next_steps({f"history {model}": "which version was champion, and why"})
 
 
 @app.command()
@@ -310,7 +310,7 @@ def history(
         from thawline.cli.tables.models import history_table
 
         show_table(history_table(model, reigns))
-        back = {f"rollback {model}": "make the champion before this one the champion again"} if len(reigns) > 1 else {}
+        back = {f"rollback {model}": "return to the previous champion"} if len(reigns) > 1 else {}
         next_steps({f"serve {model}": "answer requests over HTTP", **back})
 
 
@@ -318,37 +318,39 @@ def history(
 def serve(
     model: Model,
     host: Annotated[str, typer.Option(help="Address to listen on; default: this machine only.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for any free one.")] = 8000,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes, each with the model in memory.")] = 1,
     max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Maximum number of items in a forward pass.")] = 32,
     max_delay: Annotated[
-        float, typer.Option(metavar="MS", min=0, max=1000, help="How long a batch waits for items being decoded.")
+        float, typer.Option(metavar="MS", min=0, max=1000, help="Maximum wait of a batch for items being decoded.")
     ] = 2.0,
-    max_items: Annotated[int, typer.Option(min=1, help="Images or texts of one request.")] = 256,
+    max_items: Annotated[int, typer.Option(min=1, help="Maximum number of images or texts per request.")] = 256,
     max_megapixels: Annotated[
-        float, typer.Option(metavar="MP", min=0.01, help="Width times height of all images of one request.")
+        float, typer.Option(metavar="MP", min=0.01, help="Maximum width times height, summed over a request's images.")
     ] = 200.0,
-    max_body: Annotated[float, typer.Option(metavar="MB", min=0.001, help="Body of one request.")] = 32.0,
-    max_bodies: Annotated[float, typer.Option(metavar="MB", min=0.001, help="Bodies that are held at once.")] = 128.0,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Images or texts in a process at once.")] = 1024,
-    max_connections: Annotated[int, typer.Option(min=1, help="Connections of a process.")] = 512,
+    max_body: Annotated[float, typer.Option(metavar="MB", min=0.001, help="Maximum size of a request body.")] = 32.0,
+    max_bodies: Annotated[
+        float, typer.Option(metavar="MB", min=0.001, help="Maximum size of all request bodies in memory.")
+    ] = 128.0,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Maximum number of images or texts in a process.")] = 1024,
+    max_connections: Annotated[int, typer.Option(min=1, help="Maximum number of connections per process.")] = 512,
     client_timeout: Annotated[
         float,
-        typer.Option(metavar="S", min=0.1, help="How long a client may take to send a request, or take its answer."),
+        typer.Option(metavar="S", min=0.1, help="Maximum time for a client to send a request or receive a response."),
     ] = 30.0,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Name by which the server may be called, besides localhost, this machine's and addresses; repeat it "
-            "for more, * for any. Pages of that host may use the server.",
+            help="Accepted host name, besides localhost, this machine's name and IP addresses; repeatable; * for any. "
+            "Pages of that host may use the server.",
         ),
     ] = None,
     shadow: Annotated[
         str | None,
         typer.Option(
             metavar="challenger[:SHARE]",
-            help="Have the challenger compute a share of the requests too, and count in /metrics how often it agrees.",
+            help="Send a share of the requests to the challenger too, and count in /metrics how often it agrees.",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -357,7 +359,7 @@ def serve(
         Path | None, typer.Option(help="File with a token that clients must send as Authorization: Bearer.")
     ] = None,
     webhook_secret_file: Annotated[
-        Path | None, typer.Option(help="File with the secret of an MLflow webhook, which is accepted at /webhook.")
+        Path | None, typer.Option(help="File with the secret of an MLflow webhook, received at /webhook.")
     ] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:

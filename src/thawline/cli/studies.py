@@ -1,4 +1,4 @@
-"""Verbs that train: search, demo, retrain, deploy; and leaderboard and report of what they trained."""
+"""Verbs that train (search, demo, retrain, deploy) and that show the results (leaderboard, report)."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -52,17 +52,17 @@ OF_SEARCH = (
     Setting("promotion.approve"),
     Setting("tracking.uri", "--tracking-uri", "URI"),
 )
-"""Settings that `thawline search` has options for."""
+"""Settings that have options of `thawline search`."""
 OF_RETRAIN = (
     Setting("promotion.model"),
     Setting("retrain.narrow"),
     Setting("tracking.uri", "--tracking-uri", "URI"),
 )
-"""Settings that `thawline retrain` has options for."""
+"""Settings that have options of `thawline retrain`."""
 
 
 class Deployable(StrEnum):
-    """The flows that a schedule may run."""
+    """Flows that can run on a schedule."""
 
     search = "search"
     retrain = "retrain"
@@ -97,7 +97,7 @@ def search(
 
 @app.command()
 def demo() -> None:
-    """Run a whole search on scikit-learn's handwritten digits with the starter weights; nothing is downloaded."""
+    """Run a complete search on scikit-learn's handwritten digits with the starter weights, without downloads."""
     from thawline.api import run_search
     from thawline.config import SearchConfig, load_recipe
     from thawline.data import write_digits
@@ -109,7 +109,7 @@ def demo() -> None:
     _print_outcome(outcome)
     next_steps(
         {
-            f"predict {outcome.model} {typed(short(folder / '7'))}": "ask the champion",
+            f"predict {outcome.model} {typed(short(folder / '7'))}": "classify images with the champion",
             "ui": "compare the trials in MLflow and TensorBoard",
             "search PATH/TO/YOUR/FOLDER": "search your own images",
         }
@@ -136,7 +136,7 @@ def leaderboard(
         show_table(leaderboard_table(records, metric, title=f"Study {name}"))
         next_steps(
             {
-                f"report {name}": "the study as one page that needs no network",
+                f"report {name}": "write the study as one self-contained page",
                 "ui": "compare the trials in MLflow and TensorBoard",
             }
         )
@@ -158,7 +158,7 @@ def report(
     home = environment.home()
     name = study or latest_study(home, storage)
     page = write_report(name, out or Path(f"{name}.html"), home=home, storage=storage, tracking_uri=tracking_uri)
-    show(f"Wrote {page}: any browser shows it.")
+    show(f"Wrote {page}. Open it in a browser.")
     next_steps({"ui": "compare the trials in MLflow and TensorBoard"})
 
 
@@ -197,8 +197,8 @@ def retrain(
         by_recipe = (f" --preset {preset}" if preset else "") + (f" --recipe {typed(recipe)}" if recipe else "")
         next_steps(
             {
-                f"history {outcome.model}": "who was champion, and why",
-                f"deploy retrain --data {typed(data)}{by_recipe} --cron '0 3 * * *'": "look for changes every night",
+                f"history {outcome.model}": "which version was champion, and why",
+                f"deploy retrain --data {typed(data)}{by_recipe} --cron '0 3 * * *'": "check for changes every night",
             }
         )
     else:
@@ -210,20 +210,20 @@ def retrain(
 
 @app.command()
 def deploy(
-    flow: Annotated[Deployable, typer.Argument(help="What to run.")] = Deployable.retrain,
+    flow: Annotated[Deployable, typer.Argument(help="Flow to run.")] = Deployable.retrain,
     data: Annotated[
         str | None,
         typer.Option(
             metavar="DATA",
-            help=f"{DATA_HELP} For drift a folder of images without labels; for score such a folder, a list of paths, "
+            help=f"{DATA_HELP} For drift, a folder of unlabelled images; for score, such a folder, a list of paths, "
             "or a file of texts.",
         ),
     ] = None,
     cron: Annotated[str | None, typer.Option(metavar="'M H D M W'", help="Schedule; default: only on request.")] = None,
-    timezone: Annotated[str | None, typer.Option(help="Of --cron, such as Europe/Berlin; default: UTC.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="Time zone of --cron, such as Europe/Berlin; else UTC.")] = None,
     on_drift: Annotated[
         bool,
-        typer.Option("--on-drift", help="Also retrain when a deployment of drift finds that the images changed."),
+        typer.Option("--on-drift", help="Also retrain when a drift deployment reports drift."),
     ] = False,
     pool: Annotated[
         str | None, typer.Option(metavar="NAME", help="Process work pool to deploy to; default: this process.")
@@ -235,17 +235,17 @@ def deploy(
     out: Annotated[Path | None, typer.Option(metavar="FILE.parquet", help="Table to write, for score.")] = None,
     assignments: SetOption = None,
 ) -> None:
-    """Put a flow on a schedule of a Prefect server, and run it here until Ctrl-C or by the workers of a pool."""
+    """Schedule a flow on a Prefect server, and run it here until Ctrl-C, or by the workers of a pool."""
     trains = flow in (Deployable.search, Deployable.retrain)
     if data is None or (model is None and not trains) or ((out is not None) != (flow is Deployable.score)):
         raise ThawlineError(
-            "search and retrain need --data FOLDER, drift needs --model NAME too, and score needs --out FILE.parquet "
-            "besides, which the others do not take."
+            "search and retrain need --data FOLDER, drift also needs --model NAME, and score also needs --model NAME "
+            "and --out FILE.parquet, an option of score only."
         )
     if not trains and (recipe or preset or assignments):
-        raise ThawlineError(f"--recipe, --preset and --set belong to search and retrain: {flow.value} trains nothing.")
+        raise ThawlineError(f"--recipe, --preset and --set need search or retrain: {flow.value} does not train.")
     if on_drift and flow is not Deployable.retrain:
-        raise ThawlineError(f"--on-drift belongs to retrain: {flow.value} does not train.")
+        raise ThawlineError(f"--on-drift needs retrain: {flow.value} does not retrain.")
     from thawline.prefect_server import used
 
     with used(environment.home()) as server:
@@ -269,7 +269,7 @@ def deploy(
                 if schedule is None and not on_drift:
                     tell(f"Run it now, in another terminal: prefect deployment run {made.full_name}")
                     if server is not None:
-                        tell("`thawline up` says what that needs to know of the server.")
+                        tell("`thawline up` prints the environment variables that this command needs.")
                 deployments.serve(made)
                 return
             show(*deployments.deploy(made, pool, managed=server is not None))
@@ -293,16 +293,17 @@ def _next_after_search(outcome: "SearchOutcome") -> None:
     model, version = outcome.model, outcome.promotion.version
     item = "TEXT" if outcome.promotion.challenger.kind == "texts" else "IMAGE"
     if outcome.promoted:
-        steps = {f"serve {model}": "answer requests over HTTP", f"predict {model} {item}": "ask the champion"}
+        steps = {f"serve {model}": "answer requests over HTTP", f"predict {model} {item}": "classify with the champion"}
     else:
         steps = {
-            f"predict {model}/{version} {item}": "ask this version",
+            f"serve {model}/{version}": "serve this version anyway",
+            f"predict {model}/{version} {item}": "classify with this version",
             f"history {model}": "which version was champion, and why",
         }
     next_steps(
         {
             **steps,
             "ui": "compare the trials in MLflow and TensorBoard",
-            f"report {outcome.study}": "the study as one page that needs no network",
+            f"report {outcome.study}": "write the study as one self-contained page",
         }
     )

@@ -22,10 +22,10 @@ class ActivationsConfig(Model):
     """Frozen activations, computed once and stored for all trials."""
 
     store: bool = True
-    """Store activations where the plan finds that it pays off; ``false`` computes them again in every trial."""
+    """Store activations where the plan estimates that it pays off; ``false`` recomputes them in every trial."""
     budget: Annotated[str, AfterValidator(_size)] | None = None
-    """Disk space of all stored activations, such as ``20GB``; by default half of the sum of their size and the free
-    space. The least recently used are removed to make room."""
+    """Maximum disk space for all stored activations, such as ``20GB``; by default half of the sum of their size and the
+    free space. The least recently used are evicted to make room."""
 
     @property
     def budget_bytes(self) -> int | None:

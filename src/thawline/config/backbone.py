@@ -14,18 +14,18 @@ class BackboneConfig(Model):
     """Pretrained network, one of ``thawline backbones``."""
     weights: str | dict[str, str] = "default"
     """Pretrained weights: ``default`` (the library's own), ``starter`` (shipped with Thawline), ``none`` (random), or a
-    file: .safetensors, or a state_dict saved by torch.save; of timm also a folder as on HuggingFace's hub. For several
-    backbones a mapping from their names to these; those that it leaves out take ``default``."""
+    file: .safetensors, or a state_dict saved by torch.save; for timm also a folder with the layout of the Hugging
+    Face Hub. For several backbones, a mapping from their names to these; the others use ``default``."""
     image_size: int | None = Field(None, ge=8, le=2048)
     """Input image size (pixels), the side of a square; by default the size that the weights were trained for."""
 
     max_length: int | None = Field(None, ge=8, le=8192)
-    """Maximum number of tokens of a text; by default what the encoder was trained for, up to 512."""
+    """Maximum number of tokens per text; by default the length that the encoder was trained for, up to 512."""
 
     def weights_of(self, backbone: str) -> str:
-        """What one backbone begins with."""
+        """Initial weights of one backbone."""
         return self.weights if isinstance(self.weights, str) else self.weights.get(backbone, "default")
 
     def is_random(self, backbone: str) -> bool:
-        """Whether one backbone begins with random weights."""
+        """Whether one backbone starts from random weights."""
         return self.weights_of(backbone) == "none"

@@ -28,72 +28,72 @@ ColumnName = Annotated[str, BeforeValidator(_column, json_schema_input_type=str 
 
 
 CorrectionFile = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
-"""Absolute: it is read again by who asks later what a model was trained on."""
+"""Absolute, because later commands read it again to tell what a model was trained on."""
 
 
 class DataConfig(Model):
-    """The folder of labelled images, or the table of labelled texts, and how it is read."""
+    """The folder of labelled images or table of labelled texts, and how to read it."""
 
     path: Path
-    """Folder with one subfolder of images per class, or with train/, validation/ and test/ above the classes; or a
-    table of texts, or of images and their labels (.csv, .tsv, .jsonl, .json, .parquet or .xlsx), or a folder with such
-    tables; or an archive of any of these."""
+    """Folder with one subfolder of images per class, optionally below train/, validation/ and test/; or a table of
+    labelled texts or images (.csv, .tsv, .jsonl, .json, .parquet or .xlsx), or a folder of such tables; or an archive
+    of any of these."""
     url: DataUrl | None = None
-    """Folder on object storage, such as ``s3://bucket/photos``, that is mirrored to ``path`` before it is read."""
+    """Folder on object storage, such as ``s3://bucket/photos``, which is mirrored to ``path`` first."""
     validation_fraction: float = Field(0.15, gt=0, lt=0.5)
-    """Fraction of the images or texts split off for validation where the data have no validation/ of their own."""
+    """Fraction of the images or texts split off for validation, if the data have no validation split."""
     test_fraction: float = Field(0.15, gt=0, lt=0.5)
-    """Fraction of the images or texts held out for the final test where the data have no test/ of their own."""
+    """Fraction of the images or texts held out for the final test, if the data have no test split."""
     group_pattern: Annotated[str, AfterValidator(_pattern)] | None = None
-    """Regular expression searched in each file's relative path; files with the same match (its first group, if it has
-    one) stay on one side of the split: a patient, a camera, a video."""
+    """Regular expression to search for in each file's relative path; files with the same match (of its first group, if
+    it has one) stay on one side of the split, such as those of a patient, a camera or a video."""
     group_column: ColumnName | None = None
-    """Column that names each row's group: of the table, or of DATA/metadata.csv (beside its column ``file_name``) for
-    images in class folders."""
+    """Column with each row's group: in the table or, for images in class folders, in DATA/metadata.csv (which also
+    needs a column ``file_name``)."""
     near_duplicates: Annotated[
         Literal["together", "off"],
         BeforeValidator(word_off, json_schema_input_type=Literal["together", "off", False]),
     ] = "together"
-    """Images that show the same picture in other files, compressed again, resized or lightly cropped: ``together``
-    lists them and keeps them on one side of the split where there are no groups; ``off`` does not look for them."""
+    """Near-duplicate images, the same picture recompressed, resized or lightly cropped: ``together`` lists them and,
+    without groups, keeps them on one side of the split; ``off`` skips the check."""
     max_bad_fraction: float = Field(0.05, ge=0, le=1)
-    """Fraction of unreadable files or rows above which nothing is trained."""
+    """Maximum fraction of unreadable files or rows; above it nothing is trained."""
     max_pixels: int = Field(64_000_000, ge=1)
-    """Images with more pixels (width times height) are refused before they are decoded."""
+    """Maximum number of pixels (width times height) per image; larger images are rejected before decoding."""
     workers: int | None = Field(None, ge=1)
     """Decoding processes; by default one per CPU core."""
     cache: Annotated[
         Literal["auto", "off"], BeforeValidator(word_off, json_schema_input_type=Literal["auto", "off", False])
     ] = "auto"
-    """Whether all images are decoded once and kept so, 150 kB an image of 224 pixels: ``auto`` does if that takes at
-    most half of the free space of the home's disk; ``off`` decodes images whenever they are read: while their
-    activations are stored, and in every epoch of a trial that begins before them."""
+    """Whether to decode all images once and keep them on disk, 150 kB per image of 224 pixels: ``auto`` does so if they
+    take at most half of the free space on the home's disk; ``off`` decodes images whenever they are read: once to store
+    activations, and in every epoch of a trial that does not start from stored ones."""
     text_column: ColumnName | None = None
-    """Column of a table that holds the texts: its name, or its number from 1 if the table has no header; by
-    default found by usual names, such as text or message, else by what the columns hold."""
+    """Column of a table with the texts: its name, or its number (from 1) if the table has no header; by default
+    detected from common names, such as text or message, else from the contents of the columns."""
     image_column: ColumnName | None = None
-    """Column of a table that names the image files, with or without folders and extension; by default found by usual
-    names, such as image_path or image_id, and by whether there are such files."""
+    """Column of a table with the names of the image files, with or without folders and extension; by default detected
+    from common names, such as image_path or image_id, and from whether such files exist."""
     image_folder: Path | None = None
-    """Folder below which the images lie that a table names; by default that of the table."""
+    """Folder with the images that a table names; by default the folder of the table."""
     class_level: int | None = Field(None, ge=1)
-    """Which folders of images are the classes: 1 for those directly in the data folder, or in its split folders, 2 for
-    those in these. By default 1, but refused where the names say that they may be something else."""
+    """Level of the class folders: 1 for the folders directly in the data folder or its split folders, 2 for their
+    subfolders. By default 1, with an error if their names suggest that they are not classes."""
     class_pattern: Annotated[str, AfterValidator(_pattern)] | None = None
-    """Regular expression searched in the name of each image file, of which its first group, if it has one, is the
-    class: ``(\\w+)\\.\\d+\\.jpg`` for cat.12.jpg. Split folders are recognised; other folders are no classes then."""
+    """Regular expression to search for in each image's file name; the match (of its first group, if it has one) is the
+    class: ``(\\w+)\\.\\d+\\.jpg`` for cat.12.jpg. Split folders are recognised; other folders are not classes then."""
     exclude: CorrectionFile | None = None
-    """CSV whose column ``path`` names images or texts to leave out, such as ``thawline check DATA --labels`` writes."""
+    """CSV whose column ``path`` lists images or texts to leave out, as written by ``thawline check DATA --labels``."""
     relabel: CorrectionFile | None = None
-    """Such a CSV of images or texts that are of the class in its column ``suggested``, whatever their folder or table
-    says."""
+    """CSV in the same format whose column ``suggested`` is the class of these images or texts; it overrides their
+    folder or table."""
     label_column: ColumnName | None = None
-    """Column of a table that holds the labels; by default found in the same way."""
+    """Column of a table with the labels; by default detected in the same way."""
     split_column: ColumnName | None = None
-    """Column of a table with each row's split (train, validation or test); by default a column of the name
-    split. A split that it lacks is split off the training rows."""
+    """Column of a table with each row's split (train, validation or test); by default a column named split. A missing
+    split is split off the training rows."""
     header: bool | None = None
-    """Whether the first line of a .csv or .tsv table is a header; by default detected from the names and the values
+    """Whether the first line of a .csv or .tsv table is a header; by default detected by comparing it with the lines
     below."""
 
     @model_validator(mode="after")
@@ -102,9 +102,7 @@ class DataConfig(Model):
             raise ValueError("group_pattern and group_column cannot both be set")
         others = ("class_level", "image_column", "image_folder", "label_column", "split_column")
         if self.class_pattern is not None and (wrong := [name for name in others if getattr(self, name) is not None]):
-            raise ValueError(f"class_pattern and {wrong[0]} cannot both be set: each says what the classes are")
+            raise ValueError(f"class_pattern and {wrong[0]} cannot both be set: each defines the classes")
         if self.validation_fraction + self.test_fraction >= 0.8:
-            raise ValueError(
-                "validation_fraction + test_fraction must be less than 0.8, to leave something to train on"
-            )
+            raise ValueError("validation_fraction + test_fraction must be less than 0.8, to leave data to train on")
         return self

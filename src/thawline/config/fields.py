@@ -1,4 +1,4 @@
-"""The fields of the configuration by their keys, for all that show them: ``--help`` and the reference in ``docs/``."""
+"""The fields of the configuration by key, for ``--help`` and for the reference in ``docs/``."""
 
 import re
 import types
@@ -22,7 +22,7 @@ def _sections() -> Iterator[tuple[str, type[BaseModel]]]:
 
 
 SECTIONS: dict[str, type[BaseModel]] = dict(_sections())
-"""The sections of a recipe by name, in their order."""
+"""The sections of a recipe by name, in order of declaration."""
 FIELDS: dict[str, FieldInfo] = {
     f"{section}.{name}": field for section, model in SECTIONS.items() for name, field in model.model_fields.items()
 }
@@ -43,7 +43,7 @@ def help_of(key: str) -> str:
 
 
 def alternatives(annotation: Any) -> list[Any]:
-    """What an annotation allows, each alternative alone, without the rules of its values and without ``None``."""
+    """The alternative types that an annotation allows, without value constraints and without ``None``."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return alternatives(get_args(annotation)[0])

@@ -1,4 +1,4 @@
-"""Layers of settings: read from a recipe or from assignments, merged, and laid flat again."""
+"""Layers of settings: read from a recipe or from assignments, merged, and flattened."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ def load_recipe(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read the recipe {path}: {error}. `thawline recipes` lists those shipped.") from None
+        raise ConfigError(f"Cannot read the recipe {path}: {error}. `thawline recipes` lists shipped ones.") from None
     import yaml  # here: `--help` needs none
 
     try:
@@ -51,7 +51,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """A value as it is written in a recipe; what is not YAML is the text itself."""
+    """Parse a value as a recipe would; text that is not YAML is returned unchanged."""
     import yaml
 
     try:
@@ -77,7 +77,7 @@ def flatten(config: BaseModel, prefix: str = "", *, only_chosen: bool = False) -
     Args:
         config: the configuration, or a section of it.
         prefix: before each name.
-        only_chosen: leave out what has its default.
+        only_chosen: leave out settings that have their default value.
     """
     flat: dict[str, str] = {}
     for name, field in type(config).model_fields.items():

@@ -1,4 +1,4 @@
-"""The mistakes of a configuration, in words."""
+"""Messages about mistakes in a configuration."""
 
 import difflib
 import re
@@ -32,44 +32,44 @@ _MEANT = {
     "data.validation_fraction": ("val_fraction", "val_split", "val_size", "validation_split", "valid_pct"),
     "data.test_fraction": ("test_split", "test_size"),
 }
-"""Settings by their keys, and what other libraries call them."""
+"""Settings by key, and their names in other libraries."""
 _MOST_NAMED = 3
-"""Sections that a suggestion names, at most."""
+"""Maximum number of keys in a suggestion."""
 
 
 def describe(error: ValidationError, model: type[BaseModel], typed_as: Mapping[str, str]) -> str:
-    """Every mistake of a configuration, a line each: the key, the rule, the value.
+    """Describe every mistake in a configuration on a line of its own: the key, the rule, the value.
 
     Args:
-        error: what is wrong.
+        error: pydantic's error.
         model: the configuration.
-        typed_as: options by the keys that they set, which are named beside the key.
+        typed_as: command-line options by the keys that they set, to name them beside the key.
     """
     lines = []
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"]) or "configuration"
         named = f"{typed_as[key]} ({key})" if key in typed_as else key
         if item["type"] == "extra_forbidden":
-            lines.append(f"{key}: there is no such key.{_suggest(item['loc'], item['input'], model)}")
+            lines.append(f"{key}: unknown key.{_suggest(item['loc'], item['input'], model)}")
         elif item["type"] == "tuple_type" and _is_number(item["input"]) and _takes_range(item["loc"], model):
             lines.append(f"{named}: must be {_range_of(item['input'])}, but got {item['input']!r}")
         else:
             message = item["msg"].removeprefix("Value error, ")
             value = "" if item["type"] in {"missing", "value_error"} else f" (got {item['input']!r})"
             lines.append(f"{named}: {message}{value}")
-    return "The configuration is wrong:\n" + "\n".join(f"  {line}" for line in lines)
+    return "Invalid configuration:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def settings_meant(name: str, value: str | None, model: type[BaseModel]) -> dict[str, str]:
-    """The settings that somebody means who types ``--freeze-depth 3``, where there is no such option.
+    """The settings that were probably meant by an option that does not exist, such as ``--freeze-depth 3``.
 
     Args:
-        name: as it was typed, without dashes before it.
-        value: as it was typed; ``None`` if there was none.
+        name: the option as typed, without leading dashes.
+        value: as typed; ``None`` if there was none.
         model: the configuration.
 
     Returns:
-        Their values by their keys, as ``--set`` takes them: a single number becomes a range where one is needed.
+        Their values by key, in the syntax of ``--set``: a single number becomes a range where one is needed.
     """
     number = value is not None and re.fullmatch(r"[\d.]+(e-?\d+)?", value) is not None
     keys = _elsewhere(name, list(_keys(model)))
@@ -92,7 +92,7 @@ def _suggest(location: tuple[int | str, ...], given: Any, model: type[BaseModel]
 
 
 def _section(location: tuple[int | str, ...], model: type[BaseModel]) -> type[BaseModel] | None:
-    """The section in which a key lies; ``None`` if it lies within a value."""
+    """The section that a key belongs to; ``None`` if it is part of a value."""
     for part in location[:-1]:
         annotation = model.model_fields[str(part)].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
@@ -109,7 +109,7 @@ def _takes_range(location: tuple[int | str, ...], model: type[BaseModel]) -> boo
 
 
 def _elsewhere(unknown: str, keys: list[str]) -> list[str]:
-    """Keys that are called so in a section, or by other libraries; none where it is not known which is meant."""
+    """Keys of that name in any section, or of that name in other libraries; empty if there are none."""
     plain = unknown.lower().replace("-", "_")
     called = [key for key in keys if key.rpartition(".")[2] == plain]
     return called[:_MOST_NAMED] or [key for key, names in _MEANT.items() if plain in names]

@@ -14,7 +14,7 @@ def _plain_name(value: str) -> str:
     """Names become folder names, MLflow names and URL parts: letters, digits, ``.``, ``_``, ``-`` only."""
     if not _NAME.fullmatch(value):
         raise ValueError(
-            "must start with a letter or a digit and hold at most 100 letters, digits, '.', '_' or '-', "
+            "must start with a letter or a digit and contain at most 100 letters, digits, '.', '_' or '-', "
             f"but got {value!r}"
         )
     return value
@@ -24,14 +24,14 @@ PlainName = Annotated[str, AfterValidator(_plain_name)]
 
 
 class Model(BaseModel):
-    """Frozen; refuses keys that it does not know; the docstring below a field is its description."""
+    """Frozen; rejects unknown keys; the docstring below a field is its description."""
 
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
         allow_inf_nan=False,
         use_attribute_docstrings=True,
-        defer_build=True,  # validators are made when a configuration is: `--help` has none
+        defer_build=True,  # build validators with the first configuration: `--help` needs none
     )
 
 
@@ -41,10 +41,10 @@ def word_off(value: object) -> object:
 
 
 def as_list(value: object) -> object:
-    """Refuse one choice where a list of them belongs: pydantic would take the letters of a word.
+    """Reject a single choice where a list is required: pydantic would split the word into letters.
 
     Raises:
-        ValueError: showing the list to write.
+        ValueError: with the list to write instead.
     """
     if isinstance(value, str):
         raise ValueError(f"must be a list such as [{value}], but got {value!r}")

@@ -1,4 +1,4 @@
-"""The configuration of a search whose data are known, with the optional names filled in."""
+"""The configuration of a search on known data, with the optional names filled in."""
 
 from thawline.config.promotion import PromotionConfig
 from thawline.config.search import SearchConfig
@@ -8,7 +8,7 @@ __all__ = ["NamedPromotion", "NamedStudy", "ResolvedConfig"]
 
 
 class NamedStudy(StudyConfig):
-    """The search as a whole, which has a name."""
+    """The search as a whole, with its name filled in."""
 
     name: str
     """Name of the study."""
@@ -22,14 +22,14 @@ class NamedPromotion(PromotionConfig):
 
 
 class ResolvedConfig(SearchConfig):
-    """A recipe as it is carried out, where :class:`SearchConfig` is the recipe as it was written."""
+    """A recipe as it runs, whereas :class:`SearchConfig` is the recipe as written."""
 
     study: NamedStudy
     promotion: NamedPromotion
 
     @classmethod
     def of(cls, config: SearchConfig, *, study: str, model: str) -> "ResolvedConfig":
-        """The recipe with the names of study and registered model, and the number of trials unless time limits it."""
+        """Fill in the names of study and registered model, and the number of trials unless there is a time limit."""
         sections = {name: getattr(config, name) for name in SearchConfig.model_fields}
         filled = {**config.study.model_dump(), "name": study, "trials": config.study.most_trials}
         sections["study"] = NamedStudy.model_validate(filled)

@@ -12,22 +12,22 @@ __all__ = ["RetrainConfig"]
 
 def _block(value: str) -> str:
     if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", value):
-        raise ValueError(f"must be a block of Prefect as TYPE/NAME, such as slack-webhook/team, but got {value!r}")
+        raise ValueError(f"must be a Prefect block as TYPE/NAME, such as slack-webhook/team, but got {value!r}")
     return value
 
 
 class RetrainConfig(Model):
-    """What ``thawline retrain`` does besides the search."""
+    """Options of ``thawline retrain`` beyond those of the search."""
 
     narrow: bool = False
-    """Search only near the champion: one layer group more or less frozen, at a third to three times its learning rate,
+    """Search only near the champion: its freeze depth plus or minus one, and a third to three times its learning rate,
     within the search space. Cheaper, but finds nothing far from the champion."""
     notify: tuple[Annotated[str, AfterValidator(_block)], ...] = ()
-    """Notification blocks of Prefect that report how a retraining ended, such as ``slack-webhook/team``."""
+    """Prefect notification blocks that report the outcome of a retraining, such as ``slack-webhook/team``."""
     notify_on: tuple[Literal["promoted", "held", "rejected", "failed", "skipped"], ...] = (
         "promoted",
         "held",
         "rejected",
         "failed",
     )
-    """Which outcomes are reported."""
+    """Outcomes to report."""

@@ -26,7 +26,7 @@ from thawline.exceptions import ConfigError
 __all__ = ["SearchConfig"]
 
 _WHOLE = frozenset({"space.backbone", "backbone.weights", "study.sampler_options", "study.pruner_options"})
-"""Mappings of choices: if they were merged with those of a recipe, none could be removed."""
+"""Mappings that a later layer replaces as a whole: merged with a recipe's, no entry could be removed."""
 
 
 class SearchConfig(Model):
@@ -47,8 +47,17 @@ class SearchConfig(Model):
     def _views_of_what_changes(self) -> Self:
         if self.train.views is not None and set(self.augmentations) == {"none"} and not self.train.random_erasing:
             raise ValueError(
-                f"train.views={self.train.views} needs images that change: set train.augmentation to light or "
-                "standard, or train.random_erasing, or leave it out"
+                f"train.views={self.train.views} needs augmentation: set train.augmentation to light or "
+                "standard, or set train.random_erasing, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compiled_for_a_whole_trial(self) -> Self:
+        if self.train.compile and self.study.pruner == "freeze_thaw":
+            raise ValueError(
+                "train.compile needs trials that train without a break, but study.pruner=freeze_thaw trains one epoch "
+                "at a time, and would compile again for each. Change one of the two"
             )
         return self
 
@@ -59,14 +68,14 @@ class SearchConfig(Model):
         useless = [f"train.{name}={value}" for name, value in given.items() if value is not None]
         if useless and "gradual" not in policies:
             raise ValueError(
-                f"{useless[0]} is for the policy gradual, but trials have {', '.join(policies)}: set "
+                f"{useless[0]} needs the policy gradual, but the policy is {' or '.join(policies)}: set "
                 "train.policy=gradual, or leave it out"
             )
         fraction = self.train.thaw_fraction
         if fraction != TrainConfig.model_fields["thaw_fraction"].default and not self._reads_thaw_fraction(policies):
             raise ValueError(
-                f"train.thaw_fraction={fraction} has no effect: trials have {', '.join(policies)}"
-                f"{', and thaw_epochs says when' if self.train.thaw_epochs else ''}. Leave it out, or set "
+                f"train.thaw_fraction={fraction} has no effect: the policy is {' or '.join(policies)}"
+                f"{', and thaw_epochs sets the epochs' if self.train.thaw_epochs else ''}. Leave it out, or set "
                 "train.policy=lp_ft"
             )
         return self
@@ -77,7 +86,7 @@ class SearchConfig(Model):
     @model_validator(mode="before")
     @classmethod
     def _sampler_of_conditional_spaces(cls, given: Any) -> Any:
-        """GPSampler cannot model a depth that belongs to only one backbone; TPESampler can, and is the default there.
+        """Default to TPESampler for several backbones: GPSampler cannot model a depth that belongs to only one of them.
 
         See ADR 18.
         """
@@ -106,14 +115,15 @@ class SearchConfig(Model):
 
     @classmethod
     def build(cls, *layers: Mapping[str, Any], typed_as: Mapping[str, str] | None = None) -> "SearchConfig":
-        """Merge layers of nested mappings, later ones winning, and validate the whole.
+        """Merge layers of nested mappings and validate the result; later layers override earlier ones.
 
-        The choices of ``space.backbone``, ``backbone.weights`` by name and options of samplers and pruners are taken
-        from the last layer that has them as a whole: what an earlier one lists is not added to them.
+        ``space.backbone``, ``backbone.weights`` by name, and options of samplers and pruners are not merged: the last
+        layer that has one replaces it as a whole.
 
         Args:
             layers: nested mappings.
-            typed_as: options by the keys that they set, such as ``{"study.trials": "--trials"}``: a mistake names them.
+            typed_as: command-line options by the keys that they set, such as ``{"study.trials": "--trials"}``, to name
+                them in errors.
 
         Raises:
             ConfigError: naming every wrong key and value at once.
@@ -133,7 +143,7 @@ class SearchConfig(Model):
 
     @property
     def policies(self) -> tuple[Policy, ...]:
-        """Policies of thawing that trials may have."""
+        """Thawing policies that trials may have."""
         return self.space.opened("policy") or (self.train.policy,)
 
     @property
@@ -142,11 +152,11 @@ class SearchConfig(Model):
         return self.space.opened("augmentation") or (self.train.augmentation,)
 
     def fixed(self, name: str, backbone: str) -> Any:
-        """The value of a searchable setting for trials of a backbone where the space does not open it."""
+        """The value of a searchable setting for trials of a backbone if it is not searched."""
         return self.batch_norm_of(backbone) if name == "batch_norm" else getattr(self.train, name)
 
     def batch_norm_of(self, backbone: str) -> BatchNorm:
-        """The batch-norm mode of a backbone where the space does not choose: random ones have no statistics to keep."""
+        """The batch-norm mode of a backbone if it is not searched: random weights have no statistics to keep."""
         return "train_all" if self.backbone.is_random(backbone) else self.train.batch_norm
 
     def fingerprint(self, data_digest: str) -> str:
@@ -170,7 +180,7 @@ class SearchConfig(Model):
         }
 
     def without_passwords(self) -> "SearchConfig":
-        """The same with ``***`` for the passwords of its URLs, for logs and pages."""
+        """The same configuration with ``***`` for passwords in its URLs, for logs and pages."""
         storage, uri = (url and without_password(url) for url in (self.study.storage, self.tracking.uri))
         return self.model_copy(
             update={

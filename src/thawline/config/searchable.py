@@ -1,8 +1,8 @@
-"""The table of what a search may choose of a training: its rows are fields of ``train`` that are marked as searchable.
+"""The table of searchable training settings: its rows are the fields of ``train`` that are marked as searchable.
 
-A row feeds the section ``space``, sampling, the first points, points of a recipe, retraining and the leaderboard. A new
-one is a marked field of :class:`~thawline.config.TrainConfig`, and a field of the same name in
-:class:`~thawline.training.Hyperparameters`, which says what it was in trials that did not record it.
+A row feeds the section ``space``, sampling, the first points, points of a recipe, retraining and the leaderboard. To
+add one, mark a field of :class:`~thawline.config.TrainConfig`, and add a field of the same name to
+:class:`~thawline.training.Hyperparameters`, with the value of trials that did not record it.
 """
 
 import math
@@ -22,7 +22,7 @@ __all__ = ["SEARCHABLE", "Choice", "Range"]
 
 @dataclass(frozen=True)
 class Range:
-    """A number, of which the space opens a range ``(low, high)``."""
+    """A number, searched in a range ``(low, high)``."""
 
     mark: Searchable
     highest: float | None
@@ -34,7 +34,7 @@ class Range:
         return tuple[float, float] | None
 
     def check_opened(self, opened: Sequence[Any]) -> str | None:
-        """Why a space cannot open this range; ``None`` if it can."""
+        """The reason why a space cannot have this range; ``None`` if it can."""
         low, high = opened
         if 0 < low <= high and (self.highest is None or high <= self.highest):
             return None
@@ -49,23 +49,23 @@ class Range:
         return f"{opened[0]} <= {name} <= {opened[1]} must hold, but got {value!r}"
 
     def nearest(self, value: float | str, opened: Sequence[Any]) -> Any:
-        """The value in the range that is nearest to another, which may be written as text."""
+        """The value in the range that is nearest to another, which may be given as text."""
         low, high = opened
         return min(max(float(value), low), high)
 
     def coordinates(self, value: Any, opened: Sequence[Any]) -> tuple[float, ...]:
-        """Where a value lies in the range, from 0 to 1, for a model of what was tried."""
+        """The position of a value in the range, from 0 to 1, for a model of the trials so far."""
         low, high, value = (math.log(each) if self.mark.log else float(each) for each in (*opened, value))
         return ((value - low) / (high - low) if high > low else 0.0,)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some names, of which the space opens several."""
+    """One of several names, searched among those that the space lists."""
 
     mark: Searchable
     names: tuple[str, ...]
-    """All that there are."""
+    """All valid names."""
 
     @property
     def annotation(self) -> Any:
@@ -73,7 +73,7 @@ class Choice:
         return Annotated[tuple[Literal[self.names], ...] | None, BeforeValidator(as_list)]  # type: ignore[name-defined]
 
     def check_opened(self, opened: Sequence[Any]) -> str | None:
-        """Why a space cannot open these names; ``None`` if it can."""
+        """The reason why a space cannot have these names; ``None`` if it can."""
         if opened and len(set(opened)) == len(opened):
             return None
         return f"must list at least one choice, each once, but got {list(opened)}"
@@ -83,11 +83,11 @@ class Choice:
         return None if value in opened else f"{name} must be one of {', '.join(opened)}, but got {value!r}"
 
     def nearest(self, value: float | str, opened: Sequence[Any]) -> Any:
-        """The name itself; ``None`` if it is not among those opened, for none is nearer than another."""
+        """The name itself; ``None`` if the space does not list it, since no other is nearest."""
         return value if value in opened else None
 
     def coordinates(self, value: Any, opened: Sequence[Any]) -> tuple[float, ...]:
-        """A number for each name that is opened: 1 for this one, 0 for the others."""
+        """One-hot: 1 for this name, 0 for each other name that the space lists."""
         return tuple(float(value == name) for name in opened)
 
 
@@ -108,7 +108,7 @@ SEARCHABLE: Mapping[str, Range | Choice] = {
     "learning_rate": Range(Searchable("Range of the learning rate, sampled on a log scale."), highest=None),
     **dict(_rows(TrainConfig)),
 }
-"""By name: that of the key in ``space`` and, but for the learning rate, which is always searched, of that in ``train``.
+"""By name of the key in ``space``, and in ``train`` except for the learning rate, which is always searched.
 
-Backbone and freeze depth are not among them: which depths there are depends on the backbone.
+Backbone and freeze depth are not among them: the range of depths depends on the backbone.
 """

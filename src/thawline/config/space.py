@@ -26,7 +26,7 @@ _RangeByName = dict[str, tuple[int, int] | None]
 
 
 class _Space(Model):
-    """The search space. A two-item list is a range; ``null`` keeps the value in ``train`` for every trial."""
+    """The search space. A two-item list is a range; ``null`` uses the value in ``train`` for every trial."""
 
     freeze_depth: tuple[int, int] | None = None
     """Smallest and largest number of frozen layer groups; by default from 0 (train everything) to all (head only)."""
@@ -36,10 +36,10 @@ class _Space(Model):
         _RangeByName | None, BeforeValidator(_backbone_choices, json_schema_input_type=list[str] | _RangeByName | None)
     ] = None
     """Backbones to choose from: a list of names, or a mapping from each name to its range of freeze depths (``null``:
-    all). Before the first trial each is probed on its frozen features, see ``study.keep_backbones``."""
+    all). Before the first trial, a linear probe ranks them, see ``study.keep_backbones``."""
 
     def opened(self, name: str) -> tuple[Any, ...] | None:
-        """Range or choices of a row of the table of searchable settings; ``None`` if it is not searched."""
+        """Range or choices of a searchable setting; ``None`` if it is not searched."""
         values: tuple[Any, ...] | None = getattr(self, name)
         return values
 
@@ -75,6 +75,8 @@ else:
         __base__=_Space,
         __module__=__name__,
         __doc__=_Space.__doc__,
+        # It has no source, which pydantic would search for its docstrings for half a second.
+        __cls_kwargs__={"use_attribute_docstrings": False},
         **{
             name: (row.annotation, Field(None, description=row.mark.description))
             for name, row in SEARCHABLE.items()

@@ -20,31 +20,32 @@ class TrackingConfig(Model):
     """Where results are recorded."""
 
     uri: str | None = None
-    """MLflow tracking URI; by default MLFLOW_TRACKING_URI, else a SQLite database in Thawline's home."""
+    """MLflow tracking URI; by default the environment variable MLFLOW_TRACKING_URI, else a SQLite database in
+    Thawline's home."""
     experiment: PlainName = "thawline"
-    """MLflow experiment that the study's runs belong to."""
+    """MLflow experiment for the study's runs."""
     artifacts: ArtifactsUrl | None = None
-    """Where a new experiment in a database keeps its files, such as ``s3://bucket/thawline``; by default Thawline's
-    home. A tracking server decides itself."""
+    """Artifact location of a new experiment in a database, such as ``s3://bucket/thawline``; by default Thawline's
+    home. A tracking server chooses its own."""
     tensorboard: bool = True
-    """Write TensorBoard event files beside MLflow."""
+    """Also write TensorBoard event files."""
     wandb: Annotated[
         Literal["off", "offline", "online"],
         BeforeValidator(word_off, json_schema_input_type=Literal["off", "offline", "online", False]),
     ] = "off"
-    """Record in Weights & Biases too (``pip install 'thawline[wandb]'``): ``online`` needs a login, ``offline`` writes
-    into Thawline's home for ``wandb sync``."""
+    """Also record in Weights & Biases (``pip install 'thawline[wandb]'``): ``online`` needs a login, ``offline`` writes
+    to Thawline's home for ``wandb sync``."""
     wandb_project: Annotated[str, AfterValidator(_wandb_project)] = "thawline"
-    """W&B project that the study's runs belong to."""
+    """W&B project for the study's runs."""
     wandb_entity: str | None = Field(None, min_length=1)
-    """W&B team or user that the project belongs to; by default the one that W&B itself takes."""
+    """W&B team or user that owns the project; by default W&B's own default."""
     plugins: tuple[str, ...] = ()
-    """Further trackers, by the names of their entry points in the group ``thawline.trackers``."""
+    """Additional trackers, by the names of their entry points in the group ``thawline.trackers``."""
     system_metrics: bool = True
     """Record CPU, memory and GPU use of every trial."""
     observe: bool = True
-    """Record gradient flow, histograms and pictures of every trial, in at most 5 % of its time."""
+    """Record gradient flow, histograms and images of every trial, in at most 5 % of its time."""
     report: bool = True
-    """Write the report of a concluded study, and record its figures and tables."""
+    """Write a report when the study ends, and record its figures and tables."""
     git_diff: bool = True
-    """Record the uncommitted changes of the checkout on every run."""
+    """Record uncommitted Git changes on every run."""

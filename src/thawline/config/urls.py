@@ -1,4 +1,4 @@
-"""URLs of databases, servers and object storage: which are accepted, and which parts may be shown."""
+"""URLs of databases, servers and object storage: validation, and removal of secrets."""
 
 import re
 from typing import Annotated
@@ -9,20 +9,20 @@ __all__ = ["ArtifactsUrl", "DataUrl", "with_driver", "without_password"]
 
 
 def with_driver(url: str) -> str:
-    """The URL with the driver that ``thawline[postgres]`` installs: SQLAlchemy 2.0 would take psycopg2, its successor
+    """Add to a URL the driver that ``thawline[postgres]`` installs: SQLAlchemy 2.0 would choose psycopg2, its successor
     does not."""
     return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
 
 
 def without_password(url: str) -> str:
-    """``postgresql://me:***@host/db``; any other text as it is."""
+    """Mask a password, as in ``postgresql://me:***@host/db``; other text is returned unchanged."""
     url = re.sub(r"(https?://[^/@:]*):[^/\s]*@", r"\1:***@", url)
-    # Of a database up to the last @: SQLAlchemy takes a slash for part of the password.
+    # In a database URL up to the last @: to SQLAlchemy, a slash is part of the password.
     return re.sub(r"(?<!http)(?<!https)(://[^/@:\s]*):\S*@", r"\1:***@", url)
 
 
 def _storage_url(value: str) -> str:
-    """The address of a folder on object storage; credentials would end up in logs, recipes and MLflow."""
+    """Check the address of a folder on object storage; credentials would end up in logs, recipes and MLflow."""
     scheme, _, rest = value.partition("://")
     host, *parts = rest.rstrip("/").split("/")
     if "::" in value:
@@ -30,20 +30,22 @@ def _storage_url(value: str) -> str:
     user_and_port = re.fullmatch(r"([^:@]+@)?[^:@]*(:\d+)?", host)
     if not user_and_port or "?" in rest or (user_and_port[2] and any("@" in part for part in parts)):
         raise ValueError(
-            "must hold no password, key or query: credentials belong into the environment, such as AWS_ACCESS_KEY_ID "
-            "and AWS_SECRET_ACCESS_KEY"
+            "must not contain a password, key or query: credentials belong in the environment, such as "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) or not any((host, *parts)) or not value.isprintable():
         raise ValueError(f"must be a URL of a folder such as s3://bucket/photos, but got {value!r}")
     if not {".", ".."}.isdisjoint(parts):
-        raise ValueError(f"must hold no '.' or '..', but got {value!r}")
+        raise ValueError(f"must not contain '.' or '..', but got {value!r}")
     return value.rstrip("/")
 
 
 def _data_url(value: str) -> str:
     url = _storage_url(value)
     if url.startswith(("http:", "https:", "file:", "local:")):
-        raise ValueError(f"must be object storage such as s3://bucket/photos, but got {value!r}; give a folder's path")
+        raise ValueError(
+            f"must be object storage such as s3://bucket/photos, but got {value!r}; for a local folder, give its path"
+        )
     return url
 
 

@@ -1,7 +1,7 @@
-"""From a folder of labelled images, or a table of labelled texts, to arrays that are ready to train on.
+"""Turn a folder of labelled images, or a table of labelled texts, into arrays for training.
 
 ``scan`` reads either into a ``Manifest``; ``decoded`` turns a manifest of images into ``DecodedImages``, ``tokenized``
-one of texts into ``TokenizedTexts``; ``report`` says for people what was found.
+one of texts into ``TokenizedTexts``; ``report`` describes the result in words.
 """
 
 from thawline.data._files import as_text, make_empty_folder, markdown_text, printable, write_atomically

@@ -1,4 +1,4 @@
-"""A memory-mapped array beside its description, built once and never trusted when torn: ``<digest>.npy``, ``.json``."""
+"""A memory-mapped array with a description, ``<digest>.npy`` and ``.json``: built once, and never used if damaged."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ SPARE_BYTES = 200_000_000  # left free on the disk for everything else that a se
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Of several processes one builds an array and the others wait for it."""
+    """Lock an array's file: one process builds it and the others wait."""
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,10 +35,10 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def open_array(path: Path, expected: dict[str, Any] | None) -> tuple[npt.NDArray[Any], dict[str, Any]] | None:
-    """The array and its description if the file is whole, unchanged and, where that is known, as expected; else None.
+    """The array and its description if the file is complete, unchanged and as expected, if that is given; else None.
 
-    Reading gigabytes for a checksum would cost what the file saves. Size and time tell a file that was cut off, copied
-    over or written to.
+    A checksum over gigabytes would cost as much as the file saves. Size and time reveal a truncated, replaced or
+    modified file.
     """
     try:
         description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -50,20 +50,20 @@ def open_array(path: Path, expected: dict[str, Any] | None) -> tuple[npt.NDArray
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if [array.dtype.name, *array.shape] != [description["dtype"], *description["shape"]]:
             return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or not what we write
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or in another format
         return None
     with suppress(OSError):  # a cache on a read-only disk
-        os.utime(path.with_suffix(".json"))  # when it was last used, for `thawline clean`
+        os.utime(path.with_suffix(".json"))  # time of last use, for `thawline clean`
     return array, description
 
 
 def build(path: Path, write: Callable[[Path], dict[str, Any]]) -> None:
-    """Let ``write`` make the array in a temporary file, and rename it when it is whole and on the disk.
+    """Let ``write`` create the array in a temporary file, and rename it once it is complete and synced.
 
     Args:
         path: the array's file; its lock must be held.
-        write: writes a ``.npy`` file to the path that it is given, and returns what its description is to say beside
-            size and time: at least ``dtype`` and ``shape``.
+        write: writes a ``.npy`` file to the given path, and returns its description without size and time: at least
+            ``dtype`` and ``shape``.
     """
     partial_file = path.with_suffix(".partial")  # one builder at a time, thanks to the lock
     partial_file.unlink(missing_ok=True)
@@ -81,10 +81,10 @@ def build(path: Path, write: Callable[[Path], dict[str, Any]]) -> None:
 
 
 def allocate(path: Path, dtype: type, shape: list[int], *, what: str, remedy: str) -> npt.NDArray[Any]:
-    """Make an array's file with all its blocks: a disk that fills up later would kill whoever writes to the map.
+    """Create an array's file with all blocks allocated: writing to the map on a full disk would kill the process.
 
     Raises:
-        DataError: if the disk is too full for it.
+        DataError: if there is not enough disk space.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     free = shutil.disk_usage(path.parent).free
@@ -101,7 +101,7 @@ def allocate(path: Path, dtype: type, shape: list[int], *, what: str, remedy: st
 
 
 def split_slices(manifest: Manifest) -> dict[Split, slice]:
-    """The rows of each split, which lie together because the manifest is sorted by split first."""
+    """The rows of each split, which are contiguous because the manifest is sorted by split first."""
     slices: dict[Split, slice] = {}
     start = 0
     for split, count in sorted(Counter(row.split for row in manifest.rows).items()):
@@ -111,7 +111,7 @@ def split_slices(manifest: Manifest) -> dict[Split, slice]:
 
 
 def rows_digest(manifest: Manifest) -> str:
-    """32 hex digits of what is trained on, in its order."""
+    """32 hex digits of the training data in order."""
     return digest([[row.digest, row.label, row.split] for row in manifest.rows])
 
 

@@ -1,4 +1,4 @@
-"""Which column of a table holds the text, the label, the split and the group."""
+"""Find the columns of a table with the text, the label, the split and the group."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -29,10 +29,10 @@ USUAL: dict[Role, tuple[str, ...]] = {
     ),
     "split": ("split", "subset", "partition"),
 }
-"""What such columns are usually called, in lower case. The first of each wins over the others."""
+"""Usual names of these columns in lower case, by priority."""
 
 _SHORTEST_TEXT = 10
-"""Characters that half of the texts must have at least for a column without a usual name to be taken for texts."""
+"""Minimum median length, in characters, for a column without a usual name to count as texts."""
 
 _FLAGS: set[Cell] = {"0", "1", "true", "false", "True", "False", "0.0", "1.0", None}
 
@@ -41,11 +41,11 @@ NAME_OF_A_COLUMN = re.compile(r"[^\W\d][\w.-]*")
 _IN_RECIPE = "--set data.{role}_column="
 
 ON_COMMAND_LINE = "--text-column="
-"""How a user names the column of a role."""
+"""The option for the column of a role."""
 
 
 class Guess:
-    """Which column is what: as given, else by its name, else by its content."""
+    """The role of each column: as given, or by name, or by content."""
 
     def __init__(
         self,
@@ -61,22 +61,22 @@ class Guess:
         self._found: dict[Role, tuple[str, str]] = {}
 
     def columns(self) -> tuple[dict[Role, str], str]:
-        """The column of each role that there is, and how they were found, in words.
+        """The column of each existing role, and a description of how they were found.
 
         Raises:
-            DataError: if there is no column, or more than one, that may be meant; naming all and the option to set.
+            DataError: if no column, or more than one, matches; with all columns and the option to set.
         """
         for role in self._roles:
             self._as_given(role)
         for role in self._roles:
             if role not in self._found:
                 self._by_name(role)
-        for role in ("label", "text"):  # labels first: what is left is rather the text
+        for role in ("label", "text"):  # labels first: the remaining column is more likely the text
             if role in self._roles and role not in self._found:
                 self._by_content(role)
         chosen = {role: column for role, (column, _) in self._found.items()}
         if len(set(chosen.values())) < len(chosen):
-            raise DataError(f"One column of {self._name} cannot be two things: {self._in_words(chosen)}.")
+            raise DataError(f"One column of {self._name} cannot have two roles: {self._in_words(chosen)}.")
         for table in self._tables:
             if lacking := sorted(set(chosen.values()) - set(table.columns)):
                 raise DataError(
@@ -96,14 +96,14 @@ class Guess:
         if name not in self._all and name.isdecimal() and 0 < int(name) <= len(self._all):
             name = self._all[int(name) - 1]
         if name not in self._all:
-            option = self._option.format(role=role).removeprefix("--set ")  # it may stand in a recipe
-            raise DataError(f"{option}{name!r} is no column of {self._name}. {self._columns_are()}")
+            option = self._option.format(role=role).removeprefix("--set ")  # it may be set in a recipe
+            raise DataError(f"{option}{name!r} is not a column of {self._name}. {self._columns_are()}")
         self._found[role] = (name, "")
 
     def _by_name(self, role: Role) -> None:
         usual = USUAL.get(role, ())
         named = [name for name in self._free() if name.strip().casefold() in usual]
-        if role == "split":  # one split name shows what the column is: what else it holds are bad rows
+        if role == "split":  # one split name identifies the column; other values are bad rows
             named = [name for name in named if any(split_of(cell) for cell in self._cells(name))]
         first = [name for name in named if name.strip().casefold() == usual[0]] if usual else []
         if len(candidates := first or named) > 1:
@@ -129,24 +129,24 @@ class Guess:
         return [name for name in self._all if name not in taken]
 
     def _ambiguous(self, role: Role, candidates: Sequence[str]) -> DataError:
-        what = f"several columns may be: {', '.join(candidates)}" if candidates else "no column looks like one"
+        what = f"several columns match: {', '.join(candidates)}" if candidates else "no column matches"
         one_each = ""
         if len(candidates) > 1 and all(set(self._cells(name)) <= _FLAGS for name in candidates):
-            one_each = " They look like one column for each class: one column with the name of the class is needed."
+            one_each = " They look like one column per class: a single column with the name of the class is required."
         return DataError(
-            f"It cannot be told which column of {self._name} is the {role}: {what}.{one_each} {self._columns_are()} "
-            f"Name it: {self._option.format(role=role)}NAME"
+            f"Cannot determine which column of {self._name} is the {role}: {what}.{one_each} {self._columns_are()} "
+            f"Set it: {self._option.format(role=role)}NAME"
         )
 
     def _columns_are(self) -> str:
         if self._tables[0].header:
             return f"The columns are: {', '.join(self._all)}."
         otherwise = " (if there is: --set data.header=true)" if self._option == _IN_RECIPE else ""
-        return f"There is no header line{otherwise}; the columns are called by their numbers, 1 to {len(self._all)}."
+        return f"There is no header line{otherwise}; the columns are named by number, 1 to {len(self._all)}."
 
 
 def looks_like_texts(values: Sequence[Cell]) -> bool:
-    """Mostly different, not short, and of several words or of letters beyond ASCII: no number, key or URL."""
+    """Whether values are mostly distinct and long, with several words or non-ASCII letters, unlike keys or URLs."""
     cells = [cell for cell in values if isinstance(cell, str)]
     return (
         bool(cells)

@@ -1,4 +1,4 @@
-"""How the fields of a CSV or TSV file are separated: found from all of its first rows, never from the first alone."""
+"""Detect how the fields of a CSV or TSV file are separated, from many of its first rows, never only the first."""
 
 import csv
 from collections import Counter
@@ -12,26 +12,26 @@ from thawline.data._table_files import open_table, table_suffix
 
 __all__ = ["Dialect", "find_dialect", "open_text", "parsed"]
 
-_ROWS = 200  # records that a dialect must fit
+_ROWS = 200  # records for detecting a dialect
 _DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "vertical bars"}
-"""In the order in which they win where several fit alike: nobody types a tab into a text."""
-_FEWEST = 3  # records by which a header that is one field short is told from a mistake
+"""By priority if several fit equally: texts rarely contain tabs."""
+_FEWEST = 3  # records to distinguish a header with one field less from a mistake
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """What :func:`csv.reader` is told of a file, and what is to be said of it."""
+    """Options of :func:`csv.reader` for a file, and notes for the user."""
 
     options: dict[str, Any]
     skipped: int = 0
-    """Lines at the beginning that hold no record: Excel's ``sep=;``, comments."""
+    """Lines at the beginning without records: Excel's ``sep=;``, comments."""
     unnamed_first: bool = False
-    """Whether the header leaves the first column without a name, and without a field: as R writes names of rows."""
+    """Whether the header has no field for the first column, as when R writes row names."""
     notes: tuple[str, ...] = field(default=())
 
 
 def find_dialect(path: Path) -> Dialect:
-    """The dialect with which most of the first records have the same number of fields, of two at least.
+    """The dialect with which most of the first records have the same number of fields, at least two.
 
     Raises:
         OSError: if the file cannot be read.
@@ -45,24 +45,24 @@ def find_dialect(path: Path) -> Dialect:
     comments = _comments(path, best, skipped)
     if comments:
         skipped += comments
-        notes.append(f"{comments} comment line{'s' if comments > 1 else ''} at the beginning left out")
+        notes.append(f"{comments} comment line{'s' if comments > 1 else ''} at the beginning skipped")
         best, spaces = _best(path, delimiters, skipped)
     options = {"delimiter": best, "strict": True, **({"skipinitialspace": True} if spaces else {})}
     if table_suffix(path) == ".csv" and best != ",":
         notes.append(f"fields are separated by {_DELIMITERS.get(best, repr(best))}")
     if spaces:
-        notes.append("spaces behind them are left out")
+        notes.append("spaces after them are removed")
     if table_suffix(path) != ".csv" and not _quotes_well_formed(path, skipped):
         options = {"delimiter": best, "quoting": csv.QUOTE_NONE}
         notes.append("quotation marks are taken literally")
     unnamed = _header_is_one_short(path, options, skipped)
     if unnamed:
-        notes.append("the header does not name the first column, which is called 1")
+        notes.append("the header does not name the first column, which is named 1")
     return Dialect(options, skipped, unnamed, tuple(notes))
 
 
 def open_text(path: Path, skipped: int = 0) -> IO[str]:
-    """The file as text, behind its first lines; bytes that are not UTF-8 are kept as surrogates."""
+    """The file as text, after the skipped lines; bytes that are not UTF-8 are kept as surrogates."""
     file = open_table(path, newline="")
     for _ in range(skipped):
         file.readline()
@@ -70,11 +70,11 @@ def open_text(path: Path, skipped: int = 0) -> IO[str]:
 
 
 def parsed(file: IO[str], dialect: Dialect) -> Iterator[tuple[int, int, list[str] | str]]:
-    """(first line, last line, fields or what is wrong) of each record; empty lines are passed over.
+    """Yield (first line, last line, fields or error) of each record; skips empty lines.
 
     Args:
-        file: as :func:`open_text` opened it, behind the lines that are skipped.
-        dialect: the file's.
+        file: file from :func:`open_text`, after the skipped lines.
+        dialect: dialect of the file.
     """
     reader = csv.reader(file, **dialect.options)
     while True:
@@ -91,20 +91,20 @@ def parsed(file: IO[str], dialect: Dialect) -> Iterator[tuple[int, int, list[str
 
 
 def _excel_separator(path: Path) -> str | None:
-    """The one that Excel's first line ``sep=;`` names."""
+    """The delimiter in Excel's first line ``sep=;``."""
     with open_text(path) as file:
         first = file.readline(20).rstrip("\r\n").strip('"')
     return first[4:] if first.lower().startswith("sep=") and len(first) == 5 else None
 
 
 def _best(path: Path, delimiters: list[str], skipped: int) -> tuple[str, bool]:
-    """The delimiter, and whether spaces behind it are no part of the fields, that fit most of the first records."""
+    """The delimiter, and whether to remove spaces after it, that fit most of the first records."""
     ranked = [
         (_fit(path, {"delimiter": delimiter, "strict": True, "skipinitialspace": spaces}, skipped), delimiter, spaces)
         for spaces in (False, True)
         for delimiter in delimiters
     ]
-    fit, delimiter, spaces = max(ranked, key=lambda each: each[0])  # the first of those that fit alike
+    fit, delimiter, spaces = max(ranked, key=lambda each: each[0])  # the first among equals
     if not fit:
         return ("," if "," in delimiters else delimiters[0]), False
     return delimiter, spaces or ((fit, delimiter, True) in ranked and _quotes_behind_spaces(path, delimiter, skipped))
@@ -116,7 +116,7 @@ def _quotes_behind_spaces(path: Path, delimiter: str, skipped: int) -> bool:
 
 
 def _fit(path: Path, options: dict[str, Any], skipped: int) -> float:
-    """Share of the first records with the most frequent number of fields; nothing where that is one."""
+    """Share of the first records with the most frequent number of fields; 0 if that is one."""
     records = _first_records(path, options, skipped)
     widths = Counter(len(fields) for fields in records if isinstance(fields, list))
     if not widths:
@@ -131,7 +131,7 @@ def _first_records(path: Path, options: dict[str, Any], skipped: int) -> list[li
 
 
 def _comments(path: Path, delimiter: str, skipped: int) -> int:
-    """Lines with ``#`` at the beginning that have not the number of fields of the records below."""
+    """Number of initial lines with ``#`` whose number of fields differs from the records below."""
     records = _first_records(path, {"delimiter": delimiter}, skipped)
     widths = Counter(len(fields) for fields in records)
     with open_text(path, skipped) as file:
@@ -143,7 +143,7 @@ def _comments(path: Path, delimiter: str, skipped: int) -> int:
 
 
 def _header_is_one_short(path: Path, options: dict[str, Any], skipped: int) -> bool:
-    """Whether all records but the first have one field more than the first."""
+    """Whether all records except the first have one field more than the first."""
     widths = [len(fields) for fields in _first_records(path, options, skipped) if isinstance(fields, list)]
     return len(widths) >= _FEWEST and widths[0] > 1 and set(widths[1:]) == {widths[0] + 1}
 
@@ -151,8 +151,8 @@ def _header_is_one_short(path: Path, options: dict[str, Any], skipped: int) -> b
 def _quotes_well_formed(path: Path, skipped: int) -> bool:
     """Whether every record of a TSV file has the same number of fields with ``"`` read as a quote.
 
-    Messages hold stray quotes, of which two may enclose hundreds of lines. So where that would join lines, and without
-    quotes each line has the same number of fields, the quotes are no quotes.
+    Messages contain stray quotes, two of which may enclose hundreds of lines. So if quoting would join lines, but
+    without it each line has the same number of fields, quotes are literal.
     """
     widths, joins = set(), False
     with open_text(path, skipped) as file:

@@ -1,4 +1,4 @@
-"""Images whose class is in the name of their file: ``cat.0.jpg``."""
+"""Images with the class in the file name: ``cat.0.jpg``."""
 
 import re
 import unicodedata
@@ -15,22 +15,22 @@ from thawline.data.contract import HELD_OUT, SPLITS, Item, Problem, counted, lis
 from thawline.data.splits import Split
 from thawline.exceptions import DataError
 
-if TYPE_CHECKING:  # the processes that decode import this package and need no pydantic
+if TYPE_CHECKING:  # decoding processes import this package and do not need pydantic
     from thawline.config import DataConfig
 
 __all__ = ["class_in_name", "file_name_layout", "pattern_for"]
 
 _NUMBERED = r"^(\D+?)[._ -]*\d+\.\w+$"
-"""Names that are numbered within their class: ``cat.0.jpg``, ``Maine_Coon_12.jpg``."""
+"""Names numbered within their class: ``cat.0.jpg``, ``Maine_Coon_12.jpg``."""
 
 
 def file_name_layout(root: Path, pattern: str, config: "DataConfig") -> Layout:
-    """The images of a folder, with or without split folders, of which a pattern finds the class in the name.
+    """The images of a folder, with or without split folders, whose class a pattern finds in the file name.
 
-    Of a split folder in which it matches no name, as of the unlabelled test images of a competition, nothing is read.
+    A split folder without any matching name, such as a competition's unlabelled test images, is not read.
 
     Raises:
-        DataError: if too few names match, there are fewer than two classes, or two folders mean the same split.
+        DataError: if too few names match, there are fewer than two classes, or two folders are the same split.
     """
     homes = _homes(root)
     problems: list[Problem] = _beside(root, homes) if len(homes) > 1 or homes["train"] != root else []
@@ -44,7 +44,7 @@ def file_name_layout(root: Path, pattern: str, config: "DataConfig") -> Layout:
             by_split[split] = items
             unmatched += [path for path, name in named if not name]
         else:
-            what = f"{counted(len(paths), 'image')} in whose names data.class_pattern finds no class: left out"
+            what = f"{counted(len(paths), 'image')} in whose names data.class_pattern finds no class: skipped"
             problems.append(Problem(relative(home, root), what, "stray"))
     _check_matched(root, pattern, by_split["train"], unmatched, sum(map(len, by_split.values())), config)
     problems += [Problem(path, "data.class_pattern finds no class in its name", "bad") for path in unmatched]
@@ -58,7 +58,7 @@ def file_name_layout(root: Path, pattern: str, config: "DataConfig") -> Layout:
     if given:
         what += f"; split folders {', '.join(given.values())}"
     elif homes["train"] != root:
-        what += f"; of {relative(homes['train'], root)}/ alone"
+        what += f"; only {relative(homes['train'], root)}/"
     files = [item for items in by_split.values() for item in items if item.class_name in trained]
     return Layout(root, files, problems, given, missing, describe_splits(what, given, missing, config))
 
@@ -73,10 +73,10 @@ def class_in_name(path: str, pattern: str) -> str:
 
 
 def pattern_for(paths: Sequence[str]) -> str:
-    """What to say of images without class folders whose names are numbered within a few words; empty if they are not.
+    """A hint for images without class folders whose names are numbered within a few words; else empty.
 
     Args:
-        paths: of the images.
+        paths: paths of the images.
     """
     classes = Counter(class_in_name(path, _NUMBERED) for path in paths)
     unmatched = classes.pop("", 0)
@@ -84,27 +84,27 @@ def pattern_for(paths: Sequence[str]) -> str:
         return ""
     shown = ", ".join(f"{printable(name)} ({count})" for name, count in classes.most_common(3))
     more = ", …" if len(classes) > 3 else ""
-    return f" If the classes are in the names of the files, {shown}{more}: --set data.class_pattern='{_NUMBERED}'"
+    return f" If the classes are in the file names, {shown}{more}: --set data.class_pattern='{_NUMBERED}'"
 
 
 def _homes(root: Path) -> dict[Split, Path]:
-    """The split folders by any of their names, training first; the folder itself where there are none."""
+    """The split folders by any of their names, training first; the folder itself if there are none."""
     top = {folder.name: folder for folder in folders(root)}
     named = split_names(top)
     if "train" not in named:
-        # A folder that holds nothing else, as archives unpack to one.
+        # A folder with a single subfolder, as from an archive.
         if len(top) == 1 and not any(map(is_image, children(root))):
             return _homes(next(iter(top.values())))
         return {"train": root}
     for split, names in named.items():
         if len(names) > 1:
             same = " and ".join(f"{name}/" for name in names)
-            raise DataError(f"{root} holds both {same}, which mean the same ({split}): keep one of them.")
+            raise DataError(f"{root} has both {same}, which are the same split ({split}): keep one of them.")
     return {split: top[named[split][0]] for split in sorted(named, key=HELD_OUT.__getitem__)}
 
 
 def _beside(root: Path, homes: dict[Split, Path]) -> list[Problem]:
-    """Images that lie beside the split folders."""
+    """Images beside the split folders."""
     above = homes["train"].parent
     strays: dict[str, int] = {}
     for child in children(above):
@@ -125,8 +125,8 @@ def _check_matched(
         raise DataError(
             f"data.class_pattern={pattern!r} finds no class in {len(unmatched):,} of "
             f"{counted(matched + len(unmatched), 'name')} of images in {root}:\n{listed(unmatched)}\n"
-            "It is searched in the name of the file alone, with its extension; its first group is the class, as in "
-            r"'(\w+)\.\d+\.jpg'. Change it, or leave those images out: --set data.max_bad_fraction=1"
+            "It is applied to the file name with its extension; its first group is the class, as in "
+            r"'(\w+)\.\d+\.jpg'. Change it, or skip those images: --set data.max_bad_fraction=1"
         )
     classes = sorted({item.class_name for item in trained})
     if len(classes) < 2:
@@ -150,7 +150,7 @@ def _untrained(by_split: dict[Split, list[Item]], trained: set[str], given: dict
                 counts[split, item.class_name] += 1
     return [
         Problem(
-            f"{given[split]}: {name}", f"no image of this class to train on, {counted(n, 'image')} left out", "class"
+            f"{given[split]}: {name}", f"no image of this class to train on, {counted(n, 'image')} skipped", "class"
         )
         for (split, name), n in counts.items()
     ]

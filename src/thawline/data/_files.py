@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and printing their names."""
+"""Write files atomically, and print their names."""
 
 import html
 import os
@@ -12,13 +12,13 @@ __all__ = ["as_text", "make_empty_folder", "markdown_text", "printable", "write_
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside ``path``, make sure that it is on the disk, then rename; missing folders are made.
+    """Write to a temporary file beside ``path``, sync, then rename; creates missing folders.
 
-    Who may read the file is as the umask says.
+    Permissions follow the umask.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    # Not tempfile's: its files are for their owner alone.
+    # Not tempfile, whose files are only readable by their owner.
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -32,10 +32,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def make_empty_folder(folder: Path) -> None:
-    """Make a folder for results; one that is there must be empty.
+    """Create a folder for results; an existing one must be empty.
 
     Raises:
-        DataError: if it is not, or cannot be made.
+        DataError: if it is not empty, or cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,15 +47,15 @@ def make_empty_folder(folder: Path) -> None:
 
 
 def markdown_text(text: str) -> str:
-    """The text as a page in Markdown shows it unchanged, in a table too: names may hold HTML, links and ``|``."""
+    """Escape text for Markdown, including tables: names may contain HTML, links and ``|``."""
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(printable(text), quote=False))
 
 
 def printable(text: str) -> str:
-    """The text with what steers a terminal written out: names may hold line breaks, escapes and bytes of no UTF-8."""
+    """Escape control characters: names may contain line breaks, escapes and bytes that are not UTF-8."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def as_text(name: str) -> str:
-    """The name of a file, bytes that are not UTF-8 written out as ``\\xfc``: what is recorded must be text."""
+    """A file name as text for records, with bytes that are not UTF-8 escaped as ``\\xfc``."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""Folders whose names are the classes, with or without split folders above or below them."""
+"""Class folders, with or without split folders above or below them."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -37,36 +37,36 @@ __all__ = [
 ]
 
 METADATA = "metadata.csv"
-_SHOWN = 4  # names that a refusal lists of what it found
+_SHOWN = 4  # maximum number of names in an error
 
 
 class NoClassesError(DataError):
-    """A folder whose subfolders are no classes; a table may still say what the images are."""
+    """A folder whose subfolders are not classes; a table may still label the images."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which images there are, before any is read."""
+    """The images of a data set, before any is read."""
 
     root: Path
-    """What the paths are relative to."""
+    """The folder to which paths are relative."""
     files: list[Item]
     problems: list[Problem]
     given: Mapping[Split, str]
-    """What people call each given split, such as ``val/``; empty where there are none."""
+    """The given splits' names, such as ``val/``; empty without given splits."""
     missing: frozenset[Split]
-    """Splits that are not given, which the hash takes from the training files."""
+    """Splits that are not given, which are split off the training files by hash."""
     text: str
-    """What was recognised, in words."""
+    """Description of the recognised layout."""
     grouped: bool = False
-    """Whether the files have the groups that a column of a table gives them."""
+    """Whether the files have groups from a column of a table."""
 
 
 def folder_layout(root: Path, config: "DataConfig") -> Layout:
     """The images of a folder of class folders.
 
     Raises:
-        NoClassesError: if its folders are no classes, or may be something else; saying what was found, and what to do.
+        NoClassesError: if its folders are not classes, or may be something else; with advice.
         DataError: if a folder cannot be listed.
     """
     given = split_folders(root)
@@ -76,7 +76,7 @@ def folder_layout(root: Path, config: "DataConfig") -> Layout:
     problems = list(_strays(root, root, config, beside=given)) if given else []
     files: list[Item] = []
     trained: dict[str, list[str]] = {}
-    for split in sorted(homes, key=HELD_OUT.__getitem__):  # training first: it says which classes there are
+    for split in sorted(homes, key=HELD_OUT.__getitem__):  # training first, as it defines the classes
         by_class: dict[str, list[str]] = defaultdict(list)
         for base in _bases(homes[split], config.class_level or 1):
             problems += _strays(base, root, config)
@@ -90,7 +90,7 @@ def folder_layout(root: Path, config: "DataConfig") -> Layout:
             if name in trained:
                 files += [Item(path, name, split) for path in paths]
             else:
-                reason = f"{given['train'].name}/ has no image of this class: {counted(len(paths), 'image')} left out"
+                reason = f"{given['train'].name}/ has no image of this class: {counted(len(paths), 'image')} skipped"
                 problems.append(Problem(f"{relative(homes[split], root)}/{name}", reason, "class"))
     if len(trained) < 2:
         raise NoClassesError(_too_few_classes(root, homes["train"], set(trained)))
@@ -103,10 +103,10 @@ def folder_layout(root: Path, config: "DataConfig") -> Layout:
 
 
 def labelled_in_folders(root: Path, config: "DataConfig") -> list[tuple[str, str]]:
-    """Relative path and class of each image of a folder to be judged on: of all its splits, and whatever the classes.
+    """Relative path and class of each image of a folder for evaluation, from all its splits and of any class.
 
     Raises:
-        DataError: if two folders mean the same split, or it cannot be told whether folders are splits or classes.
+        DataError: if two folders are the same split, or if folders may be either splits or classes.
     """
     homes = split_folders(root, trains=False).values() or [root]
     bases = [base for home in homes for base in _bases(home, config.class_level or 1)]
@@ -114,14 +114,14 @@ def labelled_in_folders(root: Path, config: "DataConfig") -> list[tuple[str, str
 
 
 def split_folders(root: Path, *, trains: bool = True) -> dict[Split, Path]:
-    """The folders train, validation and test, by any of their names, or nothing where the classes are at the top.
+    """The folders train, validation and test, by any of their names; empty if the classes are at the top.
 
     Args:
         root: the data folder.
-        trains: whether there must be one to train on.
+        trains: whether a training folder is required.
 
     Raises:
-        NoClassesError: if two mean the same, or nothing is there to train on.
+        NoClassesError: if two are the same split, or nothing is left to train on.
     """
     top = folders(root)
     by_name = {folder.name: folder for folder in top}
@@ -134,23 +134,23 @@ def split_folders(root: Path, *, trains: bool = True) -> dict[Split, Path]:
         for split, found in holding.items():
             if len(found) > 1:
                 names_of = " and ".join(f"{relative(folder, root)}/" for folder in found)
-                raise DataError(f"{root} holds both {names_of}, which mean the same ({split}): keep one of them.")
+                raise DataError(f"{root} has both {names_of}, which are the same split ({split}): keep one of them.")
         return {split: found[0] for split, found in holding.items()}
     held_out = [folder for found in holding.values() for folder in found]
     if held_out and (not others or any(inner.name in others for folder in held_out for inner in folders(folder))):
         names_of = " and ".join(f"{relative(folder, root)}/" for folder in held_out)
         raise NoClassesError(
-            f"{root} holds {names_of} with class folders, but no train/ with class folders beside it. Put the training "
-            "images under train/<class>/, or the class folders directly into the data folder to have all splits made."
+            f"{root} contains {names_of} with class folders, but no train/ with class folders. Put the training "
+            "images under train/<class>/, or the class folders directly into the data folder to create all splits."
         )
-    # A folder that holds nothing else, as archives unpack to one: its own splits are meant.
+    # A folder with a single subfolder, as from an archive: use that one's splits.
     if not held_out and len(top) == 1 and not any(is_image(child) for child in children(root)):
         return split_folders(top[0], trains=trains)
     return {}
 
 
 def describe_splits(what: str, given: Mapping[Split, str], missing: frozenset[Split], config: "DataConfig") -> str:
-    """What was recognised, and which splits are made of what."""
+    """A description of the layout and the origin of each split."""
     taken = split_off(missing, config)
     if not taken:
         return what
@@ -158,7 +158,7 @@ def describe_splits(what: str, given: Mapping[Split, str], missing: frozenset[Sp
 
 
 def _unwrapped(folder: Path) -> Path:
-    """Of ``seg_train/seg_train/<class>`` or ``train/images/<class>`` the inner folder: its name is that of no class."""
+    """The inner folder of ``seg_train/seg_train/<class>`` or ``train/images/<class>``, whose name is not a class."""
     inner = folders(folder)
     if len(inner) == 1 and is_structure(inner[0].name) | (inner[0].name == folder.name) and len(folders(inner[0])) > 1:
         return _unwrapped(inner[0])
@@ -166,7 +166,7 @@ def _unwrapped(folder: Path) -> Path:
 
 
 def _bases(folder: Path, level: int) -> list[Path]:
-    """The folders in which the class folders lie."""
+    """The folders that contain class folders."""
     found = [folder]
     for _ in range(level - 1):
         found = [inner for each in found for inner in folders(each)]
@@ -174,7 +174,7 @@ def _bases(folder: Path, level: int) -> list[Path]:
 
 
 def _splits_in_classes(root: Path) -> dict[str, dict[Split, Path]]:
-    """``<class>/train`` and ``<class>/test``: the split folders in each class folder, or nothing where one has none."""
+    """``<class>/train`` and ``<class>/test``: the split folders in each class folder; empty if one has none."""
     found: dict[str, dict[Split, Path]] = {}
     for folder in folders(root):
         inner = {child.name: child for child in folders(folder)}
@@ -196,7 +196,7 @@ def _classes_above(root: Path, inner: Mapping[str, Mapping[Split, Path]], config
             files += [Item(relative(file, root), name, split) for file in children(folder) if _is_plain_image(file)]
     there = {file.given for file in files}
     if "train" not in there:
-        raise NoClassesError(f"{root} holds split folders in each class folder, but no image to train on.")
+        raise NoClassesError(f"{root} contains split folders in each class folder, but no image to train on.")
     given = {split: f"<class>/{folder.name}/" for by_split in inner.values() for split, folder in by_split.items()}
     given = {split: name for split, name in given.items() if split in there}
     missing = frozenset(split for split in SPLITS if split not in given)
@@ -216,7 +216,7 @@ def _strays(
     beside: Mapping[Split, Path] | None = None,
     images_belong: bool = False,
 ) -> Iterator[Problem]:
-    """What lies above the class folders and is none of them; ``beside``: the split folders, where these are above."""
+    """Other files and folders beside the class folders, or, with ``beside``, beside the split folders."""
     for child in children(folder):
         path = relative(child, root)
         if is_junk(child):
@@ -224,7 +224,7 @@ def _strays(
         elif is_folder(child):
             if beside is not None and not any(inner.is_relative_to(child) for inner in beside.values()):
                 split = split_name(child.name)
-                reason = "a folder without class folders" if split else "a folder that is no split"
+                reason = "a folder without class folders" if split else "not a split folder"
                 yield Problem(path, f"{reason}, beside {relative(beside['train'], root)}/", "stray")
         elif is_image(child):
             if not images_belong:
@@ -237,33 +237,33 @@ def _strays(
 
 
 def _check_names(folder: Path, given: Mapping[Split, Path], by_class: Mapping[str, list[str]]) -> None:
-    """Refuse subfolders that may be anything but classes.
+    """Refuse subfolders that may not be classes.
 
     Raises:
-        NoClassesError: saying what was found and how to say what is meant.
+        NoClassesError: with the folders found, and the options to clarify them.
     """
     if len(by_class) < 2:
         return
     names = sorted(by_class)
     shown = _few([f"{name}/" for name in names])
-    is_class = "If they are the classes, --set data.class_level=1 says so"
+    is_class = "If they are the classes, --set data.class_level=1"
     or_splits = "" if given else ", or put the images under train/<class>/ and test/<class>/"
-    table = f"if a table says it, give it as the data{or_splits}."
+    table = f"if a table has the labels, give it as the data{or_splits}."
     if len(split_names(names)) > 1 or all(map(is_structure, names)):
         raise NoClassesError(
-            f"{folder} holds {shown}, which are names of splits or of folders of images, not of classes, and no class "
+            f"{folder} contains {shown}, which are names of splits or image folders, not of classes, and no class "
             f"folders in them. {is_class}; {table}"
         )
     shared = _shared_subfolders(folder, by_class)
     if shared:
         raise NoClassesError(
-            f"{shown} in {folder} hold the same subfolders {_few(shared)}: either may be the classes. {is_class}; "
+            f"{shown} in {folder} contain the same subfolders {_few(shared)}: either may be the classes. {is_class}; "
             f"if their subfolders are, --set data.class_level=2; {table}"
         )
 
 
 def _shared_subfolders(folder: Path, by_class: Mapping[str, list[str]]) -> list[str]:
-    """Names of subfolders that recur under other classes, where most of the images lie in such."""
+    """Names of subfolders that recur under several classes, if they contain most of the images."""
     classes_of: dict[str, set[str]] = defaultdict(set)
     count = Counter[str]()
     for class_folder in folders(folder):
@@ -284,7 +284,7 @@ def _few(names: list[str]) -> str:
 
 
 def _only_folder_of_folders(folder: Path) -> Path | None:
-    """The one folder below that holds several, at any depth; ``None`` where there is none, or more than one."""
+    """The single folder at any depth that contains several folders; ``None`` if there is not exactly one."""
     below = [child for child in folders(folder) if folders(child)]
     several = [child for child in below if len(folders(child)) > 1]
     if len(several) == 1:
@@ -294,10 +294,10 @@ def _only_folder_of_folders(folder: Path) -> Path | None:
 
 def _too_few_classes(root: Path, folder: Path, classes: set[str]) -> str:
     found = f"only one class folder with images ({next(iter(classes))})" if classes else "no class folder with images"
-    message = f"{folder} holds {found}; a classifier needs at least two, as in {root.name}/<class>/photo.jpg."
+    message = f"{folder} contains {found}; a classifier needs at least two, as in {root.name}/<class>/photo.jpg."
     meant = _only_folder_of_folders(folder)
     if meant is not None:
         message += f" Did you mean {meant}?"
     elif not classes:
-        message += f" A file is taken for an image by its extension: {', '.join(sorted(images.EXTENSIONS))}."
+        message += f" Images are recognised by extension: {', '.join(sorted(images.EXTENSIONS))}."
     return message

@@ -1,4 +1,4 @@
-"""Which image file a cell of a table means."""
+"""Find the image file of a table cell."""
 
 import unicodedata
 from collections import defaultdict
@@ -13,16 +13,16 @@ __all__ = ["ImageIndex", "plain"]
 
 
 class ImageIndex:
-    """The image files below a folder, found by a path, a name, or a name without its extension."""
+    """The image files below a folder, to be found by path, name, or name without extension."""
 
     def __init__(self, base: Path) -> None:
         self.base = base
 
     @cached_property
     def files(self) -> dict[str, str]:
-        """Path relative to the folder in Unicode's form NFC, and as it is."""
+        """Relative paths in Unicode normal form NFC, mapped to the actual paths."""
         if not self.base.is_dir():
-            raise DataError(f"There is no folder {self.base} of images: data.image_folder names one.")
+            raise DataError(f"There is no folder {self.base} of images: set data.image_folder.")
         return {plain(path): path for path in images_below(self.base, self.base, set(), [])}
 
     @cached_property
@@ -35,11 +35,11 @@ class ImageIndex:
         return found
 
     def find(self, cell: str, hint: str | None) -> list[str]:
-        """Paths of the files that a cell may mean: none, one, or several that it cannot be told from.
+        """Paths of the files that match a cell: none, one, or several if it is ambiguous.
 
         Args:
-            cell: a path, of which the beginning may be that of another machine, or a name with or without extension.
-            hint: the table's name: of several files those are meant that lie in the folder of its name, or its split.
+            cell: a path, whose beginning may be from another machine, or a name with or without extension.
+            hint: the table's name: among several files, those in a folder with this name, or this split, are preferred.
         """
         wanted = plain(cell)
         if wanted in self.files:
@@ -54,12 +54,12 @@ class ImageIndex:
 
 
 def plain(path: str) -> str:
-    """A path as it is compared: with slashes, in Unicode's form NFC."""
+    """A path normalised for comparison: with slashes, in Unicode normal form NFC."""
     return unicodedata.normalize("NFC", path.strip().replace("\\", "/").removeprefix("./"))
 
 
 def _by_longest_end(candidates: list[str], wanted: str) -> list[str]:
-    """Those that agree with the most of the last folders of a path."""
+    """The candidates that share the longest trailing part with a path."""
 
     def agreeing(path: str) -> int:
         ours, theirs = path.split("/")[-2::-1], wanted.split("/")[-2::-1]
@@ -72,7 +72,7 @@ def _by_longest_end(candidates: list[str], wanted: str) -> list[str]:
 
 
 def _lies_in(path: str, hint: str) -> bool:
-    """Whether one of its folders is called as a table is, or as its split."""
+    """Whether one of its folders has the name of a table, or of its split."""
     split = split_name(hint)
     for folder in path.split("/")[:-1]:
         found = split_name(folder)

@@ -1,4 +1,4 @@
-"""Tables that name images and their labels, and the files that are meant."""
+"""Tables with images and their labels, and the files that they name."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -26,26 +26,26 @@ if TYPE_CHECKING:  # the processes that decode import this package and need no p
 
 __all__ = ["ImageTable", "contradicted", "image_tables_in", "names_images", "table_layout"]
 
-_HEAD = 200  # rows by which a table is known
-_DEPTH = 3  # levels of folders below which no metadata is looked for
+_HEAD = 200  # rows for recognising a table
+_DEPTH = 3  # maximum depth of folders searched for metadata
 
 
 @dataclass(frozen=True)
 class ImageTable:
-    """A table, and where its images lie."""
+    """A table, and the place of its images."""
 
     path: Path
     split: Split | None
-    """The split that the whole table is."""
+    """The split of the whole table."""
     base: Path
-    """Folder that its paths are relative to, or somewhere below which its images lie."""
+    """Folder to which its paths are relative, or which contains its images at any depth."""
 
 
 def names_images(path: Path, config: "DataConfig") -> bool:
-    """Whether a table names image files, by its first rows.
+    """Whether a table names image files, judged by its first rows.
 
     Raises:
-        DataError: if it cannot be read, or holds both texts and images that are there.
+        DataError: if it cannot be read, or has both texts and existing images.
     """
     if config.text_column is not None:
         return False
@@ -53,10 +53,10 @@ def names_images(path: Path, config: "DataConfig") -> bool:
 
 
 def image_tables_in(root: Path, config: "DataConfig") -> list[ImageTable]:
-    """The tables of a folder that say what its images are: ``metadata.csv`` at any level, else ``train.csv`` and such.
+    """The tables of a folder with labels of its images: ``metadata.csv`` at any level, or else ``train.csv`` and so on.
 
     Raises:
-        DataError: if it cannot be told which of several is meant.
+        DataError: if there are several candidates.
     """
     metadata = _metadata_below(root, root, _DEPTH)
     if metadata:
@@ -76,7 +76,7 @@ def image_tables_in(root: Path, config: "DataConfig") -> list[ImageTable]:
     }
     if "train" not in splits.values():
         names = ", ".join(table.path.name for table in naming)
-        raise DataError(f"{root} holds the tables {names}, which all name images. Give one of them as the data.")
+        raise DataError(f"{root} contains the tables {names}, which all name images. Give one of them as the data.")
     return [
         ImageTable(table.path, splits[without_shard(table_stem(table.path))], base)
         for table in naming
@@ -85,15 +85,15 @@ def image_tables_in(root: Path, config: "DataConfig") -> list[ImageTable]:
 
 
 def table_layout(tables: Sequence[ImageTable], root: Path, config: "DataConfig") -> Layout:
-    """The images that tables name, with their labels, splits and groups.
+    """The images named by tables, with their labels, splits and groups.
 
     Args:
-        tables: the training table, or all, of one data set.
-        root: what the paths are to be relative to.
-        config: columns that it does not name are found by their names, else by what they hold.
+        tables: the training table, or all tables, of one data set.
+        root: folder for relative paths.
+        config: columns that are not set are found by name, or else by content.
 
     Raises:
-        DataError: if a column cannot be told, or hardly any image is there.
+        DataError: if a column cannot be determined, or too many images are missing.
     """
     read = [(table, read_table(table.path, names=_known(config))) for table in tables]
     read, columns, how, unlabelled = _columns(read, root, config)
@@ -125,16 +125,16 @@ def table_layout(tables: Sequence[ImageTable], root: Path, config: "DataConfig")
 
 
 def contradicted(layout: Layout) -> list[Problem]:
-    """A word on each table beside class folders that gives images of one folder several labels.
+    """A problem for each table beside class folders that gives images of one folder several labels.
 
-    The folders are what is read; they may be no more than parts in which the images came.
+    The folders are used, but they may be mere parts of a download.
     """
     classes = {item.path.rpartition("/")[2]: item.class_name for item in layout.files}
     problems = []
     for path in tables_among(children(layout.root)):
         try:
             head = read_table(path, names=set(USUAL["image"]) | set(USUAL["label"]), limit=_HEAD)
-        except DataError:  # it is not asked for
+        except DataError:  # the table was not given explicitly
             continue
         label = next((name for name in head.columns if name.strip().casefold() in USUAL["label"]), None)
         image = next((name for name in head.columns if _mostly(_names_a_file, head.column(name))), None)
@@ -146,7 +146,7 @@ def contradicted(layout: Layout) -> list[Problem]:
                 labels[classes[name]].add(cell)
         if any(len(given) > 1 for given in labels.values()):
             reason = (
-                f"its column {label} gives images of one class folder several labels: give it as the data to train on"
+                f"its column {label} has several labels for images of one class folder: give it as the data to train on"
             )
             problems.append(Problem(path.name, f"{reason} those", "class"))
     return problems
@@ -165,7 +165,7 @@ def _known(config: "DataConfig") -> set[str]:
 
 
 def _image_column(table: ImageTable, config: "DataConfig") -> str | None:
-    """The column of a table that names images, if it has one."""
+    """The column of a table with names of images, if any."""
     head = read_table(table.path, names=_known(config), limit=_HEAD)
     if config.image_column is not None:
         return config.image_column
@@ -182,7 +182,7 @@ def _image_column(table: ImageTable, config: "DataConfig") -> str | None:
             return column
         if _mostly(lambda cell: bool(index.find(cell, None)), head.column(column)):
             raise DataError(
-                f"{table.path} holds texts in column {texts[0]} and names images in column {column}. Say which to "
+                f"{table.path} has texts in column {texts[0]} and names of images in column {column}. Choose which to "
                 f"classify: --set data.text_column={texts[0]} or --set data.image_column={column}"
             )
         return None
@@ -190,7 +190,7 @@ def _image_column(table: ImageTable, config: "DataConfig") -> str | None:
         return None
     try:
         return next((name for name in usual if _mostly(lambda c: bool(index.find(c, None)), head.column(name))), None)
-    except DataError:  # a folder beside a table of texts that may not be read is not its affair
+    except DataError:  # an unreadable folder beside a table of texts is irrelevant
         return None
 
 
@@ -210,7 +210,7 @@ def _mostly(holds: Callable[[str], bool], cells: Sequence[Cell]) -> bool:
 def _columns(
     read: list[tuple[ImageTable, Table]], root: Path, config: "DataConfig"
 ) -> tuple[list[tuple[ImageTable, Table]], dict[Role, str], str, list[Problem]]:
-    """The tables that have labels, the column of each role, how they were found, and what is said of other tables."""
+    """The tables with labels, the column of each role, how they were found, and problems of other tables."""
     given: dict[Role, str | None] = {
         "image": _image_column(read[0][0], config),
         "label": config.label_column,
@@ -223,7 +223,7 @@ def _columns(
     columns, _ = Guess(name, [table for _, table in trains], given, roles).columns()
     labelled = [pair for pair in read if columns["label"] in pair[1].columns]
     problems = [
-        Problem(_path_from(table.path, root), f"it has no column {columns['label']}: left out", "stray")
+        Problem(_path_from(table.path, root), f"it has no column {columns['label']}: skipped", "stray")
         for table, content in read
         if columns["label"] not in content.columns
     ]
@@ -234,12 +234,12 @@ def _columns(
 
 
 def _path_from(path: Path, root: Path) -> str:
-    """A path as people read it: relative to the data where it lies there."""
+    """A path for messages, relative to the data if it is inside."""
     return relative(path, root) if path.is_relative_to(root) else path.as_posix()
 
 
 class _Rows:
-    """What the rows of the tables name."""
+    """The images named by the rows of the tables."""
 
     def __init__(self, root: Path, columns: dict[Role, str], labels: LabelColumn) -> None:
         self._root, self._columns, self._labels = root, columns, labels
@@ -248,16 +248,16 @@ class _Rows:
         self._items: list[Item] = []
         self.problems: list[Problem] = []
         self.lost: list[str] = []
-        """Rows whose image is not there."""
+        """Rows whose image is missing."""
         self.total = 0
 
     @property
     def items(self) -> list[Item]:
-        """Those of which all rows say the same."""
+        """The images whose rows all agree."""
         return [item for item in self._items if item.path not in self._twice]
 
     def add(self, table: ImageTable, content: Table, index: ImageIndex, *, whole: bool) -> None:
-        """Read all rows of a table; ``whole``: whether it is the only one, so that a column may say the split."""
+        """Read all rows of a table; ``whole``: whether it is the only one, so that a column may give the split."""
         name = _path_from(table.path, self._root)
         hint = without_shard(table_stem(table.path))
         self.problems += [Problem(f"{name}:{line}", f"the line {why}", "bad") for line, why in content.malformed]
@@ -272,7 +272,7 @@ class _Rows:
             side = split_of(split) if whole and "split" in self._columns else table.split or "train"
             reason = wrong_label(label) or _wrong("image", image) or _wrong("group", group)
             if not reason and side is None:
-                reason = f"the split is {split!r}, none of {', '.join(SPLITS)}" if split else "the split is missing"
+                reason = f"the split is {split!r}, not one of {', '.join(SPLITS)}" if split else "the split is missing"
             if reason or side is None:
                 self.problems.append(Problem(place, reason, "bad"))
                 continue
@@ -285,7 +285,7 @@ class _Rows:
             self._keep(place, Item(path, as_text(self._labels.name(label)), side, group=named))
 
     def _lose(self, place: str, image: str, found: list[str]) -> None:
-        why = f"may be any of {', '.join(found[:3])}" if found else "is not there"
+        why = f"may be any of {', '.join(found[:3])}" if found else "does not exist"
         self.problems.append(Problem(place, f"the image {image} {why}", "bad"))
         self.lost.append(f"{place}: {image} {why}")
 
@@ -294,14 +294,14 @@ class _Rows:
         if first == place:
             self._items.append(item)
         elif label == item.class_name:
-            self.problems.append(Problem(place, f"it names {item.path} again, as {first} does", "stray"))
+            self.problems.append(Problem(place, f"it repeats {item.path} of {first}", "stray"))
         else:
             self._twice.add(item.path)
-            reason = f"{place} calls it {item.class_name}, {first} {label}: one label is needed"
+            reason = f"{place} labels it {item.class_name}, {first} {label}: one label is required"
             self.problems.append(Problem(item.path, reason, "conflict"))
 
     def unnamed(self, indices: dict[Path, ImageIndex]) -> list[Problem]:
-        """How many images no row names, by the folder that they lie in."""
+        """Number of images that no row names, by folder."""
         counts: dict[str, int] = defaultdict(int)
         for base, index in indices.items():
             for path in index.files.values():
@@ -309,7 +309,7 @@ class _Rows:
                 if whole not in self._named:
                     counts[whole.rpartition("/")[0] or "."] += 1
         return [
-            Problem(folder, f"{counted(count, 'image')} that no row names", "stray") for folder, count in counts.items()
+            Problem(folder, f"{counted(count, 'image')} not in any row", "stray") for folder, count in counts.items()
         ]
 
 
@@ -323,8 +323,8 @@ def _check_found(rows: _Rows, indices: dict[Path, ImageIndex], config: "DataConf
     if len(rows.lost) > config.max_bad_fraction * rows.total:
         where = ", ".join(str(base) for base in indices)
         raise DataError(
-            f"{len(rows.lost):,} of {counted(rows.total, 'row')} name no image file below {where}:\n"
-            f"{listed(rows.lost)}\nName the folder of the images: --set data.image_folder=FOLDER"
+            f"{len(rows.lost):,} of {counted(rows.total, 'row')} name no image file in {where}:\n"
+            f"{listed(rows.lost)}\nSet the folder of the images: --set data.image_folder=FOLDER"
         )
 
 
@@ -346,7 +346,7 @@ def _untrained(items: Sequence[Item], trained: set[str], given: dict[Split, str]
             counts[item.given, item.class_name] += 1
     return [
         Problem(
-            f"{given[split]}: {name}", f"no image of this class to train on, {counted(n, 'image')} left out", "class"
+            f"{given[split]}: {name}", f"no image of this class to train on, {counted(n, 'image')} skipped", "class"
         )
         for (split, name), n in counts.items()
     ]
@@ -356,7 +356,7 @@ def _untrained(items: Sequence[Item], trained: set[str], given: dict[Split, str]
 
 
 def _metadata_below(folder: Path, root: Path, depth: int) -> list[ImageTable]:
-    """``metadata.csv``, ``.jsonl`` or ``.parquet`` as HuggingFace's image folders have them, each with its split."""
+    """``metadata.csv``, ``.jsonl`` or ``.parquet`` as in Hugging Face's image folders, each with its split."""
     own = [folder / f"metadata{suffix}" for suffix in TABLE_SUFFIXES if (folder / f"metadata{suffix}").is_file()]
     if own:
         parts = [name.split for part in folder.relative_to(root).parts if (name := split_name(part)) is not None]

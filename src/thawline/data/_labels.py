@@ -1,4 +1,4 @@
-"""What a label is called, whichever file it comes from, and labels that look like one another."""
+"""Normalise labels across file formats, and find similar labels."""
 
 import re
 import unicodedata
@@ -11,9 +11,9 @@ from thawline.exceptions import DataError
 __all__ = ["LabelColumn", "check_classes", "look_alikes", "several_in_one", "wrong_label"]
 
 _MISSING = {"nan", "NaN", "<NA>"}
-"""What pandas writes where there is none, if it is told to. ``None`` and ``NA`` may be classes."""
+"""Representations of missing values by pandas. ``None`` and ``NA`` may be classes."""
 _BETWEEN = ("|", ";", ",", "+", " ")
-"""What stands between several labels in one cell."""
+"""Separators of several labels in one cell."""
 _BOOLEANS = {"true", "false"}
 _WHOLE = re.compile(r"([+-]?\d+)\.0+")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
@@ -22,8 +22,8 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 class LabelColumn:
     """The names of the classes in a column of labels: the same in CSV, JSON lines and Parquet.
 
-    A column of booleans reads ``True`` in CSV and ``true`` in JSON; one of whole numbers is stored as floats where one
-    was missing. Both are told from classes that are merely called so by all cells of the column.
+    Booleans are ``True`` in CSV and ``true`` in JSON; whole numbers are stored as floats if one was missing. All cells
+    of the column decide whether they are such values or just names of classes.
     """
 
     def __init__(self, cells: Iterable[Cell]) -> None:
@@ -32,7 +32,7 @@ class LabelColumn:
         self._numbers = all(map(_NUMBER.fullmatch, given))
 
     def name(self, cell: Cell) -> str:
-        """Of the class: in Unicode's form NFC, without spaces around it, booleans in lower case, ``1.0`` as ``1``."""
+        """Name of the class: in Unicode normal form NFC, stripped, booleans in lower case, ``1.0`` as ``1``."""
         name = unicodedata.normalize("NFC", str(cell)).strip()
         if self._booleans:
             return name.lower()
@@ -41,49 +41,49 @@ class LabelColumn:
 
 
 def check_classes(trained: set[str], total: int, *, column: str, of: str, where: str, how: str) -> None:
-    """Refuse labels that are none: a classifier needs two at least, and several examples of each.
+    """Refuse unsuitable labels: a classifier needs at least two, and several examples of each.
 
     Args:
         trained: classes of the training split.
-        total: examples, of all splits.
-        column: that holds the labels.
-        of: what has them, ``images`` or ``texts``.
-        where: the table or folder, as it is shown.
-        how: how the columns were told.
+        total: number of examples of all splits.
+        column: column of the labels.
+        of: kind of data, ``images`` or ``texts``.
+        where: the table or folder, for the message.
+        how: how the columns were found.
 
     Raises:
-        DataError: with how another column is named.
+        DataError: with the option for another column.
     """
-    another = "Another column is named by --set data.label_column=NAME"
+    another = "Choose another column with --set data.label_column=NAME"
     if len(trained) < 2:
         found = f"only one label ({next(iter(trained))})" if trained else "no label"
         raise DataError(
-            f"{where} holds {found} of {of} to train on in column {column}; a classifier needs at least two. {how}. "
+            f"{where} has {found} of {of} to train on in column {column}; a classifier needs at least two. {how}. "
             f"{another}"
         )
     if len(trained) > max(2, total / 2):
         raise DataError(
-            f"Column {column} of {where} holds {len(trained):,} different labels of {total:,} {of}, too few {of} of "
+            f"Column {column} of {where} has {len(trained):,} different labels for {total:,} {of}, too few {of} for "
             f"each. Is it the label? {another}"
         )
 
 
 def wrong_label(cell: Cell) -> str:
-    """Why a cell is no label, or nothing."""
+    """Why a cell is not a label, or an empty string."""
     if isinstance(cell, BadCell):
         return f"the label {cell.reason}"
     if cell is None or not cell.strip():
         return "the label is missing"
     if cell.strip() in _MISSING:
         return (
-            f"the label is missing: it reads {cell.strip()}, which pandas writes where there is none. A class that is "
-            "called so needs another name, such as not-a-number"
+            f"the label is missing: it is {cell.strip()}, pandas' missing value. A class with this name "
+            "needs another one, such as not-a-number"
         )
     return ""
 
 
 def look_alikes(names: Sequence[str]) -> list[list[str]]:
-    """Names that people take for the same: they differ only in case, width, spaces or characters that are not shown."""
+    """Names that look the same: they differ only in case, width, spaces or invisible characters."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in names:
         shown = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
@@ -92,7 +92,7 @@ def look_alikes(names: Sequence[str]) -> list[list[str]]:
 
 
 def several_in_one(names: Sequence[str]) -> list[str]:
-    """Names that put others together, as ``cat|dog`` beside ``cat`` and ``dog``: each row should have one label."""
+    """Names that combine others, such as ``cat|dog`` beside ``cat`` and ``dog``: each row should have one label."""
     known = set(names)
     return [name for name in names if any(_all_known(name.split(mark), known) for mark in _BETWEEN if mark in name)]
 

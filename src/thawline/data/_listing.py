@@ -1,4 +1,4 @@
-"""What lies in a folder of images; nothing is read."""
+"""List a folder of images, without reading files."""
 
 import unicodedata
 from collections import defaultdict
@@ -14,14 +14,14 @@ from thawline.exceptions import DataError
 
 __all__ = ["by_extension", "children", "class_name", "classes_below", "folders", "images_below", "is_image", "relative"]
 
-HIDDEN = "hidden, or left behind by a program"
+HIDDEN = "hidden, or created by a system or program"
 
 _HEIC = {".heic", ".heics", ".heif", ".heifs", ".hif"}
 _UNREAD = {".svg", ".psd", ".eps", ".pdf", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".jxl"}
 
 
 def children(folder: Path) -> list[Path]:
-    """What lies in a folder, by name.
+    """The entries of a folder, sorted by name.
 
     Raises:
         DataError: if the folder cannot be read.
@@ -33,7 +33,7 @@ def children(folder: Path) -> list[Path]:
 
 
 def folders(folder: Path) -> list[Path]:
-    """The folders in a folder that no program keeps for itself."""
+    """The subfolders of a folder, without those of systems and programs."""
     return [child for child in children(folder) if not is_junk(child) and is_folder(child)]
 
 
@@ -41,37 +41,37 @@ def is_folder(path: Path) -> bool:
     """Whether it is a folder, or a link to one.
 
     Raises:
-        DataError: if that may not be seen: a folder without the right to enter it lists names alone.
+        DataError: if permission is missing: a folder without execute permission only lists names.
     """
     try:
         return path.is_dir()
     except OSError as error:
         raise DataError(
-            f"Cannot look at {path}: {error.strerror}. Folders need the right to enter them: chmod -R u+X {path.parent}"
+            f"Cannot access {path}: {error.strerror}. Folders need execute permission: chmod -R u+X {path.parent}"
         ) from None
 
 
 def is_image(path: Path) -> bool:
-    """By its extension."""
+    """Whether it is an image by its extension."""
     return path.suffix.lower() in images.EXTENSIONS
 
 
 def by_extension(file: Path) -> str:
     """Why a file is not read."""
     if file.suffix.lower() in _HEIC:
-        return f"{file.suffix} is read with pillow-heif: pip install 'thawline[heic]', or convert it to JPEG"
+        return f"{file.suffix} requires pillow-heif: pip install 'thawline[heic]', or convert it to JPEG"
     if file.suffix.lower() in _UNREAD:
-        return f"{file.suffix} is not read: convert it to JPEG or PNG"
+        return f"{file.suffix} is not supported: convert it to JPEG or PNG"
     return "not an image by its extension"
 
 
 def class_name(folder: Path) -> str:
-    """That of the folder; macOS writes "é" as two characters and others as one, and both are the same class."""
+    """Name of the folder in normal form: macOS stores "é" as two characters and others as one, for the same class."""
     return as_text(unicodedata.normalize("NFC", folder.name))
 
 
 def classes_below(folder: Path, root: Path, problems: list[Problem]) -> dict[str, list[str]]:
-    """Paths relative to ``root`` of the images of each class folder in ``folder`` that has any."""
+    """Image paths relative to ``root`` of each non-empty class folder in ``folder``."""
     by_class: dict[str, list[str]] = defaultdict(list)
     for class_folder in folders(folder):
         found = list(images_below(class_folder, root, {identity(root), identity(folder)}, problems))
@@ -83,10 +83,10 @@ def classes_below(folder: Path, root: Path, problems: list[Problem]) -> dict[str
 
 
 def images_below(folder: Path, root: Path, seen: set[tuple[int, int]], problems: list[Problem]) -> Iterator[str]:
-    """Relative paths of all images in a folder, however deep; links are followed, loops are not."""
+    """Relative paths of all images in a folder at any depth; follows links, but not loops."""
     here = identity(folder)
     if here in seen:
-        problems.append(Problem(relative(folder, root), "a link to a folder that is read already", "stray"))
+        problems.append(Problem(relative(folder, root), "a link to a folder that is already read", "stray"))
         return
     seen.add(here)
     for child in children(folder):
@@ -104,14 +104,14 @@ def images_below(folder: Path, root: Path, seen: set[tuple[int, int]], problems:
 
 
 def identity(folder: Path) -> tuple[int, int]:
-    """By which a folder is known, whatever links lead to it."""
+    """Identifies a folder, independent of links."""
     try:
         status = folder.stat()
     except OSError as error:
-        raise DataError(f"Cannot look at {folder}: {error.strerror}.") from None
+        raise DataError(f"Cannot access {folder}: {error.strerror}.") from None
     return status.st_dev, status.st_ino
 
 
 def relative(path: Path, root: Path) -> str:
-    """With ``/`` on every system."""
+    """A relative path, with ``/`` on every system."""
     return path.relative_to(root).as_posix()

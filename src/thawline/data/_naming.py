@@ -1,4 +1,4 @@
-"""What the names of folders and files say: splits, structure, and what programs leave behind."""
+"""Interpret names of folders and files: splits, structure, and files of systems and programs."""
 
 import re
 from collections import defaultdict
@@ -35,12 +35,12 @@ _FILLERS = {
     *("set", "sets", "data", "dataset", "datasets", "split", "splits", "folder", "dir", "file", "files", "sample"),
     *("samples", "subset", "image", "images", "img", "imgs", "pic", "pics", "picture", "pictures", "photo", "photos"),
 }
-"""Words that say nothing beside the name of a split: ``training_set``, ``train-images``."""
+"""Words without meaning beside the name of a split: ``training_set``, ``train-images``."""
 _STRUCTURE = _FILLERS | {
     *("annotation", "annotations", "label", "labels", "mask", "masks", "jpg", "jpeg", "jpegs", "png", "jpegimages"),
     *("raw", "all", "archive", "input", "output", "crop", "crops", "thumb", "thumbs", "thumbnail", "thumbnails"),
 }
-"""Words that name no class."""
+"""Words that are not names of classes."""
 _JUNK = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "#snapshot", "@recycle"),
     *("@recently-snapshot", "$recycle.bin", "recycler", "system volume information", "lost+found", "__pycache__"),
@@ -52,26 +52,26 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$")
 
 @dataclass(frozen=True)
 class SplitName:
-    """A name with the word of a split in it."""
+    """A name that contains the name of a split."""
 
     split: Split
     rest: tuple[str, ...]
-    """The other words, those left out that say nothing."""
+    """The other meaningful words."""
 
 
 def is_junk(path: Path) -> bool:
-    """Whether it is hidden, or what a system, a file server or a viewer of pictures keeps for itself."""
+    """Whether it is hidden, or belongs to a system, a file server or an image viewer."""
     return path.name.startswith(".") or path.name.lower() in _JUNK
 
 
 def is_structure(name: str) -> bool:
-    """Whether a folder's name says only that there are images, or which split they are, but no class."""
+    """Whether a folder's name only denotes images or a split, not a class."""
     named = [word for word in words(name) if not word.isdecimal()]
     return bool(named) and all(word in _STRUCTURE or _split_of(word) is not None for word in named)
 
 
 def without_shard(stem: str) -> str:
-    """``train`` of ``train-00000-of-00004``, as HuggingFace's hub names the parts of a table."""
+    """``train`` for ``train-00000-of-00004``, Hugging Face's names of parts of a table."""
     return _SHARD.sub("", stem)
 
 
@@ -82,10 +82,10 @@ def words(name: str) -> list[str]:
 
 
 def split_name(name: str) -> SplitName | None:
-    """The split that a folder or table may be by its name, whatever else the name says."""
+    """The split in the name of a folder or table, regardless of its other words."""
     found = words(name)
     splits = [split for word in found if (split := _split_of(word)) is not None]
-    if splits == ["train", "validation"]:  # "train_val" is what is left beside the test images
+    if splits == ["train", "validation"]:  # "train_val" is everything except the test images
         splits = ["train"]
     if len(splits) != 1:
         return None
@@ -94,10 +94,10 @@ def split_name(name: str) -> SplitName | None:
 
 
 def split_names(names: Iterable[str]) -> dict[Split, list[str]]:
-    """Which of these names, of folders or tables that lie together, are those of splits.
+    """The names of splits among the names of neighbouring folders or tables.
 
-    A name that is nothing but a split's is one. Beside other words, as in ``seg_train`` or ``asl_alphabet_test``, it is
-    one only if another has the same words and is another split: ``train_station`` is a class.
+    A name without other words is a split. With other words, as in ``seg_train`` or ``asl_alphabet_test``, it is one
+    only if another name has the same words and another split: ``train_station`` is a class.
     """
     plain: dict[Split, list[str]] = defaultdict(list)
     groups: dict[tuple[str, ...], dict[Split, list[str]]] = defaultdict(lambda: defaultdict(list))

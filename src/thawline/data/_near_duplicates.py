@@ -1,8 +1,8 @@
-"""Images that show the same picture in other files: compressed again, resized, lightly cropped.
+"""Find near-duplicates: the same picture recompressed, resized or slightly cropped.
 
-Three steps, each for what the one before left: a perceptual hash of 64 bits (the signs of the lowest frequencies of a
-cosine transform, as in Zauner's pHash), compared with that of every other image; the sums of rows and of columns, which
-tell where one image was cut to give the other; and the colours of both, laid over each other so.
+Three steps filter the pairs: a perceptual hash of 64 bits (the signs of the lowest frequencies of a cosine transform,
+as in Zauner's pHash), compared between all images; the sums of rows and of columns, which determine how one image was
+cropped to give the other; and the colours of both images, aligned accordingly.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,37 +16,36 @@ from PIL import Image
 __all__ = ["SIDE", "Thumbnails", "near_duplicates", "thumbnail", "write_thumbnail"]
 
 SIDE = 32
-"""Of a thumbnail, in pixels. Smaller images are compared with none: a few pixels are soon alike."""
+"""Side of a thumbnail in pixels. Smaller images are not compared: a few pixels are easily similar."""
 
-_SAMPLED = 96, 128  # pixels a side that a thumbnail is the mean of: of small images, and of those of more than _LARGE
+_SAMPLED = 96, 128  # pixels per side averaged in a thumbnail: for small images, and for those larger than _LARGE
 _LARGE = 250_000
-_FREQUENCIES = 9  # along each side, of which the 64 lowest are taken
-_RADIUS = 18  # bits in which the hashes of two candidates differ at most
-_CANDIDATES = 100  # per image at most: among images that are all alike the radius shrinks until so few are left
-_BLOCK = 1 << 18  # pairs of hashes that are compared at once: so many stay in a core's cache
+_FREQUENCIES = 9  # per side, of which the 64 lowest are used
+_RADIUS = 18  # maximum distance of two candidates' hashes, in bits
+_CANDIDATES = 100  # maximum per image: among many similar images the radius shrinks to this number
+_BLOCK = 1 << 18  # pairs of hashes per comparison, which fit into a core's cache
 _ROUGH = 20.0  # root mean square of the differences of the mean colours of 4 x 4 parts, of 255
-_PAIRS = 8192  # candidates that are looked at at once, at some 40 kB each
-_CUT = 4  # steps of 2 % by which both ends of a side are cut in all
+_PAIRS = 8192  # candidates per batch, at some 40 kB each
+_CUT = 4  # maximum total crop of both ends of a side, in steps of 2 %
 _ALONG = 0.93  # correlation of the sums of rows, and of columns
-_COARSE = 8  # cells a side in which colours are compared
+_COARSE = 8  # cells per side for comparing colours
 _COLOURS = 7.0  # root mean square of their differences, of 255
-_CONTRAST = 0.17  # the same beside the standard deviation over the cells: pale images are soon alike
-_DETAIL = 20.0  # root mean square of the differences of all pixels, that noise before the same drawing does not pass
+_CONTRAST = 0.17  # the same relative to the standard deviation over cells: pale images are easily similar
+_DETAIL = 20.0  # root mean square of the differences of all pixels, exceeded by noise on the same drawing
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.intp]
 
 
 def write_thumbnail(made: bytes, path: Path, place: int) -> None:
-    """Put a thumbnail into a file of many, which any number of processes write to."""
+    """Write a thumbnail into a shared file, which any number of processes may write to."""
     with path.open("rb+") as file:
         file.seek(place * SIDE * SIDE * 3)
         file.write(made)
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """What is compared of an image: ``SIDE`` x ``SIDE`` colours, the whole image without regard to its shape; empty if
-    it is smaller.
+    """The thumbnail of an image: ``SIDE`` x ``SIDE`` colours, ignoring its aspect ratio; empty if the image is smaller.
 
     Args:
         image: in mode RGB.
@@ -54,17 +53,17 @@ def thumbnail(image: Image.Image) -> bytes:
     if min(image.size) < SIDE:
         return b""
     side = _SAMPLED[image.width * image.height > _LARGE]
-    # Samples, not all pixels: they take a third of the time.
+    # Samples instead of all pixels, in a third of the time.
     return image.resize((side, side), Image.Resampling.NEAREST).reduce(side // SIDE).tobytes()
 
 
 def near_duplicates(thumbnails: "Sequence[bytes] | Thumbnails") -> list[tuple[int, int]]:
-    """Pairs of images that show the same picture, by their places in the list, the smaller one first.
+    """Pairs of images with the same picture, as indices into the list, the smaller one first.
 
-    The time grows with the square of the number of images, because each hash is compared with all others.
+    The time grows with the square of the number of images, because all hashes are compared with each other.
 
     Args:
-        thumbnails: of each image; empty ones are passed over.
+        thumbnails: thumbnail of each image; empty ones are skipped.
     """
     seen = thumbnails if isinstance(thumbnails, Thumbnails) else Thumbnails.of(thumbnails)
     if len(seen.places) < 2:
@@ -80,40 +79,40 @@ def near_duplicates(thumbnails: "Sequence[bytes] | Thumbnails") -> list[tuple[in
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """Those of many images: in memory, or in a file of which as many are read as are compared at once."""
+    """Thumbnails of many images: in memory, or in a file that is read in batches."""
 
     pixels: npt.NDArray[np.uint8]
     """``[N, SIDE, SIDE, 3]``."""
     rows: Integers
-    """Which of them is whose."""
+    """Row of each image's thumbnail."""
     places: Integers
-    """What each image is called in the answer."""
+    """Index of each image in the result."""
 
     @classmethod
     def of(cls, thumbnails: Sequence[bytes]) -> "Thumbnails":
-        """What :func:`thumbnail` gave of each image; empty ones are passed over."""
+        """From the results of :func:`thumbnail`; empty ones are skipped."""
         places = np.array([place for place, each in enumerate(thumbnails) if each], np.intp)
         whole = np.frombuffer(b"".join(thumbnails), np.uint8)
         return cls(whole.reshape(len(places), SIDE, SIDE, 3), np.arange(len(places)), places)
 
     @classmethod
     def in_file(cls, path: Path, rows: Sequence[int]) -> "Thumbnails":
-        """Those that :func:`write_thumbnail` wrote at these places."""
+        """From a file of :func:`write_thumbnail`, at these places."""
         pixels = np.memmap(path, np.uint8, "r").reshape(-1, SIDE, SIDE, 3)
         return cls(pixels, np.array(rows, np.intp), np.arange(len(rows)))
 
     def take(self, numbers: Integers | slice) -> npt.NDArray[np.uint8]:
-        """``[n, SIDE, SIDE, 3]`` of some of them."""
+        """Some thumbnails, ``[n, SIDE, SIDE, 3]``."""
         return self.pixels[self.rows[numbers]]
 
     def blocks(self) -> Iterator[npt.NDArray[np.uint8]]:
-        """All of them, some thousands at a time."""
+        """All thumbnails, in blocks of some thousands."""
         for start in range(0, len(self.rows), _PAIRS):
             yield self.take(slice(start, start + _PAIRS))
 
 
 def _hashes(seen: Thumbnails) -> npt.NDArray[np.uint64]:
-    """One of 64 bits for each image."""
+    """The 64-bit hash of each image."""
     points = (np.arange(SIDE) + 0.5) * np.pi / SIDE
     waves = np.cos(np.outer(np.arange(_FREQUENCIES), points)).astype(np.float32)
     both = ((u, v) for u in range(_FREQUENCIES) for v in range(_FREQUENCIES) if u + v > 0)
@@ -131,7 +130,7 @@ def _rough(seen: Thumbnails) -> Floats:
     """Mean colours of 4 x 4 parts of each image, float32 ``[n, 48]``."""
     cells, parts = SIDE // 4, []
     for colours in seen.blocks():
-        rows = colours.reshape(len(colours), 4, cells, SIDE * 3).sum(2, dtype=np.uint16)  # along memory, in steps
+        rows = colours.reshape(len(colours), 4, cells, SIDE * 3).sum(2, dtype=np.uint16)  # in memory order, in steps
         sums = rows.reshape(len(colours), 4, 4, cells, 3).sum(3, dtype=np.uint16)
         parts.append(sums.reshape(len(colours), -1).astype(np.float32) / cells**2)
     return np.concatenate(parts)
@@ -140,7 +139,7 @@ def _rough(seen: Thumbnails) -> Floats:
 def _candidates(hashes: npt.NDArray[np.uint64], rough: Floats) -> tuple[Integers, Integers]:
     """Pairs whose hashes and rough colours are close."""
     radius, kept, most = _RADIUS, 0, _CANDIDATES * len(hashes)
-    found: list[npt.NDArray[np.intp]] = [np.empty((3, 0), np.intp)]  # first, second, bits in which they differ
+    found: list[npt.NDArray[np.intp]] = [np.empty((3, 0), np.intp)]  # first, second, distance in bits
     step = max(1, _BLOCK // len(hashes))
     for start in range(0, len(hashes), step):
         apart = np.bitwise_count(hashes[start : start + step, None] ^ hashes[None, start:])
@@ -160,7 +159,7 @@ def _candidates(hashes: npt.NDArray[np.uint64], rough: Floats) -> tuple[Integers
 
 
 def _same(seen: Thumbnails, first: Integers, second: Integers) -> npt.NDArray[np.bool_]:
-    """Which of these pairs show the same picture, in full or one of them a part of the other."""
+    """The pairs that show the same picture, possibly cropped."""
     cuts = [(left / 50, right / 50) for left in range(_CUT + 1) for right in range(_CUT + 1 - left)]
     full, coarse = (np.stack([_cutting(*cut, cells) for cut in cuts]) for cells in (SIDE, _COARSE))
     used, index = np.unique(np.concatenate([first, second]), return_inverse=True)
@@ -169,7 +168,7 @@ def _same(seen: Thumbnails, first: Integers, second: Integers) -> npt.NDArray[np
     axes = [(_unit(sums), _unit(np.tensordot(sums, full, (1, 2)))) for sums in (green.mean(2), green.mean(1))]
 
     def along(whole: Integers, part: Integers) -> tuple[Integers, Integers, Floats]:
-        """The best cut of rows and of columns of one image to give the other, and how well the worse one fits."""
+        """The best crop of rows and of columns of one image to match the other, and the lower correlation."""
         fits = [np.matmul(cut[whole], plain[part][:, :, None])[:, :, 0] for plain, cut in axes]
         rows, columns = (fit.argmax(1) for fit in fits)
         return rows, columns, np.minimum(fits[0].max(1), fits[1].max(1))
@@ -181,7 +180,7 @@ def _same(seen: Thumbnails, first: Integers, second: Integers) -> npt.NDArray[np
     same: npt.NDArray[np.bool_] = np.maximum(fit, fit_back) > _ALONG
 
     def laid(cutting: Floats) -> tuple[Floats, Floats]:
-        """Both images of the pairs that are still thought the same, one over the other."""
+        """Both images of the remaining pairs, aligned."""
         over = _laid(seen.take(whole[same]), cutting[rows[same]], cutting[columns[same]])
         return over, _laid(seen.take(part[same]), cutting[[0]], cutting[[0]])
 
@@ -208,7 +207,7 @@ def _laid(colours: npt.NDArray[np.uint8], rows: Floats, columns: Floats) -> Floa
 
 
 def _cutting(left: float, right: float, cells: int) -> Floats:
-    """float32 ``[cells, SIDE]``: the means of a row's pixels in cells, behind ``left`` and before ``right`` of it."""
+    """float32 ``[cells, SIDE]``: the means of a row's pixels in cells between ``left`` and ``right``."""
     edges = (left + (1 - left - right) * np.arange(cells + 1) / cells) * SIDE
     pixels = np.arange(SIDE)
     overlap = np.clip(np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels), 0, None)
@@ -217,7 +216,7 @@ def _cutting(left: float, right: float, cells: int) -> Floats:
 
 
 def _unit(values: Floats) -> Floats:
-    """Without their mean, and of length one, along the last axis."""
+    """Centred and normalised along the last axis."""
     centred = values - values.mean(-1, keepdims=True)
     unit: Floats = centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), np.float32(1e-6))
     return unit

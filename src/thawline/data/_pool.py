@@ -1,4 +1,4 @@
-"""Map a function over files in other processes, so that a decoder that crashes takes down one file, not the run."""
+"""Map a function over files in other processes, so that a crash of a decoder affects one file, not the run."""
 
 import math
 import multiprocessing
@@ -20,8 +20,8 @@ __all__ = ["cores", "map_files"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_CHUNK = 16  # files per message: some 100 ms of decoding, beside which sending costs nothing
-_FILES_PER_WORKER = 128  # a process takes about a second to start, in which one alone decodes as many photographs
+_CHUNK = 16  # files per message: some 100 ms of decoding, so sending costs are negligible
+_FILES_PER_WORKER = 128  # a process takes about a second to start, in which one decodes this many photographs
 
 
 def map_files(
@@ -32,13 +32,13 @@ def map_files(
     crashed: Callable[[Item], Result],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Result]:
-    """``[function(item) for item in items]``, in order, in at most ``workers`` processes (by default one per core).
+    """``[function(item) for item in items]`` in at most ``workers`` processes (by default one per core).
 
-    An item whose process dies (a segmentation fault, the kernel's out-of-memory killer) is tried once more alone; if
-    its process dies again, ``crashed(item)`` stands in for its result. Exceptions of ``function`` are raised here.
+    An item whose process dies (a segmentation fault, the kernel's out-of-memory killer) is retried once on its own; if
+    its process dies again, its result is ``crashed(item)``. Exceptions of ``function`` are raised here.
 
-    The processes are spawned, not forked: forking a process that has run torch's threads can deadlock, and
-    multiprocessing's one fork server is left to the trials, which need it preloaded with torch.
+    Processes are spawned, not forked: forking a process that has run torch's threads can deadlock, and
+    multiprocessing's single fork server is preloaded with torch for the trials.
 
     Raises:
         ThawlineError: if no process can be started.
@@ -53,7 +53,7 @@ def map_files(
     workers = min(workers or cores(), math.ceil(len(items) / _FILES_PER_WORKER))
     chunks = [range(start, min(start + _CHUNK, len(items))) for start in range(0, len(items), _CHUNK)]
     while chunks:
-        # Two chunks per worker keep all busy and say closely which files were being read when a process died.
+        # Two chunks per worker keep all busy and narrow down which files were read when a process died.
         suspects = _run(function, items, chunks, workers, 2 * workers, report)
         alone = [range(index, index + 1) for chunk in suspects for index in chunk]
         while alone:
@@ -72,13 +72,13 @@ def _run(
     at_once: int,
     report: Callable[[dict[int, Result]], None],
 ) -> list[range]:
-    """Run the chunks, ``at_once`` of them; if the pool breaks, return those under way and leave the rest undone."""
+    """Run the chunks, ``at_once`` at a time; if the pool breaks, return the running ones and skip the rest."""
     waiting = iter(chunks)
     under_way: dict[Future[list[Result]], range] = {}
     broken: list[range] = []
     with _pool(workers) as pool:
-        with main_module_hidden():  # a pool starts its processes when work is submitted
-            started = pool.submit(os.getpid)  # the first to be answered by any process that starts at all
+        with main_module_hidden():  # a pool starts its processes on submission
+            started = pool.submit(os.getpid)  # succeeds if any process starts
         while True:
             while not broken and len(under_way) < at_once and (chunk := next(waiting, None)) is not None:
                 try:
@@ -90,9 +90,7 @@ def _run(
                     under_way[future] = chunk
             if not under_way:
                 if broken and started.exception() is not None:
-                    raise ThawlineError(
-                        "The processes that decode images end as soon as they start: see what they wrote above."
-                    )
+                    raise ThawlineError("The processes for decoding images exit at startup: see their output above.")
                 return broken
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                 chunk = under_way.pop(future)
@@ -117,7 +115,7 @@ def _apply(function: Callable[[Item], Result], items: list[Item]) -> list[Result
 
 
 def _initialise() -> None:
-    """Leave Ctrl-C to the parent, which stops the pool in order, and end when the parent has been killed."""
+    """Leave Ctrl-C to the parent, which shuts down the pool, and exit if the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -130,5 +128,5 @@ def _end_after(sentinel: int) -> None:
 
 
 def cores() -> int:
-    """Cores that this process may use, which in a container or under ``taskset`` are fewer than the machine has."""
+    """Number of cores available to this process, which a container or ``taskset`` may limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

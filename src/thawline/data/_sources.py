@@ -16,7 +16,7 @@ from thawline.data.images import EXTENSIONS
 from thawline.data.splits import Split
 from thawline.exceptions import DataError
 
-if TYPE_CHECKING:  # the processes that decode images import this package and need no pydantic
+if TYPE_CHECKING:  # decoding processes import this package and do not need pydantic
     from thawline.config import DataConfig
 
 __all__ = ["NamedTable", "Source", "file_of", "known_names", "read_source", "tables_in"]
@@ -25,9 +25,9 @@ __all__ = ["NamedTable", "Source", "file_of", "known_names", "read_source", "tab
 @dataclass(frozen=True)
 class NamedTable:
     name: str
-    """Of the file."""
+    """Name of the file."""
     split: Split | None
-    """The split that the whole file is, where the data are a folder of tables."""
+    """The split of the whole file, if the data are a folder of tables."""
     table: Table
 
 
@@ -35,16 +35,16 @@ class NamedTable:
 class Source:
     tables: list[NamedTable]
     columns: dict[Role, str]
-    """Name of the column of each role that there is."""
+    """Name of the column of each existing role."""
     text: str
-    """How they were read, in words."""
+    """Description of how they were read."""
 
 
 def tables_in(folder: Path) -> dict[Split, list[Path]]:
-    """``train.csv``, ``validation.csv``, ``test.csv`` by any of their names, or the one table that a folder holds.
+    """``train.csv``, ``validation.csv``, ``test.csv`` by any of their names, or the only table of a folder.
 
-    A table may be in parts, ``train-00000-of-00002.parquet``, and all may lie in one subfolder, such as ``data``, as on
-    HuggingFace's hub. Nothing where there is another subfolder or an image: image folders may hold tables too.
+    A table may be in parts, ``train-00000-of-00002.parquet``, and all may be in one subfolder, such as ``data``, as on
+    Hugging Face's hub. Empty if there is another subfolder or an image: image folders may contain tables too.
     """
     found = children(folder)
     tables = tables_among(found)
@@ -71,11 +71,11 @@ def tables_in(folder: Path) -> dict[Split, list[Path]]:
     if [table for table in left if not {"submission", "sample"} & set(words(table_stem(table)))]:
         names = ", ".join(table.name for table in tables)
         raise DataError(
-            f"{folder} holds the tables {names}. Give one of them as the data, or name them train, validation and "
+            f"{folder} contains the tables {names}. Give one of them as the data, or name them train, validation and "
             "test, one of each."
         )
     if "train" not in splits:
-        raise DataError(f"{folder} holds {', '.join(t.name for t in tables)}, but no table of the name train.")
+        raise DataError(f"{folder} contains {', '.join(t.name for t in tables)}, but no table named train.")
     return splits
 
 
@@ -87,13 +87,12 @@ def read_source(root: Path, config: "DataConfig") -> Source:
     """The tables of a data path and their columns."""
     if config.group_pattern is not None:
         raise DataError(
-            "data.group_pattern is searched in the paths of files, of which texts have none: name the column of "
-            "groups by data.group_column."
+            "data.group_pattern applies to the paths of files, but texts have none: set the column of "
+            "groups with data.group_column."
         )
     if config.class_pattern is not None:
         raise DataError(
-            f"data.class_pattern is searched in the names of image files, but {root} is read as a table of texts: "
-            "leave it out."
+            f"data.class_pattern applies to the names of image files, but {root} is a table of texts: remove it."
         )
     given: dict[Role, str | None] = {
         "text": config.text_column,
@@ -104,7 +103,7 @@ def read_source(root: Path, config: "DataConfig") -> Source:
     paths: Mapping[Split, list[Path]] = tables_in(root) if root.is_dir() else {"train": [root]}
     whole = len(paths) == 1
     if not whole and config.split_column is not None:
-        raise DataError(f"data.split_column cannot be set where {root} holds a table for each split.")
+        raise DataError(f"data.split_column cannot be set, because {root} has a table for each split.")
     tables: list[NamedTable] = []
     for split, path in [(split, path) for split, parts in _in_order(paths) for path in parts]:
         header = tables[0].table.header if tables else config.header
@@ -123,6 +122,6 @@ def _in_order(paths: Mapping[Split, list[Path]]) -> list[tuple[Split, list[Path]
 
 
 def known_names(*given: str | None) -> set[str]:
-    """Names by which a first line is known to name columns."""
+    """Names that identify a first line as a header."""
     usual = {name for names in USUAL.values() for name in names}
     return usual | {name.casefold() for name in given if name is not None and not name.isdecimal()}

@@ -1,4 +1,4 @@
-"""The cells of the first sheet of an Excel file."""
+"""Read the cells of the first sheet of an Excel file."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -11,16 +11,16 @@ __all__ = ["read_sheet"]
 
 
 def read_sheet(path: Path, limit: int | None) -> tuple[list[tuple[int, list[Any]]], str]:
-    """(row from 1, values) of each row that is not empty, all of the same width, and a note on the sheet.
+    """(row from 1, values) of each non-empty row, all of the same width, and a note on the sheet.
 
-    Of a formula the value is taken that was stored when the file was saved.
+    Formulas give the value stored when the file was saved.
 
     Args:
         path: an ``.xlsx`` file.
-        limit: rows that are read at most.
+        limit: maximum number of rows to read.
 
     Raises:
-        DataError: if openpyxl is not installed, or the file is no such file.
+        DataError: if openpyxl is not installed, or the file is not an Excel file.
     """
     try:
         from openpyxl import load_workbook
@@ -30,7 +30,7 @@ def read_sheet(path: Path, limit: int | None) -> tuple[list[tuple[int, list[Any]
         ) from None
     try:
         book = load_workbook(path, read_only=True, data_only=True)
-    except Exception as error:  # of zipfile, of XML, KeyError, ValueError: whatever its parsers meet
+    except Exception as error:  # its parsers raise many types: of zipfile, XML, KeyError, ValueError
         raise DataError(f"{path} cannot be read as an Excel file: {_first_line(error)}.") from None
     try:
         sheet = book.worksheets[0] if book.worksheets else None
@@ -47,7 +47,7 @@ def read_sheet(path: Path, limit: int | None) -> tuple[list[tuple[int, list[Any]
 
 
 def _rows(sheet: Any) -> Iterator[tuple[int, list[Any]]]:
-    sheet.reset_dimensions()  # programs write wrong ones, and all rows below would be left out
+    sheet.reset_dimensions()  # some programs write wrong ones, which would hide rows
     for number, cells in enumerate(sheet.iter_rows(values_only=True), 1):
         values = list(cells)
         while values and (values[-1] is None or values[-1] == ""):

@@ -1,4 +1,4 @@
-"""Files that are tables: their names, and opening them whether they are compressed or not."""
+"""Table files: recognise them by name, and open them, compressed or not."""
 
 import gzip
 import io
@@ -13,26 +13,26 @@ __all__ = ["TABLE_SUFFIXES", "is_table_file", "open_bytes", "open_table", "table
 _PLAIN = (".csv", ".tsv", ".jsonl", ".parquet")
 _COMPRESSED = ".gz"
 TABLE_SUFFIXES = (*_PLAIN, ".csv.gz", ".tsv.gz", ".jsonl.gz", ".json", ".json.gz", ".xlsx")
-"""How the names of tables end, in lower case."""
+"""File extensions of tables, in lower case."""
 
 _OPEN = "~$"
-"""How the file begins that Excel keeps beside one that is open."""
-_PEEK = 1 << 16  # bytes by which JSON is known
+"""Prefix of Excel's temporary file beside an open one."""
+_PEEK = 1 << 16  # bytes for recognising JSON
 
 
 def is_table_file(path: Path) -> bool:
-    """Whether a file is a table by its name; its content, and whether it is there, does not matter."""
+    """Whether a file is a table by its name; its content and existence do not matter."""
     return path.name.lower().endswith(TABLE_SUFFIXES)
 
 
 def table_suffix(path: Path) -> str:
-    """How a table is read, ``.csv`` of ``a.csv.gz`` too, in lower case."""
+    """The extension without compression in lower case: ``.csv`` also for ``a.csv.gz``."""
     name = path.name.lower()
     return Path(name.removesuffix(_COMPRESSED) if name.endswith(TABLE_SUFFIXES) else name).suffix
 
 
 def table_stem(path: Path) -> str:
-    """Its name without the ending: ``a`` of ``a.csv.gz``; of a file that is no table without its extension."""
+    """A table's name without extensions: ``a`` for ``a.csv.gz``; for other files, the name without extension."""
     ending = next((s for s in sorted(TABLE_SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(s)), None)
     return path.stem if ending is None else path.name[: -len(ending)]
 
@@ -40,11 +40,11 @@ def table_stem(path: Path) -> str:
 def tables_among(files: Sequence[Path]) -> list[Path]:
     """The tables of a folder, in order.
 
-    Compressed tables, JSON and spreadsheets are taken where there are no others: beside these they are copies, or
-    describe the data. Of JSON only what holds one object for each row is a table.
+    Compressed tables, JSON and spreadsheets are only used if there are no others: otherwise they are copies, or
+    describe the data. JSON is only a table if it has one object per row.
 
     Args:
-        files: what lies in the folder.
+        files: files of the folder.
     """
     named = [file for file in files if is_table_file(file) and not file.name.startswith(_OPEN) and file.is_file()]
     plain = [file for file in named if file.suffix.lower() in _PLAIN]
@@ -52,21 +52,21 @@ def tables_among(files: Sequence[Path]) -> list[Path]:
 
 
 def open_bytes(path: Path) -> io.BufferedIOBase:
-    """The content of a table, unpacked.
+    """Open a table, decompressed.
 
     Raises:
         OSError: if it cannot be opened; while reading also ``EOFError`` and ``zlib.error``, if it is damaged.
     """
-    # Not a with statement: the caller closes it.
+    # Not a with statement, as the caller closes it.
     return gzip.open(path, "rb") if path.name.lower().endswith(_COMPRESSED) else path.open("rb")
 
 
 def open_table(path: Path, *, newline: str) -> IO[str]:
-    """A table as text, with or without a byte order mark; bytes that are not UTF-8 are kept as surrogates.
+    """Open a table as text, with or without a byte order mark; bytes that are not UTF-8 are kept as surrogates.
 
     Args:
         path: the file.
-        newline: as :func:`open` takes it.
+        newline: see :func:`open`.
 
     Raises:
         OSError: as :func:`open_bytes` does.
@@ -77,7 +77,7 @@ def open_table(path: Path, *, newline: str) -> IO[str]:
 
 
 def _holds_objects(file: Path) -> bool:
-    """Whether JSON is an array of objects, or has one in each line; settings and descriptions are neither."""
+    """Whether JSON is an array of objects or has one per line, unlike settings and descriptions."""
     try:
         with open_bytes(file) as opened:
             beginning = opened.read(_PEEK).removeprefix(b"\xef\xbb\xbf").lstrip()

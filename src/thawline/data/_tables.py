@@ -1,7 +1,7 @@
-"""Read a table file into records that know their line, whatever is wrong with some of them.
+"""Read a table file into records with line numbers, even if some are malformed.
 
-The standard library's ``csv`` and ``json`` read what has lines, because they alone say in which line a record begins;
-PyArrow reads Parquet, openpyxl Excel's files. A table is held in memory as a whole.
+The standard library's ``csv`` and ``json`` read line-based formats, because only they provide the line of a record;
+PyArrow reads Parquet, openpyxl Excel's files. A table is kept in memory as a whole.
 """
 
 import csv
@@ -34,10 +34,10 @@ __all__ = [
     "read_table",
 ]
 
-_LONGEST_CELL = 100_000_000  # characters; csv itself refuses more than 131,072, which long documents have
+_LONGEST_CELL = 100_000_000  # characters; csv's own limit of 131,072 is too small for long documents
 _LONGEST_LABEL = 100
 _csv_limit = threading.Lock()
-"""The longest cell is a setting of the whole process: two threads that change it would put back each other's."""
+"""The maximum cell length is a global setting, which two threads must not change at the same time."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -47,13 +47,13 @@ SAVE_AS_UTF8 = "Save the table as UTF-8, for example with `iconv -f WINDOWS-1252
 
 @dataclass(frozen=True)
 class BadCell:
-    """A cell that holds no text, and why: ``is not UTF-8: byte 0xE9 at character 3``."""
+    """A cell without valid text, and the reason: ``is not UTF-8: byte 0xE9 at character 3``."""
 
     reason: str
 
 
 Cell = str | BadCell | None
-"""``None`` where nothing is given."""
+"""``None`` for a missing value."""
 
 
 @dataclass(frozen=True)
@@ -61,23 +61,23 @@ class Record:
     """One row of a table."""
 
     line: int
-    """The line that it begins in; its row in a Parquet or Excel file, its place in a JSON array; from 1."""
+    """Its first line, its row in a Parquet or Excel file, or its index in a JSON array; from 1."""
     cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """All of a file."""
+    """The content of a file."""
 
     columns: tuple[str, ...]
-    """Names; those without a name are called by their number, from ``1``."""
+    """Names of columns; unnamed ones are numbered from ``1``."""
     header: bool
     """Whether the first line of the file names the columns; always for JSON and Parquet."""
     records: tuple[Record, ...]
     malformed: tuple[tuple[int, str], ...]
-    """(line, reason) of each line that is no record."""
+    """(line, reason) of each line that is not a record."""
     note: str
-    """How the file was read, where that was to be decided; else empty."""
+    """How the file was read, if that was not obvious; else empty."""
 
     def column(self, name: str) -> list[Cell]:
         """All cells of a column, in order."""
@@ -90,20 +90,20 @@ def read_table(path: Path, *, names: Collection[str], header: bool | None = None
 
     - ``.csv``: RFC 4180, with commas, semicolons, tabs or vertical bars, whichever fit the first 200 records.
     - ``.tsv``: quotation marks are taken literally, unless the whole file is well-formed with them as quotes.
-    - ``.jsonl``: one JSON object a line; ``.json``: the same, or an array of objects.
-    - ``.parquet``: also with class names in the notation of HuggingFace's datasets.
+    - ``.jsonl``: one JSON object per line; ``.json``: the same, or an array of objects.
+    - ``.parquet``: also with class names in the notation of Hugging Face's datasets.
     - ``.xlsx``: the first sheet, by openpyxl.
 
-    What is text is read as UTF-8, with or without a byte order mark; with ``.gz`` behind it, it is unpacked.
+    Text is read as UTF-8, with or without a byte order mark. Files with ``.gz`` appended are decompressed.
 
     Args:
         path: the file.
-        names: names of columns, in lower case, by one of which a first line is taken for a header.
-        header: whether the first line names the columns; found out where ``None``.
-        limit: records that are read at most, to look at a table before it is read; there may then be none.
+        names: names of columns in lower case, any of which identifies a first line as a header.
+        header: whether the first line names the columns; ``None`` to detect it.
+        limit: maximum number of records to read, to inspect a table; the result may then be empty.
 
     Raises:
-        DataError: if the file cannot be read at all, is in UTF-16, holds nothing, or names a column twice or not in
+        DataError: if the file cannot be read at all, is in UTF-16, is empty, or a column's name is repeated or not
             UTF-8.
     """
     try:
@@ -111,7 +111,7 @@ def read_table(path: Path, *, names: Collection[str], header: bool | None = None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from None
     if not table.records and not table.malformed and limit is None:
-        raise DataError(f"{path} holds no rows: a table of texts has a text and a label in each.")
+        raise DataError(f"{path} has no rows: a table of texts needs a text and a label in each row.")
     if twice := sorted({name for name in table.columns if table.columns.count(name) > 1}):
         raise DataError(f"{path} names the column {twice[0]!r} twice: rename one of them.")
     return table
@@ -126,7 +126,7 @@ def _read(path: Path, names: Collection[str], header: bool | None, limit: int | 
     with open_bytes(path) as file:
         beginning = file.read(4096)
     if beginning[:2] in _UTF16 or b"\0" in beginning:
-        raise DataError(f"{path} is in UTF-16, or no text at all. Save it as UTF-8.")
+        raise DataError(f"{path} is in UTF-16, or not text at all. Save it as UTF-8.")
     if kind == ".json" and beginning.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
         return _read_json_array(path, limit)
     if kind in (".json", ".jsonl"):
@@ -135,14 +135,14 @@ def _read(path: Path, names: Collection[str], header: bool | None, limit: int | 
 
 
 def looks_like_labels(values: Sequence[Cell]) -> bool:
-    """Whether these are few different short values that recur, as the classes of texts are."""
+    """Whether these are few distinct short values that recur, like class labels."""
     given = [value for value in values if isinstance(value, str)]
     distinct = set(given)
     return 0 < len(distinct) <= max(2, len(given) // 3) and max(map(len, distinct)) <= _LONGEST_LABEL
 
 
 def _cell(value: Any) -> Cell:
-    """Numbers become their text, whole ones without a point: pandas stores them as floats where one is missing."""
+    """Convert numbers to text, whole ones without a point: pandas stores them as floats if one is missing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool):
@@ -150,25 +150,25 @@ def _cell(value: Any) -> Cell:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, (list, tuple)):
-        return BadCell("is a list, but each row needs one")
+        return BadCell("is a list, but each row needs one value")
     if isinstance(value, dict):
-        return BadCell("is an object, no text")
+        return BadCell("is an object, not text")
     if isinstance(value, bytes):
-        return BadCell("is binary, no text")
+        return BadCell("is binary, not text")
     return _text(str(value))
 
 
 def _text(text: str) -> Cell:
-    """The text, unless it holds NUL, a byte of another encoding, or half a pair of ``\\u`` escapes."""
+    """The text, unless it contains NUL, a byte of another encoding, or half a pair of ``\\u`` escapes."""
     if "\0" in text:
-        return BadCell(f"holds a NUL at character {text.index(chr(0)) + 1}")
+        return BadCell(f"contains a NUL at character {text.index(chr(0)) + 1}")
     found = None if text.isascii() else _SURROGATES.search(text)
     if found is None:
         return text
     code = ord(found[0])
-    if 0xDC80 <= code <= 0xDCFF:  # as Python's error handler "surrogateescape" keeps bytes
+    if 0xDC80 <= code <= 0xDCFF:  # a byte kept by Python's error handler "surrogateescape"
         return BadCell(f"is not UTF-8: byte 0x{code - 0xDC00:02X} at character {found.start() + 1}")
-    return BadCell(f"holds half a surrogate pair, \\u{code:04x}, at character {found.start() + 1}")
+    return BadCell(f"contains half a surrogate pair, \\u{code:04x}, at character {found.start() + 1}")
 
 
 # ------------------------------------------------------------------------------------------------------ CSV and TSV
@@ -190,7 +190,7 @@ def _read_csv(path: Path, names: Collection[str], header: bool | None, limit: in
             records.append(Record(first, tuple(_text(field) if field else None for field in fields)))
             continue
         reason = fields if isinstance(fields, str) else _wrong_width(len(fields), width)
-        if last > first:  # a quote that is never closed takes line after line with it: each counts
+        if last > first:  # an unclosed quote consumes many lines, each of which counts
             reason += f" (one record from line {first} to {last})"
         malformed += [(line, reason) for line in range(first, last + 1)]
     return _named(path, records, malformed, width, names=names, header=header, note="; ".join(dialect.notes))
@@ -206,7 +206,7 @@ def _named(
     header: bool | None,
     note: str,
 ) -> Table:
-    """The table of these records, of which the first may name the columns."""
+    """The table of these records, the first of which may be a header."""
     columns = tuple(str(number) for number in range(1, width + 1))
     if header is None:
         header = _is_header([record.cells for record in records], names)
@@ -244,9 +244,9 @@ def _long_cells() -> Iterator[None]:
 
 
 def _is_header(rows: Sequence[tuple[Cell, ...]], names: Collection[str]) -> bool:
-    """Whether the first row names the columns: one cell is a usual name, or a column of labels begins with none.
+    """Whether the first row is a header: a cell is a usual name, or a column of labels does not start with a label.
 
-    Two texts are few different values too: only labels that recur speak for a header.
+    Two texts are also few distinct values, so only recurring labels indicate a header.
     """
     if not rows:
         return False
@@ -276,14 +276,14 @@ def _read_json_lines(path: Path, limit: int | None) -> Table:
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
-                malformed.append((number, f"is no JSON: {error}"))
+                malformed.append((number, f"is not JSON: {error}"))
                 continue
             if isinstance(value, dict):
                 objects.append((number, value))
             else:
-                malformed.append((number, f"is no JSON object but a {type(value).__name__}"))
+                malformed.append((number, f"is a {type(value).__name__}, not a JSON object"))
     if malformed and not objects and table_suffix(path) == ".json":
-        raise DataError(f"{path} is no array of JSON objects, and has not one in each line: save it so, or as CSV.")
+        raise DataError(f"{path} must be an array of JSON objects, or have one per line. Save it so, or as CSV.")
     return _of_objects(objects, malformed)
 
 
@@ -292,13 +292,13 @@ def _read_json_array(path: Path, limit: int | None) -> Table:
         with open_table(path, newline="") as file:
             values = json.load(file)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no JSON: {error}.") from None
+        raise DataError(f"{path} is not JSON: {error}.") from None
     numbered = list(islice(enumerate(values, 1), limit))
     objects = [(number, value) for number, value in numbered if isinstance(value, dict)]
     if numbered and not objects:
-        raise DataError(f"{path} is an array of {type(values[0]).__name__}, not of JSON objects with a label in each.")
+        raise DataError(f"{path} is an array of {type(values[0]).__name__}, not of JSON objects with labels.")
     malformed = [
-        (number, f"is no JSON object but a {type(value).__name__}")
+        (number, f"is a {type(value).__name__}, not a JSON object")
         for number, value in numbered
         if not isinstance(value, dict)
     ]
@@ -316,7 +316,7 @@ def _read_parquet(path: Path, limit: int | None) -> Table:
     import pyarrow.parquet as pq
 
     try:
-        # Not `read_table`: in a folder named label=spam it would find a column, and two columns of a name stop it.
+        # Not `read_table`: in a folder named label=spam it would add a column, and it rejects duplicate names.
         with pq.ParquetFile(path) as file:
             if limit is None:
                 table = file.read()
@@ -333,7 +333,7 @@ def _read_parquet(path: Path, limit: int | None) -> Table:
 
 
 def arrow_cells(column: Any, classes: Sequence[str] | None) -> list[Cell]:
-    """The cells of one column. Strings are decoded here: PyArrow does not check them, and raises for a whole column."""
+    """The cells of one column. Decodes strings itself: PyArrow does not check them, or fails for a whole column."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
@@ -347,33 +347,33 @@ def arrow_cells(column: Any, classes: Sequence[str] | None) -> list[Cell]:
 
 
 def _class_cell(value: Any, names: Sequence[str]) -> Cell:
-    """The name of the class that a number stands for; pandas makes floats of numbers where one is missing."""
+    """The class name of a number; pandas converts integers to floats if one is missing."""
     if value is None or (isinstance(value, float) and math.isnan(value)) or value == -1:
-        return None  # HuggingFace writes -1 where the label is not known
+        return None  # Hugging Face's value for an unknown label
     if isinstance(value, (list, tuple)):
         return BadCell("is a list of labels, but each row needs one")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
-        return BadCell(f"is {value!r}, but the file names classes for the numbers 0 to {len(names) - 1}")
+        return BadCell(f"is {value!r}, but the file has class names for the numbers 0 to {len(names) - 1}")
     if not 0 <= value < len(names):
-        return BadCell(f"is number {value}, but the file names classes for the numbers 0 to {len(names) - 1}")
+        return BadCell(f"is number {value}, but the file has class names for the numbers 0 to {len(names) - 1}")
     return names[value]
 
 
 def class_names(schema: Any) -> dict[str, list[str]]:
-    """Names of the classes that a column of numbers stands for, as HuggingFace's datasets write them into the file."""
+    """Class names for columns of numbers, as stored in the file by Hugging Face's datasets."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         described = dict(features.items())
-    except (TypeError, KeyError, ValueError, AttributeError):  # no such metadata, or in another form
+    except (TypeError, KeyError, ValueError, AttributeError):  # no such metadata, or in another format
         return {}
     names = {name: _names_of(feature) for name, feature in described.items()}
     return {name: found for name, found in names.items() if found is not None}
 
 
 def _names_of(feature: Any) -> list[str] | None:
-    """Of a class label, or of a list of them, which is described by a JSON list or by what its elements are."""
+    """Class names of a label feature, or of a list of them, described by a JSON list or by its elements."""
     if isinstance(feature, list):
         return _names_of(feature[0]) if len(feature) == 1 else None
     if not isinstance(feature, dict):

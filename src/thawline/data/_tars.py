@@ -1,4 +1,4 @@
-"""The files in a tar."""
+"""Read the files in a tar."""
 
 import lzma
 import tarfile
@@ -9,17 +9,16 @@ from typing import IO
 __all__ = ["DAMAGED", "files_in"]
 
 DAMAGED = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
-"""What reading a tar that is cut off, damaged or none raises, however it is compressed."""
+"""Errors of reading a truncated, damaged or invalid tar with any compression."""
 
 _BLOCK = 1 << 20
 
 
 def files_in(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """One after the other, so that a compressed archive is read once. Links, devices and pipes are left out.
+    """Yield files in order, so that a compressed archive is read once. Skips links, devices and pipes.
 
-    Python's module takes a header that is cut off, or has a wrong checksum, for the end, and what lies behind it would
-    be lost without a word. So the rest must be blocks of zeros, at least one, as an end is written; reading them to the
-    last one also makes gzip compare its checksum.
+    Python's module treats a truncated header, or one with a wrong checksum, as the end, and would silently lose the
+    rest. So the rest must be at least one block of zeros; reading all of them also lets gzip verify its checksum.
 
     Raises:
         tarfile.TarError: if the archive is damaged, or another one follows it; or another of :data:`DAMAGED`.
@@ -28,7 +27,7 @@ def files_in(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         if info.isfile():
             yield info
     stream: IO[bytes] = archive.fileobj  # type: ignore[assignment]  # it has none only when it was closed
-    stream.seek(archive.offset)  # the last block that was read: of a compressed archive it is still in a buffer
+    stream.seek(archive.offset)  # the last block read, which is still buffered if the archive is compressed
     ended = False
     while block := stream.read(_BLOCK):
         if block.strip(b"\0"):
@@ -37,5 +36,5 @@ def files_in(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         ended = True
     if not ended:
         raise tarfile.ReadError(
-            f"it is cut off or damaged behind {archive.offset:,} bytes, or another archive follows there"
+            f"it is truncated or damaged after {archive.offset:,} bytes, or another archive follows there"
         )

@@ -1,6 +1,6 @@
-"""Data sets in one file, unpacked once into the home: archives, shards, and Parquet with the images inside.
+"""Unpack data sets once into the home: archives, shards, and Parquet with embedded images.
 
-What comes out is a folder, which is read as any other.
+The result is a folder, which is read like any other.
 """
 
 import hashlib
@@ -30,16 +30,16 @@ from thawline.data.contract import counted
 from thawline.data.splits import Split
 from thawline.exceptions import DataError
 
-if TYPE_CHECKING:  # the processes that decode import this package and need no pydantic
+if TYPE_CHECKING:  # decoding processes import this package and do not need pydantic
     from thawline.config import DataConfig
 
 __all__ = ["is_archive", "names_beside", "unpacked"]
 
-_VERSION = 1  # raise it when something else is made of the same files
+_VERSION = 1  # increment when the result for the same files changes
 _MOST_FILES = 5_000_000
 _BLOCK = 1 << 20
-_DRIVE = re.compile(r"[A-Za-z]:")  # of Windows
-_ROWS = 256  # of Parquet at a time: some 50 MB of photographs
+_DRIVE = re.compile(r"[A-Za-z]:")  # on Windows
+_ROWS = 256  # Parquet rows per batch: some 50 MB of photographs
 _MAGIC = {
     b"\xff\xd8\xff": ".jpg",
     b"\x89PNG\r\n\x1a\n": ".png",
@@ -57,7 +57,7 @@ def is_archive(path: Path) -> bool:
 
 
 def unpacked(config: "DataConfig") -> tuple["DataConfig", str]:
-    """The same data as a folder, and what was unpacked, in words; unchanged and empty where there was no need.
+    """The same data as a folder, and a note on what was unpacked; unchanged and empty if not needed.
 
     Raises:
         DataError: if an archive is damaged, would write outside its folder, or is too large for the disk.
@@ -73,12 +73,12 @@ def unpacked(config: "DataConfig") -> tuple["DataConfig", str]:
         return config, ""
     parts = [part for split in tables.values() for part in split]
     folder = _once(parts, root.stem if root.is_file() else root.name, lambda target: _write_images(tables, target))
-    note = f"Parquet with images inside, in column {column} of {parts[0].name}"
+    note = f"Parquet with embedded images in column {column} of {parts[0].name}"
     return config.model_copy(update={"path": folder, "image_column": "file_name"}), note
 
 
 def names_beside(root: Path) -> Path | None:
-    """The file that names the classes of a data path's shards; ``None`` where there is none, or no shard."""
+    """The file with class names for a data path's shards; ``None`` if there are no shards or no such file."""
     tars = [tar for split in _shards(root).values() for tar in split]
     return class_names_beside(tars) if tars else None
 
@@ -97,23 +97,23 @@ def _of_shards(config: "DataConfig", root: Path, shards: Mapping[Split, list[Pat
     folder = _once(files, _name(root), lambda target: write_samples(shards, names, target), kind="webdataset")
     note = f"WebDataset of {counted(len(tars), 'shard')}"
     if names is not None:
-        note += f", names of classes from {names.name}"
+        note += f", class names from {names.name}"
     return config.model_copy(update={"path": folder, "image_column": "file_name"}), note
 
 
 def _name(root: Path) -> str:
-    """That of a folder, or of an archive without its ending."""
+    """Name of a folder, or of an archive without its extension."""
     ending = next((end for end in ARCHIVE_SUFFIXES if root.is_file() and root.name.lower().endswith(end)), "")
     return root.name.removesuffix(root.name[len(root.name) - len(ending) :])
 
 
 def _once(files: list[Path], name: str, write: Callable[[Path], None], *, kind: str = "") -> Path:
-    """The folder that was made of these files in this way; made now if one of them is another or was changed."""
+    """The unpacked folder of these files, created if it is missing or one of them has changed."""
     described = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     made_of = [_VERSION, described, *([kind] if kind else [])]
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
     place = environment.home() / "cache" / "unpacked" / digest
-    whole = place.with_suffix(".json")  # written last, and removed first: without it the folder may be half of one
+    whole = place.with_suffix(".json")  # written last, and removed first: without it the folder may be incomplete
     with locked(place):
         if not whole.is_file():
             shutil.rmtree(place, ignore_errors=True)
@@ -124,13 +124,13 @@ def _once(files: list[Path], name: str, write: Callable[[Path], None], *, kind: 
                 shutil.rmtree(place, ignore_errors=True)
                 raise
             write_atomically(whole, json.dumps(described).encode())
-    with suppress(OSError):  # a home that may only be read
-        os.utime(whole)  # when it was last used, for `thawline clean`
+    with suppress(OSError):  # a read-only home
+        os.utime(whole)  # time of last use, for `thawline clean`
     return place / name
 
 
 def _inner(folder: Path) -> Path:
-    """The folder that an archive holds, where it holds nothing else."""
+    """The folder in an archive, if it contains nothing else."""
     inner = folders(folder)
     found = children(folder)
     if (
@@ -159,7 +159,7 @@ def _unpack(archive: Path, target: Path) -> None:
 
 
 Member = tuple[str, int, Callable[[], IO[bytes] | None]]
-"""Name, size in bytes, and how it is opened. Links, devices and pipes are none."""
+"""Name, size in bytes, and a function that opens it. Links, devices and pipes are excluded."""
 
 
 def _zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
@@ -175,21 +175,21 @@ def _tar_members(archive: tarfile.TarFile) -> Iterator[Member]:
 
 
 def _write_members(archive: Path, target: Path, members: Iterator[Member]) -> None:
-    """Write each file below ``target``; its name, its size and their number are bounded before it is opened."""
+    """Write each file below ``target``; names, sizes and their number are checked before opening."""
     left = shutil.disk_usage(target).free - SPARE_BYTES
     for number, (name, size, opened) in enumerate(members):
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if not parts or ".." in parts or parts[0].startswith("/") or _DRIVE.match(parts[0]) or "\0" in name:
-            raise DataError(f"{archive} holds {name!r}, which would be written outside its folder. Nothing was kept.")
+            raise DataError(f"{archive} has {name!r}, which would be written outside its folder. Nothing was kept.")
         left -= size
         if left < 0 or number >= _MOST_FILES:
             raise DataError(
-                f"{archive} unpacks to more than there is room for in {target.parents[2]} (or than {_MOST_FILES:,} "
-                "files). Unpack it where there is, and give the folder."
+                f"{archive} unpacks to more than fits into {target.parents[2]} (or more than {_MOST_FILES:,} "
+                "files). Unpack it elsewhere, and give the folder."
             )
         path = target.joinpath(*parts)
         if path.exists():
-            raise DataError(f"{archive} holds {name!r} twice, or as a file and a folder. Nothing was kept.")
+            raise DataError(f"{archive} has {name!r} twice, or as a file and a folder. Nothing was kept.")
         path.parent.mkdir(parents=True, exist_ok=True)
         _copy(archive, name, size, opened, path)
 
@@ -202,8 +202,8 @@ def _copy(archive: Path, name: str, size: int, opened: Callable[[], IO[bytes] | 
         written = 0
         while block := source.read(_BLOCK):
             written += len(block)
-            if written > size:  # a header that lies
-                raise DataError(f"{archive} holds {name!r}, which is longer than it says. Nothing was kept.")
+            if written > size:  # a wrong header
+                raise DataError(f"{archive} has {name!r}, which is longer than declared. Nothing was kept.")
             file.write(block)
 
 
@@ -215,14 +215,14 @@ def _parquet_of(root: Path) -> Mapping[Split, list[Path]]:
     try:
         if root.is_dir():
             tables = tables_in(root)
-    except DataError:  # whoever reads the folder says it
+    except DataError:  # reported when the folder is read
         return {}
     parts = [part for split in tables.values() for part in split]
     return tables if parts and all(part.suffix.lower() == ".parquet" for part in parts) else {}
 
 
 def _image_column(table: Path) -> str | None:
-    """The column that holds encoded images: HuggingFace's structs of bytes and path, or plain bytes that begin so."""
+    """The column of encoded images: Hugging Face's structs of bytes and path, or bytes with an image header."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -235,7 +235,7 @@ def _image_column(table: Path) -> str | None:
                     return str(field.name)
             head = next(file.iter_batches(8, columns=binary), None) if binary else None
     except (pa.ArrowException, OSError):
-        return None  # whoever reads the table says why
+        return None  # reported when the table is read
     if head is None:
         return None
     for name in binary:
@@ -252,7 +252,7 @@ def _is_binary(kind: Any) -> bool:
 
 
 def _write_images(tables: Mapping[Split, list[Path]], target: Path) -> None:
-    """``<split>/<part>-<row>.jpg`` and a ``metadata.jsonl`` with all other columns in each split's folder."""
+    """Write ``<split>/<part>-<row>.jpg``, and a ``metadata.jsonl`` with all other columns in each split's folder."""
     whole = len(tables) == 1
     for split, parts in tables.items():
         folder = target if whole else target / split
@@ -264,7 +264,7 @@ def _write_images(tables: Mapping[Split, list[Path]], target: Path) -> None:
 
 
 def _records(part: Path, folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of one file, each with the name of the image that was written for it."""
+    """Yield the rows of one file, each with the name of its written image."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -289,14 +289,14 @@ def _records(part: Path, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _plain(cell: Any) -> Any:
-    return [] if isinstance(cell, BadCell) else cell  # a list in JSON is no label either
+    return [] if isinstance(cell, BadCell) else cell  # a list in JSON is not a label either
 
 
 def _write_image(value: Any, folder: Path, name: str) -> str | None:
     data = value.get("bytes") if isinstance(value, dict) else value
     if not data:
         return None
-    suffix = next((suffix for magic, suffix in _MAGIC.items() if data.startswith(magic)), ".png")  # told by its content
+    suffix = next((suffix for magic, suffix in _MAGIC.items() if data.startswith(magic)), ".png")  # by its content
     file = folder / f"{name}{suffix}"
     file.write_bytes(data)
     return file.name

@@ -1,4 +1,4 @@
-"""What a network is shown of an image file, if the file still is what the scan saw."""
+"""Compute a network's view of an image file, after checking that it is unchanged since the scan."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ __all__ = ["ChangedImageError", "View", "refused"]
 
 
 class ChangedImageError(Exception):
-    """A file that is gone, holds something else or cannot be decoded; ``str(error)`` names it and says which."""
+    """A file is missing, changed or cannot be decoded; ``str(error)`` has its name and the reason."""
 
 
 @dataclass(frozen=True)
 class View:
-    """What is made of each image; see :func:`thawline.data.images.seen`."""
+    """Preprocessing of each image; see :func:`thawline.data.images.seen`."""
 
     resize_size: int
     crop_size: int
@@ -32,11 +32,11 @@ class View:
         """The pixels of a file, uint8 ``[S, S, 3]``.
 
         Args:
-            path: of the file.
-            digest: that its content has.
+            path: path of the file.
+            digest: expected digest of its content.
 
         Raises:
-            ChangedImageError: if it is not what it was.
+            ChangedImageError: if it has changed.
         """
         try:
             data = path.read_bytes()
@@ -58,9 +58,8 @@ class View:
 
 
 def refused(changed: Sequence[str]) -> DataError:
-    """The error for files that are not what they were, each with what is wrong with it."""
-    are, they_were = ("is", "it was") if len(changed) == 1 else ("are", "they were")
+    """The error for changed files, given their messages."""
     return DataError(
-        f"{counted(len(changed), 'image')} {are} not what {they_were} when the folder was read, the first: "
-        f"{changed[0]}. Start again: the folder is then read again."
+        f"{counted(len(changed), 'image')} changed since the folder was read, the first: "
+        f"{changed[0]}. Start again to read the folder again."
     )

@@ -1,4 +1,4 @@
-"""Shards of WebDataset: tars in which the files of a sample follow one another, ``000017.jpg`` and ``000017.cls``."""
+"""WebDataset shards: tars with consecutive files of a sample, ``000017.jpg`` and ``000017.cls``."""
 
 import json
 import re
@@ -22,23 +22,24 @@ from thawline.exceptions import DataError
 __all__ = ["CLASS_NAMES", "class_names_beside", "is_webdataset", "shards_in", "write_samples"]
 
 CLASS_NAMES = ("classnames.txt", "classes.txt", "class_names.txt")
-"""Files beside shards with the name of a class in each line, of which ``.cls`` holds the number from 0."""
+"""Files beside shards with one class name per line, to which ``.cls`` refers by number from 0."""
 
 _TARS = (".tar", ".tar.gz", ".tgz")
 _CLASS = ("cls", "cls.txt", "label", "label.txt")
-"""How the file of a sample ends that holds its class."""
-_PEEK = 200  # members by which a tar is known
-_LONGEST = 1 << 20  # bytes of a class or of a sample's JSON
+"""Extensions of a sample's file with its class."""
+_PEEK = 200  # members for recognising a tar
+_LONGEST = 1 << 20  # maximum bytes of a class or of a sample's JSON
 _MOST_SAMPLES = 5_000_000
 
 
 def shards_in(root: Path) -> Mapping[Split, list[Path]]:
-    """The shards of a folder that holds nothing else to train on, with their splits; empty for any other folder.
+    """The shards of a folder with nothing else to train on, with their splits; empty for any other folder.
 
-    They lie in the folder, ``pets-train-000000.tar``, or in a folder for each split, ``train/0.tar``.
+    They are in the folder, ``pets-train-000000.tar``, or in a folder for each split, ``train/0.tar``.
 
     Raises:
-        DataError: if the split of some cannot be told, there are none to train on, or their samples have no class.
+        DataError: if the split of some cannot be determined, there are none to train on, or their samples have no
+            class.
     """
     if not root.is_dir() or tables_among(children(root)) or any(map(is_image, children(root))):
         return {}
@@ -51,7 +52,7 @@ def shards_in(root: Path) -> Mapping[Split, list[Path]]:
     for folder in inner:
         own = _tars(folder)
         if not own or folders(folder):
-            return {}  # of many class folders the first one is listed, no other
+            return {}  # with many class folders, only the first one is listed
         found[folder.name] = own
     if not found or not is_webdataset(next(iter(found.values()))[0]):
         return {}
@@ -60,18 +61,18 @@ def shards_in(root: Path) -> Mapping[Split, list[Path]]:
         return {"train": next(iter(found.values()))}
     unknown = [name for name in found if name not in {each for names in named.values() for each in names}]
     if unknown or "train" not in named:
-        what = "the splits cannot be told" if unknown else "none is called train"
+        what = "but the splits cannot be determined" if unknown else "but none is named train"
         raise DataError(
-            f"{root} holds the shards {', '.join(sorted(found)[:4])}, of which {what}: "
+            f"{root} contains the shards {', '.join(sorted(found)[:4])}, {what}: "
             "name them train, validation and test, as in pets-train-000000.tar or train/000000.tar."
         )
     return {split: [tar for name in names for tar in found[name]] for split, names in named.items()}
 
 
 def is_webdataset(tar: Path) -> bool:
-    """Whether a tar holds samples of an image and its class, by its first members.
+    """Whether a tar contains samples of an image and its class, judged by its first members.
 
-    ``.json`` beside an image in a folder is no sign: class folders may hold such descriptions.
+    ``.json`` beside an image in a folder does not count: class folders may contain such descriptions.
     """
     if not tar.name.lower().endswith(_TARS):
         return False
@@ -82,31 +83,30 @@ def is_webdataset(tar: Path) -> bool:
                 key, end = _parts(info.name)
                 ends.setdefault(key, set()).add(end)
     except DAMAGED:
-        pass  # whoever unpacks it says why
+        pass  # reported when it is unpacked
     samples = [(key, end) for key, end in ends.items() if any(f".{each}" in EXTENSIONS for each in end)]
     labelled = [key for key, end in samples if end & set(_CLASS) or ("json" in end and "/" not in key)]
     return len(labelled) > len(samples) / 2
 
 
 def class_names_beside(tars: list[Path]) -> Path | None:
-    """The file with the names of the classes, beside the shards or their split folders."""
+    """The file with class names, beside the shards or their split folders."""
     places = [folder / name for folder in (tars[0].parent, tars[0].parent.parent) for name in CLASS_NAMES]
     return next((place for place in places if place.is_file()), None)
 
 
 def write_samples(shards: Mapping[Split, list[Path]], names: Path | None, target: Path) -> None:
-    """``<split>/<shard>-<number>.jpg``, and in each split's folder a ``metadata.jsonl`` with what else a sample holds.
+    """Write ``<split>/<shard>-<number>.jpg``, and a ``metadata.jsonl`` per split with the rest of each sample.
 
-    Its class is in the column ``label``. Files are never called as the tar says, so that none can lie elsewhere.
+    The class is in the column ``label``. Names in the tar are never used, so no file can be written elsewhere.
 
     Args:
         shards: the tars of each split.
-        names: a file with the name of each class in a line.
+        names: a file with one class name per line.
         target: an empty folder.
 
     Raises:
-        DataError: if a tar is damaged, a sample holds several images, the names cannot be read, or the disk is too
-            small.
+        DataError: if a tar is damaged, a sample has several images, the names cannot be read, or the disk is too small.
     """
     classes = _names_in(names) if names is not None else []
     whole = len(shards) == 1
@@ -130,13 +130,13 @@ def _names_in(file: Path) -> list[str]:
     try:
         return [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
     except UnicodeDecodeError:
-        raise DataError(f"{file} holds the names of the classes, and is not UTF-8: save it as UTF-8.") from None
+        raise DataError(f"{file}, the file of class names, is not UTF-8: save it as UTF-8.") from None
     except OSError as error:
-        raise DataError(f"{file} holds the names of the classes, and cannot be read: {error.strerror}.") from None
+        raise DataError(f"{file}, the file of class names, cannot be read: {error.strerror}.") from None
 
 
 def _named(label: Any, classes: list[str]) -> Any:
-    """The name of the class of this number, as text or in JSON; any other label as it is."""
+    """The class name of a number, as text or in JSON; any other label unchanged."""
     if isinstance(label, bool) or not isinstance(label, str | int | float):
         return label
     whole = label.isdecimal() if isinstance(label, str) else label == label // 1
@@ -144,7 +144,7 @@ def _named(label: Any, classes: list[str]) -> Any:
 
 
 def _records(tar: Path, folder: Path, shard: str) -> Iterator[dict[str, Any]]:
-    """The samples of one shard, the image of each written to the folder."""
+    """Yield the samples of one shard, and write their images to the folder."""
     key, samples = None, 0
     record: dict[str, Any] = {}
     left = shutil.disk_usage(folder).free - SPARE_BYTES
@@ -159,10 +159,10 @@ def _records(tar: Path, folder: Path, shard: str) -> Iterator[dict[str, Any]]:
                 left -= info.size
                 if left < 0 or samples > _MOST_SAMPLES:
                     raise DataError(
-                        f"{tar} unpacks to more than there is room for in {folder} (or than {_MOST_SAMPLES:,} samples)."
+                        f"{tar} unpacks to more than fits into {folder} (or more than {_MOST_SAMPLES:,} samples)."
                     )
                 if f".{end}" in EXTENSIONS and "file_name" in record:
-                    raise DataError(f"The sample {own} of {tar} holds several images: one is needed.")
+                    raise DataError(f"The sample {own} of {tar} has several images: it must have one.")
                 source = archive.extractfile(info)
                 if source is not None:
                     with source:
@@ -174,7 +174,7 @@ def _records(tar: Path, folder: Path, shard: str) -> Iterator[dict[str, Any]]:
 
 
 def _read(source: IO[bytes], end: str, image: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """What one file says of its sample; an image is written to its path."""
+    """Add one file's content to its sample; an image is written to its path."""
     if f".{end}" in EXTENSIONS:
         with image.open("xb") as file:
             shutil.copyfileobj(source, file)
@@ -185,7 +185,7 @@ def _read(source: IO[bytes], end: str, image: Path, record: Mapping[str, Any]) -
 
 
 def _described(data: bytes) -> dict[str, Any]:
-    """What a sample's JSON says of it; nothing where it is none."""
+    """The content of a sample's JSON; empty if it is invalid."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -196,7 +196,7 @@ def _described(data: bytes) -> dict[str, Any]:
 
 
 def _parts(name: str) -> tuple[str, str]:
-    """Key and ending of a member: ``a/000017`` and ``cls.txt``, in lower case."""
+    """Key and extension of a member: ``a/000017`` and ``cls.txt``, in lower case."""
     folder, _, file = name.removeprefix("./").rpartition("/")
     stem, _, end = file.partition(".")
     return (f"{folder}/{stem}" if folder else stem), end.lower()
@@ -207,5 +207,5 @@ def _tars(folder: Path) -> list[Path]:
 
 
 def _without_number(tar: Path) -> str:
-    """``pets-train`` of ``pets-train-000000.tar``."""
+    """``pets-train`` for ``pets-train-000000.tar``."""
     return re.sub(r"[-_.]?\d+(-of-\d+)?$", "", tar.name.partition(".tar")[0].removesuffix(".tgz")) or "shard"

@@ -1,6 +1,6 @@
-"""Decode once: all images of a manifest in one memory-mapped array that every process of a search shares.
+"""Decode once: all images of a manifest in one memory-mapped array, shared by all processes of a search.
 
-Where there is no room for it, or it is not wanted, images are decoded whenever they are read instead.
+Without space for it, or if it is disabled, images are decoded on every read instead.
 """
 
 import math
@@ -26,47 +26,47 @@ from thawline.exceptions import DataError
 
 __all__ = ["DecodedImages", "decoded"]
 
-_VERSION = 2  # raise it when images.py changes what it returns
+_VERSION = 2  # increment when the results of images.py change
 _DECODED, _LISTED = ".npy", ".safetensors"
 _MOST_OF_FREE = 0.5
-"""Share of the free space that decoded images may take: stored activations, which save more time, get the rest."""
+"""Maximum share of the free space for decoded images: the rest is for stored activations, which save more time."""
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedImages:
-    """The images of a manifest, in the order of its rows, read from disk only where they are touched.
+    """The images of a manifest, in the order of its rows, read from disk on access.
 
-    Pickling one sends its path alone, so it may be handed to another process at no cost.
+    Pickling only stores the path, so passing it to another process is cheap.
     """
 
     path: Path
-    """Of the decoded images, or of the list of the files that they are decoded from."""
+    """File of the decoded images, or of the list of image files."""
     images: npt.NDArray[np.uint8] | StreamedImages
-    """uint8 ``[N, S, S, 3]``, read-only: backed by the file, or decoded where they are read."""
+    """uint8 ``[N, S, S, 3]``, read-only: backed by the file, or decoded on access."""
     labels: npt.NDArray[np.int64]
     """int64 ``[N]``."""
     splits: dict[Split, slice]
-    """The rows of each split, which lie together because the manifest is sorted by split first."""
+    """The rows of each split, which are contiguous because the manifest is sorted by split first."""
 
     @classmethod
     def open(cls, path: Path, *, threads: int | None = None) -> "DecodedImages":
-        """Open what :func:`decoded` built; takes milliseconds, whatever the size.
+        """Open a result of :func:`decoded`; takes milliseconds for any size.
 
         Args:
-            path: of what it returned.
-            threads: that decode together what is read at once, where nothing decoded is kept; by default one per core.
+            path: path of the result.
+            threads: number of decoding threads, if images are decoded on access; by default one per core.
 
         Raises:
-            DataError: if the file is missing, cut off, or was changed after it was built.
+            DataError: if the file is missing, truncated, or was changed after it was built.
         """
         opened = _open(path, None) if path.suffix == _DECODED else _open_streamed(path, threads)
         if opened is None:
-            raise DataError(f"{path} is missing or damaged. Start the search again: it rebuilds the file.")
+            raise DataError(f"{path} is missing or damaged. Start the search again to rebuild it.")
         return opened
 
     @property
     def are_kept(self) -> bool:
-        """Whether they lie decoded on the disk."""
+        """Whether decoded images are stored on disk."""
         return not isinstance(self.images, StreamedImages)
 
     def split(self, split: Split) -> tuple[npt.NDArray[np.uint8] | StreamedImages, npt.NDArray[np.int64]]:
@@ -93,28 +93,28 @@ def decoded(
 ) -> DecodedImages:
     """Decode, resize and crop every image of the manifest once; later calls, in any process, open the same file.
 
-    The file is named after the manifest's digest and all that the pixels depend on. It is built in a temporary file
-    and renamed when it is whole, under a lock: of several processes one builds and the others wait for it. A file
-    that is cut off, foreign or changed since is rebuilt, never trusted.
+    The file is named after the manifest's digest and everything that the pixels depend on. It is built in a temporary
+    file and renamed once it is complete, under a lock: one process builds it and others wait. A truncated, foreign or
+    changed file is rebuilt, never used.
 
-    Where the decoded images are not kept, only the files are listed, under the same name with another suffix; the
-    pixels are the same.
+    If decoded images are not stored, only a list of files is, under the same name with another suffix; the pixels are
+    the same.
 
     Args:
-        manifest: what :func:`thawline.data.scan` returned.
+        manifest: result of :func:`thawline.data.scan`.
         resize_size: length in pixels to which the shorter side, or with ``squash`` either side, is resized.
-        crop_size: side S in pixels of the square that is cut out of the centre.
+        crop_size: side S in pixels of the square that is cropped from the centre.
         interpolation: see :func:`thawline.data.resize_and_crop`.
         crop_mode: see there.
-        cache_dir: folder of all such files; made where missing.
-        cache: ``off`` keeps no decoded images; ``auto`` neither, if they are not there yet and would take more than
-            half of what is free on the disk.
-        max_pixels: the limit that the manifest was scanned with.
-        workers: processes that decode; by default one per core.
-        on_progress: called with (images decoded, images in all); not called where the file exists.
+        cache_dir: folder of all such files; created if missing.
+        cache: ``off`` stores no decoded images; ``auto`` stores none if they are missing and would take more than half
+            of the free disk space.
+        max_pixels: the limit of the manifest's scan.
+        workers: number of decoding processes; by default one per core.
+        on_progress: called with (images decoded, total); not called if the file exists.
 
     Raises:
-        DataError: if an image that is decoded now is no longer what the scan saw, or the disk is too full.
+        DataError: if an image has changed since the scan, or there is not enough disk space.
     """
     view = View(resize_size, crop_size, interpolation, crop_mode, max_pixels)
     described = [manifest.digest, resize_size, crop_size, interpolation, crop_mode, _VERSION, PIL.__version__]
@@ -140,7 +140,7 @@ class _Task:
     path: Path
     digest: str
     places: tuple[int, ...]
-    """Rows of the array: several where the data set holds copies."""
+    """Rows of the array: several if the data set contains copies."""
 
 
 def _write(
@@ -171,7 +171,7 @@ def _write(
 
 
 def _open(path: Path, expected: dict[str, Any] | None) -> DecodedImages | None:
-    """The file if it is whole, unchanged and, where that is known, of the expected rows; else None."""
+    """The file if it is complete, unchanged and has the expected rows, if given; else None."""
     opened = open_array(path, expected)
     if opened is None:
         return None
@@ -193,7 +193,7 @@ def _tasks(manifest: Manifest) -> list[_Task]:
 
 
 def _decode_into(task: _Task, *, target: Path, view: View) -> str:
-    """Decode one file into its rows of the array; returns what is wrong with it, or nothing."""
+    """Decode one file into its rows of the array; returns an error message, or an empty string."""
     try:
         pixels = view.of(task.path, task.digest)
     except ChangedImageError as error:
@@ -207,7 +207,7 @@ def _decode_into(task: _Task, *, target: Path, view: View) -> str:
 
 
 def _streamed(manifest: Manifest, view: View, path: Path) -> DecodedImages:
-    """List the files in place of decoding them: where they lie may have changed since the last time."""
+    """List the files instead of decoding them: their location may have changed since the last time."""
     listed = path.with_suffix(_LISTED)
     StreamedImages.list_files(manifest, view, listed)
     return DecodedImages.open(listed)

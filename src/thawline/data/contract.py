@@ -1,7 +1,7 @@
-"""The values that every kind of data is read into, and the words for them.
+"""The data model of all kinds of data, and its terms.
 
-Folders of images (:mod:`thawline.data.folder`) and tables of texts (:mod:`thawline.data.text`) are each read into
-:class:`Found`; :func:`thawline.data.manifests.manifest_of` makes the :class:`Manifest` of both.
+Folders of images (:mod:`thawline.data.folder`) and tables of texts (:mod:`thawline.data.text`) are read into
+:class:`Found`; :func:`thawline.data.manifests.manifest_of` turns both into a :class:`Manifest`.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from thawline.data._tables import SAVE_AS_UTF8
 from thawline.data.splits import Split
 from thawline.exceptions import DataError
 
-if TYPE_CHECKING:  # the processes that decode import this module and need no pydantic
+if TYPE_CHECKING:  # decoding processes import this module and do not need pydantic
     from thawline.config import DataConfig
 
 __all__ = [
@@ -64,36 +64,36 @@ SPLIT_NAMES: dict[str, Split] = {
     "test": "test",
     "testing": "test",
 }
-"""What given splits may be called, in lower case."""
+"""Possible names of given splits, in lower case."""
 HELD_OUT: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
-"""The more a split is held out, the higher."""
+"""Priority of splits: the more held out, the higher."""
 
 NAMED = 10
-"""How many files or classes a message lists."""
+"""Maximum number of files or classes in a message."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image or text that is trained on or evaluated with."""
+    """One image or text for training or evaluation."""
 
     path: str
-    """Of an image relative to the manifest's root, with ``/``; of a text the file's name and its line, or its row in a
-    Parquet or Excel file or a JSON array, from 1: ``messages.csv:17``."""
+    """For an image, its path relative to the manifest's root, with ``/``; for a text, the file's name and its line, or
+    its row in a Parquet or Excel file or a JSON array, from 1: ``messages.csv:17``."""
     label: int
     """Index into the manifest's classes."""
     split: Split
     digest: str
-    """First 32 hex digits of the SHA-256 of the image file's bytes, or of the text as it is trained on."""
+    """First 32 hex digits of the SHA-256 of the image file's bytes, or of the normalised text."""
     group: str | None
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something about one file, folder or line that a person should know.
+    """A problem with a file, folder or line, to be reported to the user.
 
-    ``bad`` (cannot be read), ``stray`` (no image of a class), ``leak`` and ``conflict`` are left out; a ``duplicate``
-    and a ``near`` one (the same picture in another file) are kept; ``class`` is a warning about a whole class;
-    ``excluded`` and ``relabelled`` are what :mod:`thawline.data.corrections` did.
+    Items with ``bad`` (cannot be read), ``stray`` (not an image of a class), ``leak`` and ``conflict`` are skipped;
+    ``duplicate`` and ``near`` (the same picture in another file) are kept; ``class`` is a warning about a whole class;
+    ``excluded`` and ``relabelled`` come from :mod:`thawline.data.corrections`.
     """
 
     path: str
@@ -103,44 +103,44 @@ class Problem:
 
 @dataclass(frozen=True)
 class TextTable:
-    """How a table of texts is read, and how long its texts are."""
+    """The format of a table of texts, and the lengths of its texts."""
 
     text_column: str
-    """Columns without a name are called by their number, from ``1``."""
+    """Name of the column; unnamed ones are numbered from ``1``."""
     label_column: str
     split_column: str | None
     group_column: str | None
     header: bool
     """Whether the first line names the columns; always for JSON and Parquet."""
     median_length: int
-    """Characters that half of the texts have at most."""
+    """Median number of characters of a text."""
     longest: int
-    """Characters of the longest text."""
+    """Number of characters of the longest text."""
 
     @property
     def text_name(self) -> str | None:
-        """Name of the column of texts in the header; ``None`` where no line names the columns."""
+        """Name of the text column in the header; ``None`` without a header."""
         return self.text_column if self.header else None
 
 
 @dataclass(frozen=True)
 class ImageShapes:
-    """Formats and sizes of the images that can be read, upright as they are seen; width and height in pixels."""
+    """Formats and sizes of the readable images after EXIF rotation; width and height in pixels."""
 
     formats: dict[str, int]
-    """How many there are of each, such as ``JPEG``; the most frequent first."""
+    """Number of images by format, such as ``JPEG``; most frequent first."""
     median: tuple[int, int]
     """Median width and median height."""
     smallest: tuple[int, int]
-    """Size of an image of the fewest pixels."""
+    """Size of the image with the fewest pixels."""
     largest: tuple[int, int]
-    """Size of an image of the most pixels."""
+    """Size of the image with the most pixels."""
     aspect: tuple[float, float, float]
-    """Width divided by height: the least, the median and the greatest."""
+    """Width divided by height: minimum, median and maximum."""
 
     @classmethod
     def of(cls, shapes: Sequence[tuple[str, int, int]]) -> "ImageShapes | None":
-        """Of format, width and height of each image; ``None`` of no image."""
+        """From format, width and height of each image; ``None`` without images."""
         if not shapes:
             return None
         sizes = [(width, height) for _, width, height in shapes]
@@ -158,29 +158,29 @@ class ImageShapes:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is trained on: rows sorted by (split, class name, content digest), so that neither the names of files nor
-    the order of lines matters."""
+    """The data for training and evaluation: rows sorted by (split, class name, content digest), so that neither file
+    names nor the order of lines matter."""
 
     root: Path
     """The data folder, or the table."""
     classes: tuple[str, ...]
-    """Names, sorted; a row's label is an index into them."""
+    """Sorted names; a row's label is an index into them."""
     rows: tuple[Row, ...]
     problems: tuple[Problem, ...]
     digest: str
-    """32 hex digits that change if and only if what would be trained on changes."""
+    """32 hex digits that change if and only if the training data change."""
     layout: str
-    """What was found and done, in words."""
+    """Description of the recognised layout and of the splits."""
     kind: DataKind = "images"
-    """What a row is: an image, or a text (see :mod:`thawline.data.text`)."""
+    """The kind of rows: images, or texts (see :mod:`thawline.data.text`)."""
     table: TextTable | None = None
-    """Of a table of texts."""
+    """Format of a table of texts."""
     shapes: ImageShapes | None = None
-    """Of images; those of an older file are not known."""
+    """Shapes of images; unknown for an older file."""
 
     @property
     def name(self) -> str:
-        """Of the folder, or of the table without its ending; the data is shown by it."""
+        """Display name of the data: that of the folder, or of the table without its extension."""
         path = self.root.resolve()
         return table_stem(path) if self.kind == "texts" and not path.is_dir() else path.name
 
@@ -189,26 +189,26 @@ class Manifest:
         return tuple(row for row in self.rows if row.split == split)
 
     def counts(self) -> dict[str, dict[Split, int]]:
-        """Number of images or texts of each class in each split."""
+        """Number of images or texts per class and split."""
         counter = Counter((row.label, row.split) for row in self.rows)
         return {name: {split: counter[label, split] for split in SPLITS} for label, name in enumerate(self.classes)}
 
     @property
     def bad(self) -> tuple[Problem, ...]:
-        """The files or lines that could not be read."""
+        """Problems of files or lines that could not be read."""
         return tuple(problem for problem in self.problems if problem.kind == "bad")
 
     def to_json(self, path: Path) -> None:
-        """Write the manifest in one step: a reader sees the old file or the new one, never half of it."""
+        """Write the manifest atomically: a reader sees the old file or the new one."""
         content = asdict(self) | {"root": str(self.root)}
         write_atomically(path, json.dumps(content, indent=1).encode())
 
     @classmethod
     def from_json(cls, path: Path) -> "Manifest":
-        """Read what :meth:`to_json` wrote.
+        """Read a file of :meth:`to_json`.
 
         Raises:
-            DataError: if the file is missing, is no manifest, or does not hold what its digest says.
+            DataError: if the file is missing, is not a manifest, or does not match its digest.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -230,19 +230,19 @@ class Manifest:
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise DataError(f"Cannot read the manifest {path}: {error}. `thawline check DATA` scans again.") from None
         if not intact:
-            raise DataError(f"The manifest {path} does not hold what its digest says: somebody changed it.")
+            raise DataError(f"The manifest {path} does not match its digest: it was changed.")
         return manifest
 
 
 @dataclass(frozen=True)
 class Item:
-    """An image or a text with its class, before it is decided which are trained on."""
+    """An image or a text with its class, before conflicts and leaks are removed."""
 
     path: str
-    """As :attr:`Row.path`."""
+    """See :attr:`Row.path`."""
     class_name: str
     given: Split
-    """The split that it lies in; ``train`` where none are given."""
+    """Its given split; ``train`` without given splits."""
     digest: str = ""
     group: str | None = None
     key: str = ""
@@ -250,24 +250,24 @@ class Item:
 
 @dataclass(frozen=True)
 class Found:
-    """What reading a folder or a table gave."""
+    """The result of reading a folder or a table."""
 
     root: Path
     kind: DataKind
     items: Sequence[Item]
-    """All that could be read, with digests and groups."""
+    """Everything that could be read, with digests and groups."""
     classes: tuple[str, ...]
-    """Names, sorted; a class of which nothing could be read is among them, and refused."""
+    """Sorted names, including classes without a readable item, which are refused."""
     problems: Sequence[Problem]
     given: dict[Split, str]
-    """What people call each given split, such as ``val/``; empty where there are none."""
+    """The given splits' names, such as ``val/``; empty without given splits."""
     missing: frozenset[Split]
-    """Splits that are not given, which the hash takes from the training side."""
+    """Splits that are not given, which are split off the training data by hash."""
     layout: str
     table: TextTable | None = None
     shapes: ImageShapes | None = None
     near: Sequence[tuple[str, str]] = ()
-    """Pairs of digests whose images show the same picture."""
+    """Pairs of digests of near-duplicate images."""
 
 
 def _shapes_of(content: Mapping[str, Any]) -> ImageShapes:
@@ -281,16 +281,16 @@ def content_digest(data: bytes) -> str:
 
 
 def manifest_digest(classes: tuple[str, ...], rows: tuple[Row, ...]) -> str:
-    """What is trained on: classes, and the content, class and split of every row; names of files are not."""
+    """Digest of the training data: classes, and content, class and split of every row, but not file names."""
     content = [list(classes), sorted([row.split, classes[row.label], row.digest] for row in rows)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
 def check_bad(bad: Sequence[Problem], total: int, limit: float, kind: DataKind) -> None:
-    """Refuse data of which more than the share ``limit`` of ``total`` cannot be read.
+    """Refuse data if more than the share ``limit`` of ``total`` cannot be read.
 
     Raises:
-        DataError: naming the first of them, and the setting that allows for so many.
+        DataError: with the first of them, and the setting that would allow this many.
     """
     if len(bad) > limit * total:
         share = len(bad) / total
@@ -310,17 +310,17 @@ def counted(count: int, noun: str) -> str:
 
 
 def group_name(text: str) -> str | None:
-    """What a group is called: "é" is one character or two, as Macs write it, and both are the same patient."""
+    """Name of a group in normal form: "é" may be one character or, on macOS, two, for the same patient."""
     return unicodedata.normalize("NFC", text).strip() or None
 
 
 def listed(lines: Sequence[str]) -> str:
-    """The first few lines, indented, and how many more there are."""
+    """The first few lines, indented, and the number of further ones."""
     more = [f"and {len(lines) - NAMED} more"] if len(lines) > NAMED else []
     return "\n".join(f"  {printable(line)}" for line in [*lines[:NAMED], *more])
 
 
 def split_off(missing: frozenset[Split], config: "DataConfig") -> str:
-    """The splits that the hash makes, in words: ``validation (15%) and test (15%)``."""
+    """The splits made by hash, in words: ``validation (15%) and test (15%)``."""
     fractions: dict[Split, float] = {"validation": config.validation_fraction, "test": config.test_fraction}
     return " and ".join(f"{split} ({share:.0%})" for split, share in fractions.items() if split in missing)

@@ -1,7 +1,7 @@
-"""What a person decided on single rows: left out by ``data.exclude``, given another class by ``data.relabel``.
+"""Manual corrections of single rows: exclude them with ``data.exclude``, or change their class with ``data.relabel``.
 
-Both name a CSV such as ``thawline check DATA --labels`` writes, from which whoever looked at it has taken the rows that
-are right. It is read at every scan, so that the folder stays as it is, and what was decided can be read again later.
+Both are paths of a CSV as written by ``thawline check DATA --labels``, from which the correct rows were removed after a
+review. It is read at every scan, so the folder is unchanged, and decisions stay traceable.
 """
 
 import csv
@@ -15,16 +15,16 @@ from thawline.data._files import as_text
 from thawline.data.contract import NAMED, NOUNS, Found, Item, Problem, counted, listed
 from thawline.exceptions import DataError
 
-if TYPE_CHECKING:  # the processes that decode import this package and need no pydantic
+if TYPE_CHECKING:  # decoding processes import this package and do not need pydantic
     from thawline.config import DataConfig
 
 __all__ = ["DIGEST", "LABEL", "PATH", "SUGGESTED", "check_corrections", "corrected"]
 
 PATH, LABEL, SUGGESTED, DIGEST = "path", "label", "suggested", "digest"
-"""Columns that are read. ``label`` and ``digest``, where they are there, say what the row was when it was looked at."""
+"""Columns to read. ``label`` and ``digest``, if they exist, are the row's state at the review."""
 
 _DELIMITERS = ",;\t"
-"""Spreadsheets of many languages save with semicolons."""
+"""Spreadsheets use semicolons in many locales."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class _Row:
 
 
 def check_corrections(config: "DataConfig") -> None:
-    """Refuse files of corrections that cannot be read; no data are.
+    """Refuse files of corrections that cannot be read, without reading data.
 
     Raises:
         DataError: as :func:`corrected` does for the files themselves.
@@ -47,14 +47,13 @@ def check_corrections(config: "DataConfig") -> None:
 
 
 def corrected(found: Found, config: "DataConfig") -> Found:
-    """The same without the rows that ``data.exclude`` names, and those that ``data.relabel`` names under another class.
+    """Apply corrections: drop the rows of ``data.exclude``, and change the class of those of ``data.relabel``.
 
-    Each is a problem of its own kind, ``excluded`` or ``relabelled``, so that nothing of it is silent. A split is
-    decided by content: nothing else moves.
+    Each is reported as a problem, ``excluded`` or ``relabelled``. Splits depend on content, so no other row moves.
 
     Raises:
-        DataError: if a file cannot be read or lacks a column, names what the data do not hold or what has changed since
-            it was looked at, suggests no class of the data, or contradicts itself or the other file.
+        DataError: if a file cannot be read or lacks a column, names rows that are missing or have changed since the
+            review, suggests an unknown class, or contradicts itself or the other file.
     """
     if config.exclude is None and config.relabel is None:
         return found
@@ -63,7 +62,7 @@ def corrected(found: Found, config: "DataConfig") -> Found:
     if both := sorted(out.keys() & moved.keys()):
         raise DataError(
             f"data.exclude={config.exclude} and data.relabel={config.relabel} both name "
-            f"{counted(len(both), NOUNS[found.kind])}:\n{listed(both)}\nTake each out of one of them."
+            f"{counted(len(both), NOUNS[found.kind])}:\n{listed(both)}\nRemove each from one of them."
         )
     _check_classes(moved, config.relabel, found)
     items: list[Item] = []
@@ -74,7 +73,7 @@ def corrected(found: Found, config: "DataConfig") -> Found:
             problems.append(Problem(item.path, f"was {was}", "excluded"))
         elif name in moved and moved[name].suggested != was:
             now = moved[name].suggested
-            problems.append(Problem(item.path, f"{now} in place of {was}", "relabelled"))
+            problems.append(Problem(item.path, f"{now} instead of {was}", "relabelled"))
             items.append(replace(item, class_name=now))
         else:
             items.append(item)
@@ -82,7 +81,7 @@ def corrected(found: Found, config: "DataConfig") -> Found:
 
 
 def _read(option: str, path: Path | None, columns: Sequence[str]) -> list[_Row]:
-    """The rows of a file with these columns; none where none is given."""
+    """The rows of a file with these columns; empty without a file."""
     if path is None:
         return []
     given = f"data.{option}={path}"
@@ -112,7 +111,7 @@ def _read(option: str, path: Path | None, columns: Sequence[str]) -> list[_Row]:
 
 
 def _chosen(option: str, file: Path | None, rows: Sequence[_Row], found: Found) -> dict[str, _Row]:
-    """The row of each path, which all are of the data."""
+    """The row of each path; all paths must be in the data."""
     given, noun = f"data.{option}={file}", NOUNS[found.kind]
     there = {_name(item.path): item for item in found.items}
     unreadable = {_name(problem.path) for problem in found.problems if problem.kind == "bad"}
@@ -122,7 +121,7 @@ def _chosen(option: str, file: Path | None, rows: Sequence[_Row], found: Found) 
         name = _name(row.path)
         item = there.get(name)
         if item is None:
-            if name not in unreadable:  # what cannot be read is left out already
+            if name not in unreadable:  # unreadable files are already skipped
                 unknown.append(f"line {row.line}: {row.path}")
             continue
         if chosen.setdefault(name, row).suggested != row.suggested and option == "relabel":
@@ -134,23 +133,23 @@ def _chosen(option: str, file: Path | None, rows: Sequence[_Row], found: Found) 
             changed.append(f"{row.path}: {reason}")
     if unknown:
         raise DataError(
-            f"{given} names {counted(len(unknown), noun)} that {found.root} does not hold:\n{listed(unknown)}\n"
+            f"{given} names {counted(len(unknown), noun)} that are not in {found.root}:\n{listed(unknown)}\n"
             "Paths are relative to the data, with /, as `thawline check DATA --json` lists them. Remove these lines."
         )
     if changed:
         raise DataError(
-            f"{given} was made of other data: {counted(len(changed), noun)} changed since.\n{listed(changed)}\n"
-            "Remove these lines, or make the file again by `thawline check DATA --labels MODEL`."
+            f"{given} was made for other data: {counted(len(changed), noun)} changed since.\n{listed(changed)}\n"
+            "Remove these lines, or write the file again with `thawline check DATA --labels MODEL`."
         )
     return chosen
 
 
 def _change(row: _Row, item: Item) -> str:
-    """What of a row is no longer what it was when it was looked at; a class that is corrected by now is right."""
+    """What changed in a row since the review; a class that is already corrected is fine."""
     if row.digest and row.digest != item.digest:
-        return "it has other content"
+        return "its content has changed"
     if row.label and item.class_name not in (row.label, row.suggested):
-        return f"it was {row.label}, and is {item.class_name}"
+        return f"it was {row.label}, and is now {item.class_name}"
     return ""
 
 
@@ -159,11 +158,11 @@ def _check_classes(moved: dict[str, _Row], file: Path | None, found: Found) -> N
     if wrong:
         more = ", …" if len(found.classes) > NAMED else ""
         raise DataError(
-            f"data.relabel={file} suggests what is no class of {found.root}:\n{listed(wrong)}\n"
+            f"data.relabel={file} suggests labels that are not classes of {found.root}:\n{listed(wrong)}\n"
             f"Its classes are {', '.join(found.classes[:NAMED])}{more}."
         )
 
 
 def _name(path: str) -> str:
-    """A path as it is written into a CSV: in one Unicode form, whatever the bytes of its name are."""
+    """A path as written to a CSV: in Unicode normal form, whatever the bytes of its name."""
     return unicodedata.normalize("NFC", as_text(path)).removeprefix("./")

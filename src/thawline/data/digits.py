@@ -1,4 +1,4 @@
-"""Demo data that needs no download: the 1,797 handwritten digits that scikit-learn ships."""
+"""Demo data without a download: the 1,797 handwritten digits of scikit-learn."""
 
 import io
 from pathlib import Path
@@ -14,11 +14,10 @@ _SCALE = 4
 def write_digits(folder: Path) -> Path:
     """Write the digits as an image folder, ``<folder>/<digit>/digit-0000.png`` and so on; returns the folder.
 
-    The originals are 8 x 8 pixels with 17 levels of ink (E. Alpaydin and C. Kaynak, Optical Recognition of
-    Handwritten Digits, UCI, CC BY 4.0). They are written as dark ink on white paper, enlarged to 32 x 32 with bicubic
-    interpolation, which reads as handwriting where blocks would not. The number in the name is the place in
-    scikit-learn's list. Files that are there already with this content are left alone, so that calling again is cheap
-    and completes what an interrupted call left out.
+    The originals are 8 x 8 pixels with 17 levels of ink (E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten
+    Digits, UCI, CC BY 4.0). They are written as dark ink on white paper, enlarged to 32 x 32 with bicubic
+    interpolation, which looks like handwriting instead of blocks. The number in the name is the index in scikit-learn's
+    list. Existing files with this content are kept, so calling again is cheap and completes an interrupted call.
     """
     from sklearn.datasets import load_digits
 

@@ -1,4 +1,4 @@
-"""Read an image folder into a manifest: every file looked at, every problem named, nothing mislabelled silently."""
+"""Read an image folder into a manifest: check every file, report every problem, never mislabel silently."""
 
 import csv
 import io
@@ -40,17 +40,17 @@ from thawline.data.contract import (
 from thawline.data.manifests import manifest_of
 from thawline.exceptions import DataError
 
-if TYPE_CHECKING:  # the processes that decode import this module and need no pydantic
+if TYPE_CHECKING:  # decoding processes import this module and do not need pydantic
     from thawline.config import DataConfig
 
 __all__ = ["check_folder", "files_of", "given_files", "image_files", "labelled_files", "scan_folder"]
 
 _MOST_COMPARED = 200_000
-"""Images among which near-duplicates are looked for: each is compared with all others."""
+"""Maximum number of images for finding near-duplicates: each is compared with all others."""
 
 
 def scan_folder(config: "DataConfig", *, on_progress: Callable[[int, int], None] | None = None) -> Manifest:
-    """Find the classes, decode every file once, and decide what is trained on; see :func:`thawline.data.scan`.
+    """Find the classes, decode every file once, and build the manifest; see :func:`thawline.data.scan`.
 
     Raises:
         DataError: if there is nothing to train on, too much is unreadable, or a split or a class would be empty.
@@ -59,7 +59,7 @@ def scan_folder(config: "DataConfig", *, on_progress: Callable[[int, int], None]
     root, paths = layout.root, [file.path for file in layout.files]
     compared = config.near_duplicates == "together" and len(paths) <= _MOST_COMPARED
     if config.near_duplicates == "together" and not compared:
-        layout = replace(layout, text=f"{layout.text}; near-duplicates are not looked for among so many images")
+        layout = replace(layout, text=f"{layout.text}; too many images to find near-duplicates")
     with _file_of_thumbnails(len(paths) if compared else 0) as thumbnails:
         answers = map_files(
             partial(_inspect, root=root, max_pixels=config.max_pixels, thumbnails=thumbnails),
@@ -91,16 +91,16 @@ def scan_folder(config: "DataConfig", *, on_progress: Callable[[int, int], None]
 
 
 def check_folder(config: "DataConfig") -> None:
-    """Refuse a folder that holds no classes, by listing it; reads no file.
+    """Refuse a folder without classes, by listing it, without reading files.
 
     Raises:
-        DataError: as :func:`scan` does for what lies where.
+        DataError: as :func:`scan` for the layout.
     """
     find_layout(config)
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All image files below a folder, by their extension, in order; hidden ones are passed over.
+    """All image files below a folder, by extension, in order; skips hidden ones.
 
     Raises:
         DataError: if a folder cannot be read.
@@ -109,13 +109,13 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def files_of(manifest: Manifest, rows: Sequence[Row]) -> list[Path]:
-    """The files of these rows, in order, each read once to see that it still is what the scan saw.
+    """The files of these rows, in order; reads each once to check that it is unchanged since the scan.
 
     Raises:
-        DataError: if the manifest is one of texts, or a file is gone or holds something else.
+        DataError: if the manifest is one of texts, or a file is missing or changed.
     """
     if manifest.kind != "images":
-        raise DataError(f"{manifest.root} is a table of texts, no folder of images.")
+        raise DataError(f"{manifest.root} is a table of texts, not a folder of images.")
     changed: list[str] = []
     for path, digest in {row.path: row.digest for row in rows}.items():
         try:
@@ -128,37 +128,37 @@ def files_of(manifest: Manifest, rows: Sequence[Row]) -> list[Path]:
     if changed:
         raise DataError(
             f"{counted(len(changed), 'image')} of {manifest.root} {'is' if len(changed) == 1 else 'are'} not what the "
-            f"study was trained on:\n{listed(changed)}\nStart again: the folder is then read again."
+            f"study was trained on:\n{listed(changed)}\nStart again to read the folder again."
         )
     return [manifest.root / row.path for row in rows]
 
 
 def given_files(path: Path) -> list[Path]:
-    """The image files that a user means by a path: itself, or all below it.
+    """The image files of a path: itself, or all below it.
 
     Raises:
-        DataError: if there is none.
+        DataError: if there are none.
     """
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise DataError(f"{path} does not exist. Give image files, or folders that hold them.")
+        raise DataError(f"{path} does not exist. Give image files, or folders of images.")
     files = image_files(path)
     if not files:
-        raise DataError(f"{path} holds no image file.")
+        raise DataError(f"{path} contains no image files.")
     return files
 
 
 def labelled_files(path: Path, config: "DataConfig") -> tuple[list[Path], list[str]]:
-    """Image files of ``FOLDER/<class>/…``, or those that a table names, and the class of each; no image is read.
+    """Image files of ``FOLDER/<class>/…``, or of a table, and the class of each, without reading images.
 
     Args:
         path: the folder, with or without split folders; the table; or an archive of either.
-        config: which folders are the classes, and columns of tables; those that it does not name are found as for
-            training. Splits do not matter.
+        config: options for class folders and columns of tables; columns that are not set are found as for training.
+            Splits are ignored.
 
     Raises:
-        DataError: if there is none, or what the folders are cannot be told.
+        DataError: if there are none, or the meaning of the folders is ambiguous.
     """
     config, _ = unpacked(config.model_copy(update={"path": path, "image_folder": None}))
     root = config.path.expanduser().absolute()
@@ -168,7 +168,7 @@ def labelled_files(path: Path, config: "DataConfig") -> tuple[list[Path], list[s
         found = labelled_in_folders(root, config)
         if not found:
             level = f" (data.class_level={config.class_level})" if config.class_level is not None else ""
-            raise DataError(f"{path} holds no images in class folders: FOLDER/<class>/… is looked for{level}.")
+            raise DataError(f"{path} contains no images in class folders: expected FOLDER/<class>/…{level}.")
         return [root / file for file, _ in found], [name for _, name in found]
     if not root.exists():
         raise DataError(f"There is no folder {path}.")
@@ -184,21 +184,21 @@ def _labelled_by_name(root: Path, pattern: str) -> tuple[list[Path], list[str]]:
         count = counted(len(unnamed), "image")
         raise DataError(f"data.class_pattern={pattern!r} finds no class in the name of {count}:\n{listed(unnamed)}")
     if not files:
-        raise DataError(f"{root} holds no image file.")
+        raise DataError(f"{root} contains no image files.")
     return files, names
 
 
 def find_layout(config: "DataConfig") -> Layout:
-    """What lies where, and which images are of which class; no image is read.
+    """Find the layout and the class of each image, without reading images.
 
-    Class folders come first; where the folders are none, the tables beside them are asked.
+    Class folders have priority; if the folders are not classes, tables beside them are used.
 
     Raises:
-        DataError: if neither says what the classes are, or an option for tables is set where there is none.
+        DataError: if neither gives the classes, or an option for tables is set without a table.
     """
     root = config.path.expanduser().absolute()
     if root.is_file() and config.class_pattern is not None:
-        raise DataError(f"data.class_pattern is for a folder of images, but {root} is a table. Leave it out.")
+        raise DataError(f"data.class_pattern is for a folder of images, but {root} is a table. Remove it.")
     if root.is_file():
         base = root.parent if config.image_folder is None else config.image_folder.expanduser().absolute()
         return table_layout([ImageTable(root, None, base)], base, config)
@@ -215,18 +215,16 @@ def find_layout(config: "DataConfig") -> Layout:
         return table_layout(tables, root, config)
     of_tables = {"label_column": config.label_column, "split_column": config.split_column, "header": config.header}
     if wrong := [f"data.{key}={value}" for key, value in of_tables.items() if value is not None]:
-        raise DataError(
-            f"For tables alone there is {', '.join(wrong)}, but {root} is read as {layout.text}. Leave that out."
-        )
+        raise DataError(f"{', '.join(wrong)}: only for tables, but {root} is read as {layout.text}. Remove it.")
     return replace(layout, problems=[*layout.problems, *contradicted(layout)])
 
 
 def _layout_without_table(root: Path, config: "DataConfig") -> Layout:
-    """What the names of folders, or of files, say."""
+    """The layout by names of folders or files."""
     if config.class_pattern is not None:
         return file_name_layout(root, config.class_pattern, config)
     if config.image_column is not None or config.image_folder is not None:
-        raise NoClassesError(f"{root} holds no table that names images, as data.image_column or image_folder says.")
+        raise NoClassesError(f"{root} contains no table of images, although data.image_column or image_folder is set.")
     return folder_layout(root, config)
 
 
@@ -237,14 +235,14 @@ def _layout_without_table(root: Path, config: "DataConfig") -> Layout:
 class _Inspected:
     digest: str
     reason: str
-    """Why the file is bad, or nothing."""
+    """Why the file is bad, or an empty string."""
     shape: tuple[str, int, int] | None = None
     """Format, width and height."""
     has_thumbnail: bool = False
 
 
 def _inspect(item: tuple[int, str], *, root: Path, max_pixels: int, thumbnails: Path | None) -> _Inspected:
-    """Read one file; its thumbnail goes into the file of all of them, at its number."""
+    """Read one file, and write its thumbnail to the shared file at its number."""
     number, path = item
     try:
         data = (root / path).read_bytes()
@@ -261,7 +259,7 @@ def _inspect(item: tuple[int, str], *, root: Path, max_pixels: int, thumbnails: 
 
 
 def _format_of(data: bytes) -> str:
-    """What Pillow calls it, by the file's head; the image was decoded."""
+    """Pillow's name of a decoded image's format, from the file header."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.format or "other"
@@ -271,11 +269,11 @@ def _format_of(data: bytes) -> str:
 
 @contextmanager
 def _file_of_thumbnails(count: int) -> Iterator[Path | None]:
-    """An empty file for so many; ``None`` for none. In memory 200,000 would take 600 MB, and twice that while they are
-    compared.
+    """An empty file for this many thumbnails; ``None`` for 0. In memory, 200,000 would take 600 MB, and twice that
+    during the comparison.
 
     Raises:
-        DataError: if there is no room for it.
+        DataError: if there is not enough space.
     """
     if not count:
         yield None
@@ -284,7 +282,7 @@ def _file_of_thumbnails(count: int) -> Iterator[Path | None]:
         path, size = Path(folder) / "thumbnails", count * SIDE * SIDE * 3
         if size > shutil.disk_usage(folder).free:
             raise DataError(
-                f"Thumbnails, by which near-duplicates are found, take {size / 1e9:.1f} GB in {path.parents[1]}, which "
+                f"Thumbnails for finding near-duplicates take {size / 1e9:.1f} GB in {path.parents[1]}, which "
                 "has less. Set TMPDIR to a folder on a larger disk, or data.near_duplicates=off."
             )
         path.touch()
@@ -292,7 +290,7 @@ def _file_of_thumbnails(count: int) -> Iterator[Path | None]:
 
 
 def _near(answers: Sequence[_Inspected], thumbnails: Path | None) -> list[tuple[str, str]]:
-    """Pairs of digests whose images show the same picture; names of files do not matter."""
+    """Pairs of digests of near-duplicate images, independent of file names."""
     rows = {each.digest: number for number, each in enumerate(answers) if each.has_thumbnail}
     if thumbnails is None or not rows:
         return []
@@ -305,7 +303,7 @@ def _near(answers: Sequence[_Inspected], thumbnails: Path | None) -> list[tuple[
 
 
 def _with_groups(files: list[Item], config: "DataConfig", root: Path) -> list[Item]:
-    """The files with their groups, by which they stay on one side."""
+    """The files with their groups, which stay in one split."""
     if config.group_pattern is not None:
         groups = _groups_by_pattern(files, config.group_pattern)
     elif config.group_column is not None:
@@ -316,23 +314,23 @@ def _with_groups(files: list[Item], config: "DataConfig", root: Path) -> list[It
 
 
 def _groups_by_pattern(files: list[Item], pattern: str) -> list[str | None]:
-    """The first capture group of the match, or the whole match; a file without a match is a group of its own."""
+    """Groups from the first capture group, or from the whole match; a file without a match forms its own group."""
     compiled = re.compile(unicodedata.normalize("NFC", pattern))
     matches = [compiled.search(unicodedata.normalize("NFC", file.path)) for file in files]
     groups = [
         group_name(match[1] if compiled.groups and match[1] else match[0]) if match else None for match in matches
     ]
     if files and not any(groups):
-        what = "the empty text alone in" if any(matches) else "none of"
+        what = "only empty text in" if any(matches) else "none of"
         raise DataError(
             f"data.group_pattern={pattern!r} matches {what} {counted(len(files), 'image')}, for example "
-            f"{printable(files[0].path)!r}. It is searched in the path relative to the data folder."
+            f"{printable(files[0].path)!r}. It is applied to the path relative to the data folder."
         )
     return groups
 
 
 def _groups_by_column(files: list[Item], column: str, table: Path) -> list[str | None]:
-    """Groups from metadata.csv, the file of HuggingFace's image folders; an empty cell is a group of its own."""
+    """Groups from metadata.csv, as in Hugging Face's image folders; a file with an empty cell forms its own group."""
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -342,7 +340,7 @@ def _groups_by_column(files: list[Item], column: str, table: Path) -> list[str |
                 raise DataError(
                     f"{table} has no column {' and no column '.join(map(repr, lacking))}; it has: "
                     f"{', '.join(columns) or 'none'}. data.group_column needs file_name (relative to {table.parent}) "
-                    "and the column that it names."
+                    "and that column."
                 )
             records = [(record["file_name"] or "", record[column] or "") for record in reader]
     except FileNotFoundError:
@@ -356,7 +354,7 @@ def _groups_by_column(files: list[Item], column: str, table: Path) -> list[str |
         path = unicodedata.normalize("NFC", name.strip().replace("\\", "/").removeprefix("./"))
         group = group_name(cell)
         if named.setdefault(path, group) != group:
-            raise DataError(f"{table} puts {path!r} into two groups: {named[path] or ''!r} and {group or ''!r}.")
+            raise DataError(f"{table} assigns {path!r} to two groups: {named[path] or ''!r} and {group or ''!r}.")
     paths = [unicodedata.normalize("NFC", file.path) for file in files]
     without = [path for path in paths if path not in named]
     if without:

@@ -1,7 +1,7 @@
-"""Safe decoding: bytes of any common image format in, an RGB picture as a viewer would show it out.
+"""Safe decoding: from bytes of any common image format to an RGB image as displayed by a viewer.
 
-This module needs Pillow and NumPy alone and imports nothing of Thawline, because this very file is copied into the
-packaged model: what serves a model decodes exactly as what trained it.
+This module only needs Pillow and NumPy and must not import Thawline, because it is copied into packaged models, so that
+serving decodes exactly like training.
 """
 
 import base64
@@ -24,8 +24,8 @@ from PIL import Image, ImageCms, ImageOps, JpegImagePlugin, TiffImagePlugin, Uni
 
 __all__ = ["EXTENSIONS", "BadImage", "declared_pixels", "decode", "encoded_image", "resize_and_crop", "seen"]
 
-# Pillow knows some forty formats. These are the ones that people keep photographs in; the others stay out because
-# they are not pictures (HDF5, MPEG), run other programs (EPS starts Ghostscript) or are read by code that few test.
+# Pillow supports some forty formats. These are common for photographs; others are excluded because they are not images
+# (HDF5, MPEG), run other programs (EPS starts Ghostscript) or have rarely tested decoders.
 _FORMATS = {
     "AVIF": (".avif", ".avifs"),
     "BMP": (".bmp", ".dib"),
@@ -38,27 +38,27 @@ _FORMATS = {
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
-# `Image.init()` would load forty formats, at a third of a second in every process that decodes.
+# `Image.init()` would load forty formats, which takes a third of a second in every decoding process.
 Image.preinit()
 for _plugin in ("AvifImagePlugin", "Jpeg2KImagePlugin", "TiffImagePlugin", "WebPImagePlugin"):
-    with contextlib.suppress(ImportError):  # AVIF came with Pillow 11.3
+    with contextlib.suppress(ImportError):  # AVIF requires Pillow 11.3
         importlib.import_module(f"PIL.{_plugin}")
 _HEIF = importlib.util.find_spec("pillow_heif") is not None
-"""Whether the package is there with which Pillow reads HEIC. Its import, a tenth of a second, waits for such a file."""
+"""Whether Pillow's package for HEIC is installed. Its import, a tenth of a second, is deferred until such a file."""
 _AVAILABLE = tuple(name for name in _FORMATS if name in Image.OPEN and name != "HEIF")
 
 EXTENSIONS = frozenset(
     extension for name in (*_AVAILABLE, *(["HEIF"] if _HEIF else [])) for extension in _FORMATS[name]
 )
-"""Lower-case file extensions, with their dot, of everything that :func:`decode` can read on this machine."""
+"""Lower-case file extensions with dot of all formats that :func:`decode` can read on this machine."""
 
 _PIXEL_BYTES = {"I": 4, "F": 4}
-"""Of modes with more than three bytes a pixel that are not 8-bit colours."""
+"""Bytes per pixel of modes with more than three that are not 8-bit colours."""
 _STRIP = 1_000_000
-"""Pixels that are converted at once: what conversion needs besides source and result then stays at some 50 MB."""
+"""Pixels per conversion step, which limits temporary memory to some 50 MB."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LONGEST_PART = 1 << 20
-"""Bytes of a compressed text or profile that Pillow expands at most."""
+"""Maximum bytes of a compressed text or profile that Pillow decompresses."""
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1"}
 _INSTALL_HEIC = "pip install 'thawline[heic]'"
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -73,35 +73,35 @@ _INTERPOLATIONS = {
 }
 _MAX_ASPECT = 16
 _ORIENTATION = 0x0112
-"""EXIF's tag."""
+"""EXIF's tag of the orientation."""
 
-# What is odd about a file but does not keep it from being shown. Once and for all: `warnings.catch_warnings` swaps a
-# list that all threads share, so threads that decode would need a lock around it, and so decode one after the other.
+# Oddities of a file that do not prevent its display. Filtered globally: `warnings.catch_warnings` swaps a list shared
+# by all threads, so decoding threads would need a lock and run one by one.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class BadImage(ValueError):
-    """A file that cannot be decoded; ``str(error)`` is the reason, for people, without the file's name."""
+    """A file that cannot be decoded; ``str(error)`` is the reason, without the file's name."""
 
 
 def decode(data: bytes, *, max_pixels: int = 64_000_000, shortest: int | None = None) -> Image.Image:
-    """Decode an image wholly and return it in mode RGB, as a viewer would show it.
+    """Decode an image completely and return it in mode RGB, as displayed by a viewer.
 
-    EXIF rotation and embedded colour profiles are applied; transparent pixels lie on white; of an animation the first
-    frame is taken; 16-bit grey is scaled by 255/65535. Floating-point grey is taken as black 0 to white 1 if all its
-    values lie there, and is otherwise stretched from its smallest to its largest value, as 32-bit integers are.
+    EXIF rotation and embedded colour profiles are applied; transparent pixels are composed on white; animations give
+    their first frame; 16-bit grey is scaled by 255/65535. Floating-point grey ranges from black 0 to white 1 if all
+    values are within, and is otherwise stretched from its minimum to its maximum, like 32-bit integers.
 
     Args:
         data: the bytes of the file.
-        max_pixels: images of more pixels (width times height) are refused before they are decoded; of those with 32
-            bits a pixel, which take four bytes and not three, of more than three quarters as many. Pillow's own bound
-            of twice ``PIL.Image.MAX_IMAGE_PIXELS`` (179 million) stays in force.
-        shortest: a JPEG comes at a half, a quarter or an eighth of its size where that divides both sides, as long as
-            they keep at least this many pixels: libjpeg then leaves out the detail that resizing would, in a fraction
-            of the time. ``None`` keeps its size.
+        max_pixels: larger images (width times height) are refused before decoding. For 32-bit pixels, which take four
+            bytes instead of three, the limit is three quarters of this. Pillow's own limit of twice
+            ``PIL.Image.MAX_IMAGE_PIXELS`` (179 million) still applies.
+        shortest: decode a JPEG at a half, a quarter or an eighth of its size if that divides both sides, and both keep
+            at least this many pixels: libjpeg then skips detail that resizing would remove, in a fraction of the time.
+            ``None`` decodes at full size.
 
     Raises:
-        BadImage: if the data is empty, of no known format, cut off, damaged, or too large.
+        BadImage: if the data is empty, of an unknown format, truncated, damaged, or too large.
     """
     if not data:
         raise BadImage("the file is empty")
@@ -117,7 +117,7 @@ def decode(data: bytes, *, max_pixels: int = 64_000_000, shortest: int | None = 
             if shortest is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
                 _reduce(image, shortest)
             depth = _depth(image, data)
-            # verify() passes JPEGs that are cut off; only a full decode tells.
+            # verify() accepts truncated JPEGs; only a full decode detects them.
             image.load()
             if profile is not None:
                 image.info["icc_profile"] = profile
@@ -127,31 +127,31 @@ def decode(data: bytes, *, max_pixels: int = 64_000_000, shortest: int | None = 
     except UnidentifiedImageError:
         raise BadImage(f"not an image of a known format{_looks_like(data)}") from None
     except Image.DecompressionBombError:
-        raise BadImage("it has more pixels than Pillow agrees to decode") from None
+        raise BadImage("it has more pixels than Pillow allows") from None
     except MemoryError:
-        raise BadImage("decoding it needs more memory than there is") from None
+        raise BadImage("not enough memory to decode it") from None
     except Exception as error:
-        # Pillow's decoders raise whatever their parsers meet: OSError, SyntaxError, ValueError, struct.error,
-        # KeyError, ZeroDivisionError … There is no list that holds for the next version.
+        # Pillow's decoders raise many types: OSError, SyntaxError, ValueError, struct.error, KeyError,
+        # ZeroDivisionError … Any list would be incomplete for the next version.
         raise BadImage(_reason(error)) from None
 
 
 def _formats(data: bytes) -> tuple[str, ...]:
-    """Names of the formats that a file may have; the decoder of HEIC is registered for the first such file."""
+    """Names of possible formats of a file; registers the HEIC decoder at the first such file."""
     if not _HEIF or not _is_heic(data):
         return _AVAILABLE
-    with contextlib.suppress(ImportError):  # libraries that it needs may be lacking
+    with contextlib.suppress(ImportError):  # its libraries may be missing
         importlib.import_module("pillow_heif.HeifImagePlugin")
     return (*_AVAILABLE, "HEIF") if "HEIF" in Image.OPEN else _AVAILABLE
 
 
 def _is_heic(data: bytes) -> bool:
-    """By the brands at the beginning of the file."""
+    """Whether the file is HEIC, by the brands in its header."""
     return data[4:8] == b"ftyp" and bool(_HEIC & {data[place : place + 4] for place in range(8, min(64, len(data)), 4)})
 
 
 def _reduce(image: JpegImagePlugin.JpegImageFile, shortest: int) -> None:
-    """Have libjpeg decode less. Not where a part of a pixel would be left at an edge, which would shift the others."""
+    """Let libjpeg decode at a reduced size, unless a fraction of a pixel at an edge would shift the others."""
     for scale in (8, 4, 2):
         width, height = image.width // scale, image.height // scale
         if min(width, height) >= shortest and (width * scale, height * scale) == image.size:
@@ -160,20 +160,20 @@ def _reduce(image: JpegImagePlugin.JpegImageFile, shortest: int) -> None:
 
 
 def declared_pixels(data: bytes) -> int:
-    """Width times height, as the head of the file says; 0 where that cannot be read. Nothing is decoded."""
+    """Width times height from the file's header, or 0 if it cannot be read; does not decode."""
     try:
         with Image.open(io.BytesIO(data), formats=_formats(data)) as image:
             return image.width * image.height
-    except Exception:  # whatever a parser meets; decode() says what
+    except Exception:  # parsers raise many types; decode() reports the error
         return 0
 
 
 def encoded_image(value: object) -> bytes:
-    """The bytes of an image file from what a client sent: those bytes, or their base64 as text or as bytes.
+    """The bytes of an image file from a client's input: raw bytes, or base64 as text or bytes.
 
     MLflow's server decodes base64 for ``dataframe_records`` and ``dataframe_split`` but not for ``instances`` and
-    ``inputs``. A ``data:image/jpeg;base64,`` in front of the text is allowed; so are the alphabet that is safe in URLs
-    (``-`` and ``_``), and padding that is left out.
+    ``inputs``. A prefix ``data:image/jpeg;base64,``, the URL-safe alphabet (``-`` and ``_``), and missing padding are
+    allowed.
 
     Raises:
         ValueError: if it is neither.
@@ -187,7 +187,7 @@ def encoded_image(value: object) -> bytes:
     if not isinstance(value, bytes | bytearray | memoryview):
         raise ValueError(f"an image must be bytes or base64 text, but got {type(value).__name__}")
     data = bytes(value)
-    # Of the image formats only the plain-text ones of the PPM family could be taken for base64.
+    # Among image formats, only the plain-text ones of the PPM family could be mistaken for base64.
     if re.fullmatch(rb"[\w+/\s-]+={0,2}\s*", data) and not re.match(rb"P[1-6]\s", data):
         try:
             return _from_base64(b"".join(data.split()))
@@ -197,7 +197,7 @@ def encoded_image(value: object) -> bytes:
 
 
 def _from_base64(text: bytes) -> bytes:
-    """Of either alphabet, padded or not; ``ValueError`` (which ``binascii.Error`` is) for anything else."""
+    """Decode base64 of either alphabet, padded or not; raises ``ValueError`` for anything else."""
     padded = text if text.endswith(b"=") else text + b"=" * (-len(text) % 4)
     return base64.b64decode(padded.translate(bytes.maketrans(b"-_", b"+/")), validate=True)
 
@@ -212,19 +212,19 @@ def seen(
     crop_mode: str = "center",
     reduced: bool = True,
 ) -> npt.NDArray[np.uint8]:
-    """What a network is shown of an encoded image, in training and in serving alike.
+    """A network's view of an encoded image, in training and in serving.
 
-    That is :func:`decode` and :func:`resize_and_crop`, but a large JPEG is decoded at a size that is still at least
-    twice that to which it is resized; with ``nearest``, which would see the difference, always in full.
+    This is :func:`decode` and :func:`resize_and_crop`, but a large JPEG is decoded at a reduced size, at least twice
+    that of the resize; with ``nearest``, which is sensitive to that, always at full size.
 
     Args:
-        data: the file.
+        data: bytes of the file.
         max_pixels: see :func:`decode`.
-        resize_size: see :func:`resize_and_crop`, as for the three that follow.
-        crop_size: of the square.
-        interpolation: of the resizing.
+        resize_size: see :func:`resize_and_crop`, as for the next three.
+        crop_size: side of the square.
+        interpolation: interpolation of the resize.
         crop_mode: ``center`` or ``squash``.
-        reduced: False decodes large JPEGs in full, too, as the first versions of Thawline did.
+        reduced: False always decodes JPEGs at full size, as in the first versions of Thawline.
 
     Returns:
         uint8 ``[crop_size, crop_size, 3]``.
@@ -246,19 +246,19 @@ def seen(
 def resize_and_crop(
     image: Image.Image, *, resize_size: int, crop_size: int, interpolation: str, crop_mode: str = "center"
 ) -> npt.NDArray[np.uint8]:
-    """Resize the shorter side (``squash``: both sides) to ``resize_size`` pixels and cut the centre out.
+    """Resize the shorter side (``squash``: both sides) to ``resize_size`` pixels and crop the centre.
 
-    Pixel-equal to what torchvision's ``Resize`` and ``CenterCrop``, and so timm, do to a PIL image (antialiased, black
-    where the image is smaller than the crop): with ``squash`` always, else up to a length of 16 times the width. Longer
-    strips are first cut to their middle: a strip of 1 x 60,000 pixels would otherwise grow to gigabytes of which the
-    crop keeps nothing.
+    Pixel-equal to torchvision's ``Resize`` and ``CenterCrop``, and so to timm's, on a PIL image (antialiased, black if
+    the image is smaller than the crop): always with ``squash``, otherwise up to an aspect ratio of 16. Longer strips
+    are first cropped to their middle: a strip of 1 x 60,000 pixels would otherwise grow to gigabytes that the crop
+    discards.
 
     Args:
         image: in mode RGB.
         resize_size: length of the shorter side, or of both, after resizing, in pixels.
         crop_size: side of the square, in pixels.
         interpolation: ``nearest``, ``bilinear``, ``bicubic``, ``lanczos``, ``box`` or ``hamming``.
-        crop_mode: ``center`` keeps the aspect ratio, ``squash`` makes the whole image a square.
+        crop_mode: ``center`` keeps the aspect ratio, ``squash`` resizes the whole image to a square.
 
     Returns:
         uint8 ``[crop_size, crop_size, 3]``.
@@ -283,7 +283,7 @@ def resize_and_crop(
 
 
 def _keeping_aspect(image: Image.Image, resize_size: int, crop_size: int) -> tuple[Image.Image, tuple[int, int]]:
-    """The image, of a long strip its middle, and the size at which its shorter side is ``resize_size`` pixels."""
+    """The image, or the middle of a long strip, and the size with a shorter side of ``resize_size`` pixels."""
     short, long = sorted(image.size)
     longest = short * max(_MAX_ASPECT, math.ceil(2 * crop_size / resize_size))
     if long > longest:
@@ -294,7 +294,7 @@ def _keeping_aspect(image: Image.Image, resize_size: int, crop_size: int) -> tup
 
 
 def _crop_centre(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Cut out the centre, black where the image is smaller: torchvision's ``center_crop``, its rounding included."""
+    """Crop the centre, black where the image is smaller, like torchvision's ``center_crop``, including its rounding."""
 
     def start(have: int, want: int) -> int:
         return round((have - want) / 2) if have >= want else -((want - have) // 2)
@@ -305,9 +305,9 @@ def _crop_centre(image: Image.Image, width: int, height: int) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        # Without this question every image would be copied.
+        # Without this check every image would be copied.
         return image if image.getexif().get(_ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block says nothing about the pixels; viewers show them as they lie
+    except Exception:  # a broken EXIF block does not affect the pixels; viewers ignore it
         return image
 
 
@@ -322,13 +322,13 @@ def _to_rgb(image: Image.Image, depth: "_Depth") -> Image.Image:
 
 def _on_white(image: Image.Image) -> Image.Image:
     rgba = image.convert("RGBA")
-    # Palettes and "transparent" colours hide arbitrary colours under the transparency: a plain convert("RGB") would
-    # bring them out, usually as black.
+    # Palettes and "transparent" colours hide arbitrary colours under the transparency, which a plain convert("RGB")
+    # would reveal, usually as black.
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 def _in_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """What ``convert`` makes of the image, some rows at a time: arrays of it all would take many times its memory."""
+    """Apply ``convert`` to some rows at a time: arrays of the whole image would take many times its memory."""
     made = Image.new(mode, image.size)
     for strip, top in _strips(image):
         made.paste(convert(strip), (0, top))
@@ -336,14 +336,14 @@ def _in_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], I
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, int]]:
-    """Strips of the image from top to bottom, and the row at which each begins."""
+    """Strips of the image from top to bottom, and the first row of each."""
     rows = max(1, _STRIP // image.width)
     for top in range(0, image.height, rows):
         yield image.crop((0, top, image.width, min(top + rows, image.height))), top
 
 
 def _eight_bit(image: Image.Image, depth: "_Depth") -> Image.Image:
-    """Scale grey values of more than 8 bits; ``convert`` would cut them off at 255 and show nearly all as white."""
+    """Scale grey values of more than 8 bits; ``convert`` would clip them at 255, so that nearly all become white."""
     if depth.maximum is not None:
         return _in_strips(image, "L", lambda strip: _grey(_of_maximum(np.asarray(strip), depth), depth))
     low, high = math.inf, -math.inf
@@ -365,7 +365,7 @@ def _eight_bit(image: Image.Image, depth: "_Depth") -> Image.Image:
 
 
 def _of_maximum(values: npt.NDArray[Any], depth: "_Depth") -> npt.NDArray[np.uint8]:
-    """Grey whose white is known, on the scale of 8 bits."""
+    """Grey with a known white, scaled to 8 bits."""
     assert depth.maximum is not None  # noqa: S101  narrows the type
     grey = ((values.astype(np.uint32) * 255 + depth.maximum // 2) // depth.maximum).clip(0, 255).astype(np.uint8)
     if isinstance(depth.transparent, int):
@@ -374,7 +374,7 @@ def _of_maximum(values: npt.NDArray[Any], depth: "_Depth") -> npt.NDArray[np.uin
 
 
 def _numbers(image: Image.Image, depth: "_Depth") -> npt.NDArray[Any]:
-    """The pixels as what they are meant to be."""
+    """The pixels with their intended values."""
     values = np.asarray(image)
     if depth.signed_bytes:
         return values.view(np.int8)
@@ -390,27 +390,28 @@ def _grey(values: npt.NDArray[np.uint8], depth: "_Depth") -> Image.Image:
 
 @dataclass(frozen=True)
 class _Depth:
-    """What the numbers in an image mean, beyond what its mode says."""
+    """The meaning of an image's values beyond its mode."""
 
     maximum: int | None = None
-    """The value of white of grey with more than 8 bits; ``None`` of all other images."""
+    """The value of white for grey with more than 8 bits; ``None`` for all other images."""
     white_is_zero: bool = False
-    """Whether the values are still to be inverted: Pillow does it for 8 bits alone."""
+    """Whether values must still be inverted: Pillow only does it for 8 bits."""
     unsigned: bool = False
-    """Whether 32-bit integers, which Pillow takes for signed, are not."""
+    """Whether 32-bit integers, which Pillow treats as signed, are unsigned."""
     signed_bytes: bool = False
-    """Whether bytes, which Pillow takes for unsigned, are signed."""
+    """Whether bytes, which Pillow treats as unsigned, are signed."""
     transparent: int | tuple[int, ...] | None = None
-    """The value or colour that is transparent, where Pillow gives it on another scale than the pixels."""
+    """The transparent value or colour, if Pillow's scale for it differs from that of the pixels."""
 
 
 def _depth(image: Image.Image, data: bytes) -> _Depth:
-    """What the pixels will mean; call it before they are decoded, because it corrects how.
+    """The meaning of the pixels; call it before decoding, because it corrects the decoder.
 
     Raises:
         BadImage: if Pillow would decode them wrongly.
     """
-    # 16 bits in a 32-bit image: so Pillow gives PGM (and PNG until version 11). In TIFF they are 32 indeed.
+    # 16 bits in a 32-bit image: Pillow's representation of PGM (and PNG until version 11). In TIFF they are really 32
+    # bits.
     sixteen_bit = image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format in ("PNG", "PPM"))
     depth = _Depth(maximum=65535 if sixteen_bit else None)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -418,8 +419,8 @@ def _depth(image: Image.Image, data: bytes) -> _Depth:
     if image.format == "PNG":
         return replace(depth, transparent=_transparent_of_png(image, bits=data[24]))
     if image.format == "JPEG2000" and image.mode not in _SIXTEEN_BIT and _bits_of_jpeg2000(data) > 8:
-        # Pillow rounds 16 bits to 8 without a bound: 65535 becomes 256, of which 0 is kept. White turns black.
-        raise BadImage("it has more than 8 bits a channel, which Pillow decodes wrongly: convert it to PNG or TIFF")
+        # Pillow rounds 16 bits to 8 without a limit: 65535 becomes 256, which wraps to 0. White turns black.
+        raise BadImage("it has more than 8 bits per channel, which Pillow decodes wrongly: convert it to PNG or TIFF")
     return depth
 
 
@@ -440,10 +441,10 @@ def _depth_of_tiff(image: TiffImagePlugin.TiffImageFile, depth: _Depth) -> _Dept
 
 
 def _right_tile(tile: Any, bits: int, image: TiffImagePlugin.TiffImageFile) -> Any:
-    """How one part of a TIFF is decoded.
+    """Correct the decoder of one part of a TIFF.
 
-    Planes of 16 bits that are not compressed would be read as planes of 8, and what libtiff has put in the machine's
-    own order would be swapped once more.
+    Otherwise, uncompressed planes of 16 bits would be read as 8 bits, and values that libtiff has converted to native
+    byte order would be swapped again.
     """
     raw = tile.args if isinstance(tile.args, str) else tile.args[0]
     right = raw
@@ -455,18 +456,18 @@ def _right_tile(tile: Any, bits: int, image: TiffImagePlugin.TiffImageFile) -> A
 
 
 def _transparent_of_png(image: Image.Image, *, bits: int) -> int | tuple[int, ...] | None:
-    """The transparent value or colour on the scale of the pixels, where Pillow leaves it on that of the file."""
+    """The transparent value or colour on the scale of the pixels; Pillow leaves it on that of the file."""
     given: object = image.info.get("transparency")
     if bits in (2, 4) and image.mode == "L" and isinstance(given, int) and given < 2**bits:
         return given * 255 // ((1 << bits) - 1)
     if bits == 16 and isinstance(given, tuple):
-        # The high bytes are all that Pillow keeps: colours that differ by less than one of 255 become transparent too.
+        # Pillow only keeps the high bytes: colours that differ by less than 1 of 255 become transparent too.
         return tuple(int(value) >> 8 for value in given)
     return given if bits == 16 and isinstance(given, int) else None
 
 
 def _bits_of_jpeg2000(data: bytes) -> int:
-    """Most bits of a component, as the marker SIZ at the beginning of the code stream says; 8 if there is none."""
+    """Maximum bits of a component, from the marker SIZ at the start of the code stream; 8 without it."""
     start = data.find(b"\xff\x4f\xff\x51")
     if start < 0:
         return 8
@@ -475,10 +476,10 @@ def _bits_of_jpeg2000(data: bytes) -> int:
 
 
 def _readable_png(data: bytes) -> tuple[bytes, bytes | None]:
-    """A PNG without the parts that Pillow stumbles over and no viewer needs; its colour profile, if it is one of them.
+    """A PNG without chunks that Pillow rejects and viewers ignore, and its colour profile if it was removed.
 
-    These are texts and profiles of more than a megabyte, as image generators and printers' profiles have, and parts
-    that are not critical with a wrong checksum. What is no PNG, or cut off, is returned as it is.
+    These are texts and profiles of more than a megabyte, as from image generators and printers, and non-critical chunks
+    with a wrong checksum. Other or truncated data is returned unchanged.
     """
     if not data.startswith(_PNG):
         return data, None
@@ -504,8 +505,8 @@ def _readable_png(data: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _expanded(content: bytes, limit: int = 0) -> bytes | None:
-    """What a part of a PNG holds in compressed form, empty if nothing; ``None`` if it is longer than the limit."""
-    start = content.find(b"\x78", content.find(b"\0") + 1)  # as zlib's streams begin
+    """The decompressed content of a PNG chunk, which may be empty; ``None`` if it exceeds the limit."""
+    start = content.find(b"\x78", content.find(b"\0") + 1)  # the start of a zlib stream
     if start < 0:
         return b""
     stream = zlib.decompressobj()
@@ -517,14 +518,14 @@ def _expanded(content: bytes, limit: int = 0) -> bytes | None:
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
-    """Apply an embedded colour profile; a broken one, or one for other channels than the image's, is ignored."""
+    """Apply an embedded colour profile; ignores a broken one, or one for other channels."""
     embedded = image.info.get("icc_profile")
     if not embedded:
         return image
     try:
         profile = ImageCms.getOpenProfile(io.BytesIO(embedded))
         if "srgb" in ImageCms.getProfileDescription(profile).lower():
-            return image  # nearly every photograph: converting it would cost time and change nothing
+            return image  # most photographs: conversion would take time without effect
         space = profile.profile.xcolor_space.strip()
         grey, cmyk = image.mode in ("1", "L", "LA", "La"), image.mode == "CMYK"
         if (space == "GRAY" and not grey) or (space == "CMYK") != cmyk or space not in ("GRAY", "RGB", "CMYK"):
@@ -540,21 +541,21 @@ def _to_srgb(image: Image.Image) -> Image.Image:
 
 
 def _looks_like(data: bytes) -> str:
-    """What a file that is no image seems to be: most often a saved web page or a pointer of Git LFS."""
+    """The likely type of a file that is not an image, often a saved web page or a Git LFS pointer."""
     start = data[:512].lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")):
         return " (it is a web page)"
     if start.startswith((b"<svg", b"<?xml")):
         return " (it is XML, perhaps an SVG drawing)"
     if start.startswith(b"version https://git-lfs"):
-        return " (it is a pointer of Git LFS: `git lfs pull` gets the image)"
+        return " (it is a Git LFS pointer: `git lfs pull` downloads the image)"
     if start.startswith(b"%pdf"):
         return " (it is a PDF)"
     if _is_heic(data):
-        read = "a damaged one, or of a kind that libheif does not read" if _HEIF else "which needs pillow-heif"
+        read = "damaged, or of a kind that libheif does not support" if _HEIF else "which requires pillow-heif"
         return f" (it is HEIC, {read}: {'' if _HEIF else _INSTALL_HEIC + ', or '}convert it to JPEG)"
     if data.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
-        return " (it is JPEG XL, which Pillow does not read: convert it to JPEG)"
+        return " (it is JPEG XL, which Pillow does not support: convert it to JPEG)"
     if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         return _described_tiff(data)
     if not any(data[:512]):
@@ -563,7 +564,7 @@ def _looks_like(data: bytes) -> str:
 
 
 def _described_tiff(data: bytes) -> str:
-    """The kind of numbers in a TIFF that Pillow does not read."""
+    """The type of values in a TIFF that Pillow does not support."""
     try:
         file = io.BytesIO(data)
         directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if data[2] == 43 else 8))
@@ -578,13 +579,13 @@ def _described_tiff(data: bytes) -> str:
     samples = directory.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
     what = {2: "signed integers", 3: "floats"}.get(kind, "integers")
     channels = f"{samples} channel{'' if samples == 1 else 's'} of {bits[0]}-bit {what}"
-    return f" (it is a TIFF with {channels}, which Pillow does not read: convert it to PNG)"
+    return f" (it is a TIFF with {channels}, which Pillow does not support: convert it to PNG)"
 
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if "truncated" in text.lower() or isinstance(error, EOFError):
-        return f"the image is cut off ({text})" if text else "the image is cut off"
+        return f"the image is truncated ({text})" if text else "the image is truncated"
     if "raw mode" in text:
-        return f"its kind of pixels is one that Pillow does not read: convert it to PNG ({text})"
+        return f"Pillow does not support its type of pixels: convert it to PNG ({text})"
     return f"the image is damaged ({text or type(error).__name__})"

@@ -1,4 +1,4 @@
-"""Makes a manifest of what was read: conflicts are left out, nothing leaks, and the split never moves."""
+"""Build a manifest: without conflicts or leaks between splits, and with stable splits."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -26,19 +26,18 @@ from thawline.data.corrections import corrected
 from thawline.data.splits import Split, assign, keys, place
 from thawline.exceptions import DataError
 
-if TYPE_CHECKING:  # the processes that decode import this package and need no pydantic
+if TYPE_CHECKING:  # decoding processes import this package and do not need pydantic
     from thawline.config import DataConfig
 
 __all__ = ["manifest_of"]
 
 _FEW = 10
 _SHARE = 0.05
-"""So many near-duplicates are kept together at most, or such a share of all images, whichever is more."""
+"""Maximum number of near-duplicates to keep together, or their share of all images, whichever is more."""
 
 
 def manifest_of(found: Found, config: "DataConfig") -> Manifest:
-    """Correct what is to be corrected, leave out what contradicts itself or leaks, assign the splits, and refuse what
-    cannot be trained on.
+    """Apply corrections, remove conflicts and leaks, assign splits, and refuse unsuitable data.
 
     Raises:
         DataError: if a split or a class would be empty.
@@ -74,7 +73,7 @@ def manifest_of(found: Found, config: "DataConfig") -> Manifest:
 
 
 def _without_conflicts(items: list[Item], noun: str) -> tuple[list[Item], list[Problem]]:
-    """Leave out every copy of what lies under two classes: whichever is right, one of them is wrong."""
+    """Remove every copy of an item with two classes, one of which must be wrong."""
     firsts: dict[str, dict[str, Item]] = defaultdict(dict)
     for item in items:
         firsts[item.digest].setdefault(item.class_name, item)
@@ -89,15 +88,15 @@ def _without_conflicts(items: list[Item], noun: str) -> tuple[list[Item], list[P
 
 
 def _without_leaks(items: list[Item], noun: str) -> tuple[list[Item], list[Problem]]:
-    """Leave out what lies, by its content or its group, in a given split that is held out more.
+    """Remove items whose content or group is also in a given split with higher priority.
 
-    Taking it from the training side keeps the test split what it was, so that results stay comparable.
+    Removing them from the training side keeps the test split unchanged, so that results stay comparable.
     """
     held_out_most: dict[str, Split] = {}
     for item in items:
         if HELD_OUT[item.given] >= HELD_OUT[held_out_most.get(item.key, "train")]:
             held_out_most[item.key] = item.given
-    # The first of each, so that thousands of copies of a text are gone through once.
+    # Only the first of each, so that thousands of copies of a text are visited once.
     first: dict[str, Item] = {}
     first_of_content: dict[tuple[str, str], Item] = {}
     first_of_group: dict[tuple[str, str | None], Item] = {}
@@ -121,7 +120,7 @@ def _without_leaks(items: list[Item], noun: str) -> tuple[list[Item], list[Probl
         elif item.group is None:
             reason = f"nearly the same {noun} as {first[item.key].path} in the {side} split"
         else:
-            reason = f"copies tie its group to {first[item.key].path} in the {side} split"
+            reason = f"copies connect its group to {first[item.key].path} in the {side} split"
         problems.append(Problem(item.path, reason, "leak"))
     return kept, problems
 
@@ -130,10 +129,10 @@ def _without_leaks(items: list[Item], noun: str) -> tuple[list[Item], list[Probl
 
 
 def _kept_together(found: Found) -> tuple[list[tuple[str, str]], list[set[str]]]:
-    """The pairs of near-duplicates that stay on one side, and sets of digests that are too many for that.
+    """The pairs of near-duplicates to keep in one split, and sets of digests that are too large for that.
 
-    Where there are groups, they say what belongs together: a picture that is taken for another one must not join two
-    patients. Frames of a video, and parts before one camera, may be all alike: no split could keep them together.
+    Groups, if given, have precedence: a false match must not join two patients. Frames of a video, or parts in front of
+    one camera, may all be similar, and no split could keep them together.
     """
     if not found.near or any(item.group is not None for item in found.items):
         return [], []
@@ -148,7 +147,7 @@ def _kept_together(found: Found) -> tuple[list[tuple[str, str]], list[set[str]]]
 
 
 def _near(rows: Sequence[Row], found: Found, too_many: Sequence[set[str]]) -> Iterator[Problem]:
-    """A word on each image that shows the picture of an earlier one."""
+    """A problem for each image that is a near-duplicate of an earlier one."""
     noun, apart = NOUNS[found.kind], {digest for alike in too_many for digest in alike}
     first: dict[str, Row] = {}
     for row in rows:
@@ -171,8 +170,8 @@ def _too_many(rows: Sequence[Row], too_many: Sequence[set[str]], noun: str) -> I
         paths = [row.path for row in rows if row.digest in alike]
         if paths:
             reason = (
-                f"one of {counted(len(paths), noun)} that are nearly the same, too many to keep on one side: if they "
-                "are of one video or object, data.group_pattern says which belong together"
+                f"one of {counted(len(paths), noun)} that are nearly the same, too many to keep in one split: if they "
+                "are of one video or object, group them with data.group_pattern"
             )
             yield Problem(paths[0], reason, "near")
 
@@ -183,10 +182,10 @@ def _too_many(rows: Sequence[Row], too_many: Sequence[set[str]], noun: str) -> I
 def _sides(
     items: Sequence[Item], missing: frozenset[Split], validation_fraction: float, test_fraction: float
 ) -> tuple[dict[str, Split], list[str]]:
-    """The split of each key, and the classes of which one key is trained on although its hash would hold it out.
+    """The split of each key, and the classes with a key that is used for training although its hash would hold it out.
 
-    A class of few images may fall wholly into splits that are held out. Of such a class the key goes back that lies
-    nearest to the middle of the training side, whatever else there is: adding images to other classes moves nothing.
+    A class with few images may fall completely into held-out splits. Of such a class, the key closest to the middle of
+    the training range is moved to training, independent of other classes: adding images to those moves nothing.
     """
     validation = validation_fraction if "validation" in missing else 0.0
     test = test_fraction if "test" in missing else 0.0
@@ -208,7 +207,7 @@ def _sides(
 
 def _kept_back(classes: Sequence[str], noun: str) -> Iterator[Problem]:
     if classes:
-        reason = f"too few {noun}s to be split by content: one of each is trained on that would have been held out"
+        reason = f"too few {noun}s to split by content: one of each is used for training instead of being held out"
         yield Problem(_some(classes), reason, "class")
 
 
@@ -228,14 +227,14 @@ def _rows(items: Sequence[Item], found: Found, sides: dict[str, Split]) -> tuple
 
 
 def _place(path: str, kind: DataKind) -> tuple[str, int]:
-    """By which people expect rows to be sorted: line 9 before line 10."""
+    """Natural sort key of rows: line 9 before line 10."""
     file, _, line = path.rpartition(":")
     return (file, int(line)) if kind == "texts" and line.isdecimal() else (path, 0)
 
 
 def _duplicates(rows: tuple[Row, ...], noun: str) -> Iterator[Problem]:
     first: dict[str, str] = {}
-    for row in rows:  # copies are neighbours, sorted by their place
+    for row in rows:  # copies are adjacent, sorted by place
         if first.setdefault(row.digest, row.path) != row.path:
             yield Problem(row.path, f"the same {noun} as {first[row.digest]}", "duplicate")
 
@@ -243,7 +242,7 @@ def _duplicates(rows: tuple[Row, ...], noun: str) -> Iterator[Problem]:
 def _check_counts(
     rows: tuple[Row, ...], items: Sequence[Item], found: Found, problems: Sequence[Problem], config: "DataConfig"
 ) -> list[Problem]:
-    """Refuse an empty split and a class without training rows; warn of a class that a held-out split lacks."""
+    """Refuse an empty split or a class without training rows; warn about a class missing from a held-out split."""
     noun = NOUNS[found.kind]
     by_class = Counter((found.classes[row.label], row.split) for row in rows)
     fractions: dict[Split, float] = {"validation": config.validation_fraction, "test": config.test_fraction}
@@ -253,8 +252,8 @@ def _check_counts(
         if split in found.given:
             place = found.given[split]
             raise DataError(
-                f"{place} holds no usable {noun} of a class that is trained on. Add {noun}s to it, or remove it to "
-                f"have a {split} split taken from the training {noun}s." + _left_out(problems, found.kind, place)
+                f"{place} contains no usable {noun} of a trained class. Add {noun}s to it, or remove it to "
+                f"split the {split} data off the training {noun}s." + _left_out(problems, found.kind, place)
             )
         units = len({row.group or row.digest for row in rows})
         raise DataError(
@@ -270,7 +269,7 @@ def _check_counts(
         )
         remedy = "Add images to their folders, or remove the folders."
         if found.kind == "texts":
-            remedy = "Add texts of them, or remove those that there are."
+            remedy = "Add texts of these classes, or remove the existing ones."
         raise DataError(
             f"These classes have no usable {noun} to train on: {names}. {remedy}"
             + _left_out(problems, found.kind, *untrained)
@@ -279,16 +278,16 @@ def _check_counts(
     for split in fractions:
         lacking = [name for name in found.classes if not by_class[name, split]]
         if len(lacking) <= NAMED:
-            reason = f"no {noun} of this class in the {split} split: nothing is known about it there"
+            reason = f"no {noun} of this class in the {split} split, so it is not evaluated there"
             warnings += [Problem(name, reason, "class") for name in lacking]
         else:
-            reason = f"no {noun} of these in the {split} split: nothing is known about them there"
+            reason = f"no {noun} of these in the {split} split, so they are not evaluated there"
             warnings.append(Problem(_some(lacking), reason, "class"))
     return warnings
 
 
 def _larger_shares(items: Sequence[Item], found: Found, config: "DataConfig") -> str:
-    """What to set so that no split is empty: tried out, so that it helps."""
+    """Settings with which no split is empty, verified by trying them."""
     shares: dict[Split, float] = {"validation": config.validation_fraction, "test": config.test_fraction}
     while max(shares.values()) < 0.5 and sum(shares.values()) < 0.8:
         sides, _ = _sides(items, found.missing, shares["validation"], shares["test"])
@@ -300,23 +299,23 @@ def _larger_shares(items: Sequence[Item], found: Found, config: "DataConfig") ->
         for split in empty:
             shares[split] = round(shares[split] + 0.01, 2)
     apart = " and ".join(f"a {split} split" for split in shares if split in found.missing)
-    return f"give {apart} of your own: no share of so few would do"
+    return f"provide {apart} yourself: no share of so few is enough"
 
 
 def _look_alikes(classes: Sequence[str]) -> Iterator[Problem]:
     for names in look_alikes(classes):
-        reason = "these classes differ only in case, width, spaces or characters that are not shown: are they one?"
+        reason = "these classes differ only in case, width, spaces or invisible characters: are they the same?"
         yield Problem(" | ".join(names), reason, "class")
 
 
 def _several_in_one(classes: Sequence[str]) -> Iterator[Problem]:
     if together := several_in_one(classes):
-        reason = "put other classes together: each example needs one label, and each of these is taken for a class"
+        reason = "combine other classes: each example needs one label, and each of these counts as a class"
         yield Problem(_some(together), reason, "class")
 
 
 def _left_out(problems: Sequence[Problem], kind: DataKind, *places: str) -> str:
-    """What was left out, of images in these folders, for an error that says that nothing is left."""
+    """The skipped items in these folders, for an error about missing data."""
     folders = {place.rstrip("/") for place in places}
     found = [
         problem
@@ -324,4 +323,4 @@ def _left_out(problems: Sequence[Problem], kind: DataKind, *places: str) -> str:
         if problem.kind in {"bad", "conflict", "leak", "class"}
         and (kind == "texts" or folders & set(problem.path.split("/")))
     ]
-    return f" Left out were:\n{listed([f'{p.path}: {p.reason}' for p in found])}" if found else ""
+    return f" Skipped:\n{listed([f'{p.path}: {p.reason}' for p in found])}" if found else ""

@@ -1,9 +1,8 @@
-"""A folder on object storage, mirrored to the local disk before it is read.
+"""Mirror a folder on object storage to the local disk before it is read.
 
-fsspec opens what the URL names (``s3://``, ``gs://``, ``az://``, ``sftp://``, …). The mirror keeps an index of what it
-has fetched in a hidden folder, which is also its mark: in a folder without it nothing is ever written or removed. Every
-file is fetched under another name and renamed when it is whole, so that a mirror whose process was killed is resumed
-with.
+fsspec opens the URL (``s3://``, ``gs://``, ``az://``, ``sftp://``, …). The mirror keeps an index of downloaded files in
+a hidden folder, which also marks it: nothing is ever written to or removed from a folder without it. Every file is
+downloaded under a temporary name and renamed once it is complete, so that a killed process can resume.
 """
 
 import errno
@@ -33,31 +32,31 @@ MIRROR_STATE = ".thawline-mirror"
 """Name of the hidden folder at the top of a mirror."""
 
 _TOGETHER = 256
-"""Files that are fetched at a time; fsspec has many of them under way at once."""
+"""Files per bundle; fsspec downloads many of them concurrently."""
 _INDEX_SECONDS = 30.0
-"""How often the index is written: what a killed process has to fetch again at most."""
+"""Interval for writing the index: limits what a killed process must download again."""
 _PASSES = 3
-"""How often the listing is read again because a file changed while it was fetched."""
+"""Maximum number of listings if files change during the download."""
 _LONGEST_NAME = 255
 
-# What storages call the version of an object in a listing, the most telling first. The time is the last resort.
+# Keys of an object's version in listings, most reliable first. The time is the last resort.
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "content_md5", "checksum")
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
 
 
 @dataclass(frozen=True)
 class MirrorSummary:
-    """What a mirror holds, and what it took to get there."""
+    """The content of a mirror, and the changes of an update."""
 
     url: str
     folder: Path
     files: int
     bytes: int
     fetched: int
-    """Files that were new or changed."""
+    """Number of new or changed files."""
     fetched_bytes: int
     removed: int
-    """Files that the URL no longer holds."""
+    """Number of files that no longer exist at the URL."""
 
     def __str__(self) -> str:
         done = []
@@ -69,13 +68,13 @@ class MirrorSummary:
 
 
 def data_location(text: str, home: Path) -> dict[str, str]:
-    """What a person gave as the data, a folder or a URL, as the keys of :class:`~thawline.config.DataConfig`.
+    """A folder or URL given as the data, as keys of :class:`~thawline.config.DataConfig`.
 
-    A URL is mirrored to ``home/cache/mirrors/<digest of the URL>/<its last part>``: the folder's own name is what model
-    and study are named after.
+    A URL is mirrored to ``home/cache/mirrors/<digest of the URL>/<its last part>``: model and study are named after the
+    folder.
 
     Raises:
-        DataError: if the URL is that of a table: only folders are mirrored.
+        DataError: if the URL is a table or an archive: only folders are mirrored.
     """
     scheme, separator, rest = text.partition("://")
     if not separator:
@@ -83,17 +82,17 @@ def data_location(text: str, home: Path) -> dict[str, str]:
     url = f"{scheme}://{rest.rstrip('/')}"
     if url.lower().endswith((*TABLE_SUFFIXES, *ARCHIVE_SUFFIXES)):
         what = "a table" if url.lower().endswith(TABLE_SUFFIXES) else "an archive"
-        raise DataError(f"{url} is {what}, and only folders of images are fetched: download it, and give the file.")
+        raise DataError(f"{url} is {what}, but only folders of images are mirrored: download it, and give the file.")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", url.rsplit("/", 1)[-1]).strip("-._")[:60] or "images"
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
     return {"path": str(home / "cache" / "mirrors" / digest / name), "url": url}
 
 
 def check_url(url: str) -> None:
-    """Refuse a URL that nothing installed can open; nothing is connected to.
+    """Refuse a URL that no installed package can open, without connecting.
 
     Raises:
-        DataError: naming the package to install.
+        DataError: with the package to install.
     """
     import fsspec
 
@@ -104,7 +103,9 @@ def check_url(url: str) -> None:
         package = "pip install 'thawline[s3]'" if scheme in {"s3", "s3a"} else str(error)
         raise DataError(f"{url} needs a package that is not installed: {package}") from None
     except ValueError:
-        raise DataError(f"{url} cannot be opened: fsspec knows no storage {scheme!r}, such as s3, gs or az.") from None
+        raise DataError(
+            f"{url} cannot be opened: fsspec does not support {scheme!r}. Use s3, gs, az or another."
+        ) from None
 
 
 def mirror(
@@ -115,23 +116,23 @@ def mirror(
     together: int = _TOGETHER,
     index_seconds: float = _INDEX_SECONDS,
 ) -> MirrorSummary:
-    """Make a local folder hold what a URL holds: fetch what is new or changed, remove what is gone there.
+    """Synchronise a local folder with a URL: download new and changed files, remove deleted ones.
 
-    A file counts as unchanged if its size and version (the storage's ETag, checksum or time) are those that were
-    fetched, and nobody has touched the local copy. Of several processes one works and the others wait for it. Files may
-    change under a reader, as those of any folder.
+    A file counts as unchanged if its size and version (the storage's ETag, checksum or time) are the same, and the
+    local copy was not modified. One process works while others wait. Files may change while they are read, as in any
+    folder.
 
     Args:
-        url: a folder as fsspec names it, see :class:`~thawline.config.DataConfig`. Credentials come from the
-            environment, as the storage's own tools take them.
-        folder: made where missing; otherwise it must be empty or a mirror of this URL.
-        on_progress: called with (files fetched, files to fetch).
-        together: files that are fetched at a time; an interruption costs no more.
-        index_seconds: after which what was fetched is noted, so that a killed process costs no more.
+        url: URL of a folder for fsspec, see :class:`~thawline.config.DataConfig`. Credentials come from the
+            environment, as for the storage's own tools.
+        folder: created if missing; otherwise it must be empty or a mirror of this URL.
+        on_progress: called with (files downloaded, total).
+        together: files per bundle, the most that an interruption can cost.
+        index_seconds: interval for writing the index, the most that a killed process can cost.
 
     Raises:
-        DataError: if the URL cannot be read or holds nothing, if a key cannot be the path of a file below the folder,
-            or if the folder is no mirror of this URL or has no room.
+        DataError: if the URL cannot be read or is empty, if a key is not a valid path below the folder, or if the
+            folder is not a mirror of this URL or has no space.
     """
     from filelock import FileLock
 
@@ -145,30 +146,30 @@ def mirror(
 
 @dataclass(frozen=True)
 class _Object:
-    """A file on the storage, as its listing tells."""
+    """A file on the storage, from its listing."""
 
     name: str
-    """As the storage calls it."""
+    """Name on the storage."""
     size: int
     version: str
 
 
 @dataclass(frozen=True)
 class _Copy:
-    """A file that was fetched."""
+    """A downloaded file."""
 
     size: int
     version: str
     modified: int
-    """Of the local file, in nanoseconds: tells whether somebody has written to it."""
+    """Modification time of the local file in nanoseconds, to detect changes."""
 
 
 class _Changed(Exception):
-    """A file is not what the listing said."""
+    """A file differs from the listing."""
 
 
 class _Mirror:
-    """A mirror that this process holds the lock of."""
+    """A mirror locked by this process."""
 
     def __init__(self, url: str, folder: Path, together: int, index_seconds: float) -> None:
         import fsspec
@@ -176,7 +177,7 @@ class _Mirror:
         self._url, self._folder = url, folder
         self._together, self._index_seconds = together, index_seconds
         self._state = folder / MIRROR_STATE
-        # A connection of its own: a kept one would keep the credentials and the address it was made with.
+        # A new connection: a cached one would keep old credentials and addresses.
         self._files, self._root = fsspec.url_to_fs(url, skip_instance_cache=True)
         self._copies = _read_index(self._state / "index.json", url)
         self._fetched = self._fetched_bytes = self._removed = 0
@@ -203,28 +204,28 @@ class _Mirror:
                 fetched_bytes=self._fetched_bytes,
                 removed=self._removed,
             )
-        raise DataError(f"{self._url} changes while it is read ({changed}). Try again when nobody writes to it.")
+        raise DataError(f"{self._url} changes while it is read ({changed}). Try again when it is no longer written to.")
 
     def _list(self) -> dict[str, _Object]:
         """All files below the URL by their paths in the folder."""
         self._files.invalidate_cache()
         listed: Mapping[str, dict[str, Any]] = self._files.find(self._root, detail=True)
         if self._root in listed:
-            raise DataError(f"{self._url} is a file: give the folder that holds one subfolder of images per class.")
+            raise DataError(f"{self._url} is a file: give the folder with one subfolder of images per class.")
         start = f"{self._root}/"
         objects = {
             name.removeprefix(start): _Object(name, int(info["size"]), _version(info))
             for name, info in listed.items()
-            # Consoles mark an empty folder by an object whose name ends in "/".
+            # Web consoles represent an empty folder by an object whose name ends in "/".
             if name.startswith(start) and info["type"] == "file" and not name.endswith("/")
         }
         if not objects:
-            raise DataError(f"{self._url} holds no files. Correct the URL; what was mirrored before is left as it is.")
+            raise DataError(f"{self._url} contains no files. Correct the URL; the existing mirror is unchanged.")
         _check_paths(self._url, objects)
         return objects
 
     def _remove_others(self, objects: Mapping[str, _Object]) -> None:
-        """Remove what the URL does not hold: files that are gone there, and links, which are never ours."""
+        """Remove files that no longer exist at the URL, and links, which a mirror never creates."""
         for top, folders, files in os.walk(self._folder, topdown=False):
             here = Path(top)
             if here == self._state or self._state in here.parents:
@@ -253,7 +254,7 @@ class _Mirror:
         return (status.st_size, status.st_mtime_ns) == (copy.size, copy.modified)
 
     def _fetch(self, wanted: Mapping[str, _Object], on_progress: Callable[[int, int], None]) -> None:
-        """Fetch files, a bundle at a time; what was fetched when it fails or is interrupted is kept."""
+        """Download files in bundles; completed ones are kept after an error or interruption."""
         if not wanted:
             return
         self._check_room(sum(found.size for found in wanted.values()))
@@ -298,19 +299,19 @@ class _Mirror:
 
     def _write_index(self) -> None:
         if self._fetched and hasattr(os, "sync"):
-            os.sync()  # after a power cut, a renamed file may be empty: the index must not say that it is there
+            os.sync()  # after a power cut, a renamed file may be empty, and must not be in the index
         copies = {path: [copy.size, copy.version, copy.modified] for path, copy in self._copies.items()}
         write_atomically(self._state / "index.json", json.dumps({"url": self._url, "files": copies}).encode())
 
 
 def _mark(folder: Path) -> None:
-    """Make the folder a mirror, if it is new or empty.
+    """Mark the folder as a mirror, if it is new or empty.
 
     Raises:
-        DataError: if it holds something and is no mirror: that would be removed.
+        DataError: if it is neither empty nor a mirror: its content would be removed.
     """
     state = folder / MIRROR_STATE
-    # One look at what is there: asked twice, the mark of another process could come between the answers.
+    # List only once: another process could create its mark between two listings.
     try:
         names = {path.name for path in folder.iterdir()}
     except FileNotFoundError:
@@ -318,12 +319,12 @@ def _mark(folder: Path) -> None:
     except NotADirectoryError:
         names = {folder.name}
     if (names and MIRROR_STATE not in names) or state.is_symlink() or state.is_file():
-        raise DataError(f"{folder} is no mirror, and what it holds would be lost. Give data.path an empty folder.")
+        raise DataError(f"{folder} is not a mirror, and its content would be lost. Set data.path to an empty folder.")
     state.mkdir(parents=True, exist_ok=True)
 
 
 def _read_index(path: Path, url: str) -> dict[str, _Copy]:
-    """What was fetched; nothing if the index is missing or damaged, and all is fetched again then."""
+    """The downloaded files; empty if the index is missing or damaged, so that all are downloaded again."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         known = content["url"]
@@ -333,12 +334,12 @@ def _read_index(path: Path, url: str) -> dict[str, _Copy]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
     if known != url:
-        raise DataError(f"{path.parents[1]} is the mirror of {known}, not of {url}. Give data.path another folder.")
+        raise DataError(f"{path.parents[1]} is the mirror of {known}, not of {url}. Set data.path to another folder.")
     return copies
 
 
 def _version(info: Mapping[str, Any]) -> str:
-    """What changes whenever the file does."""
+    """A value that changes whenever the file changes."""
     for key in (*_VERSIONS, *_TIMES):
         if info.get(key) is not None:
             return f"{key}={info[key]}"
@@ -346,16 +347,16 @@ def _version(info: Mapping[str, Any]) -> str:
 
 
 def _check_paths(url: str, objects: Mapping[str, _Object]) -> None:
-    """Refuse keys that are no paths of files below a folder; left out silently, nobody would miss them."""
+    """Refuse keys that are not valid paths below a folder, instead of skipping them silently."""
     bad = [path for path in objects if not _is_path(path)]
     if bad:
         raise DataError(
-            f"{url} holds {counted(len(bad), 'key')} that cannot be a file below a folder:\n{listed(bad)}\nA key must "
+            f"{url} has {counted(len(bad), 'key')} that cannot be a file below a folder:\n{listed(bad)}\nA key must "
             "be a relative path with '/', without '..', '\\' or empty parts. Rename or remove them."
         )
     both = sorted({parent for path in objects for parent in _parents(path) if parent in objects})
     if both:
-        raise DataError(f"{url} holds files that are folders as well:\n{listed(both)}\nRename or remove them.")
+        raise DataError(f"{url} has files that are also folders:\n{listed(both)}\nRename or remove them.")
 
 
 def _is_path(path: str) -> bool:
@@ -377,7 +378,7 @@ def _parents(path: str) -> Iterator[str]:
 
 @contextmanager
 def _failures_named(url: str, folder: Path) -> Iterator[None]:
-    """Whatever a storage's library raises as a :class:`DataError` of one sentence."""
+    """Turn any exception of a storage's library into a :class:`DataError` of one sentence."""
     try:
         yield
     except DataError:
@@ -395,10 +396,10 @@ def _advice(error: Exception) -> str:
         return "Correct the URL."
     if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
         return (
-            "Set credentials that may list and read it, for s3:// AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
+            "Set credentials with list and read access, for s3:// AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
             "AWS_PROFILE."
         )
-    return "Check the URL and the network, for s3:// other than Amazon's AWS_ENDPOINT_URL too, and try again."
+    return "Check the URL and the network, and AWS_ENDPOINT_URL for s3:// outside Amazon, and try again."
 
 
 def _no_room(url: str, folder: Path, needed: str, why: str) -> str:

@@ -1,4 +1,4 @@
-"""What a scan found, in words and for programs."""
+"""The results of a scan, in words and as JSON."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -11,23 +11,23 @@ __all__ = ["measured_lines", "problem_titles", "report_json"]
 
 
 def problem_titles(kind: DataKind) -> dict[str, str]:
-    """What problems of each kind are, in words, in the order in which they are shown."""
+    """Titles of the kinds of problems, in display order."""
     noun = NOUNS[kind]
     return {
-        "bad": "Cannot be decoded, left out" if kind == "images" else "Cannot be read, left out",
-        "conflict": f"The same {noun} under two classes, left out",
-        "leak": "Also in a split that is held out more, left out",
-        "class": "Classes to look at",
-        "duplicate": f"Copies of another {noun}, kept on the same side",
+        "bad": "Cannot be decoded, skipped" if kind == "images" else "Cannot be read, skipped",
+        "conflict": f"The same {noun} under two classes, skipped",
+        "leak": "Also in a held-out split, skipped",
+        "class": "Classes to check",
+        "duplicate": f"Copies of another {noun}, kept in the same split",
         "near": f"Nearly the same as another {noun}",
-        "excluded": "Left out by data.exclude",
-        "relabelled": "Under another class by data.relabel",
+        "excluded": "Excluded by data.exclude",
+        "relabelled": "Relabelled by data.relabel",
         "stray": "Not read",
     }
 
 
 def measured_lines(table: TextTable | None, shapes: ImageShapes | None) -> list[str]:
-    """How long the texts are, or formats and sizes of the images, in words; nothing where neither is known."""
+    """Lengths of the texts, or formats and sizes of the images, in words; empty if unknown."""
     if table is not None:
         return [f"Length of a text in characters: {table.median_length:,} (median), {table.longest:,} (longest)"]
     if shapes is None:
@@ -45,7 +45,7 @@ def measured_lines(table: TextTable | None, shapes: ImageShapes | None) -> list[
 
 
 def report_json(manifest: Manifest) -> dict[str, Any]:
-    """All of it for programs: JSON types only, every problem in full."""
+    """The complete report as JSON types, with every problem."""
 
     def of(kind: str) -> list[Problem]:
         return [problem for problem in manifest.problems if problem.kind == kind]

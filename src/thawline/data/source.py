@@ -1,4 +1,4 @@
-"""What a data path is, a folder of images or a table of texts, and reading it."""
+"""Determine whether a data path is a folder of images or a table of texts, and read it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,17 +12,17 @@ from thawline.data.corrections import check_corrections
 from thawline.data.folder import check_folder, scan_folder
 from thawline.data.text import is_table, scan_table
 
-if TYPE_CHECKING:  # the processes that decode import this package and need no pydantic
+if TYPE_CHECKING:  # decoding processes import this package and do not need pydantic
     from thawline.config import DataConfig
 
 __all__ = ["check_data", "data_kind", "scan"]
 
 
 def data_kind(config: "DataConfig") -> DataKind:
-    """``texts`` for a table of them, or a folder of such tables; else ``images``. Of tables the first rows are read.
+    """``texts`` for a table of texts, or a folder of such tables; else ``images``. Reads the first rows of tables.
 
     Raises:
-        DataError: if the path does not exist or is a file that is no table, or the folder cannot be listed.
+        DataError: if the path does not exist or is not a table, or the folder cannot be listed.
     """
     config, _ = unpacked(config)
     root = config.path.expanduser().absolute()
@@ -33,20 +33,21 @@ def data_kind(config: "DataConfig") -> DataKind:
 
 
 def scan(config: "DataConfig", *, on_progress: Callable[[int, int], None] | None = None) -> Manifest:
-    """Find the classes, read every image or text once, and decide what is trained on.
+    """Find the classes, read every image or text once, and build the manifest.
 
-    - What cannot be read is named (kind ``bad``) and left out, never replaced.
-    - The same content under two classes contradicts itself: all its copies are left out (kind ``conflict``).
-    - The same content, or one group, in two *given* splits is a leak: test wins over validation over train, and what
-      lies in the lesser one is left out (kind ``leak``).
-    - What ``data.exclude`` and ``data.relabel`` name is left out, or under another class, before anything else.
-    - Copies within one class are kept (kind ``duplicate``): they always lie on one side.
+    - Unreadable items are reported (kind ``bad``) and skipped, never replaced.
+    - The same content under two classes is a contradiction: all its copies are skipped (kind ``conflict``).
+    - The same content, or one group, in two *given* splits is a leak: test has priority over validation over train, and
+      the items of the lower one are skipped (kind ``leak``).
+    - Items in ``data.exclude`` are dropped and those in ``data.relabel`` change their class, before anything else.
+    - Copies within one class are kept (kind ``duplicate``), always in the same split.
 
-    Images are the same if their files are; texts if they are alike after :func:`thawline.data.tokenizer.normalized`.
+    Images are the same if their files are equal; texts if they are equal after
+    :func:`thawline.data.tokenizer.normalized`.
 
     Args:
         config: the folder or table, the fractions, the groups, the columns and the limits.
-        on_progress: called with (files read, files in all) while reading.
+        on_progress: called with (files read, total) while reading.
 
     Raises:
         DataError: if there is nothing to train on, too much is unreadable, or a split or a class would be empty.
@@ -58,10 +59,10 @@ def scan(config: "DataConfig", *, on_progress: Callable[[int, int], None] | None
 
 
 def check_data(config: "DataConfig") -> None:
-    """Refuse data that cannot be trained on: a folder by listing it, a table by reading it (100,000 texts in some 3 s).
+    """Refuse unsuitable data: a folder by listing it, a table by reading it (100,000 texts in some 3 s).
 
     Raises:
-        DataError: as :func:`scan` does for what lies where.
+        DataError: as :func:`scan` for the layout.
     """
     check_corrections(config)
     config, _ = unpacked(config)

@@ -1,8 +1,8 @@
-"""Which side of the split a file falls on: decided by a hash of what it is, never by its place in a list.
+"""Assign files to splits by a hash of their content, never by their position in a list.
 
-A split that is drawn by shuffling changes for every file whenever one is added, so that yesterday's test images are
-today's training images. Here each *key* has a fixed place in [0, 1); the idea is that of the Speech Commands data set
-and of TensorFlow's ``retrain.py`` (``which_set``), with the file's content in place of its name.
+A shuffled split changes for all files whenever one is added, so that former test images become training images. Here
+each *key* has a fixed place in [0, 1). The idea is from the Speech Commands data set and TensorFlow's ``retrain.py``
+(``which_set``), with the file's content instead of its name.
 """
 
 import hashlib
@@ -17,9 +17,9 @@ _SALT = "thawline split 1|"
 
 
 def assign(key: str, *, validation_fraction: float, test_fraction: float) -> Split:
-    """The split of all files with this key; in expectation the same share of every class (stratified).
+    """The split of all files with this key; in expectation, the same share of every class (stratified).
 
-    Test takes the lower end of [0, 1) and validation the upper end. So a key never changes side when files are added,
+    Test is the lower end of [0, 1) and validation the upper end. So a key never changes its split when files are added,
     and changing one fraction moves keys only between training and that split.
     """
     at = place(key)
@@ -29,23 +29,22 @@ def assign(key: str, *, validation_fraction: float, test_fraction: float) -> Spl
 
 
 def place(key: str) -> float:
-    """Where a key lies in [0, 1)."""
+    """The place of a key in [0, 1)."""
     hashed = hashlib.sha256((_SALT + key).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(hashed[:6], "big") / 2**48
 
 
 def keys(digests: Sequence[str], groups: Sequence[str | None], near: Sequence[tuple[str, str]] = ()) -> list[str]:
-    """The key of each file: files of one group, of the same content, and near-duplicates, get the same key.
+    """The key of each file: files with the same group or content, and near-duplicates, get the same key.
 
-    Where copies of one image lie in several groups, the groups are joined, also along a chain; their key is the
-    smallest name of a group among them. (Only such a joining can move files when the folder grows: two groups that
-    had fallen on different sides must then meet on one.) A file without a group has its content digest for a key; of
-    near-duplicates without groups the smallest digest.
+    If copies of an image are in several groups, the groups are joined, also transitively; their key is the smallest
+    group name. (Only such a join can move files when the folder grows, if the two groups were in different splits.) The
+    key of a file without a group is its content digest; for near-duplicates without groups, the smallest digest.
 
     Args:
         digests: content digest of each file.
         groups: name of each file's group, or None; as long as ``digests``.
-        near: pairs of digests whose files are kept on one side, too.
+        near: pairs of digests whose files are also kept in one split.
     """
     parent: dict[str, str] = {}
 
@@ -59,7 +58,7 @@ def keys(digests: Sequence[str], groups: Sequence[str | None], near: Sequence[tu
         first, second = sorted((root(one), root(other)))
         parent[second] = first
 
-    # Group nodes start with "+" and so sort before digest nodes ("="): a joined set is named after a group.
+    # Group nodes start with "+", which sorts before digest nodes ("="), so a joined set is named after a group.
     for digest, group in zip(digests, groups, strict=True):
         join(f"={digest}", f"={digest}" if group is None else f"+{group}")
     for one, other in near:

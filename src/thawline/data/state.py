@@ -1,4 +1,4 @@
-"""The state of all files that a scan reads, by which it is known whether anything may have changed."""
+"""The state of all files that a scan reads, to detect possible changes."""
 
 import hashlib
 import json
@@ -12,25 +12,25 @@ from thawline.data._unpacking import names_beside, unpacked
 from thawline.data.source import data_kind
 from thawline.exceptions import DataError
 
-if TYPE_CHECKING:  # the processes that decode import this package and need no pydantic
+if TYPE_CHECKING:  # decoding processes import this package and do not need pydantic
     from thawline.config import DataConfig
 
 __all__ = ["data_state"]
 
 _Files = Iterator[tuple[str, os.stat_result]]
-"""Paths and what is known of them."""
+"""Paths and their file status."""
 
 
 def data_state(config: "DataConfig") -> tuple[str, float]:
-    """A digest of path, size and times of every file that a scan reads, and the latest of these times.
+    """A digest of path, size and times of every file that a scan reads, and the latest time.
 
-    These are the table, the archive, or all files below the folder; the images that a table names, wherever they lie;
-    ``data.exclude`` and ``data.relabel``; and the names of classes beside shards. Of a table the first rows are read,
-    and an archive is unpacked if it was not before; nothing else is opened. Times are in seconds since 1970. As for a
-    scan, linked folders count and hidden files do not.
+    The files are the table, the archive, or all files below the folder; the images of a table, wherever they are;
+    ``data.exclude`` and ``data.relabel``; and the class names beside shards. Only the first rows of a table are read,
+    and an archive is unpacked if necessary; nothing else is opened. Times are in seconds since 1970. As in a scan,
+    linked folders are included and hidden files are not.
 
     Raises:
-        DataError: if there is nothing, a folder cannot be read, or an archive cannot be unpacked.
+        DataError: if the path does not exist, a folder cannot be read, or an archive cannot be unpacked.
     """
     digest, newest = hashlib.sha256(), 0.0
     root = config.path.expanduser().absolute()
@@ -51,14 +51,12 @@ def _files_read(root: Path, config: "DataConfig") -> _Files:
     if (images := _images_elsewhere(root, config)) is not None:
         yield from ((path, status) for path, status in _files_below(images, set()) if is_image(Path(path)))
     for file in (config.exclude, config.relabel, names_beside(root)):
-        if (
-            file is not None and file.expanduser().is_file()
-        ):  # the scan says of a file of corrections that it is missing
+        if file is not None and file.expanduser().is_file():  # the scan reports a missing file of corrections
             yield str(file), file.expanduser().stat()
 
 
 def _images_elsewhere(root: Path, config: "DataConfig") -> Path | None:
-    """The folder of the images that a table names, where it is not the data."""
+    """The folder of a table's images, if it is not the data."""
     if config.image_folder is not None:
         return config.image_folder.expanduser().absolute()
     if root.is_dir() or unpacked(config)[0] is not config or data_kind(config) == "texts":
@@ -67,7 +65,7 @@ def _images_elsewhere(root: Path, config: "DataConfig") -> Path | None:
 
 
 def _files_below(folder: Path, above: set[tuple[int, int]]) -> _Files:
-    """Every file below, in order; a link to a folder that is being listed ends there."""
+    """Every file below, in order; does not follow links to a parent folder."""
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
     if here in above:

@@ -1,4 +1,4 @@
-"""Images that are decoded whenever they are read: nothing decoded is kept, on the disk or in memory."""
+"""Images that are decoded on every read, without storing decoded ones on disk or in memory."""
 
 import hashlib
 import json
@@ -29,31 +29,31 @@ _DIGEST_BYTES = 16
 
 @dataclass(frozen=True, eq=False)
 class StreamedImages:
-    """Images that are indexed as an array ``[N, S, S, 3]`` is, and decoded where they are asked for.
+    """Images that are indexed like an array ``[N, S, S, 3]``, and decoded on access.
 
-    Each file is compared with its digest whenever it is read. In memory are 24 bytes and the name of each file.
+    Each file is compared with its digest at every read. Memory use is 24 bytes plus the name per file.
     """
 
     view: View
     root: Path
     labels: npt.NDArray[np.int64]
-    """int64 ``[N]``, of all images of the data."""
+    """int64 ``[N]``, for all images of the data."""
     splits: dict[Split, slice]
-    """The rows of each split among these."""
+    """The rows of each split."""
     threads: int
-    """That decode together what is asked for at once."""
+    """Number of threads for decoding one request."""
     rows: range
-    """Which of all images these are."""
+    """The rows of these images among all."""
     _digests: npt.NDArray[np.uint8]
     """``[N, 16]``."""
     _names: npt.NDArray[np.uint8]
-    """Paths relative to the root, one behind the other."""
+    """Concatenated paths relative to the root."""
     _ends: npt.NDArray[np.int64]
-    """Where each ends, ``[N]``."""
+    """The end of each path, ``[N]``."""
 
     @staticmethod
     def list_files(manifest: Manifest, view: View, path: Path) -> None:
-        """Write the list of a manifest's files, their digests and labels; in some 50 bytes an image."""
+        """Write the list of a manifest's files with digests and labels, at some 50 bytes per image."""
         from safetensors.numpy import save
 
         names = [os.fsencode(row.path) for row in manifest.rows]
@@ -72,11 +72,11 @@ class StreamedImages:
 
     @classmethod
     def open(cls, path: Path, *, threads: int | None = None) -> "StreamedImages | None":
-        """What :meth:`list_files` wrote; ``None`` if it is missing, damaged or something else.
+        """Open a list written by :func:`list_files`; ``None`` if it is missing, damaged or something else.
 
         Args:
-            path: of the list.
-            threads: see there; by default one per core.
+            path: path of the list.
+            threads: see :attr:`threads`; by default one per core.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -93,7 +93,7 @@ class StreamedImages:
         if content["format"] != _FORMAT:
             return None
         with suppress(OSError):  # a cache on a read-only disk
-            os.utime(path)  # when it was last used, for `thawline clean`
+            os.utime(path)  # time of last use, for `thawline clean`
         return cls(
             view=View(**content["view"]),
             root=Path(os.fsdecode(arrays["root"].tobytes())),
@@ -111,12 +111,12 @@ class StreamedImages:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """As an array of them all would have it."""
+        """The shape of the equivalent array."""
         return len(self), self.view.crop_size, self.view.crop_size, 3
 
     @property
     def nbytes(self) -> int:
-        """What they would take decoded."""
+        """The size of the decoded images."""
         return math.prod(self.shape)
 
     @overload
@@ -128,10 +128,10 @@ class StreamedImages:
     def __getitem__(
         self, wanted: slice | int | Sequence[int] | npt.NDArray[np.integer]
     ) -> "StreamedImages | npt.NDArray[np.uint8]":
-        """A slice decodes nothing yet; one row gives ``[S, S, 3]``, several give ``[n, S, S, 3]``.
+        """A slice does not decode yet; one row gives ``[S, S, 3]``, several give ``[n, S, S, 3]``.
 
         Raises:
-            DataError: if a file is not what it was when the data were read.
+            DataError: if a file has changed since the data were read.
         """
         if isinstance(wanted, slice):
             return replace(self, rows=self.rows[wanted])
@@ -141,7 +141,7 @@ class StreamedImages:
         return self._decoded([self.rows[row] for row in wanted])
 
     def file_of(self, number: int) -> Path:
-        """The file that one of these images is decoded from."""
+        """The file of one of these images."""
         return self._file(self.rows[number])
 
     def _file(self, row: int) -> Path:
@@ -157,7 +157,7 @@ class StreamedImages:
         parts = [range(first, len(rows), self.threads) for first in range(min(self.threads, len(rows)))]
         if len(parts) < 2:
             changed = decode(range(len(rows)))
-        else:  # a task for each thread: one for each image would cost a fifth of decoding a small one
+        else:  # a task per thread: one per image would cost a fifth of decoding a small one
             with ThreadPoolExecutor(len(parts), thread_name_prefix="thawline-decode") as pool:
                 changed = [reason for reasons in pool.map(decode, parts) for reason in reasons]
         if changed:
@@ -165,7 +165,7 @@ class StreamedImages:
         return pixels
 
     def _decode_into(self, pixels: npt.NDArray[np.uint8], row: int) -> str:
-        """Decode one file; returns what is wrong with it, or nothing."""
+        """Decode one file; returns an error message, or an empty string."""
         try:
             pixels[:] = self.view.of(self._file(row), self._digests[row].tobytes().hex())
         except ChangedImageError as error:
@@ -174,7 +174,7 @@ class StreamedImages:
 
 
 def _checksum(described: str, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
-    """SHA-256 of all that a list says: 20 ms for 200,000 files."""
+    """SHA-256 of the list's content: 20 ms for 200,000 files."""
     hashed = hashlib.sha256(described.encode())
     for name in sorted(arrays):
         hashed.update(arrays[name].tobytes())

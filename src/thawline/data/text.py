@@ -1,4 +1,4 @@
-"""Read tables of texts with labels into a manifest, under the same contract as images."""
+"""Read tables of labelled texts into a manifest, with the same contract as for images."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -35,17 +35,17 @@ from thawline.data.splits import Split
 from thawline.data.tokenizer import normalized
 from thawline.exceptions import DataError
 
-if TYPE_CHECKING:  # the processes that decode images import this package and need no pydantic
+if TYPE_CHECKING:  # decoding processes import this package and do not need pydantic
     from thawline.config import DataConfig
 
 __all__ = ["given_texts", "is_table", "labelled_texts", "scan_table", "texts_of"]
 
 
 def is_table(path: Path) -> bool:
-    """Whether a data path is a table of texts, by its name: a file, or a folder of tables instead of class folders.
+    """Whether a data path is a table of texts, by name: a file, or a folder of tables instead of class folders.
 
     Raises:
-        DataError: if there is nothing, or a file that is no table, or if the folder cannot be listed.
+        DataError: if the path does not exist, is a file but not a table, or the folder cannot be listed.
     """
     if not path.exists():
         raise DataError(f"There is no folder or table {path}.")
@@ -54,22 +54,22 @@ def is_table(path: Path) -> bool:
     if not is_table_file(path):
         raise DataError(
             f"{path} is a file with an unsupported extension: tables have {', '.join(TABLE_SUFFIXES)}, archives "
-            f"{', '.join(ARCHIVE_SUFFIXES)}. For images give the folder that holds one subfolder of images per class."
+            f"{', '.join(ARCHIVE_SUFFIXES)}. For images give the folder with one subfolder of images per class."
         )
     return True
 
 
 def scan_table(config: "DataConfig", *, on_progress: Callable[[int, int], None] | None = None) -> Manifest:
-    """Find the columns, read every row once, and decide what is trained on; see :func:`thawline.data.scan`.
+    """Find the columns, read every row once, and build the manifest; see :func:`thawline.data.scan`.
 
     Raises:
-        DataError: if the columns cannot be told, there is nothing to train on, too much is unreadable, or a split or a
-            class would be empty.
+        DataError: if the columns cannot be determined, there is nothing to train on, too much is unreadable, or a split
+            or a class would be empty.
     """
     root = config.path.expanduser().absolute()
     source = read_source(root, config)
     if config.header is False and (named := [table.name for table in source.tables if table.table.header]):
-        raise DataError(f"data.header=False cannot be set for {', '.join(named)}, which always names its columns.")
+        raise DataError(f"data.header=False cannot be set for {', '.join(named)}, whose columns always have names.")
     found = _found(root, source, config)
     if on_progress is not None:
         on_progress(len(found.items), len(found.items))
@@ -77,12 +77,12 @@ def scan_table(config: "DataConfig", *, on_progress: Callable[[int, int], None] 
 
 
 def texts_of(manifest: Manifest, rows: Sequence[Row]) -> list[str]:
-    """The texts of these rows, as they are trained on (:func:`~thawline.data.tokenizer.normalized`), in order.
+    """The normalised texts (:func:`~thawline.data.tokenizer.normalized`) of these rows, in order.
 
-    Every file is read once, however many rows are asked for.
+    Every file is read once, for any number of rows.
 
     Raises:
-        DataError: if a file is gone, or a row no longer holds what the scan saw.
+        DataError: if a file is missing, or a row has changed since the scan.
     """
     if manifest.table is None:
         raise DataError(f"{manifest.root} is a folder of images, not a table of texts.")
@@ -97,22 +97,22 @@ def texts_of(manifest: Manifest, rows: Sequence[Row]) -> list[str]:
     changed = [row.path for row in rows if row.path not in texts or _digest(texts[row.path]) != row.digest]
     if changed:
         raise DataError(
-            f"{counted(len(changed), 'text')} of {manifest.root} are not what they were when the table was read:\n"
-            f"{listed(changed)}\nStart again: the table is then read again."
+            f"{counted(len(changed), 'text')} of {manifest.root} changed since the table was read:\n"
+            f"{listed(changed)}\nStart again to read the table again."
         )
     return [texts[row.path] for row in rows]
 
 
 def labelled_texts(path: Path, config: "DataConfig") -> tuple[list[str], list[str]]:
-    """Texts of another table and the name of the class of each, in order; given splits do not matter.
+    """Texts of another table and their class names, in order; given splits are ignored.
 
     Args:
         path: the table, or a folder of tables.
-        config: its columns are looked for; those that it does not name are guessed as for training.
+        config: columns to use; those that are not set are found as for training.
 
     Raises:
-        DataError: if the columns cannot be told, there is no text, or more cannot be read than
-            ``data.max_bad_fraction`` allows; what cannot be read is left out.
+        DataError: if the columns cannot be determined, there are no texts, or more are unreadable than
+            ``data.max_bad_fraction`` allows; unreadable ones are skipped.
     """
     config, _ = unpacked(config.model_copy(update={"path": path}))
     root = config.path.expanduser().absolute()
@@ -129,34 +129,32 @@ def labelled_texts(path: Path, config: "DataConfig") -> tuple[list[str], list[st
         total += len(read) + len(problems)
     check_bad(bad, total, config.max_bad_fraction, "texts")
     if not examples:
-        raise DataError(f"{path} holds no text.")
+        raise DataError(f"{path} contains no texts.")
     return [example.text for example in examples], [example.item.class_name for example in examples]
 
 
 def given_texts(path: Path, text_column: str | None = None, *, trained: str | None = None) -> list[str]:
-    """The texts that a user means by a file: a table, of which no labels are needed, or ``.txt`` with one a line.
+    """The texts of a file: a table, without need for labels, or ``.txt`` with one text per line.
 
-    Every row has its place in the list; where it holds no text, that is ``""``. Empty lines are no rows.
+    Every row is in the list; a row without a text is ``""``. Empty lines are skipped.
 
     Args:
         path: the file.
-        text_column: name of the column, or its number from 1 where no line names the columns.
-        trained: name of the column that the model was trained on: taken where ``text_column`` is ``None`` and there is
-            such a column; else the column is guessed as for training.
+        text_column: name of the column, or its number from 1 without a header.
+        trained: name of the column of the model's training, used if ``text_column`` is ``None`` and the column exists;
+            otherwise the column is found as for training.
 
     Raises:
-        DataError: if the file cannot be read, a line of it is malformed or not UTF-8 (naming the line), or it cannot be
-            told which column is meant or whether the first line names the columns.
+        DataError: if the file cannot be read, a line is malformed or not UTF-8 (with its number), or the column or the
+            header is ambiguous.
     """
     if path.is_dir():
         raise DataError(f"{path} is a folder: give a table of texts ({', '.join(TABLE_SUFFIXES)}) or a .txt file.")
     if path.suffix.lower() == ".txt":
         if text_column is not None:
-            raise DataError(
-                f"{path} has a text in each line, and no columns: leave {ON_COMMAND_LINE}{text_column} out."
-            )
+            raise DataError(f"{path} has one text per line and no columns: remove {ON_COMMAND_LINE}{text_column}.")
         return _lines(path)
-    is_table(path)  # or says what is wrong with it
+    is_table(path)  # raises if it is not
     table = read_table(path, names=known_names(text_column, trained))
     if text_column is None:
         if table.header and trained in table.columns:
@@ -175,16 +173,16 @@ def given_texts(path: Path, text_column: str | None = None, *, trained: str | No
 
 
 def _check_first_line(path: Path, table: Table) -> None:
-    """Refuse to guess where a first line may be a text or the name of its column: without labels nothing tells.
+    """Refuse to guess whether the first line is a text or a header, which is ambiguous without labels.
 
-    A name taken for a text would be one row too many, and every answer would stand one row too low.
+    A header mistaken for a text would shift all predictions by one row.
     """
     first = table.records[0].cells if table.records else ()
     words = [cell.strip() for cell in first if isinstance(cell, str)]
     if first and len(set(words)) == len(first) and all(map(NAME_OF_A_COLUMN.fullmatch, words)):
         raise DataError(
-            f"It cannot be told whether the first line of {path} names the columns: {', '.join(words)}. If it does, "
-            f"name the column of texts, as in {ON_COMMAND_LINE}{words[0]}; else give its number, 1 to {len(first)}, "
+            f"Cannot determine whether the first line of {path} is a header: {', '.join(words)}. If it is, "
+            f"give the name of the text column, as in {ON_COMMAND_LINE}{words[0]}; else its number, 1 to {len(first)}, "
             f"as in {ON_COMMAND_LINE}1"
         )
 
@@ -232,7 +230,7 @@ def _found(root: Path, source: Source, config: "DataConfig") -> Found:
     )
     strays = [
         Problem(
-            f"{given[split]}: {name}", f"no text of this class to train on, {counted(count, 'text')} left out", "class"
+            f"{given[split]}: {name}", f"no text of this class to train on, {counted(count, 'text')} skipped", "class"
         )
         for (split, name), count in untrained.items()
     ]
@@ -264,13 +262,13 @@ def _labels(source: Source) -> LabelColumn:
 def _examples(
     named: NamedTable, columns: Mapping[Role, str], labels: LabelColumn, *, given: Split
 ) -> tuple[list[_Example], list[Problem], set[str]]:
-    """What can be read, what cannot, and the classes that the training side has, readable or not.
+    """Readable examples, problems, and the classes of the training split, readable or not.
 
     Args:
         named: one table.
-        columns: the column of each role that there is.
-        labels: the column of labels of all tables.
-        given: the split of rows where no column says it.
+        columns: the column of each existing role.
+        labels: the label column of all tables.
+        given: the split of rows without a split column.
     """
     absent: list[Cell] = [None] * len(named.table.records)
     cells = {
@@ -307,7 +305,7 @@ def _wrong_group(cell: Cell) -> str:
 def _wrong_split(cell: Cell) -> str:
     if isinstance(cell, BadCell):
         return f"the split {cell.reason}"
-    return f"the split is {cell!r}, none of {', '.join(SPLITS)}" if cell else "the split is missing"
+    return f"the split is {cell!r}, not one of {', '.join(SPLITS)}" if cell else "the split is missing"
 
 
 def _digest(text: str) -> str:
@@ -315,7 +313,7 @@ def _digest(text: str) -> str:
 
 
 def _given_splits(source: Source, examples: Sequence[_Example]) -> dict[Split, str]:
-    """What people call the splits that are given."""
+    """The names of the given splits."""
     column = source.columns.get("split")
     if column is None:
         return {named.split: named.name for named in source.tables if named.split is not None}

@@ -1,4 +1,4 @@
-"""Tokenize once: all texts of a manifest in one memory-mapped file that every process of a search shares."""
+"""Tokenize once: all texts of a manifest in one memory-mapped file, shared by all processes of a search."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ from thawline.exceptions import DataError
 
 __all__ = ["TokenizedTexts", "Tokens", "tokenized"]
 
-_VERSION = 1  # raise it when tokenizer.py changes what it returns
-_BATCH = 1000  # texts that are tokenized between two reports: some 50 ms
-_HALVES = 2  # int32 places of an int64
+_VERSION = 1  # increment when the results of tokenizer.py change
+_BATCH = 1000  # texts between two progress reports: some 50 ms
+_HALVES = 2  # int32 values per int64
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """The token ids of ``N`` texts of different lengths, one behind the other."""
+    """The concatenated token ids of ``N`` texts of different lengths."""
 
     ids: npt.NDArray[np.int32]
-    """int32 ``[tokens of all texts]``, those of other splits among them."""
+    """int32 ``[tokens of all texts]``, including those of other splits."""
     offsets: npt.NDArray[np.int64]
     """int64 ``[N + 1]``: text ``i`` is ``ids[offsets[i]:offsets[i + 1]]``."""
 
@@ -40,19 +40,19 @@ class Tokens:
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int32]:
-        """Number of tokens of each text, int32 ``[N]``, special ones included."""
+        """Number of tokens of each text, int32 ``[N]``, including special ones."""
         return np.diff(self.offsets).astype(np.int32)
 
     def rows(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> list[npt.NDArray[np.int32]]:
-        """The ids of these texts, int32 ``[length]`` each: views, read from disk where they are touched."""
+        """The ids of these texts, int32 ``[length]`` each, as views that are read from disk on access."""
         return [self.ids[self.offsets[index] : self.offsets[index + 1]] for index in indices]
 
 
 @dataclass(frozen=True, eq=False)
 class TokenizedTexts:
-    """The texts of a manifest as tokens, in the order of its rows, read from disk only where they are touched.
+    """The texts of a manifest as tokens, in the order of its rows, read from disk on access.
 
-    Pickling one sends its path alone, so it may be handed to another process at no cost.
+    Pickling only stores the path, so passing it to another process is cheap.
     """
 
     path: Path
@@ -62,18 +62,18 @@ class TokenizedTexts:
     splits: dict[Split, slice]
     """The rows of each split."""
     cut: int
-    """How many texts were longer than the most tokens that were asked for: what is behind those is not read."""
+    """Number of truncated texts."""
 
     @classmethod
     def open(cls, path: Path) -> "TokenizedTexts":
-        """Open what :func:`tokenized` built; takes milliseconds, whatever the size.
+        """Open a result of :func:`tokenized`; takes milliseconds for any size.
 
         Raises:
-            DataError: if the file is missing, cut off, or was changed after it was built.
+            DataError: if the file is missing, truncated, or was changed after it was built.
         """
         opened = _open(path, None)
         if opened is None:
-            raise DataError(f"{path} is missing or damaged. Start the search again: it rebuilds the file.")
+            raise DataError(f"{path} is missing or damaged. Start the search again to rebuild it.")
         return opened
 
     def split(self, split: Split) -> tuple[Tokens, npt.NDArray[np.int64]]:
@@ -95,22 +95,22 @@ def tokenized(
 ) -> TokenizedTexts:
     """Tokenize every text of the manifest once; later calls, in any process, open the same file.
 
-    The file is named after the manifest's digest, the tokenizer and the length, and built and protected as that of
-    :func:`thawline.data.decoded` is.
+    The file is named after the manifest's digest, the tokenizer and the length, and built and protected as in
+    :func:`thawline.data.decoded`.
 
     Args:
-        manifest: of a table of texts, as :func:`thawline.data.scan` returned it.
+        manifest: manifest of a table of texts, from :func:`thawline.data.scan`.
         tokenizer: in the JSON format of the ``tokenizers`` library (``tokenizer.json``).
-        max_length: tokens of a text, special ones included, that are kept at most.
-        cache_dir: folder of all such files; made where missing.
-        on_progress: called with (texts tokenized, texts in all); not called where the file exists.
+        max_length: maximum number of tokens of a text, including special ones.
+        cache_dir: folder of all such files; created if missing.
+        on_progress: called with (texts tokenized, total); not called if the file exists.
 
     Raises:
-        DataError: if the table is no longer what the scan saw, the disk is too full, ``tokenizers`` is not installed,
-            or it is no tokenizer that can be used.
+        DataError: if the table has changed since the scan, there is not enough disk space, ``tokenizers`` is not
+            installed, or the tokenizer cannot be used.
     """
     if find_spec("tokenizers") is None:
-        raise DataError("Texts need the package tokenizers: pip install 'thawline[huggingface]'")
+        raise DataError("Texts require the package tokenizers: pip install 'thawline[huggingface]'")
     described = [manifest.digest, tokenizer, max_length, _VERSION, version("tokenizers")]
     path = cache_dir.absolute() / f"{digest(described)}.npy"
     expected = {"rows": rows_digest(manifest), "texts": len(manifest.rows)}
@@ -135,7 +135,7 @@ def _write(
 ) -> dict[str, Any]:
     """Tokenize all texts into the file; returns its description.
 
-    The file is one int32 array: N + 1 offsets and N labels, each an int64 in two places, then all ids.
+    The file is one int32 array: N + 1 offsets and N labels, each an int64 in two values, then all ids.
     """
     texts = texts_of(manifest, manifest.rows)
     rows: list[npt.NDArray[np.int32]] = []
@@ -166,11 +166,11 @@ def _write(
 
 
 def _open(path: Path, expected: dict[str, Any] | None) -> TokenizedTexts | None:
-    """The file if it is whole, unchanged and, where that is known, of the expected rows; else None."""
+    """The file if it is complete, unchanged and has the expected rows, if given; else None."""
     opened = open_array(path, expected)
     if opened is None:
         return None
-    array, description = opened[0].view(np.ndarray), opened[1]  # slices of a memmap are slow to make
+    array, description = opened[0].view(np.ndarray), opened[1]  # creating slices of a memmap is slow
     if "texts" not in description:  # decoded images
         return None
     count = description["texts"]

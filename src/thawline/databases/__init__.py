@@ -1,4 +1,4 @@
-"""SQLite databases of MLflow and Prefect, which exist completely or not at all."""
+"""SQLite databases of MLflow and Prefect, created atomically."""
 
 from thawline.databases._schema import Condition, Schema
 from thawline.databases._whole import ensure_whole, sqlite_url

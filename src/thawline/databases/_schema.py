@@ -21,16 +21,16 @@ _BEFORE = re.compile(r"^down_revision\b[^=\n]*=\s*(.+)$", re.MULTILINE)
 
 
 class Condition(Enum):
-    """Of a database file."""
+    """Condition of a database file."""
 
     MISSING = "missing"
-    """No such file, or nothing in it."""
+    """The file is missing or empty."""
     WHOLE = "whole"
-    """As the installed version of the library makes it."""
+    """Complete, with the schema of the installed version."""
     OLDER = "older"
-    """Of an older version, or its migration was cut short."""
+    """From an older version, or after an interrupted migration."""
     NEWER = "newer"
-    """Of a version that the installed one does not know."""
+    """From a version that the installed one does not know."""
     FOREIGN = "foreign"
     """Unknown: another program's database, not a database, or locked."""
 
@@ -46,11 +46,11 @@ class Schema:
     scripts: str
     """Folder of the migrations in the package."""
     migrate: Callable[[Path], None]
-    """Makes a new database in a file that does not exist."""
+    """Creates a new database in a file that does not exist."""
 
     @property
     def version(self) -> str:
-        """Of the library that is installed."""
+        """Installed version of the library."""
         return importlib.metadata.version(self.package)
 
     @cached_property
@@ -67,7 +67,7 @@ class Schema:
 
     @cached_property
     def _steps(self) -> Mapping[str, str]:
-        """From each revision to what its script says of those before it."""
+        """From each revision to the predecessors named in its script."""
         steps = {}
         for script in self._folder.glob("*.py"):
             text = script.read_text(encoding="utf-8")
@@ -78,13 +78,13 @@ class Schema:
 
     @property
     def _folder(self) -> Path:
-        spec = importlib.util.find_spec(self.package)  # finds, and does not import
+        spec = importlib.util.find_spec(self.package)  # does not import it
         if spec is None or not spec.submodule_search_locations:
             raise ModuleNotFoundError(f"No module named {self.package!r}", name=self.package)
         return Path(spec.submodule_search_locations[0]) / self.scripts
 
     def condition(self, database: Path) -> Condition:
-        """What is in a file."""
+        """Determine the condition of a file."""
         if not database.exists():
             return Condition.MISSING
         try:
@@ -100,7 +100,7 @@ class Schema:
         return Condition.NEWER
 
     def newer(self, database: Path) -> DatabaseError:
-        """The message for a database in the condition :attr:`Condition.NEWER`."""
+        """The error for a database in the condition :attr:`Condition.NEWER`."""
         with closing(connected(database)) as connection:
             revision = _revision(connection)
         return DatabaseError(
@@ -111,15 +111,15 @@ class Schema:
 
 
 def connected(database: Path, *, busy_seconds: float = BUSY_SECONDS) -> sqlite3.Connection:
-    """A connection to a file that exists; it is not made. Whoever has it locked is waited for, so many seconds.
+    """Connect to an existing file, waiting at most ``busy_seconds`` for locks.
 
-    A file that SQLite was killed in is brought back to its last transaction by opening it.
+    After a crash, opening the file restores its last transaction.
     """
     return sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True, timeout=busy_seconds)
 
 
 def rows_of(database: Path) -> dict[str, int]:
-    """Number of rows of each table, but for those that Alembic and SQLite keep for themselves."""
+    """Number of rows of each table, except internal tables of Alembic and SQLite."""
     with closing(connected(database)) as connection:
         tables = [name for name in _tables(connection) if not name.startswith(("alembic_version", "sqlite_"))]
         quoted = {name: name.replace('"', '""') for name in tables}

@@ -1,4 +1,4 @@
-"""A database is made by copying a template that was migrated once for the installed version."""
+"""Creation of a database by copying a template that was migrated once for the installed version."""
 
 import os
 import shutil
@@ -21,19 +21,19 @@ _LONGEST_WAIT = 60.0
 _MAKING = ".making-"
 _ABANDONED_SECONDS = 3600.0
 _ALEMBIC_COPY = "_alembic_tmp_"
-"""SQLite cannot alter most of a table: Alembic copies it under this name, and renames the copy."""
+"""SQLite cannot make most changes to a table: Alembic copies it under this name, and renames the copy."""
 
 
 def sqlite_url(database: Path, driver: str = "pysqlite") -> str:
-    """SQLAlchemy's URL of a SQLite file, whatever its name is.
+    """SQLAlchemy's URL of a SQLite file with any name.
 
-    A question mark would begin the URL's options; then the name is a ``file:`` URI, which has it escaped.
+    A question mark would start the URL's options, so such names become ``file:`` URIs with escapes.
     """
     file = database.absolute()
     named = "" if driver == "pysqlite" else f"+{driver}"
     if "?" not in str(file):
         return f"sqlite{named}:///{file}"
-    # With its driver named: of sqlite:///file: MLflow takes all that follows for a path, and makes a folder `file:`.
+    # The driver is explicit, because MLflow takes everything after sqlite:/// for a path, and creates a folder `file:`.
     return f"sqlite+{driver}:///file:{file.as_uri().removeprefix('file://')}?uri=true"
 
 
@@ -45,20 +45,21 @@ def ensure_whole(
     still_seconds: float = _STILL_SECONDS,
     busy_seconds: float = BUSY_SECONDS,
 ) -> None:
-    """Make a database that is missing, and replace one whose making was cut short if nothing is in it.
+    """Create a missing database, and replace an empty one whose creation was interrupted.
 
-    A database appears under its name with all of its tables. One of an older version that holds something is left to
-    the library, and so is a file that cannot be read.
+    A database appears under its name with all of its tables. A database of an older version with records is left to
+    the library, and so is an unreadable file.
 
     Args:
         database: the file.
-        schema: of the library that will open it.
-        home: Thawline's home, for the template of a user who has no cache folder.
-        still_seconds: a database that nobody has written to for so long is not being made by another program.
-        busy_seconds: that it may be locked by one.
+        schema: schema of the library that will open it.
+        home: Thawline's home, for the template of a user without a cache folder.
+        still_seconds: time without writes after which no other program can be creating the database.
+        busy_seconds: maximum time to wait for locks of other programs.
 
     Raises:
-        DatabaseError: if it is of a newer version, its making was cut short with something in it, or it cannot be made.
+        DatabaseError: if it is of a newer version, if its migration was interrupted and it has records, or if it cannot
+            be created.
     """
     condition = schema.condition(database)
     if condition is Condition.NEWER:
@@ -77,18 +78,18 @@ def ensure_whole(
                 _repair(database, schema, template, busy_seconds)
     except OSError as error:
         raise DatabaseError(
-            f"{schema.library}'s database {database} cannot be made: {error.strerror or error}. Make room, or set "
-            "THAWLINE_HOME to a folder you may write to."
+            f"{schema.library}'s database {database} cannot be created: {error.strerror or error}. Free disk space, or "
+            "set THAWLINE_HOME to a writable folder."
         ) from error
     except sqlite3.Error as error:
         raise DatabaseError(
-            f"The making of {database} by {schema.library} was cut short, and it cannot be recreated: {error}. End "
-            "what has it open, or move the file away, and try again."
+            f"The creation of {database} by {schema.library} was interrupted, and it cannot be recreated: {error}. "
+            "Stop the programs that have it open, or move the file away, and try again."
         ) from error
 
 
 def _copy(template: Path, database: Path) -> None:
-    # Under the lock there is one at a time: what a killed one has left is written over.
+    # The lock allows one process at a time, so leftovers of a killed one are overwritten.
     partial = database.with_name(f".{database.name}.partial")
     shutil.copyfile(template, partial)
     _flush(partial)
@@ -96,17 +97,17 @@ def _copy(template: Path, database: Path) -> None:
 
 
 def _repair(database: Path, schema: Schema, template: Path, busy_seconds: float) -> None:
-    """Write the template into a database whose making was cut short, in one transaction; leave an older one alone."""
+    """Write the template to a database whose creation was interrupted, in one transaction; keep an older database."""
     rows, seeded = rows_of(database), rows_of(template)
     copies = [name for name in rows if name.startswith(_ALEMBIC_COPY)]
     if any(name not in seeded for name in rows if name not in copies):
-        return  # of another program, or with a table that a later version has dropped
+        return  # it belongs to another program, or has a table that a later version dropped
     filled = {name: count for name, count in rows.items() if count > seeded.get(name, 0)}
     if filled and copies:
         raise DatabaseError(
-            f"The migration of {database} by {schema.library} was cut short, and it holds records "
-            f"({', '.join(sorted(filled))}). Put your copy from before the migration in its place; without one, move "
-            "the file away, and a new one is made."
+            f"The migration of {database} by {schema.library} was interrupted, and it contains records "
+            f"({', '.join(sorted(filled))}). Restore a backup from before the migration; without one, move the file "
+            "away, and a new database is created."
         )
     if filled:
         return
@@ -115,13 +116,13 @@ def _repair(database: Path, schema: Schema, template: Path, busy_seconds: float)
         closing(sqlite3.connect(unchanging, uri=True)) as source,
         closing(connected(database, busy_seconds=busy_seconds)) as target,
     ):
-        target.execute("BEGIN EXCLUSIVE")  # fails where somebody has it open; backup() would wait for them indefinitely
+        target.execute("BEGIN EXCLUSIVE")  # fails if another process has it open; backup() would wait indefinitely
         target.rollback()
         source.backup(target)
 
 
 def _wait_until_still(database: Path, schema: Schema, seconds: float) -> None:
-    """Let another program finish that makes this very database now, step by step."""
+    """Wait for another program that is just creating this database."""
     deadline = time.monotonic() + _LONGEST_WAIT
     while schema.condition(database) is Condition.OLDER and time.monotonic() < deadline:
         if not 0 <= time.time() - _written(database) < seconds:
@@ -138,7 +139,7 @@ def _written(database: Path) -> float:
 
 
 def _template(schema: Schema, home: Path) -> Path:
-    """The template of the installed version, made if there is none yet."""
+    """The template of the installed version, created if there is none yet."""
     name = f"{schema.package}-{schema.version}.db"
     folders = [*_user_cache(), home / "cache" / "databases"]
     for folder in folders:
@@ -161,7 +162,7 @@ def _template(schema: Schema, home: Path) -> Path:
 
 
 def _user_cache() -> Iterator[Path]:
-    """The user's own cache folder, which all homes share; none for a user without a home directory."""
+    """The user's cache folder, shared by all homes; none for a user without a home directory."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:

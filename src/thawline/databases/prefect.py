@@ -1,4 +1,4 @@
-"""The database of the Prefect server that Thawline starts where none is named."""
+"""The database of the Prefect server that Thawline starts if none is configured."""
 
 import os
 import subprocess
@@ -15,12 +15,12 @@ _MIGRATION_SECONDS = 600
 
 
 def prefect_database(folder: Path, *, home: Path) -> Path:
-    """Make Prefect's database in its folder (``PREFECT_HOME``) unless it is there; returns its file.
+    """Create Prefect's database in its folder (``PREFECT_HOME``) unless it exists; returns its file.
 
-    To be called before the server starts. Prefect is not imported; it brings an older database up to date itself.
+    Call it before the server starts. Prefect is not imported; it upgrades an older database itself.
 
     Args:
-        folder: made if it is missing.
+        folder: created if it is missing.
         home: Thawline's home.
 
     Raises:
@@ -32,7 +32,7 @@ def prefect_database(folder: Path, *, home: Path) -> Path:
 
 
 def _migrate(file: Path) -> None:
-    """In another process: Prefect reads where its database is once, when it is imported."""
+    """Migrate in another process, because Prefect reads the location of its database only once, on import."""
     url = sqlite_url(file, "aiosqlite")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment |= {"PREFECT_HOME": str(file.parent), "PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
@@ -42,13 +42,13 @@ def _migrate(file: Path) -> None:
             command, env=environment, capture_output=True, text=True, timeout=_MIGRATION_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        raise DatabaseError(f"Prefect has not made its database within {_MIGRATION_SECONDS} s.") from None
+        raise DatabaseError(f"Prefect did not create its database within {_MIGRATION_SECONDS} s.") from None
     if ended.returncode != 0:
         said = (ended.stderr.strip() or ended.stdout.strip() or "no reason was given").splitlines()[-1]
         raise DatabaseError(
-            f"Prefect cannot make its database: {said.rstrip('.')}. `thawline doctor` checks what is installed."
+            f"Prefect cannot create its database: {said.rstrip('.')}. `thawline doctor` checks the installation."
         )
 
 
 PREFECT = Schema("Prefect", "prefect", "server/database/_migrations/versions/sqlite", _migrate)
-"""Of SQLite; PostgreSQL has migrations of its own."""
+"""Prefect's schema for SQLite; PostgreSQL has separate migrations."""

@@ -1,6 +1,6 @@
-"""Are new images still like those that a model was made for? No labels are needed.
+"""Drift detection: do new images still resemble those that a model was trained for? No labels are needed.
 
-``check_drift`` reads the images and reports; ``compare`` is the statistics alone. See ``docs/adr/0012-drift.md``.
+``check_drift`` reads the images and reports; ``compare`` computes only the statistics. See ``docs/adr/0012-drift.md``.
 """
 
 from thawline.drift.check import check_drift

@@ -1,4 +1,4 @@
-"""``thawline drift``: find the images, show them to the model, compare."""
+"""``thawline drift``: find the images, classify them with the model, compare."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["catch_features", "check_drift"]
 
 _FEWEST_IMAGES = 20
-"""With fewer the tests would find only the obvious."""
+"""Minimum number of images: with fewer, the tests would find only large shifts."""
 _LOWEST_ALPHA, _HIGHEST_ALPHA = 0.001, 0.2
 _BATCH = 32
 _UNUSUAL = 5
@@ -45,37 +45,37 @@ def check_drift(
     device: str = "auto",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DriftReport:
-    """Compare a folder of new images with what a model was made for.
+    """Compare a folder of new images with the images that a model was trained for.
 
-    The reference are the images that the model's study held out (validation and test): from the same source as the
-    training images, but not overfitted. A network is more confident on images that it was trained on, so that compared
-    with them any new image would look like drift.
+    The reference is the held-out images of the model's study (validation and test): they are from the same source as
+    the training images, but not overfitted. A network is more confident on its training images, so that compared with
+    them all new images would look like drift.
 
-    The false-alarm rate holds for images that are independent of each other. Frames of one video are not: the same
-    scene over and over is a difference, and is reported as one. Copies of a file count once.
+    The false-alarm rate is valid for independent images. Frames of one video are not independent: many frames of the
+    same scene are reported as drift. Copies of a file count once.
 
     Args:
         model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
-        folder: searched for image files.
-        tracking_uri: where the registry is; by default as for a search.
+        folder: folder of new images.
+        tracking_uri: URI of the registry; by default as for a search.
         home: Thawline's home.
         reference: a folder of images to compare with instead.
-        alpha: false-alarm rate of the whole, 0.001 to 0.2.
-        max_images: the maximum number of images, new or reference; of more, this many are drawn, always the same. With
-            very many images a test finds differences that are too small to matter.
+        alpha: overall false-alarm rate, 0.001 to 0.2.
+        max_images: maximum number of new images, and of reference images; more are subsampled, with a fixed seed. With
+            very many images, a test finds differences that are too small to matter.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        on_progress: called with (files done, files in all).
+        on_progress: called with (files done, total).
 
     Raises:
         ConfigError: if ``alpha`` or ``max_images`` is out of range.
         RegistryError: if there is no such model, or it classifies texts.
-        DataError: if there are too few images, or the study's are gone or have changed.
+        DataError: if there are too few images, or if those of the study are missing or have changed.
     """
     _check_options(alpha, max_images)
     name = parse_model(model)
     registry = MlflowRegistry(open_store(tracking_uri, home))
-    check_kind(registry, name, "drift is measured between pictures")
-    chosen = registry.with_network(name, "shown the images")
+    check_kind(registry, name, "drift is measured between images")
+    chosen = registry.with_network(name, "compared")
     version = str(chosen.version)
     files = _images_in(folder)
     compared = (
@@ -109,17 +109,17 @@ def check_drift(
 
 @dataclass(frozen=True)
 class _Reference:
-    """What new images are compared with."""
+    """The reference for new images."""
 
     described: str
     files: list[Path]
     validation: frozenset[Path] = frozenset()
-    """Those among them that are of the study's validation split; the others are of its test split."""
+    """The files in the study's validation split; the others are in its test split."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """The readable, different images among some files."""
+    """The readable images among some files, without copies."""
 
     paths: list[Path]
     answers: Answers
@@ -128,7 +128,7 @@ class _Read:
 
 
 class _Reader:
-    """Image files to the model's features and logits, by one forward pass."""
+    """Computes the model's features and probabilities of image files, in one forward pass."""
 
     def __init__(self, packaged: PackagedModel, device: str) -> None:
         self._model = ServedModel(packaged, device)
@@ -136,10 +136,10 @@ class _Reader:
         self._features = catch_features(packaged.servable.network)
 
     def read(self, files: Sequence[Path], where: str, on_done: Callable[[int], None]) -> _Read:
-        """Decode and classify; a file that cannot be read is named, one that is a copy is counted.
+        """Decode and classify; unreadable files are listed, copies are counted.
 
         Raises:
-            DataError: if too few are left.
+            DataError: if too few images remain.
         """
         paths: list[Path] = []
         features: list[Floats] = []
@@ -166,13 +166,13 @@ class _Reader:
                 on_done(start + len(batch))
         if len(paths) < _FEWEST_IMAGES:
             raise DataError(
-                f"At least {_FEWEST_IMAGES} images are needed to tell drift from chance, but got {len(paths)}: {where}"
+                f"Drift detection needs at least {_FEWEST_IMAGES} images, but got {len(paths)}: {where}"
                 + (f" ({copies} copies and {len(bad)} unreadable files left out)." if copies or bad else ".")
             )
         return _Read(paths, Answers(np.concatenate(features), np.array(probabilities)), copies, bad)
 
     def _decoded(self, path: Path) -> tuple[bytes, Any]:
-        """The content's digest and the pixels, or the reason why there are none."""
+        """The content's digest and the pixels, or the reason why it cannot be read."""
         try:
             data = path.read_bytes()
             return hashlib.sha256(data).digest(), self._model.prepare(data)
@@ -183,14 +183,14 @@ class _Reader:
 
 
 def catch_features(network: "nn.Module") -> Callable[[], Floats]:
-    """What the head of a network is given, caught on its way: a package needs nothing for it.
+    """Record the input of a network's head with hooks.
 
-    The head is the last linear or convolutional layer that runs. That holds for every classification network of
-    torchvision, and nothing that is packaged has to say where its head is.
+    The head is the last linear or convolutional layer that runs. That is true for every classification network of
+    torchvision, so that packages need not record their head.
 
     Returns:
-        A function for the features of the latest forward pass, ``[N, D]``. A convolutional head is given a map of
-        places, of which they are the mean.
+        A function that returns the features of the latest forward pass, ``[N, D]``. The input of a convolutional head
+        is averaged over positions.
     """
     from torch import nn
 
@@ -214,7 +214,7 @@ def catch_features(network: "nn.Module") -> Callable[[], Floats]:
 def _check_options(alpha: float, max_images: int) -> None:
     if not _LOWEST_ALPHA <= alpha <= _HIGHEST_ALPHA:
         raise ConfigError(
-            f"The false-alarm rate alpha must be from {_LOWEST_ALPHA:g} to {_HIGHEST_ALPHA:g}, but got {alpha:g}."
+            f"The false-alarm rate alpha must be between {_LOWEST_ALPHA:g} and {_HIGHEST_ALPHA:g}, but got {alpha:g}."
         )
     if max_images < _FEWEST_IMAGES:
         raise ConfigError(f"max_images must be at least {_FEWEST_IMAGES}, but got {max_images}.")
@@ -224,19 +224,19 @@ def _images_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}.")
     if not (files := image_files(folder)):
-        raise DataError(f"{folder} holds no image file.")
+        raise DataError(f"{folder} contains no image file.")
     return files
 
 
 def _held_out(registry: MlflowRegistry, model: str, version: str) -> _Reference:
     """Validation and test images of the study that trained the version."""
-    instead = "Name a folder of images like those with --reference."
+    instead = "Name a folder of similar images with --reference."
     try:
         config = config_of_version(registry, model, version)
     except ConfigError as error:
         raise DataError(f"{error}\n{instead}") from None
     if config is None:
-        raise DataError(f"Which images {model}/{version} was trained on is not recorded. {instead}")
+        raise DataError(f"The images that {model}/{version} was trained on are not recorded. {instead}")
     try:
         manifest = scan(config.data)
     except DataError as error:
@@ -249,7 +249,7 @@ def _held_out(registry: MlflowRegistry, model: str, version: str) -> _Reference:
 
 
 def _note(reference: _Read, validation: frozenset[Path], alpha: float) -> str:
-    """A word on a reference that is not of one kind, as where the test images come from elsewhere."""
+    """A note on a heterogeneous reference, such as test images from another source."""
     rows = np.array([path in validation for path in reference.paths])
     if min(rows.sum(), (~rows).sum()) < _FEWEST_IMAGES:
         return ""
@@ -257,13 +257,13 @@ def _note(reference: _Read, validation: frozenset[Path], alpha: float) -> str:
     if not any(test.drift for test in found.tests):
         return ""
     return (
-        "The validation and the test images differ from each other by the same tests: new images that are like one of "
-        "them alone may be reported as drift. Name what to compare with by --reference."
+        "By the same tests, the validation images differ from the test images: new images that resemble only one of "
+        "them may be reported as drift. Choose a reference with --reference."
     )
 
 
 def _drawn(files: Sequence[Path], most: int) -> list[Path]:
-    """At most this many, always the same of the same files."""
+    """A sample of at most ``most`` files, with a fixed seed."""
     return list(files) if len(files) <= most else random.Random(0).sample(list(files), most)  # noqa: S311
 
 

@@ -1,4 +1,4 @@
-"""Two samples of images, as a model sees them: do they come from one distribution?
+"""Tests of whether two samples of images, as a model sees them, come from the same distribution.
 
 After Rabanser, Günnemann and Lipton, "Failing Loudly: An Empirical Study of Methods for Detecting Dataset Shift",
 NeurIPS 2019.
@@ -23,12 +23,12 @@ class Answers:
     """A model's features and logits for ``N`` images."""
 
     features: Floats
-    """``[N, D]``: what the head, the last layer, is given."""
+    """``[N, D]``: inputs of the head, the last layer."""
     probabilities: Floats
     """``[N, num_classes]``."""
 
     def take(self, rows: npt.NDArray[np.bool_]) -> "Answers":
-        """Those of some of the images; ``rows`` is a mask ``[N]``."""
+        """The answers for some of the images; ``rows`` is a mask ``[N]``."""
         return Answers(self.features[rows], self.probabilities[rows])
 
 
@@ -40,44 +40,44 @@ class ShiftTest:
     """``features``, ``probabilities`` or ``predicted classes``."""
     method: str
     difference: float
-    """How large the shift is, whatever the number of images, 0 (none) to 1: the largest distance between two
+    """Size of the shift, independent of the number of images, 0 (none) to 1: the largest distance between two
     distribution functions (Kolmogorov-Smirnov), or half the sum of the differences of the classes' shares."""
     p_value: float
-    """Of the whole part, corrected for the number of its dimensions."""
+    """For the whole part, corrected for the number of its dimensions."""
     threshold: float
 
     @property
     def drift(self) -> bool:
-        """Whether so large a difference is more than chance."""
+        """Whether the difference is significant."""
         return self.p_value <= self.threshold
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What distinguishes the new images from the reference."""
+    """The differences between the new images and the reference."""
 
     tests: tuple[ShiftTest, ...]
     distances: Floats
-    """``[M]``: how far each new image is from the middle of the reference, as a multiple of the reference's median."""
+    """``[M]``: distance of each new image from the centre of the reference, as a multiple of the reference's median."""
 
 
 def compare(reference: Answers, new: Answers, *, alpha: float) -> Comparison:
-    """Three two-sample tests whose false-alarm rate is together at most ``alpha``, by Bonferroni's inequality.
+    """Three two-sample tests with a joint false-alarm rate of at most ``alpha``, by Bonferroni's inequality.
 
-    - Features: their principal components, each compared by Kolmogorov's and Smirnov's test.
+    - Features: their principal components, each compared with a Kolmogorov-Smirnov test.
     - Probabilities: those of each class, compared in the same way ("black box shift detection"; Lipton, Wang and Smola,
       2018), which found most shifts in the paper's study.
-    - Predicted classes: the chi-square statistic of their counts, with a p-value from random tables of the same
-      margins, because the usual approximation fails for classes that are seldom predicted.
+    - Predicted classes: the chi-square statistic of their counts, with a p-value from random tables with the same
+      margins, because the usual approximation fails for rarely predicted classes.
 
-    The principal components are those of both samples together. Fitted to the reference alone they would follow its
-    chance, spread it wider than any new sample, and raise false alarms. As it is, the samples are treated alike until
-    they are compared, so that every p-value holds for any distribution and any number of images. They must be
-    independent draws: frames of one video are not.
+    The principal components are those of both samples together. Fitted only to the reference, they would overfit it,
+    spread it more widely than any new sample, and raise false alarms. Because both samples are treated alike, every
+    p-value is valid for any distribution and any number of images. The images must be independent draws: frames of one
+    video are not.
 
     Args:
-        reference: ``N`` images.
-        new: ``M`` images, through the same model.
+        reference: answers for ``N`` images.
+        new: answers for ``M`` images, by the same model.
         alpha: false-alarm rate, divided evenly among the tests.
     """
     threshold = alpha / 3
@@ -97,7 +97,7 @@ def compare(reference: Answers, new: Answers, *, alpha: float) -> Comparison:
 
 
 def class_shares(answers: Answers) -> Floats:
-    """``[num_classes]``: share of the images that each class is predicted for."""
+    """``[num_classes]``: share of the images for which each class is predicted."""
     shares: Floats = _counts(answers.probabilities) / len(answers.probabilities)
     return shares
 
@@ -107,13 +107,13 @@ def _components(reference: Floats, new: Floats) -> tuple[Floats, Floats]:
     from sklearn.decomposition import PCA
 
     together = np.concatenate([reference, new]).astype(np.float64)
-    with np.errstate(invalid="ignore"):  # of features that never vary: a share of no variance, which nobody reads
+    with np.errstate(invalid="ignore"):  # constant features have no variance; the resulting ratio is not used
         components: Floats = PCA(min(_COMPONENTS, *together.shape), random_state=0).fit_transform(together)
     return components[: len(reference)], components[len(reference) :]
 
 
 def _kolmogorov_smirnov(part: str, what: str, reference: Floats, new: Floats, threshold: float) -> ShiftTest:
-    """``[N, K]`` against ``[M, K]``: the smallest of K p-values counts, K times as large (Bonferroni)."""
+    """Compare ``[N, K]`` with ``[M, K]``: the p-value is K times the smallest of K p-values (Bonferroni)."""
     from scipy.stats import ks_2samp
 
     tested = ks_2samp(reference, new)
@@ -127,14 +127,14 @@ def _kolmogorov_smirnov(part: str, what: str, reference: Floats, new: Floats, th
 
 
 def _chi_square(reference: Floats, new: Floats, threshold: float) -> ShiftTest:
-    """Of the classes that ``[N, num_classes]`` and ``[M, num_classes]`` probabilities predict."""
+    """Compare the classes predicted by probabilities ``[N, num_classes]`` and ``[M, num_classes]``."""
     from scipy.stats import MonteCarloMethod, chi2_contingency
 
     counts = np.stack([_counts(reference), _counts(new)])
     occurring = counts[:, counts.sum(0) > 0]
     p_value = 1.0
     if occurring.shape[1] > 1:
-        # Enough draws that the smallest p-value is well below the threshold, in batches that fit into memory.
+        # Enough draws for p-values well below the threshold, in batches that fit in memory.
         draws = MonteCarloMethod(max(9999, math.ceil(30 / threshold)), batch=1000, rng=np.random.default_rng(0))
         p_value = float(chi2_contingency(occurring, correction=False, method=draws).pvalue)
     shares = counts / counts.sum(1, keepdims=True)
@@ -147,7 +147,7 @@ def _counts(probabilities: Floats) -> npt.NDArray[np.intp]:
 
 
 def _distances(reference: Floats, new: Floats) -> Floats:
-    """Mahalanobis' distance, with Ledoit's and Wolf's covariance, which is sound for few images too."""
+    """Mahalanobis distances, with the Ledoit-Wolf covariance, which is reliable for few images too."""
     from sklearn.covariance import LedoitWolf
 
     fitted = LedoitWolf().fit(reference)

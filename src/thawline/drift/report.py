@@ -1,4 +1,4 @@
-"""What a drift check found: for programs, and as a page."""
+"""The result of a drift check, for programs and as a page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +9,7 @@ from thawline.drift.comparison import ShiftTest
 
 __all__ = ["CLASS_COLUMNS", "TEST_COLUMNS", "ClassShare", "DriftReport", "Unusual"]
 
-_CLASSES = 10  # shown to people; JSON has all
+_CLASSES = 10  # shown in tables; JSON has all
 
 TEST_COLUMNS = ("compared", "by", "difference", "p-value", "threshold", "")
 CLASS_COLUMNS = ("predicted class", "reference", "new")
@@ -17,7 +17,7 @@ CLASS_COLUMNS = ("predicted class", "reference", "new")
 
 @dataclass(frozen=True)
 class ClassShare:
-    """How often a class is predicted, 0 to 1."""
+    """The frequency of a predicted class, 0 to 1."""
 
     name: str
     reference: float
@@ -26,37 +26,37 @@ class ClassShare:
 
 @dataclass(frozen=True)
 class Unusual:
-    """A new image that lies far from the reference."""
+    """A new image far from the reference."""
 
     path: str
     distance: float
-    """In the space of the features, as a multiple of the reference images' median."""
+    """Distance in feature space, as a multiple of the reference images' median."""
 
 
 @dataclass(frozen=True)
 class DriftReport:
-    """What was compared, and the result."""
+    """The compared images and the result."""
 
     model: str
     version: str
     folder: str
     reference: str
-    """Where the reference images are from, in words."""
+    """Description of the reference images."""
     alpha: float
-    """The false-alarm rate: how often, at most, images from the same source would be reported as drift."""
+    """The false-alarm rate: maximum probability of reporting drift for images from the same source."""
     reference_images: int
     new_images: int
     tests: tuple[ShiftTest, ...]
     classes: tuple[ClassShare, ...]
-    """The one whose share changed most comes first."""
+    """Sorted by change in share, the largest first."""
     unusual: tuple[Unusual, ...]
-    """A few to look at, the farthest first. Every folder has some: by themselves they are no sign of drift."""
+    """A few images for inspection, the farthest first. Every folder has some: they are not evidence of drift."""
     copies: int
-    """New files left out because another one has the same content."""
+    """Number of new files ignored because another one has the same content."""
     bad: Mapping[str, str]
-    """Files, new or of the reference, that could not be read, with the reason; no number counts them."""
+    """Unreadable files, new or of the reference, with the reason; they are not counted."""
     note: str = ""
-    """What else there is to know, for people; mostly nothing."""
+    """A note for the user; usually empty."""
 
     @property
     def drift(self) -> bool:
@@ -65,11 +65,11 @@ class DriftReport:
 
     @property
     def event(self) -> str:
-        """Name of the event that tells of it."""
+        """Name of the event that reports it."""
         return f"thawline.drift.{'detected' if self.drift else 'absent'}"
 
     def __str__(self) -> str:
-        compared = f"{self.new_images} new images and {self.reference_images} of the reference"
+        compared = f"{self.new_images} new images and {self.reference_images} reference images"
         rate = f"at a false-alarm rate of {self.alpha:.2g}"
         if not self.drift:
             return f"No drift found between {compared}, {rate}."
@@ -111,7 +111,7 @@ class DriftReport:
         ]
 
     def class_rows(self) -> list[tuple[ClassShare, list[str]]]:
-        """The classes to show, each with its cells below :data:`CLASS_COLUMNS`, but for the first."""
+        """The classes to show, each with its cells below :data:`CLASS_COLUMNS`, except the first."""
         return [(each, [f"{each.reference:.1%}", f"{each.new:.1%}"]) for each in self.classes[:_CLASSES]]
 
 
@@ -120,7 +120,7 @@ def _enumerated(words: Sequence[str]) -> str:
 
 
 def _code(text: str) -> str:
-    """As Markdown shows it unchanged, in a table too."""
+    """Escape text as Markdown code, also for tables."""
     return f"`{printable(text).replace('`', ' ').replace('|', ' ')}`"
 
 

@@ -1,4 +1,4 @@
-"""What computes a packaged network: the fastest engine that is installed and answers as the network does."""
+"""Inference engines: the fastest installed engine that agrees with the trained network computes it."""
 
 from thawline.engines._base import BF16_TOLERANCE, ENGINE_TOLERANCE, Engine, EngineName, Outputs
 from thawline.engines.choice import Choice, Tried, choose

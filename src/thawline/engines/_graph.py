@@ -16,21 +16,21 @@ _FILE = "model.onnx"
 
 
 def read_graph(files: Path) -> bytes:
-    """The file, from the folder of the package's files.
+    """Read the file from the folder of the package's files.
 
     Raises:
-        Unavailable: if there is none.
+        Unavailable: if it does not exist.
     """
     if not (files / _FILE).is_file():
         raise Unavailable(
-            f"the package holds no {_FILE}, which a search writes for images where 'thawline[onnx]' is installed; with "
-            "`promotion.exports: [onnx]` it says why it cannot"
+            f"the package has no {_FILE}, which a search writes for images if 'thawline[onnx]' is installed; with "
+            "`promotion.exports: [onnx]` it reports the reason if it cannot"
         )
     return (files / _FILE).read_bytes()
 
 
 def require(module: str, title: str, *, extra: str) -> None:
-    """Ask for the library of an engine.
+    """Require the library of an engine.
 
     Raises:
         Unavailable: if it is not installed, with the command that installs it.
@@ -40,5 +40,5 @@ def require(module: str, title: str, *, extra: str) -> None:
 
 
 def pixels_of(prepared: Sequence[Any]) -> npt.NDArray[np.float32]:
-    """Images, uint8 ``[S, S, 3]``, as the graph takes them: ``[N, 3, S, S]`` from 0 to 1."""
+    """Convert images, uint8 ``[S, S, 3]``, to the graph's input: ``[N, 3, S, S]`` from 0 to 1."""
     return np.stack(prepared).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)

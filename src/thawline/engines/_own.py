@@ -1,4 +1,4 @@
-"""What a package computes by itself."""
+"""Engines that use the package's own computation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ __all__ = ["OwnNetwork"]
 
 
 class OwnNetwork:
-    """The network of a loaded package, as the package itself computes it; subclasses say by what.
+    """The network of a loaded package, computed by the package itself; subclasses name the engine.
 
     Args:
         servable: a loaded package, see :mod:`thawline.registry.servable`.

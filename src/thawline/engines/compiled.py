@@ -1,4 +1,4 @@
-"""The network as PyTorch compiles it, for a GPU; on a CPU it needs a C++ compiler, and minutes."""
+"""The network compiled by PyTorch, for GPUs; on a CPU, compiling needs a C++ compiler, and minutes."""
 
 import copy
 from collections.abc import Callable
@@ -13,21 +13,21 @@ from thawline.engines._own import OwnNetwork
 __all__ = ["Compiled"]
 
 _SIZES = (1, 2, 32)
-"""Batches that it is compiled for: one image alone; two, from which PyTorch concludes that the number varies; and as
-many as servers and scoring compute at once, since an algorithm may depend on the number: one is for up to 15 images.
+"""Batch sizes to compile for: one image; two, from which PyTorch concludes that the size varies; and the maximum of
+servers and scoring, since an algorithm may depend on the size: one is for up to 15 images.
 """
 
 
 class Compiled(OwnNetwork):
-    """The network after ``torch.compile``, on whatever device it is; images alone.
+    """The network after ``torch.compile``, on its device; only for images.
 
-    All compiling happens here, which takes from seconds to minutes. What then fits no compiled graph is computed by the
-    network as it is: nothing is compiled while requests wait.
+    All compiling happens in the constructor, and takes seconds to minutes. Inputs that fit no compiled graph are
+    computed by the original network, so that nothing is compiled while requests wait.
 
     Args:
         servable: a loaded package, see :mod:`thawline.registry.servable`.
-        image: as the network is shown it, uint8 ``[S, S, 3]``.
-        backend: of ``torch.compile``.
+        image: a prepared image, uint8 ``[S, S, 3]``.
+        backend: backend of ``torch.compile``.
     """
 
     name = "pytorch-compiled"
@@ -43,5 +43,5 @@ class Compiled(OwnNetwork):
         own.network = torch.compile(servable.network, backend=backend)
         for size in _SIZES:
             own.outputs([image] * size)
-        own.network = torch._dynamo.run(servable.network)  # by what is compiled, else as it is
+        own.network = torch._dynamo.run(servable.network)  # compiled graphs, else the original network
         super().__init__(own)

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, which computes the package's ``model.onnx``, in single precision or in int8."""
+"""ONNX Runtime on the CPU, for the package's ``model.onnx`` in single precision or in int8."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ class OnnxRuntime:
     """ONNX Runtime in fp32. Normalisation, calibration and softmax are part of the graph.
 
     Args:
-        files: folder of the package's files; it may vanish afterwards.
-        threads: that compute one forward pass.
+        files: folder of the package's files; not needed afterwards.
+        threads: per forward pass.
 
     Raises:
-        Unavailable: if the package holds no ``model.onnx``, or ONNX Runtime is not installed.
+        Unavailable: if the package has no ``model.onnx``, or ONNX Runtime is not installed.
     """
 
     name = "onnxruntime"
@@ -34,12 +34,12 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors; warnings are about the machine, such as a GPU that it cannot list
-        # Threads that spin between forward passes take the cores from those that decode.
+        # Threads that spin between forward passes would take cores from those that decode.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session: Any = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def outputs(self, prepared: Sequence[Any]) -> Outputs:
-        """See :class:`~thawline.engines.Engine`; uint8 images ``[S, S, 3]`` alone."""
+        """See :class:`~thawline.engines.Engine`; only for uint8 images ``[S, S, 3]``."""
         answers, *features = self._session.run(None, {"pixels": pixels_of(prepared)})
         return answers.tolist(), features[0] if features else None
 
@@ -49,7 +49,7 @@ class OnnxRuntime:
 
 
 class Quantised(OwnNetwork):
-    """ONNX Runtime, by which a package in int8 computes itself; uint8 images ``[S, S, 3]`` alone."""
+    """ONNX Runtime for packages in int8; only for uint8 images ``[S, S, 3]``."""
 
     name = "onnxruntime"
     tolerance = INT8_TOLERANCE

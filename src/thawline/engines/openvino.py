@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, which computes the package's ``model.onnx`` in single precision or in bf16."""
+"""OpenVINO on the CPU, for the package's ``model.onnx`` in single precision or in bf16."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +18,13 @@ class OpenVino:
     """OpenVINO. Normalisation, calibration and softmax are part of the graph.
 
     Args:
-        files: folder of the package's files; it may vanish afterwards.
-        threads: that compute one forward pass.
-        precision: of the arithmetic; ``bf16`` needs a processor that has it (AVX-512 BF16 or AMX).
+        files: folder of the package's files; not needed afterwards.
+        threads: per forward pass.
+        precision: precision of the arithmetic; ``bf16`` needs a processor that supports it (AVX-512 BF16 or AMX).
 
     Raises:
-        Unavailable: if the package holds no ``model.onnx``, OpenVINO is not installed, or the processor lacks the
-            precision.
+        Unavailable: if the package has no ``model.onnx``, OpenVINO is not installed, or the processor does not support
+            the precision.
     """
 
     def __init__(self, files: Path, *, threads: int, precision: Literal["fp32", "bf16"] = "fp32") -> None:
@@ -36,24 +36,24 @@ class OpenVino:
 
         core: Any = openvino.Core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise Unavailable("this processor does not compute in bf16: it has neither AVX-512 BF16 nor AMX")
+            raise Unavailable("this processor does not support bf16: it has neither AVX-512 BF16 nor AMX")
         settings = {
-            "INFERENCE_PRECISION_HINT": _HINTS[precision],  # by itself it takes bf16 wherever there is bf16
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],  # the default is bf16 wherever it is supported
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,  # all threads for one batch
-            "ENABLE_CPU_PINNING": False,  # cores are shared with the threads that decode, and with other processes
+            "ENABLE_CPU_PINNING": False,  # decoding threads and other processes share the cores
         }
         self._compiled: Any = core.compile_model(core.read_model(graph), "CPU", settings)
         self._idle: list[Any] = []
 
     def outputs(self, prepared: Sequence[Any]) -> Outputs:
-        """See :class:`~thawline.engines.Engine`; uint8 images ``[S, S, 3]`` alone."""
-        # A request holds one batch at a time, so that threads need one each; they are made as they are needed.
+        """See :class:`~thawline.engines.Engine`; only for uint8 images ``[S, S, 3]``."""
+        # A request computes one batch at a time, so each thread needs its own; they are created on demand.
         try:
             request = self._idle.pop()
         except IndexError:
             request = self._compiled.create_infer_request()
-        # Copied: the next batch overwrites what a request holds.
+        # Copied, because the next batch overwrites a request's outputs.
         answers, *features = (np.array(each) for each in request.infer({"pixels": pixels_of(prepared)}).values())
         self._idle.append(request)
         return answers.tolist(), features[0] if features else None

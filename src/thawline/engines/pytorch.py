@@ -1,4 +1,4 @@
-"""The network as it was trained, by PyTorch: the engine that every package has, and that others are compared with."""
+"""The trained network in PyTorch: the engine that every package has, and the reference for the others."""
 
 from thawline.engines._base import ENGINE_TOLERANCE
 from thawline.engines._own import OwnNetwork
@@ -7,7 +7,7 @@ __all__ = ["PyTorch"]
 
 
 class PyTorch(OwnNetwork):
-    """Eager PyTorch, on whatever device the network is."""
+    """Eager PyTorch, on the network's device."""
 
     name = "pytorch"
     tolerance = ENGINE_TOLERANCE

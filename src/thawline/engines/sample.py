@@ -1,6 +1,6 @@
-"""A few validation images in a package, as the network is shown them, with what the trained network says of each.
+"""A few prepared validation images in a package, with the trained network's outputs.
 
-Every engine is compared on them with the network that was trained, on the machine where it is to serve.
+On the machine where it will serve, every engine is compared with the trained network on these images.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Sample:
     probabilities: npt.NDArray[np.float64]
     """``[N, num_classes]``, calibrated."""
     features: npt.NDArray[np.float32] | None = None
-    """What the head was given, ``[N, F]``, where the package compares it with that of known examples."""
+    """Inputs of the head, ``[N, F]``, if the package has reference examples."""
 
 
 def write_sample(
@@ -34,7 +34,7 @@ def write_sample(
     probabilities: Sequence[Sequence[float]],
     features: npt.NDArray[np.float32] | None = None,
 ) -> None:
-    """Keep at least one prepared image, ``[S, S, 3]``, and what the network gives of each, as safetensors."""
+    """Write prepared images, ``[S, S, 3]``, at least one, and the network's outputs, as safetensors."""
     from safetensors.numpy import save
 
     answers = np.array(probabilities, dtype=np.float64)
@@ -43,10 +43,10 @@ def write_sample(
 
 
 def read_sample(file: Path) -> Sample | None:
-    """What :func:`write_sample` wrote; ``None`` if there is no such file.
+    """Read the output of :func:`write_sample`; ``None`` if there is no such file.
 
     Raises:
-        ValueError: if it holds something else.
+        ValueError: if its contents are invalid.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -60,5 +60,5 @@ def read_sample(file: Path) -> Sample | None:
         raise ValueError(f"{file.name} cannot be read: {error}") from None
     are_images = sample.inputs.dtype == np.uint8 and sample.inputs.ndim == 4
     if not are_images or sample.probabilities.ndim != 2 or not 0 < len(sample.inputs) == len(sample.probabilities):
-        raise ValueError(f"{file.name} does not hold images and a row of probabilities for each")
+        raise ValueError(f"{file.name} must contain images and a row of probabilities for each")
     return sample

@@ -1,7 +1,7 @@
-"""What a network looked at: which parts of an image are evidence for a class, by captum.
+"""Explanations of predictions: which parts of an image are evidence for a class, by captum.
 
 ``explain_files`` is ``thawline explain``; ``explained_pictures`` does the same for a network in memory; ``Explainer``
-gives the numbers and ``overlay`` their colours. See ``docs/explanations.md``.
+computes the heat maps, and ``overlay`` colours them. See ``docs/explanations.md``.
 """
 
 from thawline.explain._attribution import Explainer, Method

@@ -1,4 +1,4 @@
-"""Which places of an image are evidence for a class, by the method of captum that fits the network."""
+"""Attribution: which parts of an image are evidence for a class, by the captum method that fits the network."""
 
 import copy
 import itertools
@@ -19,13 +19,14 @@ __all__ = ["Explainer", "Method"]
 Method = Literal["auto", "grad-cam", "integrated-gradients", "occlusion"]
 
 _BATCH = 16
-"""Images that the network sees at once: bounds the memory, which is that of training on them."""
+"""Maximum batch size, to limit memory, which is that of training."""
 _COARSEST = 4
-"""Places each way that maps need. The last maps of a small picture have 2 or 1, and say nothing of where."""
+"""Minimum width and height of feature maps. The last maps of a small image have 2 or 1, without spatial detail."""
 _FINEST = 14
-"""Squares each way that integrated gradients are summed over: by themselves they are noise from pixel to pixel."""
+"""Maximum number of squares per side over which integrated gradients are summed: single pixels are noisy."""
 _STEPS = 24
-"""Of the integral, each a forward and a backward pass. Its error was 1 % of the logit's change, with 16 it was 6 %."""
+"""Steps of the integral, each with a forward and a backward pass. The error was 1 % of the logit's change; with 16
+steps it was 6 %."""
 _MAPS = "explained_maps"
 _POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
@@ -34,16 +35,16 @@ _Attribute = Callable[[Tensor, Tensor], Tensor]
 
 
 class Explainer:
-    """Explains the logits of one network; the network is left as it was.
+    """Explains the logits of one network, which is left unchanged.
 
-    ``auto`` takes Grad-CAM for convolutional networks and integrated gradients for those with attention (``vit_*``,
-    ``swin_*``, ``maxvit_*``), whose last maps no longer lie where the picture has what they stand for, and for those
-    that ``torch.fx`` cannot trace (HuggingFace's), in which the last maps are not to be found.
+    ``auto`` is Grad-CAM for convolutional networks. It is integrated gradients for networks with attention (``vit_*``,
+    ``swin_*``, ``maxvit_*``), whose last maps no longer correspond to positions in the image, and for networks that
+    ``torch.fx`` cannot trace (Hugging Face's), whose last maps cannot be found.
 
     Args:
-        network: any classifier of torchvision, timm or HuggingFace, images ``[N, 3, S, S]`` to logits ``[N, classes]``.
+        network: a classifier of torchvision, timm or Hugging Face: images ``[N, 3, S, S]`` to logits ``[N, classes]``.
         image_size: ``S``.
-        method: ``auto`` or one of the others; :attr:`method` tells which it is.
+        method: ``auto`` or one of the others; :attr:`method` is the method in use.
 
     Raises:
         ConfigError: if the method does not fit the network.
@@ -64,15 +65,15 @@ class Explainer:
             self._attribute = _METHODS[method](network, image_size)
 
     def __call__(self, images: Tensor, classes: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Heat maps of images: how strong the evidence for a class is at each place.
+        """Heat maps of images: the strength of the evidence for a class at each position.
 
         Args:
             images: float ``[N, 3, S, S]``, preprocessed, on the network's device.
             classes: ``[N]``, index of the class to explain in each.
 
         Returns:
-            float32 ``[N, S, S]``, each from 0 to 1 for the place with the strongest evidence for the class; 0 all over
-            where there is none.
+            float32 ``[N, S, S]``, from 0 to 1 for the position with the strongest evidence for the class; all 0 if
+            there is none.
         """
         targets = torch.as_tensor(np.asarray(classes), device=images.device)
         with _evaluating(self._network):
@@ -84,14 +85,14 @@ class Explainer:
 
 
 def _obstacle(network: nn.Module) -> str:
-    """What keeps Grad-CAM from explaining a network, or nothing."""
+    """The reason why Grad-CAM cannot explain a network; empty if it can."""
     if any("Attention" in type(module).__name__ for module in network.modules()):
-        return "has attention, which carries what it saw to other places"
+        return "has attention, which moves information to other positions"
     try:
         with _evaluating(network):
             trace(network)
-    except Exception:  # whatever the network's own code does with a stand-in for its images
-        return "decides in its own code what to do next, so that its last maps cannot be found"
+    except Exception:  # the network's code may raise anything for a stand-in for its images
+        return "has data-dependent control flow, so its last maps cannot be found"
     return ""
 
 
@@ -151,9 +152,10 @@ _METHODS: dict[Method, Callable[[nn.Module, int], _Attribute]] = {
 
 
 def _with_named_maps(network: nn.Module, image_size: int) -> fx.GraphModule:
-    """The same network, of the same layers, in which the maps to explain pass through a module of their own.
+    """The same network with the same layers, in which the maps to explain pass through an extra module.
 
-    They may come from a function (``cat``, ``relu``), which captum cannot watch, and so its hooks stay off the network.
+    The maps may come from a function (``cat``, ``relu``), which captum cannot hook. Also, its hooks then stay off the
+    network itself.
     """
     module = fx.GraphModule(network, trace(network))
     module.add_module(_MAPS, nn.Identity())
@@ -167,9 +169,9 @@ def _with_named_maps(network: nn.Module, image_size: int) -> fx.GraphModule:
 
 
 def _last_maps(network: nn.Module, image_size: int) -> str:
-    """Name of the operation whose maps say what is where: the last ones before the head that all the rest is made of.
+    """Name of the operation with the last spatial maps before the head that all later layers depend on.
 
-    In networks that end in pooling these are the maps that are pooled. A head may be a convolution (SqueezeNet's).
+    In networks that end in pooling, these are the pooled maps. A head may be a convolution (SqueezeNet's).
     """
     steps = steps_of(_without_numbers(network), image_size)
     layers = [_layer(network, step) for step in steps]
@@ -191,14 +193,14 @@ def _are_maps(shape: torch.Size | None) -> bool:
 
 
 def _without_numbers(network: nn.Module) -> nn.Module:
-    """A copy whose tensors have shapes alone (PyTorch's ``meta`` device); takes no memory."""
+    """A copy whose tensors have only shapes (PyTorch's ``meta`` device), without memory."""
     tensors = itertools.chain(network.parameters(), network.buffers())
     return copy.deepcopy(network, {id(tensor): tensor.to("meta") for tensor in tensors})
 
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode for a while; some of its modules may be in training mode, others not."""
+    """Put the network in evaluation mode within the block; each module's own mode is restored."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:

@@ -1,4 +1,4 @@
-"""Heat maps as pictures: the picture itself beside the same with the heat map over it."""
+"""Heat maps as images: the original image beside its overlay with the heat map."""
 
 import io
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ __all__ = ["explained_pictures", "overlay", "sheet"]
 
 _OPACITY = 0.6
 _LEAST_SIDE = 320
-"""Pixels of a picture on a sheet: a network may see 64, which nobody can."""
+"""Minimum size of an image on a sheet (pixels): a network's input of 64 would be too small to see."""
 _GAP, _FONT_SIZE, _LINE = 8, 15, 21
 
 
 def overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
-    """Lay a heat map over a picture, from dark violet (0) to yellow (1); equal steps look equally large.
+    """Lay a heat map over an image, from dark violet (0) to yellow (1), with perceptually uniform colours.
 
-    The picture shows through in grey, so that every colour is the heat map's.
+    The image shows through in grey, so that all colours are those of the heat map.
 
     Args:
         image: uint8 ``[H, W, 3]``.
@@ -47,10 +47,10 @@ def overlay(image: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
 
 
 def explained_pictures(backbone: "Backbone", pictures: np.ndarray, classes: Sequence[int] | np.ndarray) -> list[bytes]:
-    """Each picture beside what the network looked at in it.
+    """Draw each image beside the evidence for a class in it.
 
     Args:
-        backbone: in any mode, which it is left in.
+        backbone: in any mode, which is kept.
         pictures: uint8 ``[N, S, S, 3]``, resized and cropped as for the backbone.
         classes: ``[N]``, index of the class to explain in each.
 
@@ -58,12 +58,12 @@ def explained_pictures(backbone: "Backbone", pictures: np.ndarray, classes: Sequ
         ``N`` JPEG files of ``2 S + 8`` by ``S`` pixels.
 
     Raises:
-        ConfigError: if the backbone is one of texts.
+        ConfigError: if the backbone is a text encoder.
     """
     from PIL import Image
 
     if isinstance(backbone.preprocessing, TextPreprocessing):
-        raise ConfigError(f"{backbone.name} reads texts, but explanations are drawn on pictures.")
+        raise ConfigError(f"{backbone.name} reads texts, but explanations are drawn on images.")
     preprocessing, device = backbone.preprocessing, next(backbone.module.parameters()).device
     mean, std = (
         torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std)
@@ -80,12 +80,12 @@ def explained_pictures(backbone: "Backbone", pictures: np.ndarray, classes: Sequ
 
 
 def sheet(image: np.ndarray, heatmap: np.ndarray, lines: Sequence[str]) -> bytes:
-    """The picture beside its overlay, over lines of text, as PNG; the same bytes for the same values.
+    """Draw the image beside its overlay, above lines of text, as PNG; the same values give the same bytes.
 
     Args:
-        image: uint8 ``[S, S, 3]``, shown enlarged if it is small.
+        image: uint8 ``[S, S, 3]``, enlarged if it is small.
         heatmap: float ``[S, S]``, 0 to 1.
-        lines: a line that is too long ends in an ellipsis.
+        lines: lines of text; long lines are cut with an ellipsis.
     """
     from PIL import Image, ImageDraw
 
@@ -110,7 +110,7 @@ def _enlarged(pixels: np.ndarray, side: int) -> "Image.Image":
 
 
 def _shortened(line: str, width: int) -> str:
-    """As much of a line as is ``width`` pixels wide."""
+    """Cut a line to a width in pixels."""
     if _font().getlength(line) <= width:
         return line
     while line and _font().getlength(f"{line}…") > width:
@@ -120,7 +120,7 @@ def _shortened(line: str, width: int) -> str:
 
 @cache
 def _font() -> "ImageFont.FreeTypeFont":
-    """Matplotlib's own, which has Greek and Cyrillic too."""
+    """Matplotlib's own font, which also has Greek and Cyrillic."""
     import matplotlib
     from PIL import ImageFont
 

@@ -1,4 +1,4 @@
-"""``thawline explain``: image files, a model from the registry, and a folder of explanations."""
+"""``thawline explain``: from image files and a registered model to a folder of explanations."""
 
 import difflib
 import json
@@ -23,7 +23,7 @@ __all__ = ["explain_files"]
 
 _BATCH = 16
 _NAME_BYTES = 100
-"""Of the stem and of the class in a file's name, which may have 255 in all."""
+"""Maximum length of the stem and of the class in a file name, which may have 255 bytes in total."""
 _METHODS = {"grad-cam": "Grad-CAM", "integrated-gradients": "integrated gradients", "occlusion": "occlusion"}
 
 
@@ -42,31 +42,31 @@ def explain_files(
 
     Args:
         model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
-        paths: image files, or folders that are searched for them.
-        out: a new folder, or an empty one: nothing is overwritten.
-        tracking_uri: where the registry is; by default as for a search.
+        paths: image files or folders of images.
+        out: a new or empty folder: nothing is overwritten.
+        tracking_uri: URI of the registry; by default as for a search.
         home: Thawline's home.
-        class_name: the class to explain; by default the one that each image is predicted to be.
+        class_name: the class to explain; by default the predicted class of each image.
         method: see :class:`Explainer`.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Returns:
         A mapping for each file, as in ``explanations.json``: ``path``, and ``model`` (with its version), ``predicted``,
-        ``probability`` of that class, ``target`` (the class that is explained), ``target_probability``, ``method`` and
-        ``file`` (in ``out``); or ``error``, the reason why it cannot be read.
+        ``probability`` of that class, ``target`` (the explained class), ``target_probability``, ``method`` and ``file``
+        (in ``out``); or ``error``, the reason why it cannot be read.
 
     Raises:
         RegistryError: if the model or alias is missing, or it classifies texts.
-        DataError: if a path does not exist or holds no image, or ``out`` is not empty or cannot be made.
+        DataError: if a path does not exist or contains no image, or ``out`` is not empty or cannot be created.
         ConfigError: if the model has no such class, the method does not fit it, or the device cannot be used.
     """
     name = parse_model(model)
     registry = MlflowRegistry(open_store(tracking_uri, home))
-    check_kind(registry, name, "explanations are drawn on pictures")
+    check_kind(registry, name, "explanations are drawn on images")
     chosen = registry.with_network(name, "explained")
     files = [file for path in paths for file in given_files(path)]
     make_empty_folder(out)
-    runtime_for(TrainConfig(device=device))  # says for people why a device cannot be used
+    runtime_for(TrainConfig(device=device))  # raises a readable error if the device cannot be used
     packaged = registry.load(chosen)
     served = ServedModel(packaged, device)
     target = None if class_name is None else _index_of(class_name, served.classes, served.name)
@@ -77,7 +77,7 @@ def explain_files(
 
 
 class _Drawer:
-    """Explains batches of files, and writes a picture for each."""
+    """Explains batches of files, and writes an image for each."""
 
     def __init__(self, served: ServedModel, servable: Any, target: int | None, method: Method, out: Path) -> None:
         self._served, self._servable, self._target, self._out = served, servable, target, out
@@ -106,7 +106,7 @@ class _Drawer:
         return pixels
 
     def _explain(self, pixels: np.ndarray) -> Iterator[tuple[list[float], int, np.ndarray]]:
-        """Probabilities ``[classes]``, the class that is explained and its heat map ``[S, S]``, for each image."""
+        """Probabilities ``[classes]``, the explained class and its heat map ``[S, S]``, for each image."""
         probabilities = np.array(self._served.probabilities(list(pixels)))
         targets = probabilities.argmax(1) if self._target is None else np.full(len(pixels), self._target)
         heatmaps = self._explainer(self._servable.inputs.batch(list(pixels)), targets)
@@ -118,7 +118,7 @@ class _Drawer:
         classes, model = self._served.classes, f"{self._served.name}/{self._served.version}"
         best, method = int(np.argmax(probabilities)), self._explainer.method
         name = self._name(file.stem, classes[target])
-        what = "evidence for" if heatmap.any() else "no evidence in the picture for"
+        what = "evidence for" if heatmap.any() else "no evidence in the image for"
         lines = (
             f"predicted: {classes[best]}, {probabilities[best]:.3f}, by {model}",
             f"right: {what} {classes[target]}, {probabilities[target]:.3f}, by {_METHODS[method]}",
@@ -137,7 +137,7 @@ class _Drawer:
         }
 
     def _name(self, stem: str, class_name: str) -> str:
-        """A name that is not taken, also where upper and lower case are the same."""
+        """An unused file name, also on case-insensitive file systems."""
         base = f"{_cut(stem)}-{_cut(class_name)}"
         name, number = f"{base}.png", 1
         while name.casefold() in self._taken:
@@ -156,4 +156,4 @@ def _index_of(class_name: str, classes: Sequence[str], model: str) -> int:
         return classes.index(class_name)
     close = difflib.get_close_matches(class_name, classes, n=1)
     suggestion = f" Did you mean {close[0]!r}?" if close else ""
-    raise ConfigError(f"{model} knows no class {class_name!r}.{suggestion} Its classes: {', '.join(classes)}.")
+    raise ConfigError(f"{model} has no class {class_name!r}.{suggestion} Its classes: {', '.join(classes)}.")

@@ -1,4 +1,4 @@
-"""A registered model for other libraries: the files that they load, compared with the model, and a model card.
+"""Export of a registered model for other libraries: files verified against the model, and a model card.
 
 ``export_model`` is ``thawline export``; a module for each format writes the files and reads them back.
 """

@@ -1,4 +1,4 @@
-"""The model card: what was exported, how good it is, and where its data and weights come from."""
+"""The model card: the exported model, its results, and the origin of its data and weights."""
 
 import importlib.util
 import json
@@ -27,19 +27,19 @@ print(classify("image.jpg"))""",
     "onnx": """import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
-# pixels: float32 [N, 3, S, S] from 0 to 1, resized and cropped as `preprocessing` in the metadata says
+# pixels: float32 [N, 3, S, S] from 0 to 1, resized and cropped according to `preprocessing` in the metadata
 (probabilities,) = session.run(None, {"pixels": pixels})
 classes = session.get_modelmeta().custom_metadata_map["classes"]""",
     "openvino": """import openvino
 
 model = openvino.Core().compile_model("model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-# pixels: float32 [N, 3, S, S] from 0 to 1, resized and cropped as `preprocessing` in rt_info says
+# pixels: float32 [N, 3, S, S] from 0 to 1, resized and cropped according to `preprocessing` in rt_info
 probabilities = model({"pixels": pixels})["probabilities"]""",
 }
 
 
 def model_card(registry: MlflowRegistry, name: ModelName, exported: Exported, wanted: Format, difference: float) -> str:
-    """A page in Markdown, with the metadata that the hub reads at its beginning.
+    """A page in Markdown, with metadata for the hub at the top.
 
     Raises:
         RegistryError: if the registry fails.
@@ -57,8 +57,8 @@ def model_card(registry: MlflowRegistry, name: ModelName, exported: Exported, wa
             "---",
             f"# {name.name}, version {name.version}",
             "",
-            f"A classifier of images, fine-tuned by Thawline and exported for {wanted}. Its probabilities differ from "
-            f"the registered model's by at most {difference:.1e}, given the same pixels.",
+            f"An image classifier, fine-tuned by Thawline and exported for {wanted}. For the same pixels, its "
+            f"probabilities differ from those of the registered model by at most {difference:.1e}.",
             "",
             "## Use",
             "",
@@ -72,24 +72,24 @@ def model_card(registry: MlflowRegistry, name: ModelName, exported: Exported, wa
             "",
             "## Training data",
             "",
-            f"Digest of the data set: `{tags.get('thawline.data_digest', 'not recorded')}`. Who made the images, and "
-            "what they show, is not described here: add what a reader must know.",
+            f"Digest of the data set: `{tags.get('thawline.data_digest', 'not recorded')}`. The content and origin of "
+            "the images are not described here: add what a reader must know.",
             "",
             "## Weights",
             "",
             f"Backbone: `{tags.get('thawline.backbone', 'not recorded')}`, pretrained weights: {origin}. "
-            + (f"Their licence: {licence}." if licence else "Their licence is not recorded: ask where they come from."),
+            + (f"Their licence: {licence}." if licence else "Their licence is not recorded: check their source."),
             "",
             "## Calibration",
             "",
-            f"Logits are divided by {exported.temperature:.4g}; the exported model does so itself.",
+            f"Logits are divided by {exported.temperature:.4g}; this is part of the exported model.",
             "",
         ]
     )
 
 
 def _quoted(value: object) -> str:
-    """JSON that ends no block and is no markup, whatever a class is called."""
+    """JSON without characters that could end the code block or act as markup, whatever the class names."""
     return json.dumps(value, ensure_ascii=False).translate({ord(sign): f"\\u{ord(sign):04x}" for sign in "`<>&"})
 
 
@@ -100,7 +100,7 @@ def _results(verdict: Mapping[str, Any] | None) -> list[str]:
     accuracy = proportion_interval(round(metrics["accuracy"] * count), count)
     others = [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in metrics.items() if name != "accuracy"]
     return [
-        f"On {count} test images; the interval is Wilson's of 95 %.",
+        f"On {count} test images; the interval is the 95 % Wilson interval.",
         "",
         "| metric | value |",
         "|---|---|",
@@ -110,7 +110,7 @@ def _results(verdict: Mapping[str, Any] | None) -> list[str]:
 
 
 def _origin(registry: MlflowRegistry, name: ModelName, architecture: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Where the pretrained weights come from, and under which licence, as far as that is known."""
+    """The origin and licence of the pretrained weights, as far as they are known."""
     backbone = registry.tags(name.name, str(name.version)).get("thawline.backbone", "")
     try:
         config = config_of_version(registry, name.name, str(name.version))
@@ -120,18 +120,18 @@ def _origin(registry: MlflowRegistry, name: ModelName, architecture: Mapping[str
         return "not recorded", None
     weights = config.backbone.weights_of(backbone)
     if weights == "none":
-        return "none, training began with random weights", None
+        return "none, training started from random weights", None
     if weights == "starter":
         return "Thawline's starter weights", "apache-2.0"
     if weights != "default":
-        return "a file of the one who trained it", None
+        return "a file provided by the user", None
     library = architecture.get("library", "torchvision")
     if library == "timm" and importlib.util.find_spec("timm"):
         import timm
 
         known = timm.get_pretrained_cfg(architecture["builder"])
         if known is not None and known.hf_hub_id:
-            return f"`{known.hf_hub_id}` of the Hugging Face hub", known.license
+            return f"`{known.hf_hub_id}` on the Hugging Face Hub", known.license
     if library == "torchvision":
         return f"torchvision's default weights of {architecture['builder']}, trained on ImageNet", None
     return f"those of `{backbone}`", None

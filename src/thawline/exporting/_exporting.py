@@ -1,4 +1,4 @@
-"""``thawline export``: a model from the registry, a folder in another library's format, and how well both agree."""
+"""``thawline export``: from a registered model to a folder in another library's format, verified against the model."""
 
 import tempfile
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from thawline.tracking import open_store
 __all__ = ["ExportSummary", "export_model"]
 
 _TOLERANCE = 1e-5
-"""Largest difference of a probability between what was written and the model."""
+"""Maximum difference of a probability between the export and the model."""
 _COMPARED = 4
 
 
@@ -33,39 +33,39 @@ class ExportSummary:
     format: Format
     out: Path
     difference: float
-    """Largest difference of a probability from the model, on the images that both were shown."""
+    """Largest difference of a probability from the model, on the compared images."""
 
     def __str__(self) -> str:
         return (
-            f"{self.model} version {self.version} is in {self.out} for {self.format}; its probabilities differ by at "
-            f"most {self.difference:.1e}"
+            f"Exported {self.model} version {self.version} to {self.out} for {self.format}; its probabilities differ "
+            f"by at most {self.difference:.1e}"
         )
 
 
 def export_model(model: str, wanted: Format, out: Path, *, tracking_uri: str | None, home: Path) -> ExportSummary:
-    """Write a model of images for another library, read it back, compare, and add a model card (``README.md``).
+    """Write an image model for another library, read it back, compare, and add a model card (``README.md``).
 
-    Calibration is part of what is written: softmax of its logits is what the model answers. Resizing and cropping are
-    done by the other library, from the settings that are written; ``onnx`` and ``openvino`` have them as metadata.
+    Calibration is part of the export: the softmax of its logits equals the model's probabilities. The other library
+    resizes and crops, using exported settings; ``onnx`` and ``openvino`` have them as metadata.
 
     Args:
         model: ``NAME``, ``NAME@alias`` or ``NAME/version``.
         wanted: ``timm`` (for ``timm.create_model("local-dir:OUT", pretrained=True)``), ``transformers`` (for
             ``AutoModelForImageClassification`` and ``pipeline``), ``onnx`` or ``openvino``.
-        out: a new folder, or an empty one: nothing is overwritten.
-        tracking_uri: where the registry is; by default as for a search.
+        out: a new or empty folder: nothing is overwritten.
+        tracking_uri: URI of the registry; by default as for a search.
         home: Thawline's home.
 
     Raises:
         ConfigError: if the packages of the format are not installed.
-        RegistryError: if there is no such model, it classifies texts, the format does not have its network, or what
-            was written answers otherwise.
-        DataError: if ``out`` is not empty or cannot be made.
+        RegistryError: if there is no such model, it classifies texts, the format lacks its network, or the export gives
+            different results.
+        DataError: if ``out`` is not empty or cannot be created.
     """
     name = parse_model(model)
     check_installed(wanted)
     registry = MlflowRegistry(open_store(tracking_uri, home))
-    check_kind(registry, name, "models of images alone can be exported, whose input no tokenizer has to prepare")
+    check_kind(registry, name, "only image models can be exported, because exports have no tokenizer")
     chosen = registry.with_network(name, "exported")
     packaged = registry.load(chosen)
     make_empty_folder(out)
@@ -103,7 +103,7 @@ def _exported(packaged: PackagedModel) -> Exported:
 
 
 def _writer(wanted: Format) -> Callable[[Exported, Path], Reader]:
-    """Of a format; its library is imported now."""
+    """The writer of a format; imports its library."""
     if wanted == "timm":
         from thawline.exporting._timm import write_timm
 
@@ -118,10 +118,10 @@ def _writer(wanted: Format) -> Callable[[Exported, Path], Reader]:
 
 
 def _difference(packaged: PackagedModel, exported: Exported, reader: Reader, shown: Tensor, wanted: Format) -> float:
-    """Of the probabilities, by what was written and by the model.
+    """Largest difference of a probability between the export and the model.
 
     Raises:
-        RegistryError: if it is too large, or the likeliest class is another.
+        RegistryError: if it is too large.
     """
     images = [(pixels.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy() for pixels in exported.pixels]
     expected = torch.tensor(packaged.servable.probabilities(images))
@@ -130,7 +130,7 @@ def _difference(packaged: PackagedModel, exported: Exported, reader: Reader, sho
     difference = float((answers - expected).abs().max())
     if difference > _TOLERANCE:
         raise RegistryError(
-            f"{exported.name} written for {wanted} answers otherwise: a probability differs by {difference:.1e}, and "
-            f"at most {_TOLERANCE:.0e} is allowed. Nothing is left in the folder; choose another --format."
+            f"{exported.name} exported for {wanted} gives different results: a probability differs by "
+            f"{difference:.1e}, but at most {_TOLERANCE:.0e} is allowed. No files were kept; choose another --format."
         )
     return difference

@@ -1,4 +1,4 @@
-"""The formats, what each needs, and what is exported."""
+"""The formats, their packages, and the exported model."""
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
@@ -20,19 +20,19 @@ PACKAGES: dict[Format, tuple[tuple[str, ...], str]] = {
     "onnx": (("onnx", "onnxscript", "onnxruntime"), "onnx"),
     "openvino": (("openvino", "onnx", "onnxscript"), "openvino"),
 }
-"""What must be installed for a format, and the extra that brings it."""
+"""Packages required for a format, and the extra that installs them."""
 
 Reader = Callable[[Tensor], Tensor]
-"""What was written, read back: normalised images (of ONNX and OpenVINO pixels from 0 to 1) ``[N, 3, S, S]`` to
+"""The export, read back: normalised images (for ONNX and OpenVINO, pixels from 0 to 1) ``[N, 3, S, S]`` to
 probabilities ``[N, num_classes]``."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A model of images, as the formats need it."""
+    """An image model, as needed by the formats."""
 
     name: str
-    """With its version."""
+    """Name with version."""
     network: nn.Module
     """On the CPU, in evaluation mode; normalised images to logits."""
     architecture: Mapping[str, Any]
@@ -40,15 +40,15 @@ class Exported:
     classes: Sequence[str]
     preprocessing: Preprocessing
     temperature: float
-    """That the logits are divided by."""
+    """Divisor of the logits."""
     metadata: Mapping[str, str]
-    """What a file of one graph says of itself."""
+    """Metadata for formats with one graph."""
     pixels: Tensor
-    """From 0 to 1, float ``[N, 3, S, S]``, ``N`` at least 2: to compare on."""
+    """Images for comparison, from 0 to 1, float ``[N, 3, S, S]``, ``N`` at least 2."""
 
     @property
     def images(self) -> Tensor:
-        """The pixels as the network takes them."""
+        """The pixels, normalised for the network."""
         from torch import tensor
 
         mean, std = (tensor(each).view(1, 3, 1, 1) for each in (self.preprocessing.mean, self.preprocessing.std))
@@ -56,10 +56,10 @@ class Exported:
 
 
 def check_installed(wanted: Format) -> None:
-    """Look for the packages of a format in a moment.
+    """Check quickly whether the packages of a format are installed.
 
     Raises:
-        ConfigError: with the command that installs them.
+        ConfigError: if not, with the command that installs them.
     """
     packages, extra = PACKAGES[wanted]
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:

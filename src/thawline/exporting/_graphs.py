@@ -1,4 +1,4 @@
-"""Graphs of operations, with normalisation and calibration inside: ONNX and OpenVINO."""
+"""Computation graphs with normalisation and calibration: ONNX and OpenVINO."""
 
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,12 @@ def write_openvino(model: Exported, out: Path) -> Reader:
     classifier = exported_classifier(model.network, model.preprocessing, model.temperature)
     graph, core = out / "model.onnx", openvino.Core()
     write_onnx(classifier, graph, model.pixels, model.metadata)
-    converted: Any = core.read_model(graph)  # `convert_model` would report its use over the network
+    converted: Any = core.read_model(graph)  # `convert_model` would send telemetry
     for name, value in model.metadata.items():
         converted.set_rt_info(value, ["thawline", name])
     openvino.save_model(converted, out / "model.xml", compress_to_fp16=False)
     graph.unlink()
-    # A CPU may compute in bf16 by itself, which is another answer than the file's.
+    # By default, a CPU may compute in bf16, with different results.
     compiled: Any = core.compile_model(out / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def answer(pixels: Tensor) -> Tensor:

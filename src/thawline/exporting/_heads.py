@@ -1,4 +1,4 @@
-"""Calibration inside a network: its last layer divided by the temperature, so that plain softmax is calibrated."""
+"""Calibration as part of a network: dividing its last layer by the temperature makes plain softmax calibrated."""
 
 import copy
 
@@ -10,23 +10,23 @@ from thawline.exceptions import RegistryError
 __all__ = ["calibrated"]
 
 _TOLERANCE = 1e-4
-"""Of a logit, which is some ten at most: what rounding makes of dividing earlier."""
+"""Tolerance of a logit, which is at most about ten: the rounding error of dividing earlier."""
 
 
 def calibrated(network: nn.Module, temperature: float, images: Tensor, num_classes: int) -> nn.Module:
     """A copy of the network whose logits are divided by the temperature.
 
-    Its last layer gives the logits, or its last layers, where a network adds up several (DeiT's and LeViT's). Which
-    they are is tried out.
+    The logits come from the last layer, or from the sum of several last layers (DeiT and LeViT), which are found by
+    trial.
 
     Args:
         network: in evaluation mode.
         temperature: above 0.
-        images: as the network takes them, to try on.
-        num_classes: of the network.
+        images: normalised inputs for the trials.
+        num_classes: number of classes.
 
     Raises:
-        RegistryError: if no layer gives the logits.
+        RegistryError: if no layer computes the logits.
     """
     if temperature == 1:
         return network
@@ -43,8 +43,8 @@ def calibrated(network: nn.Module, temperature: float, images: Tensor, num_class
             if torch.allclose(changed(images), wanted, rtol=_TOLERANCE, atol=_TOLERANCE):
                 return changed
     raise RegistryError(
-        f"The network is calibrated by dividing its logits by {temperature:.3f}, but no last layer was found that they "
-        "come from. Choose --format onnx, whose graph holds the division."
+        f"The network is calibrated by dividing its logits by {temperature:.3f}, but the last layer that computes them "
+        "was not found. Choose --format onnx, whose graph contains the division."
     )
 
 

@@ -1,4 +1,4 @@
-"""A folder that ``timm.create_model("local-dir:…", pretrained=True)`` loads, and with it transformers' Auto classes."""
+"""A folder for ``timm.create_model("local-dir:…", pretrained=True)``, and thereby for transformers' Auto classes."""
 
 import json
 import math
@@ -20,7 +20,7 @@ __all__ = ["write_timm"]
 def write_timm(model: Exported, out: Path) -> Reader:
     """Write ``config.json`` and ``model.safetensors``.
 
-    Also of a network of torchvision, where timm's of the same name takes the same weights and gives the same logits.
+    This includes torchvision networks if timm's network of the same name accepts the weights and gives the same logits.
 
     Raises:
         RegistryError: if timm has no such network.
@@ -63,13 +63,13 @@ def _as_theirs(model: Exported, network: nn.Module) -> Any:
     builder = str(architecture.get("builder") or architecture["config"]["model_type"])
     if library == "timm" and not architecture.get("one_head"):
         return network
-    other = "Choose --format onnx, which takes any network of images."
+    other = "Choose --format onnx, which supports any image network."
     if library != "torchvision" or not timm.is_model(builder):
         raise RegistryError(
             f"{model.name} is {_said(library, builder, architecture)}, which timm does not have. {other}"
         )
     theirs: Any = timm.create_model(builder, num_classes=len(model.classes)).eval()
-    differs = RegistryError(f"{model.name} is torchvision's {builder}, and timm's of that name is another one. {other}")
+    differs = RegistryError(f"{model.name} is torchvision's {builder}, which differs from timm's {builder}. {other}")
     try:
         theirs.load_state_dict(network.state_dict())
     except RuntimeError:
@@ -82,14 +82,14 @@ def _as_theirs(model: Exported, network: nn.Module) -> Any:
 
 def _said(library: str, builder: str, architecture: Any) -> str:
     if library == "timm":
-        return f"timm's {builder} with a single head in place of several"
+        return f"timm's {builder} with a single head instead of several"
     return f"{builder} of {architecture.get('package') or library}"
 
 
 def _input_config(preprocessing: Preprocessing) -> dict[str, Any]:
     size, resized = preprocessing.image_size, preprocessing.resize_size
     crop = size / resized
-    if math.floor(size / crop) != resized:  # timm rounds down, and a quotient may be a hair below
+    if math.floor(size / crop) != resized:  # timm rounds down, and the quotient may be slightly too small
         crop = size / (resized + 0.01)
     return {
         "input_size": [3, size, size],

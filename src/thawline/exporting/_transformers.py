@@ -1,4 +1,4 @@
-"""A folder that ``AutoModelForImageClassification`` and ``pipeline("image-classification")`` load."""
+"""A folder for ``AutoModelForImageClassification`` and ``pipeline("image-classification")``."""
 
 import json
 from pathlib import Path
@@ -16,17 +16,17 @@ from thawline.exporting._timm import write_timm
 __all__ = ["write_transformers"]
 
 _RESAMPLING = {"nearest": 0, "nearest-exact": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
-"""Pillow's numbers."""
+"""Pillow's constants."""
 
 
 def write_transformers(model: Exported, out: Path) -> Reader:
-    """Write ``config.json``, ``model.safetensors`` and, for a network of transformers, ``preprocessor_config.json``.
+    """Write ``config.json``, ``model.safetensors`` and, for transformers networks, ``preprocessor_config.json``.
 
-    A network of timm is written as for timm: transformers loads such a folder by its class for networks of timm.
+    A timm network is written as for timm: transformers loads such a folder with its class for timm networks.
 
     Raises:
-        RegistryError: if neither has the network, or it takes images of another size than transformers would give it.
-        ConfigError: if the network is one of timm's and timm is not installed.
+        RegistryError: if neither library has the network, or transformers cannot reproduce its preprocessing.
+        ConfigError: if it is a timm network and timm is not installed.
     """
     from transformers import AutoModelForImageClassification
 
@@ -48,7 +48,7 @@ def _write_own(model: Exported, out: Path) -> None:
     arguments = model.architecture.get("kwargs", {})
     if unwritten := [name for name in ("interpolate_positions", "is_bgr") if arguments.get(name)]:
         raise RegistryError(
-            f"{model.name} was trained with {' and '.join(unwritten)}, which transformers' own loading does not do. "
+            f"{model.name} was trained with {' and '.join(unwritten)}, which transformers does not apply when loading. "
             "Choose --format onnx."
         )
     network: Any = calibrated(model.network, model.temperature, model.images, len(model.classes)).network
@@ -62,7 +62,7 @@ def _write_own(model: Exported, out: Path) -> None:
 
 
 def _processor(preprocessing: Preprocessing) -> dict[str, Any]:
-    """The same steps as CLIP's processor knows them: resize, crop the centre, scale to [0, 1], normalise."""
+    """The same steps for CLIP's processor: resize, centre crop, scale to [0, 1], normalise."""
     side, resized = preprocessing.image_size, preprocessing.resize_size
     squashed = preprocessing.crop_mode == "squash"
     return {

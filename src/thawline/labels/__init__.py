@@ -1,4 +1,4 @@
-"""The label doctor: which labels the frozen features contradict."""
+"""The label doctor: labels that contradict the frozen features."""
 
 from thawline.labels.check import LabelCheck, Suspect, check_labels, check_suspects_file, judged
 from thawline.labels.features import FrozenFeatures, Network, network_of

@@ -1,4 +1,4 @@
-"""``thawline check DATA --labels``: the examples whose label the features contradict, as a list to go through."""
+"""``thawline check DATA --labels``: a list of examples whose labels contradict the features, for review."""
 
 import csv
 import io
@@ -22,48 +22,48 @@ from thawline.labels.probing import FOLDS, folds_of, out_of_fold
 __all__ = ["LabelCheck", "Suspect", "check_labels", "check_suspects_file", "judged"]
 
 _FEWEST = 2 * FOLDS
-"""Examples of a class, copies and groups counted once, with which something can be said of it."""
+"""Minimum number of examples of a class, with copies and groups counted once."""
 _TOLD = 2 / 3
-"""Share of right labels that features must predict. Where simulated ones told a half, with 5 % of labels wrong, three
-suspects in four were right; where they told three quarters, one in four."""
+"""Minimum share of correct labels that features must predict. In simulations with 5 % wrong labels, three of four
+suspects were right if features predicted half of the labels, and one of four if they predicted three quarters."""
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """An example whose label the features contradict."""
+    """An example whose label contradicts its features."""
 
     path: str
-    """As :attr:`thawline.data.Row.path`, bytes that are no UTF-8 written out."""
+    """As :attr:`thawline.data.Row.path`, with invalid UTF-8 escaped."""
     label: str
     suggested: str
-    """The class that is the likeliest by its features."""
+    """The most likely class by its features."""
     label_probability: float
     suggested_probability: float
     split: str
     digest: str
-    """Of its content, by which it is known to be the same later."""
+    """Digest of its content, to recognise it later."""
 
 
 @dataclass(frozen=True)
 class LabelCheck:
-    """What is to be looked at."""
+    """The result of a label check."""
 
     suspects: tuple[Suspect, ...]
     """The least likely label first."""
     examples: int
-    """Number of examples that were judged."""
+    """Number of examples that were checked."""
     noise: float
-    """Share of their labels that seems to be wrong, listed or not; 0 to 1."""
+    """Estimated share of wrong labels, listed or not; 0 to 1."""
     accuracy: float
-    """Share of their labels that were predicted from the features; 0 to 1."""
+    """Share of labels that the features predict correctly; 0 to 1."""
     unjudged: tuple[str, ...]
-    """Classes of too few examples."""
+    """Classes with too few examples."""
     network: str = ""
-    """Whose features they are, in words."""
+    """Description of the network that computed the features."""
 
     @property
     def is_doubtful(self) -> bool:
-        """Whether the features tell the classes so badly that what they contradict may well be right."""
+        """Whether the features separate the classes so badly that most suspects may be right."""
         return self.examples > 0 and self.accuracy < _TOLD * (1 - self.noise)
 
     def as_dict(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class LabelCheck:
         return asdict(self)
 
     def to_csv(self, path: Path) -> None:
-        """Write what ``data.exclude`` and ``data.relabel`` read: a line for each suspect, in UTF-8.
+        """Write a CSV for ``data.exclude`` and ``data.relabel``: one line per suspect, in UTF-8.
 
         Raises:
             DataError: if it cannot be written.
@@ -89,13 +89,15 @@ class LabelCheck:
 
 
 def check_suspects_file(path: Path) -> None:
-    """Refuse a file that is there: somebody may have taken out of it by hand what is right.
+    """Reject an existing file, which the user may have edited.
 
     Raises:
-        DataError: if it is.
+        DataError: if the file exists.
     """
     if path.exists():
-        raise DataError(f"{path} is there already, and is not overwritten. Name another by --suspects, or remove it.")
+        raise DataError(
+            f"{path} already exists and is not overwritten. Choose another file with --suspects, or remove it."
+        )
 
 
 def check_labels(
@@ -107,20 +109,20 @@ def check_labels(
     tracking_uri: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> LabelCheck:
-    """Compare every label with what the frozen features of a pretrained network say of the example.
+    """Compare every label with the predictions from a pretrained network's frozen features.
 
     Args:
-        manifest: what :func:`thawline.data.scan` returned.
+        manifest: result of :func:`thawline.data.scan`.
         network: a backbone, a study, or a registered model; see :func:`thawline.labels.features.network_of`.
-        given: of the data; weights and sizes of a backbone.
+        given: settings of the data, and weights and sizes of a backbone.
         home: Thawline's home, where features are stored.
-        tracking_uri: where studies and models are recorded; by default as for a search.
-        on_progress: called with (examples done, examples in all) while features are computed.
+        tracking_uri: URI of the store with studies and models; by default as for a search.
+        on_progress: called with (examples done, total) while features are computed.
 
     Raises:
-        StudyError: if what a study or a model was trained with is not recorded.
-        RegistryError: if there is nothing of that name.
-        ConfigError: if the network takes images and the data are texts, or the other way round.
+        StudyError: if the settings of a study or model are not recorded.
+        RegistryError: if there is no backbone, study or model of that name.
+        ConfigError: if the network takes images and the data are texts, or vice versa.
         WeightsError: if the network's weights are not available.
     """
     chosen = network_of(network, given, home=home, tracking_uri=tracking_uri)
@@ -129,12 +131,12 @@ def check_labels(
 
 
 def judged(manifest: Manifest, features: np.ndarray, network: str) -> LabelCheck:
-    """The same where the features are there.
+    """Check the labels with computed features.
 
     Args:
-        manifest: of the data.
-        features: float32 ``[rows, F]``, as the manifest's rows lie.
-        network: whose they are, in words.
+        manifest: manifest of the data.
+        features: float32 ``[rows, F]``, in the order of the manifest's rows.
+        network: description of the network that computed them.
     """
     rows = manifest.rows
     together = keys([row.digest for row in rows], [row.group for row in rows])

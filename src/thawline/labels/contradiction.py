@@ -1,4 +1,4 @@
-"""Which labels the features contradict, and how many wrong ones there must be."""
+"""Labels that contradict the features, and an estimate of the number of wrong labels."""
 
 from dataclasses import dataclass
 
@@ -13,30 +13,30 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Contradictions:
-    """The labels to look at."""
+    """The suspect labels."""
 
     rows: Ints
-    """Their numbers, the least likely label first; of each another class is likelier."""
+    """Row numbers, the least likely label first; for each, another class is more likely."""
     noise: float
-    """Share of all labels that seems to be wrong, listed or not; 0 to 1."""
+    """Estimated share of wrong labels, listed or not; 0 to 1."""
     accuracy: float
-    """Share of the labels that were predicted from the features; 0 to 1."""
+    """Share of labels that the features predict correctly; 0 to 1."""
 
 
 def contradictions(probabilities: Floats, labels: Ints) -> Contradictions:
-    """The least likely labels, as many as there must be wrong ones.
+    """Find the least likely labels, as many as the estimated number of wrong ones.
 
-    How often is a class the label of examples whose features rule it out? Of all pairs of an example and a class that
-    is not its likeliest, the lower half by probability are such classes, and the share of them that are labels all the
-    same is the rate at which wrong labels fall on any class. By it there are this many wrong labels among all pairs. A
-    label that is the likeliest class is never listed.
+    How often is a class the label of examples whose features rule it out? Among all pairs of an example and a class
+    other than its most likely one, the half with the lower probabilities are classes that the features rule out. The
+    share of these that are labels nevertheless is the rate of wrong labels per pair, from which their total number
+    follows. A label that is the most likely class is never listed.
 
-    That a rate is found by counting examples, and not by averaging probabilities, is the idea of *confident learning*
+    Estimating a rate by counting examples, not by averaging probabilities, is the idea of *confident learning*
     (Northcutt, Jiang and Chuang 2021). Its own rule counts every confident mistake of the probe as a wrong label, which
-    is right only where mistakes are rarer than wrong labels; see ADR 37.
+    is correct only if mistakes are rarer than wrong labels; see ADR 37.
 
     Args:
-        probabilities: ``[N, classes]``, of each example by a probe that has not seen it; of two classes at least.
+        probabilities: ``[N, classes]``, for each example from a probe that has not seen it; at least two classes.
         labels: ``[N]``.
     """
     count, classes = probabilities.shape

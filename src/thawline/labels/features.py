@@ -1,4 +1,4 @@
-"""The frozen, pretrained features that labels are compared with: whose network, and what it gives of the data."""
+"""The frozen features of a pretrained network for the label check."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,30 +26,30 @@ __all__ = ["FrozenFeatures", "Network", "network_of"]
 
 @dataclass(frozen=True)
 class Network:
-    """A pretrained network as a study begins with it."""
+    """A pretrained network at the start of a study."""
 
     described: str
-    """In words."""
+    """Description for messages."""
     backbone: str
     config: SearchConfig
-    """Of the study, or what was given."""
+    """Configuration of the study, or the given one."""
     plan: Plan | None = None
-    """Of the study, by which what it has stored is found."""
+    """Plan of the study, to find its stored activations."""
 
 
 def network_of(name: str, given: SearchConfig, *, home: Path, tracking_uri: str | None) -> Network:
-    """The network that a name means: a backbone, or that from which a study or a registered model was trained.
+    """The network that a name refers to: a backbone, or the pretrained network of a study or registered model.
 
     Args:
         name: a backbone, a study, or a model as ``NAME``, ``NAME@alias`` or ``NAME/version``, tried in this order.
-        given: weights and sizes of a backbone; a study and a model have their own.
+        given: weights and sizes of a backbone; studies and models have their own.
         home: Thawline's home.
-        tracking_uri: where studies and models are recorded; by default as for a search.
+        tracking_uri: URI of the store with studies and models; by default as for a search.
 
     Raises:
         StudyError: if the settings of a study or of a model's study are not recorded.
-        RegistryError: if there is nothing of that name.
-        TrackingError: if it is no backbone and no study, and no store of models can be read.
+        RegistryError: if there is no backbone, study or model of that name.
+        TrackingError: if it is neither a backbone nor a study, and no registry can be read.
         ConfigError: if it was trained with settings that this version does not know.
     """
     try:
@@ -67,7 +67,7 @@ def network_of(name: str, given: SearchConfig, *, home: Path, tracking_uri: str 
     try:
         return _of_model(name, home, tracking_uri)
     except (RegistryError, TrackingError) as error:
-        raise type(error)(f"{unknown} Nor is there a study {name!r} in {home}. {error}") from None
+        raise type(error)(f"{unknown} There is no study {name!r} in {home} either. {error}") from None
 
 
 def _of_model(name: str, home: Path, tracking_uri: str | None) -> Network:
@@ -79,16 +79,16 @@ def _of_model(name: str, home: Path, tracking_uri: str | None) -> Network:
 
 
 def _trained(what: str, study: str, config: SearchConfig | None, best: str | None, home: Path) -> Network:
-    """The network of a study, of several backbones that of its best trial."""
+    """The network of a study, or of its best trial if there are several backbones."""
     if config is None:
-        raise StudyError(f"What {what} was trained with is not recorded. Name a backbone, one of `thawline backbones`.")
+        raise StudyError(f"The settings of {what} are not recorded. Name a backbone, one of `thawline backbones`.")
     backbone = best or config.backbones[0]
     return Network(f"the pretrained {backbone} of {what}", backbone, config, known_plan(home, study, backbone))
 
 
 @dataclass(frozen=True)
 class FrozenFeatures:
-    """What the network's head would be given of the data before any training."""
+    """Inputs of the network's head for the data, before any training."""
 
     manifest: Manifest
     stored: StoredSplits
@@ -100,17 +100,17 @@ class FrozenFeatures:
     def of(
         cls, network: Network, manifest: Manifest, given: SearchConfig, home: Path, inputs: Path | None = None
     ) -> "FrozenFeatures":
-        """Decode or tokenize the data, and build the network; neither is computed with yet.
+        """Decode or tokenize the data, and build the network, without computing features yet.
 
         Args:
-            network: whose features they are.
-            manifest: the data.
-            given: how the data are read, and on which device they are computed with.
+            network: to compute the features.
+            manifest: manifest of the data.
+            given: settings for reading the data, and the device.
             home: Thawline's home.
-            inputs: file of the decoded images or tokenized texts, if they are already.
+            inputs: file of decoded images or tokenized texts, if it exists already.
 
         Raises:
-            ConfigError: if the network takes images and the data are texts, or the other way round.
+            ConfigError: if the network takes images and the data are texts, or vice versa.
             WeightsError: if the network's weights are not available.
         """
         config = network.config.model_copy(
@@ -134,25 +134,25 @@ class FrozenFeatures:
             augmentations=(Augmentation(),),
         )
         own = config.train.model_copy(update={"device": given.train.device})
-        # What the store holds without a plan is in single precision.
+        # Without a plan, the store contains single precision.
         train = stored.train_config(own) if network.plan else own.model_copy(update={"precision": "fp32"})
         return cls(manifest, stored, backbone, runtime_for(train), train.batch_size)
 
     @property
     def are_stored(self) -> bool:
-        """Whether a search has stored what is before the head of all training examples, so that reading is cheap."""
+        """Whether a search has stored the last activations of all training examples, so that reading is cheap."""
         return self.stored.has_plain("train", self.backbone, self.runtime)
 
     def read(self, on_progress: Callable[[int, int], None] | None = None) -> np.ndarray:
-        """The features, float32 ``[rows, F]``, as the manifest's rows lie.
+        """The features, float32 ``[rows, F]``, in the order of the manifest's rows.
 
-        What is before the head is computed once and stored, as a search does.
+        The last activations are computed once and stored, as in a search.
 
         Args:
-            on_progress: called with (rows of a split done, rows of it in all) where something is computed.
+            on_progress: called with (rows of a split done, rows of the split) during computation.
         """
         size, found = self.batch_size, []
-        for split in dict.fromkeys(row.split for row in self.manifest.rows):  # which are sorted by it
+        for split in dict.fromkeys(row.split for row in self.manifest.rows):  # rows are sorted by split
             inputs = self.stored.plain(split, self.backbone, self.runtime, batch_size=size, on_progress=on_progress)
             found.append(head_features(self.backbone, inputs, self.runtime, size, self.stored.folder).values)
         return np.concatenate(found)

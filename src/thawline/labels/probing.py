@@ -1,4 +1,4 @@
-"""What features say of each example's class, learnt from the other examples alone."""
+"""Predictions of each example's class from its features, by probes that have not seen it."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,13 @@ __all__ = ["FOLDS", "folds_of", "out_of_fold"]
 
 FOLDS = 5
 _COMPONENTS = 256
-"""Principal components that are kept. Of the 1,280 features of an EfficientNet they found the same labels as all did,
-in a third of the time."""
+"""Number of principal components. With the 1,280 features of an EfficientNet, they found the same labels as all
+features, in a third of the time."""
 _FITTED = 20_000
-"""Rows from which the components are taken, at most."""
+"""Maximum number of rows for fitting the components."""
 _PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01)
-"""Of the mean loss, the strongest first. Wrong labels ask for a strong one; the likelihood of the held-out labels
-chooses it, wrong ones included, so that no clean data are needed."""
+"""L2 penalties on the mean loss, the strongest first. Wrong labels require a strong one; it is chosen by the likelihood
+of the held-out labels, including wrong ones, so that no clean data are needed."""
 _STEPS = 60
 
 Floats = npt.NDArray[np.float64]
@@ -28,30 +28,30 @@ Ints = npt.NDArray[np.int64]
 
 
 def folds_of(keys: Sequence[str], labels: Ints) -> Ints:
-    """The fold of each example, ``[N]`` from 0; the same share of every class, and examples of one key together.
+    """The fold of each example, ``[N]`` from 0, stratified by class, with examples of one key together.
 
-    Copies of one picture would else tell on each other.
+    Otherwise copies of an image would leak their labels to each other.
 
     Args:
-        keys: what must stay together, ``[N]``; see :func:`thawline.data.splits.keys`.
+        keys: keys of examples that must stay together, ``[N]``; see :func:`thawline.data.splits.keys`.
         labels: ``[N]``.
     """
-    label_of = dict(zip(reversed(keys), reversed(labels.tolist()), strict=True))  # of the first of each key
+    label_of = dict(zip(reversed(keys), reversed(labels.tolist()), strict=True))  # the first label of each key
     order = sorted(label_of, key=lambda key: (label_of[key], place(key), key))
     fold_of = {key: number % FOLDS for number, key in enumerate(order)}
     return np.array([fold_of[key] for key in keys])
 
 
 def out_of_fold(features: npt.NDArray[np.float32], labels: Ints, folds: Ints, classes: int) -> Floats:
-    """The probability of each class for each example, from a linear probe of the other folds: ``[N, classes]``.
+    """The probability of each class for each example, from a linear probe on the other folds: ``[N, classes]``.
 
     Multinomial logistic regression on the principal components of standardised features.
 
     Args:
         features: ``[N, F]``.
         labels: ``[N]``, some of them wrong.
-        folds: ``[N]``, as :func:`folds_of` gives them.
-        classes: their number.
+        folds: ``[N]``, from :func:`folds_of`.
+        classes: number of classes.
     """
     rows, targets = _components(features), torch.from_numpy(labels)
     probes = [_Probe(rows[folds != fold], targets[torch.from_numpy(folds != fold)], classes) for fold in range(FOLDS)]
@@ -68,7 +68,7 @@ def out_of_fold(features: npt.NDArray[np.float32], labels: Ints, folds: Ints, cl
 
 
 class _Probe:
-    """A probe of some rows, solved for one penalty after the other from where the last ended."""
+    """A probe on some rows, solved for a sequence of penalties with warm starts."""
 
     def __init__(self, rows: Tensor, labels: Tensor, classes: int) -> None:
         self._rows, self._labels = rows, labels
@@ -76,7 +76,7 @@ class _Probe:
         self._bias = torch.zeros(classes, requires_grad=True)
 
     def solved(self, penalty: float) -> "_Probe":
-        """Itself, fitted with this strength of the L2 penalty."""
+        """Fit with this L2 penalty, and return self."""
         optimizer = torch.optim.LBFGS(
             [self._weight, self._bias],
             max_iter=_STEPS,
@@ -104,11 +104,11 @@ class _Probe:
 
 
 def _components(features: npt.NDArray[np.float32]) -> Tensor:
-    """Standardised, and turned to the directions in which they differ most: float32 ``[N, at most 256]``."""
+    """Standardised features, projected onto their principal components: float32 ``[N, at most 256]``."""
     sample = np.sort(np.random.default_rng(0).permutation(len(features))[:_FITTED])
     fitted = torch.from_numpy(np.asarray(features[sample]))
     deviation, mean = torch.std_mean(fitted, 0, correction=0)
-    deviation[deviation <= 1e-6 * mean.abs() + 1e-12] = 1.0  # always the same: it says nothing
+    deviation[deviation <= 1e-6 * mean.abs() + 1e-12] = 1.0  # constant features
     kept = min(_COMPONENTS, *fitted.shape)
     if kept == fitted.shape[1]:
         return (torch.from_numpy(np.asarray(features)) - mean) / deviation

@@ -1,4 +1,4 @@
-"""What the flows need of Prefect: where trials run, schedules, approval, artifacts and notifications."""
+"""Prefect features for the flows: execution of trials, schedules, approval, artifacts and notifications."""
 
 from thawline import environment
 

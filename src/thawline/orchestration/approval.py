@@ -1,4 +1,4 @@
-"""Approval by a person before the champion is replaced, by Prefect's pause with input."""
+"""Approval by a person before the champion is replaced, using Prefect's pause with input."""
 
 from prefect.artifacts import create_markdown_artifact
 from prefect.exceptions import FlowPauseTimeout
@@ -22,27 +22,27 @@ __all__ = ["Approval", "approved", "check_answerable", "publish_decision"]
 class Approval(RunInput):
     """The form in Prefect's UI."""
 
-    approve: bool = Field(description="Replace the champion by the challenger?")
-    note: str = Field(default="", description="Why; kept with the verdict.")
+    approve: bool = Field(description="Replace the champion with the challenger?")
+    note: str = Field(default="", description="Reason; stored with the verdict.")
 
 
 def check_answerable(config: PromotionConfig) -> None:
-    """Refuse approval that nobody could give.
+    """Reject a configuration that requires approval without a server on which to give it.
 
     Raises:
-        ConfigError: if approval is asked for and no Prefect server outlives this process.
+        ConfigError: if approval is required but no Prefect server outlives this process.
     """
     if config.approve and not PREFECT_API_URL.value():
         raise ConfigError(
-            "promotion.approve waits for an answer in Prefect's UI, and the server that Prefect starts for a single "
-            "flow has none. Use the command line or thawline.run_search, or start a server with `thawline up`."
+            "promotion.approve waits for an answer in Prefect's UI, but the server that Prefect starts for a single "
+            "flow has no UI. Use the command line or thawline.run_search, or start a server with `thawline up`."
         )
 
 
 def approved(store: MlflowStore, judged: PromotionOutcome, config: PromotionConfig) -> PromotionOutcome:
-    """The outcome after a person has answered, which is recorded; at once where nobody needs to be asked.
+    """Ask a person for approval if required, record the answer, and return the outcome.
 
-    The flow run is paused meanwhile. No answer in ``promotion.approve_minutes`` means no.
+    The flow run is paused meanwhile. Without an answer in ``promotion.approve_minutes``, the promotion is declined.
     """
     if not config.approve or judged.verdict.outcome is not Outcome.PROMOTE:
         return judged
@@ -59,7 +59,7 @@ def _ask(judged: PromotionOutcome, config: PromotionConfig) -> PromotionOutcome:
     try:
         answer = pause_flow_run(wait_for_input=form, timeout=round(60 * config.approve_minutes), poll_interval=2)
     except FlowPauseTimeout:
-        return judged.declined(f"nobody approved it in {config.approve_minutes:g} minutes ({judged.verdict.reason})")
+        return judged.declined(f"not approved within {config.approve_minutes:g} minutes ({judged.verdict.reason})")
     note = f": {answer.note}" if answer and answer.note else ""
     if answer is None or not answer.approve:
         return judged.declined(f"a person declined{note} ({judged.verdict.reason})")
@@ -69,5 +69,5 @@ def _ask(judged: PromotionOutcome, config: PromotionConfig) -> PromotionOutcome:
 
 @page
 def publish_decision(judged: PromotionOutcome) -> None:
-    """The verdict as a page in Prefect's UI."""
+    """Publish the verdict as a page in Prefect's UI."""
     create_markdown_artifact(key="decision", markdown=judged.as_markdown(), description="Promotion decision")

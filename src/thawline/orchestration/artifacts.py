@@ -1,4 +1,4 @@
-"""What Prefect's UI shows of a search beside its task runs: progress, the leaderboard, links."""
+"""Artifacts of a search in Prefect's UI: progress, the leaderboard, links."""
 
 from uuid import UUID
 
@@ -18,7 +18,7 @@ __all__ = ["Progress", "publish_leaderboard", "publish_outcome"]
 
 
 class Progress:
-    """The progress bar of a search: its finished trials, or its time if that is spent sooner."""
+    """The progress bar of a search: the share of its trials or of its time limit, whichever is larger."""
 
     def __init__(self, study: Study, budget: StudyConfig) -> None:
         self._budget = budget
@@ -27,13 +27,13 @@ class Progress:
 
     @page
     def update(self, study: Study) -> None:
-        """Move the bar, which is created on the first call."""
+        """Update the bar, or create it on the first call."""
         if self._artifact is not None:
             update_progress_artifact(self._artifact, self._share(study))
             return
         description = f"Trials of the study {study.name}"
         made = create_progress_artifact(self._share(study), key="trials", description=description)
-        assert isinstance(made, UUID)  # noqa: S101  narrows the type: not awaited, since this is no coroutine
+        assert isinstance(made, UUID)  # noqa: S101  narrows the type: this is not a coroutine
         self._artifact = made
 
     def _share(self, study: Study) -> float:
@@ -45,7 +45,7 @@ class Progress:
 
 @page
 def publish_leaderboard(study: Study) -> None:
-    """The leaderboard as a Prefect table."""
+    """Publish the leaderboard as a Prefect table."""
     create_table_artifact(
         key="leaderboard", table=leaderboard_rows(study.records()), description=f"Trials of the study {study.name}"
     )
@@ -53,7 +53,7 @@ def publish_leaderboard(study: Study) -> None:
 
 @page
 def publish_outcome(outcome: SearchOutcome, recorder: Recorder) -> None:
-    """The result of the search in sentences, with links."""
+    """Publish the result of the search in sentences, with links."""
     create_markdown_artifact(
         key="outcome",
         markdown=f"{outcome.as_markdown()}\n\n## See more\n\n{recorder.where_to_look()}",

@@ -1,4 +1,4 @@
-"""Where a search's trials run: processes of this machine, or a cluster, by Prefect's task runners."""
+"""Execution of a search's trials: in processes on this machine, or on a cluster, by Prefect's task runners."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,24 +17,24 @@ from thawline.search.events import Note, emit
 __all__ = ["placement", "trial_runner"]
 
 _CONNECT_SECONDS = 15.0
-"""How long a Dask cluster may take to answer, at most; less if Dask's own settings say so."""
+"""Maximum time for a Dask cluster to respond; less if Dask's own timeout is shorter."""
 
 
 @contextmanager
 def trial_runner(config: SearchConfig) -> Iterator[TaskRunner[Any]]:
-    """The task runner that a search's trials are submitted to within the block.
+    """The task runner for a search's trials, open within the block.
 
     Raises:
-        ConfigError: if the cluster does not answer.
+        ConfigError: if the cluster does not respond.
     """
     try:
         runner = _runner(config.execution, Slots(config).count)
         with main_module_hidden():  # Dask's workers are processes
             runner.__enter__()
     except (ConnectionError, OSError, TimeoutError) as error:
-        reason = (str(error) or "no answer in time").splitlines()[0]
+        reason = (str(error) or "no response in time").splitlines()[0]
         raise ConfigError(
-            f"execution.address={config.execution.address} does not answer: {reason}. Start the cluster, or correct "
+            f"execution.address={config.execution.address} does not respond: {reason}. Start the cluster, or correct "
             "the address."
         ) from None
     try:
@@ -46,22 +46,22 @@ def trial_runner(config: SearchConfig) -> Iterator[TaskRunner[Any]]:
 
 
 def _warn_of_idle_gpus(config: ExecutionConfig) -> None:
-    """Ray hides the GPUs of a machine from tasks that ask for none: their trials would compute on its CPUs."""
+    """Warn of unused GPUs: Ray hides them from tasks that request none, so that trials would run on CPUs."""
     import ray
 
     gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
     if gpus and not config.gpus:
         emit(
             Note(
-                f"the Ray cluster has {counted(int(gpus), 'GPU')}, but execution.gpus is 0: every trial computes on "
-                "CPUs. Set execution.gpus=1, or 0.5 for two trials on each.",
+                f"the Ray cluster has {counted(int(gpus), 'GPU')}, but execution.gpus is 0: all trials run on CPUs. "
+                "Set execution.gpus=1, or 0.5 for two trials on each.",
                 "warning",
             )
         )
 
 
 def placement(config: ExecutionConfig) -> Any:
-    """Context in which a submitted trial is given its share of a cluster's machine."""
+    """Context that requests a submitted trial's resources on a cluster."""
     if config.kind != "ray":
         return nullcontext()
     from prefect_ray.context import remote_options
@@ -75,7 +75,7 @@ def _runner(config: ExecutionConfig, slots: int) -> TaskRunner[Any]:
         return _ray(config)
     if config.kind == "dask":
         return _dask(config, slots)
-    # Threads that wait for processes: the search's slots are the limit, not their number.
+    # Threads that wait for processes; the search's slots limit the parallelism, not the number of threads.
     return ThreadPoolTaskRunner(max_workers=256)
 
 
@@ -84,7 +84,7 @@ def _ray(config: ExecutionConfig) -> TaskRunner[Any]:
 
     options: dict[str, Any] = {
         "runtime_env": {"env_vars": places_and_credentials()},
-        "log_to_driver": False,  # the workers' output would mix with that of the command
+        "log_to_driver": False,  # keep the workers' output out of the command's
         "logging_level": "warning",
         "configure_logging": True,
     }
@@ -106,8 +106,8 @@ def _dask(config: ExecutionConfig, slots: int) -> TaskRunner[Any]:
     if config.address is not None:  # the runner itself would fail only at the first trial
         seconds = min(_CONNECT_SECONDS, parse_timedelta(dask.config.get("distributed.comm.timeouts.connect")))
         Client(config.address, timeout=seconds, set_as_default=False).close()  # type: ignore[no-untyped-call]
-    # Processes, each with one thread: a trial sets its own number of threads, for the whole process. One for each core
-    # would load torch in some that never get a trial.
+    # Processes with one thread each: a trial sets the number of threads for its whole process. With one process per
+    # core, some would load torch and never get a trial.
     workers = min(CPU_COUNT, slots)
     local = {"n_workers": workers, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
     runner: TaskRunner[Any] = DaskTaskRunner(address=config.address, cluster_kwargs=None if config.address else local)

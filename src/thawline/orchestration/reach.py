@@ -1,4 +1,4 @@
-"""What a flow can do without when Prefect's API is lost: its pages in the UI, and its final state."""
+"""Handling of a lost connection to Prefect's API: a flow can continue without its UI pages and its final state."""
 
 import functools
 import logging
@@ -18,11 +18,11 @@ _values: ContextVar[list[Any] | None] = ContextVar("values", default=None)
 
 class _Reach:
     lost = False
-    """Whether it has stopped answering: Prefect's client would try for a minute each time."""
+    """Whether the API has stopped responding: Prefect's client would retry for a minute each time."""
 
 
 def page(publish: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """A function that puts something into Prefect's UI: a flow continues if that fails, and warns once."""
+    """Decorate a function that publishes in Prefect's UI: if it fails, the flow continues, with one warning."""
 
     @functools.wraps(publish)
     def publish_if_reached(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
@@ -36,9 +36,9 @@ def page(publish: Callable[Parameters, None]) -> Callable[Parameters, None]:
 
 
 def keeps_its_value(function: Callable[Parameters, Value]) -> Callable[Parameters, Value]:
-    """A flow's function whose value :func:`value_of` finds, even if Prefect cannot be told that the flow has ended.
+    """Decorate a flow's function so that :func:`value_of` finds its value, even if its final state cannot be reported.
 
-    Clusters are sent the flow by value: it reaches the context variable, which cannot be pickled, by a function's name.
+    Flows are pickled for clusters, which is impossible for the context variable: it is accessed through a function.
     """
 
     @functools.wraps(function)
@@ -51,14 +51,14 @@ def keeps_its_value(function: Callable[Parameters, Value]) -> Callable[Parameter
 
 
 def keep(value: object) -> None:
-    """Have :func:`value_of` find this."""
+    """Store a value for :func:`value_of`."""
     values = _values.get()
     if values is not None:
         values.append(value)
 
 
 def value_of(run: Callable[[], Value]) -> Value:
-    """The value of a flow that is run, also where the API is lost after its last step."""
+    """Run a flow and return its value, even if the API is lost after its last step."""
     values: list[Any] = []
     _Reach.lost = False
     token = _values.set(values)
@@ -76,5 +76,5 @@ def value_of(run: Callable[[], Value]) -> Value:
 
 def _lose(error: Exception) -> None:
     if not _Reach.lost:
-        _log.warning("Prefect's API does not answer (%s): the search continues, and Prefect's UI lacks the rest", error)
+        _log.warning("Prefect's API does not respond (%s): the search continues, but Prefect's UI is incomplete", error)
     _Reach.lost = True

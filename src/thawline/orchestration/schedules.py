@@ -1,4 +1,4 @@
-"""Schedules that run for months: no two runs at once, and no pile-up of missed runs."""
+"""Long-running schedules: no concurrent runs, and no backlog of missed runs."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -29,16 +29,16 @@ from thawline.search.retraining import alone_at_home
 __all__ = ["alone", "drop_missed_runs"]
 
 _PAGE = 200
-"""Runs that Prefect's API returns at a time, at most."""
+"""Maximum number of runs that Prefect's API returns at a time."""
 _LOCKED = 423
-"""HTTP's status of a request for a slot when none is free."""
+"""HTTP status of a request for a slot if none is free."""
 
 
 def drop_missed_runs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Cancel the other runs that this deployment's schedule planned for the past: this one replaces them all.
+    """Cancel the other overdue runs of this deployment's schedule: this run replaces them all.
 
-    A hook for ``on_running``. Prefect keeps every run that nobody started in time, and a worker that was off for a week
-    would start them one after the other (prefect#15886).
+    A hook for ``on_running``. Prefect keeps every missed run, and a worker that was off for a week would start them one
+    after another (prefect#15886).
     """
     if flow_run.deployment_id is None:
         return
@@ -47,7 +47,7 @@ def drop_missed_runs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any])
         for run in missed:
             client.set_flow_run_state(run.id, Cancelled(message=f"missed: {flow_run.name} replaces it"))
     if missed:
-        flow_run_logger(flow_run).info("%d missed runs of this schedule were cancelled", len(missed))
+        flow_run_logger(flow_run).info("cancelled %d missed runs of this schedule", len(missed))
 
 
 def _missed(client: SyncPrefectClient, stands_in: FlowRun) -> list[FlowRun]:
@@ -59,16 +59,16 @@ def _missed(client: SyncPrefectClient, stands_in: FlowRun) -> list[FlowRun]:
     found: list[FlowRun] = []
     while page := client.read_flow_runs(flow_run_filter=late, limit=_PAGE, offset=len(found)):
         found += page
-    # A run that a person or an event asked for was not missed.
+    # Only scheduled runs count as missed, not those triggered by a person or an event.
     return [run for run in found if run.auto_scheduled and run.id != stands_in.id]
 
 
 @contextmanager
 def alone(model: str, home: Path) -> Iterator[str | None]:
-    """Hold a model's retraining within the block; yields who holds it already, in words, and then holds nothing.
+    """Lock a model's retraining within the block; if it is locked already, yield the reason and lock nothing.
 
-    A lock in Thawline's home keeps its processes apart, also without a Prefect server, and is free again when its
-    process dies. With a server, the global concurrency limit ``thawline-<model>`` keeps machines apart.
+    A lock in Thawline's home excludes other processes, even without a Prefect server, and is released when its process
+    dies. With a server, the global concurrency limit ``thawline-<model>`` excludes other machines.
     """
     with ExitStack() as held:
         try:
@@ -84,10 +84,10 @@ def alone(model: str, home: Path) -> Iterator[str | None]:
 
 @contextmanager
 def _alone_at_server(model: str) -> Iterator[None]:
-    """Occupy the one slot of the model's global concurrency limit, which is created if it is new.
+    """Take the only slot of the model's global concurrency limit, which is created if it is new.
 
     Raises:
-        StudyError: if it is occupied.
+        StudyError: if it is taken.
     """
     name = f"thawline-{model}"
     taken = StudyError(
@@ -98,10 +98,10 @@ def _alone_at_server(model: str) -> Iterator[None]:
         with suppress(ObjectAlreadyExists):  # another run created it at the same moment
             client.upsert_global_concurrency_limit_by_name(name, limit=1)
         if client.read_global_concurrency_limit_by_name(name).active_slots > 0:
-            raise taken  # by far the most common case: Prefect logs a slot that it refuses as an error
+            raise taken  # by far the most common case; otherwise Prefect would log an error
     with ExitStack() as slot:
         try:
-            # A training is not discarded because the server was unreachable when the slot's lease was due.
+            # Do not discard a training because the server was unreachable when the slot's lease was due.
             slot.enter_context(concurrency(name, max_retries=0, strict=True, raise_on_lease_renewal_failure=False))
         except ConcurrencySlotAcquisitionError as error:
             if getattr(getattr(error.__cause__, "response", None), "status_code", None) == _LOCKED:

@@ -1,4 +1,4 @@
-"""Flows use the server that Thawline manages, or the one that the user has named; neither may block them."""
+"""The connection of flows to Thawline's server or the user's; neither may block them."""
 
 import concurrent.futures
 import functools
@@ -23,16 +23,16 @@ __all__ = ["check_server", "connected", "leaving_at_once"]
 Parameters = ParamSpec("Parameters")
 Value = TypeVar("Value")
 _SEND_SECONDS = 5.0
-"""For events and logs still to be sent when a flow has ended."""
+"""Time to send queued events and logs after the end of a flow."""
 _STOPPED_SEND_SECONDS = 1.0
 
 
 @contextmanager
 def connected(server: ManagedServer | None) -> Iterator[None]:
-    """Flows of the block run at this server; by default at the one that the user has named.
+    """Connect flows in the block to this server; ``None`` means the one configured by the user.
 
     Raises:
-        PrefectServerError: if it does not answer.
+        PrefectServerError: if it does not respond.
     """
     if server is None:
         check_server()
@@ -48,16 +48,16 @@ def connected(server: ManagedServer | None) -> Iterator[None]:
         except BaseException as error:
             if _was_interrupted(error):
                 seconds = _STOPPED_SEND_SECONDS
-                raise KeyboardInterrupt from None  # whatever Prefect has turned it into when its server was gone too
+                raise KeyboardInterrupt from None  # whatever Prefect turned it into, if its server was gone too
             raise
         finally:
             _send_the_rest(seconds)
 
 
 def leaving_at_once(function: Callable[Parameters, Value]) -> Callable[Parameters, Value]:
-    """A flow's function: once it is interrupted, Prefect is told in one try, not for a minute if its server is gone.
+    """Decorate a flow's function: after an interrupt, Prefect is notified in a single attempt, not for a minute.
 
-    Clusters are sent the flow by value, so that it may hold nothing that cannot be pickled, such as a generator.
+    Flows are pickled for clusters, so the function must not refer to anything unpicklable, such as a generator.
     """
 
     @functools.wraps(function)
@@ -87,25 +87,25 @@ def _was_interrupted(error: BaseException | None) -> bool:
 
 
 def check_server() -> None:
-    """Refuse a server that does not answer.
+    """Reject a server that does not respond.
 
     Raises:
-        PrefectServerError: naming it, and what to do.
+        PrefectServerError: naming it, with advice.
     """
     url = str(PREFECT_API_URL.value())
     with get_client(sync_client=True) as client:
         error = client.api_healthcheck()
     if error is not None:
         raise PrefectServerError(
-            f"The Prefect server at {without_password(url)} does not answer ({error}). Start it, or correct "
-            "PREFECT_API_URL or the profile of Prefect that names it; without one, Thawline starts a server itself."
+            f"The Prefect server at {without_password(url)} does not respond ({error}). Start it, or correct "
+            "PREFECT_API_URL or the Prefect profile; without either, Thawline starts its own server."
         )
 
 
 def _send_the_rest(seconds: float) -> None:
-    """Send queued events and logs within a time limit, and drop the rest: at interpreter exit it would wait.
+    """Send queued events and logs within a time limit, and drop the rest, which would delay interpreter exit.
 
-    Prefect tries each event eleven times, a second each, when its server is gone.
+    If its server is gone, Prefect tries each event eleven times, one second each.
     """
     services = [service for kind in (EventsWorker, APILogWorker) for service in _running(kind)]
     tasks = [(service._loop, service._task) for service in services]

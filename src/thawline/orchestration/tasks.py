@@ -1,4 +1,4 @@
-"""Tasks of flows, which get their arguments as they are."""
+"""Tasks of flows, with unchanged arguments."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -15,13 +15,13 @@ _R = TypeVar("_R")
 
 
 def task(name: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Make a function a task of Prefect, which a flow calls and waits for, and whose result is not cached.
+    """Make a function a Prefect task that a flow calls and waits for, without caching its result.
 
-    Prefect looks for results of other tasks in all that a task is given, item by item and twice: for the manifest of
-    200,000 images that is nine seconds for each task. Here it looks at the arguments themselves alone.
+    By default, Prefect searches all arguments of a task for results of other tasks, item by item and twice: for the
+    manifest of 200,000 images, that takes nine seconds per task. Here it checks only the arguments themselves.
 
     Args:
-        name: by which Prefect's UI shows it.
+        name: in Prefect's UI.
     """
 
     def decorated(function: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -1,6 +1,6 @@
-"""The trials of a search as Prefect tasks: asked for, submitted and told, until the budget is spent."""
+"""The trials of a search as Prefect tasks: ask, submit, tell, until the budget is spent."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prefect import State, task
@@ -34,7 +34,7 @@ __all__ = ["run_trials"]
 
 
 class _Trials:
-    """The trial tasks of one search: how they are started and waited for."""
+    """Starts the trial tasks of one search, and waits for them."""
 
     def __init__(
         self,
@@ -65,11 +65,11 @@ class _Trials:
         self.running[_submit(self._runner, specs, self._prepared.config.execution, self.deadline)] = specs
         announce_start(specs, self._study)
 
-    def wait(self) -> tuple[str, list[TrialResult]]:
-        """The device that is free again, and the results of the first that ended."""
+    def wait(self) -> tuple[list[TrialSpec], list[TrialResult]]:
+        """Wait for the first to end; return its trials and their results."""
         future = next(iter(as_completed(list(self.running))))
         specs = self.running.pop(future)
-        return specs[0].config.train.device, _outcomes(future, [spec.number for spec in specs])
+        return specs, _outcomes(future, [spec.number for spec in specs])
 
 
 def run_trials(
@@ -79,12 +79,23 @@ def run_trials(
     run: StudyRun,
     recorder: Recorder,
     runner: TaskRunner[Any],
+    *,
+    load: Callable[[], None],
 ) -> None:
-    """Ask, submit, tell, until the budget is spent; a trial for each slot at a time."""
+    """Ask, submit, tell, until the budget is spent, with one trial per slot at a time.
+
+    Args:
+        load: loads what the steps after the trials need, while trials run. Called when the first trial has been
+            fine-tuned, with which it would compete for the CPU; at once, if no other trial follows.
+    """
     trials = _Trials(prepared, stored, study, run, runner)
     queue, slots = Queue.of(study, trials.deadline), Slots(prepared.config)
     recorder.announce(study)
     progress = Progress(study, prepared.config.study)
+    most = prepared.config.study.most_trials
+    loaded = most is not None and most <= len(prepared.config.backbones) + 1
+    if loaded:
+        load()
     while True:
         while len(trials.running) < slots.count and (together := queue.next()):
             trials.start(together, slots.take())
@@ -93,18 +104,21 @@ def run_trials(
                 continue
             study.end_paused(out_of_time=queue.over)
             return
-        device, results = trials.wait()
-        slots.give_back(device)
+        specs, results = trials.wait()
+        slots.give_back(specs[0].config.train.device)
         for result in results:
             study.tell(result)
             announce_end(result)
+        if not loaded and not specs[0].hyperparameters.is_probe:
+            load()
+            loaded = True
         recorder.update_leaderboard(study)
         progress.update(study)
 
 
 @task(name="trial", cache_policy=NO_CACHE)
 def trial_task(specs: list[TrialSpec], deadline: float | None) -> State[list[TrialResult]]:
-    """Train one trial, or several heads together, in another process; how it ended is the state's name."""
+    """Train one trial, or several heads together, in another process; the name of the task's state is the outcome."""
     first = specs[0]
     results = conduct(specs, Study.load(first.home, first.study, first.config), deadline)
     reasons = "; ".join(result.reason for result in results if result.reason) or None
@@ -131,7 +145,7 @@ def _task_name(specs: list[TrialSpec]) -> str:
 
 
 def _outcomes(future: PrefectFuture[Any], numbers: list[int]) -> list[TrialResult]:
-    """The value of a trial's task; a task that failed itself (cancelled, timed out) is a failed trial."""
+    """The value of a trial's task; if the task itself failed (cancelled, timed out), the trials count as failed."""
     value = future.result(raise_on_failure=False)
     if isinstance(value, list):
         return value

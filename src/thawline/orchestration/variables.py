@@ -1,4 +1,4 @@
-"""Environment variables that a run elsewhere (on a cluster, by a worker) needs as this process has them."""
+"""Environment variables to pass on to runs elsewhere (on a cluster, by a worker)."""
 
 import os
 
@@ -21,10 +21,10 @@ _PREFIXES = ("MLFLOW_", "AWS_", "THAWLINE_", "HF_")
 
 
 def places() -> dict[str, str]:
-    """Servers, caches and switches. No credentials, unless a URL holds some: they may be shown to others."""
+    """Servers, caches and switches, but no credentials (unless in URLs), because others may see them."""
     return {name: os.environ[name] for name in _PLACES if os.environ.get(name)}
 
 
 def places_and_credentials() -> dict[str, str]:
-    """The same with all other variables of MLflow, AWS, HuggingFace and Thawline, for a cluster of one's own."""
+    """The same plus all other variables of MLflow, AWS, Hugging Face and Thawline, for the user's own cluster."""
     return places() | {name: value for name, value in os.environ.items() if name.startswith(_PREFIXES)}

@@ -1,6 +1,6 @@
-"""Prefect's API server as a process that Thawline manages: started where none is named, shared, and ended when idle.
+"""Prefect's API server, managed by Thawline: started if none is configured, shared by processes, stopped when idle.
 
-Nothing here imports Prefect, so that the server starts beside the imports of those who use it.
+Nothing here imports Prefect, so that the server starts in parallel with the imports of its clients.
 """
 
 from thawline.prefect_server._files import Address, Files

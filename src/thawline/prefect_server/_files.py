@@ -1,10 +1,10 @@
-"""How the processes of one home share their server: three locks and a file.
+"""Files by which the processes of one home share their server: three locks and an address.
 
-The kernel frees a lock when its last holder dies, however it dies, so that nothing here can be left behind by a crash:
+The kernel releases a lock when its last holder dies, for any reason, so that a crash leaves no stale locks:
 
-- ``server.lock`` is held by the supervisor for its whole life, taken by the process that starts it;
-- ``users.lock`` is shared by all who use the server; the supervisor can take it for itself when nobody does;
-- ``change.lock`` is held for moments, by a process that checks the others or starts or ends the server.
+- ``server.lock`` is held by the supervisor for its whole life, and acquired by the process that starts it;
+- ``users.lock`` is shared by all users of the server; the supervisor can acquire it exclusively if there are none;
+- ``change.lock`` is held briefly by a process that checks the other locks, or starts or stops the server.
 """
 
 import fcntl
@@ -27,26 +27,26 @@ class Address:
     """The server's address and password."""
 
     pid: int
-    """Of the supervisor, which leads a session of its own."""
+    """Process id of the supervisor, which leads a session of its own."""
     port: int
     """On the loopback interface."""
     password: str
-    """``user:password``, as Prefect's ``PREFECT_API_AUTH_STRING`` has it."""
+    """``user:password``, the format of ``PREFECT_API_AUTH_STRING``."""
 
     @property
     def ui(self) -> str:
-        """Of Prefect's UI."""
+        """Address of Prefect's UI."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def api(self) -> str:
-        """What ``PREFECT_API_URL`` would name."""
+        """Address of the API, as for ``PREFECT_API_URL``."""
         return f"{self.ui}/api"
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files of one home's server, on this machine: another machine that shares the home has a server of its own."""
+    """The files of a home's server on this machine; another machine that shares the home has its own server."""
 
     home: Path
 
@@ -62,35 +62,34 @@ class Files:
 
     @property
     def ready(self) -> Path:
-        """Exists while the server answers."""
+        """Exists while the server responds."""
         return self.folder / "ready"
 
     @property
     def stay(self) -> Path:
-        """Exists while the server is to stay without users."""
+        """Exists while the server should run even without users."""
         return self.folder / "stay"
 
     def make(self) -> None:
-        """Make the folder.
+        """Create the folder.
 
         Raises:
-            PrefectServerError: if it cannot be made.
+            PrefectServerError: if it cannot be created.
         """
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise PrefectServerError(
-                f"Cannot make the folder {self.folder}: {error.strerror}. Set THAWLINE_HOME to a folder you may write "
-                "to."
+                f"Cannot create the folder {self.folder}: {error.strerror}. Set THAWLINE_HOME to a writable folder."
             ) from None
 
     def open(self, name: str) -> int:
-        """A descriptor of one of the locks."""
+        """Open one of the locks, and return its descriptor."""
         return os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o600)
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """No other process looks at the server, starts it or ends it during the block."""
+        """Exclude other processes from checking, starting or stopping the server within the block."""
         descriptor = self.open("change.lock")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -99,7 +98,7 @@ class Files:
             os.close(descriptor)
 
     def alive(self) -> bool:
-        """Whether the supervisor lives; to be asked under :meth:`changing`."""
+        """Whether the supervisor is alive; call it under :meth:`changing`."""
         descriptor = self.open("server.lock")
         try:
             return not try_lock(descriptor)
@@ -114,7 +113,7 @@ class Files:
             return None
 
     def write(self, address: Address) -> None:
-        """Replace it atomically; readable only by its user."""
+        """Replace the address atomically; readable only by its user."""
         new = self.folder / "server.json.tmp"
         with open(new, "w", opener=private) as file:
             json.dump(asdict(address), file)
@@ -127,12 +126,12 @@ def private(path: str, flags: int) -> int:
 
 
 def new_password() -> str:
-    """Of a user ``thawline``; not to be guessed by others on this machine."""
+    """A random password for the user ``thawline``, which others on this machine cannot guess."""
     return f"thawline:{secrets.token_urlsafe(24)}"
 
 
 def try_lock(descriptor: int) -> bool:
-    """Take the lock exclusively unless another has it."""
+    """Acquire the lock exclusively, unless another process holds it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Start the server as a process of its own session, with its port and its lock already taken."""
+"""Start of the server in a session of its own, with its port and lock already acquired."""
 
 import os
 import socket
@@ -14,15 +14,15 @@ __all__ = ["PASSWORD", "find_or_start"]
 
 PASSWORD = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105  the name of a variable
 _OF_CLIENTS = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE")
-"""Variables that tell a client which server it talks to; the server itself is none."""
+"""Variables for clients, which the server must not inherit."""
 _BACKLOG = 2048
 
 
 def find_or_start(files: Files) -> Address:
-    """The address of the home's server, which is started unless it lives.
+    """Return the address of the home's server, and start the server unless it is running.
 
-    The caller must hold ``users.lock``, so that the server does not consider itself unused. The port is bound and
-    listened on here, before the server has been loaded: early connections wait instead of being refused.
+    The caller must hold ``users.lock``, so that the server does not consider itself unused. This process already binds
+    the port and listens on it, before the server is loaded, so that early connections wait instead of being refused.
 
     Raises:
         PrefectServerError: if there is no free port, or no process can be started.
@@ -42,7 +42,7 @@ def find_or_start(files: Files) -> Address:
 
 
 def _start(files: Files, lock: int, former: Address | None) -> Address:
-    """The same port and password as before, if possible: clients and open pages continue with the new server."""
+    """Start the server with its former port and password if possible, so that clients and open pages keep working."""
     files.ready.unlink(missing_ok=True)
     with _listen(former.port if former else 0) as listening:
         address = Address(0, listening.getsockname()[1], former.password if former else new_password())
@@ -62,13 +62,13 @@ def _start(files: Files, lock: int, former: Address | None) -> Address:
                 )
         except OSError as error:
             raise PrefectServerError(f"Prefect's API server cannot be started: {error}.") from None
-    process.returncode = 0  # it outlives this process by design, which `subprocess` would warn of
+    process.returncode = 0  # suppress the warning of `subprocess`: the server outlives this process by design
     return Address(process.pid, address.port, address.password)
 
 
 def _listen(wanted: int) -> socket.socket:
     for port in dict.fromkeys((wanted, 0)):
-        # Without naming the protocol, asyncio leaves Nagle's algorithm on, and each answer waits 40 ms for its client.
+        # Without an explicit protocol, asyncio leaves Nagle's algorithm on, which delays responses by 40 ms.
         listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -77,7 +77,7 @@ def _listen(wanted: int) -> socket.socket:
         except OSError as error:
             listening.close()
             if port == 0:
-                raise PrefectServerError(f"Prefect's API server gets no port on 127.0.0.1: {error}.") from None
+                raise PrefectServerError(f"No port on 127.0.0.1 for Prefect's API server: {error}.") from None
         else:
             return listening
     raise AssertionError("port 0 returns or raises")
@@ -85,11 +85,11 @@ def _listen(wanted: int) -> socket.socket:
 
 def _environment(files: Files, address: Address) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in _OF_CLIENTS}
-    if paths := kept.get("PYTHONPATH"):  # it works in a folder of its own
+    if paths := kept.get("PYTHONPATH"):  # its working directory differs
         kept["PYTHONPATH"] = os.pathsep.join(str(Path(path).absolute()) for path in paths.split(os.pathsep))
     settings = {
         "PREFECT_HOME": str(files.home / "prefect"),
-        # Else a restarted server no longer knows who holds a concurrency limit, and the slot stays taken.
+        # Otherwise a restarted server loses the holders of concurrency limits, and their slots stay taken.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
@@ -106,7 +106,7 @@ def _environment(files: Files, address: Address) -> dict[str, str]:
 
 
 def _pages(files: Files) -> dict[str, str]:
-    """Prefect rewrites its UI's pages, by default beside its modules, where a user may lack permission."""
+    """Settings for Prefect's UI, whose pages it rewrites by default beside its modules, if that is not writable."""
     found = find_spec("prefect")
     folder = Path(found.origin).parent / "server" if found and found.origin else None
     if folder is not None and os.access(folder, os.W_OK):

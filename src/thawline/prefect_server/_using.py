@@ -19,17 +19,17 @@ from thawline.prefect_server._starting import find_or_start
 __all__ = ["ManagedServer", "keep_up", "shut_down", "used"]
 
 _START_SECONDS = 180
-"""A new database is migrated before the first answer, which takes long on a busy laptop."""
+"""A new database is migrated before the first response, which takes long on a busy laptop."""
 _LOOK_SECONDS = 0.05
 _WATCH_SECONDS = 1.0
 _END_SECONDS = 15
 _REVIVALS = 3
-"""How often a server that died with its supervisor is started again by one of its users."""
+"""Maximum number of restarts by a user after the server died with its supervisor."""
 _log = logging.getLogger("thawline.prefect_server")
 
 
 class ManagedServer:
-    """The home's server, which lives at least as long as the block of :func:`used`."""
+    """The home's server, which runs at least as long as the block of :func:`used`."""
 
     def __init__(self, files: Files, address: Address) -> None:
         self._files = files
@@ -38,10 +38,10 @@ class ManagedServer:
         self._watch: threading.Thread | None = None
 
     def wait(self) -> None:
-        """Until it answers.
+        """Wait until it responds.
 
         Raises:
-            PrefectServerError: as soon as its process is dead; also if it does not answer in three minutes.
+            PrefectServerError: as soon as its process has died, or if it does not respond within three minutes.
         """
         deadline = time.monotonic() + _START_SECONDS
         while not self._files.ready.exists():
@@ -51,7 +51,7 @@ class ManagedServer:
                 )
             if time.monotonic() > deadline:
                 raise PrefectServerError(
-                    f"Prefect's API server did not answer in {_START_SECONDS} s. Its log: {self._files.log}"
+                    f"Prefect's API server did not respond within {_START_SECONDS} s. Its log: {self._files.log}"
                 )
             time.sleep(_LOOK_SECONDS)
         if self._watch is None:
@@ -59,7 +59,7 @@ class ManagedServer:
             self._watch.start()
 
     def release(self) -> None:
-        """This process no longer needs it."""
+        """Stop watching the server when this process no longer needs it."""
         self._over.set()
         if self._watch is not None:
             self._watch.join()
@@ -69,29 +69,29 @@ class ManagedServer:
             return self._files.alive()
 
     def _keep_alive(self) -> None:
-        """Its supervisor starts it again when it dies; here, when the supervisor died too."""
+        """Restart the server if its supervisor died too; otherwise, the supervisor restarts it."""
         revivals = 0
-        with suppress(OSError, PrefectServerError):  # without a home, or at the process limit, there is no server
+        with suppress(OSError, PrefectServerError):  # the home may be gone, or the process limit reached
             while not self._over.wait(_WATCH_SECONDS):
                 if self._lives():
                     continue
                 if revivals == _REVIVALS:
-                    _log.warning("Prefect's API server keeps stopping; its log: %s", self._files.log)
+                    _log.warning("Prefect's API server keeps dying; its log: %s", self._files.log)
                     return
                 revivals += 1
-                _log.warning("Prefect's API server was ended from outside; it is started again")
+                _log.warning("Prefect's API server was killed; restarting it")
                 self.address = find_or_start(self._files)
 
 
 @contextmanager
 def used(home: Path) -> Iterator[ManagedServer | None]:
-    """Prefect's server of a home, for the time of the block; started unless it is running.
+    """Use the Prefect server of a home within the block; it is started unless it is running.
 
     Args:
-        home: Thawline's.
+        home: Thawline's home.
 
     Returns:
-        The server, which need not answer yet: see :meth:`ManagedServer.wait`; ``None`` where the user has named one.
+        The server, which may not respond yet: see :meth:`ManagedServer.wait`; ``None`` if the user has configured one.
 
     Raises:
         PrefectServerError: if it cannot be started.
@@ -100,7 +100,7 @@ def used(home: Path) -> Iterator[ManagedServer | None]:
         yield None
         return
     files = Files(home)
-    environment.prepare_flows()  # the folder of its database, and that database
+    environment.prepare_flows()  # creates its folder and its database
     files.make()
     with _among_the_users(files):
         server = ManagedServer(files, find_or_start(files))
@@ -111,27 +111,27 @@ def used(home: Path) -> Iterator[ManagedServer | None]:
 
 
 def keep_up(home: Path, pool: str | None) -> Address:
-    """Start the server to stay until :func:`shut_down`, optionally with a worker.
+    """Start the server, to run until :func:`shut_down`, optionally with a worker.
 
     Args:
-        home: Thawline's.
-        pool: of the worker; ``None`` for no worker.
+        home: Thawline's home.
+        pool: work pool of the worker; ``None`` for no worker.
 
     Raises:
-        PrefectServerError: if it does not start, or the user has named another.
+        PrefectServerError: if it does not start, or the user has configured another server.
     """
     with used(home) as server:
         if server is None:
             raise PrefectServerError(
-                f"{named_server()} is used, because PREFECT_API_URL or a profile of Prefect names it: Thawline starts "
-                "no server beside it."
+                f"PREFECT_API_URL or a Prefect profile names the server {named_server()}, so Thawline does not start "
+                "its own."
             )
         stay = Files(home).stay
         stayed = stay.exists()
         stay.write_text(pool or "")
         try:
             server.wait()
-        except BaseException:  # Ctrl-C too: nobody was told then that it stays
+        except BaseException:  # including Ctrl-C: the user does not know yet that it would keep running
             if not stayed:
                 stay.unlink(missing_ok=True)
             raise
@@ -139,7 +139,7 @@ def keep_up(home: Path, pool: str | None) -> Address:
 
 
 def shut_down(home: Path) -> bool:
-    """End the server and its worker; returns whether one was running.
+    """Stop the server and its worker; returns whether one was running.
 
     Raises:
         PrefectServerError: if it is in use.
@@ -155,8 +155,8 @@ def shut_down(home: Path) -> bool:
         try:
             if not _take(users):
                 raise PrefectServerError(
-                    "Prefect's API server is in use by another command of this home, such as a search or "
-                    "`thawline ui`. Stop that first, and then try `thawline down` again."
+                    "Prefect's API server is in use by another command in this home, such as a search or "
+                    "`thawline ui`. Stop that first, then run `thawline down` again."
                 )
             address = files.read()
             assert address is not None  # noqa: S101  written by the process that started it
@@ -179,7 +179,7 @@ def _end(files: Files, supervisor: int) -> None:
 
 
 def _take(lock: int) -> bool:
-    """Take a lock exclusively; its supervisor holds it briefly now and then."""
+    """Acquire a lock exclusively; the supervisor holds it briefly from time to time."""
     deadline = time.monotonic() + 1
     while not try_lock(lock):
         if time.monotonic() > deadline:
@@ -190,7 +190,7 @@ def _take(lock: int) -> bool:
 
 @contextmanager
 def _among_the_users(files: Files) -> Iterator[None]:
-    """Wait for a server that is just ending because it was idle."""
+    """Register as a user within the block; waits for a server that is stopping because it was idle."""
     users = files.open("users.lock")
     try:
         fcntl.flock(users, fcntl.LOCK_SH)
@@ -200,7 +200,7 @@ def _among_the_users(files: Files) -> Iterator[None]:
 
 
 def _reason(log: Path) -> str:
-    """The last line of its log that names an error, as a sentence."""
+    """The last error in its log, as a sentence."""
     try:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""The server's own process: Prefect's application on a socket that it was given.
+"""The server's own process: Prefect's application on an inherited socket.
 
-``python -m thawline.prefect_server.process PORT READY``: a descriptor of the listening socket, and the file to make
-once requests are answered. Standard input is a pipe of the supervisor, whose death ends it.
+``python -m thawline.prefect_server.process PORT READY``: the descriptor of the listening socket, and the file to create
+when the server responds. Standard input is a pipe from the supervisor; its end stops the process.
 """
 
 import os
@@ -17,11 +17,11 @@ __all__: list[str] = []
 _APPLICATION = "prefect.server.api.server:create_app"
 _LEAVE_SECONDS = 2
 _FAILED = 3
-"""Exit code after a start that failed, as uvicorn's own command has it."""
+"""Exit code after a failed start, as in uvicorn's own command."""
 
 
 class _Server(uvicorn.Server):
-    """Signals when it answers."""
+    """Creates the file when it responds."""
 
     def __init__(self, config: uvicorn.Config, ready: Path) -> None:
         super().__init__(config)
@@ -39,7 +39,7 @@ def _end_with_supervisor() -> None:
 
 
 def main() -> None:
-    """Serve until told to stop."""
+    """Serve until stopped."""
     threading.Thread(target=_end_with_supervisor, name="end-with-supervisor", daemon=True).start()
     config = uvicorn.Config(
         _APPLICATION, factory=True, lifespan="on", log_level="warning", timeout_graceful_shutdown=_LEAVE_SECONDS

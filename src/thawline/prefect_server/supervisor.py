@@ -1,8 +1,8 @@
-"""The process that supervises Prefect's server: restarts it when it dies, and ends it when it is idle.
+"""The process that supervises Prefect's server: restarts it when it dies, and stops it when it is idle.
 
-``python -m thawline.prefect_server.supervisor HOME LOCK PORT``, the latter two as descriptors: of ``server.lock``,
-already taken, and of the listening socket. The socket stays open while the server is started again, so that clients
-wait for it instead of being refused. Prefect is not imported here: it waits in a few megabytes.
+``python -m thawline.prefect_server.supervisor HOME LOCK PORT``: the latter two are descriptors of ``server.lock``,
+already acquired, and of the listening socket. The socket stays open during a restart of the server, so that clients
+wait instead of being refused. The supervisor does not import Prefect, so that it needs only a few megabytes.
 """
 
 import fcntl
@@ -21,24 +21,24 @@ from thawline.prefect_server._starting import PASSWORD
 __all__ = ["IDLE_VARIABLE", "Supervisor"]
 
 IDLE_VARIABLE = "THAWLINE_SERVER_MINUTES"
-"""How long an idle server waits for its next user."""
+"""Variable with the minutes before an idle server stops."""
 _IDLE_MINUTES = 5.0
 _LOOK_SECONDS = 0.5
 _LEAVE_SECONDS = 5.0
-"""Seconds that the server has to finish requests before it is killed: SQLite loses nothing."""
+"""Seconds for the server to finish requests before it is killed; SQLite loses nothing."""
 _RESTARTS = 20
 
 
 class Supervisor:
-    """The server and, if asked for, a worker beside it."""
+    """Supervises the server and, if requested, a worker."""
 
     def __init__(self, files: Files, listening: int, *, idle_seconds: float) -> None:
         """Take over a listening socket.
 
         Args:
-            files: of the home; ``server.lock`` must be held.
+            files: files of the home; ``server.lock`` must be held.
             listening: descriptor of the socket.
-            idle_seconds: how long the server stays without users.
+            idle_seconds: time before a server without users stops.
         """
         self._files, self._listening, self._idle_seconds = files, listening, idle_seconds
         self._users = files.open("users.lock")
@@ -50,7 +50,7 @@ class Supervisor:
         self.stopping = threading.Event()
 
     def run(self) -> int:
-        """Until it is told to stop, unused for too long, or fails; returns the exit code."""
+        """Run until stopped, idle for too long, or failed; returns the exit code."""
         try:
             while not self.stopping.is_set() and self._files.folder.is_dir():
                 if self._server is None or self._server.poll() is not None:
@@ -68,7 +68,7 @@ class Supervisor:
             _end([process for process in (self._worker, self._server) if process is not None])
 
     def _may_start(self) -> bool:
-        """Start the server; again only if it had answered before, so that it is not the start that fails."""
+        """Whether the server may be started; a restart is allowed only if it had responded before."""
         if self._server is None:
             return True
         say(f"the server ended with exit code {self._server.returncode}")
@@ -83,7 +83,7 @@ class Supervisor:
         self._starts += 1
 
     def _tend_worker(self) -> None:
-        """Start a worker of the requested pool, once the server answers."""
+        """Start or restart a worker of the requested pool, once the server responds."""
         pool = self._wanted_pool()
         ended = self._worker is not None and self._worker.poll() is not None
         if self._worker is not None and (ended or pool != self._pool):
@@ -109,8 +109,8 @@ class Supervisor:
     def _unused(self) -> bool:
         """Whether it has been idle for long enough; the lock is then kept, so that the next user waits for its end.
 
-        Who uses it shares ``users.lock``, which the kernel takes back however that process ends: taking it for a moment
-        tells whether there are users, without any request.
+        Users share ``users.lock``, which the kernel releases when their processes end: acquiring it briefly shows
+        whether there are users, without any request.
         """
         if self._files.stay.exists() or not try_lock(self._users):
             self._unused_since = None
@@ -124,7 +124,7 @@ class Supervisor:
 
 
 def say(text: str) -> None:
-    """Into the server's log."""
+    """Write to the server's log."""
     print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)  # noqa: T201
 
 

@@ -13,7 +13,7 @@ SCHEMA = "recipe.schema.json"
 """Name of the JSON schema of recipes."""
 _FOLDER = Path(__file__).parent
 _FORMER = {"quick": "fast", "thorough": "best", "backbones": "best", "texts": "balanced-texts"}
-"""Recipes by the names that they had, and those that took their place."""
+"""Former names of recipes, and those that replaced them."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Recipe:
     command: str
     """The command that runs it."""
     purpose: str
-    """One sentence: when to take it."""
+    """One sentence: when to use it."""
 
 
 def shipped_recipes() -> list[Recipe]:
-    """All shipped recipes by name; command and purpose are the first two comment lines of the file."""
+    """All shipped recipes, sorted by name; command and purpose are the first two comment lines of the file."""
     recipes = []
     for path in sorted(_FOLDER.glob("*.yaml")):
         command, purpose = (
@@ -42,23 +42,23 @@ def recipe_path(name: str) -> Path:
     """File of a shipped recipe.
 
     Raises:
-        ConfigError: if there is none of that name.
+        ConfigError: if there is no such recipe.
     """
     names = [recipe.name for recipe in shipped_recipes()]
     if name in _FORMER:
         raise ConfigError(f"The recipe {name!r} is now {_FORMER[name]!r}: `thawline recipes copy {_FORMER[name]}`.")
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(names)}."
-        raise ConfigError(f"There is no recipe {name!r}. {hint}")
+        hint = f"Did you mean {close[0]!r}?" if close else f"Shipped recipes: {', '.join(names)}."
+        raise ConfigError(f"Unknown recipe {name!r}. {hint}")
     return _FOLDER / f"{name}.yaml"
 
 
 def find_recipe(given: Path) -> Path:
-    """The file that is meant: a file that exists, else the shipped recipe of a name without folder and extension.
+    """Resolve a file, or the name of a shipped recipe: without folder and extension, and not an existing file.
 
     Raises:
-        ConfigError: if it is such a name, and no shipped recipe has it.
+        ConfigError: if it is a name, but not of a shipped recipe.
     """
     is_name = given.name == str(given) and not given.suffix
     return recipe_path(given.name) if is_name and not given.is_file() else given
@@ -67,11 +67,11 @@ def find_recipe(given: Path) -> Path:
 def copy(name: str, to: Path) -> Path:
     """Copy a recipe into a folder, or to a file that does not exist yet; returns the file written.
 
-    The schema that its comment names is put beside it, for editors to check it by. An existing one is
-    replaced by that of this version.
+    The schema that its comment names is written next to it, for validation in editors; an existing schema is
+    overwritten.
 
     Raises:
-        ConfigError: if there is no such recipe, or the file exists already.
+        ConfigError: if there is no such recipe, or the file already exists.
     """
     source = recipe_path(name)
     target = to / source.name if to.is_dir() else to
@@ -80,7 +80,7 @@ def copy(name: str, to: Path) -> Path:
             file.write(source.read_text(encoding="utf-8"))
         shutil.copyfile(_FOLDER / SCHEMA, target.with_name(SCHEMA))
     except FileExistsError:
-        raise ConfigError(f"{target} exists already and is not overwritten. Give another place with --to.") from None
+        raise ConfigError(f"{target} already exists and is not overwritten. Choose another place with --to.") from None
     except OSError as error:
         raise ConfigError(f"Cannot write {target}: {error.strerror}.") from None
     return target

@@ -1,4 +1,4 @@
-"""What a result means little without: answering one class every time, and a linear probe."""
+"""Baselines for a result: the majority class and a linear probe."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ __all__ = ["Baselines", "majority_class"]
 
 @dataclass(frozen=True)
 class Baselines:
-    """The best trial of a study beside its baselines, on validation."""
+    """The best trial of a study and its baselines, on validation."""
 
     metric: str
-    """Of the study; all values are of it."""
+    """The study's metric, of which all values are."""
     best_trial: float
     majority_class: float
     linear_probe: float | None = None
-    """Of the best one; ``None`` if the study has none that was completed."""
+    """Value of the best linear probe; ``None`` if the study has no complete one."""
     best_is_probe: bool = False
 
     def as_dict(self) -> dict[str, Any]:
@@ -40,15 +40,15 @@ class Baselines:
 
 
 def majority_class(train_classes: Mapping[str, int], labels: Sequence[str], *, kind: DataKind = "images") -> Scores:
-    """The scores of a model that answers the most frequent class of the training split, whatever it is shown.
+    """The scores of a model that always predicts the most frequent class of the training split.
 
-    Its probabilities are the shares of the classes there. It has neither a calibration error nor a speed. Of classes
-    that the labels lack none is answered: a folder without the majority class would be no comparison.
+    Its probabilities are the class frequencies there. It has neither a calibration error nor a speed. Only classes that
+    occur among the labels are predicted, because a folder without the majority class would give no comparison.
 
     Args:
-        train_classes: how many images or texts each class has in the training split.
-        labels: class names of those that it is scored on, at least one.
-        kind: what they are.
+        train_classes: number of images or texts per class in the training split.
+        labels: class names of the scored items, at least one.
+        kind: kind of the items.
     """
     total = sum(train_classes.values())
     shares = {name: count / total for name, count in train_classes.items()}

@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say: one temperature for all logits, where it helps on held-out folds."""
+"""Calibrated probabilities: one temperature for all logits, if it helps on held-out folds."""
 
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -16,30 +16,30 @@ Ints = npt.NDArray[np.int64]
 
 _FOLDS = 5
 _FEWEST = 20
-"""Items that a temperature is fitted on at least: folds of fewer than four do not tell luck from being right."""
+"""Minimum number of items to fit a temperature: folds of fewer than four items are too noisy."""
 _SHOWN_BINS = 5
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The temperature, whether it is used, and what it does to images or texts that it was not fitted on."""
+    """The temperature, whether it is used, and its effect on held-out images or texts."""
 
     temperature: float
-    """That logits are divided by: 1 where the fitted one is not used."""
+    """Divisor of the logits: 1 if the fitted one is not used."""
     items: int
-    """Images or texts that it was fitted on."""
+    """Number of images or texts that it was fitted on."""
     helps: bool
-    """Whether it is used: whether both the loss and the calibration error are smaller with it on held-out folds."""
+    """Whether it is used, that is, whether it reduces both loss and calibration error on held-out folds."""
     loss_before: float
     """Mean of ``-log`` of the true class's probability."""
     loss_after: float
-    """The same with temperatures, each item's fitted on the folds that it is not in."""
+    """The same with temperatures, fitted for each item on the folds without it."""
     error_before: float
     """Expected calibration error, 0 to 1."""
     error_after: float
-    """The same with the temperatures of held-out folds."""
+    """The same with temperatures from the other folds."""
     reliability: tuple[dict[str, str], ...]
-    """For fifths of the probability: what share of the answers that sure was right, and how many there were."""
+    """By fifths of the probability: the share of correct answers with that confidence, and their number."""
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON."""
@@ -47,11 +47,11 @@ class Calibration:
 
 
 def calibrate(logits: Floats, labels: Ints) -> Calibration:
-    """Fit the number by which logits are divided so that the probabilities have the least loss, if that helps.
+    """Fit the temperature (the divisor of the logits) that minimises the loss of the probabilities, if that helps.
 
-    It changes no prediction, only how sure the model says it is: above 1 less, below 1 more (Guo et al., On Calibration
-    of Modern Neural Networks, 2017). Fitted on a few items it says how lucky they were: it is used only if temperatures
-    that were fitted on four fifths of the items make the loss and the calibration error of the other fifth smaller, and
+    It changes no prediction, only the confidence: above 1 it decreases, below 1 it increases (Guo et al., On
+    Calibration of Modern Neural Networks, 2017). Because a fit on a few items mostly reflects chance, it is used only
+    if temperatures fitted on four fifths of the items reduce the loss and the calibration error of the other fifth, and
     never with fewer than 20 items.
 
     Args:
@@ -85,7 +85,7 @@ def calibrate(logits: Floats, labels: Ints) -> Calibration:
 
 
 def _fitted(logits: Floats, labels: Ints) -> float:
-    """The temperature of the least loss."""
+    """The temperature with the smallest loss."""
     from scipy.optimize import minimize_scalar
 
     found = minimize_scalar(

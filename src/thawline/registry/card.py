@@ -1,4 +1,4 @@
-"""What MLflow's registry says of a version: a short model card, in Markdown."""
+"""The description of a version in MLflow's registry: a short model card, in Markdown."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
 __all__ = ["MODEL_CARD", "TESTED_ON", "tested_of", "version_card"]
 
 MODEL_CARD = (
-    "A classifier made by Thawline. `champion` is the version that answers, `challenger` the one that was judged last; "
-    "each version has a card of its own. `thawline history NAME` says which was champion when, and why."
+    "A classifier trained by Thawline. `champion` is the version that is served, `challenger` the one that was judged "
+    "last; each version has its own card. `thawline history NAME` shows which version was champion when, and why."
 )
-"""Of a registered model as a whole."""
+"""Description of a registered model as a whole."""
 TESTED_ON = "thawline.tested_on"
-"""Tag of a version: what ``test/accuracy`` and the other metrics were measured on, such as ``241 test images``."""
+"""Tag of a version: the data on which ``test/accuracy`` and others were measured, such as ``241 test images``."""
 
 
 def tested_of(tags: Mapping[str, str]) -> dict[str, float | str] | None:
-    """The accuracy of a version on the test split, and what that was, by its tags; ``None`` if it was never judged."""
+    """From its tags, a version's test accuracy and the data it was measured on; ``None`` if it was never judged."""
     if "test/accuracy" not in tags:
         return None
     return {"accuracy": float(tags["test/accuracy"]), "on": tags.get(TESTED_ON, "the test split")}
 
 
 def version_card(store: MlflowStore, outcome: "PromotionOutcome", tags: Mapping[str, str], parent: str | None) -> str:
-    """What a version is, how good it is and on what, which data it was trained on, and where the report is.
+    """Describe a version: its training, its test accuracy, its data, and links to its run and report.
 
     Args:
-        store: where its runs are.
-        outcome: how it was judged.
-        tags: of the version.
+        store: with its runs.
+        outcome: outcome of its comparison.
+        tags: tags of the version.
         parent: id of its study's run, if it has one.
     """
     scores = outcome.challenger

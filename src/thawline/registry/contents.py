@@ -1,7 +1,7 @@
-"""What a package consists of: the files that there may be, their digests, and how MLflow would load it.
+"""The contents of a package: allowed files, their digests, and how MLflow would load it.
 
-A package is data to Thawline. Its files are listed and compared with the digests that were recorded when it was made
-before any of them is used, and no code in it is run (ADR 30).
+To Thawline, a package is only data. Before any of its files is used, they are compared with the digests recorded at
+packaging, and no code in it is run (ADR 30).
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from thawline.registry.names import COLUMNS
 __all__ = ["DIGEST_TAG", "Description", "check_files", "describe", "record_digests", "refusal"]
 
 DIGEST_TAG = "thawline.digest"
-"""Tag of a logged model, and of the versions that are registered from it: SHA-256 of its list of digests."""
+"""Tag of a logged model and of versions registered from it: SHA-256 of its list of digests."""
 
 _LIST = "digests.json"
 """The list: SHA-256 of every other file of the package, by its path."""
@@ -33,51 +33,51 @@ _FILES = re.compile(
 )
 _LOADER = "mlflow.pyfunc.loaders.code_model"
 _CODE = ("pyfunc.py", "servable.py")
-"""What MLflow runs to load a package, whatever folder is named before it; earlier versions had the second."""
+"""Files that MLflow runs to load a package, in any folder; earlier versions of Thawline wrote the second."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a package's ``MLmodel`` says of it."""
+    """The contents of a package's ``MLmodel``."""
 
     kind: DataKind
     metadata: Mapping[str, Any]
-    """What Thawline wrote into it: classes, calibration, where the model comes from."""
+    """Metadata written by Thawline: classes, calibration, origin of the model."""
 
 
 def describe(text: str | bytes, name: str) -> Description:
-    """Read an ``MLmodel``, which must be as Thawline writes it.
+    """Read an ``MLmodel``, which must have the form that Thawline writes.
 
     Args:
         text: the file.
-        name: of the model, for messages.
+        name: name of the model, for messages.
 
     Raises:
-        RegistryError: if the model was not packaged by Thawline: it has another loader or flavor, or holds a pickle.
+        RegistryError: if the model was not packaged by Thawline: it has another loader or flavor, or a pickle.
     """
     try:
         found = yaml.safe_load(text)
         loading = found["flavors"]["python_function"]
         columns = [column["name"] for column in json.loads(found["signature"]["inputs"])]
     except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError):
-        raise refusal(name, "its MLmodel does not say how images or texts are classified") from None
+        raise refusal(name, "its MLmodel does not describe a classifier of images or texts") from None
     if others := sorted(map(str, found["flavors"].keys() - {"python_function"})):
         raise refusal(name, f"it has the flavor {', '.join(others)}")
     if loading.get("loader_module") != _LOADER:
-        raise refusal(name, f"it brings a loader of its own, {loading.get('loader_module')!r}")
+        raise refusal(name, f"it has its own loader, {loading.get('loader_module')!r}")
     if pickle := loading.get("python_model"):
         raise refusal(name, f"it is a pickle ({pickle})")
     code = str(loading.get("model_code_path"))
     if re.split(r"[/\\]", code)[-1] not in _CODE:
-        raise refusal(name, f"MLflow would load it by {code}")
+        raise refusal(name, f"MLflow would load it with {code}")
     kinds = [kind for kind, column in COLUMNS.items() if columns == [column]]
     if not kinds:
-        raise refusal(name, f"it takes the columns {', '.join(map(str, columns)) or 'none'}")
+        raise refusal(name, f"its input columns are {', '.join(map(str, columns)) or 'none'}")
     return Description(kinds[0], found.get("metadata") or {})
 
 
 def record_digests(folder: Path) -> str:
-    """Write the list of digests into a package and return its own, which is what the registry remembers."""
+    """Write the list of digests into a package, and return the digest of the list for the registry."""
     files = sorted(_files(folder).items())
     text = json.dumps({name: _digest(path) for name, path in files if name != _LIST}, indent=1)
     (folder / _LIST).write_text(text, encoding="utf-8")
@@ -85,22 +85,22 @@ def record_digests(folder: Path) -> str:
 
 
 def check_files(folder: Path, name: str, recorded: str | None) -> bool:
-    """Compare every file of a package with what was recorded; nothing is run, and only the list is parsed.
+    """Compare every file of a package with its recorded digest; nothing is run, and only the list is parsed.
 
     Args:
-        folder: of the package.
-        name: of the model, for messages.
+        folder: folder of the package.
+        name: name of the model, for messages.
         recorded: the version's tag :data:`DIGEST_TAG`; ``None`` if it has none.
 
     Returns:
-        Whether there was anything to compare with: packages of earlier versions have no digests.
+        Whether there were digests: packages of earlier versions have none.
 
     Raises:
         RegistryError: if a file is unknown, missing or has changed.
     """
     files = _files(folder)
     if strange := sorted(path for path, file in files.items() if not _is_known(path) or not _is_plain(file)):
-        raise refusal(name, f"it holds {', '.join(map(repr, strange[:5]))}")
+        raise refusal(name, f"it contains {', '.join(map(repr, strange[:5]))}")
     if _LIST not in files:
         if recorded is not None:
             raise _changed(name, f"{_LIST} is missing")
@@ -111,7 +111,7 @@ def check_files(folder: Path, name: str, recorded: str | None) -> bool:
     try:
         expected: dict[str, str] = dict(json.loads(listed))
     except (ValueError, TypeError):
-        raise _changed(name, f"{_LIST} is no list of digests") from None
+        raise _changed(name, f"{_LIST} is not a list of digests") from None
     del files[_LIST]
     for what, paths in (
         ("is missing", expected.keys() - files.keys()),
@@ -124,26 +124,26 @@ def check_files(folder: Path, name: str, recorded: str | None) -> bool:
 
 
 def refusal(name: str, reason: str) -> RegistryError:
-    """The one message for what Thawline did not write."""
+    """The error for packages that Thawline did not write."""
     return RegistryError(
-        f"{name} was not packaged by Thawline: {reason}. Thawline runs no code of a package and reads only what it "
-        "wrote itself: serve this model with `mlflow models serve` if you trust who made it, or name a version that "
-        "`thawline search` registered."
+        f"{name} was not packaged by Thawline: {reason}. Thawline reads only its own packages, and runs no code in "
+        "them. If you trust the author of this model, serve it with `mlflow models serve`; otherwise name a version "
+        "that `thawline search` registered."
     )
 
 
 def _changed(name: str, reason: str) -> RegistryError:
     return RegistryError(
-        f"{name} is not what was registered: {reason}. Bring its files back from a backup, or go back to another "
-        f"version: thawline rollback {re.split('[@/]', name)[0]}"
+        f"{name} is not what was registered: {reason}. Restore its files from a backup, or return to another version: "
+        f"thawline rollback {re.split('[@/]', name)[0]}"
     )
 
 
 def _files(folder: Path) -> dict[str, Path]:
     """Files of a package by their path in it.
 
-    What MLflow leaves when it loads a package where it lies is left out: a note of its version, and bytecode of the
-    modules that Python has imported. Thawline reads none of them.
+    Files that MLflow adds when it loads a package in place are ignored: a note of its version, and the bytecode of
+    imported modules. Thawline reads neither.
     """
     found = {}
     for path in folder.rglob("*"):
@@ -158,7 +158,7 @@ def _is_known(path: str) -> bool:
 
 
 def _is_plain(file: Path) -> bool:
-    """Neither a link, which may lead anywhere, nor a pipe, which may never end."""
+    """Whether it is a regular file: a link may lead anywhere, and a pipe may never end."""
     return file.is_file() and not file.is_symlink()
 
 

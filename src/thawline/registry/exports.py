@@ -1,4 +1,4 @@
-"""The classifier of images for other runtimes: ``torch.export`` (``.pt2``) and ONNX, each compared with the network."""
+"""Image classifiers for other runtimes: ``torch.export`` (``.pt2``) and ONNX, each verified against the network."""
 
 import importlib.metadata
 import importlib.util
@@ -32,17 +32,17 @@ __all__ = [
 ]
 
 ExportFormat = Literal["pt2", "onnx"]
-"""Files that a package can hold beside the network."""
+"""Optional files of a package besides the network."""
 Wanted = Literal["auto", "pt2", "onnx", "int8"]
-"""Of ``promotion.exports``; ``int8`` is a version of its own, made from the ONNX file."""
+"""Values of ``promotion.exports``; ``int8`` is a version of its own, made from the ONNX file."""
 
 EXPORT_TOLERANCE = 1e-4
-"""Largest difference of a probability between an export and the network."""
+"""Maximum difference of a probability between an export and the network."""
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class _Classifier(nn.Module):
-    """Pixels from 0 to 1 in, probabilities out: nothing that a caller could do differently is left outside."""
+    """Pixels from 0 to 1 in, probabilities out, including all steps that a caller might do differently."""
 
     mean: Tensor
     std: Tensor
@@ -59,7 +59,7 @@ class _Classifier(nn.Module):
 
 
 class _WithFeatures(nn.Module):
-    """The same, and what a layer of the network is given, which is watched."""
+    """The same, with the input of a watched layer as a second output."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
@@ -72,13 +72,13 @@ class _WithFeatures(nn.Module):
 
 
 def graphs_of(wanted: Sequence[Wanted]) -> tuple[ExportFormat, ...]:
-    """Files that the package must hold for what ``promotion.exports`` names; ``auto`` asks for none."""
+    """Files that the package must have for ``promotion.exports``; ``auto`` requires none."""
     named = (name for name in wanted if name != "auto")
     return tuple(dict.fromkeys("onnx" if name == "int8" else name for name in named))
 
 
 def graphs_tried(wanted: Sequence[Wanted], kind: DataKind) -> tuple[ExportFormat, ...]:
-    """The same, and for ``auto`` the ONNX file, if such a model can have one here."""
+    """The same and, for ``auto``, the ONNX file if it is possible for this kind and its packages are installed."""
     required = graphs_of(wanted)
     if "auto" not in wanted or "onnx" in required or kind == "texts" or _missing():
         return required
@@ -86,21 +86,21 @@ def graphs_tried(wanted: Sequence[Wanted], kind: DataKind) -> tuple[ExportFormat
 
 
 def check_exports(formats: Sequence[Wanted], kind: DataKind) -> None:
-    """Refuse what cannot be exported, before anything is trained.
+    """Reject impossible exports before training.
 
     Args:
-        formats: of ``promotion.exports``.
-        kind: what the model will classify.
+        formats: values of ``promotion.exports``.
+        kind: kind of the model.
 
     Raises:
-        ConfigError: for a model of texts, whose tokenizer no exported graph can hold; and for a format whose packages
-            are not installed, with the command that installs them.
+        ConfigError: for a text model, whose tokenizer cannot be part of a graph, and for a format whose packages are
+            not installed, with the command that installs them.
     """
     named = [name for name in formats if name != "auto"]
     if kind == "texts" and named:
         raise ConfigError(
-            f"promotion.exports names {', '.join(named)}, but a model of texts cannot be exported: its tokenizer "
-            "cannot be part of the graph. Leave promotion.exports out."
+            f"promotion.exports names {', '.join(named)}, but a text model cannot be exported: its tokenizer cannot be "
+            "part of the graph. Leave promotion.exports out."
         )
     of_onnx = [name for name in named if name in ("onnx", "int8")]
     if of_onnx and (missing := _missing()):
@@ -110,7 +110,7 @@ def check_exports(formats: Sequence[Wanted], kind: DataKind) -> None:
 
 
 def _missing() -> list[str]:
-    """What an ONNX file needs and is not installed."""
+    """Packages required for ONNX that are not installed."""
     return [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
 
 
@@ -125,26 +125,26 @@ def export(
     metadata: Mapping[str, str] | None = None,
     head: str | None = None,
 ) -> dict[str, float]:
-    """Write ``model.pt2`` and ``model.onnx`` into a folder, read them back, and compare.
+    """Write ``model.pt2`` and ``model.onnx`` to a folder, read them back, and compare their outputs.
 
-    Both take fp32 ``[N, 3, S, S]`` with pixels from 0 to 1, any ``N``, and give probabilities ``[N, num_classes]``:
-    normalisation and calibration are inside.
+    The input of both is fp32 ``[N, 3, S, S]`` with pixels from 0 to 1, for any ``N``; the output is probabilities
+    ``[N, num_classes]``. Normalisation and calibration are part of the graph.
 
     Args:
         network: on the CPU, in evaluation mode.
-        folder: where to.
-        formats: which.
-        preprocessing: of the network.
-        temperature: of its calibration.
-        pixels: ``[N, 3, S, S]``, at least two images, to compare on.
-        metadata: what an ONNX file says of itself, such as :func:`described`.
+        folder: to write to.
+        formats: to write.
+        preprocessing: preprocessing of the network.
+        temperature: temperature of its calibration.
+        pixels: ``[N, 3, S, S]``, at least two images, for the comparison.
+        metadata: metadata of the ONNX file, such as :func:`described`.
         head: layer whose input is a second output of the ONNX file, ``features`` ``[N, F]``.
 
     Returns:
-        For each format the largest difference of a probability.
+        The largest difference of a probability, by format.
 
     Raises:
-        ExportError: if a format cannot express the network, or answers otherwise than it does; its file is removed.
+        ExportError: if a format cannot express the network, or gives different results; its file is removed.
     """
     classifier = exported_classifier(network, preprocessing, temperature)
     with torch.inference_mode():
@@ -154,16 +154,16 @@ def export(
         path = folder / f"model.{kind}"
         try:
             answer = _EXPORTERS[kind](classifier, path, pixels, metadata or {}, head)
-        except Exception as error:  # exporters raise whatever their passes meet
+        except Exception as error:  # exporters may raise anything
             path.unlink(missing_ok=True)
             reason = re.sub(r"\x1b\[\d*m", "", str(error).partition("\n")[0])  # ONNX's exporter writes in colours
             raise ExportError(f"The network cannot be exported as {kind}: {type(error).__name__}: {reason}") from error
         differences[kind] = float((answer.detach() - expected).abs().max())
-        if not differences[kind] <= EXPORT_TOLERANCE:  # what is no number answers otherwise, too
+        if not differences[kind] <= EXPORT_TOLERANCE:  # also true for NaN
             path.unlink(missing_ok=True)
             raise ExportError(
-                f"The network exported as {kind} answers otherwise: a probability differs by {differences[kind]:.1e}, "
-                f"and at most {EXPORT_TOLERANCE:.0e} is allowed."
+                f"The network exported as {kind} gives different results: a probability differs by "
+                f"{differences[kind]:.1e}, but at most {EXPORT_TOLERANCE:.0e} is allowed."
             )
     return differences
 
@@ -171,11 +171,11 @@ def export(
 def described(
     classes: Sequence[str], preprocessing: "Preprocessing", calibration: Mapping[str, Any] | None
 ) -> dict[str, str]:
-    """Entries for the metadata of an ONNX file, each JSON: whoever has the file alone knows how to use it.
+    """Metadata of an ONNX file, each entry JSON, so that the file can be used without the package.
 
-    ``classes`` (in the order of the probabilities), ``preprocessing`` (how an image is resized and cropped; mean and
-    standard deviation are applied in the graph, which takes pixels from 0 to 1), ``calibration`` (the temperature is
-    applied in the graph) and ``thawline``, the version.
+    ``classes`` (in the order of the probabilities), ``preprocessing`` (resizing and cropping; the graph takes pixels
+    from 0 to 1 and applies mean and standard deviation itself), ``calibration`` (the graph applies the temperature) and
+    ``thawline``, the version.
     """
     said = {
         "classes": list(classes),
@@ -197,7 +197,7 @@ def _pt2(classifier: nn.Module, path: Path, pixels: Tensor, metadata: Mapping[st
 
 
 def exported_classifier(network: nn.Module, preprocessing: "Preprocessing", temperature: float) -> nn.Module:
-    """Pixels from 0 to 1, ``[N, 3, S, S]``, to probabilities: normalisation and calibration are inside."""
+    """A module from pixels (0 to 1, ``[N, 3, S, S]``) to probabilities, with normalisation and calibration."""
     return _Classifier(network, preprocessing, temperature).eval()
 
 
@@ -208,14 +208,14 @@ def write_onnx(
     metadata: Mapping[str, str],
     outputs: Sequence[str] = ("probabilities",),
 ) -> None:
-    """A classifier of :func:`exported_classifier` as one ONNX file, of ``pixels`` to ``probabilities``.
+    """Write a classifier of :func:`exported_classifier` as one ONNX file, from ``pixels`` to ``probabilities``.
 
     Args:
-        classifier: what to write.
-        path: where to.
-        pixels: ``[N, 3, S, S]``, at least two images, to trace with.
-        metadata: what the file says of itself, see :func:`described`.
-        outputs: names of what the classifier gives.
+        classifier: to write.
+        path: path of the file.
+        pixels: ``[N, 3, S, S]``, at least two images, for tracing.
+        metadata: metadata of the file, see :func:`described`.
+        outputs: names of the classifier's outputs.
     """
     batch = torch.export.Dim("batch", min=1)
     program = torch.onnx.export(
@@ -227,7 +227,7 @@ def write_onnx(
         dynamo=True,
         verbose=False,
     )
-    assert program is not None  # noqa: S101  what `dynamo` gives
+    assert program is not None  # noqa: S101  with `dynamo`, never None
     program.model.metadata_props.update(metadata)
     program.save(path, external_data=False)
 

@@ -1,4 +1,4 @@
-"""Whatever a registry raises, said as one of Thawline's errors."""
+"""Conversion of a registry's exceptions to Thawline's errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ __all__ = ["failures_named"]
 
 @contextmanager
 def failures_named(what: str = "The model registry failed") -> Iterator[None]:
-    """Any error of the registry as a :class:`RegistryError` of one line."""
+    """Convert any exception in the block to a :class:`RegistryError` of one line."""
     try:
         yield
     except RegistryError:

@@ -1,4 +1,4 @@
-"""May the challenger replace the champion? A pure decision: measurements in, a verdict with every criterion out."""
+"""The gate: a pure function from measurements of challenger and champion to a verdict with all criteria."""
 
 import math
 from collections import Counter
@@ -27,15 +27,15 @@ __all__ = [
 ]
 
 PARITY_TOLERANCE = 1e-3
-"""Largest difference of a probability between the packaged model and the trained network. Networks of more than a
-hundred layers differ by some 1e-5 between batch sizes; a wrong resize or class order by far more."""
+"""Maximum difference of a probability between the packaged model and the trained network. Networks of more than a
+hundred layers differ by some 1e-5 between batch sizes; a wrong resize or class order causes far more."""
 RECALL_BY_CHANCE = 0.2
-"""How often chance may stop a challenger that has lost no class anything. More than of a false promotion, because such
-a challenger can be judged again with more images, and a class that is lost is lost to whoever is served: 100 images a
-class then catch a fall of 20 points among 300 classes in nine cases of ten (ADR 9)."""
+"""Probability that chance stops a challenger whose recall has not fallen in any class. It is higher than for a false
+promotion, because such a challenger can be judged again with more images, whereas users suffer from a lost class. With
+100 images per class, it detects a fall of 20 points among 300 classes in nine of ten cases (ADR 9)."""
 QUANTISED_SECONDS = 0.9
-"""A copy in int8 takes at most this share of the time that its original takes by the fastest engine here: it is less
-precise, and measured times differ by chance."""
+"""Maximum time of an int8 copy, relative to its original with the fastest engine here: it is less precise, and
+measured times vary by chance."""
 _GAIN, _EVIDENCE = "gain", "evidence of the gain"
 _LOSS, _RECALL, _SECONDS = "loss by quantisation", "recall of every class", "seconds for one"
 
@@ -46,14 +46,14 @@ class Outcome(StrEnum):
     PROMOTE = "promote"
     """It becomes the champion."""
     HOLD = "hold"
-    """It stays the challenger: it works, but nothing shows that it is better."""
+    """It stays the challenger: it works, but is not shown to be better."""
     REJECT = "reject"
-    """It cannot be used in the champion's place, however good it is."""
+    """It cannot replace the champion, however good it is."""
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """One question, its answer, and what would have been the right one."""
+    """One criterion with its value and threshold."""
 
     name: str
     passed: bool
@@ -66,7 +66,7 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The decision, its reason as a sentence for people, and every criterion that led to it."""
+    """The decision, its reason as a sentence, and every criterion that led to it."""
 
     outcome: Outcome
     reason: str
@@ -100,18 +100,18 @@ def decide(
     further: Sequence[tuple[str, Scores, Scores | None]] = (),
     by_force: str = "thawline promote NAME --version N --force --reason TEXT",
 ) -> Verdict:
-    """Promote the challenger if it is better than the champion on the same items and worse in nothing.
+    """Promote the challenger if it is better than the champion on the same items, and worse in no criterion.
 
-    The first champion must be better than answering one class every time.
+    The first champion must beat the majority class.
 
     Args:
         rules: thresholds.
         challenger: measured now on the test split.
         champion: measured now on the same; ``None`` if there is none or if it could not be measured.
         majority: scores of the training split's most frequent class; by default of that of the test labels.
-        champion_error: why the champion could not be measured. Then the challenger waits: a broken champion is a matter
-            for a person.
-        further: the same two for each further folder or table, with its name.
+        champion_error: why the champion could not be measured; then the challenger is held, because a broken champion
+            needs a person.
+        further: scores of both on each further folder or table, with its name.
         by_force: the command that promotes the challenger without a comparison.
     """
     usable = list(_usable(rules, challenger, champion))
@@ -127,7 +127,7 @@ def decide(
     before = champion.metrics[metric]
     if not math.isfinite(before):
         return Verdict(
-            Outcome.HOLD, f"the champion's {metric} is {before}, so that nothing can be compared", tuple(usable)
+            Outcome.HOLD, f"the champion's {metric} is {before}, so no comparison is possible", tuple(usable)
         )
     gain, p_value = compare(metric, challenger, champion)
     criteria = (
@@ -140,28 +140,28 @@ def decide(
     difference = _difference(gain, metric, challenger, champion)
     if not failed:
         return Verdict(Outcome.PROMOTE, f"the challenger is better: {values}; {difference}", criteria)
-    held = f"{_held(failed, gain)}: {difference}; {values}; not fulfilled: {_listed(failed)}"
+    held = f"{_held(failed, gain)}: {difference}; {values}; not met: {_listed(failed)}"
     return Verdict(Outcome.HOLD, held, criteria)
 
 
 def decide_quantised(
     rules: GateRules, quantised: Scores, twin: Scores, *, further: Sequence[tuple[str, Scores, Scores | None]] = ()
 ) -> Verdict:
-    """Put a copy in int8 in the place of the champion that it was quantised from, if it is faster and no worse.
+    """Replace the champion with its int8 copy if the copy is faster and no worse.
 
-    Quantising gains nothing but time, so that no gain is asked for. The burden is turned round: the copy must be shown
-    to lose less than ``rules.max_quantisation_loss``. One that measurably loses more, or recall of a class beyond
+    Quantisation saves only time, so no gain is required. The burden of proof is reversed: the copy must be shown to
+    lose less than ``rules.max_quantisation_loss``. A copy that measurably loses more, or recall of a class beyond
     chance, is rejected; one that is not shown to lose less, or is not faster, is held.
 
     Args:
         rules: thresholds.
         quantised: measured now on the test split.
-        twin: the champion, measured now on the same; its seconds are those of the fastest engine that computes it.
-        further: the same two for each further folder.
+        twin: the champion, measured now on the same; its seconds are those of its fastest engine.
+        further: scores of both on each further folder.
     """
     usable = list(_usable(rules, quantised, twin))
     if failed := [each for each in usable if not each.passed]:
-        return Verdict(Outcome.REJECT, f"the copy in int8 cannot be used: {_listed(failed)}", tuple(usable))
+        return Verdict(Outcome.REJECT, f"the int8 copy cannot be used: {_listed(failed)}", tuple(usable))
     gain, _ = compare(rules.metric, quantised, twin)
     margin, lower = rules.max_quantisation_loss, compare_quantised(rules.metric, quantised, twin).lower
     shown = Criterion(
@@ -182,29 +182,30 @@ def decide_quantised(
         f"that it was quantised from, on the same {len(twin.labels)} test {twin.kind}"
     )
     if not failed:
-        return Verdict(Outcome.PROMOTE, f"the copy in int8 is faster and no worse: {values}", criteria)
+        return Verdict(Outcome.PROMOTE, f"the int8 copy is faster and no worse: {values}", criteria)
     names = {each.name for each in failed}
     if names & {_LOSS, _RECALL}:
         return Verdict(Outcome.REJECT, f"the network quantises badly: {values}; {_listed(failed)}", criteria)
     if not shown.passed:
         perfect = compare_quantised(rules.metric, twin, twin).lower(rules.significance) > -margin
-        few = "" if perfect else f"; {len(twin.labels)} test {twin.kind} are too few to show it of any copy"
+        few = "" if perfect else f"; {len(twin.labels)} test {twin.kind} are too few to show it for any copy"
         held = f"not shown to be as good as its original{few}"
     else:
-        held = "not faster" if any(name.startswith(_SECONDS) for name in names) else "as good, but worse in something"
-    return Verdict(Outcome.HOLD, f"{held}: {values}; not fulfilled: {_listed(failed)}", criteria)
+        slower = any(name.startswith(_SECONDS) for name in names)
+        held = "not faster" if slower else "as good, but worse in another criterion"
+    return Verdict(Outcome.HOLD, f"{held}: {values}; not met: {_listed(failed)}", criteria)
 
 
 def _held(failed: Sequence[Criterion], gain: Gain) -> str:
-    """In a few words what keeps the challenger from being champion."""
+    """The main reason why the challenger is held, in a few words."""
     names = {each.name for each in failed}
     if _GAIN in names:
-        return "not better by enough" if gain.value > 0 else "not better"
-    return "not significant" if _EVIDENCE in names else "better, but worse in something else"
+        return "gain too small" if gain.value > 0 else "not better"
+    return "not significant" if _EVIDENCE in names else "better, but worse in another criterion"
 
 
 def _difference(gain: Gain, metric: str, challenger: Scores, champion: Scores) -> str:
-    """``1 image of 38 better, 95% interval -0.05 to +0.11``; of another metric than accuracy its own difference."""
+    """``1 image of 38 better, 95% interval -0.05 to +0.11``; for other metrics than accuracy, their difference."""
     interval = f"95% interval {gain.lower(0.025):+.2g} to {gain.upper(0.025):+.2g}"
     better = "better" if gain.value > 0 else "worse"
     if metric != "accuracy":
@@ -215,7 +216,7 @@ def _difference(gain: Gain, metric: str, challenger: Scores, champion: Scores) -
     )
     count, of = abs(ours - theirs), len(challenger.labels)
     if not count:
-        return f"as many of {of} {challenger.kind} right, {interval}"
+        return f"equally many of {of} {challenger.kind} correct, {interval}"
     return f"{count} {COLUMNS[challenger.kind] if count == 1 else challenger.kind} of {of} {better}, {interval}"
 
 
@@ -224,8 +225,8 @@ def _first(
 ) -> Verdict:
     """Whether the first champion has learned anything: whether it beats the majority class beyond chance.
 
-    By balanced accuracy, whatever the metric: by accuracy alone, answering one class is right nine times in ten where
-    nine in ten are of it.
+    The comparison uses balanced accuracy, whatever the metric: a majority class with nine tenths of the items has an
+    accuracy of 0.9.
     """
     metric, counted = rules.metric, f"{len(challenger.labels)} test {challenger.kind}"
     ours, theirs = (each.metrics["balanced_accuracy"] for each in (challenger, majority))
@@ -253,12 +254,12 @@ def _first(
 
 
 def _gain_at_least(rules: GateRules, challenger: Scores, majority: Scores) -> float:
-    """By how much balanced accuracy is better, beyond chance."""
+    """Lower bound of the gain in balanced accuracy."""
     return compare("balanced_accuracy", challenger, majority)[0].lower(rules.significance)
 
 
 def _usable(rules: GateRules, challenger: Scores, champion: Scores | None) -> Iterator[Criterion]:
-    """What a model must fulfil to be in the registry's first place at all."""
+    """Criteria that every champion must meet."""
     value = challenger.metrics[rules.metric]
     yield Criterion(rules.metric, math.isfinite(value), f"{value:.4f}", "a number")
     needed = set(champion.classes if champion is not None else ()) | set(challenger.labels)
@@ -300,7 +301,7 @@ def _no_worse(
     *,
     seconds: float,
 ) -> Iterator[Criterion]:
-    chance = min(rules.significance, 0.5)  # 1 asks for no evidence of a gain; of a loss, as measured is enough
+    chance = min(rules.significance, 0.5)  # 1 requires no evidence of a gain; for a loss, the measured value suffices
     word, classes = COLUMNS[challenger.kind], len(challenger.recalls)
     name, fallen = compare_recalls(challenger, champion, tolerated=rules.max_recall_loss)
     yield Criterion(

@@ -1,4 +1,4 @@
-"""MLflow's model registry: versions, aliases, and the packaged model back from it."""
+"""MLflow's model registry: versions, aliases, and loading of packaged models."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ __all__ = ["MlflowRegistry", "check_kind"]
 _log = logging.getLogger("thawline.registry")
 
 _HISTORY = "thawline.champion."
-"""Tags of a registered model: this and the time in milliseconds; the value says who became champion, and why."""
+"""Prefix of tags of a registered model, before a time in milliseconds; the value is the new champion, with a reason."""
 _LONGEST_REASON = 2000
 
 
@@ -60,13 +60,13 @@ class MlflowRegistry:
         return self._alias(name, CHALLENGER)
 
     def find_version(self, name: str, *, study: str, run_id: str, quantised_from: str | None = None) -> str | None:
-        """The newest version that this study registered from this run, or ``None``: a resumed study finds it.
+        """The newest version that this study registered from this run, for resumed studies; ``None`` if there is none.
 
         Args:
             name: registered model.
             study: name of the study.
-            run_id: of the trial.
-            quantised_from: look for the copy in int8 of this version instead.
+            run_id: id of the trial's run.
+            quantised_from: find the int8 copy of this version instead.
         """
         with failures_named():
             found = [
@@ -79,15 +79,15 @@ class MlflowRegistry:
         return str(max(found)) if found else None
 
     def quantised_from(self, name: str, version: str) -> str | None:
-        """The version in single precision that this one is a copy of in int8; ``None`` if it is none."""
+        """The version from which this one was quantised to int8; ``None`` if it is not quantised."""
         return self.tags(name, version).get(QUANTISED_FROM)
 
     def with_network(self, model: ModelName, what: str) -> ModelName:
-        """A version whose network can be looked into: the model, or what it was quantised from, which is then said.
+        """A version with a PyTorch network: the model or, with a warning, the version that it was quantised from.
 
         Args:
-            model: which.
-            what: is done with it, a participle such as ``"explained"``.
+            model: to resolve.
+            what: happens to it, for the warning: a participle such as ``"explained"``.
 
         Raises:
             RegistryError: if one of them is missing.
@@ -98,12 +98,12 @@ class MlflowRegistry:
             return ModelName(model.name, None, version)
         found = ModelName(model.name, None, self.resolve(ModelName(model.name, None, twin)))
         _log.warning(
-            "%s/%s is in int8: what is %s is %s, which it was quantised from", model.name, version, what, found
+            "%s/%s is in int8, so the version %s is %s, from which it was quantised", model.name, version, what, found
         )
         return found
 
     def register(self, name: str, model_uri: str, *, run_id: str, study: str, tags: Mapping[str, str]) -> str:
-        """Add a logged model (``models:/m-…``) as the next version of ``name``, which is made if it is new."""
+        """Add a logged model (``models:/m-…``) as the next version of ``name``, which is created if it is new."""
         from mlflow.exceptions import MlflowException
 
         model_id = model_uri.removeprefix("models:/")
@@ -119,8 +119,8 @@ class MlflowRegistry:
                 created = self._client.create_model_version(
                     name, model_uri, run_id=run_id, tags={**tags, **recorded}, model_id=model_id
                 )
-            # By this tag the UI's page of the logged model names its versions. A server sets it; otherwise
-            # mlflow.register_model would, which prints and works on the global store.
+            # The UI's page of the logged model finds its versions by this tag. A server sets it; without one,
+            # mlflow.register_model would, but it prints and uses the global store.
             known = json.loads(self._client.get_logged_model(model_id).tags.get("mlflow.modelVersions") or "[]")
             if not any(item["name"] == name and str(item["version"]) == str(created.version) for item in known):
                 versions = [*known, {"name": name, "version": created.version}]
@@ -139,18 +139,18 @@ class MlflowRegistry:
             self._client.set_registered_model_alias(name, alias, version)
 
     def promote(self, name: str, version: str, *, judged_against: str | None, by: str, reason: str) -> None:
-        """Make a version the champion, unless the champion is no longer the one that it was judged against.
+        """Make a version the champion, unless the champion is no longer the one that it was compared with.
 
-        Who was champion when, and why, is kept in tags of the registered model (:meth:`history`). MLflow cannot compare
-        and set an alias in one step; a lock in Thawline's home keeps the promotions of one home apart, and between
-        several homes on one server a gap of milliseconds remains.
+        The history of champions, with reasons, is stored in tags of the registered model (:meth:`history`). MLflow
+        cannot compare and set an alias atomically; a lock in Thawline's home serialises promotions from this home, but
+        between several homes on one server a race of milliseconds remains.
 
         Args:
             name: registered model.
-            version: what to promote.
-            judged_against: the champion's version when the decision was made.
+            version: to promote.
+            judged_against: the champion's version at the time of the decision.
             by: who decided, for the history.
-            reason: on what evidence, for the history.
+            reason: the evidence, for the history.
         """
         lock = self._store.home / "locks" / f"promote-{name}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -159,11 +159,11 @@ class MlflowRegistry:
                 champion = self.champion(name)
                 if champion != judged_against:
                     raise RegistryError(
-                        f"{name}/{version} was judged against {_named(judged_against)}, but the champion is now "
-                        f"{_named(champion)}: it is not promoted. Judge it again: thawline promote {name} "
+                        f"{name}/{version} was compared with {_named(judged_against)}, but the champion is now "
+                        f"{_named(champion)}: it is not promoted. Compare it again: thawline promote {name} "
                         f"--version {version}"
                     )
-                # Tags first, alias last: whoever sees the new champion sees all that is known of it.
+                # Tags first, alias last, so that the new champion has all its tags as soon as it is visible.
                 self.set_tags(name, version, {"thawline.previous_champion": judged_against or "none"})
                 entry = {"version": version, "previous": judged_against, "by": by, "reason": reason[:_LONGEST_REASON]}
                 with failures_named():
@@ -173,10 +173,10 @@ class MlflowRegistry:
             raise RegistryError(f"Another promotion of {name!r} has been running for a minute ({lock}).") from None
 
     def history(self, name: str) -> tuple[Reign, ...]:
-        """Who was champion from when to when, the oldest first.
+        """The champions with their periods, oldest first.
 
         Raises:
-            RegistryError: if there is no such model, listing those there are.
+            RegistryError: if there is no such model, listing the existing ones.
         """
         self._exists(name)
         with failures_named():
@@ -189,15 +189,15 @@ class MlflowRegistry:
         return reigns_of(entries, self.champion(name))
 
     def former_champion(self, name: str) -> str | None:
-        """The champion before the present one, or ``None``."""
+        """The previous champion, or ``None``."""
         reigns = self.history(name)
         return reigns[-2].version if len(reigns) > 1 else None
 
     def run_of(self, name: str, version: str) -> str:
-        """The run that a version was trained by, which this store has.
+        """The run that trained a version, if it is in this store.
 
         Raises:
-            RegistryError: if it was registered without a run, or with one of another store.
+            RegistryError: if it was registered without a run, or with a run in another store.
         """
         from mlflow.exceptions import MlflowException
 
@@ -206,8 +206,8 @@ class MlflowRegistry:
             run_id = self._client.get_model_version(name, version).run_id
             if not run_id:
                 raise RegistryError(
-                    f"{name}/{version} was registered without a run, and a verdict is recorded in the run that trained "
-                    f"the version: it cannot be judged. To make it champion on your word: {by_force}"
+                    f"{name}/{version} cannot be compared: verdicts are recorded in the run that trained the version, "
+                    f"but it was registered without a run. To promote it without a comparison: {by_force}"
                 )
             try:
                 self._client.get_run(run_id)
@@ -215,8 +215,8 @@ class MlflowRegistry:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
                 raise RegistryError(
-                    f"{name}/{version} was trained by the run {run_id}, which {self._store.name} does not hold. Name "
-                    f"the store of that run with --tracking-uri; or, to make it champion on your word: {by_force}"
+                    f"{name}/{version} was trained by the run {run_id}, which is not in {self._store.name}. Name "
+                    f"the store of that run with --tracking-uri; or, to promote it without a comparison: {by_force}"
                 ) from None
         return str(run_id)
 
@@ -241,7 +241,7 @@ class MlflowRegistry:
                 return None
 
     def verdict(self, name: str, version: str) -> dict[str, Any] | None:
-        """The evidence on which a version was judged last, ``verdict.json``; ``None`` if it never was."""
+        """The evidence of a version's last comparison, ``verdict.json``; ``None`` if there was none."""
         from mlflow.exceptions import MlflowException
 
         with failures_named():
@@ -274,7 +274,7 @@ class MlflowRegistry:
             return dict(self._client.get_model_version(name, version).tags)
 
     def input_of(self, model: ModelName) -> ModelInput:
-        """What a model classifies, by its description alone: no network is built, and no weights are fetched."""
+        """A model's kind of input, from its description only: no network is built, and no weights are downloaded."""
         version = self.resolve(model)
         with (
             failures_named(f"The description of {model} cannot be read"),
@@ -286,21 +286,21 @@ class MlflowRegistry:
     def load(
         self, model: ModelName, *, device: str = "auto", engine: EngineName | None = None, lasting: bool = False
     ) -> "PackagedModel":
-        """Load a model by alias or version, once its files are what was registered; no code in them is run.
+        """Load a model by alias or version, after checking that its files are unchanged; no code in them is run.
 
         Args:
-            model: which.
-            device: ``auto`` for a GPU if there is one, or any of PyTorch's.
-            engine: what computes it, see :func:`thawline.engines.choose`; by default PyTorch, or ONNX Runtime for a
-                version in int8, which no other engine computes.
-            lasting: whether it will compute for long, as in a server.
+            model: to load.
+            device: ``auto`` for a GPU if there is one, or any PyTorch device.
+            engine: to compute with, see :func:`thawline.engines.choose`; by default PyTorch, or ONNX Runtime for a
+                version in int8, which no other engine supports.
+            lasting: whether it will be used for long, as in a server.
 
         Raises:
-            EngineError: if the engine that is wanted cannot compute it.
-            RegistryError: if it is missing, listing what there is; if Thawline did not package it, or its files have
+            EngineError: if the requested engine cannot compute it.
+            RegistryError: if it is missing, listing what exists; if Thawline did not package it, or its files have
                 changed.
         """
-        from thawline.registry.packaged import (  # which loads torch; the registry itself does without
+        from thawline.registry.packaged import (  # loads torch, which the registry itself does not need
             compute_quantised,
             read_package,
         )
@@ -324,25 +324,25 @@ class MlflowRegistry:
 
     @contextmanager
     def artifacts(self, model: ModelName) -> Iterator[Path]:
-        """Folder of a version's artifacts, for the time of the block; :meth:`load` compares them with their digests.
+        """Folder of a version's artifacts, valid within the block; :meth:`load` compares them with their digests.
 
         Raises:
-            RegistryError: if they cannot be fetched.
+            RegistryError: if they cannot be downloaded.
         """
         with failures_named(f"{model} cannot be read"), self._files(model.name, self.resolve(model)) as path:
             yield path / "artifacts"
 
     @contextmanager
     def _files(self, name: str, version: str, part: str = "") -> Iterator[Path]:
-        """The package's folder, or a part of it, on this machine for as long as it is looked at."""
+        """The package's folder, or a part of it, on this machine within the block."""
         import mlflow
 
         with tempfile.TemporaryDirectory(prefix="thawline-") as folder:
-            # Where the files lie: a models:/ URI would be looked up in the process's global store.
+            # The location of the files: a models:/ URI would be resolved in the process's global store.
             location = self._client.get_model_version_download_uri(name, version)
             path = mlflow.artifacts.download_artifacts(
                 artifact_uri=location + part,
-                # A local folder answers with the place itself; from elsewhere the files are needed only while loading.
+                # A local folder is used in place; remote files are needed only while loading.
                 dst_path=None if location.startswith(("file:", "/")) else folder,
                 tracking_uri=self._store.uri,
                 registry_uri=self._store.registry_uri,
@@ -366,14 +366,15 @@ class MlflowRegistry:
         if self.has(name):
             return
         names = self.names()
-        registered = f"Registered: {', '.join(names)}." if names else "None is registered yet: run `thawline search`."
+        none = "No model is registered yet: run `thawline search`."
+        registered = f"Registered: {', '.join(names)}." if names else none
         raise RegistryError(f"No model {name!r} in {self._store.name}. {registered}")
 
     def resolve(self, model: ModelName) -> str:
-        """The version that is meant, which exists.
+        """The version that a name refers to.
 
         Raises:
-            RegistryError: if it does not, with what there is.
+            RegistryError: if it does not exist, listing what exists.
         """
         self._exists(model.name)
         if model.alias is not None:
@@ -411,10 +412,10 @@ _global_store = threading.RLock()
 
 @contextmanager
 def _as_global_store(store: MlflowStore) -> Iterator[None]:
-    """Make the store the process's tracking URI for a moment, and put back what was there.
+    """Make the store the process's tracking URI within the block, and restore it afterwards.
 
-    MLflow's SQL registry looks a ``models:/m-…`` up in the global store whatever the client's is (an open point in its
-    source, 3.17). Setting that store also writes MLFLOW_TRACKING_URI, for subprocesses, so this is put back too.
+    MLflow's SQL registry resolves ``models:/m-…`` in the global store, regardless of the client's store (an open point
+    in its source, 3.17). Setting that store also writes MLFLOW_TRACKING_URI, for subprocesses, so this is restored too.
     """
     import mlflow
 
@@ -424,7 +425,7 @@ def _as_global_store(store: MlflowStore) -> Iterator[None]:
         try:
             yield
         finally:
-            # Whoever had called set_tracking_uri had thereby set the variable, so that the variable is enough.
+            # Any earlier call of set_tracking_uri has set the variable, so restoring the variable is enough.
             mlflow.set_tracking_uri(None)  # type: ignore[arg-type, unused-ignore]
             if before is not None:
                 os.environ[variable] = before
@@ -435,15 +436,15 @@ def _named(version: str | None) -> str:
 
 
 def check_kind(registry: MlflowRegistry, model: ModelName, what: str) -> None:
-    """Refuse a model of texts where only pictures make sense, before anything is computed.
+    """Reject a text model where only images make sense, before anything is computed.
 
     Args:
-        registry: where the model is.
+        registry: registry of the model.
         model: as the user named it.
-        what: ends the sentence, such as ``"drift is measured between pictures"``.
+        what: the rest of the error, such as ``"drift is measured between images"``.
 
     Raises:
         RegistryError: if it classifies texts, or is missing.
     """
     if registry.input_of(model).kind == "texts":
-        raise RegistryError(f"{model} classifies texts, but {what}: name a model of images.")
+        raise RegistryError(f"{model} classifies texts, but {what}: name an image model.")

@@ -1,4 +1,4 @@
-"""Registered models as users name them, and what they take."""
+"""Names of registered models, and their inputs."""
 
 import re
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ __all__ = [
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 QUANTISED_FROM = "thawline.quantised_from"
-"""Tag of a version in int8: the version in single precision that it is a copy of."""
+"""Tag of a version in int8: the version from which it was quantised."""
 COLUMNS: Mapping[DataKind, str] = {"images": "image", "texts": "text"}
-"""The only column of the table that a packaged model takes; also the word for one of what it classifies."""
+"""The only input column of a packaged model; also the singular of its kind."""
 
 
 @dataclass(frozen=True)
 class ModelName:
-    """A model as a user names it: exactly one of alias and version is given."""
+    """A model as named by a user: with either an alias or a version."""
 
     name: str
     alias: str | None = CHAMPION
@@ -39,37 +39,37 @@ class ModelName:
 
 
 def parse_model(text: str) -> ModelName:
-    """``name`` (its champion), ``name@alias`` or ``name/3``.
+    """Parse ``name`` (its champion), ``name@alias`` or ``name/3``.
 
     Raises:
         RegistryError: for anything else.
     """
     match = re.fullmatch(r"(?:models:/)?([^@/:\s]+)(?:@([\w-]+)|/([1-9]\d*))?", text)
     if match is None:
-        raise RegistryError(f"A model is named as NAME, NAME@ALIAS or NAME/VERSION, but got {text!r}.")
+        raise RegistryError(f"A model must be given as NAME, NAME@ALIAS or NAME/VERSION, but got {text!r}.")
     name, alias, version = match.groups()
     return ModelName(name, None if version else alias or CHAMPION, version)
 
 
 @dataclass(frozen=True)
 class ModelInput:
-    """What a model classifies."""
+    """The kind of input of a model."""
 
     kind: DataKind
     text_column: str | None = None
-    """Name of the column of texts in the table that it was trained on; ``None`` where it had none, or is not known."""
+    """Name of the column of texts in its training table; ``None`` if there was none, or if it is not known."""
 
 
 def check_text_column(text_column: str | None, model: ModelName, kind: DataKind) -> None:
-    """Refuse the name of a column of texts for a model of images.
+    """Reject the name of a text column for an image model.
 
     Raises:
         RegistryError: if there is one.
     """
     if text_column is not None and kind == "images":
-        raise RegistryError(f"{model} classifies images, which lie in no column: leave --text-column out.")
+        raise RegistryError(f"{model} classifies images, which have no column: leave --text-column out.")
 
 
 def verdict_folder(tags: Mapping[str, str]) -> str:
-    """Of the trial's run, which a copy in int8 shares with the version that it was quantised from."""
+    """Folder of verdicts in the trial's run, which an int8 copy shares with its original."""
     return "promotion/int8" if QUANTISED_FROM in tags else "promotion"

@@ -1,4 +1,4 @@
-"""A packaged model, loaded: its files are read as data, by Thawline's own code, once they are what was registered."""
+"""A loaded packaged model: after a check of their digests, Thawline's own code reads its files as data."""
 
 import importlib.util
 import json
@@ -38,24 +38,24 @@ __all__ = [
 _log = logging.getLogger("thawline.registry")
 
 FORMAT = 1
-"""Of ``model.json``; raised with every change after which an earlier Thawline would answer otherwise."""
+"""Version of ``model.json``; incremented with every change that would alter the answers of an earlier Thawline."""
 QUANTISED_FORMAT = 2
-"""Of a network in int8, which Thawline without this format cannot read."""
+"""Version for networks in int8, which earlier versions of Thawline cannot read."""
 _INPUTS = {"images": images, "texts": tokenizer}
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says about one image or text."""
+    """A model's prediction for one image or text."""
 
     class_name: str
     probability: float
     probabilities: dict[str, float]
-    """Of every class."""
+    """By class."""
     prediction_set: tuple[str, ...] | None = None
-    """Classes that it may be of, the likeliest first; ``None`` if the package has no prediction sets."""
+    """Classes that the item may belong to, most likely first; ``None`` if the package has no prediction sets."""
     unknown: bool | None = None
-    """Whether it seems to be of none of the classes; ``None`` if the package cannot tell."""
+    """Whether the item seems to belong to none of the classes; ``None`` if the package cannot tell."""
 
 
 class PackagedModel:
@@ -68,25 +68,25 @@ class PackagedModel:
         """The network with its preprocessing."""
         self.name = name
         self.bytes = size
-        """Of all its files."""
+        """Total size of its files."""
         self.kind: DataKind = description.kind
         self._example = example
         self.parity: float | None = description.metadata.get("parity")
         """Largest difference of a probability from the trained network, measured when it was packaged."""
         self.train_classes: Mapping[str, int] | None = description.metadata.get("train_classes")
-        """How many images or texts each class had in the training split; older packages do not know."""
+        """Number of images or texts per class in the training split; ``None`` for older packages."""
         self.calibration: Mapping[str, Any] | None = description.metadata.get("calibration")
         self.is_quantised: bool = servable.settings.get("precision") == "int8"
-        """Whether it is a copy in int8 of another version."""
+        """Whether it is an int8 copy of another version."""
         self.engine = servable.engine
-        """What computes the network."""
+        """The engine that computes the network."""
         self.engines: tuple[Tried, ...] = ()
-        """Those that were tried; none where PyTorch alone was wanted."""
+        """Engines that were tried; empty if PyTorch was requested."""
         self.tested: Mapping[str, Any] | None = None
-        """Its ``accuracy``, and what that was measured ``on``; ``None`` if it has not been judged."""
+        """Its ``accuracy``, and the data it was measured ``on``; ``None`` if it was not measured."""
 
     def compute_by(self, choice: Choice) -> None:
-        """Have the network computed by another engine; decoding, class names and answers stay the package's own."""
+        """Compute the network with another engine; decoding, class names and answers remain the package's own."""
         self.servable.outputs = choice.engine.outputs  # type: ignore[method-assign]
         self.engine, self.engines = choice.engine.name, choice.tried
 
@@ -94,24 +94,24 @@ class PackagedModel:
         """Classify the model's own input example.
 
         Raises:
-            RegistryError: if it does not answer.
+            RegistryError: if it fails.
         """
-        with failures_named(f"{self.name} does not answer its own input example"):
+        with failures_named(f"{self.name} cannot classify its own input example"):
             answer = self.predict([self.example()])[0]
             if isinstance(answer, str):
-                raise RegistryError(f"{self.name} does not answer its own input example: {answer}")
+                raise RegistryError(f"{self.name} cannot classify its own input example: {answer}")
 
     def example(self) -> bytes | str:
-        """The encoded image or the text that was packaged with it."""
+        """The encoded image or text in the package."""
         return self._example
 
     def items_in(self, body: bytes, content_type: str) -> list[bytes | str]:
         """The encoded images, or the texts, of a request in MLflow's scoring protocol (JSON or CSV, in any form).
 
-        MLflow's own server reads the request, so that every client of ``mlflow models serve`` is understood.
+        MLflow's own code parses the request, so that all clients of ``mlflow models serve`` work.
 
         Raises:
-            ValueError: if it cannot be read, with the reason for people.
+            ValueError: if it cannot be read, with a readable reason.
         """
         from mlflow.exceptions import MlflowException
 
@@ -137,7 +137,7 @@ class PackagedModel:
 
     @cached_property
     def _protocol(self) -> tuple[Callable[..., Any], Any]:
-        """MLflow's reader of requests, and the description of the model that it asks for; loaded by the first one."""
+        """MLflow's request parser and the model description that it needs; loaded with the first request."""
         import_pyfunc()
         from mlflow.models import Model
         from mlflow.pyfunc.scoring_server import invocations
@@ -145,10 +145,10 @@ class PackagedModel:
         return invocations, Model(signature=signature_of(self.kind))
 
     def predict(self, items: Sequence[bytes | Path | str]) -> list[Prediction | str]:
-        """Classify in batches; a string in place of a prediction is the reason why an item cannot be read.
+        """Classify in batches; a string instead of a prediction is the reason why an item cannot be read.
 
         Args:
-            items: encoded images (bytes) or image files (Path) for a model of images, texts (str) for one of texts.
+            items: encoded images (bytes) or image files (Path) for an image model, texts (str) for a text model.
 
         Raises:
             RegistryError: if an item is of the other kind.
@@ -189,7 +189,7 @@ class PackagedModel:
 
 
 class _Reader:
-    """Stands in for a model in MLflow's server, to have what it read."""
+    """Stands in for a model in MLflow's server, to capture the parsed request."""
 
     def __init__(self, metadata: Any) -> None:
         self.metadata = metadata
@@ -201,21 +201,21 @@ class _Reader:
 
 
 def read_package(folder: Path, name: ModelName, *, recorded: str | None, device: str = "auto") -> PackagedModel:
-    """Load a package from its folder. Its files are compared with their digests first; no code in it is run.
+    """Load a package from its folder, after comparing its files with their digests; no code in it is run.
 
     Args:
-        folder: of the package, whose files must stay as they are meanwhile.
-        name: how it is called in messages and answers.
-        recorded: the digest that the registry remembers, see :func:`thawline.registry.contents.check_files`.
-        device: where it is loaded to; ``auto`` for a GPU if there is one.
+        folder: folder of the package, whose files must not change meanwhile.
+        name: for messages and answers.
+        recorded: the digest in the registry, see :func:`thawline.registry.contents.check_files`.
+        device: to load it on; ``auto`` for a GPU if there is one.
 
     Raises:
         RegistryError: if Thawline did not package it, a file has changed since, or the network cannot be built.
     """
     if not check_files(folder, str(name), recorded):
         _log.warning(
-            "%s was registered before digests were recorded: its files are read as data, but whether somebody has "
-            "changed them cannot be told. Versions that `thawline search` registers from now on have digests.",
+            "%s was registered by a version of Thawline that recorded no digests: its files are read as data, but "
+            "changes to them cannot be detected. Versions that `thawline search` registers now have digests.",
             name,
         )
     artifacts = folder / "artifacts"
@@ -224,8 +224,8 @@ def read_package(folder: Path, name: ModelName, *, recorded: str | None, device:
         settings = json.loads((artifacts / "model.json").read_bytes())
         if settings.get("format", 1) > QUANTISED_FORMAT:
             raise RegistryError(
-                f"{name} was packaged by Thawline {settings['thawline']}, whose packages are of a newer format "
-                f"({settings['format']}, known: {QUANTISED_FORMAT}). Update Thawline: pip install --upgrade thawline"
+                f"{name} was packaged by Thawline {settings['thawline']} in a newer format ({settings['format']}; "
+                f"supported: {QUANTISED_FORMAT}). Upgrade Thawline: pip install --upgrade thawline"
             )
         if settings["kind"] != description.kind:
             raise refusal(str(name), f"its MLmodel takes {description.kind}, its model.json {settings['kind']}")
@@ -244,7 +244,7 @@ def read_package(folder: Path, name: ModelName, *, recorded: str | None, device:
             {key: str(artifacts / file) for key, file in files.items()},
             networks=networks,
             inputs=_INPUTS[description.kind],
-            threads=torch.get_num_threads(),  # as many as this process was told to use
+            threads=torch.get_num_threads(),  # the setting of this process
             device=None if device == "auto" else device,
         )
         example = _sent(
@@ -263,20 +263,20 @@ def read_package(folder: Path, name: ModelName, *, recorded: str | None, device:
 def _check_onnx_runtime(name: ModelName) -> None:
     if importlib.util.find_spec("onnxruntime") is None:
         raise EngineError(
-            f"{name} is in int8, which ONNX Runtime computes, and it is not installed: pip install 'thawline[onnx]'"
+            f"{name} is in int8 and needs ONNX Runtime, which is not installed: pip install 'thawline[onnx]'"
         )
 
 
 def compute_quantised(packaged: PackagedModel, files: Path, device: str, engine: EngineName, twin: str | None) -> None:
-    """Have a version in int8 computed as it was judged.
+    """Compute a version in int8 in the same way as in its comparison.
 
     Raises:
-        EngineError: if another engine or device is wanted, or it answers otherwise here.
+        EngineError: if another engine or device is requested, or if the results differ on this machine.
     """
     instead = f" {packaged.name.name}/{twin}, which it was quantised from, is in single precision." if twin else ""
     if device not in ("auto", "cpu"):
         raise EngineError(
-            f"{packaged.name} is in int8, which is computed on the CPU, not on {device}: leave out --device.{instead}"
+            f"{packaged.name} is in int8, which runs on the CPU, not on {device}: leave out --device.{instead}"
         )
     try:
         packaged.compute_by(choose(packaged.servable, files, engine, model=str(packaged.name)))
@@ -285,7 +285,7 @@ def compute_quantised(packaged: PackagedModel, files: Path, device: str, engine:
 
 
 def import_pyfunc() -> Any:
-    """MLflow's module ``pyfunc``; importing it warns about the type hints of classes of MLflow's own."""
+    """Import MLflow's module ``pyfunc`` without its warnings about type hints of MLflow's own classes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType", category=UserWarning)
         import mlflow.pyfunc
@@ -293,7 +293,7 @@ def import_pyfunc() -> Any:
 
 
 def signature_of(kind: DataKind, *, sets: bool = False, unknown: bool = False) -> Any:
-    """What a package takes and gives, with or without prediction sets and what is unknown, in MLflow's words."""
+    """MLflow's signature of a package, with or without prediction sets and the flag ``unknown``."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
     from mlflow.types.schema import Array, Map

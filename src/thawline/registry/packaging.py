@@ -39,11 +39,11 @@ _REQUIREMENTS = ("mlflow", "torch", "safetensors", "numpy", "pandas")
 _INT8_REQUIREMENTS = ("mlflow", "onnxruntime", "numpy", "pandas", "pillow")
 _KIND_REQUIREMENTS = {"images": ("pillow",), "texts": ("tokenizers",)}
 _MODEL_TYPES = {"images": "image-classifier", "texts": "text-classifier"}
-"""What MLflow shows, and finds, a logged model as."""
+"""Model types in MLflow's UI and search."""
 _MODULES = ("servable_module", "networks_module", "inputs_module")
-"""Keys of ``model.json`` that name a module beside it; without a network of PyTorch there is no ``networks_module``."""
+"""Keys of ``model.json`` that name a module beside it; without a PyTorch network there is no ``networks_module``."""
 _EXAMPLE_LETTERS = 500
-"""Of a text that becomes the input example, which the registry shows."""
+"""Maximum length of a text as input example, which the registry shows (characters)."""
 
 
 def package(
@@ -64,42 +64,42 @@ def package(
     text_column: str | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write all that the served model consists of into ``folder`` and return it.
+    """Write all files of the served model to ``folder`` and return it.
 
-    The folder then holds ``model.safetensors``, ``model.json`` (the rest of the arguments), with a reference
-    ``reference.safetensors``, for MLflow's tools the modules that answer, that build the network and that decode or
-    tokenize, each under a name with its digest, and ``example.jpg``, or for texts ``tokenizer.json`` and
-    ``example.txt``.
+    The folder then contains ``model.safetensors``, ``model.json`` (the other arguments), ``reference.safetensors`` if
+    there is a reference, and ``example.jpg`` or, for texts, ``tokenizer.json`` and ``example.txt``. For MLflow's tools,
+    it also contains the modules that classify, build the network, and decode or tokenize, each with its digest in the
+    name.
 
     Args:
         folder: created if it is missing; files of these names are overwritten.
-        state_dict: of the whole network; copied to the CPU.
+        state_dict: state_dict of the whole network; copied to the CPU.
         architecture: see :attr:`thawline.backbones.Backbone.architecture`.
         classes: class names, in the order of the network's outputs.
-        preprocessing: what the network was trained with; it says whether the model classifies images or texts.
-        example: an image file or a text, such as one of those trained on; a small copy, or the beginning, becomes the
-            input example.
-        max_pixels: larger images are refused.
-        calibration: the logits are divided by its temperature; without one they stay as they are.
-        prediction_sets: from which probability a class is in the set of an answer; without them answers have no sets.
-        reference: what an item is compared with to tell whether it is unknown; without it answers do not say.
-        exports: further formats, each compared with the network and written as ``model.pt2`` or ``model.onnx``; of
-            images alone, see :func:`~thawline.registry.exports.check_exports`.
-        network: that ``state_dict`` is of, in evaluation mode; needed for ``exports`` and ``sample`` alone.
-        sample: a few encoded images, and for each the probabilities that the trained network gives it; engines are
-            compared with it wherever the model is loaded. Texts are not kept.
-        text_column: name of the column that held the texts; :attr:`~thawline.registry.ModelInput.text_column` tells it.
-        extra: JSON values that tell where the model comes from (study, trial, data digest); also shown in the registry.
+        preprocessing: preprocessing of the training; it determines whether the model classifies images or texts.
+        example: an image file or a text, such as a training example; a small copy, or the beginning, becomes the input
+            example.
+        max_pixels: maximum number of pixels per image; larger ones are rejected.
+        calibration: the logits are divided by its temperature; without one they stay unchanged.
+        prediction_sets: threshold of prediction sets; without it, answers have no sets.
+        reference: features and threshold for the flag ``unknown``; without it, answers have no flag.
+        exports: further formats, each verified against the network and written as ``model.pt2`` or ``model.onnx``;
+            only for images, see :func:`~thawline.registry.exports.check_exports`.
+        network: with the weights of ``state_dict``, in evaluation mode; needed only for ``exports`` and ``sample``.
+        sample: a few encoded images, each with the probabilities of the trained network; engines are compared with
+            them wherever the model is loaded. Texts are not kept.
+        text_column: name of the column of texts, see :attr:`~thawline.registry.ModelInput.text_column`.
+        extra: JSON values on the model's origin (study, trial, data digest), which the registry shows too.
 
     Raises:
         BadImage: if the example image cannot be decoded.
-        ExportError: if the network cannot be exported, or the export answers otherwise.
+        ExportError: if the network cannot be exported, or the export gives different results.
         RegistryError: if the example is of the other kind.
     """
     import safetensors.torch
 
     folder.mkdir(parents=True, exist_ok=True)
-    # clone: safetensors refuses tensors that share memory, as tied weights do.
+    # clone: safetensors rejects tensors that share memory, such as tied weights.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
     safetensors.torch.save_file(tensors, folder / "model.safetensors")
     if reference is not None:
@@ -144,11 +144,11 @@ def package(
                 write_sample(folder / SAMPLE_FILE, shown, probabilities, features)
         case _:
             raise RegistryError(
-                "The input example of a model of images is an encoded image (bytes), that of a model of texts a text "
+                "The input example of an image model must be an encoded image (bytes), that of a text model a text "
                 f"(str), but got {type(example).__name__} for {type(preprocessing).__name__}."
             )
     (folder / "model.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
-    # safetensors leaves a file that nobody but its owner can read; the other has what the umask says.
+    # safetensors creates files that only the owner can read; model.json has the permissions of the umask.
     for file in folder.glob("*.safetensors"):
         file.chmod(stat.S_IMODE((folder / "model.json").stat().st_mode))
     return folder
@@ -157,7 +157,7 @@ def package(
 def _features(
     network: nn.Module, head: str, shown: Sequence[npt.NDArray[np.uint8]], preprocessing: Preprocessing
 ) -> npt.NDArray[np.float32]:
-    """What the head is given of images ``[S, S, 3]``, ``[N, F]``."""
+    """Inputs of the head, ``[N, F]``, for images ``[S, S, 3]``."""
     pixels = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (preprocessing.mean, preprocessing.std))
     watched = servable.watch(network.get_submodule(head))
@@ -210,7 +210,7 @@ def _write_images(
 
 
 def copy_module(file: str, folder: Path, name: str) -> str:
-    """Copy a module that imports nothing of Thawline; returns its new name, which holds its digest."""
+    """Copy a module that does not import Thawline; returns its new name, which contains its digest."""
     code = Path(file).read_bytes()
     name = f"{name}_{hashlib.sha256(code).hexdigest()[:12]}"
     (folder / f"{name}.py").write_bytes(code)
@@ -228,21 +228,21 @@ def log_packaged_model(
 ) -> str:
     """Log a folder made by :func:`package` or ``quantise`` as an output of a run; returns its URI, ``models:/m-…``.
 
-    Before anything is sent, the model is loaded from its files, as a server would, and classifies its own example; the
-    digest of its files is a tag of the logged model, and of every version that is registered from it.
-    ``mlflow.pyfunc.log_model`` does much the same through the global tracking URI; this uses the store's client.
+    Before the upload, the model is loaded from its files, as in a server, and classifies its own example. The digest of
+    its files becomes a tag of the logged model, and of every version registered from it. ``mlflow.pyfunc.log_model``
+    does much the same through the global tracking URI; this function uses the store's client.
 
     Args:
-        store: where to.
+        store: to log to.
         run_id: the trial's run, which then lists the model among its outputs.
-        folder: see there.
+        folder: with the packaged files.
         name: shown in the UI: letters, digits, ``.``, ``_``, ``-``.
-        trained: a few encoded images or texts, and for each the probabilities that the trained network gives it; the
-            largest difference is kept in the package, and the gate looks at it.
-        tags: of the logged model.
+        trained: a few encoded images or texts, each with the probabilities of the trained network; the largest
+            difference is stored in the package for the gate.
+        tags: tags of the logged model.
 
     Raises:
-        RegistryError: if the packaged model does not answer, or the store fails.
+        RegistryError: if the packaged model cannot classify its example, or the store fails.
     """
     import pandas as pd
     from mlflow.entities import LoggedModelOutput
@@ -304,7 +304,7 @@ def log_packaged_model(
         client.finalize_logged_model(logged.model_id, "READY")
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     except Exception as error:
-        with suppress(Exception):  # the first failure is the one to tell
+        with suppress(Exception):  # report the first failure
             client.finalize_logged_model(logged.model_id, "FAILED")
         raise RegistryError(f"The model could not be packaged for serving: {first_line(error)}") from error
     return f"models:/{logged.model_id}"
@@ -317,7 +317,7 @@ def _example(folder: Path, kind: DataKind) -> bytes | str:
 
 
 def _artifacts(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Files of the package by the names that ``servable.py`` knows them by."""
+    """Files of the package by their names in ``servable.py``."""
     files = {"model": "model.json"}
     if "precision" not in settings:
         files["weights"] = "model.safetensors"
@@ -338,7 +338,7 @@ def _parity(
     answers = model.predict([item for item, _ in trained])
     unread = [answer for answer in answers if isinstance(answer, str)]
     if unread:
-        raise RegistryError(f"an example that it was trained on cannot be read: {unread[0]}")
+        raise RegistryError(f"a training example cannot be read: {unread[0]}")
     return max(
         abs(answer.probabilities[name] - probability)
         for answer, (_, expected) in zip(answers, trained, strict=True)
@@ -348,7 +348,7 @@ def _parity(
 
 
 def _requirements(settings: Mapping[str, Any]) -> list[str]:
-    """The exact installed versions, without a build's local part (``+cu132``), which package indexes do not know."""
+    """The exact installed versions, without a build's local part (``+cu132``), which package indexes lack."""
     if "precision" in settings:
         names = dict.fromkeys(_INT8_REQUIREMENTS)
     else:

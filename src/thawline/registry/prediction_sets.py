@@ -1,8 +1,8 @@
-"""Prediction sets: the classes that an image or text may be of, which hold the true one as often as promised.
+"""Prediction sets: the classes that an image or text may belong to, with a guaranteed coverage of the true class.
 
 Split conformal prediction (Vovk et al., "Algorithmic Learning in a Random World", 2005) with the sets of Sadinle, Lei
 and Wasserman, "Least Ambiguous Set-Valued Classifiers with Bounded Error Levels", 2019: all classes whose probability
-is at least that which all but a share of the held-out examples give their own class.
+reaches a threshold, which the true class reaches in the desired fraction of the held-out examples.
 """
 
 import math
@@ -17,14 +17,14 @@ __all__ = ["PredictionSets", "fit_prediction_sets"]
 
 @dataclass(frozen=True)
 class PredictionSets:
-    """From which probability a class is in the set; the most probable one always is."""
+    """The threshold of probability for the set; the most probable class is always in it."""
 
     coverage: float
-    """Share of sets that hold the true class, at least, for examples like those that it was fitted on."""
+    """Minimum fraction of sets that contain the true class, for examples like those that it was fitted on."""
     threshold: float
-    """0 where there were too few to promise anything: then every class is in every set."""
+    """0 if there were too few examples for a guarantee: then every class is in every set."""
     items: int
-    """Images or texts that it was fitted on."""
+    """Number of images or texts that it was fitted on."""
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON."""
@@ -34,13 +34,13 @@ class PredictionSets:
 def fit_prediction_sets(
     probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64], coverage: float
 ) -> PredictionSets:
-    """Choose the threshold on examples that were not trained on.
+    """Choose the threshold on examples that were not used for training.
 
-    Of ``n`` of them, the k-th smallest probability of the true class with ``k = floor((n + 1) (1 - coverage))``: then a
-    new example's true class is at least as probable in a share ``coverage`` of cases, whatever the network.
+    With ``n`` examples, it is the k-th smallest probability of the true class, ``k = floor((n + 1) (1 - coverage))``:
+    then the true class of a new example reaches it with probability ``coverage``, whatever the network.
 
     Args:
-        probabilities: ``[N, num_classes]``, as the model answers.
+        probabilities: ``[N, num_classes]``, calibrated.
         labels: ``[N]``.
         coverage: above 0, below 1.
     """

@@ -1,4 +1,4 @@
-"""A challenger against the champion: both scored now, on the same items; then, perhaps, the champion's alias moves."""
+"""Comparison of a challenger with the champion, both scored now on the same items, and the move of the alias."""
 
 import getpass
 import json
@@ -34,15 +34,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LabelledData:
-    """What both models are scored on."""
+    """Labelled items on which both models are scored."""
 
     name: str
     items: Sequence[bytes | Path | str]
     """Encoded images or image files, or texts."""
     labels: Sequence[str]
-    """Class names, as many."""
+    """Class names, one per item."""
     dataset: tuple[str, str] | None = None
-    """Name and digest of what they are part of, as MLflow has it; the metrics are then found by it."""
+    """Name and digest of their data set in MLflow, which then shows the metrics with it."""
 
 
 def register_challenger(
@@ -57,16 +57,16 @@ def register_challenger(
 ) -> str:
     """Register a packaged model and give it the alias ``challenger``; returns its version.
 
-    Doing it again for the same study and run registers no second version.
+    A repeated call for the same study and run registers no second version.
 
     Args:
         store: the MLflow store.
-        name: registered model, made if it is new.
-        model_uri: of :func:`~thawline.registry.packaging.log_packaged_model`; not used if the version exists.
+        name: registered model, created if it is new.
+        model_uri: result of :func:`~thawline.registry.packaging.log_packaged_model`; not used if the version exists.
         run_id: the run that trained it.
         study: its study.
-        tags: of the version, such as backbone, freeze depth and data digest.
-        quantised_from: the version that this is a copy of in int8, if it is one.
+        tags: tags of the version, such as backbone, freeze depth and data digest.
+        quantised_from: the version from which it was quantised to int8, if it was.
 
     Raises:
         RegistryError: if the registry fails.
@@ -93,22 +93,22 @@ def judge(
 ) -> PromotionOutcome:
     """Score a version and the champion on the same items, now, and decide; no alias is moved.
 
-    Both are the packaged models, loaded from the registry as a server would load them. The verdict goes to the
-    version's tags and, as ``promotion/verdict.json`` and ``verdict.md``, to the run that trained it; the metrics go to
-    that run as ``test/accuracy`` and so on; of a copy in int8, which shares the run, to ``promotion/int8/…`` and
-    ``int8/test/…``. Such a copy must be faster than the champion that it was quantised from, and no worse; against any
-    other champion it must be better, as every challenger. A first champion is compared with the majority class of the
-    training split, which its package knows; with that of the test items, if it is older and does not.
+    Both are packaged models, loaded from the registry as in a server. The verdict is recorded in the version's tags
+    and, as ``promotion/verdict.json`` and ``verdict.md``, in the run that trained it; the metrics are recorded in that
+    run as ``test/accuracy`` and so on. An int8 copy, which shares the run, uses ``promotion/int8/…`` and
+    ``int8/test/…``. Such a copy must be faster than the champion from which it was quantised, and no worse; compared
+    with any other champion it must be better, like every challenger. A first champion is compared with the majority
+    class of the training split, which its package records, or with that of the test items for older packages.
 
     Args:
         store: the MLflow store.
         name: registered model.
         version: the challenger.
         test: the held-out test split.
-        rules: thresholds; those of the configuration's defaults if not given.
-        further: folders or tables beyond it, on which the challenger must not be worse.
-        baselines: of its study, which stand beside the verdict.
-        shadowed: what a server counted of it, which stands there too.
+        rules: thresholds; by default those of the configuration.
+        further: other folders or tables on which the challenger must not be worse.
+        baselines: baselines of its study, shown with the verdict.
+        shadowed: counts of a server in shadow mode, also shown with the verdict.
 
     Raises:
         RegistryError: if the challenger cannot be loaded or scored, or the registry fails.
@@ -127,8 +127,8 @@ def judge(
         value = challenger.metrics[rules.metric]
         verdict = Verdict(
             Outcome.HOLD,
-            f"{name} version {version} is the champion already"
-            f"{f', as version {champion_version}, its copy in int8' if by_copy else ''}; its {rules.metric} is "
+            f"{name} version {version} is already the champion"
+            f"{f', as version {champion_version}, its int8 copy' if by_copy else ''}; its {rules.metric} is "
             f"{value:.4f} on {len(test.labels)} test {model.kind}",
         )
         return PromotionOutcome(
@@ -151,7 +151,7 @@ def judge(
         try:
             champion_model = registry.load(ModelName(name, None, champion_version))
             champion = score(champion_model, test.items, test.labels)
-        except Exception as error:  # whatever is registered there, perhaps not even a model of Thawline
+        except Exception as error:  # it may be anything, perhaps not even a model of Thawline
             champion_error, champion_model = f"{type(error).__name__}: {first_line(error)}", None
     if champion_model is not None and champion is not None:
         champion = replace(champion, bytes=None)
@@ -197,10 +197,10 @@ def judge(
 
 
 def _like(registry: MlflowRegistry, model: PackagedModel, champion: PackagedModel) -> PackagedModel | None:
-    """What a challenger's time and size are compared with; ``None`` if it is gone.
+    """The model with which a challenger's time and size are compared; ``None`` if it no longer exists.
 
-    A copy in int8 must be faster than the fastest engine that computes the champion. And a challenger in single
-    precision is compared with what an int8 champion was quantised from: it can be quantised itself.
+    An int8 copy must be faster than the champion with its fastest engine. A challenger in single precision is
+    compared with the original of an int8 champion, because it can be quantised too.
     """
     if model.is_quantised == champion.is_quantised:
         return champion
@@ -214,10 +214,10 @@ def _like(registry: MlflowRegistry, model: PackagedModel, champion: PackagedMode
 
 
 def settle(store: MlflowStore, outcome: PromotionOutcome) -> PromotionOutcome:
-    """Move the champion's alias if the verdict says so.
+    """Move the champion's alias if the verdict is to promote.
 
     Raises:
-        RegistryError: if the champion is no longer the one that the challenger was judged against.
+        RegistryError: if the champion is no longer the one that the challenger was compared with.
     """
     if outcome.verdict.outcome is Outcome.PROMOTE:
         MlflowRegistry(store).promote(
@@ -231,12 +231,12 @@ def settle(store: MlflowStore, outcome: PromotionOutcome) -> PromotionOutcome:
 
 
 def force(store: MlflowStore, *, name: str, version: str, reason: str) -> None:
-    """Make a version the champion without a comparison, on a person's word, which is recorded.
+    """Make a version the champion without a comparison, for a reason that is recorded.
 
-    It must load and answer its own example all the same.
+    It must still load and classify its own example.
 
     Raises:
-        RegistryError: if the reason is empty, the version is missing or does not answer.
+        RegistryError: if the reason is empty, or the version is missing or fails on its example.
     """
     if not reason.strip():
         raise RegistryError("A forced promotion needs a reason: add --reason TEXT. It is recorded in the registry.")
@@ -244,17 +244,17 @@ def force(store: MlflowStore, *, name: str, version: str, reason: str) -> None:
     registry.load(ModelName(name, None, version)).check()
     champion = registry.champion(name)
     if champion == version:
-        raise RegistryError(f"{name}/{version} is the champion already.")
+        raise RegistryError(f"{name}/{version} is already the champion.")
     reason = f"{'' if champion else 'first champion, '}by force: {reason.strip()}"
     registry.set_tags(name, version, {"thawline.verdict": "forced", "thawline.reason": reason})
     registry.promote(name, version, judged_against=champion, by=_user(), reason=reason)
 
 
 def roll_back(store: MlflowStore, *, name: str, to: str | None = None) -> tuple[str, str]:
-    """Make the former champion, or version ``to``, the champion again; returns the versions before and after.
+    """Make the previous champion, or version ``to``, the champion again; returns the versions before and after.
 
     Raises:
-        RegistryError: if there is no former champion, or it does not load and answer any more.
+        RegistryError: if there is no previous champion, or if it no longer loads or fails on its example.
     """
     registry = MlflowRegistry(store)
     former, now = registry.former_champion(name), registry.champion(name)
@@ -263,17 +263,17 @@ def roll_back(store: MlflowStore, *, name: str, to: str | None = None) -> tuple[
     before = to or former
     if before is None:
         raise RegistryError(
-            f"{name}/{now} is the first champion, so that there is none to go back to. Name a version with --to V."
+            f"{name}/{now} is the first champion, so there is no previous one. Name a version with --to V."
         )
     if before == now:
-        raise RegistryError(f"{name}/{before} is the champion already.")
+        raise RegistryError(f"{name}/{before} is already the champion.")
     registry.load(ModelName(name, None, before)).check()
     registry.promote(name, before, judged_against=now, by=_user(), reason=f"rolled back from version {now}")
     return now, before
 
 
 def record(store: MlflowStore, outcome: PromotionOutcome, metric: str) -> None:
-    """Write the evidence to the challenger's run and version, before any alias moves."""
+    """Record the evidence in the challenger's run and version, before any alias moves."""
     registry = MlflowRegistry(store)
     evidence = {
         "thawline.verdict": outcome.verdict.outcome.value,
@@ -314,7 +314,7 @@ def _log_test_metrics(
     dataset: tuple[str, str] | None,
     prefix: str,
 ) -> None:
-    """On the run, and on the logged model, which MLflow's page of models compares with others."""
+    """Log test metrics to the run and to the logged model, for comparisons in MLflow."""
     from mlflow.entities import Metric
 
     name, digest = dataset or (None, None)
@@ -331,7 +331,7 @@ def _log_test_metrics(
 
 
 def _calibration(model: PackagedModel) -> Mapping[str, Any] | None:
-    """Of a package; what it was fitted on was called ``images`` before there were texts."""
+    """Calibration of a package; older packages have the key ``images`` instead of ``items``."""
     calibration = dict(model.calibration or {})
     if "images" in calibration:
         calibration["items"] = calibration.pop("images")

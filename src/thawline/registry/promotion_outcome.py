@@ -1,4 +1,4 @@
-"""What a challenger's judgement came to, as JSON and as a page."""
+"""The outcome of a challenger's comparison, as JSON and as a page."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,34 +15,34 @@ __all__ = ["PromotionOutcome"]
 
 @dataclass(frozen=True)
 class PromotionOutcome:
-    """What was decided, and on what evidence."""
+    """A decision and its evidence."""
 
     name: str
     version: str
-    """Of the challenger."""
+    """Version of the challenger."""
     verdict: Verdict
     challenger: Scores
     champion_version: str | None
-    """Of the champion that the challenger was judged against."""
+    """Version of the champion that the challenger was compared with."""
     champion: Scores | None
-    """Measured now on the same; ``None`` if there was no champion, or if it could not be scored."""
+    """Measured now on the same items; ``None`` if there was no champion, or if it could not be scored."""
     run_id: str = ""
     """The run that trained the challenger."""
     calibration: Mapping[str, Any] | None = None
-    """Of the challenger's package: temperature, and calibration error on validation before and after."""
+    """Calibration of the challenger's package: temperature, and calibration error on validation before and after."""
     majority: Scores | None = None
-    """Of answering the most frequent class of the training split on the same."""
+    """Scores of the majority class of the training split on the same items."""
     baselines: Baselines | None = None
-    """Of the study, on validation; ``None`` where a version is judged by itself."""
+    """Baselines of the study, on validation; ``None`` if a version is judged without its study."""
     shadowed: Shadowed | None = None
-    """What a server counted of the challenger, if it was asked; it decides nothing."""
+    """Counts of a server in shadow mode, if requested; they do not affect the decision."""
 
     def declined(self, reason: str) -> "PromotionOutcome":
-        """The same after a person said no."""
+        """The same after a person declined it."""
         return replace(self, verdict=replace(self.verdict, outcome=Outcome.HOLD, reason=reason))
 
     def agreed(self, note: str) -> "PromotionOutcome":
-        """The same after a person said yes."""
+        """The same after a person approved it."""
         return replace(self, verdict=replace(self.verdict, reason=f"{self.verdict.reason}; a person approved{note}"))
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class PromotionOutcome:
 
     @property
     def is_champion(self) -> bool:
-        """Whether the version was the champion when it was judged, so that there was nothing to decide."""
+        """Whether the version already was the champion, so that there was nothing to decide."""
         return self.champion_version == self.version
 
     def _against(self) -> str:
@@ -102,7 +102,7 @@ class PromotionOutcome:
 
 
 def _table(what: str, **columns: Mapping[str, float]) -> str:
-    """A row for each name of the first column, which the others may lack."""
+    """A row for each name in the first column; the other columns may lack it."""
     header = " | ".join([what, *(name.replace("_", " ") for name in columns)])
     rows = [
         " | ".join(
@@ -115,19 +115,19 @@ def _table(what: str, **columns: Mapping[str, float]) -> str:
 
 def _calibration_text(calibration: Mapping[str, Any], kind: DataKind) -> str:
     rows = [f"| {row['confidence']} | {row['before']} | {row['after']} |" for row in calibration.get("reliability", ())]
-    table = [f"| probability | right before, of {kind} | right after, of {kind} |", "|---|---|---|", *rows]
+    table = [f"| probability | correct before, of {kind} | correct after, of {kind} |", "|---|---|---|", *rows]
     return f"{_calibration_sentence(calibration, kind)}\n\n" + "\n".join(table)
 
 
 def _calibration_sentence(calibration: Mapping[str, Any], kind: DataKind) -> str:
     items, temperature = calibration["items"], calibration["temperature"]
     errors = f"{calibration['error_before']:.4f} before, {calibration['error_after']:.4f} after"
-    if "helps" not in calibration:  # an older package: measured on what the temperature was fitted on
+    if "helps" not in calibration:  # an older package: measured on the items that the temperature was fitted on
         return f"Logits are divided by {temperature:.3f}, fitted on the {items} validation {kind}: {errors}."
     losses = f"loss {calibration['loss_before']:.4f} before, {calibration['loss_after']:.4f} after"
     on_folds = f"on held-out folds of the {items} validation {kind}: {losses}; calibration error {errors}"
     if calibration["helps"]:
         return f"Logits are divided by {temperature:.3f}, which helps {on_folds}."
     if calibration["error_before"] == calibration["error_after"]:
-        return f"Not calibrated: {items} validation {kind} are too few to fit a temperature on."
+        return f"Not calibrated: {items} validation {kind} are too few to fit a temperature."
     return f"Not calibrated, because a fitted temperature does not help {on_folds}."

@@ -1,11 +1,11 @@
 """The packaged model for MLflow's own tools: a table in, a table out.
 
 MLflow copies this file into the model ("models from code") and runs it to load the model, so nothing is pickled. It
-needs MLflow, PyTorch, pandas, safetensors and the library of the network, and three files of Thawline that lie beside
-it in the package: ``thawline/registry/servable.py``, ``thawline/backbones/networks.py``, and for images
-``thawline/data/images.py``, for texts ``thawline/data/tokenizer.py``. A network in int8 needs ONNX Runtime instead of
-PyTorch, safetensors, ``networks.py`` and a library. So MLflow's tools need no Thawline; and Thawline itself reads a
-package without running any of these files in it.
+needs MLflow, PyTorch, pandas, safetensors and the library of the network, and three files of Thawline that are copied
+into the package: ``thawline/registry/servable.py``, ``thawline/backbones/networks.py``, and
+``thawline/data/images.py`` for images or ``thawline/data/tokenizer.py`` for texts. A network in int8 needs ONNX Runtime
+instead of PyTorch, safetensors, ``networks.py`` and a library. MLflow's tools therefore do not need Thawline, and
+Thawline reads a package without running any of these files in it.
 """
 
 import importlib
@@ -20,16 +20,16 @@ from mlflow.pyfunc.model import PythonModel
 
 
 class Classifier(PythonModel):  # type: ignore[misc, unused-ignore]  # MLflow's base class may be untyped
-    """One column to ``class``, ``probability``, ``probabilities``, and where the package has what they need
+    """From one column to ``class``, ``probability``, ``probabilities`` and, if the package supports them,
     ``prediction_set`` and ``unknown``.
 
-    The column is ``image`` (an encoded image, or its base64 text) for a model of images, ``text`` for one of texts.
+    The column is ``image`` (an encoded image, or its base64 text) for an image model, ``text`` for a text model.
     """
 
     def load_context(self, context: Any) -> None:
         """Build the network and load its weights; on a GPU if there is one, and it is not in int8."""
         settings = json.loads(Path(context.artifacts["model"]).read_text(encoding="utf-8"))
-        # A module's name holds a digest of its file: a champion and a challenger in one process run as they were made.
+        # Module names contain a digest, so that a champion and a challenger in one process run their own code.
         self._module = importlib.import_module(settings["servable_module"])
         networks = settings.get("networks_module")
         self.servable = self._module.open_servable(
@@ -43,7 +43,7 @@ class Classifier(PythonModel):  # type: ignore[misc, unused-ignore]  # MLflow's 
         """Classify each row; the answer has the index of the table.
 
         Raises:
-            MlflowException: (400) naming the row, counted from 0, of the first image or text that cannot be read.
+            MlflowException: (400) naming the row (from 0) of the first unreadable image or text.
         """
         values = list(model_input[self.servable.inputs.column])
         rows: list[dict[str, Any]] = []

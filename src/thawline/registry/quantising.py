@@ -1,4 +1,4 @@
-"""A copy of a packaged model in int8, by ONNX Runtime: a package of its own, which the gate judges as any other."""
+"""A copy of a packaged model in int8, by ONNX Runtime: a separate package, which the gate judges like any other."""
 
 import importlib.metadata
 import json
@@ -26,44 +26,43 @@ from thawline.tracking import first_line
 __all__ = ["quantise", "quantise_graph"]
 
 _CALIBRATED_ON = 128
-"""Images whose activations are measured. More change the ranges little, and each costs a forward pass."""
+"""Number of images on which activation ranges are measured. More change them little, at a forward pass each."""
 _KEPT = 16
-"""Images that the package keeps, to be compared wherever it is loaded."""
+"""Number of images in the package, for comparisons wherever it is loaded."""
 _LAYERS = ("Conv", "Gemm", "MatMul", "Relu", "MaxPool", "Concat")
-"""Where the time goes, and what lies between without changing the range, so that numbers stay in int8 from one to the
-next. Sums stay in single precision: residual streams have outliers. Softmax would give probabilities in steps of
-1/256."""
+"""Layers that take most of the time, and those between them that keep the range, so that values stay in int8. Sums stay
+in single precision, because residual streams have outliers. Softmax would give probabilities in steps of 1/256."""
 Images = npt.NDArray[np.uint8] | StreamedImages
-"""``[N, S, S, 3]``, as the network is shown them: in memory, or decoded where they are read."""
+"""``[N, S, S, 3]``, preprocessed for the network: in memory, or decoded on access."""
 _TAKEN_OVER = ("kind", "classes", "temperature", "calibration", "extra", "preprocessing", "max_pixels", "reduced")
 
 
 def quantise(
     folder: Path, source: Path, model: PackagedModel, images: Images, labels: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
-    """Write a package in int8 of one in single precision into ``folder``.
+    """Quantise a package in single precision to int8, in ``folder``.
 
-    Weights and activations of the layers that take the time have 8 bits, all but those of the last one: weights by
-    channel, activations by the range that is seen on some of the images. The thresholds of prediction sets and of
-    what is unknown are fitted again; the temperature stays.
+    Weights and activations of the expensive layers have 8 bits, except those of the last layer: weights are scaled by
+    channel, activations by their range on some of the images. The thresholds of prediction sets and of ``unknown`` are
+    fitted again; the temperature stays.
 
     Args:
         folder: an empty one, see :func:`~thawline.registry.packaging.package`.
-        source: folder of the other package's artifacts, which hold ``model.onnx``.
+        source: folder of the other package's artifacts, with ``model.onnx``.
         model: that package, loaded.
-        images: of validation, as the network is shown them, ``[N, S, S, 3]``; at least one.
-        labels: of them, ``[N]``.
+        images: validation images, preprocessed for the network, ``[N, S, S, 3]``; at least one.
+        labels: labels of the images, ``[N]``.
 
     Returns:
-        What the copy answers for the images, ``[N, num_classes]``.
+        The copy's probabilities for the images, ``[N, num_classes]``.
 
     Raises:
-        RegistryError: if the network cannot be quantised, or the other package holds no ``model.onnx``.
+        RegistryError: if the network cannot be quantised, or the other package has no ``model.onnx``.
     """
     if not (source / "model.onnx").is_file():
         raise RegistryError(
-            f"{model.name} cannot be quantised: it was packaged without a model.onnx, before promotion.exports named "
-            "int8. The next study's versions have one."
+            f"{model.name} cannot be quantised: it was packaged without model.onnx, before promotion.exports included "
+            "int8. Versions of the next study will have one."
         )
     known = model.servable.settings
     settings = {key: known[key] for key in _TAKEN_OVER if key in known} | {
@@ -79,7 +78,7 @@ def quantise(
     (folder / "example.jpg").write_bytes(example if isinstance(example, bytes) else example.encode())
     try:
         quantise_graph(source / "model.onnx", folder / "model.onnx", _spread(images))
-    except Exception as error:  # its passes raise whatever they meet
+    except Exception as error:  # ONNX Runtime may raise anything
         raise RegistryError(
             f"{model.name} cannot be quantised: {type(error).__name__}: {first_line(error)}. Leave int8 out of "
             "promotion.exports."
@@ -105,7 +104,7 @@ def quantise(
 def _refitted(
     unknown: Mapping[str, Any], source: Path, features: npt.NDArray[np.float32], folder: Path
 ) -> dict[str, Any]:
-    """How far from the other package's examples an image is unknown to the copy, whose features differ a little."""
+    """The threshold of ``unknown`` for the copy, whose features differ slightly, with the other package's examples."""
     import safetensors.numpy
 
     examples = safetensors.numpy.load_file(source / REFERENCE_FILE)["features"].astype(np.float32)
@@ -115,19 +114,19 @@ def _refitted(
 
 
 def quantise_graph(source: Path, out: Path, images: Images) -> None:
-    """Quantise an ONNX file of pixels to probabilities; its metadata stay.
+    """Quantise an ONNX file from pixels to probabilities; its metadata are kept.
 
     Args:
         source: the file.
-        out: the one to write.
-        images: on which the range of activations is measured, ``[N, S, S, 3]``.
+        out: the file to write.
+        images: for measuring activation ranges, ``[N, S, S, 3]``.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with tempfile.TemporaryDirectory(prefix="thawline-") as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own calls
+        warnings.simplefilter("ignore")  # ONNX Runtime warns about its own calls
         folded = Path(temporary) / "folded.onnx"
         # Batch-norms become part of convolutions, whose weights are quantised with them.
         quant_pre_process(source, folded, skip_symbolic_shape=True)
@@ -148,7 +147,7 @@ def quantise_graph(source: Path, out: Path, images: Images) -> None:
 
 
 class _Calibration:
-    """Batches as ONNX Runtime asks for them while it measures the range of activations."""
+    """Batches for ONNX Runtime's measurement of activation ranges."""
 
     def __init__(self, images: Images) -> None:
         self._batches = _batches(images)
@@ -161,7 +160,7 @@ class _Calibration:
 
 
 def _spread(images: Images) -> npt.NDArray[np.uint8]:
-    """Some of the images, evenly: they lie class by class."""
+    """Some of the images, evenly spaced, because they are sorted by class."""
     count = min(len(images), _CALIBRATED_ON)
     chosen: npt.NDArray[np.uint8] = images[np.linspace(0, len(images) - 1, count).round().astype(int)]
     return chosen

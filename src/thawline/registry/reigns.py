@@ -1,4 +1,4 @@
-"""Who was champion from when to when."""
+"""The periods of champions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Reign:
     since: datetime | None
     """``None`` if the alias was moved by other means than Thawline."""
     until: datetime | None
-    """``None`` for the present champion."""
+    """``None`` for the current champion."""
     by: str
     reason: str
 
@@ -32,10 +32,10 @@ class Reign:
 
 
 def reigns_of(entries: Sequence[tuple[int, Mapping[str, Any]]], champion: str | None) -> tuple[Reign, ...]:
-    """From what was written before each move of the alias, and where the alias is now.
+    """Derive the periods from the entries written before each move of the alias, and from the alias now.
 
-    A process may have died between writing and moving. Then the next entry, or the alias, still names the champion that
-    this one was to replace, and the entry is left out.
+    A process may have died between writing and moving. Then the next entry, or the alias, still names the previous
+    champion, and the entry is ignored.
     """
     moved = []
     for index, (milliseconds, entry) in enumerate(entries):

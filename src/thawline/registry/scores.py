@@ -1,4 +1,4 @@
-"""How a packaged model does on labelled images or texts, measured now, and how two compare on the same ones."""
+"""Scores of a packaged model on labelled images or texts, measured now, and comparisons of two on the same items."""
 
 import itertools
 import math
@@ -43,62 +43,64 @@ __all__ = [
 Ints = npt.NDArray[np.int64]
 
 _PART = 1024
-"""Items that are classified before their answers are summed up."""
+"""Number of items classified before their answers are aggregated."""
 SMALLEST_PROBABILITY = 1e-12
-"""What a class counts for in the loss if the model does not know it or gives it nothing."""
+"""Lower bound of a probability in the loss, also for classes that the model does not know."""
 _TIMED_ITEMS = 15
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How a model did on labelled images or texts, class names being compared with class names."""
+    """Scores of a model on labelled images or texts; classes are compared by name."""
 
     metrics: dict[str, float]
     """``loss``, ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``calibration_error``; with more than five classes,
-    ``top5_accuracy``; of a package with prediction sets the share that holds the right class, ``coverage``, and their
-    mean number of classes, ``prediction_set_size``; of one that tells what is unknown, the share that it calls so,
+    ``top5_accuracy``; for a package with prediction sets, the share of sets that contain the true class, ``coverage``,
+    and their mean size, ``prediction_set_size``; for a package with the flag ``unknown``, the share of flagged items,
     ``false_alarms``."""
     recalls: dict[str, float]
     """Recall of every class that occurs among the labels."""
     labels: tuple[str, ...]
-    """The right class of each item."""
+    """The true class of each item."""
     predicted: tuple[str, ...]
-    """The class predicted for each item."""
+    """The predicted class of each item."""
     losses: npt.NDArray[np.float64] = field(repr=False, compare=False)
-    """Of each item: ``-log`` of the right class's probability."""
+    """``-log`` of the true class's probability, for each item."""
     confidence: npt.NDArray[np.float64] = field(repr=False, compare=False)
-    """Of each item: probability of the predicted class."""
+    """Probability of the predicted class, for each item."""
     classes: tuple[str, ...]
-    """That the model knows."""
+    """Classes of the model."""
     probabilities: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)), repr=False, compare=False)
-    """``[N, num_classes]`` in the order of ``classes``: calibrated, as the model answers."""
+    """``[N, num_classes]`` in the order of ``classes``, calibrated."""
     seconds_per_item: float | None = None
-    """Median time of one image or text on its own, decoding or tokenizing included."""
+    """Median time for a single image or text, including decoding or tokenizing."""
     bytes: int | None = None
-    """Of the package."""
+    """Size of the package."""
     parity: float | None = None
-    """Largest difference of a probability between the package and the trained network, from when it was packaged."""
+    """Largest difference of a probability between the package and the trained network, measured at packaging."""
     kind: DataKind = "images"
-    """What was classified."""
+    """Kind of the items."""
 
 
 def score(model: "PackagedModel", items: Sequence[bytes | Path | str], labels: Sequence[str]) -> Scores:
-    """Classify images or texts and compare with their labels.
+    """Classify images or texts and compare the predictions with their labels.
 
-    The labels' classes count, not the model's: a class that the model does not know is always missed. The loss is the
-    mean of ``-log`` of the true class's probability (at least 1e-12), the rest is scikit-learn's.
+    The classes are those of the labels, not the model's: a class that the model does not know is always missed. The
+    loss is the mean of ``-log`` of the true class's probability (at least 1e-12); other metrics are scikit-learn's.
 
     Args:
-        model: the model.
-        items: encoded images or image files, or texts for a model of texts; at least one.
-        labels: class names, as many as items.
+        model: to score.
+        items: encoded images or image files, or texts for a text model; at least one.
+        labels: class names, one per item.
 
     Raises:
-        RegistryError: if an item cannot be read by the model, naming it.
+        RegistryError: if the model cannot read an item, naming it.
     """
     word = COLUMNS[model.kind]
     if not items or len(items) != len(labels):
-        raise RegistryError(f"One label for each of at least one {word} must hold, got {len(items)} and {len(labels)}.")
+        raise RegistryError(
+            f"There must be at least one {word}, and as many labels, but got {len(items)} and {len(labels)} labels."
+        )
     answers = _answers(model, items, labels)
     of_labels, recalls = label_metrics(labels, answers.predicted)
     metrics = {
@@ -130,7 +132,7 @@ def score(model: "PackagedModel", items: Sequence[bytes | Path | str], labels: S
 
 @dataclass
 class _Answers:
-    """What a model answers, item after item."""
+    """A model's answers, item by item."""
 
     classes: tuple[str, ...]
     probabilities: npt.NDArray[np.float64]
@@ -138,21 +140,21 @@ class _Answers:
     predicted: list[str] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     among_five: list[bool] = field(default_factory=list)
-    """Whether the right class is one of the five likeliest."""
+    """Whether the true class is among the five most likely."""
     in_set: list[bool] = field(default_factory=list)
-    """Whether it is in the prediction set; empty without such sets, as are the sizes."""
+    """Whether the true class is in the prediction set; empty without sets, like the sizes."""
     set_sizes: list[int] = field(default_factory=list)
     unknown: list[bool] = field(default_factory=list)
-    """Whether it is called unknown; empty where the package cannot tell."""
+    """Whether the item is flagged unknown; empty if the package cannot tell."""
 
     @property
     def confidence(self) -> npt.NDArray[np.float64]:
-        """``[N]``, the probability of what is predicted."""
+        """``[N]``, the probability of the predicted class."""
         confidence: npt.NDArray[np.float64] = self.probabilities.max(1)
         return confidence
 
     def take(self, answer: "Prediction", label: str) -> None:
-        """Add an answer to an item of this label."""
+        """Add the answer for an item with this label."""
         row = self.probabilities[len(self.predicted)]
         row[:] = list(answer.probabilities.values())
         self.predicted.append(answer.class_name)
@@ -166,12 +168,12 @@ class _Answers:
             self.unknown.append(answer.unknown)
 
     def _place(self, row: npt.NDArray[np.float64], label: str, right: float) -> int:
-        """How many classes come before this one: the likelier ones, and of equals those that are named before."""
+        """The rank of a class, from 0: the number of more likely classes, and of equally likely ones before it."""
         return int((row > right).sum() + (row[: self.classes.index(label)] == right).sum())
 
 
 def _answers(model: "PackagedModel", items: Sequence[bytes | Path | str], labels: Sequence[str]) -> _Answers:
-    """One part after the other: what a model says of an item takes 60 kB with a thousand classes."""
+    """Classify in parts: with a thousand classes, an item's answer takes 60 kB."""
     classes = tuple(model.servable.classes)
     answers = _Answers(classes, np.empty((len(items), len(classes))))
     for start in range(0, len(items), _PART):
@@ -199,9 +201,9 @@ def label_metrics(labels: Sequence[str], predicted: Sequence[str]) -> tuple[dict
 
 
 def seconds_per_item(models: "Sequence[PackagedModel]", items: Sequence[bytes | Path | str]) -> list[float]:
-    """Median seconds of each model for one image or text on its own, the models taking turns on a few of them."""
+    """Median seconds of each model for a single image or text, measured on a few items in alternation."""
     taken: list[list[float]] = [[] for _ in models]
-    # The first one once to warm up; of fewer items each several times, so that a busy moment is not the median.
+    # The first item once for warm-up; few items are repeated, so that a busy moment does not become the median.
     for item in [items[0], *itertools.islice(itertools.cycle(items), _TIMED_ITEMS)]:
         for model, seconds in zip(models, taken, strict=True):
             began = time.perf_counter()
@@ -218,12 +220,11 @@ def compare(metric: str, challenger: Scores, champion: Scores) -> tuple[Gain, fl
 
 
 def compare_quantised(metric: str, quantised: Scores, twin: Scores) -> Gain:
-    """The gain of a copy over what it was quantised from, with one item of the commonest class lost besides.
+    """The gain of a quantised copy over its original, with one additional lost item of the most frequent class.
 
-    Where the two differ on no item, resamples of these items cannot differ either, whatever their number. One that is
-    lost by assumption makes the bounds those that hold for events which did not occur (some 3 of N at 4 %), and keeps
-    how often a copy that truly loses more passes near the significance. The loss metric needs no such item: it differs
-    on all of them.
+    If the two differ on no item, resamples cannot differ either, however many items there are. The additional item
+    makes the bounds valid for events that did not occur (some 3 of N at 4 %), and keeps the pass rate of copies that
+    truly lose more near the significance. The loss metric needs no such item, because it differs on every item.
     """
     if metric == "loss":
         return compare(metric, quantised, twin)[0]
@@ -236,14 +237,14 @@ def compare_quantised(metric: str, quantised: Scores, twin: Scores) -> Gain:
 
 
 def compare_recalls(challenger: Scores, champion: Scores, *, tolerated: float) -> tuple[str, RecallLoss]:
-    """The class whose recall has fallen the furthest beyond chance, by name, and how likely chance is."""
+    """The name of the class whose recall has fallen the furthest beyond chance, and its p-value."""
     names, labels, ours, theirs = _numbered(challenger, champion)
     worst = worst_recall_loss(labels, ours, theirs, tolerated=tolerated)
     return names[worst.label], worst
 
 
 def compare_calibration(challenger: Scores, champion: Scores) -> Gain:
-    """By how much the challenger's probabilities are closer to how often it is right."""
+    """The challenger's gain in calibration over the champion."""
     ours, theirs = (
         (each.confidence, np.array(each.predicted) == np.array(each.labels)) for each in (challenger, champion)
     )
@@ -251,7 +252,7 @@ def compare_calibration(challenger: Scores, champion: Scores) -> Gain:
 
 
 def _numbered(challenger: Scores, champion: Scores) -> tuple[list[str], Ints, Ints, Ints]:
-    """Names of classes; labels, the challenger's answers and the champion's as numbers of them, ``[N]`` each."""
+    """Names of classes; labels, the challenger's and the champion's predictions as indices, ``[N]`` each."""
     names = sorted({*challenger.labels, *challenger.predicted, *champion.predicted})
     numbers = {name: number for number, name in enumerate(names)}
     labels, ours, theirs = (

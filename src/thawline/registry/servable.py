@@ -1,8 +1,7 @@
-"""A packaged model that answers: encoded images or texts in, probabilities out, from files that are data alone.
+"""A packaged model for inference: encoded images or texts in, probabilities out, from files that contain only data.
 
-Thawline reads every package with this file of its own. A copy of it lies in each package, too, for MLflow's tools
-(``pyfunc.py``), so it needs nothing of Thawline: NumPy, and PyTorch and safetensors, or for a network in int8 ONNX
-Runtime.
+Thawline reads every package with this file. Each package also has a copy of it for MLflow's tools (``pyfunc.py``), so
+it does not import Thawline, only NumPy, and PyTorch and safetensors or, for a network in int8, ONNX Runtime.
 """
 
 import warnings
@@ -25,34 +24,34 @@ __all__ = [
 ]
 
 BATCH = 32
-"""Images or texts that the network sees at once: bounds the memory that a large request takes."""
+"""Maximum number of images or texts per forward pass, to limit the memory for a large request."""
 _LONGEST_TEXT = 1_000_000
-"""Characters that are looked at. No network reads so far, and to tokenize 32 MB would take 3.5 GB of memory."""
+"""Maximum number of characters to read. No network reads as many, and tokenizing 32 MB would take 3.5 GB of memory."""
 _PADDING = -1
-"""Stands behind the end of a text that is shorter than the longest of its batch; no token has this number."""
+"""Pads texts that are shorter than the longest of their batch; no token has this number."""
 _SEEN: ContextVar[list[Any] | None] = ContextVar("seen", default=None)
-"""What heads were given in this thread, where somebody wants to know."""
+"""Inputs of heads in this thread, if they are recorded."""
 
 
 class Answer(NamedTuple):
-    """What is known of one item."""
+    """The answer for one item."""
 
     probabilities: list[float]
     """``[num_classes]``, in the order of the classes."""
     distance: float | None = None
-    """From the nearest example of the package, 0 to 2; ``None`` where the package has none."""
+    """Distance from the nearest example of the package, 0 to 2; ``None`` if the package has none."""
 
 
 class Servable:
-    """The network of a package with all that stands around it.
+    """The network of a package, with its preprocessing and postprocessing.
 
     Thread safety: after loading, nothing is written.
     """
 
     engine = "pytorch"
-    """What computes the network."""
+    """The engine that computes the network."""
     device: Any
-    """Where."""
+    """The device that computes it."""
 
     def __init__(
         self,
@@ -66,12 +65,12 @@ class Servable:
         """Build the network and load its weights.
 
         Args:
-            settings: what ``model.json`` holds.
-            files: paths of the package's other files by their names: ``weights`` (``model.safetensors``), for texts
-                ``tokenizer``, and where it tells what is unknown ``reference``.
+            settings: contents of ``model.json``.
+            files: paths of the package's other files by name: ``weights`` (``model.safetensors``), ``tokenizer`` for
+                texts, and ``reference`` if it has the flag ``unknown``.
             networks: the module ``thawline.backbones.networks``, or a copy.
             inputs: the module ``thawline.data.images`` or ``thawline.data.tokenizer``, or a copy.
-            device: where it is computed, such as ``cuda:1``; by default a GPU if there is one.
+            device: to compute on, such as ``cuda:1``; by default a GPU if there is one.
 
         Raises:
             ValueError: if the weights do not fit the network.
@@ -86,14 +85,14 @@ class Servable:
             warnings.simplefilter("ignore", FutureWarning)  # inception_v3, googlenet: how weights will be initialised
             network = networks.build(architecture)
         weights = safetensors.torch.load_file(files["weights"])
-        # Into the network's own state_dict, which has the version numbers that mnasnet asks for; a plain dict has none.
+        # Fill the network's own state_dict, which has the version numbers that mnasnet needs; a plain dict has none.
         state = network.state_dict()
         if different := sorted(state.keys() ^ weights.keys()):
             name = architecture.get("builder") or architecture["config"]["model_type"]
             raise ValueError(f"the weights do not fit {name}: {', '.join(different[:5])}")
         state.update(weights)
         network.load_state_dict(state)
-        if self.kind == "images":  # channels last is how they come, and what convolutions are fastest in
+        if self.kind == "images":  # they arrive in channels-last order, which is also the fastest for convolutions
             network = network.to(memory_format=torch.channels_last)
         self.network = network.eval()
         if self.farthest is not None:
@@ -101,7 +100,7 @@ class Servable:
         self.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def _describe(self, settings: dict[str, Any], files: Mapping[str, str], inputs: Any) -> None:
-        """All but the network."""
+        """Read everything except the network."""
         self.settings = settings
         self.kind: str = settings["kind"]
         self.classes: list[str] = settings["classes"]
@@ -122,26 +121,26 @@ class Servable:
         self.inputs.to(self.device)
 
     def prepare(self, item: Any) -> Any:
-        """What the network is shown of one item, computed apart from it so that threads can do it ahead.
+        """The network's input for one item, computed separately so that threads can do it in advance.
 
         Args:
             item: an encoded image (bytes) or a text (str).
 
         Returns:
-            Of an image uint8 ``[S, S, 3]``, resized and cropped as for training; of a text its tokens, int32 ``[T]``,
-            as many as were trained on.
+            For an image, uint8 ``[S, S, 3]``, resized and cropped as in training; for a text, its tokens, int32
+            ``[T]``, truncated as in training.
 
         Raises:
-            ValueError: if it cannot be read, with the reason for people.
+            ValueError: if it cannot be read, with a readable reason.
         """
         return self.inputs.prepare(item)
 
     def outputs(self, prepared: list[Any]) -> tuple[list[list[float]], Any]:
-        """One forward pass of what :meth:`prepare` gave, ``[N]``.
+        """One forward pass on ``[N]`` results of :meth:`prepare`.
 
         Returns:
-            Probabilities ``[N][num_classes]``, in the order of the classes; and what the head was given, NumPy
-            ``[N, F]``, or ``None`` where the package has nothing to compare it with.
+            Probabilities ``[N][num_classes]``, in the order of the classes; and the head's input, NumPy ``[N, F]``, or
+            ``None`` if the package has no reference examples.
         """
         import torch
 
@@ -152,7 +151,7 @@ class Servable:
         return probabilities, features
 
     def answers(self, prepared: list[Any]) -> list[Answer]:
-        """The same with the distance from the nearest known example, where the package holds such."""
+        """The same with the distance from the nearest reference example, if the package has them."""
         probabilities, features = self.outputs(prepared)
         if self.farthest is None:
             return [Answer(each) for each in probabilities]
@@ -160,14 +159,14 @@ class Servable:
         return [Answer(*each) for each in zip(probabilities, far, strict=True)]
 
     def probabilities(self, prepared: list[Any]) -> list[list[float]]:
-        """The probabilities alone, ``[N][num_classes]``."""
+        """Only the probabilities, ``[N][num_classes]``."""
         return self.outputs(prepared)[0]
 
     def row(self, answer: Answer) -> dict[str, Any]:
-        """One item's answer as it is given, with the likeliest class.
+        """One item's answer for clients, with the most likely class.
 
-        Where the package has prediction sets, ``prediction_set`` names the classes that it may be of, likeliest first;
-        where it holds known examples, ``unknown`` says whether it is unlike all of them.
+        If the package has prediction sets, ``prediction_set`` lists the classes that the item may belong to, most
+        likely first; if it has reference examples, ``unknown`` is whether the item is unlike all of them.
         """
         probabilities = answer.probabilities
         best = max(range(len(self.classes)), key=probabilities.__getitem__)
@@ -177,7 +176,7 @@ class Servable:
         return row | {name: value for name, value in further.items() if value is not None}
 
     def prediction_set(self, probabilities: list[float]) -> list[str] | None:
-        """The classes that an item of these probabilities may be of, the likeliest first; ``None`` without sets."""
+        """The classes that an item with these probabilities may belong to, most likely first; ``None`` without sets."""
         threshold = self.threshold
         if threshold is None:
             return None
@@ -187,21 +186,21 @@ class Servable:
         return [self.classes[number] for number in (best, *others)]
 
     def unknown(self, answer: Answer) -> bool | None:
-        """Whether an item seems to be of none of the classes; ``None`` where the package cannot tell."""
+        """Whether an item seems to belong to none of the classes; ``None`` if the package cannot tell."""
         if self.farthest is None or answer.distance is None:
             return None
-        return not answer.distance <= self.farthest  # what is no number is unknown
+        return not answer.distance <= self.farthest  # NaN is unknown
 
 
 def watch(head: Any) -> Any:
-    """Have a layer of a network tell :func:`seeing` what it is given, until ``remove`` of the result is called."""
+    """Record a layer's inputs for :func:`seeing`, until ``remove`` of the result is called."""
     return head.register_forward_pre_hook(_see)
 
 
 @contextmanager
 def seeing() -> Iterator[list[Any]]:
-    """A list to which the layers that are watched add what they are given in this thread, as features ``[N, F]``: in
-    single precision, and the mean over places where there are several."""
+    """Yield a list to which watched layers append their inputs in this thread, as features ``[N, F]`` in single
+    precision, averaged over positions if there are several."""
     seen: list[Any] = []
     before = _SEEN.set(seen)
     try:
@@ -221,19 +220,19 @@ def _see(head: Any, arguments: tuple[Any, ...]) -> None:
 
 
 def scaled(features: Any) -> Any:
-    """Features ``[N, F]`` with a length of 1 each."""
+    """Features ``[N, F]``, scaled to length 1."""
     import numpy as np
 
-    with np.errstate(invalid="ignore", over="ignore"):  # of what is no number, nothing is made
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN stays NaN
         length = np.linalg.norm(features, axis=1, keepdims=True)
         return features / np.maximum(length, np.finfo(np.float32).tiny)
 
 
 def distances(features: Any, reference: Any) -> Any:
-    """One less the largest cosine between features, ``[N, F]``, and those of the reference, which have a length of 1.
+    """One minus the largest cosine between features, ``[N, F]``, and those of the reference, which have length 1.
 
     Returns:
-        ``[N]``, from 0 to 2, and NaN for features that are no numbers.
+        ``[N]``, from 0 to 2, or NaN for features with NaN.
     """
     return 1 - (scaled(features) @ reference.T).max(1)
 
@@ -247,7 +246,7 @@ def _reference(file: str) -> Any:
 
 
 class QuantisedServable(Servable):
-    """A network of images in int8: an ONNX file, which ONNX Runtime computes on the CPU; it needs no PyTorch."""
+    """An image network in int8: an ONNX file, computed by ONNX Runtime on the CPU, without PyTorch."""
 
     engine = "onnxruntime"
     device = "cpu"
@@ -256,10 +255,10 @@ class QuantisedServable(Servable):
         """Read the ONNX file.
 
         Args:
-            settings: what ``model.json`` holds.
-            files: the paths of ``onnx``, and of ``reference`` where it tells what is unknown.
+            settings: contents of ``model.json``.
+            files: the paths of ``onnx``, and of ``reference`` if it has the flag ``unknown``.
             inputs: the module ``thawline.data.images``, or a copy.
-            threads: that compute one forward pass; 0 for all cores.
+            threads: per forward pass; 0 for all cores.
         """
         import onnxruntime
 
@@ -268,9 +267,9 @@ class QuantisedServable(Servable):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors; warnings are about the machine, such as a GPU that it cannot list
-        # Threads that spin between forward passes take the cores from those that decode.
+        # Threads that spin between forward passes would take cores from those that decode.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        graph = Path(files["onnx"]).read_bytes()  # of a path, ONNX Runtime would read what else the file refers to
+        graph = Path(files["onnx"]).read_bytes()  # with a path, ONNX Runtime would also read linked files
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def to(self, device: str) -> None:
@@ -280,7 +279,7 @@ class QuantisedServable(Servable):
             ValueError: for any other device.
         """
         if device not in ("auto", "cpu"):
-            raise ValueError(f"a network in int8 is computed on the CPU and not on {device}")
+            raise ValueError(f"a network in int8 runs on the CPU, not on {device}")
 
     def outputs(self, prepared: list[Any]) -> tuple[list[list[float]], Any]:
         """See :meth:`Servable.outputs`; normalisation, calibration and softmax are part of the graph."""
@@ -292,14 +291,14 @@ class QuantisedServable(Servable):
 
 
 class _Images:
-    """Encoded images as the network was trained to see them."""
+    """Preprocessing of encoded images, as in training."""
 
     column = "image"
 
     def __init__(self, settings: dict[str, Any], files: Mapping[str, str], images: Any) -> None:
         self._preprocessing = settings["preprocessing"]
         self._max_pixels: int = settings["max_pixels"]
-        self._reduced: bool = settings.get("reduced", False)  # older packages were trained on what is decoded in full
+        self._reduced: bool = settings.get("reduced", False)  # older packages: decoded at full size
         self._images = images
 
     def to(self, device: Any) -> None:
@@ -310,13 +309,13 @@ class _Images:
         self.std = torch.tensor(self._preprocessing["std"], device=device).view(1, 3, 1, 1)
 
     def sent(self, value: Any) -> bytes:
-        """An encoded image from what a client sent."""
+        """An encoded image from a client's value."""
         data: bytes = self._images.encoded_image(value)
         return data
 
     def prepare(self, item: Any) -> Any:
         if isinstance(item, str):
-            raise ValueError("a text, but this model classifies images")
+            raise ValueError("it is a text, but this model classifies images")
         return self._images.seen(
             item,
             max_pixels=self._max_pixels,
@@ -336,7 +335,7 @@ class _Images:
 
 
 class _Texts:
-    """Texts as the tokens that the network was trained to read."""
+    """Tokenization of texts, as in training."""
 
     column = "text"
 
@@ -349,25 +348,25 @@ class _Texts:
         self._device = device
 
     def sent(self, value: Any) -> str:
-        """A text from what a client sent."""
+        """A text from a client's value."""
         if not isinstance(value, str):
             raise ValueError(f"a text must be a string, but got {type(value).__name__}")
         return value
 
     def prepare(self, item: Any) -> Any:
         if not isinstance(item, str):
-            raise ValueError("no text, but this model classifies texts")
+            raise ValueError("it is not a text, but this model classifies texts")
         item = item[:_LONGEST_TEXT]
         if not self._texts.normalized(item):
             raise ValueError("the text is empty")
         try:
             item.encode()
         except UnicodeEncodeError:  # JSON can express it
-            raise ValueError("the text holds half of a character (a lone surrogate)") from None
+            raise ValueError("the text contains half of a character (a lone surrogate)") from None
         return self._tokenizer.encode([item])[0]
 
     def batch(self, prepared: list[Any]) -> Any:
-        """int32 tokens ``[T]`` of texts to int64 ``[N, longest T]``, on the network's device."""
+        """int32 tokens ``[T]`` of texts to int64 ``[N, max T]``, on the network's device."""
         import numpy as np
 
         tokens = np.full((len(prepared), max(map(len, prepared))), _PADDING, dtype=np.int64)
@@ -377,7 +376,7 @@ class _Texts:
 
 
 def _sent(array: Any, device: Any) -> Any:
-    """An array on a device; a GPU fetches it from pinned memory when it comes to it, and is not waited for."""
+    """Move an array to a device; the copy from pinned memory to a GPU is asynchronous."""
     import torch
 
     tensor = torch.from_numpy(array)
@@ -396,7 +395,7 @@ def open_servable(
     threads: int = 0,
     device: str | None = None,
 ) -> Servable:
-    """What answers for a package: in int8 where ``settings`` say so; the arguments are those of the classes."""
+    """Open a package, in int8 or single precision depending on ``settings``; arguments are those of the classes."""
     if settings.get("precision") == "int8":
         return QuantisedServable(settings, files, inputs=inputs, threads=threads)
     return Servable(settings, files, networks=networks, inputs=inputs, device=device)

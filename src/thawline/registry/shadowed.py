@@ -1,4 +1,4 @@
-"""What a server counted of a challenger that it computed in the champion's shadow (``thawline serve --shadow``)."""
+"""Counts of a challenger that a server ran in shadow mode (``thawline serve --shadow``)."""
 
 import urllib.error
 import urllib.request
@@ -16,41 +16,41 @@ _MOST_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Shadowed:
-    """Real requests that the champion answered and the challenger computed, too. They have no labels: no criterion."""
+    """Real requests that both champion and challenger classified; they have no labels, so they are not a criterion."""
 
     server: str
     items: int
-    """Images or texts that both computed, at least 1."""
+    """Number of images or texts that both classified, at least 1."""
     agreeing: int
-    """Of these, to which both gave the same class."""
+    """Number of these with the same class."""
     seconds: float
-    """Of one request at the challenger, decoding included; a mean."""
+    """Mean time per request at the challenger, including decoding."""
     uncompared: int
-    """Requests whose turn it was while the challenger was busy, or at which it failed."""
+    """Number of requests skipped because the challenger was busy, or on which it failed."""
 
     def as_dict(self) -> dict[str, Any]:
         """The same as JSON."""
         return asdict(self)
 
     def sentence(self) -> str:
-        """``Served by http://…: the same class as the champion's for 97 of 100 (97.0%), 12 ms a request, …``."""
+        """``In shadow mode on http://…: the champion's class for 97 of 100 (97.0%), 12 ms per request, …``."""
         share, milliseconds = self.agreeing / self.items, 1000 * self.seconds
         return (
-            f"Served by {self.server}: the same class as the champion's for {self.agreeing:,} of {self.items:,} "
-            f"({share:.1%}), {milliseconds:.0f} ms a request, {self.uncompared:,} not compared"
+            f"In shadow mode on {self.server}: the champion's class for {self.agreeing:,} of {self.items:,} "
+            f"({share:.1%}), {milliseconds:.0f} ms per request, {self.uncompared:,} not compared"
         )
 
 
 def read_shadow(server: str, version: str, *, token_file: Path | None = None) -> Shadowed:
-    """Ask a server that runs with ``--shadow`` for what it counted of a version since it was started.
+    """Read a version's counts since the start of a server that runs with ``--shadow``.
 
     Args:
-        server: its address, ``http://127.0.0.1:8000``.
-        version: the challenger's.
-        token_file: holds what the server asks its clients for.
+        server: its address, such as ``http://127.0.0.1:8000``.
+        version: version of the challenger.
+        token_file: with the token that the server requires.
 
     Raises:
-        RegistryError: if the file cannot be read, or if the server does not answer or has compared nothing with this
+        RegistryError: if the file cannot be read, or if the server does not respond or has compared nothing with this
             version.
     """
     from prometheus_client.parser import text_string_to_metric_families
@@ -65,8 +65,8 @@ def read_shadow(server: str, version: str, *, token_file: Path | None = None) ->
     agreeing, differing = (round(sums.get(f"thawline_shadow_items_total {each}", 0)) for each in ("true", "false"))
     if not agreeing + differing:
         raise RegistryError(
-            f"{server} has compared nothing with version {version}: it must run with --shadow challenger while that "
-            "version has the alias challenger, and get requests."
+            f"{server} has compared no requests with version {version}: run it with --shadow challenger while that "
+            "version has the alias challenger, and send requests."
         )
     return Shadowed(
         server=server,
@@ -88,13 +88,14 @@ def _token(file: Path | None) -> str | None:
 
 def _get(url: str, token: str | None) -> str:
     if not url.startswith(("http://", "https://")):
-        raise RegistryError(f"The address of a server begins with http:// or https://, but got {url!r}.")
+        raise RegistryError(f"The address of a server must start with http:// or https://, but got {url!r}.")
     try:
         request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})  # noqa: S310
-        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310  of a scheme that was checked
+        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310  the scheme was checked above
             return str(answer.read(_MOST_BYTES), "utf-8", "replace")
     except urllib.error.HTTPError as error:
-        what = "it asks for a token: --token-file FILE" if error.code == 401 else f"{error.code} {error.reason}"
+        what = "it requires a token: --token-file FILE" if error.code == 401 else f"{error.code} {error.reason}"
         raise RegistryError(f"{url} was refused: {what}.") from None
     except (OSError, ValueError) as error:
-        raise RegistryError(f"{url} does not answer: {getattr(error, 'reason', error)}. Does the server run?") from None
+        reason = getattr(error, "reason", error)
+        raise RegistryError(f"{url} does not respond: {reason}. Is the server running?") from None

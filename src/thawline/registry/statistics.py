@@ -1,4 +1,4 @@
-"""The statistics of a comparison on the same images: resampling, McNemar's test, recall of each class, calibration."""
+"""Statistics for a comparison on the same images: resampling, McNemar's test, recall by class, calibration."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,25 +21,25 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _MEMORY = 2**23
-"""Numbers held at once while resampling: 64 MB."""
+"""Maximum number of values in memory while resampling: 64 MB."""
 _BINS = 15
 _AVERAGE_CLASSES = 3
-"""By how many average classes the standard error of a class's recall is moderated."""
+"""Weight of the average class in the moderated standard error of a class's recall."""
 
 
 class Gain:
-    """By how much a metric is better, and how it varies over resampled test images."""
+    """The gain in a metric, and its distribution over resampled test images."""
 
     def __init__(self, value: float, resampled: Floats) -> None:
         self.value = value
         self._resampled = resampled
 
     def lower(self, significance: float) -> float:
-        """The bound that the gain falls below in a share of ``significance`` of the resamples."""
+        """Lower bound: the gain is below it in a fraction ``significance`` of the resamples."""
         return float(np.quantile(self._resampled, significance))
 
     def upper(self, significance: float) -> float:
-        """The bound that the gain is above in a share of ``significance`` of the resamples."""
+        """Upper bound: the gain is above it in a fraction ``significance`` of the resamples."""
         return float(np.quantile(self._resampled, 1 - significance))
 
 
@@ -52,23 +52,23 @@ def paired_bootstrap(
     resamples: int = 4000,
     seed: int = 0,
 ) -> Gain:
-    """How much better the challenger is on ``N`` test images, and on as many drawn from them with replacement.
+    """The challenger's gain on ``N`` test images, and on as many drawn from them with replacement.
 
-    Both models are scored on the same draw each time, so that images that are hard for both count for nothing (Efron
-    and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16). Images on which both models and the label are
-    the same are drawn as one group, with the same result as one by one: a million images cost no more than a thousand,
-    but for ``loss``, of which each image has its own.
+    Both models are scored on the same draws, so that images that are hard for both cancel out (Efron and Tibshirani, An
+    Introduction to the Bootstrap, 1993, chapter 16). Images with the same label and the same two predictions are drawn
+    as one group, with the same result: a million images cost no more than a thousand, except for ``loss``, where each
+    image has its own value.
 
     Args:
         metric: ``accuracy``, ``balanced_accuracy``, ``macro_f1`` or ``loss``.
-        labels: ``[N]``, numbers of classes from 0.
-        challenger: ``[N]``, the class that it predicts; for ``loss``, its loss on each image.
-        champion: the same of the champion.
-        resamples: how often to draw.
-        seed: of the draws: the same question has the same answer.
+        labels: ``[N]``, class indices from 0.
+        challenger: ``[N]``, its predicted classes; for ``loss``, its loss on each image.
+        champion: the same for the champion.
+        resamples: number of draws.
+        seed: seed of the draws, for reproducible results.
 
     Returns:
-        The gain, positive if the challenger is better, also where a lower metric is.
+        The gain, positive if the challenger is better, also for metrics to minimise.
     """
     if metric == "loss":
         cells, counts = np.unique(np.stack([challenger, champion]), axis=1, return_counts=True)
@@ -77,7 +77,7 @@ def paired_bootstrap(
     else:
         cells, counts = np.unique(np.stack([labels, challenger, champion]), axis=1, return_counts=True)
         gain = _metric_gain(metric, cells.astype(np.int64))
-        width = max(counts.size, 3 * (int(cells.max()) + 1))  # of each class what is right, what is there, what is said
+        width = max(counts.size, 3 * (int(cells.max()) + 1))  # for each class: correct, actual and predicted counts
     generator = np.random.default_rng(seed)
     rows = max(1, _MEMORY // width)
     drawn = []
@@ -88,7 +88,7 @@ def paired_bootstrap(
 
 
 def mcnemar(labels: Ints, challenger: Ints, champion: Ints) -> float:
-    """McNemar's exact test: how probable so uneven a split of the images that only one model gets right is by chance.
+    """McNemar's exact test on the images that only one of the models classifies correctly.
 
     Args:
         labels: ``[N]``.
@@ -96,7 +96,7 @@ def mcnemar(labels: Ints, challenger: Ints, champion: Ints) -> float:
         champion: ``[N]``, predicted classes.
 
     Returns:
-        The two-sided p-value; 1 if the models are right on the same images.
+        The two-sided p-value; 1 if the models are correct on the same images.
     """
     from scipy.stats import binomtest
 
@@ -107,33 +107,32 @@ def mcnemar(labels: Ints, challenger: Ints, champion: Ints) -> float:
 
 @dataclass(frozen=True)
 class RecallLoss:
-    """The class whose loss of recall is the least likely to be chance, and how likely it is."""
+    """The class whose loss of recall is the most significant, with its p-value."""
 
     label: int
-    """Number of the class."""
+    """Index of the class."""
     loss: float
-    """How much smaller its recall is than the champion's; negative if no class loses any."""
+    """Loss of recall compared with the champion; negative if no class loses any."""
     p_value: float
-    """How often any class of two equally good models would lose as much; 1 if none loses more than is tolerated."""
+    """Probability that any class of two equally good models loses as much; 1 if no loss exceeds the tolerance."""
 
 
 def worst_recall_loss(labels: Ints, challenger: Ints, champion: Ints, *, tolerated: float) -> RecallLoss:
-    """Whether a class has lost recall beyond what chance makes of so many classes.
+    """Test whether any class has lost recall beyond chance, corrected for the number of classes.
 
-    Of the images of a class that only one model gets right, chance gives either model half (McNemar). So each class has
-    a loss in standard errors, and the largest is compared with the largest where no class has lost anything. The
-    classes are independent, and of each it is known which values its few images can give at all, so that the
-    probability is exact (Westfall and Young, Resampling-Based Multiple Testing, 1993; no resampling is needed here).
-    The standard error is moderated, as for thousands of genes (Smyth, Linear Models and Empirical Bayes Methods, 2004):
-    it counts the images that only one model gets right of the class itself and of some average ones. With its own
-    alone, a class counts for less the more it has lost. A loss that is tolerated, and a single image, count as none, by
-    chance or not.
+    Under the null hypothesis, each image that only one model classifies correctly is equally likely to favour either
+    model (McNemar). Each class thus has a loss in standard errors, and the largest is compared with its null
+    distribution. Classes are independent and have few possible values, so that the p-value is exact (Westfall and
+    Young, Resampling-Based Multiple Testing, 1993; no resampling is needed here). The standard error is moderated, as
+    for thousands of genes (Smyth, Linear Models and Empirical Bayes Methods, 2004): it counts the discordant images of
+    the class itself and of some average classes. With only its own, a class would count for less the more it has lost.
+    Tolerated losses, and the loss of a single image, never count.
 
     Args:
-        labels: ``[N]``, numbers of classes from 0; a class without images is no class.
+        labels: ``[N]``, class indices from 0; classes without images are ignored.
         challenger: ``[N]``, predicted classes.
         champion: ``[N]``, predicted classes.
-        tolerated: loss of recall of one class that is accepted, 0 to 1.
+        tolerated: tolerated loss of recall of a class, 0 to 1.
     """
     from scipy.stats import binom
 
@@ -163,14 +162,14 @@ def worst_recall_loss(labels: Ints, challenger: Ints, champion: Ints, *, tolerat
 
 
 def _counts(lost: Ints, images: Ints, tolerated: float) -> npt.NDArray[np.bool_]:
-    """Whether so many images fewer are a loss."""
+    """Whether that many lost images count as a loss."""
     counted: npt.NDArray[np.bool_] = (lost > tolerated * images + 1e-9) & (lost > 1)
     return counted
 
 
 def calibration_error(confidence: Floats, correct: npt.NDArray[np.bool_]) -> float:
     """Expected calibration error over 15 equal bins of confidence (Guo et al., On Calibration of Modern Neural
-    Networks, 2017): how far, on average, the probability of the predicted class is from the share of right answers.
+    Networks, 2017): the mean difference between the probability of the predicted class and the accuracy.
 
     Args:
         confidence: ``[N]``, probability of the predicted class.
@@ -189,17 +188,17 @@ def calibration_gain(
     resamples: int = 4000,
     seed: int = 0,
 ) -> Gain:
-    """By how much the challenger's calibration error is smaller on ``N`` images, and how that varies by chance.
+    """The reduction of the calibration error by the challenger on ``N`` images, and its distribution.
 
-    On 20 images the error of a perfectly calibrated model is easily 0.1: a difference means little without its spread.
-    The bins' means are drawn from the normal distribution that resampling the images tends to, both models' together,
-    which costs the same for a million images as for a hundred.
+    On 20 images, the error of a perfectly calibrated model is easily 0.1: a difference means little without its spread.
+    The means of the bins, jointly for both models, are drawn from the normal distribution to which resampling
+    converges; that costs the same for a million images as for a hundred.
 
     Args:
-        challenger: its probability of the predicted class, ``[N]``, and whether that class was right, ``[N]``.
-        champion: the same of the champion on the same images.
-        resamples: how often to draw.
-        seed: of the draws.
+        challenger: its probability of the predicted class, ``[N]``, and whether that class was correct, ``[N]``.
+        champion: the same for the champion on the same images.
+        resamples: number of draws.
+        seed: seed of the draws.
 
     Returns:
         Positive if the challenger is better calibrated.
@@ -216,7 +215,7 @@ def calibration_gain(
 
 
 def _surplus(confidence: Floats, correct: npt.NDArray[np.bool_]) -> Floats:
-    """``[N, bins]``: by how much each image's probability is above being right, in the bin of its probability."""
+    """``[N, bins]``: confidence minus correctness of each image, in the bin of its confidence."""
     bins = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
     surplus = np.zeros((len(confidence), _BINS))
     surplus[np.arange(len(confidence)), bins] = confidence - correct
@@ -228,7 +227,7 @@ def _mean_gain(gains: Floats) -> Callable[[Ints], Floats]:
 
 
 def _metric_gain(metric: str, cells: Ints) -> Callable[[Ints], Floats]:
-    """From how often each (label, challenger, champion) was drawn to the challenger's metric less the champion's."""
+    """A function from counts of (label, challenger, champion) to the challenger's metric minus the champion's."""
     labels, challenger, champion = cells
     score = _SCORES[metric]
     classes = int(cells.max()) + 1
@@ -260,7 +259,7 @@ def _macro_f1(draws: Ints, labels: Ints, predicted: Ints, classes: int) -> Float
 
 
 def _per_class(draws: Ints, labels: Ints, predicted: Ints, classes: int) -> tuple[Floats, Floats, Floats]:
-    """``[draws, classes]`` each: images of a class predicted rightly, images of it, images predicted as it."""
+    """``[draws, classes]`` each: correctly predicted, actual and predicted images of each class."""
     right = labels == predicted
     sums = [_one_hot(labels, right, classes), _one_hot(labels, None, classes), _one_hot(predicted, None, classes)]
     of_right, actual, said = (np.asarray((one_hot @ draws.T).T, dtype=np.float64) for one_hot in sums)
@@ -268,7 +267,7 @@ def _per_class(draws: Ints, labels: Ints, predicted: Ints, classes: int) -> tupl
 
 
 def _one_hot(numbers: Ints, chosen: npt.NDArray[np.bool_] | None, classes: int) -> Any:
-    """``[classes, cells]``, sparse: with thousands of classes a dense one would take gigabytes."""
+    """``[classes, cells]``, sparse: with thousands of classes, a dense matrix would take gigabytes."""
     from scipy.sparse import csr_array
 
     cells = np.arange(len(numbers)) if chosen is None else np.flatnonzero(chosen)

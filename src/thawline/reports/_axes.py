@@ -1,4 +1,4 @@
-"""What several figures of a study have in common."""
+"""Elements shared by several figures of a study."""
 
 from collections.abc import Callable, Sequence, Set
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ _HOLLOW: dict[str, dict[str, Any]] = {
     "failed": {"marker": "x", "color": INK, "linewidths": 0.9, "s": 16},
 }
 DENSE = 400
-"""Points above which a cloud is drawn as a picture, which no longer grows with their number."""
+"""Number of points above which a cloud is rasterised, so that the file size no longer grows with them."""
 
 
 def medians(points: Sequence[tuple[int, float]]) -> dict[int, float]:
@@ -33,7 +33,7 @@ def medians(points: Sequence[tuple[int, float]]) -> dict[int, float]:
 
 
 def aside(trials: Sequence[TrialPoint], upright: Set[int]) -> np.ndarray:
-    """``[N]``: horizontal jitter, so that trials of the same depth can be told apart; some get none."""
+    """``[N]``: horizontal jitter, so that trials of the same depth do not overlap; 0 for those in ``upright``."""
     numbers = np.array([trial.number for trial in trials])
     return np.where(np.isin(numbers, list(upright)), 0.0, 0.3 * ((0.618 * numbers) % 1 - 0.5))
 
@@ -44,10 +44,10 @@ def draw_marks(
     height: Callable[[TrialPoint], float | None],
     across: Callable[[TrialPoint], float] = lambda trial: trial.freeze_depth,
 ) -> None:
-    """Trials that were not completed: hollow at their value; at the bottom of the plot if they have none."""
+    """Draw incomplete trials: hollow at their value, or at the bottom of the plot if they have none."""
     from matplotlib.patheffects import AbstractPathEffect, withStroke
 
-    # A cross has no white inside to stand out by.
+    # A cross has no white interior, so it needs a halo to stand out.
     halo: list[AbstractPathEffect] = [withStroke(linewidth=2.4, foreground="white")]
     for state, style in _HOLLOW.items():
         points = [(across(trial), height(trial)) for trial in trials if trial.state == state]
@@ -65,14 +65,14 @@ def draw_marks(
 def focus(
     axes: "Axes", values: np.ndarray, always: np.ndarray, metric: str, *, probes: np.ndarray | None = None
 ) -> None:
-    """Leave out, with a note, values so bad that the good ones could not be told apart (Tukey's fence).
+    """Clip very bad values (Tukey's fence), with a note, so that differences between good ones stay visible.
 
     Args:
         axes: to set.
-        values: of trials, at least one.
-        always: those that are shown whatever they are.
-        metric: that they are of.
-        probes: of the curve of probes, whose ends may be far from any trial.
+        values: values of trials, at least one.
+        always: values that are always shown.
+        metric: name of the metric.
+        probes: values of the linear probes, some of which may be far from any trial.
     """
     everything = values if probes is None else np.append(values, probes)
     first, third = np.quantile(everything, [0.25, 0.75])
@@ -96,7 +96,7 @@ def whole_numbers(axes: "Axes") -> None:
 
 
 def draw_legend(axes: "Axes") -> None:
-    """Below the plot, so that it hides no point."""
+    """Draw the legend below the plot, where it hides no point."""
     handles, labels = axes.get_legend_handles_labels()
     drawing = axes.get_figure()
     if handles and drawing is not None:

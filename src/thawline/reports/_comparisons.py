@@ -19,14 +19,14 @@ PROBE = "the linear probe"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the best trial is compared with."""
+    """A comparison of the best trial with another result."""
 
     name: str
     trial: TrialPoint | None
     """``None`` for baselines that need no training."""
     value: float
     gain: float
-    """By how much the best trial is better."""
+    """Lead of the best trial."""
 
 
 def deepest_of(report: StudyReport, best: TrialPoint | None) -> int | None:
@@ -35,7 +35,7 @@ def deepest_of(report: StudyReport, best: TrialPoint | None) -> int | None:
 
 
 def comparisons_of(report: StudyReport, best: TrialPoint | None) -> list[Comparison]:
-    """What the best trial is compared with, if it was tried; and with the majority class, if that is known."""
+    """Comparisons with other trials, as far as they were tried, and with the majority class, if it is known."""
     if best is None:
         return []
     deepest, others = deepest_of(report, best), [trial for trial in report.trials if trial is not best]
@@ -68,7 +68,7 @@ def comparisons_of(report: StudyReport, best: TrialPoint | None) -> list[Compari
 
 
 def compared(comparisons: Sequence[Comparison], *, several: bool) -> dict[str, Any]:
-    """The same as a table, which names the backbones where there are several."""
+    """The same as a table, with backbones if there are several."""
     columns = ["best of", "trial", *(["backbone"] if several else []), "freeze depth", "learning rate"]
     rows = [
         [

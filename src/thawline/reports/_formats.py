@@ -1,4 +1,4 @@
-"""Numbers and names as the report shows them."""
+"""Formats of numbers and names in the report."""
 
 import base64
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The pages' templates: self-contained pages, in which whatever comes from outside is text."""
+"""Templates of self-contained pages, with all external values escaped."""
 
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ __all__ = ["template"]
 
 
 def template(name: str) -> "Template":
-    """One of the templates beside this module; a name that it uses and is not given is an error."""
+    """Load a template from this package; an undefined variable in it is an error."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     folder = files("thawline.reports")

@@ -1,4 +1,4 @@
-"""Data as one self-contained page to look at before anything is trained: examples of each class, and problems."""
+"""Data as one self-contained page for inspection before training: examples of each class, and problems."""
 
 import sys
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from thawline.reports.values import DataSummary
 __all__ = ["contact_sheet"]
 
 _EACH = 12
-"""Examples of one class, at most."""
+"""Maximum number of examples per class."""
 _MOST = 600
-"""Examples of all classes: the page has 10 kB of each."""
+"""Maximum number of examples over all classes, each of which adds 10 kB to the page."""
 _NAMED = 100
-"""Problems of one kind that are named; those with a picture are also shown, as many as examples of a class."""
+"""Maximum number of problems listed per kind; up to ``_EACH`` with images are also shown."""
 _PICTURED = ("conflict", "leak", "duplicate", "near")
-"""Problems of images that can be decoded."""
+"""Kinds of problems whose images can be decoded."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ def contact_sheet(manifest: Manifest) -> str:
     """The page, as HTML; a browser that opens it sends no request.
 
     Args:
-        manifest: of data that are still there: the examples are read again.
+        manifest: manifest of data that still exist, because the examples are read again.
 
     Raises:
-        DataError: if a file is gone, or holds something else than when it was scanned.
+        DataError: if a file was removed or changed after the scan.
     """
     each = max(1, min(_EACH, _MOST // len(manifest.classes)))
     shown = manifest.classes[:_MOST]
@@ -80,7 +80,7 @@ def _sheets(manifest: Manifest, classes: int, each: int) -> list[_Class]:
     for row in manifest.rows:
         rows[row.label].append(row)
     chosen = [_spread(of_class, each) for of_class in rows[:classes]]
-    examples = iter(_examples(manifest, [*chain.from_iterable(chosen)]))  # of all at once: a table is read whole
+    examples = iter(_examples(manifest, [*chain.from_iterable(chosen)]))  # for all at once: tables are read whole
     return [
         _Class(manifest.classes[label], len(rows[label]), [*islice(examples, len(shown))])
         for label, shown in enumerate(chosen)
@@ -88,7 +88,7 @@ def _sheets(manifest: Manifest, classes: int, each: int) -> list[_Class]:
 
 
 def _spread(rows: Sequence[Row], most: int) -> list[Row]:
-    """Evenly spread over the rows, which are in the order of splits and digests."""
+    """Choose evenly spaced rows; they are sorted by split and digest."""
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows)), dtype=int))
     return [rows[number] for number in chosen.tolist()]
 
@@ -102,7 +102,7 @@ def _examples(manifest: Manifest, rows: Sequence[Row]) -> list[_Example]:
 
 
 def _pictured(caption: str, file: Path) -> _Example:
-    # Whatever its size, the scan has accepted it; Pillow's own bound holds.
+    # Any size: the scan has accepted it, and Pillow's own limit applies.
     image = decode(file.read_bytes(), max_pixels=sys.maxsize, shortest=SIDE)
     return _Example(caption, **shown_example(np.asarray(image)))
 
@@ -119,13 +119,13 @@ def _problems(manifest: Manifest) -> list[_Problems]:
 
 
 def _of_problems(manifest: Manifest, problems: Sequence[Problem]) -> list[_Example]:
-    """Those that are images; of texts the lines say it all."""
+    """Examples of problems with images; for texts, the listed lines suffice."""
     if manifest.kind == "texts":
         return []
     shown: list[_Example] = []
     for problem in problems:
         try:
             shown.append(_pictured(f"{problem.path}: {problem.reason}", manifest.root / problem.path))
-        except (OSError, BadImage):  # the line below names it all the same
+        except (OSError, BadImage):  # it is still listed below
             continue
     return shown

@@ -1,6 +1,6 @@
-"""The common style of all figures, and how a drawing becomes a small SVG document.
+"""The common style of all figures, and their conversion to small SVG documents.
 
-Drawings are half a page wide, so that their text can be read on a telephone without turning it.
+Drawings are half a page wide, so that their text is readable on a phone in portrait mode.
 """
 
 import io
@@ -38,11 +38,11 @@ INK = "#1f2328"
 FAINT = "#666c74"
 BAND = "#dbe4ec"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b27b00", "#56b4e9")
-"""Told apart by the colour-blind (Okabe and Ito, Color Universal Design, 2008); the yellow darkened for white paper."""
+"""Colour-blind safe (Okabe and Ito, Color Universal Design, 2008), with a darker yellow for white paper."""
 
 _FONT = "system-ui, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 _LOOK: Any = {
-    # Measured in the font that matplotlib brings, whatever the machine has, and wide enough for those of browsers.
+    # Text is measured in matplotlib's own font, on every machine; it is wide enough for browsers' fonts.
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 8.5,
@@ -74,11 +74,11 @@ _LOOK: Any = {
 }
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 _CLOUD_DPI = 100
-_DRAWING = threading.Lock()  # matplotlib's settings belong to the whole process
+_DRAWING = threading.Lock()  # matplotlib's settings are global to the process
 
 
 class Canvas:
-    """What is drawn on inside :func:`canvas`; afterwards it holds the SVG document."""
+    """The drawing inside :func:`canvas`; afterwards it contains the SVG document."""
 
     def __init__(self, drawing: "Drawing") -> None:
         self.drawing = drawing
@@ -86,26 +86,26 @@ class Canvas:
 
     @property
     def axes(self) -> "Axes":
-        """The drawing as one plot; made when first asked for."""
+        """The drawing as a single plot, created on first use."""
         return self.drawing.axes[0] if self.drawing.axes else self.drawing.add_subplot()
 
 
 @contextmanager
 def canvas(name: str, width: float = 4.4, height: float = 3.2) -> Iterator[Canvas]:
-    """A blank drawing in the common style; after the block its :attr:`Canvas.svg` is filled in.
+    """A blank drawing in the common style; after the block, its :attr:`Canvas.svg` is set.
 
-    The same drawing gives the same bytes. No setting of matplotlib is changed for others.
+    The same drawing gives the same bytes. Global settings of matplotlib stay unchanged.
 
     Args:
-        name: keeps the names inside the document apart from those of other drawings on the same page.
-        width: in inches, at 72 points each; 4.4 fills a telephone.
+        name: makes ids in the document unique among the drawings of a page.
+        width: in inches, at 72 points each; 4.4 fills a phone screen.
         height: in inches.
     """
     import matplotlib
     from matplotlib.figure import Figure as Drawing
 
     with _DRAWING, matplotlib.rc_context(), warnings.catch_warnings():
-        # Names of classes may be in a script that the measuring font lacks; the browser's fonts will have it.
+        # Class names may be in a script that the measuring font lacks but the browser's fonts have.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_LOOK)
@@ -118,7 +118,7 @@ def canvas(name: str, width: float = 4.4, height: float = 3.2) -> Iterator[Canva
 
 
 def _small(svg: str) -> str:
-    """Without what a browser does not need: prolog, names of groups, the font on every text, rotations by nothing."""
+    """Remove parts that a browser does not need: prolog, ids of groups, the font of every text, zero rotations."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r' transform="rotate\(-0 [^"]*\)"', "", svg)
@@ -127,17 +127,17 @@ def _small(svg: str) -> str:
 
 
 def shorten(text: str, most: int = 22) -> str:
-    """A name for a label: in one line, and cut with an ellipsis after ``most`` characters."""
+    """Shorten a name for a label: on one line, cut with an ellipsis after ``most`` characters."""
     text = printable(text)
     return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
 
 
 def freeze_depth_axis(axes: "Axes", depths: Sequence[int], deepest: int | None = None) -> None:
-    """The horizontal axis in whole depths; its ends say what they mean where they are known.
+    """Set the horizontal axis to integer depths, with labels that explain its ends if they are known.
 
     Args:
         axes: to set.
-        depths: those that are shown.
+        depths: to show.
         deepest: the depth at which only the head is trained, if it is known.
     """
     low, high = min(depths), max(depths)
@@ -150,14 +150,14 @@ def freeze_depth_axis(axes: "Axes", depths: Sequence[int], deepest: int | None =
 
 
 def learning_rate_axis(axes: "Axes", rates: Sequence[float]) -> None:
-    """The vertical axis as a log scale with plain labels, a little beyond the rates that are shown."""
+    """Set the vertical axis to a log scale with plain labels, a little beyond the rates shown."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
     axes.yaxis.set_major_formatter(lambda rate, _: plain_rate(rate))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    beyond = 1.2 if max(rates) >= 10 * min(rates) else 2.0  # at least one label is in sight
+    beyond = 1.2 if max(rates) >= 10 * min(rates) else 2.0  # at least one label is visible
     axes.set_ylim(min(rates) / beyond, max(rates) * beyond)
     axes.set_ylabel("learning rate")
 

@@ -13,12 +13,12 @@ from thawline.tracking.media import Predictions
 __all__ = ["excerpt", "shown_example", "thumbnail", "worst_mistakes"]
 
 SIDE = 160
-"""Pixels of a picture on a page, each way."""
+"""Maximum width and height of an image on a page (pixels)."""
 _CHARACTERS = 280
-"""About six lines on a telephone."""
+"""About six lines on a phone."""
 _MOST = 24
 _JOINERS = "\u200c\u200d"
-"""Seen by what they do to the letters or emoji around them; in many scripts a word is not spelt without."""
+"""Invisible, but they change the letters or emoji around them; spelling in many scripts needs them."""
 
 
 def worst_mistakes(
@@ -27,10 +27,10 @@ def worst_mistakes(
     """Misclassified examples, those with the smallest probability of the true class first.
 
     Args:
-        predictions: of ``N`` images or texts.
+        predictions: predictions for ``N`` images or texts.
         files: ``[N]``, their names.
-        show: gives the uint8 ``[H, W, 3]`` of an image, or a text, by its number; called only for those that are shown.
-        most: how many, at most.
+        show: returns an image as uint8 ``[H, W, 3]``, or a text, by number; called only for the examples shown.
+        most: maximum number of examples.
     """
     predicted, given = predictions.predicted, predictions.given
     wrong = np.flatnonzero(predicted != predictions.labels)
@@ -60,20 +60,20 @@ def thumbnail(pixels: np.ndarray, *, side: int = SIDE) -> bytes:
 
 
 def excerpt(text: str, *, most: int = _CHARACTERS) -> str:
-    """The beginning of a text in one line: spaces and line breaks as one space, cut with an ellipsis.
+    """The beginning of a text on one line: white space collapsed, cut with an ellipsis.
 
-    Other control characters, also those that turn the direction of writing, are written out.
+    Other control characters, including those that change the writing direction, are escaped.
 
     Args:
-        text: of any length, which only the part that is shown takes time for.
+        text: any length; only the beginning is processed.
         most: characters, at least 1.
     """
-    # Enough that something is left when runs of spaces have become one, and never a whole book.
+    # Enough to leave some text after collapsing white space, and never a whole book.
     line = " ".join(text[: 8 * most].split())
     shown = "".join(character if character in _JOINERS else printable(character) for character in line)
     return shown if len(shown) <= most and len(text) <= 8 * most else f"{shown[: most - 1].rstrip()}…"
 
 
 def shown_example(example: np.ndarray | str) -> dict[str, Any]:
-    """``picture`` of an image, uint8 ``[H, W, 3]``, or ``text``, small enough for a page."""
+    """``picture`` for an image, uint8 ``[H, W, 3]``, or ``text``, small enough for a page."""
     return {"text": excerpt(example)} if isinstance(example, str) else {"picture": thumbnail(example)}

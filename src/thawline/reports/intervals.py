@@ -16,15 +16,15 @@ Floats = npt.NDArray[np.float64]
 
 _RESAMPLES = 2000
 _RESAMPLED_AT_ONCE = 2**22
-"""Examples: some 100 MB."""
+"""Maximum number of examples: some 100 MB."""
 
 
 def metric_intervals(predictions: Predictions) -> dict[str, Interval]:
     """Accuracy, balanced accuracy and macro F1 of at least one example, as in the metrics of a trial.
 
-    Accuracy's interval is Wilson's, the others' is that of 2,000 bootstrap resamples with a fixed seed (percentiles;
-    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). Without a mistake there is nothing to
-    resample, and only accuracy has an interval.
+    The interval of accuracy is Wilson's; the others come from 2,000 bootstrap resamples with a fixed seed (percentiles;
+    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). If there are no mistakes, only accuracy
+    has an interval.
     """
     from scipy.stats import bootstrap
 
@@ -51,7 +51,7 @@ def metric_intervals(predictions: Predictions) -> dict[str, Interval]:
 
 
 def class_table(predictions: Predictions) -> Table:
-    """Of each class: examples, recall with its 95 % interval, precision, F1; ``None`` where the divisor is 0."""
+    """For each class: examples, recall with its 95 % interval, precision, F1; ``None`` if the denominator is 0."""
     labels, predicted = predictions.labels, predictions.predicted
     columns: dict[str, list[str | int | float | None]] = {
         name: [] for name in ("class", "examples", "recall", "recall from", "recall to", "precision", "F1")
@@ -73,7 +73,7 @@ def class_table(predictions: Predictions) -> Table:
 
 
 def _statistics(classes: int) -> dict[str, Callable[..., Any]]:
-    """From labels and predictions ``[..., N]`` to a metric ``[...]``."""
+    """Functions from labels and predictions ``[..., N]`` to a metric ``[...]``."""
 
     def counted(numbers: Ints, which: npt.NDArray[np.bool_] | None = None) -> Floats:
         """``[..., classes]``: how often each class occurs in the last axis, where ``which`` is true."""

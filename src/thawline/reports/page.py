@@ -1,4 +1,4 @@
-"""The report of a study as one self-contained page: for a browser, a telephone, or paper."""
+"""The report of a study as one self-contained page: for a browser, a phone, or paper."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -64,9 +64,9 @@ _SECTIONS = (
     ("reproduce", "Reproduce"),
 )
 _FEWEST_ON_A_SURFACE = 15
-"""Completed trials without which marks in colours say all that is known, and a surface would say more."""
+"""Minimum number of completed trials for a surface; with fewer, it would suggest more than is known."""
 _NORMAL_95 = 1.96
-_NAMED = 10  # problems of a kind; bad files are named all
+_NAMED = 10  # problems listed per kind; bad files are all listed
 _WIDE_CLASSES = 14
 _SPLITS = ("train", "validation", "test")
 
@@ -74,12 +74,12 @@ _SPLITS = ("train", "validation", "test")
 def render(report: StudyReport, figures: Mapping[str, Figure | None] | None = None) -> str:
     """The page, as HTML.
 
-    It is self-contained: a browser that opens it sends no request. Whatever comes from
-    outside, such as names of classes and files, is text in it. Sections whose values are missing say why in a sentence.
+    It is self-contained: a browser that opens it sends no request. External values, such as names of classes and
+    files, are escaped. Sections without values give the reason in a sentence.
 
     Args:
         report: its values.
-        figures: of :func:`report_figures`, if they are drawn already, which takes most of the time.
+        figures: result of :func:`report_figures`, if they are drawn already; drawing takes most of the time.
     """
     drawn = report_figures(report) if figures is None else figures
     tried = _tried(report)
@@ -108,10 +108,10 @@ def render(report: StudyReport, figures: Mapping[str, Figure | None] | None = No
 
 
 def report_figures(report: StudyReport) -> dict[str, Figure | None]:
-    """All figures of the report by name, such as ``thaw_line``; ``None`` for those that lack their values.
+    """All figures of the report by name, such as ``thaw_line``; ``None`` for figures without values.
 
-    Freeze depths of different backbones are not comparable. Where a study tries several, ``surface``,
-    ``thaw_line``, ``time`` and ``memory`` are drawn of each, and named as in ``thaw_line/resnet18``.
+    Freeze depths of different backbones are not comparable. If a study tries several, ``surface``, ``thaw_line``,
+    ``time`` and ``memory`` are drawn for each, and named as in ``thaw_line/resnet18``.
     """
     metric, test, surfaces = report.metric, report.test, report_surfaces(report)
     figures: dict[str, Figure | None] = {}
@@ -130,7 +130,7 @@ def report_figures(report: StudyReport) -> dict[str, Figure | None]:
     return figures | {
         "curves": learning_curves(report.curves, metric),
         "history": optimisation_history(report.trials, metric),
-        "importance": hyperparameter_importance(report.importance, metric),
+        "importance": hyperparameter_importance(report.importance, report.importance_ranges, metric),
         "confusion": confusion_figure(test) if test else None,
         "precision_recall": precision_recall_curves(test) if test else None,
         "roc": roc_curves(test) if test else None,
@@ -139,10 +139,10 @@ def report_figures(report: StudyReport) -> dict[str, Figure | None]:
 
 
 def report_surfaces(report: StudyReport) -> dict[str, Surface]:
-    """The metric over freeze depth and learning rate, through the completed trials of each backbone.
+    """The metric over freeze depth and learning rate, fitted to the completed trials of each backbone.
 
-    By the name of the figure that shows it, ``surface`` or ``surface/resnet18``. A backbone with too few trials is left
-    out, and so are linear probes, which have no learning rate; see :func:`~thawline.reports.fit_surface`.
+    Keys are the names of the figures, ``surface`` or ``surface/resnet18``. Backbones with too few trials are left out,
+    and so are linear probes, which have no learning rate; see :func:`~thawline.reports.fit_surface`.
     """
     found = {tried.figure("surface"): _surface(tried) for tried in _tried(report)}
     return {name: surface for name, surface in found.items() if surface is not None}
@@ -150,7 +150,7 @@ def report_surfaces(report: StudyReport) -> dict[str, Surface]:
 
 @dataclass(frozen=True)
 class _Tried:
-    """A backbone and its trials, whose freeze depths mean the same."""
+    """A backbone and its trials, whose freeze depths are comparable."""
 
     name: str
     trials: tuple[TrialPoint, ...]
@@ -158,7 +158,7 @@ class _Tried:
     groups: tuple[str, ...]
     """Names of its layer groups, if they are known."""
     alone: bool
-    """Whether the study tries no other."""
+    """Whether it is the study's only backbone."""
 
     @property
     def deepest(self) -> int | None:
@@ -166,16 +166,16 @@ class _Tried:
 
     @property
     def trained(self) -> int:
-        """Number of trials that were trained and completed."""
+        """Number of completed trials, without linear probes."""
         return sum(trial.state == "complete" and trial.learning_rate is not None for trial in self.trials)
 
     @property
     def title(self) -> str:
-        """What distinguishes it from others."""
+        """Its label; empty if it is the only one."""
         return "" if self.alone else backbones.label(self.name)
 
     def figure(self, kind: str) -> str:
-        """Name of its figure of a kind."""
+        """Name of a figure of this backbone."""
         return kind if self.alone else f"{kind}/{backbones.short_name(self.name)}"
 
 
@@ -223,7 +223,7 @@ def _headline(report: StudyReport, best: TrialPoint | None, comparisons: Sequenc
     if best is None:
         reasons = Counter(trial.reason for trial in report.trials if trial.state == "failed" and trial.reason)
         why = [f"{some(count)} failed: {reason.rstrip('.')}." for reason, count in reasons.most_common(3)]
-        return " ".join(["No trial has been completed, so there is no result yet.", *why])
+        return " ".join(["No trial is complete, so there is no result yet.", *why])
     backbone = f" of {backbones.label(best.backbone)}" if best.backbone else ""
     what = (
         f"The linear probe{backbone}"
@@ -231,7 +231,7 @@ def _headline(report: StudyReport, best: TrialPoint | None, comparisons: Sequenc
         else f"Freeze depth {best.freeze_depth}{backbone} with learning rate {plain_rate(best.learning_rate)}"
     )
     frozen = (
-        "All layer groups are frozen; a linear head on their features is fitted to convergence."
+        "All layer groups are frozen, and a linear head on their features is fitted to convergence."
         if best.is_probe
         else _frozen(report.layer_groups.get(best.backbone), best.freeze_depth)
     )
@@ -242,10 +242,10 @@ def _headline(report: StudyReport, best: TrialPoint | None, comparisons: Sequenc
 
 
 def _chance(report: StudyReport, best: TrialPoint, comparisons: Sequence[Comparison]) -> str:
-    """Whether other freeze depths are worse than the best by more than chance explains, in a sentence.
+    """A sentence on whether the lead over other freeze depths is larger than chance explains.
 
-    Accuracies are compared as if of independent examples. They are of the same ones, so that a difference may be
-    clearer than it is called here, never less clear.
+    Accuracies are compared as if measured on independent examples. They are measured on the same ones, so that the test
+    is conservative.
     """
     other = next((each for each in comparisons if each.name == "other freeze depths"), None)
     size = report.data.size("validation") if report.data else 0
@@ -256,11 +256,11 @@ def _chance(report: StudyReport, best: TrialPoint, comparisons: Sequence[Compari
     if other.gain <= _NORMAL_95 * variance**0.5:
         depths = " and ".join(str(depth) for depth in sorted({best.freeze_depth, other.trial.freeze_depth}))
         return f"Freeze depths {depths} cannot be told apart on {size} validation {noun}s. "
-    return f"It is ahead of all other freeze depths by {other.gain:.4f}, more than chance explains. "
+    return f"It leads all other freeze depths by {other.gain:.4f}, more than chance explains. "
 
 
 def _frozen(groups: Sequence[str] | None, depth: int) -> str:
-    """What a freeze depth means, in a sentence; empty where the layer groups are not known."""
+    """A sentence that explains a freeze depth; empty if the layer groups are not known."""
     if groups is None:
         return ""
     if depth == 0:
@@ -301,7 +301,7 @@ def _cards(report: StudyReport, best: TrialPoint | None, comparisons: list[Compa
 
 
 def _serve(report: StudyReport) -> str:
-    """The command that serves the model; empty if there is none, or it must not be served."""
+    """The command that serves the model; empty without a model, or if it was rejected."""
     promotion = report.promotion
     if promotion is None or promotion.outcome == "reject":
         return ""
@@ -309,13 +309,13 @@ def _serve(report: StudyReport) -> str:
 
 
 def _notes(report: StudyReport, best: TrialPoint | None, noun: str) -> list[str]:
-    """Caveats of the comparison, in sentences."""
+    """Sentences with caveats of the comparison."""
     notes = []
     size = report.data.size("validation") if report.data else 0
     if best and best.value is not None and report.metric == "accuracy" and size:
         interval = proportion_interval(round(best.value * size), size)
         notes.append(
-            f"On {size} validation {noun}s an accuracy of {best.value:.3f} has the 95 % interval {interval.low:.3f} "
+            f"On {size} validation {noun}s, an accuracy of {best.value:.3f} has a 95 % interval of {interval.low:.3f} "
             f"to {interval.high:.3f}: much smaller differences may be due to chance."
         )
     names = sorted({trial.backbone for trial in report.trials})
@@ -333,7 +333,7 @@ def _outcome(tried: _Tried) -> list[str]:
 
 
 def _drawn(tried: _Tried, figures: Mapping[str, Figure | None], report: StudyReport) -> dict[str, Any]:
-    """A backbone with its own figures, and what their captions must explain."""
+    """A backbone with its figures, and the facts for their captions."""
     probes = [trial for trial in tried.trials if trial.is_probe]
     mark = "star" if tried.best in probes else "diamond"
     curve = [value for value in report.probe_curves.get(tried.name, {}).values() if value is not None]
@@ -349,9 +349,9 @@ def _drawn(tried: _Tried, figures: Mapping[str, Figure | None], report: StudyRep
 
 
 def _leaderboard(report: StudyReport) -> dict[str, Any]:
-    """Columns, and rows of a trial with its cells after its number; further hyperparameters only if they differ.
+    """Columns, and rows of a trial with its cells after the number; further hyperparameters only if they differ.
 
-    A linear probe, which has few of them, makes none of them differ.
+    Linear probes, which have few hyperparameters, are ignored in this comparison.
     """
     sign = -sign_of(report.metric)
     ranked = sorted(
@@ -383,6 +383,7 @@ def _leaderboard(report: StudyReport) -> dict[str, Any]:
             {"name": name, "number": number} for name, number in [*columns, ("epochs", True), ("seconds", True)]
         ],
         "reasons": any(trial.reason for trial in ranked),
+        "links": any(trial.link for trial in ranked),
         "rows": list(zip(ranked, rows, strict=True)),
     }
 
@@ -398,7 +399,7 @@ def _test(predictions: Predictions, noun: str, temperature: float | None) -> dic
     columns = class_table(predictions).columns
     by_class = sorted(zip(*columns.values(), strict=True), key=lambda row: (row[2] is None, row[2] or 0.0))
     return {
-        "sentence": f"The best trial's model got {size - wrong} of {size} {noun}s right; no trial has seen them.",
+        "sentence": f"The best trial's model classified {size - wrong} of {size} {noun}s correctly; no trial saw them.",
         "metrics": [
             [name, f"{each.value:.4f}", f"{each.low:.3f} to {each.high:.3f}"] for name, each in intervals.items()
         ],
@@ -407,9 +408,9 @@ def _test(predictions: Predictions, noun: str, temperature: float | None) -> dic
             [printable(str(name)), examples, share_of(recall), range_of(low, high), share_of(precision), share_of(f1)]
             for name, examples, recall, low, high, precision, f1 in by_class
         ],
-        "confusion_caption": "Rows are true classes, columns predicted ones; colours are shares of the row."
+        "confusion_caption": "Rows are true classes, columns are predicted classes; colours are fractions of the row."
         if classes <= 40
-        else "The pairs of classes that are confused most often.",
+        else "The most frequently confused pairs of classes.",
         "calibration": calibration_sentence(predictions, temperature=temperature, noun=noun),
         "wide": _WIDE_CLASSES < classes <= 40,
         "wrong": wrong,
@@ -417,7 +418,7 @@ def _test(predictions: Predictions, noun: str, temperature: float | None) -> dic
 
 
 def class_rows(data: DataSummary) -> list[list[str]]:
-    """A table of the classes: how many of each split, in all, and their share; the last row sums them up."""
+    """A table of the classes: counts by split, total and share; the last row contains the sums."""
     total = sum(data.size(split) for split in _SPLITS)
     sums = {name: sum(counts.values()) for name, counts in data.classes.items()}
     rows = [

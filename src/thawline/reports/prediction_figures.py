@@ -28,10 +28,10 @@ _BINS = 15
 def confusion_figure(predictions: Predictions) -> Figure:
     """The confusion matrix, as counts and fractions.
 
-    Up to 40 classes as a matrix, in the order of the classes; above that, the 20 pairs that are confused most often.
+    Up to 40 classes as a matrix, in the order of the classes; above that, the 20 most frequently confused pairs.
 
     Args:
-        predictions: of at least one example.
+        predictions: predictions for at least one example.
     """
     from sklearn.metrics import confusion_matrix
 
@@ -50,11 +50,11 @@ def confusion_figure(predictions: Predictions) -> Figure:
         for true, said in pairs[:5]
     )
     most = f" Most often confused: {listed}." if pairs else ""
-    return Figure(drawn.svg, f"Confusion of {examples} examples in {len(names)} classes: {right} are right.{most}")
+    return Figure(drawn.svg, f"Confusion of {examples} examples in {len(names)} classes: {right} are correct.{most}")
 
 
 def precision_recall_curves(predictions: Predictions) -> Figure | None:
-    """Precision against recall of each class that occurs, against all others, and their mean.
+    """Precision against recall for each class that occurs (one against all others), and their mean.
 
     ``None`` unless at least two classes occur.
     """
@@ -62,7 +62,7 @@ def precision_recall_curves(predictions: Predictions) -> Figure | None:
 
     def curve(right: npt.NDArray[np.bool_], score: Floats) -> Floats:
         precision, recall, _ = precision_recall_curve(right, score)
-        # The best precision at that recall or beyond it: what a threshold can reach.
+        # The best precision at that recall or above, which some threshold reaches.
         envelope = np.maximum.accumulate(precision)
         line: Floats = np.interp(_grid(), recall[::-1], envelope[::-1])
         return line
@@ -74,7 +74,7 @@ def precision_recall_curves(predictions: Predictions) -> Figure | None:
 
 
 def roc_curves(predictions: Predictions) -> Figure | None:
-    """True positive rate against false positive rate of each class that occurs, against all others, and their mean.
+    """True against false positive rate for each class that occurs (one against all others), and their mean.
 
     ``None`` unless at least two classes occur.
     """
@@ -96,8 +96,8 @@ def reliability_diagram(predictions: Predictions, *, temperature: float | None =
     """Accuracy by confidence, and a histogram of the confidence.
 
     Args:
-        predictions: of at least one example, calibrated if the model is.
-        temperature: that its logits were divided by; with it, the diagram also shows the state before.
+        predictions: predictions for at least one example, calibrated if the model is.
+        temperature: by which the logits were divided; with it, the diagram also shows the uncalibrated predictions.
     """
     labels, probabilities = predictions.labels, predictions.probabilities
     right = probabilities.argmax(1) == labels
@@ -137,12 +137,12 @@ def reliability_diagram(predictions: Predictions, *, temperature: float | None =
 
 
 def calibration_sentence(predictions: Predictions, *, temperature: float | None, noun: str) -> str:
-    """What calibration did to the test split, on which it was not fitted; empty for a model without.
+    """A sentence on the effect of calibration on the test split; empty for a model without calibration.
 
     Args:
-        predictions: of at least one example, calibrated.
-        temperature: that the logits were divided by; ``None`` if they were not.
-        noun: what was classified.
+        predictions: predictions for at least one example, calibrated.
+        temperature: by which the logits were divided; ``None`` if they were not.
+        noun: for the classified examples.
     """
     if temperature is None:
         return ""
@@ -154,7 +154,7 @@ def calibration_sentence(predictions: Predictions, *, temperature: float | None,
     errors = f"expected calibration error {before:.3f} before, {after:.3f} after"
     if after > before:
         return (
-            f"Calibration, fitted on validation, made the probabilities of the test {noun}s worse: {errors}. "
+            f"Calibration, fitted on validation, worsened the probabilities of the test {noun}s: {errors}. "
             "Rely on their order rather than on their values."
         )
     return f"Calibration, fitted on validation, holds on the test {noun}s: {errors}."
@@ -168,9 +168,9 @@ def _class_curves(
     curve: Callable[[npt.NDArray[np.bool_], Floats], Floats],
     area: Callable[[npt.NDArray[np.bool_], Floats], float],
 ) -> Figure | None:
-    """Curves of all classes, of which the five with the smallest areas are named, and their mean.
+    """Curves of all classes, with the names of the five with the smallest areas, and their mean.
 
-    A classifier of two classes has one curve, that of the rarer class: the other's says the same from its side.
+    With two classes, there is one curve, for the rarer class: the other would be its mirror image.
     """
     occurring, counts = np.unique(predictions.labels, return_counts=True)
     if len(occurring) < 2:
@@ -282,7 +282,7 @@ def _uncalibrated(probabilities: Floats, temperature: float) -> Floats:
 
 
 def _bins(confidence: Floats, right: npt.NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
-    """Mean confidence, accuracy and number of examples of each bin that is not empty."""
+    """Mean confidence, accuracy and number of examples of each non-empty bin."""
     places = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
     count = np.bincount(places, minlength=_BINS)
     filled = count > 0
@@ -291,5 +291,5 @@ def _bins(confidence: Floats, right: npt.NDArray[np.bool_]) -> tuple[Floats, Flo
 
 
 def _calibration_error(sure: Floats, share: Floats, count: Floats) -> float:
-    """The expected calibration error of what :func:`_bins` gave."""
+    """The expected calibration error, from the results of :func:`_bins`."""
     return float((count * np.abs(sure - share)).sum() / count.sum())

@@ -53,7 +53,7 @@ _CURVES = 4
 
 
 def best_trial(trials: Sequence[TrialPoint], metric: str) -> TrialPoint | None:
-    """The complete trial with the best value, the first of equals; ``None`` without one."""
+    """The complete trial with the best value, the first one in a tie; ``None`` without complete trials."""
     return _best(_complete(trials), metric)
 
 
@@ -65,26 +65,26 @@ def response_surface(
     deepest: int | None = None,
     backbone: str = "",
 ) -> Figure | None:
-    """The metric over freeze depth and learning rate: the fitted surface, and every trial where it was tried.
+    """The metric over freeze depth and learning rate: the fitted surface, and every trial.
 
-    A linear probe has no learning rate, and is not shown.
+    A linear probe has no learning rate and is not shown.
 
     Args:
-        trials: of one backbone.
-        surface: of :func:`~thawline.reports.fit_surface`; without one only the trials are shown, coloured by value.
+        trials: trials of one backbone.
+        surface: result of :func:`~thawline.reports.fit_surface`; without it, only the trials are shown, by colour.
         metric: that the study optimises.
-        deepest: number of layer groups, where it is known.
-        backbone: its name, if there are figures of several.
+        deepest: number of layer groups, if it is known.
+        backbone: its name, if there are figures for several.
 
     Returns:
-        ``None`` if no trial with a learning rate was completed.
+        ``None`` if no trial with a learning rate is complete.
     """
     rated = {trial.number: trial.learning_rate for trial in trials if trial.learning_rate is not None}
     shown = [trial for trial in trials if trial.number in rated]
     complete, best = _complete(shown), best_trial(shown, metric)
     if best is None:
         return None
-    of_shown = "best" if best == best_trial(trials, metric) else "best but for the probe"
+    of_shown = "best" if best == best_trial(trials, metric) else "best except the probe"
     colours = _colours(_values(complete), surface, metric)
     with canvas(f"response-surface{_of(backbone)}", height=3.7) as drawn:
         axes = drawn.axes
@@ -123,17 +123,17 @@ def thaw_line(
     deepest: int | None = None,
     backbone: str = "",
 ) -> Figure | None:
-    """The best value at each freeze depth, and every trial behind it; and the values of linear probes.
+    """The best value at each freeze depth, all trials, and the values of linear probes.
 
     Args:
-        trials: of one backbone.
+        trials: trials of one backbone.
         metric: that the study optimises.
-        probes: the same metric of a linear probe after the frozen layer groups, by freeze depth.
-        deepest: number of layer groups, where it is known.
-        backbone: its name, if there are figures of several.
+        probes: the same metric for linear probes on the frozen features, by freeze depth.
+        deepest: number of layer groups, if it is known.
+        backbone: its name, if there are figures for several.
 
     Returns:
-        ``None`` if no trial was completed.
+        ``None`` if no trial is complete.
     """
     best = best_trial(trials, metric)
     if best is None:
@@ -171,7 +171,7 @@ def thaw_line(
 
 
 def _broken(depths: Iterable[int], values: Iterable[float]) -> tuple[list[float], list[float]]:
-    """A line through the values that is interrupted wherever a freeze depth between two of them was not tried."""
+    """A line through the values, interrupted at freeze depths that were not tried."""
     across: list[float] = []
     up: list[float] = []
     for depth, value in zip(depths, values, strict=True):
@@ -184,12 +184,12 @@ def _broken(depths: Iterable[int], values: Iterable[float]) -> tuple[list[float]
 
 
 def time_by_depth(trials: Sequence[TrialPoint], *, deepest: int | None = None, backbone: str = "") -> Figure | None:
-    """Seconds of an epoch at each freeze depth, as they were measured; a linear probe has no epochs.
+    """Measured seconds per epoch at each freeze depth, without linear probes, which have no epochs.
 
     Args:
-        trials: of one backbone.
-        deepest: number of layer groups, where it is known.
-        backbone: its name, if there are figures of several.
+        trials: trials of one backbone.
+        deepest: number of layer groups, if it is known.
+        backbone: its name, if there are figures for several.
 
     Returns:
         ``None`` if no trial's time is known.
@@ -200,7 +200,7 @@ def time_by_depth(trials: Sequence[TrialPoint], *, deepest: int | None = None, b
         if trial.seconds and trial.epochs and not trial.is_probe
     ]
     return _by_depth(
-        ("time-by-depth", "seconds of an epoch", "median"), medians(points), points, deepest=deepest, backbone=backbone
+        ("time-by-depth", "seconds per epoch", "median"), medians(points), points, deepest=deepest, backbone=backbone
     )
 
 
@@ -211,13 +211,13 @@ def memory_by_depth(
     deepest: int | None = None,
     backbone: str = "",
 ) -> Figure | None:
-    """Memory of training at each freeze depth: as computed and as measured; a linear probe is not trained.
+    """Training memory at each freeze depth, computed and measured, without linear probes.
 
     Args:
-        trials: of one backbone.
-        costs: of the same backbone.
-        deepest: number of layer groups, where it is known.
-        backbone: its name, if there are figures of several.
+        trials: trials of one backbone.
+        costs: costs of the same backbone.
+        deepest: number of layer groups, if it is known.
+        backbone: its name, if there are figures for several.
 
     Returns:
         ``None`` if neither is known.
@@ -232,7 +232,7 @@ def memory_by_depth(
 
 
 def optimisation_history(trials: Sequence[TrialPoint], metric: str) -> Figure | None:
-    """The value of every trial in the order in which they were drawn, and the best so far; ``None`` without a value."""
+    """The value of every trial in sampling order, and the best so far; ``None`` without a value."""
     complete = sorted(_complete(trials), key=lambda trial: trial.number)
     if not complete:
         return None
@@ -255,11 +255,14 @@ def optimisation_history(trials: Sequence[TrialPoint], metric: str) -> Figure | 
     return Figure(drawn.svg, f"Value by trial, {_counted(trials)}. Improvements ({len(steps) - 1}): {listed}.")
 
 
-def hyperparameter_importance(shares: Mapping[str, float], metric: str) -> Figure | None:
-    """The importance of each hyperparameter, the largest first.
+def hyperparameter_importance(
+    shares: Mapping[str, float], ranges: Mapping[str, tuple[float, float]], metric: str
+) -> Figure | None:
+    """The importance of each hyperparameter, the largest first, with its uncertainty.
 
     Args:
         shares: 0 to 1, by name.
+        ranges: lower and upper bounds by name, as far as they are known.
         metric: that the study optimises.
 
     Returns:
@@ -268,26 +271,35 @@ def hyperparameter_importance(shares: Mapping[str, float], metric: str) -> Figur
     if not shares:
         return None
     ranked = sorted(shares.items(), key=lambda item: -item[1])
+    spans = [ranges.get(name, (share, share)) for name, share in ranked]
     with canvas("hyperparameter-importance", height=0.75 + 0.32 * len(ranked)) as drawn:
         axes = drawn.axes
         names = [shorten(name.replace("_", " "), 28) for name, _ in ranked]
-        bars = axes.barh(range(len(ranked)), [share for _, share in ranked], color=MAIN, height=0.6)
-        axes.bar_label(bars, [f"{share:.0%}" for _, share in ranked], padding=3)
+        axes.barh(range(len(ranked)), [share for _, share in ranked], color=MAIN, height=0.6)
+        for place, ((_, share), (low, high)) in enumerate(zip(ranked, spans, strict=True)):
+            axes.plot([low, high], [place, place], color=INK, linewidth=1.2, marker="|", markersize=6)
+            axes.annotate(
+                f"{share:.0%}", (max(share, high), place), xytext=(6, 0), textcoords="offset points", va="center"
+            )
         axes.set_yticks(range(len(ranked)), names)
         axes.invert_yaxis()
-        axes.set_xlim(0, max(0.1, 1.15 * ranked[0][1]))
+        axes.set_xlim(0, max(0.1, 1.15 * max(ranked[0][1], *(high for _, high in spans))))
         axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(f"importance (share of the variance of val/{metric})")
-    listed = ", ".join(f"{name} {share:.0%}" for name, share in ranked)
+    listed = ", ".join(f"{name} {share:.0%}{_between(ranges.get(name))}" for name, share in ranked)
     return Figure(drawn.svg, f"Importance of hyperparameters for validation {_words(metric)}: {listed}.")
 
 
+def _between(span: tuple[float, float] | None) -> str:
+    return f" ({span[0]:.0%} to {span[1]:.0%})" if span else ""
+
+
 def learning_curves(curves: Sequence[LearningCurve], metric: str) -> Figure | None:
-    """Loss and metric by epoch, in training (dashed) and in validation, of the first four trials given.
+    """Loss and metric by epoch, in training (dashed) and in validation, for the first four of the given trials.
 
     Returns:
-        ``None`` without an epoch.
+        ``None`` without epochs.
     """
     shown = [curve for curve in curves if any(curve.metrics.values())][:_CURVES]
     kinds = [kind for kind in dict.fromkeys(("loss", metric)) if any(f"val/{kind}" in c.metrics for c in shown)]
@@ -309,7 +321,7 @@ def learning_curves(curves: Sequence[LearningCurve], metric: str) -> Figure | No
 
 
 def _colours(values: np.ndarray, surface: Surface | None, metric: str) -> dict[str, Any]:
-    """The scale of colours, bright where the metric is good; a few very bad values do not dominate it."""
+    """The colour scale, bright for good values, and robust against a few very bad ones."""
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
 
@@ -330,7 +342,7 @@ def _draw_surface(axes: "Axes", surface: Surface, colours: Mapping[str, Any]) ->
 
 
 def _draw_probes(axes: "Axes", probes: Sequence[TrialPoint], curve: Mapping[int, float]) -> None:
-    """The trials that are linear probes, and probes at the other depths: one legend entry."""
+    """Draw trials that are linear probes, and probes at the other depths, with one legend entry."""
     style: dict[str, Any] = {"color": _PROBE, "label": "linear probe", "zorder": 4}
     if curve:
         axes.plot(
@@ -359,7 +371,7 @@ def _best(trials: Sequence[TrialPoint], metric: str) -> TrialPoint | None:
 
 
 def _best_at_depths(trials: Sequence[TrialPoint], metric: str) -> dict[int, TrialPoint]:
-    """By depth, rising."""
+    """The best trial by depth, in ascending order."""
     complete = _complete(trials)
     depths = sorted({trial.freeze_depth for trial in complete})
     at_depths = {depth: _best([t for t in complete if t.freeze_depth == depth], metric) for depth in depths}
@@ -374,7 +386,7 @@ def _by_depth(
     deepest: int | None,
     backbone: str,
 ) -> Figure | None:
-    """A bar for each depth, and what was measured as points; titles are the drawing's name, the unit, and the bars'."""
+    """A bar for each depth, and measurements as points; titles are the drawing's name, the unit and the bars' label."""
     if not bars:
         return None
     name, unit, kind = titles
@@ -395,7 +407,7 @@ def _by_depth(
 
 
 def _course(curve: LearningCurve, metric: str) -> str:
-    """A curve in a sentence."""
+    """A sentence that describes a curve."""
     ends = {
         name: [value for value in curve.metrics.get(name, ()) if value is not None]
         for name in dict.fromkeys(("train/loss", "val/loss", f"val/{metric}"))
@@ -418,7 +430,7 @@ def _words(metric: str) -> str:
 
 
 def _peak(surface: Surface, metric: str) -> str:
-    """Where the fitted surface is best, in a sentence."""
+    """A sentence on the optimum of the fitted surface."""
     take = np.nanargmax if METRIC_DIRECTIONS[metric] == "maximize" else np.nanargmin
     depth, rate = np.unravel_index(take(surface.values), surface.values.shape)
     return (

@@ -1,8 +1,8 @@
 """The metric of a study as a surface over freeze depth and learning rate.
 
-Trials lie where the search looked, and two of them at the same place differ by chance. A Gaussian process estimates how
-much of their difference is noise: its length scales and noise maximise the likelihood of the trials' values, so no
-smoothing has to be chosen. Splines with a chosen smoothing draw valleys between trials that were only unlucky.
+Trials are unevenly spread, and two trials at the same point differ by chance. A Gaussian process estimates how much of
+the difference is noise: its length scales and noise level maximise the likelihood of the trials' values, so that no
+smoothing parameter has to be chosen. Splines with a fixed smoothing draw valleys between trials that were only unlucky.
 """
 
 import warnings
@@ -15,14 +15,14 @@ from thawline.tracking.media import Mesh
 __all__ = ["Surface", "fit_surface", "surface_mesh"]
 
 _FEWEST = 6
-"""Distinct points: a bowl, the simplest surface with an optimum inside, has six numbers."""
+"""Minimum number of distinct points: a paraboloid, the simplest surface with an optimum, has six parameters."""
 _RATES = 41
-"""Learning rates at which the surface is known, from the lowest tried to the highest."""
+"""Number of learning rates at which the surface is evaluated, from the lowest to the highest tried."""
 _SHORTEST = 0.2
-"""Share of an axis within which the surface does not go up and down again: a few dozen trials cannot show that."""
+"""Shortest length scale, as a share of an axis: a few dozen trials cannot resolve more detail."""
 _SIZE = np.array([1.4, 0.8, 1.4])
 _MOST_MARKS = 5000
-"""Viewers of meshes count vertices in 16 bits, and a mark has eight."""
+"""Mesh viewers use 16-bit vertex indices, and a mark has eight vertices."""
 _BLACK = (25, 25, 25)
 
 
@@ -31,9 +31,9 @@ class Surface:
     """The smoothed metric between the trials, and the trials themselves."""
 
     depths: np.ndarray
-    """int ``[D]``: every freeze depth from the lowest tried to the deepest tried."""
+    """int ``[D]``: every freeze depth from the lowest to the highest tried."""
     log_rates: np.ndarray
-    """float ``[R]``: decimal logarithms of learning rates, rising evenly from the lowest tried to the highest."""
+    """float ``[R]``: decimal logarithms of learning rates, evenly spaced from the lowest to the highest tried."""
     values: np.ndarray
     """float ``[D, R]``; NaN outside the convex hull of the trials, where nothing was tried."""
     trial_depths: np.ndarray
@@ -50,12 +50,11 @@ def fit_surface(depths: np.ndarray, learning_rates: np.ndarray, values: np.ndarr
     Args:
         depths: int ``[N]``, between 0 and ``deepest``.
         learning_rates: ``[N]``, positive.
-        values: ``[N]``; trials whose value is not finite are left out.
+        values: ``[N]``; trials with non-finite values are ignored.
         deepest: number of layer groups of the backbone.
 
     Returns:
-        The surface, nowhere beyond what was tried; ``None`` with fewer than 6 distinct points, or if they lie on one
-        line.
+        The surface, without extrapolation; ``None`` with fewer than 6 distinct points, or if they are collinear.
     """
     known = np.isfinite(values)
     depths, log_rates, values = depths[known], np.log10(learning_rates[known]), values[known].astype(float)
@@ -83,7 +82,7 @@ def surface_mesh(surface: Surface) -> Mesh:
     """The surface in three dimensions, coloured from blue (low) to yellow (high), with a black mark for every trial.
 
     x (red axis) is the freeze depth, y (green axis, upwards) the value, z (blue axis) the logarithm of the learning
-    rate. Each is scaled to about one unit: what counts is the shape.
+    rate. Each is scaled to about one unit, because only the shape matters.
     """
     lowest = np.array([surface.depths[0], np.min(surface.trial_values), surface.log_rates[0]])
     highest = np.array([surface.depths[-1], np.max(surface.trial_values), surface.log_rates[-1]])
@@ -110,7 +109,7 @@ def surface_mesh(surface: Surface) -> Mesh:
 
 
 def _gathered(points: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means of the trials of one depth and nearly one rate: the cost grows with the cube of the points."""
+    """Average trials of the same depth and nearly the same rate: the cost is cubic in the number of points."""
     cells = np.stack([points[:, 0], np.round(points[:, 1] * _RATES)])
     _, cell, counts = np.unique(cells, axis=1, return_inverse=True, return_counts=True)
     sums = [np.bincount(cell, column) for column in (points[:, 0], points[:, 1], values)]
@@ -127,7 +126,7 @@ def _smooth(points: np.ndarray, values: np.ndarray, grid: np.ndarray) -> np.ndar
     smooth = ConstantKernel(1.0, (0.1, 100.0)) * RBF([0.5, 0.5], (_SHORTEST, 10.0))
     process = GaussianProcessRegressor(smooth + WhiteKernel(0.1, (1e-4, 1.0)), normalize_y=True)
     with warnings.catch_warnings():
-        # A bound that is reached is an answer: the metric does not depend on this axis, or there is no noise.
+        # A parameter at its bound is a valid result: the metric does not depend on this axis, or there is no noise.
         warnings.simplefilter("ignore", ConvergenceWarning)
         process.fit(points, values)
     predicted: np.ndarray = process.predict(grid)
@@ -135,7 +134,7 @@ def _smooth(points: np.ndarray, values: np.ndarray, grid: np.ndarray) -> np.ndar
 
 
 def _inside(points: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Which points of ``grid`` lie within the convex hull of ``points``, its edge included."""
+    """Whether each point of ``grid`` is inside the convex hull of ``points`` or on its edge."""
     from scipy.spatial import Delaunay
 
     inside: np.ndarray = Delaunay(points).find_simplex(grid, tol=1e-6) >= 0
@@ -153,7 +152,7 @@ def _colours(values: np.ndarray) -> np.ndarray:
 
 
 def _sheet(vertices: np.ndarray, colours: np.ndarray, shape: tuple[int, ...]) -> Mesh:
-    """A grid of vertices, two triangles for each cell; what touches a vertex that is not finite is left out."""
+    """A grid of vertices with two triangles per cell, without triangles that touch a non-finite vertex."""
     index = np.arange(shape[0] * shape[1]).reshape(shape)
     corners = [part.reshape(-1) for part in (index[:-1, :-1], index[:-1, 1:], index[1:, 1:], index[1:, :-1])]
     faces = np.concatenate([np.stack([corners[i] for i in three], axis=1) for three in ((0, 1, 2), (0, 2, 3))])
@@ -163,7 +162,7 @@ def _sheet(vertices: np.ndarray, colours: np.ndarray, shape: tuple[int, ...]) ->
 
 
 def _box(low: np.ndarray, high: np.ndarray, colour: np.ndarray) -> Mesh:
-    """An upright box between two corners, of one colour."""
+    """An axis-aligned box between two corners, in one colour."""
     corners = np.array([[(low, high)[bit][axis] for axis, bit in enumerate(bits)] for bits in np.ndindex(2, 2, 2)])
     quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
     faces = np.array([face for a, b, c, d in quads for face in ((a, b, c), (a, c, d))])

@@ -1,6 +1,6 @@
-"""The values of a study's report, which are also ``report.json``.
+"""The values of a study's report, which are also saved as ``report.json``.
 
-Everything but the study's name, its metric and its trials may be missing; the report then leaves it out.
+Everything except the study's name, metric and trials may be missing; the report then leaves it out.
 """
 
 import math
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 Address = Annotated[str, Field(pattern=r"^https?://")]
-"""A link for the reader; a report loads nothing from it."""
+"""A link for the reader; the report loads nothing from it."""
 
 
 def _finite(value: float | None) -> float | None:
@@ -51,11 +51,11 @@ def _finite(value: float | None) -> float | None:
 
 
 Measured = Annotated[float | None, AfterValidator(_finite)]
-"""``None`` where there is no value, or none that could be drawn."""
+"""``None`` if there is no value, or if it is not finite."""
 
 
 class _Value(BaseModel):
-    # Reports are filled from mappings that hold more, such as a verdict's; pictures are base64 in JSON.
+    # Reports are filled from mappings with further keys, such as a verdict's; images are base64 in JSON.
     model_config = ConfigDict(
         frozen=True,
         extra="ignore",
@@ -72,9 +72,9 @@ class TrialPoint(_Value):
     state: Literal["complete", "pruned", "failed", "paused", "running"]
     freeze_depth: int = Field(ge=0)
     learning_rate: float | None = Field(gt=0)
-    """``None`` of a linear probe, which has none."""
+    """``None`` for a linear probe, which has none."""
     value: Measured = None
-    """Best validation value of the study's metric; of a pruned trial, the best before it was stopped."""
+    """Best validation value of the study's metric; for a pruned trial, the best before it was pruned."""
     backbone: str = ""
     others: dict[str, str | int | float] = Field(default_factory=dict)
     """Further hyperparameters by name; the leaderboard shows those that differ between trials."""
@@ -82,21 +82,21 @@ class TrialPoint(_Value):
     epochs: int | None = None
     seconds: float | None = None
     memory_bytes: float | None = None
-    """Peak memory of its training, if it was measured."""
+    """Peak training memory, if it was measured."""
     reason: str = ""
-    """Why it ended before its last epoch, or failed."""
+    """Reason for an early end or failure."""
     link: Address | None = None
-    """Where its record can be seen."""
+    """Page of its record."""
 
     @property
     def is_probe(self) -> bool:
-        """Whether it is a linear probe, fitted to convergence, not trained."""
+        """Whether it is a linear probe, which is fitted to convergence instead of trained."""
         return self.others.get("policy") == "probe"
 
     @model_validator(mode="after")
     def _has_a_rate_if_it_is_trained(self) -> Self:
         if self.is_probe != (self.learning_rate is None):
-            raise ValueError("has a learning rate, unless it is a linear probe (policy: probe), which has none")
+            raise ValueError("a trial has a learning rate, unless it is a linear probe (policy: probe)")
         return self
 
 
@@ -109,10 +109,10 @@ class LearningCurve(_Value):
 
 
 class FileProblem(_Value):
-    """A problem of a file, a folder, or a line of a table."""
+    """A problem with a file, a folder, or a line of a table."""
 
     path: str
-    """Of a line with its number, such as ``messages.csv:17``."""
+    """For a line, with its number, such as ``messages.csv:17``."""
     reason: str
 
 
@@ -123,13 +123,13 @@ class DataSummary(_Value):
     digest: str
     kind: DataKind = "images"
     layout: str = ""
-    """What was found and done, in words."""
+    """Description of the layout that was found."""
     classes: dict[str, dict[str, int]]
-    """Of each class, the number of images or texts in ``train``, ``validation`` and ``test``."""
+    """Number of images or texts in ``train``, ``validation`` and ``test``, by class."""
     table: TextTable | None = None
-    """Of texts: their columns and lengths."""
+    """For texts: their columns and lengths."""
     shapes: ImageShapes | None = None
-    """Of images: their formats and sizes."""
+    """For images: their formats and sizes."""
     problems: dict[str, tuple[FileProblem, ...]] = Field(default_factory=dict)
     """By kind, such as ``bad`` and ``duplicate``."""
 
@@ -139,18 +139,18 @@ class DataSummary(_Value):
 
 
 class Calibration(_Value):
-    """The number that logits are divided by, and what that does to the calibration error on held-out folds."""
+    """The temperature by which logits are divided, and its effect on the calibration error on held-out folds."""
 
     temperature: float = Field(gt=0)
     items: int
     helps: bool = True
-    """Whether it is used; otherwise the logits stay as they are."""
+    """Whether it is used; otherwise the logits stay unchanged."""
     error_before: float
     error_after: float
 
 
 class Criterion(_Value):
-    """One criterion of the promotion, its value, and what was required."""
+    """One criterion of the promotion, with its value and threshold."""
 
     name: str
     passed: bool
@@ -163,14 +163,14 @@ class Baselines(_Value):
 
     best_trial: Measured
     majority_class: Measured
-    """Of answering the most frequent class of the training split every time."""
+    """Value of always predicting the most frequent class of the training split."""
     linear_probe: Measured = None
 
 
 class Promotion(_Value):
     """The promotion decision on the best trial's model: ``Promotion.model_validate(promotion_outcome.as_dict())``.
 
-    That mapping is the artifact ``promotion/verdict.json`` of the run too.
+    That mapping is also the run's artifact ``promotion/verdict.json``.
     """
 
     model: str
@@ -178,11 +178,11 @@ class Promotion(_Value):
     outcome: str
     reason: str
     judged_against: str | None = None
-    """Version of the champion that it was compared with; ``None`` if there was none."""
+    """Version of the champion at that time; ``None`` if there was none."""
     criteria: tuple[Criterion, ...] = ()
     calibration: Calibration | None = None
     majority_class: dict[str, Measured] | None = None
-    """Metrics of answering the most frequent class of the training split every time, on the test split."""
+    """Metrics on the test split of always predicting the most frequent class of the training split."""
     validation: Baselines | None = None
 
 
@@ -208,26 +208,26 @@ _Predictions = Annotated[InstanceOf[Predictions], BeforeValidator(_predictions),
 
 
 class Mistake(_Value):
-    """A misclassified image or text; :func:`~thawline.reports.worst_mistakes` makes them."""
+    """A misclassified image or text, as returned by :func:`~thawline.reports.worst_mistakes`."""
 
     picture: bytes | None = None
-    """Encoded as JPEG or PNG, at most 160 px wide and high; ``None`` of a text."""
+    """Encoded as JPEG or PNG, at most 160 px wide and high; ``None`` for a text."""
     text: str | None = None
-    """Its beginning, in one line; ``None`` of an image."""
+    """The beginning of the text on one line; ``None`` for an image."""
     file: str
-    """Of a text with its line, such as ``messages.csv:17``."""
+    """For a text, with its line, such as ``messages.csv:17``."""
     label: str
     """Its true class."""
     predicted: str
     probability: float
-    """Of the predicted class."""
+    """Probability of the predicted class."""
     label_probability: float
-    """Of the true class."""
+    """Probability of the true class."""
 
     @model_validator(mode="after")
     def _shows_one_thing(self) -> Self:
         if (self.picture is None) == (self.text is None):
-            raise ValueError("holds either a picture or a text")
+            raise ValueError("a mistake has either a picture or a text")
         return self
 
 
@@ -248,26 +248,26 @@ class SuspectLabel(_Value):
 
 
 class LabelDoctor(_Value):
-    """What the frozen features say of the labels; see :class:`thawline.labels.LabelCheck`."""
+    """The label check on frozen features; see :class:`thawline.labels.LabelCheck`."""
 
     examples: int
-    """Number of images or texts that were judged."""
+    """Number of images or texts that were checked."""
     listed: int
     """Number of labels that the features contradict."""
     noise: float
-    """Share of labels that seems to be wrong, listed or not; 0 to 1."""
+    """Estimated share of wrong labels, listed or not; 0 to 1."""
     accuracy: float
-    """Share of labels that were predicted from the features; 0 to 1."""
+    """Share of labels that the features predict correctly; 0 to 1."""
     is_doubtful: bool
-    """Whether the features tell the classes so badly that what they contradict may well be right."""
+    """Whether the features separate the classes so badly that most suspects may be right."""
     file: str = ""
-    """Name of the CSV beside the report that holds them all; empty where there are none."""
+    """Name of the CSV with all suspects, beside the report; empty if there are none."""
     suspects: tuple[SuspectLabel, ...] = ()
-    """The first of them, the least likely label first."""
+    """The first suspects, the least likely label first."""
 
 
 class Explanation(_Value):
-    """An explanation of a prediction, as a picture."""
+    """An explanation of a prediction, as an image."""
 
     picture: bytes
     """Encoded as JPEG or PNG."""
@@ -285,9 +285,9 @@ class Provenance(_Value):
     dirty: bool | None = None
     """Whether tracked files differed from the commit; ``None`` if that is not known."""
     diff: str = ""
-    """By what they differed."""
+    """The differences."""
     versions: dict[str, str] = Field(default_factory=dict)
-    """Of Python, of the platform and of libraries."""
+    """Versions of Python, the platform and libraries."""
 
 
 class StudyReport(_Value):
@@ -296,29 +296,31 @@ class StudyReport(_Value):
     format: Literal[1] = 1
     study: str
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"]
-    """That the study optimises, on validation."""
+    """The validation metric that the study optimises."""
     trials: tuple[TrialPoint, ...]
     """In any order."""
     created: str = ""
-    """When the report was made, in words."""
+    """Time of the report, as text."""
     links: dict[str, Address] = Field(default_factory=dict)
-    """Further places to look at: addresses by what is there."""
+    """Further pages: addresses by name."""
     layer_groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Of each backbone, the names of its layer groups from the input on."""
+    """Names of the layer groups, from the input on, by backbone."""
     costs: dict[str, tuple[DepthCost, ...]] = Field(default_factory=dict)
-    """Of each backbone, what every freeze depth costs."""
+    """Cost of every freeze depth, by backbone."""
     probe_curves: dict[str, dict[int, Measured]] = Field(default_factory=dict)
-    """Of each backbone, the metric on validation of a linear probe after the frozen layer groups, by freeze depth;
-    of those depths whose activations were stored."""
+    """By backbone and freeze depth, the validation metric of a linear probe on the frozen features, for depths with
+    stored activations."""
     curves: tuple[LearningCurve, ...] = ()
-    """Of a few trials, the best first."""
+    """Learning curves of a few trials, the best first."""
     importance: dict[str, float] = Field(default_factory=dict)
     """The importance of each hyperparameter, 0 to 1: its share of the variance."""
+    importance_ranges: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """Intervals that contain the importance in four of five resamples of the trials; missing in old reports."""
     test: _Predictions | None = None
     """The calibrated predictions of the best trial's model for the held-out images or texts, at least one."""
     mistakes: tuple[Mistake, ...] = ()
     labels: LabelDoctor | None = None
-    """``None`` where the features were not stored."""
+    """``None`` if the features were not stored."""
     explanations: tuple[Explanation, ...] = ()
     promotion: Promotion | None = None
     data: DataSummary | None = None
@@ -326,20 +328,20 @@ class StudyReport(_Value):
 
     @property
     def temperature(self) -> float | None:
-        """That the model's logits are divided by; ``None`` if they are not."""
+        """The temperature by which the model's logits are divided; ``None`` without calibration."""
         calibration = self.promotion.calibration if self.promotion else None
         return calibration.temperature if calibration and calibration.helps else None
 
     def to_json(self) -> str:
-        """The report as JSON, which :meth:`from_json` reads: arrays as lists, pictures as base64."""
+        """The report as JSON for :meth:`from_json`: arrays as lists, images as base64."""
         return self.model_dump_json(indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "StudyReport":
-        """Read what :meth:`to_json` wrote.
+        """Read the output of :meth:`to_json`.
 
         Raises:
-            StudyError: if it is not a report, naming what is wrong with it.
+            StudyError: if it is not a report, with the reasons.
         """
         try:
             return cls.model_validate_json(text)
@@ -349,6 +351,6 @@ class StudyReport(_Value):
                 for each in error.errors(include_url=False)
             )
             raise StudyError(
-                f"This is not a report that this version of Thawline can read: {wrong}. The search that wrote it "
-                "writes a new one when it is run again."
+                f"This version of Thawline cannot read the report: {wrong}. To write a new report, run the search "
+                "again."
             ) from None

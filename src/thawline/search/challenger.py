@@ -1,4 +1,4 @@
-"""A registered version that is judged again: its test data and thresholds, found by its study."""
+"""Judge a registered version again, on the test data and with the thresholds of its study."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ __all__ = ["Challenger", "force_challenger", "judge_challenger", "open_challenge
 
 @dataclass(frozen=True)
 class Challenger:
-    """What is needed to judge a version."""
+    """A version to judge, with its test data and thresholds."""
 
     store: MlflowStore
     name: str
@@ -34,9 +34,9 @@ class Challenger:
     test: LabelledData
     rules: PromotionConfig
     data: DataConfig
-    """How the study's data were read; further tables of texts have the same columns."""
+    """Data settings of the study; additional tables of texts must have the same columns."""
     shadowed: Shadowed | None = None
-    """What a server counted of it."""
+    """What a server counted when it computed the version in the champion's shadow."""
 
 
 def open_challenger(
@@ -50,25 +50,25 @@ def open_challenger(
     shadow: str | None = None,
     token_file: Path | None = None,
 ) -> Challenger:
-    """Find a version and the data that it is to be judged on.
+    """Find a version and the data to judge it on.
 
     Args:
         model: name of the registered model.
-        version: by default the one with the alias ``challenger``, else the newest.
+        version: by default the one with the alias ``challenger``, or else the newest.
         data: a folder of labelled images, or a table of labelled texts; by default the test split of the study that
             trained the version.
-        approve: whether a person must agree; by default as in that study, whose thresholds hold too.
+        approve: whether a person must approve; by default as in that study. The study's thresholds apply too.
         tracking_uri: where the registry is.
         home: Thawline's home.
-        shadow: address of a server that computes it in the champion's shadow.
-        token_file: holds what that server asks its clients for.
+        shadow: address of a server that computes this version in the champion's shadow.
+        token_file: file with the token that this server requires.
 
     Raises:
         RegistryError: if there is no such version, or no run to record the verdict in, or if the server does not
-            answer or knows nothing of the version.
-        ConfigError: if a person must agree and no server is there to ask one, or if the settings of the study cannot be
-            read and no data are given.
-        DataError: if the study's data have changed since, or there are none.
+            respond or does not know the version.
+        ConfigError: if a person must approve but no server is available to request it, or if the settings of the study
+            cannot be read and no data are given.
+        DataError: if the study's data have changed since, or are missing.
     """
     store = open_store(tracking_uri, home)
     registry = MlflowRegistry(store)
@@ -91,14 +91,14 @@ def open_challenger(
 
 
 def judge_challenger(challenger: Challenger) -> PromotionOutcome:
-    """Score it and the champion on the same data, and decide.
+    """Score the challenger and the champion on the same data, and decide.
 
     Raises:
-        RegistryError: if it cannot be loaded or scored.
+        RegistryError: if the version cannot be loaded or scored.
     """
     test = challenger.test
     kind = "texts" if isinstance(test.items[0], str) else "images"
-    emit(Phase(f"scoring version {challenger.version} on {len(test.labels)} test {kind}, and the champion on the same"))
+    emit(Phase(f"scoring version {challenger.version} and the champion on {len(test.labels)} test {kind}"))
     return judge(
         challenger.store,
         name=challenger.name,
@@ -114,7 +114,7 @@ def force_challenger(model: str, *, version: str | None, reason: str, tracking_u
     """Make a version champion without a comparison; returns the version.
 
     Raises:
-        RegistryError: if the reason is empty, or the version is missing or does not answer.
+        RegistryError: if the reason is empty, or the version is missing or fails to predict.
     """
     store = open_store(tracking_uri, home)
     chosen = _version(MlflowRegistry(store), model, version)
@@ -123,23 +123,23 @@ def force_challenger(model: str, *, version: str | None, reason: str, tracking_u
 
 
 def _version(registry: MlflowRegistry, model: str, version: str | None) -> str:
-    """That version, or the challenger, or the newest."""
+    """The given version, or the challenger, or the newest."""
     if version is not None:
         return registry.resolve(ModelName(model, None, version))
     return registry.challenger(model) or registry.newest(model)
 
 
 def _config_of_study(registry: MlflowRegistry, model: str, version: str, data: Path | None) -> SearchConfig | None:
-    """Settings of the study that trained a version, or ``None`` where it can be judged without them."""
+    """Settings of the study that trained a version; ``None`` if it can be judged without them."""
     try:
         return config_of_version(registry, model, version)
     except ConfigError as error:
         if data is None:
             raise ConfigError(
                 f"{error}\nName labelled data that {model}/{version} has not seen with --data; the default thresholds "
-                "hold then."
+                "then apply."
             ) from None
-        emit(Note(f"{error}\nThe default thresholds hold.", "warning"))
+        emit(Note(f"{error}\nThe default thresholds apply.", "warning"))
         return None
 
 
@@ -149,7 +149,7 @@ def _test_data(
     if data is not None:
         return further_data([data], config.data if config else DataConfig(path=data))[0]
     if config is None:
-        raise DataError(f"What {model}/{version} was tested on is not recorded: name a folder or a table with --data.")
+        raise DataError(f"The test data of {model}/{version} are not recorded: name a folder or a table with --data.")
     manifest: Manifest = scan(config.data, on_progress=counting("reading the data of its study"))
     trained_on = registry.tags(model, version).get("thawline.data_digest")
     if trained_on not in (None, manifest.digest):

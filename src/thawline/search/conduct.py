@@ -1,4 +1,4 @@
-"""Trials as their driver sees them: drawn, grouped, judged after every epoch, retried when a process dies."""
+"""The driver's side of trials: draw, group, judge after every epoch, retry when a process dies."""
 
 import tempfile
 import time
@@ -15,6 +15,7 @@ from thawline.search.prepare import Prepared
 from thawline.search.ranks import RankFailed, RankOutOfMemory
 from thawline.search.slices import NEW, Slices
 from thawline.search.slots import threads_per_trial
+from thawline.search.space import planned_depths
 from thawline.search.spec import StudyRun, TrialSpec
 from thawline.search.storage import LeaseLost, storage_url
 from thawline.search.study import Asked, Study
@@ -28,19 +29,19 @@ from thawline.training.ranks import Place, device_of_rank
 __all__ = ["Queue", "announce_end", "announce_start", "conduct", "trial_spec"]
 
 _LOOK_SECONDS = 2.0
-"""How often a search that has nothing left to do checks on the others that share its study."""
+"""How often a search with nothing left to do checks the other searches of its study."""
 
 
 class Queue:
-    """The trials of a study in the order in which they run.
+    """The trials of a study, in the order in which they run.
 
-    They are drawn a few at a time. The cheapest run first, so that the first good model is there in seconds and an
-    expensive trial is measured against others; head-only trials are trained together.
+    Trials are drawn a few at a time. The cheapest run first: a first good model is available within seconds, and
+    expensive trials can be compared with others. Head-only trials are trained together.
     """
 
     @classmethod
     def of(cls, study: Study, deadline: float | None) -> "Queue":
-        """The queue that the study's configuration asks for."""
+        """The queue for the study's configuration."""
         config = study.config
         return cls(
             study,
@@ -59,14 +60,15 @@ class Queue:
         deadline: float | None,
         apart: bool = False,
     ) -> None:
-        """Resume a study, which must be held.
+        """Start or resume a study, which must be held.
 
         Args:
-            study: the study; trials that a dead process had begun come first.
-            trials: how many it may have in all; ``None`` if the deadline alone ends it, and trials that bring nothing.
-            batch: how many are drawn at once.
+            study: the study; trials that a dead process had started come first.
+            trials: maximum number of trials in total; ``None`` if only the deadline, or fruitless trials, end the
+                study.
+            batch: number of trials drawn at once.
             deadline: in seconds of :func:`time.time`; no trial starts after it.
-            apart: whether each trial must be trained on its own: to be bit-equal, or for the average of its weights.
+            apart: train each trial on its own, to be bit-equal or to average its weights.
         """
         self._study, self._slices, self._deadline = study, study.slices, deadline
         self._trials, self._apart = trials, apart
@@ -77,11 +79,11 @@ class Queue:
 
     @property
     def over(self) -> bool:
-        """Whether the time is spent."""
+        """Whether the time limit is reached."""
         return self._deadline is not None and time.time() >= self._deadline
 
     def next(self) -> list[Asked]:
-        """The trials to start now: one, or several heads; none when the budget or the time is spent."""
+        """The trials to start now: one, or several heads; none when the budget or the time limit is reached."""
         if self.over:
             return []
         if self._slices is not None:
@@ -101,7 +103,7 @@ class Queue:
         self._waiting = [asked for asked in self._waiting if asked not in together]
         self._study.begin([asked.number for asked in together])
         if self._slices is not None and not self._waiting:
-            self._draw()  # so that who trains now knows what else there is to train
+            self._draw()  # so that the training trial is compared with the new ones
         return together
 
     @property
@@ -113,8 +115,8 @@ class Queue:
             self._waiting = self._in_order(self._study.draw(self._batch, trials=self._trials))
 
     def _paused(self, slices: Slices) -> Asked | None:
-        """The paused trial that should train next; ``None`` if the first of those that wait should, or none."""
-        # Linear probes come first, and what a dead process left: then the study stands where it would without that.
+        """The paused trial that should train next; ``None`` if the first waiting trial should, or none."""
+        # Linear probes come first, then trials that a dead process left: that restores the study's state.
         while not any(asked.resumed or asked.hyperparameters.is_probe for asked in self._waiting):
             waiting = [asked.number for asked in self._waiting]
             number = slices.next(waiting, may_draw=self._may_draw)
@@ -127,10 +129,10 @@ class Queue:
         return None
 
     def wait_for_others(self) -> bool:
-        """When nothing is left to start: wait for the trials of other searches that share the study.
+        """With nothing left to start, wait for the trials of other searches that share the study.
 
         Returns:
-            Whether there is something to start now, because one of them died; False when all of them have ended.
+            True if there is something to start because another search died; False when all of their trials have ended.
         """
         while not self.over:
             self._waiting = self._in_order(self._study.unfinished())
@@ -147,9 +149,9 @@ class Queue:
         return sorted(asked, key=lambda each: (not each.resumed, -self._frozen(each), each.number))
 
     def _complete_batch(self) -> None:
-        """A batch that was still being drawn when the process died, none of it begun: draw the rest of it.
+        """Draw the rest of a batch that was interrupted when the process died, before any of its trials started.
 
-        Each trial of a batch is drawn without the results of the others, so the rest would be different later.
+        Each trial of a batch is drawn without the results of the others, so the rest would differ later.
         """
         drawn = self._study.drawn()
         of_batch = range(drawn - drawn % self._batch, drawn)
@@ -158,7 +160,7 @@ class Queue:
             self._waiting = self._in_order([*self._waiting, *self._study.draw(missing, trials=self._trials)])
 
     def _frozen(self, asked: Asked) -> float:
-        """Fraction of the layer groups that are frozen: cheap trials have a large one."""
+        """Fraction of frozen layer groups; the larger, the cheaper the trial."""
         return asked.hyperparameters.freeze_depth / self._study.depths[asked.hyperparameters.backbone]
 
     def _is_with(self, asked: Asked, first: Asked) -> bool:
@@ -186,16 +188,18 @@ def trial_spec(
 
     Args:
         prepared: the search.
-        activations: of the trial's backbone.
-        run: of the study.
-        number: of the trial.
-        hyperparameters: of the trial.
-        device: that it computes on.
-        seconds_before: that it took until it was paused.
+        activations: stored activations of the trial's backbone.
+        run: the study's run.
+        number: the trial's number.
+        hyperparameters: the trial's hyperparameters.
+        device: device to train on.
+        seconds_before: time it had taken when it was paused.
     """
     config = prepared.config
-    train = activations.train_config(config.train).model_copy(update={"device": device})
-    # A trial on another machine does not see this one's variables.
+    deepest = prepared.depths[hyperparameters.backbone]
+    depths = planned_depths(hyperparameters, config, deepest, config.train.epochs)
+    train = activations.train_config(config.train, depths).model_copy(update={"device": device})
+    # A trial on another machine does not have this machine's environment variables.
     study = config.study.model_copy(update={"storage": storage_url(config.study.storage)})
     return TrialSpec(
         number=number,
@@ -216,11 +220,11 @@ def trial_spec(
 
 
 def conduct(specs: Sequence[TrialSpec], study: Study, deadline: float | None) -> list[TrialResult]:
-    """Run a trial, or several heads, in another process; prune when the study says so; return how they ended.
+    """Run a trial, or several heads, in another process; prune when the study decides so; return the results.
 
-    A process that dies or hangs is replaced, and the trial resumes from its last checkpoint; one that dies again before
-    the next epoch is a failed trial, never a pruned one, and never the end of the search. Trials that another search
-    took over have no result here.
+    A process that dies or hangs is replaced, and the trial resumes from its last checkpoint. If it dies again before
+    the next epoch, the trial has failed: it is not recorded as pruned, and the search continues. Trials that another
+    search took over have no result here.
     """
     attempt, began = _Attempt(), time.perf_counter()
     results: list[TrialResult] | None = None
@@ -243,24 +247,24 @@ def conduct(specs: Sequence[TrialSpec], study: Study, deadline: float | None) ->
                 results = [_crashed(spec, study, str(error), seconds) for spec in specs]
             else:
                 numbers = ", ".join(f"{spec.number:02d}" for spec in specs)
-                emit(Note(f"trial-{numbers}: {error}; it is tried again from its last checkpoint", "warning"))
+                emit(Note(f"trial-{numbers}: {error}; retrying from its last checkpoint", "warning"))
     return results
 
 
 def announce_start(specs: Sequence[TrialSpec], study: Study) -> None:
-    """Tell who watches that these trials begin, or resume."""
+    """Notify watchers that these trials start or resume."""
     for spec in specs:
         emit(TrialStarted(spec.number, spec.hyperparameters, study.reported_epochs(spec.number)))
 
 
 def announce_end(result: TrialResult) -> None:
-    """Tell who watches how a trial ended."""
+    """Notify watchers how a trial ended."""
     emit(TrialEnded(result))
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """How often a trial was tried without completing another epoch."""
+    """Number of attempts of a trial without another completed epoch."""
 
     number: int = 0
     epochs: tuple[int, ...] = ()
@@ -270,7 +274,7 @@ class _Attempt:
 
 
 def _train(specs: Sequence[TrialSpec], judge: Callable[[tuple[int, EpochResult]], Decision]) -> list[TrialResult]:
-    """In a process, or, where a trial has several devices, in one for each."""
+    """Train in one process, or in one process per device if a trial has several."""
     first, silent_seconds = specs[0], 60 * specs[0].config.study.hang_minutes
     count = first.config.train.devices_per_trial
     if count == 1 or len(specs) > 1 or first.hyperparameters.is_probe:
@@ -282,7 +286,7 @@ def _train(specs: Sequence[TrialSpec], judge: Callable[[tuple[int, EpochResult]]
 
 
 def _run_rank(spec: TrialSpec, place: Place, link: Link) -> tuple[TrialResult, ...]:
-    """In the worker of one of several devices."""
+    """Runs in the worker of one of several devices."""
     train = spec.config.train
     train = train.model_copy(update={"device": device_of_rank(train.device, place.rank)})
     threads = None if spec.threads is None else max(1, spec.threads // place.count)
@@ -303,7 +307,7 @@ def _judge(spec: TrialSpec, study: Study, deadline: float | None) -> Callable[[t
     def judge(message: tuple[int, EpochResult]) -> Decision:
         number, result = message
         value, loss = result.metrics[f"val/{metric}"], result.metrics["train/loss"]
-        # What was said before it was paused, or its process died, is not said again.
+        # Do not repeat what was logged before it was paused, or before its process died.
         if number not in known:
             known[number] = study.reported_epochs(number)
         if result.epoch > known[number]:
@@ -323,7 +327,7 @@ def _judge(spec: TrialSpec, study: Study, deadline: float | None) -> Callable[[t
 
 
 def _crashed(spec: TrialSpec, study: Study, reason: str, seconds: float) -> TrialResult:
-    """Close the dead process's MLflow run for it; a tracking server that is down must not end the search."""
+    """Close the dead process's MLflow run; an unavailable tracking server must not end the search."""
     try:
         run_id = close_dead_run(
             spec.store,

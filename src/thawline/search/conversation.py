@@ -1,4 +1,4 @@
-"""What a driver and the workers of one call say to each other, until the call has an answer."""
+"""The messages between a driver and the workers of one call, until the call has a result."""
 
 import math
 import time
@@ -11,49 +11,49 @@ from thawline.search.events import emit
 __all__ = ["Conversation", "Speaker", "WorkStopped", "WorkerCrashed"]
 
 _REST_SECONDS = 5.0
-"""What the others have to come back, when the call has an answer or one of them has failed."""
+"""Time for the other workers to finish once the call has a result or one of them has failed."""
 
 
 class WorkerCrashed(Exception):
-    """The process ended, or had to be ended, without a result."""
+    """The process ended, or was killed, without a result."""
 
     @classmethod
     def with_exit_code(cls, code: int | None) -> "WorkerCrashed":
-        """It ended by itself, or was killed."""
+        """For a process that ended with this exit code, or was killed by a signal."""
         return cls(
             f"its process was killed by signal {-code}" if code and code < 0 else f"its process ended with {code}"
         )
 
 
 class WorkStopped(Exception):
-    """The driver is stopping; what was begun resumes when the search is run again."""
+    """The driver is stopping; unfinished work resumes when the search runs again."""
 
 
 class Speaker(Protocol):
-    """A worker as its driver hears it."""
+    """A worker, as seen by its driver."""
 
     @property
     def connection(self) -> Connection:
         """The driver's end of its pipe."""
 
     def hear(self) -> tuple[str, Any]:
-        """What it says next: ``message``, ``event``, ``alive``, or one of the answers ``result``, ``error`` and
-        ``left``; with the value.
+        """The worker's next message: its kind and value. Kinds are ``message``, ``event``, ``alive``, and the results
+        ``result``, ``error`` and ``left``.
 
         Raises:
             WorkerCrashed: if the process has died.
-            WorkStopped: if it died of being asked to leave.
+            WorkStopped: if it ended because it was asked to leave.
         """
 
     def reply(self, answer: Any) -> None:
         """Answer a message; raises as :meth:`hear`."""
 
     def ask_to_leave(self) -> None:
-        """It leaves when it next says that it is alive."""
+        """The worker leaves at its next heartbeat."""
 
 
 class Conversation:
-    """With the workers of one call, which work together, until they have answered."""
+    """A conversation with the workers of one call, which work together, until they have finished."""
 
     def __init__(
         self,
@@ -64,10 +64,10 @@ class Conversation:
     ) -> None:
         """
         Args:
-            workers: the first one's result is that of all.
-            on_message: answers messages of all.
-            silent_seconds: for which all of them may be silent; ``None`` waits indefinitely.
-            grace_ends: in seconds of :func:`time.monotonic`, when all are ended; ``None`` as long as nothing stops.
+            workers: the workers; the first one's result is the result of the call.
+            on_message: replies to messages of all workers.
+            silent_seconds: how long all workers may be silent; ``None`` waits indefinitely.
+            grace_ends: when all workers are killed, in seconds of :func:`time.monotonic`; ``None`` while nothing stops.
         """
         self._workers, self._on_message = workers, on_message
         self._silent, self._grace_ends = silent_seconds, grace_ends
@@ -75,11 +75,11 @@ class Conversation:
         self._answers: dict[Speaker, tuple[str, Any]] = {}
 
     def hold(self, poll_seconds: float) -> dict[Speaker, tuple[str, Any]]:
-        """The answers, of all or of those that came within seconds of the first worker's or of an error.
+        """The results, of all workers or of those that finished within seconds of the first worker or of an error.
 
         Raises:
             WorkerCrashed: if one dies before the first worker has a result, or all are silent for too long.
-            WorkStopped: if they have not left when their grace ends.
+            WorkStopped: if they have not left when the grace period ends.
         """
         asked_to_leave = False
         while len(self._answers) < len(self._workers) and time.monotonic() < self._until:
@@ -95,7 +95,7 @@ class Conversation:
         return self._answers
 
     def answer(self) -> tuple[str, Any]:
-        """That of all: the first worker's result, or else the first error, or that they have left."""
+        """The result of the call: the first worker's, or else the first error, or that the workers have left."""
         first = self._answers.get(self._workers[0], ("left", None))
         errors = [answer for answer in self._answers.values() if answer[0] == "error"]
         return first if first[0] == "result" or not errors else errors[0]
@@ -116,7 +116,7 @@ class Conversation:
         except WorkerCrashed:
             if self._answers.get(self._workers[0], ("left",))[0] != "result":
                 raise
-            self._until = 0.0  # all is done: nobody needs it any more
+            self._until = 0.0  # everything is done: this worker is no longer needed
             return
         if kind == "message":
             worker.reply(self._on_message(value))

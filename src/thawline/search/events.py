@@ -1,8 +1,8 @@
-"""What happens during a search, as values for watchers: a live table, a log, a test.
+"""Events of a search, for watchers such as a live table, a log or a test.
 
-Events travel as log records of the logger ``thawline.search``: their text is the plain log line, the event itself is
-the record's attribute ``event``. The progress of a phase goes only to :func:`watching`: it would flood a log. Watching
-is optional.
+Events are log records of the logger ``thawline.search``: the text is the plain log line, and the attribute ``event`` is
+the event itself. The progress of a phase is only reported to :func:`watching`, as it would flood a log. Watching is
+optional.
 """
 
 import logging
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from thawline.data.contract import counted
+from thawline.durations import roughly
 from thawline.search.trial_result import TrialResult, trial_name
 from thawline.training import Hyperparameters
 
@@ -33,9 +34,9 @@ __all__ = [
 _log = logging.getLogger("thawline.search")
 _watchers: list[Callable[["Phase"], None]] = []
 _driver: Callable[["Event"], None] | None = None
-"""In a worker: takes what is emitted."""
+"""In a worker: sends emitted events to the driver."""
 _COUNT_SECONDS = 0.5
-"""How often the progress of a phase is told, at most: from a worker it is a message."""
+"""Minimum interval between progress reports of a phase: from a worker each is a message."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +45,22 @@ class SearchStarted:
 
     study: str
     trials: int | None
-    """In all; ``None`` where only the time is limited."""
+    """Total number; ``None`` if only the time is limited."""
     finished: int
     epochs: int
     metric: str
     unfinished: tuple[tuple[int, int], ...] = ()
-    """Trials that had begun, each with the epoch that comes next."""
+    """Unfinished trials, each with its next epoch."""
     seconds: float | None = None
-    """Time that is left; ``None`` if there is no limit."""
+    """Remaining time; ``None`` without a limit."""
 
     @property
     def resumes(self) -> bool:
-        """Whether something of it is done already."""
+        """Whether some of the study is already done."""
         return bool(self.finished or self.unfinished)
 
     def __str__(self) -> str:
-        left = "" if self.seconds is None else f", {_time(self.seconds)} left"
+        left = "" if self.seconds is None else f", {roughly(self.seconds)} left"
         if not self.resumes:
             trials = "trials" if self.trials is None else counted(self.trials, "trial")
             return f"study {self.study}: {trials} of up to {counted(self.epochs, 'epoch')}{left}"
@@ -76,7 +77,7 @@ class TrialStarted:
     number: int
     hyperparameters: Hyperparameters
     epochs: int = 0
-    """That it has finished before."""
+    """Epochs that it finished before."""
 
     def __str__(self) -> str:
         name = trial_name(self.number, self.hyperparameters)
@@ -103,7 +104,7 @@ class EpochEnded:
 
 @dataclass(frozen=True)
 class TrialEnded:
-    """A trial ended, however it did, or was paused."""
+    """A trial ended, in whatever state, or was paused."""
 
     result: TrialResult
 
@@ -116,7 +117,7 @@ class TrialEnded:
 
 @dataclass(frozen=True)
 class Note:
-    """A step of the search that is worth logging."""
+    """Anything else worth logging."""
 
     text: str
     level: Literal["info", "warning"] = "info"
@@ -127,13 +128,13 @@ class Note:
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of the search begins, or has progressed."""
+    """A phase of the search starts or progresses."""
 
     name: str
     """Such as ``reading images``."""
     done: int = 0
     total: int = 0
-    """How many there are; 0 where nothing is counted."""
+    """Number of items; 0 if nothing is counted."""
 
     def __str__(self) -> str:
         return f"{self.name} {self.done:,} / {self.total:,}" if self.total else self.name
@@ -153,13 +154,13 @@ def watching(watcher: Callable[[Phase], None]) -> Iterator[None]:
 
 
 def tell_driver(send: Callable[[Event], None]) -> None:
-    """In a worker: from now on let the driver emit what is emitted here."""
+    """In a worker: from now on, events emitted here are emitted by the driver."""
     global _driver  # noqa: PLW0603  of the process
     _driver = send
 
 
 def counting(name: str) -> Callable[[int, int], None]:
-    """Report that a phase begins; returns a function to call with (done, total) as it progresses."""
+    """Report the start of a phase; returns a function to call with (done, total) as it progresses."""
     last = time.monotonic()
     emit(Phase(name))
 
@@ -172,12 +173,8 @@ def counting(name: str) -> Callable[[int, int], None]:
     return count
 
 
-def _time(seconds: float) -> str:
-    return f"{round(seconds)} s" if seconds < 120 else f"{round(seconds / 60)} min"
-
-
 def emit(event: Event) -> None:
-    """Tell the watchers, those of the driver if this is a worker."""
+    """Notify the watchers; in a worker, those of the driver."""
     if _driver is not None:
         _driver(event)
         return

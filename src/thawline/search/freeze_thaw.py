@@ -1,13 +1,13 @@
-"""Freeze-thaw: which trial trains next, judged by what each may still reach.
+"""Freeze-thaw: train next the trial that promises most.
 
-Every trial trains an epoch at a time. After each one is chosen, among the trials that are paused and the next
-new one: by the expected improvement over the best value so far that a trial brings at its end, for each second that it
-still needs where time is the budget (Swersky, Snoek, Adams, "Freeze-Thaw Bayesian Optimization", 2014).
+Every trial trains one epoch at a time. Then the next trial is chosen among the paused ones and the next new one, by its
+expected improvement over the best value so far. If time is the budget, this is divided by the seconds that the trial
+still needs (Swersky, Snoek, Adams, "Freeze-Thaw Bayesian Optimization", 2014).
 
-Where a curve ends is forecast in two steps. From an epoch to the end a value gains a share of what is missing to
-perfection; how large a share, is learned from the study's own curves, beginning with what recorded ones gained. A
-Gaussian process over the hyperparameters then makes one of these forecasts, each as uncertain as it is, so that a trial
-that has just begun, or has not, is judged by its neighbours.
+The final value of a curve is forecast in two steps. First, from an epoch to the end, a value closes a share of its gap
+to the perfect value; this share is learned from the study's own curves, with recorded curves as the prior. Then a
+Gaussian process over the hyperparameters combines these forecasts, weighted by their uncertainty, so that a trial with
+few or no epochs is judged by its neighbours.
 """
 
 import math
@@ -22,48 +22,48 @@ from thawline.search.modelled import best_and_latest
 __all__ = ["Curve", "Forecast", "FreezeThaw", "forecast"]
 
 _GAIN = (0.30, 0.25)
-"""Mean and standard deviation of the share of what is missing to perfection that a curve gains from its very beginning
-to its end; later in proportion to the epochs that are left. From recorded curves, see ``benchmarks/freeze_thaw.py``."""
+"""Mean and standard deviation of the share of its gap to perfection that a curve closes from start to end; later in
+proportion to the remaining epochs. From recorded curves, see ``benchmarks/freeze_thaw.py``."""
 _PRIOR_CURVES = 4
-"""As many curves of the study's own count as much as the recorded ones."""
+"""Weight of the recorded curves, as a number of the study's own curves."""
 _NOISE = 0.02
-"""Standard deviation of what a trial reaches, by chance."""
+"""Standard deviation of a trial's final value by chance."""
 _MODELLED = 60
-"""Trials that the model is fitted to, at most: its time grows with their cube."""
+"""Maximum number of trials that the model is fitted to: its time grows with their cube."""
 _FEWEST = 3
-"""Begun trials without which there is no model, only their mean and deviation."""
+"""Minimum number of started trials for a model; with fewer, only their mean and deviation are used."""
 _SMALLEST_GAP = 0.02
-"""What is missing to perfection, at least."""
+"""Minimum gap to perfection."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A trial as the choice sees it."""
+    """A trial, as far as the choice depends on it."""
 
     number: int
     point: tuple[float, ...] | None
-    """Its hyperparameters, each from 0 to 1, as many for every trial; ``None`` of a trial that is not drawn yet."""
+    """Its hyperparameters, scaled to [0, 1], the same number for every trial; ``None`` for a trial not drawn yet."""
     values: tuple[float, ...] = ()
-    """After each epoch so far; more is better."""
+    """Value after each epoch so far; larger is better."""
     seconds: float = 1.0
-    """Of an epoch."""
+    """Seconds per epoch."""
     resumable: bool = True
-    """Whether it may be chosen: it has not ended, and nobody trains it now."""
+    """Whether it may be chosen: it has not ended, and is not being trained now."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """The best value that a trial has at its end, as far as it can be foreseen."""
+    """Forecast of a trial's best value at its end."""
 
     mean: float
     deviation: float
 
     def chance(self, best: float) -> float:
-        """Probability that it is better than ``best``."""
+        """Probability of being better than ``best``."""
         return 0.5 * (1 + math.erf((self.mean - best) / self.deviation / math.sqrt(2)))
 
     def improvement(self, best: float) -> float:
-        """By how much it is expected to be better than ``best``; what is worse counts as 0."""
+        """Expected improvement over ``best``."""
         z = (self.mean - best) / self.deviation
         density = math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
         return (self.mean - best) * self.chance(best) + self.deviation * density
@@ -71,16 +71,17 @@ class Forecast:
 
 @dataclass(frozen=True)
 class FreezeThaw:
-    """The rule by which a study gives out epochs.
+    """The rule by which a study distributes epochs.
 
     Raises:
-        ValueError: naming the option that is out of its range.
+        ValueError: if an option is out of range.
     """
 
     n_startup_trials: int = 4
-    """Trials that are trained to their end before any is paused: what a model learns from, and a good answer early."""
+    """Trials that are trained to the end before any is paused: the model learns from them, and they give an early
+    result."""
     least_chance: float = 0.01
-    """A paused trial whose probability to become the best is smaller stays paused."""
+    """A paused trial stays paused if its probability of becoming the best is smaller."""
 
     def __post_init__(self) -> None:
         if isinstance(self.n_startup_trials, bool) or not isinstance(self.n_startup_trials, int):
@@ -95,15 +96,15 @@ class FreezeThaw:
     ) -> int | None:
         """The number of the trial that gets the next epoch; ``None`` if none is worth one.
 
-        A trial that has begun is worth it if its chance to end as the best is not too small; a new one always is, so
-        that a budget of trials is a budget of trials.
+        A started trial is worth it if its probability of ending as the best is large enough. A new one always is, so
+        that a budget of trials is always used.
 
         Args:
-            curves: trials that ended, are trained or are paused, and the next new one.
-            epochs: of a trial that is trained to its end.
+            curves: trials that have ended, are being trained or are paused, and the next new one.
+            epochs: number of epochs of a trial trained to the end.
             best: the best value so far, the linear probe's included; ``None`` if there is none.
-            perfect: the value that cannot be surpassed: 1, or 0 of negative losses.
-            by_time: whether an expected improvement counts for each second that it takes; else as it is.
+            perfect: upper bound of the value: 1, or 0 for negative losses.
+            by_time: whether to divide the expected improvement by the seconds it takes.
         """
         candidates = [curve for curve in curves if curve.resumable and len(curve.values) < epochs]
         if sum(len(curve.values) >= epochs for curve in curves) < self.n_startup_trials:
@@ -121,7 +122,7 @@ class FreezeThaw:
 
 
 def forecast(curves: Sequence[Curve], epochs: int, perfect: float) -> list[Forecast]:
-    """What each trial has at its end, in the order of ``curves``; see :meth:`FreezeThaw.choose`."""
+    """Forecast the final value of each trial, in the order of ``curves``; see :meth:`FreezeThaw.choose`."""
     gains = _gains([curve.values for curve in curves if len(curve.values) >= epochs], epochs, perfect)
     known = {i: _extended(curve.values, gains, perfect) for i, curve in enumerate(curves) if curve.values}
     means = np.array([each.mean for each in known.values()])
@@ -133,7 +134,7 @@ def forecast(curves: Sequence[Curve], epochs: int, perfect: float) -> list[Forec
 
 
 def _gains(ended: Sequence[Sequence[float]], epochs: int, perfect: float) -> list[tuple[float, float]]:
-    """Mean and deviation of the share of what is missing that is gained after each epoch until the end."""
+    """Mean and deviation of the share of the gap closed from each epoch until the end."""
     gains = []
     for epoch in range(epochs):
         left = 1 - epoch / epochs
@@ -146,7 +147,7 @@ def _gains(ended: Sequence[Sequence[float]], epochs: int, perfect: float) -> lis
 
 
 def _extended(values: Sequence[float], gains: Sequence[tuple[float, float]], perfect: float) -> Forecast:
-    """Where a curve ends, seen by itself."""
+    """Forecast of a curve's end from this curve only."""
     if len(values) >= len(gains):
         return Forecast(max(values), _NOISE)
     mean, deviation = (share * _missing(values[-1], perfect) for share in gains[len(values) - 1])
@@ -158,7 +159,7 @@ def _missing(value: float, perfect: float) -> float:
 
 
 def _smoothed(curves: Sequence[Curve], known: Mapping[int, Forecast], usual: Forecast) -> list[Forecast]:
-    """The same, each in the light of its neighbours, and trials that have not begun by these alone."""
+    """Forecasts that take a trial's neighbours into account; for trials without epochs, only these."""
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern
 
@@ -169,7 +170,7 @@ def _smoothed(curves: Sequence[Curve], known: Mapping[int, Forecast], usual: For
     kernel = ConstantKernel(1.0, (0.1, 10.0)) * Matern([0.5] * points.shape[1], (0.1, 5.0), nu=2.5)
     drawn = [i for i, curve in enumerate(curves) if curve.point is not None]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a length is at the end of its range, or the search for it was short
+        warnings.simplefilter("ignore")  # about a length scale at its bound, or an optimizer that stopped early
         model = GaussianProcessRegressor(kernel, alpha=noise, random_state=0).fit(points, targets)
         means, deviations = model.predict([curves[i].point for i in drawn], return_std=True)
     smoothed = [usual] * len(curves)

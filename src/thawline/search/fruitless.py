@@ -1,4 +1,4 @@
-"""When a search that only time limits ends before its time: when its trials bring nothing new."""
+"""End a search that only has a time limit early if its trials bring nothing new."""
 
 from thawline.search.events import Note, emit
 from thawline.search.study import Study
@@ -6,13 +6,13 @@ from thawline.search.study import Study
 __all__ = ["MOST_FRUITLESS", "Fruitless"]
 
 MOST_FRUITLESS = 10
-"""Trials in a row without anything new after which no other is drawn: a number of trials would have bounded them."""
+"""Consecutive trials without anything new after which no more are drawn, as there is no limit on their number."""
 
 
 class Fruitless:
-    """The trials of this run that failed, or that repeated hyperparameters that were tried before.
+    """The trials of this run that failed or repeated hyperparameters tried before.
 
-    Trials of earlier runs do not count: whoever resumes a search whose trials failed has removed the cause.
+    Trials of earlier runs do not count: a resumed search is assumed to have the cause of the failures removed.
     """
 
     def __init__(self, study: Study) -> None:
@@ -21,13 +21,13 @@ class Fruitless:
         self._ended = False
 
     def ends(self) -> bool:
-        """Whether the latest trials of this run brought nothing new; says so once, in the log."""
+        """Whether the latest trials of this run brought nothing new; logged once."""
         if not self._ended and self._in_a_row() >= MOST_FRUITLESS:
             self._ended = True
             emit(
                 Note(
-                    f"no further trial starts, though there is time left: the latest {MOST_FRUITLESS} trials failed "
-                    "or repeated what had been tried. Remove the cause of the failures, or open more of the space.",
+                    f"no further trial starts, although there is time left: the latest {MOST_FRUITLESS} trials failed "
+                    "or repeated earlier ones. Remove the cause of the failures, or open more of the space.",
                     "warning",
                 )
             )

@@ -14,28 +14,28 @@ from thawline.search.modelled import best_and_latest
 __all__ = ["DEPTH", "PAUSED", "GPSamplerWithPruned"]
 
 DEPTH = "freeze_depth"
-"""The parameter of a study of one backbone that decides what an epoch costs."""
+"""The parameter that determines the cost of an epoch in a study of one backbone."""
 PAUSED = "paused"
-"""Attribute of a trial that waits for its next epoch: what it has reached; empty of one that waited and was resumed."""
+"""Attribute of a paused trial: its result so far; empty once it was resumed."""
 
 
 class GPSamplerWithPruned(optuna.samplers.GPSampler):
-    """Optuna's ``GPSampler``, which also learns from pruned trials, and may weigh what it expects by its cost.
+    """Optuna's ``GPSampler``, extended to learn from pruned trials and, optionally, to weigh improvement by cost.
 
-    Optuna's own sees only complete and running trials: it learns nothing from pruned ones, and asks for the same point
-    again. Here a pruned or paused trial counts with the last value it reported, a little less than it would have
-    reached: it was below the median, or not worth another epoch, all the same.
+    Optuna's own sees only complete and running trials: it learns nothing from pruned ones, and suggests the same point
+    again. Here a pruned or paused trial counts with the last value that it reported. That is a little less than it
+    would have reached, but it was below the median, or not worth another epoch, anyway.
     """
 
     def __init__(self, *, seed: int | None = None, seconds: Sequence[float] | None = None, **options: Any) -> None:
-        """See Optuna's for the options.
+        """See Optuna's sampler for further options.
 
         Args:
-            seed: of the random numbers.
-            seconds: that an epoch takes, by freeze depth from 0: the expected improvement of a trial is divided by it
-                (Snoek, Larochelle, Adams, "Practical Bayesian Optimization of Machine Learning Algorithms", 2012).
-                ``None`` counts trials.
-            options: of Optuna's sampler.
+            seed: seed of the random numbers.
+            seconds: seconds per epoch by freeze depth, from 0; they divide the expected improvement of a trial (Snoek,
+                Larochelle, Adams, "Practical Bayesian Optimization of Machine Learning Algorithms", 2012). ``None``
+                counts trials.
+            options: options of Optuna's sampler.
         """
         super().__init__(seed=seed, **options)
         self._seconds = seconds
@@ -53,14 +53,14 @@ class GPSamplerWithPruned(optuna.samplers.GPSampler):
         return super().sample_relative(*_pruned_as_complete(study, trial), search_space)
 
     def _optimize_acqf(self, acqf: Any, best_params: Any) -> Any:
-        # Optuna leaves this method to be overridden, and promises nothing about it; a test notices a change.
+        # Optuna allows overriding this method but gives no guarantees about it; a test notices a change.
         if self._seconds is not None and DEPTH in self._space:
             acqf = _per_second(acqf, self._space, self._seconds)
         return super()._optimize_acqf(acqf, best_params)
 
 
 def _per_second(acqf: Any, space: Mapping[str, BaseDistribution], seconds: Sequence[float]) -> Any:
-    """Expected improvement for each second, both as logarithms; between two depths the seconds are interpolated."""
+    """Expected improvement per second, both as logarithms; seconds are interpolated between depths."""
     import torch
     from optuna._gp.acqf import BaseAcquisitionFunc
 
@@ -81,13 +81,13 @@ def _per_second(acqf: Any, space: Mapping[str, BaseDistribution], seconds: Seque
 
 
 _MODELLED = 100
-"""Trials that the model is fitted to, at most: the time for it grows with their cube."""
+"""Maximum number of trials that the model is fitted to: its time grows with their cube."""
 
 
 def _pruned_as_complete(study: optuna.Study, asking: FrozenTrial) -> tuple[optuna.Study, FrozenTrial]:
-    """A copy of the study in memory in which pruned trials are complete, and that copy of the trial that asks.
+    """A copy of the study in memory in which pruned trials are complete, and its copy of the asking trial.
 
-    Of a large study it holds the best and the latest trials, half of each, and those that are running.
+    For a large study, the copy has the best and the latest trials, half of each, and the running ones.
     """
     trials = [
         trial for trial in study.get_trials(deepcopy=False) if trial.number != asking.number and trial.state in _SEEN
@@ -108,7 +108,7 @@ def _pruned_as_complete(study: optuna.Study, asking: FrozenTrial) -> tuple[optun
 
 
 def _as_pruned(trial: FrozenTrial) -> FrozenTrial:
-    """A paused trial as if it was never resumed; one that has ended since is left as it is."""
+    """A paused trial as if it were never resumed; one that has ended since is unchanged."""
     if trial.state is not TrialState.RUNNING:
         return trial
     ended = copy.deepcopy(trial)

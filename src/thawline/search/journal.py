@@ -1,4 +1,4 @@
-"""Studies in a file of Thawline's home: the journal, and the claim of a whole study."""
+"""Studies in a file in Thawline's home: the journal, and the claim of a whole study."""
 
 import os
 import threading
@@ -17,7 +17,7 @@ __all__ = ["Journal", "JournalLock", "WholeStudy"]
 
 
 class JournalLock(JournalFileOpenLock):
-    """A lock that the system releases when its process dies. Optuna's own stays for 30 s, and then is stolen."""
+    """A lock that the system releases when its process dies. Optuna's own stays for 30 s and is then stolen."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(str(file))
@@ -35,15 +35,15 @@ class JournalLock(JournalFileOpenLock):
         return True
 
     def release(self) -> None:
-        """Let the next one have it."""
+        """Release both."""
         self._lock.release()
         self._threads.release()
 
 
 class Journal(JournalFileBackend):
-    """Optuna's journal, which also survives a partially written line, as after a full disk or a power cut.
+    """Optuna's journal, extended to survive a partially written line, as after a full disk or a power cut.
 
-    Optuna's appends to such a line, after which the file cannot be read any more.
+    Optuna's own appends to such a line, after which the file can no longer be read.
     """
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -77,7 +77,7 @@ class Journal(JournalFileBackend):
 
 
 class WholeStudy:
-    """One process has the whole study: any trial RUNNING in it was left by a process that died."""
+    """One process claims the whole study: any other RUNNING trial was left by a process that died."""
 
     def __init__(self, folder: Path, study: str) -> None:
         self._folder, self._study = folder, study

@@ -1,4 +1,4 @@
-"""The trials of a study, ranked: as rows, as cells of a table, as markdown for MLflow."""
+"""The ranked trials of a study: as rows, table cells, or markdown for MLflow."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,11 +19,11 @@ __all__ = [
 
 _CHART_WIDTH = 40
 _OF_TRAINING = SEARCHABLE.keys() - {"policy", "batch_norm"}
-"""Missing for a linear probe, which is not trained."""
+"""Empty for a linear probe, which is not trained by gradient descent."""
 
 
 def leaderboard_rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    """One flat mapping of plain values a trial, best first."""
+    """One flat mapping of plain values per trial, best first."""
     rows = []
     for rank, record in enumerate(records, 1):
         result = record.result
@@ -45,13 +45,13 @@ def leaderboard_rows(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
 
 
 def _hyperparameters(record: TrialRecord) -> dict[str, Any]:
-    """By name; a linear probe has no rates."""
+    """Hyperparameters by name; a linear probe has no learning rates."""
     values = record.hyperparameters.as_dict()
     return values | dict.fromkeys(_OF_TRAINING) if record.hyperparameters.is_probe else values
 
 
 def leaderboard_markdown(records: Sequence[TrialRecord], metric: str, *, most: int | None = None) -> str:
-    """A markdown table, for MLflow's note and other pages; of the best ``most`` trials, if there are more."""
+    """A markdown table for MLflow's note and other pages, limited to the best ``most`` trials."""
     varied = varied_hyperparameters(records)
     header = [
         "rank",
@@ -71,10 +71,10 @@ def leaderboard_markdown(records: Sequence[TrialRecord], metric: str, *, most: i
 
 
 def thaw_line_chart(records: Sequence[TrialRecord], metric: str) -> str:
-    """The best value at each freeze depth as a chart of characters, from the worst to the best of them.
+    """The best value at each freeze depth as a text chart, scaled from the worst to the best of them.
 
-    Depths of different backbones are not comparable: each then has lines of its own, below its name. Empty without
-    a value.
+    Depths of different backbones are not comparable: each backbone then has its own lines below its name. Empty without
+    any value.
     """
     best: dict[tuple[str, int], list[float]] = {}
     for record in records:
@@ -101,7 +101,7 @@ def thaw_line_chart(records: Sequence[TrialRecord], metric: str) -> str:
 
 
 def varied_hyperparameters(records: Sequence[TrialRecord]) -> list[str]:
-    """Freeze depth and learning rate, and whatever else differs between the trials that are trained."""
+    """Freeze depth, learning rate, and any other hyperparameters that differ between trained trials."""
     always = ["freeze_depth", "learning_rate"]
     trained = [record for record in records if not record.hyperparameters.is_probe]
     rows = [record.hyperparameters.as_dict() for record in trained or records]
@@ -109,7 +109,7 @@ def varied_hyperparameters(records: Sequence[TrialRecord]) -> list[str]:
 
 
 def shortened_names(records: Sequence[TrialRecord]) -> list[str]:
-    """Of each backbone that the table has by a shorter name: which it is, in a sentence."""
+    """A sentence for each backbone whose name is shortened in the table, with its full name."""
     if "backbone" not in varied_hyperparameters(records):
         return []
     names = sorted({record.hyperparameters.backbone for record in records})

@@ -39,7 +39,7 @@ so that the clocks of the machines do not matter."""
 
 
 class Leases:
-    """A lease of each name, in the study's own database."""
+    """One lease per name, in the study's own database."""
 
     def __init__(self, engine: sa.Engine, study: str) -> None:
         self._engine, self._study = engine, study
@@ -89,7 +89,7 @@ class Leases:
             with beating(beat):
                 yield
         finally:
-            # Others may resume at once what this one has not finished. One that is killed cannot say so.
+            # Others may resume unfinished trials at once; a search that is killed cannot release them.
             with suppress(*PASSING):
                 for name in tuple(self._mine):
                     self.release(name)
@@ -97,7 +97,7 @@ class Leases:
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
         """See :class:`~thawline.search.storage.Claims`."""
-        while not patiently(self.take, name):  # one that dies in there is noticed by its lease
+        while not patiently(self.take, name):  # a holder that dies is noticed by its expired lease
             time.sleep(0.2)
         try:
             yield
@@ -105,7 +105,7 @@ class Leases:
             self.release(name)
 
     def renew(self) -> None:
-        """Renew the leases; notice what was taken over meanwhile."""
+        """Renew the leases, and note which were taken over meanwhile."""
         with self._lock:
             mine = sorted(self._mine)
         for name in mine:
@@ -151,13 +151,13 @@ class Leases:
 
 
 def _is_dead(row: Any) -> bool:
-    """Whether the owner of a lease is known to be gone, or has not renewed it for too long."""
+    """Whether the owner of a lease is known to be gone, or has let it expire."""
     age = (row.now.replace(tzinfo=None) - row.renewed.replace(tzinfo=None)).total_seconds()
     return age > LEASE_SECONDS or _is_gone(row.owner)
 
 
 def _own_name() -> str:
-    """Host, process and a random part: enough to see on the same host that a process is gone, without waiting."""
+    """Host, process and a random part: enough to detect a dead process on the same host without waiting."""
     process = psutil.Process()
     return "|".join([_host(), str(process.pid), _started(process), uuid.uuid4().hex[:8]])
 
@@ -175,17 +175,16 @@ def _is_gone(owner: str) -> bool:
 
 
 def _started(process: psutil.Process) -> str:
-    """When a process was started, by which it is told from a later one of the same number.
+    """When a process was started, to distinguish it from a later one with the same id.
 
-    On Linux psutil counts from the boot, whose time moves when the clock is set: without it a search that lives would
-    look dead from then on.
+    On Linux psutil adds the boot time, which moves when the clock is set: a live search would look dead from then on.
     """
     since = psutil.boot_time() if sys.platform == "linux" else 0.0
     return f"{process.create_time() - since:.2f}"
 
 
 def _host() -> str:
-    """This machine, and where processes are numbered apart, as in a container, this part of it."""
+    """This machine, and its process namespace, which differs in a container."""
     try:
         numbering = os.readlink("/proc/self/ns/pid")  # noqa: PTH115  not a path but pid:[4026531836]
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -196,7 +195,7 @@ def _host() -> str:
 
 @contextmanager
 def beating(beat: Callable[[], None]) -> Iterator[None]:
-    """Call ``beat`` every quarter of a lease from a thread, for the time of the block."""
+    """Within the block, call ``beat`` every quarter of a lease from a thread."""
     ended = threading.Event()
 
     def run() -> None:
@@ -204,7 +203,7 @@ def beating(beat: Callable[[], None]) -> Iterator[None]:
             try:
                 beat()
             except PASSING:
-                _log.debug("no beat", exc_info=True)  # as long as nobody can write, nobody can take over either
+                _log.debug("leases were not renewed", exc_info=True)  # nor can others take over
 
     thread = threading.Thread(target=run, name="thawline-lease", daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""What becomes of a trial when a device has no memory left: smaller parts of a batch, as long as there are any."""
+"""Handle out-of-memory errors in a trial: retry with smaller parts of a batch while that is possible."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,10 +20,10 @@ def with_less_memory(
     spec: TrialSpec,
     ranks: Ranks,
 ) -> tuple[backbones.Backbone, FitResult]:
-    """Try; whenever memory runs out, again in twice as many parts of a batch, whose gradients are accumulated.
+    """Train; whenever memory runs out, retry with twice as many parts per batch, accumulating gradients.
 
-    Parts of two images are the smallest: a batch norm that is trained needs two. Of several processes the driver tries
-    again with all.
+    The smallest part is two images, which a trained batch norm requires. With several processes, the driver retries all
+    of them.
     """
     parts = spec.accumulation
     if parts > 1:
@@ -40,25 +40,25 @@ def with_less_memory(
 
 
 def _say_parts(tracker: Tracker, parts: int) -> None:
-    said = f"retried with 1/{parts} of a batch at a time, gradients accumulated over {parts} parts"
+    said = f"retried with 1/{parts} of a batch at a time, accumulating gradients over {parts} parts"
     tracker.log_tags({"thawline.out_of_memory": said})
 
 
 def in_smaller_parts(spec: TrialSpec) -> TrialSpec | None:
-    """A trial of several devices with parts of half the size; ``None`` if they have two images already."""
+    """The spec of a trial on several devices with parts of half the size; ``None`` if they already have two images."""
     train, parts = spec.config.train, 2 * spec.accumulation
     if 2 * parts * train.devices_per_trial > train.batch_size:
         return None
-    said = f"trial-{spec.number:02d}: out of memory; tried again with batches in {parts} parts on each device"
+    said = f"trial-{spec.number:02d}: out of memory; retrying with batches in {parts} parts on each device"
     emit(Note(said, "warning"))
     return replace(spec, accumulation=parts)
 
 
 def reason_of(error: Exception) -> str:
-    """Why a trial failed, in words."""
+    """The reason why a trial failed."""
     if is_out_of_memory(error):
         return (
-            "out of memory, also with two images at a time. Lower --image-size, take a smaller backbone, "
+            "out of memory, even with two images at a time. Lower --image-size, use a smaller backbone, "
             "or raise the lower end of space.freeze_depth."
         )
     return f"{type(error).__name__}: {error}"

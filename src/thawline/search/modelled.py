@@ -1,4 +1,4 @@
-"""Which trials of a large study a Gaussian process is fitted to, whose time grows with the cube of their number."""
+"""Select trials of a large study to fit a Gaussian process to, as its time grows with the cube of their number."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -9,12 +9,12 @@ _T = TypeVar("_T")
 
 
 def best_and_latest(trials: Sequence[_T], most: int, value: Callable[[_T], float]) -> list[_T]:
-    """All, or, of more than ``most``, the best and the latest, half of each, in the order given.
+    """All trials, or, if there are more than ``most``, the best and the latest, half of each, in the order given.
 
     Args:
         trials: in the order of their numbers.
-        most: an even number.
-        value: of one of them; more is better.
+        most: maximum number, even.
+        value: returns a trial's value; larger is better.
     """
     if len(trials) <= most:
         return list(trials)

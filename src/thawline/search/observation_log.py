@@ -1,4 +1,4 @@
-"""What is recorded from inside a trial: gradient flow always, histograms and examples while there is time for them."""
+"""Records observations during a trial: always gradient flow; histograms and examples while there is time for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ __all__ = ["ObservationRecorder", "ShownText", "choose_rows", "record_classes", 
 
 _EXAMPLES = 16
 _COLUMNS, _SIDE = 4, 80
-"""Pictures side by side on a sheet, and the side of each in pixels: encoding them costs more than all else here."""
+"""Pictures per row of a sheet, and the side of each in pixels: encoding them costs more than anything else here."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class ShownText:
     """A validation text that is shown in every epoch."""
 
     row: int
-    """In the validation split."""
+    """Its row in the validation split."""
     text: str
-    """Its beginning."""
+    """The start of the text."""
     label: int
 
 
@@ -56,12 +56,12 @@ class ObservationRecorder:
         classes: tuple[str, ...],
         seed: int,
     ) -> None:
-        """Take the file of decoded images, or the texts to show, the names of the classes, and the study's seed."""
+        """Set the file of decoded images, or the texts to show, the class names, and the study's seed."""
         self._tracker, self._images, self._texts = tracker, images, texts
         self._classes, self._seed = classes, seed
 
     def __call__(self, observation: Observation) -> None:
-        """Record one epoch's."""
+        """Record one epoch's observation."""
         tracker = self._tracker
         means = {f"gradient/{name}": norm for name, norm in observation.mean_norms.items()}
         tracker.log_metrics(means, step=observation.epoch)
@@ -79,14 +79,14 @@ class ObservationRecorder:
 
     @cached_property
     def _pictures(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows, images and labels of the validation pictures that are shown in every epoch."""
+        """Rows, images and labels of the validation pictures shown in every epoch."""
         assert self._images is not None  # noqa: S101  only they are drawn
         images, labels = DecodedImages.open(self._images).split("validation")
         rows = choose_rows(labels, _EXAMPLES, self._seed)
         return rows, images[rows], labels[rows]
 
     def _draw(self, observation: Observation, rows: np.ndarray, images: np.ndarray, labels: np.ndarray) -> Image:
-        """The pictures with their labels, the worst mistake first."""
+        """The pictures with their labels, worst mistake first."""
         answers = _answers(observation, rows, labels)
         captions = [
             f"{answers.probabilities[i]:.0%} {self._classes[answers.predicted[i]]}\nis {self._classes[labels[i]]}"
@@ -97,7 +97,7 @@ class ObservationRecorder:
         return Image(pixels, f"epoch {observation.epoch}: {sum(wrong)} of {len(wrong)} wrong, largest loss first")
 
     def _table(self, observation: Observation) -> Table:
-        """The texts with their labels, the worst mistake first. MLflow keeps the latest epoch's."""
+        """The texts with their labels, worst mistake first. MLflow keeps the latest epoch's table."""
         rows, labels = (np.array([getattr(each, name) for each in self._texts]) for name in ("row", "label"))
         answers = _answers(observation, rows, labels)
         return Table(
@@ -113,7 +113,7 @@ class ObservationRecorder:
 
 
 def texts_to_show(manifest: Manifest, seed: int) -> tuple[ShownText, ...]:
-    """Some validation texts, no two alike, the same for every trial of a study; the table is read for them.
+    """Choose some distinct validation texts, the same for every trial of a study; reads the table.
 
     Raises:
         DataError: if the table has changed since it was scanned.
@@ -134,10 +134,10 @@ def _answers(observation: Observation, rows: np.ndarray, labels: np.ndarray) -> 
 
 
 def choose_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Rows of at most ``count`` examples, as many of each class as can be, the same for the same seed."""
+    """Rows of at most ``count`` examples, balanced over classes as far as possible; deterministic for a seed."""
     random = np.random.default_rng(seed)
     shuffled = random.permutation(len(labels))
-    # How many of its class come before an example: the first of every class, then the second of every class, …
+    # Number of examples of the same class before each: the first of every class, then the second of every class, …
     turns = np.zeros(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         of_class = shuffled[labels[shuffled] == label]
@@ -147,15 +147,15 @@ def choose_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def record_classes(tracker: Tracker, confusion: np.ndarray, classes: tuple[str, ...], *, step: int) -> None:
-    """Record the confusion matrix and the metrics of each class.
+    """Record the confusion matrix and the metrics per class.
 
     Args:
-        tracker: of the trial.
-        confusion: int ``[C, C]``, examples of each class (rows) by the class that is named (columns).
-        classes: names, in order.
-        step: epoch whose weights named them.
+        tracker: the trial's tracker.
+        confusion: int ``[C, C]``, number of examples by true class (rows) and predicted class (columns).
+        classes: class names, in order.
+        step: epoch of the weights that predicted.
     """
-    # A folder cannot have a slash in its name, so this is the name of no class.
+    # A folder name cannot contain a slash, so no class has this name.
     columns: dict[str, list[str | int | float | None]] = {"true / named": list(classes)}
     columns |= {name: confusion[:, i].tolist() for i, name in enumerate(classes)}
     tracker.log_media("validation/confusion", Table(columns), step=step)

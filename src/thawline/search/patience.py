@@ -1,4 +1,4 @@
-"""Waiting for a storage that is locked, restarted or full."""
+"""Wait for a storage that is locked, restarting or full."""
 
 import logging
 import time
@@ -21,17 +21,17 @@ _LONGEST_DELAY = 10.0
 
 
 def patiently(call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """:func:`patiently_for` ten minutes."""
+    """:func:`patiently_for` with ten minutes."""
     return patiently_for(_PATIENCE_SECONDS, call, *args, **kwargs)
 
 
 def patiently_for(seconds: float, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Call, and retry while the storage is locked, out of reach or its disk is full, for so many seconds.
+    """Call, and retry for up to this many seconds while the storage is locked or unreachable, or its disk is full.
 
-    The call must be idempotent: an answer may have been lost on its way.
+    The call must be idempotent: a response may have been lost.
 
     Raises:
-        StudyError: if it still fails then.
+        StudyError: if the call still fails after that.
     """
     deadline, delay = time.monotonic() + seconds, 0.2
     while True:
@@ -41,10 +41,10 @@ def patiently_for(seconds: float, call: Callable[_P, _T], *args: _P.args, **kwar
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             if time.monotonic() >= deadline:
                 raise StudyError(
-                    f"The study cannot be written: {reason}. Nothing that was trained is lost: the same command "
+                    f"The study cannot be written: {reason}. No training is lost: the same command "
                     "resumes once that is fixed."
                 ) from error
-            _log.warning("the study cannot be written: %s; trying again", reason)
+            _log.warning("the study cannot be written: %s; retrying", reason)
         time.sleep(delay)
         delay = min(2 * delay, _LONGEST_DELAY)
 

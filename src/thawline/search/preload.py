@@ -1,4 +1,4 @@
-"""What the fork server loads once for all trials. It must start no thread and touch no device."""
+"""Modules that the fork server loads once for all trials. It must not start threads or initialise devices."""
 
 # ruff: noqa: F401  imported only to be loaded
 import atexit
@@ -6,7 +6,6 @@ import gc
 import os
 
 import mlflow
-import sklearn.metrics
 import torch._dynamo  # by every optimizer
 import torch.utils.tensorboard
 
@@ -16,10 +15,10 @@ __all__: list[str] = []
 
 
 def _leave_at_once(number: int) -> None:
-    """Tearing down torch takes two seconds, for which this process would hold the pipe that a search's output goes to.
+    """Exit without tearing down torch, for two seconds of which this process would keep the output pipe open.
 
     Args:
-        number: of the fork server: its children inherit this.
+        number: process id of the fork server, because its children inherit this function.
     """
     if os.getpid() == number:
         os._exit(0)
@@ -27,7 +26,7 @@ def _leave_at_once(number: int) -> None:
 
 atexit.register(_leave_at_once, os.getpid())
 
-# A worker collects garbage after every trial: without this it would look through all that is loaded here, a million
-# objects, and copy their pages, which takes half a second.
+# A worker collects garbage after every trial: without this it would visit the million objects loaded here and copy
+# their pages, which takes half a second.
 gc.collect()
 gc.freeze()

@@ -1,4 +1,4 @@
-"""Everything that must hold before the first trial, checked in the order of its cost, the cheapest first."""
+"""All checks and preparations before the first trial, cheapest first."""
 
 import hashlib
 import re
@@ -58,16 +58,16 @@ __all__ = [
 
 
 _NAMED = 10
-"""Problems of a kind that are named in the log, at most; bad files are named all."""
+"""Maximum number of problems per kind that are logged; unreadable files are all logged."""
 _checked: ContextVar[SearchConfig | None] = ContextVar("checked", default=None)
 
 
 @dataclass(frozen=True)
 class DescribedBackbone:
-    """A network before it is trained."""
+    """An untrained network."""
 
     costs: tuple[backbones.DepthCost, ...]
-    """Of every freeze depth."""
+    """Cost of each freeze depth."""
     summary: str
     """A table of its layers."""
 
@@ -77,18 +77,18 @@ class Prepared:
     """A search that is ready to run."""
 
     config: ResolvedConfig
-    """With only the backbones that are tried."""
+    """The configuration, restricted to the backbones that are tried."""
     recipe: ResolvedConfig
-    """The same with all its backbones: what is recorded, and what makes the fingerprint."""
+    """The configuration with all backbones, which is recorded and fingerprinted."""
     manifest: Manifest
     depths: dict[str, int]
     """Number of layer groups of each backbone."""
     inputs: dict[str, Path]
-    """File of decoded images, of the list of those that are not kept decoded, or of tokenized texts, for each
-    backbone."""
+    """For each backbone, the file of decoded images, of the list of images that are not kept decoded, or of tokenized
+    texts."""
     fingerprint: str
     described: dict[str, DescribedBackbone] = field(default_factory=dict)
-    """Each backbone that is tried; empty until they are known, and where it cannot be told."""
+    """Each backbone that is tried; empty until they are known, or if they cannot be described."""
 
     @property
     def study(self) -> str:
@@ -101,15 +101,15 @@ class Prepared:
         return self.config.promotion.model
 
     def with_backbones(self, names: Iterable[str]) -> "Prepared":
-        """The same with these of its backbones to be tried, in this order."""
+        """The same, restricted to these backbones, in this order."""
         return replace(self, config=with_backbones(self.config, names))
 
 
 @contextmanager
 def already_checked(config: SearchConfig) -> Iterator[None]:
-    """Within the block :func:`check_config` takes this configuration for good.
+    """Within the block, :func:`check_config` skips this configuration.
 
-    For who calls a flow and has checked its configuration: a table is read whole for that.
+    For callers of a flow that have already checked its configuration: a check reads a whole table.
     """
     token = _checked.set(config)
     try:
@@ -119,10 +119,10 @@ def already_checked(config: SearchConfig) -> Iterator[None]:
 
 
 def check_config(config: SearchConfig, home: Path) -> None:
-    """Refuse what can be checked at once: data, backbones, sampler, pruner, device, tracking URI.
+    """Check everything that can be checked at once: data, backbones, sampler, pruner, device, tracking URI.
 
     Raises:
-        ThawlineError: naming the key or the path, the value, and what is possible.
+        ThawlineError: with the key or path, the value, and the valid values.
     """
     if config == _checked.get():
         return
@@ -148,26 +148,26 @@ def check_config(config: SearchConfig, home: Path) -> None:
 
 
 def labelled(path: Path, columns: DataConfig) -> tuple[Sequence[Path] | Sequence[str], Sequence[str]]:
-    """Image files of a folder, or texts of a table with such columns, and the class of each.
+    """Image files of a folder, or texts of a table with these columns, and the class of each.
 
     Raises:
-        DataError: if there is none.
+        DataError: if there are none.
     """
     kind = data_kind(columns.model_copy(update={"path": path}))
     return labelled_texts(path, columns) if kind == "texts" else labelled_files(path, columns)
 
 
 def check_kind(config: SearchConfig, kind: DataKind) -> None:
-    """Refuse what does not fit images, or texts: networks, augmentation, exports.
+    """Refuse settings that do not fit the kind of data: networks, augmentation, exports.
 
     Raises:
-        ConfigError: saying what does.
+        ConfigError: with the settings that do fit.
     """
     for name in config.backbones:
         takes = backbones.kind_of(name)
         if takes != kind:
             instead = (
-                "Give a HuggingFace text encoder: --backbone hf:FOLDER_OR_ID"
+                "Give a Hugging Face text encoder: --backbone hf:FOLDER_OR_ID"
                 if kind == "texts"
                 else "`thawline backbones` lists those that do"
             )
@@ -178,11 +178,12 @@ def check_kind(config: SearchConfig, kind: DataKind) -> None:
 
 
 def _check_options_of_other_kind(config: SearchConfig, kind: DataKind) -> None:
-    """Refuse what only texts, or only images, have: it would do nothing."""
+    """Refuse settings that apply to the other kind of data only: they would have no effect."""
     of_texts = {"data.text_column": config.data.text_column, "backbone.max_length": config.backbone.max_length}
     of_images: dict[str, object] = {"backbone.image_size": config.backbone.image_size}
     keys_of_images = ("image_column", "image_folder", "class_level", "class_pattern")
     of_images |= {f"data.{key}": getattr(config.data, key) for key in keys_of_images}
+    of_images["train.compile"] = config.train.compile or None  # texts are padded to many lengths
     of_images["data.cache"] = None if config.data.cache == "auto" else config.data.cache
     other, given = ("texts", of_texts) if kind == "images" else ("images", of_images)
     wrong = [f"{key}={value}" for key, value in given.items() if value is not None]
@@ -195,7 +196,7 @@ def check_execution(config: ExecutionConfig) -> None:
     """Refuse a cluster whose package is not installed.
 
     Raises:
-        ConfigError: saying how to install it.
+        ConfigError: with the command to install it.
     """
     needed = {"ray": "prefect_ray", "dask": "prefect_dask"}.get(config.kind)
     if needed is not None and find_spec(needed) is None:
@@ -205,24 +206,24 @@ def check_execution(config: ExecutionConfig) -> None:
 
 
 def fetch_data(config: SearchConfig) -> None:
-    """Bring the local mirror up to date, if the data is on object storage.
+    """Update the local mirror, if the data is on object storage.
 
     Raises:
-        DataError: if it cannot be fetched.
+        DataError: if the data cannot be downloaded.
     """
     if config.data.url is not None:
         emit(Note(str(mirror(config.data.url, config.data.path, counting(f"fetching {config.data.url}")))))
 
 
 def check_backbones(config: SearchConfig) -> dict[str, int]:
-    """Build every backbone once: its weights are fetched, its size is tried; returns its number of layer groups.
+    """Build every backbone once, to download its weights and check its image size; returns its number of layer groups.
 
     The number of classes does not matter, so this is done before the data is read.
 
     Raises:
         BackboneError: if a backbone is unknown or does not take the image size.
-        WeightsError: if its weights are not available or do not fit.
-        ConfigError: if the freeze-depth range is not one of the backbone.
+        WeightsError: if its weights are not available, or do not match the architecture.
+        ConfigError: if the backbone does not have the freeze-depth range.
     """
     depths, without_places, with_batch_norms = {}, {}, False
     for name in config.backbones:
@@ -246,8 +247,8 @@ def check_backbones(config: SearchConfig) -> dict[str, int]:
     for name, found in without_places.items():
         in_use = depth_shares(config, depths, name)
         if shown := ", ".join(str(depth) for depth in found if depth in in_use):
-            why = "what its layer groups give there has no height and width"
-            emit(Note(f"{name}: at freeze depth {shown} cutmix mixes as mixup does: {why}"))
+            why = "the outputs of its layer groups there have no height and width"
+            emit(Note(f"{name}: at freeze depth {shown} cutmix falls back to mixup: {why}"))
     random = [name for name in config.backbones if config.backbone.is_random(name)]
     if random and config.train.batch_norm != "train_all":
         note = "batch-norms are trained with the rest (train_all): random weights have no statistics to keep"
@@ -256,7 +257,7 @@ def check_backbones(config: SearchConfig) -> dict[str, int]:
 
 
 def describe_backbones(config: SearchConfig, classes: int) -> dict[str, DescribedBackbone]:
-    """What each backbone costs at every freeze depth, and its summary; builds the networks, with random weights."""
+    """The cost of each backbone at every freeze depth, and its summary; builds the networks with random weights."""
     described = {}
     for name in config.backbones:
         built = backbones.create(
@@ -273,14 +274,14 @@ def describe_backbones(config: SearchConfig, classes: int) -> dict[str, Describe
 
 
 def read_data(config: SearchConfig) -> Manifest:
-    """Scan the folder; bad files are named in the log.
+    """Scan the data; unreadable files are logged.
 
     Raises:
-        DataError: if the folder cannot be trained on.
+        DataError: if the data cannot be trained on.
     """
     noun = "texts" if config.data.url is None and data_kind(config.data) == "texts" else "images"
     manifest = scan(config.data, on_progress=counting(f"reading {noun}"))
-    check_kind(config, manifest.kind)  # what is mirrored was not known before
+    check_kind(config, manifest.kind)  # for object storage, unknown before it was mirrored
     counts = {split: len(manifest.of(split)) for split in ("train", "validation", "test")}
     emit(
         Note(
@@ -297,7 +298,7 @@ def read_data(config: SearchConfig) -> Manifest:
             emit(Note(f"{printable(problem.path)}: {problem.reason}"))
     for kind, count in named.items():
         if kind not in {"bad", "stray"} and count > _NAMED:
-            rest = f"and {count - _NAMED} more of the kind {kind}"
+            rest = f"and {count - _NAMED} more problems of kind {kind}"
             emit(Note(f"{rest}: `thawline check {config.data.path} --json` lists them"))
     return manifest
 
@@ -330,8 +331,8 @@ def _decode(config: SearchConfig, backbone: str, manifest: Manifest, home: Path)
     if not images.are_kept:
         size, why = images.images.nbytes / 1e9, "data.cache=off"
         if config.data.cache == "auto":
-            why = f"{size:.1f} GB of them would be more than half of what is free in {home}"
-        emit(Note(f"images are decoded whenever they are read, and not kept decoded: {why}"))
+            why = f"decoded, they would take {size:.1f} GB, more than half of the free space in {home}"
+        emit(Note(f"images are decoded on every read instead of once: {why}"))
     return images.path
 
 
@@ -346,12 +347,12 @@ def _tokenize(config: SearchConfig, backbone: str, manifest: Manifest, home: Pat
         on_progress=counting("tokenizing texts"),
     )
     if texts.cut:
-        emit(Note(f"{texts.cut} texts are longer than {wanted.max_length} tokens: the rest is ignored"))
+        emit(Note(f"{texts.cut} texts are longer than {wanted.max_length} tokens and are truncated"))
     return texts.path
 
 
 def preprocessing_for(config: SearchConfig, backbone: str) -> Preprocessing | TextPreprocessing:
-    """How a study's data must be prepared for one of its backbones."""
+    """The preparation of a study's data for one of its backbones."""
     wanted = config.backbone
     return backbones.preprocessing_of(
         backbone,
@@ -362,16 +363,16 @@ def preprocessing_for(config: SearchConfig, backbone: str) -> Preprocessing | Te
 
 
 def image_preprocessing(config: SearchConfig, backbone: str) -> Preprocessing | None:
-    """The same of images; ``None`` for texts, whose tokens need none."""
+    """The preprocessing of images; ``None`` for texts, whose tokens need none."""
     wanted = preprocessing_for(config, backbone)
     return wanted if isinstance(wanted, Preprocessing) else None
 
 
 def complete(config: SearchConfig, manifest: Manifest) -> tuple[ResolvedConfig, str]:
-    """Fill in the names of study and model that were left out; returns the fingerprint too.
+    """Fill in missing names of study and model; also returns the fingerprint.
 
-    A study's default name ends in its fingerprint: the same command resumes the same study, and a command with other
-    settings begins a new one.
+    A study's default name ends in its fingerprint: the same command resumes the same study, and a command with
+    different settings starts a new one.
     """
     fingerprint = config.fingerprint(manifest.digest)
     folder = plain_name(manifest.name)
@@ -384,7 +385,7 @@ def complete(config: SearchConfig, manifest: Manifest) -> tuple[ResolvedConfig, 
 def plain_name(text: str) -> str:
     """Letters, digits, ``.``, ``_`` and ``-`` only, beginning with a letter or a digit, at most 60.
 
-    Letters lose their accents. A name in another script ends with a digest, or all such names would be the same.
+    Accents are removed. A name in another script gets a digest at its end; otherwise all such names would be the same.
     """
     plain = "".join(each for each in unicodedata.normalize("NFKD", text) if not unicodedata.combining(each))
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:60] or "images"

@@ -1,7 +1,7 @@
-"""The linear probes of a study: each backbone's head, and how good the features after each stored layer group are.
+"""The linear probes of a study: of each backbone's head, and of the features after each stored layer group.
 
-They are fitted once, as soon as the activations are stored, and kept in a file of the study's folder. Trial 0 is the
-probe itself; other trials begin with its head.
+They are fitted once, as soon as the activations are stored, and kept in a file in the study's folder. Trial 0 is the
+probe itself; other trials start from its head.
 """
 
 import json
@@ -28,25 +28,25 @@ _FORMAT = "thawline-probe-2"
 
 @dataclass(frozen=True)
 class ProbeFile:
-    """What is kept of the probes of one backbone."""
+    """The stored probes of one backbone."""
 
     head: Probe
-    """The best one of the backbone's head, which is the trial."""
+    """The best probe of the backbone's head, which is the trial."""
     start: Probe
-    """The one that trials begin with, see :func:`thawline.training.softened`."""
+    """The probe that trials start from, see :func:`thawline.training.softened`."""
     seconds: float
-    """To fit them, the features included."""
+    """Time for fitting them, including the features."""
     curve: dict[int, float]
-    """The study's metric on validation of a probe after this many layer groups; empty until they are fitted."""
+    """The study's validation metric of a probe by number of layer groups; empty until the probes are fitted."""
 
     @staticmethod
     def path(home: Path, study: str, backbone: str) -> Path:
-        """Where it lies."""
+        """Where the file is stored."""
         return home / "studies" / study / f"probe-{backbones.short_name(backbone)}.safetensors"
 
     @classmethod
     def read(cls, path: Path, key: Mapping[str, Any] | None = None) -> "ProbeFile | None":
-        """What was written; ``None`` if nothing was, or it is torn, or was fitted to something other than ``key``."""
+        """Read the file; ``None`` if it is missing or damaged, or the probes were not fitted to ``key``."""
         try:
             with safe_open(path, "pt") as file:
                 header = file.metadata() or {}
@@ -65,7 +65,7 @@ class ProbeFile:
         return cls(head, start, content["seconds"], curve)
 
     def write(self, path: Path, key: Mapping[str, Any]) -> None:
-        """Keep it, with what it was fitted to."""
+        """Store it, with the key of what it was fitted to."""
         content: dict[str, Any] = {"key": dict(key), "seconds": self.seconds, "curve": self.curve}
         tensors = {}
         for name, probe in (("head", self.head), ("start", self.start)):
@@ -79,14 +79,14 @@ class ProbeFile:
 def fitted_probe(
     backbone: Backbone, splits: StoredSplits, config: SearchConfig, runtime: Runtime, path: Path
 ) -> ProbeFile:
-    """The probes of a backbone's head: what is kept of them, or, on the first call, fitted now and kept.
+    """The probes of a backbone's head, fitted and stored on the first call.
 
     Args:
         backbone: fresh from :func:`thawline.backbones.create`; its module is left in evaluation mode.
-        splits: where its activations are.
-        config: of the study.
-        runtime: in which the activations were computed.
-        path: of its file.
+        splits: its stored activations.
+        config: the study's configuration.
+        runtime: the device and precision in which the activations were computed.
+        path: path of its file.
     """
     key = _key(backbone, splits, config, runtime)
     known = ProbeFile.read(path, key)
@@ -113,10 +113,10 @@ def fitted_probe(
 def probe_curve(
     backbone: Backbone, splits: StoredSplits, config: SearchConfig, runtime: Runtime, path: Path
 ) -> dict[int, float]:
-    """How good the features after each stored layer group are: the study's metric on validation by freeze depth.
+    """The quality of the features after each stored layer group: the study's validation metric by freeze depth.
 
-    The deepest is the head's own probe; those before it are the mean over places or tokens, with every other penalty.
-    Fitted once, as :func:`fitted_probe`; a search that resumes with more stored layer groups adds theirs.
+    The deepest is the head's own probe; the others use the mean over positions or tokens, with every other penalty.
+    Fitted once, as in :func:`fitted_probe`; a search that resumes with more stored layer groups adds theirs.
     """
     known = fitted_probe(backbone, splits, config, runtime, path)
     metric, deepest = config.study.metric, len(backbone.layer_groups)
@@ -124,7 +124,7 @@ def probe_curve(
     for boundary in set(splits.boundaries) - curve.keys():
         train, validation = splits.open_plain(boundary, runtime)
         if (train.boundary, validation.boundary) != (boundary, boundary):
-            continue  # its activations made room for others, or are of augmented images
+            continue  # its activations were evicted, or are of augmented images
         size, classes = config.train.batch_size, len(known.head.bias)
         fitted, chosen = (features_at(each, runtime, size, path.parent) for each in (train, validation))
         probes = fit_probes(
@@ -147,13 +147,13 @@ def probe_curve(
 def begin_with_probe(
     backbone: Backbone, splits: StoredSplits, config: SearchConfig, runtime: Runtime, path: Path
 ) -> None:
-    """Give a fresh backbone a probe as its head, for fine-tuning from there."""
+    """Load a probe as the head of a fresh backbone, to fine-tune from there."""
     start = fitted_probe(backbone, splits, config, runtime, path).start
     write_head(backbone, start.weight, start.bias, lowest=start.lowest)
 
 
 def _key(backbone: Backbone, splits: StoredSplits, config: SearchConfig, runtime: Runtime) -> dict[str, Any]:
-    """What it is fitted to: another study of the same name, made after one was deleted, may have other data."""
+    """Identifies what it is fitted to: after a study was deleted, a new one of the same name may have other data."""
     return {
         "data": splits.data.stem,
         "weights": backbone.weights_digest,

@@ -1,4 +1,4 @@
-"""A new champion in int8: quantised, registered as a version of its own, and judged against what it is a copy of."""
+"""Quantise a new champion to int8, register the copy as its own version, and judge it against the original."""
 
 import tempfile
 from pathlib import Path
@@ -22,18 +22,18 @@ from thawline.search.winner import further_data, test_split
 __all__ = ["judge_quantised"]
 
 _COMPARED = 16
-"""Images on which the package is compared with the graph that was quantised."""
+"""Number of images on which the package is compared with the quantised graph."""
 _ORIGIN = ("trial", "backbone", "freeze_depth", "policy", "learning_rate", "data_digest")
-"""Tags that say where a version comes from, which hold for its copy too."""
+"""Tags on the origin of a version, which apply to its copy too."""
 
 
 def judge_quantised(prepared: Prepared, run: StudyRun, promoted: PromotionOutcome) -> PromotionOutcome | None:
-    """Quantise the best trial's version if it is champion now, and judge the copy; again, it registers nothing twice.
+    """Quantise the best trial's version if it is champion now, and judge the copy. Idempotent: registers nothing twice.
 
     Args:
         prepared: the search.
-        run: of the study.
-        promoted: of that version, settled.
+        run: the study's run.
+        promoted: the settled outcome of that version.
 
     Returns:
         The verdict on the copy; ``None``, with a note, if the version is not champion or cannot be quantised.
@@ -46,7 +46,7 @@ def judge_quantised(prepared: Prepared, run: StudyRun, promoted: PromotionOutcom
         original.name, study=prepared.study, run_id=promoted.run_id, quantised_from=promoted.version
     )
     if registry.champion(original.name) not in (promoted.version, found or promoted.version):
-        emit(Note(f"int8: {original} is not the champion, so that there is no copy of it to judge"))
+        emit(Note(f"int8: {original} is not the champion, so no copy of it is judged"))
         return None
     model_uri, known = "", registry.tags(original.name, promoted.version)
     if found is None:

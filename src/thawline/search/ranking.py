@@ -1,7 +1,7 @@
-"""Which of several backbones to begin with, or to search at all: how well a linear probe does on their features.
+"""Rank backbones by a linear probe on their features, to choose which to start with, or to search at all.
 
-One pass through each frozen backbone costs what an epoch of its cheapest trial costs, and a logistic regression on its
-features says how good they are without fine-tuning (Kornblith et al., "Do better ImageNet models transfer better?",
+One pass through each frozen backbone costs as much as an epoch of its cheapest trial, and a logistic regression on its
+features measures their quality without fine-tuning (Kornblith et al., "Do better ImageNet models transfer better?",
 CVPR 2019).
 """
 
@@ -25,18 +25,18 @@ from thawline.training import Inputs, fit_probes, head_features, open_inputs, ru
 __all__ = ["rank_backbones"]
 
 _MOST_ROWS = 4000
-"""Training images or texts, and as many of validation, that a probe sees at most: more seldom change its rank."""
+"""Maximum number of training examples, and of validation examples, for a probe: more rarely change the rank."""
 _SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
 def rank_backbones(prepared: Prepared, home: Path) -> dict[str, float]:
-    """Probe every backbone of a study, unless there is but one, or the study was begun with a ranking.
+    """Probe every backbone of a study, unless there is only one, or the study already has a ranking.
 
     Returns:
-        The value of the study's metric on validation for each backbone, the best first; empty for a single one.
+        The study's validation metric for each backbone, best first; empty for a single one.
 
     Raises:
-        StudyError: if the probing process dies again and again: the order would be left to chance.
+        StudyError: if the probing process dies repeatedly: the order would be arbitrary.
     """
     config = prepared.config
     if len(config.backbones) < 2:
@@ -56,7 +56,7 @@ def rank_backbones(prepared: Prepared, home: Path) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Request:
-    """What the worker needs: not the manifest, which grows with the data."""
+    """The worker's inputs, without the manifest, which grows with the data."""
 
     config: SearchConfig
     backbone: str
@@ -78,7 +78,7 @@ def _probed(prepared: Prepared, name: str) -> float:
 
 
 def _probe(request: _Request) -> float:
-    """In the worker: one pass, and a linear probe of what the head is given."""
+    """In the worker: one pass, and a linear probe on the head's input."""
     config, name = request.config, request.backbone
     set_up_process(threads=threads_per_trial(config), seed=config.study.seed, exact=config.train.exact)
     backbone = build_backbone(config, name, request.classes)
@@ -96,9 +96,9 @@ def _probe(request: _Request) -> float:
 
 
 def _some_rows(inputs: Inputs, seed: int) -> np.ndarray:
-    """All rows, or as many as a probe sees, drawn at random, and one of every class; rising."""
+    """All rows, or a random sample for the probe with one of every class; sorted."""
     if len(inputs) <= _MOST_ROWS:
         return np.arange(len(inputs))
     drawn = np.random.default_rng(seed).permutation(len(inputs))[:_MOST_ROWS]
-    # A rare class may not be among them, and a single class cannot be told from another.
+    # A rare class may be missing from the sample, and a probe needs at least two classes.
     return np.union1d(drawn, np.unique(inputs.labels, return_index=True)[1])

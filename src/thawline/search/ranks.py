@@ -1,6 +1,6 @@
-"""A trial in several processes: what can go wrong in one of them, and how the others learn of it.
+"""A trial in several processes: how a failure in one of them reaches the others.
 
-Each waits for the others after every batch. So one that fails tells the driver, who ends them all.
+Each process waits for the others after every batch, so a failed one reports to the driver, which ends them all.
 """
 
 import logging
@@ -16,20 +16,20 @@ __all__ = ["OF_ALL_RANKS", "RankFailed", "RankOutOfMemory", "told_as_of_rank"]
 _log = logging.getLogger(__name__)
 
 OF_ALL_RANKS = (TrainingError, CheckpointError)
-"""What all processes of a trial raise alike, since they compute the same and read the same checkpoints."""
+"""Errors that all processes of a trial raise, since they compute the same and read the same checkpoints."""
 
 
 class RankFailed(ThawlineError):
-    """One of a trial's processes failed, where the others cannot see it."""
+    """One of a trial's processes failed, unnoticed by the others."""
 
 
 class RankOutOfMemory(RankFailed):
-    """The device of one of them has no memory left."""
+    """The device of one of a trial's processes is out of memory."""
 
 
 @contextmanager
 def told_as_of_rank() -> Iterator[None]:
-    """Raise what fails in the block for the driver; a GPU that is lost ends this process."""
+    """Turn failures in the block into errors for the driver; a lost GPU ends this process."""
     try:
         yield
     except (Interrupted, RankFailed):

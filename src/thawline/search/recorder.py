@@ -1,9 +1,8 @@
-"""The study's own record: its MLflow parent run, what it was made of, and its leaderboard."""
+"""The study's own record: its MLflow parent run with provenance and leaderboard."""
 
 import json
 import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from thawline.search.leaderboard import leaderboard_markdown, leaderboard_rows, 
 from thawline.search.observation_log import texts_to_show
 from thawline.search.prepare import Prepared
 from thawline.search.probing import ProbeFile
+from thawline.search.space import planned_depths
 from thawline.search.spec import StudyRun
 from thawline.search.storage import storage_url
 from thawline.search.study import Study
@@ -42,7 +42,6 @@ from thawline.tracking import (
     resolve_uri,
     start_study_run,
 )
-from thawline.training import Thawing
 
 __all__ = ["REPORT", "Recorder", "check_store"]
 
@@ -52,11 +51,11 @@ REPORT = "report/report.html"
 _log = logging.getLogger(__name__)
 _LEADERBOARD_SECONDS = 5.0
 _NOTED_TRIALS = 25
-"""Trials in the note: MLflow cuts it at 8,000 characters."""
+"""Trials in the note: MLflow truncates it at 8,000 characters."""
 
 
 class Recorder:
-    """Records one study in MLflow; the trials record themselves as child runs of it."""
+    """Records one study in MLflow; its trials record themselves as child runs."""
 
     def __init__(self, store: MlflowStore, config: SearchConfig) -> None:
         self.store = store
@@ -66,13 +65,13 @@ class Recorder:
         self._tracker: CompositeTracker | None = None
         self._leaderboard_written = -_LEADERBOARD_SECONDS
         self.provenance = Provenance.collect(Path.cwd(), _command(), diff=config.tracking.git_diff)
-        """What runs here; every run of the study says it."""
+        """Code and environment, recorded with every run of the study."""
         self.report = TrackingReport()
-        """What happened to the study's own records; known when the run is closed."""
+        """Delivery of the study's own records; known once the run is closed."""
 
     @classmethod
     def connect(cls, config: SearchConfig, home: Path) -> "Recorder":
-        """Open the tracking store, and send what an earlier search could not.
+        """Open the tracking store, and send the records that an earlier search could not send.
 
         Raises:
             TrackingError: if the store cannot be reached now.
@@ -96,7 +95,7 @@ class Recorder:
 
     @property
     def mlflow(self) -> MlflowTracker:
-        """MLflow's alone of these, for what is written again and again."""
+        """Only MLflow's tracker, for records that are rewritten repeatedly."""
         assert self._mlflow is not None, "only inside study_run()"  # noqa: S101  a mistake of ours
         return self._mlflow
 
@@ -109,7 +108,7 @@ class Recorder:
 
     @contextmanager
     def study_run(self, prepared: Prepared, study: Study) -> Iterator[StudyRun]:
-        """Open a parent run for the block; its status tells how the block was left.
+        """Open a parent run for the block; its status reflects how the block ended.
 
         Raises:
             StudyError: if the study was recorded in another store: its runs are not in this one.
@@ -148,7 +147,7 @@ class Recorder:
             self.report = self.tracker.close(status)
 
     def announce(self, study: Study) -> None:
-        """Say that the trials begin, or resume."""
+        """Announce that the trials start or resume."""
         config = self._config
         begun = sorted(record.number for record in study.records() if not record.ended)
         epochs = [(number, 1 + study.reported_epochs(number)) for number in begun]
@@ -166,7 +165,7 @@ class Recorder:
         )
 
     def log_plan(self, stored: Mapping[str, StoredSplits]) -> None:
-        """What is stored and what the search should cost, before its first trial."""
+        """Record which activations are stored and the expected cost of the search, before its first trial."""
         plans = {name: splits.plan for name, splits in stored.items() if splits.plan is not None}
         for name, plan in plans.items():
             content = yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False)
@@ -176,7 +175,7 @@ class Recorder:
             self.tracker.log_metrics({"plan/search_seconds": seconds}, step=0)
 
     def log_probe_curves(self, stored: Mapping[str, StoredSplits], study: Study) -> None:
-        """How good the features after each stored layer group are, with the freeze depth as the step."""
+        """Record the quality of the features after each stored layer group, with the freeze depth as the step."""
         metric = self._config.study.metric
         for name in stored:
             probes = ProbeFile.read(ProbeFile.path(self.store.home, study.name, name))
@@ -185,15 +184,15 @@ class Recorder:
                 self.tracker.log_metrics({f"probe/{of}{metric}": value}, step=depth)
 
     def log_plan_outcome(self, stored: Mapping[str, StoredSplits], study: Study) -> None:
-        """What the trials took compared with the plan for the epochs that they trained."""
+        """Record the time of the trials compared with the plan for the epochs that they trained."""
         planned = taken = 0.0
         for record in study.records():
             splits = stored.get(record.hyperparameters.backbone)
             if record.result is None or record.state == "failed" or splits is None or splits.plan is None:
                 continue
-            deepest, config = len(splits.plan.profile.groups), study.config
-            thawing = Thawing.of(record.hyperparameters, config.train, deepest=deepest, metric=config.study.metric)
-            planned += splits.plan.trial_seconds(thawing.planned(record.result.epochs))
+            deepest = len(splits.plan.profile.groups)
+            depths = planned_depths(record.hyperparameters, study.config, deepest, record.result.epochs)
+            planned += splits.plan.trial_seconds(depths)
             taken += record.result.seconds
         if taken:
             self.tracker.log_metrics(
@@ -202,14 +201,14 @@ class Recorder:
             _log.debug("plan: %.0f s for the epochs that were trained; they took %.0f s", planned, taken)
 
     def update_leaderboard(self, study: Study) -> None:
-        """Write the leaderboard after a trial, unless it was written just now: it grows with the study."""
+        """Write the leaderboard after a trial, unless it was just written: it grows with the study."""
         if time.monotonic() - self._leaderboard_written >= _LEADERBOARD_SECONDS:
             self.log_leaderboard(study)
 
     def log_leaderboard(self, study: Study, end: Sequence[str] = ()) -> None:
         """Write the leaderboard into the parent run's note and as a table.
 
-        ``end`` is how the search ended, in sentences, once it has.
+        ``end`` describes in sentences how the search ended, once it has.
         """
         self._leaderboard_written = time.monotonic()
         records = study.records()
@@ -228,8 +227,13 @@ class Recorder:
         if best is not None and best.value is not None:
             self.tracker.log_metrics({f"best/{metric}": best.value}, step=study.finished())
 
+    def log_networks(self, prepared: Prepared) -> None:
+        """Record a table of each backbone's layers."""
+        for name, described in prepared.described.items():
+            self.tracker.log_text(described.summary, f"summary-{backbones.short_name(name)}.txt")
+
     def log_outcome(self, outcome: SearchOutcome, study: Study) -> None:
-        """The end of the search on the parent run."""
+        """Record the outcome of the search on the parent run."""
         promotion = outcome.promotion
         values = {f"test/{name}": value for name, value in promotion.challenger.metrics.items()}
         if promotion.majority is not None:
@@ -251,18 +255,15 @@ class Recorder:
         self.log_leaderboard(study, outcome.lines())
 
     def where_to_look(self) -> str:
-        """Where MLflow shows the study and its report, in markdown: links, or the command that opens the UI."""
-        run, report = (
-            self.store.page(f"/runs/{self.run_id}"),
-            self.store.page(f"/runs/{self.run_id}/artifacts/{REPORT}"),
-        )
-        if not self.store.uri.startswith("http"):
+        """Links to the study and its report in MLflow, as markdown, or else the command that opens the UI."""
+        run = self.store.address(f"/runs/{self.run_id}")
+        if run is None or self.store.is_database:
             return f"`thawline ui` starts MLflow; the study's run is {self.run_id}, the report its artifact {REPORT}."
-        base = re.sub(r"://[^/@]*@", "://", self.store.uri).rstrip("/")  # a browser asks for name and password
-        return f"[The study in MLflow]({base}/{run}) · [its report]({base}/{report})"
+        report = self.store.address(f"/runs/{self.run_id}/artifacts/{REPORT}")
+        return f"[The study in MLflow]({run}) · [its report]({report})"
 
     def _how_to_look(self, study: Study, *, concluded: bool) -> str:
-        """For the note, whose links stay within MLflow."""
+        """Links for the note, within MLflow only."""
         best = study.best()
         links = [f"[All runs]({self.store.page('/runs')})"]
         if best is not None and best.result is not None and best.result.run_id is not None:
@@ -276,7 +277,7 @@ class Recorder:
         )
 
     def _log_provenance(self, prepared: Prepared) -> None:
-        """What would reproduce this: configuration, data, versions, command, model."""
+        """Record what is needed to reproduce the search: configuration, data, versions, command, model."""
         tracker, manifest, config = self.tracker, prepared.manifest, prepared.recipe.without_passwords()
         tracker.log_params(_params(prepared.recipe))
         tracker.log_tags(_tags(prepared))
@@ -284,8 +285,6 @@ class Recorder:
         tracker.log_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), "config.yaml")
         tracker.log_text(yaml.safe_dump(library_versions(), sort_keys=False), "environment.yaml")
         tracker.log_text(yaml.safe_dump(report_json(manifest), sort_keys=False, allow_unicode=True), "data.yaml")
-        for name, described in prepared.described.items():
-            tracker.log_text(described.summary, f"summary-{backbones.short_name(name)}.txt")
         counts = {split: len(manifest.of(split)) for split in ("train", "validation", "test")}
         for context in counts:
             self.mlflow.log_dataset(
@@ -298,9 +297,9 @@ class Recorder:
 
 
 def _params(config: SearchConfig) -> dict[str, str]:
-    """The settings that are not the defaults, and the storage that the study is really kept in.
+    """The settings that differ from the defaults, and the actual storage of the study.
 
-    All of them are in ``config.yaml`` beside them; a hundred parameters would hide the few that somebody chose.
+    All settings are in the artifact ``config.yaml``; a hundred parameters would hide the few explicitly set ones.
     """
     storage = storage_url(config.study.storage)
     named = {"study.storage": without_password(storage)} if storage else {}
@@ -309,17 +308,17 @@ def _params(config: SearchConfig) -> dict[str, str]:
 
 
 def _command() -> list[str]:
-    """The command line: the program by its name if it is Thawline's own, else as it was started."""
+    """The command line: the program's name if it is Thawline's own, else as it was started."""
     program = Path(sys.argv[0])
     ours = program.stem == "thawline" or program.parts[-2:] == ("thawline", "__main__.py")
     return ["thawline", *sys.argv[1:]] if ours else sys.orig_argv
 
 
 def check_store(store: MlflowStore, study: Study) -> None:
-    """Refuse to resume a study whose runs are in another store: they are needed for packaging.
+    """Refuse to resume a study whose runs are in another store: packaging needs them.
 
     Raises:
-        StudyError: naming the store that they are in, as far as it is known.
+        StudyError: with the store that has them, if known.
         TrackingError: if the store fails.
     """
     begun = study.recorded_in
@@ -333,8 +332,8 @@ def check_store(store: MlflowStore, study: Study) -> None:
             f"--tracking-uri {begun[0]}, or give this one another --study name."
         )
     raise StudyError(
-        f"The runs of the study {study.name!r} are not in {store.name} (any more). Resume it with the --tracking-uri "
-        "that it was begun with, or give this one another --study name."
+        f"The runs of the study {study.name!r} are no longer in {store.name}. Resume it with the --tracking-uri "
+        "that it was started with, or give this one another --study name."
     )
 
 

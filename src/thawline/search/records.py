@@ -1,4 +1,4 @@
-"""What a study holds, as values: its trials, and the names of all studies."""
+"""The contents of a study, as values: its trials, and the names of all studies."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,6 @@ from optuna.trial import FrozenTrial, TrialState
 from thawline import environment
 from thawline.exceptions import StudyError
 from thawline.search.gp_sampler import PAUSED
-from thawline.search.sampling import quiet, without_probes
 from thawline.search.storage import open_storage, storage_of, storage_url
 from thawline.search.trial_result import TrialResult
 from thawline.training import Hyperparameters
@@ -19,9 +18,7 @@ __all__ = [
     "BEGUN",
     "Asked",
     "TrialRecord",
-    "importances_of",
     "latest_study",
-    "load_importances",
     "load_records",
     "ranked",
     "study_names",
@@ -29,7 +26,7 @@ __all__ = [
 
 
 BEGUN = "begun"
-"""Attribute of a trial that was started."""
+"""Attribute of a started trial."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +36,16 @@ class Asked:
     number: int
     hyperparameters: Hyperparameters
     resumed: bool
-    """Whether it was begun already."""
+    """Whether it was already started."""
     together: tuple[int, ...] = ()
-    """Numbers of the trials that it was trained with as one computation, itself among them."""
+    """Numbers of the trials that it was trained with as one computation, including itself."""
     seconds: float = 0.0
-    """That it took until it was paused."""
+    """Time it had taken when it was paused."""
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial as the leaderboard shows it."""
+    """One trial, as shown in the leaderboard."""
 
     number: int
     state: Literal["complete", "pruned", "failed", "paused", "running"]
@@ -59,7 +56,7 @@ class TrialRecord:
 
     @property
     def ended(self) -> bool:
-        """Whether it is over: neither trained now nor paused."""
+        """Whether it has ended: it is neither running nor paused."""
         return self.state not in ("paused", "running")
 
 
@@ -70,7 +67,7 @@ def study_names(home: Path, url: str | None = None) -> list[str]:
 
 
 def latest_study(home: Path, url: str | None = None) -> str:
-    """Name of the study whose last trial began last.
+    """Name of the study with the latest trial.
 
     Raises:
         StudyError: if there is none.
@@ -86,14 +83,14 @@ def latest_study(home: Path, url: str | None = None) -> str:
 def _no_study(home: Path, url: str | None) -> str:
     if storage_url(url) is None and not home.is_dir():
         return environment.no_home(home)
-    return f"There is no study in {home} yet. `thawline search DATA` makes one."
+    return f"There is no study in {home} yet. `thawline search DATA` creates one."
 
 
 def load_records(home: Path, name: str, url: str | None = None) -> tuple[str, list[TrialRecord]]:
     """The metric of a study and its trials, best first.
 
     Raises:
-        StudyError: if there is no study of that name.
+        StudyError: if there is no study with that name.
     """
     names = study_names(home, url)
     if name not in names:
@@ -101,11 +98,6 @@ def load_records(home: Path, name: str, url: str | None = None) -> tuple[str, li
         raise StudyError(known if names else _no_study(home, url))
     study = optuna.load_study(study_name=name, storage=storage_of(home, url).optuna)
     return str(study.user_attrs["metric"]), ranked(study)
-
-
-def load_importances(home: Path, name: str, url: str | None = None) -> dict[str, float]:
-    """:func:`importances_of` a study that exists."""
-    return importances_of(optuna.load_study(study_name=name, storage=storage_of(home, url).optuna))
 
 
 def ranked(study: optuna.Study) -> list[TrialRecord]:
@@ -117,27 +109,6 @@ def ranked(study: optuna.Study) -> list[TrialRecord]:
         records,
         key=lambda r: (order[r.state], sign * r.value if r.value is not None else float("inf"), r.number),
     )
-
-
-_FEWEST_EXPLAINED = 10
-"""Complete trials without which a share would be a guess."""
-
-
-def importances_of(study: optuna.Study) -> dict[str, float]:
-    """How much of the differences between complete trials each hyperparameter explains; shares of 1, largest first.
-
-    By Optuna's fANOVA (Hutter et al., "An Efficient Approach for Assessing Hyperparameter Importance", ICML 2014).
-    Empty while the trials are too few or too similar.
-    """
-    if len(without_probes(study).get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < _FEWEST_EXPLAINED:
-        return {}
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    try:
-        with quiet():
-            shares = optuna.importance.get_param_importances(without_probes(study), evaluator=evaluator)
-    except (RuntimeError, ValueError):  # all values, or all points, are the same
-        return {}
-    return {name: share for name, share in shares.items() if share == share}
 
 
 def _record(trial: FrozenTrial) -> TrialRecord | None:

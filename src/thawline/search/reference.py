@@ -1,4 +1,4 @@
-"""What a package compares items with to tell unknown ones: features of training examples, and a threshold."""
+"""A package's reference for detecting unknown items: features of training examples, and a threshold."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from thawline.training import Runtime, head_features, open_inputs
 __all__ = ["make_reference"]
 
 _FITTED = 2000
-"""Validation examples that the threshold is chosen on, at most: of so many, chance moves the share of false alarms by
-half a point."""
+"""Maximum number of validation examples for choosing the threshold: with this many, chance moves the share of false
+alarms by half a point."""
 
 
 def make_reference(
@@ -25,16 +25,16 @@ def make_reference(
     batch_size: int,
     folder: Path,
 ) -> Reference:
-    """Compute the features of a few training and validation examples, none of them augmented.
+    """Compute the features of some training and validation examples, without augmentation.
 
     Args:
         backbone: the trained network.
         data: file of the decoded images, or of the tokenized texts.
-        preprocessing: of images; ``None`` for texts.
+        preprocessing: preprocessing of images; ``None`` for texts.
         runtime: device and precision.
         false_alarms: share of validation examples that may be called unknown.
-        batch_size: examples at a time.
-        folder: for features that do not fit in memory.
+        batch_size: examples per batch.
+        folder: folder for features that do not fit in memory.
     """
     train, validation = (open_inputs(data, split, preprocessing, runtime) for split in ("train", "validation"))
     fitted = np.unique(np.linspace(0, len(validation) - 1, _FITTED, dtype=np.int64))

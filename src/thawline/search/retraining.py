@@ -1,4 +1,4 @@
-"""Retraining below its flow: whether anything has changed, and how a search starts from the last champion."""
+"""The parts of the retraining flow: detect changes, and start a search from the last champion."""
 
 import csv
 import hashlib
@@ -39,24 +39,24 @@ End = Literal["promoted", "held", "rejected", "skipped"]
 
 _ENDS: dict[Outcome, End] = {Outcome.PROMOTE: "promoted", Outcome.HOLD: "held", Outcome.REJECT: "rejected"}
 _RECIPE = "thawline.recipe"
-"""Tag of a version: fingerprint of the data and of the recipe as written, before the space was narrowed."""
+"""Tag of a version: fingerprint of the data and of the original recipe, before the space was narrowed."""
 _RACY_SECONDS = 2.0
 """A file may change again within the resolution of its time stamp, which is two seconds on some file systems."""
 _FACTOR = 3.0
-"""How far a narrowed space reaches from the champion's learning rate."""
+"""Factor by which a narrowed space extends around the champion's learning rate."""
 
 
 @dataclass(frozen=True)
 class Retraining:
-    """What a retraining will do for a model."""
+    """The plan for retraining a model."""
 
     config: ResolvedConfig
-    """Of the search: begun with the champion's hyperparameters."""
+    """The search's configuration, starting with the champion's hyperparameters."""
     recipe: str
-    """Fingerprint of the data and of the recipe as written."""
+    """Fingerprint of the data and of the original recipe."""
     store: MlflowStore
     reason: str | None
-    """Why nothing needs to be trained, in a sentence; ``None`` if something must."""
+    """Why no training is needed, in a sentence; ``None`` if training is needed."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class RetrainOutcome:
 
     @property
     def end(self) -> End:
-        """How it ended, in a word of ``retrain.notify_on``."""
+        """How it ended, as a value of ``retrain.notify_on``."""
         return _ENDS[self.search.promotion.verdict.outcome] if self.search else "skipped"
 
     @property
@@ -81,7 +81,7 @@ class RetrainOutcome:
         return f"{self.model}{version}: {self.end}"
 
     def lines(self) -> list[str]:
-        """The end in sentences."""
+        """The result in sentences."""
         return self.search.lines() if self.search else [f"Skipped: {self.reason}."]
 
     def as_dict(self) -> dict[str, Any]:
@@ -95,17 +95,17 @@ class RetrainOutcome:
 
 
 def read_changes(config: SearchConfig, home: Path, *, racy_seconds: float = _RACY_SECONDS) -> Manifest:
-    """The manifest of the data. Data that are as they were when they were last read are not read again.
+    """The manifest of the data. Unchanged data are not read again.
 
-    As they were: every file that a scan reads has the path, size, modification time and change time that it had, see
-    :func:`thawline.data.data_state`. Listing 100,000 files takes a second or two, reading them minutes, so that a
-    schedule may look every few minutes. A folder on object storage is mirrored first, which lists it too.
+    Unchanged means that every file that a scan reads has the same path, size, modification time and change time, see
+    :func:`thawline.data.data_state`. Listing 100,000 files takes a second or two, reading them takes minutes, so a
+    schedule may check every few minutes. A folder on object storage is mirrored first, which also lists it.
 
     Args:
         config: the recipe.
         home: Thawline's home.
-        racy_seconds: a file that was changed so short a time before it was read may change again within the resolution
-            of its time stamp: it is read again the next time.
+        racy_seconds: a file that was changed less than this before it was read may change again within the resolution
+            of its time stamp, so it is read again the next time.
 
     Raises:
         DataError: if the data cannot be trained on.
@@ -119,10 +119,10 @@ def read_changes(config: SearchConfig, home: Path, *, racy_seconds: float = _RAC
         try:
             return Manifest.from_json(known)
         except DataError as error:
-            emit(Note(f"{error} The data is read again.", "warning"))
+            emit(Note(f"{error} Reading the data again.", "warning"))
     began = time.time()
     manifest = read_data(config)
-    shutil.rmtree(folder, ignore_errors=True)  # of former states of the data
+    shutil.rmtree(folder, ignore_errors=True)  # manifests of former states of the data
     if newest < began - racy_seconds and data_state(config.data)[0] == state:
         manifest.to_json(known)
     return manifest
@@ -130,7 +130,7 @@ def read_changes(config: SearchConfig, home: Path, *, racy_seconds: float = _RAC
 
 @contextmanager
 def alone_at_home(model: str, home: Path) -> Iterator[None]:
-    """Keep other retrainings of a model that use this home away for the time of the block.
+    """Within the block, exclude other retrainings of the model that use this home.
 
     Raises:
         StudyError: if one is running.
@@ -148,7 +148,7 @@ def alone_at_home(model: str, home: Path) -> Iterator[None]:
 
 
 def model_of(config: SearchConfig) -> str:
-    """Name of the registered model that a search adds a version to; it depends on the path, not on what is in it."""
+    """Name of the registered model that a search adds a version to; it depends on the path, not on the contents."""
     root = config.data.path.expanduser().absolute()
     kind: DataKind = "texts" if root.is_file() else "images"
     anything = Manifest(root=root, classes=(), rows=(), problems=(), digest="", layout="", kind=kind)
@@ -156,16 +156,16 @@ def model_of(config: SearchConfig) -> str:
 
 
 def plan_retraining(config: SearchConfig, manifest: Manifest, home: Path, *, busy: str | None = None) -> Retraining:
-    """Decide whether anything must be trained, and where the search begins.
+    """Decide whether training is needed, and where the search starts.
 
-    Nothing must, if data and recipe are those of the last study of this model that came to a verdict. A study that died
-    before that is resumed: the same data and recipe give the same name.
+    No training is needed if data and recipe are those of the model's last study with a verdict. A study that died
+    before its verdict is resumed: the same data and recipe give the same name.
 
     Args:
         config: the recipe.
         manifest: its data.
         home: Thawline's home.
-        busy: who is already retraining the model, in words; then nothing is trained either.
+        busy: a description of another retraining of the model that is in progress; then nothing is trained either.
 
     Raises:
         TrackingError: if the store cannot be reached.
@@ -183,11 +183,11 @@ def plan_retraining(config: SearchConfig, manifest: Manifest, home: Path, *, bus
 
 
 def conclude_retraining(plan: Retraining, outcome: SearchOutcome | None) -> RetrainOutcome:
-    """The result of a plan; which recipe led to this verdict is remembered for the next time.
+    """The result of a plan; records which recipe led to this verdict, for the next time.
 
     Args:
-        plan: what was to be done.
-        outcome: of the search; ``None`` if there was a reason not to.
+        plan: the plan.
+        outcome: outcome of the search; ``None`` if it was skipped.
 
     Raises:
         RegistryError: if the registry fails.
@@ -200,7 +200,7 @@ def conclude_retraining(plan: Retraining, outcome: SearchOutcome | None) -> Retr
 
 
 def _unchanged(registry: MlflowRegistry, model: str, recipe: str, manifest: Manifest) -> str | None:
-    """Why there is nothing to train, if there is not. The last study to register a version gave it an alias."""
+    """Why no training is needed, or ``None``. The last study to register a version gave it an alias."""
     version = registry.challenger(model) or registry.newest(model)
     tags = registry.tags(model, version)
     verdict = tags.get("thawline.verdict")
@@ -219,17 +219,17 @@ def _unchanged(registry: MlflowRegistry, model: str, recipe: str, manifest: Mani
 
 
 def _recipe_of_study(registry: MlflowRegistry, model: str, version: str) -> str | None:
-    """Fingerprint of the search that trained a version, by the settings that it recorded."""
+    """Fingerprint of the search that trained a version, from its recorded settings."""
     digest = registry.tags(model, version).get("thawline.data_digest")
     try:
         config = config_of_version(registry, model, version)
-    except ConfigError:  # of a version of Thawline with other settings, and so another recipe
+    except ConfigError:  # recorded by a Thawline with other settings: a different recipe
         return None
     return config.fingerprint(digest) if config is not None and digest is not None else None
 
 
 def _named(config: SearchConfig, manifest: Manifest) -> ResolvedConfig:
-    """With the names filled in. A study's own name, if it has one, gets an ending that changes with the data."""
+    """Fill in the names. An explicit study name gets a suffix that changes with the data."""
     named, fingerprint = complete(config, manifest)
     if config.study.name is None:
         return named
@@ -237,40 +237,40 @@ def _named(config: SearchConfig, manifest: Manifest) -> ResolvedConfig:
     return ResolvedConfig.of(config, study=name, model=named.promotion.model)
 
 
-# ---------------------------------------------------------------------------------------- beginning from the champion
+# ---------------------------------------------------------------------------------------- starting from the champion
 
 
 def _from_champion(registry: MlflowRegistry, model: str, config: SearchConfig) -> SearchConfig:
-    """Try the champion's hyperparameters first and, if the recipe says so, only what is near them."""
+    """Try the champion's hyperparameters first and, if the recipe requires it, search only near them."""
     version = registry.champion(model)
     if version is None:
         return config
     champion = _hyperparameters(registry, model, version)
     if champion is None or champion["backbone"] not in config.backbones:
         why = "are not recorded" if champion is None else f"are of the backbone {champion['backbone']}"
-        emit(Note(f"the search begins from scratch: the hyperparameters of {model} version {version} {why}"))
+        emit(Note(f"the search starts from scratch: the hyperparameters of {model} version {version} {why}"))
         return config
     if champion.get("policy") == "probe":
-        emit(Note(f"the champion, {model} version {version}, is a linear probe: every search begins with one"))
+        emit(Note(f"the champion, {model} version {version}, is a linear probe: every search starts with one"))
         return config
     config = _narrowed(config, champion) if config.retrain.narrow else config
     point = _point(config, champion)
     values = ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
                        for name, value in point.items())  # fmt: skip
-    emit(Note(f"the search begins with the champion, {model} version {version}: {values}"))
+    emit(Note(f"the search starts with the champion, {model} version {version}: {values}"))
     study = config.study.model_copy(update={"enqueue": (point, *config.study.enqueue)})
     return config.model_copy(update={"study": study})
 
 
 def _hyperparameters(registry: MlflowRegistry, model: str, version: str) -> dict[str, str] | None:
-    """Those of the trial that became a version, by its row of the study's leaderboard."""
+    """Hyperparameters of a version's trial, from its row in the study's leaderboard."""
     text, trial = registry.study_file(model, version, "leaderboard.csv"), registry.tags(model, version)
     rows = csv.DictReader(io.StringIO(text or ""))
     return next((row for row in rows if row["trial"] == trial.get("thawline.trial")), None)
 
 
 def _point(config: SearchConfig, champion: Mapping[str, str]) -> dict[str, Any]:
-    """What the space opens of the champion's hyperparameters, within its ranges."""
+    """The champion's hyperparameters that are in the search space, clipped to its ranges."""
     space, backbone = config.space, champion["backbone"]
     low, high = _depths(config, backbone)
     point: dict[str, Any] = {"freeze_depth": min(max(int(champion["freeze_depth"]), low), high)}
@@ -284,7 +284,7 @@ def _point(config: SearchConfig, champion: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _narrowed(config: SearchConfig, champion: Mapping[str, str]) -> SearchConfig:
-    """The space near the champion, of its backbone only, within the recipe's own."""
+    """The part of the recipe's space near the champion, with the champion's backbone only."""
     space, (low, high) = config.space, _depths(config, champion["backbone"])
     slowest, fastest = space.learning_rate
     depth = min(max(int(champion["freeze_depth"]), low), high)
@@ -310,16 +310,16 @@ def _narrowed(config: SearchConfig, champion: Mapping[str, str]) -> SearchConfig
 
 
 def _points_within(narrow: SearchConfig, wide: SearchConfig) -> tuple[dict[str, Any], ...]:
-    """The recipe's own points that lie in the narrowed space, which opens no backbone; the others are left out.
+    """The recipe's points within the narrowed space, which has a fixed backbone; the others are dropped.
 
     Raises:
-        ConfigError: if one does not lie in the recipe's space either.
+        ConfigError: if a point is outside the recipe's space too.
     """
     backbone = narrow.backbone.name
     depths = {name: backbones.depth_of(name) for name in wide.backbones}
     within = []
     for point in wide.study.enqueue:
-        point_of(point, wide, depths)  # a mistake must not pass for a point that is merely far from the champion
+        point_of(point, wide, depths)  # an invalid point must not be mistaken for one far from the champion
         if point.get("backbone", backbone) != backbone:
             continue
         rest = {name: value for name, value in point.items() if name != "backbone"}
@@ -327,7 +327,7 @@ def _points_within(narrow: SearchConfig, wide: SearchConfig) -> tuple[dict[str, 
             point_of(rest, narrow, depths)
             within.append(rest)
     if left_out := len(wide.study.enqueue) - len(within):
-        emit(Note(f"study.enqueue: {left_out} of {len(wide.study.enqueue)} points are not near the champion: left out"))
+        emit(Note(f"study.enqueue: {left_out} of {len(wide.study.enqueue)} points are not near the champion: skipped"))
     return tuple(within)
 
 

@@ -1,4 +1,4 @@
-"""Optuna's samplers and pruners as a study uses them."""
+"""Optuna's samplers and pruners, as used by a study."""
 
 import inspect
 import warnings
@@ -30,30 +30,30 @@ __all__ = [
 ]
 
 PROBE = "probe"
-"""Attribute of a trial that is the linear probe of a backbone, whose name it holds."""
+"""Attribute of a linear probe: the name of its backbone."""
 FINITE = {"GridSampler", "BruteForceSampler"}
-# Their sequence of points depends on one seed for the whole study; they keep their place in the storage.
+# Their sequence of points depends on one seed for the whole study; its position is kept in the storage.
 _FREEZE_THAW = "freeze_thaw"
 _ONE_SEED = FINITE | {"QMCSampler"}
 
 
 def check_sampling(config: StudyConfig) -> None:
-    """Refuse a sampler or pruner that Optuna does not have, or options that it does not take.
+    """Refuse a sampler or pruner that Optuna does not have, or unsupported options.
 
     Raises:
-        ConfigError: naming the key, the value and what is possible.
+        ConfigError: with the key, the value and the valid values.
     """
     sampler_of(config, 0)
     pruner_of(config)
     if freeze_thaw_of(config) is not None and config.sampler in FINITE:
         raise ConfigError(
-            f"study.pruner={_FREEZE_THAW} draws trials before others have ended, and {config.sampler} would begin its "
-            "points again: take NopPruner or one of Optuna's pruners, or another sampler."
+            f"study.pruner={_FREEZE_THAW} draws before others have ended, and {config.sampler} would restart its "
+            "sequence: use NopPruner or one of Optuna's pruners, or another sampler."
         )
 
 
 class _StudyWithoutProbes(optuna.Study):
-    """The view of a study that samplers have: without linear probes, which have no hyperparameters to learn from."""
+    """A study as seen by samplers: without linear probes, which have no hyperparameters to learn from."""
 
     def __init__(self, study: optuna.Study) -> None:
         super().__init__(study.study_name, study._storage, study.sampler, study.pruner)
@@ -70,16 +70,16 @@ def without_probes(study: optuna.Study) -> optuna.Study:
 
 
 class _WithoutProbes(BaseSampler):
-    """A sampler that is not asked about linear probes and does not see them.
+    """A sampler that never sees linear probes.
 
-    Optuna's samplers model the parameters that all trials have: one trial without any would leave them nothing.
+    Optuna's samplers model the parameters that all trials have: a single trial without parameters would leave none.
     """
 
     def __init__(self, sampler: BaseSampler) -> None:
         self._sampler = sampler
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """What the sampler models together."""
+        """The search space that the sampler models jointly."""
         if PROBE in trial.user_attrs:
             return {}
         return self._sampler.infer_relative_search_space(without_probes(study), trial)
@@ -118,13 +118,13 @@ class _WithoutProbes(BaseSampler):
 def sampler_of(config: StudyConfig, trials: int, seconds: Sequence[float] | None = None) -> BaseSampler:
     """A sampler seeded by the study's seed and the number of trials so far. It does not see linear probes.
 
-    One sampler for all trials would, after a restart, draw the numbers of the first trials again.
+    A single sampler for all trials would repeat the first trials' random numbers after a restart.
 
     Args:
-        config: which sampler, with which options.
+        config: the sampler and its options.
         trials: their number so far.
-        seconds: that an epoch takes, by freeze depth from 0, where time is the budget: GPSampler then weighs what a
-            trial promises by it.
+        seconds: seconds per epoch by freeze depth, from 0, if time is the budget: GPSampler then divides the expected
+            improvement by it.
     """
     options = dict(config.sampler_options)
     kind = _class_of(optuna.samplers, config.sampler, BaseSampler, "study.sampler")
@@ -132,7 +132,8 @@ def sampler_of(config: StudyConfig, trials: int, seconds: Sequence[float] | None
         kind = GPSamplerWithPruned
         if seconds is not None:
             options["seconds"] = seconds
-        # With several backbones each has a depth of its own, which the model cannot hold: drawn at random, as meant.
+        # With several backbones each has its own depth parameter, which the model cannot represent: random, as
+        # intended.
         options.setdefault("warn_independent_sampling", False)
     if "seed" in inspect.signature(kind).parameters:
         offset = 0 if config.sampler in _ONE_SEED else trials
@@ -143,7 +144,7 @@ def sampler_of(config: StudyConfig, trials: int, seconds: Sequence[float] | None
 
 
 def pruner_of(config: StudyConfig) -> BasePruner:
-    """The pruner of a study; freeze-thaw ends no trial before the search does."""
+    """The pruner of a study; freeze-thaw ends no trial before the search ends."""
     if config.pruner == _FREEZE_THAW:
         return optuna.pruners.NopPruner()
     kind = _class_of(optuna.pruners, config.pruner, BasePruner, "study.pruner")
@@ -153,7 +154,7 @@ def pruner_of(config: StudyConfig) -> BasePruner:
 
 
 def freeze_thaw_of(config: StudyConfig) -> FreezeThaw | None:
-    """The rule by which a study pauses and resumes its trials; ``None`` if it does not."""
+    """The rule by which a study pauses and resumes trials; ``None`` if it does not."""
     if config.pruner != _FREEZE_THAW:
         return None
     rule = _built(FreezeThaw, config.pruner_options, "study.pruner_options")
@@ -180,7 +181,7 @@ def _built(kind: type, options: Mapping[str, Any], key: str) -> object:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Optuna marks widely used features as experimental."""
+    """Silence warnings: Optuna marks widely used features as experimental."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield

@@ -1,4 +1,4 @@
-"""A study whose trials are paused and resumed: which of them trains the next epoch, and what waits meanwhile."""
+"""Schedule a study whose trials are paused and resumed after every epoch."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,27 +13,27 @@ from thawline.search.freeze_thaw import Curve, FreezeThaw
 from thawline.search.gp_sampler import PAUSED
 from thawline.search.records import BEGUN, Asked, TrialRecord
 from thawline.search.sampling import PROBE, freeze_thaw_of
-from thawline.search.space import point_in_cube
+from thawline.search.space import planned_depths, point_in_cube
 from thawline.search.storage import Claims, patiently
 from thawline.search.trial_result import TrialResult
-from thawline.training import Hyperparameters, Thawing, sign_of
+from thawline.training import Hyperparameters, sign_of
 
 __all__ = ["NEW", "Slices", "lease_of"]
 
 NEW = -1
-"""Stands for a trial that is still to be drawn."""
+"""Stands for a trial that has not been drawn yet."""
 
 
 def lease_of(number: int) -> str:
-    """Name of the claim of a trial."""
+    """Name of a trial's claim."""
     return f"trial-{number}"
 
 
 class Slices:
-    """The epochs of a study, given out one at a time.
+    """The epochs of a study, distributed one at a time.
 
-    A trial that waits for its next epoch is RUNNING in Optuna's study, with what it has reached as an attribute, and
-    without a lease: any search that shares the study may resume it.
+    A paused trial is RUNNING in Optuna's study, with its result so far as an attribute, and without a lease: any search
+    that shares the study may resume it.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Slices:
     def of(
         cls, study: optuna.Study, claims: Claims, config: SearchConfig, may_draw: Callable[[], bool]
     ) -> "Slices | None":
-        """Those of a study; ``None`` unless its pruner is freeze-thaw.
+        """The slices of a study; ``None`` unless its pruner is freeze-thaw.
 
         Args:
-            study: with its trials.
-            claims: who works on which.
-            config: of the search.
-            may_draw: whether there may be further trials.
+            study: the study with its trials.
+            claims: which search works on which trial.
+            config: the search's configuration.
+            may_draw: returns whether more trials may be drawn.
         """
         rule = freeze_thaw_of(config.study)
         return None if rule is None else cls(rule, study, claims, config, may_draw)
@@ -71,8 +71,8 @@ class Slices:
         """The number of the trial that should train next, or :data:`NEW`; ``None`` if none is worth another epoch.
 
         Args:
-            waiting: new trials that the caller may start; ``None`` for all that were drawn and not begun.
-            may_draw: whether the caller would draw a further one.
+            waiting: new trials that the caller may start; ``None`` for all that are drawn and not started.
+            may_draw: whether the caller would draw another one.
             training: the trial that asks whether to continue.
         """
         trials = patiently(self._study.get_trials, deepcopy=False)
@@ -94,13 +94,13 @@ class Slices:
         )
 
     def pause(self, result: TrialResult) -> None:
-        """Note what a trial has reached that waits for its next epoch."""
+        """Store the result so far of a trial that pauses."""
         if not self._claims.lost(lease_of(result.number)):
             self._note(result.number, PAUSED, asdict(result))
         self._claims.release(lease_of(result.number))
 
     def resume(self, number: int) -> Asked | None:
-        """Take a paused trial; ``None`` if another search has it."""
+        """Claim a paused trial; ``None`` if another search has it."""
         with self._claims.alone("draw"):
             if not self._claims.take(lease_of(number)):
                 return None
@@ -114,9 +114,10 @@ class Slices:
         return Asked(number, hyperparameters, resumed=True, seconds=paused["seconds"])
 
     def left(self, records: Sequence[TrialRecord], *, out_of_time: bool) -> Iterator[TrialResult]:
-        """Take the trials that are paused, the best first; how they end, as nobody will resume them: as pruned.
+        """Claim the paused trials, best first, and return their results: without being resumed, they end as pruned.
 
-        Out of time, one that is better than all complete ones counts as it is, as a trial that is trained then does.
+        At the time limit, one that is better than all complete trials counts as complete, like a trial that is being
+        trained.
         """
         complete = [self._sign * r.value for r in records if r.state == "complete" and r.value is not None]
         best = max(complete, default=-math.inf)
@@ -140,7 +141,7 @@ class Slices:
 
     @staticmethod
     def _begun(trials: Sequence[FrozenTrial], training: int | None) -> Iterator[tuple[FrozenTrial, bool]]:
-        """Trials that have finished an epoch, and whether they may be given another now."""
+        """Trials that have finished an epoch, and whether they may train another now."""
         for trial in trials:
             if PROBE in trial.user_attrs or not trial.intermediate_values or trial.state is TrialState.FAIL:
                 continue
@@ -156,13 +157,12 @@ class Slices:
         return Curve(trial.number, point, tuple(values), self._seconds(hyperparameters, attributes), resumable)
 
     def _seconds(self, hyperparameters: Hyperparameters, attributes: Mapping[str, Any]) -> float:
-        """Of an epoch of a trial, in the mean: policies thaw on the way. Unknown, every epoch costs the same."""
+        """Mean seconds per epoch of a trial, as policies thaw during training. If unknown, all epochs cost the same."""
         known = attributes.get(f"seconds:{hyperparameters.backbone}")
         if known is None:
             return 1.0
-        deepest, train = self._depths[hyperparameters.backbone], self._config.train
-        thawing = Thawing.of(hyperparameters, train, deepest=deepest, metric=self._config.study.metric)
-        return _mean([known[depth] for depth in thawing.planned(train.epochs)])
+        deepest, epochs = self._depths[hyperparameters.backbone], self._config.train.epochs
+        return _mean([known[depth] for depth in planned_depths(hyperparameters, self._config, deepest, epochs)])
 
     def _frozen(self, trial: FrozenTrial) -> float:
         hyperparameters = trial.user_attrs["hyperparameters"]

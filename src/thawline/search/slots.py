@@ -1,4 +1,4 @@
-"""Where trials may run at the same time: a slot for each, on devices of its own where there are several."""
+"""Slots for concurrent trials, each with its own devices if there are several."""
 
 import torch
 
@@ -9,9 +9,9 @@ __all__ = ["Slots", "check_devices", "threads_per_trial"]
 
 
 class Slots:
-    """The slots of one search. A trial takes one for as long as it runs, so that no two trials fight for a device.
+    """The slots of one search. A running trial occupies one, so that no two trials compete for a device.
 
-    Not thread-safe: the one thread that submits trials takes and gives back.
+    Not thread-safe: only the thread that submits trials takes and returns slots.
     """
 
     def __init__(self, config: SearchConfig, *, gpus: int | None = None) -> None:
@@ -19,36 +19,36 @@ class Slots:
 
         Args:
             config: ``study.workers``, ``study.workers_per_gpu``, ``train.device`` and ``execution``.
-            gpus: how many this machine has; by default as torch counts them.
+            gpus: number of GPUs of this machine; by default torch's count.
         """
         self._free = _devices(config, torch.cuda.device_count() if gpus is None else gpus)
         self.count = len(self._free)
 
     def take(self) -> str:
-        """The first device of a free slot; there is one as long as fewer than :attr:`count` are taken."""
+        """Take a free slot, and return its first device; one is free if fewer than :attr:`count` are taken."""
         return self._free.pop(0)
 
     def give_back(self, device: str) -> None:
-        """Let the next trial have it."""
+        """Return a slot for the next trial."""
         self._free.append(device)
 
 
 def threads_per_trial(config: SearchConfig) -> int:
-    """CPU threads of one trial: those that share the cores must not each start as many as there are cores."""
+    """CPU threads per trial: concurrent trials must not each start as many threads as there are cores."""
     if config.execution.kind != "local":
         return max(1, int(config.execution.cpus))
     return max(1, torch.get_num_threads() // Slots(config).count)
 
 
 def check_devices(config: SearchConfig, *, gpus: int | None = None) -> None:
-    """Refuse ``train.devices_per_trial`` where there are not so many.
+    """Refuse ``train.devices_per_trial`` if there are fewer devices.
 
     Args:
         config: ``train`` and ``execution``.
-        gpus: how many this machine has; by default as torch counts them.
+        gpus: number of GPUs of this machine; by default torch's count.
 
     Raises:
-        ConfigError: saying how many there are.
+        ConfigError: with the available number.
     """
     count, execution = config.train.devices_per_trial, config.execution
     kind, _, first = config.train.device.partition(":")
@@ -78,15 +78,15 @@ def check_devices(config: SearchConfig, *, gpus: int | None = None) -> None:
 
 
 def _devices(config: SearchConfig, gpus: int) -> list[str]:
-    """A device for each slot, GPU after GPU in turn."""
+    """A device for each slot, cycling through the GPUs."""
     study, device = config.study, config.train.device
-    if config.execution.kind != "local":  # its machines are told apart there; drawn together, run together
+    if config.execution.kind != "local":  # the cluster assigns devices; a batch drawn together runs together
         return [device] * (study.batch if study.workers == "auto" else study.workers)
     if device != "auto" or gpus == 0:
         share = study.workers_per_gpu if device.startswith("cuda") else 1
         return [device] * (share if study.workers == "auto" else study.workers)
     each = config.train.devices_per_trial
-    firsts = range(0, gpus - each + 1, each)  # of neighbours: they are the most likely to have a fast connection
+    firsts = range(0, gpus - each + 1, each)  # adjacent GPUs are the most likely to be connected by a fast link
     slots = [f"cuda:{gpu}" for _ in range(study.workers_per_gpu) for gpu in firsts]
     wanted = len(slots) if study.workers == "auto" else study.workers
     return [slots[i % len(slots)] for i in range(wanted)]

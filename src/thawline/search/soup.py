@@ -1,8 +1,8 @@
-"""A greedy soup: the average of the weights of good trials, where it is better than the best on validation.
+"""A greedy soup: the average of the weights of good trials, used if it is better than the best trial on validation.
 
 Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
-inference time", ICML 2022. Trials of one backbone begin with the same weights, the head's too, so their averages are
-usually working networks; whether one is better is measured, never assumed.
+inference time", ICML 2022. Trials of one backbone start from the same weights, including the head's, so their averages
+usually work. Whether one is better is always measured.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,12 +34,12 @@ from thawline.training.checkpoint import pack_model
 __all__ = ["SOUP_TAG", "Soup", "Weights", "greedy_soup", "is_kept", "kept_soup", "make_soup"]
 
 SOUP_TAG = "thawline.soup"
-"""Tag of a version: the result of the soup, in words."""
+"""Tag of a version: a description of the soup's result."""
 _TRIALS = "thawline.soup_trials"
 """Tag of a version that is a soup."""
 
 Weights = Mapping[str, Tensor]
-"""Of each of some trials the same tensors of the backbone, by name."""
+"""The backbone's tensors in one trial, by name."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Soup:
     """The result of averaging."""
 
     trials: tuple[int, ...]
-    """Numbers of those that are averaged; the best trial is the first."""
+    """Numbers of the averaged trials, best first."""
     tried: int
-    """How many were tried, those included."""
+    """Number of trials tried, including those."""
     metric: str
     value: float
     """Validation value of the average."""
     best_value: float
-    """Validation value of the best single trial, measured in the same way."""
+    """Validation value of the best single trial, measured the same way."""
     weights: Weights
 
     @property
@@ -66,7 +66,7 @@ class Soup:
     def __str__(self) -> str:
         if not self.wins:
             best = f"trial {self.trials[0]} alone (val/{self.metric} {self.best_value:.4f})"
-            return f"not used: of {self.tried} trials no average is better than {best}"
+            return f"not used: no average of the {self.tried} trials is better than {best}"
         numbers = ", ".join(map(str, self.trials))
         return (
             f"the average of trials {numbers} ({self.tried} tried): val/{self.metric} {self.value:.4f}, trial "
@@ -75,21 +75,21 @@ class Soup:
 
     @property
     def tags(self) -> dict[str, str]:
-        """For the model's record."""
+        """Tags for the model version."""
         tags = {SOUP_TAG: str(self)}
         return {**tags, _TRIALS: _listed(self.trials)} if self.wins else tags
 
 
 def greedy_soup(trials: Iterator[tuple[int, Weights]], measure: Callable[[Weights], float], *, metric: str) -> Soup:
-    """Go through the trials, and keep each in the average that does not make it worse.
+    """Go through the trials, and add each to the average unless that makes it worse.
 
     Args:
-        trials: numbers and weights, the best first, at least one. Only two of them are in memory at a time.
-        measure: the validation value of a network with these weights.
-        metric: what it measures, a key of ``METRIC_DIRECTIONS``.
+        trials: numbers and weights of at least one trial, best first. Only two are in memory at a time.
+        measure: returns the validation value of a network with given weights.
+        metric: the metric that it returns, a key of ``METRIC_DIRECTIONS``.
 
     Returns:
-        The average, whether it is better than the best single trial or not.
+        The average, even if it is not better than the best single trial.
     """
     sign = sign_of(metric)
     best, average = next(trials)
@@ -106,9 +106,9 @@ def greedy_soup(trials: Iterator[tuple[int, Weights]], measure: Callable[[Weight
 
 
 def make_soup(prepared: Prepared, records: Sequence[TrialRecord], home: Path) -> Soup | None:
-    """Try a soup of the complete trials of the best one's backbone whose checkpoints are in this home.
+    """Try a soup of the complete trials with the best trial's backbone whose checkpoints are in this home.
 
-    Each costs a pass over the validation split. A soup that wins is kept, see :func:`kept_soup`.
+    Each trial costs a pass over the validation split. A winning soup is stored, see :func:`kept_soup`.
 
     Args:
         prepared: the search.
@@ -118,7 +118,7 @@ def make_soup(prepared: Prepared, records: Sequence[TrialRecord], home: Path) ->
     Returns:
         The result; ``None`` if there is only one such trial.
     """
-    for old in _folder(home, prepared.study).glob("*.safetensors"):  # of the study as it was before it was resumed
+    for old in _folder(home, prepared.study).glob("*.safetensors"):  # from before the study was resumed
         old.unlink()
     mixable = _mixable(records, home)
     if len(mixable) < 2:
@@ -128,7 +128,7 @@ def make_soup(prepared: Prepared, records: Sequence[TrialRecord], home: Path) ->
     backbone = build_backbone(config, name, len(prepared.manifest.classes))
     depth = min(record.hyperparameters.freeze_depth for record, _ in mixable)
     began = {name: tensor.clone() for name, tensor in pack_model(backbone, depth).items()}
-    # In the precision of what will be served, whatever the trials were trained in.
+    # In the precision of serving, regardless of the precision of training.
     runtime = runtime_for(config.train.model_copy(update={"precision": "fp32"}))
     inputs = open_inputs(prepared.inputs[name], "validation", image_preprocessing(config, name), runtime)
 
@@ -141,11 +141,11 @@ def make_soup(prepared: Prepared, records: Sequence[TrialRecord], home: Path) ->
         for record, path in mixable:
             try:
                 checkpoint = load_checkpoint(path)
-                load_model(checkpoint, backbone)  # refuses what is of other weights
+                load_model(checkpoint, backbone)  # refuses a checkpoint of other weights
             except CheckpointError as error:
                 if record.number == best.number:
                     raise
-                emit(Note(f"soup: trial {record.number} is left out: {error}", "warning"))
+                emit(Note(f"soup: trial {record.number} is skipped: {error}", "warning"))
                 continue
             yield record.number, began | checkpoint.model
 
@@ -156,9 +156,9 @@ def make_soup(prepared: Prepared, records: Sequence[TrialRecord], home: Path) ->
 
 
 def kept_soup(study: str, best: int, home: Path) -> Checkpoint | None:
-    """The weights of the soup that won against this trial of a study; ``None`` if there is none.
+    """The weights of the soup that won against this trial of a study; ``None`` without one.
 
-    It is a checkpoint to load into a fresh backbone, not to resume from.
+    The checkpoint is for loading into a fresh backbone, not for resuming.
     """
     path = _folder(home, study)
     checkpoint = CheckpointFolder(path, keep=1, maximise=True).last() if path.is_dir() else None
@@ -166,13 +166,13 @@ def kept_soup(study: str, best: int, home: Path) -> Checkpoint | None:
 
 
 def is_kept(tags: Mapping[str, str], soup: Checkpoint | None) -> bool:
-    """Whether a version is what can be restored here: this soup, or without one the trial itself.
+    """Whether a version can be restored here: it is this soup, or without one the trial itself.
 
-    It is not if another machine concluded the study: soups stay in the home in which they were made.
+    It cannot if another machine concluded the study: soups stay in the home where they were made.
 
     Args:
-        tags: of the version.
-        soup: of :func:`kept_soup`.
+        tags: tags of the version.
+        soup: result of :func:`kept_soup`.
     """
     return tags.get(_TRIALS, "") == (_listed(soup.state["trials"]) if soup is not None else "")
 
@@ -182,7 +182,7 @@ def _listed(trials: Sequence[int]) -> str:
 
 
 def _mixable(records: Sequence[TrialRecord], home: Path) -> list[tuple[TrialRecord, Path]]:
-    """The complete trials of the first one's backbone, and their checkpoints. Those of other machines are not here."""
+    """The complete trials with the first trial's backbone, and their checkpoints on this machine."""
     kept = [
         (record, home / record.result.checkpoint)
         for record in records
@@ -193,7 +193,7 @@ def _mixable(records: Sequence[TrialRecord], home: Path) -> list[tuple[TrialReco
 
 
 def _average(average: Weights, weights: Weights, count: int) -> Weights:
-    """Of ``count`` trials and one more; numbers that count batches stay those of the first."""
+    """The average of ``count`` trials and one more; batch counters keep the first trial's value."""
     return {
         name: torch.lerp(tensor, weights[name].to(tensor.device), 1 / (count + 1))
         if tensor.is_floating_point()

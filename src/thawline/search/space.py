@@ -1,4 +1,4 @@
-"""From the search space of a recipe to the hyperparameters of a trial."""
+"""Sample a trial's hyperparameters from a recipe's search space."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +19,7 @@ __all__ = [
     "depth_range",
     "depth_shares",
     "kept_backbones",
+    "planned_depths",
     "point_in_cube",
     "point_of",
     "probe_of",
@@ -28,19 +29,19 @@ __all__ = [
 
 _Config = TypeVar("_Config", bound=SearchConfig)
 _SAMPLED = tuple(each.name for each in fields(Hyperparameters) if each.name in SEARCHABLE)
-"""The searchable settings in the order in which they are drawn; in another, a seed would give other trials."""
+"""The searchable settings in the order of sampling; a different order would change the trials of a seed."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """A point that a search begins with, whatever the backbone."""
+    """A point that a search starts with, for any backbone."""
 
     share: float
-    """Of the layer groups that are frozen."""
+    """Share of frozen layer groups."""
     learning_rate: float
-    """Of networks for images, with AdamW."""
+    """For image networks with AdamW."""
     policy: Policy | None = None
-    """Where the space opens policies; ``None`` for the configuration's own."""
+    """Used if the space contains policies; ``None`` for the configuration's own."""
 
 
 PORTFOLIO = (
@@ -51,39 +52,39 @@ PORTFOLIO = (
     Start(2 / 3, 1e-3),
     Start(0.0, 1e-3),
 )
-"""Found by leaving one of eight tasks out after the other, the best first (ADR 21)."""
+"""Found by leave-one-out over eight tasks, best first (ADR 21)."""
 _TEXTS_SLOWER = 0.5
-"""Text encoders need half the rate of image networks."""
+"""Text encoders need half the learning rate of image networks."""
 
 
 class Suggest(Protocol):
-    """The part of Optuna's ``Trial`` that sampling needs."""
+    """The part of Optuna's ``Trial`` used for sampling."""
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
         """An integer in [low, high]."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float:
-        """A number in [low, high], on a log scale if asked."""
+        """A number in [low, high], optionally on a log scale."""
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """One of the choices."""
 
 
 def check_space(config: SearchConfig, depths: Mapping[str, int]) -> None:
-    """Refuse a freeze-depth range that the backbone does not have, and a choice that there is not.
+    """Refuse a freeze-depth range that the backbone does not have, and settings without anything to choose.
 
     Args:
         config: the whole configuration.
         depths: number of layer groups of each backbone in ``config.backbones``.
 
     Raises:
-        ConfigError: naming the backbone, its depth and the range.
+        ConfigError: with the backbone, its depth and the range.
     """
     norms = config.space.opened("batch_norm")
     if norms is not None and all(map(config.backbone.is_random, config.backbones)):
         raise ConfigError(
             "space.batch_norm: there is nothing to choose with backbone.weights=none, where batch-norms have no "
-            f"statistics to keep, but got {list(norms)}. Leave it out, or give pretrained weights."
+            f"statistics to keep, but got {list(norms)}. Remove it, or use pretrained weights."
         )
     for name in config.backbones:
         wanted = _wanted_range(config, name)
@@ -102,10 +103,10 @@ def check_space(config: SearchConfig, depths: Mapping[str, int]) -> None:
 
 
 def sample(trial: Suggest, config: SearchConfig, depths: Mapping[str, int]) -> Hyperparameters:
-    """Ask Optuna for what the space opens; take the configuration's value for the rest."""
+    """Sample the settings in the space with Optuna; take the configuration's values for the rest."""
     space, backbone = config.space, config.backbone.name
     if space.backbone is not None:
-        # In an order of its own, for Optuna takes another order for another space.
+        # In a fixed order, as a different order is a different space to Optuna.
         backbone = trial.suggest_categorical("backbone", sorted(space.backbone))
     low, high = depth_range(config, depths, backbone)
     return Hyperparameters(
@@ -116,7 +117,7 @@ def sample(trial: Suggest, config: SearchConfig, depths: Mapping[str, int]) -> H
 
 
 def _drawn(trial: Suggest, config: SearchConfig, backbone: str, name: str) -> Any:
-    """The value of a searchable setting: drawn if the space opens it, else the configuration's."""
+    """The value of a searchable setting: sampled if it is in the space, else the configuration's."""
     opened, row = config.space.opened(name), SEARCHABLE[name]
     if opened is None or (name == "batch_norm" and config.backbone.is_random(backbone)):
         return config.fixed(name, backbone)
@@ -126,7 +127,7 @@ def _drawn(trial: Suggest, config: SearchConfig, backbone: str, name: str) -> An
 
 
 def probe_of(config: SearchConfig, depths: Mapping[str, int], backbone: str) -> Hyperparameters:
-    """The linear probe of a backbone as a trial: everything frozen, whatever the space opens, and nothing sampled."""
+    """The linear probe of a backbone as a trial: everything frozen and nothing sampled, regardless of the space."""
     return Hyperparameters(
         backbone=backbone,
         freeze_depth=depths[backbone],
@@ -140,14 +141,14 @@ def probe_of(config: SearchConfig, depths: Mapping[str, int], backbone: str) -> 
 
 
 def kept_backbones(config: SearchConfig, ranking: Iterable[str]) -> list[str]:
-    """Those that are tried, the best first: ``study.keep_backbones`` of them, and what ``study.enqueue`` names."""
+    """The backbones to try, best first: ``study.keep_backbones`` of them, and those in ``study.enqueue``."""
     ranked = [name for name in ranking if name in config.backbones] or list(config.backbones)
     named = {point.get("backbone") for point in config.study.enqueue}
     return [name for name in ranked if name in ranked[: config.study.keep_backbones] or name in named]
 
 
 def with_backbones(config: _Config, names: Iterable[str]) -> _Config:
-    """The search with these of its backbones, in this order."""
+    """The search restricted to these backbones, in this order."""
     if config.space.backbone is None:
         return config
     choices = {name: config.space.backbone[name] for name in names}
@@ -155,9 +156,10 @@ def with_backbones(config: _Config, names: Iterable[str]) -> _Config:
 
 
 def default_points(config: SearchConfig, depths: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The points that are tried first, moved into the space; of several backbones only those of the first one.
+    """The points to try first, clipped to the space; with several backbones, only for the first one.
 
-    A grid is tried as it is given.
+    If the study's trials suffice for all of them, or time limits it, the cheapest come first: a good model is found
+    sooner, and the sampler starts from the same results. A grid is tried unchanged.
     """
     if config.study.sampler == "GridSampler":
         return []
@@ -171,6 +173,9 @@ def default_points(config: SearchConfig, depths: Mapping[str, int]) -> list[dict
             point["policy"] = start.policy
         if point not in points:
             points.append(point)
+    most = config.study.most_trials
+    if most is None or most >= len(config.backbones) + len(config.study.enqueue) + len(points):
+        points.sort(key=lambda point: -point[_depth_parameter(config, first)])
     return points
 
 
@@ -190,10 +195,10 @@ def _default_point(
 
 
 def point_of(point: Mapping[str, Any], config: SearchConfig, depths: Mapping[str, int]) -> dict[str, Any]:
-    """A point of ``study.enqueue`` under the names and within the ranges of the search space.
+    """Translate a point of ``study.enqueue`` to the names of the search space, and check its ranges.
 
     Raises:
-        ConfigError: if it names something that the space does not open, or a value outside of its range.
+        ConfigError: if it has a setting that is not in the space, or a value out of range.
     """
     space = config.space
     backbone = point.get("backbone", config.backbones[0])
@@ -204,7 +209,7 @@ def point_of(point: Mapping[str, Any], config: SearchConfig, depths: Mapping[str
     }
     problems = []
     if space.backbone is not None and "freeze_depth" in point and "backbone" not in point:
-        problems.append("freeze_depth is that of a backbone: name the backbone too")
+        problems.append("freeze_depth depends on the backbone: give the backbone too")
     for name, value in point.items():
         allowed = opened.get(name)
         if allowed is None:
@@ -220,7 +225,7 @@ def point_of(point: Mapping[str, Any], config: SearchConfig, depths: Mapping[str
 
 
 def _problem(name: str, value: Any, allowed: Sequence[Any]) -> str | None:
-    """Why a point cannot have a value; ``None`` if it can."""
+    """Why a value is invalid in a point; ``None`` if it is valid."""
     if name == "backbone":
         return None if value in allowed else f"backbone must be one of {', '.join(allowed)}, but got {value!r}"
     if name == "freeze_depth":
@@ -232,14 +237,14 @@ def _problem(name: str, value: Any, allowed: Sequence[Any]) -> str | None:
 
 
 def _depth_parameter(config: SearchConfig, backbone: str) -> str:
-    """With several backbones each has a parameter of its own, since depth 3 of one is not depth 3 of another."""
+    """With several backbones each has its own parameter, since depth 3 means something different for each."""
     return f"freeze_depth:{backbone}" if config.space.backbone else "freeze_depth"
 
 
 def point_in_cube(
     hyperparameters: Hyperparameters, config: SearchConfig, depths: Mapping[str, int]
 ) -> tuple[float, ...]:
-    """Hyperparameters of a trial that is trained, as numbers from 0 to 1, as many for every trial of a study."""
+    """Hyperparameters of a trained trial as numbers in [0, 1], the same number for every trial of a study."""
     space, backbone = config.space, hyperparameters.backbone
     numbers = [hyperparameters.freeze_depth / depths[backbone]]
     if space.backbone is not None:
@@ -251,14 +256,14 @@ def point_in_cube(
 
 
 def depth_range(config: SearchConfig, depths: Mapping[str, int], backbone: str) -> tuple[int, int]:
-    """Smallest and largest freeze depth that are tried of a backbone."""
+    """Smallest and largest freeze depth to try for a backbone."""
     return _wanted_range(config, backbone) or (0, depths[backbone])
 
 
 def depth_shares(config: SearchConfig, depths: Mapping[str, int], backbone: str) -> dict[int, float]:
-    """The freeze depths that epochs of trials have, each with its share of all epochs, if all are tried equally often.
+    """The freeze depths of epochs, each with its share of all epochs, if all depths are tried equally often.
 
-    Policies that thaw begin at the head.
+    Thawing policies start at the head.
     """
     low, high = depth_range(config, depths, backbone)
     train, count = config.train, Counter[int]()
@@ -276,6 +281,12 @@ def depth_shares(config: SearchConfig, depths: Mapping[str, int], backbone: str)
     return {depth: times / count.total() for depth, times in sorted(count.items())}
 
 
+def planned_depths(hyperparameters: Hyperparameters, config: SearchConfig, deepest: int, epochs: int) -> list[int]:
+    """The freeze depth of each of a trial's first epochs, as planned. ``deepest`` freezes all layer groups."""
+    thawing = Thawing.of(hyperparameters, config.train, deepest=deepest, metric=config.study.metric)
+    return thawing.planned(epochs)
+
+
 def _wanted_range(config: SearchConfig, backbone: str) -> tuple[int, int] | None:
-    """The range of freeze depths that the recipe gives for a backbone."""
+    """The recipe's range of freeze depths for a backbone."""
     return config.space.freeze_depth if config.space.backbone is None else config.space.backbone.get(backbone)

@@ -15,16 +15,16 @@ __all__ = ["StudyRun", "TrialSpec", "build_backbone"]
 
 @dataclass(frozen=True)
 class StudyRun:
-    """The study's own run, as its trials and its conclusion need to know it."""
+    """The study's own run, as needed by its trials and its conclusion."""
 
     study: str
     store: MlflowStore
     run_id: str
-    """Of MLflow's parent run."""
+    """Id of MLflow's parent run."""
     provenance: Provenance
-    """What runs here; every run of the study says it."""
+    """Code and environment, recorded with every run of the study."""
     texts: tuple[ShownText, ...] = ()
-    """Validation texts whose answers every trial records."""
+    """Validation texts whose predictions every trial records."""
 
     @property
     def home(self) -> Path:
@@ -34,7 +34,7 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """Everything that a trial needs, small and picklable: it is sent to another process."""
+    """The inputs of a trial, small and picklable, as they are sent to another process."""
 
     number: int
     hyperparameters: Hyperparameters
@@ -42,26 +42,27 @@ class TrialSpec:
     study: str
     classes: tuple[str, ...]
     activations: StoredSplits
-    """Where its inputs are, images or texts and their frozen activations."""
+    """Where its inputs are stored: images or texts, and their frozen activations."""
     home: Path
     store: MlflowStore
     parent_run_id: str
     threads: int | None
-    """CPU threads of this trial; ``None`` leaves torch's own choice."""
+    """CPU threads of this trial; ``None`` for torch's default."""
     dataset: tuple[str, str] | None = None
-    """Name and digest of the data, as the study's run has recorded them."""
+    """Name and digest of the data, as recorded in the study's run."""
     provenance: Provenance | None = None
-    """What runs, for the trial's own record."""
+    """Code and environment, for the trial's own record."""
     texts: tuple[ShownText, ...] = ()
-    """Validation texts whose answers are recorded as it trains; none of images, which are read from their file."""
+    """Validation texts whose predictions are recorded during training; empty for images, which are read from their
+    file."""
     seconds_before: float = 0.0
-    """That it took until it was paused."""
+    """Time it had taken when it was paused."""
     accumulation: int = 1
-    """Parts of a batch that each of several devices computes: more than one after memory ran out."""
+    """Parts of a batch on each of several devices: more than one after memory ran out."""
 
 
 def build_backbone(config: SearchConfig, name: str, num_classes: int) -> backbones.Backbone:
-    """A backbone as every trial of the study begins with it."""
+    """Build a backbone in the initial state of every trial of the study."""
     return backbones.create(
         name,
         num_classes=num_classes,

@@ -1,6 +1,6 @@
-"""Steps of a search that run in a worker: it has loaded what the driver then never needs to load, and may crash.
+"""Steps of a search that run in a worker, which may crash, and which loads their libraries instead of the driver.
 
-They share one, so that what a step has loaded the next one finds; no trial runs in it.
+They share a worker, so each step finds what the previous one has loaded; no trial runs in it.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ __all__ = ["load_for_last_steps", "run_step", "try_step"]
 
 _T = TypeVar("_T")
 _PACKAGING = (
+    "sklearn.metrics",
     "mlflow.pyfunc",
     "mlflow.store.tracking.sqlalchemy_store",
     "mlflow.store.model_registry.sqlalchemy_store",
@@ -23,38 +24,38 @@ _REPORT = ("captum.attr", "matplotlib.backends.backend_agg", "matplotlib.backend
 
 
 def load_for_last_steps(*, onnx: bool, report: bool) -> None:
-    """Let the steps' process import, while trials run, what packaging, ONNX and the report need: some seconds."""
+    """While trials run, import in the steps' process what packaging, ONNX and the report need; takes some seconds."""
     load_meanwhile([*_PACKAGING, *(_ONNX if onnx else ()), *(_REPORT if report else ())])
 
 
 def run_step(function: Callable[..., _T], *args: object, retries: int, title: str) -> _T:
-    """Run ``function(*args)`` in a worker, and again if its process dies.
+    """Run ``function(*args)`` in a worker, and retry if its process dies.
 
     Args:
-        function: of a module; doing it again repeats nothing.
+        function: a module-level function; must be idempotent.
         args: values that can be pickled.
-        retries: how many crashes are followed by another attempt, at least 0.
-        title: what it does, for messages: "packaging the best trial".
+        retries: number of retries after crashes, at least 0.
+        title: description for messages: "packaging the best trial".
 
     Raises:
-        StudyError: if its process dies again and again.
+        StudyError: if its process dies repeatedly.
         ThawlineError: what ``function`` raised.
     """
     try:
         result: _T = call_with_retries(function, *args, retries=retries, title=title, apart=True)
     except WorkerCrashed as error:
         raise StudyError(
-            f"{title}: {error}. If it was killed for memory, free some or take a smaller backbone. The same command "
-            "resumes: what is done is kept."
+            f"{title}: {error}. If it was killed for memory, free some or use a smaller backbone. The same command "
+            "resumes; completed work is kept."
         ) from error
     return result
 
 
 def try_step(function: Callable[..., _T], *args: object, retries: int, title: str, otherwise: _T) -> _T:
-    """As :func:`run_step`, for what a search can do without: if its process dies, a warning and ``otherwise``."""
+    """As :func:`run_step`, for optional steps: if the process dies, log a warning and return ``otherwise``."""
     try:
         result: _T = call_with_retries(function, *args, retries=retries, title=title, apart=True)
     except WorkerCrashed as error:
-        emit(Note(f"{title}: {error}; it is left out", "warning"))
+        emit(Note(f"{title}: {error}; skipped", "warning"))
         return otherwise
     return result

@@ -1,8 +1,9 @@
-"""Where studies are kept, and who works on what.
+"""Where studies are stored, and which search works on what.
 
-By default that is a journal file in Thawline's home, and a lock on a file says that a study is being run: the system
-releases it when the process dies, however it dies. A database by URL may be shared by searches on several machines;
-there every trial has a lease, which its search renews while it lives, and which another takes over when it is dead.
+By default, studies are stored in a journal file in Thawline's home, and a file lock marks a study as running: the
+system releases it whenever the process dies. A database given by URL may be shared by searches on several machines.
+There, every trial has a lease, which its search renews while it is alive, and which another search takes over after its
+death.
 """
 
 import logging
@@ -32,15 +33,15 @@ _log = logging.getLogger(__name__)
 _databases: dict[str, RDBStorage] = {}
 _one_per_process: dict[tuple[str, str], Leases] = {}
 _one_per_process_lock = threading.Lock()
-"""All threads of a search have the same leases: one that conducts a trial must hear that it was lost."""
+"""All threads of a search share its leases: a thread that runs a trial must notice that the lease was lost."""
 
 
 class LeaseLost(StudyError):
-    """Another search took a trial over, since this one did not respond for longer than a lease."""
+    """Another search took over a trial, because this one did not renew its lease in time."""
 
 
 class Claims(Protocol):
-    """Who works on what in one study. Names are ``trial-7``, ``draw`` and the like.
+    """Claims of one study: which search works on what. Names are ``trial-7``, ``draw`` and so on.
 
     Thread safety: any thread may call any method.
     """
@@ -52,31 +53,31 @@ class Claims(Protocol):
         """Release it."""
 
     def lost(self, name: str) -> bool:
-        """Whether another took a name that this one had, as it may after hours of standby."""
+        """Whether another search took over a name that this one had claimed, for example after hours of standby."""
 
     def taken_by_others(self, name: str) -> bool:
-        """Whether another live search has it."""
+        """Whether another live search has claimed it."""
 
     def held(self, on_beat: Callable[[], None]) -> AbstractContextManager[None]:
-        """Stay alive within the block: leases are renewed and ``on_beat`` is called every quarter of a lease.
+        """Within the block, renew leases and call ``on_beat`` every quarter of a lease.
 
         Raises:
-            StudyError: if the study is another's.
+            StudyError: if another process has claimed the study.
         """
 
     def alone(self, name: str) -> AbstractContextManager[None]:
-        """Wait until nobody else is in a block of this name."""
+        """Wait until no other search is in a block of this name."""
 
 
 class Storage:
-    """An opened storage of studies."""
+    """An open storage of studies."""
 
     def __init__(self, optuna_storage: BaseStorage, home: Path) -> None:
         self.optuna = optuna_storage
         self._home = home
 
     def claims(self, study: str) -> Claims:
-        """Who works on what in the study of that name."""
+        """The claims of the study of that name."""
         if isinstance(self.optuna, JournalStorage):
             return WholeStudy(self._home / "studies" / study, study)
         key = (str(self._engine.url), study)
@@ -93,7 +94,7 @@ class Storage:
 
 
 def storage_url(configured: str | None) -> str | None:
-    """The configured URL, else ``THAWLINE_STORAGE``, else ``None`` for the journal in Thawline's home.
+    """The configured URL, or ``THAWLINE_STORAGE``, or ``None`` for the journal in Thawline's home.
 
     Raises:
         StudyError: if it is not the URL of a database.
@@ -112,14 +113,14 @@ def storage_url(configured: str | None) -> str | None:
 
 
 def storage_of(home: Path, url: str | None) -> Storage:
-    """The storage, made if there is none; see :func:`open_storage`."""
+    """The storage, created if necessary; see :func:`open_storage`."""
     storage = open_storage(home, url)
     assert storage is not None  # noqa: S101  it was made if there was none
     return storage
 
 
 def open_storage(home: Path, url: str | None, *, create: bool = True) -> Storage | None:
-    """Open the storage, and make it unless ``create`` is False; ``None`` if there is none then.
+    """Open the storage, creating it unless ``create`` is False; ``None`` if it then does not exist.
 
     Raises:
         StudyError: if the database cannot be opened, or its driver is not installed.
@@ -132,7 +133,7 @@ def open_storage(home: Path, url: str | None, *, create: bool = True) -> Storage
         home.mkdir(parents=True, exist_ok=True)
         return Storage(JournalStorage(Journal(str(file), JournalLock(file))), home)
     failure: Exception | None = None
-    for _ in range(2):  # two searches that begin at the same moment make the same tables: the second finds them then
+    for _ in range(2):  # two searches that start at once create the same tables: the second finds them on retry
         try:
             return Storage(_database_of_process(url), home)
         except ImportError:
@@ -145,12 +146,12 @@ def open_storage(home: Path, url: str | None, *, create: bool = True) -> Storage
     reason = str((failure and failure.__cause__) or failure).strip().splitlines()[0]
     raise StudyError(
         f"The study's database {_named(url)} cannot be opened: {reason}. Start it, or correct study.storage or "
-        "THAWLINE_STORAGE; without them the study is kept in Thawline's home."
+        "THAWLINE_STORAGE; without them the study is stored in Thawline's home."
     ) from failure
 
 
 def _database_of_process(url: str) -> RDBStorage:
-    """One for all threads of this process: each has a pool of connections of its own, of which a server has few."""
+    """One storage for all threads of this process: each has its own connection pool, and servers limit connections."""
     with _one_per_process_lock:
         if url not in _databases:
             _databases[url] = _database(url)

@@ -1,4 +1,4 @@
-"""Before the first trial: measure, plan, store the frozen activations, and fit linear probes to them."""
+"""Before the first trial: profile, plan, store the frozen activations, and fit linear probes to them."""
 
 import time
 from dataclasses import dataclass
@@ -35,22 +35,22 @@ from thawline.training import (
 __all__ = ["known_plan", "store_activations"]
 
 _TOO_LITTLE_TIME = (
-    "plan: that is fewer trials ({trials}) than the probe and the points that every search begins with ({first}): take "
+    "plan: that is fewer trials ({trials}) than the probe and the first points of every search ({first}): use "
     "a longer --timeout, a smaller network, smaller images, or fewer epochs"
 )
 
 
 def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str, StoredSplits]:
-    """Measure and plan each backbone, and fill the store; the plan is kept with the study.
+    """Profile and plan each backbone, and fill the store; the plan is kept with the study.
 
-    Trials do not need it: if the process that does it dies again and again, they compute everything themselves, and a
-    warning says so.
+    Trials do not depend on it: if its process dies repeatedly, they compute everything themselves, and a warning is
+    logged.
 
     Returns:
-        For each backbone, where its trials find their inputs; nothing if no trial is left.
+        For each backbone, where its trials find their inputs; empty if no trials remain.
 
     Raises:
-        StudyError: if the pretrained weights are not those that the study was begun with.
+        StudyError: if the pretrained weights differ from those at the start of the study.
     """
     config, count = prepared.config, len(prepared.config.backbones)
     most, deadline = config.study.most_trials, study.deadline()
@@ -90,7 +90,7 @@ def _stored(request: "_Request") -> StoredSplits:
             _plan_and_fill, request, retries=request.config.study.retries, title=title
         )
     except WorkerCrashed as error:
-        note = f"no activations of {request.backbone} are stored, every trial computes them: {error}"
+        note = f"no activations of {request.backbone} are stored, so every trial computes them: {error}"
         emit(Note(note, "warning"))
         return request.nothing_stored()
     return splits
@@ -98,7 +98,7 @@ def _stored(request: "_Request") -> StoredSplits:
 
 @dataclass(frozen=True)
 class _Request:
-    """What the worker needs."""
+    """The worker's inputs."""
 
     config: SearchConfig
     backbone: str
@@ -107,35 +107,37 @@ class _Request:
     """File of decoded images or tokenized texts."""
     depths: dict[int, float]
     trials: int | None
-    """That are left; ``None`` if time alone ends the search."""
+    """Remaining trials; ``None`` if only time ends the search."""
     seconds: float
-    """Of all slots, that are left to trials of this backbone; meant only where the trials are not counted."""
+    """Remaining seconds of all slots for trials of this backbone; only used if the number of trials is unlimited."""
     only_probes: bool
-    """Whether the search ends before anything is fine-tuned."""
+    """Whether the search consists of linear probes only."""
     threads: int
     store: Path
     plan: Path
     probe: Path
     weights: str | None
-    """Digest of those that the study was begun with; ``None`` at its beginning."""
+    """Digest of the weights at the start of the study; ``None`` for a new study."""
 
     def build_backbone(self) -> backbones.Backbone:
         return build_backbone(self.config, self.backbone, self.classes)
 
     def with_budget(self, plan: Plan) -> Plan:
-        """A plan for the trials that are left, on as many devices as they have now."""
+        """A plan for the remaining trials, on their current number of devices."""
         plan = plan.model_copy(update={"devices": self.devices()})
+        if not self.config.train.compile:  # the study may have been started with it
+            plan = plan.without_compilation()
         if self.trials is None:
             return plan.for_time(self.seconds)
         return plan.model_copy(update={"seconds": None, "trials": self.trials})
 
     def devices(self) -> int:
-        """That a trial computes faster with: processes of one CPU share its cores."""
+        """Devices that speed up a trial: processes on one CPU share its cores."""
         train = self.config.train
         return train.devices_per_trial if runtime_for(train).device.type == "cuda" else 1
 
     def preprocessing(self) -> Preprocessing | None:
-        """Of images; ``None`` for texts, whose tokens need none."""
+        """Preprocessing of images; ``None`` for texts, whose tokens need none."""
         return image_preprocessing(self.config, self.backbone)
 
     def splits(self, plan: Plan | None, weights: str) -> StoredSplits:
@@ -151,7 +153,7 @@ class _Request:
         )
 
     def nothing_stored(self) -> StoredSplits:
-        """For trials that compute everything, in the precision that the study was begun with."""
+        """For trials that compute everything, in the precision of the study's start."""
         plan = _known_plan(self.plan)
         return self.splits(plan.without_store() if plan is not None else None, weights="")
 
@@ -173,7 +175,9 @@ def _plan_and_fill(request: _Request) -> StoredSplits:
         plan = plan.without_store()
     for line in plan.lines():
         emit(Note(line))
-    # Of several backbones only the first has the points to begin with, and a resumed study had its own.
+    if config.train.compile and (why := plan.why_not_compiled()):
+        emit(Note(f"plan: nothing is compiled: {why}", "warning"))
+    # With several backbones only the first has the initial points, and a resumed study already had its own.
     if is_new and plan.seconds is not None and len(config.backbones) == 1 and plan.trials <= len(PORTFOLIO):
         emit(Note(_TOO_LITTLE_TIME.format(trials=plan.trials, first=1 + len(PORTFOLIO)), "warning"))
     if request.preprocessing() is not None and not DecodedImages.open(request.data).are_kept:
@@ -182,9 +186,9 @@ def _plan_and_fill(request: _Request) -> StoredSplits:
     backbone = request.build_backbone()  # not the profiled one, whose batch-norms have moved
     if request.weights not in (None, backbone.weights_digest):
         raise StudyError(
-            f"The study was begun with other weights of {request.backbone} (digest {request.weights}, now "
+            f"The study was started with other weights of {request.backbone} (digest {request.weights}, now "
             f"{backbone.weights_digest}), so its trials are not comparable with new ones. Give this one another "
-            "--study name, or put the former weights back."
+            "--study name, or restore the former weights."
         )
     splits = request.splits(plan, backbone.weights_digest)
     runtime = runtime_for(splits.train_config(config.train))
@@ -197,7 +201,7 @@ def _plan_and_fill(request: _Request) -> StoredSplits:
     )
     for boundary, reason in refused.items():
         name = plan.profile.groups[boundary - 1]
-        emit(Note(f"not stored after {name}, computed in every trial instead: {reason}", "warning"))
+        emit(Note(f"activations after {name} are not stored, so every trial computes them: {reason}", "warning"))
     emit(Phase("fitting linear probes"))
     curve = probe_curve(backbone, splits, config, runtime, request.probe)
     if len(curve) > 1:
@@ -207,7 +211,7 @@ def _plan_and_fill(request: _Request) -> StoredSplits:
 
 
 def known_plan(home: Path, study: str, backbone: str) -> Plan | None:
-    """How a study of this home computes and stores the activations of one of its backbones."""
+    """The plan by which a study of this home computes and stores the activations of a backbone."""
     return _known_plan(_plan_path(home, study, backbone))
 
 
@@ -216,7 +220,7 @@ def _plan_path(home: Path, study: str, backbone: str) -> Path:
 
 
 def _known_plan(path: Path) -> Plan | None:
-    """The plan that the study was begun with: other precision in its second half would not be the same study."""
+    """The study's initial plan: with a different precision later on, trials would not be comparable."""
     try:
         return Plan.model_validate_json(path.read_text())
     except (OSError, ValidationError):
@@ -243,7 +247,7 @@ def _new_plan(request: _Request) -> Plan:
     )
     measured = profile(request.build_backbone, inputs, hyperparameters, train, request.plan.parent)
     runtime = runtime_for(train)
-    # Texts of another batch are padded to another length, which changes the last bits: so exact searches store nothing.
+    # Texts in another batch are padded to another length, which changes the last bits, so exact searches store nothing.
     may_store = preprocessing is not None or not train.exact
     make = partial(
         make_plan,
@@ -257,10 +261,10 @@ def _new_plan(request: _Request) -> Plan:
         budget=store.bytes_allowed() // len(config.backbones) if may_store else 0,
         input_numbers=3 * preprocessing.image_size**2 if preprocessing is not None else 0,
     )
-    # A plan for one trial stores little: no more trials are counted than there is time for at least.
+    # A plan for few trials stores little: count only as many trials as there is certainly time for.
     return make(trials=request.trials or make(trials=1).trials_within(request.seconds))
 
 
 def _augmentations(config: SearchConfig) -> tuple[Augmentation, ...]:
-    """Those that trials may have."""
+    """The augmentations that trials may use."""
     return tuple(Augmentation.of(config.train, config.study.seed, kind) for kind in config.augmentations)

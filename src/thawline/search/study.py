@@ -1,4 +1,4 @@
-"""The study: what was tried, what to try next, what to stop.
+"""The study: its trials, which to try next, which to stop.
 
 Values go in and out; Optuna's handles stay inside.
 """
@@ -21,7 +21,8 @@ from thawline import logs
 from thawline.config import SearchConfig
 from thawline.exceptions import StudyError
 from thawline.search.gp_sampler import PAUSED
-from thawline.search.records import BEGUN, Asked, TrialRecord, importances_of, ranked
+from thawline.search.importance import Importance, importances_of
+from thawline.search.records import BEGUN, Asked, TrialRecord, ranked
 from thawline.search.sampling import (
     FINITE,
     PROBE,
@@ -46,10 +47,10 @@ _log = logging.getLogger(__name__)
 
 
 class Study:
-    """One search, by name. Opening it claims nothing; :meth:`held` does.
+    """One search, by name. Opening it does not claim it; :meth:`held` does.
 
-    What is written survives a storage that is locked, restarted or full for minutes, see :func:`patiently`; reports
-    wait meanwhile, so that training continues.
+    Writes are retried for minutes while the storage is locked, restarting or full, see :func:`patiently`; reports are
+    deferred meanwhile, so training continues.
     """
 
     def __init__(self, study: optuna.Study, claims: Claims, config: SearchConfig) -> None:
@@ -62,7 +63,7 @@ class Study:
         self._seconds_before = float(study.user_attrs.get("seconds", 0.0))
         self._waiting: dict[int, list[EpochResult]] = {}
         self.slices = Slices.of(study, claims, config, lambda: self._may_draw(config.study.most_trials))
-        """With freeze-thaw, who trains the next epoch; else ``None``."""
+        """With freeze-thaw, the schedule of epochs; else ``None``."""
 
     @classmethod
     def open(
@@ -78,15 +79,15 @@ class Study:
 
         Args:
             home: Thawline's home.
-            name: of the study.
-            config: the search; :attr:`config` is then the same with only the backbones that are tried.
+            name: name of the study.
+            config: the search; :attr:`config` is restricted to the backbones that are tried.
             depths: number of layer groups of each backbone.
-            fingerprint: of what must not change when a study is resumed.
-            ranking: of several backbones, the best first, and the value of each. The study keeps the first it is given.
+            fingerprint: fingerprint of everything that must not change when a study is resumed.
+            ranking: several backbones, best first, with their values. The study keeps the first ranking it is given.
 
         Raises:
-            StudyError: if a study of that name was made with other data or settings, or the storage cannot be opened.
-            ConfigError: if a point of ``study.enqueue`` is not one of the search space.
+            StudyError: if a study with that name has other data or settings, or the storage cannot be opened.
+            ConfigError: if a point of ``study.enqueue`` is not in the search space.
         """
         points = [point_of(point, config, depths) for point in config.study.enqueue]
         storage = storage_of(home, config.study.storage)
@@ -108,7 +109,7 @@ class Study:
             if known is None:
                 study.set_user_attr("config", config.without_passwords().model_dump(mode="json"))
                 study.set_user_attr("metric", config.study.metric)
-                if not study.get_trials(deepcopy=False):  # or it died just here the last time
+                if not study.get_trials(deepcopy=False):  # also true if an earlier process died at this point
                     searched = _searched(study, config)
                     for backbone in searched.backbones:
                         study.enqueue_trial({}, user_attrs={PROBE: backbone})
@@ -119,13 +120,13 @@ class Study:
                 changed = _changes(study.user_attrs["config"], config)
                 raise StudyError(
                     f"The study {name!r} was made with {changed}, so its trials cannot be compared with new ones. "
-                    "Give this one another --study name, or go back to the settings it was made with."
+                    "Give this one another --study name, or restore the original settings."
                 )
         return cls(study, claims, _searched(study, config))
 
     @classmethod
     def known_ranking(cls, home: Path, name: str, url: str | None) -> dict[str, float]:
-        """The ranking that a study was begun with, the best first; empty if there is none."""
+        """The initial ranking of a study, best first; empty without one."""
         storage = open_storage(home, url, create=False)
         if storage is None or name not in optuna.get_all_study_names(storage.optuna):
             return {}
@@ -133,14 +134,14 @@ class Study:
 
     @classmethod
     def load(cls, home: Path, name: str, config: SearchConfig) -> "Study":
-        """Open a study that exists, in another thread or process."""
+        """Open an existing study, in another thread or process."""
         storage = storage_of(home, config.study.storage)
         study = optuna.load_study(study_name=name, storage=storage.optuna, pruner=pruner_of(config.study))
         return cls(study, storage.claims(name), config)
 
     @property
     def config(self) -> SearchConfig:
-        """The search, with the backbones that are tried in the order of their ranking."""
+        """The search, with the tried backbones in the order of their ranking."""
         return self._config
 
     @property
@@ -149,37 +150,37 @@ class Study:
         return self._study.study_name
 
     def weights_of(self, backbone: str) -> str | None:
-        """Digest of the pretrained weights that trials of a backbone began with; ``None`` if that is not known yet."""
+        """Digest of a backbone's pretrained weights in this study; ``None`` if not known yet."""
         digest: str | None = self._study.user_attrs.get(f"weights:{backbone}")
         return digest
 
     def keep_weights(self, backbone: str, digest: str) -> None:
-        """Note what :meth:`weights_of` answers from now on."""
+        """Set the result of :meth:`weights_of`."""
         if self.weights_of(backbone) is None:
             patiently(self._study.set_user_attr, f"weights:{backbone}", digest)
 
     def keep_seconds(self, backbone: str, seconds: Sequence[float]) -> None:
-        """Note what an epoch takes by freeze depth, from 0, once: what is chosen by it must not change on the way."""
+        """Store the seconds per epoch by freeze depth, from 0, once: choices based on them must stay consistent."""
         if f"seconds:{backbone}" not in self._study.user_attrs:
             patiently(self._study.set_user_attr, f"seconds:{backbone}", list(seconds))
 
     @property
     def recorded_in(self) -> tuple[str, str] | None:
-        """The MLflow store that the study was begun with, without a password, and its run there; ``None`` before."""
+        """The study's MLflow store, without a password, and its run there; ``None`` before it is recorded."""
         known = self._study.user_attrs.get("recorded_in")
         return None if known is None else (str(known[0]), str(known[1]))
 
     def keep_recorded_in(self, store: str, run_id: str) -> None:
-        """Note what :attr:`recorded_in` answers from now on."""
+        """Set the value of :attr:`recorded_in`."""
         if self.recorded_in != (store, run_id):
             patiently(self._study.set_user_attr, "recorded_in", [store, run_id])
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Work on the study: keep other searches from taking its trials, and count the time.
+        """Claim the study while working on it, and count the time.
 
         Raises:
-            StudyError: if another process holds it. In a database several may.
+            StudyError: if another process has claimed it. In a database, several may share it.
         """
         with self._claims.held(self._note_seconds):
             try:
@@ -190,21 +191,21 @@ class Study:
 
     @property
     def seconds(self) -> float:
-        """For how long the study was run, over all restarts; of a process that was killed, up to its last note."""
+        """Total run time of the study over all restarts; for a killed process, up to its last update."""
         return self._seconds_before + time.time() - self._opened
 
     def deadline(self) -> float | None:
-        """When the time is spent, in seconds of :func:`time.time`; ``None`` if there is no limit."""
+        """When the time limit is reached, in seconds of :func:`time.time`; ``None`` without a limit."""
         minutes = self._config.study.timeout_minutes
         return self._opened - self._seconds_before + 60 * minutes if minutes else None
 
     def _note_seconds(self) -> None:
-        # Of several searches at once the longest counts: this is time, not work.
+        # The longest of several concurrent searches counts: this is time, not work.
         if self.seconds > float(self._study.user_attrs.get("seconds", 0.0)):
             self._study.set_user_attr("seconds", round(self.seconds, 1))
 
     def unfinished(self) -> list[Asked]:
-        """Unfinished trials of a process that died, in order, but for paused ones; they are this search's now.
+        """Claim the unfinished trials of dead processes, in order, except for paused ones.
 
         Call it only inside :meth:`held`.
         """
@@ -212,7 +213,7 @@ class Study:
 
     def _unfinished(self) -> list[Asked]:
         asked = []
-        with self._claims.alone("draw"):  # or a trial that is just being drawn would look like one of a dead process
+        with self._claims.alone("draw"):  # otherwise a trial that is being drawn would look like one of a dead process
             for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if trial.user_attrs.get(PAUSED) or not self._claims.take(lease_of(trial.number)):
                     continue
@@ -223,7 +224,7 @@ class Study:
                     self._claims.release(lease_of(trial.number))
                     continue
                 attributes = trial.user_attrs.get("hyperparameters")
-                if attributes is None:  # it died while it was being drawn, and is now drawn to its end
+                if attributes is None:  # the process died while sampling it: finish that
                     asked.append(self._sampled(trial.number))
                 else:
                     together = tuple(trial.user_attrs.get("together", ()))
@@ -234,7 +235,7 @@ class Study:
     def draw(self, count: int, *, trials: int | None) -> list[Asked]:
         """Sample the next trials, at most ``count``, while the study has fewer than ``trials`` in all.
 
-        The budget holds for all searches that share the study, over every time that they were run; ``None`` is none.
+        The budget applies to all searches that share the study, over all restarts; ``None`` for no limit.
         """
         asked: list[Asked] = []
         with self._claims.alone("draw"):
@@ -248,16 +249,16 @@ class Study:
         return not self.exhausted and (trials is None or patiently(self.drawn) < trials)
 
     def drawn(self) -> int:
-        """Trials that were drawn so far, however they ended."""
+        """Number of trials drawn so far, in any state."""
         return sum(trial.state is not TrialState.WAITING for trial in self._study.get_trials(deepcopy=False))
 
     def unfinished_probes(self) -> int:
-        """Linear probes that are still to be fitted; they come before everything else."""
+        """Number of linear probes that are not fitted yet; they come before everything else."""
         trials = self._study.get_trials(deepcopy=False)
         return sum(PROBE in trial.user_attrs and not trial.state.is_finished() for trial in trials)
 
     def _sampled(self, number: int | None = None) -> Asked:
-        """Draw a new trial, or, if it has a number already, finish drawing it: seeded by its number, it is the same."""
+        """Draw a new trial, or finish drawing one that has a number already: the result is seeded by its number."""
         trials = self._study.get_trials(deepcopy=False)
         waiting = [trial.number for trial in trials if trial.state is TrialState.WAITING]
         drawn = min(waiting, default=len(trials)) if number is None else number
@@ -274,38 +275,38 @@ class Study:
         return Asked(trial.number, hyperparameters, resumed=False)
 
     def end_paused(self, *, out_of_time: bool) -> None:
-        """End the trials that are paused, as nobody will resume them; see :meth:`Slices.left`."""
+        """End the paused trials, which will not be resumed; see :meth:`Slices.left`."""
         for result in self.slices.left(self.records(), out_of_time=out_of_time) if self.slices is not None else ():
             self.tell(result)
 
     def _seconds_by_depth(self) -> list[float] | None:
-        """What an epoch takes by freeze depth, where that decides what is drawn: of one backbone, if time is short."""
+        """Seconds per epoch by freeze depth, if sampling depends on it: with one backbone and a time budget."""
         backbone, *others = self._config.backbones
         timed = self._config.study.timeout_minutes is not None and not others
         return self._study.user_attrs.get(f"seconds:{backbone}") if timed else None
 
     def report(self, number: int, result: EpochResult) -> Decision:
-        """Record an epoch's validation value; returns whether the trial continues. Idempotent.
+        """Record an epoch's validation value, and return whether the trial continues. Idempotent.
 
-        A storage that cannot be written now gets the value with the next one; the trial continues meanwhile.
+        If the storage cannot be written now, the value is stored with the next one; the trial continues meanwhile.
 
         Raises:
-            LeaseLost: if another search took the trial over, since this one did not respond for too long.
+            LeaseLost: if another search took over the trial, because this one did not renew its lease in time.
         """
         if self._claims.lost(lease_of(number)):
-            raise LeaseLost(f"Another search took trial {number} over.")
+            raise LeaseLost(f"Another search took over trial {number}.")
         waiting = self._waiting.setdefault(number, [])
         waiting.append(result)
         try:
             if PROBE in self._stored(number).user_attrs:
-                return Decision.CONTINUE  # no epochs: what pruners compare others with
+                return Decision.CONTINUE  # no epochs: pruners use it for comparison
             self._report(number)
             frozen = self._stored(number).user_attrs["hyperparameters"]["freeze_depth"]
             if result.metrics.get("train/freeze_depth", frozen) > frozen:
-                return Decision.CONTINUE  # what is still to be thawed cannot be compared with what was from the start
+                return Decision.CONTINUE  # while thawing, a trial is not comparable with one thawed from the start
             return self._decide(number, result.epoch) if result.epoch < self._config.train.epochs else Decision.CONTINUE
         except UpdateFinishedTrialError:
-            raise LeaseLost(f"Another search took trial {number} over, and has ended it.") from None
+            raise LeaseLost(f"Another search took over trial {number}, and has ended it.") from None
         except PASSING as error:
             _log.warning("the study cannot be written (%s); trial %d continues", error, number)
             return Decision.CONTINUE
@@ -315,7 +316,7 @@ class Study:
         if self.slices is None:
             seen = optuna.Trial(without_probes(self._study), stored._trial_id)
             return Decision.PRUNE if seen.should_prune() else Decision.CONTINUE
-        # Heads that are trained together end together; and of epochs that a checkpoint holds only the last counts.
+        # Heads that are trained together end together; and for epochs in a checkpoint, only the last counts.
         if stored.user_attrs.get("together") or epoch < max(stored.intermediate_values):
             return Decision.CONTINUE
         return Decision.CONTINUE if self.slices.next(training=number) == number else Decision.PAUSE
@@ -330,11 +331,11 @@ class Study:
             waiting.pop(0)
 
     def reported_epochs(self, number: int) -> int:
-        """Epochs of a trial that were reported."""
+        """Number of reported epochs of a trial."""
         return len(patiently(self._stored, number).intermediate_values)
 
     def tell(self, result: TrialResult) -> None:
-        """Record how a trial ended, or that it is paused; a trial that was told already is left as it is."""
+        """Record how a trial ended, or that it is paused; has no effect on a trial that was already recorded."""
         if self.slices is not None and result.state == "paused":
             self.slices.pause(result)
         else:
@@ -349,7 +350,7 @@ class Study:
             try:
                 self._study.tell(result.number, value, state=states[result.state])
             except RuntimeError as error:
-                # Samplers of finite sequences (grid, brute force) end a study like this. The trial is stored by then.
+                # Finite samplers (grid, brute force) end a study this way. The trial is already stored.
                 if "Study.stop" not in str(error):
                     raise
                 self._study.set_user_attr("exhausted", True)
@@ -357,17 +358,17 @@ class Study:
         self._note_seconds()
 
     def begin(self, numbers: Sequence[int]) -> None:
-        """Note that trials start. With freeze-thaw nobody else trains one until it is paused."""
+        """Record that trials start. With freeze-thaw, this search keeps a trial until it is paused."""
         for number in numbers:
             patiently(self._trial(number).set_user_attr, BEGUN, True)
 
     def join(self, numbers: Sequence[int]) -> None:
-        """Note that these trials are trained together: to be bit-equal after a kill, they must resume together."""
+        """Record that these trials are trained together: to be bit-equal after a kill, they must resume together."""
         for number in numbers:
             patiently(self._trial(number).set_user_attr, "together", list(numbers))
 
     def others_run(self) -> bool:
-        """Whether another live search has a trial of this study."""
+        """Whether another live search is running a trial of this study."""
         running = patiently(self._study.get_trials, deepcopy=False, states=(TrialState.RUNNING,))
         return any(self._claims.taken_by_others(lease_of(trial.number)) for trial in running)
 
@@ -376,48 +377,48 @@ class Study:
         return self._claims.alone(name)
 
     def records(self) -> list[TrialRecord]:
-        """All trials, the best first; see :func:`ranked`."""
+        """All trials, best first; see :func:`ranked`."""
         return patiently(ranked, self._study)
 
     def finished(self) -> int:
-        """Trials that ended, however they did: what the budget counts."""
+        """Number of ended trials, in any state, which counts against the budget."""
         return sum(record.ended for record in self.records())
 
     @property
     def exhausted(self) -> bool:
-        """Whether the sampler has nothing left to try, as a grid does."""
+        """Whether the sampler has nothing left to try, as with a grid."""
         return bool(self._study.user_attrs.get("exhausted"))
 
     @property
     def draws_ahead(self) -> bool:
-        """Whether several trials may be drawn before the first has ended. A grid would start over."""
+        """Whether several trials may be drawn before the first has ended, which would restart a grid."""
         return self._config.study.sampler not in FINITE
 
     def best(self) -> TrialRecord | None:
-        """The best complete trial whose checkpoint was kept."""
+        """The best complete trial with a checkpoint."""
         complete = (record for record in self.records() if record.state == "complete")
         return next((record for record in complete if record.result and record.result.checkpoint), None)
 
-    def importances(self) -> dict[str, float]:
-        """How much each hyperparameter matters, see :func:`importances_of`."""
+    def importances(self) -> dict[str, Importance]:
+        """The importance of each hyperparameter, see :func:`importances_of`."""
         return importances_of(self._study)
 
     def _stored(self, number: int) -> FrozenTrial:
-        """The trial as it stands in the storage."""
+        """The trial as stored."""
         return self._study.get_trials(deepcopy=False)[number]
 
     def _trial(self, number: int) -> optuna.Trial:
-        """Optuna's handle of a trial that may have been asked for by another process."""
+        """Optuna's handle of a trial, which another process may have drawn."""
         return optuna.Trial(self._study, self._stored(number)._trial_id)
 
 
 def _searched(study: optuna.Study, config: SearchConfig) -> SearchConfig:
-    """With the backbones that the study was begun with."""
+    """The search with the study's initial backbones."""
     return with_backbones(config, study.user_attrs.get("backbones", config.backbones))
 
 
 def _without_twins(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The points without those that were named before: a retrain begins with the champion's, which may be a default."""
+    """The points without duplicates: a retrain starts with the champion's, which may be a default."""
     kept: list[dict[str, Any]] = []
     for point in points:
         if not any(_same_point(point, other) for other in kept):
@@ -439,7 +440,7 @@ def _ranking(study: optuna.Study) -> dict[str, float]:
 
 
 def _changes(known: Mapping[str, Any], config: SearchConfig) -> str:
-    """Which settings a study was made with that differ now, for people."""
+    """A readable list of settings that differ from those of the study."""
     differing = [
         f"{section}.{key}={json.dumps(known[section].get(key))}"
         for section, values in config.comparable().items()

@@ -59,22 +59,22 @@ __all__ = ["run_rank", "run_together", "run_trial"]
 
 _log = logging.getLogger(__name__)
 _PATIENCE_SECONDS = 600.0
-"""How long a trial that has ended waits for room for its checkpoints."""
+"""How long an ended trial waits for disk space for its checkpoints."""
 _LONGEST_DELAY = 5.0
 
 
 def run_trial(
     spec: TrialSpec, on_epoch: Callable[[EpochResult], Decision], on_batch: Callable[[], bool] = lambda: False
 ) -> TrialResult:
-    """Train one trial, or resume one that was stopped.
+    """Train one trial, or resume an interrupted one.
 
     Args:
         spec: what to train, on what, and where to record it.
-        on_epoch: told each epoch's result; answers whether to continue.
-        on_batch: called after every batch; True asks to write a checkpoint and leave.
+        on_epoch: called with each epoch's result; returns whether to continue.
+        on_batch: called after every batch; returns True to write a checkpoint and leave.
 
     Returns:
-        The result, also of a trial that was pruned, ran out of memory twice, or whose loss is not finite.
+        The result, also if the trial was pruned, ran out of memory twice, or its loss is not finite.
     """
     (result,) = run_together([spec], lambda number, epoch: on_epoch(epoch), on_batch)
     return result
@@ -88,16 +88,16 @@ def run_together(
     """Train one trial, or several head-only trials, as one computation.
 
     Args:
-        specs: of one study and, if several, of one backbone and full freeze depth; if they were begun before, then
-            together and in this order.
-        on_epoch: told the number of a trial and its epoch's result; answers whether it continues.
-        on_batch: called after every batch; True asks to write checkpoints and leave.
+        specs: trials of one study and, if several, of one backbone and full freeze depth. If they were started before,
+            then together and in this order.
+        on_epoch: called with a trial's number and its epoch's result; returns whether it continues.
+        on_batch: called after every batch; returns True to write checkpoints and leave.
 
     Returns:
         The results, in the order of ``specs``.
 
     Raises:
-        Interrupted: after ``on_batch`` asked for it.
+        Interrupted: after ``on_batch`` returned True.
     """
     started = time.perf_counter()
     trials = [_Trial(spec, on_epoch, on_batch) for spec in specs]
@@ -115,17 +115,17 @@ def run_rank(
 
     Args:
         spec: as in :func:`run_trial`, with this process's device.
-        place: which one this is. The first records the trial and asks ``on_epoch``.
+        place: this process's rank. The first records the trial and calls ``on_epoch``.
         on_epoch: as there.
-        on_batch: as there; if it asks one of them to leave, all do.
+        on_batch: as there; if it returns True in one process, all leave.
 
     Returns:
         The result, in the first process.
 
     Raises:
-        Interrupted: after ``on_batch`` asked for it.
-        RankOutOfMemory: if this process's device has no memory left.
-        RankFailed: if anything but the training itself fails here, where the others cannot see it.
+        Interrupted: after ``on_batch`` returned True.
+        RankOutOfMemory: if this process's device is out of memory.
+        RankFailed: if anything except the training itself fails here, unnoticed by the others.
     """
     started = time.perf_counter()
     with told_as_of_rank(), joined(place, runtime_for(spec.config.train).device) as ranks:
@@ -133,7 +133,7 @@ def run_rank(
             trial = _Trial(spec, lambda number, epoch: on_epoch(epoch), on_batch)
             outcome = _guarded(trial, ranks)
             return (trial.end(outcome, time.perf_counter() - started),)
-        with suppress(*OF_ALL_RANKS):  # the first one tells
+        with suppress(*OF_ALL_RANKS):  # the first one reports it
             runtime = _set_up(spec, ranks)
             _fit(
                 spec,
@@ -149,7 +149,7 @@ def run_rank(
 
 
 class _Arguments(TypedDict):
-    """Arguments that a training and a probe kept as a trial have in common."""
+    """Arguments common to training and to a probe stored as a trial."""
 
     hyperparameters: Hyperparameters
     config: TrainConfig
@@ -175,7 +175,7 @@ def _arguments(spec: TrialSpec, folder: CheckpointFolder, runtime: Runtime) -> _
 
 
 class _Trial:
-    """A trial that runs: where it records itself, and who is told."""
+    """A running trial: its trackers and callbacks."""
 
     def __init__(
         self, spec: TrialSpec, on_epoch: Callable[[int, EpochResult], Decision], on_batch: Callable[[], bool]
@@ -191,12 +191,12 @@ class _Trial:
         self.observer = observer_of(spec, self.tracker)
 
     def announce(self, result: EpochResult) -> Decision:
-        """Record an epoch, and ask whether to continue."""
+        """Record an epoch; returns whether to continue."""
         self.tracker.log_metrics(result.metrics, step=result.epoch, timestamp_ms=result.finished_at)
         return self._on_epoch(self.spec.number, result)
 
     def outcome(self, result: FitResult) -> Outcome:
-        """How a training ended, in words."""
+        """Describe how training ended."""
         if result.decision is Decision.PAUSE:
             return Outcome("paused", f"paused after epoch {result.history[-1].epoch}", result)
         if result.decision is Decision.PRUNE:
@@ -207,7 +207,7 @@ class _Trial:
         return Outcome("complete", reason, result)
 
     def end(self, outcome: Outcome, seconds: float) -> TrialResult:
-        """Record how it ended, and sum it up."""
+        """Record how it ended, and return the result."""
         spec = self.spec
         seconds += spec.seconds_before
         self._wait_for_room()
@@ -231,10 +231,10 @@ class _Trial:
         )
 
     def _wait_for_room(self) -> None:
-        """A disk that is full at the end of a trial may have room in minutes; without a checkpoint its value is lost.
+        """Wait for disk space at the end of a trial: without a checkpoint its value is lost.
 
         Raises:
-            Interrupted: if it is asked to leave meanwhile; it resumes from its last checkpoint.
+            Interrupted: if asked to leave meanwhile; the trial resumes from its last checkpoint.
         """
         deadline, delay = time.monotonic() + _PATIENCE_SECONDS, 0.2
         while self.folder.problem is not None and time.monotonic() < deadline:
@@ -246,15 +246,15 @@ class _Trial:
 
 
 def _lost(folder: CheckpointFolder, report: TrackingReport) -> Iterator[str]:
-    """What is neither on disk nor in MLflow, in words."""
+    """Describe what is neither on disk nor in MLflow."""
     if folder.problem is not None:
         yield f"checkpoints could not be written: {folder.problem}"
     if report.unsent and report.where is None:
-        yield f"{report.unsent} records were given up: {report.problem}"
+        yield f"{report.unsent} records were dropped: {report.problem}"
 
 
 def _guarded(trial: _Trial, ranks: Ranks = ALONE) -> Outcome:
-    """Train one trial; any failure is its outcome, except for one that other processes of it do not see."""
+    """Train one trial; any failure becomes its outcome, except one that its other processes do not notice."""
     try:
         return _probe(trial) if trial.spec.hyperparameters.is_probe else _train(trial, ranks)
     except Interrupted:
@@ -264,7 +264,7 @@ def _guarded(trial: _Trial, ranks: Ranks = ALONE) -> Outcome:
             raise
         return _failed(str(error))
     except Exception as error:
-        if is_device_lost(error):  # nor could this process train the next one: another resumes it
+        if is_device_lost(error):  # this process cannot use it again: another one resumes the trial
             emit(Note(f"trial-{trial.spec.number:02d}: the GPU failed: {str(error).splitlines()[0]}", "warning"))
             raise
         if ranks.count > 1:
@@ -286,11 +286,11 @@ def _fit(
     on_batch: Callable[[], bool],
     observer: Observer | None = None,
 ) -> tuple[backbones.Backbone, FitResult]:
-    """A network as the trial begins with it, trained."""
+    """Train a network from the trial's initial state."""
     if accumulation > 1:  # memory ran out
         inputs.close()
         keep_nothing()
-    with ranks.first_ahead():  # it fits the probe, if nobody has
+    with ranks.first_ahead():  # the first fits the probe if necessary
         backbone = _backbone(spec, runtime)
     return backbone, fit(
         backbone,
@@ -326,7 +326,7 @@ def _train(trial: _Trial, ranks: Ranks) -> Outcome:
 
 
 def _probe(trial: _Trial) -> Outcome:
-    """The linear probe as a trial: fitted unless it is already, and measured as a network."""
+    """The linear probe as a trial: fitted unless it already is, and evaluated as a network."""
     spec = trial.spec
     runtime = _set_up(spec)
     backbone = build_backbone(spec.config, spec.hyperparameters.backbone, len(spec.classes))
@@ -341,14 +341,14 @@ def _probe(trial: _Trial) -> Outcome:
 
 
 class _LastOpened:
-    """Opens a trial's inputs for a freeze depth, and keeps those that were opened last."""
+    """Opens a trial's inputs for a freeze depth, and keeps the last opened ones."""
 
     def __init__(self, spec: TrialSpec, runtime: Runtime) -> None:
         self._spec, self._runtime = spec, runtime
         self._opened: dict[int, tuple[Inputs, Inputs]] = {}
 
     def close(self) -> None:
-        """Keep nothing open."""
+        """Close the open inputs."""
         self._opened.clear()
 
     def __call__(self, depth: int) -> tuple[Inputs, Inputs]:
@@ -360,7 +360,7 @@ class _LastOpened:
 
 
 def _train_heads(trials: Sequence[_Trial]) -> list[Outcome] | None:
-    """Train heads together; ``None`` if that is not possible, and they must train one after the other."""
+    """Train heads together; ``None`` if that is not possible and they must train one by one."""
     spec = trials[0].spec
     try:
         runtime = _set_up(spec)
@@ -401,7 +401,7 @@ def _train_heads(trials: Sequence[_Trial]) -> list[Outcome] | None:
 
 
 def _set_up(spec: TrialSpec, ranks: Ranks = ALONE) -> Runtime:
-    """Threads, and one seed for all trials of a study: they differ in their hyperparameters, not by chance."""
+    """Set threads and the seed, which is the same for all trials: they differ by hyperparameters, not by chance."""
     seed = ranks.own_seed(spec.config.study.seed)
     set_up_process(threads=spec.threads, seed=seed, exact=spec.config.train.exact)
     runtime = runtime_for(spec.config.train)
@@ -410,7 +410,7 @@ def _set_up(spec: TrialSpec, ranks: Ranks = ALONE) -> Runtime:
 
 
 def _backbone(spec: TrialSpec, runtime: Runtime) -> backbones.Backbone:
-    """As the trial begins with it."""
+    """The backbone in the trial's initial state."""
     backbone = build_backbone(spec.config, spec.hyperparameters.backbone, len(spec.classes))
     wanted = spec.config.train.head
     if wanted == "probe" or (wanted == "auto" and spec.activations.preprocessing is not None):
@@ -425,7 +425,7 @@ def _probe_path(spec: TrialSpec) -> Path:
 def _log_classes(
     trial: _Trial, backbone: backbones.Backbone, validation: Inputs, runtime: Runtime, result: FitResult
 ) -> None:
-    """Record the confusion matrix and class metrics of the best epoch; in detail unless it was pruned."""
+    """Record the confusion matrix and class metrics of the best epoch, in detail unless the trial was pruned."""
     spec, best = trial.spec, trial.folder.best()
     if best is None:
         return
@@ -435,7 +435,7 @@ def _log_classes(
     counts = confusion(predicted, validation.labels, len(spec.classes))
     recalls = per_class_scores(counts)["recall"]
     metrics = {f"val_recall/{name}": float(recall) for name, recall in zip(spec.classes, recalls, strict=True)}
-    metrics = {name: value for name, value in metrics.items() if value == value}  # a class that validation lacks is NaN
+    metrics = {name: value for name, value in metrics.items() if value == value}  # NaN: not in validation
     trial.tracker.log_metrics(metrics, step=checkpoint.epoch)
     if result.decision not in (Decision.PAUSE, Decision.PRUNE):
         record_classes(trial.tracker, counts, spec.classes, step=checkpoint.epoch)

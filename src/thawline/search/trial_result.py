@@ -1,4 +1,4 @@
-"""What is known of a trial by its number: its result, its name, its folder. Imports no torch, for who only looks."""
+"""A trial's result, name and folder. Does not import torch, so that it loads fast."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from thawline.training import Hyperparameters
 __all__ = ["TrialEnding", "TrialResult", "trial_folder", "trial_name"]
 
 TrialEnding = Literal["complete", "pruned", "failed", "paused"]
-"""How a trial left its process. One that is paused may be resumed; if it never is, it ends as pruned."""
+"""How a trial left its process. A paused trial may be resumed; otherwise it ends as pruned."""
 
 
 @dataclass(frozen=True)
@@ -22,22 +22,21 @@ class TrialResult:
     """Best validation value of the study's metric; ``None`` if no epoch was finished."""
     best_epoch: int | None
     epochs: int
-    """Epochs that were trained, over all restarts."""
+    """Number of trained epochs, over all restarts."""
     seconds: float
-    """Wall time of the process that ended it, and of those before in which it was paused."""
+    """Wall time of the process that ended the trial, and of earlier ones in which it was paused."""
     reason: str
-    """Why it ended before its last epoch, or failed; else empty."""
+    """Why it ended before its last epoch, or failed; empty otherwise."""
     run_id: str | None
-    """MLflow run; ``None`` if the tracking server was never reached."""
+    """Id of its MLflow run; ``None`` if the tracking server was never reached."""
     checkpoint: str | None
-    """Best checkpoint's file, relative to Thawline's home."""
+    """File of the best checkpoint, relative to Thawline's home."""
     memory_bytes: int | None = None
-    """Peak memory of its tensors on the GPU; ``None`` on a CPU, where it is not counted."""
+    """Peak memory of its tensors on the GPU; ``None`` on a CPU, where it is not measured."""
     unsent: int = 0
-    """Records that could not be sent to the tracking server and are kept in Thawline's home."""
+    """Number of records that could not be sent to the tracking server and are kept in Thawline's home."""
     unkept: str = ""
-    """What of it is lost, and why: checkpoints that are not on disk, records that could not be delivered; else
-    empty."""
+    """What was lost, and why: checkpoints that are not on disk, or records that could not be delivered; else empty."""
 
     @property
     def ending(self) -> str:
@@ -50,12 +49,12 @@ class TrialResult:
     def without_result(
         cls, number: int, *, reason: str, epochs: int = 0, seconds: float = 0.0, run_id: str | None = None
     ) -> "TrialResult":
-        """A failed trial whose process ended before it could report anything."""
+        """The result of a trial whose process died without reporting."""
         return cls(number, "failed", None, None, epochs, seconds, reason, run_id, None)
 
 
 def trial_name(number: int, hyperparameters: Hyperparameters) -> str:
-    """``trial-07 depth=3 lr=1.2e-3``, or ``trial-00 linear probe``, as it is shown in Prefect, MLflow and logs."""
+    """``trial-07 depth=3 lr=1.2e-3``, or ``trial-00 linear probe``, as shown in Prefect, MLflow and logs."""
     if hyperparameters.is_probe:
         return f"trial-{number:02d} linear probe"
     mantissa, _, exponent = f"{hyperparameters.learning_rate:.1e}".partition("e")
@@ -63,5 +62,5 @@ def trial_name(number: int, hyperparameters: Hyperparameters) -> str:
 
 
 def trial_folder(home: Path, study: str, number: int) -> Path:
-    """Where a trial keeps its checkpoints."""
+    """Where a trial's checkpoints are stored."""
     return home / "studies" / study / f"trial-{number:03d}"

@@ -1,4 +1,4 @@
-"""What a trial records of itself: parameters, metrics, checkpoints, how it ended."""
+"""The records of a trial: parameters, metrics, checkpoints, and how it ended."""
 
 import math
 from collections.abc import Mapping
@@ -32,9 +32,9 @@ _OF_PROBES = {
     *("backbone", "freeze_depth", "policy", "class_weights", "precision", "device"),
     *("weights", "image_size", "max_length", "seed"),
 }
-"""What a linear probe depends on; it has no learning rate, no epochs and no schedule."""
+"""Settings that a linear probe depends on; it has no learning rate, epochs or schedule."""
 _UNSET = ("None", "()", "{}")
-"""Settings that are off, as texts."""
+"""Settings that are off, as strings."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Outcome:
 
 
 def trackers_of(spec: TrialSpec) -> tuple[MlflowTracker, CompositeTracker]:
-    """MLflow's tracker, whose run id is wanted at the end, and all trackers as one."""
+    """MLflow's tracker, which provides the run id, and all trackers as one."""
     run = TrackerRun(
         home=spec.home,
         study=spec.study,
@@ -60,11 +60,11 @@ def trackers_of(spec: TrialSpec) -> tuple[MlflowTracker, CompositeTracker]:
 
 
 def params_of(spec: TrialSpec) -> dict[str, str]:
-    """The same keys for every trial of a study, so that MLflow's charts can compare them, without what is unset.
+    """Parameters with the same keys for every trial of a study, so that MLflow's charts can compare them.
 
-    What is searched has a name of its own, and the rest that of its setting, after it in the alphabet: so MLflow's
-    contour plot, which takes the first two that are numbers, begins with freeze depth and learning rate. The learning
-    rate is there as its logarithm too: parallel coordinates have no logarithmic axes.
+    Unset ones are omitted. Searched settings have a plain name; the others are prefixed, which sorts them later. So
+    MLflow's contour plot, which uses the first two numbers, starts with freeze depth and learning rate. The logarithm
+    of the learning rate is added, as parallel coordinates have no logarithmic axes.
     """
     config = spec.config
     values = {name: str(value) for name, value in spec.hyperparameters.as_dict().items()}
@@ -94,14 +94,14 @@ class Reached:
     epochs: int = 0
     checkpoint: Path | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Validation's, of the best epoch."""
+    """Validation metrics of the best epoch."""
 
 
 def what_was_reached(spec: TrialSpec, folder: CheckpointFolder, result: FitResult | None) -> Reached:
-    """Best value and its epoch and checkpoint, and the epochs trained; of a failed trial, what its checkpoints hold."""
+    """Best value with its epoch and checkpoint, and the epochs trained; for a failed trial, from its checkpoints."""
     best, last = folder.best(), folder.last()
     if result is not None:
-        # On a full disk the best epoch's checkpoint may be missing; another's has other weights.
+        # On a full disk the best epoch's checkpoint may be missing; one of another epoch has other weights.
         kept = best if best is not None and load_checkpoint(best).epoch == result.best_epoch else None
         metrics = _of_validation(result.history[result.best_epoch - 1].metrics)
         return Reached(result.value, result.best_epoch, len(result.history), kept, metrics)
@@ -122,7 +122,7 @@ def _of_validation(metrics: Mapping[str, float]) -> dict[str, float]:
 def record_end(
     spec: TrialSpec, tracker: CompositeTracker, outcome: Outcome, reached: Reached, seconds: float
 ) -> TrackingReport:
-    """Record how a trial ended, and close its trackers. One that is paused has no checkpoint recorded yet."""
+    """Record how a trial ended, and close its trackers. For a paused trial, no checkpoint is recorded yet."""
     summary = {"time/seconds": seconds}
     if reached.value is not None:
         summary[f"best/{spec.config.study.metric}"] = reached.value
@@ -144,7 +144,7 @@ def record_end(
 
 
 def observer_of(spec: TrialSpec, tracker: Tracker) -> Observer | None:
-    """Who watches the training from inside, and records what is seen; ``None`` if nobody is to."""
+    """The observer that records the trial's training; ``None`` if observation is off."""
     if not spec.config.tracking.observe:
         return None
     activations = spec.activations

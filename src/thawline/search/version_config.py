@@ -1,4 +1,4 @@
-"""The settings behind a study or a registered version, as recorded: perhaps with another version of Thawline."""
+"""The recorded settings of a study or a registered version, possibly written by another version of Thawline."""
 
 import yaml
 
@@ -16,17 +16,17 @@ def config_of_version(registry: MlflowRegistry, model: str, version: str) -> Sea
     """The settings of the study that trained a version; ``None`` if they were not recorded.
 
     Raises:
-        ConfigError: if this version of Thawline has other settings, naming those that it does not know.
+        ConfigError: with the settings that this version of Thawline does not know.
         RegistryError: if there is no such version, or the registry fails.
     """
     return _read(registry.study_file(model, version, _FILE), f"The study that trained {model}/{version}")
 
 
 def config_of_study(store: MlflowStore, study: str) -> SearchConfig | None:
-    """The settings of a study; ``None`` if they were not recorded, or the store does not answer.
+    """The settings of a study; ``None`` if they were not recorded, or the store does not respond.
 
     Raises:
-        ConfigError: if this version of Thawline has other settings, naming those that it does not know.
+        ConfigError: with the settings that this version of Thawline does not know.
     """
     return _read(fetch_study_file(store, study, _FILE), f"The study {study}")
 
@@ -39,5 +39,5 @@ def _read(text: str | None, study: str) -> SearchConfig | None:
         return SearchConfig.build(settings if isinstance(settings, dict) else {})
     except (yaml.YAMLError, ConfigError) as error:
         raise ConfigError(
-            f"{study} was run with settings that this version of Thawline does not read. {error}"
+            f"{study} was run with settings that this version of Thawline does not support. {error}"
         ) from None

@@ -1,4 +1,4 @@
-"""From the best trial to a registered model: restore, calibrate, package, judge, and perhaps promote."""
+"""From the best trial to a registered model: restore, calibrate, package, judge, and promote if it is better."""
 
 import tempfile
 from collections import Counter
@@ -43,7 +43,7 @@ from thawline.training import load_checkpoint, load_model, open_inputs, predict,
 __all__ = ["SearchOutcome", "conclude", "further_data", "judge_best", "restore", "test_split"]
 
 _COMPARED = 16
-"""Images or texts on which the package is compared with the trained network."""
+"""Number of images or texts on which the package is compared with the trained network."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,18 @@ class SearchOutcome:
     promotion: PromotionOutcome
     bad_files: tuple[Problem, ...]
     unsent: int
-    """Records that the tracking server has not received; kept in Thawline's home and sent by the next search."""
+    """Number of records that the tracking server has not received; kept in Thawline's home, the next search sends
+    them."""
     unkept: tuple[str, ...]
-    """What is neither on disk nor recorded, and why: a line for each trial of which something is lost."""
+    """What was neither stored on disk nor recorded, and why: one line per affected trial."""
     run_id: str
-    """MLflow's parent run."""
+    """Id of MLflow's parent run."""
     soup: str = ""
-    """The result of averaging trials, in words; empty if it was not tried."""
+    """A description of the soup's result; empty if none was tried."""
     report: Path | None = None
     """The report; ``None`` if it was not requested, or could not be written."""
     quantised: PromotionOutcome | None = None
-    """Of the copy in int8; ``None`` if it was not requested, or not made."""
+    """The outcome of the int8 copy; ``None`` if it was not requested or not made."""
 
     @property
     def model(self) -> str:
@@ -82,7 +83,7 @@ class SearchOutcome:
 
     @property
     def champion_version(self) -> str | None:
-        """The champion, now."""
+        """The current champion."""
         if self.quantised is not None and self.quantised.verdict.outcome is Outcome.PROMOTE:
             return self.quantised.version
         return self.promotion.version if self.promoted else self.promotion.champion_version
@@ -93,23 +94,23 @@ class SearchOutcome:
         return self.unsent == 0 and not self.unkept
 
     def after_closing(self, report: TrackingReport) -> "SearchOutcome":
-        """The same, once it is known what happened to the study's own records."""
+        """The same, updated with the delivery of the study's own records."""
         return replace(self, unsent=self.unsent + report.unsent)
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
     def lines(self) -> list[str]:
-        """The end of a search in sentences."""
+        """The result of a search in sentences."""
         lines = self._result()
         if self.bad_files:
-            lines.append(f"Left out, {len(self.bad_files)} unreadable:")
+            lines.append(f"Skipped {len(self.bad_files)} unreadable:")
             lines += [f"  {printable(problem.path)}: {problem.reason}" for problem in self.bad_files]
         if self.unsent:
             lines.append(
-                f"{self.unsent} records did not reach the tracking server. They are kept; the next search sends them."
+                f"{self.unsent} records did not reach the tracking server. They are stored; the next search sends them."
             )
-        lines += [f"Not kept: {sentence}" for sentence in self.unkept]
+        lines += [f"Not stored: {sentence}" for sentence in self.unkept]
         if self.report is not None:
             here = self.report.is_relative_to(Path.cwd())
             lines.append(f"Report: {self.report.relative_to(Path.cwd()) if here else self.report}")
@@ -172,7 +173,7 @@ class SearchOutcome:
         }
 
     def as_markdown(self) -> str:
-        """The decision as a page."""
+        """The decision as markdown."""
         rows = [f"| {name} | {value:.4f} |" for name, value in self.promotion.challenger.metrics.items()]
         table = "\n".join(["| test metric | value |", "|---|---|", *rows])
         return "\n\n".join(
@@ -181,7 +182,7 @@ class SearchOutcome:
 
 
 def judge_best(prepared: Prepared, run: StudyRun) -> PromotionOutcome:
-    """Register the best trial as challenger, and judge it against the champion. Doing it again registers nothing twice.
+    """Register the best trial as challenger, and judge it against the champion. Idempotent: registers nothing twice.
 
     Raises:
         StudyError: if no trial was completed, with the reasons of those that failed.
@@ -205,7 +206,7 @@ def judge_best(prepared: Prepared, run: StudyRun) -> PromotionOutcome:
         tags=tags,
     )
     test = test_split(prepared.manifest)
-    emit(Phase(f"scoring on {len(test.labels)} test {prepared.manifest.kind}, and the champion on the same"))
+    emit(Phase(f"scoring on {len(test.labels)} test {prepared.manifest.kind}, with the champion"))
     promotion = prepared.config.promotion
     return judge(
         run.store,
@@ -219,10 +220,10 @@ def judge_best(prepared: Prepared, run: StudyRun) -> PromotionOutcome:
 
 
 def conclude(prepared: Prepared, study: Study, run: StudyRun, judged: PromotionOutcome) -> SearchOutcome:
-    """Move the champion's alias if the verdict says so, and sum the search up.
+    """Move the champion's alias if the verdict is to promote, and return the outcome of the search.
 
     Raises:
-        RegistryError: if another challenger became champion meanwhile.
+        RegistryError: if another version became champion meanwhile.
     """
     settle(run.store, judged)
     best = _best(study)
@@ -257,21 +258,21 @@ def test_split(manifest: Manifest) -> LabelledData:
 
 
 def _items(manifest: Manifest, rows: Sequence[Row]) -> Sequence[Path] | Sequence[str]:
-    """Files of images, or texts: still those that were trained on, or the scores would be of other data."""
+    """Image files, or texts; checks that the data have not changed since training."""
     return texts_of(manifest, rows) if manifest.kind == "texts" else files_of(manifest, rows)
 
 
 def further_data(paths: Sequence[Path], columns: DataConfig) -> list[LabelledData]:
-    """Folders of labelled images, or tables of labelled texts with such columns, beyond the test split.
+    """Additional test data: folders of labelled images, or tables of labelled texts with these columns.
 
     Raises:
-        DataError: if one does not exist or holds nothing.
+        DataError: if one does not exist or is empty.
     """
     return [LabelledData(path.name, *labelled(path, columns)) for path in paths]
 
 
 def restore(prepared: Prepared, record: TrialRecord, home: Path) -> backbones.Backbone:
-    """The backbone of a trial with the weights of its best checkpoint, or of the soup that won against it."""
+    """The backbone of a trial with the weights of its best checkpoint, or of the winning soup."""
     result = record.result
     if result is None or result.checkpoint is None:
         raise StudyError(f"Trial {record.number} left no checkpoint in {home}.")
@@ -292,11 +293,11 @@ def _best(study: Study) -> TrialRecord:
 
 
 def _run_of(best: TrialRecord, run: StudyRun) -> str:
-    """The trial's MLflow run; it may have been out of reach while the trial ran."""
+    """The trial's MLflow run, which is missing if the server was unreachable while the trial ran."""
     if best.result is not None and best.result.run_id is not None:
         return best.result.run_id
     replay_unsent(run.store)
-    reason = "the tracking server was out of reach"
+    reason = "the tracking server was unreachable"
     try:
         run_id = find_trial_run(run.store, parent_run_id=run.run_id, number=best.number)
         if run_id is not None:
@@ -310,21 +311,21 @@ def _run_of(best: TrialRecord, run: StudyRun) -> str:
 
 
 def _soup_tags(prepared: Prepared, study: Study, home: Path) -> dict[str, str]:
-    """Try a soup if it is wanted; its result is recorded with the version."""
+    """Try a soup if requested; its result is recorded with the version."""
     if not prepared.config.study.soup:
         return {}
     soup = make_soup(prepared, study.records(), home)
     tags = (
         soup.tags
         if soup is not None
-        else {SOUP_TAG: "not tried: this home holds no checkpoints of two complete trials of the best one's backbone"}
+        else {SOUP_TAG: "not tried: this home has no checkpoints of two complete trials of the best trial's backbone"}
     )
     emit(Note(f"soup: {tags[SOUP_TAG]}"))
     return tags
 
 
 def _soup_of(prepared: Prepared, judged: PromotionOutcome, run: StudyRun) -> str:
-    """What was recorded of it."""
+    """The recorded result of the soup."""
     if not prepared.config.study.soup:
         return ""
     return MlflowRegistry(run.store).tags(judged.name, judged.version).get(SOUP_TAG, "")
@@ -333,9 +334,9 @@ def _soup_of(prepared: Prepared, judged: PromotionOutcome, run: StudyRun) -> str
 def _package(prepared: Prepared, best: TrialRecord, tags: dict[str, str], run_id: str, run: StudyRun) -> str:
     backbone = restore(prepared, best, run.home)
     config, manifest, name = prepared.config, prepared.manifest, best.hyperparameters.backbone
-    # Those of the pretrained weights, which training saw; `restore` built the network without them.
+    # The pretrained weights' statistics, as in training; `restore` built the network without them.
     preprocessing = preprocessing_for(config, name)
-    # In the precision of what will be served, whatever the trials were trained in.
+    # In the precision of serving, regardless of the precision of training.
     runtime = runtime_for(config.train.model_copy(update={"precision": "fp32"}))
     inputs = open_inputs(prepared.inputs[name], "validation", image_preprocessing(config, name), runtime)
     logits = predict(backbone, inputs, runtime, config.train.batch_size).double()
@@ -383,7 +384,7 @@ def _package(prepared: Prepared, best: TrialRecord, tags: dict[str, str], run_id
         except ExportError as error:
             if tried == required:
                 raise
-            emit(Note(f"packaged without model.onnx, so that PyTorch computes it: {error}", "warning"))
+            emit(Note(f"packaged without model.onnx, so PyTorch computes it: {error}", "warning"))
             write(exports=required)
         return log_packaged_model(
             run.store,
@@ -395,12 +396,12 @@ def _package(prepared: Prepared, best: TrialRecord, tags: dict[str, str], run_id
 
 
 def _sent(item: Path | str) -> bytes | str:
-    """What a client would send: an encoded image, or a text."""
+    """A client's input: an encoded image, or a text."""
     return item.read_bytes() if isinstance(item, Path) else item
 
 
 def _baselines(prepared: Prepared, study: Study) -> Baselines:
-    """Baselines for the best trial's validation value: the majority class, and the best linear probe."""
+    """Baselines for the best trial: the majority class, and the best linear probe."""
     metric, manifest = prepared.config.study.metric, prepared.manifest
     labels = [manifest.classes[row.label] for row in manifest.of("validation")]
     majority = majority_class(_train_classes(manifest), labels, kind=manifest.kind)
@@ -421,7 +422,7 @@ def _baselines(prepared: Prepared, study: Study) -> Baselines:
 
 
 def _train_classes(manifest: Manifest) -> dict[str, int]:
-    """How many images or texts each class has in the training split."""
+    """Number of images or texts per class in the training split."""
     return dict(Counter(manifest.classes[row.label] for row in manifest.of("train")))
 
 

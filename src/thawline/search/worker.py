@@ -1,9 +1,9 @@
 """Work in a separate process, so that a crash or a memory leak ends only that process.
 
-Processes come from a fork server that has the heavy libraries loaded, and serve one call after another: the first
-starts in a second or two instead of twenty, the next at once. A call may report over a pipe and wait for the answer, so
-Optuna's study stays with the driver. When the driver dies, its workers end themselves; when it stops, they are asked to
-stop and have some seconds for it; one that is silent for too long is ended.
+Processes are forked from a server that has the heavy libraries loaded, and serve one call after another: the first
+starts in a second or two instead of twenty, the next at once. A call may send messages over a pipe and wait for
+replies, so Optuna's study stays in the driver. When the driver dies, its workers exit. When it stops, they are asked to
+leave within some seconds. A worker that is silent for too long is killed.
 """
 
 import importlib
@@ -46,21 +46,21 @@ _Send: TypeAlias = Callable[[Any], Any]
 
 _LEAVE_SECONDS = 5.0
 _OF_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
-"""Variables that tell a process which devices it has, read once, when it first asks for one. On a cluster they differ
-from task to task."""
+"""Environment variables with a process's devices, read once, at its first use of a device. On a cluster they differ
+between tasks."""
 _SIGN_SECONDS = 1.0
-"""How often a worker sends a heartbeat, at most."""
+"""Minimum interval between a worker's heartbeats."""
 
 
 class Link:
-    """The connection of a function in a worker to its driver."""
+    """The connection from a function in a worker to its driver."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection, self._sending = connection, threading.Lock()
         self._said = time.monotonic()
 
     def __call__(self, message: Any) -> Any:
-        """Send a message and wait for the answer."""
+        """Send a message and wait for the reply."""
         self._send("message", message)
         return self._connection.recv()
 
@@ -69,7 +69,7 @@ class Link:
         self._send("event", event)
 
     def alive(self) -> bool:
-        """Say that there is progress; returns whether this process was asked to leave."""
+        """Send a heartbeat; returns whether this process was asked to leave."""
         if time.monotonic() - self._said >= _SIGN_SECONDS:
             self._send("alive", None)
         return _leaving.is_set()
@@ -81,7 +81,7 @@ class Link:
 
 
 class _Here:
-    """The link of a call in this very process."""
+    """The link of a call within this process."""
 
     def __init__(self, on_message: _Send) -> None:
         self._on_message = on_message
@@ -94,7 +94,7 @@ class _Here:
 
 
 _leaving = threading.Event()
-"""In a worker: it was asked to leave, by its driver or by the system."""
+"""In a worker: set when the driver or the system asks it to leave."""
 _stopping = threading.Event()
 _grace_ends = 0.0
 _idle: list["_Worker"] = []
@@ -102,7 +102,7 @@ _idle_lock = threading.Lock()
 
 
 def stop_workers(grace_seconds: float = 0.0) -> None:
-    """Ask all calls that run now to leave, end them after ``grace_seconds``, and all processes that wait for one."""
+    """Ask all running calls to leave, kill them after ``grace_seconds``, and end all idle processes."""
     global _grace_ends  # noqa: PLW0603  read by the threads that wait for calls
     _grace_ends = time.monotonic() + grace_seconds
     _stopping.set()
@@ -114,10 +114,10 @@ def stop_workers(grace_seconds: float = 0.0) -> None:
 
 @contextmanager
 def workers_dismissed(grace_seconds: float) -> Iterator[None]:
-    """No worker is left after the block. Where it is interrupted, running trials are asked to leave with a checkpoint.
+    """End all workers after the block. On an interruption, running trials are asked to write a checkpoint and leave.
 
     Args:
-        grace_seconds: what they have for it, before they are ended.
+        grace_seconds: time for that, before they are killed.
     """
     try:
         yield
@@ -128,7 +128,7 @@ def workers_dismissed(grace_seconds: float) -> Iterator[None]:
 
 
 def prepare_workers() -> None:
-    """Start the fork server now, so that it loads the libraries while the data is being read."""
+    """Start the fork server now, so that it loads libraries while the data is being read."""
     _stopping.clear()
     start_fork_server()
 
@@ -141,27 +141,27 @@ def call_in_worker(
     poll_seconds: float = 0.2,
     apart: bool = False,
 ) -> Any:
-    """Run ``function(*args, link)`` in another process and wait for what it returns.
+    """Run ``function(*args, link)`` in another process, and return its result.
 
-    The wait is a poll, so that the caller can be interrupted (Prefect's time-outs and cancellation); the process is
-    ended when this function leaves without a result, and kept for the next call otherwise.
+    Waiting polls, so that the caller can be interrupted (Prefect's time-outs and cancellation). The process is kept for
+    the next call, or ended if this function leaves without a result.
 
     Args:
-        function: of a module, since its name is what is sent. It may call ``link(message)``, which returns the answer,
-            and ``link.alive()``; it may raise :class:`Interrupted` when that asks it to leave. What it emits, the
-            driver emits.
-        args: values that can be pickled.
-        on_message: answers messages.
-        silent_seconds: a process that is silent for this long is ended; ``None`` waits indefinitely.
-        poll_seconds: how soon an interruption is noticed.
-        apart: in a process that serves only such calls: trials leave seeds, switches and threads of their own.
+        function: a module-level function, as it is sent by name. It may call ``link(message)``, which returns the
+            reply, and ``link.alive()``, and may raise :class:`Interrupted` when that asks it to leave. The driver emits
+            its events.
+        args: picklable values.
+        on_message: returns the reply to a message.
+        silent_seconds: a process that is silent for this long is killed; ``None`` waits indefinitely.
+        poll_seconds: polling interval, which bounds the delay of an interruption.
+        apart: whether to use a process that serves only such calls, because trials change seeds, switches and threads.
 
     Raises:
-        WorkerCrashed: if the process dies or leaves without a result, or is ended for its silence.
+        WorkerCrashed: if the process dies or leaves without a result, or is killed for its silence.
         WorkStopped: after :func:`stop_workers`.
         ThawlineError: what ``function`` raised.
     """
-    if multiprocessing.current_process().daemon:  # of Dask, which keeps its workers from having children
+    if multiprocessing.current_process().daemon:  # Dask's workers must not have children
         return function(*args, _Here(on_message))
     return call_in_workers(
         [(function, args)],
@@ -180,21 +180,21 @@ def call_in_workers(
     poll_seconds: float = 0.2,
     apart: bool = False,
 ) -> Any:
-    """Run functions that work together, each in a process of its own; returns what the first of them returns.
+    """Run functions that work together, each in its own process; returns the result of the first.
 
-    They end together: when one dies or fails, the others, who may wait for it, are ended after a few seconds.
+    They end together: when one dies or fails, the others, which may be waiting for it, are killed after a few seconds.
 
     Args:
-        calls: functions with their arguments; these and the rest as in :func:`call_in_worker`.
-        on_message: answers messages of all.
-        silent_seconds: for which all are silent: one that hangs lets the others wait.
+        calls: functions with their arguments, as in :func:`call_in_worker`.
+        on_message: returns the reply to a message of any of them.
+        silent_seconds: kill all when all are silent for this long: one that hangs blocks the others.
         poll_seconds: see there.
         apart: see there.
 
     Raises:
-        WorkerCrashed: if one of the processes dies or leaves, or all are ended for their silence.
+        WorkerCrashed: if one of the processes dies or leaves, or all are killed for their silence.
         WorkStopped: after :func:`stop_workers`.
-        ThawlineError: the first that was raised, unless the first function returned.
+        ThawlineError: the first error raised, unless the first function returned.
     """
     workers: list[_Worker] = []
     try:
@@ -213,7 +213,7 @@ def call_in_workers(
     for worker in workers:
         if len(workers) == 1 or (worker in answers and answers[worker][0] == "result"):
             _give_back(worker)
-        else:  # it may wait for another that has failed
+        else:  # it may be waiting for another that has failed
             worker.end()
     if kind == "error":
         raise value
@@ -221,10 +221,10 @@ def call_in_workers(
 
 
 def load_meanwhile(modules: Sequence[str]) -> None:
-    """Let the idle process that serves calls ``apart`` import modules; its next call waits for them, this does not.
+    """Import modules in the idle process for calls ``apart``, without waiting; its next call waits for them.
 
     Args:
-        modules: full names; what cannot be imported is left to the call that needs it.
+        modules: full names; a failed import is left to the call that needs it.
     """
     with _idle_lock:
         for worker in _idle:
@@ -233,25 +233,25 @@ def load_meanwhile(modules: Sequence[str]) -> None:
 
 
 def call_with_retries(function: Callable[..., Any], *args: Any, retries: int, title: str, apart: bool = False) -> Any:
-    """Run ``function(*args)`` as :func:`call_in_worker` does, and again after a crash, with a warning each time.
+    """Run ``function(*args)`` as in :func:`call_in_worker`, and retry after a crash, with a warning each time.
 
     Args:
-        function: of a module; it leaves nothing half-done when it dies, or resumes it.
-        args: values that can be pickled.
-        retries: how many crashes are followed by another call, at least 0.
-        title: what it does, for the warnings: "probing resnet18".
+        function: a module-level function that leaves nothing unfinished when it dies, or resumes it.
+        args: picklable values.
+        retries: number of retries after crashes, at least 0.
+        title: description for warnings: "probing resnet18".
         apart: see :func:`call_in_worker`.
 
     Raises:
         WorkerCrashed: the last of ``1 + retries`` crashes.
         WorkStopped: after :func:`stop_workers`.
-        ThawlineError: what ``function`` raised; it would raise it again.
+        ThawlineError: what ``function`` raised; a retry would raise it again.
     """
     for _ in range(retries):
         try:
             return call_in_worker(_without_link, function, args, apart=apart)
         except WorkerCrashed as error:
-            emit(Note(f"{title}: {error}; it is tried again", "warning"))
+            emit(Note(f"{title}: {error}; retrying", "warning"))
     return call_in_worker(_without_link, function, args, apart=apart)
 
 
@@ -277,7 +277,7 @@ class _Worker:
         """Send a call.
 
         Raises:
-            WorkerCrashed: if the process has died, or dies before it has taken all of a large one.
+            WorkerCrashed: if the process has died, or dies while receiving a large call.
             WorkStopped: after :func:`stop_workers`.
         """
         try:
@@ -286,12 +286,12 @@ class _Worker:
             raise self._crash() from None
 
     def load(self, modules: Sequence[str]) -> None:
-        """Import modules before the next call; there is no answer."""
-        with suppress(OSError):  # it has died, which the next call notices
+        """Import modules before the next call, without a reply."""
+        with suppress(OSError):  # it has died; the next call notices
             self.connection.send((_load, (modules,)))
 
     def hear(self) -> tuple[str, Any]:
-        """What it says next: its kind, and the value.
+        """The worker's next message: its kind and value.
 
         Raises:
             WorkerCrashed: if the process has died.
@@ -315,7 +315,7 @@ class _Worker:
         self.process.terminate()
 
     def release(self) -> None:
-        """Let an idle process leave, at once if it is importing something."""
+        """Let an idle process exit, at once if it is importing something."""
         self.connection.close()
         self.process.terminate()
         self.process.join(_LEAVE_SECONDS)
@@ -354,20 +354,20 @@ def _give_back(worker: _Worker) -> None:
 
 
 def _serve(connection: Connection, devices: Mapping[str, str]) -> None:
-    """The child: one call after another, until the driver closes the pipe."""
+    """The child process: serves one call after another, until the driver closes the pipe."""
     _end_with_parent()
-    for name in _OF_DEVICES:  # those of the fork server may be another task's
+    for name in _OF_DEVICES:  # the fork server's may be another task's
         os.environ.pop(name, None)
     os.environ.update(devices)
     logs.start()
-    # Ctrl-C reaches every process of a terminal; the driver hears it too, and ends its trials.
+    # Ctrl-C reaches every process of a terminal; the driver receives it too, and ends its trials.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     busy = False
 
     def leave(number: int, frame: FrameType | None) -> None:
         _leaving.set()
         if not busy:
-            os._exit(0)  # there is nothing to keep, and a mere signal would not end the wait for the next call
+            os._exit(0)  # nothing to save, and a signal alone would not end the wait for the next call
 
     signal.signal(signal.SIGTERM, leave)
     while not _leaving.is_set():
@@ -389,7 +389,7 @@ def _serve(connection: Connection, devices: Mapping[str, str]) -> None:
             answer = ("left", None)
         connection.send(answer)
         del function, args, answer
-        release_memory()  # before the next trial's tensors come; others on the same GPU may need it meanwhile
+        release_memory()  # before the next trial allocates; others on the same GPU may need it
         busy = False
 
 
@@ -402,7 +402,7 @@ def _load(modules: Sequence[str]) -> None:
 
 
 def _end_with_parent() -> None:
-    """A trial whose driver died must not continue, holding the device and writing to the same files."""
+    """End a trial whose driver died: it must not keep the device and write to the same files."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return

@@ -1,4 +1,4 @@
-"""The HTTP application: its routers, and what goes wrong said in one sentence."""
+"""The HTTP application: its routers, and errors as one sentence each."""
 
 import asyncio
 import importlib.metadata
@@ -27,13 +27,13 @@ __all__ = ["AppOptions", "create_app"]
 
 
 def create_app(follower: Follower, options: AppOptions, metrics: Metrics, shadow: Shadow | None = None) -> FastAPI:
-    """The application of one process. ``follower`` has loaded its first version; it begins to follow with the app.
+    """Create the application of one process; ``follower`` must have loaded its first version, and starts with the app.
 
     Args:
-        follower: of what is served.
-        options: its limits and secrets.
-        metrics: what ``/metrics`` shows.
-        shadow: of a challenger that is compared with it, if one is.
+        follower: follower of the served model.
+        options: limits and secrets.
+        metrics: for ``/metrics``.
+        shadow: the challenger to compare with the served model, if any.
     """
     batcher = Batcher(
         max_batch=options.max_batch,
@@ -57,7 +57,7 @@ def create_app(follower: Follower, options: AppOptions, metrics: Metrics, shadow
 
     app = FastAPI(
         title="Thawline",
-        description="Classifies images or texts by a model from the MLflow registry.",
+        description="Classifies images or texts with a model from the MLflow registry.",
         version=importlib.metadata.version("thawline"),
         lifespan=lifespan,
     )
@@ -78,10 +78,10 @@ def create_app(follower: Follower, options: AppOptions, metrics: Metrics, shadow
 
 
 def _describe(app: FastAPI, follower: Follower) -> None:
-    """Have the OpenAPI schema name the bodies that the model of the moment takes."""
+    """Make the OpenAPI schema describe the request bodies that the current model accepts."""
 
     def openapi() -> dict[str, Any]:
-        """Generated for each request, because the model that is followed may change from one kind to the other."""
+        """Generate the schema for each request, because a new version may be of another kind."""
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schema["paths"]["/predict"]["post"]["requestBody"] = {
             "required": True,
@@ -93,7 +93,7 @@ def _describe(app: FastAPI, follower: Follower) -> None:
 
 
 def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
-    """Answer what goes wrong with a status and one sentence."""
+    """Answer errors with a status and one sentence."""
 
     @app.exception_handler(BadRequest)
     async def bad_request(request: Request, error: BadRequest) -> JSONResponse:

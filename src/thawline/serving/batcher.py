@@ -1,7 +1,7 @@
-"""Dynamic batching: images or texts of requests in flight share a forward pass.
+"""Dynamic batching: images or texts of concurrent requests share a forward pass.
 
-While one forward pass runs, whatever arrives waits and makes the next batch; nothing waits for company that is not
-already on its way. Decoding and tokenizing happen in threads beside it.
+Items that arrive during a forward pass form the next batch; a batch waits only for items that are already being
+prepared. Decoding and tokenizing happen in parallel threads.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ __all__ = ["Batcher", "Overloaded", "UnreadableItem"]
 
 
 class Overloaded(Exception):
-    """More items are waiting than the queue holds."""
+    """The queue is full."""
 
 
 class UnreadableItem(ValueError):
-    """An image or text of a request cannot be read; ``index`` is its place in the request."""
+    """An image or text of a request cannot be read; ``index`` is its position in the request."""
 
     def __init__(self, index: int, reason: str) -> None:
         super().__init__(reason)
@@ -32,27 +32,27 @@ class UnreadableItem(ValueError):
 
 
 _Waiting: TypeAlias = tuple[Any, asyncio.Future[Answer]]
-"""What was prepared, and where its answer goes."""
+"""A prepared item, and the future for its answer."""
 
 
 @dataclass
 class _Turn:
-    """What is left of one request; requests take turns."""
+    """Remaining items of one request; requests take turns."""
 
     model: ServedModel
     waiting: deque[_Waiting]
 
 
 class Batcher:
-    """Takes images or texts from any number of requests, and gives each its probabilities.
+    """Computes probabilities for the images or texts of any number of requests.
 
-    Requests take turns, item by item: while one of hundreds of images is computed, one of a single image waits for no
-    more than the batch that is running, and for as many images to be decoded as there are cores.
+    Requests take turns, item by item: beside a request with hundreds of images, a request with one image waits only
+    for the running batch, and for as many images to be decoded as there are cores.
 
     Args:
-        max_batch: items per forward pass, at most.
-        max_delay: seconds that a batch waits for items which are being prepared.
-        max_waiting: items that may be in the server at once.
+        max_batch: maximum number of items per forward pass.
+        max_delay: maximum seconds that a batch waits for items that are being prepared.
+        max_waiting: maximum number of items in the server.
         on_batch: called after every forward pass with its size and seconds.
     """
 
@@ -74,13 +74,13 @@ class Batcher:
         self._forward = ThreadPoolExecutor(1, thread_name_prefix="forward")
 
     async def classify(self, model: ServedModel, items: Sequence[bytes | str]) -> list[Answer]:
-        """What is known of encoded images or of texts, whatever the model takes.
+        """Classify encoded images, or texts, depending on the model.
 
-        When it is cancelled, nothing more is prepared or computed for it.
+        After cancellation, nothing more is prepared or computed for the request.
 
         Raises:
             Overloaded: if the queue is full; nothing was done.
-            UnreadableItem: for the first one that cannot be read; the others are not computed either.
+            UnreadableItem: for the first unreadable item; the others are not computed either.
         """
         if self._inside + len(items) > self._max_waiting and self._inside:
             raise Overloaded
@@ -104,12 +104,12 @@ class Batcher:
             await self._compute(*await self._gather())
 
     def close(self) -> None:
-        """End the threads once they are idle."""
+        """Stop the threads when they are idle."""
         self._preparers.shutdown(wait=False)
         self._forward.shutdown(wait=False)
 
     async def _prepare(self, model: ServedModel, items: Sequence[bytes | str]) -> list[Any]:
-        """One request has as many items in the threads' queue as there are threads, so that others come between."""
+        """Prepare items; a request queues at most as many items as there are threads, so that others get a turn."""
         loop = asyncio.get_running_loop()
         prepared: list[Any] = [None] * len(items)
         failed: dict[int, Exception] = {}
@@ -121,7 +121,7 @@ class Batcher:
                     prepared[index] = await loop.run_in_executor(self._preparers, model.prepare, item)
                 except Exception as error:
                     failed[index] = error
-                if failed:  # those before it are in the hands of the others
+                if failed:  # the other coroutines have taken all items before it
                     return
 
         self._preparing += len(items)
@@ -137,7 +137,7 @@ class Batcher:
         return prepared
 
     async def _gather(self) -> tuple[ServedModel, list[_Waiting]]:
-        """A batch for one version: of each request in turn one item, until it is full or nothing is left."""
+        """A batch for one version: one item of each request in turn, until it is full or none remain."""
         while not self._turns:
             self._arrived.clear()
             await self._arrived.wait()
@@ -146,7 +146,7 @@ class Batcher:
         while True:
             self._take(model, batch)
             left = deadline - time.monotonic()
-            # Turns that are left are for another version.
+            # The remaining turns are for another version.
             if len(batch) == self._max_batch or self._turns or not self._preparing or left <= 0:
                 return model, batch
             self._arrived.clear()
@@ -166,7 +166,7 @@ class Batcher:
                 batch.append(turn.waiting.popleft())
                 if turn.waiting:
                     self._turns.append(turn)
-        self._turns.extendleft(reversed(others))  # in their order: their version is the next
+        self._turns.extendleft(reversed(others))  # in their order: their version is next
 
     async def _compute(self, model: ServedModel, batch: Sequence[_Waiting]) -> None:
         wanted = [(prepared, answer) for prepared, answer in batch if not answer.done()]  # done: its client has left

@@ -1,4 +1,4 @@
-"""Bodies of requests: bounded each, bounded together, and in time."""
+"""Request bodies: limits on the size of each, on their total size, and on the time to send them."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,16 +12,16 @@ from thawline.serving.requests import BadRequest
 __all__ = ["Bodies"]
 
 _FREE = 256 * 1024
-"""Bytes of each body that are not counted, so that half-sent large bodies keep no small request out."""
+"""Bytes of each body that do not count, so that half-sent large bodies do not block small requests."""
 
 
 class Bodies:
     """Reads the bodies of one process.
 
     Args:
-        largest: bytes of one body.
-        together: bytes of all bodies that are held at once, beyond the first 256 KiB of each.
-        seconds: that a client may take to send one.
+        largest: maximum size of one body (bytes).
+        together: maximum size of all bodies in memory (bytes), beyond the first 256 KiB of each.
+        seconds: maximum time for a client to send a body.
     """
 
     def __init__(self, *, largest: int, together: int, seconds: float) -> None:
@@ -30,20 +30,20 @@ class Bodies:
 
     @asynccontextmanager
     async def read(self, request: Request, *, largest: int | None = None) -> AsyncIterator[bytearray]:
-        """The body, whose bytes count as held until the block is left.
+        """Read a body, which counts towards the limit until the block ends.
 
-        It is refused as soon as it is too large, whatever its headers say.
+        It is rejected as soon as it is too large, whatever its headers declare.
 
         Args:
             request: whose body has not been read yet.
-            largest: bytes, where it must be smaller than others.
+            largest: a smaller limit for this body (bytes).
 
         Raises:
             BadRequest: 413, or 408 for a client that is too slow.
-            Overloaded: if the bodies of others leave no room.
+            Overloaded: if other bodies leave no room.
         """
         limit = self._largest if largest is None else min(largest, self._largest)
-        too_large = BadRequest(413, f"The body is larger than the {limit:,} bytes that this server takes.")
+        too_large = BadRequest(413, f"The body is larger than this server's limit of {limit:,} bytes.")
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > limit:
             raise too_large
@@ -61,7 +61,7 @@ class Bodies:
                         self._held += more
                         held += more
             except TimeoutError:
-                sentence = f"The body did not come within the {self._seconds:g} seconds that this server waits for it."
+                sentence = f"The body did not arrive within {self._seconds:g} seconds."
                 raise BadRequest(408, sentence) from None
             yield body
         finally:

@@ -1,4 +1,4 @@
-"""What the routes that classify have in common: the model of the moment, the batcher, and the limits."""
+"""Shared parts of the routes that classify: the current model, the batcher, and the limits."""
 
 import asyncio
 from dataclasses import dataclass
@@ -21,34 +21,34 @@ __all__ = ["AppOptions", "Classifying"]
 
 @dataclass(frozen=True)
 class AppOptions:
-    """What one process of the server needs to know."""
+    """Options of one server process."""
 
     max_batch: int = 32
     max_delay: float = 0.002
     """Seconds."""
     max_waiting: int = 1024
-    """Images or texts in the server at once."""
+    """Images or texts in the server."""
     max_items: int = 256
-    """Images or texts of one request."""
+    """Images or texts per request."""
     max_pixels: int = 200_000_000
-    """Width times height of all images of one request."""
+    """Width times height, summed over the images of a request."""
     max_body: int = 32_000_000
     """Bytes."""
     max_bodies: int = 128_000_000
-    """Bytes of all bodies that are held at once; see :class:`~thawline.serving.bodies.Bodies`."""
+    """Bytes of all bodies in memory; see :class:`~thawline.serving.bodies.Bodies`."""
     client_seconds: float = 30.0
-    """That a client may take to send a request."""
+    """Time for a client to send a request."""
     allowed_hosts: tuple[str, ...] = ()
     """See :class:`~thawline.serving.guard.Guard`."""
     token: str | None = None
-    """What ``Authorization: Bearer`` must say; ``None`` asks for nothing."""
+    """Token for ``Authorization: Bearer``; ``None`` requires none."""
     webhook_secret: str | None = None
-    """What MLflow signs its webhooks with; ``None`` takes none."""
+    """Secret with which MLflow signs its webhooks; ``None`` disables webhooks."""
 
 
 @dataclass(frozen=True)
 class Classifying:
-    """Classifies what was sent, together with what others send at the same time."""
+    """Classifies the items of a request, batched with those of concurrent requests."""
 
     follower: Follower
     batcher: Batcher
@@ -63,14 +63,14 @@ class Classifying:
         return self.follower.model
 
     async def __call__(self, request: Request, model: ServedModel, items: list[SentItem]) -> list[Answer]:
-        """What is known of images or texts, by the model that they were read for.
+        """Classify images or texts with the model for which they were read.
 
-        What one request may ask for is checked first, so that one of too much is told so however busy the server is.
+        Limits per request are checked first, so that even a busy server reports them.
 
         Raises:
-            BadRequest: 413 for too many items or pixels; 400, naming the first item that cannot be read.
-            Overloaded: if too many wait already.
-            ClientLeft: if nobody waits for the answer any more.
+            BadRequest: 413 for too many items or pixels; 400, naming the first unreadable item.
+            Overloaded: if the queue is full.
+            ClientLeft: if the client closed its connection.
         """
         if len(items) > self.options.max_items:
             raise too_many(len(items), model.kind, self.options.max_items)
@@ -79,8 +79,8 @@ class Classifying:
             if pixels > self.options.max_pixels:
                 raise BadRequest(
                     413,
-                    f"The images of the request have {pixels:,} pixels together; this server takes "
-                    f"{self.options.max_pixels:,} at once.",
+                    f"The request's images have {pixels:,} pixels in total; this server accepts at most "
+                    f"{self.options.max_pixels:,} per request.",
                 )
         answers = await unless_left(request, self._classify(model, items))
         if self.shadow is not None:

@@ -1,7 +1,7 @@
-"""HTTP connections that a client cannot hold: their number is bounded, and so is the time it may take.
+"""HTTP connections with limits on their number and on the time that a client may take.
 
-uvicorn waits without end for the head of a request, for the rest of a body that was refused, and for a client that
-does not take its answer.
+uvicorn waits indefinitely for the head of a request, for the rest of a rejected body, and for a client that does not
+read its response.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ __all__ = ["BoundedConnection"]
 
 _log = logging.getLogger("thawline.serving")
 
-_SENTENCE = json.dumps({"error": "The server has as many connections as it takes: try again in a second."}).encode()
+_SENTENCE = json.dumps({"error": "The server has reached its connection limit: try again in a second."}).encode()
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
     b"Content-Length: %d\r\n\r\n%s" % (len(_SENTENCE), _SENTENCE)
@@ -27,14 +27,14 @@ _FULL = (
 class BoundedConnection(H11Protocol):
     """One connection.
 
-    While a request is being answered, the application keeps the time; here it is kept before and after.
+    The application limits the time while it handles a request; this class limits it before and after.
 
     Args:
         config: uvicorn's.
-        server_state: uvicorn's; it knows all connections.
+        server_state: uvicorn's, with all connections.
         app_state: uvicorn's.
-        most: connections of one process; one more is answered 503 and closed.
-        seconds: that a client may take to send a request's head, or what is left of its body, and to take an answer.
+        most: maximum number of connections per process; further ones are answered with 503 and closed.
+        seconds: for a client to send a request's head or the rest of its body, and to read the response.
     """
 
     def __init__(
@@ -53,40 +53,40 @@ class BoundedConnection(H11Protocol):
         self._until_taken: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client has come."""
+        """A client has connected."""
         super().connection_made(transport)
         if len(self.connections) > self._most:
-            _log.warning("a connection was refused: there are %d already", self._most)
+            _log.warning("refused a connection: the limit is %d (--max-connections)", self._most)
             transport.write(_FULL)
             transport.close()
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes have come."""
+        """Some bytes have arrived."""
         super().data_received(data)
         self._watch()
 
     def on_response_complete(self) -> None:
-        """An answer is written, though perhaps not taken yet."""
+        """A response is written, but perhaps not read yet."""
         super().on_response_complete()
         if self.transport.get_write_buffer_size():
             self._watch_answer()
         self._watch()
 
     def pause_writing(self) -> None:
-        """The client takes its answer slowly."""
+        """The client reads its response slowly."""
         super().pause_writing()
         self._watch_answer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is over."""
+        """The connection is closed."""
         super().connection_lost(exc)
         for timer in (self._until_sent, self._until_taken):
             if timer is not None:
                 timer.cancel()
 
     def _watch(self) -> None:
-        """Time a client that owes the server something; one that is idle is timed by uvicorn."""
+        """Limit the time of a client that must send something; uvicorn limits idle ones."""
         answering = self.cycle is not None and not self.cycle.response_complete
         if answering or self.timeout_keep_alive_task is not None:
             if self._until_sent is not None:

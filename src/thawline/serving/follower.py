@@ -1,4 +1,4 @@
-"""Follow a registry alias: load the new version beside the old one, try it, and swap; never serve nothing."""
+"""Follow a registry alias: load the new version while serving the old one, test it, and swap."""
 
 import logging
 import threading
@@ -14,18 +14,18 @@ __all__ = ["RETRY_SECONDS", "Follower"]
 _log = logging.getLogger("thawline.serving")
 
 RETRY_SECONDS = 60.0
-"""A version that was refused is tried again after this time: the artifact store may have been out of reach."""
+"""Time before a refused version is tried again: the artifact store may have been unreachable."""
 
 
 class Follower:
     """Keeps ``model`` at the version that the alias points to.
 
     Args:
-        registry: where to look.
+        registry: registry of the model.
         name: with an alias, which is followed, or with a version, which stays.
-        poll_seconds: how often the registry is asked.
+        poll_seconds: interval between queries of the registry.
         device: see :class:`ServedModel`.
-        engine: what computes each version, see :func:`thawline.engines.choose`.
+        engine: for every version, see :func:`thawline.engines.choose`.
 
     Raises:
         RegistryError: from :meth:`load_first`, if there is nothing to serve.
@@ -44,9 +44,9 @@ class Follower:
         self._device, self._engine = device, engine
         self._model: ServedModel | None = None
         self.refused: dict[str, str] | None = None
-        """Version and reason, if the alias points to one that cannot be served."""
+        """Version and reason, if the alias points to a version that cannot be served."""
         self.registry_error: str | None = None
-        """Why the registry cannot be asked now."""
+        """Error of the last query of the registry, if it failed."""
         self._refused_at = 0.0
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -54,28 +54,28 @@ class Follower:
 
     @property
     def model(self) -> ServedModel:
-        """What is served now."""
+        """The version that is served now."""
         assert self._model is not None  # noqa: S101  load_first() comes first
         return self._model
 
     def load_first(self) -> None:
-        """Load what the name means now."""
+        """Load the version that the name points to now."""
         self._model = self._load(self._registry.resolve(self._name))
 
     def start(self) -> None:
-        """Begin to follow; a model named by its version stays what it is."""
+        """Start following the alias; does nothing for a model named by its version."""
         if self._name.alias is not None:
             self._thread.start()
 
     def stop(self) -> None:
-        """Follow no more."""
+        """Stop following."""
         self._stop.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
 
     def look(self) -> None:
-        """Ask the registry now instead of at the next poll."""
+        """Query the registry now instead of at the next poll."""
         self._wake.set()
 
     def _follow(self) -> None:
@@ -90,11 +90,11 @@ class Follower:
             version = self._registry.resolve(self._name)
         except Exception as error:
             if self.registry_error is None:
-                _log.warning("%s stays, the registry does not answer: %s", self._served(), error)
+                _log.warning("still serving %s: the registry does not respond: %s", self._served(), error)
             self.registry_error = str(error)
             return
         if self.registry_error is not None:
-            _log.info("the registry answers again")
+            _log.info("the registry responds again")
             self.registry_error = None
         if version == self.model.version:
             self.refused = None
@@ -104,15 +104,15 @@ class Follower:
     def _try(self, version: str) -> None:
         try:
             model = self._load(version)
-        except Exception as error:  # whatever a package does when it is loaded; the old one stays
+        except Exception as error:  # loading a package may raise anything; the old one stays
             reason = str(error) if isinstance(error, ThawlineError) else f"{type(error).__name__}: {error}"
-            _log.warning("%s stays, version %s is refused: %s", self._served(), version, reason)
+            _log.warning("still serving %s: version %s was refused: %s", self._served(), version, reason)
             self.refused, self._refused_at = {"version": version, "reason": reason}, time.monotonic()
             return
         self.refused = None
         before = self._served()
-        self._model = model  # one assignment: a request has the old one or the new one, for all of it
-        _log.info("%s is served in place of %s, by %s", self._served(), before, model.engine)
+        self._model = model  # atomic: each request sees either the old or the new one
+        _log.info("serving %s instead of %s, by %s", self._served(), before, model.engine)
 
     def _load(self, version: str) -> ServedModel:
         name = ModelName(self._name.name, None, version)

@@ -1,4 +1,4 @@
-"""What surrounds every request: who may ask, the clock, and the last place where a failure can be caught."""
+"""Middleware around every request: access control, timing, and the last error handler."""
 
 import hmac
 import ipaddress
@@ -19,7 +19,7 @@ __all__ = ["Guard"]
 _log = logging.getLogger("thawline.serving")
 
 _OPEN = {"/health", "/ping", "/ready", "/v2/health/live", "/v2/health/ready", "/", "/webhook"}
-"""Paths that need no token: probes, the page, which asks for one, and webhooks, which are signed."""
+"""Paths without token: health probes, the page (which asks for the token), and webhooks (which are signed)."""
 
 
 _HEADERS = {
@@ -28,22 +28,22 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""Of every answer: no page of others may show it, or guess at what it is."""
+"""Headers of every response: no other page may embed it, and no browser may guess its type."""
 
 
 class Guard:
     """Middleware around the application.
 
-    A page in a browser can send requests to any address that its user reaches. It reads the answers if it has its own
-    name point to that address, which the header ``Host`` gives away; and it makes the server work without reading,
-    which ``Origin`` gives away.
+    A page in a browser can send requests to any address that its user can reach. It can read the responses if it makes
+    its own name resolve to that address (DNS rebinding), which the header ``Host`` reveals. It can also cause work
+    without reading responses, which ``Origin`` reveals.
 
     Args:
-        app: what is guarded.
-        token: what ``Authorization: Bearer`` must say; ``None`` asks for nothing.
-        allowed_hosts: names by which the server may be called, besides this machine's own and addresses; ``*.`` in
-            front stands for any subdomain, ``*`` for any name.
-        metrics: told of every request.
+        app: the application to guard.
+        token: required in ``Authorization: Bearer``; ``None`` requires none.
+        allowed_hosts: accepted host names, besides this machine's own and IP addresses; a leading ``*.`` stands for any
+            subdomain, ``*`` for any name.
+        metrics: count every request.
     """
 
     def __init__(self, app: ASGIApp, token: str | None, allowed_hosts: tuple[str, ...], metrics: Metrics) -> None:
@@ -52,7 +52,7 @@ class Guard:
         self._own = {"localhost", socket.gethostname().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+        """Handle a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -75,24 +75,24 @@ class Guard:
                 await self._app(scope, receive, watched)
             except (ClientLeft, ClientDisconnect):
                 self._metrics.leave()
-                _log.info("%s %s: the client left before the answer", scope["method"], scope["path"])
-            except Exception:  # its trace stays in the log
+                _log.info("%s %s: the client left before the response", scope["method"], scope["path"])
+            except Exception:  # the traceback stays in the log
                 _log.exception("%s %s failed", scope["method"], scope["path"])
                 if not answering:
                     failed = JSONResponse({"error": "Internal server error; see the server's log."}, 500)
                     await failed(scope, receive, watched)
 
     def _refused(self, headers: Headers, path: str) -> JSONResponse | None:
-        """The answer to who may not ask."""
+        """The response to a request without access; ``None`` if it is allowed."""
         host = headers.get("host", "")
         if host and not self._is_ours(_name(host)):
-            sentence = f"This server does not answer to the name {_name(host)!r}; --allow-host allows it."
+            sentence = f"This server does not accept requests to the host {_name(host)!r}; --allow-host allows it."
             return JSONResponse({"error": sentence}, 421)
         origin = headers.get("origin")
         if origin is not None and not self._may_come_from(origin, host):
             return JSONResponse({"error": f"Pages of {origin} may not use this server; --allow-host allows it."}, 403)
         if not self._has_token(headers, path):
-            sentence = "This server asks for a token: send the header Authorization: Bearer TOKEN."
+            sentence = "This server requires a token: send the header Authorization: Bearer TOKEN."
             return JSONResponse({"error": sentence}, 401, {"WWW-Authenticate": "Bearer"})
         return None
 
@@ -127,7 +127,7 @@ def _name(authority: str) -> str:
 
 
 def _is_address(name: str) -> bool:
-    """No page of others has an address for its name, unless it lies on that machine."""
+    """Whether a host is an IP address: other pages have names, unless they are served by that machine."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

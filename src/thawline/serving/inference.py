@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, ``/v2``, as KServe and Triton speak it: tensors in JSON, or in binary behind their JSON.
+"""The Open Inference Protocol, ``/v2``, of KServe and Triton: tensors in JSON, or in binary after the JSON.
 
 The only input is a tensor of ``BYTES``, ``[N]`` or ``[N, 1]``: encoded images, in JSON as base64, or texts. The outputs
 are ``label`` (``BYTES [N]``), ``probability`` (``FP32 [N]``) and ``probabilities`` (``FP32 [N, num_classes]``).
@@ -21,24 +21,24 @@ from thawline.serving.served import ServedModel
 __all__ = ["HEADER_LENGTH", "InferenceRequest", "answer", "model_metadata", "read_inference"]
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-"""The header of a body that has binary tensors: how many bytes of it are JSON."""
+"""The header of a body with binary tensors: the length of its JSON part (bytes)."""
 _LENGTH = struct.Struct("<I")
-"""In front of each element of a binary ``BYTES`` tensor."""
+"""The length before each element of a binary ``BYTES`` tensor."""
 _OUTPUTS = ("label", "probability", "probabilities")
 
 
 @dataclass(frozen=True)
 class InferenceRequest:
-    """What a client wants to know of what."""
+    """The items of a request and the requested outputs."""
 
     id: str | None
     items: list[SentItem]
     outputs: tuple[tuple[str, bool], ...]
-    """Names, and whether each is wanted in binary."""
+    """Names, and whether each is requested in binary."""
 
 
 def model_metadata(model: ServedModel) -> dict[str, Any]:
-    """What a client must know to ask; the classes stand in the order of ``probabilities``."""
+    """Metadata for clients; the classes are in the order of ``probabilities``."""
     classes = len(model.classes)
     return {
         "name": model.name,
@@ -61,16 +61,16 @@ def model_metadata(model: ServedModel) -> dict[str, Any]:
 def read_inference(
     body: bytes | bytearray, header_length: str | None, kind: DataKind, *, max_items: int
 ) -> InferenceRequest:
-    """A request of the protocol.
+    """Parse a request of the protocol.
 
     Args:
-        body: of the request.
-        header_length: what :data:`HEADER_LENGTH` says, if it is there.
-        kind: what the served model classifies.
-        max_items: more are refused.
+        body: body of the request.
+        header_length: value of the header :data:`HEADER_LENGTH`, if present.
+        kind: kind of the served model.
+        max_items: maximum number of items.
 
     Raises:
-        BadRequest: 400 or 413, with what was expected.
+        BadRequest: 400 or 413, with the expected form.
     """
     length = len(body)
     if header_length is not None:
@@ -78,7 +78,7 @@ def read_inference(
             int(header_length) > length
         ):
             raise BadRequest(
-                400, f"{HEADER_LENGTH} must be a length within the body, but it is {header_length[:40]!r}."
+                400, f"{HEADER_LENGTH} must be at most the length of the body, but it is {header_length[:40]!r}."
             )
         length = int(header_length)
     asked = _json(body[:length], max_items)
@@ -93,7 +93,7 @@ def read_inference(
         raise too_many(len(values), kind, max_items)
     if tensor.get("shape") not in ([len(values)], [len(values), 1]):
         shape = _short(tensor.get("shape"))
-        raise BadRequest(400, f"The shape of {column!r} must be [{len(values)}] for as many values, but it is {shape}.")
+        raise BadRequest(400, f"The shape of {column!r} must be [{len(values)}], its number of values, but is {shape}.")
     if not values:
         raise BadRequest(400, f"There is no {column} in the request.")
     items = []
@@ -109,11 +109,11 @@ def read_inference(
 
 
 def answer(request: InferenceRequest, model: ServedModel, probabilities: Sequence[Sequence[float]]) -> Response:
-    """The answer in the protocol.
+    """Build a response of the protocol.
 
     Args:
-        request: what was asked.
-        model: what answered.
+        request: to answer.
+        model: that computed the probabilities.
         probabilities: ``[N][num_classes]``.
     """
     table = np.asarray(probabilities, dtype=np.float64)
@@ -161,28 +161,26 @@ def _tensor(asked: dict[str, Any], kind: DataKind) -> dict[str, Any]:
 
 
 def _values(tensor: dict[str, Any], behind: int) -> list[Any]:
-    """Of a tensor in JSON, which may be flat or have a list for each row."""
+    """Values of a JSON tensor, which may be flat or have one list per row."""
     data = tensor.get("data")
     if behind or not isinstance(data, list):
-        raise BadRequest(400, "An input has a list of data, or a binary_data_size and its bytes behind the JSON.")
+        raise BadRequest(400, "An input needs a list of data, or a binary_data_size and its bytes after the JSON.")
     return [each[0] if isinstance(each, list) and len(each) == 1 else each for each in data]
 
 
 def _elements(binary: memoryview, size: Any, max_items: int, kind: DataKind) -> list[bytes]:
-    """Of a binary tensor of ``BYTES``: each element behind its length."""
+    """Elements of a binary ``BYTES`` tensor, each of which follows its length."""
     if not isinstance(size, int) or size != len(binary):
-        raise BadRequest(400, f"binary_data_size says {_short(size)}, but {len(binary)} bytes follow the JSON.")
+        raise BadRequest(400, f"binary_data_size is {_short(size)}, but {len(binary)} bytes follow the JSON.")
     elements, start = [], 0
     while start < len(binary):
         begin = start + _LENGTH.size
         end = begin + _LENGTH.unpack_from(binary, start)[0] if begin <= len(binary) else begin
         if end > len(binary):
-            raise BadRequest(400, "The binary data is cut off: an element is longer than what is left.")
+            raise BadRequest(400, "The binary data is truncated: an element is longer than the remaining bytes.")
         elements.append(bytes(binary[begin:end]))
         if len(elements) > max_items:
-            raise BadRequest(
-                413, f"The request holds more than the {max_items:,} {kind} that this server takes at once."
-            )
+            raise BadRequest(413, f"The request contains more than {max_items:,} {kind}, the limit of this server.")
         start = end
     return elements
 
@@ -204,7 +202,7 @@ def _wanted(asked: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
     in_binary = bool(_parameters(asked).get("binary_data_output", False))
     outputs = asked.get("outputs") or [{"name": name} for name in _OUTPUTS]
     if not isinstance(outputs, list) or not all(isinstance(each, dict) for each in outputs):
-        raise BadRequest(400, "The outputs must be a list of objects with a name.")
+        raise BadRequest(400, "The outputs must be a list of objects with names.")
     wanted: dict[str, bool] = {}
     for each in outputs:
         if each.get("name") not in _OUTPUTS:

@@ -1,4 +1,4 @@
-"""Clients that leave: what was begun for them is not finished."""
+"""Clients that disconnect: work for their requests is cancelled."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -12,15 +12,15 @@ _T = TypeVar("_T")
 
 
 class ClientLeft(Exception):
-    """The client closed its connection before there was an answer."""
+    """The client closed its connection before the response."""
 
 
 async def unless_left(request: Request, work: Coroutine[None, None, _T]) -> _T:
-    """What ``work`` returns; it is cancelled when the client leaves.
+    """Return the result of ``work``, or cancel it when the client leaves.
 
     Args:
         request: whose body has been read.
-        work: what is computed for it.
+        work: computation for the request.
 
     Raises:
         ClientLeft: if the client left first.

@@ -22,13 +22,13 @@ _PATHS = {
     "/docs",
     "/openapi.json",
 }
-"""A label for every path that a scanner tries would grow without end."""
+"""Paths with a label of their own; labels for every path that a scanner tries would grow without bound."""
 
 
 class Metrics:
-    """What one process counts; with several processes, ``/metrics`` of any of them is the sum of all.
+    """Metrics of one process; with several processes, ``/metrics`` of each shows the sum over all.
 
-    Several processes share a folder, named by ``PROMETHEUS_MULTIPROC_DIR`` before ``prometheus_client`` is imported.
+    Several processes share the folder ``PROMETHEUS_MULTIPROC_DIR``, set before ``prometheus_client`` is imported.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Metrics:
         seconds = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
         self._requests = Counter("thawline_requests", "Requests answered.", ["path", "status"], registry=self._registry)
         self._seconds = Histogram(
-            "thawline_request_seconds", "From the request to its answer.", ["path"], buckets=seconds,
+            "thawline_request_seconds", "Time from request to response.", ["path"], buckets=seconds,
             registry=self._registry,
         )  # fmt: skip
         self._batch_items = Histogram(
@@ -44,28 +44,28 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=self._registry,
         )  # fmt: skip
         self._forward = Histogram(
-            "thawline_forward_seconds", "Of one forward pass.", buckets=seconds, registry=self._registry
+            "thawline_forward_seconds", "Time of one forward pass.", buckets=seconds, registry=self._registry
         )
         self._refused = Counter(
             "thawline_refused", "Requests refused because the queue was full.", registry=self._registry
         )
         self._left = Counter(
-            "thawline_cancelled", "Requests whose client left before the answer.", registry=self._registry
+            "thawline_cancelled", "Requests whose client left before the response.", registry=self._registry
         )
         self._inside = Gauge(
-            "thawline_images_inside", "Images or texts decoded, waiting or computed now.", registry=self._registry,
+            "thawline_images_inside", "Images or texts now being decoded, queued or computed.", registry=self._registry,
             multiprocess_mode="livesum",
         )  # fmt: skip
         self._shadow_items = Counter(
-            "thawline_shadow_items", "Images or texts that the challenger computed too, by whether its class was the "
-            "champion's.", ["version", "agrees"], registry=self._registry,
+            "thawline_shadow_items", "Images or texts that the challenger classified too, by agreement with the "
+            "champion.", ["version", "agrees"], registry=self._registry,
         )  # fmt: skip
         self._shadow_seconds = Histogram(
-            "thawline_shadow_seconds", "Of one request at the challenger: decoding and forward passes, one after the "
-            "other.", ["version"], buckets=seconds, registry=self._registry,
+            "thawline_shadow_seconds", "Time of one request at the challenger: decoding and forward passes in "
+            "sequence.", ["version"], buckets=seconds, registry=self._registry,
         )  # fmt: skip
         self._shadow_others = Counter(
-            "thawline_shadow_uncompared", "Requests that the challenger did not compute though it was their turn.",
+            "thawline_shadow_uncompared", "Requests chosen for the challenger that it did not compute.",
             ["version", "reason"], registry=self._registry,
         )  # fmt: skip
         self._version = Gauge(
@@ -75,9 +75,9 @@ class Metrics:
 
     @contextmanager
     def request(self, path: str) -> Iterator[Callable[[int], None]]:
-        """Time a request; call what is given with its status."""
+        """Time a request; call the yielded function with its status."""
         began, path = time.perf_counter(), _label(path)
-        status = 499  # the client left before there was an answer
+        status = 499  # the client left before the response
 
         def finished(value: int) -> None:
             nonlocal status
@@ -104,7 +104,7 @@ class Metrics:
             self._inside.dec(items)
 
     def refuse(self) -> None:
-        """Count a request that found the queue full."""
+        """Count a request rejected because the queue was full."""
         self._refused.inc()
 
     def leave(self) -> None:
@@ -112,21 +112,21 @@ class Metrics:
         self._left.inc()
 
     def shadow_compared(self, version: str, items: int, agreeing: int, seconds: float) -> None:
-        """Count a request that the challenger computed too."""
+        """Count a request that the challenger classified too."""
         self._shadow_items.labels(version, "true").inc(agreeing)
         self._shadow_items.labels(version, "false").inc(items - agreeing)
         self._shadow_seconds.labels(version).observe(seconds)
 
     def shadow_skipped(self, version: str) -> None:
-        """Count a request that came while the challenger was at work."""
+        """Count a request that was not compared because the challenger was busy."""
         self._shadow_others.labels(version, "busy").inc()
 
     def shadow_failed(self, version: str) -> None:
-        """Count a request at which the challenger failed."""
+        """Count a request on which the challenger failed."""
         self._shadow_others.labels(version, "failed").inc()
 
     def exposition(self, version: str) -> tuple[bytes, int, dict[str, str]]:
-        """Body, status and headers of the answer to Prometheus."""
+        """Body, status and headers of the response to Prometheus."""
         self._version.set(int(version))
         registry = self._registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:

@@ -1,7 +1,7 @@
-"""What a client sends, read within a limit.
+"""Parsing of requests, within limits.
 
-Images come as multipart files, as a raw body, or as base64 in JSON; texts as JSON or as a plain body. Whatever takes
-more than a moment runs in a thread, so that others are answered meanwhile.
+Images come as multipart files, as a raw body, or as base64 in JSON; texts as JSON or as a plain body. Slow parts run in
+a thread, so that they do not block other requests.
 """
 
 import asyncio
@@ -28,19 +28,19 @@ _UTF_8 = {"utf-8", "utf8", "us-ascii"}
 """Charsets whose bytes are UTF-8."""
 _MAX_FIELDS = 100
 _CHUNK = 64 * 1024
-"""Bytes of a form that are read before others have a turn."""
+"""Bytes of a form to parse before other requests get a turn."""
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _QUOTED = re.compile(rb'"[^"]*+"')
-"""In CSV: a quote within is two quotes, and so two such parts side by side."""
+"""In CSV: a quote within quotes is doubled, so that this pattern matches two adjacent parts."""
 
 
 _LONGEST_SENTENCE = 1000
 
 
 class BadRequest(Exception):
-    """The client's mistake: an HTTP status from 400 to 499 and one sentence.
+    """A client error: an HTTP status from 400 to 499 and one sentence.
 
-    What it repeats of the request is cut short, and written out where it is no text (half a character, say).
+    Quotes from the request are shortened, and characters that are not printable are escaped.
     """
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -51,27 +51,28 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True)
 class SentItem:
-    """An encoded image or a text, and what the client calls it."""
+    """An encoded image or a text, with a name for messages."""
 
     name: str
     content: bytes | str
 
 
 def too_many(count: int, kind: DataKind, max_items: int) -> BadRequest:
-    """What is answered to a request of more images or texts than one may hold."""
-    return BadRequest(413, f"The request holds {count:,} {kind}; this server takes {max_items:,} at once.")
+    """The error for a request with too many images or texts."""
+    return BadRequest(413, f"The request contains {count:,} {kind}; this server accepts at most {max_items:,}.")
 
 
 def check_values(body: bytes | bytearray, content_type: str, *, max_items: int) -> None:
-    """Refuse JSON or CSV of far more values than ``max_items`` rows have, before anything is made of them.
+    """Reject JSON or CSV with far more values than ``max_items`` rows have, before parsing it.
 
-    A parser makes of two bytes an object of sixty, and a table of a million columns takes minutes. Of JSON brackets and
-    commas outside strings are counted, of CSV commas and line breaks outside quotes, at the speed of memory.
+    A parser turns two bytes into an object of sixty, and a table with a million columns takes minutes. This function
+    counts brackets and commas outside strings in JSON, and commas and line breaks outside quotes in CSV, at memory
+    speed.
 
     Args:
-        body: of the request.
+        body: body of the request.
         content_type: without its parameters.
-        max_items: rows that a request may have; each may have four values and brackets.
+        max_items: maximum number of rows; each may have four values and brackets.
 
     Raises:
         BadRequest: 413.
@@ -79,7 +80,7 @@ def check_values(body: bytes | bytearray, content_type: str, *, max_items: int) 
     most = 4 * max_items + 64
     strings, marks = (_QUOTED, b",\n\r") if content_type == "text/csv" else (_STRING, b",[{")
     if _count(body, marks) > most and _count(strings.sub(b"", body), marks) > most:
-        raise BadRequest(413, f"The request holds too many values; this server takes {max_items:,} rows at once.")
+        raise BadRequest(413, f"The request contains too many values; this server accepts at most {max_items:,} rows.")
 
 
 def _count(body: bytes | bytearray, marks: bytes) -> int:
@@ -87,19 +88,19 @@ def _count(body: bytes | bytearray, marks: bytes) -> int:
 
 
 async def items_of(headers: Headers, body: bytes | bytearray, kind: DataKind, *, max_items: int) -> list[SentItem]:
-    """The encoded images, or the texts, of a request's body, at least one.
+    """The encoded images or the texts in a request's body, at least one.
 
-    JSON is ``{"image": BASE64}``, ``{"images": [BASE64, …]}``, ``{"text": TEXT}`` or ``{"texts": [TEXT, …]}``. What is
-    no image, and what is an empty text, is found out when it is prepared for the network.
+    JSON is ``{"image": BASE64}``, ``{"images": [BASE64, …]}``, ``{"text": TEXT}`` or ``{"texts": [TEXT, …]}``. Invalid
+    images and empty texts are detected later, when they are prepared for the network.
 
     Args:
-        headers: of the request.
-        body: of the request.
-        kind: what the served model classifies.
-        max_items: more are refused.
+        headers: headers of the request.
+        body: body of the request.
+        kind: kind of the served model.
+        max_items: maximum number of items.
 
     Raises:
-        BadRequest: 400, 413 or 415, with what was expected; also for what a model of the other kind would take.
+        BadRequest: 400, 413 or 415, with the expected form; also for bodies that a model of the other kind accepts.
     """
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type == "application/json":
@@ -111,7 +112,7 @@ async def items_of(headers: Headers, body: bytes | bytearray, kind: DataKind, *,
     elif kind == "images" and (content_type.startswith("image/") or content_type == "application/octet-stream"):
         items = [SentItem("The image", bytes(body))]
     else:
-        said = f"not {content_type!r}" if content_type else "and Content-Type says which"
+        said = f"not {content_type!r}" if content_type else "with the matching Content-Type"
         raise BadRequest(415, f"This model classifies {kind}: send {_FORMS[kind]}, {said}.")
     if not items:
         raise BadRequest(400, f"There is no {COLUMNS[kind]} in the request: send {_FORMS[kind]}.")
@@ -133,7 +134,7 @@ def _text(headers: Headers, body: bytes | bytearray) -> str:
 
 
 class _WholeForm(MultiPartParser):
-    """Knows whether the form's last boundary has come: without it, the rest of a file may be missing."""
+    """Records whether the form's last boundary was found: without it, the form may be truncated."""
 
     whole = False
 
@@ -146,11 +147,11 @@ async def _files(headers: Headers, body: bytes | bytearray, max_items: int) -> l
         for start in range(0, len(body), _CHUNK):
             yield bytes(body[start : start + _CHUNK])
             await asyncio.sleep(0)
-        if not parser.whole:  # raised here, where the parser closes the files it has begun
-            raise MultiPartException("it is cut off, its last boundary is missing")
+        if not parser.whole:  # raised here, where the parser closes the files it has opened
+            raise MultiPartException("it is truncated, its last boundary is missing")
 
     try:
-        # The body is in memory and bounded already; files are kept there too.
+        # The body is already in memory and limited in size, so files may be too.
         parser = _WholeForm(headers, stream(), max_files=max_items, max_fields=_MAX_FIELDS)  # type: ignore[arg-type]
         parser.spool_max_size = len(body) + 1
         form = await parser.parse()
@@ -162,7 +163,7 @@ async def _files(headers: Headers, body: bytes | bytearray, max_items: int) -> l
         files = []
         for key, value in form.multi_items():
             if not isinstance(value, UploadFile):
-                raise BadRequest(400, f"The form's field {key!r} is no file. Send image files only.")
+                raise BadRequest(400, f"The form's field {key!r} is not a file. Send image files only.")
             files.append(SentItem(value.filename or key, await value.read()))
         return files
     finally:
@@ -170,7 +171,7 @@ async def _files(headers: Headers, body: bytes | bytearray, max_items: int) -> l
 
 
 def json_of(body: bytes | bytearray, *, max_items: int) -> Any:
-    """The value of a JSON body, see :func:`check_values`.
+    """Parse a JSON body, see :func:`check_values`.
 
     Raises:
         BadRequest: 413, or 400 if it is not JSON.
@@ -193,8 +194,8 @@ def _json_items(body: bytes | bytearray, kind: DataKind, max_items: int) -> list
     else:
         raise BadRequest(
             400,
-            f'This model classifies {kind}: the JSON must be {{"{one}": {form}}} or {{"{kind}": [{form}, …]}}, with no '
-            "other field.",
+            f'This model classifies {kind}: the JSON must be {{"{one}": {form}}} or {{"{kind}": [{form}, …]}}, without '
+            "other fields.",
         )
     items = []
     for name, content in zip(names, sent, strict=True):

@@ -1,4 +1,4 @@
-"""A loaded version as the server uses it: decoding or tokenizing apart from the forward pass."""
+"""A loaded version for the server, with decoding or tokenizing separate from the forward pass."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ __all__ = ["ServedModel"]
 
 
 class ServedModel:
-    """A version that has answered its own input example.
+    """A version that has passed the check on its input example.
 
     Args:
         packaged: from the registry.
-        device: ``auto`` for a GPU if there is one, or any of PyTorch's.
+        device: ``auto`` for a GPU if there is one, or any PyTorch device.
 
     Raises:
-        RegistryError: if it does not answer.
+        RegistryError: if it fails the check.
     """
 
     def __init__(self, packaged: PackagedModel, device: str = "auto") -> None:
@@ -31,41 +31,41 @@ class ServedModel:
         self.classes: tuple[str, ...] = tuple(self._servable.classes)
         self.device = str(self._servable.device)
         self.engine = packaged.engine
-        """What computes the network."""
+        """The engine that computes the network."""
         self.engines = packaged.engines
-        """All that were tried."""
+        """All engines that were tried."""
         self.tested = packaged.tested
-        """Its accuracy, and on what; ``None`` if it has not been judged."""
+        """Its accuracy, and the data it was measured on; ``None`` if it was not measured."""
 
     def prepare(self, item: bytes | str) -> Any:
-        """What the network is shown of one encoded image, uint8 ``[S, S, 3]``, or of one text, int32 tokens ``[T]``.
+        """The network's input for one encoded image, uint8 ``[S, S, 3]``, or one text, int32 tokens ``[T]``.
 
         Raises:
-            ValueError: if it cannot be read, with the reason for people.
+            ValueError: if it cannot be read, with a readable reason.
         """
         return self._servable.prepare(item)
 
     def answers(self, prepared: list[Any]) -> list[Answer]:
-        """One forward pass of what :meth:`prepare` gave, ``[N]``."""
+        """Answers for ``[N]`` results of :meth:`prepare`, in one forward pass."""
         return self._servable.answers(prepared)
 
     def probabilities(self, prepared: list[Any]) -> list[list[float]]:
-        """The probabilities alone, ``[N][num_classes]``."""
+        """Only the probabilities, ``[N][num_classes]``."""
         return self._servable.probabilities(prepared)
 
     def items_in(self, body: bytes, content_type: str) -> list[bytes | str]:
-        """The images or texts of a request in MLflow's scoring protocol; ``ValueError`` says what is wrong with it."""
+        """The images or texts of a request in MLflow's scoring protocol; ``ValueError`` describes any problem."""
         return self._packaged.items_in(body, content_type)
 
     def row(self, answer: Answer) -> dict[str, Any]:
-        """One item's answer as the package itself gives it: ``class``, ``probability``, ``probabilities``, and
-        ``prediction_set`` and ``unknown`` if it has what they need."""
+        """One item's answer in the package's own format: ``class``, ``probability``, ``probabilities``, and
+        ``prediction_set`` and ``unknown`` if the package supports them."""
         return self._servable.row(answer)
 
     def prediction_set(self, probabilities: list[float]) -> list[str] | None:
-        """The classes that it may be of; ``None`` where the version has no prediction sets."""
+        """The classes that the item may belong to; ``None`` if the version has no prediction sets."""
         return self._servable.prediction_set(probabilities)
 
     def unknown(self, answer: Answer) -> bool | None:
-        """Whether it seems to be of none of the classes; ``None`` where the version cannot tell."""
+        """Whether the item seems to belong to none of the classes; ``None`` if the version cannot tell."""
         return self._servable.unknown(answer)

@@ -31,23 +31,23 @@ __all__ = ["GRACE_SECONDS", "ServeOptions", "config_of", "http_server", "serve"]
 _log = logging.getLogger("thawline.serving")
 
 _OPTIONS = "THAWLINE_SERVE_OPTIONS"
-"""How several processes learn their options: uvicorn starts them by the name of a function alone."""
+"""Variable with the options for several processes, which uvicorn starts by the name of a function only."""
 _START = "THAWLINE_SERVE_START"
-"""Where they tell their parent that they cannot start, see :class:`thawline.serving.workers.Start`."""
+"""Variable with the folder of :class:`thawline.serving.workers.Start`."""
 GRACE_SECONDS = 30
 _STARTING_SECONDS = 60
-"""One of several processes is killed and started again if it does not answer for so long. It answers once its imports
-are done, which on a busy machine took longer than uvicorn's five seconds, again and again."""
+"""Time after which a process that does not respond is killed and restarted. A process responds once its imports are
+done, which on a busy machine took longer than uvicorn's five seconds, again and again."""
 _SHORTEST_SECRET = 16
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Everything that ``thawline serve`` can be told; the limits hold for each of its processes."""
+    """All options of ``thawline serve``; limits apply to each of its processes."""
 
     model: str
     tracking_uri: str | None
-    """Where the registry is; ``None`` as for a search."""
+    """URI of the registry; ``None`` for the same default as a search."""
     home: Path
     host: str = "127.0.0.1"
     port: int = 8000
@@ -63,7 +63,7 @@ class ServeOptions:
     client_seconds: float = 30.0
     allowed_hosts: tuple[str, ...] = ()
     shadow: float | None = None
-    """Share of the requests that the challenger computes too."""
+    """Share of the requests that the challenger classifies too."""
     poll_seconds: float = 2.0
     device: str = "auto"
     engine: EngineName = "auto"
@@ -71,12 +71,12 @@ class ServeOptions:
     webhook_secret_file: Path | None = None
 
     def to_json(self) -> str:
-        """For the processes of the server."""
+        """The options for the server's processes."""
         return json.dumps(asdict(self), default=str)
 
     @classmethod
     def from_json(cls, text: str) -> "ServeOptions":
-        """What :meth:`to_json` wrote."""
+        """Read the output of :meth:`to_json`."""
         values: dict[str, Any] = json.loads(text)
         values["home"] = Path(values["home"])
         values["allowed_hosts"] = tuple(values["allowed_hosts"])
@@ -86,10 +86,10 @@ class ServeOptions:
 
 
 def serve(options: ServeOptions) -> None:
-    """Serve until SIGTERM or Ctrl-C; what is in flight then is finished.
+    """Serve until SIGTERM or Ctrl-C; requests in flight are finished.
 
     Raises:
-        RegistryError: if there is no such model, or it does not answer its own example.
+        RegistryError: if there is no such model, or it fails the check on its input example.
         ServingError: if the port is taken, the token file or the device cannot be used, or limits contradict each
             other.
     """
@@ -125,7 +125,7 @@ def serve(options: ServeOptions) -> None:
 
 
 def _say_that_it_answers(host: str, port: int) -> None:
-    _log.info("%s answers; Ctrl-C stops it", _url(host, port))
+    _log.info("%s is ready; press Ctrl-C to stop it", _url(host, port))
 
 
 def _url(host: str, port: int) -> str:
@@ -133,14 +133,14 @@ def _url(host: str, port: int) -> str:
 
 
 def http_server(app: "FastAPI", options: ServeOptions) -> "uvicorn.Server":
-    """What listens for the application, within the limits of the options."""
+    """uvicorn's server for the application, within the limits of the options."""
     import uvicorn
 
     return uvicorn.Server(config_of(app, options))
 
 
 def config_of(app: "FastAPI | str", options: ServeOptions, **more: Any) -> "uvicorn.Config":
-    """uvicorn's settings, within the limits of the options; ``more`` are others of uvicorn's."""
+    """uvicorn's settings, within the limits of the options; ``more`` are further settings."""
     import uvicorn
 
     from thawline.serving.connections import BoundedConnection
@@ -159,7 +159,7 @@ def config_of(app: "FastAPI | str", options: ServeOptions, **more: Any) -> "uvic
 
 
 def create_worker_app() -> "FastAPI":
-    """The application in one of several processes."""
+    """Create the application in one of several processes."""
     environment.prepare()
     _log_to_terminal()
     options = ServeOptions.from_json(os.environ[_OPTIONS])
@@ -176,10 +176,10 @@ def create_worker_app() -> "FastAPI":
 
 
 def create_app_from(options: ServeOptions) -> "FastAPI":
-    """Load the model, and make the application that follows it.
+    """Load the model, and create the application that follows it.
 
     Raises:
-        RegistryError: if there is no such model, or it does not answer its own example.
+        RegistryError: if there is no such model, or it fails the check on its input example.
     """
     from thawline.serving.app import AppOptions, create_app
     from thawline.serving.metrics import Metrics
@@ -190,7 +190,7 @@ def create_app_from(options: ServeOptions) -> "FastAPI":
     )
     follower.load_first()
     model = follower.model
-    following = f", follows the alias {name.alias}" if name.alias else ""
+    following = f", following the alias {name.alias}" if name.alias else ""
     _log.info("%s version %s on %s by %s%s", model.name, model.version, model.device, model.engine, following)
     app_options = AppOptions(
         max_batch=options.max_batch,
@@ -227,8 +227,8 @@ def _shadow(options: ServeOptions, name: str, metrics: "Metrics") -> "Shadow | N
 
 
 def _log_to_terminal() -> None:
-    """What Thawline says, and warnings of the others: an access log belongs to a proxy."""
-    logs.start()  # if it is JSON; what follows leaves a handler that is there
+    """Log Thawline's messages, and warnings of others; there is no access log, which is the task of a proxy."""
+    logs.start()  # if the format is JSON; basicConfig keeps existing handlers
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("thawline").setLevel(logging.INFO)
 
@@ -238,17 +238,17 @@ def _registry(options: ServeOptions) -> MlflowRegistry:
 
 
 def _check(options: ServeOptions) -> None:
-    """What can be known before the model is loaded."""
+    """Check the options before the model is loaded."""
     parse_model(options.model)
     if options.max_waiting < options.max_items:
         raise ServingError(
-            f"--max-waiting {options.max_waiting} is smaller than --max-items {options.max_items}: a request of "
-            "that many would find no place. Raise the one or lower the other."
+            f"--max-waiting {options.max_waiting} is smaller than --max-items {options.max_items}: a request with "
+            "that many items would never fit. Raise the former or lower the latter."
         )
     if options.max_bodies_mb < options.max_body_mb:
         raise ServingError(
             f"--max-bodies {options.max_bodies_mb:g} MB is smaller than --max-body {options.max_body_mb:g} MB: such a "
-            "body would find no place. Raise the one or lower the other."
+            "body would never fit. Raise the former or lower the latter."
         )
     _secret(options.token_file)
     _secret(options.webhook_secret_file)
@@ -264,18 +264,18 @@ def _secret(file: Path | None) -> str | None:
         raise ServingError(f"{file} cannot be read: {error}.") from None
     if len(secret) < _SHORTEST_SECRET:
         raise ServingError(
-            f"The secret in {file} has {len(secret)} characters, and at least {_SHORTEST_SECRET} are needed. Make one: "
+            f"The secret in {file} has {len(secret)} characters, but needs at least {_SHORTEST_SECRET}. Create one: "
             f"python -c 'import secrets; print(secrets.token_urlsafe())' > {file}"
         )
     return secret
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """The port, taken before the model is loaded, so that a wrong one costs nothing."""
+    """Bind the port before the model is loaded, so that a wrong one costs no time."""
     listening = socket.socket(
         socket.AF_INET6 if ":" in host else socket.AF_INET,
         socket.SOCK_STREAM,
-        socket.IPPROTO_TCP,  # named, or asyncio leaves Nagle's algorithm on, and an answer waits 40 ms for its client
+        socket.IPPROTO_TCP,  # explicit, or asyncio leaves Nagle's algorithm on, which delays responses by 40 ms
     )
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -284,7 +284,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise ServingError(
-            f"Cannot listen on {host}:{port}: {error.strerror or error}. Choose another one with --port (0 takes any "
-            "free one), or stop what uses it."
+            f"Cannot listen on {host}:{port}: {error.strerror or error}. Choose another port with --port (0 for any "
+            "free one), or stop the process that uses it."
         ) from None
     return listening

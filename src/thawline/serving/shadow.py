@@ -1,4 +1,4 @@
-"""A challenger beside the champion: it computes a share of the requests, and nobody is answered with what it says."""
+"""A challenger in shadow mode: it classifies a share of the requests, but clients never receive its answers."""
 
 import logging
 import threading
@@ -19,7 +19,7 @@ _log = logging.getLogger("thawline.serving")
 
 
 def parse_shadow(text: str) -> float:
-    """The share of requests in ``challenger`` (all of them) or ``challenger:0.1``.
+    """Parse ``challenger`` (all requests) or ``challenger:0.1`` to the share of requests.
 
     Raises:
         ServingError: for anything else.
@@ -31,27 +31,27 @@ def parse_shadow(text: str) -> float:
         share = 0.0
     if alias != CHALLENGER or text.endswith(":") or not 0 < share <= 1:
         raise ServingError(
-            f"--shadow is {CHALLENGER} or {CHALLENGER}:SHARE with a share above 0 and up to 1, such as "
+            f"--shadow must be {CHALLENGER} or {CHALLENGER}:SHARE with a share above 0 and up to 1, such as "
             f"{CHALLENGER}:0.1, but got {text!r}."
         )
     return share
 
 
 class Shadow:
-    """Follows the alias ``challenger``, and compares it with the champion on what clients send.
+    """Follows the alias ``challenger``, and compares it with the champion on the requests of clients.
 
-    One request is compared at a time, in a thread of its own; those that come meanwhile are counted as skipped, so that
-    a slow challenger holds neither memory nor clients. It does take cores from the champion.
+    One request is compared at a time, in a separate thread; requests that arrive meanwhile are counted as skipped, so
+    that a slow challenger occupies no memory and delays no client. It does compete with the champion for CPU cores.
 
     Args:
-        registry: where to look.
-        name: of the model.
-        share: of the requests that are compared, above 0 and up to 1.
-        poll_seconds: how often the registry is asked.
+        registry: registry of the model.
+        name: name of the model.
+        share: share of the requests to compare, above 0 and up to 1.
+        poll_seconds: interval between queries of the registry.
         device: see :class:`ServedModel`.
-        engine: that computes the challenger, see :func:`thawline.engines.choose`.
-        max_batch: items per forward pass, at most.
-        metrics: told of every comparison.
+        engine: for the challenger, see :func:`thawline.engines.choose`.
+        max_batch: maximum number of items per forward pass.
+        metrics: count every comparison.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Shadow:
         self._engine: EngineName = engine
         self._share, self._max_batch, self._metrics = share, max_batch, metrics
         self.model: ServedModel | None = None
-        """The challenger; ``None`` where there is none, or where it cannot be loaded."""
+        """The challenger; ``None`` if there is none, or if it cannot be loaded."""
         self._refused: tuple[str, float] | None = None
         self._due = 0.0
         self._comparing = threading.Lock()
@@ -79,20 +79,20 @@ class Shadow:
         self._following = threading.Thread(target=self._follow, name="follow-challenger", daemon=True)
 
     def start(self) -> None:
-        """Begin to follow."""
+        """Start following the alias."""
         self._following.start()
 
     def stop(self) -> None:
-        """Follow and compare no more."""
+        """Stop following and comparing."""
         self._stop.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def offer(self, items: Sequence[bytes | str], labels: Sequence[str]) -> None:
-        """Have a request compared, if it is its turn and there is a challenger that is not at work.
+        """Compare a request, if it is its turn and there is an idle challenger.
 
         Args:
-            items: of the request.
-            labels: what the champion answered for each.
+            items: items of the request.
+            labels: the champion's answers.
         """
         self._due += self._share
         if self._due < 1:
@@ -110,10 +110,10 @@ class Shadow:
             self._comparing.release()
 
     def look(self) -> None:
-        """Ask the registry once, and load the challenger if it is another one."""
+        """Query the registry once, and load the challenger if it has changed."""
         try:
             version = self._registry.challenger(self._name)
-        except Exception:  # the follower of the champion says so; what is loaded stays
+        except Exception:  # the champion's follower reports it; the loaded challenger stays
             return
         if version is None:
             self.model = None
@@ -131,11 +131,11 @@ class Shadow:
         try:
             model = self._registry.load(name, device=self._device, engine=self._engine, lasting=True)
             self.model = ServedModel(model, self._device)
-        except Exception as error:  # whatever a package does when it is loaded
-            _log.warning("the challenger, %s version %s, is not compared: %s", self._name, version, error)
+        except Exception as error:  # loading a package may raise anything
+            _log.warning("the challenger %s version %s is not compared: %s", self._name, version, error)
             self._refused = (version, time.monotonic())
         else:
-            _log.info("%s version %s is compared with the champion", self._name, version)
+            _log.info("comparing the challenger %s version %s with the champion", self._name, version)
 
     def _refused_lately(self, version: str) -> bool:
         return (
@@ -154,8 +154,8 @@ class Shadow:
             seconds = time.perf_counter() - began
             agreeing = sum(ours == other for ours, other in zip(labels, theirs, strict=True))
             self._metrics.shadow_compared(model.version, len(items), agreeing, seconds)
-        except Exception as error:  # it is a challenger: nobody is answered with it
-            _log.warning("the challenger, %s version %s, failed: %s", self._name, model.version, error)
+        except Exception as error:  # no client receives the challenger's answers
+            _log.warning("the challenger %s version %s failed: %s", self._name, model.version, error)
             self._metrics.shadow_failed(model.version)
         finally:
             self._comparing.release()

@@ -1,4 +1,4 @@
-"""MLflow's webhooks: a word from the server that an alias has moved, so that nobody waits for the next poll."""
+"""MLflow's webhooks: notifications that an alias has moved, without waiting for the next poll."""
 
 import base64
 import hashlib
@@ -10,11 +10,11 @@ from starlette.datastructures import Headers
 __all__ = ["is_genuine", "is_signed"]
 
 _OLDEST_SECONDS = 300
-"""A delivery that was recorded somewhere is worth nothing after this time."""
+"""Maximum age of a delivery, against replays of a recorded one."""
 
 
 def is_signed(headers: Headers) -> bool:
-    """Whether a delivery has a recent time and something like a signature: all that can be known without its body."""
+    """Whether a delivery has a recent time and a signature of the right form: a check without its body."""
     sent_at, signature = headers.get("x-mlflow-timestamp", ""), headers.get("x-mlflow-signature", "")
     if not (sent_at.isascii() and sent_at.isdigit() and len(sent_at) < 20):
         return False

@@ -1,4 +1,4 @@
-"""Several processes behind one port, and what becomes of the numbers of one that died."""
+"""Several processes behind one port, and the metrics of processes that died."""
 
 import logging
 import os
@@ -22,21 +22,21 @@ __all__ = ["Start", "Workers", "when_it_answers"]
 _log = logging.getLogger("thawline.serving")
 
 _PATIENCE = 600
-"""Seconds that the first process may take to load the model."""
+"""Maximum seconds for the first process to load the model."""
 
 
 class Start:
-    """What the processes of a server and their parent tell each other while they start: files in a folder.
+    """Communication between the server's processes and their parent during start-up, by files in a folder.
 
-    A server that has never answered ends with the reason. One that has answered stays, and replaces a process for as
-    long as it takes: what it cannot load now, it may load again in a minute.
+    A server that has never responded exits with the reason. One that has responded keeps running, and restarts a
+    process as often as needed: a model that it cannot load now may load in a minute.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._answered, self._refused = folder, folder / "answered", folder / "refused"
 
     def loaded(self) -> None:
-        """In a process: it has loaded the model."""
+        """In a process: report that it has loaded the model."""
         (self._folder / f"loaded-{os.getpid()}").touch()
 
     def has_loaded(self, pid: int | None) -> bool:
@@ -44,11 +44,11 @@ class Start:
         return (self._folder / f"loaded-{pid}").exists()
 
     def answered(self) -> None:
-        """In the parent: a process has answered."""
+        """In the parent: record that a process has responded."""
         self._answered.touch()
 
     def refuse(self, reason: str) -> NoReturn:
-        """In a process: it cannot start."""
+        """In a process: report that it cannot start, and exit."""
         if self._answered.exists():
             _log.error("%s", reason)
             sys.exit(1)
@@ -57,14 +57,14 @@ class Start:
 
     @property
     def reason(self) -> str | None:
-        """Why the server did not start; ``None`` if it did."""
+        """The reason why the server did not start; ``None`` if it did."""
         return self._refused.read_text(encoding="utf-8") if self._refused.exists() else None
 
 
 class Workers(Multiprocess):
     """uvicorn's supervisor, which starts processes and replaces dead ones.
 
-    What a process counted stays in the sums of ``/metrics``; how many images it held when it died does not.
+    Counts of a dead process stay in the sums of ``/metrics``, except for the images that it was processing.
     """
 
     def __init__(self, config: Config, sockets: list[socket], start: Start) -> None:
@@ -80,15 +80,15 @@ class Workers(Multiprocess):
             return
         if any(self._loads(process) for process in self.processes):
             return
-        known = self._running | self._pids()  # those too that were started since
+        known = self._running | self._pids()  # including those started since
         super().keep_subprocess_alive()
         self._running = self._pids()
         for pid in known - self._running:
             mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
     def _loads(self, process: Process) -> bool:
-        """Whether a process that was just started still loads the model. It is not asked for a sign of life meanwhile:
-        uvicorn would wait for the answer of one that has died for a minute."""
+        """Whether a new process is still loading the model. It gets no health check meanwhile: uvicorn would wait a
+        minute for the response of one that has died."""
         since = time.monotonic() - self._seen.setdefault(process.pid, time.monotonic())
         loading = process.exitcode is None and not self._start.has_loaded(process.pid)
         return loading and since < self.config.timeout_worker_healthcheck
@@ -98,7 +98,7 @@ class Workers(Multiprocess):
 
 
 def when_it_answers(host: str, port: int, tell: Callable[[], None]) -> None:
-    """Call ``tell`` from a thread once the first process has answered; not at all if none does for ten minutes."""
+    """Call ``tell`` from a thread once the first process responds; never if none does within ten minutes."""
 
     def ask() -> None:
         connection = HTTPConnection(host, port, timeout=_PATIENCE)  # accepted by the socket, answered by a process

@@ -1,4 +1,4 @@
-"""The thaw-line report of a study: what goes into it, and what trackers show beside its page."""
+"""The thaw-line report of a study: its contents, and the media that trackers show."""
 
 from thawline.study_report.making import MadeReport, make_report, write_report
 

@@ -1,4 +1,4 @@
-"""What the packaged model says of the test split."""
+"""The packaged model's predictions on the test split."""
 
 from dataclasses import dataclass
 

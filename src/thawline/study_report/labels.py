@@ -1,4 +1,4 @@
-"""Labels that the frozen features contradict: which, and what they look like."""
+"""Labels that contradict the frozen features, and their examples."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,20 +13,20 @@ from thawline.search.stored_activations import known_plan
 __all__ = ["SUSPECTS_FILE", "labels_to_look_at", "shown_labels"]
 
 SUSPECTS_FILE = "suspects.csv"
-"""All of them, beside the page."""
+"""The file with all of them, beside the page."""
 _SUSPECTS = 24
 _JUDGED = 5_000_000
-"""Rows times classes whose labels are judged, at most: a minute or two on two cores."""
+"""Maximum number of rows times classes for a label check: a minute or two on two cores."""
 
 
 def labels_to_look_at(prepared: Prepared, home: Path, best: TrialRecord) -> LabelCheck | None:
-    """What the frozen features of the best trial's backbone say of the labels; ``None`` if they were not stored.
+    """Check the labels with the frozen features of the best trial's backbone; ``None`` if they were not stored.
 
-    To compute them only for this could take as long as a trial does.
+    Computing them only for this check could take as long as a trial.
     """
     if len(prepared.manifest.rows) * len(prepared.manifest.classes) > _JUDGED:
         asked = f"thawline check {prepared.config.data.path} --labels {prepared.study}"
-        emit(Note(f"so many labels are judged only when asked for: `{asked}`"))
+        emit(Note(f"the report omits the label check, because the data set is large; to run it: `{asked}`"))
         return None
     name, config = best.hyperparameters.backbone, prepared.config
     network = Network(f"the pretrained {name}", name, config, known_plan(home, prepared.study, name))
@@ -35,7 +35,7 @@ def labels_to_look_at(prepared: Prepared, home: Path, best: TrialRecord) -> Labe
 
 
 def shown_labels(prepared: Prepared, found: LabelCheck, best: TrialRecord) -> LabelDoctor:
-    """The first suspects with what they look like."""
+    """The first suspects, with their images or texts."""
     manifest, shown = prepared.manifest, found.suspects[:_SUSPECTS]
     place = {as_text(row.path): number for number, row in enumerate(manifest.rows)}
     numbers = [place[suspect.path] for suspect in shown]

@@ -1,9 +1,9 @@
-"""The thaw-line report of a study: written when it is concluded, recorded, and shown again later."""
+"""The thaw-line report of a study: written and recorded at its end, and rendered again later."""
 
 import csv
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -32,9 +32,10 @@ from thawline.reports import (
     worst_mistakes,
 )
 from thawline.search import Note, Phase, Prepared, SearchOutcome, Study, StudyRun, TrialRecord, emit
+from thawline.search.importance import Importance, load_importances
 from thawline.search.probing import ProbeFile
 from thawline.search.recorder import REPORT
-from thawline.search.records import load_importances, load_records
+from thawline.search.records import load_records
 from thawline.search.soup import is_kept, kept_soup
 from thawline.search.trial_result import trial_folder
 from thawline.search.winner import restore
@@ -50,33 +51,32 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _CURVES = 5
-"""Trials whose learning curves are drawn, the best."""
+"""Number of best trials whose learning curves are drawn."""
 _EXPLAINED, _EXPLAIN_SECONDS = 8, 20.0
-"""Maximum number of explained pictures, and the time for them: a large transformer takes half a minute each on a
+"""Maximum number of explained images, and the time for them: a large transformer takes half a minute per image on a
 CPU."""
 
 
 @dataclass(frozen=True)
 class MadeReport:
-    """The report of a study that was just concluded."""
+    """The report of a study that has just ended."""
 
     page: Path
-    """In a folder of Thawline's home, with what it was drawn from."""
+    """In a folder of Thawline's home, together with its values."""
     media: tuple[Shown, ...]
-    """What trackers show by themselves."""
+    """Figures and tables for trackers."""
 
     def record(self, tracker: Tracker) -> None:
-        """Put the folder, figures and tables into the study's run."""
+        """Record the folder, figures and tables in the study's run."""
         tracker.log_artifact(self.page.parent, str(Path(REPORT).parent))
         for name, media, step in self.media:
             tracker.log_media(name, media, step=step)
 
 
 def make_report(prepared: Prepared, run: StudyRun, outcome: SearchOutcome) -> MadeReport | None:
-    """Write the report beside the study.
+    """Write the report to the study's folder.
 
-    A part that fails is left out with a warning, and so is the whole report: the model is registered by now, and not
-    affected.
+    A part that fails is left out with a warning, and so is the whole report, because the model is already registered.
 
     Returns:
         The report; ``None`` if it could not be written.
@@ -110,16 +110,16 @@ def make_report(prepared: Prepared, run: StudyRun, outcome: SearchOutcome) -> Ma
 
 
 def write_report(name: str, out: Path, *, home: Path, storage: str | None, tracking_uri: str | None) -> Path:
-    """Write the current page of a study: its conclusion, and the trials that it has now.
+    """Write the current page of a study: its report, updated with its current trials.
 
-    The page of a study that was not concluded has only its trials.
+    The page of an unfinished study shows only its trials.
 
     Args:
-        name: of the study.
-        out: file to write; its folder is made.
+        name: name of the study.
+        out: file to write; its folder is created.
         home: Thawline's home.
         storage: database of the study, if it is not in the home.
-        tracking_uri: where MLflow has the report of a study that another machine concluded.
+        tracking_uri: MLflow server with the report of a study that another machine finished.
 
     Raises:
         StudyError: if there is no such study.
@@ -127,14 +127,15 @@ def write_report(name: str, out: Path, *, home: Path, storage: str | None, track
     metric, records = load_records(home, name, storage)
     report = _concluded(name, home, tracking_uri)
     importance = _part("importance", lambda: load_importances(home, name, storage), {})
-    points = tuple(map(_point, records))
+    known = {trial.number: trial.link for trial in report.trials} if report else {}
+    points = tuple(_point(record, known.get(record.number)) for record in records)
     if report is None:
         report = StudyReport.model_validate({"study": name, "metric": metric, "trials": points})
     report = report.model_copy(
         update={
             "trials": points,
             "created": _now(),
-            "importance": importance,
+            **_importance(importance),
             "probe_curves": report.probe_curves | _part("probe curve", lambda: _probe_curves(home, name, records), {}),
             "curves": _curves(home, name, records) or report.curves,
         }
@@ -145,7 +146,7 @@ def write_report(name: str, out: Path, *, home: Path, storage: str | None, track
 
 
 def _concluded(name: str, home: Path, tracking_uri: str | None) -> StudyReport | None:
-    """The report of the conclusion, here or in MLflow; one of an earlier version of Thawline may not be readable."""
+    """The report from the end of the study, here or in MLflow; reports of older versions may not be readable."""
     here = _folder(home, name) / "report.json"
     try:
         text = (
@@ -155,7 +156,7 @@ def _concluded(name: str, home: Path, tracking_uri: str | None) -> StudyReport |
         )
         return StudyReport.from_json(text) if text else None
     except (StudyError, TrackingError) as error:
-        if isinstance(error, TrackingError) and tracking_uri is not None:  # that store was asked for
+        if isinstance(error, TrackingError) and tracking_uri is not None:  # the user named that store
             raise
         emit(Note(f"the page shows only the trials: {error}", "warning"))
         return None
@@ -179,13 +180,14 @@ def _gather(
     return StudyReport(
         study=study.name,
         metric=prepared.config.study.metric,
-        trials=tuple(map(_point, outcome.records)),
+        trials=tuple(_point(record, _address(record, run)) for record in outcome.records),
         created=_now(),
+        links={"MLflow": address} if (address := run.store.address(f"/runs/{run.run_id}")) else {},
         layer_groups=_part("layer groups", lambda: _layer_groups(prepared), {}),
         costs={name: described.costs for name, described in prepared.described.items()},
         probe_curves=_part("probe curve", lambda: _probe_curves(run.home, study.name, outcome.records), {}),
         curves=_curves(run.home, study.name, outcome.records),
-        importance=_part("importance", study.importances, {}),
+        **_importance(_part("importance", study.importances, {})),
         test=test.predictions,
         mistakes=_part(
             "mistakes", lambda: worst_mistakes(test.predictions, test.files, lambda i: test.examples[i]), ()
@@ -205,8 +207,16 @@ def _gather(
     )
 
 
+def _importance(found: Mapping[str, Importance]) -> dict[str, Any]:
+    """The report's fields for importance."""
+    return {
+        "importance": {name: importance.share for name, importance in found.items()},
+        "importance_ranges": {name: (importance.low, importance.high) for name, importance in found.items()},
+    }
+
+
 def _part(name: str, make: Callable[[], _T], instead: _T | Any) -> _T | Any:
-    """A part of the report, or its default if it fails."""
+    """A part of the report, or a default if it fails."""
     try:
         return make()
     except Exception as error:
@@ -219,22 +229,22 @@ def _registered(prepared: Prepared, run: StudyRun, outcome: SearchOutcome, best:
     """The network that was registered.
 
     Raises:
-        StudyError: if it was registered by another machine, and what it was made from is not in this home.
+        StudyError: if another machine registered it, and its checkpoints are not in this home.
     """
     home, (model, version) = run.home, (outcome.model, outcome.promotion.version)
     soup = kept_soup(prepared.study, best.number, home) if prepared.config.study.soup else None
     if not is_kept(MlflowRegistry(run.store).tags(model, version), soup):
         raise StudyError(
-            f"{model}/{version} is an average of trials, whose weights are kept where it was made and not in {home}"
+            f"{model}/{version} is an average of trials whose weights are not in {home}, but where it was built"
         )
     return restore(prepared, best, home)
 
 
-def _point(record: TrialRecord) -> TrialPoint:
+def _point(record: TrialRecord, link: str | None) -> TrialPoint:
     result, hyperparameters = record.result, record.hyperparameters.as_dict()
     own = {name: hyperparameters.pop(name) for name in ("backbone", "freeze_depth", "learning_rate")}
     if record.hyperparameters.is_probe:
-        # It has none of the training settings of trials.
+        # A probe has no training settings.
         own, hyperparameters = own | {"learning_rate": None}, {"policy": hyperparameters["policy"]}
     return TrialPoint(
         number=record.number,
@@ -246,8 +256,15 @@ def _point(record: TrialRecord) -> TrialPoint:
         seconds=result.seconds if result else None,
         memory_bytes=result.memory_bytes if result else None,
         reason=result.reason if result else "",
+        link=link,
         **own,
     )
+
+
+def _address(record: TrialRecord, run: StudyRun) -> str | None:
+    """The address of the trial's run, if it has one."""
+    run_id = record.result.run_id if record.result else None
+    return run.store.address(f"/runs/{run_id}") if run_id else None
 
 
 def _layer_groups(prepared: Prepared) -> dict[str, tuple[str, ...]]:
@@ -284,14 +301,11 @@ def _columns(file: Path) -> dict[str, tuple[float | None, ...]]:
 
 
 def _explanations(backbone: Backbone, test: HeldOut) -> tuple[Explanation, ...]:
-    """Explanations of the worst mistakes, and beside them of predictions that are right.
-
-    None for texts, which have no places to look at.
-    """
+    """Explanations of the worst mistakes and of correct predictions; empty for texts."""
     said, pictures = test.predictions, test.examples
     if isinstance(pictures, list):
         return ()
-    from thawline.explain import explained_pictures  # loads torchvision, which a search's driver does without
+    from thawline.explain import explained_pictures  # loads torchvision, which a search's driver does not need
 
     chosen, predicted = _chosen(said), said.predicted
     began = time.monotonic()
@@ -310,10 +324,9 @@ def _explanations(backbone: Backbone, test: HeldOut) -> tuple[Explanation, ...]:
 
 
 def _chosen(said: Predictions) -> npt.NDArray[np.int64]:
-    """The mistakes that are least expected, and as many predictions that are right: the surest one of each class first.
+    """Choose the worst mistakes, and the most confident correct predictions, one per class first.
 
-    Of each kind half of those that are explained, more if there are fewer of the other. They take turns, so that the
-    first few are of both kinds.
+    Half are of each kind, more if there are fewer of the other. The kinds alternate, so that the first few show both.
     """
     wrong = [int(i) for i in np.argsort(said.given, kind="stable") if said.predicted[i] != said.labels[i]]
     sure = [int(i) for i in np.argsort(-said.given, kind="stable") if said.predicted[i] == said.labels[i]]

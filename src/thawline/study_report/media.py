@@ -1,4 +1,4 @@
-"""What trackers show of a concluded study by themselves: figures, tables, the network and the feature space."""
+"""Media of a finished study for trackers: figures, tables, the network and the feature space."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ from thawline.training import head_features, open_inputs, runtime_for
 __all__ = ["Shown", "features_of", "media_of", "network_of"]
 
 Shown = tuple[str, Media, int]
-"""Name, what it is, and step."""
+"""Name, medium and step."""
 _EMBEDDED = 500
-"""Points of the feature space: TensorBoard is no clearer with more."""
+"""Maximum number of points in the feature space: with more, TensorBoard's view is no clearer."""
 _THUMBNAIL = 32
 _CELL = 100
-"""Characters of a text in a table of the whole test split."""
+"""Maximum length of a text in the table of the whole test split (characters)."""
 
 
 def media_of(report: StudyReport, figures: Mapping[str, Figure | None], test: HeldOut) -> list[Shown]:
@@ -43,7 +43,7 @@ def media_of(report: StudyReport, figures: Mapping[str, Figure | None], test: He
 
 
 def _sheet(mistakes: Sequence[Mistake]) -> Image | Table:
-    """The worst mistakes as one picture or, of texts, as a table, for readers of MLflow and TensorBoard."""
+    """The worst mistakes as one image or, for texts, as a table, for MLflow and TensorBoard."""
     pictures = [_decoded(each.picture) for each in mistakes if each.picture is not None]
     if not pictures:
         columns = ("text", "label", "predicted", "probability", "file")
@@ -85,7 +85,7 @@ def network_of(backbone: Backbone, best: TrialRecord) -> list[Shown]:
 
 
 def features_of(prepared: Prepared, home: Path, backbone: Backbone, test: HeldOut) -> list[Shown]:
-    """The best trial's features of the test images or texts, as an embedding."""
+    """The best trial's features for the test images or texts, as an embedding."""
     config, manifest = prepared.config, prepared.manifest
     runtime = runtime_for(config.train.model_copy(update={"precision": "fp32"}))
     inputs = open_inputs(prepared.inputs[backbone.name], "test", image_preprocessing(config, backbone.name), runtime)

@@ -11,7 +11,7 @@ __all__ = ["BackboneContract", "MemoryTracker", "TrackerContract"]
 
 
 def __getattr__(name: str) -> object:
-    """``BackboneContract``, whose module imports torch: a tracker in memory does without it."""
+    """Load ``BackboneContract`` lazily: its module imports torch, which a tracker in memory does not need."""
     if name == "BackboneContract":
         from thawline.testing.backbones import BackboneContract
 

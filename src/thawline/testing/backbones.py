@@ -1,6 +1,6 @@
-"""The tests that every backbone must pass, whichever library it is from; they check effects on tensors."""
+"""Tests that every backbone must pass, whatever its library; they check effects on tensors."""
 
-# ruff: noqa: S101  asserts are what pytest's tests are made of
+# ruff: noqa: S101  these are pytest tests, which use asserts
 import json
 import math
 from abc import ABC, abstractmethod
@@ -18,22 +18,22 @@ __all__ = ["BackboneContract", "inputs_for", "restore"]
 
 
 class BackboneContract(ABC):
-    """What freezing, storing activations and packaging rely on; a subclass whose name begins with ``Test`` runs it.
+    """The contract for freezing, storing activations and packaging; pytest runs subclasses named ``Test…``.
 
-    Make it small: a backbone of random weights (``weights="none"``) at a small image size takes seconds.
+    Make it small: a backbone with random weights (``weights="none"``) at a small image size takes seconds.
     """
 
     classes = 5
-    """Of the head."""
+    """Number of classes of the head."""
     numbers_of_classes = (2, 10, 200)
-    """With each of which the first loss is checked."""
+    """Numbers of classes for the check of the first loss."""
 
     @abstractmethod
     def make(self, num_classes: int) -> Backbone:
         """A fresh backbone from :func:`thawline.backbones.create`."""
 
     def backbone(self) -> Backbone:
-        """A fresh one, whose head has random weights: with zeros the logits would not depend on the input."""
+        """A fresh backbone with random weights in the head: with zeros, the logits would not depend on the input."""
         backbone = self.make(self.classes)
         weight = backbone.module.get_parameter(f"{backbone.head.name}.weight").detach()
         drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
@@ -41,7 +41,7 @@ class BackboneContract(ABC):
         return backbone
 
     def test_its_first_loss_is_that_of_guessing_and_its_head_learns_from_it(self) -> None:
-        """Whatever its library draws for heads."""
+        """Whatever initialisation its library uses for heads."""
         labels = torch.tensor([0, 0, 0, 1])
         for classes in self.numbers_of_classes:
             backbone = self.make(classes)
@@ -52,7 +52,7 @@ class BackboneContract(ABC):
             assert loss.item() < 1.2 * math.log(classes)
             head = backbone.module.get_submodule(backbone.head.name)
             gradients = [parameter.grad for parameter in head.parameters()]
-            for label in (0, 1):  # random layers may give features of 0 alone: then the bias learns
+            for label in (0, 1):  # with random layers, features may all be 0: then only the bias learns
                 assert any(gradient is not None and gradient[label].any() for gradient in gradients)
 
     def test_images_or_tokens_go_in_and_one_logit_a_class_comes_out(self) -> None:
@@ -82,13 +82,13 @@ class BackboneContract(ABC):
         assert "" in backbone.head.modules
 
     def test_the_catalogue_tells_the_truth_of_it(self) -> None:
-        """What is listed is what is built."""
+        """The listed layer groups are those of the network."""
         backbone = self.backbone()
         assert tuple(group.name for group in backbone.layer_groups) == backbones.describe(backbone.name).layer_groups
         assert backbones.depth_of(backbone.name) == len(backbone.layer_groups)
 
     def test_training_moves_what_is_free_and_nothing_that_is_frozen(self) -> None:
-        """Parameters and buffers, at three depths."""
+        """Check parameters and buffers, at three depths."""
         backbone = self.backbone()
         parameters = {name for name, _ in backbone.module.named_parameters()}
         for depth in _depths_of(backbone):
@@ -108,7 +108,7 @@ class BackboneContract(ABC):
             assert reached == parameters - frozen
 
     def test_frozen_batch_norms_are_in_evaluation_mode_and_free_ones_in_training_mode(self) -> None:
-        """Their statistics are frozen with them."""
+        """The statistics of frozen batch-norms are frozen too."""
         backbone = self.backbone()
         for depth in _depths_of(backbone):
             train_mode(backbone, depth, batch_norm="train_all")
@@ -119,7 +119,7 @@ class BackboneContract(ABC):
         assert backbone.module.training
 
     def test_frozen_activations_are_the_same_in_every_pass(self) -> None:
-        """They can be stored."""
+        """Therefore they can be stored."""
         backbone = self.backbone()
         images = inputs_for(backbone)
         depth = len(backbone.layer_groups)
@@ -129,7 +129,7 @@ class BackboneContract(ABC):
             assert torch.equal(prefix(images), prefix(images))
 
     def test_every_border_between_groups_cuts_it_in_two_without_a_bit_of_difference(self) -> None:
-        """The tail reads stored activations, and leaves them as they are."""
+        """The tail reads stored activations without changing them."""
         backbone = self.backbone()
         backbone.module.eval()
         images = inputs_for(backbone)
@@ -203,7 +203,7 @@ class BackboneContract(ABC):
 
 
 def inputs_for(backbone: Backbone, count: int = 2) -> Tensor:
-    """Images ``[N, 3, S, S]``, or the tokens of texts of different lengths ``[N, 7]``; the same ones every time."""
+    """Images ``[N, 3, S, S]``, or tokens of texts of different lengths ``[N, 7]``, with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     preprocessing = backbone.preprocessing
     if isinstance(preprocessing, TextPreprocessing):
@@ -214,7 +214,7 @@ def inputs_for(backbone: Backbone, count: int = 2) -> Tensor:
 
 
 def _borders_of(backbone: Backbone) -> list[int]:
-    """All, or of a network of many equal blocks six."""
+    """All boundaries, or about six for a network with many layer groups."""
     deepest = len(backbone.layer_groups)
     return (
         sorted({1, 2, deepest - 1, deepest} | set(range(1, deepest + 1, max(1, deepest // 4)))) if deepest > 1 else [1]
@@ -231,7 +231,7 @@ def _snapshot(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _train_a_little(backbone: Backbone, depth: int) -> None:
-    """Two steps: a head that begins at zero sends no gradient back in the first."""
+    """Train two steps: in the first, a head of zeros passes no gradient back."""
     torch.manual_seed(0)
     freeze_to(backbone, depth, batch_norm="train_all")
     optimizer = torch.optim.SGD(trainable_parameters(backbone).values(), lr=0.05)
@@ -247,7 +247,7 @@ def _train_a_little(backbone: Backbone, depth: int) -> None:
 
 def restore(module: nn.Module, start: dict[str, Tensor]) -> None:
     """Restore a module's values, and clear its gradients."""
-    state = module.state_dict()  # with the version number that MNASNet insists on
+    state = module.state_dict()  # with the version number that MNASNet requires
     state.update(start)
     module.load_state_dict(state)
     module.zero_grad()

@@ -1,6 +1,6 @@
-"""The simplest tracker there is, and the tests that every tracker must pass."""
+"""A minimal tracker, and tests that every tracker must pass."""
 
-# ruff: noqa: S101  asserts are what pytest's tests are made of
+# ruff: noqa: S101  these are pytest tests, which use asserts
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,9 +25,9 @@ __all__ = ["MemoryTracker", "TrackerContract"]
 
 
 class MemoryTracker:
-    """Keeps everything in memory; for tests, and as the simplest example of a plugin.
+    """Keeps everything in memory; for tests, and as a minimal example of a plugin.
 
-    ``MemoryTracker`` itself is what makes a tracker of a run, so that an entry point may name it::
+    The class itself is the factory for the tracker of a run, so an entry point can name it::
 
         [project.entry-points."thawline.trackers"]
         memory = "thawline.testing:MemoryTracker"
@@ -38,7 +38,7 @@ class MemoryTracker:
         self.params: dict[str, str] = {}
         self.tags: dict[str, str] = {}
         self.metrics: dict[str, dict[tuple[int, int | None], float]] = {}
-        """By name, then by step and time: the same record again is the same entry."""
+        """By name, then by step and time, so that repeated records are one entry."""
         self.media: list[tuple[str, Media, int]] = []
         """Name, value and step."""
         self.texts: dict[str, str] = {}
@@ -84,11 +84,11 @@ class MemoryTracker:
 
     def _check_open(self) -> None:
         if self.status is not None:
-            raise RuntimeError("This tracker is closed; nothing may be logged any more.")
+            raise RuntimeError("This tracker is closed and cannot log anything.")
 
 
 class TrackerContract(ABC):
-    """The contract of trackers; a subclass says how one is made and how its values are read back.
+    """The contract of trackers; a subclass defines how to create one and how to read its values back.
 
     ::
 
@@ -99,28 +99,27 @@ class TrackerContract(ABC):
                 return MyTracker(folder)
 
             def read_metrics(self, folder):
-                return {"val/accuracy": [(1, 0.5)]}  # what was written, read back
+                return {"val/accuracy": [(1, 0.5)]}  # the written values, read back
 
-    Trackers are opened as the search opens them: in a thread of their own, which also keeps their exceptions from
-    training.
+    Trackers are opened as in a search: in a separate thread, which also keeps their exceptions away from training.
     """
 
     @abstractmethod
     def make(self, folder: Path) -> Tracker:
-        """A tracker that writes to ``folder``, which may not exist yet; of the same run whenever it is the same."""
+        """A tracker that writes to ``folder``, which may not exist yet; the same folder means the same run."""
 
     @abstractmethod
     def read_metrics(self, folder: Path) -> Mapping[str, Sequence[tuple[int, float]]]:
-        """Steps and values by name, in the order of steps, as what was written shows them.
+        """Written steps and values by name, sorted by step.
 
-        Names may be others than those that were given, if what it writes to does not take them. What its users see as
-        one point, such as a record that is there twice, is returned once.
+        Names may differ from the given ones if the backend does not accept those. Duplicate records that users see as
+        one point must be returned once.
         """
 
     def break_backend(self, folder: Path) -> bool:
-        """Make everything that is written to ``folder`` fail; False if there is nothing that can fail.
+        """Make all writes to ``folder`` fail; return False if writes cannot fail.
 
-        By default a file lies where the folder should be.
+        By default, a file takes the place of the folder.
         """
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.write_text("not a folder")
@@ -131,7 +130,7 @@ class TrackerContract(ABC):
         return BackgroundTracker(lambda: self.make(folder), name="the tracker", grace_seconds=120.0)
 
     def test_metrics_are_there_by_name_and_step_and_a_repeated_record_is_one(self, tmp_path: Path) -> None:
-        """Also after the first value of a metric came later than others, and two trackers wrote one after the other."""
+        """Also if a metric starts later than others, and if two trackers write in sequence."""
         first = self.open(tmp_path / "run")
         first.log_params({"freeze_depth": "3", "learning_rate": "0.001"})
         first.log_metrics({"val/accuracy": 0.25, "train/loss": 2.0}, step=1, timestamp_ms=1_700_000_000_000)
@@ -148,7 +147,7 @@ class TrackerContract(ABC):
         assert metrics["val/loss"] == [(3, 0.125)]
 
     def test_everything_else_is_taken_and_breaks_nothing(self, tmp_path: Path) -> None:
-        """Values of every kind, names of every kind, and numbers that are none."""
+        """Values and names of every kind, and non-finite numbers."""
         file = tmp_path / "checkpoint.safetensors"
         file.write_bytes(b"weights")
         tracker = self.open(tmp_path / "run")
@@ -158,7 +157,7 @@ class TrackerContract(ABC):
         odd = {f"val_recall/{name}": 2.0**-i for i, name in enumerate(_CLASS_NAMES, 2)}
         tracker.log_metrics(odd, step=1)
         for number, media in enumerate(_media()):
-            # Half of the names in turn: of more media than wait for a slow tracker, the last would be dropped.
+            # Half of the names in turn: if too many media are queued for a slow tracker, the last are dropped.
             odd_names = (f"validation/{name}" for name in _CLASS_NAMES[number % 2 :: 2])
             for name in (type(media).__name__.lower(), *odd_names):
                 tracker.log_media(name, media, step=1)
@@ -171,7 +170,7 @@ class TrackerContract(ABC):
         assert {(1, value) for value in odd.values()} <= {point for points in metrics.values() for point in points}
 
     def test_after_the_end_nothing_is_recorded_and_it_ends_but_once(self, tmp_path: Path) -> None:
-        """Logging is refused, closing again changes nothing."""
+        """Logging raises an error, and closing again changes nothing."""
         tracker = self.open(tmp_path / "run")
         tracker.log_metrics({"val/accuracy": 0.5}, step=1)
         report = tracker.close("FINISHED")
@@ -185,7 +184,7 @@ class TrackerContract(ABC):
         assert self.read_metrics(tmp_path / "run") == {"val/accuracy": [(1, 0.5)]}
 
     def test_what_cannot_be_written_is_reported_and_nothing_is_raised(self, tmp_path: Path) -> None:
-        """No disk, no server."""
+        """For example without a disk or a server."""
         if not self.break_backend(tmp_path / "run"):
             return
         tracker = self.open(tmp_path / "run")
@@ -197,7 +196,7 @@ class TrackerContract(ABC):
 
 
 _CLASS_NAMES = ("T-shirt & top", "café", "..", "a/b", 'quoted "x"', "50 %", "x" * 200)
-"""Class names come from folder names, which may hold nearly anything."""
+"""Class names come from folder names, which may contain nearly any character."""
 
 
 def _media() -> tuple[Media, ...]:

@@ -1,4 +1,4 @@
-"""Recording of studies and their trials: MLflow, and optionally TensorBoard, tables, W&B and plugins."""
+"""Record studies and their trials in MLflow, and optionally in TensorBoard, tables, W&B and plugins."""
 
 from thawline.tracking._background import BackgroundTracker
 from thawline.tracking._base import CompositeTracker, RunStatus, Tracker, TrackerRun, TrackingReport, run_status
@@ -8,6 +8,7 @@ from thawline.tracking._records import now_ms
 from thawline.tracking.csv import CsvTracker
 from thawline.tracking.mlflow import (
     CHECKPOINT,
+    UI_PORT,
     MlflowStore,
     MlflowTracker,
     artifact_text,
@@ -32,6 +33,7 @@ from thawline.tracking.wandb import WandbTracker, check_wandb
 __all__ = [
     "CHECKPOINT",
     "TRACKERS",
+    "UI_PORT",
     "BackgroundTracker",
     "CompositeTracker",
     "CsvTracker",

@@ -1,4 +1,4 @@
-"""Any tracker behind a queue of its own: whatever it does, training continues."""
+"""Run any tracker behind its own queue, so that it cannot affect training."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,14 +9,14 @@ from thawline.tracking._records import Artifact, End, Metrics, Params, Record, S
 __all__ = ["BackgroundTracker"]
 
 _FAILURES = 5
-"""Consecutive calls that may fail before a tracker is given up."""
+"""Consecutive failures after which a tracker is disabled."""
 
 
 class BackgroundTracker(QueuedTracker):
-    """Makes a tracker in a thread of its own, and calls it there.
+    """Creates a tracker in its own thread, and calls it there.
 
-    A call that raises is kept for the report, and the next ones are still made; after five failures in a
-    row the tracker is only closed. One that does not finish within ``grace_seconds`` after the end is left behind.
+    Exceptions are kept for the report, and further calls are still made; after five consecutive failures the tracker is
+    only closed. One that does not finish within ``grace_seconds`` after the end is abandoned.
     """
 
     def __init__(
@@ -28,14 +28,14 @@ class BackgroundTracker(QueuedTracker):
         most_large: int = 64,
         most_records: int = 100_000,
     ) -> None:
-        """Begin to make the tracker.
+        """Start creating the tracker.
 
         Args:
             make: returns the tracker; called in the thread, so it may be slow and import anything.
-            name: see :class:`QueuedTracker`; so are the others.
-            grace_seconds: how long :meth:`close` may take.
-            most_large: how many large records, such as pictures, may wait.
-            most_records: how many calls of any kind may wait.
+            name: see :class:`QueuedTracker`, also for the other arguments.
+            grace_seconds: maximum duration of :meth:`close`.
+            most_large: maximum number of waiting large records, such as pictures.
+            most_records: maximum number of waiting calls of any kind.
         """
         super().__init__(
             _Called(make), name=name, grace_seconds=grace_seconds, most_large=most_large, most_records=most_records
@@ -51,7 +51,7 @@ class _Called:
         self._make = make
         self._tracker: Tracker | None = None
         self._failures = 0
-        """In a row."""
+        """Number of consecutive failures."""
         self._report = TrackingReport()
 
     def open(self) -> None:
@@ -60,7 +60,7 @@ class _Called:
     def deliver(self, records: Sequence[Record]) -> None:
         (record,) = records
         if self._tracker is None:
-            raise RuntimeError("it could not be made")
+            raise RuntimeError("it could not be created")
         if isinstance(record, End):
             self._report = self._tracker.close(record.status)
         elif self._failures < _FAILURES:
@@ -68,7 +68,7 @@ class _Called:
             _call(self._tracker, record)
             self._failures = 0
         else:
-            raise RuntimeError("it was given up")
+            raise RuntimeError("it was disabled")
 
     def retry_after(self, error: Exception, attempt: int) -> float | None:
         return None
@@ -93,4 +93,4 @@ def _call(tracker: Tracker, record: Record) -> None:
         case Artifact(_, path, folder):
             tracker.log_artifact(path, folder)
         case _:
-            raise TypeError(f"{type(record).__name__} is MLflow's alone")
+            raise TypeError(f"{type(record).__name__} is only for MLflow")

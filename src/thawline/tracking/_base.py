@@ -26,75 +26,76 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 @dataclass(frozen=True)
 class TrackerRun:
-    """What a tracker records: a trial, or the study itself."""
+    """The run that a tracker records: a trial, or the study itself."""
 
     home: Path
-    """Thawline's home, under which files may be written."""
+    """Thawline's home, below which files may be written."""
     study: str
     trial: int | None
     """Number of the trial; ``None`` for the study's own run."""
     run_name: str
-    """How it is shown, such as ``trial-07 depth=3 lr=1.2e-3``."""
+    """Display name, such as ``trial-07 depth=3 lr=1.2e-3``."""
     study_run_id: str
-    """MLflow run of the study: no other study has it, on any machine. With the number of the trial it names a run that
-    a resumed trial must find again."""
+    """MLflow run of the study, unique across machines. Together with the trial's number it identifies the run that a
+    resumed trial must find again."""
     metric: str
-    """What the study optimises, such as ``accuracy``; validation's is recorded as ``val/accuracy``."""
+    """The metric that the study optimises, such as ``accuracy``, recorded as ``val/accuracy``."""
 
 
 @dataclass(frozen=True)
 class TrackingReport:
-    """What happened to everything that was logged."""
+    """The delivery of all records."""
 
     unsent: int = 0
-    """Records that could not be delivered."""
+    """Number of records that could not be delivered."""
     where: Path | None = None
-    """File that keeps them until the next start; ``None`` if there are none, or if it could not be written."""
+    """File that stores them until the next start; ``None`` if there are none, or if it could not be written."""
     problem: str | None = None
-    """The first failure, as one sentence; ``None`` if nothing failed. Delivered late is a problem without unsent."""
+    """The first failure, as one sentence; ``None`` if nothing failed. Late delivery is a problem without unsent
+    records."""
 
 
 class Tracker(Protocol):
     """Records one trial (or the study as a whole).
 
-    Failure: no method raises because a server, disk or network fails; :meth:`close` reports what was lost.
-    Thread safety: the methods of one tracker are called from one thread.
-    After :meth:`close` nothing may be logged; closing twice returns the same report.
+    Failures: no method raises if a server, disk or network fails; :meth:`close` reports what was lost. Thread safety:
+    the methods of one tracker are called from one thread. After :meth:`close` nothing may be logged; closing twice
+    returns the same report.
     """
 
     def log_params(self, params: Mapping[str, str]) -> None:
         """Record hyperparameters and settings: the same keys for every trial, so that the UI can compare them."""
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Record free texts that may change later."""
+        """Record free text that may change later."""
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int, timestamp_ms: int | None = None) -> None:
         """Record values by name, such as ``val/accuracy``, at a step (the epoch, counted from 1).
 
-        ``timestamp_ms`` is when they were measured, in milliseconds since 1970; by default now. The same values sent
-        again with the same timestamp are the same record; behind a queue, so are the same values at an unchanged step.
+        ``timestamp_ms`` is when they were measured, in milliseconds since 1970; by default now. The same values with
+        the same timestamp are the same record; behind a queue, also the same values at the same step.
         """
 
     def log_media(self, name: str, media: Media, *, step: int) -> None:
         """Record a picture, distribution, table, figure or shape under a name such as ``val/pictures``.
 
-        A tracker whose system cannot show it leaves it out. Arrays must not be changed afterwards: they may be written
-        later, by another thread.
+        A tracker ignores media that its system cannot show. Arrays must not be modified afterwards: another thread may
+        write them later.
         """
 
     def log_text(self, text: str, file: str) -> None:
         """Record a text as the file ``file``, such as ``config.yaml``."""
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Record a file, or all that a directory holds, into a folder among the run's artifacts."""
+        """Record a file, or the content of a directory, in a folder of the run's artifacts."""
 
     def close(self, status: RunStatus) -> TrackingReport:
-        """Deliver what is waiting, set how the run ended, and report what could not be delivered."""
+        """Deliver waiting records, set the run's status, and report what could not be delivered."""
 
 
 @runtime_checkable
 class CheckpointKeeper(Protocol):
-    """A tracker to which a checkpoint is more than a file."""
+    """A tracker that handles checkpoints specially, not just as files."""
 
     def log_checkpoint(
         self,
@@ -111,20 +112,20 @@ class CheckpointKeeper(Protocol):
 
 @runtime_checkable
 class Delivering(Protocol):
-    """A tracker that delivers from a thread of its own."""
+    """A tracker that delivers in its own thread."""
 
     def begin_close(self, status: RunStatus) -> None:
-        """Announce how the run ended and that nothing more comes; ``close`` then waits for what is in progress."""
+        """Announce the run's status and that no more records follow; ``close`` then waits for delivery."""
 
 
 def run_status(state: Literal["complete", "pruned", "failed", "paused"]) -> RunStatus:
-    """MLflow's word for the state of a trial: what was stopped on purpose, for good or not, MLflow calls killed."""
+    """MLflow's status for the state of a trial: killed if it was stopped on purpose, even temporarily."""
     words: dict[str, RunStatus] = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "paused": "KILLED"}
     return words[state]
 
 
 class CompositeTracker:
-    """Several trackers as one; one that fails is remembered in the report and never stops training or the others."""
+    """Several trackers as one; a failure of one is in the report and never affects training or the others."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = tuple(trackers)
@@ -168,12 +169,12 @@ class CompositeTracker:
         """Record a checkpoint: in MLflow as a model that can be compared, elsewhere as a file in ``checkpoints``.
 
         Args:
-            path: the file; it is read when it is sent, so it must stay until :meth:`close`.
-            name: shown in MLflow's UI.
-            epoch: after which it was written; a run has one checkpoint of an epoch.
-            metrics: what it reached, by the names under which the run has them.
-            dataset: name and digest of what that was measured on.
-            params: hyperparameters and settings, as the run has them.
+            path: the file; it is read when it is sent, so it must exist until :meth:`close`.
+            name: name in MLflow's UI.
+            epoch: epoch after which it was written; a run has one checkpoint per epoch.
+            metrics: its metrics, named as in the run.
+            dataset: name and digest of the data for the metrics.
+            params: hyperparameters and settings, as in the run.
         """
 
         def log(tracker: Tracker) -> None:
@@ -185,9 +186,9 @@ class CompositeTracker:
         self._each(log)
 
     def close(self, status: RunStatus) -> TrackingReport:
-        """Close all; the report adds up their unsent records and names the first problem and the first file.
+        """Close all; the report has the sum of unsent records, the first problem and the first file.
 
-        Those with a thread of their own finish side by side, so that all together take as long as the slowest.
+        Those with their own thread finish concurrently, in the time of the slowest.
         """
         if self._report is None:
             reports: list[TrackingReport] = []
@@ -204,6 +205,6 @@ class CompositeTracker:
         for tracker in self._trackers:
             try:
                 call(tracker)
-            except Exception as error:  # whatever a tracker's library raises, the trial continues
+            except Exception as error:  # any exception of a tracker's library: the trial continues
                 _log.debug("a tracker failed", exc_info=True)
                 self._problem = self._problem or f"{type(tracker).__name__}: {type(error).__name__}: {error}"

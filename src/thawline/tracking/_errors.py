@@ -1,4 +1,4 @@
-"""Failure messages of libraries: one line for people, and nothing on the terminal."""
+"""Shorten libraries' failure messages to one line, and keep their logs off the terminal."""
 
 import logging
 import re
@@ -15,7 +15,7 @@ def first_line(error: BaseException) -> str:
     """The first line of an exception's text, shortened and without passwords, or its type if it has none."""
     lines = str(error).strip().splitlines()
     text = without_password(lines[0].strip()) if lines else ""
-    # MLflow quotes urllib3's account of every attempt; what matters is which server does not answer, and why.
+    # MLflow quotes urllib3's log of every attempt; only the unreachable server and the reason matter.
     if silent := re.match(r"API request to (\w+://[^/]+)\S* failed with exception", text):
         why = re.search(r"Connection refused|timed out|Failed to resolve|certificate verify failed[^('\"]*", text)
         return f"{silent[1]} does not answer" + (f" ({why[0].strip()})" if why else "")
@@ -31,14 +31,14 @@ _NOISE = {
     "mlflow.store.model_registry.abstract_store": logging.WARNING,
     # "Validating input example against model signature".
     "mlflow.pyfunc": logging.WARNING,
-    # A warning that pip is not installed, which an environment made by uv does not need.
+    # A warning that pip is not installed, which is irrelevant in an environment created by uv.
     "mlflow.utils.environment": logging.ERROR,
 }
 
 
 @contextmanager
 def quiet_mlflow() -> Iterator[None]:
-    """Suppress MLflow's progress messages; its warnings about our calls are let through."""
+    """Suppress MLflow's progress messages, but not its warnings about our calls."""
     before = {name: logging.getLogger(name).level for name in _NOISE}
     try:
         for name, level in _NOISE.items():
@@ -50,7 +50,7 @@ def quiet_mlflow() -> Iterator[None]:
 
 
 class _NotOurThread(logging.Filter):
-    """Drops what a library logs from a queue's thread: an unreachable server is reported once, at the end."""
+    """Drops library logs from queue threads: an unreachable server is reported once, at the end."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not (record.threadName or "").startswith("thawline-tracking")
@@ -61,9 +61,9 @@ _filter: _NotOurThread | None = None
 
 
 def hold_back_warnings() -> None:
-    """Keep libraries' failure messages in the queues' threads off the terminal; other threads keep theirs.
+    """Keep libraries' failure messages from queue threads off the terminal, but not those from other threads.
 
-    That is urllib3's "Retrying …", and the traceback that MLflow logs of a database that is locked or full.
+    These are urllib3's "Retrying …", and MLflow's traceback for a locked or full database.
     """
     global _filter  # noqa: PLW0603  installed once per process
     with _filter_lock:

@@ -1,4 +1,4 @@
-"""The trackers of a run: MLflow's, those that the configuration asks for, and those of other packages."""
+"""Open the trackers of a run: MLflow, configured ones, and those of other packages."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,7 +17,7 @@ from thawline.tracking.wandb import WandbTracker
 __all__ = ["TRACKERS", "check_trackers", "open_trackers"]
 
 TRACKERS = "thawline.trackers"
-"""Entry points of this group are trackers: a name, and what makes a :class:`Tracker` of a :class:`TrackerRun`."""
+"""Group of entry points for trackers: a name, and a function from a :class:`TrackerRun` to a :class:`Tracker`."""
 
 TrackerFactory = Callable[[TrackerRun], Tracker]
 
@@ -26,13 +26,13 @@ def check_trackers(config: TrackingConfig) -> None:
     """Refuse plugins that are not installed or cannot be imported.
 
     Raises:
-        ConfigError: naming those that are installed.
+        ConfigError: with the installed ones.
     """
     installed = sorted({point.name for point in entry_points(group=TRACKERS)})
     if unknown := [name for name in config.plugins if name not in installed]:
         raise ConfigError(
             f"tracking.plugins names {', '.join(map(repr, unknown))}, but no installed package has such a tracker; "
-            f"there are: {', '.join(installed) or 'none'}. Correct the name, or install the package whose entry points "
+            f"available: {', '.join(installed) or 'none'}. Correct the name, or install the package whose entry points "
             f"in the group {TRACKERS} name it."
         )
     for name in config.plugins:
@@ -41,17 +41,17 @@ def check_trackers(config: TrackingConfig) -> None:
         except Exception as error:
             raise ConfigError(
                 f"The tracker {name!r} of tracking.plugins cannot be imported: {first_line(error)}. Repair its "
-                "package, or leave it out of tracking.plugins."
+                "package, or remove it from tracking.plugins."
             ) from error
 
 
 def open_trackers(
     run: TrackerRun, config: TrackingConfig, store: MlflowStore
 ) -> tuple[MlflowTracker, CompositeTracker]:
-    """MLflow's tracker of a run, and all of its trackers as one, MLflow's among them.
+    """MLflow's tracker of a run, and all trackers combined, including MLflow's.
 
-    Each has a thread of its own; none that fails, hangs or is slow stops the others or what is recorded. System
-    metrics are those of trials: the study's own process only waits.
+    Each has its own thread, so that one that fails, hangs or is slow does not affect the others. System metrics are
+    only recorded for trials, because the study's own process only waits.
     """
     if run.trial is None:
         mlflow = MlflowTracker.for_study(store, run_id=run.study_run_id, study=run.study)
@@ -64,15 +64,15 @@ def open_trackers(
             run_name=run.run_name,
             system_metrics=config.system_metrics,
         )
-    # The table goes to the disk that takes the checkpoints, in as little time: it needs no thread, and is whole when
-    # the trial ends. A study has no epochs.
+    # The table is written to the disk of the checkpoints, and fast: it needs no thread, and is complete when the trial
+    # ends. A study has no epochs.
     table = [CsvTracker.for_run(run)] if run.trial is not None else []
     others = [BackgroundTracker(partial(make, run), name=name) for name, make in _factories(run, config)]
     return mlflow, CompositeTracker([*table, mlflow, *others])
 
 
 def _factories(run: TrackerRun, config: TrackingConfig) -> Iterator[tuple[str, TrackerFactory]]:
-    """Names and makers of the trackers that may be slow, beside MLflow's."""
+    """Names and factories of trackers that may be slow, except MLflow's."""
     if config.tensorboard:
         yield "TensorBoard", TensorBoardTracker.for_run
     if config.wandb != "off":
@@ -88,6 +88,6 @@ def _plugin(name: str, run: TrackerRun) -> Tracker:
 def _factory(name: str) -> TrackerFactory:
     points = tuple(entry_points(group=TRACKERS, name=name))
     if not points:
-        raise LookupError("no package that is installed here has such a tracker")
+        raise LookupError("no package installed here has such a tracker")
     factory: TrackerFactory = points[0].load()
     return factory

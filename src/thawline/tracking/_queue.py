@@ -1,4 +1,4 @@
-"""One queue for slow trackers: training puts records into it, a thread delivers them."""
+"""A queue for slow trackers: training adds records, and a thread delivers them."""
 
 import logging
 import math
@@ -20,47 +20,46 @@ __all__ = ["Destination", "QueuedTracker"]
 _log = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_AT_END = 1.0
-"""Seconds between two attempts once the run has ended: time is short then."""
+"""Maximum seconds between attempts once the run has ended, when time is limited."""
 
 
 class Destination(Protocol):
-    """Where the records of a queue go; all but :meth:`keep` is called in the queue's thread, and may be slow."""
+    """The destination of a queue's records; methods except :meth:`keep` are called in its thread, and may be slow."""
 
     @property
     def together(self) -> int:
-        """How many values of metrics that wait are delivered at once; 1 delivers every record alone."""
+        """Maximum number of waiting metric values per delivery; 1 delivers every record separately."""
 
     def open(self) -> None:
-        """Make ready, before the first record; called again if it raises and :meth:`retry_after` says so."""
+        """Open the destination before the first record; called again if it raises and :meth:`retry_after` allows it."""
 
     def deliver(self, records: Sequence[Record]) -> None:
-        """Record one record, or several of metrics; raises whatever keeps that from being done."""
+        """Deliver one record, or several of metrics; raises on any failure."""
 
     def retry_after(self, error: Exception, attempt: int) -> float | None:
-        """Seconds after which the same is tried again; ``None`` if retrying is useless.
+        """Seconds until the next attempt; ``None`` if retrying is useless.
 
         Args:
-            error: what :meth:`open` or :meth:`deliver` raised.
-            attempt: how often it has raised, from 1.
+            error: exception of :meth:`open` or :meth:`deliver`.
+            attempt: number of failures, from 1.
         """
 
     def keep(self, left: Sequence[Record]) -> TrackingReport:
-        """Store what could not be delivered, if that is possible. Raises nothing.
+        """Store undelivered records, if possible. Must not raise.
 
         Returns:
-            How many of ``left`` are not recorded, with what the destination itself has lost; where they are kept.
+            The number of unrecorded records, including those lost by the destination itself, and where they are stored.
         """
 
 
 class QueuedTracker:
-    """A tracker that delivers in order, from a thread of its own, and never waits for it but in :meth:`close`.
+    """A tracker that delivers in order in its own thread, and only waits for it in :meth:`close`.
 
-    A record that a destination refuses permanently is lost by itself, not the others sent with it. Until a slow one
-    takes them, at most ``most_large`` pictures, tables and the like wait, of which the newest are dropped first, and
-    ``most_records`` records of any kind. All that is lost is counted in the report. A value that a metric already has
-    at a step is not recorded again.
+    A permanently refused record is lost without affecting others sent with it. At most ``most_large`` pictures, tables
+    and similar records, and ``most_records`` records of any kind, wait for a slow destination; further ones are
+    dropped. Losses are counted in the report. A value that a metric already has at a step is not recorded again.
 
-    Create it in the process that logs: a thread does not survive a fork.
+    Create it in the process that logs, because threads do not survive a fork.
     """
 
     def __init__(
@@ -72,14 +71,14 @@ class QueuedTracker:
         most_large: int = 64,
         most_records: int = 100_000,
     ) -> None:
-        """Begin to open the destination.
+        """Start opening the destination.
 
         Args:
-            destination: where the records go.
-            name: of the system, for the report.
-            grace_seconds: how long delivery may continue after the run has ended.
-            most_large: pictures, tables and the like that may wait: by default a hundred megabytes.
-            most_records: by default far more than a trial makes, and less than a hundred megabytes.
+            destination: destination of the records.
+            name: name of the system, for the report.
+            grace_seconds: how long delivery may continue after the end of the run.
+            most_large: maximum number of waiting pictures, tables and similar records: by default a hundred megabytes.
+            most_records: by default far more than a trial has, and less than a hundred megabytes.
         """
         self._destination = destination
         self._name = name
@@ -87,20 +86,20 @@ class QueuedTracker:
         self._most_large, self._most_records = most_large, most_records
         self._queue: deque[Record] = deque()
         self._large = 0
-        """How many of the waiting records are large."""
+        """Number of waiting large records."""
         self._values: dict[tuple[str, int], float] = {}
-        """What was logged last, by name and step."""
+        """The last logged values, by name and step."""
         self._changed = threading.Condition()
         self._closing = threading.Event()
-        """The end is in the queue; nothing may be logged any more."""
+        """Set once the end is in the queue; nothing more may be logged."""
         self._abandoned = threading.Event()
-        """The grace period is over; what is left is the destination's to keep."""
+        """Set when the grace period is over; the destination stores the remaining records."""
         self._give_up_at = math.inf
-        """When the grace period is over, by the monotonic clock."""
+        """End of the grace period, by the monotonic clock."""
         self._lost = 0
         self._problem: str | None = None
         self._report: TrackingReport | None = None
-        # By the thread's name, libraries' failure messages are kept off the terminal.
+        # The thread's name identifies failure messages of libraries to keep off the terminal.
         self._thread = threading.Thread(target=self._run, name=f"thawline-tracking-{name}", daemon=True)
         self._thread.start()
 
@@ -130,11 +129,11 @@ class QueuedTracker:
         self._put(Text(now_ms(), text, file))
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """See :class:`Tracker`. The file is read when its turn comes, so it must stay until :meth:`close`."""
+        """See :class:`Tracker`. The file is read on delivery, so it must exist until :meth:`close`."""
         self._put(Artifact(now_ms(), path.absolute(), folder))
 
     def begin_close(self, status: RunStatus) -> None:
-        """Say how the run ended and that nothing more comes; the grace period begins."""
+        """Set the run's status and the end of its records, and start the grace period."""
         with self._changed:
             if not self._closing.is_set():
                 self._queue.append(End(now_ms(), status))
@@ -143,7 +142,7 @@ class QueuedTracker:
                 self._changed.notify_all()
 
     def close(self, status: RunStatus) -> TrackingReport:
-        """See :class:`Tracker`. Waits until the grace period is over at most; what is left then is kept if possible."""
+        """See :class:`Tracker`. Waits at most for the grace period; remaining records are stored if possible."""
         self.begin_close(status)
         if self._report is None:
             self._thread.join(max(0.0, self._give_up_at - time.monotonic()))
@@ -159,16 +158,16 @@ class QueuedTracker:
 
     def _check_open(self) -> None:
         if self._closing.is_set():
-            raise RuntimeError("This tracker is closed; nothing may be logged any more.")
+            raise RuntimeError("This tracker is closed; nothing more can be logged.")
 
     def _put(self, record: Record) -> bool:
-        """Enqueue a record; False if there is no room for it."""
+        """Enqueue a record; False if the queue is full."""
         with self._changed:
             self._check_open()
             large = isinstance(record, LARGE)
             if len(self._queue) >= self._most_records or (large and self._large >= self._most_large):
                 self._lost += 1
-                self._problem = self._problem or f"{self._name} is too slow; not all was recorded"
+                self._problem = self._problem or f"{self._name} is too slow; some records were dropped"
                 return False
             self._queue.append(record)
             self._large += large
@@ -185,16 +184,16 @@ class QueuedTracker:
                 alone = False
             elif len(records) == 1:
                 self._done(1, lost=True)
-            else:  # one of them is refused, which must not cost the others
+            else:  # one of them is refused, which must not affect the others
                 alone = True
 
     def _attempt(self, action: Callable[[], None]) -> bool:
-        """Whether it could be delivered, at once or late; the reason for a delay is kept."""
+        """Whether delivery succeeded, possibly late; remembers the reason of a delay."""
         attempt = 0
         while not self._abandoned.is_set():
             try:
                 action()
-            except Exception as error:  # the network, a server, the disk, a library: training continues
+            except Exception as error:  # any failure of network, server, disk or library: training continues
                 _log.debug("recording with %s failed", self._name, exc_info=True)
                 self._problem = self._problem or f"{self._name}: {first_line(error)}"
                 attempt += 1
@@ -204,13 +203,13 @@ class QueuedTracker:
                 if self._closing.is_set():
                     self._abandoned.wait(min(pause, _LONGEST_PAUSE_AT_END))
                 else:
-                    self._closing.wait(pause)  # the end of the run ends a long pause at once
+                    self._closing.wait(pause)  # the end of the run interrupts a long pause
             else:
                 return True
         return False
 
     def _next(self, alone: bool) -> tuple[Record, ...]:
-        """The next records, which stay queued until they are delivered; none after the end."""
+        """The next records, which stay queued until delivered; empty after the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closing.is_set())
             if self._abandoned.is_set():
@@ -219,7 +218,7 @@ class QueuedTracker:
 
     def _done(self, count: int, *, lost: bool = False) -> None:
         with self._changed:
-            if self._abandoned.is_set():  # `close` has counted them
+            if self._abandoned.is_set():  # already counted by `close`
                 return
             for _ in range(count):
                 self._large -= isinstance(self._queue.popleft(), LARGE)
@@ -227,7 +226,7 @@ class QueuedTracker:
 
 
 def _head(queue: Iterable[Record], most: int) -> tuple[Record, ...]:
-    """From the front: metrics up to a number of values, or one other record."""
+    """The front of the queue: metrics up to a number of values, or one other record."""
     taken: list[Record] = []
     values = 0
     for record in queue:

@@ -1,4 +1,4 @@
-"""The records that trackers are sent, as values with the time at which they happened."""
+"""The records for trackers, as values with timestamps."""
 
 import time
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ __all__ = [
 
 
 def now_ms() -> int:
-    """Milliseconds since 1970, the unit of every record's time and MLflow's."""
+    """Milliseconds since 1970, the unit of timestamps, as in MLflow."""
     return time.time_ns() // 1_000_000
 
 
@@ -37,13 +37,13 @@ class Params:
     """Hyperparameters and settings."""
 
     at: int
-    """When it happened, in milliseconds since 1970; so in every record."""
+    """Timestamp in milliseconds since 1970, as in every record."""
     params: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Tags:
-    """Texts that may change later."""
+    """Free text that may change later."""
 
     at: int
     tags: Mapping[str, str]
@@ -51,7 +51,7 @@ class Tags:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Values of one step, at least one; the time is that of the measurement."""
+    """At least one value of one step, with the time of measurement."""
 
     at: int
     values: Mapping[str, float]
@@ -70,7 +70,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Text:
-    """A text that becomes a file."""
+    """A text to be stored as a file."""
 
     at: int
     text: str
@@ -79,28 +79,28 @@ class Text:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file, or a folder of files; read when it is delivered."""
+    """A file, or a folder of files; read on delivery."""
 
     at: int
     path: Path
-    """Absolute."""
+    """Absolute path."""
     folder: str
-    """Among the run's artifacts; empty for their root."""
+    """Folder in the run's artifacts; empty for the root."""
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A picture under the name by which MLflow's UI finds it; encoded when it is delivered."""
+    """A picture with the file name expected by MLflow's UI; encoded on delivery."""
 
     at: int
     image: Image
     file: str
-    """Without its extension."""
+    """Name without extension."""
 
 
 @dataclass(frozen=True)
 class TableFile:
-    """A table as MLflow's UI reads it."""
+    """A table in the format of MLflow's UI."""
 
     at: int
     text: str
@@ -110,17 +110,17 @@ class TableFile:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that becomes one of MLflow's logged models; read when it is delivered."""
+    """A checkpoint to be stored as a logged model in MLflow; read on delivery."""
 
     at: int
     path: Path
-    """Absolute."""
+    """Absolute path."""
     name: str
     epoch: int
     metrics: Mapping[str, float]
-    """Only finite ones."""
+    """Finite metrics only."""
     dataset: tuple[str, str] | None
-    """Name and digest of what the metrics were measured on, as MLflow has them."""
+    """Name and digest of the data for the metrics, as in MLflow."""
     params: Mapping[str, str]
 
 
@@ -140,7 +140,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class End:
-    """How the run ended; the last record of a tracker."""
+    """The status of the run; the last record of a tracker."""
 
     at: int
     status: RunStatus
@@ -151,4 +151,4 @@ Record: TypeAlias = (
 )
 
 LARGE = Shown | ImageFile | TableFile
-"""Large records, of which only some may wait: a hundred megabytes of pictures and tables."""
+"""Large records, of which only a limited number may wait: a hundred megabytes of pictures and tables."""

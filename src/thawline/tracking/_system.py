@@ -1,7 +1,7 @@
-"""CPU, memory, disk, network and GPU use, by MLflow's own monitors and under MLflow's own metric names.
+"""CPU, memory, disk, network and GPU usage, from MLflow's own monitors and with MLflow's metric names.
 
-MLflow's ``SystemMetricsMonitor`` would send by itself, give up with a warning on the terminal at the first failure, and
-ask the server for the run at every sample. Here its monitors only measure; the tracker's queue does the sending.
+MLflow's ``SystemMetricsMonitor`` sends values itself, stops with a warning on the terminal at the first failure, and
+requests the run from the server at every sample. Here its monitors only measure; the tracker's queue sends.
 """
 
 import logging
@@ -16,10 +16,10 @@ _log = logging.getLogger(__name__)
 
 
 class SystemSampler:
-    """Measures in a thread of its own and passes ``(metrics, step)`` on; the step is seconds since ``started_at``.
+    """Measures in its own thread and passes on ``(metrics, step)``; the step is the seconds since ``started_at``.
 
-    It begins with a sample every two seconds, so that a trial of half a minute has a curve, and thins out to one every
-    30 seconds, so that a trial of a day has three thousand points and not forty thousand.
+    The interval grows from two seconds, so that a trial of half a minute has a curve, to 30 seconds, so that a trial of
+    a day has three thousand points instead of forty thousand.
     """
 
     def __init__(self, record: Callable[[Mapping[str, float], int], None], *, started_at: float) -> None:
@@ -30,14 +30,14 @@ class SystemSampler:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop measuring; nothing is recorded after this returns, unless a driver hangs, which is not waited for."""
+        """Stop measuring; nothing is recorded after this returns. Does not wait for a hanging driver."""
         self._stop.set()
         self._thread.join(5.0)
 
     def _run(self) -> None:
         try:
             monitors = _monitors()
-        except Exception:  # measuring is optional: the trial is trained without it too
+        except Exception:  # measuring is optional
             _log.debug("system metrics are not available", exc_info=True)
             return
         begun = time.monotonic()
@@ -48,7 +48,7 @@ class SystemSampler:
                     monitor.collect_metrics()
                     metrics |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
                     monitor.clear_metrics()
-                except Exception:  # a driver that answers intermittently
+                except Exception:  # a driver with intermittent failures
                     _log.debug("a system monitor failed", exc_info=True)
             if metrics and not self._stop.is_set():
                 self._record(metrics, int(time.time() - self._started_at))
@@ -64,7 +64,7 @@ def _monitors() -> list[Any]:
     monitors = [kind() for kind in kinds]
     try:
         gpu: Any = GPUMonitor
-        monitors.append(gpu())  # raises without an NVIDIA GPU or without the package nvidia-ml-py
+        monitors.append(gpu())  # raises without an NVIDIA GPU or the package nvidia-ml-py
     except Exception:
         _log.debug("no GPU metrics", exc_info=True)
     return monitors

@@ -1,4 +1,4 @@
-"""A trial's history as a CSV table: one row for each epoch."""
+"""A trial's history as a CSV table, one row per epoch."""
 
 import csv
 import os
@@ -15,20 +15,20 @@ _NOT_BY_EPOCH = ("gradient_step/", "system/")
 
 
 class CsvTracker:
-    """Writes one trial's metrics to ``<home>/studies/<study>/trial-007/history.csv``, as RFC 4180 has it.
+    """Writes one trial's metrics to ``<home>/studies/<study>/trial-007/history.csv``, according to RFC 4180.
 
-    The columns are ``epoch`` and the metrics in the order in which they came; missing values are empty. The file is
-    always complete: after each epoch it is rewritten and replaces the old one, which is a matter of kilobytes. A
-    resumed trial adds to the rows that it finds, and repeated epochs replace theirs.
+    The columns are ``epoch`` and the metrics in order of appearance; missing values are empty. The file is always
+    complete: after each epoch it is rewritten, which is a matter of kilobytes. A resumed trial appends rows, and
+    repeated epochs replace theirs.
 
-    A table has no room for anything else: texts, media and files are left out.
+    Texts, media and files are ignored.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        """The table's file."""
+        """File of the table."""
         self._names: dict[str, None] = {}
-        """Columns after the epoch's, in their order."""
+        """Columns after the epoch, in order."""
         self._rows: dict[int, dict[str, str]] = {}
         self._unread: str | None = None
         self._unwritten: str | None = None
@@ -42,20 +42,20 @@ class CsvTracker:
 
     @classmethod
     def for_run(cls, run: TrackerRun) -> "CsvTracker":
-        """The tracker of a trial, whose table lies beside its checkpoints."""
+        """The tracker of a trial, whose table is beside its checkpoints."""
         assert run.trial is not None, "a study has no epochs"  # noqa: S101  a mistake of ours
         return cls(run.home / "studies" / run.study / f"trial-{run.trial:03d}" / "history.csv")
 
     def log_params(self, params: Mapping[str, str]) -> None:
-        """Do nothing: they are the same in every row."""
+        """Do nothing: parameters are the same in every row."""
         self._check_open()
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Do nothing: a table of numbers holds no texts."""
+        """Do nothing: the table only has numbers."""
         self._check_open()
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int, timestamp_ms: int | None = None) -> None:
-        """Write the row of an epoch; metrics whose step is not an epoch are left out."""
+        """Write the row of an epoch; ignores metrics whose step is not an epoch."""
         self._check_open()
         values = {name: str(float(value)) for name, value in metrics.items() if not name.startswith(_NOT_BY_EPOCH)}
         if values:
@@ -64,19 +64,19 @@ class CsvTracker:
             self._write()
 
     def log_media(self, name: str, media: Media, *, step: int) -> None:
-        """Do nothing: a table of numbers holds no pictures."""
+        """Do nothing: the table only has numbers."""
         self._check_open()
 
     def log_text(self, text: str, file: str) -> None:
-        """Do nothing: MLflow keeps the texts."""
+        """Do nothing: texts are stored in MLflow."""
         self._check_open()
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Do nothing: MLflow keeps the files."""
+        """Do nothing: files are stored in MLflow."""
         self._check_open()
 
     def close(self, status: RunStatus) -> TrackingReport:
-        """See :class:`Tracker`. What the disk had no room for is retried once."""
+        """See :class:`Tracker`. A write that failed because the disk was full is retried once."""
         if self._report is None:
             if self._unwritten is not None:
                 self._write()
@@ -85,7 +85,7 @@ class CsvTracker:
 
     def _check_open(self) -> None:
         if self._report is not None:
-            raise RuntimeError("This tracker is closed; nothing may be logged any more.")
+            raise RuntimeError("This tracker is closed; nothing more can be logged.")
 
     def _write(self) -> None:
         try:
@@ -97,7 +97,7 @@ class CsvTracker:
 
 
 def _read(path: Path) -> tuple[dict[str, None], dict[int, dict[str, str]]]:
-    """Names of the columns, and by epoch the values by name; those that are missing are left out."""
+    """Names of the columns, and the existing values by epoch and name."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         first, *names = reader.fieldnames or ["epoch"]
@@ -108,7 +108,7 @@ def _read(path: Path) -> tuple[dict[str, None], dict[int, dict[str, str]]]:
 
 
 def _replace(path: Path, names: Iterable[str], rows: Mapping[int, Mapping[str, str]]) -> None:
-    """Write the table atomically: a reader sees the old one or the whole new one."""
+    """Write the table atomically: a reader sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     with temporary.open("w", encoding="utf-8", newline="") as file:

@@ -1,4 +1,4 @@
-"""MLflow's SQLite database: created in one step, with a diagnosis of one that cannot be opened."""
+"""Create MLflow's SQLite database atomically, and diagnose one that cannot be opened."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ _FOUND = re.compile(r"found version (\w+)|Can't locate revision identified by '(
 def mlflow_database(database: Path, *, home: Path) -> None:
     """Create MLflow's database unless it exists.
 
-    To be called before MLflow opens it.
+    Call it before MLflow opens the database.
 
     Args:
         database: the file.
@@ -31,15 +31,15 @@ def mlflow_database(database: Path, *, home: Path) -> None:
 
 
 def check_made(uri: str, named_by: str, *, home: Path) -> None:
-    """Refuse a SQLite database that no search has made, where one is only read; repair one that was cut short.
+    """For read-only use, refuse a SQLite database that no search has created; repair an incomplete one.
 
     Args:
-        uri: of the database, or of anything else, which is ignored.
-        named_by: what names it, for the message.
+        uri: URI of the database; other URIs are ignored.
+        named_by: the option that gives the URI, for the message.
         home: Thawline's home, which may be missing.
 
     Raises:
-        TrackingError: if it is missing, or see :func:`mlflow_database`.
+        TrackingError: if it is missing, or as in :func:`mlflow_database`.
     """
     file = sqlite_file(uri)
     if file is None:
@@ -50,15 +50,15 @@ def check_made(uri: str, named_by: str, *, home: Path) -> None:
         raise TrackingError(f"There is no MLflow database {file}. Correct {named_by}.")
     elif home.is_dir():
         raise TrackingError(
-            f"MLflow has recorded nothing in {home} yet: `thawline search DATA` does. What was recorded elsewhere is "
-            "found with --tracking-uri or MLFLOW_TRACKING_URI."
+            f"There are no MLflow records in {home} yet: run `thawline search DATA`. For records elsewhere, use "
+            "--tracking-uri or MLFLOW_TRACKING_URI."
         )
     else:
         raise TrackingError(environment.no_home(home))
 
 
 def unknown_revision(reason: str) -> str | None:
-    """The revision that MLflow does not know, from its message about a newer database; ``None`` for other messages.
+    """The unknown revision in MLflow's message about a newer database; ``None`` for other messages.
 
     MLflow calls such a database out of date.
     """
@@ -68,7 +68,7 @@ def unknown_revision(reason: str) -> str | None:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The database file of a SQLite URI, ``None`` for other URIs."""
+    """The database file of a SQLite URI; ``None`` for other URIs."""
     if not uri.startswith("sqlite"):
         return None
     from urllib.request import url2pathname

@@ -1,6 +1,6 @@
-"""What can be recorded besides numbers and texts: pictures, distributions, tables, figures, shapes.
+"""Records besides numbers and texts: pictures, distributions, tables, figures, shapes.
 
-Plain values: a tracker writes those that its system can show, and leaves the others out.
+Plain values: a tracker writes those that its system can show, and ignores others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ class Image:
 
 @dataclass(frozen=True)
 class Histogram:
-    """A distribution, already binned: the values may be many and on a GPU."""
+    """A binned distribution, because the values may be many and on a GPU."""
 
     counts: np.ndarray
-    """``[B]``: values in each bin."""
+    """``[B]``: number of values per bin."""
     edges: np.ndarray
-    """``[B + 1]``, rising."""
+    """``[B + 1]``, increasing."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Figure:
     """A drawing."""
 
     svg: str
-    """A whole SVG document that loads nothing."""
+    """A complete SVG document without external resources."""
     alt: str
-    """Alternative text: what there is to see, in a sentence or two."""
+    """Alternative text that describes the figure in a sentence or two."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A classifier's predictions for labelled examples, from which curves are drawn."""
+    """A classifier's predictions for labelled examples, for drawing curves."""
 
     labels: np.ndarray
     """int64 ``[N]``: index of the true class."""
@@ -81,9 +81,9 @@ class Embedding:
     labels: tuple[str, ...]
     """Class of each point."""
     thumbnails: np.ndarray | None = None
-    """uint8 ``[N, S, S, 3]``: the picture of each point, if it has one."""
+    """uint8 ``[N, S, S, 3]``: the picture of each point, if any."""
     texts: tuple[str, ...] | None = None
-    """The text of each point, or its beginning, if it has one."""
+    """The text of each point, possibly shortened, if any."""
 
 
 @dataclass(frozen=True)

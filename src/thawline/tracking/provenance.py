@@ -18,7 +18,7 @@ from thawline.tracking._base import Tracker
 __all__ = ["CHANGES_FILE", "GitState", "Provenance", "command_line", "git_state", "library_versions"]
 
 CHANGES_FILE = "code/changes.diff"
-"""Artifact of a run that holds its uncommitted changes."""
+"""Artifact of a run with its uncommitted changes."""
 
 _LIBRARIES = (
     "thawline",
@@ -42,12 +42,12 @@ _LIBRARIES = (
 _GIT_SECONDS = 10.0
 _SETTINGS = {"core.hooksPath": os.devnull, "core.fsmonitor": "false", "core.quotePath": "false"}
 _VARIABLES = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1"}
-"""No lock that another git could wait for, no question, no network."""
+"""No locks that block other git commands, no prompts, no network."""
 _DIFF = (
     *("diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color", "--no-relative", "--full-index"),
     *("--src-prefix=a/", "--dst-prefix=b/", "--submodule=short", "--ignore-submodules=untracked"),
 )
-"""Independent of the user's settings, and valid for ``git apply``."""
+"""Independent of the user's settings, and usable with ``git apply``."""
 _UNTRACKED = ("ls-files", "--others", "--exclude-standard", "--directory", "--no-empty-directory")
 _DIFF_BYTES, _NAMES_BYTES = 1_000_000, 100_000
 _HIDDEN = r"[\w.-]*(?:password|passwd|secret|token|credential|api[_-]?key|access[_-]?key)s?"
@@ -55,26 +55,26 @@ _HIDDEN = r"[\w.-]*(?:password|passwd|secret|token|credential|api[_-]?key|access
 
 @dataclass(frozen=True)
 class GitState:
-    """The checkout that the working directory belongs to."""
+    """The state of the working directory's checkout."""
 
     commit: str
-    """Full hash of the commit that is checked out."""
+    """Full hash of the checked-out commit."""
     branch: str | None
     """``None`` if no branch is checked out."""
     remote: str | None
     """URL of the remote ``origin``, else of the first one, without user and password; ``None`` without a remote."""
     dirty: bool
-    """True if a tracked file differs from the commit; files that git does not track do not count."""
+    """Whether a tracked file differs from the commit; untracked files do not count."""
     diff: str = field(repr=False)
-    """How the tracked files differ from the commit, as ``git apply`` takes it; of a binary file and of a submodule only
-    that it does. At most a megabyte: a last line says so if there was more."""
+    """The changes of tracked files since the commit, for ``git apply``; for binary files and submodules only the fact.
+    At most a megabyte; a last line marks truncation."""
     untracked: tuple[str, ...] = field(repr=False)
-    """Names of the files and folders that git neither tracks nor ignores, relative to the checkout, as git quotes them;
-    the first of very many."""
+    """Names of untracked, not ignored files and folders relative to the checkout, quoted by git; truncated if there are
+    very many."""
 
     @property
     def changes(self) -> str:
-        """All uncommitted changes, as one text that ``git apply`` takes; empty if there is nothing."""
+        """All uncommitted changes as a text for ``git apply``; empty without changes."""
         if not self.diff and not self.untracked:
             return ""
         names = [f"# not tracked, and not kept here: {name}" for name in self.untracked]
@@ -83,23 +83,23 @@ class GitState:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What ran: collected once, for the run of a study and, passed to their processes, for those of its trials."""
+    """Code and environment, collected once for the run of a study and passed to the runs of its trials."""
 
     command: str
     """The command, see :func:`command_line`."""
     program: str | None
-    """Name of the script or module; ``None`` in a run of ``mlflow run``, which has recorded already what is run."""
+    """Name of the script or module; ``None`` in a run of ``mlflow run``, which has already recorded it."""
     code: GitState | None
     """``None`` outside a repository; see :func:`git_state`."""
 
     @classmethod
     def collect(cls, folder: Path, arguments: Sequence[str], *, diff: bool = True) -> "Provenance":
-        """What runs here and now.
+        """Collect the provenance of this process.
 
         Args:
-            folder: any folder of the checkout whose code runs.
+            folder: any folder of the code's checkout.
             arguments: the program and its arguments, such as ``sys.orig_argv``.
-            diff: whether to keep how the checkout differs from its commit; that it does is recorded anyway.
+            diff: whether to store the changes since the commit; that there are changes is always recorded.
         """
         code = git_state(folder)
         if code is not None and not diff:
@@ -109,7 +109,7 @@ class Provenance:
 
     @property
     def tags(self) -> dict[str, str]:
-        """Version, command and commit, by MLflow's own names where it has them."""
+        """Version, command and commit, with MLflow's own tag names if they exist."""
         tags = {"thawline.version": importlib.metadata.version("thawline"), "thawline.command": self.command}
         if self.program is not None:
             tags |= {"mlflow.source.type": "LOCAL", "mlflow.source.name": self.program}
@@ -127,18 +127,17 @@ class Provenance:
 
 
 def git_state(folder: Path, *, seconds: float = _GIT_SECONDS) -> GitState | None:
-    """The commit checked out in ``folder``, and what was changed since.
+    """The checked-out commit of ``folder``, and the changes since.
 
-    No hook, pager or program of the user's for showing differences is run, and what git cannot say in time is left
-    out.
+    No hooks, pagers or external diff programs are run, and results that take too long are omitted.
 
     Args:
         folder: any folder of the checkout.
-        seconds: that a command of git may take.
+        seconds: time limit of each git command.
 
     Returns:
-        ``None`` outside a repository, without git, without a commit, and in a repository that belongs to another user,
-        which git does not open.
+        ``None`` outside a repository, without git, without a commit, and in a repository of another user, which git
+        refuses.
     """
     try:
         root = Path(os.fsdecode(_git(folder, "rev-parse", "--show-toplevel", seconds=seconds).removesuffix(b"\n")))
@@ -156,7 +155,7 @@ def git_state(folder: Path, *, seconds: float = _GIT_SECONDS) -> GitState | None
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """A command that can be pasted into a shell, with ``***`` for passwords, tokens and the users of web addresses."""
+    """A command for pasting into a shell, with ``***`` for passwords, tokens and users in URLs."""
     shown: list[str] = []
     hide_next = False
     for argument in arguments:
@@ -167,7 +166,7 @@ def command_line(arguments: Sequence[str]) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python, of the platform and of every library that can change a result; absent ones are left out."""
+    """Versions of Python, the platform and all installed libraries that can affect results."""
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     for name in _LIBRARIES:
         try:
@@ -179,13 +178,13 @@ def library_versions() -> dict[str, str]:
 
 def _without_secrets(argument: str) -> str:
     argument = re.sub(r"(https?://)[^/\s]*@", r"\1***@", argument)
-    # Until the last @: SQLAlchemy takes a slash for part of the password.
+    # Until the last @: SQLAlchemy allows slashes in passwords.
     argument = re.sub(r"(?<!http)(?<!https)(://[^/@:\s]*):\S*@", r"\1:***@", argument)
     return re.sub(rf"^((?:--?)?{_HIDDEN})=.+", r"\1=***", argument, flags=re.IGNORECASE | re.DOTALL)
 
 
 def _program() -> str:
-    """Name of the script or module that runs."""
+    """Name of the running script or module."""
     script = Path(sys.argv[0])
     return script.parent.name if script.name == "__main__.py" else script.name
 
@@ -195,7 +194,7 @@ def _remote(root: Path, seconds: float) -> str | None:
     name = "origin" if "origin" in names else names[0]
     url = _text(_git(root, "config", "--default", "", "--get", f"remote.{name}.url", seconds=seconds))
     if url.startswith(("http://", "https://")):
-        url = re.sub(r"://[^/]*@", "://", url).partition("?")[0]  # a token may stand for user and password
+        url = re.sub(r"://[^/]*@", "://", url).partition("?")[0]  # a token may replace user and password
     return without_password(url) or None
 
 
@@ -205,7 +204,7 @@ def _command(folder: Path, *arguments: str) -> list[str]:
 
 
 def _git(folder: Path, *arguments: str, seconds: float) -> bytes:
-    """What git prints.
+    """The output of a git command.
 
     Raises:
         OSError: without git.
@@ -216,7 +215,7 @@ def _git(folder: Path, *arguments: str, seconds: float) -> bytes:
 
 
 def _beginning(folder: Path, *arguments: str, limit: int, seconds: float) -> tuple[str, bool]:
-    """The first lines of what git prints, as far as ``limit`` bytes and the time go, and whether that is all."""
+    """The first lines of git's output within ``limit`` bytes and the time limit, and whether it is complete."""
     with subprocess.Popen(
         _command(folder, *arguments),
         stdin=subprocess.DEVNULL,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["TensorBoardTracker"]
 
 _MOST_CURVES = 20
-"""Precision-recall curves, one for each class; with more classes, of those with the most examples."""
+"""Maximum number of precision-recall curves, one per class, for the classes with the most examples."""
 _CHARTS = {
     "training": {
         "loss": ["Multiline", ["^train/loss$", "^val/loss$"]],
@@ -29,7 +29,7 @@ _CHARTS = {
     },
     "layer groups": {"gradient norm of each layer group": ["Multiline", ["^gradient/"]]},
 }
-"""Charts that hold several scalars, by regular expressions; TensorBoard leaves those without scalars empty."""
+"""Charts of several scalars, selected by regular expressions; empty in TensorBoard without matching scalars."""
 _SCENE = {
     "camera": {"cls": "PerspectiveCamera", "fov": 45},
     "lights": [
@@ -38,66 +38,65 @@ _SCENE = {
     ],
     "material": {"cls": "MeshStandardMaterial", "roughness": 1, "metalness": 0, "side": 2},
 }
-"""As three.js names it. A surface is seen from both sides; light that is mostly ambient leaves the colours readable."""
+"""Settings of three.js. Surfaces are two-sided; mostly ambient light keeps the colours readable."""
 _POINTS = {"camera": _SCENE["camera"], "material": {"cls": "PointsMaterial", "size": 0.06}}
 _TURNED, _TILTED = np.radians([-35.0, 30.0])
-"""TensorBoard's camera always begins level and straight in front; a surface is turned to be seen from above."""
+"""TensorBoard's camera always starts level and in front, so a surface is rotated to be seen from above."""
 
 
 class TensorBoardTracker:
-    """Writes one trial to ``<home>/tensorboard/<study>/trial-07 depth=3 lr=1.2e-3``, which is its name on every page.
+    """Writes one trial to ``<home>/tensorboard/<study>/trial-07 depth=3 lr=1.2e-3``, its name on every page.
 
     A resumed trial has the same name, and adds a file to the same folder.
 
-    Scalars have the names that they have in MLflow. Figures and tables are left out, and TensorBoard has no artifacts:
-    :meth:`log_artifact` does nothing, MLflow keeps the files.
+    Scalars have the same names as in MLflow. Figures and tables are ignored. TensorBoard has no artifacts, so
+    :meth:`log_artifact` does nothing; files are stored in MLflow.
     """
 
     def __init__(self, folder: Path, *, metric: str | None = None) -> None:
         """Open an event file.
 
         Args:
-            folder: where it is written; its path below TensorBoard's ``--logdir`` is the run's name.
-            metric: what the study optimises, for a trial, which is compared with others in the tab HPARAMS; ``None``
-                for the study's own run.
+            folder: folder of the file; its path below TensorBoard's ``--logdir`` is the run's name.
+            metric: the study's metric for a trial, for comparison in the tab HPARAMS; ``None`` for the study's own run.
         """
         self._metric = metric
         self._session = f"{folder.parent.name}/{folder.name}"
         self._texts: dict[str, str] = {}
         self._late: set[str] = set()
         self._report: TrackingReport | None = None
-        from torch.utils.tensorboard.writer import SummaryWriter  # seconds: only where it is used
+        from torch.utils.tensorboard.writer import SummaryWriter  # takes seconds, so only on use
 
         self._writer = SummaryWriter(str(folder), flush_secs=10)
-        self._events: Any = self._writer.file_writer  # for what SummaryWriter has no method for
+        self._events: Any = self._writer.file_writer  # for records without a method of SummaryWriter
         if metric is not None:
             self._writer.add_custom_scalars(_CHARTS)
 
     @classmethod
     def for_run(cls, run: TrackerRun) -> "TensorBoardTracker":
-        """The tracker of a trial or of the study itself, at the place that ``thawline ui`` shows."""
+        """The tracker of a trial or of the study itself, in the folder of ``thawline ui``."""
         study = run.home / "tensorboard" / run.study
         if run.trial is None:
             return cls(study / "study")
-        before = study / f"trial-{run.trial:03d}"  # as version 0.2 named it: a trial stays one run when it is resumed
+        before = study / f"trial-{run.trial:03d}"  # the name in version 0.2, so that a resumed trial stays one run
         return cls(before if before.exists() else study / run.run_name, metric=run.metric)
 
     def log_params(self, params: Mapping[str, str]) -> None:
-        """Write a trial's hyperparameters for the tab HPARAMS, all of them at once; the study's as a text.
+        """Write a trial's hyperparameters at once for the tab HPARAMS, or the study's as a text.
 
-        TensorBoard keeps the first that it finds, so that a resumed trial changes nothing.
+        TensorBoard uses the first that it finds, so a resumed trial has no effect.
         """
         self._check_open()
         if self._metric is None:
             self._write_text("params", "\n".join(["name | value", "--- | ---", *map(" | ".join, params.items())]))
             return
         values = {name: _number(value) for name, value in params.items()}
-        if params.get("policy") != "probe":  # it has fewer hyperparameters than trials that are trained
+        if params.get("policy") != "probe":  # a probe has fewer hyperparameters than trained trials
             self._events.add_summary(_comparison(values, self._metric))
         self._events.add_summary(_session_start(values, self._session))
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Write tags as texts, each when it comes first; its final state is written by :meth:`close`."""
+        """Write tags as texts, each at its first value; :meth:`close` writes the final one."""
         self._check_open()
         for name, value in tags.items():
             self._write_text(name, value)
@@ -109,15 +108,15 @@ class TensorBoardTracker:
             self._writer.add_scalar(name, value, step, walltime=None if timestamp_ms is None else timestamp_ms / 1000)
 
     def log_media(self, name: str, media: Media, *, step: int) -> None:
-        """Write what TensorBoard has a tab for.
+        """Write media for which TensorBoard has a tab.
 
         ========================  ==========================================================================
         :class:`Image`            IMAGES, without its caption
         :class:`Histogram`        HISTOGRAMS and DISTRIBUTIONS
-        :class:`Predictions`      PR CURVES: one for each class, at most 20
-        :class:`Embedding`        PROJECTOR with thumbnails or texts; MESH: points in three dimensions, a colour a class
+        :class:`Predictions`      PR CURVES: one per class, at most 20
+        :class:`Embedding`        PROJECTOR with thumbnails or texts; MESH: points in 3D, a colour per class
         :class:`Mesh`             MESH
-        :class:`Graph`            GRAPHS; *Color by: Device* tells frozen from trainable too
+        :class:`Graph`            GRAPHS; *Color by: Device* distinguishes frozen from trainable too
         ========================  ==========================================================================
         """
         self._check_open()
@@ -137,16 +136,16 @@ class TensorBoardTracker:
                 self._write_graph(media)
 
     def log_text(self, text: str, file: str) -> None:
-        """Write a text as it is, under the name of its file; Markdown is laid out. See :meth:`log_tags` for when."""
+        """Write a text unchanged under its file name; Markdown is rendered. See :meth:`log_tags` for when."""
         self._check_open()
         self._write_text(file, text if file.endswith(".md") else _as_it_is(text))
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Do nothing: TensorBoard keeps no files."""
+        """Do nothing: TensorBoard does not store files."""
         self._check_open()
 
     def close(self, status: RunStatus) -> TrackingReport:
-        """Write how it ended and the last state of each text, and close the file."""
+        """Write the status and the final version of each text, and close the file."""
         if self._report is None:
             self._report = TrackingReport()
             for name in sorted(self._late):
@@ -158,10 +157,10 @@ class TensorBoardTracker:
 
     def _check_open(self) -> None:
         if self._report is not None:
-            raise RuntimeError("This tracker is closed; nothing may be logged any more.")
+            raise RuntimeError("This tracker is closed; nothing more can be logged.")
 
     def _write_text(self, name: str, text: str) -> None:
-        """Write the first state now and the last one at the end: a leaderboard is written after every trial."""
+        """Write the first version now and the last one at the end: a leaderboard is updated after every trial."""
         if name not in self._texts:
             self._writer.add_text(name, text)
         elif self._texts[name] != text:
@@ -192,7 +191,7 @@ class TensorBoardTracker:
     def _write_embedding(self, name: str, embedding: Embedding, step: int) -> None:
         import torch
 
-        # What an earlier run of the study left there: TensorBoard's writer would warn of it on standard output.
+        # Files of an earlier run of the study, about which TensorBoard's writer would warn on standard output.
         shutil.rmtree(Path(self._writer.log_dir) / f"{step:05d}" / name.replace("/", "%2f"), ignore_errors=True)
         thumbnails, texts = embedding.thumbnails, embedding.texts
         labels = [_in_one_cell(label) for label in embedding.labels]
@@ -226,7 +225,7 @@ class TensorBoardTracker:
 
 
 def _number(text: str) -> str | float:
-    """Numbers as numbers, so that TensorBoard draws axes; what JSON has no number for stays a text."""
+    """Convert numbers, so that TensorBoard draws axes; non-finite ones, which JSON does not support, stay text."""
     try:
         number = float(text)
     except ValueError:
@@ -235,9 +234,9 @@ def _number(text: str) -> str | float:
 
 
 def _comparison(values: Mapping[str, str | float], metric: str) -> "Summary":
-    """The columns of the tab HPARAMS. Of all runs TensorBoard takes those that it reads first, so they are the same.
+    """The columns of the tab HPARAMS. TensorBoard uses those of the first run it reads, so they are the same for all.
 
-    Hyperparameters, whose names have no dot as those of settings have (``train.epochs``), stand before these.
+    Hyperparameters come before settings, whose names have a dot (``train.epochs``).
     """
     from tensorboard.plugins.hparams.api_pb2 import Experiment, HParamInfo, MetricInfo, MetricName
 
@@ -251,7 +250,7 @@ def _comparison(values: Mapping[str, str | float], metric: str) -> "Summary":
 
 
 def _session_start(values: Mapping[str, str | float], session: str) -> "Summary":
-    """A trial's own hyperparameters, written as it begins, so that one that runs is shown too."""
+    """A trial's own hyperparameters, written at its start, so that running trials are shown too."""
     from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
     summary: Summary = hparams_pb(dict(values), trial_id=session)
@@ -259,7 +258,7 @@ def _session_start(values: Mapping[str, str | float], session: str) -> "Summary"
 
 
 def _session_end(status: RunStatus) -> "Summary":
-    """How a trial ended. A pruned one is a success, as it was meant to end; the tag ``thawline.state`` tells it."""
+    """The status of a trial. A pruned one is a success, as intended; the tag ``thawline.state`` has the details."""
     from tensorboard.plugins.hparams.plugin_data_pb2 import SessionEndInfo
 
     word = "STATUS_FAILURE" if status == "FAILED" else "STATUS_SUCCESS"
@@ -285,12 +284,12 @@ def _as_it_is(text: str) -> str:
 
 
 def _in_one_cell(text: str) -> str:
-    """The projector reads tab-separated values and has no quotes."""
+    """Escape text for the projector, which reads tab-separated values without quotes."""
     return " ".join(text.split())
 
 
 def _point_cloud(embedding: Embedding) -> Mesh:
-    """The three directions in which the points differ most, with a colour for each class."""
+    """The first three principal components, with a colour for each class."""
     from matplotlib import colormaps
 
     found = _principal_components(embedding.vectors, 3)
@@ -303,11 +302,12 @@ def _point_cloud(embedding: Embedding) -> Mesh:
 
 
 def _principal_components(vectors: np.ndarray, most: int) -> np.ndarray:
-    """As scikit-learn's PCA, which would take longer to load than all that is written at the end of a search.
+    """Like scikit-learn's PCA, which would take longer to load than all writes at the end of a search.
 
     Args:
         vectors: ``[N, D]``.
-        most: components ``[N, min(most, N, D)]``, the sign of each such that its largest weight is positive.
+        most: maximum number of components, ``[N, min(most, N, D)]``, with signs such that the largest weight of each is
+            positive.
     """
     centred = vectors - vectors.mean(0)
     directions = np.linalg.svd(centred, full_matrices=False)[2][:most]
@@ -318,7 +318,7 @@ def _principal_components(vectors: np.ndarray, most: int) -> np.ndarray:
 
 
 def _from_above() -> np.ndarray:
-    """Turns rows of x, y (upwards) and z: first about y, then about x."""
+    """Rotation of rows of x, y (upwards) and z: first about y, then about x."""
     turn, tilt = (np.cos(_TURNED), np.sin(_TURNED)), (np.cos(_TILTED), np.sin(_TILTED))
     about_y = np.array([[turn[0], 0, -turn[1]], [0, 1, 0], [turn[1], 0, turn[0]]])
     about_x = np.array([[1, 0, 0], [0, tilt[0], tilt[1]], [0, -tilt[1], tilt[0]]])
@@ -327,7 +327,7 @@ def _from_above() -> np.ndarray:
 
 
 def _graph_def(graph: Graph) -> "GraphDef":
-    """The graph as TensorFlow writes it: TensorBoard's tab reads nothing else."""
+    """The graph in TensorFlow's format, the only one that TensorBoard's tab reads."""
     from tensorboard.compat.proto.graph_pb2 import GraphDef
     from tensorboard.compat.proto.versions_pb2 import VersionDef
 
@@ -337,7 +337,7 @@ def _graph_def(graph: Graph) -> "GraphDef":
 
 
 def _place(node: GraphNode) -> str:
-    """``frozen/layer1/0/conv1`` or ``trainable/layer1/0/conv1``; the images, in no layer group, are neither."""
+    """``frozen/layer1/0/conv1`` or ``trainable/layer1/0/conv1``; the input, in no layer group, is neither."""
     if "/" not in node.name:
         return node.name
     return f"{'frozen' if node.frozen else 'trainable'}/{node.name}"
@@ -351,7 +351,7 @@ def _node_def(node: GraphNode, places: Mapping[str, str]) -> "NodeDef":
     place = places[node.name]
     attributes = {}
     if node.shape is not None:
-        # The batch has no size of its own, which is written -1.
+        # The batch size is variable, which is written as -1.
         sizes = [TensorShapeProto.Dim(size=size) for size in (-1, *node.shape)]
         attributes["_output_shapes"] = AttrValue(list=AttrValue.ListValue(shape=[TensorShapeProto(dim=sizes)]))
     return NodeDef(

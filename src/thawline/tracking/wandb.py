@@ -1,4 +1,4 @@
-"""Weights & Biases: a run for every trial, in a group for every study."""
+"""Weights & Biases: a run per trial, and a group per study."""
 
 import hashlib
 import re
@@ -27,27 +27,27 @@ if TYPE_CHECKING:
 __all__ = ["WandbTracker", "check_wandb", "is_logged_in"]
 
 _ANSWER_SECONDS = 10.0
-"""How long W&B's server has to answer at the start of a run; after that there is still time to keep it on disk."""
+"""Time limit for a response of W&B's server at the start of a run, which leaves time to record on disk instead."""
 _FINISH_SECONDS = 15.0
-"""How long the end of a run, and so of its process, may wait for uploads."""
+"""How long the end of a run, and of its process, may wait for uploads."""
 _EXIT_CODES: dict[RunStatus, int] = {"FINISHED": 0, "FAILED": 1, "KILLED": 255}
-"""W&B's own for a run that was stopped on purpose is that of Ctrl-C."""
+"""W&B's exit code of a run stopped on purpose is that of Ctrl-C."""
 _BY_STEP = "gradient_step/"
-"""Metrics whose step is an optimizer step and no epoch."""
+"""Metrics whose step is an optimizer step instead of an epoch."""
 
 
 def check_wandb(config: TrackingConfig) -> None:
-    """Refuse W&B where it cannot be used; asks no server.
+    """Refuse W&B if it cannot be used, without contacting a server.
 
     Raises:
-        ConfigError: if it is not installed, or is to be online without a login.
+        ConfigError: if it is not installed, or online without a login.
     """
     if config.wandb == "off":
         return
     if find_spec("wandb") is None:
         raise ConfigError(
-            f"tracking.wandb={config.wandb} needs the package wandb: pip install 'thawline[wandb]', or leave "
-            "tracking.wandb out."
+            f"tracking.wandb={config.wandb} needs the package wandb: pip install 'thawline[wandb]', or remove "
+            "tracking.wandb."
         )
     if config.wandb == "online" and not is_logged_in():
         raise ConfigError(
@@ -59,7 +59,7 @@ def check_wandb(config: TrackingConfig) -> None:
 def is_logged_in() -> bool:
     """Whether W&B finds an API key or an identity token, in the environment, in .netrc or in its settings.
 
-    Only the server knows whether it is still valid.
+    Only the server can tell whether it is still valid.
     """
     from wandb.errors import AuthenticationError
     from wandb.sdk import wandb_setup
@@ -68,35 +68,35 @@ def is_logged_in() -> bool:
     host = wandb_setup.singleton().settings.base_url
     try:
         found = wbauth.authenticate_session(host=host, source="thawline", prompt=False, update_session=False)
-    except AuthenticationError:  # a key that cannot be one
+    except AuthenticationError:  # an invalid key
         return False
     return found is not None
 
 
 class WandbTracker:
-    """Writes one trial, or the study itself, as a run of W&B; online, or to ``<home>/wandb`` for ``wandb sync``.
+    """Writes one trial, or the study itself, as a W&B run, online or to ``<home>/wandb`` for ``wandb sync``.
 
-    W&B sends from a process of its own, which ends with the one that started it. Charts are drawn over ``epoch``, those
-    of single optimizer steps over ``global_step``; W&B's own step only counts calls. W&B records code and git as its
-    own settings say, but neither command nor machine if the command holds a password. Stopping a run from its web page
-    does nothing: Thawline controls its runs.
+    W&B sends from its own process, which ends with its parent. Charts use ``epoch`` as their x-axis, those of single
+    optimizer steps ``global_step``; W&B's own step only counts calls. W&B records code and git according to its
+    settings, but neither command nor machine if the command contains a password. Stopping a run on its web page has no
+    effect: Thawline controls its runs.
     """
 
     def __init__(self, run: "wandb.Run", *, step_name: str, problem: str | None = None) -> None:
         """
         Args:
-            run: has been started.
-            step_name: what charts are drawn over, such as ``epoch``.
-            problem: what went wrong when it was started, for the report.
+            run: a started run.
+            step_name: x-axis of charts, such as ``epoch``.
+            problem: a problem at its start, for the report.
         """
         self._run = run
         self._step_name = step_name
         self._problem = problem
         self._report: TrackingReport | None = None
         self._families: set[str] = set()
-        """Families of metrics that W&B knows the step of."""
+        """Families of metrics whose step W&B knows."""
         self._logged: dict[tuple[str, int], int | None] = {}
-        """When a value was measured, by name and step: W&B would take a repeated one for another."""
+        """Timestamps of values by name and step: W&B would treat a repeated value as a new one."""
 
     @classmethod
     def for_run(
@@ -104,19 +104,19 @@ class WandbTracker:
     ) -> "WandbTracker":
         """Start or resume the run of a trial or of the study.
 
-        A resumed trial resumes its run. Offline, W&B makes a second folder with the same run id, and
-        ``wandb sync`` sends them one after the other.
+        A resumed trial resumes its run. Offline, W&B creates a second folder with the same run id, and ``wandb sync``
+        sends them in order.
 
-        If the server does not answer in time, the run is kept in ``<home>/wandb`` as if it were offline, and the report
-        says so.
+        If the server does not respond in time, the run is recorded offline in ``<home>/wandb``, with a note in the
+        report.
 
         Args:
-            run: of a trial or of the study.
+            run: run of a trial or of the study.
             config: project, entity and mode.
-            answer_seconds: that the server has to answer.
+            answer_seconds: time limit for the server's response.
 
         Raises:
-            wandb.Error: if W&B cannot write either.
+            wandb.Error: if W&B cannot write offline either.
         """
         import wandb
 
@@ -126,24 +126,24 @@ class WandbTracker:
         except wandb.Error as error:
             if config.wandb != "online":
                 raise
-            # The attempt has taken the id, which W&B's process gives back to nobody.
+            # The failed attempt has used the id, which W&B's process does not release.
             kept = _start(run, config, f"{run_id}-offline", "offline", answer_seconds)
             problem = f"W&B: {first_line(error)}; `wandb sync {kept.settings.sync_dir}` sends the run"
             return cls(kept, step_name=step_name, problem=problem)
 
     @property
     def folder(self) -> Path:
-        """What W&B writes of this run, for ``wandb sync``."""
+        """W&B's folder of this run, for ``wandb sync``."""
         return Path(self._run.settings.sync_dir)
 
     def log_params(self, params: Mapping[str, str]) -> None:
-        """Record them as the run's configuration, numbers as numbers."""
+        """Record parameters as the run's configuration, with numbers as numbers."""
         with self._recording():
             values = {name: _number(value) for name, value in params.items()}
             self._run.config.update(values, allow_val_change=True)  # type: ignore[no-untyped-call]
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Record them in the run's summary; MLflow's note becomes W&B's."""
+        """Record tags in the run's summary; MLflow's note becomes W&B's."""
         with self._recording():
             for name, value in tags.items():
                 if name == "mlflow.note.content":
@@ -164,21 +164,21 @@ class WandbTracker:
                 self._run.log({step_name: step, **values, **when})
 
     def log_media(self, name: str, media: Media, *, step: int) -> None:
-        """See :class:`Tracker`. A graph is left out."""
+        """See :class:`Tracker`. Graphs are ignored."""
         with self._recording():
             values = _media(_media_name(name), media)
             if values:
                 self._run.log({self._step_of(name): step, **values})
 
     def log_text(self, text: str, file: str) -> None:
-        """Record a text among the run's files."""
+        """Record a text as a file of the run."""
         with self._recording():
             target = self._place(file)
             target.write_text(text, encoding="utf-8")
             self._save(target)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Record a checkpoint as a model, which stays where it is until it is sent; anything else as a copy."""
+        """Record a checkpoint as a model, which is sent without a copy; anything else is copied."""
         with self._recording():
             if path.suffix == ".safetensors":
                 self._log_model(path)
@@ -190,38 +190,38 @@ class WandbTracker:
                 self._save(target)
 
     def close(self, status: RunStatus) -> TrackingReport:
-        """See :class:`Tracker`. What W&B has not taken within 15 s stays in :attr:`folder` for ``wandb sync``."""
+        """See :class:`Tracker`. Records not sent within 15 s stay in :attr:`folder` for ``wandb sync``."""
         if self._report is None:
             try:
                 self._run.finish(exit_code=_EXIT_CODES[status])
             except Exception as error:
-                reason = "not all was sent in time" if isinstance(error, TimeoutError) else first_line(error)
+                reason = "some records were not sent in time" if isinstance(error, TimeoutError) else first_line(error)
                 self._problem = self._problem or f"W&B: {reason}; `wandb sync {self.folder}` sends the rest"
             self._report = TrackingReport(problem=self._problem)
         return self._report
 
     def _step_of(self, name: str) -> str:
-        """What the chart of a metric is drawn over; W&B is told when the first of a family such as ``val/`` comes."""
+        """X-axis of a metric's chart, declared to W&B at the first metric of a family such as ``val/``."""
         step_name = "global_step" if name.startswith(_BY_STEP) else self._step_name
         family = re.sub("/.*", "/*", name)
         if family not in self._families:
             self._families.add(family)
-            if "*" not in family.removesuffix("/*"):  # W&B takes one at the end only
+            if "*" not in family.removesuffix("/*"):  # W&B only allows one at the end
                 self._run.define_metric(family, step_metric=step_name)
         return step_name
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
-        """Remember what fails; whatever that is, training continues."""
+        """Remember any failure for the report; training continues."""
         if self._report is not None:
-            raise RuntimeError("This tracker is closed; nothing may be logged any more.")
+            raise RuntimeError("This tracker is closed; nothing more can be logged.")
         try:
             yield
         except Exception as error:
             self._problem = self._problem or f"W&B: {first_line(error)}"
 
     def _place(self, file: str) -> Path:
-        """Where a file goes; in a folder of its own, since W&B has a ``config.yaml`` too."""
+        """Path of a file, in a separate folder, since W&B has a ``config.yaml`` too."""
         target = Path(self._run.dir) / "thawline" / file
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
@@ -241,7 +241,7 @@ def _start(run: TrackerRun, config: TrackingConfig, run_id: str, mode: str, answ
     import wandb
 
     run.home.mkdir(parents=True, exist_ok=True)
-    # W&B records the command as typed together with the machine: then neither is recorded.
+    # W&B can only omit the command together with the machine.
     secret = any(without_password(argument) != argument for argument in sys.argv)
     return wandb.init(
         mode=mode,  # type: ignore[arg-type]  # "online" or "offline"
@@ -252,7 +252,7 @@ def _start(run: TrackerRun, config: TrackingConfig, run_id: str, mode: str, answ
         name=run.run_name,
         id=run_id,
         resume="allow",
-        reinit="create_new",  # heads that are trained together have a run each
+        reinit="create_new",  # heads trained together have one run each
         settings=wandb.Settings(
             root_dir=str(run.home),
             silent=True,
@@ -269,22 +269,22 @@ def _start(run: TrackerRun, config: TrackingConfig, run_id: str, mode: str, answ
 
 
 def _run_id(run: TrackerRun) -> str:
-    """The same whenever a trial is resumed, and another for any other trial of the project."""
+    """A run id that is stable for a resumed trial, and unique in the project."""
     return hashlib.sha256(f"{run.study_run_id} {run.trial}".encode()).hexdigest()[:16]
 
 
 def _media_name(name: str) -> str:
-    """A name that can be a file's, of 60 characters at most: W&B makes a longer one of it, which has 128 at most."""
+    """A valid file name of at most 60 characters, which W&B extends to at most 128."""
     key = metric_key(name)
     return key if len(key) <= 60 else f"{key[:51]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _go_on() -> None:
-    """Instead of the SIGINT that W&B sends its process when somebody stops a run on the web."""
+    """Replaces the SIGINT that W&B sends its process when a run is stopped on the web."""
 
 
 def _number(text: str) -> str | int | float:
-    """A number where the text is a finite one, so that W&B draws axes."""
+    """Convert text with a finite number to a number, so that W&B draws axes."""
     for kind in (int, float):
         try:
             value = kind(text)
@@ -295,7 +295,7 @@ def _number(text: str) -> str | int | float:
 
 
 def _media(name: str, media: Media) -> dict[str, Any]:
-    """What W&B shows for a value, by the names under which it shows it."""
+    """W&B's representation of media, by name."""
     import wandb
 
     rows: list[Iterable[Any]]
@@ -320,7 +320,7 @@ def _media(name: str, media: Media) -> dict[str, Any]:
 
 
 def _points(embedding: Embedding) -> "wandb.Table":
-    """Points as rows, from which W&B draws a projection: what is at each, its class, and its coordinates."""
+    """Points as rows with content, class and coordinates, for W&B's projection."""
     import wandb
 
     shown: dict[str, Iterable[Any]] = {}
@@ -335,9 +335,9 @@ def _points(embedding: Embedding) -> "wandb.Table":
 
 
 def _curves(name: str, predictions: Predictions) -> dict[str, Any]:
-    """Precision over recall, ROC and confusions.
+    """Precision-recall, ROC and confusion matrix.
 
-    W&B takes the n-th class that occurs for the n-th column, which is wrong where a class does not occur.
+    W&B maps the n-th occurring class to the n-th column, which is wrong if a class does not occur.
     """
     import wandb
 
@@ -347,7 +347,7 @@ def _curves(name: str, predictions: Predictions) -> dict[str, Any]:
         probs=predictions.probabilities.tolist(),
         class_names=list(predictions.classes),
     )
-    if len(present) < 2:  # a curve tells one class from others
+    if len(present) < 2:  # a curve needs a second class
         return {f"{name}/confusion": confusion}
     of_present = (
         labels.tolist(),
@@ -362,7 +362,7 @@ def _curves(name: str, predictions: Predictions) -> dict[str, Any]:
 
 
 def _wavefront(mesh: Mesh) -> str:
-    """A mesh as Wavefront OBJ, with the colours behind the coordinates as most viewers read them."""
+    """A mesh as Wavefront OBJ, with colours after the coordinates, as supported by most viewers."""
     lines = [
         f"v {x:g} {y:g} {z:g} {r:.3f} {g:.3f} {b:.3f}"
         for (x, y, z), (r, g, b) in zip(mesh.vertices, mesh.colours / 255, strict=True)

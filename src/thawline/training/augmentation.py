@@ -1,7 +1,7 @@
-"""Augmented training images, drawn so that every process can reproduce a view of an image.
+"""Augment training images such that every process can reproduce a view of an image.
 
-A *view* is one way of changing every image of the data set. What happens to an image depends only on the seed, the view
-and the image, so epochs, trials and processes that name the same view see the same pixels.
+A *view* is one way of changing every image of the data set. The result depends only on the seed, the view and the
+image, so epochs, trials and processes that use the same view see the same pixels.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,26 +21,26 @@ from thawline.training.runtime import on_device
 __all__ = ["Augmentation", "check_augmentation"]
 
 _SMALLEST_AREA = {"light": 0.5, "standard": 0.08}
-"""Least share of the picture that a crop has: 0.08 is ``RandomResizedCrop``'s (Szegedy et al., "Going deeper with
-convolutions", 2015), meant for training from scratch; fine-tuning for a few epochs wants less change."""
+"""Minimum share of the picture that a crop covers: 0.08 is ``RandomResizedCrop``'s (Szegedy et al., "Going deeper with
+convolutions", 2015), meant for training from scratch; fine-tuning for a few epochs needs milder crops."""
 _ASPECTS = (3 / 4, 4 / 3)
 _ERASED_AREA, _ERASED_ASPECTS = (0.02, 0.33), (0.3, 3.3)
-"""Of Zhong et al., "Random Erasing Data Augmentation", 2020, and torchvision's ``RandomErasing``."""
+"""From Zhong et al., "Random Erasing Data Augmentation", 2020, and torchvision's ``RandomErasing``."""
 
 _CROP, _OPERATION, _ERASING = slice(0, 5), slice(5, 8), slice(8, 13)
-"""An image's numbers: all are drawn whatever is used, so that one option changes nothing of the others."""
+"""An image's random numbers: all are always drawn, so that one option does not affect the others."""
 _NUMBERS = 13
 
 
 def check_augmentation(config: SearchConfig, kind: Literal["images", "texts"]) -> None:
-    """Refuse to augment texts as if they were images.
+    """Refuse image augmentation for texts.
 
     Args:
         config: the whole configuration.
-        kind: what the data are.
+        kind: the kind of data.
 
     Raises:
-        ConfigError: naming every key that must go.
+        ConfigError: with every key to remove.
     """
     if kind == "images":
         return
@@ -59,9 +59,9 @@ class Augmentation:
     """How training images are augmented from epoch to epoch."""
 
     kind: AugmentationKind = "none"
-    """See :class:`thawline.config.TrainConfig`, as for the rest."""
+    """See :class:`thawline.config.TrainConfig`, also for the other fields."""
     views: int | None = None
-    """Views that take turns; ``None`` makes a new one for every epoch."""
+    """Number of views that take turns; ``None`` for a new one in every epoch."""
     mirror: bool = True
     erasing: float = 0.0
     """Probability, in [0, 1]."""
@@ -69,38 +69,38 @@ class Augmentation:
 
     @classmethod
     def of(cls, config: TrainConfig, seed: int, kind: AugmentationKind | None = None) -> "Augmentation":
-        """As the configuration says; ``kind`` is a trial's own."""
+        """The augmentation of a configuration; ``kind`` is the trial's own."""
         return cls(kind or config.augmentation, config.views, config.mirror, config.random_erasing, seed)
 
     @property
     def changes_images(self) -> bool:
-        """Whether there are views at all."""
+        """Whether there are any views."""
         return self.kind != "none" or self.erasing > 0
 
     @property
     def is_storable(self) -> bool:
-        """Whether there are finitely many views."""
+        """Whether the number of views is finite."""
         return self.views is not None or not self.changes_images
 
     @property
     def stored_views(self) -> tuple[int | None, ...]:
-        """The views to store; ``None`` stands for the images as they are."""
+        """The views to store; ``None`` stands for the unchanged images."""
         if not self.changes_images:
             return (None,)
         assert self.views is not None, "new views in every epoch cannot be stored"  # noqa: S101  a mistake of ours
         return tuple(range(self.views))
 
     def view_of(self, epoch: int) -> int | None:
-        """The view that an epoch (from 0) trains on; ``None`` for the images as they are."""
+        """The view of an epoch (from 0); ``None`` for the unchanged images."""
         if not self.changes_images:
             return None
         return epoch if self.views is None else epoch % self.views
 
     def name_of(self, view: int | None) -> str:
-        """What tells a view's pixels from those of any other view of any other augmentation."""
+        """A unique name of a view's pixels among all views of all augmentations."""
         if view is None:
             return "plain"
-        # Whose operations on colours and shapes may change with its version.
+        # Operations on colours and shapes may change with torchvision's version.
         kind = self.kind if self.kind != "standard" else f"standard 2 of torchvision {version('torchvision')}"
         return f"view {view} of seed {self.seed}, {kind}, mirror {self.mirror}, erasing {self.erasing}"
 
@@ -109,11 +109,11 @@ class Augmentation:
 
         Args:
             images: floating point ``[n, C, S, S]`` in [0, 1], on any device.
-            rows: ``[n]``, which images of the data set they are.
-            view: ``None`` gives ``images`` back.
+            rows: ``[n]``, their rows in the data set.
+            view: the view; ``None`` returns ``images``.
 
         Returns:
-            ``[n, C, S, S]`` in [0, 1]; each image's result depends on its row and the view, not on what else is in the
+            ``[n, C, S, S]`` in [0, 1]; each image's result depends on its row and the view, not on the rest of the
             batch.
         """
         if view is None or self.kind == "none":
@@ -123,7 +123,7 @@ class Augmentation:
         return cropped if self.kind == "light" else _trivially_augmented(cropped, draws[:, _OPERATION])
 
     def erase(self, normalised: Tensor, rows: np.ndarray, view: int | None) -> Tensor:
-        """Set a rectangle of some images to 0, which is the mean colour of what the network was pretrained on.
+        """Set a rectangle of some images to 0, the mean colour of the pretraining data.
 
         Args:
             normalised: floating point ``[n, C, S, S]``, on any device.
@@ -141,12 +141,12 @@ class Augmentation:
 
 
 def _cropped(images: Tensor, draws: np.ndarray, smallest_area: float, mirror: bool) -> Tensor:
-    """torchvision's ``RandomResizedCrop`` and ``RandomHorizontalFlip`` of the whole batch at once."""
+    """torchvision's ``RandomResizedCrop`` and ``RandomHorizontalFlip`` for the whole batch at once."""
     area = smallest_area + (1 - smallest_area) * draws[:, 0]
     aspect = _between(_ASPECTS, draws[:, 1])
     width, height = np.minimum(np.sqrt(area * aspect), 1), np.minimum(np.sqrt(area / aspect), 1)
     side = np.where(mirror & (draws[:, 4] < 0.5), -1.0, 1.0)
-    # Affine maps from places in the result to places in the image, both in [-1, 1].
+    # Affine maps from positions in the result to positions in the image, both in [-1, 1].
     maps = np.zeros((len(draws), 2, 3))
     maps[:, 0, 0], maps[:, 0, 2] = width * side, (2 * draws[:, 2] - 1) * (1 - width)
     maps[:, 1, 1], maps[:, 1, 2] = height, (2 * draws[:, 3] - 1) * (1 - height)
@@ -157,20 +157,20 @@ def _cropped(images: Tensor, draws: np.ndarray, smallest_area: float, mirror: bo
 
 _MAGNITUDES = 31
 _Operation = Callable[[Tensor, np.ndarray], Tensor]
-"""Changes images ``[n, C, S, S]`` in [0, 1] by a magnitude each, float64 ``[n]``; all of them at once."""
+"""Changes a batch of images ``[n, C, S, S]`` in [0, 1] by a magnitude for each, float64 ``[n]``."""
 
 
 def _operations() -> Sequence[tuple[_Operation, float, float, bool]]:
-    """TrivialAugment's wide space (Müller and Hutter, 2021), as torchvision has it: the operation, its weakest and its
-    strongest magnitude, and whether the sign is drawn.
+    """TrivialAugment's wide space (Müller and Hutter, 2021), as in torchvision: the operation, its weakest and
+    strongest magnitude, and whether its sign is random.
 
-    ``torchvision.transforms.v2.TrivialAugmentWide`` itself draws from torch's global generator, which would make an
-    image's view depend on whatever was drawn before, and gives all images of a batch the same magnitude.
+    ``torchvision.transforms.v2.TrivialAugmentWide`` itself draws from torch's global generator, so that an image's view
+    would depend on earlier draws, and it applies the same magnitude to all images of a batch.
     """
     from torchvision.transforms.v2 import functional as V
 
     def blend(degenerate: Callable[[Tensor], Tensor]) -> _Operation:
-        """Towards what an image is without something, or away from it."""
+        """Blend images with a degenerate version, or away from it."""
         return lambda images, sizes: torch.lerp(degenerate(images), images, _for_each(1 + sizes, images))
 
     return (
@@ -195,13 +195,13 @@ _Row = tuple[np.ndarray | float, np.ndarray | float, np.ndarray | float]
 
 
 def _sampled(images: Tensor, *, x: _Row = (1, 0, 0), y: _Row = (0, 1, 0)) -> Tensor:
-    """Each place has what was at another, in pixels from the centre ``(x[0], x[1]) · place + x[2]``, and so for y;
-    black where that is outside of the image. The nearest pixel is taken."""
+    """Sample each position from ``(x[0], x[1]) · position + x[2]``, in pixels from the centre, and likewise for y. Uses
+    the nearest pixel, and black outside of the image."""
     maps = np.empty((len(images), 2, 3))
     for row, values in enumerate((x, y)):
         for column, value in enumerate(values):
             maps[:, row, column] = value
-    maps[:, :, 2] *= 2 / images.shape[-1]  # an image reaches from -1 to 1
+    maps[:, :, 2] *= 2 / images.shape[-1]  # an image spans [-1, 1]
     grid = F.affine_grid(on_device(maps, images.device).to(images.dtype), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="nearest", padding_mode="zeros", align_corners=False)
 
@@ -212,7 +212,7 @@ def _rotated(images: Tensor, degrees: np.ndarray) -> Tensor:
 
 
 def _blurred(images: Tensor) -> Tensor:
-    """Each pixel the mean of itself, counted five times, and its eight neighbours; those at the edge stay."""
+    """Replace each pixel by the mean of itself, counted five times, and its eight neighbours; the edge is unchanged."""
     blurred = images.clone()
     inner = blurred[..., 1:-1, 1:-1]
     inner.copy_((9 * F.avg_pool2d(images, 3, 1) + 4 * inner) / 13)
@@ -230,7 +230,7 @@ def _for_each(values: np.ndarray, images: Tensor) -> Tensor:
 
 
 def _trivially_augmented(images: Tensor, draws: np.ndarray) -> Tensor:
-    """One operation of a random magnitude for each image; those that drew the same are changed together."""
+    """Apply one random operation with a random magnitude to each image; batched by operation."""
     operations = _operations()
     drawn = (draws[:, 0] * len(operations)).astype(int)
     steps = (draws[:, 1] * _MAGNITUDES).astype(int) / (_MAGNITUDES - 1)
@@ -248,7 +248,7 @@ def _trivially_augmented(images: Tensor, draws: np.ndarray) -> Tensor:
 
 
 def _rectangles(draws: np.ndarray, probability: float, size: int) -> np.ndarray:
-    """Which pixels are erased: bool ``[n, S, S]``."""
+    """Mask of erased pixels: bool ``[n, S, S]``."""
     area = _ERASED_AREA[0] + (_ERASED_AREA[1] - _ERASED_AREA[0]) * draws[:, 1]
     aspect = _between(_ERASED_ASPECTS, draws[:, 2])
     sides = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)])
@@ -261,7 +261,7 @@ def _rectangles(draws: np.ndarray, probability: float, size: int) -> np.ndarray:
 
 
 def _between(ends: tuple[float, float], draws: np.ndarray) -> np.ndarray:
-    """Uniform numbers in [0, 1) as numbers between ``ends``, of which a half and a double are as likely."""
+    """Map uniform numbers in [0, 1) to log-uniform numbers between ``ends``."""
     low, high = np.log(ends)
     spread: np.ndarray = np.exp(low + (high - low) * draws)
     return spread

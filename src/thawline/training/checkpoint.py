@@ -1,9 +1,9 @@
-"""Checkpoints: one safetensors file each, its tensors checksummed, everything else as JSON in its header.
+"""Checkpoints: one safetensors file each, with checksummed tensors, and everything else as JSON in the header.
 
-A checkpoint is written beside its final name, synced and renamed, so a reader sees a whole one or none; after a power
-cut the one before it is still there. Nothing in it is a pickle.
+A checkpoint is written to a temporary name, synced and renamed, so a reader sees a complete one or none; after a power
+cut the previous one still exists. It contains no pickle.
 
-What lies on a GPU is copied, and then written by a thread while training continues (ADR 47).
+GPU tensors are copied, then a thread writes them while training continues (ADR 47).
 """
 
 import hashlib
@@ -47,23 +47,23 @@ _PARTS = ("model", "optimizer", "random_states", "trained")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that training needs to resume as if it had never stopped."""
+    """Everything needed to resume training as if it had never stopped."""
 
     epoch: int
-    """Epochs that were finished; the next to train, or to resume, has this index."""
+    """Number of finished epochs; also the index of the next epoch to train or resume."""
     model: dict[str, Tensor]
-    """Of the module's ``state_dict`` what was not frozen, see :func:`pack_model`."""
+    """The non-frozen part of the module's ``state_dict``, see :func:`pack_model`."""
     optimizer: dict[str, Tensor]
     """Tensors of the optimizer's state, see :func:`pack_optimizer`."""
     random_states: dict[str, Tensor]
     state: dict[str, Any]
     """JSON: optimizer groups, scheduler, scaler, freeze depth, value, history of metrics, resolved configuration."""
     trained: dict[str, Tensor] = field(default_factory=dict)
-    """If ``model`` are averages, the weights that training resumes from; else empty."""
+    """If ``model`` contains averages, the weights to resume training from; else empty."""
 
 
 class Stepper(NamedTuple):
-    """What optimizer steps are taken by: three objects whose states belong together."""
+    """The objects that take an optimizer step, whose states belong together."""
 
     optimizer: Optimizer
     schedule: LambdaLR
@@ -71,7 +71,7 @@ class Stepper(NamedTuple):
 
 
 class CheckpointFolder:
-    """The checkpoints of one trial: the last, and the best ``keep`` by value. Older ones are removed."""
+    """The checkpoints of one trial: the last, and the best ``keep`` by value. Others are removed."""
 
     def __init__(self, path: Path, *, keep: int, maximise: bool) -> None:
         self.path = path
@@ -85,10 +85,10 @@ class CheckpointFolder:
             leftover.unlink()
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint atomically, then remove those that are neither last nor among the best.
+        """Write a checkpoint atomically, then remove those that are neither the last nor among the best.
 
         Raises:
-            OSError: if the disk is full or not writable; the checkpoints that were there are untouched.
+            OSError: if the disk is full or not writable; existing checkpoints are untouched.
         """
         self.wait()
         return self._save(_fetch(checkpoint)())
@@ -101,23 +101,23 @@ class CheckpointFolder:
 
     @property
     def problem(self) -> str | None:
-        """Why checkpoints are missing on disk; ``None`` if none is."""
+        """Why checkpoints are missing on disk; ``None`` if none are missing."""
         self.wait()
         return self._problem
 
     def keep(self, checkpoint: Checkpoint) -> None:
-        """Save a checkpoint; if the disk is full, keep it in memory and try again with the next one.
+        """Save a checkpoint; if the disk is full, keep it in memory and retry with the next one.
 
-        Of those that wait for room, the best and the last are kept. What lies on a GPU is copied, and written by a
-        thread while training continues; methods that read or write those files wait for that thread first.
+        Of the unwritten checkpoints, the best and the last are kept. GPU tensors are copied, and a thread writes them
+        while training continues; methods that read or write those files wait for the thread first.
 
         Raises:
-            Exception: what the thread failed with the last time, if not for want of room.
+            Exception: the error of the thread's previous write, unless the disk was full.
         """
         self.wait()
         fetch = _fetch(checkpoint)
         if all(tensor.device.type == "cpu" for tensor in checkpoint.model.values()):
-            self._save_or_owe(fetch())  # a thread would take its time from the training
+            self._save_or_owe(fetch())  # a thread would compete with training for the CPU
             return
         writer = ThreadPoolExecutor(1, thread_name_prefix="thawline-checkpoint")
         self._writing = writer.submit(lambda: self._save_or_owe(fetch()))
@@ -125,19 +125,19 @@ class CheckpointFolder:
 
     @property
     def is_writing(self) -> bool:
-        """Whether the thread is not done with the last checkpoint yet."""
+        """Whether the thread is still writing the last checkpoint."""
         return self._writing is not None and not self._writing.done()
 
     def settle(self) -> None:
-        """Wait for what is being written, and try again what had no room."""
+        """Wait for the current write, and retry those that failed because the disk was full."""
         self.wait()
         self._save_or_owe()
 
     def wait(self) -> None:
-        """Wait for what is being written.
+        """Wait for the current write.
 
         Raises:
-            Exception: what that failed with, if not for want of room; once.
+            Exception: the error of that write, unless the disk was full; raised once.
         """
         writing, self._writing = self._writing, None
         if writing is not None:
@@ -156,7 +156,7 @@ class CheckpointFolder:
             self._owed = [each for each in self._owed if each is best or each is self._owed[-1]]
 
     def save_within(self, checkpoint: Checkpoint) -> None:
-        """Write where an epoch stands that cannot be finished now; it lasts until the next :meth:`save`.
+        """Save the state of an unfinished epoch; valid until the next :meth:`save`.
 
         Raises:
             OSError: as :meth:`save`.
@@ -165,9 +165,9 @@ class CheckpointFolder:
         self._write(_fetch(checkpoint)(), self.path / _WITHIN)
 
     def within(self, epoch: int) -> Checkpoint | None:
-        """Where the epoch of this index was left; ``None`` if it was not begun, or nothing of it was saved.
+        """The saved state of the unfinished epoch with this index; ``None`` without one.
 
-        Waits for nothing: what is being written is of the epoch before.
+        Does not wait: a write in progress is of the previous epoch.
         """
         try:
             checkpoint = load_checkpoint(self.path / _WITHIN)
@@ -195,7 +195,7 @@ class CheckpointFolder:
         _sync_folder(self.path)
 
     def last(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; torn ones are passed over. ``None`` if there is none."""
+        """The newest complete checkpoint; damaged ones are skipped. ``None`` if there is none."""
         self.wait()
         for path in reversed(self._files()):
             try:
@@ -205,7 +205,7 @@ class CheckpointFolder:
         return None
 
     def best(self) -> Path | None:
-        """The whole checkpoint with the best value; the earlier one of two equals."""
+        """The complete checkpoint with the best value; the earlier of two equals."""
         self.wait()
         readable = [(path, self._value(path)) for path in self._files()]
         ranked = [(value, path) for path, value in readable if value is not None]
@@ -235,7 +235,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and verify it.
 
     Raises:
-        CheckpointError: if the file is missing, torn, changed, or not one of ours.
+        CheckpointError: if the file is missing, incomplete, changed, or not a checkpoint of Thawline.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -252,7 +252,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _tensors_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """All of them, by the names that they have in the file."""
+    """All tensors, by their names in the file."""
     return {f"{part}/{name}": tensor for part in _PARTS for name, tensor in getattr(checkpoint, part).items()}
 
 
@@ -266,23 +266,23 @@ def _parts_of(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _fetch(checkpoint: Checkpoint) -> Callable[[], Checkpoint]:
-    """Begin to copy what is on a device; see :func:`thawline.training.runtime.on_cpu`."""
+    """Start copying tensors from a device; see :func:`thawline.training.runtime.on_cpu`."""
     tensors = on_cpu(_tensors_of(checkpoint))
     return lambda: _with_tensors(checkpoint, tensors())
 
 
 def _in_memory(checkpoint: Checkpoint) -> Checkpoint:
-    """A copy that further training does not change."""
+    """A copy that is not changed by further training."""
     return _with_tensors(checkpoint, {name: tensor.clone() for name, tensor in _tensors_of(checkpoint).items()})
 
 
 def _with_tensors(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> Checkpoint:
-    """The same with others, by the names that they have in the file."""
+    """The same checkpoint with other tensors, by their names in the file."""
     return Checkpoint(epoch=checkpoint.epoch, state=checkpoint.state, **_parts_of(tensors))
 
 
 def pack_model(backbone: Backbone, freeze_depth: int) -> dict[str, Tensor]:
-    """The tensors that training at a freeze depth may change; the frozen ones are those that it was created with."""
+    """The tensors that training at a freeze depth may change; the frozen ones still have their initial values."""
     frozen = {name for group in backbone.layer_groups[:freeze_depth] for name in group.tensors}
     return {name: tensor for name, tensor in backbone.module.state_dict().items() if name not in frozen}
 
@@ -291,18 +291,18 @@ def load_model(checkpoint: Checkpoint, backbone: Backbone) -> None:
     """Copy the checkpoint's tensors into a freshly created backbone with the same pretrained weights.
 
     Raises:
-        CheckpointError: if it is of another architecture, or its frozen layers had other weights.
+        CheckpointError: if it has another architecture, or was trained with other frozen weights.
     """
     expected = pack_model(backbone, checkpoint.state["freeze_depth"])
     if expected.keys() != checkpoint.model.keys():
         differing = sorted(expected.keys() ^ checkpoint.model.keys())
-        raise CheckpointError(f"The checkpoint is of another network: {', '.join(differing[:5])} are not in both.")
+        raise CheckpointError(f"The checkpoint is of a different network: {', '.join(differing[:5])} are not in both.")
     if checkpoint.state["weights_digest"] != backbone.weights_digest:
         raise CheckpointError(
             f"The checkpoint was trained from the weights {checkpoint.state['weights_digest']}, but the given ones are "
-            f"{backbone.weights_digest}. Give the weights that the study was made with."
+            f"{backbone.weights_digest}. Use the weights of the study."
         )
-    # Into the module's own state_dict: it carries the version numbers that MNASNet insists on.
+    # Into the module's own state_dict, which has the version numbers that MNASNet requires.
     state = backbone.module.state_dict()
     state.update(checkpoint.model)
     backbone.module.load_state_dict(state)
@@ -328,18 +328,18 @@ def pack_optimizer(stepper: Stepper) -> tuple[dict[str, Tensor], dict[str, Any]]
 
 
 def load_optimizer(checkpoint: Checkpoint, stepper: Stepper) -> None:
-    """Undo :func:`pack_optimizer` on freshly built objects of the same configuration."""
+    """Undo :func:`pack_optimizer` on new objects of the same configuration."""
     entries: dict[int, dict[str, Any]] = {}
     for key, value in {**checkpoint.optimizer, **checkpoint.state["optimizer_values"]}.items():
         index, _, name = key.partition("/")
         entries.setdefault(int(index), {})[name] = value
-    # Whether it is one kernel depends on the device, which may be another now.
+    # Whether it is fused depends on the device, which may differ now.
     saved = zip(checkpoint.state["optimizer_groups"], stepper.optimizer.param_groups, strict=True)
     groups = [{**group, "fused": own["fused"]} for group, own in saved]
     stepper.optimizer.load_state_dict({"state": entries, "param_groups": groups})
     for parameter, state in stepper.optimizer.state.items():
         for name, value in state.items():
-            # One kernel goes through memory in the order of the parameter; a checkpoint has the usual one.
+            # A fused kernel uses the parameter's memory format; a checkpoint has the contiguous one.
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
     lambdas = [None] * len(stepper.optimizer.param_groups)
@@ -363,7 +363,7 @@ def _epoch_of(path: Path) -> int:
 
 
 def _sync_folder(path: Path) -> None:
-    """A rename is on disk only when its folder is; Windows has no such call and needs none."""
+    """Sync a folder, without which a rename may not reach the disk; unavailable and unnecessary on Windows."""
     if os.name == "posix":
         handle = os.open(path, os.O_RDONLY)
         try:

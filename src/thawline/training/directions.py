@@ -1,4 +1,4 @@
-"""The metrics that a study can optimise, and which way."""
+"""The metrics that a study can optimise, and their directions."""
 
 from typing import Literal
 
@@ -10,9 +10,9 @@ METRIC_DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
     "macro_f1": "maximize",
     "loss": "minimize",
 }
-"""Every metric that a study can optimise, with Optuna's word for its better side."""
+"""Every metric that a study can optimise, with Optuna's direction."""
 
 
 def sign_of(metric: str) -> Literal[1, -1]:
-    """What to multiply a metric's values by so that the larger is the better."""
+    """Factor for a metric's values after which larger is better."""
     return 1 if METRIC_DIRECTIONS[metric] == "maximize" else -1

@@ -1,10 +1,10 @@
-"""The logits of a split: what a network is measured by."""
+"""Compute the logits of a split, from which metrics are computed."""
 
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from thawline.backbones import Backbone, section
 from thawline.training.inputs import Inputs, batches, evaluation_order
@@ -22,7 +22,7 @@ def predict(backbone: Backbone, inputs: Inputs, runtime: Runtime, batch_size: in
 
 @torch.inference_mode()
 def logits_of(
-    network: nn.Module,
+    network: Callable[[Tensor], Tensor],
     inputs: Inputs,
     runtime: Runtime,
     batch_size: int,
@@ -32,12 +32,12 @@ def logits_of(
     """Logits ``[N, num_classes]``, fp32 on the CPU, by a network in evaluation mode that takes such inputs.
 
     Args:
-        network: as it is on the device.
-        inputs: all of which are measured.
+        network: a network on the device. If it returns ``[n, ...]`` for a batch, the result is ``[N, ...]``.
+        inputs: all are evaluated.
         runtime: device and precision.
-        batch_size: rows at once.
+        batch_size: rows per batch.
         on_batch: called after every batch.
-        ranks: several processes that call this share the batches out; all of them get all logits.
+        ranks: with several processes, each computes some of the batches; all of them get all logits.
     """
     parts = evaluation_order(inputs, batch_size)
     logits = []
@@ -47,4 +47,4 @@ def logits_of(
         on_batch()
     in_order = torch.from_numpy(np.argsort(np.concatenate(parts)))
     whole = ranks.gathered(logits, [len(rows) for rows in parts])
-    return whole.cpu()[in_order]  # one copy: each would wait for the device
+    return whole.cpu()[in_order]  # one copy, because each one syncs with the device

@@ -1,9 +1,8 @@
-"""Many heads trained together: one batch of activations, one computation, as many trials as it has heads.
+"""Train many heads together: one batch of activations and one computation for all trials.
 
-Head-only trials differ only in their rates: they see the same batches in the same order. One after the other, each
-waits for Python far longer than for arithmetic; stacked, they cost about as much as one. Every trial keeps an
-optimizer, a schedule and checkpoints of its own, whose tensors are views of the stack, so that each can be resumed on
-its own.
+Head-only trials differ only in their learning rates and weight decay: they see the same batches in the same order.
+Trained one by one, they are bound by Python overhead; stacked, they cost about as much as one. Every trial keeps its
+own optimizer, schedule and checkpoints, whose tensors are views of the stack, so that each can be resumed on its own.
 
 The idea is that of HFTA (Wang et al., "Horizontally Fused Training Array", MLSys 2021).
 """
@@ -11,7 +10,7 @@ The idea is that of HFTA (Wang et al., "Horizontally Fused Training Array", MLSy
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -45,12 +44,15 @@ _OF_EACH_HEAD = {"learning_rate", "weight_decay", "head_learning_rate_factor"}
 SHARED_BY_HEADS = tuple(
     name for name, row in SEARCHABLE.items() if not row.mark.thawed_only and name not in _OF_EACH_HEAD
 )
-"""Searchable settings that trials must have in common to be trained together."""
+"""Searchable settings that trials must share to be trained together."""
+
+_LOGITS_BYTES = 2**28
+"""Limit for the logits of all trials evaluated in one pass."""
 
 
 @dataclass(frozen=True)
 class HeadTrial:
-    """One of the trials that are trained together."""
+    """One of several trials trained together."""
 
     hyperparameters: Hyperparameters
     checkpoints: CheckpointFolder
@@ -69,29 +71,29 @@ def fit_heads(
     seed: int,
     on_batch: Callable[[], bool] = lambda: False,
 ) -> list[FitResult | TrainingError]:
-    """Train new heads on activations, one for each trial, each as :func:`thawline.training.fit` would alone.
+    """Train new heads on activations, one per trial, each as with :func:`thawline.training.fit`.
 
-    Results differ from training alone in the last bits of every step (sums are taken in another order).
+    Results differ from separate training in the last bits of every step (sums are computed in a different order).
 
     Args:
-        backbone: fresh from :func:`thawline.backbones.create`; its head is where every trial begins. Its own head is
-            left at the weights of the last trial that was measured.
-        train: activations after all layer groups.
+        backbone: fresh from :func:`thawline.backbones.create`; every trial starts from its head. Afterwards its head
+            has the weights of the last evaluated trial.
+        train: activations after the last layer group.
         validation: the same.
-        trials: all of full freeze depth, where all policies are one, and of one kind of optimizer. If they have
-            checkpoints, the same trials in the same order as before: they resume from there, bit-equal to an
+        trials: trials with full freeze depth, where all policies are equivalent, and one kind of optimizer. If they
+            have checkpoints, the same trials in the same order as before: they resume from there, bit-equal to
             uninterrupted training.
         config: as in ``fit``, but weights are not averaged.
         metric: as in ``fit``.
         runtime: device and precision; not fp16, which needs a loss scale for each trial.
-        seed: decides the order of batches, and dropout.
-        on_batch: called after every batch; True asks to leave after the epoch.
+        seed: seed of the order of batches and of dropout.
+        on_batch: called after every batch; returns True to leave after the epoch.
 
     Returns:
-        For each trial its result, or, if its loss was not finite, the error that ``fit`` would have raised.
+        The result of each trial or, if its loss was not finite, the error that ``fit`` would have raised.
 
     Raises:
-        Interrupted: after ``on_batch`` asked for it.
+        Interrupted: after ``on_batch`` returned True.
         TrainingError: if these trials cannot be trained together.
         CheckpointError: if the checkpoints are of another configuration.
     """
@@ -130,14 +132,13 @@ def fit_heads(
         if not active:
             break
         seconds = (time.perf_counter() - started) / len(active)
-        backbone.module.eval()
-        for head in active:
+        for head, logits, evaluated in stack.measured(active, validation):
+            began = time.perf_counter() - seconds - evaluated
             learning_rate = head.stepper.optimizer.param_groups[0]["lr"]
             stack.settle(head.stepper, epoch + 1)
+            stack.put_into_backbone(head.index)
             try:
                 check_finite(training[head.index]["train/loss"], epoch, head.stepper.optimizer)
-                began = time.perf_counter() - seconds
-                logits = stack.predict(head.index, validation)
                 metrics = classification_metrics(logits, torch.from_numpy(validation.labels))
                 check_finite(metrics["loss"], epoch, head.stepper.optimizer, of="validation")
             except TrainingError as error:
@@ -168,7 +169,7 @@ def fit_heads(
 
 @dataclass
 class _Head:
-    """How far one trial has come."""
+    """The progress of one trial."""
 
     trial: HeadTrial
     index: int
@@ -178,7 +179,7 @@ class _Head:
     stopped_early: bool = False
     error: TrainingError | None = None
     ahead: Checkpoint | None = None
-    """Where it stood when its process died; until that epoch it waits for those that had not come so far."""
+    """Its checkpoint when the process died; until that epoch it waits for the other trials to catch up."""
 
     @property
     def decision(self) -> Decision:
@@ -239,7 +240,7 @@ class _Stack:
         self.spared = without_decay(free, backbone)
 
     def _per_trial(self, values: list[float]) -> Tensor:
-        # Double precision, as torch's own optimizers compute with Python's floats; Apple's GPUs have none.
+        # Double precision, as torch's own optimizers use Python floats; Apple's GPUs do not support it.
         kind = torch.float32 if self.runtime.device.type == "mps" else torch.float64
         return torch.tensor(values, dtype=kind, device=self.runtime.device)
 
@@ -248,8 +249,8 @@ class _Stack:
         return self.config.epochs * self.steps_per_epoch
 
     def stepper_of(self, index: int) -> Stepper:
-        """One trial's optimizer and schedule, whose tensors are views of the stack: to be saved, not stepped."""
-        parameters = {name: nn.Parameter(stacked.detach()[index]) for name, stacked in self.parameters.items()}
+        """One trial's optimizer and schedule, whose tensors are views of the stack: for saving, not for stepping."""
+        parameters = {name: nn.Parameter(parameter) for name, parameter in self._of(index).items()}
         optimizer = build_optimizer(parameters, self.backbone, self.hyperparameters[index])
         for name, parameter in parameters.items():
             optimizer.state[parameter] = {key: value[index] for key, value in self.state[name].items()}
@@ -259,7 +260,7 @@ class _Stack:
         return Stepper(optimizer, schedule, self.scaler)
 
     def load(self, index: int, checkpoint: Checkpoint) -> None:
-        """Put one trial where its checkpoint stood."""
+        """Restore one trial from its checkpoint."""
         stepper = self.stepper_of(index)
         load_optimizer(checkpoint, stepper)
         optimizer = stepper.optimizer
@@ -273,7 +274,7 @@ class _Stack:
                     values[index].copy_(state[key])
 
     def settle(self, stepper: Stepper, epochs: int) -> None:
-        """Bring one trial's optimizer and schedule to where they would be had they stepped, for its checkpoint."""
+        """Set one trial's optimizer and schedule, for its checkpoint, to the state after these epochs."""
         optimizer, schedule, _ = stepper
         steps = epochs * self.steps_per_epoch
         for state in optimizer.state.values():
@@ -285,12 +286,32 @@ class _Stack:
         schedule.last_epoch, schedule._step_count = steps, steps + 1
         schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
 
-    def predict(self, index: int, inputs: Inputs) -> Tensor:
-        """Logits ``[N, num_classes]`` of one trial, whose weights the backbone then has."""
-        with torch.no_grad():
-            for name, stacked in self.parameters.items():
-                self.backbone.module.get_parameter(name).copy_(stacked[index])
-        return logits_of(self.evaluating, inputs, self.runtime, self.config.batch_size)
+    @torch.no_grad()
+    def put_into_backbone(self, index: int) -> None:
+        """Load one trial's head into the backbone."""
+        for name, parameter in self._of(index).items():
+            self.backbone.module.get_parameter(name).copy_(parameter)
+
+    def measured(self, heads: Sequence[_Head], inputs: Inputs) -> Iterator[tuple[_Head, Tensor, float]]:
+        """Yield each trial with its logits ``[N, num_classes]`` and the seconds for computing them.
+
+        As many trials as fit are computed in one pass, and copied from a GPU at once with a single sync.
+        """
+        self.backbone.module.eval()
+        at_once = max(1, _LOGITS_BYTES // (4 * len(inputs) * classes_of(self.backbone)))
+        for start in range(0, len(heads), at_once):
+            group, began = heads[start : start + at_once], time.perf_counter()
+            logits = logits_of(partial(self._logits, group), inputs, self.runtime, self.config.batch_size)
+            seconds = (time.perf_counter() - began) / len(group)
+            for place, head in enumerate(group):
+                yield head, logits[:, place].contiguous(), seconds
+
+    def _logits(self, heads: Sequence[_Head], batch: Tensor) -> Tensor:
+        """``[n, trials, num_classes]``, computed head by head: stacked, they would differ in the last bits."""
+        return torch.stack([functional_call(self.evaluating, self._of(head.index), (batch,)) for head in heads], 1)
+
+    def _of(self, index: int) -> dict[str, Tensor]:
+        return {name: stacked.detach()[index] for name, stacked in self.parameters.items()}
 
     def clip(self, gradients: dict[str, Tensor]) -> Tensor:
         """Scale each trial's gradient to at most the largest norm; returns the norms before, ``[trials]``."""
@@ -316,12 +337,12 @@ class _Stack:
 
 
 _BATCH_NORM: BatchNorm = "frozen_eval"
-"""Whatever their trials say, it is the same: nothing is thawed with the head only, which is a single linear layer."""
+"""The same for all trials, as no batch-norm is thawed: the head is a single linear layer."""
 _STATE = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
 
 def _resume(stack: _Stack, heads: Sequence[_Head]) -> int:
-    """Load what the heads' checkpoints hold; returns the epoch to begin with."""
+    """Load the heads' checkpoints; returns the first epoch to train."""
     for head in heads:
         head.ahead = head.history.resume()
         if head.ahead is None:
@@ -329,7 +350,7 @@ def _resume(stack: _Stack, heads: Sequence[_Head]) -> int:
         stack.settle(head.stepper, len(head.history.epochs))
         for known in head.history.epochs:
             head.reports.repeat(known)
-    # A head that is over keeps its place, or the sums of the others would be taken in another order.
+    # An ended head stays in the stack; otherwise sums of the others would be computed in a different order.
     epochs = [len(head.history.epochs) for head in heads if head.goes_on]
     first = min(epochs, default=stack.config.epochs)
     for head in heads:
@@ -350,7 +371,7 @@ def _train_epoch(
     total_loss, correct, total_norm = (torch.zeros(count, device=device) for _ in range(3))
     order = batch_order(train, stack.config.batch_size, seed, epoch)
 
-    # Under vmap autocast does not reach the layers: the head's one layer is given what autocast would give it.
+    # Under vmap, autocast does not reach the layers, so inputs of the head's only layer are cast here.
     kind = stack.runtime.autocast_dtype or torch.float32
     smoothing, mixing = stack.config.label_smoothing, Mixing.of(stack.config, seed)
 
@@ -360,13 +381,13 @@ def _train_epoch(
         loss = mixed.loss(partial(F.cross_entropy, logits, weight=weights, label_smoothing=smoothing))
         return loss, (logits.detach().argmax(1) == mixed.heavier).sum()
 
-    # One dropout mask for all: the one that each would draw alone.
+    # One dropout mask for all: the one that each would draw separately.
     losses_of = vmap(loss_of, in_dims=(0, None), randomness="same")
     names = list(stack.parameters)
     for number, (rows, batch) in enumerate(batches(train, order, epoch, stack.runtime)):
         mixed = mixing.apply(batch, stack.labels[on_device(rows, device)], epoch, number)
         with warnings.catch_warnings():
-            # Of SqueezeNet's pooling, which is done head by head: still far faster than all of it head by head.
+            # SqueezeNet's pooling runs head by head, which is still far faster than running everything that way.
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
             losses, hits = losses_of(stack.parameters, mixed)
         gradients: Any = torch.autograd.grad(losses.sum(), list(stack.parameters.values()))
@@ -382,7 +403,7 @@ def _train_epoch(
             "train/accuracy": hits / len(train),
             "train/gradient_norm": norm / len(order),
         }
-        for loss, hits, norm in torch.stack([total_loss, correct, total_norm], 1).tolist()  # waits once
+        for loss, hits, norm in torch.stack([total_loss, correct, total_norm], 1).tolist()  # one sync
     ]
 
 
@@ -401,7 +422,7 @@ def _adamw_step(
 def _sgd_step(parameter: Tensor, gradient: Tensor, momentum: Tensor, rate: Tensor, decay: Tensor) -> None:
     """``torch.optim.SGD`` with Nesterov momentum 0.9 with a rate and a decay for each trial, ``[trials]``."""
     gradient = gradient + _broadcast(decay, parameter) * parameter
-    momentum.mul_(0.9).add_(gradient)  # begins at zero, which makes the first step what torch makes it
+    momentum.mul_(0.9).add_(gradient)  # starts at zero, so the first step equals torch's
     parameter.sub_(_broadcast(rate, parameter) * (gradient + 0.9 * momentum))
 
 

@@ -1,4 +1,4 @@
-"""The epochs of a training so far, and the checkpoints that keep them."""
+"""The epochs of a training so far, and its checkpoints."""
 
 import math
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ __all__ = ["History", "check_finite", "fingerprint_of"]
 
 @dataclass
 class History:
-    """The epochs of one training so far, and the checkpoints that keep them."""
+    """The epochs of one training so far, and its checkpoints."""
 
     checkpoints: CheckpointFolder
     fingerprint: dict[str, Any]
@@ -31,24 +31,24 @@ class History:
     epochs: list[EpochResult] = field(default_factory=list)
 
     def resume(self) -> Checkpoint | None:
-        """Take over the epochs of the last checkpoint, and return it; ``None`` if there is none.
+        """Load the epochs of the last checkpoint, and return it; ``None`` if there is none.
 
         Raises:
-            CheckpointError: if it is of another configuration.
+            CheckpointError: if it has another configuration.
         """
         checkpoint = self.checkpoints.last()
         if checkpoint is None:
             return None
         if checkpoint.state["fingerprint"] != self.fingerprint:
             raise CheckpointError(
-                f"{self.checkpoints.path} holds checkpoints of another configuration. "
+                f"{self.checkpoints.path} has checkpoints of another configuration. "
                 "Give the study another name, or remove that folder."
             )
         self.epochs = [EpochResult(**entry) for entry in checkpoint.state["history"]]
         return checkpoint
 
     def within(self) -> Checkpoint | None:
-        """Where the next epoch was left; ``None`` if it was not begun, or by another configuration."""
+        """The saved state of the next epoch; ``None`` without one, or if its configuration differs."""
         checkpoint = self.checkpoints.within(len(self.epochs))
         return checkpoint if checkpoint is not None and checkpoint.state["fingerprint"] == self.fingerprint else None
 
@@ -61,10 +61,10 @@ class History:
         trained: Mapping[str, Tensor] | None = None,
         within: dict[str, float] | None = None,
     ) -> Checkpoint:
-        """Everything to resume from after the last epoch; with ``within``, from the middle of the next.
+        """A checkpoint after the last epoch, or, with ``within``, in the middle of the next one.
 
-        If the backbone has averaged weights now, ``trained`` are those that the optimizer resumes from. Without a
-        stepper, nothing is to be resumed.
+        If the backbone currently has averaged weights, ``trained`` are the optimizer's. Without a stepper, the
+        checkpoint cannot be resumed.
         """
         tensors, plain = pack_optimizer(stepper) if stepper is not None else ({}, {})
         depth = self.fingerprint["hyperparameters"]["freeze_depth"]
@@ -78,22 +78,22 @@ class History:
             "history": [asdict(result) for result in self.epochs],
             "within": within,
         }
-        # All that the trial may thaw, whatever is thawed by now: it can be loaded over any of its epochs.
+        # Everything that the trial may thaw, so that it can be loaded over any of its epochs.
         model = pack_model(backbone, depth)
         return Checkpoint(len(self.epochs), model, tensors, random_states(runtime.device), state, dict(trained or {}))
 
     def result(self, decision: Decision, *, stopped_early: bool = False) -> FitResult:
-        """Sum up the training."""
+        """The result of the training."""
         best = best_epoch(self.epochs, self.metric)
         value = best.metrics[f"val/{self.metric}"]
         return FitResult(decision, value, best.epoch, tuple(self.epochs), stopped_early)
 
 
 def check_finite(loss: float, epoch: int, optimizer: Optimizer, *, of: str = "training") -> None:
-    """Refuse to continue with a loss that is not finite, and to judge weights by one.
+    """Raise if a loss is not finite.
 
     Raises:
-        TrainingError: saying what to change.
+        TrainingError: with the settings to change.
     """
     if not math.isfinite(loss):
         rate = max(group["initial_lr"] for group in optimizer.param_groups)
@@ -104,6 +104,6 @@ def check_finite(loss: float, epoch: int, optimizer: Optimizer, *, of: str = "tr
 
 
 def fingerprint_of(hyperparameters: Hyperparameters, config: TrainConfig, seed: int) -> dict[str, Any]:
-    """What a checkpoint must have been made with to be resumed."""
-    train = config.model_dump(mode="json", exclude=NOT_COMPARED)  # it may resume elsewhere
+    """The settings that must match for a checkpoint to be resumed."""
+    train = config.model_dump(mode="json", exclude=NOT_COMPARED)  # may differ, for example on another machine
     return {"hyperparameters": hyperparameters.as_dict(), "train": train, "seed": seed}

@@ -1,4 +1,4 @@
-"""What distinguishes one trial from another."""
+"""The hyperparameters of a trial."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -8,12 +8,12 @@ from thawline.config import AugmentationKind, BatchNorm, Policy
 __all__ = ["Hyperparameters", "TrialPolicy"]
 
 TrialPolicy = Policy | Literal["probe"]
-"""How a trial trains: by a policy of thawing, or not at all, as a linear probe that is fitted to convergence."""
+"""How a trial trains: by a thawing policy, or as a linear probe that is fitted to convergence."""
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What Optuna sampled, completed by the configuration's values for what the search space leaves fixed."""
+    """Values sampled by Optuna, completed by the configuration's values for settings outside the search space."""
 
     backbone: str
     freeze_depth: int
@@ -23,7 +23,7 @@ class Hyperparameters:
     weight_decay: float
     head_learning_rate_factor: float
     optimizer: Literal["adamw", "sgd"]
-    # The defaults are what trials of earlier versions did, whose records name none of these.
+    # The defaults match trials of earlier versions, whose records lack these fields.
     policy: TrialPolicy = "static"
     layer_decay: float = 1.0
     batch_norm: BatchNorm = "train_all"
@@ -31,9 +31,9 @@ class Hyperparameters:
 
     @property
     def is_probe(self) -> bool:
-        """Whether the trial is a linear probe, fitted to convergence, not trained."""
+        """Whether the trial is a linear probe, fitted to convergence."""
         return self.policy == "probe"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values by name, in the order of declaration."""
+        """Values by name, in the order of declaration."""
         return asdict(self)

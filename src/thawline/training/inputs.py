@@ -1,4 +1,4 @@
-"""What a network, or its part after a layer group, is fed with: a batch at a time, prefetched where it pays."""
+"""Batches for a network, or for its part after a layer group, prefetched where useful."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,43 +36,43 @@ __all__ = [
 ]
 
 _SORTED_BATCHES = 32
-"""Batches of texts that are sorted by length together: more pad less, and leave less to chance."""
+"""Batches of texts that are sorted by length together: more means less padding, but less randomness."""
 _AHEAD = 2
-"""Batches that are read while one is computed."""
+"""Batches read ahead while one is computed."""
 
 
 class Inputs(Protocol):
-    """Rows that a network is trained on or measured with: images, or the activations of its first layer groups."""
+    """Rows for training or evaluation: images, or activations of a network's first layer groups."""
 
     @property
     def labels(self) -> np.ndarray:
-        """int64 ``[N]``, indices of classes."""
+        """int64 ``[N]``, class indices."""
 
     @property
     def boundary(self) -> int:
-        """Layer groups that the rows have gone through already; 0 for images."""
+        """Number of layer groups already applied to the rows; 0 for images."""
 
     @property
     def lengths(self) -> np.ndarray | None:
-        """int32 ``[N]``, tokens of each text; ``None`` where all rows are of one size. Batches are made of texts of
-        about one length, so that little of them is padding."""
+        """int32 ``[N]``, number of tokens of each text; ``None`` if all rows have the same size. Batches contain texts
+        of similar length, to reduce padding."""
 
     def __len__(self) -> int: ...
 
     def read(self, rows: np.ndarray, epoch: int) -> Tensor:
-        """Rows as they are stored, on the CPU or, if they are kept there, on the device. May run in another thread."""
+        """Rows as stored, on the CPU or, if they are cached there, on the device. May run in another thread."""
 
     def prepare(self, read: Tensor, rows: np.ndarray, epoch: int) -> Tensor:
-        """What :meth:`read` gave, on the device, as the network takes it."""
+        """Turn the result of :meth:`read` into the network's input, on the device."""
 
 
 def batches(
     inputs: Inputs, parts: Sequence[np.ndarray], epoch: int, runtime: Runtime, *, ahead: bool | None = None
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """The rows of each part and the tensor for the network, in order.
+    """Yield each part's rows and the network's input, in order.
 
-    On a GPU the next parts are read and pinned by a thread while this one is computed. On a CPU that thread would take
-    its time from the computation, so nothing is read ahead.
+    On a GPU, a thread reads and pins the next parts while this one is computed. On a CPU, the thread would compete with
+    the computation, so nothing is read ahead.
     """
     on_gpu = runtime.device.type == "cuda"
     if not (on_gpu if ahead is None else ahead):
@@ -94,12 +94,12 @@ def batches(
 
 
 def labels_on(inputs: Inputs, device: torch.device) -> Tensor:
-    """All labels, int64 ``[N]``, on a device; a copy, since those of a memory map are read-only."""
+    """All labels, int64 ``[N]``, on a device; a copy, since a memory map is read-only."""
     return torch.from_numpy(np.array(inputs.labels)).to(device)
 
 
 def batch_sizes(images: int, batch_size: int) -> list[int]:
-    """Sizes of an epoch's batches. A last batch of a single image would break batch norm: it joins the one before."""
+    """Sizes of an epoch's batches. A single remaining image, which would break batch norm, joins the previous batch."""
     sizes = [batch_size] * (images // batch_size)
     rest = images % batch_size
     if rest == 1 and sizes:
@@ -110,10 +110,10 @@ def batch_sizes(images: int, batch_size: int) -> list[int]:
 
 
 def batch_order(inputs: Inputs, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Rows of each batch; the order depends on seed and epoch alone, so a resumed epoch sees the same.
+    """Rows of each batch; the order depends only on seed and epoch, so a resumed epoch sees the same batches.
 
-    Texts are shuffled, then sorted by length among some dozens of batches at a time, and these batches shuffled: each
-    epoch has others, and none is padded much.
+    Texts are shuffled, then sorted by length within groups of some dozens of batches, and these batches are shuffled:
+    batches differ between epochs, and have little padding.
     """
     random = np.random.default_rng([seed, epoch])
     order = random.permutation(len(inputs))
@@ -122,13 +122,13 @@ def batch_order(inputs: Inputs, batch_size: int, seed: int, epoch: int) -> list[
         among = _SORTED_BATCHES * batch_size
         chunks = np.split(order, range(among, len(order), among))
         order = np.concatenate([chunk[np.argsort(inputs.lengths[chunk], kind="stable")] for chunk in chunks])
-    # Ascending within the batch: a memory map is read forwards, and a batch's order means nothing.
+    # Ascending within the batch, to read memory maps sequentially; the order within a batch is irrelevant.
     parts = [np.sort(rows) for rows in np.split(order, ends)]
     return parts if inputs.lengths is None else [parts[i] for i in random.permutation(len(parts))]
 
 
 def evaluation_order(inputs: Inputs, batch_size: int, rows: np.ndarray | None = None) -> list[np.ndarray]:
-    """Rows, by default all, in batches as they lie; texts from the shortest to the longest."""
+    """Rows, by default all, in batches in stored order; texts from shortest to longest."""
     order = np.arange(len(inputs)) if rows is None else rows
     if inputs.lengths is not None:
         order = order[np.argsort(inputs.lengths[order], kind="stable")]
@@ -136,25 +136,24 @@ def evaluation_order(inputs: Inputs, batch_size: int, rows: np.ndarray | None = 
 
 
 class Part(NamedTuple):
-    """Rows of a batch that are computed at once."""
+    """Rows of a batch that are computed together."""
 
     batch: np.ndarray
     """All rows of the batch."""
     rows: np.ndarray
     is_last: bool
-    """Whether the optimizer steps after them."""
+    """Whether the optimizer steps after this part."""
     counts: bool
-    """False if they are another process's, see :meth:`Ranks.own`."""
+    """False if the rows belong to another process, see :meth:`Ranks.own`."""
 
 
 def parts_of(batch: np.ndarray, accumulation: int, ranks: Ranks) -> list[Part]:
-    """The parts of a batch that this process computes: of about equal size, and none of a single row unless the batch
-    is one.
+    """The parts of a batch that this process computes, of about equal size, with at least two rows if possible.
 
     Args:
-        batch: its rows.
-        accumulation: parts that each process computes, if there are rows enough.
-        ranks: the processes that share them out.
+        batch: rows of the batch.
+        accumulation: number of parts per process, if there are enough rows.
+        ranks: the processes among which the parts are divided.
     """
     count = max(1, min(accumulation * ranks.count, len(batch) // 2))
     parts = [batch[start:end] for start, end in pairwise(np.linspace(0, len(batch), count + 1).astype(int))]
@@ -163,19 +162,19 @@ def parts_of(batch: np.ndarray, accumulation: int, ranks: Ranks) -> list[Part]:
 
 
 def places_of_tokens(lengths: np.ndarray, width: int) -> np.ndarray:
-    """Where the tokens of padded texts lie, int64 ``[sum(lengths)]``, if one text follows the other.
+    """Indices of the tokens in flattened padded texts, int64 ``[sum(lengths)]``.
 
-    Counted on the host: a GPU that is to find them in a mask is waited for.
+    Computed on the host: finding them in a mask on a GPU would require a sync.
 
     Args:
-        lengths: of each text, at most ``width``.
-        width: to which they are padded.
+        lengths: length of each text, at most ``width``.
+        width: padded length.
     """
     return np.concatenate([width * text + np.arange(length) for text, length in enumerate(lengths)])
 
 
 def padded(rows: Sequence[np.ndarray]) -> Tensor:
-    """Tokens int64 ``[n, T]`` of texts, int32 ``[tokens]`` each, with -1 after the end of each."""
+    """Pad texts, int32 ``[tokens]`` each, with -1 to tokens int64 ``[n, T]``."""
     tokens = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
     for place, row in zip(tokens, rows, strict=True):
         place[: len(row)] = row
@@ -198,9 +197,9 @@ class ImageInputs:
         *,
         key: Hashable | None = None,
     ) -> None:
-        """Take uint8 images ``[N, S, S, 3]`` (a memory map, or what is decoded a batch at a time) and labels [N].
+        """Set uint8 images ``[N, S, S, 3]`` (a memory map, or images decoded per batch) and labels [N].
 
-        With a ``key`` that tells these images from all others, a GPU keeps those that fit, once they are read again.
+        With a ``key`` that identifies these images, a GPU caches as many as fit when they are read again.
         """
         self.images, self.labels = images, labels
         self._key = key if runtime.device.type == "cuda" else None
@@ -222,7 +221,7 @@ class ImageInputs:
         return self._from_host(rows) if self._resident is None else self._resident.take(rows, self._from_host)
 
     def _from_host(self, rows: np.ndarray | slice) -> Tensor:
-        # Rows of a memory map are copied, because torch would warn that it cannot guard what is read-only.
+        # Rows of a memory map are copied, because torch warns about read-only arrays.
         return torch.from_numpy(np.require(self.images[rows], requirements="W"))
 
     def prepare(self, read: Tensor, rows: np.ndarray, epoch: int) -> Tensor:
@@ -240,8 +239,8 @@ class TextInputs:
     boundary = 0
 
     def __init__(self, tokens: "Tokens", labels: np.ndarray, runtime: Runtime) -> None:
-        """Take the tokens of ``N`` texts and labels int64 ``[N]``."""
-        # A copy: a memory map is read-only, and torch would warn that it cannot guard it.
+        """Set the tokens of ``N`` texts and labels int64 ``[N]``."""
+        # A copy, because torch warns about read-only arrays such as a memory map.
         self.labels, self.lengths = np.array(labels), tokens.lengths
         self._tokens, self._runtime = tokens, runtime
 
@@ -264,20 +263,20 @@ def open_inputs(
     runtime: Runtime,
     augmentation: Augmentation | None = None,
 ) -> ImageInputs | TextInputs:
-    """A split of the data as a network takes it.
+    """A split of the data as inputs of a network.
 
     Args:
         path: file of decoded images, of the list of those that are not kept decoded, or of tokenized texts.
-        split: which.
-        preprocessing: of images; ``None`` for texts, whose tokens need none.
+        split: name of the split.
+        preprocessing: preprocessing of images; ``None`` for texts, whose tokens need none.
         runtime: device and memory order.
-        augmentation: of training images; by default none.
+        augmentation: augmentation of training images; by default none.
     """
     if preprocessing is None:
         from thawline.data import TokenizedTexts
 
         return TextInputs(*TokenizedTexts.open(path).split(split), runtime)
-    # Images that are not kept decoded are decoded by as many threads as compute, which wait meanwhile.
+    # Undecoded images are decoded with as many threads as compute, which are idle meanwhile.
     images = DecodedImages.open(path, threads=torch.get_num_threads())
     key = (*identity_of(path), split) if images.are_kept else None
     return ImageInputs(*images.split(split), preprocessing, runtime, augmentation, key=key)

@@ -1,4 +1,4 @@
-"""In which range an accuracy lies, given on how many examples it was measured."""
+"""Confidence intervals of accuracies, given the number of examples."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A metric and the range in which it lies with 95 % confidence."""
+    """A metric with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -20,7 +20,7 @@ class Interval:
 
 
 def proportion_interval(right: int, examples: int) -> Interval:
-    """A share of at least one example, by Wilson's score interval: it is informative at 0 and 1 too."""
+    """Wilson's score interval of a proportion of at least one example, which is informative at 0 and 1 too."""
     from scipy.stats import binomtest
 
     found = binomtest(right, examples).proportion_ci(CONFIDENCE, method="wilson")

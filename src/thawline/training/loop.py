@@ -1,7 +1,7 @@
-"""The training loop: plain PyTorch, read top to bottom.
+"""The training loop in plain PyTorch, to be read top to bottom.
 
-``fit`` trains one backbone frozen to one depth, or thaws it down to there on the way, writes a checkpoint after every
-epoch and asks its caller after every epoch whether to continue. Killed at any point and called again with the same
+``fit`` trains one backbone frozen to one depth, or thaws it down to that depth during training. After every epoch it
+writes a checkpoint and asks its caller whether to continue. Killed at any point and called again with the same
 arguments, it resumes at the next epoch (at the next batch, if it was asked to leave), and ends with bit-equal weights
 (same machine, CPU, same number of threads).
 """
@@ -28,17 +28,11 @@ from thawline.exceptions import TrainingError
 from thawline.freezing import freeze_to, moving_statistics, train_mode, trainable_parameters
 from thawline.training.averaging import WeightAverage
 from thawline.training.checkpoint import Checkpoint, CheckpointFolder, Stepper, load_model, load_optimizer, pack_model
+from thawline.training.compiled import Compiled
 from thawline.training.evaluation import logits_of
 from thawline.training.history import History, check_finite, fingerprint_of
 from thawline.training.hyperparameters import Hyperparameters
-from thawline.training.inputs import (
-    Inputs,
-    batch_order,
-    batch_sizes,
-    batches,
-    labels_on,
-    parts_of,
-)
+from thawline.training.inputs import Inputs, batch_order, batch_sizes, batches, labels_on, parts_of
 from thawline.training.metrics import classification_metrics
 from thawline.training.mixing import Mixing
 from thawline.training.observation import Observer
@@ -68,37 +62,36 @@ def fit(
     observer: Observer | None = None,
     ranks: Ranks = ALONE,
 ) -> FitResult:
-    """Fine-tune ``backbone`` in place, frozen to ``hyperparameters.freeze_depth`` or, by its policy, first to more.
+    """Fine-tune ``backbone`` in place, frozen to ``hyperparameters.freeze_depth`` or, by its policy, deeper at first.
 
     Args:
         backbone: fresh from :func:`thawline.backbones.create`, on any device.
-        inputs: for a freeze depth, what is trained on, in a new order each epoch, and what is measured after each
-            epoch: rows as they are, or stored activations of at most that many layer groups. Both give the same
-            numbers; the former cost the frozen layers' time. Called again when the depth has changed, with the same
-            rows.
-        hyperparameters: freeze depth, rates, optimizer, and how it comes to its freeze depth.
+        inputs: returns training inputs, shuffled in each epoch, and validation inputs for a freeze depth: images or
+            texts, or stored activations of at most that many layer groups. Both give the same results; the former spend
+            time on the frozen layers. Called again when the depth changes, for the same rows.
+        hyperparameters: freeze depth, policy, learning rate, weight decay and optimizer.
         config: epochs, batch size, schedule, loss and precision.
         metric: validation metric that decides which epoch is best, a key of ``METRIC_DIRECTIONS``.
         runtime: device and precision.
-        checkpoints: where to resume from, and to write to after every epoch.
-        seed: decides the order of batches, and dropout.
-        accumulation: batches are computed in this many parts to save memory. The gradient is that of the whole batch
-            with two exceptions: batch-norms that are trained (``train_all``) normalise by the statistics of each part,
-            and mixup and cutmix pair images of the same part.
-        on_epoch: told each epoch's result, answers whether to continue. After a resume it is first told those that a
-            checkpoint already holds, since nobody knows whether they arrived before the process died.
-        on_batch: called after every batch; True asks to write a checkpoint there and leave.
-        observer: watches the training and is told of every epoch before ``on_epoch``; changes nothing of it.
-        ranks: of several processes that call this with the same arguments, which one this is. Batches have so many
-            times ``accumulation`` parts, which they share out. Only the first one asks ``on_epoch``, and writes
-            checkpoints; what is observed is its own parts. Dropout draws other numbers in each.
+        checkpoints: to resume from, and to write to after every epoch.
+        seed: seed of the order of batches and of dropout.
+        accumulation: batches are computed in this many parts to save memory. The gradient is that of the whole batch,
+            with two exceptions: trained batch-norms (``train_all``) normalise by the statistics of each part, and mixup
+            and cutmix pair images of the same part.
+        on_epoch: called with each epoch's result; returns whether to continue. After a resume it is first called with
+            the epochs in the checkpoint, which may not have been reported before the process died.
+        on_batch: called after every batch; returns True to write a checkpoint and leave.
+        observer: observes training, and is notified of every epoch before ``on_epoch``; does not affect training.
+        ranks: the rank of this process among those that call this with the same arguments. Each process computes
+            ``accumulation`` parts of every batch. Only the first process calls ``on_epoch`` and writes checkpoints, and
+            only its own parts are observed. Dropout differs between processes.
 
-    A disk that is full stops nothing: see :meth:`CheckpointFolder.keep`.
+    A full disk does not stop training: see :meth:`CheckpointFolder.keep`.
 
     Raises:
-        Interrupted: after ``on_batch`` asked for it.
+        Interrupted: after ``on_batch`` returned True.
         TrainingError: if the loss is not finite, or activations come from after the freeze depth of an epoch.
-        CheckpointError: if the checkpoints are of another configuration.
+        CheckpointError: if the checkpoints have another configuration.
     """
     thawing = Thawing.of(hyperparameters, config, deepest=len(backbone.layer_groups), metric=metric)
     history = History(checkpoints, fingerprint_of(hyperparameters, config, seed), metric)
@@ -139,21 +132,21 @@ def fit(
 
 @dataclass
 class _Progress:
-    """How far an epoch has come: batches, seconds, and sums over its images and batches."""
+    """The progress of an epoch: batches, seconds, and sums over its images and batches."""
 
     batches: int = 0
     seconds: float = 0.0
     learning_rate: float = 0.0
-    """At its beginning."""
+    """At the start of the epoch."""
     loss: float = 0.0
     correct: float = 0.0
     norm: float = 0.0
     steps: float = 0.0
-    """Batches that the optimizer stepped for; fp16 skips those whose gradients are too large for it."""
+    """Number of optimizer steps; fp16 skips batches with overflowing gradients."""
 
 
 class _Run:
-    """The objects that one training changes, and its history with the checkpoints that keep it."""
+    """The mutable state of one training, and its history with checkpoints."""
 
     def __init__(
         self,
@@ -172,21 +165,21 @@ class _Run:
         observer: Observer | None,
         ranks: Ranks,
     ) -> None:
-        """Free what the last epoch had free, so that its state can be loaded.
+        """Thaw the layers that were thawed in the last epoch, so that its state can be loaded.
 
         Args:
-            backbone: see :func:`fit`, as the other arguments.
-            inputs: opened here for the next epoch.
+            backbone: see :func:`fit`.
+            inputs: see :func:`fit`; opened here for the next epoch.
             depths: the freeze depth of each epoch so far and of the next.
-            history: of the epochs so far.
-            hyperparameters: rates and optimizer.
-            config: batch size, schedule, averaging.
+            history: history of the epochs so far.
+            hyperparameters: see :func:`fit`.
+            config: see :func:`fit`.
             runtime: device and precision.
             seed: see :func:`fit`.
             accumulation: see :func:`fit`.
             on_batch: see :func:`fit`.
-            reports: who is told of each epoch.
-            observer: attached when training begins, and again when the depth changes.
+            reports: reports each epoch.
+            observer: attached when training starts, and again when the depth changes.
             ranks: see :func:`fit`.
         """
         self.backbone, self.config, self.runtime, self.observer = backbone, config, runtime, observer
@@ -208,7 +201,7 @@ class _Run:
         fused = is_fused(config, runtime)
         self.optimizer: Optimizer = build_optimizer(self._free, backbone, hyperparameters, fused=fused)
         self.schedule: LambdaLR = self._new_schedule(0)
-        # One after the other: so the optimizer's groups come in the order in which its state was saved.
+        # Step by step, so that the optimizer's groups are in the order of the saved state.
         for depth in later:
             self._thaw(depth)
 
@@ -221,7 +214,7 @@ class _Run:
             self.average.follow(pack_model(self.backbone, depth).keys() - self.average.names)
 
     def _thaw(self, depth: int) -> None:
-        """Thaw the layer groups from ``depth`` on; what was free already keeps its optimizer state, and its average."""
+        """Thaw the layer groups from ``depth`` on; already thawed ones keep their optimizer state and average."""
         known = self._free
         self._freeze_to(depth)
         thawed = {name: parameter for name, parameter in self._free.items() if name not in known}
@@ -234,13 +227,13 @@ class _Run:
         )
 
     def train_from(self, depth: int) -> None:
-        """Get ready to train from layer group ``depth`` on; nothing is to be done if that was trained last."""
+        """Prepare training from layer group ``depth`` on; does nothing if the depth is unchanged."""
         if depth == self._ready_for:
             return
         if depth != self.depth:
             self._thaw(depth)
         if depth != self._opened_for:
-            del self.train, self.validation  # before others are opened: they may fill half of the memory
+            del self.train, self.validation  # before opening others: they may use half of the memory
             self._opened_for = depth
             self.train, self.validation = self._open(depth)
         behind = max(self.train.boundary, self.validation.boundary)
@@ -253,13 +246,18 @@ class _Run:
         self.statistics = moving_statistics(self.backbone)
         mixed_at = depth if self.config.mixes else self.train.boundary
         self.before_mixing = self._frozen(self.train.boundary, mixed_at)
-        self.training = self.ranks.network(self._network(mixed_at, self.observer))
+        network = self._network(mixed_at, self.observer)
+        if self.config.compile and depth < len(self.backbone.layer_groups):
+            whole = np.arange(min(self.config.batch_size, len(self.train)))
+            rows = max(len(part.rows) for part in parts_of(whole, self.accumulation, self.ranks))
+            network = Compiled(network, rows, self.observer)
+        self.training = self.ranks.network(network)
         self.module.eval()
         self.evaluating = self._network(self.validation.boundary)
         self._ready_for = depth
 
     def train_epoch(self) -> None:
-        """Train the next epoch, or what is left of it, measure it, keep it, and tell it once it is kept."""
+        """Train the next epoch, or the rest of it, evaluate it, save it, and then report it."""
         epoch, started = len(self.history.epochs), time.perf_counter()
         begun = self._resume_within()
         learning_rate = begun.learning_rate or self.optimizer.param_groups[0]["lr"]
@@ -288,7 +286,7 @@ class _Run:
         self.reports.add(result)
 
     def _keep(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint. Of several processes the first does, and waits: all ask at the same time."""
+        """Write a checkpoint; of several processes, the first writes and waits, as all decide at the same time."""
         if self.ranks.is_first:
             self.history.checkpoints.keep(checkpoint)
             if self.ranks.count > 1:
@@ -299,14 +297,14 @@ class _Run:
         train_mode(self.backbone, self.depth, batch_norm=self._hyperparameters.batch_norm)
 
     def averaged(self) -> AbstractContextManager[dict[str, Tensor]]:
-        """Give the backbone its averaged weights for the time of the block, if they are averaged.
+        """Within the block, load the averaged weights into the backbone, if weights are averaged.
 
-        Yields those that training continues with; none if they are not averaged.
+        Yields the weights to resume training from; empty without averaging.
         """
         return nullcontext({}) if self.average is None else self.average.in_place()
 
     def leave(self, progress: _Progress) -> Never:
-        """Keep where the epoch stands. If that cannot be written, the epoch starts over when training resumes."""
+        """Save the state within the epoch. If that fails, the epoch starts over when training resumes."""
         with self.averaged() as trained, suppress(OSError):
             checkpoint = self._checkpoint(trained, asdict(progress))
             if self.ranks.is_first:
@@ -322,7 +320,7 @@ class _Run:
         return replace(made, random_states=self.ranks.all_states(made.random_states))
 
     def _resume_within(self) -> _Progress:
-        """Load where the next epoch was left, if it was."""
+        """Load the saved state of the next epoch, if any."""
         checkpoint = self.history.within()
         if checkpoint is None:
             return _Progress()
@@ -331,7 +329,7 @@ class _Run:
         return progress if self.ranks.is_first else replace(progress, loss=0.0, correct=0.0)  # sums over all ranks
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to where a checkpoint of the same freeze depth was made."""
+        """Restore the state of a checkpoint with the same freeze depth."""
         load_model(checkpoint, self.backbone)
         if self.average is not None:
             self.average.follow(self.average.names)
@@ -341,7 +339,7 @@ class _Run:
             restore_random_states(states, self.runtime.device)
 
     def _network(self, boundary: int, observer: Observer | None = None) -> nn.Module:
-        """What follows a boundary, in the mode that the module is in now. The whole needs no tracing if exact."""
+        """The network after a boundary, in the module's current mode. The complete network is not traced if exact."""
         if boundary == 0 and self.config.exact and observer is None:
             return self.module
         network = section(self.backbone, boundary, exact=self.config.exact)
@@ -350,7 +348,7 @@ class _Run:
         return network
 
     def _frozen(self, start: int, stop: int) -> nn.Module:
-        """The frozen layer groups between where the inputs come from and where they are mixed."""
+        """The frozen layer groups between the inputs' boundary and the point of mixing."""
         return section(self.backbone, start, stop, exact=self.config.exact) if start < stop else nn.Identity()
 
     def watching(self, parts: int, steps: range) -> AbstractContextManager[None]:
@@ -359,7 +357,7 @@ class _Run:
 
 
 def _train_epoch(run: _Run, epoch: int, begun: _Progress) -> dict[str, float]:
-    """Train what is left of an epoch (from 0); returns the metrics of all of it."""
+    """Train the rest of an epoch (from 0); returns the metrics of the whole epoch."""
     run.train_mode()
     train, config, device, started = run.train, run.config, run.runtime.device, time.perf_counter()
     learning_rate = begun.learning_rate or run.optimizer.param_groups[0]["lr"]
@@ -395,7 +393,7 @@ def _train_epoch(run: _Run, epoch: int, begun: _Progress) -> dict[str, float]:
                     run.leave(_Progress(done, seconds, learning_rate, *run.ranks.totals(sums, own=2)))
                 run.reports.check(wait=False)
     run.reports.check(wait=True)
-    loss_sum, hits, norm_sum, steps_sum = run.ranks.totals(sums, own=2)  # once: the device is waited for
+    loss_sum, hits, norm_sum, steps_sum = run.ranks.totals(sums, own=2)  # one sync with the device
     mean_loss = loss_sum / len(train)
     check_finite(mean_loss, epoch, run.optimizer)
     return {
@@ -406,8 +404,8 @@ def _train_epoch(run: _Run, epoch: int, begun: _Progress) -> dict[str, float]:
 
 
 def _loss(logits: Tensor, whole: Tensor, weights: Tensor | None, label_smoothing: float, labels: Tensor) -> Tensor:
-    """Cross-entropy of a part of the batch that has the labels ``whole``."""
-    # The weight of the whole batch, so that parts of it add up to the gradient of the whole.
+    """Cross-entropy of a part of the batch with the labels ``whole``."""
+    # Normalised by the whole batch, so that the parts' gradients add up to that of the batch.
     weight = weights[whole].sum() if weights is not None else len(whole)
     total = F.cross_entropy(logits.float(), labels, weight=weights, label_smoothing=label_smoothing, reduction="sum")
     return total / weight
@@ -416,8 +414,7 @@ def _loss(logits: Tensor, whole: Tensor, weights: Tensor | None, label_smoothing
 def _step(run: _Run) -> tuple[Tensor, Tensor]:
     """One optimizer step; returns the norm of the gradient before clipping, and 1.
 
-    Both are 0 where the loss scaler skips the step because scaled gradients are not finite, as while it looks for its
-    scale.
+    Both are 0 if the loss scaler skips the step because scaled gradients are not finite, as while it adjusts its scale.
     """
     run.scaler.unscale_(run.optimizer)
     if run.observer is not None:
@@ -435,12 +432,12 @@ def _step(run: _Run) -> tuple[Tensor, Tensor]:
 
 
 def classes_of(backbone: Backbone) -> int:
-    """Number of logits."""
+    """Number of classes."""
     return int(backbone.module.get_parameter(backbone.head.tensors[0]).shape[0])
 
 
 def class_weights(labels: np.ndarray, classes: int, config: TrainConfig, runtime: Runtime) -> Tensor | None:
-    """Inverse class frequency, mean 1 over the images (scikit-learn's ``balanced``)."""
+    """Inverse class frequencies with mean 1 over the images (scikit-learn's ``balanced``)."""
     if config.class_weights == "none":
         return None
     counts = np.bincount(labels, minlength=classes)

@@ -1,11 +1,11 @@
-"""Mixing the images of a batch in pairs: mixup (Zhang et al., 2018) and cutmix (Yun et al., 2019).
+"""Mix pairs of images in a batch: mixup (Zhang et al., 2018) and cutmix (Yun et al., 2019).
 
-What is mixed is the input of the thawed part of the network: images where nothing is frozen, else frozen activations
-(Verma et al., "Manifold Mixup", 2019). So stored activations serve as they do without, and a trial gives the same
-numbers whether they are stored or not.
+Mixing is applied to the input of the network's thawed part: images if nothing is frozen, else frozen activations (Verma
+et al., "Manifold Mixup", 2019). So activations can be stored as without mixing, and a trial's results are the same
+whether they are stored or not.
 
-``torchvision.transforms.v2.MixUp`` and ``CutMix`` take only images, draw from torch's global generator, and pair each
-image with the one before it: within a batch rows are in the order of the data set, so most pairs would be of a class.
+``torchvision.transforms.v2.MixUp`` and ``CutMix`` only support images, draw from torch's global generator, and pair
+each image with the previous one: rows within a batch are in the data set's order, so most pairs would be of one class.
 """
 
 from collections.abc import Callable
@@ -27,29 +27,28 @@ class Mixed:
     """A batch, or a part of one, whose rows may have two labels each."""
 
     batch: Tensor
-    """``[n, …]``, as the network takes it."""
+    """``[n, …]``, the network's input."""
     labels: Tensor
     """int64 ``[n]``."""
     partners: Tensor
-    """int64 ``[n]``: labels of what was mixed in."""
+    """int64 ``[n]``: labels of the mixed-in rows."""
     share: float
-    """Weight of ``labels``, in [0, 1]; ``partners`` have the rest. 1 if nothing was mixed."""
+    """Weight of ``labels``, in [0, 1]; ``partners`` have the rest. 1 without mixing."""
 
     @property
     def heavier(self) -> Tensor:
-        """int64 ``[n]``: of the two labels of each row the one with the larger weight, which ``train/accuracy`` counts
-        as right."""
+        """int64 ``[n]``: the label with the larger weight of each row, which ``train/accuracy`` counts as correct."""
         return self.labels if self.share >= 0.5 else self.partners
 
     def loss(self, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
-        """The loss for both labels, by their weights.
+        """The loss for both labels, weighted.
 
-        Cross-entropy is linear in its targets, so this is the cross-entropy of soft targets, with whatever label
-        smoothing and class weights ``loss_of`` has. Partners are the same labels in another order: if it divides by the
-        sum of their weights, that stays what it was.
+        Cross-entropy is linear in its targets, so this is the cross-entropy of soft targets, including label smoothing
+        and class weights of ``loss_of``. Partners are a permutation of the labels, so the sum of their class weights is
+        the same.
 
         Args:
-            loss_of: the loss of labels ``[n]``.
+            loss_of: returns the loss for labels ``[n]``.
         """
         if self.share == 1:
             return loss_of(self.labels)
@@ -58,34 +57,34 @@ class Mixed:
 
 @dataclass(frozen=True)
 class Mixing:
-    """What is drawn depends only on the seed, the epoch and the batch, so a resumed epoch mixes as it would have.
+    """Mixes batches. Draws depend only on the seed, the epoch and the batch, so a resumed epoch mixes the same way.
 
-    Parts of an accumulated batch have the batch's share and box, but mix among themselves: the pairs are others.
+    Parts of an accumulated batch use the batch's share and box, but mix within the part, so the pairs differ.
     """
 
     mixup: float = 0.0
-    """Both parameters of the Beta distribution that the share comes from; 0 for no mixup."""
+    """Both parameters of the Beta distribution of the share; 0 for no mixup."""
     cutmix: float = 0.0
-    """The same for cutmix. With both, one of them is drawn for each batch."""
+    """The same for cutmix. With both, one of them is chosen at random for each batch."""
     seed: int = 0
 
     @classmethod
     def of(cls, config: TrainConfig, seed: int) -> "Mixing":
-        """As the configuration says."""
+        """The mixing of a configuration."""
         return cls(config.mixup, config.cutmix, seed)
 
     def apply(self, batch: Tensor, labels: Tensor, epoch: int, number: int) -> Mixed:
-        """Mix each row with one other.
+        """Mix each row with one other row.
 
         Args:
-            batch: floating point ``[n, …]``: images, or activations of any shape. Is not written into.
+            batch: floating point ``[n, …]``: images, or activations of any shape. Not modified.
             labels: int64 ``[n]``, on the same device.
             epoch: from 0.
-            number: of the batch in its epoch, from 0.
+            number: number of the batch in its epoch, from 0.
 
         Returns:
-            The rows mixed, all by one share. Cutmix needs a grid of places; where there is none (tokens of a
-            transformer, pooled features) its batches are mixed by mixup with the share that was drawn.
+            The mixed rows, all with the same share. Cutmix requires a spatial grid; without one (tokens of a
+            transformer, pooled features) its batches are mixed by mixup with the same share.
         """
         if len(labels) < 2 or not (self.mixup or self.cutmix):
             return Mixed(batch, labels, labels, 1.0)
@@ -93,7 +92,7 @@ class Mixing:
         cuts = bool(self.cutmix) and (not self.mixup or random.random() < 0.5)
         alpha = self.cutmix if cuts else self.mixup
         share, centre = float(random.beta(alpha, alpha)), random.random(2)
-        # Around a circle in random order: nobody is mixed with itself.
+        # Around a circle in random order, so that no row is mixed with itself.
         circle = random.permutation(len(labels))
         others = np.empty_like(circle)
         others[circle] = np.roll(circle, 1)
@@ -102,7 +101,7 @@ class Mixing:
         if grid is None:
             return Mixed(torch.lerp(batch[partners], batch, share), labels, labels[partners], share)
         box, share = _box(batch.shape[grid], centre, share)
-        # The last axis is either the box's or that of the channels.
+        # The last axis is either part of the box or the channel axis.
         places = (slice(None),) * grid.start + box
         mixed = batch.clone()
         mixed[places] = batch[partners][places]
@@ -111,10 +110,10 @@ class Mixing:
 
 @torch.inference_mode()
 def depths_without_places(backbone: Backbone) -> list[int]:
-    """The freeze depths at which cutmix mixes as mixup does, since what is mixed there has no height and width.
+    """The freeze depths at which cutmix falls back to mixup, because the activations have no height and width.
 
-    Runs a black image through one layer group after the other, which takes a second or two, and leaves the backbone in
-    evaluation mode. None for a network of texts, which are never mixed.
+    Runs a black image through all layer groups, which takes a second or two, and leaves the backbone in evaluation
+    mode. Empty for text networks, whose inputs are never mixed.
     """
     if not isinstance(backbone.preprocessing, Preprocessing):
         return []
@@ -129,9 +128,9 @@ def depths_without_places(backbone: Backbone) -> list[int]:
 
 
 def _grid(batch: Tensor) -> slice | None:
-    """The two axes of height and width; ``None`` if there are none.
+    """The axes of height and width; ``None`` without them.
 
-    They are equal, since images are square: by that ``[n, C, H, W]`` is told from ``[n, H, W, C]`` (Swin).
+    Images are square, so equal sizes distinguish ``[n, C, H, W]`` from ``[n, H, W, C]`` (Swin).
     """
     if batch.ndim != 4:
         return None
@@ -143,9 +142,9 @@ def _grid(batch: Tensor) -> slice | None:
 
 
 def _box(size: torch.Size, centre: np.ndarray, share: float) -> tuple[tuple[slice, slice], float]:
-    """The places around ``centre`` (in [0, 1)²) that a partner takes, and the share of those that it does not take.
+    """The box around ``centre`` (in [0, 1)²) that comes from the partner, and the share of positions outside of it.
 
-    The box has ``1 - share`` of the area where it does not reach beyond the edge, rounded to whole places.
+    The box covers ``1 - share`` of the area unless it is clipped at the edge, rounded to whole positions.
     """
     reach = np.sqrt(1 - share) / 2
     low, high = (np.round(np.clip(centre + side * reach, 0, 1) * size).astype(int) for side in (-1, 1))

@@ -1,7 +1,7 @@
-"""What happens inside a training: gradient flow, and the distributions of weights and gradients.
+"""Observe training: gradient flow, and the distributions of weights and gradients.
 
-Observing changes no number that training computes, draws none from its random generators, and takes at most a share of
-its time: what costs little is done always, the rest only while the share allows it.
+Observation does not affect results, does not draw from training's random generators, and takes at most a share of its
+time: cheap observations are always made, others only within that share.
 """
 
 import logging
@@ -26,91 +26,91 @@ __all__ = ["HEAD", "Allowance", "Distribution", "GradientVerdict", "Observation"
 _log = logging.getLogger(__name__)
 
 HEAD = "head"
-"""Name of the head among the layer groups that are observed."""
+"""Name of the head among the observed layer groups."""
 
 _SAMPLE, _BINS = 8192, 64
-"""Numbers of a layer group that its histograms are counted from at most, and their bins."""
+"""Maximum number of values per layer group for its histograms, and the number of bins."""
 
 _POINTS = 50
-"""Steps of an epoch whose norms are handed over, at most: a chart shows no more."""
+"""Maximum number of steps per epoch with norms in an observation: a chart cannot show more."""
 
 _POINT_ELSEWHERE, _DETAILS_ELSEWHERE = 1e-4, 0.1
-"""Seconds that a number, and an epoch's pictures and histograms, take in the threads of MLflow's and TensorBoard's
-trackers, which take the processor from training. Measured; 16 pictures of 80 pixels are encoded three times."""
+"""Seconds for a number, and for an epoch's pictures and histograms, in the threads of MLflow's and TensorBoard's
+trackers, which compete with training for the CPU. Measured; 16 pictures of 80 pixels are encoded three times."""
 
 _AROUND_A_HOOK = 3.0
-"""How many times its own time a backward hook takes, with what torch does around it."""
+"""Factor of a backward hook's total cost, including torch's overhead, to its own time."""
 
 _FACTOR = 1000.0
-"""How many times smaller (larger) than the head's in the same step a gradient is that vanishes (explodes). In the first
-steps of nineteen of torchvision's architectures with random weights, and of two with pretrained ones, no group was
-off by more than 120."""
+"""A gradient vanishes (explodes) if it is this many times smaller (larger) than the head's in the same step. In the
+first steps of nineteen torchvision architectures with random weights, and of two with pretrained ones, no group
+differed by more than a factor of 120."""
 
 _SHARE_OF_STEPS = 0.25
-"""In how many of the steps it must be so. When training begins some are off: a vision transformer's new head is all
-zeros, and lets nothing through until it has learned."""
+"""Minimum share of such steps. Some occur at the start of training: a vision transformer's new head is all zeros, and
+passes no gradient until it has learned."""
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """How numbers are spread."""
+    """A histogram."""
 
     counts: np.ndarray
-    """int64 ``[B]``: numbers in each bin."""
+    """int64 ``[B]``: count per bin."""
     edges: np.ndarray
-    """float ``[B + 1]``, rising."""
+    """float ``[B + 1]``, increasing."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """Observation of one epoch. Groups are those that were trained, from the input on, and :data:`HEAD`."""
+    """The observation of one epoch. Groups are the trained layer groups, from the input on, and :data:`HEAD`."""
 
     epoch: int
-    """Epochs finished, from 1."""
+    """Number of finished epochs, from 1."""
     mean_norms: Mapping[str, float]
-    """Of each group, over the observed steps: norm of the gradient that reached it. A group is left out for
-    which none is finite."""
+    """For each group, the mean norm of its incoming gradient over the observed steps. Groups without a finite norm are
+    omitted."""
     steps: np.ndarray
-    """int64 ``[S]``: some of these steps, at most 50, counted from 1 over the whole training."""
+    """int64 ``[S]``: at most 50 of these steps, counted from 1 over the whole training."""
     norms: Mapping[str, np.ndarray]
-    """Of each group, ``[S]``: the norms in these; not finite where training broke."""
+    """For each group, ``[S]``: the norms in these steps; not finite where training diverged."""
     weights: Mapping[str, Distribution]
-    """Of each group after the epoch; empty unless ``in_detail``."""
+    """For each group, after the epoch; empty unless ``in_detail``."""
     gradients: Mapping[str, Distribution]
-    """Of each group in the epoch's last step; empty unless ``in_detail``."""
+    """For each group, in the epoch's last step; empty unless ``in_detail``."""
     logits: Tensor
-    """``[N, num_classes]`` of the validation images, fp32 on the CPU."""
+    """``[N, num_classes]`` for the validation images, fp32 on the CPU."""
     in_detail: bool
-    """Whether there is time for what takes longer, such as pictures."""
+    """Whether there is time for expensive records such as pictures."""
 
 
 class Allowance:
-    """Keeps what is spent on looking to a share of the time since this was made."""
+    """Limits the time spent on observation to a share of the time since this was created."""
 
     def __init__(self, share: float, *, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Take the share, in [0, 1], and a clock in seconds."""
+        """Set the share, in [0, 1], and a clock in seconds."""
         self._share, self._clock, self._began = share, clock, clock()
         self.spent = 0.0
-        """Seconds so far."""
+        """Seconds spent so far."""
 
     def permits(self, seconds: float = 0.0) -> bool:
-        """Whether this many more seconds still fit into the share."""
+        """Whether this many more seconds fit into the share."""
         return self.spent + seconds <= self._share * (self._clock() - self._began)
 
     @contextmanager
     def spending(self, *, elsewhere: float = 0.0, times: float = 1.0) -> Iterator[None]:
-        """Count the time of the block, times a factor, and seconds that it takes in other threads."""
+        """Count the time of the block, times a factor, plus its seconds in other threads."""
         began = self._clock()
         yield
         self.spent += times * (self._clock() - began) + elsewhere
 
 
 class Observer:
-    """Watches one training, for :func:`thawline.training.fit`, and hands over an observation after every epoch.
+    """Observes one training, for :func:`thawline.training.fit`, and reports an observation after every epoch.
 
-    Of the training's time, gradients take at most 0.4 %, else not all steps are observed, and details 1 %, else not all
-    epochs are observed in detail: that leaves room for what is not counted before it is 5 %. What ``record`` raises is
-    logged and never ends the training.
+    Gradients take at most 0.4 % of the training time, by observing fewer steps if necessary, and details at most 1 %,
+    by observing fewer epochs in detail. With uncounted costs, the total stays below 5 %. Errors in ``record`` are
+    logged and never end training.
     """
 
     def __init__(
@@ -120,17 +120,22 @@ class Observer:
         flow: Allowance | None = None,
         details: Allowance | None = None,
     ) -> None:
-        """Take who is told, and the allowances for gradients and for details if they are others."""
+        """Set the recipient of observations, and optionally the allowances for gradients and for details."""
         self._record = record
         self._allowance = flow or Allowance(0.004)
         self._details = details or Allowance(0.01)
         self._cost_of_details = 0.02 + _DETAILS_ELSEWHERE
         self.verdict = GradientVerdict()
-        """What the gradients of all epochs say, those of a training that broke too."""
+        """The verdict on the gradients of all epochs, including those of a failed training."""
         self._seen = _Seen()
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether the network has hooks now."""
+        return self._flow.is_watched
+
     def attach(self, network: Section, backbone: Backbone, depth: int, scaler: GradScaler) -> None:
-        """Prepare to watch ``network``, a section of ``backbone`` that is trained from layer group ``depth`` on."""
+        """Prepare to observe ``network``, a section of ``backbone`` that is trained from layer group ``depth`` on."""
         self._flow = _GradientFlow(network, backbone, depth, scaler, self._allowance)
         self._parameters = _parameters_of(backbone, depth)
         self._sample = {name: _Sample(parameters) for name, parameters in self._parameters.items()}
@@ -138,7 +143,7 @@ class Observer:
 
     @contextmanager
     def watching(self, parts: int, steps: range) -> Iterator[None]:
-        """Watch an epoch: at most ``parts`` backward passes that make up the optimizer steps of these numbers."""
+        """Observe an epoch: at most ``parts`` backward passes, which belong to these optimizer steps."""
         self._seen = seen = _Seen(steps=steps)
         self._flow.begin(parts)
         try:
@@ -149,7 +154,7 @@ class Observer:
         self.verdict.add(seen.norms, skip_not_finite=self._scaled)
 
     def before_step(self) -> None:
-        """Look at the gradients of a step, whole and not clipped yet."""
+        """Observe a step's complete gradients before clipping."""
         seen = self._seen
         seen.done += 1
         if self._flow.is_watched:
@@ -166,7 +171,7 @@ class Observer:
             self._cost_of_details = self._details.spent - before
 
     def end_epoch(self, epoch: int, logits: Tensor) -> None:
-        """Hand over what was seen of an epoch (from 1), with the validation logits ``[N, num_classes]``."""
+        """Report the observation of an epoch (from 1), with the validation logits ``[N, num_classes]``."""
         seen = self._seen
         in_detail = bool(seen.gradients)
         before = self._details.spent
@@ -191,17 +196,17 @@ class Observer:
             try:
                 self._record(observation)
             except Exception:
-                _log.warning("what was observed in epoch %d is not recorded", epoch, exc_info=True)
+                _log.warning("the observation of epoch %d could not be recorded", epoch, exc_info=True)
         if in_detail:
             self._cost_of_details += self._details.spent - before
 
 
 class GradientVerdict:
-    """Which layer groups the gradient does not reach, or reaches far too large.
+    """Detects layer groups with vanishing or exploding gradients.
 
-    In every step each group's norm is compared with the head's: what reaches that is the derivative of the loss itself,
-    at most the square root of 2 for an image on whatever network, and on its way from there it should neither fade nor
-    grow by orders of magnitude. (A median of the groups would be one of the faded where most of them fade.)
+    In every step, each group's norm is compared with the head's. The head's gradient is the derivative of the loss
+    itself, at most the square root of 2 per image for any network, and should neither shrink nor grow by orders of
+    magnitude from there. (A median of the groups would fail if most of them vanish.)
     """
 
     def __init__(self) -> None:
@@ -210,10 +215,11 @@ class GradientVerdict:
         self._exploding: Counter[str] = Counter()
 
     def add(self, norms: Mapping[str, np.ndarray], *, skip_not_finite: bool = False) -> None:
-        """Take in the norms ``[S]`` of each group, :data:`HEAD` among them.
+        """Add the norms ``[S]`` of each group, including :data:`HEAD`.
 
-        Steps without a finite norm at the head broke before any gradient flowed, and do not count. With
-        ``skip_not_finite`` those with any such norm do not: with a loss scale they are tried out and left out.
+        Steps without a finite norm at the head failed before the backward pass, and do not count. With
+        ``skip_not_finite``, steps with any non-finite norm do not count: a loss scaler skips them while it adjusts its
+        scale.
         """
         usable = np.isfinite(np.stack(list(norms.values()) if skip_not_finite else [norms[HEAD]])).all(axis=0)
         head = norms[HEAD][usable]
@@ -225,7 +231,7 @@ class GradientVerdict:
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """What is wrong, a sentence for each layer group, with what to do; empty if nothing is."""
+        """Problems with advice, a sentence for each layer group; empty without problems."""
         found = []
         vanishing = "less than a thousandth of the head's; it hardly learns, so freezing it costs little."
         exploding = "more than a thousand times the head's; lower the learning rate, or freeze it."
@@ -242,27 +248,27 @@ class GradientVerdict:
 
 @dataclass
 class _Seen:
-    """What was seen of the epoch that runs."""
+    """Observations of the current epoch."""
 
     steps: range = range(0)
     done: int = 0
-    """How many of these were taken."""
+    """Number of completed steps."""
     watched: list[int] = field(default_factory=list)
-    """Numbers of the observed ones."""
+    """Numbers of the observed steps."""
     parts_of_steps: list[int] = field(default_factory=list)
-    """Backward passes observed until each of them was taken."""
+    """Backward passes observed up to each of them."""
     norms: dict[str, np.ndarray] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
-    """Samples of the last step's, on the device; empty if nothing is observed in detail."""
+    """Samples of the last step's gradients, on the device; empty unless observed in detail."""
 
 
 class _GradientFlow:
-    """Norms of the gradient with respect to what each layer group passes on, which is all that reaches the group.
+    """Norms of the gradient with respect to each layer group's output, which is all of the gradient that reaches it.
 
-    They are taken by full backward hooks on modules that do nothing, which are put into the training network where one
-    group ends and the next begins. No module of the backbone is hooked: what such a hook wraps may not be written to in
-    place, and most networks do so right behind their layers (``ReLU(inplace=True)``, ``out += identity``), but none
-    does at the borders of its groups.
+    They are computed by full backward hooks on identity modules, which are inserted between layer groups of the
+    training network. Modules of the backbone are not hooked: outputs of a hooked module must not be modified in place,
+    but most networks do that right after their layers (``ReLU(inplace=True)``, ``out += identity``). None does it
+    between its layer groups.
     """
 
     def __init__(
@@ -274,22 +280,22 @@ class _GradientFlow:
         self._handles: list[RemovableHandle] = []
         self._norms = torch.zeros(0, 0)
         self.parts = 0
-        """Backward passes observed since the epoch began."""
+        """Backward passes observed since the start of the epoch."""
 
     @property
     def is_watched(self) -> bool:
-        """Whether the modules have their hooks."""
+        """Whether the modules are hooked."""
         return bool(self._handles)
 
     def begin(self, parts: int) -> None:
-        """Reset, and watch the first of this many backward passes."""
+        """Reset, and observe the first of this many backward passes."""
         self.parts = 0
-        # One row a pass and one place a group, the last place for the loss scale: nothing waits for the device.
+        # One row per pass and one column per group, the last for the loss scale: no sync with the device.
         self._norms = torch.ones(parts, len(self._probes) + 1, device=self._device)
         self.watch(True)
 
     def watch(self, wanted: bool) -> None:
-        """Put the hooks on, or take them off."""
+        """Add or remove the hooks."""
         if not wanted:
             self.leave_alone()
         elif not self._handles:
@@ -299,23 +305,23 @@ class _GradientFlow:
             ]
 
     def leave_alone(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def _note(self, place: int, probe: nn.Module, grad_input: object, grad_output: tuple[Tensor, ...] | Tensor) -> None:
         with self._allowance.spending(times=_AROUND_A_HOOK):
-            if place == len(self._probes) - 1:  # the head's, where every backward pass begins
+            if place == len(self._probes) - 1:  # the head's, where every backward pass starts
                 self.parts += 1
                 if self._scaler.is_enabled():
                     self._norms[self.parts - 1, -1] = self._scaler.scale(torch.ones((), device=self._device))
             torch.linalg.vector_norm(grad_output[0], dtype=torch.float32, out=self._norms[self.parts - 1, place])
 
     def norms(self, parts_of_steps: Sequence[int]) -> dict[str, np.ndarray]:
-        """Norms ``[S]`` of each group, those of the parts of a batch put together."""
+        """Norms ``[S]`` of each group, combined over the parts of a batch."""
         rows = self._norms.cpu().double().numpy()
-        with np.errstate(all="ignore"):  # not finite where training broke
+        with np.errstate(all="ignore"):  # not finite where training diverged
             squares = (rows[:, :-1] / rows[:, -1:]) ** 2
             steps = [squares[start:end].sum(axis=0) for start, end in pairwise([0, *parts_of_steps])]
             table = np.sqrt(np.array(steps).reshape(len(steps), len(self._probes)))
@@ -323,7 +329,7 @@ class _GradientFlow:
 
 
 def _probe(network: Section, backbone: Backbone, depth: int) -> dict[str, nn.Module]:
-    """Put a module that does nothing behind each trained layer group of a section, and behind the head."""
+    """Insert an identity module after each trained layer group of a section, and after the head."""
     names = [*(group.name for group in backbone.layer_groups[depth:]), HEAD]
     probes: dict[str, nn.Module] = {name: nn.Identity() for name in names}
     for border, probe in enumerate(probes.values(), start=depth + 1):
@@ -339,10 +345,10 @@ def _parameters_of(backbone: Backbone, depth: int) -> dict[str, list[nn.Paramete
 
 
 class _Sample:
-    """The same numbers of some tensors every time, drawn once: all, or at most about :data:`_SAMPLE`."""
+    """A fixed sample of some tensors' values, drawn once: all, or about :data:`_SAMPLE` of them."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        generator = torch.Generator().manual_seed(0)  # of its own: training's is left as it is
+        generator = torch.Generator().manual_seed(0)  # separate, so that training's generator is unchanged
         share = min(1.0, _SAMPLE / sum(tensor.numel() for tensor in tensors))
         self._places = [
             torch.randint(
@@ -354,7 +360,7 @@ class _Sample:
         ]
 
     def take(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        """One dimension of numbers, on the tensors' device."""
+        """The sampled values, one-dimensional, on the tensors' device."""
         taken = [
             _flat(tensor) if places is None else _flat(tensor)[places]
             for tensor, places in zip(tensors, self._places, strict=True)
@@ -364,14 +370,14 @@ class _Sample:
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """All numbers in one dimension, in the order in which they lie, so that nothing is copied."""
+    """All values in one dimension, in memory order, so that nothing is copied."""
     if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         tensor = tensor.permute(0, 2, 3, 1)
     return tensor.reshape(-1)
 
 
 def _distributions(samples: Mapping[str, Tensor]) -> dict[str, Distribution]:
-    """Count what is finite; a group without such a number is left out."""
+    """Histograms of the finite values; groups without any are omitted."""
     distributions = {}
     for name, sample in samples.items():
         values = sample.float().cpu().numpy()
@@ -382,5 +388,5 @@ def _distributions(samples: Mapping[str, Tensor]) -> dict[str, Distribution]:
 
 
 def _thinned(steps: int) -> list[int]:
-    """Indices of all steps, or of :data:`_POINTS` of them, the first and the last among them."""
+    """Indices of all steps, or of :data:`_POINTS` of them, including the first and the last."""
     return sorted({int(i) for i in np.linspace(0, steps - 1, min(steps, _POINTS)).round()})

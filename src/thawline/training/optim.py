@@ -23,10 +23,10 @@ _NOT_DECAYED = (
     *("*relative_position_bias_table", "*attention_biases", "*logit_scale"),
     *("*cpb_mlp.*", "*continuous_position_bias_mlp.*"),
 )
-"""Names of parameters that are not decayed, whatever their dimensions: biases, learned tokens, positions and
-temperatures, as torchvision and transformers name them. The recipes that their networks were trained with leave them
-out; timm's networks list their own. Positions that are looked up in a table (``position_embeddings.weight`` of BERT and
-CLIP) are decayed, as in the recipes of those."""
+"""Names of parameters without weight decay, whatever their dimensions: biases, learned tokens, positions and
+temperatures, as named by torchvision and transformers. Their training recipes exclude them from decay; timm's networks
+list their own. Positions in an embedding table (``position_embeddings.weight`` of BERT and CLIP) are decayed, as in
+their recipes."""
 
 
 def build_optimizer(
@@ -36,17 +36,17 @@ def build_optimizer(
     *,
     fused: bool = False,
 ) -> Optimizer:
-    """An optimizer over exactly these parameters, by their names in the backbone.
+    """Build an optimizer for exactly these parameters.
 
-    They are in one group for each learning rate, with and without weight decay, see :func:`without_decay`; those of the
-    head come first. The head learns ``head_learning_rate_factor`` times faster than ``learning_rate``, and each layer
-    group, from the last on, ``layer_decay`` times as fast as the one after it.
+    There is one group per learning rate, with and without weight decay, see :func:`without_decay`; the head's come
+    first. The head learns ``head_learning_rate_factor`` times faster than ``learning_rate``, and each layer group, from
+    the last on, ``layer_decay`` times as fast as the one after it.
 
     Args:
-        parameters: by name.
-        backbone: of which they are.
-        hyperparameters: kind of optimizer and rates.
-        fused: whether a kernel steps all of them at once, see :func:`is_fused`; it rounds differently.
+        parameters: parameters by their names in the backbone.
+        backbone: the backbone.
+        hyperparameters: kind of optimizer, learning rate and weight decay.
+        fused: whether one kernel updates all parameters, see :func:`is_fused`; it rounds differently.
     """
     groups = _groups(parameters, backbone, hyperparameters)
     if hyperparameters.optimizer == "sgd":
@@ -55,9 +55,9 @@ def build_optimizer(
 
 
 def is_fused(config: TrainConfig, runtime: Runtime) -> bool:
-    """Whether the optimizer is one kernel: on CUDA, where every kernel is launched, and where bits may differ.
+    """Whether the optimizer is one kernel: on CUDA, where kernel launches are expensive and bits may differ.
 
-    In half precision it skips steps by itself, for which else the host would wait for the device.
+    In half precision it skips steps on the device, which would otherwise require a sync.
     """
     return runtime.device.type == "cuda" and not config.exact
 
@@ -68,9 +68,9 @@ def add_parameters(
     backbone: Backbone,
     hyperparameters: Hyperparameters,
 ) -> None:
-    """Give an optimizer parameters that were thawed, in groups of their own; the state of the others stays as it is.
+    """Add thawed parameters to an optimizer, in their own groups; the state of the others is unchanged.
 
-    A schedule holds the rates of the groups that it was built with: rebuild it, with the steps that were taken.
+    A schedule stores the learning rates of its initial groups: rebuild it with the number of steps taken.
     """
     for group in _groups(parameters, backbone, hyperparameters):
         optimizer.add_param_group(group)
@@ -95,10 +95,10 @@ def _groups(
 
 
 def without_decay(parameters: Mapping[str, nn.Parameter], backbone: Backbone) -> frozenset[str]:
-    """Names of those parameters that weight decay would pull to 0 without regularising.
+    """Names of the parameters that weight decay would pull to 0 without regularising.
 
     They are the biases and normalisation scales (tensors of fewer than two dimensions), class tokens, positions and
-    their like, and what a network of timm lists itself (``no_weight_decay``).
+    similar parameters, and those listed by timm's networks (``no_weight_decay``).
     """
     patterns = (*_NOT_DECAYED, *_listed_by_timm(backbone.module))
     return frozenset(
@@ -109,31 +109,30 @@ def without_decay(parameters: Mapping[str, nn.Parameter], backbone: Backbone) ->
 
 
 def _listed_by_timm(module: nn.Module) -> list[str]:
-    """Names, and patterns of names, by which a network of timm says what is not decayed; none of other networks."""
+    """Names, and patterns of names, of parameters that a timm network excludes from decay; empty for other networks."""
     network, prefix = (module.network, "network.") if isinstance(module, networks.OneHead) else (module, "")
     listed = getattr(network, "no_weight_decay", None)
     return [] if listed is None else [prefix + name for name in listed()]
 
 
 def build_schedule(optimizer: Optimizer, *, total_steps: int, warmup_fraction: float, steps: int = 0) -> LambdaLR:
-    """Linear warm-up over a share of all optimizer steps, then half a cosine down to zero.
+    """Linear warm-up over a share of all optimizer steps, then cosine decay to zero.
 
-    All parameters follow it, those that are thawed later too: they join at the share of their learning rate that is in
-    force by then, without a warm-up of their own.
+    It applies to all parameters. Those thawed later join at the schedule's current factor, without their own warm-up.
 
     Args:
-        optimizer: made by :func:`build_optimizer`.
-        total_steps: optimizer steps of the whole training.
-        warmup_fraction: share of them that warm up, in [0, 1).
-        steps: those that were taken already.
+        optimizer: an optimizer of :func:`build_optimizer`.
+        total_steps: number of optimizer steps of the whole training.
+        warmup_fraction: share of warm-up steps, in [0, 1).
+        steps: number of steps already taken.
     """
     return LambdaLR(optimizer, lambda step: schedule_factor(step, total_steps, warmup_fraction), last_epoch=steps - 1)
 
 
 def schedule_factor(step: int, total_steps: int, warmup_fraction: float) -> float:
-    """Share of the learning rate in force at a step, in [0, 1].
+    """Factor of the learning rate at a step, in [0, 1].
 
-    ``step`` counts from 0; the first step of a warm-up has a rate above 0 and the last of all steps one near 0.
+    ``step`` counts from 0; the factor is above 0 in the first step of a warm-up, and near 0 in the last step.
     """
     warmup_steps = math.ceil(total_steps * warmup_fraction)
     if step < warmup_steps:

@@ -1,8 +1,8 @@
 """A linear probe: a logistic regression on frozen features, fitted to convergence.
 
-How good a network's frozen features are (Alain and Bengio, "Understanding intermediate layers using linear classifier
-probes", 2016). On the features before the head it *is* a head: a good one to begin fine-tuning from (Kumar et
-al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022).
+It measures the quality of a network's frozen features (Alain and Bengio, "Understanding intermediate layers using
+linear classifier probes", 2016). On the features before the head it *is* a head, and a good start for fine-tuning
+(Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", ICLR 2022).
 """
 
 import tempfile
@@ -45,16 +45,16 @@ __all__ = [
 ]
 
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
-"""Strengths of the L2 penalty that are tried, of the mean loss on standardised features; the strongest first, so that
-each fit begins near its end."""
+"""Strengths of the L2 penalty to try, relative to the mean loss on standardised features; strongest first, so that each
+fit starts near its solution."""
 _SCALES = tuple(2.0 ** (-i / 2) for i in range(21))
-"""From 1 to a thousandth, with which the loss is nearly that of guessing whatever the scores."""
+"""From 1 to a thousandth, where the loss is close to chance level for any scores."""
 _PATIENCE = 3
-"""Weaker penalties that are tried after the best so far: they take the longest, and seldom win."""
+"""Number of weaker penalties to try after the best so far: they take longest, and rarely win."""
 _SOFTENED_ON = 1000
-"""Training rows, evenly spread, that the scale is chosen on: drawing the dropout of all took longer than the fit."""
+"""Number of evenly spaced training rows for choosing the scale: sampling dropout for all took longer than the fit."""
 _IN_MEMORY = 2_000_000_000
-"""Bytes of features that are kept in memory; more lie in a file, of which each evaluation reads a part at a time."""
+"""Maximum bytes of features in memory; more are stored in a file, which each evaluation reads in chunks."""
 
 
 @dataclass(frozen=True)
@@ -62,27 +62,27 @@ class Features:
     """The frozen features of one split."""
 
     values: np.ndarray
-    """float32 ``[N, F]``; of many rows a memory map."""
+    """float32 ``[N, F]``; a memory map if there are many rows."""
     labels: np.ndarray
     """int64 ``[N]``."""
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A linear classifier of features."""
+    """A linear classifier on features."""
 
     weight: Tensor
-    """float32 ``[classes, F]``, for features as they are."""
+    """float32 ``[classes, F]``, for unscaled features."""
     bias: Tensor
     """float32 ``[classes]``."""
     penalty: float
-    """Strength of the L2 penalty that it was fitted with."""
+    """Strength of its L2 penalty."""
     training: dict[str, float]
     """Loss (without the penalty) and accuracy on the rows it was fitted to."""
     validation: dict[str, float]
     """See :func:`thawline.training.classification_metrics`."""
     lowest: float
-    """The lowest score that it gives a class of a training row."""
+    """The lowest class score of any training row."""
 
 
 def probes_of_head(
@@ -96,17 +96,17 @@ def probes_of_head(
     folder: Path,
     seed: int,
 ) -> tuple[Probe, Probe]:
-    """Probes of what the backbone's head is given: the best on validation, and the one to begin fine-tuning with.
+    """Fit probes on the input of the backbone's head: the best on validation, and the one to start fine-tuning from.
 
     Args:
         backbone: see :func:`head_features`.
-        train: what is fitted, not augmented.
-        validation: what chooses the penalty.
+        train: data to fit, without augmentation.
+        validation: data for choosing the penalty.
         config: batch size and class weights.
         metric: a key of ``METRIC_DIRECTIONS``.
         runtime: device and precision of the frozen layers; the probe itself is fitted in single precision.
-        folder: for features that do not fit in memory.
-        seed: of the dropout that the second one is made for.
+        folder: folder for features that do not fit in memory.
+        seed: seed of the dropout that the second probe accounts for.
     """
     head = backbone.module.get_submodule(backbone.head.name)
     classes = len(head.get_parameter("weight"))
@@ -141,19 +141,19 @@ def keep_probe(
     seed: int,
     seconds: float,
 ) -> FitResult:
-    """Give a backbone the probe as its head, measure it as a network, and keep that as a training's only checkpoint.
+    """Load a probe as a backbone's head, evaluate the network, and save it as the only checkpoint of a training.
 
     Args:
         backbone: fresh from :func:`thawline.backbones.create`.
-        probe: of its head.
-        validation: what it is measured on.
-        hyperparameters: of the trial.
-        config: of the study, for the checkpoint's fingerprint.
+        probe: probe of its head.
+        validation: data to evaluate on.
+        hyperparameters: the trial's hyperparameters.
+        config: the study's configuration, for the checkpoint's fingerprint.
         metric: a key of ``METRIC_DIRECTIONS``.
         runtime: device and precision.
-        checkpoints: where it is kept; a full disk stops nothing, see :meth:`CheckpointFolder.keep`.
-        seed: of the study, for the fingerprint.
-        seconds: that it took to fit.
+        checkpoints: where it is saved; a full disk is tolerated, see :meth:`CheckpointFolder.keep`.
+        seed: the study's seed, for the fingerprint.
+        seconds: duration of the fit.
     """
     started = time.perf_counter()
     write_head(backbone, probe.weight, probe.bias, lowest=probe.lowest)
@@ -180,16 +180,16 @@ def head_features(
     rows: np.ndarray | None = None,
     training: bool = False,
 ) -> Features:
-    """What the head is given; the mean over places where it is given several.
+    """The head's input, averaged over positions if there are several.
 
     Args:
         backbone: its module is moved to the runtime's device and left in evaluation mode.
         inputs: images, texts or stored activations.
         runtime: device and precision.
-        batch_size: rows at a time.
-        folder: for features that do not fit in memory: a file without a name, which goes with them.
-        rows: which (rising); by default all.
-        training: with dropout in front of the head, as in training.
+        batch_size: rows per batch.
+        folder: folder for features that do not fit in memory: an unnamed file, deleted with them.
+        rows: rows to use, in ascending order; by default all.
+        training: whether to apply the dropout before the head, as in training.
     """
     backbone.module.to(runtime.device).to(memory_format=runtime.memory_format).eval()
     head, deepest = backbone.module.get_submodule(backbone.head.name), len(backbone.layer_groups)
@@ -215,18 +215,18 @@ def head_features(
 def features_at(
     inputs: Inputs, runtime: Runtime, batch_size: int, folder: Path, *, in_memory: int = _IN_MEMORY
 ) -> Features:
-    """Stored activations as features, the mean over places or tokens where they have several.
+    """Stored activations as features, averaged over positions or tokens if there are several.
 
     Args:
         inputs: stored activations.
-        runtime: device.
-        batch_size: rows at a time.
+        runtime: the device.
+        batch_size: rows per batch.
         folder: as in :func:`head_features`.
-        in_memory: bytes of features that are kept in memory, at most; more lie in a file.
+        in_memory: maximum bytes of features in memory; more are stored in a file.
     """
 
     def features(batch: Tensor) -> Tensor:
-        if inputs.lengths is not None and batch.ndim == 3:  # the last channel is 1 where there is a token
+        if inputs.lengths is not None and batch.ndim == 3:  # the last channel is 1 for tokens and 0 for padding
             there = batch[..., -1:].float()
             return (batch[..., :-1].float() * there).sum(1) / there.sum(1).clamp(min=1)
         channels_last = batch.ndim != 4 or (batch.shape[1] == batch.shape[2] and batch.shape[2] != batch.shape[3])
@@ -254,16 +254,16 @@ def fit_probes(
     weights and bias.
 
     Args:
-        train: what is fitted.
-        validation: what chooses the penalty.
+        train: data to fit.
+        validation: data for choosing the penalty.
         classes: number of classes.
-        device: where to compute.
-        metric: that chooses, a key of ``METRIC_DIRECTIONS``.
-        class_weights: of the loss, ``[classes]``.
-        bias: whether the classifier may have one.
-        penalties: that are tried, falling. Those that are weaker than the best by more than three steps are not.
-        in_memory: bytes of standardised features that are kept in memory, at most; more are made again at every step.
-        chunk: bytes of features that are computed with at a time.
+        device: device to compute on.
+        metric: metric for choosing, a key of ``METRIC_DIRECTIONS``.
+        class_weights: class weights of the loss, ``[classes]``.
+        bias: whether the classifier may have a bias.
+        penalties: penalties to try, in descending order, until three after the best so far.
+        in_memory: maximum bytes of standardised features in memory; more are standardised again at every step.
+        chunk: bytes of features per computation.
     """
     problem = Regression(
         train.values, train.labels, classes, device, class_weights, bias=bias, in_memory=in_memory, chunk=chunk
@@ -281,7 +281,7 @@ def fit_probes(
 
 @dataclass(frozen=True)
 class Probes:
-    """Probes of the same features, from the strongest penalty to the weakest."""
+    """Probes on the same features, from the strongest to the weakest penalty."""
 
     metric: str
     rows: int
@@ -290,15 +290,15 @@ class Probes:
 
     @property
     def best(self) -> Probe:
-        """The best on validation; of equal ones that with the lower loss."""
+        """The best on validation; among equals, the one with the lowest loss."""
         sign = sign_of(self.metric)
         return max(self.fitted, key=lambda probe: (sign * probe.validation[self.metric], -probe.validation["loss"]))
 
     @property
     def simplest(self) -> Probe:
-        """The one of the strongest penalty whose accuracy is within a standard error of the best one's.
+        """The probe with the strongest penalty whose accuracy is within one standard error of the best.
 
-        The rule is that of Breiman et al., "Classification and Regression Trees", 1984.
+        The one-standard-error rule of Breiman et al., "Classification and Regression Trees", 1984.
         """
         accuracy = self.best.validation["accuracy"]
         enough = accuracy - (accuracy * (1 - accuracy) / self.rows) ** 0.5
@@ -306,16 +306,16 @@ class Probes:
 
 
 def softened(probe: Probe, training: Features, class_weights: Tensor | None = None) -> Probe:
-    """The same predictions, less confident where dropout asks for it, to start fine-tuning from.
+    """Scale a probe's scores for fine-tuning with dropout; predictions stay the same.
 
-    All scores are made smaller by the one factor with which the loss in training is the lowest. A network with dropout
-    in front of its head would else begin with a loss above that of guessing, since large weights multiply the noise
-    (ADR 22). Without dropout they stay as they are.
+    All scores are scaled down by the factor that minimises the training loss. Otherwise, a network with dropout before
+    its head would start with a loss above chance level, since large weights amplify the noise (ADR 22). Without dropout
+    they are unchanged.
 
     Args:
-        probe: any.
-        training: what the head is given in training, dropout included.
-        class_weights: of the loss, ``[classes]``.
+        probe: the probe.
+        training: the head's inputs in training, including dropout.
+        class_weights: class weights of the loss, ``[classes]``.
     """
     weights = None if class_weights is None else class_weights.cpu()
     logits, labels = scores_of(training.values, probe.weight, probe.bias), torch.from_numpy(training.labels)
@@ -341,7 +341,7 @@ def _collected(
     rows: np.ndarray | None,
     in_memory: int = _IN_MEMORY,
 ) -> Features:
-    """The features of all rows, in their order."""
+    """The features of all rows, in order."""
     wanted = np.arange(len(inputs)) if rows is None else rows
     values: np.ndarray | None = None
     for part, batch in batches(inputs, evaluation_order(inputs, batch_size, wanted), 0, runtime):
@@ -357,5 +357,5 @@ def _collected(
 def _room_for(rows: int, features: int, folder: Path, in_memory: int) -> np.ndarray:
     if 4 * rows * features <= in_memory:
         return np.empty((rows, features), np.float32)
-    with tempfile.TemporaryFile(dir=folder) as file:  # not where temporary files lie, which may be in memory
+    with tempfile.TemporaryFile(dir=folder) as file:  # not in the temporary folder, which may be in memory
         return np.memmap(file, np.float32, "w+", shape=(rows, features))

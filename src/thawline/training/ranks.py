@@ -1,7 +1,7 @@
-"""The processes that train one network together, each on a device of its own: PyTorch's ``DistributedDataParallel``.
+"""The processes that train one network together, each on its own device, with PyTorch's ``DistributedDataParallel``.
 
-Each has the whole network and computes a part of every batch; what they exchange is gradients, and everything by which
-they could decide differently. So they take the same steps, and are at the same point of the training.
+Each has the complete network and computes a part of every batch. They exchange gradients, and everything on which their
+decisions depend, so they take the same steps and stay in sync.
 """
 
 import os
@@ -27,25 +27,25 @@ __all__ = ["ALONE", "Place", "Ranks", "device_of_rank", "joined"]
 _T = TypeVar("_T")
 
 _TIMEOUT = timedelta(days=1)
-"""Of an exchange. Whether a process hangs is for its driver to judge, who ends them all."""
+"""Timeout of an exchange. Its driver detects a process that hangs, and ends them all."""
 
 _SYNC_BUFFERS = ("forward_sync_buffers", "broadcast_buffers")
-"""Names of one option of newer and older versions of PyTorch."""
+"""Names of an option in newer and older versions of PyTorch."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which one of several processes this is, and where they meet."""
+    """The rank of a process, and the meeting point of all."""
 
     rank: int
-    """From 0. The first one writes checkpoints and tells what happens."""
+    """From 0. The first process writes checkpoints and reports."""
     count: int
     meeting: Path
-    """A file of this machine that does not exist yet."""
+    """A file on this machine that does not exist yet."""
 
 
 def device_of_rank(device: str, rank: int) -> str:
-    """The device of one of the processes, given that of the first, such as ``cuda:2`` or ``cpu``."""
+    """The device of a process, given that of the first, such as ``cuda:2`` or ``cpu``."""
     kind, _, index = device.partition(":")
     if kind == "auto" and torch.cuda.is_available():
         kind = "cuda"
@@ -54,14 +54,14 @@ def device_of_rank(device: str, rank: int) -> str:
 
 @contextmanager
 def joined(place: Place | None, device: torch.device) -> Iterator["Ranks"]:
-    """Meet the other processes for the time of the block; alone there is nobody to meet.
+    """Join the other processes within the block, if there are any.
 
-    Nobody listens on a network: they find each other by a file, and connect on this machine.
+    They do not listen on a network: they find each other through a file, and connect on this machine.
 
     Args:
-        place: which one this is; ``None`` if it is the only one. After an exception in its block a process is of no
-            use to the others, who may wait for it: it must be ended, and they too.
-        device: the one of this process. On GPUs gradients are exchanged by NCCL, else by gloo.
+        place: the rank of this process; ``None`` if it is the only one. After an exception in its block, this process
+            and the others, which may be waiting for it, must be ended.
+        device: device of this process. GPUs exchange gradients with NCCL, other devices with gloo.
     """
     if place is None:
         yield ALONE
@@ -81,15 +81,15 @@ def joined(place: Place | None, device: torch.device) -> Iterator["Ranks"]:
     )
     ranks = Ranks(place.rank, place.count)
     yield ranks
-    ranks.any_of(False)  # none closes its connections while another needs them
+    ranks.any_of(False)  # no process closes connections that another still needs
     dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """One of the processes that train a network, and what it does with the others.
+    """One of the processes that train a network, and its communication with the others.
 
-    Methods that exchange something must be called by all, in the same order. Alone they do nothing.
+    Methods that communicate must be called by all processes in the same order. With a single process they do nothing.
     """
 
     rank: int = 0
@@ -97,12 +97,12 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this one speaks for all."""
+        """Whether this process reports for all."""
         return self.rank == 0
 
     def own(self, parts: Sequence[_T]) -> Sequence[_T]:
-        """The parts of this process, of those that are shared out in turn. Where there is none for it, the first: it
-        has to compute something to take part in the exchange, and :meth:`has_own` says that it does not count."""
+        """The parts of this process, as they are distributed in turn. If there is none for it, the first: it must
+        compute something to take part in the exchange, and :meth:`has_own` tells that it does not count."""
         return parts[self.rank :: self.count] or parts[:1]
 
     def has_own(self, parts: Sequence[object]) -> bool:
@@ -110,14 +110,14 @@ class Ranks:
         return self.rank < len(parts)
 
     def own_seed(self, seed: int) -> int:
-        """Of this process's random generators, given the first one's: dropout must not drop the same everywhere."""
+        """The seed of this process's generators, given that of the first: dropout must differ between processes."""
         return seed if self.is_first else int(np.random.SeedSequence([seed, self.rank]).generate_state(1)[0])
 
     def network(self, network: nn.Module) -> nn.Module:
-        """The same network, whose backward pass leaves in every process the sum of the gradients of all."""
+        """Wrap a network so that its backward pass sums the gradients of all processes."""
         if self.count == 1:
             return network
-        # Its buffers are the same everywhere (see `average`): nothing is sent for them.
+        # Buffers are the same in all processes (see `average`) and are not broadcast.
         known = signature(DistributedDataParallel.__init__).parameters
         options: dict[str, Any] = {next(name for name in _SYNC_BUFFERS if name in known): False}
         together = DistributedDataParallel(network, **options)
@@ -125,16 +125,16 @@ class Ranks:
         return together
 
     def exchanging(self, network: nn.Module, now: bool) -> AbstractContextManager[object]:
-        """Within the block, a forward and backward pass adds to this process's gradients; they are exchanged only if
-        it is the last of its parts of a batch."""
+        """Within the block, forward and backward passes accumulate local gradients; they are exchanged only in the last
+        part of a batch."""
         return network.no_sync() if isinstance(network, DistributedDataParallel) and not now else nullcontext()
 
     def totals(self, sums: Tensor, own: int) -> list[float]:
-        """Sums, on the host.
+        """Sums over processes, on the host.
 
         Args:
             sums: ``[n]``, on the device.
-            own: of the first so many each process has taken its own part, and of the rest all have the same.
+            own: number of leading sums that are local to each process; the rest are the same in all.
         """
         if self.count > 1:
             together = sums[:own].double()
@@ -143,7 +143,7 @@ class Ranks:
         return list(sums.tolist())
 
     def any_of(self, wish: bool) -> bool:
-        """Whether any process has a wish. On the CPU: a GPU is not waited for."""
+        """Whether the flag is set in any process. Exchanged on the CPU, without a GPU sync."""
         if self.count == 1:
             return wish
         wishes = torch.tensor(int(wish))
@@ -151,7 +151,7 @@ class Ranks:
         return bool(wishes)
 
     def asking_first(self, ask: Callable[[EpochResult], Decision]) -> Callable[[EpochResult], Decision]:
-        """A question that only the first process asks; its answer is that of all."""
+        """Wrap a callback so that only the first process calls it, and all get its result."""
         if self.count == 1:
             return ask
         possible = list(Decision)
@@ -164,7 +164,7 @@ class Ranks:
         return answer
 
     def average(self, statistics: Sequence[Tensor]) -> None:
-        """Replace statistics that each process has gathered of its own parts, such as batch-norms', by their mean."""
+        """Replace statistics of local parts, such as batch-norms', by their mean over processes."""
         if self.count == 1 or not statistics:
             return
         flat = torch.cat([each.reshape(-1) for each in statistics])
@@ -174,11 +174,11 @@ class Ranks:
             each.copy_(mean.view_as(each))
 
     def gathered(self, logits: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-        """The logits ``[N, num_classes]`` of all parts, in their order.
+        """The logits ``[N, num_classes]`` of all parts, in order.
 
         Args:
-            logits: ``[n, num_classes]`` of each part that is :meth:`own`.
-            sizes: rows of each part, of all processes.
+            logits: ``[n, num_classes]`` of each part of :meth:`own`.
+            sizes: number of rows of each part of all processes.
         """
         if self.count == 1:
             return torch.cat(list(logits))
@@ -190,7 +190,7 @@ class Ranks:
         return whole
 
     def all_states(self, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The states of all processes' random generators, those of the first under their own names."""
+        """The states of all processes' random generators; those of the first keep their names."""
         named = dict(states)
         if self.count == 1:
             return named
@@ -201,7 +201,7 @@ class Ranks:
         return named
 
     def own_states(self, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This process's of :meth:`all_states`; empty if there were fewer processes then."""
+        """This process's states from :meth:`all_states`; empty if there were fewer processes."""
         if self.is_first:
             return {name: state for name, state in states.items() if "/" not in name}
         end = f"/{self.rank}"
@@ -209,7 +209,7 @@ class Ranks:
 
     @contextmanager
     def first_ahead(self) -> Iterator[None]:
-        """Run the block in the first process, then in the others: what it leaves on the disk, they find."""
+        """Run the block in the first process, then in the others, which find its files."""
         if not self.is_first:
             self.any_of(False)
         yield
@@ -218,11 +218,11 @@ class Ranks:
 
 
 ALONE = Ranks()
-"""The only process."""
+"""A single process."""
 
 
 def _sum_gradients(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """In place of their mean: the loss of a part is divided by the rows of the whole batch already."""
+    """Sum instead of average: a part's loss is already divided by the rows of the whole batch."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None  # noqa: S101  it is asynchronous
     done: torch.futures.Future[Tensor] = work.get_future().then(lambda future: future.value()[0])

@@ -1,4 +1,4 @@
-"""Logistic regression with an L2 penalty, by L-BFGS on standardised features, which need not fit in memory."""
+"""L2-penalised logistic regression by L-BFGS on standardised features, which need not fit in memory."""
 
 from collections.abc import Iterator
 
@@ -10,11 +10,11 @@ from torch import Tensor
 __all__ = ["CHUNK", "Regression", "scores_of"]
 
 CHUNK = 200_000_000
-"""Bytes of features that are computed with at a time."""
+"""Bytes of features per computation."""
 
 
 class Regression:
-    """The regression of one training split, solved for one penalty after the other, each from where the last ended."""
+    """The regression of one training split, solved for successive penalties with warm starts."""
 
     def __init__(
         self,
@@ -28,17 +28,17 @@ class Regression:
         in_memory: int,
         chunk: int,
     ) -> None:
-        """Take the training split.
+        """Set the training split.
 
         Args:
-            values: features ``[N, F]``, single precision, perhaps in a file.
+            values: features ``[N, F]``, single precision, possibly in a file.
             labels: ``[N]``, from 0.
-            classes: how many there are.
-            device: that it is computed on.
-            class_weights: of the loss, ``[classes]``.
-            bias: whether the classifier has one.
-            in_memory: bytes of features that are kept in memory, standardised; more are read again for each evaluation.
-            chunk: bytes of features that are computed with at a time.
+            classes: number of classes.
+            device: device to compute on.
+            class_weights: class weights of the loss, ``[classes]``.
+            bias: whether the classifier has a bias.
+            in_memory: maximum bytes of standardised features in memory; more are read again for each evaluation.
+            chunk: bytes of features per computation.
         """
         self._values, self._device, self._bias = values, device, bias
         self._labels = torch.from_numpy(labels)
@@ -53,8 +53,8 @@ class Regression:
         self._offset = torch.zeros(classes, device=device, requires_grad=bias)
 
     def solve(self, penalty: float) -> tuple[Tensor, Tensor, dict[str, float], float]:
-        """Weight and bias for features as they are, on the CPU, and what they give on the training rows: loss, accuracy
-        and the lowest score."""
+        """Weight and bias for unscaled features, on the CPU, and their results on the training rows: loss, accuracy and
+        the lowest score."""
         free = [self._weight, self._offset] if self._bias else [self._weight]
         optimizer = torch.optim.LBFGS(
             free,
@@ -91,7 +91,7 @@ class Regression:
         return F.linear(standardised, self._weight, self._offset)
 
     def _loss(self, standardised: Tensor, labels: Tensor) -> Tensor:
-        """What these rows add to the mean cross-entropy."""
+        """The contribution of these rows to the mean cross-entropy."""
         scores = self._scores(standardised)
         return F.cross_entropy(scores, labels, weight=self._class_weights, reduction="sum") / self._total
 
@@ -104,9 +104,9 @@ class Regression:
             yield (rows - self._mean) / self._deviation, self._labels[start : start + self._rows].to(self._device)
 
     def _moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each feature; 0 and 1 where the classifier has no bias to make up for a mean.
+        """Mean and standard deviation of each feature; 0 and 1 if the classifier has no bias to compensate for a mean.
 
-        A feature that is always the same has a deviation of 1: it says nothing.
+        A constant feature gets a deviation of 1.
         """
         total = np.zeros(self._values.shape[1])
         squares = np.zeros(self._values.shape[1])
@@ -124,7 +124,7 @@ class Regression:
 
 
 def scores_of(values: np.ndarray, weight: Tensor, bias: Tensor, chunk: int = CHUNK) -> Tensor:
-    """Scores ``[N, classes]`` of features ``[N, F]``, some rows at a time."""
+    """Scores ``[N, classes]`` for features ``[N, F]``, computed in chunks."""
     rows = max(1, chunk // (4 * values.shape[1]))
     parts = (torch.from_numpy(np.array(values[s : s + rows])) for s in range(0, len(values), rows))
     return torch.cat([F.linear(part, weight, bias) for part in parts])

@@ -1,8 +1,8 @@
-"""Telling the results of epochs, each once its checkpoint is written.
+"""Report the results of epochs, each once its checkpoint is written.
 
-After a kill training resumes from its last checkpoint, and tells again what that holds: were an epoch told before its
-checkpoint is on the disk, it could be trained, and told, twice. So while a thread writes it, the next epoch trains, and
-the answer to the one before ends it, if it is to end.
+After a kill, training resumes from its last checkpoint, and reports that checkpoint's epochs again. If an epoch were
+reported before its checkpoint is on disk, it could be trained and reported twice. So while a thread writes the
+checkpoint, the next epoch trains, and is aborted if the decision on the previous one is to stop.
 """
 
 from collections.abc import Callable
@@ -14,35 +14,35 @@ __all__ = ["Ended", "Reports"]
 
 
 class Ended(Exception):
-    """Training is to end with the last epoch that was told; what was trained since is not part of it."""
+    """Training ends with the last reported epoch; later steps are discarded."""
 
 
 class Reports:
-    """What is told of one training, and the last answer."""
+    """The reports of one training, and the last decision."""
 
     def __init__(self, on_epoch: Callable[[EpochResult], Decision], checkpoints: CheckpointFolder) -> None:
-        """Tell ``on_epoch``, which answers whether to continue, of what is in ``checkpoints``."""
+        """Report the epochs in ``checkpoints`` to ``on_epoch``, which returns whether to continue."""
         self._on_epoch, self._checkpoints = on_epoch, checkpoints
         self._owed: EpochResult | None = None
         self.decision = Decision.CONTINUE
 
     def repeat(self, result: EpochResult) -> None:
-        """Tell an epoch that a checkpoint holds, before training begins."""
+        """Report an epoch of a loaded checkpoint, before training starts."""
         self.decision = self._on_epoch(result)
 
     def add(self, result: EpochResult) -> None:
-        """Tell an epoch as soon as its checkpoint, which is kept already, is written: maybe now."""
+        """Report an epoch as soon as its checkpoint is written, possibly now."""
         self._owed = result
         self.tell(wait=False)
 
     def tell(self, *, wait: bool) -> None:
-        """Tell what is owed, if it is written.
+        """Report pending epochs whose checkpoints are written.
 
         Args:
-            wait: for it to be written.
+            wait: whether to wait until they are written.
 
         Raises:
-            Exception: what writing failed with.
+            Exception: the error of a failed write.
         """
         if self._owed is not None and (wait or not self._checkpoints.is_writing):
             result, self._owed = self._owed, None
@@ -53,7 +53,7 @@ class Reports:
         """The same within an epoch.
 
         Raises:
-            Ended: if the answer is that training ends.
+            Ended: if the decision is to end training.
         """
         self.tell(wait=wait)
         if self.decision is not Decision.CONTINUE:

@@ -1,7 +1,7 @@
-"""Rows of files that a GPU keeps, for all trials that one process trains after another.
+"""A GPU cache of rows of files, shared by all trials that one process trains.
 
-What was uploaded for one trial serves the next that reads the same file. It is given up when another file needs the
-room, and for good when memory runs out.
+Rows uploaded for one trial are reused by the next that reads the same file. They are evicted when another file needs
+the memory, and permanently when memory runs out.
 """
 
 from collections import OrderedDict
@@ -18,21 +18,21 @@ from thawline.training.runtime import on_device
 __all__ = ["BLOCK", "Resident", "copied", "identity_of", "keep_nothing", "keep_rows", "room_on"]
 
 BLOCK = 64_000_000
-"""Bytes that are copied at a time: a GPU may have room for more than the memory of its machine."""
+"""Bytes per copy: a GPU may have more free memory than its machine."""
 
 
 class Resident:
-    """The first rows of a file on a device; maybe all, maybe none. As long as this object lives, they stay there."""
+    """The first rows of a file on a device, possibly all or none. They stay there during this object's lifetime."""
 
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
 
     def take(self, rows: np.ndarray, from_host: Callable[[np.ndarray], Tensor]) -> Tensor:
-        """Rows ``[n, …]`` in this order, on the device if any of them is there.
+        """Rows ``[n, …]`` in this order, on the device if any of them is cached there.
 
         Args:
-            rows: their indices.
-            from_host: reads those that are not on the device.
+            rows: indices of the rows.
+            from_host: reads rows that are not on the device.
         """
         near = rows < len(self.rows)
         if not near.any():
@@ -47,7 +47,7 @@ class Resident:
 
 
 class _Cache:
-    """What this process keeps, by what it is; used longest ago comes first."""
+    """The cached rows of this process by key, least recently used first."""
 
     def __init__(self) -> None:
         self.kept: OrderedDict[Hashable, tuple[Tensor, WeakSet[Resident]]] = OrderedDict()
@@ -57,7 +57,7 @@ class _Cache:
         return sum(rows.nbytes for rows, users in self.kept.values() if not users)
 
     def make_room(self, wanted: int, free: Callable[[], int]) -> None:
-        """Forget what nobody uses until so many bytes are free, or nothing is left to forget."""
+        """Evict unused entries until this many bytes are free, or no unused entries remain."""
         for key in [key for key, (_, users) in self.kept.items() if not users]:
             if free() >= wanted:
                 return
@@ -69,12 +69,12 @@ _cache = _Cache()
 
 
 def keep_rows(key: Hashable, count: int, read: Callable[[slice], Tensor], device: torch.device) -> Resident:
-    """As many rows as fit into half of a GPU's free memory, the first ones; uploaded unless they are there already.
+    """Cache as many of the first rows as fit into half of a GPU's free memory, unless they are already cached.
 
     Args:
-        key: what tells the file from all others, and from what it was before: see :func:`identity_of`.
-        count: rows of the file.
-        read: a block of rows, on the host.
+        key: identifies the file and its version, see :func:`identity_of`.
+        count: number of rows of the file.
+        read: reads a block of rows to the host.
         device: a GPU.
     """
     known = (key, str(device))
@@ -97,14 +97,14 @@ def keep_rows(key: Hashable, count: int, read: Callable[[slice], Tensor], device
 def copied(
     count: int, first: Tensor, read: Callable[[slice], Tensor], device: torch.device, *, block: int = BLOCK
 ) -> Tensor:
-    """The first rows of a file on a device, ``[count, …]``.
+    """Upload the first rows of a file to a device, ``[count, …]``.
 
     Args:
-        count: of rows.
-        first: one row, ``[1, …]``, of which the others have shape and type.
-        read: a block of rows, on the host.
-        device: where they go.
-        block: bytes at a time.
+        count: number of rows.
+        first: one row, ``[1, …]``, with the shape and type of all.
+        read: reads a block of rows to the host.
+        device: the target device.
+        block: bytes per copy.
     """
     rows = torch.empty((count, *first.shape[1:]), dtype=first.dtype, device=device)
     step = max(1, block // max(1, first.nbytes))
@@ -114,19 +114,19 @@ def copied(
 
 
 def keep_nothing() -> None:
-    """Forget everything, and keep nothing from now on: memory is short."""
+    """Clear the cache, and disable it from now on, because memory is short."""
     _cache.kept.clear()
     _cache.gave_up = True
 
 
 def identity_of(path: Path) -> tuple[Hashable, ...]:
-    """What tells a file from others of the same name."""
+    """A key that distinguishes a file from others of the same name."""
     status = path.stat()
     return (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def room_on(device: torch.device) -> int:
-    """Bytes that could be kept on a device now, by this process; 0 where nothing is kept there."""
+    """Bytes that this process could cache on a device now; 0 for devices without a cache."""
     return (_free(device) + _cache.unused_bytes()) // 2 if device.type == "cuda" and not _cache.gave_up else 0
 
 

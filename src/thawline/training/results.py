@@ -19,44 +19,44 @@ __all__ = [
 
 
 class Decision(Enum):
-    """The caller's answer to an epoch's result."""
+    """The caller's decision after an epoch."""
 
     CONTINUE = "continue"
     PAUSE = "pause"
-    """Leave now; the same call resumes from the last checkpoint, or nothing ever does."""
+    """Leave now; the same call may resume from the last checkpoint."""
     PRUNE = "prune"
     STOP = "stop"
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one epoch brought."""
+    """The result of one epoch."""
 
     epoch: int
-    """Epochs finished, from 1."""
+    """Number of finished epochs, from 1."""
     metrics: dict[str, float]
-    """``train/loss``, ``val/accuracy``, …; rates, times and norms too."""
+    """``train/loss``, ``val/accuracy``, …; also learning rates, times and norms."""
     finished_at: int
-    """Milliseconds since 1970; kept over a resume, so that a record sent twice is the same record."""
+    """Milliseconds since 1970; unchanged by a resume, so that a record sent twice is the same record."""
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What training came to."""
+    """The result of training."""
 
     decision: Decision
-    """CONTINUE if all epochs were trained (or training stopped improving), else why it ended early."""
+    """CONTINUE if all epochs were trained, or after early stopping; otherwise the decision that ended training."""
     value: float
     """Best validation value of the chosen metric."""
     best_epoch: int
     history: tuple[EpochResult, ...]
-    """All epochs, those before a resume included."""
+    """All epochs, including those before a resume."""
     stopped_early: bool
     """Whether early stopping ended it."""
 
 
 class Interrupted(Exception):
-    """Training was asked to leave. What it reached is in its checkpoints, and the same call resumes from there."""
+    """Training was asked to leave. Its state is in its checkpoints, and the same call resumes from there."""
 
 
 def epoch_result(
@@ -70,7 +70,7 @@ def epoch_result(
     training_seconds: float,
     started: float,
 ) -> EpochResult:
-    """What one epoch (from 0) brought.
+    """The result of one epoch (from 0).
 
     The learning rate is the head's at the start of the epoch; ``started`` is in seconds of :func:`time.perf_counter`.
     """
@@ -89,7 +89,7 @@ def epoch_result(
 
 
 def best_epoch(history: Sequence[EpochResult], metric: str) -> EpochResult:
-    """The epoch with the best validation value, the first of equals."""
+    """The epoch with the best validation value; the first among equals."""
     sign = sign_of(metric)
     return max(history, key=lambda result: sign * result.metrics[f"val/{metric}"])
 
@@ -97,7 +97,7 @@ def best_epoch(history: Sequence[EpochResult], metric: str) -> EpochResult:
 def no_longer_improves(history: Sequence[EpochResult], metric: str, patience: int | None, *, since: int = 0) -> bool:
     """Whether the best value is ``patience`` epochs old, counted from epoch ``since`` at the earliest.
 
-    Never without a patience.
+    Always False without a patience.
     """
     if patience is None or not history:
         return False

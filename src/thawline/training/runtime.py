@@ -1,4 +1,4 @@
-"""The device and precision that training runs in. The only place that touches torch's global state."""
+"""The device and precision of training. The only module that modifies torch's global state."""
 
 import gc
 import os
@@ -31,13 +31,13 @@ __all__ = [
 
 
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed")
-"""What messages say in lower case; libraries of CUDA allocate for themselves."""
+"""Parts of error messages in lower case; CUDA libraries allocate memory themselves."""
 _DEVICE_LOST = ("cuda error:", "hip error:", "device-side assert", "cudnn_status_execution_failed")
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how tensors are computed."""
+    """The device and precision of computations."""
 
     device: torch.device
     autocast_dtype: torch.dtype | None
@@ -46,12 +46,12 @@ class Runtime:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Memory order of images and convolution weights."""
+        """Memory format of images and convolution weights."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @property
     def needs_loss_scaling(self) -> bool:
-        """Only fp16 has so small a range that gradients underflow without a loss scaler."""
+        """Whether gradients would underflow without a loss scaler: only in fp16, because of its small range."""
         return self.autocast_dtype == torch.float16
 
     @contextmanager
@@ -70,10 +70,10 @@ class Runtime:
 
 
 def runtime_for(config: TrainConfig) -> Runtime:
-    """Pick device and precision; ``auto`` where nothing was measured is single precision on a CPU, channels last.
+    """Choose device and precision. Without measurements, ``auto`` is single precision with channels last on a CPU.
 
     Raises:
-        ConfigError: if the device that was asked for is not there, or cannot compute in the asked precision.
+        ConfigError: if the device is not available, or does not support the precision.
     """
     device = _device(config.device)
     if config.exact:
@@ -88,17 +88,17 @@ def runtime_for(config: TrainConfig) -> Runtime:
 
 
 def set_up_process(*, threads: int | None, seed: int, exact: bool = True) -> None:
-    """Seed this process, give it its share of the CPU's cores, and choose the kernels of a GPU.
+    """Seed this process, limit its CPU threads, and choose GPU kernels.
 
-    On CPU the same seed and the same number of threads give bit-equal results. On CUDA results may differ in the last
-    bits from run to run.
+    On a CPU, the same seed and number of threads give bit-equal results. On CUDA, results may differ in the last bits
+    between runs.
 
     Args:
-        threads: of the CPU; ``None`` leaves torch's own choice.
-        seed: of torch's generators.
-        exact: on CUDA, whether cuDNN takes its deterministic kernels, and single precision is single precision.
-            Operations of other kinds (the backward passes of interpolation and of some pooling) have no deterministic
-            kernels. Otherwise cuDNN tries which kernels are the fastest, and TF32 computes what is in single precision.
+        threads: number of CPU threads; ``None`` for torch's default.
+        seed: seed of torch's generators.
+        exact: on CUDA, whether to use cuDNN's deterministic kernels and full single precision. Some operations (the
+            backward passes of interpolation and of some pooling) have no deterministic kernels. Otherwise cuDNN
+            benchmarks its kernels, and single precision uses TF32.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -107,14 +107,14 @@ def set_up_process(*, threads: int | None, seed: int, exact: bool = True) -> Non
     torch.backends.cudnn.benchmark = not exact
     torch.backends.cudnn.deterministic = exact
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not exact
-    # The fused attention of inference mode differs from the one of training in the last bits.
+    # The fused attention of inference mode differs from that of training in the last bits.
     torch.backends.mha.set_fastpath_enabled(False)  # type: ignore[no-untyped-call,unused-ignore]
 
 
 def release_memory() -> None:
-    """Give back what nobody uses any more: tensors, and what a GPU has reserved for others.
+    """Release unused memory: unreachable tensors, and the GPU memory reserved for them.
 
-    Outside of an ``except`` block, whose traceback keeps tensors alive.
+    Call it outside of an ``except`` block, whose traceback keeps tensors alive.
     """
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -122,35 +122,35 @@ def release_memory() -> None:
 
 
 def on_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
-    """An array, or a tensor of the CPU, on a device, without waiting: a GPU fetches it from pinned memory in time."""
+    """Copy an array or a CPU tensor to a device, without a sync: GPUs copy asynchronously from pinned memory."""
     tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class HostCopy:
-    """A tensor on its way to the host: a GPU is not waited for before :meth:`get`, and computes on meanwhile."""
+    """An asynchronous copy of a tensor to the host: there is no sync with a GPU before :meth:`get`."""
 
     def __init__(self, tensor: Tensor) -> None:
-        """Begin to copy; what is on the host already is not copied."""
+        """Start the copy; a tensor on the host is not copied."""
         on_gpu = tensor.device.type == "cuda"
-        self._tensor = tensor.to("cpu", non_blocking=on_gpu)  # into pinned memory, if from a GPU
+        self._tensor = tensor.to("cpu", non_blocking=on_gpu)  # to pinned memory if from a GPU
         self._arrived = torch.cuda.Event(blocking=True) if on_gpu else None  # type: ignore[no-untyped-call]
         if self._arrived is not None:
             self._arrived.record(torch.cuda.current_stream(tensor.device))
 
     def get(self) -> Tensor:
-        """The tensor, once it has arrived; from any thread."""
+        """Wait for the copy and return it; from any thread."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._tensor
 
 
 def on_cpu(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
-    """Begin to copy tensors to the CPU; the returned function waits for the copies, which are contiguous.
+    """Start copying tensors to the CPU; the returned function waits for the contiguous copies.
 
-    The copies are of what the tensors hold now, whatever is written to them meanwhile, unless all are on the CPU: those
-    are not copied. Those of a type leave a device as one copy. It takes room for a second copy of them on the device,
-    for as long as that lasts.
+    The copies have the current values, even if the tensors are modified meanwhile. If all are on the CPU, nothing is
+    copied. Tensors of one type are transferred as one copy, which temporarily takes the same amount of memory on the
+    device again.
     """
     given = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     there = {name: tensor for name, tensor in given.items() if tensor.device.type != "cpu"}
@@ -174,7 +174,7 @@ def on_cpu(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
-    """States of the generators that training draws from, as uint8 tensors."""
+    """States of the generators used in training, as uint8 tensors."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -182,32 +182,32 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_random_states(states: dict[str, Tensor], device: torch.device) -> None:
-    """Undo :func:`random_states`. A checkpoint made on another kind of device restores what both have."""
+    """Undo :func:`random_states`. A checkpoint from another kind of device restores only the common generators."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Reset the counter of :func:`peak_memory`; in a process that trains one trial after the other."""
+    """Reset the counter of :func:`peak_memory`, between trials of one process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Most bytes that this process's tensors took on a GPU at once; ``None`` on a CPU."""
+    """Peak memory of this process's tensors on a GPU, in bytes; ``None`` on a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that the device or the machine has no memory left."""
+    """Whether an exception means that the device or the machine is out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether a GPU can no longer be used by this process, whatever it computes: only another process can."""
+    """Whether an exception means that this process can no longer use its GPU; another process can."""
     named = isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _DEVICE_LOST)
     return named and not is_out_of_memory(error)
 
@@ -219,10 +219,10 @@ def _device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        if device.type == "cuda" and torch.cuda.is_available():  # an allocation would open it, for half a gigabyte
+        if device.type == "cuda" and torch.cuda.is_available():  # allocating takes a context of 0.5 GB
             count = torch.cuda.device_count()
             if (device.index or 0) >= count:
-                raise RuntimeError(f"there are {count} GPUs, counted from 0.")
+                raise RuntimeError(f"there are {count} GPUs, numbered from 0.")
         else:
             torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -14,7 +14,7 @@ from thawline import backbones
 from thawline.activations import Profile
 from thawline.activations.profile import profile
 from thawline.config import TrainConfig
-from thawline.training import Hyperparameters, ImageInputs, Runtime, runtime_for
+from thawline.training import Hyperparameters, ImageInputs, Runtime, compiled, runtime_for
 
 BACKBONE, SIZE = "squeezenet1_1", 64
 HYPERPARAMETERS = Hyperparameters(BACKBONE, 0, 1e-3, 0.01, 1.0, "adamw")
@@ -100,6 +100,10 @@ def test_another_way_is_taken_only_if_it_is_much_faster(measure: Any, monkeypatc
     assert (measure().precision, measure().channels_last) == ("fp32", False)
     pretend(ways | {"bf16 last": 0.5})
     assert (measure().precision, measure().channels_last) == ("bf16", True)
+    pretend(ways | {"bf16 last": 3.9, "bf16 first": 0.1})
+    assert (measure().precision, measure().channels_last) == ("bf16", False)
+    pretend(ways | {"bf16 last": 4.1, "bf16 first": 0.1})
+    assert measure().precision == "fp32", "a precision that is far slower is not tried in another memory format"
 
 
 def test_a_way_that_is_slower_than_the_usual_one_is_not_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,5 +113,33 @@ def test_a_way_that_is_slower_than_the_usual_one_is_not_timed_again(monkeypatch:
     assert module._median(lambda: began.append(0.0), None, repeats=3, hopeless=1.0) == 2.0
     assert len(began) == 2, "to warm up, and once"
     began.clear()
+    assert module._median(lambda: began.append(0.0), None, repeats=3, hopeless=0.4) == 2.0
+    assert len(began) == 1, "what is five times too slow at its warm-up is not run again"
+    began.clear()
     assert module._median(lambda: began.append(0.0), None, repeats=3, hopeless=3.0) == 2.0
     assert len(began) == 4
+
+
+def test_compiling_is_measured_only_if_it_is_wanted(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "BACKEND", "eager")
+    found = measure(compile=True).compilation
+    torch._dynamo.reset()
+    assert found is not None
+    assert found.seconds > 0
+    assert found.gain > 0
+    assert measure().compilation is None
+
+
+def test_a_network_that_cannot_be_compiled_is_measured_all_the_same_and_says_why(
+    measure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no compiler is installed\nand more lines")
+
+    monkeypatch.setattr(compiled, "BACKEND", fails)
+    measured = measure(compile=True)
+    torch._dynamo.reset()
+    assert measured.compilation is None
+    assert "no compiler is installed" in measured.not_compiled
+    assert "\n" not in measured.not_compiled
+    assert all(seconds > 0 for seconds in measured.training)

@@ -447,7 +447,7 @@ def test_an_image_that_changes_while_its_activations_are_stored_ends_the_pass_an
     def change(done: int, total: int) -> None:
         (tmp_path / "files" / "40.png").write_bytes(b"something else")
 
-    with pytest.raises(DataError, match=r"1 image is not what it was .*40\.png: its content has changed"):
+    with pytest.raises(DataError, match=r"1 image changed since .*40\.png: its content has changed"):
         fill_store(store, [key(1)], images, on_progress=change, **SMALL_BLOCKS)
     assert store.open(key(1)) is None
 

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -75,11 +76,11 @@ def test_an_unknown_name_is_answered_with_the_nearest_of_any_library() -> None:
     ],
 )
 def test_what_may_be_of_huggingface_is_answered_with_its_prefix(name: str, said: str) -> None:
-    with pytest.raises(BackboneError, match=rf"For a folder, or a network of HuggingFace, write '{said}'\. `thawline"):
+    with pytest.raises(BackboneError, match=rf"For a folder or a Hugging Face model, write '{said}'\. `thawline"):
         backbones.describe(name)
     with pytest.raises(BackboneError) as caught:
         backbones.describe("timm/nothing-like-it")
-    assert "HuggingFace" not in str(caught.value)
+    assert "Hugging Face" not in str(caught.value)
 
 
 def test_a_folder_is_answered_with_the_prefix_whatever_its_name(tmp_path: Path) -> None:
@@ -194,7 +195,7 @@ def test_starter_preprocessing_comes_from_its_own_file() -> None:
 def test_a_size_that_it_does_not_take_is_refused_by_rule_before_weights_are_looked_for(
     name: str, size: int, rule: str
 ) -> None:
-    with pytest.raises(BackboneError, match=f"{name} does not take images of {size} x {size} pixels. .*{rule}"):
+    with pytest.raises(BackboneError, match=f"{name} does not support images of {size} x {size} pixels. .*{rule}"):
         backbones.create(name, num_classes=2, weights="no-such-file", image_size=size)
 
 
@@ -247,7 +248,7 @@ class Tangled(nn.Module):
 
 
 def test_a_network_without_a_cut_before_its_head_is_refused() -> None:
-    with pytest.raises(BackboneError, match="one single tensor is passed on"):
+    with pytest.raises(BackboneError, match="must pass on a single tensor somewhere before its head"):
         layer_groups_of(build_without_memory(Tangled), "head", 16)
 
 
@@ -374,7 +375,7 @@ class TwoHeads(InPlaceBehindView):
 
 
 def test_logits_that_come_from_two_layers_are_refused() -> None:
-    with pytest.raises(BackboneError, match=r"one single layer, but 'head' works together with .*teacher"):
+    with pytest.raises(BackboneError, match=r"a single layer, but 'head' cannot be separated from .*teacher"):
         layer_groups_of(build_without_memory(TwoHeads), "head", 16)
 
 
@@ -499,3 +500,14 @@ def test_a_probe_sees_and_may_change_what_crosses_a_boundary(name: str, exact: b
     other = backbones.section(backbone, deepest - 2, exact=exact)
     other.probe(deepest, nn.Threshold(float("inf"), 0.0))
     assert not torch.equal(other(stored), expected)
+
+
+def test_the_modules_to_load_ahead_for_backbones_are_those_of_their_libraries_once() -> None:
+    names = ["timm/resnet18", "resnet18", "timm/resnet50", "hf:org/encoder"]
+    found = backbones.modules_of(names)
+    assert found == [
+        *("timm", "thawline.backbones._timm"),
+        *("torchvision", "thawline.backbones._torchvision"),
+        *("transformers", "thawline.backbones._huggingface"),
+    ]
+    assert all(find_spec(module) is not None for module in found)

@@ -134,7 +134,7 @@ def test_a_file_fills_all_but_the_head_whatever_its_head(tmp_path: Path) -> None
 def test_a_folder_as_on_the_hub_fills_it_and_says_how_images_are_prepared(tmp_path: Path) -> None:
     source = made(num_classes=7, seed=1)
     saved(source, tmp_path / "model.safetensors")
-    with pytest.raises(WeightsError, match=r"must hold the config\.json and the model\.safetensors"):
+    with pytest.raises(WeightsError, match=r"must have the config\.json and model\.safetensors"):
         backbones.check_weights(RESNET, str(tmp_path))
 
     prepared = {"input_size": [3, 48, 48], "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "crop_pct": 0.75}
@@ -144,7 +144,7 @@ def test_a_folder_as_on_the_hub_fills_it_and_says_how_images_are_prepared(tmp_pa
     loaded = made(weights=str(tmp_path), image_size=None, seed=2)
     assert loaded.weights_digest == source.weights_digest
     assert loaded.preprocessing == backbones.Preprocessing(48, 64, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5), "bicubic")
-    with pytest.raises(WeightsError, match="are of 'timm/test_resnet', but the backbone is 'timm/test_vit'"):
+    with pytest.raises(WeightsError, match="are for 'timm/test_resnet', but the backbone is 'timm/test_vit'"):
         backbones.check_weights(VIT, str(tmp_path))
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"there is no file .*model\.safetensors"):
@@ -198,7 +198,7 @@ def test_a_file_that_does_not_fit_is_refused_by_the_name_of_the_tensor(change: s
     else:
         tensors["layer9.weight"] = torch.zeros(1)
     save_file(tensors, tmp_path / "changed.safetensors")
-    with pytest.raises(WeightsError, match=r"changed\.safetensors' do not fit 'timm/test_resnet'(.|\n)*layer[19]"):
+    with pytest.raises(WeightsError, match=r"changed\.safetensors' do not match 'timm/test_resnet'(.|\n)*layer[19]"):
         made(weights=str(tmp_path / "changed.safetensors"))
 
 
@@ -246,7 +246,7 @@ def test_unavailable_default_weights_are_not_replaced_by_random_ones_and_the_way
 
 def test_weights_that_are_not_there_are_refused_without_looking_at_the_network(tmp_path: Path) -> None:
     pickled = next(name for name in backbones.names("timm/gcvit*") if not backbones.describe(name).weights)
-    with pytest.raises(WeightsError, match="as a pickle, which could run code: fetch it yourself"):
+    with pytest.raises(WeightsError, match="as a pickle, which could run code: download it yourself"):
         backbones.check_weights(pickled, "default")
     with pytest.raises(WeightsError, match="Starter weights are shipped for 'mobilenet_v3_small' only"):
         backbones.check_weights(RESNET, "starter")
@@ -259,7 +259,7 @@ def test_weights_that_are_not_there_are_refused_without_looking_at_the_network(t
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("timm/mobilenetv5_300m_enc", "it is no classifier"),
+        ("timm/mobilenetv5_300m_enc", "it is not a classifier"),
         ("timm/vit_base_patch16_sapiens2", "1024 x 768 pixels"),
     ],
 )
@@ -293,11 +293,11 @@ def test_a_network_of_several_heads_gets_a_single_one_that_reads_what_they_read(
 
 
 def test_a_size_that_it_does_not_take_is_refused_before_weights_are_looked_for() -> None:
-    with pytest.raises(BackboneError, match=r"timm/test_vit does not take images of 8 x 8 pixels: .*160 x 160"):
+    with pytest.raises(BackboneError, match=r"timm/test_vit does not support images of 8 x 8 pixels: .*160 x 160"):
         made(VIT, image_size=8, weights="no-such-file")
     with pytest.raises(BackboneError, match="`image_size >= 1` must hold, but got image_size=0"):
         made(image_size=0)
-    with pytest.raises(BackboneError, match="takes images, and so no max_length, but got max_length=9"):
+    with pytest.raises(BackboneError, match="takes images, so max_length does not apply, but got max_length=9"):
         made(max_length=9)
     with pytest.raises(BackboneError, match="`num_classes >= 1` must hold, but got num_classes=0"):
         made(num_classes=0)

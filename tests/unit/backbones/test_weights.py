@@ -153,7 +153,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_without_named_tensors_is_refused(tmp_path: Path) -> None:
     torch.save([torch.zeros(3)], tmp_path / "list.pth")
-    with pytest.raises(WeightsError, match="holds a list"):
+    with pytest.raises(WeightsError, match="has a list"):
         make(tmp_path / "list.pth")
 
 
@@ -184,7 +184,7 @@ def test_a_file_put_where_torch_looks_is_used_without_a_network(trained: dict[st
 
 def test_a_file_there_that_is_not_what_its_name_says_is_refused(trained: dict[str, Tensor], checkpoints: Path) -> None:
     torch.save(trained, checkpoints / "tiny-0123abcd.pth")
-    with pytest.raises(WeightsError, match=r"SHA-256 of .*tiny-0123abcd\.pth must begin with 0123abcd"):
+    with pytest.raises(WeightsError, match=r"SHA-256 of .*tiny-0123abcd\.pth must start with 0123abcd"):
         read_weights(NAME, "default", default_weights("tiny-0123abcd.pth"))
 
 

@@ -27,7 +27,7 @@ IMAGE = Preprocessing(4, 4, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear")
 
 
 class Block(nn.Module):
-    """Hands on its activations in a tuple, as many of HuggingFace's do."""
+    """Hands on its activations in a tuple, as many of Hugging Face's do."""
 
     runs: ClassVar[Counter[int]] = Counter()
     """How often each has computed, by number."""
@@ -182,7 +182,9 @@ def test_where_more_than_one_tensor_crosses_there_is_no_boundary() -> None:
 
 
 def test_a_network_without_a_boundary_is_refused() -> None:
-    with pytest.raises(BackboneError, match="'toy' cannot be cut between its blocks: more than one tensor"):
+    with pytest.raises(
+        BackboneError, match="'toy' cannot be cut between its blocks: they pass on more than one tensor"
+    ):
         backbone_of(Dense())
 
 
@@ -191,7 +193,7 @@ def test_a_network_without_a_list_of_blocks_is_refused() -> None:
         def __init__(self) -> None:
             super().__init__(nn.Conv2d(3, 8, 4), nn.Flatten(), nn.Linear(8, 8), nn.Linear(8, 2))
 
-    with pytest.raises(BackboneError, match=r"'toy' has no list of blocks .* timm has many networks too"):
+    with pytest.raises(BackboneError, match=r"'toy' has no list of blocks .* timm also has many networks"):
         backbone_of(Plain())
 
 
@@ -200,7 +202,7 @@ def test_a_network_whose_logits_are_no_linear_layers_is_refused() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(images) / 2
 
-    with pytest.raises(BackboneError, match="The logits of 'toy' must be what one linear layer gives"):
+    with pytest.raises(BackboneError, match="The logits of 'toy' must be the output of a linear layer"):
         backbone_of(Averaging())
 
 
@@ -213,7 +215,7 @@ def test_a_network_whose_blocks_take_turns_is_refused() -> None:
             logits: Tensor = self.head(self.norm(hidden))
             return logits
 
-    with pytest.raises(BackboneError, match="The blocks of 'toy' must be called one after the other"):
+    with pytest.raises(BackboneError, match="The blocks of 'toy' must be called in sequence"):
         backbone_of(Recurrent())
 
 

@@ -199,7 +199,7 @@ def test_a_file_that_changed_since_the_scan_is_an_error_and_leaves_nothing(
     if change != "gone":
         path.write_bytes(picture(999) if change == "other bytes" else b"x")
 
-    with pytest.raises(DataError, match=f"not what it was when the folder was read, the first: {path}"):
+    with pytest.raises(DataError, match=f"1 image changed since the folder was read, the first: {path}"):
         build()
 
     assert not list((tmp_path / "cache").glob("*.npy"))

@@ -55,7 +55,7 @@ def test_relabelled_images_are_of_the_suggested_class_in_the_split_that_they_wer
     after = read(photos, relabel=write(tmp_path / "new.csv", "path,label,suggested", "a/03.png,a,b"))
     assert sides(after) == sides(before)
     assert next(after.classes[row.label] for row in after.rows if row.path == "a/03.png") == "b"
-    assert named(after, "relabelled") == {"a/03.png": "b in place of a"}
+    assert named(after, "relabelled") == {"a/03.png": "b instead of a"}
     assert after.digest != before.digest
 
 
@@ -75,7 +75,7 @@ def test_texts_are_named_by_their_lines_and_recognised_by_their_content(tmp_path
     out = write(tmp_path / "out.csv", "path;suggested;digest", f"notes.csv:12;y;{row.digest}")  # as Excel may save it
     assert "notes.csv:12" not in sides(read(table, exclude=out))
     write(table, "text,label", *(f"text number {i + 1},{'xy'[i % 2]}" for i in range(60)))
-    with pytest.raises(DataError, match="it has other content"):
+    with pytest.raises(DataError, match="its content has changed"):
         read(table, exclude=out)
 
 
@@ -89,11 +89,14 @@ def test_what_cannot_be_read_may_be_named_since_it_is_left_out_anyway(
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (["path,suggested", "a/99.png,b"], "that .*photos does not hold:\n  line 2: a/99.png\n.* Remove these lines"),
-        (["path,suggested", "a/03.png,dog"], "suggests what is no class .*\n  line 2: dog\nIts classes are a, b"),
+        (["path,suggested", "a/99.png,b"], "that are not in .*photos:\n  line 2: a/99.png\n.* Remove these lines"),
+        (
+            ["path,suggested", "a/03.png,dog"],
+            "suggests labels that are not classes .*\n  line 2: dog\nIts classes are a, b",
+        ),
         (["path,suggested", "a/03.png,b", "a/03.png,a"], "names a/03.png twice, in lines 2 and 3: b or a"),
         (["path,suggested", "a/03.png,"], "in line 2: fill it in, or remove the line"),
-        (["path,label,suggested", "a/03.png,c,b"], "a/03.png: it was c, and is a"),
+        (["path,label,suggested", "a/03.png,c,b"], "a/03.png: it was c, and is now a"),
         (["file,suggested", "a/03.png,b"], "has no column path; it has: file, suggested"),
         (["path", "a/03.png"], "has no column suggested"),
     ],
@@ -105,7 +108,7 @@ def test_a_file_that_does_not_fit_is_refused_by_name(photos: Path, tmp_path: Pat
 
 def test_an_image_cannot_be_left_out_and_be_of_another_class(photos: Path, tmp_path: Path) -> None:
     file = write(tmp_path / "both.csv", "path,suggested", "a/03.png,b")
-    with pytest.raises(DataError, match=r"both name 1 image:\n  a/03.png\nTake each out of one of them"):
+    with pytest.raises(DataError, match=r"both name 1 image:\n  a/03.png\nRemove each from one of them"):
         read(photos, exclude=file, relabel=file)
 
 

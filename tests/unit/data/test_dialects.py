@@ -43,11 +43,11 @@ Write = Callable[..., Path]
         (lines("|"), "fields are separated by vertical bars", 2),
         (["sep=;", *lines(";")], "the first line, sep=, is Excel's", 3),
         (['"sep=|"', *lines("|")], "the first line, sep=, is Excel's", 3),
-        (["# exported, today, again", "# by hand", *lines(",")], "2 comment lines at the beginning left out", 4),
-        (["sep=;", "# by hand", *lines(";")], "1 comment line at the beginning left out", 4),
+        (["# exported, today, again", "# by hand", *lines(",")], "2 comment lines at the beginning skipped", 4),
+        (["sep=;", "# by hand", *lines(";")], "1 comment line at the beginning skipped", 4),
         (["text, label", *(f'"{text}", {label}' for text, label in TEXTS)], "", 2),
-        (["label, text", *(f'{y}, "{text}"' for text, y in TEXTS)], "spaces behind them are left out", 2),
-        (['"text","label"', *(f'"{n}","{t}","{y}"' for n, (t, y) in enumerate(TEXTS, 1))], "is called 1", 2),
+        (["label, text", *(f'{y}, "{text}"' for text, y in TEXTS)], "spaces after them are removed", 2),
+        (['"text","label"', *(f'"{n}","{t}","{y}"' for n, (t, y) in enumerate(TEXTS, 1))], "is named 1", 2),
     ],
 )
 def test_the_same_rows_are_read_whatever_separates_them(

@@ -159,7 +159,7 @@ def test_a_class_that_training_lacks_is_named_and_left_out(fill: Fill) -> None:
     manifest = read(fill(files))
 
     assert manifest.classes == ("a", "b")
-    assert "3 images left out" in reasons(manifest, "class")["test/z"]
+    assert "3 images skipped" in reasons(manifest, "class")["test/z"]
     assert not any("/z/" in row.path for row in manifest.rows)
 
 
@@ -235,12 +235,12 @@ def test_what_servers_and_systems_keep_for_themselves_is_no_image_and_no_class(
 
     assert manifest.classes == ("a", "b")
     assert len(manifest.rows) == 40
-    assert reasons(manifest, "stray") == {place + junk.split("/")[0]: "hidden, or left behind by a program"}
+    assert reasons(manifest, "stray") == {place + junk.split("/")[0]: "hidden, or created by a system or program"}
 
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs another user")
 @pytest.mark.parametrize(
-    ("mode", "words"), [(0o644, "right to enter them: chmod -R u\\+X"), (0o311, "Permission denied")]
+    ("mode", "words"), [(0o644, "execute permission: chmod -R u\\+X"), (0o311, "Permission denied")]
 )
 def test_a_folder_that_may_not_be_entered_or_listed_is_one_clear_error(mode: int, words: str) -> None:
     with tempfile.TemporaryDirectory() as name:  # where another user gets to, unlike pytest's own folder
@@ -265,7 +265,7 @@ def test_a_folder_that_may_not_be_entered_or_listed_is_one_clear_error(mode: int
 def test_other_folders_beside_the_splits_are_named(fill: Fill) -> None:
     manifest = read(fill(classes(40, prefix="train/") | {"extra/1.png": 900}))
 
-    assert "no split" in reasons(manifest, "stray")["extra"]
+    assert "not a split folder" in reasons(manifest, "stray")["extra"]
 
 
 def test_an_empty_class_folder_is_named_and_is_no_class(fill: Fill) -> None:
@@ -349,7 +349,7 @@ def test_a_truncated_file_is_named_and_left_out(fill: Fill, picture: Callable[[i
 
     bad = reasons(manifest, "bad")
     assert set(bad) == {"a/cut.png", "b/empty.png", "b/page.jpg"}
-    assert "cut off" in bad["a/cut.png"]
+    assert "truncated" in bad["a/cut.png"]
     assert bad["b/empty.png"] == "the file is empty"
     assert "web page" in bad["b/page.jpg"]
     assert tuple(problem.path for problem in manifest.bad) == tuple(bad)
@@ -478,7 +478,7 @@ def test_a_pattern_that_matches_nothing_is_a_mistake(fill: Fill) -> None:
 
 def test_a_pattern_that_matches_nothing_but_the_empty_text_is_a_mistake(fill: Fill) -> None:
     for pattern in (r"(p\d*x)?", "", r"(?=p)", r"[QZ]*"):
-        with pytest.raises(DataError, match=r"matches the empty text alone in 180 images, for example 'a/p00-0\.png'"):
+        with pytest.raises(DataError, match=r"matches only empty text in 180 images, for example 'a/p00-0\.png'"):
             read(fill(people()), group_pattern=pattern)
 
 
@@ -504,7 +504,7 @@ def test_a_group_in_two_unicode_forms_is_one_group(fill: Fill) -> None:
             groups.setdefault(row.group, set()).add(row.split)
         assert set(groups) == {f"Jos\u00e9{person}" for person in range(30)}
         assert all(len(splits) == 1 for splits in groups.values())
-        assert "Groups: 30, of at most 4 images; each stays" in " ".join(rendered(data_report(manifest)).split())
+        assert "Groups: 30, of at most 4 images; each is kept" in " ".join(rendered(data_report(manifest)).split())
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -586,7 +586,7 @@ def test_hundreds_of_classes_of_three_images_are_split_and_each_is_trained_on(
     assert len(manifest.rows) == 900
     assert all(by_split["train"] for by_split in counts.values())
     warnings = reasons(manifest, "class")
-    (kept_back,) = [path for path, reason in warnings.items() if "too few images to be split by content" in reason]
+    (kept_back,) = [path for path, reason in warnings.items() if "too few images to split by content" in reason]
     assert "classes (" in kept_back
     assert len(warnings) == 3  # not a line for each class
     assert "no image of these in the test split" in next(iter(warnings.values())) + list(warnings.values())[1]
@@ -615,7 +615,7 @@ def test_advice_for_a_handful_of_images_helps_or_says_that_nothing_does(fill: Fi
         manifest = read(root, **options)
         assert all(manifest.of(split) for split in ("train", "validation", "test"))  # type: ignore[arg-type]
     else:
-        assert "of your own: no share of so few would do" in refusal
+        assert "yourself: no share of so few is enough" in refusal
 
 
 def refused(root: Path) -> str:
@@ -628,7 +628,7 @@ def refused(root: Path) -> str:
 
 def test_a_given_split_without_usable_images_is_refused(fill: Fill) -> None:
     files = classes(30, prefix="train/") | {"val/z/1.png": 900}
-    with pytest.raises(DataError, match=r"(?s)val/ holds no usable image.*val/z: train/ has no image of this class"):
+    with pytest.raises(DataError, match=r"(?s)val/ contains no usable image.*val/z: train/ has no image of this class"):
         read(fill(files))
 
 

@@ -78,9 +78,9 @@ def test_a_damaged_file_and_one_that_is_too_large_are_bad(heic: Callable[..., by
 
     with pytest.raises(BadImage, match="it has 6,144 pixels"):
         decode(whole, max_pixels=6143)
-    with pytest.raises(BadImage, match=r"HEIC|damaged|cut off"):
+    with pytest.raises(BadImage, match=r"HEIC|damaged|truncated"):
         decode(whole[: len(whole) // 2])
-    with pytest.raises(BadImage, match="it is HEIC, a damaged one"):
+    with pytest.raises(BadImage, match="it is HEIC, damaged"):
         decode(whole[:40])
 
 

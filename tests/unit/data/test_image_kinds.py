@@ -62,7 +62,7 @@ def tiffs() -> list[Kind]:
             data = tiff(inks, 5, planar=planar, rows_per_strip=step, **options)
             right = (1 - inks[..., :3] / top) * (1 - inks[..., 3:] / top) * 255
             undecodable = bits == 16 and planar == 2 and not deflated
-            kinds.append((f"CMYK {layout}", data, "Pillow does not read" if undecodable else right))
+            kinds.append((f"CMYK {layout}", data, "Pillow does not support" if undecodable else right))
         stretched: list[tuple[str, Pixels]] = [
             ("signed 8", drawn((H, W), 127, np.int8, -128)),
             ("signed 16", drawn((H, W), 32767, np.int16, -32768)),
@@ -144,7 +144,7 @@ def jpeg2000s() -> list[Kind]:
     for value in (0, 1000, 32768, 65407, 65408, 65535):
         kinds.append((f"JPEG 2000 grey 16, {value}", jpeg2000(value, 1), np.full((16, 16), value / 257)))
         kinds += [
-            (f"JPEG 2000, {n} channels, {value}", jpeg2000(value, n), "more than 8 bits a channel") for n in (2, 3, 4)
+            (f"JPEG 2000, {n} channels, {value}", jpeg2000(value, n), "more than 8 bits per channel") for n in (2, 3, 4)
         ]
     return kinds
 
@@ -165,7 +165,7 @@ def test_an_image_has_its_right_pixels_or_is_refused(data: bytes, right: Pixels 
 
 
 def test_white_of_sixteen_bits_a_channel_would_have_turned_black() -> None:
-    """Why JPEG 2000 of more than 8 bits a channel is refused; when Pillow decodes it rightly, this fails."""
+    """Why JPEG 2000 of more than 8 bits per channel is refused; when Pillow decodes it rightly, this fails."""
     import io
 
     with Image.open(io.BytesIO(jpeg2000(65535, 3))) as image:
@@ -223,7 +223,7 @@ def test_a_profile_of_more_than_a_megabyte_is_applied() -> None:
     ("data", "words"),
     [
         *(
-            (b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1" + brand, "it is HEIC, which needs pillow-heif: pip install")
+            (b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1" + brand, "it is HEIC, which requires pillow-heif: pip install")
             for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"XXXX")
         ),
         (b"\xff\x0a" + b"\x01" * 40, "JPEG XL"),

@@ -219,7 +219,7 @@ def test_a_truncated_file_is_refused(encode: Encode, image_format: str, share: f
     whole = encode(noise, image_format)
     assert decode(whole).size == (64, 64)
 
-    with pytest.raises(BadImage, match=r"cut off|damaged|not an image"):
+    with pytest.raises(BadImage, match=r"truncated|damaged|not an image"):
         decode(whole[: int(len(whole) * share)])
 
 
@@ -229,7 +229,7 @@ def test_verify_would_have_passed_the_truncated_photograph(encode: Encode) -> No
 
     Image.open(io.BytesIO(data)).verify()  # says nothing
 
-    with pytest.raises(BadImage, match="the image is cut off"):
+    with pytest.raises(BadImage, match="the image is truncated"):
         decode(data)
 
 

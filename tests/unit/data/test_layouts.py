@@ -372,7 +372,7 @@ CASES += [
     Case(
         "Kaggle: the class in the file name, of the test images unknown",
         numbered("train") | {f"test1/{n}.png": 500 + n for n in range(5)},
-        "of train/ alone; validation",
+        "only train/; validation",
         total=60,
         options={"class_pattern": PATTERN},
     ),
@@ -434,7 +434,7 @@ def test_a_table_that_contradicts_the_class_folders_is_named(fill: Fill) -> None
     (reason,) = [
         problem.reason for problem in manifest.problems if problem.path == "labels.csv" and problem.kind == "class"
     ]
-    assert "its column label gives images of one class folder several labels" in reason
+    assert "its column label has several labels for images of one class folder" in reason
     assert scan(DataConfig(path=root / "labels.csv")).classes == LABELS
     (root / "labels.csv").write_text("image,label\n" + "\n".join(f"{name},{name[5]}" for name in unlike))
     assert not [problem for problem in scan(DataConfig(path=root)).problems if problem.kind == "class"]
@@ -453,14 +453,14 @@ REFUSED: list[tuple[str, Files, str, dict[str, Any], str]] = [
         TRAIN | TEST,
         "",
         {},
-        r"holds test/, train/, which are names of splits .* --set data\.class_level=1",
+        r"contains test/, train/, which are names of splits .* --set data\.class_level=1",
     ),
     (
         "images in train/ and test/ whose names are numbered within a class",
         numbered("train") | numbered("test", first=99),
         "",
         {},
-        r"are names of splits.*in the names of the files, cat \(60\), dog \(60\): --set data\.class_pattern='\^",
+        r"are names of splits.*in the file names, cat \(60\), dog \(60\): --set data\.class_pattern='\^",
     ),
     (
         "images in one folder whose names are numbered within a class",
@@ -499,45 +499,45 @@ REFUSED: list[tuple[str, Files, str, dict[str, Any], str]] = [
     ),
     ("images in training_set/ and test_set/", below("training_set", "test_set"), "", {}, "which are names of splits"),
     ("train_data and val_data of images", below("train_data", "val_data"), "", {}, "which are names of splits"),
-    ("images/ and masks/", below("images", "masks"), "", {}, "names of splits or of folders of images"),
+    ("images/ and masks/", below("images", "masks"), "", {}, "names of splits or image folders"),
     (
         "images/ and annotations/ in train/",
         below("train/images", "train/annotations", "test/images", "test/annotations"),
         "",
         {},
-        "folders of images",
+        "image folders",
     ),
     (
         "classes below two cameras",
         classes_in("left", "right"),
         "",
         {},
-        r"left/, right/ in .* hold the same subfolders cat, dog: .* data\.class_level=2",
+        r"left/, right/ in .* contain the same subfolders cat, dog: .* data\.class_level=2",
     ),
     (
         "classes below two cameras, in split folders",
         classes_in("train/left", "train/right", "test/left", "test/right"),
         "",
         {},
-        "hold the same subfolders cat, dog",
+        "contain the same subfolders cat, dog",
     ),
     (
         "digits below two sources",
         below(*(f"{s}/{d}" for s in "ab" for d in range(5))),
         "",
         {},
-        "hold the same subfolders 0, 1",
+        "contain the same subfolders 0, 1",
     ),
     (
         "a table whose images are not there",
         {"labels.csv": rows(MANY)},
         "labels.csv",
         {},
-        r"(?s)60 of 60 rows name no image file below .*labels\.csv:2: images/000\.png is not.*data\.image_folder=",
+        r"(?s)60 of 60 rows name no image file in .*labels\.csv:2: images/000\.png does not exist.*data\.image_folder=",
     ),
     ("a folder of such a table", {"labels.csv": rows(MANY)}, "", {}, "name no image file"),
     (
-        "one column for each class",
+        "one column per class",
         MANY
         | {
             "labels.csv": b"image,cat,dog\n"
@@ -545,7 +545,7 @@ REFUSED: list[tuple[str, Files, str, dict[str, Any], str]] = [
         },
         "labels.csv",
         {},
-        "one column for each class: one column with the name",
+        "one column per class: a single column with the name",
     ),
     (
         "texts and images",
@@ -563,28 +563,28 @@ REFUSED: list[tuple[str, Files, str, dict[str, Any], str]] = [
         MANY | {"a.csv": rows(MANY), "b.csv": rows(MANY)},
         "",
         {},
-        r"holds the tables a\.csv, b\.csv, which all name images",
+        r"contains the tables a\.csv, b\.csv, which all name images",
     ),
     (
         "an option for tables where there is none",
         classes_in(".", count=30),
         "",
         {"label_column": "x"},
-        r"For tables alone there is data\.label_column=x, but .* is read as one folder per class",
+        r"data\.label_column=x: only for tables, but .* is read as one folder per class",
     ),
     (
         "an image column where there is no table",
         classes_in(".", count=30),
         "",
         {"image_column": "x"},
-        "no table that names images",
+        "no table of images",
     ),
     (
         "an image column that is none",
         MANY | {"labels.csv": rows(MANY)},
         "labels.csv",
         {"image_column": "x"},
-        r"data\.image_column='x' is no column of labels\.csv",
+        r"data\.image_column='x' is not a column of labels\.csv",
     ),
 ]
 

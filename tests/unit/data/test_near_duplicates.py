@@ -218,5 +218,5 @@ def test_images_that_are_nearly_all_alike_are_split_all_the_same(fill: Fill) -> 
 
     assert len({row.split for row in manifest.rows if "/f" in row.path}) == 3
     (reason,) = near(manifest).values()
-    assert "one of 41 images that are nearly the same, too many to keep on one side" in reason
+    assert "one of 41 images that are nearly the same, too many to keep in one split" in reason
     assert "data.group_pattern" in reason

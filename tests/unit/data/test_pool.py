@@ -70,7 +70,7 @@ def test_where_no_process_can_start_no_file_is_blamed(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import usercustomize\n")
     ended = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, env=environment)
     assert ended.returncode == 1
-    assert "end as soon as they start" in ended.stderr
+    assert "exit at startup" in ended.stderr
     assert "blamed" not in ended.stdout
 
 

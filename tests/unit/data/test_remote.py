@@ -241,7 +241,7 @@ def test_a_file_that_changes_while_it_is_fetched_is_listed_and_fetched_again(
 )
 def test_keys_that_are_no_files_below_the_folder_are_refused_by_name(bucket: Bucket, key: str, tmp_path: Path) -> None:
     bucket.put({**FILES, f"photos/{key}": b"out"})
-    with pytest.raises(DataError, match=r"holds 1 key that cannot be a file below a folder:\n  .*\n.*Rename or remove"):
+    with pytest.raises(DataError, match=r"has 1 key that cannot be a file below a folder:\n  .*\n.*Rename or remove"):
         mirror(f"{bucket.url}/photos", tmp_path / "mirrors" / "photos")
     assert contents(tmp_path / "mirrors" / "photos") == {}
     assert [path.name for path in tmp_path.iterdir()] == ["mirrors"]
@@ -255,7 +255,7 @@ def test_a_key_with_a_nul_is_refused(in_memory: Callable[..., str], tmp_path: Pa
 
 def test_a_file_that_is_a_folder_as_well_is_refused(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put({"photos/cat": b"file", "photos/cat/a.png": b"inner"})
-    with pytest.raises(DataError, match=r"holds files that are folders as well:\n  cat\n"):
+    with pytest.raises(DataError, match=r"has files that are also folders:\n  cat\n"):
         mirror(f"{bucket.url}/photos", tmp_path / "photos")
 
 
@@ -263,7 +263,7 @@ def test_a_folder_that_is_no_mirror_keeps_everything(photos: str, tmp_path: Path
     own = tmp_path / "photos" / "mine.png"
     own.parent.mkdir()
     own.write_bytes(b"mine")
-    with pytest.raises(DataError, match="is no mirror, and what it holds would be lost"):
+    with pytest.raises(DataError, match="is not a mirror, and its content would be lost"):
         mirror(photos, tmp_path / "photos")
     assert [path.name for path in own.parent.iterdir()] == ["mine.png"]
     own.unlink()
@@ -312,7 +312,7 @@ def test_a_damaged_index_costs_a_new_fetch_and_nothing_else(photos: str, tmp_pat
 def test_a_bucket_or_a_folder_that_is_not_there_is_said(bucket: Bucket, photos: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"s3://no-such-bucket/x cannot be mirrored .*does not exist\. Correct the URL"):
         mirror("s3://no-such-bucket/x", tmp_path / "x")
-    with pytest.raises(DataError, match=rf"{bucket.url}/fotos holds no files"):
+    with pytest.raises(DataError, match=rf"{bucket.url}/fotos contains no files"):
         mirror(f"{bucket.url}/fotos", tmp_path / "fotos")
     with pytest.raises(DataError, match=rf"{photos}/cat/a.png is a file"):
         mirror(f"{photos}/cat/a.png", tmp_path / "a.png")
@@ -322,7 +322,7 @@ def test_an_emptied_bucket_does_not_empty_the_mirror(bucket: Bucket, photos: str
     mirror(photos, tmp_path / "photos")
     for key in FILES:
         bucket.remove(key)
-    with pytest.raises(DataError, match="what was mirrored before is left as it is"):
+    with pytest.raises(DataError, match="the existing mirror is unchanged"):
         mirror(photos, tmp_path / "photos")
     assert contents(tmp_path / "photos") == FILES
 
@@ -360,7 +360,7 @@ def test_a_disk_that_is_too_small_is_known_before_anything_is_fetched(
 def test_a_storage_whose_package_is_missing_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     check_url("s3://bucket/photos")
     check_url("memory://photos")
-    with pytest.raises(DataError, match="fsspec knows no storage 'nowhere'"):
+    with pytest.raises(DataError, match="fsspec does not support 'nowhere'"):
         check_url("nowhere://bucket/photos")
     registry = sys.modules["fsspec.registry"]
     monkeypatch.delitem(registry._registry, "s3", raising=False)  # type: ignore[attr-defined]
@@ -401,16 +401,16 @@ def test_a_path_stays_a_path(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("s3://key:hunter2@bucket/photos", "credentials belong into the environment"),
-        ("s3://key:12/hunter2@bucket/photos", "credentials belong into the environment"),
-        ("S3://key:hunter2@bucket/photos", "credentials belong into the environment"),
-        ("az://box/photos?sig=hunter2", "credentials belong into the environment"),
+        ("s3://key:hunter2@bucket/photos", "credentials belong in the environment"),
+        ("s3://key:12/hunter2@bucket/photos", "credentials belong in the environment"),
+        ("S3://key:hunter2@bucket/photos", "credentials belong in the environment"),
+        ("az://box/photos?sig=hunter2", "credentials belong in the environment"),
         ("zip://x::s3://key:hunter2@bucket", "must name one folder, without '::'"),
         ("http://127.0.0.1/photos", "must be object storage"),
         ("https://example.com/photos", "must be object storage"),
-        ("file:///etc", "give a folder's path"),
+        ("file:///etc", "for a local folder, give its path"),
         ("s3://", "must be a URL of a folder such as"),
-        ("s3://bucket/../other", r"must hold no '.' or '..'"),
+        ("s3://bucket/../other", r"must not contain '.' or '..'"),
         ("photos", "must be a URL of a folder such as"),
     ],
 )

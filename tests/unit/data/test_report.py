@@ -34,7 +34,7 @@ def test_the_text_names_classes_counts_problems_and_digest(manifest: Manifest) -
     assert ["cat", "1,500", "3", "2", "1,505", "50.0%"] in lines
     assert ["all", "3,000", "6", "4", "3,010"] in lines
     assert "[red]dog" in text  # a file name is not markup
-    assert "Cannot be decoded, left out: 12" in text
+    assert "Cannot be decoded, skipped: 12" in text
     assert all(f"cat/bad{number:02}.png: the file is empty" in text for number in range(12))
     assert "Not read: 12" in text
     assert "cat/note09.txt" in text

@@ -99,7 +99,7 @@ def test_a_file_that_changed_is_refused_by_whoever_reads_it_and_others_are_read(
     if change != "gone":
         path.write_bytes(picture(999) if change == "other bytes" else b"x")
 
-    with pytest.raises(DataError, match=f"1 image is not what it was when the folder was read, the first: {path}"):
+    with pytest.raises(DataError, match=f"1 image changed since the folder was read, the first: {path}"):
         opened.images[np.arange(10)]
 
     assert np.array_equal(opened.images[np.arange(5)], kept[:5])

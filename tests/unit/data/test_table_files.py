@@ -127,15 +127,15 @@ def test_images_are_named_by_such_tables_too(fill: Callable[..., Path], name: st
         ("a.csv.gz", CSV, "Not a gzipped file"),
         ("a.csv.gz", gzip.compress(CSV)[:60], "Compressed file ended"),
         ("a.jsonl.gz", gzip.compress(JSONL)[:-9] + b"123456789", r"Cannot read .*a\.jsonl\.gz"),
-        ("a.json", b'[{"text": "a", ', "is no JSON"),
+        ("a.json", b'[{"text": "a", ', "is not JSON"),
         ("a.json", b'["a", "b"]', "an array of str, not of JSON objects"),
         (
             "a.json",
             b'{\n "text": ["a"],\n "label": ["b"]\n}',
-            "is no array of JSON objects",
+            "must be an array of JSON objects",
         ),
-        ("a.json", b"[" * 100_000, "is no JSON"),
-        ("a.json", b"[]", "holds no rows"),
+        ("a.json", b"[" * 100_000, "is not JSON"),
+        ("a.json", b"[]", "has no rows"),
         ("a.csv.gz", gzip.compress("text,label".encode("utf-16")), "is in UTF-16"),
     ],
     ids=range(9),
@@ -177,11 +177,13 @@ def test_beside_other_tables_json_and_copies_are_no_tables(tmp_path: Path) -> No
 def test_a_list_of_labels_is_a_bad_row(tmp_path: Path) -> None:
     rows = [*OBJECTS, {"text": "both of them", "label": ["ham", "spam"]}]
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    assert reasons(read(tmp_path / "a.json"), "bad") == {"a.json:41": "the label is a list, but each row needs one"}
+    assert reasons(read(tmp_path / "a.json"), "bad") == {
+        "a.json:41": "the label is a list, but each row needs one value"
+    }
 
     several = [{"text": text, "label": [label, "mail"]} for text, label in TEXTS]
     (tmp_path / "a.json").write_text(json.dumps(several))
-    with pytest.raises(DataError, match="the label is a list, but each row needs one"):
+    with pytest.raises(DataError, match="the label is a list, but each row needs one value"):
         read(tmp_path / "a.json")
 
 

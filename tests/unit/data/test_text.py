@@ -125,7 +125,7 @@ def test_class_names_of_huggingface_stand_for_their_numbers(tmp_path: Path) -> N
 
 
 def huggingface(table: pa.Table, features: dict[str, Any], path: Path) -> Path:
-    """Write the table as HuggingFace's datasets do, with a description of its features."""
+    """Write the table as Hugging Face's datasets do, with a description of its features."""
     metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
     pq.write_table(table.replace_schema_metadata(metadata), path)
     return path
@@ -151,8 +151,8 @@ def test_numbers_for_which_no_class_is_named_are_bad_rows(tmp_path: Path) -> Non
     found = reasons(read(huggingface(table, {"label": CLASS_LABEL}, tmp_path / "a.parquet"), **LENIENT), "bad")
 
     assert found["a.parquet:1"] == found["a.parquet:2"] == found["a.parquet:5"] == "the label is missing"
-    assert found["a.parquet:3"] == "the label is number 7, but the file names classes for the numbers 0 to 1"
-    assert found["a.parquet:4"] == "the label is 0.5, but the file names classes for the numbers 0 to 1"
+    assert found["a.parquet:3"] == "the label is number 7, but the file has class names for the numbers 0 to 1"
+    assert found["a.parquet:4"] == "the label is 0.5, but the file has class names for the numbers 0 to 1"
 
 
 @pytest.mark.parametrize(
@@ -224,8 +224,8 @@ def test_a_label_that_reads_nan_is_said_to_and_what_to_do(write: Write) -> None:
     manifest = read(write("a.csv", [("label", "text"), ("nan", "an Indian bread"), *rows()]))
 
     assert reasons(manifest, "bad")["a.csv:2"] == (
-        "the label is missing: it reads nan, which pandas writes where there is none. A class that is called so needs "
-        "another name, such as not-a-number"
+        "the label is missing: it is nan, pandas' missing value. A class with this name needs "
+        "another one, such as not-a-number"
     )
 
 
@@ -234,10 +234,10 @@ def test_labels_that_look_alike_are_named_together(write: Write, other: str) -> 
     table = [*rows(), *((other, f"another {n} of many") for n in range(30))]
     manifest = read(write("a.csv", [("label", "text"), *table]))
 
-    (found,) = [path for path, reason in reasons(manifest, "class").items() if "are they one?" in reason]
+    (found,) = [path for path, reason in reasons(manifest, "class").items() if "are they the same?" in reason]
     assert set(found.split(" | ")) == {"ham", other}
     assert manifest.classes == tuple(sorted(["ham", "spam", other]))
-    assert "are they one?" not in rendered(data_report(read(write("b.csv", [("label", "text"), *rows()]))))
+    assert "are they the same?" not in rendered(data_report(read(write("b.csv", [("label", "text"), *rows()]))))
 
 
 def test_groups_in_two_unicode_forms_are_one_group(write: Write) -> None:
@@ -249,7 +249,7 @@ def test_groups_in_two_unicode_forms_are_one_group(write: Write) -> None:
     assert len({row.split for row in manifest.rows if row.group == "Jos\u00e97"}) == 1
     assert sum(row.group == "Jos\u00e97" for row in manifest.rows) == 20
     shown = " ".join(rendered(data_report(manifest)).split())
-    assert "Groups: 101, of at most 20 texts; each stays on one side" in shown
+    assert "Groups: 101, of at most 20 texts; each is kept in one split" in shown
     assert report_json(manifest)["groups"] == 101
 
 
@@ -348,8 +348,8 @@ def test_a_folder_with_one_table_is_that_table_and_with_images_it_is_none(
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (("mails.csv", "more.csv"), r"holds the tables mails.csv, more.csv. Give one of them"),
-        (("test.csv", "val.csv"), "no table of the name train"),
+        (("mails.csv", "more.csv"), r"contains the tables mails.csv, more.csv. Give one of them"),
+        (("test.csv", "val.csv"), "no table named train"),
         (("train.csv", "train.tsv"), "one of each"),
     ],
 )
@@ -380,25 +380,25 @@ def test_columns_that_could_be_either_are_an_error_that_the_named_option_resolve
     table = [("title", "content", "message", "label"), *((t[8:], t, t[::-1], y) for y, t in rows())]
     path = write("a.csv", table)
 
-    with pytest.raises(DataError, match=r"is the text: several columns may be: content, message.*data\.text_column="):
+    with pytest.raises(DataError, match=r"is the text: several columns match: content, message.*data\.text_column="):
         read(path)
     assert contents(read(path, text_column="message"))["a.csv:2"][0] == "message number 0 of many"[::-1]
 
 
 def test_a_table_without_labels_says_so(write: Write) -> None:
     path = write("a.csv", [("id", "text"), *((str(n), t) for n, (_, t) in enumerate(rows()))])
-    with pytest.raises(DataError, match=r"is the label: no column looks like one. The columns are: id, text\."):
+    with pytest.raises(DataError, match=r"is the label: no column matches. The columns are: id, text\."):
         read(path)
 
 
 def test_numbers_name_the_columns_of_a_table_without_header(write: Write) -> None:
     path = write("a.csv", [(t, str(n % 2), y) for n, (y, t) in enumerate(rows())])
-    with pytest.raises(DataError, match=r"label: several columns may be: 2, 3. There is no header line"):
+    with pytest.raises(DataError, match=r"label: several columns match: 2, 3. There is no header line"):
         read(path)
 
     assert read(path, label_column=3).classes == ("ham", "spam")  # as --set data.label_column=3 gives it
     assert read(path, label_column="2").classes == ("0", "1")
-    with pytest.raises(DataError, match=r"data.label_column='4' is no column of a.csv"):
+    with pytest.raises(DataError, match=r"data.label_column='4' is not a column of a.csv"):
         read(path, label_column="4")
 
 
@@ -438,13 +438,13 @@ def test_a_format_that_always_names_its_columns_cannot_be_without_a_header(write
 def test_a_column_named_twice_or_given_two_parts_is_refused(write: Write) -> None:
     with pytest.raises(DataError, match="names the column 'text' twice"):
         read(write("a.csv", [("text", "text"), *rows()]))
-    with pytest.raises(DataError, match="cannot be two things: text in column text, label in column text"):
+    with pytest.raises(DataError, match="cannot have two roles: text in column text, label in column text"):
         read(write("b.csv", [("label", "text"), *rows()]), text_column="text", label_column="text")
 
 
 def test_labels_that_are_all_different_are_questioned(write: Write) -> None:
     path = write("a.csv", [("label", "text"), *((t[::-1], t) for _, t in rows())])
-    with pytest.raises(DataError, match=r"Column label .* 40 different labels of 40 texts.*data.label_column="):
+    with pytest.raises(DataError, match=r"Column label .* 40 different labels for 40 texts.*data.label_column="):
         read(path)
 
 
@@ -497,12 +497,12 @@ def test_every_bad_json_line_is_named(write: Write) -> None:
     manifest = read(write("a.jsonl", "\n".join(lines)), **LENIENT)
 
     found = reasons(manifest, "bad")
-    assert found.pop("a.jsonl:1").startswith("the line is no JSON: ")
+    assert found.pop("a.jsonl:1").startswith("the line is not JSON: ")
     assert found == {
-        "a.jsonl:2": "the line is no JSON object but a list",
-        "a.jsonl:3": "the text is a list, but each row needs one",
-        "a.jsonl:4": "the label is an object, no text",
-        "a.jsonl:5": "the text holds half a surrogate pair, \\ud83d, at character 13",
+        "a.jsonl:2": "the line is a list, not a JSON object",
+        "a.jsonl:3": "the text is a list, but each row needs one value",
+        "a.jsonl:4": "the label is an object, not text",
+        "a.jsonl:5": "the text contains half a surrogate pair, \\ud83d, at character 13",
         "a.jsonl:6": "the label is missing",
         "a.jsonl:7": "the label is missing",
     }
@@ -542,10 +542,10 @@ def test_an_unclosed_quote_counts_with_every_line_that_it_swallows(write: Write)
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.csv", b"", "holds no rows"),
-        ("a.csv", b"label,text\n", "holds no rows"),
-        ("a.csv", "label,text\nham,hello".encode("utf-16"), "is in UTF-16, or no text at all. Save it as"),
-        ("a.csv", "label,text\nham,hello".encode("utf-16-le"), "is in UTF-16, or no text at all. Save it as UTF-8"),
+        ("a.csv", b"", "has no rows"),
+        ("a.csv", b"label,text\n", "has no rows"),
+        ("a.csv", "label,text\nham,hello".encode("utf-16"), "is in UTF-16, or not text at all. Save it as"),
+        ("a.csv", "label,text\nham,hello".encode("utf-16-le"), "is in UTF-16, or not text at all. Save it as UTF-8"),
         (
             "a.csv",
             "texte,cat\u00e9gorie\n".encode("latin-1") + 9 * b"hello there,ham\n",
@@ -579,7 +579,7 @@ def test_a_table_in_another_encoding_is_answered_with_how_to_convert_it(write: W
 def test_a_cell_with_a_nul_is_named(write: Write) -> None:
     lines = ["label,text", *(f"{label},{text}" for label, text in rows() * 200)]
     lines[-1] = "ham,one\0two"
-    with pytest.raises(DataError, match=r"holds a NUL at character 4"):
+    with pytest.raises(DataError, match=r"contains a NUL at character 4"):
         read(write("a.csv", "\n".join(lines)), max_bad_fraction=0.0)
 
 
@@ -640,7 +640,7 @@ def test_a_split_that_is_none_is_a_bad_row(write: Write) -> None:
     manifest = read(write("a.csv", table), split_column="split")
 
     assert reasons(manifest, "bad") == {
-        "a.csv:42": "the split is 'later', none of train, validation, test",
+        "a.csv:42": "the split is 'later', not one of train, validation, test",
         "a.csv:43": "the split is missing",
     }
 
@@ -715,12 +715,12 @@ def test_a_class_that_only_a_held_out_split_has_is_left_out_and_named(write: Wri
     manifest = read(write("a.csv", table))
 
     assert manifest.classes == ("ham", "spam")
-    assert list(reasons(manifest, "class").values()) == ["no text of this class to train on, 1 text left out"]
+    assert list(reasons(manifest, "class").values()) == ["no text of this class to train on, 1 text skipped"]
 
 
 def test_a_pattern_of_file_names_is_refused_for_texts(write: Write) -> None:
     path = write("a.csv", [("label", "text"), *rows()])
-    with pytest.raises(DataError, match=r"data\.group_pattern .* name the column of groups by data\.group_column"):
+    with pytest.raises(DataError, match=r"data\.group_pattern .* set the column of groups with data\.group_column"):
         read(path, group_pattern="a")
 
 
@@ -762,7 +762,7 @@ def test_texts_that_changed_since_the_scan_are_an_error(write: Write) -> None:
     table[line - 1] = ("ham", "something else")
     write("a.csv", table)
 
-    with pytest.raises(DataError, match=rf"1 text of .* are not what they were .*\n  a.csv:{line}\n"):
+    with pytest.raises(DataError, match=rf"1 text of .* changed since .*\n  a.csv:{line}\n"):
         texts_of(manifest, manifest.of("test"))
     assert texts_of(manifest, manifest.of("train"))  # none of these changed
     path.unlink()
@@ -835,20 +835,20 @@ def test_texts_to_classify_are_in_the_column_that_was_trained_on_or_the_one_that
     assert given_texts(path, "text", trained="body") == ["a subject", "another"]
     assert given_texts(path, trained="message") == ["a subject", "another"]
     with pytest.raises(
-        DataError, match=r"^--text-column='mail' is no column of a\.csv\. The columns are: text, body\.$"
+        DataError, match=r"^--text-column='mail' is not a column of a\.csv\. The columns are: text, body\.$"
     ):
         given_texts(path, "mail")
     doubtful = write("b.csv", [("text", "message", "content"), ("one", "two", "three")])
     assert given_texts(doubtful) == ["one"]  # the first of the usual names wins
     doubtful = write("b.csv", [("message", "content"), ("one", "two")])
-    with pytest.raises(DataError, match=r"several columns may be: message, content\..* Name it: --text-column=NAME$"):
+    with pytest.raises(DataError, match=r"several columns match: message, content\..* Set it: --text-column=NAME$"):
         given_texts(doubtful)
 
 
 def test_a_first_line_that_may_be_a_name_or_a_text_is_asked_about(write: Write) -> None:
     path = write("a.csv", [("note_body",), ("see you at lunch",), ("win a prize",)])
 
-    with pytest.raises(DataError, match=r"names the columns: note_body\..*--text-column=note_body;.*--text-column=1$"):
+    with pytest.raises(DataError, match=r"is a header: note_body\..*--text-column=note_body;.*--text-column=1$"):
         given_texts(path)
     assert (
         given_texts(path, "note_body") == given_texts(path, trained="note_body") == ["see you at lunch", "win a prize"]
@@ -866,9 +866,7 @@ def test_a_folder_and_a_column_of_lines_are_refused_as_texts_to_classify(write: 
     path = write("a.txt", "one\ntwo\n")
     with pytest.raises(DataError, match=r"is a folder: give a table of texts \(\.csv, .*\) or a \.txt file"):
         given_texts(path.parent)
-    with pytest.raises(
-        DataError, match=r"a\.txt has a text in each line, and no columns: leave --text-column=body out"
-    ):
+    with pytest.raises(DataError, match=r"a\.txt has one text per line and no columns: remove --text-column=body"):
         given_texts(path, "body")
 
 

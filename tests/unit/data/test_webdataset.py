@@ -122,7 +122,7 @@ def test_classes_are_named_by_the_file_beside(tmp_path: Path, samples: Samples) 
     manifest = read(tmp_path / "pets")
 
     assert manifest.classes == LABELS
-    assert "names of classes from classnames.txt" in manifest.layout
+    assert "class names from classnames.txt" in manifest.layout
 
 
 @pytest.mark.parametrize("text", ['{"label": %d}', '{"label": %d.0}', '{"label": "%d"}', "%d"])
@@ -151,7 +151,7 @@ def test_names_of_classes_are_utf_8(tmp_path: Path, samples: Samples, encoding: 
 def test_names_of_classes_in_another_encoding_are_refused(tmp_path: Path, samples: Samples, home: Path) -> None:
     write(tmp_path / "pets" / "0.tar", samples(60, label=lambda n: str(n % 2)))
     (tmp_path / "pets" / "classnames.txt").write_text("Bär\nWürger\n", encoding="latin-1")
-    with pytest.raises(DataError, match=r"classnames\.txt .*is not UTF-8.*UTF-8"):
+    with pytest.raises(DataError, match=r"classnames\.txt, .*is not UTF-8.*UTF-8"):
         read(tmp_path / "pets")
     assert not [path for path in (home / "cache" / "unpacked").iterdir() if path.is_dir()]
 
@@ -198,7 +198,7 @@ def test_links_in_a_shard_are_left_out(tmp_path: Path, samples: Samples) -> None
 
 def test_a_sample_of_several_images_is_refused(tmp_path: Path, samples: Samples) -> None:
     more = [("x.png", b"1"), ("x.jpg", b"2"), ("x.cls", b"cat")]
-    with pytest.raises(DataError, match=r"The sample x of .* holds several images"):
+    with pytest.raises(DataError, match=r"The sample x of .* has several images"):
         read(write(tmp_path / "pets.tar", samples(60) + more))
 
 
@@ -232,7 +232,7 @@ def test_a_compressed_shard_that_is_damaged_is_refused(tmp_path: Path, samples: 
 def test_shards_whose_split_cannot_be_told_are_refused(tmp_path: Path, samples: Samples) -> None:
     for name in ("pets-train-0.tar", "pets-test-0.tar", "more-0.tar"):
         write(tmp_path / "pets" / name, samples(20))
-    with pytest.raises(DataError, match=r"of which the splits cannot be told.*pets-train-000000\.tar"):
+    with pytest.raises(DataError, match=r"but the splits cannot be determined.*pets-train-000000\.tar"):
         read(tmp_path / "pets")
 
 

@@ -152,7 +152,9 @@ def test_a_migration_that_was_cut_short_over_records_is_reported(
         *("CREATE TABLE books (title)", "INSERT INTO books VALUES ('Emma')", "CREATE TABLE _alembic_tmp_books (title)"),
         *at("b2"),
     )
-    with pytest.raises(DatabaseError, match=r"shelves\.db by Shelves was cut short, and it holds records \(books\)"):
+    with pytest.raises(
+        DatabaseError, match=r"shelves\.db by Shelves was interrupted, and it contains records \(books\)"
+    ):
         ensure(database)
     assert values(database, "SELECT * FROM books") == [("Emma",)]
 
@@ -169,13 +171,13 @@ def test_a_database_that_somebody_has_open_is_not_made_again_under_them(
     database = written(tmp_path / "shelves.db", "CREATE TABLE books (title)")
     with closing(sqlite3.connect(database)) as other:
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(DatabaseError, match=r"database is locked\. End what has it open"):
+        with pytest.raises(DatabaseError, match=r"database is locked\. Stop the programs that have it open"):
             ensure(database, busy_seconds=0.1)
 
 
 def test_a_folder_that_cannot_be_written_is_reported(ensure: Callable[[Path], None], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DatabaseError, match=r"Shelves's database .* cannot be made: .* set THAWLINE_HOME"):
+    with pytest.raises(DatabaseError, match=r"Shelves's database .* cannot be created: .* set THAWLINE_HOME"):
         ensure(tmp_path / "file" / "shelves.db")
 
 

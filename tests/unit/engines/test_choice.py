@@ -125,7 +125,7 @@ def test_one_engine_can_be_fixed_whatever_its_speed_and_its_files_may_vanish_the
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda files: add_engine_files(files, wrong_by=0.03), "a probability differs by 3.0e-02, and at most "),
+        (lambda files: add_engine_files(files, wrong_by=0.03), "a probability differs by 3.0e-02, but at most "),
         (lambda files: add_engine_files(files, wrong_by=float("nan")), "a probability differs by nan"),
         (
             lambda files: (files / "model.onnx").write_bytes(b"torn"),
@@ -133,13 +133,13 @@ def test_one_engine_can_be_fixed_whatever_its_speed_and_its_files_may_vanish_the
         ),
         (
             lambda files: (files / "model.onnx").unlink(),
-            "holds no model.onnx, which a search writes for images where 'thawline[onnx]' is",
+            "has no model.onnx, which a search writes for images if 'thawline[onnx]' is",
         ),
-        (lambda files: (files / SAMPLE_FILE).unlink(), "the package holds no validation images to compare engines on"),
+        (lambda files: (files / SAMPLE_FILE).unlink(), "has no validation images to compare engines on"),
         (lambda files: (files / SAMPLE_FILE).write_bytes(b"torn"), "sample.safetensors cannot be read"),
         (
             lambda files: write_sample(files / SAMPLE_FILE, [np.zeros((32, 32, 3), np.uint8)], [[0.5, 0.5]]),
-            "it knows 3 classes, and the trained network 2",
+            "it has 3 classes, but the trained network 2",
         ),
     ],
     ids=["answers otherwise", "no number", "torn", "not exported", "no sample", "torn sample", "other classes"],
@@ -165,7 +165,7 @@ def test_bf16_may_differ_by_more_than_single_precision(clock: Clock, files: Path
     chosen = choose(Servable(clock, 3.0), files)
     assert chosen.engine.name == "openvino-bf16"
     for name in ("onnxruntime", "openvino"):
-        assert "a probability differs by 1.0e-02, and at most 1e-03 is allowed" in chosen.refused[name]
+        assert "a probability differs by 1.0e-02, but at most 1e-03 is allowed" in chosen.refused[name]
 
 
 @pytest.mark.parametrize(("margin", "named"), [(0.001, "openvino-bf16"), (0.01, "pytorch")])
@@ -181,7 +181,8 @@ def test_bf16_must_name_the_trained_networks_class_but_for_ties(
     assert chosen.engine.name == named
     if named == "pytorch":
         assert (
-            "names another class than the trained network for 1 of the package's 1" in chosen.refused["openvino-bf16"]
+            "predicts another class than the trained network for 1 of the package's 1"
+            in chosen.refused["openvino-bf16"]
         )
 
 
@@ -191,7 +192,7 @@ def test_bf16_is_left_to_processors_that_have_it(clock: Clock, files: Path, monk
     monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", "INT8"])
     chosen = choose(Servable(clock, 3.0), files)
     assert chosen.refused == {
-        "openvino-bf16": "this processor does not compute in bf16: it has neither AVX-512 BF16 nor AMX"
+        "openvino-bf16": "this processor does not support bf16: it has neither AVX-512 BF16 nor AMX"
     }
 
 
@@ -217,7 +218,7 @@ def test_engines_that_are_not_installed_are_refused_with_the_command_that_instal
 
 def test_a_network_on_a_gpu_stays_with_pytorch(clock: Clock, files: Path) -> None:
     assert choose(Servable(clock, 3.0, "cuda"), files).engine.name == "pytorch"
-    with pytest.raises(EngineError, match=r"onnxruntime computes on the CPU, but .* leave out --device"):
+    with pytest.raises(EngineError, match=r"onnxruntime runs on the CPU, but .* leave out --device"):
         choose(Servable(clock, 3.0, "cuda"), files, "onnxruntime")
 
 

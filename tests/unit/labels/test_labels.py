@@ -145,21 +145,21 @@ def test_the_command_lists_them_and_a_search_without_them_or_with_the_other_clas
         assert sum(json.loads(done.output)["splits"].values()) == left
     again = CliRunner().invoke(app, ["check", str(pictures), *options])
     assert isinstance(again.exception, DataError)
-    assert "is there already, and is not overwritten" in str(again.exception)
+    assert "already exists and is not overwritten" in str(again.exception)
     missing = CliRunner().invoke(app, ["check", str(pictures), "--labels", "birds", "--suspects", "new.csv"])
     assert isinstance(missing.exception, TrackingError)  # nothing is recorded in this home
     assert "Unknown backbone 'birds'" in str(missing.exception)
-    assert "Nor is there a study 'birds'" in str(missing.exception)
+    assert "There is no study 'birds'" in str(missing.exception)
 
 
 def test_where_to_write_suspects_is_refused_without_a_network_to_find_them(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["check", str(tmp_path), "--suspects", "new.csv"])
     assert isinstance(done.exception, ConfigError)
-    assert "are for --labels MODEL, which is not given" in str(done.exception)
+    assert "need --labels MODEL: add it" in str(done.exception)
 
 
 def test_a_list_that_somebody_may_have_worked_on_is_not_overwritten(tmp_path: Path) -> None:
     check_suspects_file(tmp_path / "suspects.csv")
     (tmp_path / "suspects.csv").write_text("path\n")
-    with pytest.raises(DataError, match=r"not overwritten\. Name another by --suspects, or remove it"):
+    with pytest.raises(DataError, match=r"not overwritten\. Choose another file with --suspects, or remove it"):
         check_suspects_file(tmp_path / "suspects.csv")

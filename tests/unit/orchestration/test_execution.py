@@ -35,5 +35,5 @@ def test_gpus_of_a_ray_cluster_that_trials_do_not_ask_for_are_named(
     given = {"data": {"path": "photos"}, "execution": {"kind": "ray", "gpus": of_a_trial}}
     with caplog.at_level("WARNING", "thawline.search"), trial_runner(SearchConfig.build(given)):
         pass
-    said = "the Ray cluster has 2 GPUs, but execution.gpus is 0: every trial computes on CPUs. Set execution.gpus=1"
+    said = "the Ray cluster has 2 GPUs, but execution.gpus is 0: all trials run on CPUs. Set execution.gpus=1"
     assert (said in caplog.text) is warned

@@ -375,7 +375,7 @@ def test_judging_again_registers_no_second_version(store: MlflowStore, folder: P
     again = challenge(store, folder, run_id=run_id, model_uri="models:/m-never-used")
     assert again.version == first.version == "1"
     assert again.verdict.outcome is Outcome.HOLD
-    assert again.verdict.reason == "birds version 1 is the champion already; its accuracy is 1.0000 on 8 test images"
+    assert again.verdict.reason == "birds version 1 is already the champion; its accuracy is 1.0000 on 8 test images"
     assert again.as_markdown().startswith("# birds version 1 is the champion\n")
     assert store.client.get_model_version("birds", "1").tags["thawline.verdict"] == "promote"
     registry = MlflowRegistry(store)
@@ -404,9 +404,9 @@ def test_a_promotion_judged_against_another_champion_is_refused(store: MlflowSto
     who = {"by": "me", "reason": "a test"}
     registry.promote("birds", "1", judged_against=None, **who)
     registry.promote("birds", "2", judged_against="1", **who)
-    with pytest.raises(RegistryError, match="judged against version 1, but the champion is now version 2"):
+    with pytest.raises(RegistryError, match="compared with version 1, but the champion is now version 2"):
         registry.promote("birds", "3", judged_against="1", **who)
-    with pytest.raises(RegistryError, match="judged against no champion"):
+    with pytest.raises(RegistryError, match="compared with no champion"):
         registry.promote("birds", "3", judged_against=None, **who)
     assert registry.champion("birds") == "2"
     assert "thawline.previous_champion" not in store.client.get_model_version("birds", "3").tags
@@ -429,7 +429,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_refused(store: Mlfl
 
     with ThreadPoolExecutor(2) as pool:
         ended = sorted(pool.map(promote, versions[1:]))
-    assert f"was judged against version {versions[0]}" in ended[1]
+    assert f"was compared with version {versions[0]}" in ended[1]
     assert registry.champion("birds") == ended[0]
     assert [reign.version for reign in registry.history("birds")] == [versions[0], ended[0]]
 
@@ -446,7 +446,7 @@ def test_a_model_is_found_among_more_than_fit_on_a_page_of_the_registry(store: M
 
 def test_a_missing_model_alias_or_version_is_answered_with_what_there_is(store: MlflowStore, folder: Path) -> None:
     registry = MlflowRegistry(store)
-    with pytest.raises(RegistryError, match="None is registered yet: run `thawline search`"):
+    with pytest.raises(RegistryError, match="No model is registered yet: run `thawline search`"):
         registry.load(parse_model("birds"))
     uri = log_packaged_model(store, trial_run(store), folder, "birds")
     registry.register("birds", uri, run_id=trial_run(store), study="s", tags={})
@@ -609,7 +609,7 @@ def test_history_tells_who_was_champion_when_and_rollback_returns_to_the_former(
     assert "the challenger is better" in reigns[1].reason
     assert reigns[2].reason == "rolled back from version 2"
     assert roll_back(store, name="birds") == ("1", "2")  # and forth again
-    with pytest.raises(RegistryError, match="birds/2 is the champion already"):
+    with pytest.raises(RegistryError, match="birds/2 is already the champion"):
         roll_back(store, name="birds", to="2")
 
 
@@ -678,9 +678,9 @@ def test_what_a_server_counted_stands_beside_the_verdict_and_decides_nothing(
     page, verdict = (
         Path(store.client.download_artifacts(judged.run_id, name, str(tmp_path))).read_text() for name in names
     )
-    assert r"a\|b:8000: the same class as the champion's for 97 of 100 (97.0%), 12 ms a request, 1 not" in page
+    assert r"a\|b:8000: the champion's class for 97 of 100 (97.0%), 12 ms per request, 1 not" in page
     assert json.loads(verdict)["shadow"]["agreeing"] == 97
-    assert (without.as_dict()["shadow"], "Served by" in without.as_markdown()) == (None, False)
+    assert (without.as_dict()["shadow"], "In shadow mode" in without.as_markdown()) == (None, False)
 
 
 def test_an_alias_moved_by_other_means_is_said_to_be(store: MlflowStore, folder: Path, other_folder: Path) -> None:
@@ -757,7 +757,7 @@ def test_a_temperature_that_does_not_help_what_it_was_not_fitted_on_is_not_used_
     assert all(each.loss_after < each.loss_before and each.error_after < each.error_before
                for each in useless if each.helps)  # fmt: skip
     for number, (calibration, sentence) in enumerate(
-        ((few, "Not calibrated: 5 validation images are too few to fit a temperature on."),
+        ((few, "Not calibrated: 5 validation images are too few to fit a temperature."),
          (refused[0], "Not calibrated, because a fitted temperature does not help on held-out folds of the 21 "))
     ):  # fmt: skip
         run_id = trial_run(store)
@@ -820,7 +820,9 @@ def test_exports_answer_as_the_network_does_hold_no_pickle_and_travel_with_the_m
 
 def test_an_export_that_answers_otherwise_stops_the_packaging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(exports._EXPORTERS, "pt2", lambda network, path, pixels, *_: network(pixels) + 0.01)
-    with pytest.raises(RegistryError, match=r"exported as pt2 answers otherwise: a probability differs by 1\.0e-02"):
+    with pytest.raises(
+        RegistryError, match=r"exported as pt2 gives different results: a probability differs by 1\.0e-02"
+    ):
         make_package(tmp_path / "package", exports=("pt2",))
 
 

@@ -1,4 +1,4 @@
-"""A champion's copy in int8: made, judged against what it was quantised from, and used wherever a model is."""
+"""A champion's int8 copy: made, judged against what it was quantised from, and used wherever a model is."""
 
 import json
 import logging
@@ -71,7 +71,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def quantised(store: MlflowStore, original: Path, tmp_path: Path, seconds: dict[str, float]) -> Quantised:
     def judge_copy(*, outlier: float = 0.0, rules: GateRules = RULES, champion: bool = True) -> PromotionOutcome:
-        """Register version 1 of birds, and its copy in int8 as version 2, which is judged.
+        """Register version 1 of birds, and its int8 copy as version 2, which is judged.
 
         Args:
             outlier: see :func:`colours.add_layers`.
@@ -121,7 +121,7 @@ def test_a_copy_that_is_as_good_and_faster_takes_the_champions_place_and_the_for
     registry = MlflowRegistry(store)
     assert judged.verdict.outcome is Outcome.PROMOTE
     assert judged.verdict.reason == (
-        "the copy in int8 is faster and no worse: accuracy 1.0000 against 1.0000 of the version that it was quantised "
+        "the int8 copy is faster and no worse: accuracy 1.0000 against 1.0000 of the version that it was quantised "
         "from, on the same 24 test images"
     )
     assert (registry.champion("birds"), registry.former_champion("birds")) == ("2", "1")
@@ -129,7 +129,7 @@ def test_a_copy_that_is_as_good_and_faster_takes_the_champions_place_and_the_for
     assert criterion(judged, "seconds for one image") == ("1.0000 against 2.0000", True)
     again = judge(store, name="birds", version="1", test=TEST)
     assert again.verdict.outcome is Outcome.HOLD
-    assert again.verdict.reason.startswith("birds version 1 is the champion already, as version 2, its copy in int8; ")
+    assert again.verdict.reason.startswith("birds version 1 is already the champion, as version 2, its int8 copy; ")
     found = {
         copied: registry.find_version("birds", study="s", run_id=judged.run_id, quantised_from=copied)
         for copied in (None, "1", "2")
@@ -163,7 +163,7 @@ def test_a_copy_is_held_where_the_images_are_too_few_to_show_that_any_copy_is_as
     judged = quantised(rules=GateRules())
     assert judged.verdict.outcome is Outcome.HOLD
     assert judged.verdict.reason.startswith(
-        "not shown to be as good as its original; 24 test images are too few to show it of any copy: accuracy 1.0000"
+        "not shown to be as good as its original; 24 test images are too few to show it for any copy: accuracy 1.0000"
     )
 
 
@@ -223,7 +223,7 @@ def test_every_verb_answers_with_a_champion_in_int8_by_onnx_runtime_and_says_so(
     tried, *others = served.engines
     assert (tried.name, tried.refused, tried.difference) == ("onnxruntime", None, pytest.approx(0, abs=1e-6))
     assert {each.name for each in others} == {"pytorch", "openvino", "openvino-bf16"}
-    alone = "the network is in int8, which ONNX Runtime alone computes as it was judged"
+    alone = "the network is in int8, which only ONNX Runtime computes in the same way as in its comparison"
     assert {each.refused for each in others} == {alone}
 
 
@@ -254,7 +254,7 @@ def test_a_processor_on_which_it_answers_otherwise_than_it_was_judged_is_refused
 
     monkeypatch.setattr(QuantisedServable, "outputs", overflown)
     with pytest.raises(
-        EngineError, match=r"birds/2 is in int8 and answers otherwise on this .* by 3\.0e-02.* birds/1, which"
+        EngineError, match=r"birds/2 is in int8 and gives different results on this .* by 3\.0e-02.* birds/1, which"
     ):
         MlflowRegistry(store).load(parse_model("birds"))
 
@@ -264,7 +264,9 @@ def test_where_onnx_runtime_is_missing_the_command_that_installs_it_is_said(
 ) -> None:
     quantised()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(EngineError, match=r"birds/2 is in int8, which ONNX Runtime .* pip install 'thawline\[onnx\]'"):
+    with pytest.raises(
+        EngineError, match=r"birds/2 is in int8 and needs ONNX Runtime, .* pip install 'thawline\[onnx\]'"
+    ):
         MlflowRegistry(store).load(parse_model("birds"))
 
 
@@ -282,8 +284,8 @@ def test_explanations_drift_and_export_take_the_version_in_single_precision_and_
     assert check_drift("birds", many, reference=many, **where).version == "1"
     with pytest.raises(RegistryError, match="birds/1 is mnasnet0_5 of torchvision, which timm does not have"):
         export_model("birds", "timm", tmp_path / "exported", **where)
-    for what in ("explained", "shown the images", "exported"):
-        assert f"birds/2 is in int8: what is {what} is birds/1, which it was quantised from" in caplog.messages
+    for what in ("explained", "compared", "exported"):
+        assert f"birds/2 is in int8, so the version {what} is birds/1, from which it was quantised" in caplog.messages
     store.client.delete_model_version("birds", "1")
     with pytest.raises(RegistryError, match=r"The model 'birds' has no version 1\. Its versions: 2\."):
         explain_files("birds", [many / "0.png"], tmp_path / "again", **where)
@@ -359,7 +361,7 @@ def test_a_network_that_cannot_be_quantised_is_said_with_what_to_leave_out(
     shown = np.stack([seen(PICTURES[name]) for name in CLASSES])
     with pytest.raises(RegistryError, match=r"birds/1 cannot be quantised: .* Leave int8 out of promotion\.exports\."):
         quantise(tmp_path / "copy", tmp_path / "torn", model, shown, np.arange(3))
-    with pytest.raises(RegistryError, match=r"birds/1 cannot be quantised: it was packaged without a model\.onnx"):
+    with pytest.raises(RegistryError, match=r"birds/1 cannot be quantised: it was packaged without model\.onnx"):
         quantise(tmp_path / "copy", tmp_path / "none", model, shown, np.arange(3))
 
 
@@ -370,7 +372,7 @@ def test_int8_is_refused_before_training_for_texts_and_where_its_packages_are_mi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     check_exports(("int8",), "images")
-    with pytest.raises(ConfigError, match=r"promotion\.exports names int8, but a model of texts cannot be exported"):
+    with pytest.raises(ConfigError, match=r"promotion\.exports names int8, but a text model cannot be exported"):
         check_exports(("int8",), "texts")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"promotion\.exports names int8, .* pip install 'thawline\[onnx\]'"):

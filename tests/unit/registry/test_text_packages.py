@@ -186,7 +186,7 @@ def test_the_column_that_was_trained_on_is_told_without_loading_the_model(store:
 
 
 def test_an_example_of_the_other_kind_is_not_packaged(tmp_path: Path) -> None:
-    with pytest.raises(RegistryError, match=r"of a model of texts a text .* but got bytes for TextPreprocessing"):
+    with pytest.raises(RegistryError, match=r"of a text model a text .* but got bytes for TextPreprocessing"):
         package(
             tmp_path,
             state_dict={},
@@ -247,12 +247,12 @@ def test_exports_explanations_and_drift_are_refused_for_texts_before_anything_is
     assert graphs_tried(("auto",), "texts") == ()
     assert graphs_tried(("auto",), "images") == ("onnx",)
     check_exports(("pt2",), "images")
-    with pytest.raises(ConfigError, match=r"promotion\.exports names pt2, but a model of texts cannot be exported"):
+    with pytest.raises(ConfigError, match=r"promotion\.exports names pt2, but a text model cannot be exported"):
         check_exports(("pt2",), "texts")
     version = register(store, text_folder, "notes")
     where = {"tracking_uri": store.uri, "home": store.home}
-    with pytest.raises(RegistryError, match="classifies texts, but explanations are drawn on pictures"):
+    with pytest.raises(RegistryError, match="classifies texts, but explanations are drawn on images"):
         explain_files(f"notes/{version}", [tmp_path / "nowhere.png"], tmp_path / "out", **where)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(RegistryError, match="classifies texts, but drift is measured between pictures"):
+    with pytest.raises(RegistryError, match="classifies texts, but drift is measured between images"):
         check_drift(f"notes/{version}", tmp_path / "nowhere", **where)

@@ -181,13 +181,15 @@ def test_an_engine_gives_the_same_features_by_the_same_pass_or_is_refused(tmp_pa
     assert sample.features is not None
     shown, answers = list(sample.inputs), sample.probabilities.tolist()
     write_sample(package / SAMPLE_FILE, shown, answers, sample.features[::-1].copy())
-    with pytest.raises(EngineError, match="its features point elsewhere than the trained network's: a cosine differs"):
+    with pytest.raises(EngineError, match="its features differ from the trained network's: a cosine differs"):
         choose(servable, package, "onnxruntime")
     add_engine_files(package)  # a graph that does not give them
     colours = read_sample(package / SAMPLE_FILE)
     assert colours is not None
     write_sample(package / SAMPLE_FILE, list(colours.inputs), colours.probabilities.tolist(), np.ones((3, 1280), "f4"))
-    with pytest.raises(EngineError, match="it does not give the features by which the package tells unknown images"):
+    with pytest.raises(
+        EngineError, match="it does not return the features that the package needs to recognise unknown images"
+    ):
         choose(servable, package, "onnxruntime")
 
 

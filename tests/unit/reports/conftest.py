@@ -131,6 +131,7 @@ def make_report(
             "costs": {"resnet18": tuple(_cost(depth) for depth in range(6))},
             "curves": (LearningCurve(trial=2, metrics=curve),),
             "importance": {"learning_rate": 0.7, "freeze_depth": 0.3},
+            "importance_ranges": {"learning_rate": (0.5, 0.9), "freeze_depth": (0.1, 0.5)},
             "test": test,
             "mistakes": worst_mistakes(test, files, lambda number: pixels),
             "explanations": (Explanation(picture=picture.getvalue(), caption="1.jpg: cat, 91 %, Grad-CAM"),),

@@ -54,9 +54,9 @@ def test_the_sheet_shows_examples_of_each_class_and_the_problems_that_are_pictur
     assert [each.size for each in pictures_under(html, "cat: 31")].count((40, 30)) >= 11, "twelve in all"
     assert len(pictures_under(html, "cat: 31")) == 12
     assert {each.size for each in pictures_under(html, "&lt;b onclick=alert(1)&gt;: 20")} == {(80, 20)}
-    assert len(pictures_under(html, "The same image under two classes, left out: 2")) == 2
+    assert len(pictures_under(html, "The same image under two classes, skipped: 2")) == 2
     assert len(pictures_under(html, "Copies of another image")) == 1
-    assert pictures_under(html, "Cannot be decoded, left out: 1") == []
+    assert pictures_under(html, "Cannot be decoded, skipped: 1") == []
     assert "cat/bad.png: not an image of a known format" in html
     assert "Sizes in pixels: 40 x 30 (median), 40 x 30 to 900 x 300" in html
 
@@ -106,8 +106,8 @@ def test_check_tells_formats_sizes_and_totals_first_and_writes_the_page(
     assert "Formats: PNG 32, JPEG 20, BMP 1" in done.output
     assert "Width divided by height: 1.33 (median), 1.33 to 4.00" in done.output
     totals = done.output.index("Problems, listed below")
-    assert totals < done.output.index("Cannot be decoded, left out: 1")
-    assert re.search(r"2\s+The same image under two classes, left out", done.output[totals:])
+    assert totals < done.output.index("Cannot be decoded, skipped: 1")
+    assert re.search(r"2\s+The same image under two classes, skipped", done.output[totals:])
     assert f"Wrote {page}" in done.output.replace("\n", "")
     assert page.read_text().startswith("<!doctype html>")
     shapes = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)["shapes"]
@@ -120,7 +120,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_data_are_read(where
     (tmp_path / "folder").mkdir()
     done = CliRunner().invoke(app, ["check", str(tmp_path / "missing"), "--html", str(tmp_path / where)])
     assert isinstance(done.exception, ConfigError)
-    assert re.search(r"--html .* cannot be written: .*\. Name another file", str(done.exception))
+    assert re.search(r"--html .* cannot be written: .*\. Choose another file", str(done.exception))
 
 
 def test_a_sheet_and_labels_are_not_asked_for_at_once(photos: Path, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_the_configuration_is_on_the_screen_and_not_on_paper(html: str) -> None:
     ("other", "said"),
     [
         (0.89, "Freeze depths 1 and 3 cannot be told apart on 300 validation images."),
-        (0.70, "It is ahead of all other freeze depths by 0.2000, more than chance explains."),
+        (0.70, "It leads all other freeze depths by 0.2000, more than chance explains."),
     ],
 )
 def test_freeze_depths_that_chance_can_explain_are_called_indistinguishable(
@@ -131,8 +131,8 @@ def test_how_to_serve_the_model_stands_beside_the_result(
         return words(Page(render(report.model_copy(update={"promotion": promotion}), figures)).text)
 
     name, version = report.promotion.model, report.promotion.version
-    assert f"To serve it: thawline serve {name} " in served("promote")
-    assert f"To serve it: thawline serve {name}/{version} " in served("hold")
+    assert f"Serve it with thawline serve {name} " in served("promote")
+    assert f"Serve it with thawline serve {name}/{version} " in served("hold")
     assert "thawline serve" not in served("reject").partition("Reproduce")[0]
 
 
@@ -164,7 +164,7 @@ def test_the_result_stands_beside_the_linear_probe_and_the_majority_class(
     text = words(Page(render(make_report(trials=(*trials, best)), figures)).text)
     assert "The linear probe of resnet18 is best: 0.9900 validation accuracy in trial 18. " in text
     assert re.search(r"head only\d.*full fine-tuning\d", text)
-    assert "All layer groups are frozen; a linear head on their features is fitted to convergence." in text
+    assert "All layer groups are frozen, and a linear head on their features is fitted to convergence." in text
     assert "Headlinear probetrial 18" in re.sub(r"(?<=\w) (?=Head)", "", text)
     assert "with learning rate" not in text
 
@@ -194,7 +194,7 @@ def test_the_captions_say_what_the_probe_and_its_line_are(
         return words(Page(render(make_report(**parts), figures)).text)
 
     line = "the value of a linear classifier on the frozen features at each depth."
-    left_out = "A linear probe has no learning rate and is not among them."
+    left_out = "Linear probes have no learning rate and are not shown."
     drawn = caption(trials=probed, probe_curves={"resnet18": {3: 0.7, 5: 0.8}})
     assert line in drawn
     assert left_out in drawn
@@ -223,7 +223,7 @@ def test_a_study_of_nothing_but_the_probe_has_a_page_and_no_figure_that_needs_le
         assert len(page.of("svg")) == 2
         text = words(page.text)
         assert "The linear probe of resnet18 is best: 0.8000 validation accuracy in trial 0. All layer" in text
-        assert "No trial has been completed" not in text
+        assert "No trial is complete" not in text
         assert "epoch 1 of 1" not in text
 
 
@@ -293,7 +293,7 @@ def test_every_part_is_there_and_the_leaderboard_shows_what_differs(page: Page) 
         "hold pets version 4 against version 3: nothing shows that it is better.",
         "more than 0",
         "logits are divided by 1.300",
-        "Cannot be decoded, left out: 1",
+        "Cannot be decoded, skipped: 1",
         "train/cat/3.jpg: truncated",
         "thawline search --data /data/pets",
         "with uncommitted changes",
@@ -333,13 +333,13 @@ def test_labels_that_the_features_contradict_are_shown_with_both_classes(
 ) -> None:
     html = render(StudyReport.from_json(report.model_copy(update={"labels": doctor}).to_json()), figures)
     text = words(Page(html).text)
-    assert "31 of 300 images have a label that the pretrained network's features contradict" in text
-    assert "about 11% of all labels seem to be wrong. All are in suspects.csv beside this page." in text
+    assert "The labels of 31 of 300 images contradict the pretrained network's features" in text
+    assert "an estimated 11% of all labels are wrong. All are in suspects.csv beside this page." in text
     assert "(2%), or" in text
     assert "train/cat/9.jpg, train" in text
     assert "train/cat/9.jpg: cat or owl?" in {image["alt"] for image in Page(html).of("img")}
     assert "#labels" in html
-    assert "most that are listed may be right" not in text
+    assert "most of those listed may be right" not in text
     assert "#labels" not in render(report, figures)
 
 
@@ -348,10 +348,10 @@ def test_a_report_says_when_features_hardly_tell_the_classes_and_when_no_label_i
 ) -> None:
     doubtful = doctor.model_copy(update={"is_doubtful": True, "accuracy": 0.4})
     text = words(Page(render(report.model_copy(update={"labels": doubtful}), figures)).text)
-    assert "These features tell the class of only 40% of the images: most that are listed may be right." in text
+    assert "These features predict only 40% of the labels: most of those listed may be right." in text
     none = doctor.model_copy(update={"listed": 0, "suspects": (), "file": ""})
     text = words(Page(render(report.model_copy(update={"labels": none}), figures)).text)
-    assert "0 of 300 images have a label" in text
+    assert "The labels of 0 of 300 images" in text
     assert "suspects.csv" not in text
 
 
@@ -361,12 +361,12 @@ def test_what_is_missing_is_reported_in_a_sentence() -> None:
     text = words(page.text)
     for sentence in (
         "No trial has recorded its time yet.",
-        "No test results yet: the study has not been concluded.",
+        "No test results yet: the study is not finished.",
         "No verdict yet",
         "No explanations yet",
         "No learning curves",
-        "No report of the data is available",
-        "The command and the versions are not known.",
+        "No data report is available",
+        "The command and the library versions are unknown.",
         "(lower is better)",
     ):
         assert sentence in text, sentence
@@ -380,8 +380,8 @@ def test_a_study_in_which_every_trial_failed_says_why() -> None:
         for number in range(3)
     ]
     text = words(Page(render(StudyReport(study="pets", metric="accuracy", trials=tuple(failed)))).text)
-    assert "No trial has been completed, so there is no result yet. 3 trials failed: out of memory." in text
-    assert "No trial has been drawn." in Page(render(StudyReport(study="pets", metric="accuracy", trials=()))).text
+    assert "No trial is complete, so there is no result yet. 3 trials failed: out of memory." in text
+    assert "There are no trials yet." in Page(render(StudyReport(study="pets", metric="accuracy", trials=()))).text
 
 
 @pytest.fixture(scope="module")
@@ -441,12 +441,10 @@ def test_every_backbone_has_its_own_thaw_line_surface_costs_and_layer_groups(
 
     page = page_of_two
     text = words(page.text)
-    assert "Its layer groups, from the input on: embeddings, block0," in text
-    assert text.index("Its layer groups, from the input on: stem") < text.index(
-        "Its layer groups, from the input on: emb"
-    )
+    assert "Layer groups, from the input on: embeddings, block0," in text
+    assert text.index("Layer groups, from the input on: stem") < text.index("Layer groups, from the input on: emb")
     assert "other backbones" in text
-    assert "The freeze depth is left out" in text
+    assert "Freeze depth is left out" in text
     labels = [each["aria-label"] or "" for each in page.of("div") if each.get("role") == "img"]
     assert any("27 trials" in label for label in labels), "the history has all"
     assert len(labels) == 15
@@ -505,13 +503,13 @@ def test_the_page_of_a_study_of_texts_quotes_its_mistakes_and_speaks_of_texts(te
     assert not page.of("script")
     assert ODD in page.text
     assert "Win £1000 now" in text
-    assert "Test texts that the model got wrong" in text
+    assert "Misclassified test texts" in text
     assert f"({text_report.mistakes[0].label_probability:.0%}), predicted as" in text
-    assert "Texts of each class" in text
+    assert "Texts per class" in text
     assert "sms.tsv:17: has no label" in text
     assert "Length of a text in characters: 61 (median), 1,910 (longest)." in text
-    assert "Cannot be read, left out: 1" in text
-    assert "Copies of another text, kept on the same side: 1" in text
+    assert "Cannot be read, skipped: 1" in text
+    assert "Copies of another text, kept in the same split: 1" in text
     assert "On 200 validation texts" in text
     assert "image" not in text.lower().replace("thawline search --data /data/pets", "")
     assert "What the model looks at" not in text
@@ -538,13 +536,13 @@ def test_on_a_phone_there_is_one_column_and_nothing_is_wider_than_the_screen(odd
     ("calibration", "sentence"),
     [
         ({"temperature": 1.3, "items": 60, "helps": True, "error_before": 0.06, "error_after": 0.02},
-         "Calibration: logits are divided by 1.300, fitted on 60 validation examples. Calibration error on held-out "
-         "folds of them: 0.0600 without a temperature, 0.0200 with one."),
+         "Calibration: logits are divided by 1.300, fitted on 60 validation examples. Calibration error on their "
+         "held-out folds: 0.0600 without a temperature, 0.0200 with one."),
         ({"temperature": 1.0, "items": 60, "helps": False, "error_before": 0.06, "error_after": 0.08},
          "Not calibrated: a temperature fitted on the 60 validation examples does not help. Calibration error on "
-         "held-out folds of them: 0.0600 without a temperature, 0.0800 with one."),
+         "their held-out folds: 0.0600 without a temperature, 0.0800 with one."),
         ({"temperature": 1.0, "items": 5, "helps": False, "error_before": 0.06, "error_after": 0.06},
-         "Not calibrated: 5 validation examples are too few to fit a temperature on."),
+         "Not calibrated: 5 validation examples are too few to fit a temperature."),
     ],
     ids=["it helps", "it does not", "too few"],
 )  # fmt: skip

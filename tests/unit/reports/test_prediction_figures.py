@@ -26,7 +26,7 @@ def test_the_confusion_matrix_counts_and_names_what_is_confused_most() -> None:
     labels, said = np.array([0, 0, 0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 1, 0, 2])
     figure = confusion_figure(Predictions(labels, np.eye(3)[said], ("cat", "dog", "owl")))
     assert figure.alt == (
-        "Confusion of 7 examples in 3 classes: 3 are right. "
+        "Confusion of 7 examples in 3 classes: 3 are correct. "
         "Most often confused: cat predicted as dog, 3 of 4; dog predicted as cat, 1 of 2."
     )
     assert {"cat", "owl", "3", "75%", "true class", "predicted"} <= set(texts(figure))
@@ -111,7 +111,7 @@ def test_calibration_is_said_in_words_also_where_it_made_the_test_split_worse() 
     assert said.startswith("Calibration, fitted on validation, holds on the test images: expected calibration error 0.")
     worse = Predictions(labels, softmax(logits / 0.2, axis=1), tuple("abcd"))
     said = calibration_sentence(worse, temperature=0.2 / 2.5, noun="text")
-    assert "made the probabilities of the test texts worse" in said
+    assert "worsened the probabilities of the test texts" in said
     before, after = (float(number) for number in re.findall(r"0\.\d{3}", said))
     assert before < after
     assert calibration_sentence(better, temperature=None, noun="image") == "", "a model without"

@@ -120,8 +120,8 @@ def test_a_linear_probe_has_no_place_among_the_learning_rates(
     best = response_surface((make_probe(0.99), *trained), None, "accuracy", deepest=5)
     assert best is not None
     star = next(text for text in texts(plain) if text.startswith("best: trial "))
-    assert star.replace("best", "best but for the probe") in texts(best)
-    assert "Best but for the probe: 0." in best.alt
+    assert star.replace("best", "best except the probe") in texts(best)
+    assert "Best except the probe: 0." in best.alt
 
 
 def test_a_linear_probe_is_in_the_history_but_has_no_time_and_no_memory_of_an_epoch(
@@ -202,7 +202,7 @@ def test_hundreds_of_trials_make_no_larger_drawing_than_a_picture() -> None:
 def test_time_and_memory_are_medians_of_what_was_measured_unless_they_were_computed(report: StudyReport) -> None:
     time = time_by_depth(report.trials, deepest=5)
     assert time is not None
-    assert time.alt.startswith("Seconds of an epoch by freeze depth, median: 10 at depth 0, 8.75 at depth 1")
+    assert time.alt.startswith("Seconds per epoch by freeze depth, median: 10 at depth 0, 8.75 at depth 1")
     measured, computed = memory_by_depth(report.trials), memory_by_depth(report.trials, report.costs["resnet18"])
     assert measured is not None
     assert computed is not None
@@ -211,12 +211,13 @@ def test_time_and_memory_are_medians_of_what_was_measured_unless_they_were_compu
     assert time_by_depth([complete(0, 1, 1e-3, 0.5)]) is None
 
 
-def test_importance_is_ranked(report: StudyReport) -> None:
-    figure = hyperparameter_importance({"a_small_one": 0.1, "learning_rate": 0.9}, "accuracy")
+def test_importance_is_ranked_and_tells_how_sure_it_is(report: StudyReport) -> None:
+    shares, ranges = {"a_small_one": 0.1, "learning_rate": 0.9}, {"learning_rate": (0.7, 0.95)}
+    figure = hyperparameter_importance(shares, ranges, "accuracy")
     assert figure is not None
-    assert figure.alt.endswith("learning_rate 90%, a_small_one 10%.")
+    assert figure.alt.endswith("learning_rate 90% (70% to 95%), a_small_one 10%.")
     assert {"learning rate", "90%"} <= set(texts(figure))
-    assert hyperparameter_importance({}, "accuracy") is None
+    assert hyperparameter_importance({}, {}, "accuracy") is None
 
 
 def test_learning_curves_show_loss_and_metric_and_pass_over_an_epoch_that_diverged() -> None:

@@ -39,7 +39,7 @@ def test_a_study_of_which_nothing_else_is_known_is_a_report_too() -> None:
     "text", ["", "{}", '{"study": "x"}', '{"study": "x", "metric": "accuracy", "trials": [], "test": {}}']
 )
 def test_what_is_no_report_is_refused_with_a_word_of_why(text: str) -> None:
-    with pytest.raises(StudyError, match=r"not a report that this version of Thawline can read.*run again"):
+    with pytest.raises(StudyError, match=r"This version of Thawline cannot read the report.*run the search again"):
         StudyReport.from_json(text)
 
 
@@ -56,7 +56,7 @@ def test_a_linear_probe_has_no_learning_rate_and_any_other_trial_has_one(make_pr
     assert json.loads(text)["trials"][0]["learning_rate"] is None
     assert StudyReport.from_json(text) == report
     for rate, policy in ((None, "static"), (1e-3, "probe"), (0.0, "probe")):
-        with pytest.raises(ValidationError, match=r"learning_rate|has a learning rate, unless it is a linear probe"):
+        with pytest.raises(ValidationError, match=r"learning_rate|a learning rate, unless it is a linear probe"):
             make_probe(learning_rate=rate, others={"policy": policy})
 
 

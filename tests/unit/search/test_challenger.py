@@ -61,13 +61,15 @@ def test_settings_of_an_earlier_version_of_thawline_are_named_and_with_data_the_
     challenger = opened(store, others)
     assert challenger.rules == PromotionConfig()
     assert list(challenger.test.labels) == ["ab", "cd"]
-    assert "The default thresholds hold." in caplog.text
+    assert "The default thresholds apply." in caplog.text
 
 
 def test_a_version_without_a_run_is_said_to_have_none(store: MlflowStore, others: Path) -> None:
     store.client.create_registered_model("birds")
     store.client.create_model_version("birds", "file:///birds", None)
-    with pytest.raises(RegistryError, match=r"birds/1 was registered without a run, .* birds --version 1 --force"):
+    with pytest.raises(
+        RegistryError, match=r"birds/1 cannot be compared: .* without a run.* birds --version 1 --force"
+    ):
         opened(store, others)
 
 
@@ -76,7 +78,7 @@ def test_a_version_whose_run_is_in_another_store_is_refused_before_anything_is_s
 ) -> None:
     store.client.create_registered_model("birds")
     store.client.create_model_version("birds", "file:///birds", "f" * 32)
-    with pytest.raises(RegistryError, match=rf"run f{{32}}, which {store.name} does not hold\. .*--tracking-uri"):
+    with pytest.raises(RegistryError, match=rf"run f{{32}}, which is not in {store.name}\. .*--tracking-uri"):
         opened(store, others)
 
 

@@ -247,7 +247,7 @@ def test_no_trial_is_lost_however_few_are_drawn_at_once(tmp_path: Path, batch: i
 @pytest.mark.parametrize("sampler", ["GridSampler", "BruteForceSampler"])
 def test_with_a_finite_list_of_points_it_is_refused(sampler: str) -> None:
     options = {"search_space": {"freeze_depth": [0, 2]}} if sampler == "GridSampler" else {}
-    with pytest.raises(ConfigError, match=rf"study\.pruner=freeze_thaw draws trials before .* {sampler} would begin"):
+    with pytest.raises(ConfigError, match=rf"study\.pruner=freeze_thaw draws before .* {sampler} would restart"):
         check_sampling(config(sampler=sampler, sampler_options=options).study)
     check_sampling(config(sampler=sampler, sampler_options=options, pruner="NopPruner").study)
 

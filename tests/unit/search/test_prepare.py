@@ -100,8 +100,8 @@ def test_it_is_said_in_one_line_that_and_why_nothing_is_kept_decoded(
     assert not images.are_kept
     assert images.images.shape == (40, 32, 32, 3)
     why = {
-        "auto": f"0.0 GB of them would be more than half of what is free in {tmp_path / 'home'}",
+        "auto": f"decoded, they would take 0.0 GB, more than half of the free space in {tmp_path / 'home'}",
         "off": "data.cache=off",
     }
-    (line,) = [record.getMessage() for record in caplog.records if "kept" in record.getMessage()]
-    assert line == f"images are decoded whenever they are read, and not kept decoded: {why[cache]}"
+    (line,) = [record.getMessage() for record in caplog.records if "every read" in record.getMessage()]
+    assert line == f"images are decoded on every read instead of once: {why[cache]}"

@@ -51,7 +51,7 @@ def test_a_trial_whose_second_process_is_killed_resumes_and_ends_as_if_it_had_no
     study.report = report_and_kill  # type: ignore[method-assign]
     with caplog.at_level("WARNING", "thawline"):
         results = [*conduct([hurt], study, deadline=None), *conduct([whole], study, deadline=None)]
-    assert "trial-01: its process was killed by signal 9; it is tried again from its last checkpoint" in caplog.text
+    assert "trial-01: its process was killed by signal 9; retrying from its last checkpoint" in caplog.text
     assert "trial-02" not in caplog.text
     histories = []
     for result in results:
@@ -91,11 +91,11 @@ def test_out_of_memory_on_one_device_tries_all_again_with_smaller_parts_until_th
     seen = answers(RankOutOfMemory("out of memory"), (done,))
     assert conduct([spec], opened(spec), deadline=None) == [done]
     assert [[args[0].accumulation for _, args in calls] for calls in seen] == [[1, 1], [2, 2]]
-    assert "trial-01: out of memory; tried again with batches in 2 parts on each device" in caplog.text
-    seen = answers(*[RankOutOfMemory("out of memory, also with two images at a time")] * 2)
+    assert "trial-01: out of memory; retrying with batches in 2 parts on each device" in caplog.text
+    seen = answers(*[RankOutOfMemory("out of memory, even with two images at a time")] * 2)
     (result,) = conduct([spec], opened(spec), deadline=None)
     assert len(seen) == 2, "of eight images two processes have two parts of two each"
-    assert (result.state, result.reason) == ("failed", "out of memory, also with two images at a time")
+    assert (result.state, result.reason) == ("failed", "out of memory, even with two images at a time")
 
 
 def test_what_fails_in_one_process_fails_the_trial_with_its_reason(

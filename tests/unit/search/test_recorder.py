@@ -63,7 +63,7 @@ def test_a_study_is_not_resumed_in_another_store_than_it_is_recorded_in(store: M
 def test_a_trial_whose_run_is_in_no_store_at_hand_is_reported_at_the_start(store: MlflowStore, tmp_path: Path) -> None:
     run_id = start_study_run(store, study="pets", params={}, tags={})
     check_store(store, study_with(store.home, run_id))
-    with pytest.raises(StudyError, match=r"The runs of the study 'pets' are not in sqlite:.*other\.db"):
+    with pytest.raises(StudyError, match=r"The runs of the study 'pets' are no longer in sqlite:.*other\.db"):
         check_store(other_store(store, tmp_path), study_with(store.home, run_id))
 
 
@@ -76,3 +76,19 @@ def test_a_home_that_was_moved_keeps_its_database_in_the_new_place(store: Mlflow
     run_id = start_study_run(store, study="pets", params={}, tags={})
     study.keep_recorded_in("sqlite:////once/here.db", run_id)
     check_store(store, study)
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("http://me:secret@mlflow.example/", "http://mlflow.example/#/experiments/3/runs/abc?workflowType="),
+        ("postgresql://me:secret@db/mlflow", "http://127.0.0.1:5000/#/experiments/3/runs/abc?workflowType="),
+        ("databricks", None),
+    ],
+)
+def test_a_run_has_an_address_on_its_server_or_where_the_ui_shows_its_database(
+    uri: str, expected: str | None, tmp_path: Path
+) -> None:
+    address = MlflowStore(uri, uri, "3", tmp_path).address("/runs/abc")
+    assert (address or "").startswith(expected or "")
+    assert (address is None) == (expected is None)

@@ -477,7 +477,7 @@ def test_points_of_the_recipe_go_into_the_narrowed_space_where_they_lie_in_it(
             config_of(settings, {"retrain": {"narrow": True}}), manifest_of(NEW), store.home
         ).config
     assert config.study.enqueue[1:] == ({"freeze_depth": 3, "learning_rate": 0.001}, of_any)
-    assert "study.enqueue: 3 of 5 points are not near the champion: left out" in caplog.text
+    assert "study.enqueue: 3 of 5 points are not near the champion: skipped" in caplog.text
     for point in config.study.enqueue:
         point_of(point, config, DEPTHS)
     wide = plan_retraining(config_of(settings), manifest_of(NEW), store.home).config

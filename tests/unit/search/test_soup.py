@@ -73,7 +73,7 @@ def test_a_soup_that_does_not_win_is_the_best_trial_alone() -> None:
     soup = greedy_soup(iter(trials), lambda weights: -distance(weights), metric="accuracy")
     assert soup.trials == (4,)
     assert not soup.wins
-    assert str(soup) == "not used: of 2 trials no average is better than trial 4 alone (val/accuracy -0.0000)"
+    assert str(soup) == "not used: no average of the 2 trials is better than trial 4 alone (val/accuracy -0.0000)"
     assert "thawline.soup_trials" not in soup.tags
 
 
@@ -224,7 +224,7 @@ def test_a_damaged_checkpoint_is_left_out_by_name_unless_it_is_that_of_the_best_
     soup = make_soup(made.prepared, records, own_home)
     assert soup is not None
     assert (soup.trials, soup.tried) == ((0, 2), 2)
-    assert "soup: trial 1 is left out: " in caplog.text
+    assert "soup: trial 1 is skipped: " in caplog.text
     damage(records[0])
     with pytest.raises(CheckpointError):
         make_soup(made.prepared, records, own_home)
@@ -239,7 +239,7 @@ def test_one_trial_alone_makes_no_soup_and_the_outcome_says_so(
     with made.study.held(), recorder.study_run(made.prepared, made.study) as run:
         judged = judge_best(made.prepared, run)
         outcome = conclude(made.prepared, made.study, run, judged)
-    assert outcome.soup == "not tried: this home holds no checkpoints of two complete trials of the best one's backbone"
+    assert outcome.soup == "not tried: this home has no checkpoints of two complete trials of the best trial's backbone"
 
 
 @pytest.mark.parametrize(("disturbances", "wins"), [((1.0, -1.0), True), ((0.0, 5.0), False)])
@@ -263,7 +263,7 @@ def test_the_outcome_and_the_version_record_the_result_of_the_soup(
         outcome = conclude(made.prepared, made.study, run, judged)
         again = conclude(made.prepared, made.study, run, judge_best(made.prepared, run))
     (line,) = [line for line in outcome.lines() if line.startswith("Soup: ")]
-    assert line.startswith("Soup: the average of trials 0, 1" if wins else "Soup: not used: of 2 trials")
+    assert line.startswith("Soup: the average of trials 0, 1" if wins else "Soup: not used: no average of the 2 trials")
     assert outcome.as_dict()["soup"] == line.removeprefix("Soup: ")
     assert line in outcome.as_markdown()
     torch.testing.assert_close(packaged[0]["classifier.3.weight"], made.learned["classifier.3.weight"])

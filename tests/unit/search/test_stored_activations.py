@@ -55,8 +55,8 @@ def test_a_process_that_dies_twice_while_it_stores_is_a_warning_and_trials_begin
     with caplog.at_level(logging.WARNING, "thawline.search"):
         splits = stored(spec, own_home)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
-        "storing activations of mobilenet_v3_small: its process was killed by signal 9; it is tried again",
-        "no activations of mobilenet_v3_small are stored, every trial computes them: its process was killed by "
+        "storing activations of mobilenet_v3_small: its process was killed by signal 9; retrying",
+        "no activations of mobilenet_v3_small are stored, so every trial computes them: its process was killed by "
         "signal 9",
     ]
     runtime = runtime_for(splits.train_config(spec.config.train))
@@ -87,9 +87,9 @@ def test_where_time_ends_the_search_the_plan_counts_the_trials_and_says_if_they_
         return plan.trials
 
     assert planned("long", 1_000) > 20
-    assert "take a longer --timeout" not in caplog.text
+    assert "use a longer --timeout" not in caplog.text
     assert planned("short", 0.001) == 1
-    assert "fewer trials (1) than the probe and the points that every search begins with (7)" in caplog.text
+    assert "fewer trials (1) than the probe and the first points of every search (7)" in caplog.text
 
 
 def test_what_one_gpu_stored_is_found_by_trials_on_another_and_not_on_another_kind_of_device(
@@ -116,7 +116,7 @@ def test_trials_from_other_pretrained_weights_do_not_join_a_study(
     study = Study.open(own_home, "other", spec.config, depths, "same")
     study.keep_weights(name, "0" * 16)
     with pytest.raises(
-        StudyError, match=rf"begun with other weights of {name} \(digest 0000000000000000, now .*--study"
+        StudyError, match=rf"started with other weights of {name} \(digest 0000000000000000, now .*--study"
     ):
         stored(replace(spec, study="other"), own_home)
     assert study.weights_of(name) == "0" * 16
@@ -167,14 +167,12 @@ def test_the_network_of_a_study_is_the_pretrained_one_of_its_settings(
     given = spec.config.model_copy(update={"backbone": spec.config.backbone.model_copy(update={"weights": "none"})})
     backbone = spec.hyperparameters.backbone
     Study.open(own_home, spec.study, spec.config, {backbone: depth_of(backbone)}, "same")
-    with pytest.raises(StudyError, match=r"What the study tests was trained with is not recorded\. Name"):
+    with pytest.raises(StudyError, match=r"The settings of the study tests are not recorded\. Name"):
         network_of(spec.study, given, home=own_home, tracking_uri=store.uri)
     settings = yaml.safe_dump(spec.config.model_dump(mode="json"))
     store.client.log_text(spec.parent_run_id, settings, "config.yaml")
     found = network_of(spec.study, given, home=own_home, tracking_uri=store.uri)
     assert found.described == "the pretrained mobilenet_v3_small of the study tests"
     assert found.config.backbone.weights == "starter"
-    with pytest.raises(
-        RegistryError, match=r"Unknown backbone 'birds'.* Nor is there a study 'birds'.* No model 'birds'"
-    ):
+    with pytest.raises(RegistryError, match=r"Unknown backbone 'birds'.* There is no study 'birds'.* No model 'birds'"):
         network_of("birds", given, home=own_home, tracking_uri=store.uri)

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -15,7 +16,8 @@ from thawline.exceptions import ConfigError, StudyError
 from thawline.search import check_backbones
 from thawline.search.conduct import Queue
 from thawline.search.fruitless import MOST_FRUITLESS
-from thawline.search.records import latest_study, load_importances, load_records, study_names
+from thawline.search.importance import load_importances
+from thawline.search.records import latest_study, load_records, study_names
 from thawline.search.sampling import check_sampling
 from thawline.search.space import (
     PORTFOLIO,
@@ -76,8 +78,9 @@ def trained(study: Study, count: int) -> list[Hyperparameters]:
 
 
 def starts_of(*, depth: int, slower: float = 1.0) -> list[tuple[int, float]]:
-    """Freeze depth and learning rate of the portfolio's points for a network of so many layer groups, without twins."""
-    return list(dict.fromkeys((round(each.share * depth), each.learning_rate * slower) for each in PORTFOLIO))
+    """Freeze depth and learning rate of the portfolio, cheapest first, for a network of so many layer groups."""
+    points = dict.fromkeys((round(each.share * depth), each.learning_rate * slower) for each in PORTFOLIO)
+    return sorted(points, key=lambda point: -point[0])
 
 
 def complete(study: Study, value: float) -> int:
@@ -97,11 +100,26 @@ def test_after_the_probe_the_first_trials_are_the_portfolio_moved_into_the_space
     drawn = first("whole", len(whole) + 3)
     assert drawn[: len(whole)] == pytest.approx(whole)
     assert not set(drawn[len(whole) :]) & set(whole), "what comes after it is sampled"
-    moved = list(dict.fromkeys((min(max(depth, 2), 3), min(max(rate, 2e-4), 5e-4)) for depth, rate in whole))
+    best_first = [(round(each.share * 5), each.learning_rate) for each in PORTFOLIO]
+    moved = list(dict.fromkeys((min(max(depth, 2), 3), min(max(rate, 2e-4), 5e-4)) for depth, rate in best_first))
+    moved.sort(key=lambda point: -point[0])
     assert len(moved) < len(whole), "points that come to lie on each other are tried once"
     part = first("part", len(moved) + 1, space={"freeze_depth": [2, 3], "learning_rate": [2e-4, 5e-4]})
     assert part[:-1] == pytest.approx(moved)
     assert part[-1] not in moved
+
+
+def test_the_cheapest_of_the_portfolio_come_first_unless_the_trials_do_not_suffice_for_all_of_it() -> None:
+    def depths(**study: Any) -> list[int]:
+        return [point["freeze_depth"] for point in default_points(config(study=study), DEPTHS)]
+
+    best_first = [round(each.share * DEPTHS["resnet18"]) for each in PORTFOLIO]
+    assert depths(trials=len(PORTFOLIO)) == best_first, "one of them is the probe"
+    assert depths(trials=len(PORTFOLIO) + 1, enqueue=[{"freeze_depth": 1}]) == best_first
+    cheapest_first = sorted(best_first, reverse=True)
+    assert cheapest_first != best_first
+    assert depths(trials=len(PORTFOLIO) + 1) == cheapest_first
+    assert depths(timeout_minutes=1) == cheapest_first, "time may not suffice for the expensive ones"
 
 
 def test_the_portfolio_begins_with_everything_and_holds_no_head_only_trial() -> None:
@@ -125,7 +143,7 @@ def test_an_encoder_of_texts_begins_with_the_portfolio_at_lower_rates(tmp_path: 
     points = default_points(config(backbone={"name": name}), {name: 3})
     wanted = starts_of(depth=3, slower=0.5)
     assert [(point["freeze_depth"], point["learning_rate"]) for point in points] == pytest.approx(wanted)
-    assert points[0]["learning_rate"] < PORTFOLIO[0].learning_rate
+    assert points[-1]["learning_rate"] < max(each.learning_rate for each in PORTFOLIO)
 
 
 def test_of_several_backbones_each_is_probed_and_the_portfolio_is_that_of_the_best(own_home: Path) -> None:
@@ -294,7 +312,7 @@ def test_trials_that_all_fail_end_a_search_that_only_time_limits(
     options = {"sampler": "RandomSampler", "timeout_minutes": 10, "batch": 1}
     study = open_study(own_home, study=options)
     assert end_all(study, queue_for(study), state="failed") == MOST_FRUITLESS
-    assert "no further trial starts, though there is time left" in caplog.text
+    assert "no further trial starts, although there is time left" in caplog.text
     resumed = open_study(own_home, study=options)
     assert end_all(resumed, queue_for(resumed), most=5) == 5, "whoever resumes it has removed the cause"
     assert end_all(resumed, queue_for(resumed), state="failed") == MOST_FRUITLESS
@@ -479,7 +497,7 @@ def test_where_time_is_the_budget_what_a_trial_promises_is_weighed_by_its_cost(o
         opened = begun_study(own_home, name, study={"sampler_options": {"n_startup_trials": 2}, **study})
         opened.keep_seconds("resnet18", seconds)
         for number in range(8):  # no evidence for one depth or another
-            complete(opened, 0.5 + 0.001 * (number % 2))
+            complete(opened, 0.5 + 0.001 * ((number // 2) % 2))
         depths = []
         for _ in range(10):
             asked = ask(opened)
@@ -722,8 +740,25 @@ def test_importances_name_what_made_the_difference_and_say_nothing_of_too_few_tr
         value = 0.5 + 0.09 * asked.hyperparameters.freeze_depth  # the rate has no say
         study.report(asked.number, epoch(4, value))
         study.tell(TrialResult(asked.number, "complete", value, 4, 4, 1.0, "", "run", "file"))
-    shares = study.importances()
-    assert next(iter(shares)) == "freeze_depth"
-    assert shares["freeze_depth"] > 0.8
-    assert abs(sum(shares.values()) - 1) < 1e-6
-    assert load_importances(own_home, "pets") == shares
+    found = study.importances()
+    assert next(iter(found)) == "freeze_depth"
+    assert found["freeze_depth"].share > 0.8
+    assert abs(sum(importance.share for importance in found.values()) - 1) < 1e-6
+    assert load_importances(own_home, "pets") == found
+
+
+def test_an_importance_is_less_sure_where_values_are_mostly_chance(own_home: Path) -> None:
+    chance = np.random.default_rng(0).random(12)
+    widths = []
+    for name, noise in (("clear", 0.0), ("chance", 1.0)):
+        study = open_study(own_home, name, study={"sampler": "RandomSampler"})
+        for number in range(12):
+            asked = ask(study)
+            value = float((1 - noise) * (0.1 + 0.09 * asked.hyperparameters.freeze_depth) + noise * chance[number])
+            study.report(asked.number, epoch(4, value))
+            study.tell(TrialResult(asked.number, "complete", value, 4, 4, 1.0, "", "run", "file"))
+        importance = study.importances()["freeze_depth"]
+        assert 0 <= importance.low <= importance.share <= importance.high <= 1
+        widths.append(importance.high - importance.low)
+    clear, by_chance = widths
+    assert by_chance > 2 * clear

@@ -211,7 +211,7 @@ def test_out_of_memory_with_two_images_at_a_time_fails_the_trial_and_says_what_t
     result = run_trial(make_spec(), go_on)
     assert attempts == [1, 2, 4], "of a batch of eight"
     assert result.state == "failed"
-    assert result.reason.startswith("out of memory, also with two images at a time. Lower --image-size")
+    assert result.reason.startswith("out of memory, even with two images at a time. Lower --image-size")
 
 
 @pytest.mark.parametrize("reason", ["CUDA error: device-side assert triggered", "CUDA error: an illegal memory access"])
@@ -513,5 +513,5 @@ def test_an_image_that_changes_during_a_search_that_keeps_nothing_decoded_ends_t
     (tmp_path / "copy" / "train" / "dark" / "3.png").write_bytes(b"something else")
     result = run_trial(spec, go_on)
     assert (result.state, result.value) == ("failed", None)
-    assert "1 image is not what it was when the folder was read, the first: " in result.reason
+    assert "1 image changed since the folder was read, the first: " in result.reason
     assert "train/dark/3.png: its content has changed" in result.reason

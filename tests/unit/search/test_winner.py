@@ -181,7 +181,7 @@ def _exported_by(exporter: Callable[..., Tensor]) -> Callable[[pytest.MonkeyPatc
     [
         (_not_installed, None),
         (_exported_by(_fails), "The network cannot be exported as onnx: TypeError: no such operator"),
-        (_exported_by(_differs), "exported as onnx answers otherwise: a probability differs by 1.0e-02"),
+        (_exported_by(_differs), "exported as onnx gives different results: a probability differs by 1.0e-02"),
     ],
     ids=["not installed", "cannot be exported", "answers otherwise"],
 )

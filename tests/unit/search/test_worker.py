@@ -185,10 +185,10 @@ def test_a_step_whose_process_dies_again_and_again_is_an_error_or_left_out(caplo
     ended = "its process ended with 7"
     with pytest.raises(StudyError, match=rf"packaging: {ended}.*The same command resumes"):
         run_step(_end, 7, retries=1, title="packaging")
-    assert [record.getMessage() for record in caplog.records] == [f"packaging: {ended}; it is tried again"]
+    assert [record.getMessage() for record in caplog.records] == [f"packaging: {ended}; retrying"]
     caplog.clear()
     assert try_step(_end, 7, retries=0, title="writing the report", otherwise=0) == 0
-    assert [record.getMessage() for record in caplog.records] == [f"writing the report: {ended}; it is left out"]
+    assert [record.getMessage() for record in caplog.records] == [f"writing the report: {ended}; skipped"]
 
 
 def test_a_process_that_dies_while_a_large_call_is_sent_is_a_crash_and_the_step_is_tried_again(
@@ -203,7 +203,7 @@ def test_a_process_that_dies_while_a_large_call_is_sent_is_a_crash_and_the_step_
         assert run_step(_length, large, retries=1, title="packaging") == len(large)
     finally:
         kill.join()
-    assert "packaging: its process was killed by signal 9; it is tried again" in caplog.text
+    assert "packaging: its process was killed by signal 9; retrying" in caplog.text
 
 
 def test_what_later_steps_need_is_loaded_while_the_driver_does_something_else() -> None:

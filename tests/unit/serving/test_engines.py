@@ -83,7 +83,7 @@ def test_a_server_with_a_fixed_engine_refuses_a_version_that_it_cannot_compute_a
         follower._look()
         ready = client.get("/ready").json()
         assert (ready["version"], ready["engine"], ready["refused"]["version"]) == ("1", engine, "2")
-        assert "the package holds no model.onnx" in ready["refused"]["reason"]
+        assert "the package has no model.onnx" in ready["refused"]["reason"]
         answer = client.post("/predict", content=picture("blue"), headers={"Content-Type": "image/png"}).json()
         assert answer["predictions"][0]["label"] == "blue"
 

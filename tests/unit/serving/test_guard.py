@@ -16,7 +16,7 @@ def test_a_name_that_is_not_the_servers_is_refused_on_every_path() -> None:
         for path in ("/", "/health", "/ready", "/docs", "/openapi.json", "/metrics", "/v2", "/nothing"):
             answer = server.ask("GET", path, headers={"Host": f"evil.example.com:{server.port}"})
             assert answer.status == 421, path
-            assert "does not answer to the name 'evil.example.com'; --allow-host" in answer.error
+            assert "does not accept requests to the host 'evil.example.com'; --allow-host" in answer.error
         assert server.post("/predict", {"image": RED}, {"Host": "evil.example.com"}).status == 421
         for host in ("localhost", "LOCALHOST:1", "127.0.0.1:8000", "[::1]:8000", "models.example.org", "a.example.net"):
             assert server.ask("GET", "/health", headers={"Host": host}).status == 200, host

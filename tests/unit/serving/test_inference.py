@@ -135,7 +135,7 @@ def test_tensors_in_binary_go_in_and_come_out_as_tritons_client_has_them(server:
         (tensor(base64_of(RED), parameters=[1]), 400, "Parameters must be"),
         (tensor(base64_of(RED), outputs=[{"name": "colour"}]), 400, "label, probability, probabilities, but got"),
         (tensor(base64_of(RED), outputs={"name": "label"}), 400, "must be a list"),
-        (tensor(*[base64_of(RED)] * 9), 413, "holds 9 images; this server takes 8"),
+        (tensor(*[base64_of(RED)] * 9), 413, "contains 9 images; this server accepts at most 8"),
         (tensor(*[base64_of(RED)] * 9000), 413, "too many values"),
     ],
 )
@@ -147,14 +147,14 @@ def test_what_is_wrong_is_said_in_one_sentence(server: Live, body: Any, status: 
 @pytest.mark.parametrize(
     ("asked", "data", "length", "status", "sentence"),
     [
-        (*binary_request(RED), "x", 400, "must be a length within the body"),
-        (*binary_request(RED), "999999", 400, "must be a length within the body"),
-        (*binary_request(RED), "9" * 5000, 400, "must be a length within the body"),
-        (*binary_request(RED), "0" * 5000, 400, "must be a length within the body"),
+        (*binary_request(RED), "x", 400, "must be at most the length of the body"),
+        (*binary_request(RED), "999999", 400, "must be at most the length of the body"),
+        (*binary_request(RED), "9" * 5000, 400, "must be at most the length of the body"),
+        (*binary_request(RED), "0" * 5000, 400, "must be at most the length of the body"),
         (binary_request(RED)[0], packed(RED)[:-1], None, 400, "bytes follow the JSON"),
         (tensor(base64_of(RED)), b"more", None, 400, "a list of data"),
-        (binary_request(b"\xff\xff\xff\xff")[0], b"\xff" * 8, None, 400, "cut off"),
-        (*binary_request(*[b""] * 9), None, 413, "more than the 8 images"),
+        (binary_request(b"\xff\xff\xff\xff")[0], b"\xff" * 8, None, 400, "truncated"),
+        (*binary_request(*[b""] * 9), None, 413, "more than 8 images"),
     ],
 )
 def test_binary_data_that_does_not_fit_its_json_is_refused(

@@ -63,7 +63,7 @@ def test_what_a_client_asked_for_is_not_computed_once_it_has_left(caplog: pytest
         assert server.metric("thawline_cancelled_total") == 1
         assert server.metric('thawline_requests_total{path="/predict",status="499"}') == 1
     lines = [record for record in caplog.records if record.name == "thawline.serving"]
-    assert [record.getMessage() for record in lines] == ["POST /predict: the client left before the answer"]
+    assert [record.getMessage() for record in lines] == ["POST /predict: the client left before the response"]
 
 
 def test_a_broken_upload_is_one_line_and_499(server: Live, caplog: pytest.LogCaptureFixture) -> None:
@@ -82,7 +82,7 @@ def test_a_body_that_does_not_come_is_408_and_its_connection_is_closed() -> None
         slow.sendall(HEAD % (b"/predict", 1000) + b"{")
         said = closed(slow)
         assert said.startswith(b"HTTP/1.1 408 ")
-        assert b"did not come within the 0.5 seconds" in said
+        assert b"did not arrive within 0.5 seconds" in said
         assert server.metric('thawline_requests_total{path="/predict",status="408"}') == 1
 
 
@@ -212,4 +212,4 @@ def test_a_form_that_is_cut_off_inside_its_second_file_is_400(server: Live, cut:
     assert server.ask("POST", "/predict", whole, headers).status == 200
     answer = server.ask("POST", "/predict", whole[: -cut - 2], headers)
     assert answer.status == 400
-    assert "cut off" in answer.error
+    assert "truncated" in answer.error

@@ -93,28 +93,28 @@ def test_what_was_counted_of_a_version_is_read_from_the_server(tmp_path: Path) -
     challenger = Registry(StandIn(classes=("green", "red", "blue")))
     with live(shadow=shadow(challenger), token=token.read_text().strip()) as server:
         address = f"http://127.0.0.1:{server.port}/"
-        with pytest.raises(RegistryError, match="nothing with version 2: it must run with --shadow challenger"):
+        with pytest.raises(RegistryError, match="no requests with version 2: run it with --shadow challenger"):
             read_shadow(address, "2", token_file=token)
         for images in ([RED, BLUE, BLUE], [BLUE]):
             assert server.post("/predict", {"images": images}, header).status == 200
             until(lambda: challenger.model.computed in (3, 4))
         until(lambda: read_shadow(address, "2", token_file=token).items == 4)
         found = read_shadow(address, "2", token_file=token)
-        with pytest.raises(RegistryError, match="asks for a token: --token-file FILE"):
+        with pytest.raises(RegistryError, match="requires a token: --token-file FILE"):
             read_shadow(address, "2")
-        with pytest.raises(RegistryError, match="compared nothing with version 1"):
+        with pytest.raises(RegistryError, match="compared no requests with version 1"):
             read_shadow(address, "1", token_file=token)
     assert (found.server, found.agreeing, found.uncompared) == (address, 3, 0)
     assert found.seconds > 0
-    assert "the same class as the champion's for 3 of 4 (75.0%)" in found.sentence()
+    assert "the champion's class for 3 of 4 (75.0%)" in found.sentence()
 
 
 @pytest.mark.parametrize(
     ("address", "sentence"),
     [
-        ("http://127.0.0.1:9", "http://127.0.0.1:9/metrics does not answer"),
-        ("file:///etc/passwd", "begins with http:// or https://"),
-        ("http://[", "does not answer"),
+        ("http://127.0.0.1:9", "http://127.0.0.1:9/metrics does not respond"),
+        ("file:///etc/passwd", "must start with http:// or https://"),
+        ("http://[", "does not respond"),
     ],
 )
 def test_a_server_that_cannot_be_asked_is_one_sentence(address: str, sentence: str) -> None:
@@ -178,5 +178,5 @@ def test_the_option_names_the_alias_and_a_share(text: str, share: float) -> None
 
 @pytest.mark.parametrize("text", ["", "champion", "challenger:", "challenger:0", "challenger:2", "challenger:nan"])
 def test_anything_else_is_refused(text: str) -> None:
-    with pytest.raises(ServingError, match=r"--shadow is challenger or challenger:SHARE"):
+    with pytest.raises(ServingError, match=r"--shadow must be challenger or challenger:SHARE"):
         parse_shadow(text)

@@ -89,16 +89,16 @@ def test_requests_in_flight_share_forward_passes_however_long_their_texts_are(cl
         ),
         ({"json": {"texts": ["a", 3]}}, 400, "Text 1 must be a string."),
         ({"json": {"texts": []}}, 400, "There is no text in the request"),
-        ({"json": {"texts": ["a"] * 51}}, 413, "holds 51 texts; this server takes 50 at once"),
+        ({"json": {"texts": ["a"] * 51}}, 413, "contains 51 texts; this server accepts at most 50"),
         (
             {"json": {"text": "a", "more": 1}},
             400,
-            'must be {"text": TEXT} or {"texts": [TEXT, …]}, with no other field',
+            'must be {"text": TEXT} or {"texts": [TEXT, …]}, without other fields',
         ),
         ({"json": {"image": base64.b64encode(RED).decode()}}, 400, "This model classifies texts: the JSON must be"),
         ({"content": RED, "headers": {"Content-Type": "image/png"}}, 415, "classifies texts: send JSON"),
         ({"files": {"file": RED}}, 415, "not 'multipart/form-data'"),
-        ({"content": b"a"}, 415, "Content-Type says which"),
+        ({"content": b"a"}, 415, "with the matching Content-Type"),
     ],
 )
 def test_bad_input_and_that_of_a_model_of_images_get_one_clear_sentence(

@@ -134,7 +134,7 @@ def test_the_run_that_mlflow_run_made_is_adopted_with_its_experiment(store: Mlfl
 
 
 def test_a_run_to_adopt_that_does_not_exist_is_named(store: MlflowStore) -> None:
-    with pytest.raises(TrackingError, match="MLFLOW_RUN_ID names the run 0123"):
+    with pytest.raises(TrackingError, match="MLFLOW_RUN_ID is the run 0123"):
         connect(store.uri, home=store.home, experiment="thawline", adopt_run_id="0123")
 
 

@@ -100,7 +100,7 @@ def test_a_server_decides_by_itself_where_files_go(tmp_path: Path, monkeypatch: 
     config = TrackingConfig(artifacts="s3://bucket/thawline")
     assert resolve_uri(config, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    with pytest.raises(TrackingError, match=r"the server http://127\.0\.0\.1:5000 decides by itself.*leave tracking"):
+    with pytest.raises(TrackingError, match=r"the server http://127\.0\.0\.1:5000 determines where.*remove tracking"):
         resolve_uri(config, tmp_path)
 
 

@@ -109,7 +109,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_plugins_are_checked_by_name_before_anything_else() -> None:
     check_trackers(TrackingConfig())
     check_trackers(TrackingConfig(plugins=("memory",)))
-    with pytest.raises(ConfigError, match=r"tracking\.plugins names 'memry'.*there are: broken, memory\."):
+    with pytest.raises(ConfigError, match=r"tracking\.plugins names 'memry'.*available: broken, memory\."):
         check_trackers(TrackingConfig(plugins=("memory", "memry")))
     with pytest.raises(ConfigError, match=r"'broken' of tracking\.plugins cannot be imported: No module"):
         check_trackers(TrackingConfig(plugins=("broken",)))

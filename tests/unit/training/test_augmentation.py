@@ -205,7 +205,7 @@ def test_another_word_is_refused_with_those_that_there_are(wrong: str, instead: 
 
 
 def test_views_of_images_that_nothing_changes_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"train\.views=4 needs images that change: set train\.augmentation to light"):
+    with pytest.raises(ConfigError, match=r"train\.views=4 needs augmentation: set train\.augmentation to light"):
         build(views=4)
     assert build(views=4, space={"augmentation": ["none", "light"]}).train.views == 4
     assert build(views=4, random_erasing=0.1).train.views == 4

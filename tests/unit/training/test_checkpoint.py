@@ -111,7 +111,7 @@ def test_a_checkpoint_of_another_network_or_other_weights_is_refused() -> None:
     load_model(Checkpoint(1, tensors, {}, {}, state), network)
     loaded = network.module.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in {**tensors, **kept}.items())
-    with pytest.raises(CheckpointError, match="of another network"):
+    with pytest.raises(CheckpointError, match="of a different network"):
         load_model(Checkpoint(1, {"other": torch.zeros(1)}, {}, {}, state), network)
     with pytest.raises(CheckpointError, match="trained from the weights 0123"):
         load_model(Checkpoint(1, tensors, {}, {}, {**state, "weights_digest": "0123"}), network)

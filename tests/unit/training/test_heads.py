@@ -120,6 +120,15 @@ def test_in_bf16_too_each_learns_nearly_what_it_would_learn_alone(alone: Any, to
         assert losses(fused) == pytest.approx(losses(alone(one, config, folder=f"bf16-{one.learning_rate}")), rel=0.01)
 
 
+def test_heads_for_whose_logits_there_is_no_room_at_once_are_measured_one_after_the_other(
+    together: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = [head(1e-3), head(1e-2), head(3e-2)]
+    at_once = [losses(result) for result in together(rates)]
+    monkeypatch.setattr(heads, "_LOGITS_BYTES", 2 * 4 * 30 * 3)  # of two trials
+    assert [losses(result) for result in together(rates, folder="apart")] == at_once
+
+
 def test_different_rates_come_to_different_heads(together: Any) -> None:
     slow, fast = together([head(1e-4), head(3e-2)])
     assert losses(fast)[-1] < losses(slow)[-1] - 0.05
@@ -139,7 +148,10 @@ def test_a_head_without_a_finite_validation_loss_fails_alone(
 
     def logits(*given: Any) -> Tensor:
         measured.append(given)
-        return real(*given) * (math.nan if len(measured) == 1 else 1)
+        of_both = real(*given).clone()
+        if len(measured) == 1:
+            of_both[:, 0] = math.nan
+        return of_both
 
     monkeypatch.setattr(heads, "logits_of", logits)
     broken, sound = together([head(3e-3), head(1e-2)])

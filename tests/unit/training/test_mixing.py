@@ -287,7 +287,7 @@ def test_the_search_says_at_its_beginning_where_cutmix_mixes_as_mixup_does(caplo
         assert depths["squeezenet1_1"] > 2 < depths["vit_b_16"]
         return [record.getMessage() for record in caplog.records if "cutmix" in record.getMessage()]
 
-    why = "cutmix mixes as mixup does: what its layer groups give there has no height and width"
+    why = "cutmix falls back to mixup: the outputs of its layer groups there have no height and width"
     assert notes(cutmix=1.0) == [f"vit_b_16: at freeze depth 1, 2 {why}"], "squeezenet's head begins with places"
     assert notes(mixup=0.2) == []
 

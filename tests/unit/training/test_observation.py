@@ -343,7 +343,7 @@ def test_what_recording_raises_ends_no_training_and_is_logged(train: Any, caplog
     with caplog.at_level(logging.WARNING):
         _, result = train(watching(broken), folder="trial")
     assert len(result.history) == 2
-    assert "what was observed in epoch 1 is not recorded" in caplog.text
+    assert "the observation of epoch 1 could not be recorded" in caplog.text
 
 
 @pytest.mark.parametrize(("scale", "word"), [(1e-6, "vanishes"), (1e6, "explodes")])

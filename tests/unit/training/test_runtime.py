@@ -35,7 +35,7 @@ def test_a_gpu_is_counted_and_not_opened_to_see_whether_it_is_there(monkeypatch:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch, "empty", opened)
     assert runtime_for(TrainConfig(device="cuda:1", precision="bf16")).device == torch.device("cuda", 1)
-    with pytest.raises(ConfigError, match=r"train\.device=cuda:2 cannot be used: there are 2 GPUs, counted from 0\."):
+    with pytest.raises(ConfigError, match=r"train\.device=cuda:2 cannot be used: there are 2 GPUs, numbered from 0\."):
         runtime_for(TrainConfig(device="cuda:2", precision="bf16"))
 
 

@@ -1,1 +1,1 @@
-"""Terminal output of commands, mostly tables by rich; they format values and compute nothing."""
+"""Terminal output of commands, mostly rich tables; they format values and compute nothing."""

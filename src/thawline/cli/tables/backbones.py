@@ -10,11 +10,11 @@ __all__ = ["backbones_table"]
 
 
 _WIDE = 120
-"""Columns of a terminal on which most lists of layer groups take one line or two."""
+"""Terminal width at which most lists of layer groups take one or two lines."""
 
 
 def backbones_table(infos: Sequence[BackboneInfo], width: int = _WIDE) -> Table:
-    """One row for each backbone; where it is narrow, one line, without the names of its layer groups."""
+    """One row per backbone; on a narrow terminal one line, without the names of its layer groups."""
     wide = width >= _WIDE
     table = Table(title=f"{len(infos)} backbones")
     table.add_column("backbone", no_wrap=True)

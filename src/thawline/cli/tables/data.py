@@ -15,11 +15,11 @@ from thawline.data.report import measured_lines
 __all__ = ["data_report"]
 
 _NAMED = 10
-"""Problems of one kind that are named; bad files are named all."""
+"""Maximum number of problems listed per kind; bad files are all listed."""
 
 
 def data_report(manifest: Manifest) -> RenderableType:
-    """A table of classes and splits, then every kind of problem with its files or lines, then the data digest."""
+    """A table of classes and splits, then the files or lines with each kind of problem, then the data digest."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("class", overflow="fold")
     for title in (*SPLITS, "all", "share"):
@@ -56,12 +56,12 @@ def data_report(manifest: Manifest) -> RenderableType:
 
 
 def _groups(manifest: Manifest) -> str:
-    """How many groups stay on one side, or nothing where none are given."""
+    """The number of groups that stay on one side; empty if there are none."""
     sizes = Counter(row.group for row in manifest.rows if row.group is not None)
     if not sizes:
         return ""
     noun = NOUNS[manifest.kind]
     without = len(manifest.rows) - sizes.total()
     alone = f"; {counted(without, noun)} in none" if without else ""
-    kept = "each stays on one side of the split"
+    kept = "each is kept in one split"
     return f"Groups: {len(sizes):,}, of at most {counted(max(sizes.values()), noun)}{alone}; {kept}"

@@ -14,7 +14,7 @@ __all__ = ["drift_table"]
 
 
 def drift_table(report: DriftReport) -> RenderableType:
-    """The tests, the classes that are predicted, and the images farthest from the reference."""
+    """The tests, the predicted classes, and the images farthest from the reference."""
     tests = _table(TEST_COLUMNS)
     for test, (*cells, verdict) in report.test_rows():
         tests.add_row(*cells, Text(verdict, "red" if test.drift else "green"))

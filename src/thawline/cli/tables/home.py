@@ -1,4 +1,4 @@
-"""Reports on the home and the machine."""
+"""Tables about the home and the machine."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ __all__ = ["clean_table", "clean_total", "findings_table"]
 
 
 def findings_table(findings: "Sequence[Finding]") -> Table:
-    """The findings of the doctor, and what to do: what is wrong first, then warnings."""
+    """The findings of the doctor, with advice: errors first, then warnings."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "check", "found", "what to do"):
         table.add_column(name, overflow="fold")
@@ -27,10 +27,10 @@ def findings_table(findings: "Sequence[Finding]") -> Table:
 
 
 def clean_table(found: "Survey") -> Table:
-    """What would be removed, or was."""
+    """Items to remove, or already removed."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("what", overflow="fold")
-    # The one column that gives way where the terminal is narrow: names of files are hashes.
+    # The only column that shrinks on a narrow terminal: file names are hashes.
     table.add_column("where", overflow="ellipsis", no_wrap=True, min_width=30)
     for name in ("how many", "size"):
         table.add_column(name, justify="right")
@@ -42,7 +42,7 @@ def clean_table(found: "Survey") -> Table:
 
 
 def clean_total(found: "Survey", *, removed: bool, failures: int = 0) -> str:
-    """A summary in a sentence, and how to remove it."""
+    """Summarise in a sentence, with the option that removes the items."""
     if not found.items:
         return "There is nothing to remove."
     amount = f"{sum(len(item.parts) for item in found.items)} files or records, {decimal(found.bytes)}"

@@ -12,14 +12,14 @@ __all__ = ["label_report"]
 
 
 def label_report(found: LabelCheck) -> RenderableType:
-    """How many there are, and the first of them by path."""
+    """The number of suspects, and a table of the first."""
     unjudged = f"{', '.join(found.unjudged[:NAMED])}{', …' if len(found.unjudged) > NAMED else ''}"
     notes = [Text(printable(f"Too few examples to judge: {unjudged}"))] if found.unjudged else []
     if found.is_doubtful:
-        told = f"The features tell the class of only {found.accuracy:.0%} of the examples: most of these may be right"
+        told = f"The features predict only {found.accuracy:.0%} of the labels: most of these may be right"
         notes.append(Text(told, "yellow"))
     heading = Text(f"\nLabels that the features of {found.network} contradict: {len(found.suspects):,}", "bold")
-    counts = f"of {found.examples:,}; about {found.noise:.1%} of all labels seem to be wrong, listed or not"
+    counts = f"of {found.examples:,}; an estimated {found.noise:.1%} of all labels are wrong, listed or not"
     if not found.suspects:
         return Group(heading, Text(counts), *notes)
     table = Table(box=None, header_style="bold", pad_edge=False)

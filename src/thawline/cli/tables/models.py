@@ -13,11 +13,11 @@ from thawline.registry import Reign, Verdict
 __all__ = ["explanations_table", "history_table", "predictions_table", "verdict_table"]
 
 _SHOWN_LETTERS = 60
-"""Of a text."""
+"""Maximum number of characters shown of a text."""
 
 
 def verdict_table(verdict: Verdict) -> Table:
-    """Every criterion, its value, what is required, and whether it is met."""
+    """Every criterion with its value, its threshold, and whether it is met."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("criterion", "value", "required", ""):
         table.add_column(name, overflow="fold")
@@ -27,7 +27,7 @@ def verdict_table(verdict: Verdict) -> Table:
 
 
 def history_table(model: str, reigns: Sequence[Reign]) -> Table:
-    """The champions, the newest first, in local time."""
+    """The champions, newest first, in local time."""
     table = Table(title=f"Champions of {model}", box=None, pad_edge=False, header_style="bold", title_justify="left")
     for name in ("version", "since", "until", "by", "reason"):
         table.add_column(name, overflow="fold")
@@ -38,9 +38,9 @@ def history_table(model: str, reigns: Sequence[Reign]) -> Table:
 
 
 def predictions_table(predictions: Sequence[dict[str, Any]]) -> Table:
-    """Predictions: the class, its probability, the runner-up and, where the model has them, the prediction set.
+    """Predictions: the class, its probability, the runner-up and, if the model has them, the prediction set.
 
-    Of what is unknown the class is in parentheses.
+    If an item is unknown, its class is in parentheses.
     """
     sets = any("prediction_set" in each for each in predictions)
     kind: DataKind = "texts" if "text" in predictions[0] else "images"
@@ -61,7 +61,7 @@ def predictions_table(predictions: Sequence[dict[str, Any]]) -> Table:
 
 
 def explanations_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """What was explained in each image, and the file written."""
+    """The class explained in each image, and the file written."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("file", "class", "probability", "explained", "method", "picture"):
         table.add_column(name, overflow="fold")

@@ -16,9 +16,9 @@ __all__ = ["leaderboard_table"]
 
 
 def leaderboard_table(records: Sequence[TrialRecord], metric: str, *, title: str | None = None) -> Table:
-    """Trials by rank; hyperparameters that no trial varies are left out.
+    """Trials by rank, without hyperparameters that are the same in all.
 
-    A backbone with a long name has a short one in the table and the long one below.
+    A long backbone name is shortened in the table and given in full below.
     """
     varied = varied_hyperparameters(records)
     table = Table(
@@ -35,7 +35,7 @@ def leaderboard_table(records: Sequence[TrialRecord], metric: str, *, title: str
     table.add_column(f"val/{metric}", justify="right", no_wrap=True)
     for name in [*varied, "epochs", "seconds"]:
         table.add_column(name.replace("_", "\n", 1).replace("_", " "), justify="right", no_wrap=True)
-    # The one column that shrinks on a narrow terminal, so that a trial stays on one line.
+    # The only column that shrinks on a narrow terminal, so that a trial stays on one line.
     table.add_column("MLflow run", overflow="ellipsis", min_width=8)
     for row in leaderboard_rows(records):
         style = {"complete": "", "pruned": "dim", "failed": "red", "paused": "dim", "running": "cyan"}[row["state"]]

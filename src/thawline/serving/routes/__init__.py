@@ -1,4 +1,4 @@
-"""The routes of the HTTP application, a router for each noun."""
+"""The routes of the HTTP application, one router per noun."""
 
 from thawline.serving.routes import health, inference, invocations, metrics, page, predict, webhook
 

@@ -1,4 +1,4 @@
-"""Whether the process answers, what it serves, and with what."""
+"""Health probes, readiness and versions."""
 
 import importlib.metadata
 from dataclasses import asdict
@@ -17,22 +17,22 @@ _DISTRIBUTIONS = {
     "openvino": "openvino",
     "openvino-bf16": "openvino",
 }
-"""Of each engine, as package indexes name it."""
+"""The distribution of each engine, by its name on package indexes."""
 
 
 def router(follower: Follower) -> APIRouter:
-    """The routes of probes, and of people who ask what runs."""
+    """The routes for health probes and versions."""
     routes = APIRouter()
 
     @routes.get("/health")
     @routes.get("/ping", include_in_schema=False)
     async def health() -> dict[str, str]:
-        """Whether the process answers."""
+        """Liveness: whether the process responds."""
         return {"status": "ok"}
 
     @routes.get("/ready")
     async def ready() -> dict[str, Any]:
-        """What is served, and whether the registry says something else that cannot be served."""
+        """Readiness: the served version, and any newer version that was refused."""
         return {
             "ready": True,
             "model": follower.model.name,
@@ -46,7 +46,7 @@ def router(follower: Follower) -> APIRouter:
 
     @routes.get("/version")
     async def version() -> dict[str, Any]:
-        """Versions of the model and of what serves it."""
+        """Versions of the model and of the libraries that serve it."""
         used = dict.fromkeys(("thawline", "torch", "mlflow", _DISTRIBUTIONS[follower.model.engine]))
         libraries = {name: importlib.metadata.version(name) for name in used}
         return {

@@ -15,12 +15,12 @@ __all__ = ["router"]
 
 
 def router(classifying: Classifying) -> APIRouter:
-    """The routes of clients of KServe and Triton; the model has the name that it has in the registry."""
+    """The routes for KServe and Triton clients; the model has the same name as in the registry."""
     routes = APIRouter(prefix="/v2")
 
     @routes.get("")
     async def server() -> dict[str, Any]:
-        """The server, and what it speaks beyond the protocol."""
+        """The server, and the protocol extensions that it supports."""
         return {
             "name": "thawline",
             "version": importlib.metadata.version("thawline"),
@@ -29,18 +29,18 @@ def router(classifying: Classifying) -> APIRouter:
 
     @routes.get("/health/live")
     async def live() -> dict[str, bool]:
-        """Whether the process answers."""
+        """Whether the process responds."""
         return {"live": True}
 
     @routes.get("/health/ready")
     async def ready() -> dict[str, bool]:
-        """Whether a model is served; before that, nothing listens."""
+        """Whether a model is served; the server listens only after it is loaded."""
         return {"ready": True}
 
     @routes.get("/models/{name}")
     @routes.get("/models/{name}/versions/{version}")
     async def metadata(name: str, version: str | None = None) -> dict[str, Any]:
-        """Names, types and shapes of what goes in and comes out."""
+        """Names, types and shapes of inputs and outputs."""
         return model_metadata(_served(name, version))
 
     @routes.get("/models/{name}/ready")
@@ -52,7 +52,7 @@ def router(classifying: Classifying) -> APIRouter:
     @routes.post("/models/{name}/infer")
     @routes.post("/models/{name}/versions/{version}/infer")
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
-        """Classify: one tensor of BYTES in; label, probability and probabilities out."""
+        """Classify images or texts: the input is one BYTES tensor; outputs are label, probability and probabilities."""
         async with classifying.bodies.read(request) as body:
             model = _served(name, version)
             length, most = request.headers.get(HEADER_LENGTH), classifying.options.max_items

@@ -14,12 +14,12 @@ __all__ = ["router"]
 
 
 def router(classifying: Classifying) -> APIRouter:
-    """The route of whoever classifies."""
+    """The route for MLflow clients."""
     routes = APIRouter()
 
     @routes.post("/invocations")
     async def invocations(request: Request) -> Response:
-        """MLflow's scoring protocol, as `mlflow models serve` speaks it."""
+        """MLflow's scoring protocol, as in `mlflow models serve`."""
         async with classifying.bodies.read(request) as body:
             model = classifying.model
             content_type = request.headers.get("content-type", "")
@@ -32,7 +32,7 @@ def router(classifying: Classifying) -> APIRouter:
 
 
 def _items(model: ServedModel, body: bytes, content_type: str, max_items: int) -> list[bytes | str]:
-    """MLflow reads it, and of what it does not foresee it raises whatever its parsers meet: that is the client's."""
+    """Parse with MLflow, whose parsers may raise any exception on unexpected input: all count as client errors."""
     check_values(body, content_type.partition(";")[0].strip().lower(), max_items=max_items)
     try:
         items = model.items_in(body, content_type)

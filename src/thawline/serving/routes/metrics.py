@@ -9,7 +9,7 @@ __all__ = ["router"]
 
 
 def router(follower: Follower, metrics: Metrics) -> APIRouter:
-    """The route of what one process has counted."""
+    """The route for metrics."""
     routes = APIRouter()
 
     @routes.get("/metrics")

@@ -1,4 +1,4 @@
-"""``GET /``: the page on which people try the model."""
+"""``GET /``: a page for trying the model."""
 
 import base64
 import hashlib
@@ -25,7 +25,7 @@ def router() -> APIRouter:
 
 
 def _policy(page: str) -> str:
-    """Nothing runs or is shown but what the page itself holds, named by its digest, and the pictures chosen."""
+    """Allow only the page's own script and style, identified by digest, and the images chosen by the user."""
     rules = {
         "default-src": "'none'",
         "script-src": _digest(page, "script"),

@@ -1,4 +1,4 @@
-"""``POST /predict``: one or several images or texts, in the forms that a client has them in."""
+"""``POST /predict``: one or several images or texts, in several formats."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -17,27 +17,27 @@ __all__ = ["PREDICT_BODIES", "ItemPrediction", "PredictAnswer", "router"]
 
 
 class ClassProbability(BaseModel):
-    """One class and how probable it is."""
+    """One class with its probability."""
 
     label: str
     probability: float
 
 
 class ItemPrediction(BaseModel):
-    """What the model says about one image or text."""
+    """The prediction for one image or text."""
 
     label: str
     probability: float
     top: list[ClassProbability]
     """The most probable classes, the best first."""
     probabilities: Annotated[dict[str, float], Field(deprecated=True)]
-    """The same as a mapping, of which JavaScript and others lose the order where classes are whole numbers; it stays
-    for one more release."""
+    """The same as a mapping, whose order JavaScript and others lose if class names are integers; it will be removed
+    after one more release."""
 
     prediction_set: list[str] | None = None
-    """Classes that it may be of, the most probable first; ``null`` where the version has no prediction sets."""
+    """Classes that the item may belong to, the most probable first; ``null`` if the version has no prediction sets."""
     unknown: bool | None = None
-    """Whether it seems to be of none of the classes; ``null`` where the version cannot tell."""
+    """Whether the item seems to belong to none of the classes; ``null`` if the version cannot tell."""
 
 
 class PredictAnswer(BaseModel):
@@ -49,16 +49,16 @@ class PredictAnswer(BaseModel):
 
 
 def router(classifying: Classifying) -> APIRouter:
-    """The route of whoever classifies."""
+    """The route for classification."""
     routes = APIRouter()
     options = classifying.options
 
     @routes.post("/predict", response_model=PredictAnswer)
     async def predict(request: Request, top_k: Annotated[int, Query(ge=1, le=10_000)] = 5) -> PredictAnswer:
-        """Classify one or several. Images: multipart files, a raw body of type image/*, or JSON with base64. Texts:
-        JSON, or a body of type text/plain."""
+        """Classify one or several images or texts. Images: multipart files, a raw body of type image/*, or JSON with
+        base64. Texts: JSON, or a body of type text/plain."""
         async with classifying.bodies.read(request) as body:
-            model = classifying.model  # one for the whole request: the next one may be of another kind
+            model = classifying.model  # the same for the whole request: the next version may be of another kind
             items = await items_of(request.headers, body, model.kind, max_items=options.max_items)
             answers = await classifying(request, model, items)
         return PredictAnswer(

@@ -1,4 +1,4 @@
-"""``POST /webhook``: the registry says that an alias has moved."""
+"""``POST /webhook``: the registry reports that an alias has moved."""
 
 from fastapi import APIRouter, Request
 
@@ -10,18 +10,18 @@ from thawline.serving.webhook import is_genuine, is_signed
 __all__ = ["router"]
 
 _LARGEST = 64 * 1024
-"""Bytes; MLflow's deliveries have some hundreds."""
+"""Bytes; MLflow's deliveries have a few hundred."""
 
 
 def router(follower: Follower, secret: str, bodies: Bodies) -> APIRouter:
-    """The route of a server that knows the secret its webhooks are signed with."""
+    """The route of a server that has the secret of the webhooks."""
     routes = APIRouter()
 
     @routes.post("/webhook", status_code=202)
     async def webhook(request: Request) -> dict[str, str]:
-        """A word from MLflow that an alias has moved; register it for `model_version_alias.created`."""
-        refused = BadRequest(403, "The webhook's signature is not that of this server's secret, or it is too old.")
-        if not is_signed(request.headers):  # nothing is read of whoever cannot be MLflow
+        """MLflow reports that an alias has moved; register it for `model_version_alias.created`."""
+        refused = BadRequest(403, "The webhook's signature does not match this server's secret, or it is too old.")
+        if not is_signed(request.headers):  # do not read bodies of requests that cannot come from MLflow
             raise refused
         async with bodies.read(request, largest=_LARGEST) as body:
             if not is_genuine(secret, request.headers, body):

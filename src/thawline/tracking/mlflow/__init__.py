@@ -1,4 +1,4 @@
-"""MLflow: the store, the study's parent run, the trials' child runs, and what is written to them."""
+"""MLflow: the store, the study's parent run, the trials' child runs, and their records."""
 
 from thawline.tracking.mlflow.files import CHECKPOINT
 from thawline.tracking.mlflow.runs import (
@@ -10,13 +10,14 @@ from thawline.tracking.mlflow.runs import (
     has_run,
     start_study_run,
 )
-from thawline.tracking.mlflow.store import MlflowStore, connect, open_store, pages, resolve_uri
+from thawline.tracking.mlflow.store import UI_PORT, MlflowStore, connect, open_store, pages, resolve_uri
 from thawline.tracking.mlflow.tracker import MlflowTracker
 from thawline.tracking.mlflow.unsent import replay_unsent, unsent_records
 from thawline.tracking.mlflow.writer import metric_key
 
 __all__ = [
     "CHECKPOINT",
+    "UI_PORT",
     "MlflowStore",
     "MlflowTracker",
     "artifact_text",

@@ -1,7 +1,7 @@
-"""Pictures, tables and checkpoints in MLflow, written idempotently.
+"""Write pictures, tables and checkpoints to MLflow idempotently.
 
-MLflow's own ``log_image``, ``log_table`` and ``create_logged_model`` add another one each time. These write the same,
-under names that depend only on the record.
+MLflow's own ``log_image``, ``log_table`` and ``create_logged_model`` add a new one each time. These functions use names
+that depend only on the record.
 """
 
 import hashlib
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 __all__ = ["CHECKPOINT", "file_of", "png", "write_checkpoint", "write_image", "write_table"]
 
 CHECKPOINT = "checkpoint"
-"""Type of the logged models that are checkpoints of trials."""
+"""Model type of trials' checkpoints."""
 _THUMBNAIL = 256
-"""Longest side of the small copy that MLflow's UI shows first, in pixels."""
+"""Longest side of the thumbnail for MLflow's UI, in pixels."""
 
 
 def file_of(name: str, media: Media, *, step: int, at: int) -> ImageFile | TableFile | Text | None:
-    """What is written; ``None`` for what MLflow's UI does not show.
+    """The file record of media; ``None`` for media that MLflow's UI does not show.
 
-    A picture is encoded only when it is written, since training waits here.
+    Pictures are encoded on delivery, because training waits for this function.
 
     Args:
-        name: of characters that MLflow takes, see :func:`~thawline.tracking.mlflow.metric_key`.
-        media: see there.
-        step: kept of pictures; a table or a figure replaces that of an earlier step.
-        at: when it was logged, in milliseconds since 1970.
+        name: a name that is valid in MLflow, see :func:`~thawline.tracking.mlflow.metric_key`.
+        media: the media.
+        step: step of a picture; a table or a figure replaces that of an earlier step.
+        at: time of logging, in milliseconds since 1970.
 
     Raises:
-        ValueError: if a picture has other pixels than it should, or a table columns of different lengths.
+        ValueError: if a picture has invalid pixels, or a table has columns of different lengths.
     """
     match media:
         case Image(pixels):
@@ -49,8 +49,8 @@ def file_of(name: str, media: Media, *, step: int, at: int) -> ImageFile | Table
                 raise ValueError(
                     f"pixels must be uint8 [H, W, 3], but {name} has {pixels.dtype} {list(pixels.shape)}. Convert them."
                 )
-            # MLflow's UI reads name, step and time from the file's name; the digits stand where log_image has a random
-            # number.
+            # MLflow's UI reads name, step and time from the file name; the digits replace the random number of
+            # log_image.
             key = _short(name.replace("/", "~"))
             digits = hashlib.sha256(f"{name} {step} {at}".encode()).hexdigest()[:16]
             return ImageFile(at, media, f"{key}+step+{step}+timestamp+{at}+{digits}")
@@ -64,7 +64,7 @@ def file_of(name: str, media: Media, *, step: int, at: int) -> ImageFile | Table
 
 
 def write_image(client: "MlflowClient", run_id: str, record: ImageFile) -> None:
-    """A picture of one step, and its small copy, where MLflow's UI looks for them."""
+    """Write a picture of one step, and its thumbnail, where MLflow's UI expects them."""
     from PIL import Image as Pillow
 
     encoded = png(record.image)
@@ -78,7 +78,7 @@ def write_image(client: "MlflowClient", run_id: str, record: ImageFile) -> None:
 
 
 def write_table(client: "MlflowClient", run_id: str, record: TableFile) -> None:
-    """A table as MLflow's UI reads it, and its entry in the list of the run's tables."""
+    """Write a table in the format of MLflow's UI, and its entry in the run's list of tables."""
     client.log_text(run_id, record.text, record.file)
     listed = json.loads(client.get_run(run_id).data.tags.get("mlflow.loggedArtifacts", "[]"))
     entry = {"path": record.file, "type": "table"}
@@ -87,15 +87,15 @@ def write_table(client: "MlflowClient", run_id: str, record: TableFile) -> None:
 
 
 def write_checkpoint(client: "MlflowClient", run_id: str, record: Checkpoint) -> None:
-    """A checkpoint as a logged model, an output of its run, with what it reached.
+    """Write a checkpoint as a logged model, an output of its run, with its metrics.
 
-    It becomes ready last, so that an unfinished one is resumed, and one that is ready is complete.
+    It becomes ready last, so that a ready one is complete, and an unfinished one is resumed.
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
     path, epoch = record.path, record.epoch
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is gone")
+        raise FileNotFoundError(f"{path} is missing")
     run = client.get_run(run_id)
     experiment_id = run.info.experiment_id
     same = f"source_run_id = '{run_id}' AND model_type = '{CHECKPOINT}' AND tags.`thawline.epoch` = '{epoch}'"
@@ -118,7 +118,7 @@ def write_checkpoint(client: "MlflowClient", run_id: str, record: Checkpoint) ->
     name, digest = record.dataset or (None, None)
     metrics = []
     for key, value in record.metrics.items():
-        # The run has this value of this epoch already; with another time it would be there twice.
+        # The run already has this value of this epoch; with a different time it would be duplicated.
         points = client.get_metric_history(run_id, key)
         times = [point.timestamp for point in points if (point.step, point.value) == (epoch, value)]
         timestamp = times[0] if times else record.at
@@ -130,17 +130,17 @@ def write_checkpoint(client: "MlflowClient", run_id: str, record: Checkpoint) ->
 
 
 def png(image: Image) -> bytes:
-    """A picture's file, the same whenever it is made."""
+    """The deterministic PNG file of a picture."""
     from PIL import Image as Pillow
 
     encoded = io.BytesIO()
-    # The fastest level: the file is hardly larger.
+    # The fastest level, as the file is hardly larger.
     Pillow.fromarray(image.pixels).save(encoded, "PNG", compress_level=1)
     return encoded.getvalue()
 
 
 def _json_value(value: Any) -> Any:
-    """As JSON has it, which has no word for what is not finite, nor numpy's numbers."""
+    """A JSON value: JSON supports neither non-finite numbers nor numpy's types."""
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -151,7 +151,7 @@ def _path(name: str) -> str:
 
 
 def _short(part: str) -> str:
-    """A file name that is not too long for file systems with the rest of it; digits keep shortened ones apart."""
+    """Shorten a part of a file name for file systems; digits keep shortened names unique."""
     encoded = part.encode()
     if len(encoded) <= 100:
         return part

@@ -1,4 +1,4 @@
-"""MLflow's runs: that of a study, and those of its trials, which are its children."""
+"""MLflow's runs: the parent run of a study, and the child runs of its trials."""
 
 import logging
 import tempfile
@@ -39,10 +39,10 @@ def start_study_run(
     tags: Mapping[str, str],
     adopt_run_id: str | None = None,
 ) -> str:
-    """The id of the study's parent run, now running: the one it has, else the adopted one, else a new one.
+    """Start the study's parent run: its existing one, else the adopted one, else a new one; returns the id.
 
-    MLflow's parameters cannot be changed. On resume those that are missing are added, and one whose value is another
-    now (a larger number of trials, say) keeps its first value and gets the new one as tag ``thawline.changed.<key>``.
+    MLflow's parameters cannot be changed. On a resume, missing ones are added, and a changed one (such as a larger
+    number of trials) keeps its first value, with the new value as tag ``thawline.changed.<key>``.
 
     Raises:
         TrackingError: if the store fails.
@@ -55,7 +55,7 @@ def start_study_run(
         elif run_id is None:
             run_id = str(client.create_run(store.experiment_id, run_name=study).info.run_id)
         elif adopt_run_id not in (None, run_id):
-            # The trials stay where they are; the new run that `mlflow run` made points there.
+            # The trials stay in the existing run; the new run of `mlflow run` links to it.
             client.set_tag(adopt_run_id, "thawline.continues_run", run_id)
         client.update_run(run_id, status="RUNNING")
         registry, where = store.registry_tag
@@ -68,12 +68,12 @@ def start_study_run(
 
 
 def find_study_run(store: MlflowStore, study: str) -> str | None:
-    """The id of the study's parent run, or ``None``; deleted runs do not count."""
+    """The id of the study's parent run, or ``None``; ignores deleted runs."""
     return _find(store, f"tags.`thawline.study` = '{study}' AND tags.`thawline.role` = 'study'")
 
 
 def has_run(store: MlflowStore, run_id: str) -> bool:
-    """Whether the store knows a run; deleted ones count.
+    """Whether the store has a run, including deleted ones.
 
     Raises:
         TrackingError: if the store fails.
@@ -88,13 +88,13 @@ def has_run(store: MlflowStore, run_id: str) -> bool:
 
 
 def artifact_text(client: "MlflowClient", run_id: str, file: str) -> str:
-    """The text of an artifact of a run; leaves no copy behind."""
+    """The text of a run's artifact, without leaving a copy."""
     with tempfile.TemporaryDirectory(prefix="thawline-") as folder:
         return Path(client.download_artifacts(run_id, file, folder)).read_text(encoding="utf-8")
 
 
 def fetch_study_file(store: MlflowStore, study: str, file: str) -> str | None:
-    """The text of an artifact of the study's run; ``None`` if there is no such run or file, or no answer."""
+    """The text of an artifact of the study's run; ``None`` if there is no such run or file, or no response."""
     try:
         run_id = find_study_run(store, study)
         return artifact_text(store.client, run_id, file) if run_id is not None else None
@@ -104,7 +104,7 @@ def fetch_study_file(store: MlflowStore, study: str, file: str) -> str | None:
 
 
 def find_trial_run(store: MlflowStore, *, parent_run_id: str, number: int) -> str | None:
-    """The id of a trial's child run, or ``None``; deleted runs do not count.
+    """The id of a trial's child run, or ``None``; ignores deleted runs.
 
     Raises:
         TrackingError: if the store fails.
@@ -122,9 +122,9 @@ def _trial_run(store: MlflowStore, parent_run_id: str, number: int) -> str | Non
 def close_dead_run(
     store: MlflowStore, *, parent_run_id: str, number: int, status: RunStatus, reason: str = ""
 ) -> str | None:
-    """End the run of a trial whose process died before it could; returns its id, ``None`` if there is none.
+    """End the run of a trial whose process died; returns its id, or ``None`` without a run.
 
-    A run that has ended keeps its status. ``reason`` becomes the tag ``thawline.reason``.
+    A run that has already ended keeps its status. ``reason`` becomes the tag ``thawline.reason``.
 
     Raises:
         TrackingError: if the store fails.
@@ -142,26 +142,26 @@ def close_dead_run(
 
 @dataclass(frozen=True)
 class RunAddress:
-    """The address of a run, which outlives this process."""
+    """The persistent address of a run."""
 
     study: str
     trial: int | None
     """Number of the trial; ``None`` for the study's own run."""
     run_id: str | None
-    """Known for the study's own run; a trial's run is found, or created, by its parent and number."""
+    """Set for the study's own run; a trial's run is found or created by its parent and number."""
     parent_run_id: str | None
     run_name: str
     started_at: int | None = None
-    """When the trial began, in milliseconds since 1970; the study's own run has been started already."""
+    """Start of the trial, in milliseconds since 1970; the study's own run is already started."""
 
 
 def open_run(store: MlflowStore, address: RunAddress, *, late: bool = False) -> str:
-    """The id of the addressed run. A trial's run is created unless there is one, so asking again gives the same.
+    """The id of the addressed run. Idempotent: a trial's run is only created if it does not exist.
 
     Args:
         store: where the run is.
-        address: which run.
-        late: whether what happened is over; then an existing run is not set to running.
+        address: address of the run.
+        late: whether records are delivered late; then an existing run is not set to running.
     """
     if address.run_id is not None:
         return address.run_id
@@ -185,7 +185,7 @@ def open_run(store: MlflowStore, address: RunAddress, *, late: bool = False) -> 
 
 
 def _find(store: MlflowStore, condition: str) -> str | None:
-    # The oldest, should two processes ever have created one at the same moment: then all agree on the same.
+    # The oldest, so that all processes agree even if two have created one at the same time.
     runs = store.client.search_runs(
         [store.experiment_id], condition, max_results=1, order_by=["attributes.start_time ASC"]
     )

@@ -1,7 +1,7 @@
-"""MLflow's store: which one, opened, and the experiment in it.
+"""Find and open MLflow's store, and the experiment in it.
 
-Everything goes through ``MlflowClient`` and run ids. The fluent API's active run and its global tracking URI belong to
-the user's process (and to ``mlflow run``, which sets ``MLFLOW_RUN_ID``); they are ignored.
+All access uses ``MlflowClient`` and run ids. The fluent API's active run and global tracking URI belong to the user's
+process (and to ``mlflow run``, which sets ``MLFLOW_RUN_ID``) and are ignored.
 
 MLflow takes seconds to import, so it is imported inside the functions.
 """
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "REGISTRY_TAG",
+    "UI_PORT",
     "MlflowStore",
     "connect",
     "open_store",
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 REGISTRY_TAG = "thawline.registry."
+UI_PORT = 5000
+"""Default port of the UI for a database."""
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SERVERS = ("http", "https", "databricks")
 _TRIES = 15
@@ -45,24 +48,24 @@ _OUT_OF_DATE = "out-of-date database schema"
 _BEING_MADE = re.compile(
     rf"already exists|duplicate key|UNIQUE constraint|does not exist|{_OUT_OF_DATE}|Can't locate revision"
 )
-"""A database's messages while another process creates or migrates its tables."""
+"""Error messages of a database while another process creates or migrates its tables."""
 
 
 @dataclass(frozen=True)
 class MlflowStore:
-    """An opened MLflow store and the experiment that the study belongs to; plain values, so it can go to a child."""
+    """An open MLflow store and the study's experiment, as plain values that can be sent to a child process."""
 
     uri: str
-    """Tracking URI; may hold a password, see :attr:`name`."""
+    """Tracking URI, which may contain a password; see :attr:`name`."""
     registry_uri: str
-    """Model registry URI: the tracking URI, unless ``MLFLOW_REGISTRY_URI`` says otherwise."""
+    """Model registry URI: ``MLFLOW_REGISTRY_URI``, or else the tracking URI."""
     experiment_id: str
     home: Path
-    """Thawline's home: artifacts of a local store, and records that could not be sent."""
+    """Thawline's home, with artifacts of a local store and unsent records."""
 
     @property
     def client(self) -> "MlflowClient":
-        """A client of this store; making one is cheap, MLflow keeps the connection."""
+        """A client of this store; creating one is cheap, as MLflow caches the connection."""
         from mlflow import MlflowClient
 
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.registry_uri)
@@ -74,18 +77,29 @@ class MlflowStore:
 
     @property
     def is_database(self) -> bool:
-        """Whether MLflow opens a database in this process, rather than asking a server."""
+        """Whether MLflow opens a database in this process instead of using a server."""
         return self.uri.startswith(_DATABASES)
 
     def page(self, place: str = "/runs") -> str:
-        """A place of the experiment in MLflow's UI, with the side bar of model training and not that of agents."""
+        """A page of the experiment in MLflow's UI, with the side bar for model training instead of agents."""
         return f"#/experiments/{self.experiment_id}{place}?workflowType=machine_learning"
+
+    def address(self, place: str = "/runs") -> str | None:
+        """The page's URL for a browser: on the server, or for a database that of ``thawline ui``.
+
+        ``None`` for Databricks, whose pages are elsewhere. User and password are removed, as the browser asks for them.
+        """
+        if self.is_database:
+            return f"http://127.0.0.1:{UI_PORT}/{self.page(place)}"
+        if not self.uri.startswith("http"):
+            return None
+        return f"{re.sub(r'://[^/@]*@', '://', self.uri).rstrip('/')}/{self.page(place)}"
 
     @property
     def registry_tag(self) -> tuple[str, str]:
-        """Tag of a study's run that says which registry its models go to: a key for each, and its name.
+        """Tag of a study's run with the registry of its models: a key per registry, and its name.
 
-        One that is the store itself is called that, wherever it is moved.
+        A registry in the store itself has a fixed name, so that the store can be moved.
         """
         if self.registry_uri == self.uri:
             return f"{REGISTRY_TAG}own", "the store of the runs"
@@ -93,7 +107,7 @@ class MlflowStore:
 
 
 def resolve_uri(config: TrackingConfig, home: Path) -> str:
-    """The tracking URI: the configuration's, else ``MLFLOW_TRACKING_URI``, else a SQLite database in ``home``.
+    """The tracking URI: the configuration's, or ``MLFLOW_TRACKING_URI``, or a SQLite database in ``home``.
 
     Raises:
         TrackingError: for a folder (MLflow's file store, which MLflow 3 no longer opens), an unknown scheme, a server
@@ -105,7 +119,7 @@ def resolve_uri(config: TrackingConfig, home: Path) -> str:
     if scheme in ("", "file"):
         raise TrackingError(
             f"{uri!r} is a folder, and MLflow no longer records in folders. Use a database such as {default} "
-            "(`mlflow migrate-filestore` copies what the folder holds), or the address of a server."
+            "(`mlflow migrate-filestore` copies the folder's content), or the address of a server."
         )
     if scheme not in _DATABASES + _SERVERS:
         raise TrackingError(
@@ -114,21 +128,21 @@ def resolve_uri(config: TrackingConfig, home: Path) -> str:
         )
     if config.artifacts is not None and scheme in _SERVERS:
         raise TrackingError(
-            f"tracking.artifacts is {config.artifacts}, but the server {without_password(uri)} decides by itself where "
-            "files go. Start it with --artifacts-destination, and leave tracking.artifacts out."
+            f"tracking.artifacts is {config.artifacts}, but the server {without_password(uri)} determines where "
+            "files are stored. Start it with --artifacts-destination, and remove tracking.artifacts."
         )
     if scheme in _DATABASES and config.artifacts is None and (escaped := re.search(r"%[0-9A-Fa-f]{2}", str(home))):
         raise TrackingError(
-            f"The home {home} has {escaped[0]} in its name, which MLflow reads as an escaped character: it would "
+            f"The home {home} has {escaped[0]} in its name, which MLflow interprets as an escaped character: it would "
             "not find its files again. Set THAWLINE_HOME to a folder with another name."
         )
     return with_driver(uri)
 
 
 def open_store(tracking_uri: str | None, home: Path) -> "MlflowStore":
-    """The existing store of a tracking URI, or of none; nothing is created in it.
+    """The existing store of a tracking URI, or the default one, without creating anything.
 
-    Its experiment is MLflow's default one if no search has recorded there yet.
+    Its experiment is MLflow's default experiment if no search has recorded there yet.
 
     Raises:
         TrackingError: if there is no such store, or it cannot be opened now.
@@ -147,24 +161,24 @@ def open_store(tracking_uri: str | None, home: Path) -> "MlflowStore":
 
 
 def resolve_registry_uri(tracking_uri: str) -> str:
-    """The registry's URI: ``MLFLOW_REGISTRY_URI``, else that of the runs."""
+    """The registry's URI: ``MLFLOW_REGISTRY_URI``, or else the tracking URI."""
     return with_driver(os.environ.get("MLFLOW_REGISTRY_URI") or tracking_uri)
 
 
 def connect(
     uri: str, *, home: Path, experiment: str, artifacts: str | None = None, adopt_run_id: str | None = None
 ) -> MlflowStore:
-    """Open the store, creating and migrating a database where needed, and find or create the experiment.
+    """Open the store, creating or migrating a database if necessary, and find or create the experiment.
 
     Args:
         uri: see :func:`resolve_uri`.
-        home: created if it is missing. A database keeps the artifacts of a new experiment in ``home/artifacts``; a
-            server decides itself.
+        home: created if missing. For a database, artifacts of a new experiment are in ``home/artifacts``; a server
+            decides itself.
         experiment: name of the MLflow experiment.
-        artifacts: URL of a folder to keep them in instead, such as ``s3://bucket/thawline``. MLflow cannot move those
-            of an experiment that exists, so an experiment that keeps them elsewhere is refused.
-        adopt_run_id: a run made by ``mlflow run``; then the experiment is that run's, whatever its name, because
-            MLflow's UI nests a trial under its study only within one experiment.
+        artifacts: URL of a different folder for them, such as ``s3://bucket/thawline``. MLflow cannot move those of an
+            existing experiment, so an experiment with another folder is refused.
+        adopt_run_id: a run of ``mlflow run``; its experiment is used, whatever its name, because MLflow's UI nests
+            trials under their study only within one experiment.
 
     Raises:
         TrackingError: if the store or ``artifacts`` cannot be opened now.
@@ -203,9 +217,10 @@ def connect(
 
 
 def _client(uri: str, registry_uri: str) -> "MlflowClient":
-    """A client of an opened store.
+    """A client of an open store.
 
-    Two that open an empty database at the same moment both make its tables: the second one waits for the first.
+    If two processes open an empty database at the same time, both create its tables: the second one waits for the
+    first.
     """
     from mlflow import MlflowClient
 
@@ -221,11 +236,11 @@ def _client(uri: str, registry_uri: str) -> "MlflowClient":
 
 
 _MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-"""MLflow's UI otherwise treats an experiment as one of agents, and calls models agent versions."""
+"""Otherwise MLflow's UI treats the experiment as one of agents, and labels models as agent versions."""
 
 
 def _is_being_made(uri: str, reason: str) -> bool:
-    """Whether an error may come from tables that another process is creating; SQLite's are there or not."""
+    """Whether an error may come from tables that another process is creating, except in SQLite, which is atomic."""
     if unknown_revision(reason) is not None or (uri.startswith("sqlite") and _OUT_OF_DATE in reason):
         return False
     return _BEING_MADE.search(reason) is not None
@@ -252,7 +267,7 @@ def _experiment(client: "MlflowClient", name: str, location: str | None) -> str:
 
 
 def _check_reachable(artifacts: str) -> None:
-    """Refuse object storage that cannot be used now, before an experiment is created with its files there."""
+    """Refuse unusable object storage before an experiment is created with its files there."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     try:
@@ -263,36 +278,36 @@ def _check_reachable(artifacts: str) -> None:
     except Exception as error:  # MLflow's own, and those of each storage's library
         raise TrackingError(
             f"tracking.artifacts, {artifacts}, cannot be read: {first_line(error)}. Correct it, check the credentials "
-            "in the environment (for s3:// other than Amazon's, AWS_ENDPOINT_URL too), or leave it out."
+            "in the environment (and AWS_ENDPOINT_URL for s3:// outside Amazon), or remove it."
         ) from error
 
 
 def _check_location(client: "MlflowClient", experiment_id: str, artifacts: str) -> None:
-    """Refuse to write files to another place than requested."""
+    """Refuse an experiment whose files are elsewhere than requested."""
     experiment = client.get_experiment(experiment_id)
     if not f"{experiment.artifact_location}/".startswith(f"{artifacts}/"):
         raise TrackingError(
             f"The MLflow experiment {experiment.name!r} keeps its files in {experiment.artifact_location}, and MLflow "
-            f"cannot move them to {artifacts}. Leave tracking.artifacts out, or choose another name with "
+            f"cannot move them to {artifacts}. Remove tracking.artifacts, or choose another name with "
             "--set tracking.experiment=NAME."
         )
 
 
 def _write_ahead(database: Path) -> None:
-    """Allow readers and one writer at the same time (WAL): writes take a third of the time. Kept in the file.
+    """Allow readers and one writer concurrently (WAL): writes take a third of the time. Stored in the file.
 
-    A network file system cannot do that; SQLite then keeps its mode.
+    Network file systems do not support it; SQLite then keeps its mode.
     """
     with suppress(sqlite3.Error), closing(sqlite3.connect(database, timeout=20)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
 
 
 def unreachable(uri: str, error: Exception, home: Path, adopt_run_id: str | None) -> str:
-    """Why a store cannot be used, and what to do about it."""
+    """Why a store cannot be used, with advice."""
     name, reason = without_password(uri), first_line(error)
     if adopt_run_id is not None and getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
         return (
-            f"MLFLOW_RUN_ID names the run {adopt_run_id}, which {name} does not hold. Unset MLFLOW_RUN_ID, or set "
+            f"MLFLOW_RUN_ID is the run {adopt_run_id}, which is not in {name}. Unset MLFLOW_RUN_ID, or set "
             "MLFLOW_TRACKING_URI to where that run is."
         )
     if uri.startswith("http"):
@@ -308,18 +323,18 @@ def unreachable(uri: str, error: Exception, home: Path, adopt_run_id: str | None
     if _OUT_OF_DATE in str(error):
         return (
             f"The MLflow database {name} was made by an older version of MLflow than the installed {MLFLOW.version}. "
-            f"Copy it, then bring it up to date: mlflow db upgrade '{name}'"
+            f"Copy it, then upgrade it: mlflow db upgrade '{name}'"
         )
-    return f"The MLflow database {name} cannot be opened: {reason}. Correct --tracking-uri, or leave it out."
+    return f"The MLflow database {name} cannot be opened: {reason}. Correct --tracking-uri, or omit it."
 
 
 def uri_digest(uri: str) -> str:
-    """Sixteen hex digits that tell stores apart without naming a password."""
+    """Sixteen hex digits that identify a store without revealing a password."""
     return hashlib.sha256(uri.encode()).hexdigest()[:16]
 
 
 def pages(search: Callable[..., Any], **options: Any) -> Iterator[Any]:
-    """All results of one of MLflow's searches, which answers with a page of a hundred or a thousand at a time."""
+    """All results of an MLflow search, which returns pages of a hundred or a thousand results."""
     token = None
     while True:
         page = search(**options, page_token=token)

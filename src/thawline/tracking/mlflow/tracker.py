@@ -24,19 +24,18 @@ __all__ = ["MlflowTracker"]
 _WRITERS = Turns(4)
 """Threads of this process that write to a database at the same time.
 
-MLflow opens up to two connections for a call, and has fifteen for all threads: with thirty trials that end together,
-each thread held one and waited half a minute for the second. Four leave room, and one slow upload stops no other. A
-tracker whose grace period runs goes first: that of the others has not begun.
+MLflow opens up to two connections per call, and has fifteen for all threads: when thirty trials ended together, each
+thread held one and waited half a minute for the second. Four avoid that, and one slow upload does not block the others.
+Trackers in their grace period have priority, because that of the others has not started.
 """
 
 
 class MlflowTracker(QueuedTracker):
     """Records one run in MLflow.
 
-    What fails is retried after 0.5 s, then after twice as long each time up to 15 s, and everything after it waits;
-    only what MLflow refuses permanently (a deleted run, a missing file) is given up, and reported. What cannot be
-    delivered before :meth:`close` gives up is written to ``<home>/unsent`` for
-    :func:`~thawline.tracking.replay_unsent`.
+    A failed record is retried with exponential backoff from 0.5 s to 15 s, while later records wait. Only records that
+    MLflow refuses permanently (a deleted run, a missing file) are dropped and reported. Records that are undelivered at
+    the end of :meth:`close` are written to ``<home>/unsent`` for :func:`~thawline.tracking.replay_unsent`.
     """
 
     def __init__(
@@ -49,15 +48,15 @@ class MlflowTracker(QueuedTracker):
         pauses: tuple[float, float] = (0.5, 15.0),
         most_large: int = 64,
     ) -> None:
-        """Begin to open the run.
+        """Start opening the run.
 
         Args:
-            store: where the run is, or will be.
-            address: which run it is.
-            grace_seconds: how long delivery may continue after the run has ended.
-            system_metrics: whether to measure what the machine is doing.
+            store: the run's store.
+            address: address of the run.
+            grace_seconds: how long delivery may continue after the end of the run.
+            system_metrics: whether to record system metrics.
             pauses: seconds before the second attempt, and the maximum before later ones.
-            most_large: pictures and tables that may wait.
+            most_large: maximum number of waiting pictures and tables.
         """
         self._sampler: SystemSampler | None = None
         self._run_of_mlflow = _MlflowRun(store, address, self._measure if system_metrics else lambda _: None, pauses)
@@ -75,7 +74,7 @@ class MlflowTracker(QueuedTracker):
         system_metrics: bool = True,
         grace_seconds: float = 20.0,
     ) -> "MlflowTracker":
-        """The tracker of a trial, whose run is a child of the study's; a resumed trial continues the run it had."""
+        """The tracker of a trial, whose run is a child of the study's; a resumed trial continues its run."""
         address = RunAddress(
             study, number, run_id=None, parent_run_id=parent_run_id, run_name=run_name, started_at=now_ms()
         )
@@ -89,7 +88,7 @@ class MlflowTracker(QueuedTracker):
 
     @property
     def run_id(self) -> str | None:
-        """Id of the MLflow run; ``None`` until the server has been reached for the first time."""
+        """Id of the MLflow run; ``None`` until the server is first reached."""
         return self._run_of_mlflow.run_id
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int, timestamp_ms: int | None = None) -> None:
@@ -103,7 +102,7 @@ class MlflowTracker(QueuedTracker):
     def log_media(self, name: str, media: Media, *, step: int) -> None:
         """See :class:`Tracker`: pictures for the slider over steps, tables, and figures as files.
 
-        A table or a figure takes the place of the one of an earlier step.
+        A table or a figure replaces that of an earlier step.
         """
         record = file_of(metric_key(name), media, step=step, at=now_ms())
         if record is not None:
@@ -119,9 +118,9 @@ class MlflowTracker(QueuedTracker):
         dataset: tuple[str, str] | None = None,
         params: Mapping[str, str] | None = None,
     ) -> None:
-        """See :meth:`CompositeTracker.log_checkpoint`: a logged model, which MLflow's models page compares with others.
+        """See :meth:`CompositeTracker.log_checkpoint`: a logged model, which MLflow's models page can compare.
 
-        Name and digest of the dataset are those given to :meth:`log_dataset`; what is not finite is left out.
+        Name and digest of the dataset are those of :meth:`log_dataset`; non-finite metrics are dropped.
         """
         finite = {metric_key(key): float(value) for key, value in metrics.items() if math.isfinite(value)}
         self._put(
@@ -139,14 +138,14 @@ class MlflowTracker(QueuedTracker):
     def log_dataset(
         self, *, name: str, digest: str, source: Path, profile: Mapping[str, int] | None = None, context: str = "train"
     ) -> None:
-        """Record what is trained on as MLflow's dataset input.
+        """Record the data as a dataset input in MLflow.
 
         Args:
-            name: shown in the UI.
-            digest: the manifest's; MLflow keeps 36 characters.
+            name: name in the UI.
+            digest: digest of the manifest, of which MLflow keeps 36 characters.
             source: the data folder.
-            profile: counts to show beside it, such as examples per split.
-            context: what the run did with it.
+            profile: counts for the UI, such as examples per split.
+            context: purpose of the data in the run.
         """
         self._put(
             Dataset(
@@ -160,7 +159,7 @@ class MlflowTracker(QueuedTracker):
         )
 
     def begin_close(self, status: RunStatus) -> None:
-        """Say how the run ended and that nothing more comes; the grace period begins."""
+        """Set the run's status and the end of its records, and start the grace period."""
         super().begin_close(status)
         _WRITERS.hurry(self._run_of_mlflow)
         with self._changed:
@@ -182,7 +181,7 @@ class MlflowTracker(QueuedTracker):
 
     def _log_system_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         with self._changed:
-            if not self._closing.is_set():  # the sampler has a thread of its own and may be measuring now
+            if not self._closing.is_set():  # the sampler's thread may be measuring now
                 self.log_metrics(metrics, step=step)
 
 
@@ -190,7 +189,7 @@ class _MlflowRun:
     """A run as the destination of a queue."""
 
     together = 1000
-    """The maximum of one call of MLflow's REST API."""
+    """The limit of one call of MLflow's REST API."""
 
     def __init__(
         self, store: MlflowStore, address: RunAddress, opened: Callable[[int], None], pauses: tuple[float, float]

@@ -1,4 +1,4 @@
-"""Records that MLflow did not receive: kept as JSON lines in Thawline's home, and sent at the next start."""
+"""Store unsent MLflow records as JSON lines in Thawline's home, and send them at the next start."""
 
 import base64
 import io
@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 def keep_unsent(store: MlflowStore, address: RunAddress, records: Sequence[Record]) -> TrackingReport:
-    """Keep the records of a run for :func:`replay_unsent`; what cannot be written is in the report."""
+    """Store the records of a run for :func:`replay_unsent`; failed writes are in the report."""
     if not records:
         return TrackingReport()
     trial = "study" if address.trial is None else f"{address.trial:03d}"
@@ -55,11 +55,11 @@ def keep_unsent(store: MlflowStore, address: RunAddress, records: Sequence[Recor
 
 
 def replay_unsent(store: MlflowStore) -> int:
-    """Send what earlier trackers of this store had to keep; returns the number of records sent.
+    """Send the stored records of earlier trackers of this store; returns the number of records sent.
 
-    Everything gets the time at which it happened, and later records of a run take precedence. A file is removed when
-    all of it is delivered or refused permanently; it stays, for the next start, if the store fails again. Nothing is
-    raised: this is a second attempt, not a condition for training.
+    Records keep their timestamps, and later records of a run take precedence. A file is removed once its records are
+    delivered or permanently refused, and kept for the next start if the store fails again. Does not raise, because
+    training does not depend on it.
     """
     sent = 0
     for path in sorted((store.home / "unsent").glob("*.jsonl")):
@@ -80,13 +80,13 @@ def replay_unsent(store: MlflowStore) -> int:
                         raise
                     _log.debug("given up: %s", first_line(error))
             path.unlink()
-        except Exception:  # a store that fails again, or a file that is no longer ours
+        except Exception:  # the store fails again, or the file is not ours
             _log.debug("%s is kept", path, exc_info=True)
     return sent
 
 
 def unsent_records(store: MlflowStore, study: str) -> int:
-    """How many records of a study wait in Thawline's home for this store."""
+    """Number of a study's unsent records for this store in Thawline's home."""
     waiting = 0
     for path in (store.home / "unsent").glob(f"{study}-*.jsonl"):
         ours = [line for line in _lines(path) if line["store"] == uri_digest(store.uri)]
@@ -99,9 +99,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _records(lines: Sequence[Mapping[str, Any]]) -> list[Record]:
-    """The records with their times.
+    """The records with their timestamps.
 
-    Version 0.1.0 wrote only the times of metrics, checkpoints and ends. A record without one happened no later than the
+    Version 0.1.0 only wrote timestamps of metrics, checkpoints and ends. A record without one is not later than the
     next.
     """
     records: list[Record] = []
@@ -113,7 +113,7 @@ def _records(lines: Sequence[Mapping[str, Any]]) -> list[Record]:
 
 
 def _addresses(lines: Sequence[Mapping[str, Any]]) -> list[RunAddress]:
-    """Which run each record is of. Version 0.1.0 did not say when it began: no later than what is first known of it."""
+    """The run of each record. Version 0.1.0 did not write its start, which is not later than its first record."""
     first = min((at for line in lines if (at := _time(line["record"]))), default=None)
     return [RunAddress(**{"started_at": first, **line["run"]}) for line in lines]
 
@@ -149,7 +149,7 @@ def _as_json(record: Record) -> dict[str, Any]:
         case End(at, status):
             return {"kind": "status", "at": at, "status": status}
         case _:
-            raise TypeError(f"MLflow is not told {type(record).__name__}")
+            raise TypeError(f"MLflow does not record {type(record).__name__}")
 
 
 def _record(value: Mapping[str, Any], at: int) -> Record:
@@ -180,7 +180,7 @@ def _record(value: Mapping[str, Any], at: int) -> Record:
         case "status":
             return End(at, value["status"])
         case kind:
-            raise ValueError(f"no record is of kind {kind!r}")
+            raise ValueError(f"there is no kind of record {kind!r}")
 
 
 def _image(encoded: bytes) -> Image:
@@ -191,7 +191,7 @@ def _image(encoded: bytes) -> Image:
 
 
 def _append_atomically(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Add JSON lines to a file; a reader sees the old file or the whole new one."""
+    """Append JSON lines to a file atomically: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")

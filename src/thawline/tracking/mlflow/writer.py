@@ -1,4 +1,4 @@
-"""Records, written idempotently to one of MLflow's runs."""
+"""Write records to an MLflow run idempotently."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["RunWriter", "is_permanent", "metric_key", "write_params", "write_tags"]
 
 _PARAM_LIMIT, _TAG_LIMIT = 6000, 8000
-"""Characters that MLflow keeps of a parameter and of a tag."""
+"""MLflow's maximum length of a parameter and of a tag."""
 
 
 def metric_key(name: str) -> str:
-    """``name`` with all that MLflow refuses in a metric's name replaced by ``_``.
+    """``name`` with characters that MLflow refuses in metric names replaced by ``_``.
 
-    Class names come from folder names, which may hold anything: ``test/recall/T-shirt & top`` becomes
+    Class names come from folder names, which may contain anything: ``test/recall/T-shirt & top`` becomes
     ``test/recall/T-shirt _ top``.
     """
     parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
@@ -41,34 +41,33 @@ def metric_key(name: str) -> str:
 class RunWriter:
     """Writes records to a run.
 
-    Writing a record again changes nothing: MLflow's SQL store ignores a metric of which key, step, timestamp and value
-    are all known; files and tags are overwritten, a dataset is an input once, a checkpoint is looked for before it is
-    made. Nor is a value written that the run has at that step already, whenever it was measured: a resumed search
-    repeats many.
+    Writing a record again has no effect: MLflow's SQL store ignores a metric with known key, step, timestamp and value;
+    files and tags are overwritten; a dataset is an input only once; a checkpoint is only created if it does not exist.
+    Values that the run already has at a step, with any timestamp, are skipped, because a resumed search repeats many.
     """
 
     def __init__(self, client: "MlflowClient", run_id: str, *, late: bool = False) -> None:
-        """Read what the run has.
+        """Read the run's content.
 
         Args:
-            client: of the store that holds the run.
+            client: client of the run's store.
             run_id: the run.
-            late: whether another process may have written to the run since; its status and tags stay.
+            late: whether another process may have written to the run since; then its status and tags are kept.
         """
         self._client, self._run_id = client, run_id
         run = client.get_run(run_id)
         self.started_at = int(run.info.start_time)
-        """When the run began, in milliseconds since 1970."""
+        """Start of the run, in milliseconds since 1970."""
         self._settled_at: int | None = run.info.end_time if late else None
-        """Before this, another process has recorded how it ended."""
+        """Another process had recorded its end at this time."""
         self._settled_tags = frozenset(run.data.tags) if late else frozenset()
         self._last: dict[str, int] = {metric.key: metric.step for metric in run.data.to_proto().metrics}
-        """Greatest step of each metric; later values are new, without asking."""
+        """Largest step of each metric; values of later steps are new without a request."""
         self._values: dict[str, dict[int, float]] = {}
-        """What the run has by key and step, of the keys that were asked for."""
+        """The run's values by key and step, for requested keys."""
 
     def write(self, records: Sequence[Record]) -> None:
-        """Write one record, or several of metrics at once."""
+        """Write one record, or several of metrics."""
         self._write_metrics([record for record in records if isinstance(record, Metrics)])
         for record in records:
             self._write(record)
@@ -127,7 +126,7 @@ class RunWriter:
         return self._values[key].get(step) != value
 
     def _write_dataset(self, record: Dataset) -> None:
-        # Entities, not mlflow.data: its MetaDataset opens the source and warns that several kinds would fit.
+        # Entities, not mlflow.data: its MetaDataset opens the source and warns about ambiguous kinds.
         from mlflow import entities
 
         dataset = entities.Dataset(
@@ -138,7 +137,7 @@ class RunWriter:
 
 
 def write_params(client: "MlflowClient", run_id: str, params: Mapping[str, str]) -> None:
-    """Add parameters; one that already has another value keeps it, and the new one becomes a tag."""
+    """Add parameters; one with another value keeps it, and the new value becomes a tag."""
     from mlflow.entities import Param, RunTag
 
     wanted = {metric_key(key): str(value)[:_PARAM_LIMIT] for key, value in params.items()}
@@ -151,7 +150,7 @@ def write_params(client: "MlflowClient", run_id: str, params: Mapping[str, str])
 
 
 def write_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
-    """Set tags, cut to what MLflow keeps of them."""
+    """Set tags, truncated to MLflow's limit."""
     from mlflow.entities import RunTag
 
     wanted = {metric_key(key): str(value)[:_TAG_LIMIT] for key, value in tags.items()}
@@ -159,7 +158,7 @@ def write_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> 
 
 
 def is_permanent(error: Exception) -> bool:
-    """True if writing the same again cannot help: MLflow refuses the value, the run was deleted, the file is gone."""
+    """Whether retrying is useless: MLflow refuses the value, the run was deleted, or the file is missing."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):

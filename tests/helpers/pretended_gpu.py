@@ -87,6 +87,8 @@ class PretendedGpu:
         """The same in threads other than the first."""
         self.arriving: list[tuple[Tensor, Tensor]] = []
         """Copies to the host without a sync yet, and their final content."""
+        self._arrivals = threading.Lock()
+        """Held where ``arriving`` changes: one thread copies while another waits for earlier copies."""
         self._marked, self._pinned = _Marks(), _Marks()
         self._calls = threading.local()
 
@@ -179,8 +181,10 @@ class PretendedGpu:
         self.left(source)
         if non_blocking:  # PyTorch uses pinned memory for it
             self._pinned.add(moved)
-            self.arriving.append((moved, moved.clone()))
+            content = moved.clone()
             moved.fill_(_NOT_ARRIVED)
+            with self._arrivals:
+                self.arriving.append((moved, content))
         else:
             self.waited("copy to the host")
 
@@ -189,7 +193,8 @@ class PretendedGpu:
         with torch.inference_mode():
             for moved, content in copies:
                 moved.copy_(content)
-        self.arriving = [each for each in self.arriving if not any(each is copy for copy in copies)]
+        with self._arrivals:
+            self.arriving = [each for each in self.arriving if not any(each is copy for copy in copies)]
 
     def left(self, tensor: Tensor) -> None:
         """Called when a tensor is copied to the host, with or without a sync; tests may replace it."""
@@ -252,7 +257,7 @@ class PretendedGpu:
         """Record a host sync."""
         counter = self.waits if threading.current_thread() is threading.main_thread() else self.behind
         counter[f"{kind} at {_line()}"] += 1
-        self.arrived(self.arriving)
+        self.arrived(list(self.arriving))
 
     @contextmanager
     def _making(self, there: bool) -> Iterator[None]:

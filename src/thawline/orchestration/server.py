@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
@@ -41,7 +42,7 @@ def connected(server: ManagedServer | None) -> Iterator[None]:
         emit(Phase("waiting for Prefect's server"))
         server.wait()
         settings = {PREFECT_API_URL: server.address.api, PREFECT_API_AUTH_STRING: server.address.password}
-    with temporary_settings(settings):
+    with temporary_settings(settings), _quiet_about_lost_logs():
         seconds = _SEND_SECONDS
         try:
             yield
@@ -52,6 +53,20 @@ def connected(server: ManagedServer | None) -> Iterator[None]:
             raise
         finally:
             _send_the_rest(seconds)
+
+
+@contextmanager
+def _quiet_about_lost_logs() -> Iterator[None]:
+    """Keep the log worker from writing to standard error, in the middle of the progress, that a server is gone.
+
+    What matters about a server that is gone is reported by the flow. This is the ``logging`` module's own switch for
+    programs in production, and the only one that the worker has.
+    """
+    before, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = before
 
 
 def leaving_at_once(function: Callable[Parameters, Value]) -> Callable[Parameters, Value]:

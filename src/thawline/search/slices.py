@@ -49,6 +49,8 @@ class Slices:
         self._may_draw = may_draw
         self._depths: Mapping[str, int] = study.user_attrs["depths"]
         self._sign = sign_of(config.study.metric)
+        self._curves: dict[int, tuple[tuple[TrialState, int], Curve]] = {}
+        """Curves by trial, with the state and number of epochs they belong to: in a large study few of them change."""
 
     @classmethod
     def of(
@@ -149,12 +151,20 @@ class Slices:
             yield trial, trial.state is TrialState.RUNNING and waits
 
     def _curve(self, trial: FrozenTrial, attributes: Mapping[str, Any], *, resumable: bool = True) -> Curve:
+        current = trial.state, len(trial.intermediate_values)
+        known, curve = self._curves.get(trial.number, (None, None))
+        if curve is None or known != current:
+            curve = self._curve_of(trial, attributes)
+            self._curves[trial.number] = current, curve
+        return replace(curve, resumable=resumable) if curve.resumable != resumable else curve
+
+    def _curve_of(self, trial: FrozenTrial, attributes: Mapping[str, Any]) -> Curve:
         values = [self._sign * value for _, value in sorted(trial.intermediate_values.items())]
         if trial.state is TrialState.COMPLETE:  # it may have stopped early
             values += [max(values)] * (self._config.train.epochs - len(values))
         hyperparameters = Hyperparameters(**trial.user_attrs["hyperparameters"])
         point = point_in_cube(hyperparameters, self._config, self._depths)
-        return Curve(trial.number, point, tuple(values), self._seconds(hyperparameters, attributes), resumable)
+        return Curve(trial.number, point, tuple(values), self._seconds(hyperparameters, attributes))
 
     def _seconds(self, hyperparameters: Hyperparameters, attributes: Mapping[str, Any]) -> float:
         """Mean seconds per epoch of a trial, as policies thaw during training. If unknown, all epochs cost the same."""

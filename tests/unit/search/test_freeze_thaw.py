@@ -13,6 +13,7 @@ import pytest
 
 from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError
+from thawline.search import slices
 from thawline.search.conduct import Queue
 from thawline.search.freeze_thaw import Curve, FreezeThaw, forecast
 from thawline.search.fruitless import MOST_FRUITLESS
@@ -233,6 +234,27 @@ def test_what_is_never_resumed_ends_as_pruned_with_its_last_value(tmp_path: Path
         assert record.result.reason == f"paused after epoch {record.result.epochs}, not resumed"
         assert record.value == value_of(record.hyperparameters, record.result.epochs)
     assert {record.state for record in study.records()} == {"complete", "pruned"}
+
+
+def test_a_decision_reads_only_the_curves_that_have_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decisions, read = Counter[str](), list[int]()
+    curve_of, choose = slices.Slices._curve_of, FreezeThaw.choose
+
+    def reading(self: Any, trial: Any, attributes: Any) -> Curve:
+        read.append(trial.number)
+        return curve_of(self, trial, attributes)
+
+    def choosing(self: Any, curves: Any, **options: Any) -> int | None:
+        decisions["with begun trials"] += sum(1 for curve in curves if curve.values)
+        return choose(self, curves, **options)
+
+    monkeypatch.setattr(slices.Slices, "_curve_of", reading)
+    monkeypatch.setattr(FreezeThaw, "choose", choosing)
+    trainer = Trainer(tmp_path)
+    assert trainer.run() is not None
+    changes = len(trainer.order) + 2 * len(trainer.epochs)  # a value more; drawn, and ended
+    assert len(set(read)) == len(trainer.epochs)
+    assert len(read) <= changes < decisions["with begun trials"]
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -43,8 +43,8 @@ A preset is one of the shipped recipes, adapted to the data and to this machine;
 
 - `--preset fast`: a first answer within minutes on a laptop, after 7 trials or 5 minutes. It uses the first small
   network with cached weights, else the first with downloadable weights, else the starter weights that Thawline ships.
-- `--preset balanced`: the defaults of a search, 20 trials (12 for texts) of ResNet-18, or of another network of its
-  size if only that one's weights are available.
+- `--preset balanced`: the defaults of a search, 20 trials (12 for texts) of ResNet-18, or of the first of three other
+  networks whose weights are cached if ResNet-18's are not.
 - `--preset best`: the best single model within hours, after 40 trials or 4 hours. Of several networks with available
   weights, the two best by a linear probe are fine-tuned, and the best trials are averaged if that is better.
 

@@ -124,7 +124,7 @@ class Queue:
                 self._draw()
             elif number is None or number in waiting:
                 return None
-            elif (asked := slices.resume(number)) is not None:
+            elif (asked := self._study.paused.resume(number)) is not None:
                 return asked
         return None
 

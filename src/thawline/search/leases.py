@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,11 @@ class Leases:
         """See :class:`~thawline.search.storage.Claims`."""
         with self._lock:
             self._mine.discard(name)
-        with self._engine.begin() as connection:
-            connection.execute(sa.delete(LEASES).where(*self._of(name), LEASES.c.owner == self._owner))
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sa.delete(LEASES).where(*self._of(name), LEASES.c.owner == self._owner))
+        except PASSING:  # it expires soon, as it is not renewed; and this search may take it again at once
+            _log.debug("the lease %s was not released", name, exc_info=True)
 
     def lost(self, name: str) -> bool:
         """See :class:`~thawline.search.storage.Claims`."""
@@ -90,9 +93,8 @@ class Leases:
                 yield
         finally:
             # Others may resume unfinished trials at once; a search that is killed cannot release them.
-            with suppress(*PASSING):
-                for name in tuple(self._mine):
-                    self.release(name)
+            for name in tuple(self._mine):
+                self.release(name)
 
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
@@ -204,6 +206,8 @@ def beating(beat: Callable[[], None]) -> Iterator[None]:
                 beat()
             except PASSING:
                 _log.debug("leases were not renewed", exc_info=True)  # nor can others take over
+            except Exception:  # without this thread, others would soon take over trials that are running
+                _log.warning("leases were not renewed", exc_info=True)
 
     thread = threading.Thread(target=run, name="thawline-lease", daemon=True)
     thread.start()

@@ -49,5 +49,12 @@ def patiently_for(seconds: float, call: Callable[_P, _T], *args: _P.args, **kwar
         delay = min(2 * delay, _LONGEST_DELAY)
 
 
-PASSING = (StorageInternalError, sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, OSError)
-"""Errors that may be transient."""
+PASSING = (
+    StorageInternalError,
+    sa.exc.OperationalError,
+    sa.exc.InterfaceError,
+    sa.exc.InternalError,
+    sa.exc.TimeoutError,
+    OSError,
+)
+"""Errors that may be transient; an internal one is what a PostgreSQL server reports that is only a standby for now."""

@@ -1,8 +1,7 @@
 """Schedule a study whose trials are paused and resumed after every epoch."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -11,41 +10,26 @@ from optuna.trial import FrozenTrial, TrialState
 from thawline.config import SearchConfig
 from thawline.search.freeze_thaw import Curve, FreezeThaw
 from thawline.search.gp_sampler import PAUSED
-from thawline.search.records import BEGUN, Asked, TrialRecord
+from thawline.search.records import BEGUN
 from thawline.search.sampling import PROBE, freeze_thaw_of
 from thawline.search.space import planned_depths, point_in_cube
-from thawline.search.storage import Claims, patiently
-from thawline.search.trial_result import TrialResult
+from thawline.search.storage import patiently
 from thawline.training import Hyperparameters, sign_of
 
-__all__ = ["NEW", "Slices", "lease_of"]
+__all__ = ["NEW", "Slices"]
 
 NEW = -1
 """Stands for a trial that has not been drawn yet."""
 
 
-def lease_of(number: int) -> str:
-    """Name of a trial's claim."""
-    return f"trial-{number}"
-
-
 class Slices:
-    """The epochs of a study, distributed one at a time.
-
-    A paused trial is RUNNING in Optuna's study, with its result so far as an attribute, and without a lease: any search
-    that shares the study may resume it.
-    """
+    """The epochs of a study, distributed one at a time."""
 
     def __init__(
-        self,
-        rule: FreezeThaw,
-        study: optuna.Study,
-        claims: Claims,
-        config: SearchConfig,
-        may_draw: Callable[[], bool],
+        self, rule: FreezeThaw, study: optuna.Study, config: SearchConfig, may_draw: Callable[[], bool]
     ) -> None:
-        """Share the trials of a study; see :meth:`of`."""
-        self._rule, self._study, self._claims, self._config = rule, study, claims, config
+        """Distribute the epochs of a study; see :meth:`of`."""
+        self._rule, self._study, self._config = rule, study, config
         self._may_draw = may_draw
         self._depths: Mapping[str, int] = study.user_attrs["depths"]
         self._sign = sign_of(config.study.metric)
@@ -53,19 +37,16 @@ class Slices:
         """Curves by trial, with the state and number of epochs they belong to: in a large study few of them change."""
 
     @classmethod
-    def of(
-        cls, study: optuna.Study, claims: Claims, config: SearchConfig, may_draw: Callable[[], bool]
-    ) -> "Slices | None":
+    def of(cls, study: optuna.Study, config: SearchConfig, may_draw: Callable[[], bool]) -> "Slices | None":
         """The slices of a study; ``None`` unless its pruner is freeze-thaw.
 
         Args:
             study: the study with its trials.
-            claims: which search works on which trial.
             config: the search's configuration.
             may_draw: returns whether more trials may be drawn.
         """
         rule = freeze_thaw_of(config.study)
-        return None if rule is None else cls(rule, study, claims, config, may_draw)
+        return None if rule is None else cls(rule, study, config, may_draw)
 
     def next(
         self, waiting: Sequence[int] | None = None, *, may_draw: bool = True, training: int | None = None
@@ -78,7 +59,7 @@ class Slices:
             training: the trial that asks whether to continue.
         """
         trials = patiently(self._study.get_trials, deepcopy=False)
-        attributes = self._study.user_attrs  # a copy, which is expensive
+        attributes = patiently(lambda: self._study.user_attrs)  # a copy, which is expensive
         curves = [self._curve(trial, attributes, resumable=waits) for trial, waits in self._begun(trials, training)]
         drawn = [trial for trial in trials if _is_new(trial) and (waiting is None or trial.number in waiting)]
         if drawn:  # the one that comes first in the queue
@@ -94,52 +75,6 @@ class Slices:
             perfect=0.0 if self._config.study.metric == "loss" else 1.0,
             by_time=self._config.study.timeout_minutes is not None,
         )
-
-    def pause(self, result: TrialResult) -> None:
-        """Store the result so far of a trial that pauses."""
-        if not self._claims.lost(lease_of(result.number)):
-            self._note(result.number, PAUSED, asdict(result))
-        self._claims.release(lease_of(result.number))
-
-    def resume(self, number: int) -> Asked | None:
-        """Claim a paused trial; ``None`` if another search has it."""
-        with self._claims.alone("draw"):
-            if not self._claims.take(lease_of(number)):
-                return None
-            trial = self._trial(number)
-            paused = trial.user_attrs.get(PAUSED)
-            if trial.state.is_finished() or not paused:
-                self._claims.release(lease_of(number))
-                return None
-            self._note(number, PAUSED, {})
-        hyperparameters = Hyperparameters(**trial.user_attrs["hyperparameters"])
-        return Asked(number, hyperparameters, resumed=True, seconds=paused["seconds"])
-
-    def left(self, records: Sequence[TrialRecord], *, out_of_time: bool) -> Iterator[TrialResult]:
-        """Claim the paused trials, best first, and return their results: without being resumed, they end as pruned.
-
-        At the time limit, one that is better than all complete trials counts as complete, like a trial that is being
-        trained.
-        """
-        complete = [self._sign * r.value for r in records if r.state == "complete" and r.value is not None]
-        best = max(complete, default=-math.inf)
-        paused = [r.result for r in records if r.state == "paused" and r.result is not None]
-        valued = [(result, self._sign * result.value) for result in paused if result.value is not None]
-        for result, value in sorted(valued, key=lambda each: -each[1]):
-            if self.resume(result.number) is None:
-                continue
-            if out_of_time and value > best:
-                best = value
-                yield replace(result, state="complete", reason=f"stopped by the time limit, {result.reason}")
-            else:
-                yield replace(result, state="pruned", reason=f"{result.reason}, not resumed")
-
-    def _note(self, number: int, name: str, value: object) -> None:
-        patiently(optuna.Trial(self._study, self._trial(number)._trial_id).set_user_attr, name, value)
-
-    def _trial(self, number: int) -> FrozenTrial:
-        trial: FrozenTrial = patiently(self._study.get_trials, deepcopy=False)[number]
-        return trial
 
     @staticmethod
     def _begun(trials: Sequence[FrozenTrial], training: int | None) -> Iterator[tuple[FrozenTrial, bool]]:

@@ -25,7 +25,17 @@ from thawline.search.journal import Journal, JournalLock, WholeStudy
 from thawline.search.leases import LEASES, Leases
 from thawline.search.patience import PASSING, patiently
 
-__all__ = ["PASSING", "Claims", "LeaseLost", "Storage", "open_storage", "patiently", "storage_of", "storage_url"]
+__all__ = [
+    "PASSING",
+    "Claims",
+    "LeaseLost",
+    "Storage",
+    "lease_of",
+    "open_storage",
+    "patiently",
+    "storage_of",
+    "storage_url",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +44,11 @@ _databases: dict[str, RDBStorage] = {}
 _one_per_process: dict[tuple[str, str], Leases] = {}
 _one_per_process_lock = threading.Lock()
 """All threads of a search share its leases: a thread that runs a trial must notice that the lease was lost."""
+
+
+def lease_of(number: int) -> str:
+    """Name of a trial's claim."""
+    return f"trial-{number}"
 
 
 class LeaseLost(StudyError):

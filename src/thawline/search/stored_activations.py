@@ -54,8 +54,8 @@ def store_activations(prepared: Prepared, study: Study, home: Path) -> dict[str,
     """
     config, count = prepared.config, len(prepared.config.backbones)
     most, deadline = config.study.most_trials, study.deadline()
-    left = None if most is None else most - study.finished()
-    if left is not None and left <= 0:
+    left = None if most is None else max(most - study.finished(), study.begun())
+    if left == 0:
         return {}
     seconds = 0.0 if deadline is None else max(0.0, deadline - time.time()) * Slots(config).count
     stored = {}

@@ -5,9 +5,8 @@ Values go in and out; Optuna's handles stay inside.
 
 import json
 import logging
-import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -20,8 +19,10 @@ from optuna.trial import FrozenTrial, TrialState
 from thawline import logs
 from thawline.config import SearchConfig
 from thawline.exceptions import StudyError
+from thawline.search.first_trials import enqueue_first_trials
 from thawline.search.gp_sampler import PAUSED
 from thawline.search.importance import Importance, importances_of
+from thawline.search.paused import RESUMED_AFTER, PausedTrials
 from thawline.search.records import BEGUN, Asked, TrialRecord, ranked
 from thawline.search.sampling import (
     FINITE,
@@ -31,9 +32,9 @@ from thawline.search.sampling import (
     sampler_of,
     without_probes,
 )
-from thawline.search.slices import Slices, lease_of
-from thawline.search.space import default_points, kept_backbones, point_of, probe_of, sample, with_backbones
-from thawline.search.storage import PASSING, Claims, LeaseLost, open_storage, patiently, storage_of
+from thawline.search.slices import Slices
+from thawline.search.space import kept_backbones, point_of, probe_of, sample, with_backbones
+from thawline.search.storage import PASSING, Claims, LeaseLost, lease_of, open_storage, patiently, storage_of
 from thawline.search.trial_result import TrialResult
 from thawline.training import METRIC_DIRECTIONS, Decision, EpochResult, Hyperparameters
 
@@ -62,7 +63,8 @@ class Study:
         self._opened = time.time()
         self._seconds_before = float(study.user_attrs.get("seconds", 0.0))
         self._waiting: dict[int, list[EpochResult]] = {}
-        self.slices = Slices.of(study, claims, config, lambda: self._may_draw(config.study.most_trials))
+        self.paused = PausedTrials(study, claims, config)
+        self.slices = Slices.of(study, config, lambda: self._may_draw(config.study.most_trials))
         """With freeze-thaw, the schedule of epochs; else ``None``."""
 
     @classmethod
@@ -109,12 +111,7 @@ class Study:
             if known is None:
                 study.set_user_attr("config", config.without_passwords().model_dump(mode="json"))
                 study.set_user_attr("metric", config.study.metric)
-                if not study.get_trials(deepcopy=False):  # also true if an earlier process died at this point
-                    searched = _searched(study, config)
-                    for backbone in searched.backbones:
-                        study.enqueue_trial({}, user_attrs={PROBE: backbone})
-                    for point in _without_twins([*points, *default_points(searched, depths)]):
-                        study.enqueue_trial(point)
+                patiently(enqueue_first_trials, study, _searched(study, config), points, depths)
                 study.set_user_attr("fingerprint", fingerprint)
             elif known != fingerprint:
                 changed = _changes(study.user_attrs["config"], config)
@@ -136,7 +133,7 @@ class Study:
     def load(cls, home: Path, name: str, config: SearchConfig) -> "Study":
         """Open an existing study, in another thread or process."""
         storage = storage_of(home, config.study.storage)
-        study = optuna.load_study(study_name=name, storage=storage.optuna, pruner=pruner_of(config.study))
+        study = patiently(optuna.load_study, study_name=name, storage=storage.optuna, pruner=pruner_of(config.study))
         return cls(study, storage.claims(name), config)
 
     @property
@@ -205,7 +202,7 @@ class Study:
             self._study.set_user_attr("seconds", round(self.seconds, 1))
 
     def unfinished(self) -> list[Asked]:
-        """Claim the unfinished trials of dead processes, in order, except for paused ones.
+        """Claim the unfinished trials of dead processes, in order; with freeze-thaw, except for paused ones.
 
         Call it only inside :meth:`held`.
         """
@@ -215,12 +212,11 @@ class Study:
         asked = []
         with self._claims.alone("draw"):  # otherwise a trial that is being drawn would look like one of a dead process
             for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if trial.user_attrs.get(PAUSED) or not self._claims.take(lease_of(trial.number)):
+                if self._is_paused(trial) or not self._claims.take(lease_of(trial.number)):
                     continue
                 trial = self._stored(trial.number)  # noqa: PLW2901  as it stands now that nobody else can write it
-                if trial.state.is_finished() or trial.user_attrs.get(
-                    PAUSED
-                ):  # by another search, which released it after it was listed here
+                # Another search may have ended or paused it, and released it, after it was listed here.
+                if trial.state.is_finished() or self._is_paused(trial):
                     self._claims.release(lease_of(trial.number))
                     continue
                 attributes = trial.user_attrs.get("hyperparameters")
@@ -229,8 +225,13 @@ class Study:
                 else:
                     together = tuple(trial.user_attrs.get("together", ()))
                     begun = bool(trial.intermediate_values) or bool(together) or BEGUN in trial.user_attrs
-                    asked.append(Asked(trial.number, Hyperparameters(**attributes), begun, together))
+                    seconds = (trial.user_attrs.get(PAUSED) or {}).get("seconds", 0.0)
+                    asked.append(Asked(trial.number, Hyperparameters(**attributes), begun, together, seconds))
         return asked
+
+    def _is_paused(self, trial: FrozenTrial) -> bool:
+        """Whether the schedule of freeze-thaw decides when a trial resumes. Without it, no trial stays paused."""
+        return self.slices is not None and bool(trial.user_attrs.get(PAUSED))
 
     def draw(self, count: int, *, trials: int | None) -> list[Asked]:
         """Sample the next trials, at most ``count``, while the study has fewer than ``trials`` in all.
@@ -275,8 +276,8 @@ class Study:
         return Asked(trial.number, hyperparameters, resumed=False)
 
     def end_paused(self, *, out_of_time: bool) -> None:
-        """End the paused trials, which will not be resumed; see :meth:`Slices.left`."""
-        for result in self.slices.left(self.records(), out_of_time=out_of_time) if self.slices is not None else ():
+        """End the paused trials, which will not be resumed; see :meth:`PausedTrials.left`."""
+        for result in self.paused.left(self.records(), out_of_time=out_of_time):
             self.tell(result)
 
     def _seconds_by_depth(self) -> list[float] | None:
@@ -316,8 +317,10 @@ class Study:
         if self.slices is None:
             seen = optuna.Trial(without_probes(self._study), stored._trial_id)
             return Decision.PRUNE if seen.should_prune() else Decision.CONTINUE
-        # Heads that are trained together end together; and for epochs in a checkpoint, only the last counts.
-        if stored.user_attrs.get("together") or epoch < max(stored.intermediate_values):
+        # Heads that are trained together end together; and for epochs in a checkpoint, only the last counts. A resumed
+        # trial trains an epoch: the search that chose it may know of fewer new trials than are stored.
+        known = max(stored.intermediate_values)
+        if stored.user_attrs.get("together") or epoch < known or epoch <= stored.user_attrs.get(RESUMED_AFTER, 0):
             return Decision.CONTINUE
         return Decision.CONTINUE if self.slices.next(training=number) == number else Decision.PAUSE
 
@@ -336,8 +339,8 @@ class Study:
 
     def tell(self, result: TrialResult) -> None:
         """Record how a trial ended, or that it is paused; has no effect on a trial that was already recorded."""
-        if self.slices is not None and result.state == "paused":
-            self.slices.pause(result)
+        if result.state == "paused":
+            self.paused.pause(result)
         else:
             patiently(self._tell, result)
 
@@ -345,6 +348,8 @@ class Study:
         trial, lost = self._trial(result.number), self._claims.lost(lease_of(result.number))
         if not lost and not self._stored(result.number).state.is_finished():
             trial.set_user_attr("result", asdict(result))
+            if not self.draws_ahead:  # the sampler of a grid ends the study; a resumed process has drawn nothing yet
+                self._study.sampler = sampler_of(self._config.study, result.number, None)
             states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
             value = result.value if result.state == "complete" else None
             try:
@@ -353,7 +358,7 @@ class Study:
                 # Finite samplers (grid, brute force) end a study this way. The trial is already stored.
                 if "Study.stop" not in str(error):
                     raise
-                self._study.set_user_attr("exhausted", True)
+                patiently(self._study.set_user_attr, "exhausted", True)
         self._claims.release(lease_of(result.number))
         self._note_seconds()
 
@@ -361,6 +366,7 @@ class Study:
         """Record that trials start. With freeze-thaw, this search keeps a trial until it is paused."""
         for number in numbers:
             patiently(self._trial(number).set_user_attr, BEGUN, True)
+            self.paused.resumed(number)
 
     def join(self, numbers: Sequence[int]) -> None:
         """Record that these trials are trained together: to be bit-equal after a kill, they must resume together."""
@@ -370,7 +376,7 @@ class Study:
     def others_run(self) -> bool:
         """Whether another live search is running a trial of this study."""
         running = patiently(self._study.get_trials, deepcopy=False, states=(TrialState.RUNNING,))
-        return any(self._claims.taken_by_others(lease_of(trial.number)) for trial in running)
+        return any(patiently(self._claims.taken_by_others, lease_of(trial.number)) for trial in running)
 
     def alone(self, name: str) -> AbstractContextManager[None]:
         """Within the block, no other search that shares the study is in a block of this name."""
@@ -384,10 +390,14 @@ class Study:
         """Number of ended trials, in any state, which counts against the budget."""
         return sum(record.ended for record in self.records())
 
+    def begun(self) -> int:
+        """Number of trials that were drawn and have not ended, paused ones included."""
+        return len(patiently(self._study.get_trials, deepcopy=False, states=(TrialState.RUNNING,)))
+
     @property
     def exhausted(self) -> bool:
         """Whether the sampler has nothing left to try, as with a grid."""
-        return bool(self._study.user_attrs.get("exhausted"))
+        return bool(patiently(lambda: self._study.user_attrs).get("exhausted"))
 
     @property
     def draws_ahead(self) -> bool:
@@ -415,24 +425,6 @@ class Study:
 def _searched(study: optuna.Study, config: SearchConfig) -> SearchConfig:
     """The search with the study's initial backbones."""
     return with_backbones(config, study.user_attrs.get("backbones", config.backbones))
-
-
-def _without_twins(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The points without duplicates: a retrain starts with the champion's, which may be a default."""
-    kept: list[dict[str, Any]] = []
-    for point in points:
-        if not any(_same_point(point, other) for other in kept):
-            kept.append(point)
-    return kept
-
-
-def _same_point(point: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return point.keys() == other.keys() and all(
-        math.isclose(value, other[name], rel_tol=1e-6)
-        if isinstance(value, float) and isinstance(other[name], int | float)
-        else value == other[name]
-        for name, value in point.items()
-    )
 
 
 def _ranking(study: optuna.Study) -> dict[str, float]:

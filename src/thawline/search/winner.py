@@ -276,6 +276,11 @@ def restore(prepared: Prepared, record: TrialRecord, home: Path) -> backbones.Ba
     result = record.result
     if result is None or result.checkpoint is None:
         raise StudyError(f"Trial {record.number} left no checkpoint in {home}.")
+    if not (home / result.checkpoint).exists():
+        raise StudyError(
+            f"The checkpoint of trial {record.number} is not in {home}. If a search with another home trained it, run "
+            "the same command there, or use one THAWLINE_HOME for all."
+        )
     backbone = build_backbone(prepared.config, record.hyperparameters.backbone, len(prepared.manifest.classes))
     soup = kept_soup(prepared.study, record.number, home) if prepared.config.study.soup else None
     load_model(soup or load_checkpoint(home / result.checkpoint), backbone)

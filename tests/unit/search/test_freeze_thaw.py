@@ -349,6 +349,125 @@ def test_a_trial_counts_the_seconds_of_all_its_slices(tmp_path: Path) -> None:
     assert max(seconds) > 1, "a control: some trial was paused and resumed"
 
 
+def resumed_for_nothing(
+    study: Study, queue: Queue, trainer: Trainer, *, most: int, fails_from: int = 1000
+) -> list[int]:
+    """Run up to so many trials; the numbers of those that were resumed without training an epoch."""
+    for_nothing = []
+    for _ in range(most):
+        together = queue.next()
+        if not together:
+            break
+        (asked,) = together
+        if asked.number >= fails_from and not asked.resumed:
+            study.tell(TrialResult.without_result(asked.number, reason="its process ended with 1"))
+            continue
+        before = trainer.epochs[asked.number]
+        result = trainer.train(study, asked, lambda: False)
+        assert result is not None
+        study.tell(result)
+        if asked.resumed and trainer.epochs[asked.number] == before:
+            for_nothing.append(asked.number)
+    return for_nothing
+
+
+def test_a_trial_is_not_resumed_for_nothing_after_so_many_failures_that_no_new_one_is_drawn(tmp_path: Path) -> None:
+    options = {"trials": None, "timeout_minutes": 60.0}
+    study, trainer = open_study(tmp_path, **options), Trainer(tmp_path, options)
+    with study.held():
+        queue = Queue(study, trials=None, batch=4, deadline=time.time() + 3600, apart=True)
+        assert resumed_for_nothing(study, queue, trainer, most=100, fails_from=7) == []
+        assert queue.next() == [], "it ends"
+    assert study.drawn() > 7 + MOST_FRUITLESS - 1, "a control"
+
+
+def test_a_trial_is_not_resumed_for_nothing_while_another_search_has_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Storage, "claims", lambda storage, name: Leases(storage._engine, name))
+    options = {"storage": f"sqlite:///{tmp_path}/study.db", "trials": 16}
+    trainer, met = Trainer(tmp_path, options), 0
+    first = open_study(tmp_path, **options)
+    with first.held():
+        queue = Queue(first, trials=16, batch=4, deadline=None, apart=True)
+        while together := queue.next():
+            (asked,) = together
+            if first.drawn() == 16 and queue._waiting and not met:  # the budget is spent, and some have not begun
+                second = open_study(tmp_path, **options)
+                with second.held():
+                    other = Queue(second, trials=16, batch=4, deadline=None, apart=True)
+                    assert resumed_for_nothing(second, other, trainer, most=15) == []
+                    met = len(queue._waiting)
+            result = trainer.train(first, asked, lambda: False)
+            assert result is not None
+            first.tell(result)
+    assert met, "a control"
+
+
+def paused_study(home: Path, **options: Any) -> list[int]:
+    """Run nine trials, and leave; the numbers of the paused ones."""
+    study, trainer = open_study(home, **options), Trainer(home, options)
+    with study.held():
+        queue = Queue(study, trials=12, batch=4, deadline=None, apart=True)
+        resumed_for_nothing(study, queue, trainer, most=9)
+        paused = [record.number for record in study.records() if record.state == "paused"]
+    assert len(paused) > 1, "a control"
+    return paused
+
+
+def test_with_another_pruner_paused_trials_are_resumed_with_their_seconds(tmp_path: Path) -> None:
+    paused = paused_study(tmp_path)
+    study = open_study(tmp_path, pruner="NopPruner")
+    with study.held():
+        queue, seconds = Queue(study, trials=12, batch=4, deadline=None, apart=True), {}
+        while together := queue.next():
+            for asked in together:
+                assert asked.resumed == (asked.number in paused or asked.seconds > 0)
+                seconds[asked.number] = asked.seconds
+                study.tell(TrialResult(asked.number, "complete", 0.5, 4, 4, 1.0, "", "run", "file"))
+        assert not queue.wait_for_others()
+        study.end_paused(out_of_time=False)
+    assert set(paused) <= seconds.keys()
+    assert all(seconds[number] > 0 for number in paused)
+    assert study.finished() == 12
+
+
+def test_with_another_pruner_and_no_time_left_paused_trials_end_with_their_values(tmp_path: Path) -> None:
+    options = {"timeout_minutes": 60.0}
+    paused = paused_study(tmp_path, **options)
+    study = open_study(tmp_path, pruner="NopPruner", **options)
+    with study.held():
+        queue = Queue(study, trials=12, batch=4, deadline=time.time() - 1, apart=True)
+        assert queue.next() == []
+        study.end_paused(out_of_time=True)
+    ended = {record.number: record for record in study.records()}
+    assert all(ended[number].state in ("complete", "pruned") and ended[number].value is not None for number in paused)
+
+
+def test_killed_while_paused_trials_end_the_best_of_them_still_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"timeout_minutes": 60.0, "pruner_options": {"n_startup_trials": 0}}
+    paused = paused_study(tmp_path, **options)
+
+    def dies(study: Study, result: TrialResult) -> None:
+        raise KeyboardInterrupt
+
+    study = open_study(tmp_path, **options)
+    before = {record.number: record.value for record in study.records() if record.state == "paused"}
+    with monkeypatch.context() as patch, study.held():
+        patch.setattr(Study, "_tell", dies)
+        with pytest.raises(KeyboardInterrupt):
+            study.end_paused(out_of_time=True)
+    again = open_study(tmp_path, **options)
+    with again.held():
+        Queue(again, trials=12, batch=4, deadline=time.time() - 1, apart=True)
+        again.end_paused(out_of_time=True)
+    after = {record.number: record for record in again.records() if record.number in paused}
+    assert {number: record.value for number, record in after.items()} == before
+    assert {record.state for record in after.values()} <= {"complete", "pruned"}
+
+
 def test_searches_that_share_a_study_never_train_one_trial_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,20 +4,25 @@ import fcntl
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import psutil
 import pytest
 import sqlalchemy as sa
 from commands import Fork, Forks
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
 
 from thawline.config import SearchConfig
 from thawline.exceptions import ConfigError, StudyError
+from thawline.search import leases as LEASES_MODULE
 from thawline.search.conduct import Queue
 from thawline.search.journal import Journal
-from thawline.search.leases import LEASES, Leases
+from thawline.search.leases import LEASES, Leases, beating
 from thawline.search.patience import patiently, patiently_for
 from thawline.search.space import PORTFOLIO
 from thawline.search.storage import LeaseLost, open_storage, storage_url
@@ -294,6 +299,76 @@ def test_what_passes_is_tried_again_and_what_does_not_is_said() -> None:
     failures.append(OSError(28, "No space left on device"))
     with pytest.raises(StudyError, match=r"cannot be written: .*No space left.*the same command resumes"):
         patiently_for(0.0, write)
+
+
+class Outage:
+    """Makes a method fail a few times as if the database were away, and then work."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, owner: type, name: str, error: Exception) -> None:
+        self.failures, works = 0, getattr(owner, name)
+
+        def called(*args: Any, **options: Any) -> Any:
+            if self.failures < 2:
+                self.failures += 1
+                raise error
+            return works(*args, **options)
+
+        patch.setattr(owner, name, called)
+
+
+AWAY = sa.exc.OperationalError("SELECT", {}, Exception("server closed the connection unexpectedly"))
+STANDBY = sa.exc.InternalError("UPDATE", {}, Exception("cannot execute UPDATE in a read-only transaction"))
+
+
+@pytest.mark.parametrize("method", ["_insert", "_of"])
+@pytest.mark.parametrize("error", [AWAY, STANDBY], ids=["away", "standby"])
+def test_a_database_that_is_away_for_a_moment_ends_no_search(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch, method: str, error: Exception
+) -> None:
+    """Whether a lease's row is inserted, or read, renewed or deleted."""
+    monkeypatch.setattr(LEASES_MODULE, "LEASE_SECONDS", 0.5)
+    study = open_study(own_home, f"sqlite:///{own_home.parent}/study.db", pruner="freeze_thaw")
+    with study.held():
+        first, *_ = study.draw(2, trials=12)
+        study.tell(ended(first.number))
+        outage = Outage(monkeypatch, Leases, method, error)
+        (asked,) = study.draw(1, trials=12)
+        study.begin([asked.number])
+        study.report(asked.number, epoch(1))
+        study.tell(TrialResult(asked.number, "paused", 0.5, 1, 1, 1.0, "paused after epoch 1", "run", "file"))
+        assert study.paused.resume(asked.number) is not None
+        assert not study.others_run()
+        study.tell(ended(asked.number))
+    assert outage.failures == 2, "a control"
+    assert {record.state for record in study.records() if record.number in (0, 2)} == {"complete"}
+
+
+def test_a_trial_opens_its_study_although_the_database_is_starting(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study(own_home, f"sqlite:///{own_home.parent}/study.db")
+    outage = Outage(monkeypatch, RDBStorage, "get_study_id_from_name", StorageInternalError("it is starting up"))
+    assert Study.load(own_home, "pets", study.config).drawn() == 0
+    assert outage.failures == 2, "a control"
+
+
+def test_leases_are_renewed_after_an_error_that_nobody_foresaw(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(LEASES_MODULE, "LEASE_SECONDS", 0.2)
+    beats, often = 0, threading.Event()
+
+    def beat() -> None:
+        nonlocal beats
+        beats += 1
+        if beats == 2:
+            raise ValueError("unforeseen")
+        if beats == 4:
+            often.set()
+
+    with beating(beat):
+        assert often.wait(30)
+    assert "leases were not renewed" in caplog.text
 
 
 def test_a_storage_that_is_none_is_refused_with_the_next_step(own_home: Path) -> None:

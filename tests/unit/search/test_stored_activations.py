@@ -20,6 +20,7 @@ from thawline.exceptions import RegistryError, StudyError
 from thawline.labels import FrozenFeatures, Network, network_of
 from thawline.search import Prepared, Study, store_activations, stored_activations
 from thawline.search.spec import TrialSpec
+from thawline.search.trial_result import TrialResult
 from thawline.tracking import MlflowStore
 from thawline.training import Augmentation, Runtime, runtime_for
 
@@ -69,6 +70,25 @@ def test_a_process_that_lives_stores_them(make_spec: Callable[..., TrialSpec], o
     runtime = runtime_for(splits.train_config(spec.config.train))
     assert splits.boundaries
     assert splits.open(6, runtime, "none")[0].boundary == max(splits.boundaries)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_trial_that_was_begun_has_its_inputs_although_the_budget_was_lowered_to_what_has_ended(
+    make_spec: Callable[..., TrialSpec], own_home: Path, more: int
+) -> None:
+    spec = make_spec(study="lowered")
+    depths = {spec.hyperparameters.backbone: depth_of(spec.hyperparameters.backbone)}
+    prepared = Prepared(
+        spec.config, spec.config, scan(spec.config.data), depths, dict.fromkeys(depths, spec.activations.data), "f"
+    )
+    study = Study.open(own_home, spec.study, spec.config, depths, prepared.fingerprint)
+    with study.held():
+        probe, *_ = study.draw(1 + more, trials=10)
+        study.tell(TrialResult(probe.number, "complete", 0.5, 1, 1, 1.0, "", "run", "file"))
+    lowered = spec.config.model_copy(update={"study": spec.config.study.model_copy(update={"trials": 1})})
+    study = Study.open(own_home, spec.study, lowered, depths, prepared.fingerprint)
+    stored_for = store_activations(replace(prepared, config=lowered), study, own_home)
+    assert set(stored_for) == (set(depths) if more else set()), "nothing where no trial remains"
 
 
 def test_where_time_ends_the_search_the_plan_counts_the_trials_and_says_if_they_are_few(

@@ -1,6 +1,7 @@
 """The study samples what the space opens, prunes what is bad, and resumes where it stopped."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -647,6 +648,54 @@ def test_a_grid_ends_the_study_when_all_of_it_was_tried(own_home: Path) -> None:
     assert depths == {4, 5}, "and nothing besides"
     assert study.finished() == 3, "with the probe"
     assert open_study(own_home, **sections).exhausted, "also after a restart"
+
+
+def test_a_grid_that_is_resumed_in_its_last_point_ends_with_that(own_home: Path) -> None:
+    grid = {"freeze_depth": [3, 4, 5], "learning_rate": [1e-3]}
+    sections = {"study": {"sampler": "GridSampler", "sampler_options": {"search_space": grid}}}
+
+    def run(study: Study, most: int) -> Iterator[Asked]:
+        queue = Queue(study, trials=10, batch=4, deadline=None)
+        while most and (together := queue.next()):
+            (asked,) = together
+            yield asked
+            study.tell(TrialResult(asked.number, "complete", 0.5, 1, 1, 1.0, "", None, None))
+            most -= 1
+
+    first = open_study(own_home, **sections)
+    list(run(first, 3))
+    (last,) = Queue(first, trials=10, batch=4, deadline=None).next()
+    assert not first.exhausted, "a control: it is killed in this trial"
+    again = open_study(own_home, **sections)
+    assert [asked.number for asked in run(again, 10)] == [last.number]
+    assert sorted(record.hyperparameters.freeze_depth for record in again.records())[-3:] == [4, 5, 5], "5 is the probe"
+
+
+@pytest.mark.parametrize("dies_at", range(1, 8))
+def test_a_study_that_is_killed_while_its_first_trials_are_enqueued_has_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int
+) -> None:
+    calls, enqueue = 0, optuna.Study.enqueue_trial
+
+    def dying(study: optuna.Study, *args: Any, **options: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == dies_at:
+            raise KeyboardInterrupt
+        enqueue(study, *args, **options)
+
+    def opened(name: str) -> Study:
+        return open_study(tmp_path / name, study={"enqueue": [{"learning_rate": 3e-3}]})
+
+    def first_trials(name: str) -> list[Hyperparameters]:
+        study = opened(name)
+        return [ask(study).hyperparameters for _ in range(9)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "enqueue_trial", dying)
+        with pytest.raises(KeyboardInterrupt):
+            opened("killed")
+    assert first_trials("killed") == first_trials("whole")
 
 
 @pytest.mark.parametrize(("train", "together"), [({}, 11), ({"ema": 0.9}, 1), ({"exact": True}, 1)])

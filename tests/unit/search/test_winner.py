@@ -16,7 +16,7 @@ from torch import Tensor
 
 from thawline.config import SearchConfig
 from thawline.data import Manifest, files_of, scan
-from thawline.exceptions import DataError, ExportError
+from thawline.exceptions import DataError, ExportError, StudyError
 from thawline.registry import MlflowRegistry, Prediction, parse_model
 from thawline.registry import exports as exports
 from thawline.reports import StudyReport
@@ -28,7 +28,7 @@ from thawline.search.spec import TrialSpec
 from thawline.search.study import Study
 from thawline.search.trial import run_trial
 from thawline.search.trial_result import TrialResult
-from thawline.search.winner import SearchOutcome, conclude, judge_best
+from thawline.search.winner import SearchOutcome, conclude, judge_best, restore
 from thawline.study_report import make_report
 from thawline.tracking import MlflowStore
 from thawline.training import Checkpoint, CheckpointFolder, Decision, load_checkpoint
@@ -123,6 +123,17 @@ def test_the_version_tells_what_is_like_nothing_that_it_was_trained_on(
     assert isinstance(square, Prediction)
     assert square.unknown
     assert "false_alarms" in outcome.promotion.challenger.metrics
+
+
+def test_a_checkpoint_that_another_search_has_in_its_own_home_is_named_with_the_next_step(
+    make_spec: Callable[..., TrialSpec], own_home: Path
+) -> None:
+    spec = make_spec()
+    result = TrialResult(7, "complete", 0.9, 4, 4, 1.0, "", "run", "studies/shapes/trial-007/epoch-0004.safetensors")
+    record = TrialRecord(7, "complete", spec.hyperparameters, 0.9, result)
+    prepared = Prepared(spec.config, spec.config, scan(spec.config.data), {}, {}, "f")
+    with pytest.raises(StudyError, match=r"trial 7 is not in .*run the same command there"):
+        restore(prepared, record, own_home)
 
 
 def test_a_version_tells_nothing_of_it_where_that_is_left_out(

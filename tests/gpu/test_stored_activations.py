@@ -1,20 +1,23 @@
 """Storing frozen activations, and training from them, wait for nothing: counted on a GPU that is pretended."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import pytest
 import torch
-from pretended_gpu import PretendedGpu
+from pretended_gpu import DEVICE, PretendedGpu
 from torch import Tensor
 
 from thawline.activations import ActivationInputs, ActivationKey, ActivationStore, profile
 from thawline.activations.fill import _Pass, fill
 from thawline.activations.inputs import TextActivationInputs
 from thawline.config import TrainConfig
-from thawline.training import batches, evaluation_order, resident, runtime_for
+from thawline.training import ImageInputs, batches, evaluation_order, resident, runtime_for
 
 BATCH = 8
 
@@ -187,6 +190,87 @@ def test_the_next_trial_of_a_process_uploads_nothing_again_and_another_file_make
     resident.keep_nothing()
     with gpu.modes():
         assert not gpu.holds(opened(3).read(np.arange(3), 0)), "memory ran out once"
+
+
+def kept_elsewhere(number: int, nbytes: int) -> None:
+    """Rows of another GPU, which nobody uses."""
+    rows: Any = SimpleNamespace(nbytes=nbytes, device=torch.device("cuda", number))
+    resident._cache.kept[("another file", number)] = (rows, WeakSet())
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets the GPU's memory, which only cached rows occupy."""
+
+    def of(total: int) -> None:
+        def free(device: torch.device = DEVICE) -> tuple[int, int]:
+            return total - resident._cache.bytes_on(device), total
+
+        monkeypatch.setattr(torch.cuda, "mem_get_info", free)
+
+    return of
+
+
+def test_all_files_of_a_trial_together_get_half_of_the_memory(gpu: PretendedGpu, memory: Callable[[int], None]) -> None:
+    memory(8000)
+    with gpu.modes():
+        views = [
+            resident.keep_rows(view, 100, lambda rows: torch.zeros(rows.stop - rows.start, 5), DEVICE)
+            for view in range(4)
+        ]
+    assert [len(view.rows) for view in views] == [100, 100, 0, 0]
+    assert resident._cache.bytes_on(DEVICE) == 4000
+    del views
+    assert resident.room_on(DEVICE) == 4000, "of the next trial, for which they can be evicted"
+
+
+def test_rows_on_another_gpu_are_no_room_here_and_go_when_the_process_trains_here(
+    gpu: PretendedGpu, memory: Callable[[int], None]
+) -> None:
+    memory(8000)
+    kept_elsewhere(1, 40_000)
+    assert resident.room_on(DEVICE) == 4000
+    with gpu.modes():
+        kept = resident.keep_rows("a file", 1000, lambda rows: torch.zeros(rows.stop - rows.start, 5), DEVICE)
+    assert len(kept.rows) == 200
+    assert [place for _, place in resident._cache.kept] == [0]
+
+
+def test_memory_that_runs_out_while_activations_are_stored_leaves_the_cache_to_the_trials(
+    filled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept_elsewhere(0, 100)
+    through = _Pass._through
+
+    def limited(self: Any, rows: np.ndarray, batch: Tensor) -> Any:
+        if len(rows) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return through(self, rows, batch)
+
+    monkeypatch.setattr(_Pass, "_through", limited)
+    filled(50)
+    assert not resident._cache.kept, "what nobody uses made room"
+    assert resident.room_on(DEVICE) > 0
+
+
+def test_where_memory_does_not_suffice_to_prepare_a_batch_it_prepares_smaller_ones(
+    filled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, sizes = ImageInputs.prepare, list[int]()
+
+    def limited(self: Any, read: Tensor, rows: np.ndarray, epoch: int) -> Tensor:
+        if len(rows) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        sizes.append(len(rows))
+        return prepare(self, read, rows, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageInputs, "prepare", limited)
+        store, keys, _ = filled(50)
+    assert max(sizes) == 16
+    other, _, _ = filled(50, on_gpu=False)
+    opened, reference = store.open(keys[1]), other.open(keys[1])
+    assert np.array_equal(np.asarray(opened._array), np.asarray(reference._array))
 
 
 def test_images_are_kept_once_they_are_read_again(gpu: PretendedGpu, images: Any) -> None:

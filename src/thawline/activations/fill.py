@@ -18,7 +18,7 @@ from thawline.backbones import Backbone, sections
 from thawline.exceptions import ActivationError
 from thawline.training import Inputs, Runtime, batches, evaluation_order, is_out_of_memory
 from thawline.training.inputs import places_of_tokens
-from thawline.training.resident import keep_nothing
+from thawline.training.resident import forget_unused
 from thawline.training.runtime import HostCopy, on_device, release_memory
 
 __all__ = ["fill"]
@@ -202,9 +202,19 @@ class _Pass:
 
     def _computed(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, list[tuple[int, Tensor]]]]:
         """Yield the rows of each batch, and their activations at every boundary."""
-        parts = evaluation_order(self.inputs, self.at_once, rows)
-        for part, batch in batches(self.inputs, parts, self.epoch, self.runtime):
-            yield from self._in_memory(part, batch)
+        left = evaluation_order(self.inputs, self.at_once, rows)
+        while left:
+            try:
+                for part, batch in batches(self.inputs, left, self.epoch, self.runtime):
+                    yield from self._in_memory(part, batch)
+                    left = left[1:]
+            except Exception as error:
+                if not self._may_shrink(error):
+                    raise
+            else:
+                return
+            self._shrink()  # memory ran out while a batch was prepared
+            left = evaluation_order(self.inputs, self.at_once, np.concatenate(left))
 
     def _in_memory(self, rows: np.ndarray, batch: Tensor) -> Iterator[tuple[np.ndarray, list[tuple[int, Tensor]]]]:
         """Compute a batch in pieces that fit into memory, but not smaller than in training."""
@@ -214,16 +224,23 @@ class _Pass:
             try:
                 passed = self._through(rows[piece], batch[piece])
             except Exception as error:
-                if not is_out_of_memory(error) or self.at_once <= self.batch_size:
+                if not self._may_shrink(error):
                     raise
                 passed = None
             if passed is not None:
                 yield rows[piece], passed
                 done += self.at_once
                 continue
-            keep_nothing()
-            release_memory()
-            self.at_once = max(self.batch_size, self.at_once // 2)
+            self._shrink()
+
+    def _may_shrink(self, error: Exception) -> bool:
+        return is_out_of_memory(error) and self.at_once > self.batch_size
+
+    def _shrink(self) -> None:
+        """Compute smaller batches from now on; call it where no tensor of the failed one is referenced."""
+        forget_unused()
+        release_memory()
+        self.at_once = max(self.batch_size, self.at_once // 2)
 
     def _by_length(self, rows: np.ndarray, lengths: np.ndarray) -> list[tuple[int, Tensor]]:
         """The activations of a block of texts, computed in batches of similar length, in the original order."""

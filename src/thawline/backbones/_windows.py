@@ -179,7 +179,6 @@ class Window(Section):
 
     def _crossing(self, inputs: Tensor, is_token: Tensor) -> Tensor:
         """Run the network until the end of the window; a text's activations lack the last channel."""
-        self._calls.clear()
         self._needs_gradient = torch.is_grad_enabled()
         if self._start:
             # Contiguous, as in the whole network: another memory layout may select a kernel with different last bits.
@@ -192,6 +191,7 @@ class Window(Section):
             return left.activations
         finally:
             self._given = torch.zeros(0)
+            self._calls.clear()  # torch.compile would compile again for another state
 
     def _stand_in(self, is_token: Tensor) -> Tensor:
         """A dummy input for modules before the window: images of zeros, or texts of the given length."""

@@ -82,7 +82,7 @@ class CheckpointFolder:
         self._writing: Future[None] | None = None
         path.mkdir(parents=True, exist_ok=True)
         for leftover in path.glob("*.tmp"):
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)  # another process of the trial may be faster
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint atomically, then remove those that are neither the last nor among the best.

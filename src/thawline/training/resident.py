@@ -15,7 +15,7 @@ from torch import Tensor
 
 from thawline.training.runtime import on_device
 
-__all__ = ["BLOCK", "Resident", "copied", "identity_of", "keep_nothing", "keep_rows", "room_on"]
+__all__ = ["BLOCK", "Resident", "copied", "forget_unused", "identity_of", "keep_nothing", "keep_rows", "room_on"]
 
 BLOCK = 64_000_000
 """Bytes per copy: a GPU may have more free memory than its machine."""
@@ -53,23 +53,26 @@ class _Cache:
         self.kept: OrderedDict[Hashable, tuple[Tensor, WeakSet[Resident]]] = OrderedDict()
         self.gave_up = False
 
-    def unused_bytes(self) -> int:
-        return sum(rows.nbytes for rows, users in self.kept.values() if not users)
+    def bytes_on(self, device: torch.device, *, used: bool = False) -> int:
+        """Bytes cached on a device, by default all, or only those in use."""
+        entries = [(rows, users) for rows, users in self.kept.values() if _index(rows.device) == _index(device)]
+        return sum(rows.nbytes for rows, users in entries if users or not used)
 
-    def make_room(self, wanted: int, free: Callable[[], int]) -> None:
-        """Evict unused entries until this many bytes are free, or no unused entries remain."""
+    def evict_unused(self, is_surplus: Callable[[torch.device], bool] = lambda device: True) -> None:
+        """Evict unused entries, the least recently used first, as long as their device has a surplus."""
         for key in [key for key, (_, users) in self.kept.items() if not users]:
-            if free() >= wanted:
-                return
-            del self.kept[key]
-            torch.cuda.empty_cache()
+            if is_surplus(self.kept[key][0].device):
+                del self.kept[key]
+                torch.cuda.empty_cache()
 
 
 _cache = _Cache()
 
 
 def keep_rows(key: Hashable, count: int, read: Callable[[slice], Tensor], device: torch.device) -> Resident:
-    """Cache as many of the first rows as fit into half of a GPU's free memory, unless they are already cached.
+    """Cache as many of the first rows as there is room for, see :func:`room_on`, unless they are already cached.
+
+    Unused rows are evicted from other GPUs, where this process trains no longer, and if necessary from this one.
 
     Args:
         key: identifies the file and its version, see :func:`identity_of`.
@@ -77,7 +80,8 @@ def keep_rows(key: Hashable, count: int, read: Callable[[slice], Tensor], device
         read: reads a block of rows to the host.
         device: a GPU.
     """
-    known = (key, str(device))
+    _cache.evict_unused(lambda other: _index(other) != _index(device))
+    known = (key, _index(device))
     if known in _cache.kept:
         _cache.kept.move_to_end(known)
         rows, users = _cache.kept[known]
@@ -86,7 +90,7 @@ def keep_rows(key: Hashable, count: int, read: Callable[[slice], Tensor], device
         return kept
     first = read(slice(0, 1))
     fit = min(count, room_on(device) // max(1, first.nbytes))
-    _cache.make_room(2 * fit * first.nbytes, lambda: _free(device))
+    _cache.evict_unused(lambda _: _free(device) < 2 * fit * first.nbytes)
     rows = copied(fit, first, read, device)
     kept = Resident(rows)
     if fit:
@@ -119,6 +123,11 @@ def keep_nothing() -> None:
     _cache.gave_up = True
 
 
+def forget_unused() -> None:
+    """Evict all rows that no trial uses now."""
+    _cache.evict_unused()
+
+
 def identity_of(path: Path) -> tuple[Hashable, ...]:
     """A key that distinguishes a file from others of the same name."""
     status = path.stat()
@@ -126,8 +135,18 @@ def identity_of(path: Path) -> tuple[Hashable, ...]:
 
 
 def room_on(device: torch.device) -> int:
-    """Bytes that this process could cache on a device now; 0 for devices without a cache."""
-    return (_free(device) + _cache.unused_bytes()) // 2 if device.type == "cuda" and not _cache.gave_up else 0
+    """Bytes that this process could cache on a device now; 0 for devices without a cache.
+
+    The cache may have half of the memory that is free or its own: all files of a trial together, not each of them.
+    """
+    if device.type != "cuda" or _cache.gave_up:
+        return 0
+    return max(0, (_free(device) + _cache.bytes_on(device)) // 2 - _cache.bytes_on(device, used=True))
+
+
+def _index(device: torch.device) -> int:
+    """The number of a GPU; ``cuda`` is the first one."""
+    return device.index or 0
 
 
 def _free(device: torch.device) -> int:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from compilers import Compiler
+from tiny_networks import TINY
 
-from thawline.backbones import Backbone
+from thawline.backbones import Backbone, create, section
 from thawline.config import TrainConfig
 from thawline.training import (
     CheckpointFolder,
@@ -104,6 +105,46 @@ def test_a_compiled_trial_that_is_left_within_an_epoch_resumes_to_the_same_bits(
     resumed, result = train()
     assert same(resumed, whole)
     assert len(result.history) == 3
+
+
+def test_a_network_of_huggingface_is_compiled_once_and_so_is_every_later_one(
+    compiler: Compiler, tmp_path: Path
+) -> None:
+    backbone = create(f"hf:{TINY['vit'](tmp_path / 'vit')}", num_classes=3, weights="none")
+    size = backbone.preprocessing.image_size
+    batch = section(backbone, 0, 1)(torch.zeros(2, 3, size, size)).detach()
+    networks = torch._dynamo.config.recompile_limit + 2
+    for _ in range(networks):
+        network = compiled.Compiled(section(backbone, 1), 2, None)
+        for _ in range(3):
+            network(batch)
+    assert (compiler.graphs, compiler.runs) == (networks, 3 * networks)
+
+
+def test_where_a_network_cannot_be_compiled_training_continues_without(
+    train: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def absent(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no compiler on this machine")
+
+    plain, _ = train(CONFIG.model_copy(update={"compile": False}), folder="plain")
+    monkeypatch.setattr(compiled, "BACKEND", absent)
+    backbone, _ = train()
+    torch._dynamo.reset()
+    assert same(backbone, plain)
+    (said,) = [record.getMessage() for record in caplog.records if record.name.startswith("thawline")]
+    assert said.startswith("training continues uncompiled, because compiling failed: ")
+    assert "no compiler on this machine" in said
+
+
+def test_memory_that_runs_out_is_no_reason_to_continue_uncompiled(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(graph: Any, inputs: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(compiled, "BACKEND", short)
+    with pytest.raises(Exception, match="out of memory"):
+        train()
+    torch._dynamo.reset()
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from thawline.config import SearchConfig
 from thawline.data import Manifest
 from thawline.flows.search import search
 from thawline.orchestration.notifications import check_blocks, tell, tell_failure
+from thawline.orchestration.reach import page
 from thawline.orchestration.schedules import alone, drop_missed_runs
 from thawline.orchestration.server import leaving_at_once
 from thawline.orchestration.tasks import task
@@ -86,6 +87,7 @@ def conclude_task(plan: Retraining, outcome: SearchOutcome | None) -> RetrainOut
     return conclude_retraining(plan, outcome)
 
 
+@page
 def publish(outcome: RetrainOutcome) -> None:
     """Publish the result as a page in Prefect's UI."""
     create_markdown_artifact(key="retrain", markdown=outcome.as_markdown(), description="Retraining")

@@ -13,8 +13,8 @@ from thawline.prefect_server._files import Address, Files, new_password, private
 __all__ = ["PASSWORD", "find_or_start"]
 
 PASSWORD = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105  the name of a variable
-_OF_CLIENTS = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE")
-"""Variables for clients, which the server must not inherit."""
+_OF_CLIENTS = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE", "MLFLOW_RUN_ID")
+"""Variables for clients, which the server and its worker must not inherit: all their studies would share one run."""
 _BACKLOG = 2048
 
 

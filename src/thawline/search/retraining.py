@@ -207,6 +207,10 @@ def _unchanged(registry: MlflowRegistry, model: str, recipe: str, manifest: Mani
     if verdict is None:
         emit(Note(f"{model} version {version} was never judged: its study is resumed if nothing has changed"))
         return None
+    undecided = verdict == Outcome.PROMOTE and "thawline.previous_champion" not in tags
+    if undecided and registry.champion(model) != version:
+        emit(Note(f"{model} version {version} was not promoted in time: its study is resumed if nothing has changed"))
+        return None
     trained = tags.get(_RECIPE) or _recipe_of_study(registry, model, version)
     if trained == recipe:
         return (

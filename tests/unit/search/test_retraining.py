@@ -75,6 +75,8 @@ def add_version(
     tags = {"thawline.data_digest": digest, "thawline.trial": "7", "thawline.study": "s"}
     if verdict is not None:
         tags["thawline.verdict"] = verdict
+    if champion:
+        tags["thawline.previous_champion"] = "none"
     version = str(client.create_model_version(model, f"runs:/{trial}/model", trial, tags=tags).version)
     client.set_registered_model_alias(model, "challenger", version)
     if champion:
@@ -343,6 +345,17 @@ def test_a_version_that_was_never_judged_is_no_reason_and_its_study_is_resumed(s
     plan = plan_retraining(config_of(), manifest_of(OLD), store.home)
     assert plan.reason is None
     assert plan.config.study.name == complete(config_of(), manifest_of(OLD))[0].study.name
+
+
+def test_a_promotion_that_was_interrupted_before_or_during_its_approval_is_resumed(store: MlflowStore) -> None:
+    add_version(store, config_of())
+    version = add_version(store, config_of(), digest=NEW, champion=False)
+    plan = plan_retraining(config_of(), manifest_of(NEW), store.home)
+    assert plan.reason is None
+    assert plan.config.study.name == complete(config_of(), manifest_of(NEW))[0].study.name
+    # One that was promoted, and replaced later, is settled.
+    store.client.set_model_version_tag("birds", version, "thawline.previous_champion", "1")
+    assert plan_retraining(config_of(), manifest_of(NEW), store.home).reason is not None
 
 
 def test_settings_unknown_to_this_version_of_thawline_are_another_recipe(store: MlflowStore) -> None:

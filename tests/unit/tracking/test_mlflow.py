@@ -1,6 +1,7 @@
 """The MLflow store, the study's parent run and the tracker of a trial."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -28,11 +29,14 @@ from thawline.tracking import (
     replay_unsent,
     resolve_uri,
     start_study_run,
+    unsent_records,
 )
 from thawline.tracking._records import Checkpoint, Dataset, Metrics, Record
 from thawline.tracking.media import Figure, Histogram, Image, Table
+from thawline.tracking.mlflow import unsent
 from thawline.tracking.mlflow.files import file_of
 from thawline.tracking.mlflow.runs import RunAddress
+from thawline.tracking.mlflow.store import uri_digest
 from thawline.tracking.mlflow.writer import RunWriter
 
 # ------------------------------------------------------------------------------------------------------------ the store
@@ -292,6 +296,75 @@ def test_what_cannot_be_sent_is_kept_on_disk_and_sent_at_the_next_start(
     assert run.info.status == "FINISHED"
     assert run.data.params == {"freeze_depth": "3"}
     assert history(store, run.info.run_id, "val/accuracy") == [(1, 0.5)]
+
+
+def kept_trials(store: MlflowStore, parent: str, count: int) -> None:
+    """Records of so many trials that could not be sent."""
+    down = dataclasses.replace(store, uri="http://127.0.0.1:9", registry_uri="http://127.0.0.1:9")
+    for number in range(count):
+        tracker = tracker_of(down, parent, number, grace_seconds=0.0)
+        tracker.log_metrics({"val/accuracy": 0.5}, step=1)
+        where = tracker.close("FINISHED").where
+        assert where is not None
+        where.write_text(where.read_text().replace(uri_digest(down.uri), uri_digest(store.uri)))
+
+
+def test_two_searches_that_start_at_once_send_every_record_once(
+    store: MlflowStore, parent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept_trials(store, parent, 3)
+    begun, go_on, sent = threading.Event(), threading.Event(), list[int]()
+    opens = unsent.open_run
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return opens(*arguments, **options)
+
+    monkeypatch.setattr(unsent, "open_run", slow)
+    first = threading.Thread(target=lambda: sent.append(replay_unsent(store)))
+    first.start()
+    assert begun.wait(60)
+    assert replay_unsent(store) == 0, "the other one is sending"
+    go_on.set()
+    first.join(60)
+    assert sent == [6]
+    assert replay_unsent(store) == 0
+    trials = store.client.search_runs([store.experiment_id], f"tags.mlflow.parentRunId = '{parent}'")
+    assert len(trials) == 3
+
+
+def test_what_is_kept_while_earlier_records_are_sent_stays_until_it_is_sent(
+    store: MlflowStore, parent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept_trials(store, parent, 1)
+    (path,) = (store.home / "unsent").glob("*.jsonl")
+    lines = path.read_text()
+    write = RunWriter.write
+
+    def writing(self: RunWriter, records: Any) -> None:
+        write(self, records)
+        if path.read_text() == lines:  # once
+            unsent._append_atomically(path, [json.loads(lines.splitlines()[0])])
+
+    monkeypatch.setattr(RunWriter, "write", writing)
+    assert replay_unsent(store) == 2
+    assert len(path.read_text().splitlines()) == 1
+    assert replay_unsent(store) == 1
+    assert not path.exists()
+
+
+def test_records_are_those_of_a_store_whatever_its_password(store: MlflowStore, parent: str) -> None:
+    old, new = (
+        dataclasses.replace(store, uri=f"http://me:{password}@127.0.0.1:9", registry_uri="http://127.0.0.1:9")
+        for password in ("old", "new")
+    )
+    report = tracker_of(old, parent, grace_seconds=0.0).close("FINISHED")
+    assert report.where is not None
+    assert unsent_records(new, "birds") == unsent_records(old, "birds") == 1
+    by_password = hashlib.sha256(old.uri.encode()).hexdigest()[:16]  # as version 0.2.0 wrote it
+    report.where.write_text(report.where.read_text().replace(uri_digest(old.uri), by_password))
+    assert (unsent_records(old, "birds"), unsent_records(new, "birds")) == (1, 0)
 
 
 def test_a_server_that_never_answers_delays_no_one_and_loses_nothing(

@@ -329,8 +329,8 @@ def unreachable(uri: str, error: Exception, home: Path, adopt_run_id: str | None
 
 
 def uri_digest(uri: str) -> str:
-    """Sixteen hex digits that identify a store without revealing a password."""
-    return hashlib.sha256(uri.encode()).hexdigest()[:16]
+    """Sixteen hex digits that identify a store, whatever its password."""
+    return hashlib.sha256(without_password(uri).encode()).hexdigest()[:16]
 
 
 def pages(search: Callable[..., Any], **options: Any) -> Iterator[Any]:

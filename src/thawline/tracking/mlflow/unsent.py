@@ -1,17 +1,20 @@
 """Store unsent MLflow records as JSON lines in Thawline's home, and send them at the next start."""
 
 import base64
+import hashlib
 import io
 import json
 import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from thawline.tracking._base import TrackingReport
 from thawline.tracking._errors import first_line
@@ -48,7 +51,8 @@ def keep_unsent(store: MlflowStore, address: RunAddress, records: Sequence[Recor
     path = store.home / "unsent" / f"{address.study}-{trial}.jsonl"
     of = {"store": uri_digest(store.uri), "experiment_id": store.experiment_id, "run": asdict(address)}
     try:
-        _append_atomically(path, [{**of, "record": _as_json(record)} for record in records])
+        with _lock(store.home, "unsent-files"):
+            _append_atomically(path, [{**of, "record": _as_json(record)} for record in records])
     except OSError as error:
         return TrackingReport(len(records), None, f"{path} cannot be written: {error}")
     return TrackingReport(len(records), path)
@@ -57,15 +61,23 @@ def keep_unsent(store: MlflowStore, address: RunAddress, records: Sequence[Recor
 def replay_unsent(store: MlflowStore) -> int:
     """Send the stored records of earlier trackers of this store; returns the number of records sent.
 
-    Records keep their timestamps, and later records of a run take precedence. A file is removed once its records are
-    delivered or permanently refused, and kept for the next start if the store fails again. Does not raise, because
-    training does not depend on it.
+    Records keep their timestamps, and later records of a run take precedence. They are removed once they are delivered
+    or permanently refused, and kept for the next start if the store fails again. Nothing is sent while another process
+    is sending, which would create the runs twice. Does not raise, because training does not depend on it.
     """
+    try:
+        with _lock(store.home, "unsent-sending", timeout=0):
+            return _send(store)
+    except (Timeout, OSError):
+        return 0
+
+
+def _send(store: MlflowStore) -> int:
     sent = 0
     for path in sorted((store.home / "unsent").glob("*.jsonl")):
         try:
             lines = _lines(path)
-            if any(line["store"] != uri_digest(store.uri) for line in lines):
+            if not all(_is_of(store, line) for line in lines):
                 continue
             writers: dict[RunAddress, RunWriter] = {}
             for line, address, record in zip(lines, _addresses(lines), _records(lines), strict=True):
@@ -79,7 +91,7 @@ def replay_unsent(store: MlflowStore) -> int:
                     if not is_permanent(error):
                         raise
                     _log.debug("given up: %s", first_line(error))
-            path.unlink()
+            _remove(path, len(lines), store.home)
         except Exception:  # the store fails again, or the file is not ours
             _log.debug("%s is kept", path, exc_info=True)
     return sent
@@ -89,13 +101,25 @@ def unsent_records(store: MlflowStore, study: str) -> int:
     """Number of a study's unsent records for this store in Thawline's home."""
     waiting = 0
     for path in (store.home / "unsent").glob(f"{study}-*.jsonl"):
-        ours = [line for line in _lines(path) if line["store"] == uri_digest(store.uri)]
-        waiting += sum(line["run"]["study"] == study for line in ours)
+        with suppress(FileNotFoundError):  # another process has sent it just now
+            waiting += sum(_is_of(store, line) and line["run"]["study"] == study for line in _lines(path))
     return waiting
+
+
+def _is_of(store: MlflowStore, line: Mapping[str, Any]) -> bool:
+    """Whether a record belongs to a store. Version 0.2.0 identified a store by its password, too."""
+    with_password = hashlib.sha256(store.uri.encode()).hexdigest()[:16]
+    return line["store"] in (uri_digest(store.uri), with_password)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _lock(home: Path, name: str, *, timeout: float = 60) -> FileLock:
+    folder = home / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{name}.lock", timeout=timeout)
 
 
 def _records(lines: Sequence[Mapping[str, Any]]) -> list[Record]:
@@ -190,13 +214,27 @@ def _image(encoded: bytes) -> Image:
         return Image(np.asarray(picture.convert("RGB")))
 
 
+def _remove(path: Path, count: int, home: Path) -> None:
+    """Remove the first records of a file, but not those that were added while these were sent."""
+    with _lock(home, "unsent-files"):
+        added = path.read_text(encoding="utf-8").splitlines(keepends=True)[count:]
+        if added:
+            _write_atomically(path, "".join(added))
+        else:
+            path.unlink()
+
+
 def _append_atomically(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Append JSON lines to a file atomically: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     before = path.read_text(encoding="utf-8") if path.exists() else ""
+    _write_atomically(path, before + "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write a file: a reader sees the old one or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(before + "".join(json.dumps(line) + "\n" for line in lines))
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -390,7 +390,7 @@ class MlflowRegistry:
         with failures_named():
             found: list[ModelVersion] = self._client.search_model_versions(f"name = '{model.name}'")
         versions = sorted(int(version.version) for version in found)
-        if int(model.version or 0) not in versions:
+        if str(model.version) not in map(str, versions):  # 03 would be another name of 3
             there = ", ".join(map(str, versions)) or "none"
             raise RegistryError(f"The model {model.name!r} has no version {model.version}. Its versions: {there}.")
         return str(model.version)

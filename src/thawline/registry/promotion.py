@@ -260,7 +260,7 @@ def roll_back(store: MlflowStore, *, name: str, to: str | None = None) -> tuple[
     former, now = registry.former_champion(name), registry.champion(name)
     if now is None:
         raise RegistryError(f"{name!r} has no champion. Choose one: thawline promote {name} --version V")
-    before = to or former
+    before = registry.resolve(ModelName(name, None, to)) if to else former
     if before is None:
         raise RegistryError(
             f"{name}/{now} is the first champion, so there is no previous one. Name a version with --to V."

@@ -611,6 +611,10 @@ def test_history_tells_who_was_champion_when_and_rollback_returns_to_the_former(
     assert roll_back(store, name="birds") == ("1", "2")  # and forth again
     with pytest.raises(RegistryError, match="birds/2 is already the champion"):
         roll_back(store, name="birds", to="2")
+    for unknown in ("01", "v1", "1.0", "champion", "7"):
+        with pytest.raises(RegistryError, match=rf"has no version {unknown}\. Its versions: 1, 2\."):
+            roll_back(store, name="birds", to=unknown)
+    assert registry.champion("birds") == "2"
 
 
 def test_a_rollback_needs_a_former_champion_that_still_answers(

@@ -30,8 +30,8 @@ _MAX_FIELDS = 100
 _CHUNK = 64 * 1024
 """Bytes of a form to parse before other requests get a turn."""
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
-_QUOTED = re.compile(rb'"[^"]*+"')
-"""In CSV: a quote within quotes is doubled, so that this pattern matches two adjacent parts."""
+_QUOTED = re.compile(rb'(?:(?<=[,\n\r])|^)"(?:[^"]|"")*+"')
+"""In CSV: a quote within quotes is doubled, and one that does not begin a field is text."""
 
 
 _LONGEST_SENTENCE = 1000

@@ -57,6 +57,8 @@ def test_more_images_than_one_request_may_hold_are_413_before_any_is_looked_at(
 def test_a_table_in_csv_and_a_form_have_the_same_limit(server: Live) -> None:
     table = ("image\n" + f"{RED}\n" * MANY).encode()
     assert server.ask("POST", "/invocations", table, {"Content-Type": "text/csv"}).status == 413
+    for hidden in (b'image\nx"' + b"," * MANY + b'x"\n', b'image"' + b"," * MANY + b'"\nx\n'):
+        assert server.ask("POST", "/invocations", hidden, {"Content-Type": "text/csv"}).status == 413
     columns = b",".join([b"image"] * MANY) + b"\n"
     assert server.ask("POST", "/invocations", columns, {"Content-Type": "text/csv"}).status == 413
     assert server.ask("POST", "/predict", *form(257, tiny())).status == 413

@@ -328,9 +328,9 @@ def unreachable(uri: str, error: Exception, home: Path, adopt_run_id: str | None
     return f"The MLflow database {name} cannot be opened: {reason}. Correct --tracking-uri, or omit it."
 
 
-def uri_digest(uri: str) -> str:
-    """Sixteen hex digits that identify a store, whatever its password."""
-    return hashlib.sha256(without_password(uri).encode()).hexdigest()[:16]
+def uri_digest(uri: str, *, with_password: bool = False) -> str:
+    """Sixteen hex digits that identify a store, by default whatever its password."""
+    return hashlib.sha256((uri if with_password else without_password(uri)).encode()).hexdigest()[:16]
 
 
 def pages(search: Callable[..., Any], **options: Any) -> Iterator[Any]:

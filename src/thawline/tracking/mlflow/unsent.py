@@ -1,7 +1,6 @@
 """Store unsent MLflow records as JSON lines in Thawline's home, and send them at the next start."""
 
 import base64
-import hashlib
 import io
 import json
 import logging
@@ -108,8 +107,7 @@ def unsent_records(store: MlflowStore, study: str) -> int:
 
 def _is_of(store: MlflowStore, line: Mapping[str, Any]) -> bool:
     """Whether a record belongs to a store. Version 0.2.0 identified a store by its password, too."""
-    with_password = hashlib.sha256(store.uri.encode()).hexdigest()[:16]
-    return line["store"] in (uri_digest(store.uri), with_password)
+    return line["store"] in (uri_digest(store.uri), uri_digest(store.uri, with_password=True))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -143,6 +143,8 @@ def keep_probe(
 ) -> FitResult:
     """Load a probe as a backbone's head, evaluate the network, and save it as the only checkpoint of a training.
 
+    If it is already saved, as after a kill, its recorded epoch is returned and the backbone stays as it is.
+
     Args:
         backbone: fresh from :func:`thawline.backbones.create`.
         probe: probe of its head.
@@ -154,8 +156,14 @@ def keep_probe(
         checkpoints: where it is saved; a full disk is tolerated, see :meth:`CheckpointFolder.keep`.
         seed: the study's seed, for the fingerprint.
         seconds: duration of the fit.
+
+    Raises:
+        CheckpointError: if the checkpoint has another configuration.
     """
     started = time.perf_counter()
+    history = History(checkpoints, fingerprint_of(hyperparameters, config, seed), metric)
+    if history.resume() is not None:
+        return history.result(Decision.CONTINUE)
     write_head(backbone, probe.weight, probe.bias, lowest=probe.lowest)
     logits = predict(backbone, validation, runtime, config.batch_size)
     measured = classification_metrics(logits, torch.from_numpy(np.array(validation.labels)))
@@ -163,7 +171,6 @@ def keep_probe(
     metrics |= {f"val/{name}": value for name, value in measured.items()}
     metrics |= {"train/freeze_depth": float(hyperparameters.freeze_depth), "probe/penalty": probe.penalty}
     metrics["time/epoch_seconds"] = seconds + time.perf_counter() - started
-    history = History(checkpoints, fingerprint_of(hyperparameters, config, seed), metric)
     history.epochs.append(EpochResult(1, metrics, time.time_ns() // 1_000_000))
     checkpoints.keep(history.checkpoint(backbone, None, runtime))
     checkpoints.wait()

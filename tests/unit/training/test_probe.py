@@ -11,6 +11,7 @@ from torch import nn
 from thawline import backbones
 from thawline.backbones import Backbone, section
 from thawline.config import TrainConfig
+from thawline.exceptions import CheckpointError
 from thawline.training import (
     CheckpointFolder,
     Features,
@@ -260,6 +261,28 @@ def test_a_head_without_a_bias_gets_a_probe_without_one(tmp_path: Path) -> None:
     )
     assert not found.bias.any()
     assert found.weight.any()
+
+
+def test_kept_again_after_a_kill_it_is_the_same_epoch(tmp_path: Path) -> None:
+    """Else the epoch would have two times, one in the checkpoint and another in MLflow."""
+    inputs, config = Rows(torch.randn(12, 3, 32, 32), np.arange(12) % CLASSES), TrainConfig(batch_size=4)
+
+    def fresh() -> Backbone:
+        return backbones.create("resnet18", num_classes=CLASSES, weights="none", image_size=32, seed=1)
+
+    def keep(config: TrainConfig = config) -> FitResult:
+        return kept(fresh(), found, inputs, config, CheckpointFolder(tmp_path / "trial", keep=1, maximise=True))
+
+    found, _ = probes_of_head(
+        fresh(), inputs, inputs, config=config, metric="accuracy", runtime=RUNTIME, folder=tmp_path, seed=0
+    )
+    first = keep()
+    (file,) = (tmp_path / "trial").iterdir()
+    written = file.stat().st_mtime_ns
+    assert keep() == first
+    assert file.stat().st_mtime_ns == written
+    with pytest.raises(CheckpointError, match="another configuration"):
+        keep(TrainConfig(batch_size=6))
 
 
 def kept(backbone: Backbone, found: Probe, inputs: Inputs, config: TrainConfig, folder: CheckpointFolder) -> FitResult:

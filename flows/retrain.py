@@ -15,7 +15,7 @@ from thawline.config import SearchConfig
 from thawline.data import Manifest
 from thawline.flows.search import search
 from thawline.orchestration.notifications import check_blocks, tell, tell_failure
-from thawline.orchestration.reach import page
+from thawline.orchestration.reach import keep, page
 from thawline.orchestration.schedules import alone, drop_missed_runs
 from thawline.orchestration.server import leaving_at_once
 from thawline.orchestration.tasks import task
@@ -64,6 +64,7 @@ def retrain(config: SearchConfig) -> RetrainOutcome:
             outcome = conclude_task(plan, None if plan.reason else search(plan.config))
     publish(outcome)
     tell(outcome, config.retrain)
+    keep(outcome)
     name = "Skipped" if outcome.end == "skipped" else None
     # Prefect returns the data of a returned state to the caller.
     return cast(RetrainOutcome, Completed(name=name, message=outcome.reason, data=outcome))

@@ -1,5 +1,6 @@
 """A person's yes or no, asked for by Prefect's pause on a real server."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from colours import CLASSES, make_package, picture, register
 from servers import ask_prefect
 
@@ -74,3 +76,21 @@ def test_the_champion_is_replaced_only_after_a_person_agreed(
         tags = store.client.get_model_version("birds", "1").tags
         assert (tags["thawline.verdict"], sentence in tags["thawline.reason"]) == (outcome, True)
     assert store.client.get_model_version_by_alias("birds", "champion").version == 1
+
+
+def test_without_an_answer_in_time_the_champion_stays_and_the_run_has_not_failed(
+    store: MlflowStore, pictures: Path, prefect: dict[str, str], forked: Callable[..., Any]
+) -> None:
+    client = store.client
+    study = client.create_run(store.experiment_id).info.run_id
+    settings = {"data": {"path": str(pictures)}, "promotion": {"approve": True, "approve_minutes": 0.05}}
+    client.log_text(study, yaml.safe_dump(settings), "config.yaml")
+    client.set_tag(client.get_model_version("birds", "1").run_id, "mlflow.parentRunId", study)
+    ended = forked("promote", "birds", "--data", pictures, home=store.home, **prefect)
+    assert ended.code == 1, ended.err
+    reason = client.get_model_version("birds", "1").tags["thawline.reason"]
+    assert reason.startswith("not approved within 0.05 minutes (first champion")
+    assert "champion" not in client.get_registered_model("birds").aliases
+    page = re.search(r"at most 0\.05 min: \S+/flow-run/(\S+)", ended.err)
+    assert page is not None, ended.err
+    assert ask_prefect(prefect, f"flow_runs/{page[1]}")["state_type"] == "COMPLETED"

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def test_it_ends_by_itself_when_its_last_user_has_left_unless_it_is_to_stay(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("THAWLINE_SERVER_MINUTES", "0.001")
-    address = keep_up(home, None)
+    address, _ = keep_up(home, None)
     assert answers(address, "health")[0] == 200, "it stays without users"
     Files(home).stay.unlink()
     with used(home) as server:
@@ -148,6 +149,39 @@ def test_up_that_is_stopped_before_the_server_answers_does_not_have_it_stay(
     with pytest.raises(KeyboardInterrupt):
         keep_up(home, None)
     assert not Files(home).stay.exists()
+
+
+def test_a_worker_gets_the_variables_of_the_command_that_asked_for_it_and_not_of_the_one_that_started_the_server(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worker() -> dict[str, str] | None:
+        for process in psutil.Process(address.pid).children():
+            with suppress(psutil.Error):
+                if "worker" in process.cmdline():
+                    return process.environ()
+        return None
+
+    monkeypatch.setenv("MLFLOW_RUN_ID", "a" * 32)  # as in an MLflow project, whose run no other search may adopt
+    with used(home) as server:  # as of a search that ended before
+        assert server is not None
+        server.wait()
+        address = server.address
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5001")
+        assert keep_up(home, "local") == (address, False)
+    until(lambda: "MLFLOW_TRACKING_URI" in (worker() or {}), "the worker does not have it")
+    found = worker()
+    assert found is not None
+    assert found["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:5001"
+    assert (found["PREFECT_API_URL"], found["PREFECT_API_AUTH_STRING"]) == (address.api, address.password)
+    assert not {"MLFLOW_RUN_ID", "PREFECT_SERVER_API_AUTH_STRING"} & found.keys()
+    (stored,) = Files(home).folder.glob("*environment*")
+    assert stat.S_IMODE(stored.stat().st_mode) == 0o600, "it may contain passwords"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5002")
+    assert keep_up(home, "local") == (address, True)
+    assert Files(home).environment() == {
+        **(Files(home).environment() or {}),
+        "MLFLOW_TRACKING_URI": "http://127.0.0.1:5001",
+    }
 
 
 def test_a_server_that_cannot_start_is_one_message_at_once_with_the_place_of_its_log(

@@ -87,7 +87,7 @@ def up(
     """Keep Prefect's server running until `thawline down`; searches do not need this."""
     from thawline.prefect_server import keep_up
 
-    address = keep_up(environment.home(), worker)
+    address, runs_already = keep_up(environment.home(), worker)
     show(
         f"Prefect      {address.ui}",
         f"Its page asks for a password once: {address.password}",
@@ -95,6 +95,7 @@ def up(
         f"  export PREFECT_API_URL={address.api}",
         f"  export PREFECT_API_AUTH_STRING={address.password}",
         *([f"A worker runs deployments to the pool {worker}."] if worker else []),
+        *(["It keeps the environment variables of the command that started it."] if runs_already else []),
         "It runs until `thawline down`.",
     )
     pool = f" --pool {worker}" if worker else ""

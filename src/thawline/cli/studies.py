@@ -186,10 +186,11 @@ def retrain(
         check_config(config, environment.home())
         with watch(quiet=as_json):
             from thawline.flows.retrain import retrain as retrain_flow
+            from thawline.orchestration.reach import value_of
             from thawline.orchestration.server import connected
 
             with connected(server), already_checked(config):
-                outcome = retrain_flow(config)
+                outcome = value_of(lambda: retrain_flow(config))
     if as_json:
         print_json(outcome.as_dict())
     elif outcome.search is None:

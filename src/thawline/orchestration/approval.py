@@ -1,8 +1,14 @@
 """Approval by a person before the champion is replaced, using Prefect's pause with input."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from uuid import UUID
+
 from prefect.artifacts import create_markdown_artifact
 from prefect.exceptions import FlowPauseTimeout
-from prefect.flow_runs import pause_flow_run
+from prefect.flow_runs import pause_flow_run, resume_flow_run
 from prefect.input import RunInput
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
@@ -17,6 +23,9 @@ from thawline.search import Note, emit
 from thawline.tracking import MlflowStore
 
 __all__ = ["Approval", "approved", "check_answerable", "publish_decision"]
+
+_GRACE_SECONDS = 60
+"""Prefect fails a run whose pause ends by itself; the answer after the deadline is ours and comes before that."""
 
 
 class Approval(RunInput):
@@ -56,15 +65,36 @@ def _ask(judged: PromotionOutcome, config: PromotionConfig) -> PromotionOutcome:
     which = f"{judged.name} version {judged.version}"
     emit(Note(f"{which} waits for approval, at most {config.approve_minutes:g} min: {where}"))
     form = Approval.with_initial_data(description=judged.as_markdown(), approve=False)
-    try:
-        answer = pause_flow_run(wait_for_input=form, timeout=round(60 * config.approve_minutes), poll_interval=2)
-    except FlowPauseTimeout:
+    seconds, answer = 60 * config.approve_minutes, None
+    with _declined_after(seconds) as unanswered, suppress(FlowPauseTimeout):
+        answer = pause_flow_run(wait_for_input=form, timeout=round(seconds) + _GRACE_SECONDS, poll_interval=2)
+    if answer is None or unanswered.is_set():
         return judged.declined(f"not approved within {config.approve_minutes:g} minutes ({judged.verdict.reason})")
-    note = f": {answer.note}" if answer and answer.note else ""
-    if answer is None or not answer.approve:
+    note = f": {answer.note}" if answer.note else ""
+    if not answer.approve:
         return judged.declined(f"a person declined{note} ({judged.verdict.reason})")
     get_run_logger().info("approved%s", note)
     return judged.agreed(note)
+
+
+@contextmanager
+def _declined_after(seconds: float) -> Iterator[threading.Event]:
+    """Decline the paused run of this flow after so long; the event is then set, unless a person was faster."""
+    run_id, unanswered = UUID(flow_run.id), threading.Event()
+
+    def decline() -> None:
+        with suppress(Exception):  # a person was faster, or the server is gone: Prefect then ends the pause
+            resume_flow_run(run_id, run_input={"approve": False})
+            unanswered.set()
+
+    timer = threading.Timer(seconds, copy_context().run, [decline])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield unanswered
+    finally:
+        timer.cancel()
+        timer.join()  # an answer in flight
 
 
 @page

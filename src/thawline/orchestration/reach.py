@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import httpx
 
-__all__ = ["keeps_its_value", "page", "value_of"]
+__all__ = ["keep", "keeps_its_value", "page", "value_of"]
 
 Parameters = ParamSpec("Parameters")
 Value = TypeVar("Value")
@@ -51,7 +51,7 @@ def keeps_its_value(function: Callable[Parameters, Value]) -> Callable[Parameter
 
 
 def keep(value: object) -> None:
-    """Store a value for :func:`value_of`."""
+    """Store a flow's value for :func:`value_of`, even if its final state cannot be reported."""
     values = _values.get()
     if values is not None:
         values.append(value)

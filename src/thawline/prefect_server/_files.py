@@ -12,10 +12,11 @@ import json
 import os
 import platform
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from thawline.exceptions import PrefectServerError
 
@@ -70,6 +71,21 @@ class Files:
         """Exists while the server should run even without users."""
         return self.folder / "stay"
 
+    def save_environment(self, environment: Mapping[str, str]) -> None:
+        """Store the variables for the worker, which may contain passwords; readable only by its user."""
+        self._replace(self._environment, environment)
+
+    def environment(self) -> dict[str, str] | None:
+        """The variables for the worker; ``None`` if they are not stored."""
+        try:
+            return {str(name): str(value) for name, value in json.loads(self._environment.read_text()).items()}
+        except (OSError, ValueError, AttributeError):
+            return None
+
+    @property
+    def _environment(self) -> Path:
+        return self.folder / "worker-environment.json"
+
     def make(self) -> None:
         """Create the folder.
 
@@ -113,11 +129,14 @@ class Files:
             return None
 
     def write(self, address: Address) -> None:
-        """Replace the address atomically; readable only by its user."""
-        new = self.folder / "server.json.tmp"
+        """Replace the address; readable only by its user."""
+        self._replace(self.folder / "server.json", asdict(address))
+
+    def _replace(self, path: Path, content: Mapping[str, Any]) -> None:
+        new = path.with_suffix(".tmp")
         with open(new, "w", opener=private) as file:
-            json.dump(asdict(address), file)
-        new.replace(self.folder / "server.json")
+            json.dump(content, file)
+        new.replace(path)
 
 
 def private(path: str, flags: int) -> int:

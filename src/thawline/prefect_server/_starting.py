@@ -10,7 +10,7 @@ from pathlib import Path
 from thawline.exceptions import PrefectServerError
 from thawline.prefect_server._files import Address, Files, new_password, private, try_lock
 
-__all__ = ["PASSWORD", "find_or_start"]
+__all__ = ["PASSWORD", "environment_for", "find_or_start"]
 
 PASSWORD = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105  the name of a variable
 _OF_CLIENTS = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE", "MLFLOW_RUN_ID")
@@ -56,7 +56,7 @@ def _start(files: Files, lock: int, former: Address | None) -> Address:
                     stdout=log,
                     stderr=log,
                     cwd=files.folder,
-                    env=_environment(files, address),
+                    env=environment_for(files, address) | {PASSWORD: address.password},
                     pass_fds=(lock, listening.fileno()),
                     start_new_session=True,  # Ctrl-C and a closed terminal must not reach it
                 )
@@ -83,7 +83,8 @@ def _listen(wanted: int) -> socket.socket:
     raise AssertionError("port 0 returns or raises")
 
 
-def _environment(files: Files, address: Address) -> dict[str, str]:
+def environment_for(files: Files, address: Address) -> dict[str, str]:
+    """This process's variables for the server or its worker, without the password."""
     kept = {name: value for name, value in os.environ.items() if name not in _OF_CLIENTS}
     if paths := kept.get("PYTHONPATH"):  # its working directory differs
         kept["PYTHONPATH"] = os.pathsep.join(str(Path(path).absolute()) for path in paths.split(os.pathsep))
@@ -101,7 +102,6 @@ def _environment(files: Files, address: Address) -> dict[str, str]:
         "THAWLINE_HOME": str(files.home),
         "PREFECT_SERVER_UI_API_URL": address.api,
         "PREFECT__SERVER_FINAL": "1",
-        PASSWORD: address.password,
     }
 
 

@@ -14,7 +14,7 @@ from thawline import environment
 from thawline.exceptions import PrefectServerError
 from thawline.prefect_profile import named_server
 from thawline.prefect_server._files import Address, Files, try_lock
-from thawline.prefect_server._starting import find_or_start
+from thawline.prefect_server._starting import environment_for, find_or_start
 
 __all__ = ["ManagedServer", "keep_up", "shut_down", "used"]
 
@@ -110,12 +110,18 @@ def used(home: Path) -> Iterator[ManagedServer | None]:
             server.release()
 
 
-def keep_up(home: Path, pool: str | None) -> Address:
+def keep_up(home: Path, pool: str | None) -> tuple[Address, bool]:
     """Start the server, to run until :func:`shut_down`, optionally with a worker.
+
+    The worker gets the environment variables of this process. A worker that already runs keeps its own: replacing it
+    would end its flow runs.
 
     Args:
         home: Thawline's home.
         pool: work pool of the worker; ``None`` for no worker.
+
+    Returns:
+        The server's address, and whether the worker was already requested by an earlier call.
 
     Raises:
         PrefectServerError: if it does not start, or the user has configured another server.
@@ -126,8 +132,12 @@ def keep_up(home: Path, pool: str | None) -> Address:
                 f"PREFECT_API_URL or a Prefect profile names the server {named_server()}, so Thawline does not start "
                 "its own."
             )
-        stay = Files(home).stay
+        files = Files(home)
+        stay = files.stay
         stayed = stay.exists()
+        runs_already = pool is not None and stayed and stay.read_text().strip() == pool
+        if pool is not None and not runs_already:
+            files.save_environment(environment_for(files, server.address))
         stay.write_text(pool or "")
         try:
             server.wait()
@@ -135,7 +145,7 @@ def keep_up(home: Path, pool: str | None) -> Address:
             if not stayed:
                 stay.unlink(missing_ok=True)
             raise
-        return server.address
+        return server.address, runs_already
 
 
 def shut_down(home: Path) -> bool:

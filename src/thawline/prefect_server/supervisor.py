@@ -96,7 +96,10 @@ class Supervisor:
         address = self._files.read()
         assert address is not None  # noqa: S101  written before this process was started
         client = {"PREFECT_API_URL": address.api, "PREFECT_API_AUTH_STRING": address.password}
-        environment = {name: value for name, value in os.environ.items() if name != PASSWORD}
+        # The server may have been started by another command, with other variables.
+        environment = self._files.environment()
+        if environment is None:
+            environment = {name: value for name, value in os.environ.items() if name != PASSWORD}
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment | client, start_new_session=True)
 

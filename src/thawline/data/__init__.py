@@ -6,7 +6,7 @@ one of texts into ``TokenizedTexts``; ``report`` describes the result in words.
 
 from thawline.data._files import as_text, make_empty_folder, markdown_text, printable, write_atomically
 from thawline.data.cache import DecodedImages, decoded
-from thawline.data.contract import DataKind, ImageShapes, Manifest, Problem, Row, TextTable
+from thawline.data.contract import DataKind, ImageShapes, Manifest, Problem, Row, TextTable, few
 from thawline.data.digits import write_digits
 from thawline.data.folder import files_of, given_files, image_files, labelled_files
 from thawline.data.images import BadImage, declared_pixels, decode, encoded_image, resize_and_crop
@@ -46,6 +46,7 @@ __all__ = [
     "decode",
     "decoded",
     "encoded_image",
+    "few",
     "files_of",
     "given_files",
     "given_texts",

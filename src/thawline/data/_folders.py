@@ -19,7 +19,7 @@ from thawline.data._listing import (
     relative,
 )
 from thawline.data._naming import is_junk, is_structure, split_name, split_names
-from thawline.data.contract import HELD_OUT, SPLITS, Item, Problem, counted, split_off
+from thawline.data.contract import HELD_OUT, SPLITS, Item, Problem, counted, few, split_off
 from thawline.data.splits import Split
 from thawline.exceptions import DataError
 
@@ -245,7 +245,7 @@ def _check_names(folder: Path, given: Mapping[Split, Path], by_class: Mapping[st
     if len(by_class) < 2:
         return
     names = sorted(by_class)
-    shown = _few([f"{name}/" for name in names])
+    shown = few([f"{name}/" for name in names], _SHOWN)
     is_class = "If they are the classes, --set data.class_level=1"
     or_splits = "" if given else ", or put the images under train/<class>/ and test/<class>/"
     table = f"if a table has the labels, give it as the data{or_splits}."
@@ -257,8 +257,8 @@ def _check_names(folder: Path, given: Mapping[Split, Path], by_class: Mapping[st
     shared = _shared_subfolders(folder, by_class)
     if shared:
         raise NoClassesError(
-            f"{shown} in {folder} contain the same subfolders {_few(shared)}: either may be the classes. {is_class}; "
-            f"if their subfolders are, --set data.class_level=2; {table}"
+            f"{shown} in {folder} contain the same subfolders {few(shared, _SHOWN)}: either may be the classes. "
+            f"{is_class}; if their subfolders are, --set data.class_level=2; {table}"
         )
 
 
@@ -276,11 +276,6 @@ def _shared_subfolders(folder: Path, by_class: Mapping[str, list[str]]) -> list[
     shared = sorted(inner for inner, classes in classes_of.items() if len(classes) > 1 and count[inner])
     total = sum(map(len, by_class.values()))
     return shared if len(shared) > 1 and sum(count[inner] for inner in shared) > total / 2 else []
-
-
-def _few(names: list[str]) -> str:
-    more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
-    return ", ".join([*names[:_SHOWN], *more])
 
 
 def _only_folder_of_folders(folder: Path) -> Path | None:

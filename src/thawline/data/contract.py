@@ -320,6 +320,12 @@ def listed(lines: Sequence[str]) -> str:
     return "\n".join(f"  {printable(line)}" for line in [*lines[:NAMED], *more])
 
 
+def few(names: Sequence[str], shown: int = NAMED) -> str:
+    """The first few names in one line, and the number of further ones."""
+    more = [f"and {len(names) - shown} more"] if len(names) > shown else []
+    return ", ".join([*names[:shown], *more])
+
+
 def split_off(missing: frozenset[Split], config: "DataConfig") -> str:
     """The splits made by hash, in words: ``validation (15%) and test (15%)``."""
     fractions: dict[Split, float] = {"validation": config.validation_fraction, "test": config.test_fraction}

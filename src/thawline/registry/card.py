@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from thawline.data import markdown_text
-from thawline.registry.names import QUANTISED_FROM
+from thawline.registry.names import LONGEST_REASON, QUANTISED_FROM
 from thawline.tracking import MlflowStore
 from thawline.training.intervals import proportion_interval
 
@@ -47,12 +47,15 @@ def version_card(store: MlflowStore, outcome: "PromotionOutcome", tags: Mapping[
         links += [f"[report]({store.page(f'/runs/{parent}/artifacts/report/report.html')})"]
     digest = tags.get("thawline.data_digest")
     majority = outcome.majority.metrics["accuracy"] if outcome.majority else None
+    reason = outcome.verdict.reason
+    if len(reason) > LONGEST_REASON:
+        reason = f"{reason[:LONGEST_REASON]}…"
     lines = [
         f"A classifier of {scores.kind}, {len(scores.classes)} classes: {_training(tags)}.",
         f"**Test accuracy {scores.metrics['accuracy']:.3f}** (95 % interval {interval.low:.3f} to {interval.high:.3f}, "
         f"{len(scores.labels)} {scores.kind})"
         + (f"; of the majority class {majority:.3f}." if majority is not None else "."),
-        f"Verdict: {outcome.verdict.outcome.value}, {markdown_text(outcome.verdict.reason)}.",
+        f"Verdict: {outcome.verdict.outcome.value}, {markdown_text(reason)}.",
         *([f"Data digest: `{digest}`."] if digest else []),
         " · ".join(links),
     ]

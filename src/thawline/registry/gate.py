@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from thawline.config import GateRules
-from thawline.data import markdown_text
+from thawline.data import few, markdown_text
 from thawline.registry.baselines import majority_class
 from thawline.registry.names import COLUMNS
 from thawline.registry.scores import Scores, compare, compare_calibration, compare_quantised, compare_recalls
@@ -267,7 +267,7 @@ def _usable(rules: GateRules, challenger: Scores, champion: Scores | None) -> It
     yield Criterion(
         "classes",
         not missing,
-        f"lacks {', '.join(missing)}" if missing else f"knows {len(challenger.classes)}",
+        f"lacks {few(missing)}" if missing else f"knows {len(challenger.classes)}",
         f"every class of the test {challenger.kind} and of the champion",
     )
     if challenger.parity is not None:

@@ -17,7 +17,15 @@ from thawline.exceptions import RegistryError
 from thawline.registry.card import MODEL_CARD, tested_of
 from thawline.registry.contents import DIGEST_TAG, describe
 from thawline.registry.failures import failures_named
-from thawline.registry.names import CHALLENGER, CHAMPION, QUANTISED_FROM, ModelInput, ModelName, verdict_folder
+from thawline.registry.names import (
+    CHALLENGER,
+    CHAMPION,
+    LONGEST_REASON,
+    QUANTISED_FROM,
+    ModelInput,
+    ModelName,
+    verdict_folder,
+)
 from thawline.registry.reigns import Reign, reigns_of
 from thawline.tracking import MlflowStore, artifact_text, now_ms, pages, quiet_mlflow
 
@@ -32,7 +40,6 @@ _log = logging.getLogger("thawline.registry")
 
 _HISTORY = "thawline.champion."
 """Prefix of tags of a registered model, before a time in milliseconds; the value is the new champion, with a reason."""
-_LONGEST_REASON = 2000
 
 
 class MlflowRegistry:
@@ -165,9 +172,11 @@ class MlflowRegistry:
                     )
                 # Tags first, alias last, so that the new champion has all its tags as soon as it is visible.
                 self.set_tags(name, version, {"thawline.previous_champion": judged_against or "none"})
-                entry = {"version": version, "previous": judged_against, "by": by, "reason": reason[:_LONGEST_REASON]}
+                entry = {"version": version, "previous": judged_against, "by": by, "reason": reason[:LONGEST_REASON]}
                 with failures_named():
-                    self._client.set_registered_model_tag(name, f"{_HISTORY}{now_ms():013d}", json.dumps(entry))
+                    self._client.set_registered_model_tag(
+                        name, f"{_HISTORY}{now_ms():013d}", json.dumps(entry, ensure_ascii=False)
+                    )
                 self.set_alias(name, CHAMPION, version)
         except Timeout:
             raise RegistryError(f"Another promotion of {name!r} has been running for a minute ({lock}).") from None
@@ -227,32 +236,28 @@ class MlflowRegistry:
         return source.removeprefix("models:/") if source.startswith("models:/m-") else None
 
     def study_file(self, name: str, version: str, file: str) -> str | None:
-        """The text of an artifact of the study run whose trial became this version; ``None`` if there is none."""
-        from mlflow.exceptions import MlflowException
+        """The text of an artifact of the study run whose trial became this version; ``None`` if there is none.
 
-        with failures_named():
+        Raises:
+            RegistryError: if there is no such version, or the artifact cannot be read.
+        """
+        with failures_named(f"Cannot read {file} of the study that trained {name}/{version}"):
             run_id = self._client.get_model_version(name, version).run_id
             parent = self._client.get_run(run_id).data.tags.get("mlflow.parentRunId") if run_id else None
-            if parent is None:
-                return None
-            try:
-                return artifact_text(self._client, parent, file)
-            except (MlflowException, OSError):
-                return None
+            return artifact_text(self._client, parent, file) if parent is not None else None
 
     def verdict(self, name: str, version: str) -> dict[str, Any] | None:
-        """The evidence of a version's last comparison, ``verdict.json``; ``None`` if there was none."""
-        from mlflow.exceptions import MlflowException
+        """The evidence of a version's last comparison, ``verdict.json``; ``None`` if there was none.
 
-        with failures_named():
+        Raises:
+            RegistryError: if there is no such version, or the evidence cannot be read.
+        """
+        with failures_named(f"Cannot read the verdict on {name}/{version}"):
             found = self._client.get_model_version(name, version)
             if not found.run_id:
                 return None
-            file = f"{verdict_folder(found.tags)}/verdict.json"
-            try:
-                evidence: dict[str, Any] = json.loads(artifact_text(self._client, found.run_id, file))
-            except (MlflowException, OSError):
-                return None
+            text = artifact_text(self._client, found.run_id, f"{verdict_folder(found.tags)}/verdict.json")
+            evidence: dict[str, Any] | None = json.loads(text) if text is not None else None
         return evidence
 
     def newest(self, name: str) -> str:

@@ -11,6 +11,7 @@ __all__ = [
     "CHALLENGER",
     "CHAMPION",
     "COLUMNS",
+    "LONGEST_REASON",
     "QUANTISED_FROM",
     "ModelInput",
     "ModelName",
@@ -22,6 +23,8 @@ __all__ = [
 CHAMPION, CHALLENGER = "champion", "challenger"
 QUANTISED_FROM = "thawline.quantised_from"
 """Tag of a version in int8: the version from which it was quantised."""
+LONGEST_REASON = 2000
+"""Maximum number of characters of a reason in a description or tag, which MLflow's databases limit to 5,000."""
 COLUMNS: Mapping[DataKind, str] = {"images": "image", "texts": "text"}
 """The only input column of a packaged model; also the singular of its kind."""
 

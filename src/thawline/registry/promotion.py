@@ -147,12 +147,15 @@ def judge(
     champion: Scores | None = None
     champion_model: PackagedModel | None = None
     champion_error = None
+    champion_further: list[Scores | None] = [None] * len(further)
     if champion_version is not None:
         try:
             champion_model = registry.load(ModelName(name, None, champion_version))
             champion = score(champion_model, test.items, test.labels)
+            champion_further = [score(champion_model, each.items, each.labels) for each in further]
         except Exception as error:  # it may be anything, perhaps not even a model of Thawline
             champion_error, champion_model = f"{type(error).__name__}: {first_line(error)}", None
+            champion = None
     if champion_model is not None and champion is not None:
         champion = replace(champion, bytes=None)
         if (beside := _like(registry, model, champion_model)) is not None:
@@ -160,12 +163,8 @@ def judge(
             challenger = replace(challenger, seconds_per_item=ours)
             champion = replace(champion, seconds_per_item=theirs, bytes=beside.bytes)
     scored_further = [
-        (
-            each.name,
-            score(model, each.items, each.labels),
-            score(champion_model, each.items, each.labels) if champion_model is not None else None,
-        )
-        for each in further
+        (each.name, score(model, each.items, each.labels), theirs)
+        for each, theirs in zip(further, champion_further, strict=True)
     ]
     if champion is not None and twin is not None and twin == champion_version:
         verdict = decide_quantised(rules, challenger, champion, further=scored_further)

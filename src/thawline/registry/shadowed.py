@@ -3,6 +3,7 @@
 import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,16 @@ def read_shadow(server: str, version: str, *, token_file: Path | None = None) ->
 
     page = _get(f"{server.rstrip('/')}/metrics", _token(token_file))
     sums: dict[str, float] = {}
-    for family in text_string_to_metric_families(page):
-        for sample in family.samples:
-            if sample.labels.get("version") == version:
-                name = f"{sample.name} {sample.labels.get('agrees', '')}".strip()
-                sums[name] = sums.get(name, 0.0) + sample.value
+    try:
+        for family in text_string_to_metric_families(page):
+            for sample in family.samples:
+                if sample.labels.get("version") == version:
+                    name = f"{sample.name} {sample.labels.get('agrees', '')}".strip()
+                    sums[name] = sums.get(name, 0.0) + sample.value
+    except Exception:  # the parser raises anything
+        raise RegistryError(
+            f"{server}/metrics is not a page of metrics. Is this the address of `thawline serve`?"
+        ) from None
     agreeing, differing = (round(sums.get(f"thawline_shadow_items_total {each}", 0)) for each in ("true", "false"))
     if not agreeing + differing:
         raise RegistryError(
@@ -96,6 +102,6 @@ def _get(url: str, token: str | None) -> str:
     except urllib.error.HTTPError as error:
         what = "it requires a token: --token-file FILE" if error.code == 401 else f"{error.code} {error.reason}"
         raise RegistryError(f"{url} was refused: {what}.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise RegistryError(f"{url} does not respond: {reason}. Is the server running?") from None

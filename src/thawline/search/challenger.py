@@ -23,6 +23,8 @@ from thawline.tracking import MlflowStore, open_store
 
 __all__ = ["Challenger", "force_challenger", "judge_challenger", "open_challenger"]
 
+_DEFAULTS = "The default thresholds apply; approval is required only with --approve."
+
 
 @dataclass(frozen=True)
 class Challenger:
@@ -130,17 +132,20 @@ def _version(registry: MlflowRegistry, model: str, version: str | None) -> str:
 
 
 def _config_of_study(registry: MlflowRegistry, model: str, version: str, data: Path | None) -> SearchConfig | None:
-    """Settings of the study that trained a version; ``None`` if it can be judged without them."""
+    """Settings of the study that trained a version; ``None``, with a warning, if it can be judged without them."""
     try:
-        return config_of_version(registry, model, version)
+        config = config_of_version(registry, model, version)
     except ConfigError as error:
         if data is None:
             raise ConfigError(
                 f"{error}\nName labelled data that {model}/{version} has not seen with --data; the default thresholds "
                 "then apply."
             ) from None
-        emit(Note(f"{error}\nThe default thresholds apply.", "warning"))
+        emit(Note(f"{error}\n{_DEFAULTS}", "warning"))
         return None
+    if config is None and data is not None:
+        emit(Note(f"The settings of the study that trained {model}/{version} are not recorded. {_DEFAULTS}", "warning"))
+    return config
 
 
 def _test_data(

@@ -85,7 +85,7 @@ class Classifying:
         answers = await unless_left(request, self._classify(model, items))
         if self.shadow is not None:
             labels = [model.row(each)["class"] for each in answers]
-            self.shadow.offer([item.content for item in items], labels)
+            self.shadow.offer([item.content for item in items], labels, served=model.version)
         return answers
 
     async def _classify(self, model: ServedModel, items: list[SentItem]) -> list[Answer]:

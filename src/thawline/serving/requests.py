@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from email.message import EmailMessage
+from email.message import Message
 from typing import Any
 
 from starlette.datastructures import Headers, UploadFile
@@ -122,9 +122,9 @@ async def items_of(headers: Headers, body: bytes | bytearray, kind: DataKind, *,
 
 
 def _text(headers: Headers, body: bytes | bytearray) -> str:
-    options = EmailMessage()
+    options = Message()  # EmailMessage fails on malformed parameters
     options["Content-Type"] = headers["content-type"]
-    charset = options.get_content_charset("utf-8")
+    charset = options.get_content_charset() or "utf-8"
     if charset not in _UTF_8:
         raise BadRequest(415, f"The text must be in UTF-8, but its charset is {charset!r}.")
     try:

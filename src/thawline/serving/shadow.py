@@ -87,19 +87,20 @@ class Shadow:
         self._stop.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def offer(self, items: Sequence[bytes | str], labels: Sequence[str]) -> None:
+    def offer(self, items: Sequence[bytes | str], labels: Sequence[str], *, served: str) -> None:
         """Compare a request, if it is its turn and there is an idle challenger.
 
         Args:
             items: items of the request.
             labels: the champion's answers.
+            served: the champion's version. A promoted challenger, which keeps its alias, is not compared with itself.
         """
         self._due += self._share
         if self._due < 1:
             return
         self._due -= 1
         model = self.model
-        if model is None or self._stop.is_set():
+        if model is None or model.version == served or self._stop.is_set():
             return
         if not self._comparing.acquire(blocking=False):
             self._metrics.shadow_skipped(model.version)

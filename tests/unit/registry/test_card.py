@@ -1,5 +1,6 @@
 """The description of a version says what it is, how good it is, on what, and where to read more."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,16 @@ def test_a_card_says_what_is_special_about_a_version(tags: dict[str, str], said:
     card = cards.version_card(STORE, outcome(), tags, None)
     assert said in card
     assert "report.html" not in card, "it has no study"
+
+
+def test_a_long_reason_is_cut_and_the_links_stay() -> None:
+    """MLflow limits a description to 5,000 characters, and PostgreSQL refuses a longer one."""
+    verdict = Verdict(Outcome.HOLD, "the champion could not be scored (" + "_" * 20_000)
+    card = cards.version_card(STORE, replace(outcome(), verdict=verdict), TRAINED, "parent")
+    assert len(card) < 5000
+    assert "could not be scored" in card
+    assert "\\_…." in card
+    assert "(#/experiments/3/runs/abc?" in card
 
 
 def test_an_accuracy_is_known_of_a_version_that_was_judged() -> None:

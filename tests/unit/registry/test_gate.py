@@ -267,6 +267,15 @@ def test_a_model_that_lacks_a_class_or_answers_otherwise_than_when_trained_is_re
         assert failed(verdict) == [name]
 
 
+def test_of_many_missing_classes_the_first_are_named_and_the_others_counted() -> None:
+    """A reason with all of them is longer than MLflow's column in PostgreSQL."""
+    names = tuple(f"class {number:04}" for number in range(1000))
+    verdict = decide(GateRules(), scores(190), replace(scores(160), classes=("a", "b", *names)))
+    assert "lacks class 0000, class 0001, " in verdict.reason
+    assert "class 0009, and 990 more" in verdict.reason
+    assert len(verdict.reason) < 400
+
+
 def test_a_further_folder_stops_a_model_that_is_worse_there_beyond_chance() -> None:
     better, champion = scores(180), scores(160)
     assert decide(GateRules(), better, champion, further=[("night", scores(159), champion)]).outcome is Outcome.PROMOTE

@@ -42,6 +42,9 @@ from thawline.registry import (
     settle,
 )
 from thawline.registry import exports as exports
+from thawline.registry import promotion as promotion
+from thawline.registry.packaged import PackagedModel
+from thawline.registry.scores import Scores
 from thawline.tracking import MlflowStore, start_study_run
 
 IMAGES = [picture("red"), picture("green", "JPEG"), picture("blue"), picture("blue")]
@@ -394,6 +397,37 @@ def test_a_champion_that_cannot_be_loaded_is_not_replaced_and_the_reason_is_said
     assert second.verdict.outcome is Outcome.HOLD
     assert "could not be scored" in second.verdict.reason
     assert MlflowRegistry(store).champion("birds") == first.version
+
+
+def test_a_champion_that_cannot_read_further_images_is_not_replaced_and_the_reason_is_said(
+    store: MlflowStore, folder: Path, other_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be packaged with a decoder that does not know their format."""
+    reign(store, other_folder)
+    version = challenge(store, folder, study="t", labels=LABELS[::-1]).version
+    further = LabelledData("phones", IMAGES[::-1], LABELS[::-1])
+
+    def scored(model: PackagedModel, items: Sequence[Any], labels: Sequence[str]) -> Scores:
+        if model.name.version == "1" and items is further.items:
+            raise RegistryError("phones/1.heic cannot be read")
+        return score(model, items, labels)
+
+    control = judge(store, name="birds", version=version, test=TEST, further=[further])
+    assert control.verdict.outcome is Outcome.PROMOTE
+    monkeypatch.setattr(promotion, "score", scored)
+    held = judge(store, name="birds", version=version, test=TEST, further=[further])
+    assert held.verdict.outcome is Outcome.HOLD
+    assert "the champion could not be scored (RegistryError: phones/1.heic cannot be read)" in held.verdict.reason
+
+
+def test_a_reason_in_any_script_is_stored_in_the_history_as_it_is(store: MlflowStore, folder: Path) -> None:
+    """Escaped, 2,000 characters take 12,000, which PostgreSQL refuses."""
+    judged = challenge(store, folder, labels=LABELS[::-1])
+    force(store, name="birds", version=judged.version, reason="п" * 3000)
+    tags = store.client.get_registered_model("birds").tags
+    (entry,) = (value for key, value in tags.items() if key.startswith("thawline.champion."))
+    assert "ппп" in entry
+    assert len(entry) < 5000
 
 
 def test_a_promotion_judged_against_another_champion_is_refused(store: MlflowStore, folder: Path) -> None:

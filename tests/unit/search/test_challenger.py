@@ -61,7 +61,7 @@ def test_settings_of_an_earlier_version_of_thawline_are_named_and_with_data_the_
     challenger = opened(store, others)
     assert challenger.rules == PromotionConfig()
     assert list(challenger.test.labels) == ["ab", "cd"]
-    assert "The default thresholds apply." in caplog.text
+    assert "The default thresholds apply; approval" in caplog.text
 
 
 def test_a_version_without_a_run_is_said_to_have_none(store: MlflowStore, others: Path) -> None:
@@ -82,6 +82,21 @@ def test_a_version_whose_run_is_in_another_store_is_refused_before_anything_is_s
         opened(store, others)
 
 
-def test_what_was_not_recorded_is_no_mistake(store: MlflowStore) -> None:
+def test_what_was_not_recorded_is_no_mistake_and_with_data_the_default_thresholds_hold(
+    store: MlflowStore, others: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     add_version(store, None)
     assert config_of_version(MlflowRegistry(store), "birds", "1") is None
+    assert opened(store, others).rules == PromotionConfig()
+    assert "birds/1 are not recorded. The default thresholds apply; approval" in caplog.text
+
+
+def test_settings_that_cannot_be_read_are_not_taken_for_absent_ones(store: MlflowStore, others: Path) -> None:
+    """They may require another person's approval."""
+    add_version(store, yaml.safe_dump({**OWN, "promotion": {"approve": True}}))
+    assert opened(store, others).rules.approve, "a control"
+    (file,) = store.home.rglob("config.yaml")
+    file.unlink()
+    file.symlink_to("lost")  # for root, too, which may read all files
+    with pytest.raises(RegistryError, match=r"Cannot read config\.yaml of the study that trained birds/1: "):
+        opened(store, others)

@@ -1,6 +1,8 @@
 """A challenger beside the champion: compared, counted, and never heard by a client."""
 
 import base64
+import re
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -122,6 +124,30 @@ def test_a_server_that_cannot_be_asked_is_one_sentence(address: str, sentence: s
         read_shadow(address, "2")
 
 
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "does not respond: SSH-2.0-OpenSSH_9.6"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nx", "is not a page of metrics"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n<html></html>", "is not a page of metrics. Is this the addr"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n{} {} ", "is not a page of metrics"),
+    ],
+)
+def test_a_port_of_another_program_is_one_sentence(answer: bytes, sentence: str) -> None:
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(RegistryError, match=re.escape(sentence)):
+            read_shadow(f"http://127.0.0.1:{listener.getsockname()[1]}", "2")
+        thread.join()
+
+
 def test_a_share_of_the_requests_is_compared() -> None:
     challenger = StandIn()
     with live(shadow=shadow(Registry(challenger), share=0.25)) as server:
@@ -147,6 +173,24 @@ def test_a_slow_challenger_keeps_nobody_waiting_and_what_it_misses_is_counted() 
         go_on.set()
         until(lambda: sum(compared(server)) == 1)
     assert busy == 2
+
+
+def test_a_challenger_that_was_promoted_is_not_compared_with_itself() -> None:
+    """It keeps its alias until the next challenger; agreeing with itself, it would look like evidence."""
+    registry, made = Registry(StandIn(), version="1"), list[Shadow]()
+
+    def make(metrics: Metrics) -> Shadow:
+        made.append(shadow(registry)(metrics))
+        return made[0]
+
+    with live(shadow=make) as server:
+        for _ in range(2):
+            assert server.post("/predict", {"image": RED}).status == 200  # by version 1, too
+        registry.version = "2"
+        made[0].look()
+        assert server.post("/predict", {"image": RED}).status == 200
+        until(lambda: sum(compared(server)) == 1)
+    assert registry.model.computed == 1, "in the order of the requests, by one thread"
 
 
 def test_a_challenger_that_fails_or_cannot_be_loaded_is_no_matter_of_clients() -> None:

@@ -51,8 +51,12 @@ def test_a_plain_body_and_json_are_answered_alike_and_several_texts_in_order(cli
         client.post("/predict", content=TEXTS[1].encode(), headers=PLAIN),
         client.post("/predict", content=TEXTS[1].encode(), headers={"Content-Type": 'text/plain; charset="UTF-8"'}),
         client.post("/predict", content=b"\xef\xbb\xbf" + TEXTS[1].encode(), headers=PLAIN),
+        *(
+            client.post("/predict", content=TEXTS[1].encode(), headers={"Content-Type": malformed})
+            for malformed in ("text/plain; name*0*", "text/plain;8*", "text/plain;;charset", "text/plain; charset*=''")
+        ),
     ]
-    assert [labels(answer) for answer in answers] == [["spam"]] * 5
+    assert [labels(answer) for answer in answers] == [["spam"]] * 9
     first = answers[0].json()
     assert (first["model"], first["version"]) == ("notes", "1")
     assert sum(first["predictions"][0]["probabilities"].values()) == pytest.approx(1)

@@ -4,7 +4,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from thawline.exceptions import TrackingError
@@ -87,8 +87,18 @@ def has_run(store: MlflowStore, run_id: str) -> bool:
     return True
 
 
-def artifact_text(client: "MlflowClient", run_id: str, file: str) -> str:
-    """The text of a run's artifact, without leaving a copy."""
+def artifact_text(client: "MlflowClient", run_id: str, file: str) -> str | None:
+    """The text of a run's artifact, without leaving a copy; ``None`` if the run has none of this name.
+
+    It is listed first: a download fails alike for a missing file and for one that may not be read.
+
+    Raises:
+        Exception: MLflow's, or the artifact store's, if the artifact cannot be read.
+    """
+    within = PurePosixPath(file).parent
+    listed = client.list_artifacts(run_id, None if within == PurePosixPath() else str(within))
+    if file not in {entry.path for entry in listed}:
+        return None
     with tempfile.TemporaryDirectory(prefix="thawline-") as folder:
         return Path(client.download_artifacts(run_id, file, folder)).read_text(encoding="utf-8")
 

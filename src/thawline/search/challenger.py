@@ -17,7 +17,7 @@ from thawline.registry import (
     read_shadow,
 )
 from thawline.search.events import Note, Phase, counting, emit
-from thawline.search.version_config import config_of_version
+from thawline.search.version_config import config_of_version, promotion_of_version
 from thawline.search.winner import further_data, test_split
 from thawline.tracking import MlflowStore, open_store
 
@@ -77,8 +77,7 @@ def open_challenger(
     chosen = _version(registry, model, version)
     registry.run_of(model, chosen)  # before anything is scored
     shadowed = read_shadow(shadow, chosen, token_file=token_file) if shadow else None
-    config = _config_of_study(registry, model, chosen, data)
-    rules = config.promotion if config else PromotionConfig()
+    config, rules = _settings_of_study(registry, model, chosen, data)
     if approve is not None:
         rules = rules.model_copy(update={"approve": approve})
     return Challenger(
@@ -131,21 +130,23 @@ def _version(registry: MlflowRegistry, model: str, version: str | None) -> str:
     return registry.challenger(model) or registry.newest(model)
 
 
-def _config_of_study(registry: MlflowRegistry, model: str, version: str, data: Path | None) -> SearchConfig | None:
-    """Settings of the study that trained a version; ``None``, with a warning, if it can be judged without them."""
+def _settings_of_study(
+    registry: MlflowRegistry, model: str, version: str, data: Path | None
+) -> tuple[SearchConfig | None, PromotionConfig]:
+    """Settings and thresholds of the study that trained a version; ``None`` if it can be judged without the former."""
     try:
         config = config_of_version(registry, model, version)
     except ConfigError as error:
         if data is None:
-            raise ConfigError(
-                f"{error}\nName labelled data that {model}/{version} has not seen with --data; the default thresholds "
-                "then apply."
-            ) from None
-        emit(Note(f"{error}\n{_DEFAULTS}", "warning"))
-        return None
-    if config is None and data is not None:
+            raise ConfigError(f"{error}\nName labelled data that {model}/{version} has not seen with --data.") from None
+        rules = promotion_of_version(registry, model, version)
+        emit(Note(f"{error}\n{_DEFAULTS if rules is None else 'Its thresholds apply.'}", "warning"))
+        return None, rules or PromotionConfig()
+    if config is not None:
+        return config, config.promotion
+    if data is not None:
         emit(Note(f"The settings of the study that trained {model}/{version} are not recorded. {_DEFAULTS}", "warning"))
-    return config
+    return None, PromotionConfig()
 
 
 def _test_data(

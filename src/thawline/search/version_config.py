@@ -2,12 +2,12 @@
 
 import yaml
 
-from thawline.config import SearchConfig
+from thawline.config import PromotionConfig, SearchConfig
 from thawline.exceptions import ConfigError
 from thawline.registry import MlflowRegistry
 from thawline.tracking import MlflowStore, fetch_study_file
 
-__all__ = ["config_of_study", "config_of_version"]
+__all__ = ["config_of_study", "config_of_version", "promotion_of_version"]
 
 _FILE = "config.yaml"
 
@@ -20,6 +20,20 @@ def config_of_version(registry: MlflowRegistry, model: str, version: str) -> Sea
         RegistryError: if there is no such version, or the registry fails.
     """
     return _read(registry.study_file(model, version, _FILE), f"The study that trained {model}/{version}")
+
+
+def promotion_of_version(registry: MlflowRegistry, model: str, version: str) -> PromotionConfig | None:
+    """Only the thresholds of the study that trained a version; ``None`` if they cannot be used or were not recorded.
+
+    Raises:
+        RegistryError: as :func:`config_of_version`.
+    """
+    text = registry.study_file(model, version, _FILE)
+    try:
+        settings = yaml.safe_load(text or "")["promotion"]
+        return SearchConfig.build({"data": {"path": "unknown"}, "promotion": settings}).promotion
+    except (yaml.YAMLError, ConfigError, TypeError, KeyError):
+        return None
 
 
 def config_of_study(store: MlflowStore, study: str) -> SearchConfig | None:

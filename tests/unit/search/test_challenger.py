@@ -13,7 +13,7 @@ from thawline.search.challenger import Challenger, open_challenger
 from thawline.search.version_config import config_of_version
 from thawline.tracking import MlflowStore
 
-OWN: dict[str, Any] = {"data": {"path": "birds"}, "promotion": {"minimum_gain": 0.25}}
+OWN: dict[str, Any] = {"data": {"path": "birds"}, "promotion": {"minimum_gain": 0.25, "approve": True}}
 EARLIER: dict[str, Any] = {**OWN, "train": {"augmentation": "fresh"}}
 
 
@@ -48,9 +48,17 @@ def test_the_thresholds_are_those_of_the_study(store: MlflowStore, others: Path)
     assert list(challenger.test.labels) == ["ab", "cd"]
 
 
-@pytest.mark.parametrize("settings", [yaml.safe_dump(EARLIER), "train: [", "no settings"])
-def test_settings_of_an_earlier_version_of_thawline_are_named_and_with_data_the_default_thresholds_hold(
-    settings: str, store: MlflowStore, others: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("settings", "rules", "said"),
+    [
+        (yaml.safe_dump(EARLIER), OWN["promotion"], "Its thresholds apply."),
+        (yaml.safe_dump({**EARLIER, "promotion": {"gain": 1}}), {}, "The default thresholds apply; approval"),
+        ("train: [", {}, "The default thresholds apply; approval"),
+        ("no settings", {}, "The default thresholds apply; approval"),
+    ],
+)
+def test_settings_of_an_earlier_version_of_thawline_are_named_and_with_data_the_known_thresholds_hold(
+    settings: str, rules: dict[str, Any], said: str, store: MlflowStore, others: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     add_version(store, settings)
     with pytest.raises(
@@ -59,9 +67,9 @@ def test_settings_of_an_earlier_version_of_thawline_are_named_and_with_data_the_
         opened(store, None)
     assert ("train.augmentation" in str(refused.value)) == ("fresh" in settings)
     challenger = opened(store, others)
-    assert challenger.rules == PromotionConfig()
+    assert challenger.rules == PromotionConfig(**rules)
     assert list(challenger.test.labels) == ["ab", "cd"]
-    assert "The default thresholds apply; approval" in caplog.text
+    assert said in caplog.text
 
 
 def test_a_version_without_a_run_is_said_to_have_none(store: MlflowStore, others: Path) -> None:
@@ -93,7 +101,7 @@ def test_what_was_not_recorded_is_no_mistake_and_with_data_the_default_threshold
 
 def test_settings_that_cannot_be_read_are_not_taken_for_absent_ones(store: MlflowStore, others: Path) -> None:
     """They may require another person's approval."""
-    add_version(store, yaml.safe_dump({**OWN, "promotion": {"approve": True}}))
+    add_version(store, yaml.safe_dump(OWN))
     assert opened(store, others).rules.approve, "a control"
     (file,) = store.home.rglob("config.yaml")
     file.unlink()

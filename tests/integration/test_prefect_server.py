@@ -178,6 +178,10 @@ def test_a_worker_gets_the_variables_of_the_command_that_asked_for_it_and_not_of
     assert stat.S_IMODE(stored.stat().st_mode) == 0o600, "it may contain passwords"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5002")
     assert keep_up(home, "local") == (address, True)
+    assert keep_up(home, None) == (address, False)  # as to read the password again
+    with pytest.raises(PrefectServerError, match=r"'local' runs already\. Stop it with `thawline down`"):
+        keep_up(home, "other")
+    assert Files(home).stay.read_text() == "local"
     assert Files(home).environment() == {
         **(Files(home).environment() or {}),
         "MLFLOW_TRACKING_URI": "http://127.0.0.1:5001",

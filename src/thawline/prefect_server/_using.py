@@ -118,7 +118,7 @@ def keep_up(home: Path, pool: str | None) -> tuple[Address, bool]:
 
     Args:
         home: Thawline's home.
-        pool: work pool of the worker; ``None`` for no worker.
+        pool: work pool of the worker; ``None`` starts none, and leaves one that runs alone.
 
     Returns:
         The server's address, and whether the worker was already requested by an earlier call.
@@ -135,17 +135,21 @@ def keep_up(home: Path, pool: str | None) -> tuple[Address, bool]:
         files = Files(home)
         stay = files.stay
         stayed = stay.exists()
-        runs_already = pool is not None and stayed and stay.read_text().strip() == pool
-        if pool is not None and not runs_already:
+        former = stay.read_text().strip() if stayed else ""
+        if pool is not None and former not in ("", pool):
+            raise PrefectServerError(
+                f"A worker of the pool {former!r} runs already. Stop it with `thawline down`, then run this again."
+            )
+        if pool is not None and not former:
             files.save_environment(environment_for(files, server.address))
-        stay.write_text(pool or "")
+        stay.write_text(pool or former)
         try:
             server.wait()
         except BaseException:  # including Ctrl-C: the user does not know yet that it would keep running
             if not stayed:
                 stay.unlink(missing_ok=True)
             raise
-        return server.address, runs_already
+        return server.address, pool is not None and pool == former
 
 
 def shut_down(home: Path) -> bool:

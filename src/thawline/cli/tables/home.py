@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:  # the doctor must not need packages that may be broken
@@ -22,7 +23,7 @@ def findings_table(findings: "Sequence[Finding]") -> Table:
     order = list(styles)
     for finding in sorted(findings, key=lambda each: -order.index(each.status)):
         mark = f"[{styles[finding.status]}]{finding.status}[/]"
-        table.add_row(mark, finding.subject, finding.detail, finding.advice)
+        table.add_row(mark, *map(escape, (finding.subject, finding.detail, finding.advice)))
     return table
 
 
@@ -37,7 +38,7 @@ def clean_table(found: "Survey") -> Table:
     table.add_column("why", overflow="fold")
     for item in found.items:
         size = "?" if item.bytes is None else decimal(item.bytes)
-        table.add_row(item.kind, item.name, str(len(item.parts)), size, item.why)
+        table.add_row(*map(escape, (item.kind, item.name, str(len(item.parts)), size, item.why)))
     return table
 
 

@@ -22,18 +22,22 @@ def verdict_table(verdict: Verdict) -> Table:
     for name in ("criterion", "value", "required", ""):
         table.add_column(name, overflow="fold")
     for each in verdict.criteria:
-        table.add_row(each.name, each.value, each.threshold, "[green]pass[/]" if each.passed else "[red]fail[/]")
+        table.add_row(
+            *map(escape, (each.name, each.value, each.threshold)), "[green]pass[/]" if each.passed else "[red]fail[/]"
+        )
     return table
 
 
 def history_table(model: str, reigns: Sequence[Reign]) -> Table:
     """The champions, newest first, in local time."""
-    table = Table(title=f"Champions of {model}", box=None, pad_edge=False, header_style="bold", title_justify="left")
+    table = Table(
+        title=f"Champions of {escape(model)}", box=None, pad_edge=False, header_style="bold", title_justify="left"
+    )
     for name in ("version", "since", "until", "by", "reason"):
         table.add_column(name, overflow="fold")
     for index, reign in enumerate(reversed(reigns)):
         until = "now" if index == 0 and reign.until is None else _local(reign.until)
-        table.add_row(reign.version, _local(reign.since), until, reign.by, reign.reason)
+        table.add_row(reign.version, _local(reign.since), until, escape(reign.by), escape(reign.reason))
     return table
 
 
@@ -67,12 +71,13 @@ def explanations_table(rows: Sequence[dict[str, Any]]) -> Table:
         table.add_column(name, overflow="fold")
     for row in rows:
         if "error" in row:
-            table.add_row(printable(row["path"]), f"[red]{row['error']}[/]", "", "", "", "")
+            table.add_row(escape(printable(row["path"])), f"[red]{escape(row['error'])}[/]", "", "", "", "")
             continue
-        table.add_row(
+        cells = (
             printable(row["path"]), row["predicted"], f"{row['probability']:.3f}",
             row["target"], row["method"], printable(row["file"]),
         )  # fmt: skip
+        table.add_row(*map(escape, cells))
     return table
 
 

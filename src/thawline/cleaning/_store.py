@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from thawline.exceptions import ThawlineError, TrackingError
-from thawline.tracking import MlflowStore, pages
+from thawline.tracking import MlflowStore, is_missing, pages
 
 __all__ = ["Mlflow", "Registered", "reading"]
 
@@ -133,6 +133,6 @@ def _found(get: Callable[[str], Any], name: str) -> Any:
     try:
         return get(name)
     except Exception as error:
-        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+        if is_missing(error):
             return None
         raise

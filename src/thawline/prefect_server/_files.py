@@ -133,6 +133,7 @@ class Files:
         self._replace(self.folder / "server.json", asdict(address))
 
     def _replace(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Atomically."""
         new = path.with_suffix(".tmp")
         with open(new, "w", opener=private) as file:
             json.dump(content, file)

@@ -27,7 +27,7 @@ from thawline.registry.names import (
     verdict_folder,
 )
 from thawline.registry.reigns import Reign, reigns_of
-from thawline.tracking import MlflowStore, artifact_text, now_ms, pages, quiet_mlflow
+from thawline.tracking import MlflowStore, artifact_text, is_missing, now_ms, pages, quiet_mlflow
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -173,10 +173,9 @@ class MlflowRegistry:
                 # Tags first, alias last, so that the new champion has all its tags as soon as it is visible.
                 self.set_tags(name, version, {"thawline.previous_champion": judged_against or "none"})
                 entry = {"version": version, "previous": judged_against, "by": by, "reason": reason[:LONGEST_REASON]}
+                value = json.dumps(entry, ensure_ascii=False)  # escapes could make it longer than the column
                 with failures_named():
-                    self._client.set_registered_model_tag(
-                        name, f"{_HISTORY}{now_ms():013d}", json.dumps(entry, ensure_ascii=False)
-                    )
+                    self._client.set_registered_model_tag(name, f"{_HISTORY}{now_ms():013d}", value)
                 self.set_alias(name, CHAMPION, version)
         except Timeout:
             raise RegistryError(f"Another promotion of {name!r} has been running for a minute ({lock}).") from None
@@ -208,8 +207,6 @@ class MlflowRegistry:
         Raises:
             RegistryError: if it was registered without a run, or with a run in another store.
         """
-        from mlflow.exceptions import MlflowException
-
         by_force = f"thawline promote {name} --version {version} --force --reason TEXT"
         with failures_named():
             run_id = self._client.get_model_version(name, version).run_id
@@ -220,8 +217,8 @@ class MlflowRegistry:
                 )
             try:
                 self._client.get_run(run_id)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            except Exception as error:
+                if not is_missing(error):
                     raise
                 raise RegistryError(
                     f"{name}/{version} was trained by the run {run_id}, which is not in {self._store.name}. Name "
@@ -356,13 +353,11 @@ class MlflowRegistry:
 
     def has(self, name: str) -> bool:
         """Whether a model of this name is registered."""
-        from mlflow.exceptions import MlflowException
-
         with failures_named():
             try:
                 self._client.get_registered_model(name)
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            except Exception as error:
+                if is_missing(error):
                     return False
                 raise
         return True

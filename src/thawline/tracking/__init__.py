@@ -2,7 +2,7 @@
 
 from thawline.tracking._background import BackgroundTracker
 from thawline.tracking._base import CompositeTracker, RunStatus, Tracker, TrackerRun, TrackingReport, run_status
-from thawline.tracking._errors import first_line, quiet_mlflow
+from thawline.tracking._errors import first_line, is_missing, quiet_mlflow
 from thawline.tracking._open import TRACKERS, check_trackers, open_trackers
 from thawline.tracking._records import now_ms
 from thawline.tracking.csv import CsvTracker
@@ -59,6 +59,7 @@ __all__ = [
     "first_line",
     "git_state",
     "has_run",
+    "is_missing",
     "library_versions",
     "metric_key",
     "now_ms",

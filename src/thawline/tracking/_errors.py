@@ -8,7 +8,12 @@ from contextlib import contextmanager
 
 from thawline.config import without_password
 
-__all__ = ["first_line", "hold_back_warnings", "quiet_mlflow"]
+__all__ = ["first_line", "hold_back_warnings", "is_missing", "quiet_mlflow"]
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether an error is MLflow's for a run, model or version that does not exist; needs no import of MLflow."""
+    return getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"
 
 
 def first_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from thawline.exceptions import TrackingError
 from thawline.tracking._base import RunStatus
-from thawline.tracking._errors import first_line
+from thawline.tracking._errors import first_line, is_missing
 from thawline.tracking.mlflow.store import MlflowStore, unreachable
 from thawline.tracking.mlflow.writer import write_params, write_tags
 
@@ -81,7 +81,7 @@ def has_run(store: MlflowStore, run_id: str) -> bool:
     try:
         store.client.get_run(run_id)
     except Exception as error:
-        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+        if is_missing(error):
             return False
         raise TrackingError(unreachable(store.uri, error, store.home, None)) from error
     return True

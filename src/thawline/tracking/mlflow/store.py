@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from thawline.config import TrackingConfig, with_driver, without_password
 from thawline.databases import sqlite_url
 from thawline.exceptions import TrackingError
-from thawline.tracking._errors import first_line, quiet_mlflow
+from thawline.tracking._errors import first_line, is_missing, quiet_mlflow
 from thawline.tracking.database import MLFLOW, check_made, mlflow_database, sqlite_file, unknown_revision
 
 if TYPE_CHECKING:
@@ -305,7 +305,7 @@ def _write_ahead(database: Path) -> None:
 def unreachable(uri: str, error: Exception, home: Path, adopt_run_id: str | None) -> str:
     """Why a store cannot be used, with advice."""
     name, reason = without_password(uri), first_line(error)
-    if adopt_run_id is not None and getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+    if adopt_run_id is not None and is_missing(error):
         return (
             f"MLFLOW_RUN_ID is the run {adopt_run_id}, which is not in {name}. Unset MLFLOW_RUN_ID, or set "
             "MLFLOW_TRACKING_URI to where that run is."

@@ -186,6 +186,8 @@ def test_a_worker_gets_the_variables_of_the_command_that_asked_for_it_and_not_of
         **(Files(home).environment() or {}),
         "MLFLOW_TRACKING_URI": "http://127.0.0.1:5001",
     }
+    assert shut_down(home)
+    assert not stored.exists()
 
 
 def test_a_server_that_cannot_start_is_one_message_at_once_with_the_place_of_its_log(

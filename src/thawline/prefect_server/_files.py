@@ -82,6 +82,11 @@ class Files:
         except (OSError, ValueError, AttributeError):
             return None
 
+    def forget(self) -> None:
+        """Ask for neither server nor worker any longer, and forget the worker's variables."""
+        self.stay.unlink(missing_ok=True)
+        self._environment.unlink(missing_ok=True)
+
     @property
     def _environment(self) -> Path:
         return self.folder / "worker-environment.json"

@@ -147,7 +147,7 @@ def keep_up(home: Path, pool: str | None) -> tuple[Address, bool]:
             server.wait()
         except BaseException:  # including Ctrl-C: the user does not know yet that it would keep running
             if not stayed:
-                stay.unlink(missing_ok=True)
+                files.forget()
             raise
         return server.address, pool is not None and pool == former
 
@@ -163,7 +163,7 @@ def shut_down(home: Path) -> bool:
         return False
     with files.changing():
         if not files.alive():
-            files.stay.unlink(missing_ok=True)
+            files.forget()
             return False
         users = files.open("users.lock")
         try:
@@ -174,7 +174,7 @@ def shut_down(home: Path) -> bool:
                 )
             address = files.read()
             assert address is not None  # noqa: S101  written by the process that started it
-            files.stay.unlink(missing_ok=True)
+            files.forget()
             _end(files, address.pid)
         finally:
             os.close(users)

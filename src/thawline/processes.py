@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.context import ForkServerContext, SpawnContext
-from types import ModuleType
+from types import FrameType, ModuleType
 
 __all__ = ["ctrl_c_withheld", "main_module_hidden", "start_fork_server", "worker_context"]
 
@@ -65,14 +65,40 @@ def ctrl_c_withheld() -> Iterator[None]:
     """Processes that this thread starts within the block never receive Ctrl-C.
 
     A terminal sends it to them too, and one that is still importing would die with a traceback before it can ignore the
-    signal. This process receives it at the latest at the end of the block.
+    signal. This process handles it at the end of the block: one that leaves while it starts another would leave that
+    with half of its arguments, and with a traceback, too.
     """
     _start_tracker()  # first, because an implicit start by multiprocessing unblocks SIGINT within the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        with _handlers_deferred():
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _handlers_deferred() -> Iterator[None]:
+    """Call the handlers of SIGINT and SIGTERM after the block.
+
+    Blocking a signal is not enough: another thread receives it, and the handler then runs in the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():  # where no handler runs
+        yield
+        return
+    handlers = {
+        number: handler for number in (signal.SIGINT, signal.SIGTERM) if callable(handler := signal.getsignal(number))
+    }
+    came: list[tuple[int, FrameType | None]] = []
+    for number in handlers:
+        signal.signal(number, lambda *signalled: came.append(signalled))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for received, frame in came:
+            handlers[signal.Signals(received)](received, frame)
 
 
 def _start_tracker() -> None:
